@@ -23,8 +23,10 @@ TASK = "agents"
 
 @dataclass(frozen=True)
 class AgentGroup:
-    """The agents of one task, by their ids. `own`: True if the task has a process of its own. `number`, `count`:
-    which of its agent's tasks it is, of how many.
+    """The agents of one task, by their ids.
+
+    `own`: True if the task has a process of its own. `number`, `count`: the number of this task, and how many tasks
+    its agent has.
     """
 
     task: str
@@ -35,7 +37,9 @@ class AgentGroup:
 
     @property
     def room(self) -> str:
-        """The writer's name in the ids of exactly-once output, and the name of the group's folder."""
+        """The name that identifies this group as a writer: part of the ids of its exactly-once output, and the name
+        of its folder.
+        """
         return self.task.replace("/", ".")
 
     def share_of(self, source: Source) -> Source:
@@ -47,8 +51,8 @@ class AgentGroup:
         readers = readers_of(source, self.count)
         if len(readers) < self.count:
             raise UserError(
-                f"agent {self.agents[0]}: process={self.count}, and {source.name} can be read by {len(readers)} at a time",
-                hint="a topic with as many partitions, or fewer processes",
+                f"agent {self.agents[0]} has process={self.count}, but {source.name} allows only {len(readers)} readers",
+                hint="use a topic with as many partitions as processes, or fewer processes",
             )
         return readers[self.number]
 
@@ -61,8 +65,8 @@ class AgentGroup:
             if found and found != set(self._all_tasks(agent_id)):
                 was = "had no process=" if TASK in found else f"had process={len(found) if len(found) > 1 else True}"
                 raise UserError(
-                    f"agent {agent_id} {was} in checkpoint {restored.checkpoint_id}, and its state and positions are there as it was",
-                    hint="give it the process= that it had; or another name=, with start= where it is to begin; or start with --fresh",
+                    f"agent {agent_id} {was} in checkpoint {restored.checkpoint_id}, which has its state and positions by process",
+                    hint="set process= as it was; or give the agent another name=, and start= to say where it reads; or start with --fresh",
                 )
 
     def _all_tasks(self, agent_id: str) -> list[str]:
@@ -77,7 +81,8 @@ def own_task(agent_id: str, number: int) -> str:
 def agent_groups(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentGroup]:
     """Returns the tasks of these agents, the shared one first. `ends`: the ends of the app's streams.
 
-    Raises UserError for an agent with `process=` that exchanges rows with others through the memory of their process.
+    Raises UserError for an agent with `process=` that exchanges rows with agents or streams of another process
+    without a topic between them.
     """
     _refuse_links(specs, list(ends))
     shared = tuple(spec.agent_id for spec in specs if not spec.process)
@@ -96,8 +101,8 @@ def whole_app(specs: Sequence[AgentSpec]) -> AgentGroup:
     for spec in specs:
         if spec.process:
             raise UserError(
-                f"agent {spec.agent_id} has process=, and processes of a program are started by the command line",
-                hint="sabot run module:app; app.start(), app.run() and app.main() run everything in this one",
+                f"agent {spec.agent_id} has process=, but only the command line starts processes of an app",
+                hint="run `sabot run module:app`; app.start(), app.run() and app.main() run everything in this process",
             )
     return AgentGroup(TASK, tuple(spec.agent_id for spec in specs))
 
@@ -110,11 +115,11 @@ def _refuse_links(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None
             continue
         what = ""
         if spec.agent_id in fed:
-            what = "a stream gives it rows"
+            what = "a stream writes into it"
         elif spec.agent_id in read:
             what = "a stream reads it"
         elif writers := [each.agent_id for each in specs if each.sink is spec.func]:
-            what = f"agent {writers[0]} gives it rows"
+            what = f"agent {writers[0]} writes into it"
         if what:
             raise UserError(f"agent {spec.agent_id} has process=, and {what}", hint="put a topic between the two")
         for sink in _written(spec):
@@ -122,7 +127,7 @@ def _refuse_links(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> None
             if others or spec.process > 1 or any(isinstance(end, Write) and end.sink is sink for end in ends):
                 raise UserError(
                     f"agent {spec.agent_id} has process=, and sink {sink.name} would be written by several processes",
-                    hint="a topic; or a Sink for it alone, and process=True",
+                    hint="use a topic as the sink; or a Sink that only this agent writes, and process=True",
                 )
 
 

@@ -1,8 +1,9 @@
-"""Rows of an agent that go to a stream without a topic: through a channel that the first task of the stream reads
+"""Passes the rows of an agent to a stream without a topic: through a channel that the first task of the stream reads
 like a source.
 
-Barriers travel in the channel, behind the rows that the agents emitted before their cut. So there are no positions to
-resume from: rows that were not emitted before a crash are made again from the rows that the agent has not finished.
+Barriers travel in the channel, behind the rows that the agent emitted before its snapshot. So a restart needs no
+position in this channel: rows that were not emitted before a crash are made again, from the rows that the agent had
+not finished.
 """
 
 from collections import deque
@@ -59,7 +60,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
         return {(self.name, 0): self._rows}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Returns the number of rows that the agent still processes; while there are some, the stream is not idle."""
+        """Returns the number of rows that the agent has not finished. While there are some, the stream is not idle."""
         return {(self.name, 0): self.channel.rows + self.unfinished()}
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
 
 
 class AgentInput(SourceInput):
-    """The input of a task that reads an agent. Barriers and aborts come between the rows."""
+    """The input of a task that reads an agent. Its channel contains barriers and aborts between the rows."""
 
     brings_barriers = True
     flight_seconds = float("inf")

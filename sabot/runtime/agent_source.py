@@ -1,8 +1,9 @@
-"""The sources of agents: a thread for each source, which puts whole batches into the channel of the agent task's
-gate.
+"""The sources of agents. Each source has a thread, which reads batches and puts them into a channel to the agent
+task.
 
-The thread runs a task like those of streams, with one output and no operator. It acknowledges no barrier, because the
-position of a source is that of the rows that the agent task has taken, not of those that the thread has read.
+The thread runs a task like those of streams, with one output and no operator. It acknowledges no barrier: a
+checkpoint contains the positions up to which the agent task has received rows, and not those up to which the thread
+has read.
 """
 
 import asyncio
@@ -32,8 +33,8 @@ _STOP_SECONDS = 30.0
 
 
 def scan_columns(source: Source, spec: AgentSpec) -> None:
-    """Asks a source whose rows are columns for the columns that the agent takes: those of its `schema=` for a batch
-    agent, else all. Blocks.
+    """Tells a source whose rows are columns which columns the agent needs: those of its `schema=` for a batch agent,
+    else all. Blocks.
 
     Raises UserError for columns that the source does not have, and, for a record agent, whose rows become JSON, for
     types that JSON does not have.
@@ -48,8 +49,9 @@ def scan_columns(source: Source, spec: AgentSpec) -> None:
 
 
 class _RecordInput(Reader):
-    """The input of an agent: records as they are, or, with a codec, columns together with their records. `clock`: the
-    clock of a record agent, for which rows without records become records.
+    """The input of an agent: records as they are, or, with a codec, columns together with their records.
+
+    `clock`: for a record agent, whose rows without records are turned into records; else None.
     """
 
     def __init__(self, name: str, source: Source, *, codec: Codec | None, max_rows: int, clock: Clock | None) -> None:
@@ -70,14 +72,14 @@ class _RecordInput(Reader):
         try:
             records = to_records(batch, int(clock.time() * 1000))
         except TypeError as error:
-            hint = "batch=True gives the columns as they are; or app.stream(…).select(…).to(agent) without that one"
-            raise UserError(f"{batch.topic}: a row becomes a record of JSON, and {error}", hint=hint) from error
+            hint = "batch=True passes the columns unchanged to the agent; or leave this column out: app.stream(…).select(…).to(agent)"
+            raise UserError(f"{batch.topic}: a row cannot become a JSON record: {error}", hint=hint) from error
         return Batch(records, batch.offsets, batch.topic, bad=batch.bad)
 
 
 class _Whole(Output):
-    """An output that passes whole batches on, also those without a good row, because their offsets and bad rows
-    count.
+    """An output that passes on each whole batch, even without a good row, because the offsets and the bad rows of a
+    batch are needed.
     """
 
     def put(self, batch: Batch) -> None:
@@ -86,7 +88,7 @@ class _Whole(Output):
 
 
 class AgentSource:
-    """A source of an agent, with its thread and its channel. Methods without other words run on the event loop."""
+    """A source of an agent, with its thread and its channel. Methods run on the event loop unless they say otherwise."""
 
     def __init__(
         self,

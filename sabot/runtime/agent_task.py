@@ -7,8 +7,8 @@
 
 All agents of an app run in one AgentTask, so their state has one owner, and its snapshot is taken at one moment.
 Barriers travel with the rows from the source threads through the gate to the sink threads. The task acknowledges a
-barrier when its snapshot is taken, its sinks have flushed, and the barriers of the streams that feed agents have
-come.
+barrier when its snapshot is taken, its sinks have flushed, and the barriers of the streams that write into agents
+have arrived.
 """
 
 import asyncio
@@ -131,15 +131,19 @@ class AgentTask:
         source.operator.fail(error, f"its source {source.name}")
 
     def agent_failed(self, operator: AgentOperator) -> None:
-        """Ends the inputs of this agent, and those of the agents that write into it. The others go on."""
+        """Ends the inputs of this agent, and of the agents that write into it. All other agents run on."""
         self.end_inputs(operator)
         for upstream in self.operators.values():
             port = upstream.port
             if isinstance(port, OperatorPort) and port.operator is operator:
-                upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
+                upstream.fail(
+                    operator.failure or SabotError("the agent has failed"), f"its sink, agent {operator.spec.agent_id}"
+                )
 
     def end_inputs(self, operator: AgentOperator) -> None:
-        """Ends the inputs of this operator. The rows in its channels are not taken, so no checkpoint covers them."""
+        """Ends the inputs of this operator. It does not process the rows that are still in its channels, so no
+        checkpoint covers them.
+        """
         for index, source in enumerate(self.sources):
             if source.operator is operator:
                 source.input.end()
@@ -147,7 +151,9 @@ class AgentTask:
         self.wake_feeds(operator)
 
     def wake_feeds(self, operator: AgentOperator) -> None:
-        """Called when the operator has failed, was stopped, or serves again."""
+        """Makes the streams that write into this operator check again whether it has room. Called when the operator
+        has failed, was stopped, or runs again.
+        """
         for feed in self.feeds:
             if feed.operator is operator:
                 feed.go_on()
@@ -173,7 +179,9 @@ class AgentTask:
         return [source.input for source in self.sources if source.operator is operator]
 
     def sink_broke(self, sink: AgentSink) -> None:
-        """Called when output since the last checkpoint can no longer be delivered. The error says whether a restart would fail again."""
+        """Stops the task because the output since the last checkpoint can no longer be delivered. The sink's error
+        tells whether a restart would fail again.
+        """
         assert sink.error is not None
         self._break(f"sink {sink.name}", sink.error, sink.error)
 
@@ -386,7 +394,9 @@ class AgentTask:
         """Raises SabotError if a call has run for longer than a checkpoint may take: it probably hangs, and the user should know."""
         where, seconds = self.busiest() or ("", 0.0)
         if seconds > self._hung_after_s:
-            raise SabotError(f"{where} has been in one call for {seconds:.1f} s", hint="give the agent a timeout=")
+            raise SabotError(
+                f"{where}: one call has been running for {seconds:.1f} s", hint="give the agent a timeout="
+            )
 
     def busiest(self) -> tuple[str, float] | None:
         """Returns the call that has been running longest, over all agents."""
@@ -422,7 +432,7 @@ class AgentTask:
             source.input.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
-        """Aborts the checkpoint, and releases what the gate holds back for it."""
+        """Aborts the checkpoint: elements that the gate holds behind its barriers go on."""
         self._asked.discard(checkpoint_id)
         self.gate.abort(checkpoint_id)
         for feed in self.feeds:
@@ -481,20 +491,28 @@ class AgentTask:
             ack.cancel()
 
     def commit(self, meta: Mapping[str, Any]) -> None:
-        """Called when a checkpoint is complete, so that its positions may be committed to the sources."""
+        """Commits the positions of a complete checkpoint to the sources. `meta`: the facts of this task in the
+        checkpoint.
+        """
         for source in self.sources:
             facts = meta["sources"].get(source.name)
             if facts is not None:
                 source.input.request_commit(positions_of(facts["commit"]))
 
     def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
-        """Puts the rows that the checkpoint must repeat into the lanes, before anything else."""
+        """Puts the unfinished rows of the checkpoint into the lanes, before all other rows.
+
+        `meta`: the facts of this task in the checkpoint. `read`: returns the contents of one of its files, by name.
+        """
         for agent_id, facts in meta["agents"].items():
             operator = self.operators.get(agent_id)
             entries = facts["unfinished"]
             if operator is None:
                 if entries:
-                    _log.warning("agent %s is gone; its unfinished rows are dropped", agent_id)
+                    _log.warning(
+                        "the program has no agent %s any more; its unfinished rows in the checkpoint are dropped",
+                        agent_id,
+                    )
                 continue
             operator.counters.messages_processed = facts["messages_processed"]
             operator.counters.errors_count = operator.errors_before = facts["errors"]
@@ -544,7 +562,7 @@ class AgentTask:
 
 
 def _discard(state: "Cut | asyncio.Future[Snapshot] | None") -> None:
-    """Discards the state of a cut that no checkpoint will keep, once it has been taken."""
+    """Discards the state of a cut that no checkpoint will use, once the cut has been taken."""
     if isinstance(state, asyncio.Future):
         state.add_done_callback(_discard_result)
     elif state is not None:

@@ -1,5 +1,5 @@
-"""The alignment of sources: those whose rows meet in a step that keeps rows by event time are read at about the same
-event time, so that no source fills the state.
+"""The alignment of sources whose rows meet in a step that keeps rows by event time: they are read at about the same
+event time, so that the step does not have to keep all rows of the faster source.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,26 +10,27 @@ from sabot.runtime.watermarks import Watermarks
 
 
 class AlignedReader(Protocol):
-    """A reader that obeys an alignment."""
+    """A reader that follows an alignment."""
 
     watermarks: Watermarks
     alignments: "list[Alignment]"
 
 
 class Alignment:
-    """A limit on reading: no partition of these sources is read further than `max_drift_ms` past the one that is
-    furthest behind. Called from the threads of the readers.
+    """A limit on reading: no partition of these sources is read further than `max_drift_ms` past the partition with
+    the least event time. Called from the threads of the readers.
 
-    Partitions that are idle or have ended do not count. A partition without rows to read counts only for a source
-    with a backlog, until it is idle, because rows that arrive live must not wait. The partition that is furthest
-    behind is always read, so with any number of alignments something goes on.
+    Partitions that are idle or have ended are ignored. A partition without rows to read holds back only sources with
+    a backlog, and only until it is idle, because rows that arrive live must not wait. The partition with the least
+    event time is always read, so sources cannot block each other, whatever the number of alignments.
     """
 
     def __init__(self, max_drift_ms: int, readers: Sequence[AlignedReader], *, whole: bool = True) -> None:
-        """Limits these readers, from now on, by the partition that is furthest behind. `max_drift_ms`: the event time
-        in ms by which a partition may be ahead of it. `whole`: True if no other process reads these sources; if
-        False, the partitions of other processes count as unread until `elsewhere` is called. Readers of one source
-        share its watermarks.
+        """Begins to limit these readers.
+
+        `max_drift_ms`: the event time in ms by which a partition may be ahead of the partition with the least event
+        time. `readers`: readers of one source share its watermarks. `whole`: True if no other process reads these
+        sources; if False, partitions of other processes are treated as unread until `elsewhere` is called.
         """
         self._max_drift_ms = max_drift_ms
         self._elsewhere: tuple[int | None, int | None] = (None, None) if whole else (START_OF_TIME, START_OF_TIME)
@@ -39,14 +40,15 @@ class Alignment:
         self._waiting: dict[int, Callable[[], None]] = {}  # by reader: the function that wakes it
 
     def here(self, now_ms: int) -> tuple[int | None, int | None]:
-        """Returns the event time of the partition that is furthest behind, and that of the furthest behind with rows
-        to read, for the other processes. Each is None if there is none. `now_ms`: ms of the monotonic clock.
+        """Returns two event times of this process, for the other processes: that of the partition that is furthest
+        behind, and that of the furthest behind among the partitions with rows to read. Each is None if there is no
+        such partition. `now_ms`: ms of the monotonic clock.
         """
         return self._least(now_ms, unread=False), self._least(now_ms, unread=True)
 
     def elsewhere(self, least_ms: int | None, least_unread_ms: int | None) -> None:
-        """Sets the same two event times for all other processes together. Each is None if these processes have no
-        partition that counts. May be called from any thread.
+        """Sets the two event times of `here` for all other processes together. Each is None if these processes have
+        no such partition. May be called from any thread.
         """
         self._elsewhere = least_ms, least_unread_ms
         self.moved()
@@ -56,7 +58,9 @@ class Alignment:
         return min((ms for ms in found if ms is not None), default=None)
 
     def limit(self, now_ms: int, *, backlog: bool) -> int:
-        """Returns the event time past which a partition waits. `backlog`: True if its source has much to read."""
+        """Returns the event time past which a partition is paused. `now_ms`: ms of the monotonic clock. `backlog`:
+        True if its source has much to read.
+        """
         found = self._least(now_ms, unread=not backlog), self._elsewhere[0 if backlog else 1]
         least = min((ms for ms in found if ms is not None), default=END_OF_TIME)
         return least + self._max_drift_ms

@@ -55,10 +55,10 @@ _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=
 
 
 class AppRunner:
-    """Runs the agents and the streams of an app together, and their checkpoints."""
+    """Runs the agents and the streams of an app together, and takes their checkpoints."""
 
     def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent], writes: Sequence[StreamEnd]) -> None:
-        """`agents`, `writes`: the agents and the ends of streams of the app, which may add to them until the start."""
+        """`agents`, `writes`: the agents and the ends of streams of the app. The app may add to them until the start."""
         self.app = app
         self.agents = agents
         self.writes = writes
@@ -109,24 +109,26 @@ class AppRunner:
 
     @property
     def failure(self) -> SabotError | None:
-        """The failure that ended this run, or the last one, unexpectedly, or None. After it nothing is read or saved
-        any more.
+        """The failure that has ended this run, or the last one, or None. After a failure nothing is read or saved any
+        more.
         """
         return self._failure if self._run is None else self._run.failure
 
     @property
     def stalled_by(self) -> SabotError | None:
-        """The failure of an agent that feeds the streams of this run, or of the last one, which therefore wait for
-        ever. None if there is none.
+        """The failure of an agent for whose rows the streams of this run, or of the last one, wait for ever. None if
+        there is none.
         """
         return self._stalled_by if self._run is None else self._run.stalled_by
 
     def raise_failure(self) -> None:
-        """Raises the failure that has ended an app since its `start`. Other calls on the app use it; `run` raises the failure itself."""
+        """Raises the failure that has ended an app since its `start`. All calls on the app except `run` begin with
+        it; `run` itself raises the failure.
+        """
         if self.started and self._loop is not None and self._loop.is_closed():
             raise UserError(
-                f"the event loop that app {self.app.id} was started on has ended, and the app with it",
-                hint="start, send and stop belong into one asyncio.run(…); this process still holds the app's directories",
+                f"the event loop in which app {self.app.id} was started has ended, so the app cannot go on",
+                hint="call start, send and stop inside one asyncio.run(…); this process still owns the app's directories",
             )
         if self.failure is not None and self.started and not self._in_run:
             raise self.failure
@@ -162,8 +164,8 @@ class AppRunner:
         try:
             if left := [name for name, thread in self._left if thread.is_alive()]:
                 raise UserError(
-                    f"app {self.app.id}: {left[0]} of the earlier run has not ended",
-                    hint="start the process again; its objects cannot be used by two runs at once",
+                    f"app {self.app.id}: a thread of the earlier run has not ended: {left[0]}",
+                    hint="restart the process, because two runs cannot use the same objects at once",
                 )
             self._run = run = Run(
                 self.app,
@@ -200,7 +202,7 @@ class AppRunner:
             self._starting = None
 
     def _run_is_over(self) -> None:
-        """Keeps what is needed of a run that is over."""
+        """Stores the results of a run that are needed after its end."""
         if self._watch is not None:
             self._watch.close()
         run, self._run, self._watch = self._run, None, None
@@ -267,15 +269,16 @@ class AppRunner:
     # -- run and restart --------------------------------------------------------------------------------------------------
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Returns when every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end, or the
-        KeyboardInterrupt or SystemExit that the user's code raised.
+        """Runs the app until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at
+        the end, or the KeyboardInterrupt or SystemExit that the user's code raised.
 
-        listening: a context around the whole call that may ask for the stop, as signal handlers do. `request_stop` applies from its start.
+        `listening`: a context that is entered for the whole call and may ask for the stop, such as signal handlers.
+        From its start on, `request_stop` applies to this call.
         """
         if not self.agents and not self.writes:
             raise UserError(
                 f"app {self.app.id} has no agents and no streams",
-                hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
+                hint="put @app.agent(...) above a function, or give a stream a sink: app.stream(...).to(...)",
             )
         self._expect_stop()
         before, self._in_run = self._in_run, True
@@ -348,7 +351,9 @@ class AppRunner:
         return (error if error is None or run.taken is None else run.taken), run.agents_failure, unfinished
 
     async def _stopped(self) -> SabotError | None:
-        """Stops. What `stop` raises is returned, because it is reported only if there is no worse failure."""
+        """Stops the app. Returns the error of `stop` instead of raising it, because it is reported only if there is
+        no worse error.
+        """
         try:
             await self.stop()
         except SabotError as error:
@@ -356,10 +361,11 @@ class AppRunner:
         return None
 
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
-        """Waits as `restart=` says, and returns whether the app restarts from its last checkpoint.
+        """Returns True if the app restarts from its last checkpoint, after the wait that `restart=` asks for.
 
-        It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside, or
-        a row that cannot pass.
+        Returns False after an error that would occur again: a UserError or a DataError, unless it was caused by
+        something outside. Also if `restart=` allows no more restarts, if a thread of the last run still runs, or if a
+        stop is requested.
         """
         attempts, delay_s = self.app.settings.restarts
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
@@ -392,7 +398,7 @@ class AppRunner:
             return False
         self._origin.restarts(self.coordinator.statistics()["last_id"])
         _log.error(
-            "app %s: %s; it goes on from the last checkpoint with %d workers, as before",
+            "app %s: %s; it resumes from the last checkpoint with %d workers, as before",
             self.app.id,
             error,
             maker.workers,
@@ -400,8 +406,10 @@ class AppRunner:
         return True
 
     async def run_alone(self, node: Node, sink: TableSink, seconds: float | None) -> None:
-        """Runs the steps up to this one, without agents or checkpoints, with state in memory: to their end, until the sink is full, or for
-        so many seconds. Tables that wait for their end then give what they have; nothing else is finished: an open window gives no row.
+        """Runs only the steps up to this one, without agents or checkpoints, with state in memory. Returns at the end
+        of the input, when the sink is full, or after `seconds` (None: no limit).
+
+        After `seconds`, tables that wait for their end emit the rows that they have; an open window emits nothing.
         """
         app = self.app
         settings = RunSettings(
@@ -443,12 +451,14 @@ class AppRunner:
 
     @property
     def checkpoint_interval(self) -> float:
-        """Returns the seconds between checkpoints, as far as they are known before the start."""
+        """Returns the seconds between checkpoints. Before the start this is an estimate, because a sink that delivers
+        exactly once may shorten them.
+        """
         return checkpoint_interval(self.app.settings, exactly_once=False)
 
     def _followed(self) -> None:
-        """Called when a checkpoint of this app is complete, so that the next start resumes from it and not from the
-        savepoint.
+        """Makes the next start resume from a checkpoint of this app, and not from the savepoint. Called when a
+        checkpoint of the app is complete.
         """
         self._origin.followed()
         if self._run is not None:
@@ -464,7 +474,9 @@ class AppRunner:
         return checkpoint_id
 
     def checkpoint_from_outside(self) -> None:
-        """Takes a checkpoint and waits for it, if the app runs on the event loop of another thread. Otherwise does nothing."""
+        """Takes a checkpoint and waits for it, if the app runs on the event loop of another thread. Does nothing in
+        other cases.
+        """
         if not self.started or self._loop is None or self._loop.is_closed() or _in_loop(self._loop):
             return
         asyncio.run_coroutine_threadsafe(self.checkpoint(), self._loop).result()
@@ -507,7 +519,7 @@ class AppRunner:
     # -- probes, called from the threads of their server --------------------------------------------------------------
 
     def _healthz(self) -> Page:
-        """Answers whether this process is alive: the event loop answers, nothing has ended the run, and child
+        """Answers whether this process is healthy: the event loop answers, nothing has ended the run, and all child
         processes live.
         """
         why = "" if self.failure is None else self.failure.message
@@ -525,8 +537,8 @@ class AppRunner:
         return page_of({"app": self.app.id, "healthy": not why, "why": why, **report}, good=not why)
 
     def _readiness(self) -> Page:
-        """Answers whether everything is open and works: not during a start or stop, nor with an agent that has
-        failed.
+        """Answers whether everything is open and works. It is not during a start or a stop, and after the failure of
+        an agent.
         """
         failed = self.failure or self.stalled_by
         why = "" if failed is None else failed.message
@@ -544,8 +556,8 @@ class AppRunner:
 
 
 def _outages(figures: Mapping[str, Any]) -> list[str]:
-    """Returns the reasons why sources wait for a schema registry. The app counts as ready all the same, because rows
-    that it has read go on.
+    """Returns the reasons why sources wait for a schema registry. The app is ready all the same, because rows that it
+    has read are processed.
     """
     inputs = [*figures.get("sources", {}).values(), *(task["input"] for task in figures["streams"].values())]
     return sorted({each["registry"] for each in inputs if each.get("registry")})

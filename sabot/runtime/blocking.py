@@ -1,8 +1,8 @@
-"""Reports of user functions that block: one that blocks the event loop, or a step of a stream that does not return.
+"""Reports of user functions that block the event loop, and of steps of a stream that do not return.
 
-A thread asks the loop for a sign of life. If none comes within BLOCKED_S, the stack of the loop's thread shows the
-function and its line. The function is reported again after ten times as long, with the records that wait behind it.
-Steps of streams have threads of their own, and may take longer.
+A thread regularly schedules a callback on the loop. If it does not run within BLOCKED_S, the stack of the loop's
+thread shows the blocking function and its line, which are logged. They are logged again after ten times as long, with
+the records that wait. Steps of streams have threads of their own, and may take longer.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ class BusyTask(Protocol):
 
     name: str
     taking_since: float | None
-    """The moment at which it took the element that it processes, in seconds of the monotonic clock, or None if it
-    waits for an element.
+    """The moment at which the task began to process its current element, in seconds of the monotonic clock, or None
+    if it waits for an element.
     """
     handle: Any
 
@@ -54,7 +54,7 @@ class BlockingMonitor:
     """A monitor of an event loop and the threads of streams. Made and closed on the loop."""
 
     def __init__(self, busy: Callable[[], tuple[Sequence[BusyTask], Mapping[str, int]]]) -> None:
-        """`busy`: returns the tasks of streams, and the number of waiting records of each agent; called from any
+        """`busy`: returns the tasks of streams, and the number of waiting records by agent. It is called from any
         thread.
         """
         self._busy = busy

@@ -103,8 +103,8 @@ class Build:
         return [task for built in self.stages.values() for task in built.tasks.values()]
 
     def open(self, restored: Manifest | None) -> None:
-        """Asks sources for their columns, opens everything, and restores positions and state from the checkpoint.
-        Blocks. If it raises, the caller closes the open parts.
+        """Determines the columns of the sources, opens everything, and restores positions and state from the
+        checkpoint (None: no checkpoint). Blocks. If it raises, the caller closes the parts that are open.
         """
         self._take_sources()
         self.plan = plan_of(
@@ -197,22 +197,26 @@ class Build:
         return {id for id in self.plan.before(self.stages[stage_id].stage) if self.stages[id].stage.agent is not None}
 
     def waits_for_calls(self) -> Iterator[tuple[str, StreamTask]]:
-        """Yields the tasks that take the rows before a barrier even if they have no room, each with its stage."""
+        """Yields the tasks with calls of users' functions in flight, each with its stage. Such a task must accept the
+        rows before a barrier even if it has no room.
+        """
         for built in self.stages.values():
             for task in built.tasks.values():
                 if task.chain.pollers and task.input.brings_barriers:
                     yield built.stage.id, task
 
     def _let_agents_in(self) -> None:
-        """Connects agents to the stages of sinks that they share with streams: one thread writes for both, with one delivery= and nan=."""
+        """Connects agents to the sinks that streams write too, so that one thread writes for both. Raises UserError
+        if they set different delivery= or nan=.
+        """
         for built in self.stages.values():
             sink = None if built.stage.sink is None else built.stage.sink[0]
             if not isinstance(sink, Sink) or id(sink) not in self.shared:
                 continue
             if built.stage.changes is not None:
                 raise UserError(
-                    f"sink {sink.name}: a stream writes changes into it, and an agent writes plain rows",
-                    hint="make one for each",
+                    f"sink {sink.name}: a stream writes changes into it, but an agent writes plain rows",
+                    hint="make a Sink for each of them",
                 )
             agreed_nans(self._agents, (sink, built.stage.nan))
             built.by_agents = True
@@ -220,7 +224,9 @@ class Build:
             built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: BuiltStage) -> None:
-        """Delays the sources that wait for an input of a stage until it is complete, and the stage has processed its rows."""
+        """Makes sources wait: those whose rows need a table are read only when the table's input is read up to its
+        end at the start, and the stage has processed it.
+        """
         assert self.plan is not None
         stage = built.stage
         origin, edge = next(
@@ -241,12 +247,12 @@ class Build:
             task.input.on_first_over = partial(self._has_first, stage.id, task.name)
 
     def _has_first(self, stage_id: str, task: str) -> None:
-        """Notes, in the task's thread, that the task has processed the input that must come first."""
+        """Notes that the task has processed the input for which other sources wait. Called in the task's thread."""
         self.has_first(stage_id, task)
         self.settings.placement.has_first(stage_id, task)
 
     def has_first(self, stage_id: str, task: str) -> None:
-        """Notes that a task, also one of another process, has processed the input that must come first. From any
+        """Notes that a task of this or another process has processed the input for which other sources wait. From any
         thread.
         """
         missing, waiting = self._first[stage_id]
@@ -280,7 +286,9 @@ class Build:
         return self.cancelled.is_set() or self.settings.stop_asked()
 
     def _readers(self, stage: Stage, restored: Manifest | None) -> tuple[Sequence[Source], Codec | None]:
-        """Returns the sources of the stage's subtasks (at most as many as the plan says), and a codec, if they do not decode records."""
+        """Returns the sources for the subtasks of a stage (at most as many as the plan says), and the codec for their
+        records, or None if the sources decode rows themselves.
+        """
         reading = stage.reading
         assert reading is not None
         node, schema = reading.node, reading.schema
@@ -332,14 +340,14 @@ class Build:
         if facts is not None:
             if facts["source"] != node.name:
                 raise UserError(
-                    f"task {task.name} of the checkpoint reads {facts['source']}, this program's reads {node.name}",
+                    f"task {task.name} reads {facts['source']} in the checkpoint, but {node.name} in this program",
                     hint="run the program that wrote it; or start afresh (--fresh)",
                 )
             if is_same_log(source, facts):
                 positions = positions_in(facts)
             else:
                 _log.warning(
-                    "source %s: its log died with the process that wrote the checkpoint; reading from its start",
+                    "source %s: its log was in the memory of the process that wrote the checkpoint, and is lost; reading from its start",
                     node.name,
                 )
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
@@ -470,7 +478,7 @@ class Build:
                     if id(source) in _reading:
                         raise UserError(
                             f"the Source object {source.name} is read by another run",
-                            hint="make one for each, or wait for the other",
+                            hint="make a Source for each run, or wait until the other run has ended",
                         )
                     _reading.add(id(source))
                     self._sources.append(source)
@@ -481,7 +489,9 @@ class Build:
             _reading.difference_update(map(id, self._sources))
 
     def _restore(self, restored: Manifest) -> None:
-        """Restores each subtask from its own state. With another parallelism, each gets all states and takes its key groups from them."""
+        """Restores each subtask from its own state. If the parallelism has changed, each subtask reads the states of
+        all subtasks, and takes the key groups that it owns.
+        """
         if not stored_streams(restored):
             return
         assert self.plan is not None

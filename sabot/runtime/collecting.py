@@ -13,15 +13,15 @@ from sabot.runtime.host import run_here
 
 
 def collect_rows(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
-    """Returns the rows of a step: at most `limit`, and those that come within `seconds`. Raises UserError if that
-    would never end. Blocks.
+    """Runs the program up to a step, and returns the rows of this step: at most `limit`, and those that come within
+    `seconds` (None: no limit). Raises UserError for an input without end if neither limit would end it. Blocks.
     """
     endless = endless_read(node)
     waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))
     if endless is not None and seconds is None and waits:
-        hint = "collect(limit=20) waits for the next 20 rows, collect(seconds=5) takes what comes in 5 s"
+        hint = "collect(limit=20) waits for the next 20 rows, collect(seconds=5) returns the rows that come in 5 s"
         if limit is not None:
-            hint = "these are changes, which hold until the next ones: collect(seconds=5) gives what is there after 5 s"
+            hint = "the rows are changes, which later changes may replace: collect(seconds=5) returns the rows that exist after 5 s"
         if isinstance(endless.source, str) and format_of(endless.name) is not None:
             hint = f'it is a topic; a file of this name is read by app.stream(files("{endless.name}"))'
         raise UserError(f"collect: stream {endless.name} has no end", hint=hint)

@@ -21,14 +21,19 @@ _BACKOFF = Backoff(0.25, 5.0)  # before a registry is asked again
 
 
 def codec_of(node: Read, schema: pa.Schema, readers: Iterable[Mapping[str, Any]], *, refresh: bool) -> Codec:
-    """Returns the codec that decodes the records of a stream into these columns. `readers`: the facts of the
-    checkpoint about its readers. `refresh`: True to ignore the columns in these facts. Blocks if a schema registry
-    must be asked.
+    """Returns the codec that decodes the records of a stream into these columns. Blocks if it has to ask a schema
+    registry.
+
+    `readers`: the facts of the checkpoint about the stream's readers. `refresh`: True to ignore the schema in these
+    facts.
     """
     readers = list(readers)
     if before := next(filter(None, (changed_format(node.format, facts) for facts in readers)), ""):
         _log.warning(
-            "stream %s: its records were read as %s, and now as %s", node.name, before, node.format.description
+            "stream %s: its records were decoded as %s until the checkpoint, and are decoded as %s now",
+            node.name,
+            before,
+            node.format.description,
         )
     text = None if refresh else kept_text(node.format, readers)
     fields = [(column, field) for column, field in node.fields if column in schema.names]
@@ -54,7 +59,9 @@ def format_facts(format: Format, codec: Codec | None) -> dict[str, Any]:
 
 
 def kept_text(format: Format, readers: Iterable[Mapping[str, Any]]) -> str | None:
-    """Returns the text of the codec of this format in the checkpoint's facts about the readers of a source, or None."""
+    """Returns the text of the codec (its schema) that the checkpoint has for this format, or None. `readers`: the
+    checkpoint's facts about the readers of the source.
+    """
     texts = (facts.get("codec") for facts in readers if not changed_format(format, facts))
     return next((text for text in texts if text is not None), None)
 
@@ -68,7 +75,7 @@ def changed_format(format: Format, facts: Mapping[str, Any]) -> str:
 
 
 class Outage:
-    """The time-out of a reader that waits for a schema registry: when it asks again for the schemas of its batch."""
+    """The pause of a reader that waits for a schema registry: the time at which it asks the registry again."""
 
     def __init__(self, name: str) -> None:
         self.why = ""  # the last error, or "" if the registry answers
@@ -79,7 +86,7 @@ class Outage:
     def began(self, error: RegistryUnavailable) -> None:
         """Called when the registry has not answered."""
         if not self.why:
-            _log.warning("%s: reading stands still: %s", self._name, error.message)
+            _log.warning("%s: reading is paused: %s", self._name, error.message)
         self._failures += 1
         self._next = SYSTEM_CLOCK.monotonic() + _BACKOFF.wait_s(self._failures)
         self.why = error.message
@@ -87,7 +94,7 @@ class Outage:
     def over(self) -> None:
         """Called when the registry has answered."""
         if self.why:
-            _log.info("%s: the schema registry answers again, reading goes on", self._name)
+            _log.info("%s: the schema registry answers again, reading continues", self._name)
             self.why, self._failures, self._next = "", 0, 0.0
 
     def left_seconds(self) -> float:

@@ -38,7 +38,7 @@ class BuiltStage:
         return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
     def note_columns(self, edge: Edge, schema: pa.Schema | None) -> None:
-        """Notes the columns of the rows that come by an edge, or None if the stage need not know them."""
+        """Records the columns of the rows that come along an edge. `schema`: None if the stage need not know them."""
         if edge.right:
             self.right_schema = schema
         elif schema is not None:
@@ -54,9 +54,7 @@ class BuiltStage:
 
 @dataclass(frozen=True)
 class DeadLetterOutput:
-    """The path of a task's dead letters to their sink. `topic`: the topic of the source that the task reads, or "" if
-    it reads none.
-    """
+    """An output for the dead letters of a task. `topic`: the topic that the task reads, or "" if it reads none."""
 
     output: Output
     topic: str
@@ -67,7 +65,7 @@ class DeadLetterOutput:
 
 class Branch:
     """An output for rows that leave an operator by a branch, such as late rows. `receive` is set once the operator is
-    open.
+    open: the function that gets these rows.
     """
 
     receive: Callable[[Batch], None]
@@ -82,8 +80,8 @@ _LEAVING_ROWS = 8_192
 
 
 class Edges:
-    """A maker of the channels between tasks. Between two processes an edge has a channel at either end, under one
-    name.
+    """A maker of the channels between tasks. If two tasks are in different processes, their edge has a channel in
+    each process, both with the same name.
     """
 
     def __init__(self, plan: Plan, stages: dict[str, BuiltStage], placement: TaskPlacement) -> None:
@@ -96,7 +94,9 @@ class Edges:
             plan.schemas(along=self._columns.__setitem__)
 
     def tells(self, stage: Stage) -> bool:
-        """Returns True if the stage passes on COMPLETE: all rows have come that were in its sources at the start."""
+        """Returns True if the stage passes on the mark COMPLETE, which says that all rows that its sources had at the
+        start have been read.
+        """
         return stage.id in self._tell
 
     def output(self, edge: Edge, stage: Stage, task: StreamTask, schema: pa.Schema | None) -> Output:
@@ -128,7 +128,9 @@ class Edges:
         )
 
     def from_elsewhere(self, stage: Stage, own: int) -> None:
-        """Makes the channels for rows that a task of another process sends to tasks of this one."""
+        """Makes the channels of this process for rows from task number `own` of a stage, which runs in another
+        process.
+        """
         task = f"{stage.id}/{own}"
         for edge in _all_edges(stage):
             self._stages[edge.target.id].note_columns(edge, self._columns.get(edge))
@@ -140,7 +142,7 @@ class Edges:
                     self._enters(channel, edge, number)
 
     def _targets(self, edge: Edge, stage: Stage, own: int) -> range:
-        """Returns the numbers of the target's subtasks to which a subtask sends rows."""
+        """Returns the numbers of the target's subtasks to which subtask `own` of the stage sends rows."""
         count = len(self._stages[edge.target.id].gates)
         return range(own, own + 1) if edge.straight and count == stage.parallelism else range(count)
 
@@ -165,8 +167,8 @@ class Edges:
         gate.append(channel)
 
     def _name(self, edge: Edge, stage: Stage, task: str, target: str) -> str:
-        """Returns the name of an edge between two tasks. Two edges between the same tasks differ by their place in
-        the plan, which is the same in every process.
+        """Returns the name of an edge between two tasks. Several edges between the same two tasks are told apart by
+        their position in the plan, which is the same in every process.
         """
         return f"{task}.{_all_edges(stage).index(edge)}>{target}"
 

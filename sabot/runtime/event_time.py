@@ -23,10 +23,10 @@ _DELETE = pa.scalar(DELETE, pa.int8())
 
 
 class SourceTime:
-    """The reader of event times. The readers of a source share one, from any thread.
+    """Reads the event times of rows. All readers of a source share it; it may be called from any thread.
 
-    `column`: the column with the event time. `expr`: the expression for it, in which numbers count `unit` and texts
-    have `format`.
+    `column`: the column with the event time. `expr`: the expression that computes it, in which numbers count `unit`
+    and texts have `format`.
     """
 
     def __init__(
@@ -50,11 +50,10 @@ class SourceTime:
         self._failed = 0  # the number of rows without event time before the first row with one
 
     def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
-        """Returns the event times in ms, null where a row has none, and by number of a row the reason why its value
-        cannot be one.
+        """Returns the event times in ms, null where a row has none, and the reasons for these nulls by row number.
 
         A row that deletes a key has only the key; its time is that of its record. Raises UserError if the columns
-        have types without times; a Source may return other types than `schema=` says.
+        have types without times (a Source may return other types than `schema=` says).
         """
         if self._column is not None:
             return self._as_it_is(data.column(self._column)), {}
@@ -71,13 +70,13 @@ class SourceTime:
     def _as_it_is(self, column: pa.Array) -> pa.Array:
         if not is_time(column.type):
             raise UserError(
-                f"stream {self._name}: the column of event time, {self._column!r}, comes as {column.type}, which is no time",
-                hint="a timestamp, a date, or int64 as ms since 1970 UTC",
+                f"stream {self._name}: the column of event time, {self._column!r}, has type {column.type}, which is not a time",
+                hint="use a timestamp, a date, or int64 as ms since 1970 UTC",
             )
         return to_ms(column)
 
     def trust(self) -> None:
-        """Notes that rows had event times before, in the run of the checkpoint."""
+        """Turns off `count_failed`, because rows of this source had event times in the run of the checkpoint."""
         self._failed = -1
 
     def count_failed(self, rows: int, reason: str) -> None:
@@ -89,8 +88,8 @@ class SourceTime:
         self._failed += rows
         if self._failed >= _FIRST_ROWS:
             raise UserError(
-                f"stream {self._name}: none of its first {self._failed:,} rows has an event time, as time={self.text!r} says: {reason}",
-                hint="time= names the column that has it; time_format= and time_unit= say how it is written",
+                f"stream {self._name}: none of its first {self._failed:,} rows has an event time by time={self.text!r}: {reason}",
+                hint="time= names the column with the event time; time_format= and time_unit= describe how it is written",
             )
 
     def look(self, least_ms: int, greatest_ms: int) -> None:

@@ -1,7 +1,6 @@
-"""The facts in a manifest about tasks, checked before anything uses them, because anybody may have written the
-manifest.
+"""Checks the facts about tasks in a manifest before anything uses them, because the manifest may come from anybody.
 
-The checksum of a manifest reveals damage, but whoever can write a manifest can write its checksum too. Of operators
+The checksum of a manifest shows damage, but whoever can write a manifest can write its checksum too. Of operators
 only the names are checked here; each operator checks its own facts when it restores its state.
 """
 

@@ -1,10 +1,10 @@
-"""The filling of steps that a changed program adds: they get the earlier rows from the tables before them in the
-checkpoint.
+"""Fills the state of steps that a changed program adds with the earlier rows, from the tables in the checkpoint.
 
     the checkpoint's state of the maker ──▶ its table ──▶ the steps between ──▶ rows of this subtask's keys ──▶ the step
 
-Each subtask reads the whole table and takes its own keys. A new step gets the rows in its task's thread before the
-first element, so they come before all later changes, and before the first barrier.
+The maker is the step that keeps the table. Each subtask reads the whole table and takes the rows of its own keys. A
+new step gets the rows in its task's thread before the first element: before all later changes, and before the first
+barrier.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from sabot.state.files import remove_tree
 
 
 class Fill:
-    """The filling of one operator. The tables have been read from the checkpoint; `run` gives their rows to the
+    """The filling of one operator. The tables are already read from the checkpoint; `run` passes their rows to the
     operator.
     """
 
@@ -41,7 +41,7 @@ class Fill:
         self._operator, self._folder = operator, folder
 
     def run(self) -> None:
-        """Gives the rows to the operator, which may emit. Called in the task's thread before its first element."""
+        """Passes the rows to the operator, which may emit rows. Called in the task's thread before its first element."""
         try:
             for number, rows in self.rows:
                 take = self._operator.process
@@ -88,10 +88,12 @@ class Filling:
             self._ways = ways(plan, keeping)
 
     def of(self, operator: Operator, task: str, parallelism: int) -> Fill | None:
-        """Reads the tables from which an operator of a task is filled. Aggregates that were added are filled at once;
-        for a new operator the caller still has to call `Fill.run`. Returns None if nothing is to be filled.
+        """Reads the tables from which an operator of a task is filled. Returns the filling, or None if the operator
+        is not filled.
 
-        Called when the operator's state is restored. `parallelism`: the number of subtasks of the task's stage.
+        Called when the operator's state is restored. Aggregates that were added are filled before this returns; for a
+        new operator the caller has to call `Fill.run` later. `parallelism`: the number of subtasks of the task's
+        stage.
         """
         verdict = self._verdicts.get(operator.step.id)
         if verdict is None or not verdict.fills:
@@ -123,7 +125,9 @@ class Filling:
                 operator.fill(rows, frozenset(part.name for part in verdict.parts if part.now and part.source is None))
 
     def _rows(self, way: Way, share: "_Share", fill: Fill) -> Iterator[Batch]:
-        """Yields the table's rows that belong to the subtask, as they reach the step at the end of the way."""
+        """Yields the rows of the table at the start of the path that belong to the subtask, as the steps of the path
+        emit them.
+        """
         edges = [each for each in way.through if isinstance(each, Edge)]
         last = edges[-1] if edges else None
         input, right = self._inputs[way.maker.id]
@@ -151,8 +155,8 @@ class Filling:
 
 @dataclass(frozen=True)
 class _Share:
-    """The keys whose rows are read: those of one subtask of several. `folder`: the folder for state that is read, or
-    None.
+    """The share of the rows that one subtask of several takes: those of its keys. `folder`: the folder for state that
+    is read, or None for memory.
     """
 
     subtask: int
@@ -161,7 +165,7 @@ class _Share:
 
 
 def _passed(maker: GivesTable, steps: Sequence[Operator], edge: Edge | None, share: _Share) -> Iterator[Batch]:
-    """Yields the rows of the maker's table, behind the steps, that the edge gives to the subtask."""
+    """Yields the rows of the maker's table after these steps, limited to those that the edge passes to the subtask."""
     came: list[Batch] = []
     receive: Callable[[Batch], None] = came.append
     for operator in reversed(steps):

@@ -1,4 +1,4 @@
-"""The process of an app: settings of its interpreter, and how to run if it already has an event loop."""
+"""Settings of the interpreter for a running app, and the start of an app in a thread that already has an event loop."""
 
 import asyncio
 import gc

@@ -52,7 +52,7 @@ def wait_for_columns(
             if batch is not None:
                 if "payload" not in batch.data.schema.names:
                     raise UserError(
-                        f"stream {name}: its source gives columns ({', '.join(batch.data.schema.names)}), and has no schema",
+                        f"stream {name}: its source returns columns ({', '.join(batch.data.schema.names)}), but declares no schema",
                         hint='schema = pa.schema([("name", pa.int64()), …]) in the class of the Source',
                     )
                 rows.append(batch.data.select(["payload"]))
@@ -62,26 +62,29 @@ def wait_for_columns(
                 break
             elif not rows and clock.monotonic() > begun + first_record_s:
                 raise UserError(
-                    f"stream {name}: no record has come in {first_record_s:g} s, and without one its columns are not known",
+                    f"stream {name}: no record has come in {first_record_s:g} s, and the columns are inferred from the first records",
                     hint="give it schema=, or send a record first; app.run() and `sabot run` wait for it",
                 )
             elif not rows and clock.monotonic() > patience:
                 patience = float("inf")
-                _log.warning("stream %s: waiting for its first record, to learn its columns (schema= says them)", name)
+                _log.warning(
+                    "stream %s: waiting for its first record, from which its columns are inferred (with schema= it would not wait)",
+                    name,
+                )
         if rows:
             codec.decode(pa.concat_batches(rows))
     finally:
         source.close()
     if not rows and ends(source):
         raise UserError(
-            f"stream {name}: there is no record up to until=, and without one its columns are not known",
+            f"stream {name}: there is no record before until=, and the columns are inferred from the first records",
             hint="give it schema=",
         )
     if codec.schema is None:
         if format.name != "json":
             raise UserError(
                 f"stream {name}: its first records are not of format {format.name}",
-                hint="another format=?, or schema=, with which they are dead letters",
+                hint="correct format=; or declare schema=, and these records become dead letters",
             )
-        raise UserError(f"stream {name}: its first records are no JSON objects", hint="give the stream schema=")
+        raise UserError(f"stream {name}: its first records are not JSON objects", hint="give the stream schema=")
     return codec.schema

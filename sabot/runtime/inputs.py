@@ -1,6 +1,7 @@
-"""The inputs of a task: a source of its own (`reading`), or the gate over the channels from the upstream tasks.
+"""The inputs of a task: a reader of a source (`reading`), or the gate over the channels from the upstream tasks.
 
-Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END and COMPLETE.
+An input returns one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END and
+COMPLETE (all rows that the sources had at the start have been read).
 """
 
 from collections import deque
@@ -35,10 +36,10 @@ class Input(Protocol):
         """Returns the next element, or None if none comes within `wait_seconds`."""
 
     def mark(self) -> Any:
-        """Returns the next element if it is a mark that is known without reading rows, else None."""
+        """Returns the next element if it is a mark that is available without reading rows, else None."""
 
     def facts(self) -> dict[str, Any]:
-        """Returns the facts about this input that the checkpoint keeps. Called at a barrier."""
+        """Returns the facts about this input for the checkpoint, such as positions. Called at a barrier."""
 
     def interrupt(self) -> None:
         """Makes `next` return soon. From any thread."""
@@ -54,17 +55,16 @@ class Input(Protocol):
 
 
 class GateInput:
-    """The gate over the channels from the upstream tasks. Batches that wait are joined, because each repartitioning
-    makes them smaller.
+    """The gate over the channels from the upstream tasks. Waiting batches are joined, because each repartitioning
+    makes batches smaller.
 
     `right`: the numbers of the second input's channels. `first`: the numbers of the channels that must end, or bring
-    COMPLETE, before sources of the others are read. `passes`: True if COMPLETE goes on downstream once every channel
-    has ended or brought it.
+    COMPLETE, before sources of the other channels are read. `passes`: True if COMPLETE is passed on downstream, once
+    every channel has ended or brought it.
 
-    `gathers`: True if nothing here depends on event time, so rows may overtake watermarks. Batches are then joined
-    over watermarks, and a small batch waits for others as long as the one before it took to be processed. A batch has
-    a cost that does not depend on its rows, and many small ones in several threads compete for the interpreter's
-    lock.
+    `gathers`: True if nothing downstream of the gate depends on event time, so rows may overtake watermarks. Batches
+    are then joined across watermarks, and a small batch waits for more rows as long as the batch before it took to be
+    processed: each batch has a fixed cost, and many small ones in several threads compete for the interpreter's lock.
     """
 
     brings_barriers = True
@@ -120,7 +120,9 @@ class GateInput:
         return None
 
     def _has_completed(self) -> bool:
-        """Looks which channels have ended or brought COMPLETE; -> whether it is to be passed on now."""
+        """Updates the set of channels that have ended or brought COMPLETE. Returns True if COMPLETE is to be passed
+        on now.
+        """
         if self._first:
             self._first = self._incomplete(self._first)
             if not self._first:
@@ -134,7 +136,9 @@ class GateInput:
         return {number for number in numbers - self._complete if not self.gate.ended(number)}
 
     def _joined(self, first: Batch, wait_seconds: float) -> Batch:
-        """Returns the batch joined with those that wait behind it, or come within `wait_seconds`, as far as they have the same columns."""
+        """Returns the batch, joined with the batches that wait behind it or come within `wait_seconds` and have the
+        same columns.
+        """
         schema, rows, size, parts = first.data.schema, first.num_rows, first.nbytes, [first]
         passed: tuple[int, Any] | None = None  # the last watermark among them
         until = SYSTEM_CLOCK.monotonic() + wait_seconds if wait_seconds else 0.0

@@ -1,8 +1,9 @@
-"""The jobs of the durable agents of a run: their journal beside the checkpoint, their host, their mailboxes.
+"""The jobs of the durable agents of a run, with their journal, their host, and their mailboxes (rows that wait for
+the job of their key).
 
     open ─▶ restore ─▶ jobs may begin once a complete checkpoint contains the journal's position ─▶ the journal is trimmed with checkpoints
 
-Because jobs begin only then, a journal with jobs but without such a checkpoint means that the state is lost.
+Jobs begin only after such a checkpoint. So if a journal has jobs and there is no such checkpoint, the state is lost.
 """
 
 import logging
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app, as its journal uses it."""
+    """An app, with the members that its journal needs."""
 
     id: str
     clock: Clock
@@ -54,8 +55,8 @@ def journal_place(app: JournalOwner) -> str | Path:
     base = state_directory(app.settings.state)
     if base is None:
         raise UserError(
-            f"app {app.id} has durable agents, and no place for their journal",
-            hint='App(..., state=DIRECTORY); or journal="memory", for tests: it is gone with the process',
+            f"app {app.id} has durable agents, but no place for their journal",
+            hint='App(..., state=DIRECTORY); or, for tests, journal="memory", which is lost with the process',
         )
     return base / "journal"
 
@@ -64,10 +65,10 @@ def open_app_journal(
     app: JournalOwner, storage: CheckpointStorage | None, memory: MemoryStorage
 ) -> tuple[Journal, LocalBackend]:
     """Opens the journal of an app, by default in its state directory, and a store for mailboxes. `storage`: the
-    storage of the app's checkpoints. `memory`: the place of a journal in "memory".
+    storage of the app's checkpoints, or None. `memory`: the contents of a journal in "memory".
 
-    Blocks. Raises UserError if journal and checkpoints could not be kept together, and if `fresh` would forget
-    effects without the user's permission.
+    Blocks. Raises UserError if a failure could separate journal and checkpoints, and if `fresh` would forget effects
+    without the user's permission.
     """
     settings = app.settings
     base, fresh = state_directory(settings.state), settings.fresh
@@ -78,14 +79,14 @@ def open_app_journal(
     place = journal_place(app)
     if place != "memory" and storage is None:
         raise UserError(
-            f"app {app.id} would keep its journal and no checkpoints: after a crash nothing says what belongs to it",
+            f"app {app.id} has a journal but keeps no checkpoints: after a crash its jobs would have no state to continue with",
             hint="App(..., state=DIRECTORY), or checkpoint_dir=",
         )
     is_local = isinstance(place, Path) or "://" not in place
     if is_local and storage is not None and not isinstance(storage.directory, Path):
         raise UserError(
-            f"app {app.id} keeps its checkpoints on another machine, and the journal of its durable agents here",
-            hint='journal="kafka://…" or "postgresql://…", so that whoever takes over finds both; or a checkpoint_dir= here',
+            f"app {app.id} keeps its checkpoints in an object store, but the journal of its durable agents on this machine",
+            hint='journal="kafka://…" or "postgresql://…", which other machines can reach; or a checkpoint_dir= on this machine',
         )
     journal: Journal
     if place == "memory":
@@ -96,8 +97,8 @@ def open_app_journal(
     if fresh and not journal.is_new:
         journal.close()
         raise UserError(
-            f"app {app.id}: --fresh would forget the effects of {journal.where}: what was done may be done again",
-            hint="--fresh --forget-effects, if it may; without --fresh the app goes on where it was",
+            f"app {app.id}: --fresh would forget the effects in {journal.where}, so effects may be repeated",
+            hint="--fresh --forget-effects, if effects may be repeated; without --fresh the app resumes from its checkpoint",
         )
     try:
         mail = open_backend("memory" if base is None else settings.state, "mailboxes")
@@ -125,18 +126,19 @@ def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
 
 
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
-    """Compares a journal with the checkpoint. `facts`: the checkpoint's facts about the journal, or None. `place`:
-    the place of the checkpoints, or None.
+    """Raises OtherJournal if the checkpoint belongs to another journal, or to another state of this one, and
+    UserError if the journal has jobs but no checkpoint has a position in it. Blocks.
 
-    Blocks. Raises OtherJournal, and UserError if the journal has jobs and no checkpoint knows of it.
+    `facts`: the checkpoint's facts about the journal, or None. `place`: the place of the checkpoints for the message,
+    or None.
     """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
     elif not journal.is_new:
         raise UserError(
-            f"{journal.where} has jobs, and no checkpoint{'' if place is None else f' in {place}/checkpoints'} knows of them",
+            f"{journal.where} has jobs, and no checkpoint{'' if place is None else f' in {place}/checkpoints'} contains them",
             hint="list the folder of the checkpoints first. If it has *.json files (an object store may list new ones late), start again; "
-            "if the app kept its checkpoints elsewhere, give that place. Only if they are gone: --fresh --forget-effects, and effects may "
+            "if the app kept its checkpoints elsewhere, give that place. Only if they are lost: --fresh --forget-effects, and effects may "
             "be made again",
         )
 
@@ -146,7 +148,7 @@ def _load(restored: Manifest, task: str, name: str, load: Callable[[Path], None]
 
 
 class DurableJobs:
-    """The jobs of a run. Methods run on the run's event loop, unless said otherwise."""
+    """The jobs of a run. Methods run on the run's event loop unless they say otherwise."""
 
     def __init__(
         self,
@@ -208,14 +210,14 @@ class DurableJobs:
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Gives the open jobs to their agents. Raises UserError if an agent of some jobs is gone."""
+        """Hands the open jobs to their agents. Raises UserError if the program lacks an agent of some jobs."""
         self._operators = {name: each for name, each in operators.items() if isinstance(each, DurableAgentOperator)}
         gone = Counter(job.agent for job in self._open if job.agent not in self._operators)
         if gone:
             names = ", ".join(f"{agent} ({count:,})" for agent, count in sorted(gone.items()))
             raise UserError(
-                f"{self.journal.where} has open jobs of agents that are no durable agents of this program: {names}",
-                hint="bring them back until their jobs are over; or start with --fresh --forget-effects: effects may be made again",
+                f"{self.journal.where} has open jobs of agents that are not durable agents of this program: {names}",
+                hint="keep these agents until their jobs have ended; or --fresh --forget-effects, and effects may be repeated",
             )
         jobs: defaultdict[str, list[OpenJob]] = defaultdict(list)
         for job in self._open:
@@ -233,7 +235,9 @@ class DurableJobs:
             operator.admit()
 
     def completed(self, manifest: Manifest, task: str) -> None:
-        """Called when a checkpoint is complete: jobs may begin once it contains the journal's position."""
+        """Lets jobs begin once a complete checkpoint contains the journal's position. Called when a checkpoint is
+        complete.
+        """
         facts = stored_journal(manifest, task)
         if facts is not None:
             self._positions[manifest.checkpoint_id] = _needed_by(manifest, facts)
@@ -241,7 +245,7 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Trims journal entries that only checkpoints before `oldest_id` need, which are gone, and no savepoint."""
+        """Trims the entries of the journal that neither checkpoint `oldest_id` nor a later one nor a savepoint needs."""
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
@@ -249,14 +253,14 @@ class DurableJobs:
             self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
-        """Returns the positions from which on these checkpoints and the savepoints need the journal, or None if
-        nobody knows now. Blocks.
+        """Returns the positions from which on checkpoints and savepoints need the journal, or None if the savepoints
+        cannot be determined now. `positions`: those of the checkpoints. Blocks.
         """
         needed = dict(positions)
         try:
             notes = [] if self._storage is None else self._storage.savepoints()
         except SabotError as error:
-            _log.warning("the journal is not trimmed: nobody knows what savepoints need of it: %s", error)
+            _log.warning("the journal is not trimmed, because the notes of savepoints cannot be read: %s", error)
             return None
         for note in notes:
             if note.journal["identity"] == self.journal.identity:
@@ -265,8 +269,8 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Makes the durable agents stop waiting for parked jobs: from now on these stay parked, and the agents end
-        without them. Called when a drain has ended the inputs.
+        """Makes the durable agents end without waiting for parked jobs, which stay parked. Called when a drain has
+        ended the inputs.
         """
         for operator in self._operators.values():
             operator.leaving = True
@@ -274,7 +278,7 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if jobs are parked, so the app has not come to its end."""
+        """True if jobs are parked, so the app is not finished."""
         return self.host.parking.parked > 0
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Takes the lease of an app at its broker, if nothing else keeps a second worker from the same topic."""
+"""Takes a lease on an app at its Kafka broker, if nothing else prevents two workers from running the app."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

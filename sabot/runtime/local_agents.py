@@ -102,7 +102,7 @@ class LocalAgents:
         )
 
     async def start(self, restored: Manifest | None = None) -> None:
-        """`open`, then `run`."""
+        """Calls `open`, then `run`."""
         await self.open(restored)
         self.run()
 
@@ -178,7 +178,7 @@ class LocalAgents:
             self.task.jobs.restore(self.task.operators)
         if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
-                _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
+                _log.warning("the program no longer has source %s of the checkpoint; its position is dropped", name)
             self.was_complete = bool(meta["ended"]) and not self.settings.reprocess
             with restoring("rows whose calls had not ended", restored.path):
                 self.task.restore_unfinished(meta, lambda name: restored.read_file(self.group.task, name))
@@ -211,7 +211,8 @@ class LocalAgents:
             return {}
         if self.task.jobs is None:
             raise UserError(
-                f"agent {spec.agent_id} is durable, and has no journal", hint="durable agents run in an App"
+                f"agent {spec.agent_id} is durable, but no journal is open for it",
+                hint="run durable agents in an App, which opens the journal",
             )
         if spec.job_key is not None and isinstance(state := self.task.state, HeldWrites) and state.expires:
             raise UserError(
@@ -225,7 +226,7 @@ class LocalAgents:
 
     @staticmethod
     def _link_jobs(operators: Mapping[str, AgentOperator]) -> None:
-        """Rows that one durable agent hands to another say which job has made them."""
+        """Makes durable agents that write into other durable agents add the id of the job to each row."""
         for agent_id, operator in operators.items():
             below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
             if isinstance(operator, DurableAgentOperator) and isinstance(below, DurableAgentOperator):
@@ -234,7 +235,7 @@ class LocalAgents:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """Jobs wait for the first checkpoint that knows of their journal."""
+        """True if jobs wait for the first checkpoint that contains the position of their journal."""
         return self.task.jobs is not None and not self.task.jobs.known
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
@@ -245,13 +246,15 @@ class LocalAgents:
         source = await run_to_end(run_in_thread(self.group.share_of, source))
         if any(other.source is source for other in self.task.sources):
             raise UserError(
-                f"agent {spec.agent_id}: another agent reads the same Source object", hint="make one for each"
+                f"agent {spec.agent_id}: another agent reads the same Source object",
+                hint="make a Source for each agent",
             )
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
         if facts is not None and not is_same_log(source, facts):
             _log.warning(
-                "source %s: its log died with the process that wrote the checkpoint; reading from its start", name
+                "source %s: its log was in the memory of the process that wrote the checkpoint, and is lost; reading from its start",
+                name,
             )
             facts = facts | {"positions": None}
         codec: Codec | None = None
@@ -259,7 +262,10 @@ class LocalAgents:
             text = None if facts is None else facts["schema"]
             if facts is not None and (before := changed_format(spec.format, facts)):
                 _log.warning(
-                    "source %s: its records were read as %s, and now as %s", name, before, spec.format.description
+                    "source %s: its records were decoded as %s until the checkpoint, and are decoded as %s now",
+                    name,
+                    before,
+                    spec.format.description,
                 )
                 text = None
             codec = await run_to_end(run_in_thread(operator.make_codec, source.name, text))
@@ -279,22 +285,24 @@ class LocalAgents:
             task.identity = await run_to_end(run_in_thread(identity_of, source))
             if task.identity is None:
                 raise UserError(
-                    f"agent {spec.agent_id} is durable, and nothing of {source.name!r} says which record is which, for ever",
-                    hint="job_id='field' names the field that says it; topics and NDJSON files say it themselves",
+                    f"agent {spec.agent_id} is durable, but records of {source.name!r} have no identity that lasts",
+                    hint="job_id='field' names the field that identifies a record; records of topics and NDJSON files need none",
                 )
             if again:  # the records become other durable jobs than before
                 task.identity += f"#{again}"
             operator.names.logs[source.name] = task.identity
 
     def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
-        """Returns the place from which the agent's records are read again, as `--reprocess` asks."""
+        """Returns the place from which the agent's records are read again, as `--reprocess` asks. Raises UserError if
+        the checkpoint has no position of the topic.
+        """
         if facts is None:
             raise UserError(
-                f"agent {spec.agent_id}: --reprocess, and no checkpoint says that it has read {topic}",
-                hint="a first start reads it from its beginning: leave --reprocess out",
+                f"agent {spec.agent_id}: --reprocess has nothing to repeat, because the checkpoint has no position of it in {topic}",
+                hint="leave --reprocess out: a first start reads the topic from its beginning",
             )
         _log.warning(
-            "agent %s reads %s again from its start: each record is a new job, and what it does is done again; its open jobs go on, "
+            "agent %s reads %s again from its start: each record becomes a new job, which repeats the effects; its open jobs go on, "
             "and its state stays as it is",
             spec.agent_id,
             topic,
@@ -302,7 +310,7 @@ class LocalAgents:
         return "earliest" if isinstance(spec.start, str) else spec.start
 
     def _check_reprocess(self) -> None:
-        """Raises UserError for agents whose records cannot be read again as other jobs."""
+        """Raises UserError for each agent in `--reprocess` that is not durable, or that reads no topic or source."""
         for agent_id in sorted(self.settings.reprocess):
             spec = next((each for each in self.specs if each.agent_id == agent_id), None)
             if spec is None or not spec.durable:
@@ -312,8 +320,8 @@ class LocalAgents:
                 )
             if not spec.inputs:
                 raise UserError(
-                    f"--reprocess {agent_id}: it reads no topic and no source: its rows come from {', '.join(self.topics_of(agent_id))}",
-                    hint="reprocess the agent that they come from",
+                    f"--reprocess {agent_id}: this agent reads no topic or source, but rows of {', '.join(self.topics_of(agent_id))}",
+                    hint="name the agent that reads the topic or source",
                 )
 
     def _connect_streams(self) -> None:
@@ -353,10 +361,12 @@ class LocalAgents:
         for operator in operators.values():
             if operator.spec.func is sink:
                 return OperatorPort(operator)
-        raise UserError(f"agent {spec.agent_id}: its sink {sink!r} is no agent of this app")
+        raise UserError(f"agent {spec.agent_id}: its sink {sink!r} is not an agent of this app")
 
     def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
-        """Makes a port for each input topic, open from the start, as a topic that cannot be created must not fail the first dead letter."""
+        """Returns a function from an input topic to the port for its dead letters. The ports are open from the start,
+        so that a topic that cannot be created fails the start, and not the first dead letter.
+        """
         if isinstance(spec.dead_letter, Sink):
             port = self._sink(spec.dead_letter)
             return lambda topic: port
@@ -402,18 +412,20 @@ class LocalAgents:
             self.task.jobs.completed(manifest, TASK)
 
     def topics_of(self, agent_id: str) -> list[str]:
-        """Returns what this agent reads: topics, the ids of agents that write into it, and its own id for rows of streams."""
+        """Returns the inputs of an agent: topics, the ids of agents that write into it, and its own id if streams
+        write into it.
+        """
         return inputs_of(self.task.operators[agent_id].spec, self.specs, self._fed)
 
     @property
     def left_behind(self) -> list[str]:
-        """Returns the agents and records of the calls that ignored their cancellation."""
+        """Returns the calls that ignored their cancellation, as texts that name the agent and the record."""
         calls = [place for operator in self.task.operators.values() for place in operator.left_behind]
         return calls + ([] if self.task.jobs is None else self.task.jobs.host.left_behind)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """The threads that did not end. Valid after `close`."""
+        """The threads that did not end, with their names. Valid after `close`."""
         sources = [left for source in self.task.sources for left in source.left]
         return sources + [left for sink in self.task.sinks for left in sink.left]
 
@@ -435,7 +447,9 @@ class LocalAgents:
         return self._running
 
     async def stop_agent(self, agent_id: str) -> None:
-        """Stops one agent from taking rows. Its unfinished rows stay in the checkpoints. Agents and streams that write into it wait."""
+        """Stops one agent from taking rows. Checkpoints keep its unfinished rows. Agents and streams that write into
+        it wait.
+        """
         operator = self.task.operators[agent_id]
         for source in self.task.inputs_of(operator):
             source.pause()
@@ -452,12 +466,14 @@ class LocalAgents:
         self.task.wake_feeds(operator)
 
     def hold(self, held: bool) -> None:
-        """Stops reading while held; barriers pass. From any thread."""
+        """Pauses reading while `held`; barriers pass. From any thread."""
         for source in self.task.sources:
             source.input.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops reading. drain: rows that were read are processed; else running calls have a moment to end, and the rest are cancelled."""
+        """Stops reading. `drain`: True to process the rows that were read; False to give running calls a moment to
+        end, and then to cancel them.
+        """
         operators = self.task.operators.values()
         if not drain:
             for source in self.task.sources:
@@ -479,11 +495,15 @@ class LocalAgents:
         await asyncio.gather(*self._jobs_end())
 
     def _jobs_end(self) -> list[Coroutine[Any, Any, None]]:
-        """No job begins or goes on after this; effects that run have some time to end."""
+        """Returns coroutines that stop all jobs: none begins or continues, and effects that run have some time to
+        end.
+        """
         return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
 
     async def finish(self, coordinator: Coordinator) -> None:
-        """Stops agents that run outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
+        """Stops agents that run outside of an app: takes a last checkpoint, so that finished rows are committed, and
+        closes.
+        """
         await self.stop(drain=False)
         try:
             await coordinator.wait(coordinator.trigger())

@@ -21,8 +21,8 @@ _FAR_GENERATIONS = 4096
 
 
 class ConfiguredApp(Protocol):
-    """An app with the user's settings for the next start. Settings for one start are dropped once a checkpoint of the
-    app itself has followed.
+    """An app with the user's settings for the next start. Settings that are meant for one start are reset once a
+    checkpoint of the app itself is complete.
     """
 
     id: str
@@ -30,7 +30,7 @@ class ConfiguredApp(Protocol):
 
 
 class Origin:
-    """The choice of the checkpoint for each start of one app. Its methods block, unless said otherwise."""
+    """Chooses the checkpoint for each start of one app. Its methods block, unless they say otherwise."""
 
     def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
@@ -58,15 +58,18 @@ class Origin:
             self._back_to = self._place, last_id
 
     def check_place(self) -> None:
-        """Raises UserError if, in a restart, the directory of the checkpoints is gone; it would else be made anew."""
+        """Raises UserError if this is a restart and the directory of the checkpoints is missing; otherwise an empty
+        one would be made.
+        """
         if self._back_to is not None and isinstance(self._back_to[0], Path) and not self._back_to[0].exists():
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """Returns the newest checkpoint, the savepoint that was asked for, or None.
+        """Returns the checkpoint to restore: the savepoint that the user asked for, else the newest checkpoint, or
+        None if there is none. Raises UserError if it is missing.
 
-        State that the user drops is dropped once: a checkpoint that was taken after a start with the same wish is
-        taken over whole.
+        State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the same
+        option, it is restored completely.
         """
         found = self._find(storage)
         self.drop = (
@@ -74,7 +77,7 @@ class Origin:
         )
         if found is not None and self._app.settings.dropped != self.drop:
             done = ", ".join(sorted(self._app.settings.dropped - self.drop))
-            _log.info("the last start has dropped %s, as asked: what it keeps since goes on", done)
+            _log.info("the last start has already dropped %s, as asked: state that was made since then is kept", done)
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
@@ -97,21 +100,21 @@ class Origin:
         try:
             newest = storage.latest()
         except CorruptCheckpoint as error:
-            _log.warning("%s; the savepoint takes its place", error.message)
+            _log.warning("%s; the start uses the savepoint instead", error.message)
             newest = None
         location, number = place_and_number(self.savepoint)
         savepoint = CheckpointStorage(location)
         found = savepoint.read(int(number)) if number else savepoint.latest()
         if found is None:
             raise UserError(
-                f"{savepoint.directory} holds no checkpoint",
-                hint="give the directory that `sabot savepoint create` named",
+                f"there is no savepoint in {savepoint.directory}",
+                hint="give the location that `sabot savepoint create` printed",
             )
         if number:
             savepoint.verify(found)
         if newest is not None and newest.describe.get("from") == identity(found):
             _log.warning(
-                "app %s has gone on from %s before, and goes on from where it was then (back to the savepoint once more: --fresh)",
+                "app %s has started from %s before, so it resumes from its own newest checkpoint (--fresh starts from the savepoint again)",
                 *(self._app.id, f"{savepoint.directory}@{number}" if number else savepoint.directory),
             )
             self.savepoint = None
@@ -122,7 +125,7 @@ class Origin:
         return found
 
     def followed(self) -> None:
-        """A checkpoint of the app's own is complete, so the next start resumes from it. Does not block."""
+        """Makes the next start resume from the app's own checkpoints. Called when one is complete. Does not block."""
         self.savepoint = None
         self._app.settings = replace(self._app.settings, from_=None, redeliver=None)
 
@@ -130,14 +133,14 @@ class Origin:
         """Raises UserError if a savepoint was asked for but no checkpoint could follow it. Does not block."""
         if self.savepoint is not None:
             raise UserError(
-                f"app {self._app.id}: it cannot start from {redacted_url(self.savepoint)} and then keep no checkpoints",
+                f"app {self._app.id} cannot start from {redacted_url(self.savepoint)}, because it keeps no checkpoints",
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
 
     def _gone(self, directory: object, checkpoint_id: int) -> UserError:
         return UserError(
-            f"app {self._app.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
-            hint="was the directory removed, renamed or unmounted while the app ran? Bring it back, and start again",
+            f"app {self._app.id} cannot restart from its checkpoint {checkpoint_id}, which is no longer in {directory}",
+            hint="if the directory was removed, renamed or unmounted while the app ran, restore it and start again",
         )
 
 

@@ -11,7 +11,7 @@ from sabot.plan import Plan
 
 
 class PausableReaders(Protocol):
-    """Readers that pause while a task behind them has no room."""
+    """Readers that pause while a downstream task has no room."""
 
     def pause_for(self, name: str) -> None:
         """Pauses reading until `resume_for` is called with the same name. Several names may pause at once. From any
@@ -40,10 +40,10 @@ class TaskPlacement(Protocol):
         """Returns the columns of a stream that were inferred for the whole app, or None if this process infers them."""
 
     def arrives(self, edge: str, channel: Channel) -> None:
-        """Puts the elements that a task of another process sends along this edge into the channel."""
+        """Puts the elements of this edge, which a task of another process sends, into the channel."""
 
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """Sends the elements of the channel along this edge, to the process that runs `task`."""
+        """Sends the elements of the channel along this edge to `task`, which runs in another process."""
 
     def readers_elsewhere(self, stage: str) -> PausableReaders | None:
         """Returns the readers in other processes whose rows reach this stage, or None if there are no other
@@ -52,7 +52,7 @@ class TaskPlacement(Protocol):
 
     def has_first(self, stage: str, task: str) -> None:
         """Notifies the other processes that a task of this process has processed the input for which their sources
-        wait. From the task's thread.
+        wait. Called in the task's thread.
         """
 
 

@@ -1,7 +1,8 @@
-"""The input of a task that reads a source. Between two elements it serves requests, polls, and turns what it read into elements.
+"""The reader of a source as the input of a task. Between two polls it serves requests, and turns the rows that it has
+read into elements.
 
-Reader        the part that is the same for streams and agents
-SourceInput   the input of a stream's task: decodes rows, reads their event time, sets bad ones apart, and emits watermarks
+Reader        common to streams and agents SourceInput   the input of a stream's task: decodes rows, reads their event
+time, sends bad rows to the dead letters, emits watermarks
 """
 
 import logging
@@ -53,7 +54,7 @@ _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-FAR_MS), pa.scalar(FAR_MS), pa.scalar(F
 
 
 class Reader:
-    """One reader of a source, as the input of a task. It serves requests between polls."""
+    """One reader of a source, as the input of a task. It serves requests of other threads between polls."""
 
     right = False
     brings_barriers = False
@@ -91,13 +92,15 @@ class Reader:
         self._request(Barrier(checkpoint_id))
 
     def open_source(self, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> None:
-        """Opens the source. `facts`: the facts about the log in the checkpoint of the positions (`log_facts`), or
-        None. Blocks. Raises the errors of `open_log`.
+        """Opens the source at these positions, or, without positions, at `start`. Blocks. Raises the errors of
+        `open_log`.
+
+        `facts`: the facts about the source's log in the checkpoint of the positions (`log_facts`), or None.
         """
         self.topic_id = open_log(self.source, positions, start, facts)
 
     def log_facts(self) -> dict[str, Any]:
-        """Returns the facts about the log that a checkpoint keeps beside the positions."""
+        """Returns the facts about the source's log that a checkpoint stores beside the positions."""
         return facts_of(self.source, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
@@ -110,8 +113,8 @@ class Reader:
         self.paused = paused
 
     def hold(self, held: bool) -> None:
-        """Pauses or resumes reading like `pause`. While held, event time and the time-out for idleness stand still
-        too.
+        """Pauses or resumes reading like `pause`. While held, event time does not advance, and partitions do not
+        become idle.
         """
         self.held = held
         self._wake.set()
@@ -128,7 +131,7 @@ class Reader:
         self._wake.set()
 
     def end(self) -> None:
-        """Stops reading, and ends the input here."""
+        """Stops reading, and ends the input at the current position."""
         self.paused = True
         self._request(END)
 
@@ -176,9 +179,9 @@ class Reader:
             return None
         if read.num_rows and not read.offsets and self.source.positions():
             raise UserError(
-                f"source {self.source.name}: it gave {read.num_rows} rows without the offsets behind them, so that no checkpoint "
-                "would know of them",
-                hint="Batch(rows, {(name, partition): the next offset}, name)",
+                f"source {self.source.name}: read_batch returned {read.num_rows} rows without the offsets after them, so no checkpoint "
+                "would cover these rows",
+                hint="return Batch(rows, {(name, partition): the next offset}, name)",
             )
         self.rows_in += read.num_rows
         return self._came(read)
@@ -199,7 +202,7 @@ class Reader:
         self._marks.append(END)
 
     def comes_next(self, mark: Any) -> None:
-        """Emits a mark between rows of the source."""
+        """Emits a mark before the rows of the next poll."""
         self._marks.append(mark)
 
     def _stands_still(self) -> None:
@@ -219,7 +222,9 @@ class Reader:
         return self._tried(batch)
 
     def _tried(self, batch: Batch) -> Batch | None:
-        """Returns the result of `_ready`, or None while a schema registry does not answer; the batch then waits."""
+        """Returns the result of `_ready`, or None while a schema registry does not answer; the batch is then tried
+        again later.
+        """
         try:
             ready = self._ready(batch)
         except RegistryUnavailable as error:
@@ -230,8 +235,8 @@ class Reader:
         return ready
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """Returns the batch for the task, or None if no row of it goes there. If it raises RegistryUnavailable, it
-        has changed nothing, and gets the same batch again.
+        """Returns the batch in the form that the task needs, or None if it has no row for the task. If it raises
+        RegistryUnavailable, it has changed nothing, and is called again with the same batch.
         """
         raise NotImplementedError
 
@@ -244,7 +249,9 @@ class Reader:
 
 
 class SourceInput(Reader):
-    """The input of a stream's task: decodes rows, sets bad ones apart, reads event time, and emits watermarks."""
+    """The input of a stream's task: decodes rows, sends bad rows to the dead letters, reads event time, and emits
+    watermarks.
+    """
 
     def __init__(
         self,
@@ -334,22 +341,24 @@ class SourceInput(Reader):
         return super().next(wait_seconds)
 
     def _is_complete(self) -> bool:
-        """Returns True if all rows that were there at the start have gone to the task. Logs from time to time how
-        many are left.
+        """Returns True if all rows that the source had at the start were passed to the task. From time to time logs
+        how many are left.
         """
         left, now_ms = self.backlog, self._now_ms()
         if left:
             if now_ms >= self._next_told_ms:
                 self._next_told_ms = now_ms + _TELL_MS
-                _log.info("%s is read first: %d records are left; %s waits", self.name, left, self.awaited_by)
+                _log.info(
+                    "%s is read first: %d records are left; until then %s is paused", self.name, left, self.awaited_by
+                )
             return False
-        _log.info("%s has been read as it was at the start", self.name)
+        _log.info("%s has been read up to its end at the start", self.name)
         self.awaited_by = ""
         return True
 
     def _keep_back(self) -> None:
-        """Pauses the partitions that are too far ahead of those of other sources, and the reader itself if these are
-        all that have rows.
+        """Pauses the partitions that are too far ahead of those of other sources in event time. Pauses the reader too
+        if only these partitions have rows.
         """
         if self._waiting is not None or self.awaited_by:
             return
@@ -367,7 +376,7 @@ class SourceInput(Reader):
             if kept_back and not self._told_of_waiting:
                 self._told_of_waiting = True
                 _log.info(
-                    "%s is read no further for now: others are more than max_drift= behind it in event time",
+                    "reading of %s is paused: other partitions are more than max_drift= behind it in event time",
                     ", ".join(sorted(f"{topic}[{number}]" for topic, number in kept_back)),
                 )
             self._kept_back = kept_back
@@ -418,7 +427,7 @@ class SourceInput(Reader):
         return self._tried(batch)
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """Returns the rows decoded and with event time; their watermarks follow. None if no row was good."""
+        """Returns the decoded rows with event time, or None if no row is good. Their watermark is emitted after them."""
         records: pa.RecordBatch | None = None
         if self._codec is not None and batch.bad is None:
             batch = bounded(batch, self.record_bytes)
@@ -434,7 +443,7 @@ class SourceInput(Reader):
                 self._set_apart(batch, {row.row: row.reason for row in bad})
         elif isinstance(self._codec, FieldCodec):
             raise UserError(
-                f"stream {self.name}: fields= are of records, and its source gives columns", hint="leave fields= out"
+                f"stream {self.name}: fields= needs records, but its source returns columns", hint="leave fields= out"
             )
         else:
             data = normalise(batch.data)
@@ -462,7 +471,9 @@ class SourceInput(Reader):
     def _with_time(
         self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
-        """Returns the rows that have event time, with it as their last column, and their records."""
+        """Returns the rows that have an event time, with it as their last column, and the records of these rows (None
+        if there are no records).
+        """
         why: Mapping[int, str] = {}
         if self._time is not None:
             times, why = self._time.of(data, records)
@@ -470,8 +481,8 @@ class SourceInput(Reader):
             times = records.column("timestamp")
         else:
             raise UserError(
-                f"stream {self.name}: its rows have no timestamps of their own, as records of a topic have, and no column of event time",
-                hint='app.stream(…, time="ts") names the column that has it',
+                f"stream {self.name}: a step needs event time, but the rows have neither record timestamps nor a column for event time",
+                hint='app.stream(…, time="ts") names the column with the event time',
             )
         data, times, records = self._in_time(data, times, why, records, batch)
         data = data.append_column(TIME_COLUMN, times)
@@ -487,8 +498,8 @@ class SourceInput(Reader):
     def _in_time(
         self, data: pa.RecordBatch, times: Any, why: Mapping[int, str], records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
-        """Returns the rows with an event time, their times and their records; the others go to the dead letters.
-        `why`: the known reasons, by number of the row.
+        """Returns the rows with an event time, their times and their records; the other rows go to the dead letters.
+        `why`: the known reasons why a row has no event time, by row number.
         """
         span = pc.min_max(times)
         if times.null_count or (len(times) and not -FAR_MS < span["min"].as_py() <= span["max"].as_py() < FAR_MS):
@@ -551,7 +562,7 @@ class SourceInput(Reader):
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
         if not self.dead_letters:
-            _log.warning("%s: a row was set apart for the dead letters, the first one: %.1000s", topic, reasons[0])
+            _log.warning("%s: the first row went to the dead letters: %.1000s", topic, reasons[0])
         self.dead_letters += records.num_rows
         self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 

@@ -55,7 +55,7 @@ class AppRequests:
 
     async def _kept(self, location: object) -> dict[str, Any]:
         if location is not None and not isinstance(location, str):
-            raise UserError(f"savepoint: a {type(location).__name__} is no place")
+            raise UserError(f"savepoint: the location is a {type(location).__name__}, not a text")
         manifest = await self._checkpoint()
         path: Path | str | None = manifest.path
         if location is not None:
@@ -74,32 +74,35 @@ class AppRequests:
         }
 
     async def _rescale(self, wanted: object, request: str) -> dict[str, Any]:
-        """Returns once the app runs with this number of workers. Otherwise it ends the run and does not return: the
-        next run finds the request again, and answers it.
+        """Returns at once if the app already has this number of workers. Otherwise it ends the run with a checkpoint
+        and does not return: the next run finds the request again, and answers it. Raises UserError if the app cannot
+        have this number.
         """
         maker = self._app.workers
         if maker is None or self._spread is None:
             raise UserError(
                 f"app {self._app.id} runs in one process, and has no workers",
-                hint="stop it, and start it again with --workers N: it goes on from its last checkpoint",
+                hint="stop it, and start it again with --workers N: it resumes from its last checkpoint",
             )
         if not isinstance(wanted, int) or isinstance(wanted, bool):
-            raise UserError(f"rescale: a {type(wanted).__name__} is no number of workers")
+            raise UserError(f"rescale: the number of workers is a {type(wanted).__name__}, not an int")
         if (refusal := maker.refusal(request)) is not None:
-            raise UserError(f"app {self._app.id}: {refusal}", hint="its log says what happened to them")
+            raise UserError(f"app {self._app.id}: {refusal}", hint="the log of the app has the errors of the workers")
         before = maker.workers
         if wanted == before:
             return self._workers()
         if self._begin_anew is None:
             raise UserError(
-                f"app {self._app.id} was started by app.start(), which nobody would start again",
-                hint="stop it, and start it with as many workers",
+                f"app {self._app.id} was started by app.start(), and only `sabot run` or app.run() can restart its workers",
+                hint="stop it, and start it with the new number of workers",
             )
         maker.check(wanted)
         await self._spread.make_room(wanted)
         await self._checkpoint()  # if that fails, the app goes on unchanged
         maker.rescale(wanted, request)
-        _log.info("app %s: ends its workers (%d), to go on with %d from a checkpoint", self._app.id, before, wanted)
+        _log.info(
+            "app %s: its %d workers end, and it resumes with %d workers from a checkpoint", self._app.id, before, wanted
+        )
         self._spread.goes_on = True
         self._begin_anew()
         await asyncio.Event().wait()  # until the stop of the run cancels it

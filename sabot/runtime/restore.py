@@ -49,7 +49,7 @@ def check_app(restored: Manifest, app: str) -> None:
     for name, mine in (("app", app), ("hash", HASH_VERSION)):
         if restored.describe.get(name) != mine:
             raise UserError(
-                f"{restored.path}: this checkpoint is of {name} {restored.describe.get(name)!r}, not {mine!r}",
+                f"{restored.path}: this checkpoint was made by {name} {restored.describe.get(name)!r}, not {mine!r}",
                 hint="give the app a checkpoint_dir of its own, or start with --fresh",
             )
 
@@ -70,9 +70,9 @@ def plan_of(
 ) -> Plan:
     """Builds the plan of an app's streams and agents. Raises UserError for a program that cannot run.
 
-    `infer`: returns the columns of a stream that neither the program nor the checkpoint knows, by the checkpoint's
-    facts about its readers. It may block, and returns None if only records that have not come yet would tell.
-    `refresh`: True to infer columns anew that the checkpoint keeps.
+    `infer`: called for a stream whose columns neither the program nor the checkpoint has; returns them, or None if
+    they depend on records that have not come yet. Its arguments are the node of the stream and the checkpoint's facts
+    about its readers. It may block. `refresh`: True to infer columns again that the checkpoint has.
     """
     reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
@@ -87,7 +87,7 @@ def plan_of(
     readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
     for name, schema in () if refresh else kept.items():
         _log.info(
-            "stream %s: columns as the checkpoint keeps them: %s (--schema refresh: anew)",
+            "stream %s: its columns are those in the checkpoint: %s (--schema refresh infers them again)",
             name,
             ", ".join(schema.names),
         )
@@ -116,7 +116,7 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
             if id(node.source) in seen:
                 raise UserError(
                     f"two streams read the same Source object, {node.source.name}",
-                    hint="make one for each, or one stream and use it twice",
+                    hint="make a Source for each stream, or make one stream and use it twice",
                 )
             seen.add(id(node.source))
 
@@ -130,7 +130,10 @@ def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
         if isinstance(end, Write) and isinstance(end.sink, FileSink):
             path = os.path.abspath(end.sink.name)
             if any(path == other and end.sink is not sink for other, sink in files):
-                raise UserError(f"two sinks write {end.sink.name}", hint="make one and give it to both streams")
+                raise UserError(
+                    f"two sinks write the same file, {end.sink.name}",
+                    hint="make one FileSink and give it to both streams",
+                )
             files.append((path, end.sink))
 
 
@@ -140,14 +143,16 @@ def _columns(node: Read, written: Collection[str], infer: Callable[[], pa.Schema
         return node.schema
     if node.source in written:
         raise UserError(
-            f"stream {node.name}: its columns cannot be inferred before the step of this app that writes it runs",
+            f"stream {node.name}: its columns cannot be inferred, because this app itself writes it later",
             hint='give it schema={"name": "type", …}',
         )
     return infer()
 
 
 def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
-    """Returns the columns that the checkpoint keeps of a stream whose schema was inferred, and still is."""
+    """Returns the columns of a stream in the checkpoint, if they were inferred and the program still declares none;
+    else None.
+    """
     for facts in readers_in(restored, node.name) if node.schema is None else ():
         if facts.get("schema") is not None and not changed_format(node.format, facts):
             return schema_of_text(facts["schema"])
@@ -155,8 +160,8 @@ def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
 
 
 def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
-    """Returns the columns of the data now, and the checkpoint's columns that the data does not show. Numbers get the
-    wider type.
+    """Returns the columns of the data now, and those columns of the checkpoint that the data does not have. If a
+    number has another type now, the column gets the wider type.
     """
     fields: dict[str, pa.Field] = {field.name: field for field in kept}
     for field in now:
@@ -230,7 +235,7 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
     now = {stage.id: stage.reading.node.name for stage in plan.stages if stage.reading is not None}
     if stored and before != now:
         raise UserError(
-            f"the checkpoint is of a program that reads {_named(before)}, this one reads {_named(now)}",
+            f"the checkpoint is of a program that reads {_named(before)}, but this program reads {_named(now)}",
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
     return compare(planned(plan), restored, drop)

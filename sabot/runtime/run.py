@@ -1,5 +1,4 @@
-"""One run of an app, from its start to its stop: its open parts, the events that end it, and how everything is
-closed.
+"""One run of an app, from its start to its stop: what is open, what ends it, and how everything is closed.
 
 open ─▶ until_over ─▶ stop (last checkpoint, its output delivered) ─▶ release (everything closed, whatever happened)
 """
@@ -49,7 +48,7 @@ _STOP_SECONDS = 10.0  # for the delivery at a stop
 
 
 class Undelivered(TransientError):
-    """All inputs have ended, but a receiver does not take the rest of the output."""
+    """All inputs have ended, but a receiver does not accept the rest of the output."""
 
 
 class Run:
@@ -70,9 +69,9 @@ class Run:
         restarts: int,
         in_run: bool,
     ) -> None:
-        """`stop_asked`: set when the user asks for a stop. `first_record_s`: as in RunSettings. `heed`: gets every
-        failure, which may be an exit. `restarts`: the number of restarts so far. `in_run`: True if `AppRunner.run`
-        begins another run after this one when `goes_on` is set.
+        """`stop_asked`: set when the user asks for a stop. `first_record_s`: as in RunSettings. `heed`: called with
+        each failure, which may be a request to exit the process. `restarts`: the number of restarts so far. `in_run`:
+        True if `AppRunner.run` begins another run after this one when `goes_on` is set.
         """
         self.app = app
         self.agents = agents
@@ -181,7 +180,7 @@ class Run:
         if self._origin.savepoint is not None:
             coordinator.beat()  # so that the next start resumes from a checkpoint of this run
         if manifest is not None:
-            _log.info("app %s goes on from checkpoint %d", app.id, manifest.checkpoint_id)
+            _log.info("app %s resumes from checkpoint %d", app.id, manifest.checkpoint_id)
 
     def _open(self) -> None:
         """Opens everything. Each object is assigned to its attribute as soon as it is open, so that `release` finds
@@ -269,7 +268,7 @@ class Run:
         self.checkpoint_ended()
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Starts a task that runs as long as the app does. The run is broken if the task ends."""
+        """Starts a task that runs for as long as the app does. If the task ends before, the run is broken."""
         task = asyncio.create_task(work, name=name)
         return watch_task(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
@@ -291,8 +290,8 @@ class Run:
     # -- while it runs ----------------------------------------------------------------------------------------------------
 
     def checkpoint_ended(self, *, failed: bool = False) -> None:
-        """Called when a checkpoint has ended. Requests another one if sources are paused because output waits for
-        one, or durable jobs wait for their first one; if this one has `failed`, after a pause.
+        """Requests another checkpoint if sources are paused until output is saved in one, or if durable jobs wait for
+        their first one. Called when a checkpoint has ended; if it has `failed`, the request follows after a pause.
         """
         self._loop.call_later(_AGAIN_SECONDS if failed else 0.0, self._beat_if_needed)
 
@@ -327,7 +326,7 @@ class Run:
             if not self._awaited and self.stalled_by is None:
                 self.stalled_by = failure
                 _log.error(
-                    "app %s: its streams stand still without agent %s; stop() takes a last checkpoint",
+                    "app %s: its streams wait for agent %s, which has failed; stop() takes a last checkpoint",
                     self.app.id,
                     agent_id,
                 )
@@ -437,7 +436,7 @@ class Run:
         if self._broken.done() and not self._awaited:
             self._broken.result()  # raises the error, which nothing else would
         if failure is not None:
-            again = "the next start goes on from the one before"
+            again = "the next start resumes from the checkpoint before"
             hint = f"{failure.hint}; {again}" if failure.hint else again
             raise CheckpointFailed(f"no last checkpoint: {failure.message}", hint=hint) from failure
 
@@ -456,7 +455,7 @@ class Run:
         if not await delivery.drained(_DELIVER_SECONDS, _STOP_SECONDS, patient):
             missing = Undelivered(
                 f"app {self.app.id}: {delivery.undelivered()}",
-                hint="it is safe in the last checkpoint; the next start delivers it",
+                hint="this output is saved in the last checkpoint; the next start delivers it",
             )
             await asyncio.sleep(0)  # callbacks of a track that broke run first
             if patient() and not self._is_broken():
@@ -466,10 +465,10 @@ class Run:
             try:
                 await self._checkpoint()
             except CheckpointFailed as error:
-                _log.warning("%s; the next start looks at what was delivered", error)
+                _log.warning("%s; the next start asks the receivers which output they have", error)
 
     def _parts(self) -> "list[LocalAgents | Streams]":
-        """Returns the parts of the run that are there: its agents and its streams."""
+        """Returns the open parts of the run: its agents and its streams."""
         return [part for part in (self._agents, self._streams) if part is not None]
 
     async def release(self) -> None:

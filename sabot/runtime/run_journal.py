@@ -31,8 +31,8 @@ class RunJournal:
         return any(agent.spec is not None and agent.spec.durable for agent in self._agents.values())
 
     def open(self) -> None:
-        """Opens the journal, before `--fresh` removes the checkpoints. If a worker runs the agents, it owns the
-        journal; then this method only begins the journal anew for `--fresh`.
+        """Opens the journal. Called before `--fresh` removes the checkpoints. If a worker runs the agents, the worker
+        opens the journal; then this method only empties the journal for `--fresh`.
         """
         if self._durable and self._app.workers is None:
             self.journal, self.mail = self._app.open_journal()
@@ -42,11 +42,11 @@ class RunJournal:
             journal.close()
 
     def check(self, manifest: Manifest | None, place: object) -> Mapping[str, Any] | None:
-        """Compares the journal with the checkpoint, and returns the checkpoint's facts about it, or None. Raises the
-        errors of `check_journal`. `place`: the place of the checkpoints.
+        """Compares the journal with the checkpoint. Returns the checkpoint's facts about the journal, or None. Raises
+        the errors of `check_journal`. `place`: the place of the checkpoints.
 
-        If the program has no durable agents any more, the journal is opened all the same, because jobs of durable
-        agents may be open in it.
+        If the program has no durable agents any more, the journal is opened all the same, because it may have open
+        jobs.
         """
         facts = stored_journal(manifest, TASK)
         if self.journal is None and facts is not None and (not self._durable or self._app.workers is None):

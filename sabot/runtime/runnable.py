@@ -1,4 +1,6 @@
-"""An agent, as its run uses it: in the process that runs its calls, and in the one that the user has started."""
+"""The contract of an agent with its run, in the process that runs its calls and in the process that the user has
+started.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunningAgents(Protocol):
-    """The running agents of a process, as one of them calls them (`local_agents.LocalAgents`)."""
+    """The running agents of a process, with the methods that an agent calls (`local_agents.LocalAgents`)."""
 
     coordinator: AgentCoordinator
     task: "AgentTask"
@@ -36,7 +38,7 @@ class RunningAgents(Protocol):
 
 
 class RunnableAgent(Counters, Protocol):
-    """An agent, as its run uses it: its counters, and its status. All calls come from the event loop."""
+    """An agent with the methods that its run calls: its counters and its status. All calls come from the event loop."""
 
     agent_id: str
     spec: AgentSpec | None
@@ -48,7 +50,7 @@ class RunnableAgent(Counters, Protocol):
         """Called when a run begins."""
 
     def runs_in(self, agents: RunningAgents) -> None:
-        """Called when the agent has started as one of these agents."""
+        """Called when the agent has started in this process, as one of `agents`."""
 
     def runs_elsewhere(self) -> None:
         """Called when the agent has started in another process."""
@@ -57,7 +59,7 @@ class RunnableAgent(Counters, Protocol):
         """Called when the agent has failed at a record, in another process."""
 
     def take_figures(self, figures: Mapping[str, Any]) -> None:
-        """Takes the result of `figures` from the process that runs the agent."""
+        """Stores the result of `figures` from the process that runs the agent."""
 
     def stops(self) -> None:
         """Called when the agent begins to stop."""
@@ -66,7 +68,7 @@ class RunnableAgent(Counters, Protocol):
         """Called when the start has failed."""
 
     def halted(self, failure: SabotError) -> None:
-        """Called when the run has failed for another reason than this agent, and cannot go on."""
+        """Called when the run has failed and cannot go on, and the cause is not this agent."""
 
     def released(self) -> None:
         """Called when the run is over."""

@@ -34,7 +34,7 @@ _CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
 
 class RunnableApp(Protocol):
-    """An app, as the runtime needs it."""
+    """An app with the members that the runtime needs."""
 
     id: str
     settings: Settings
@@ -104,13 +104,15 @@ class RunSettings:
     guards: "Sequence[EffectGuard]" = ()
     """The guards that decide on effects of durable agents; the first one decides first."""
     reprocess: set[str] = field(default_factory=set)
-    """The durable agents whose records are read again as new jobs. A checkpoint that contains this empties the set."""
+    """The durable agents whose records are read again as new jobs. The set is emptied once a checkpoint contains this
+    start.
+    """
     drop: frozenset[str] = frozenset()
     """The operators of the restored checkpoint, and OPERATOR.NAME for a part of one, whose state is not taken over."""
     first_record_s: float = math.inf
     """The seconds that a start waits for the first record of a stream without a schema."""
     has_dead_letters: bool = True
-    """False if there is no place for rows that a step cannot process, so that they end the run."""
+    """False if there are no dead letters for rows that a step cannot process: such a row ends the run."""
     stop_asked: Callable[[], bool] = lambda: False
 
     def source_of(self, node: Read) -> Source:
@@ -150,8 +152,8 @@ class StreamsMaker(Protocol):
 
     @property
     def tried_enough(self) -> bool:
-        """True if, after a rescale, no further run is tried with the new number of workers because several could not
-        begin.
+        """True if no run could begin after a rescale, in several attempts, so no further one is tried with the new
+        number of workers.
         """
 
     def take_back(self, why: str) -> bool:

@@ -64,10 +64,10 @@ class StopSignals:
     @classmethod
     @contextlib.contextmanager
     def held(cls, *, for_good: bool = False) -> Iterator["StopSignals"]:
-        """Handles the signals for a program that is one app: the second signal ends the process.
+        """Handles the signals for a program that consists of one app: the second signal ends the process.
 
-        `for_good`: True to keep the handlers until the very end of the process, which a thread of the user's may
-        delay, and to replace handlers that others have set.
+        `for_good`: True to keep the handlers until the process has ended, which a thread of the user's may delay, and
+        to replace handlers that others have set.
         """
         signals = cls(whole_process=True)
         if cls._holder is not None or threading.current_thread() is not threading.main_thread():
@@ -85,8 +85,9 @@ class StopSignals:
     @classmethod
     @contextlib.contextmanager
     def asked(cls, stop: Callable[[], None], within_s: float = math.inf) -> Iterator[None]:
-        """Handles the signals around the run of an app, on its event loop. `stop` may be called at once, and more
-        than once. `within_s`: a process that is the app's ends this long after the first signal, whatever still runs.
+        """Handles the signals around the run of an app, on its event loop, by calling `stop`, perhaps at once and
+        more than once. `within_s`: if the process belongs to the app, it ends this many seconds after the first
+        signal, whatever still runs.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -170,8 +171,8 @@ class StopSignals:
             self._again(number)
 
     def _begin_to_wait(self) -> None:
-        """Makes the process end in time although a function of the user's, or a thread that Python waits for at its
-        end, does not return.
+        """Starts a timer that ends the process even if a function of the user's, or a thread that Python waits for at
+        its end, does not return.
         """
         if (
             self._whole_process
@@ -191,7 +192,7 @@ class StopSignals:
         os._exit(128 + self.first)
 
     def _again(self, number: int) -> None:
-        """Handles the second signal: ends the process at once if it is the app's, and else does what Python does by
+        """Handles the second signal: ends the process at once if it belongs to the app, else does what Python does by
         default.
         """
         before = self._before[number]

@@ -1,5 +1,5 @@
-"""The log behind a source, as a checkpoint knows it: opened at the checkpoint's positions if it is still the same
-log, and committed to for tools that watch it from outside.
+"""The log that a source reads, such as a topic: opens it at a checkpoint's positions if it is still the same log, and
+commits offsets for tools outside of Sabot.
 """
 
 import logging
@@ -16,10 +16,11 @@ _log = logging.getLogger(__name__)
 
 
 def open_log(source: Source, positions: Positions | None, start: Place, facts: Mapping[str, Any] | None) -> str:
-    """Opens the source, and returns the id of its topic, or "" if it has none. `facts`: the result of `facts_of` in
-    the checkpoint, or None.
+    """Opens the source at these positions, or, without positions, at `start`. Returns the id of its topic, or "" if
+    it has none. Blocks. Raises the errors of `Source.open`, and UserError if the topic was created anew since the
+    checkpoint.
 
-    Blocks. Raises the errors of `Source.open`, and UserError if the topic is another one now.
+    `facts`: the result of `facts_of` in the checkpoint, or None.
     """
     topic_id = "" if facts is None else facts.get("topic_id", "")
     found = topic_id_of(source) if positions and topic_id else ""
@@ -35,13 +36,15 @@ def open_log(source: Source, positions: Positions | None, start: Place, facts: M
 
 
 def facts_of(source: Source, topic_id: str) -> dict[str, Any]:
-    """Returns the facts about the log that a checkpoint keeps beside the positions."""
+    """Returns the facts about the source's log that a checkpoint stores beside the positions."""
     bound = bound_of(source)
     return {"log": log_id_of(source), "topic_id": topic_id, "until": None if bound is None else bound.facts()}
 
 
 def commit_offsets(source: Source, positions: Positions) -> None:
-    """Commits positions that a complete checkpoint covers. In the source's thread."""
+    """Commits positions that a complete checkpoint covers. An error that may pass is only logged. Called in the
+    source's thread.
+    """
     if (commit := commit_of(source)) is None:
         return
     try:

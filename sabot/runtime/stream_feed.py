@@ -65,18 +65,20 @@ class StreamFeed:
         self._arm()
 
     def go_on(self) -> None:
-        """Called when the agent has changed, and may have room now."""
+        """Checks again whether the agent has room. Called when the agent has changed."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._read_safely)
 
     def take_all(self) -> None:
-        """Called while the inputs end: rows that the agent does not serve, or will not serve, go into the lanes for the last checkpoint."""
+        """Puts all rows into the lanes for the last checkpoint, even if the agent does not process them any more.
+        Called while the inputs end.
+        """
         self._ending = True
         self.go_on()
 
     def give_up(self) -> None:
-        """Called when the stream has failed: no more rows come, and no checkpoint can be complete."""
+        """Ends the feed without END, because the stream has failed: no checkpoint can be complete any more."""
         self._is_over()
 
     def close(self) -> None:
@@ -104,7 +106,9 @@ class StreamFeed:
         return self._awaited is not None
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Called at the moment of the cut. The future is done when all rows before the stream's barrier are in the lanes, or recorded."""
+        """Notes the cut (the agents' snapshot) of this checkpoint, at its moment. The returned future is done when
+        all rows before the stream's barrier are in the lanes or recorded.
+        """
         arrived, self._arrived = self._arrived, 0
         self._settled = checkpoint_id
         self.recorded = []
@@ -117,7 +121,7 @@ class StreamFeed:
         return come
 
     def take_recorded(self) -> list[Batch]:
-        """Returns the rows between the cut and its barrier, and forgets them."""
+        """Returns the rows that came between the cut and the stream's barrier, and forgets them."""
         recorded, self.recorded = self.recorded, []
         return recorded
 
@@ -183,8 +187,8 @@ class StreamFeed:
         self._hold(False)
 
     def _may_take(self) -> bool:
-        """Returns True if the lanes have room, or rows are taken in any case. If not, the readers are paused until
-        there is room.
+        """Returns True if the lanes have room, or if rows must be taken in any case. Otherwise pauses the readers
+        until there is room.
         """
         operator = self.operator
         serves = operator.failure is None and not operator.stopped

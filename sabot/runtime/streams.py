@@ -29,7 +29,7 @@ class TaskCoordinator(Protocol):
         """Adds a running task."""
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Takes the snapshot of a task that has passed its barrier on."""
+        """Receives the snapshot of a task that has passed its barrier on."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
         """Removes a task that has ended or failed. `final`: its last snapshot, or None."""
@@ -38,11 +38,11 @@ class TaskCoordinator(Protocol):
         """Fails the checkpoint in flight and all later ones, because a task has failed."""
 
     def abandon(self, task: str) -> None:
-        """Removes a task that is gone without an end."""
+        """Removes a task that is gone without a last snapshot."""
 
 
 class AgentCoordinator(TaskCoordinator, Protocol):
-    """A TaskCoordinator for the task of agents, which also uses the checkpoints that are retained."""
+    """A TaskCoordinator for the task of agents, which is also informed when old checkpoints are removed."""
 
     storage: CheckpointStorage | None
     on_retained: list[Callable[[int], None]]

@@ -49,12 +49,12 @@ _WAIT_SECONDS = 0.05
 
 
 class Output:
-    """An output of a chain: one channel for each subtask of the next stage. `keys`: the columns by which a row's
-    subtask is chosen; without keys all rows go to the first.
+    """An output of a chain: one channel for each subtask of the next stage.
 
-    `everywhere`: every subtask gets all rows. `in_turn`: batches go to the subtasks one after the other. `last`: the
-    rows leave the stream, so their origin is not needed any more. `tells`: COMPLETE passes through this output.
-    `timeless`: event time does not.
+    `keys`: the columns by which the subtask of a row is chosen; without keys all rows go to the first subtask.
+    `everywhere`: True to send all rows to every subtask. `in_turn`: True to send batches to the subtasks in turn.
+    `last`: True if the rows leave the stream, so their origin is not needed any more. `tells`: True if COMPLETE
+    passes through this output. `timeless`: True if watermarks do not.
     """
 
     def __init__(
@@ -114,7 +114,9 @@ class Output:
                 self.send(channel, part)
 
     def mark(self, element: Any) -> None:
-        """Sends a mark to all channels. Marks are taken at once, except COMPLETE, which waits for room as rows do."""
+        """Sends a mark to all channels. A full channel accepts marks too, except COMPLETE, which waits for room like
+        rows.
+        """
         if element is COMPLETE:
             for channel in self.channels if self._tells else []:
                 self.send(channel, element)
@@ -138,7 +140,9 @@ class Output:
                 raise ChannelClosed(channel.name)
 
     def offer(self) -> bool:
-        """Offers the elements again that channels refused. Returns True if there is room for more."""
+        """Offers elements again that full channels have refused. Returns True if all were accepted, so there is room
+        for more.
+        """
         while self._refused:
             channel, element = self._refused[0]
             if not channel.put_nowait(element):
@@ -148,7 +152,9 @@ class Output:
 
 
 class Link:
-    """An operator in its chain, and the receivers of its rows: `targets` take the main output, `branches` the others."""
+    """An operator in its chain, with the receivers of its rows: `targets` of the main output, `branches` of the
+    others.
+    """
 
     def __init__(
         self,
@@ -204,7 +210,9 @@ def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], 
 
 
 class Chain:
-    """The operators of one subtask and its outputs: those behind operators, and those beside them (dead letters)."""
+    """The operators of one subtask and its outputs: those that operators feed, and those without an operator (dead
+    letters).
+    """
 
     def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
         self.roots = list(roots)
@@ -255,8 +263,8 @@ class Chain:
             target.mark(element)
 
     def finishing(self) -> Iterator[None]:
-        """Ends the operators at the end of the input, from the first to the last. Yields wherever rows in flight must
-        come out first.
+        """Ends the operators at the end of the input, from the first to the last. Yields each time that rows in
+        flight must be emitted before it can continue.
         """
         for root in self.roots:
             if isinstance(root, Link):
@@ -283,17 +291,17 @@ class Cuts(Protocol):
     """
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Takes the task's snapshot at this barrier."""
+        """Receives the task's snapshot at this barrier."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """Takes the task's last snapshot, at its end."""
+        """Receives the task's last snapshot, at its end."""
 
 
 class StreamTask:
     """One subtask of a stage. The app's thread builds and opens it; from `start` on only its own thread uses it.
 
-    A thread that may not wait (`step(0)`) keeps the output that a full channel refuses, and takes no element before
-    that output has gone.
+    If the thread may not wait (`step(0)`), the task stores output that a full channel refuses, and processes no
+    further element before that output is accepted.
     """
 
     def __init__(self, name: str, coordinator: Cuts, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -335,7 +343,8 @@ class StreamTask:
     def restore(self, states: Mapping[str, list[Saved]], forgets: Mapping[str, frozenset[str]]) -> None:
         """Restores the operators. Called before `start`.
 
-        `states`: the states of a checkpoint, by operator id. `forgets`: the names that an operator does not take over, by operator id.
+        `states`: the states of a checkpoint, by operator id. `forgets`: the names whose state an operator does not
+        restore, by operator id.
         """
         for operator in self.chain.stateful:
             id = operator.step.id
@@ -346,11 +355,11 @@ class StreamTask:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def step(self, wait_seconds: float) -> bool | None:
-        """Takes an element (`threads.Turn`)."""
+        """Processes one element: the turn of a thread (`threads.Turn`, which also defines the result)."""
         try:
             took = self._turn(wait_seconds)
         except ChannelClosed:
-            _log.debug("task %s: a task behind it is gone", self.name)
+            _log.debug("task %s: the reader of one of its output channels has closed", self.name)
             took = False
         except BaseException as error:
             self.error = error if isinstance(error, SabotError) else _internal(self.name, error)
@@ -381,9 +390,9 @@ class StreamTask:
         """Emits results that operators have ready. Returns True if the task may take rows: not while operators have
         no room, nor after END.
 
-        Rows before a barrier that is on its way are taken in any case, because it must not wait for calls. These are
-        the rows in the channels. The readers pause until there is room again, so that one checkpoint after the other
-        does not take in more and more rows.
+        While a barrier is on its way, the rows in the channels before it are taken in any case, because a barrier
+        must not wait for calls. The readers then pause until there is room again; otherwise each checkpoint would
+        take in more rows.
         """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
@@ -407,7 +416,7 @@ class StreamTask:
                 reader.resume_for(self.name)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
-        """Takes no rows, but barriers: those of the task's own source, and, behind a gate that has ended, those that
+        """Takes barriers but no rows: barriers of the task's own source, or, behind a gate that has ended, those that
         are requested.
         """
         if self.ended:
@@ -428,7 +437,7 @@ class StreamTask:
             self.wake()
 
     def expect_no_more(self, checkpoint_id: int) -> None:
-        """Notes that the barrier has come, or was given up."""
+        """Notes that the barrier of this checkpoint has come, or that the checkpoint was aborted."""
         if checkpoint_id >= self._expected:
             self._expected = 0
 
@@ -469,7 +478,7 @@ class StreamTask:
             chain.mark_time(element)
 
     def _finish(self) -> None:
-        """Goes on with the end of the input as far as rows in flight allow."""
+        """Continues with the end of the input, as far as rows in flight allow."""
         assert self._finishing is not None
         if next(self._finishing, self) is not self or self.stopping:
             return  # it was abandoned at a stop, and the app has gone on without it
@@ -507,8 +516,8 @@ class StreamTask:
         return TaskSnapshot(meta, {}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
-        """Returns the state that is kept when all tasks have ended for good, or None if the task's source was not
-        read to its end.
+        """Returns the smaller snapshot that is kept once all tasks have ended for good, or None if the task's source
+        was not read to its end.
         """
         meta = final.meta
         if not read_to_end(meta):

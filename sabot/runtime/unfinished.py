@@ -1,4 +1,4 @@
-"""Rows that agents have taken but not finished, and positions, in the form that a checkpoint keeps."""
+"""Rows that agents have taken but not finished, and positions, in the form in which a checkpoint stores them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from sabot.runtime.writing import OperatorPort
 
 
 def keep_unfinished(snapshot: TaskSnapshot, agent_id: str, batches: Iterable[Batch]) -> None:
-    """Adds rows that a restore must repeat to the snapshot, behind those that it has of this agent already."""
+    """Adds rows that a restore must repeat to the snapshot, after those of this agent that it already has."""
     kept = snapshot.meta["agents"][agent_id]["unfinished"]
     for batch in batches:
         kept.append({"file": f"{agent_id}.{len(kept)}.arrow", "topic": batch.topic})
@@ -40,10 +40,13 @@ def lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
 def finished_up_to(
     reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
 ) -> int | None:
-    """Returns the offset of a partition up to which it may be committed: that of the first row that is unfinished in
-    its reader, or in an agent to which the reader passes rows, because such rows keep the position of the row from
-    which they came. Returns None if a position was lost on the way (behind a batch agent); the offset of the consumer
-    group then stays.
+    """Returns the offset up to which a partition may be committed, or None if a position was lost on the way (behind
+    a batch agent); the offset of the consumer group then stays.
+
+    It is the offset of the first row that is unfinished in its reader, or in an agent to which the reader passes
+    rows: rows that are passed on keep the position of the row from which they came. `taken`: the offset up to which
+    the reader has taken rows. `first_open`: the first unfinished offset by agent, input (a topic or an agent) and
+    partition; partition -1 says that a position was lost.
     """
     lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
     agent, port = reader, reader.port

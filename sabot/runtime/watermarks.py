@@ -1,4 +1,4 @@
-"""Event time of a source: its watermark over all partitions, and the part of it that each reader has emitted."""
+"""Event time of a source: its watermark over all partitions, and the watermark that each reader has emitted."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -67,13 +67,17 @@ class Watermarks:
                     self._seen_ms[partition] = now_ms
 
     def busy(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """Marks partitions whose reader cannot poll before its batch is processed: they do not become idle meanwhile, nor active."""
+        """Marks partitions as busy: their reader cannot poll them before its batch is processed, so they do not
+        become idle meanwhile.
+        """
         with self._lock:
             for partition in partitions:
                 self._busy.setdefault(partition, now_ms)
 
     def back(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """Ends `busy`: the reader polls these partitions again. A short absence counts as silence, as the poll before it found nothing."""
+        """Ends `busy`, because the reader polls these partitions again. A short time of `busy` counts as time without
+        rows, because the poll before it found none.
+        """
         with self._lock:
             for partition in self._busy.keys() & set(partitions):
                 away_ms = now_ms - self._busy.pop(partition)
@@ -87,8 +91,8 @@ class Watermarks:
             self._unread.update(found)
 
     def least(self, now_ms: int, *, unread: bool) -> int | None:
-        """Returns the greatest event time of the partition that is furthest behind, of those that are not idle, or
-        None. `unread`: True to count only partitions with rows to read.
+        """Returns the least of the greatest event times of the partitions that are not idle, or None if all are.
+        `unread`: True to use only partitions with rows to read.
         """
         with self._lock:
             return min(
@@ -103,8 +107,8 @@ class Watermarks:
     def beyond(
         self, partitions: Iterable[tuple[str, int]], limit_ms: int, *, unread: bool
     ) -> tuple[frozenset[tuple[str, int]], bool]:
-        """Returns those of these partitions that have been read past `limit_ms`, and True if there are others.
-        `unread`: True to count only partitions with rows to read.
+        """Returns those of these partitions that have been read past `limit_ms`, and True if there are others that
+        may be read. `unread`: True to consider among the others only partitions with rows to read.
         """
         with self._lock:
             known = [place for place in partitions if place in self._greatest]
@@ -135,7 +139,7 @@ class Watermarks:
             return self._idle, self._watermark_ms
 
     def _pass(self, partitions: list[tuple[str, int]]) -> None:
-        """Advances the watermark to that of the partition that is furthest behind among these."""
+        """Raises the watermark to the least watermark of these partitions."""
         least = min((self._greatest[partition] for partition in partitions), default=START_OF_TIME)
         if least > START_OF_TIME:
             self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)

@@ -57,7 +57,7 @@ def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa
 
 
 class OperatorPort:
-    """Another agent as the receiver: `put` is a plain call into its lanes."""
+    """A port into another agent: `put` adds the batch to that agent's lanes, by a plain call."""
 
     def __init__(self, operator: "AgentOperator") -> None:
         self.operator = operator
@@ -74,7 +74,7 @@ class OperatorPort:
 
     @property
     def full(self) -> bool:
-        """True if its lanes hold as much as they may."""
+        """True if its lanes have reached their limit."""
         return self.operator.full
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -82,7 +82,9 @@ class OperatorPort:
         return batch
 
     def put(self, batch: Batch) -> None:
-        """Puts the batch into its lanes. The lanes of an agent that has failed keep it for the checkpoint."""
+        """Puts the batch into the agent's lanes. If the agent has failed, the batch stays in the lanes for the
+        checkpoint.
+        """
         self.operator.put(batch)
 
     async def writable(self) -> None:
@@ -141,12 +143,14 @@ class SinkPort:
         return batch
 
     def put(self, batch: Batch) -> None:
-        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so a restart makes the batch again."""
+        """Accepts the batch, after the earlier ones. A broken sink drops it: no checkpoint can complete any more, so
+        a restart makes the batch again.
+        """
         self.rows += batch.num_rows
         self._put(batch)
 
     async def writable(self) -> None:
-        """Returns when the sink has room again, or does not read any more."""
+        """Returns when the sink has room again, or when it has stopped to read."""
         while self._backlog:
             waiter = self._loop.create_future()
             self._room.append(waiter)
@@ -204,9 +208,9 @@ class SinkPort:
         return False
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Makes everything put before this call part of the checkpoint. The returned future is done when the agent
-        task need not wait for this sink. Its result is `sealed` of the sink, or empty if the sink's own task
-        acknowledges the barrier.
+        """Makes the rows put before this call part of the checkpoint. The returned future is done when the agent task
+        may acknowledge. Its result is the last part of each track (`sealed` of the sink), or empty if a stream's task
+        acknowledges the barrier for this sink.
         """
         self._put(Barrier(checkpoint_id))
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
@@ -214,7 +218,7 @@ class SinkPort:
         return flushed
 
     def over(self, *, finished: bool) -> None:
-        """Called when agents put no more rows. `finished`: True if every input has ended for good."""
+        """Notes that agents put no more rows. `finished`: True if every input has ended for good."""
         self._put(END)
 
     async def stop(self) -> None:
@@ -234,7 +238,9 @@ class SinkPort:
 
     @property
     def rows_out(self) -> int:
-        """Returns how many rows are written, or, if streams write the sink too, are on their way."""
+        """Returns how many rows were written in this run. If streams write the sink too, rows on their way to it are
+        included.
+        """
         return self.rows
 
     @property
@@ -277,7 +283,9 @@ class StreamPort(SinkPort):
         try:
             return batch.select(self._columns.names).cast(self._columns)
         except (pa.ArrowException, ValueError) as error:
-            raise UserError(f"{self.name}: {error}", hint="its schema= says the types of the columns") from error
+            raise UserError(
+                f"{self.name}: {error}", hint="emit values of the types in the stream's schema=, or correct schema="
+            ) from error
 
     def over(self, *, finished: bool) -> None:
         """Does nothing, because `end` ends the stream."""
@@ -312,7 +320,7 @@ class SeveralSinks:
         self._ports[0].put(batch)
 
     async def writable(self) -> None:
-        """Returns when all ports have room again, or are not read any more."""
+        """Returns when each port has room again, or its sink has stopped to read."""
         for port in self._ports:
             await port.writable()
 
@@ -363,7 +371,9 @@ class AgentSink(SinkPort):
         return flushed
 
     def over(self, *, finished: bool) -> None:
-        """Completes results only if their input is complete. After a stop, the next run continues them."""
+        """Lets the sink complete its result, if the input is complete (`finished`). After a stop it does nothing: the
+        next run continues the result.
+        """
         if finished:
             self._put(END)
 
@@ -375,7 +385,7 @@ class AgentSink(SinkPort):
             seconds = _STOP_SECONDS if flushed else 0.1
         self._left = await run_in_thread(close_tasks, [self.task], seconds)
         if self._left:
-            _log.error("%d rows for it are not written", self.waiting_rows)
+            _log.error("the thread of sink %s did not end: %d rows are not written", self.name, self.waiting_rows)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:

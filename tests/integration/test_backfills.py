@@ -192,7 +192,7 @@ async def test_a_source_that_is_read_by_hand_ends_at_its_bound(place: Place) -> 
 
 async def test_a_topic_without_records_up_to_the_bound_has_no_columns_to_infer(place: Place, name: str) -> None:
     app = App(name, broker=place.url)
-    with pytest.raises(UserError, match=r"no record up to until=.*columns are not known"):
+    with pytest.raises(UserError, match=r"no record before until=.*columns are inferred"):
         app.stream(place.topic(), until="now").collect()
     assert app.stream(place.topic(), schema={"n": "int64"}, until="now").collect().num_rows == 0
 

@@ -386,7 +386,7 @@ async def test_state_without_its_journal_and_a_journal_without_its_state_are_ref
         await until(lambda: broker.records("answers"))
     shutil.copytree(tmp_path / "state", tmp_path / "copy")
     shutil.rmtree(tmp_path / "state")
-    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints knows of them"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints contains them"):
         await app().start()
     fresh = app()
     fresh.configure(fresh=True)

@@ -637,7 +637,7 @@ async def test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_t
     await until(lambda: processed(app, "count") == hangs)
     await until(lambda: checkpoints_of(app)["failed"] >= 2)
     said = checkpoints_of(app)["last_error"]
-    assert f"agent {name}.count at {topic}[0]@{hangs} has been in one call for" in said
+    assert f"agent {name}.count at {topic}[0]@{hangs}: one call has been running for" in said
     assert "timeout=" in said
     assert state_of(app, "count") == "running"
     assert not run.done()
@@ -663,10 +663,10 @@ async def test_ctrl_c_ends_sabot_run_on_kafka_while_a_call_hangs(real, name, tmp
     log = tmp_path / "log"
     words = ["hangs:app", "--broker", real.url, "--state", str(tmp_path / "state"), "--checkpoint-interval", "0.1"]
     with running(log, *words, folder=tmp_path) as process:
-        await until(lambda: "has been in one call for" in lines_of(log), patience=30)
+        await until(lambda: "one call has been running for" in lines_of(log), patience=30)
         process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(process.wait, 60) == 0, lines_of(log)
-    assert f"agent {name}.count at {topic}[0]@3 has been in one call for" in lines_of(log)
+    assert f"agent {name}.count at {topic}[0]@3: one call has been running for" in lines_of(log)
     assert [record.value["n"] for record in real.read(f"{topic}-out")] == [0, 1, 2]
     assert real.committed(f"{name}.count-group", topic) == {0: 3}
     assert unfinished(newest(tmp_path / "state" / "checkpoints")) == [(0, 3), (0, 4), (0, 5)]

@@ -118,7 +118,7 @@ async def test_one_stream_reads_an_agent() -> None:
     give = passing(app, source())
     for _ in range(2):
         app.stream(give, schema=COLUMNS).to(ListSink())
-    with pytest.raises(UserError, match=r"two streams read agent one\.give .*make one, and use it twice"):
+    with pytest.raises(UserError, match=r"two streams read agent one\.give .*make one stream, and use it twice"):
         await bounded(app.start())
 
 

@@ -1197,7 +1197,7 @@ async def test_what_cannot_be_run_again_is_refused_by_name(shop: Shop) -> None:
         ("handle", "leave --reprocess out"),
         ("plain", "there are: shop.handle"),
         ("nobody", "no durable agent"),
-        ("below", "its rows come from shop.above"),
+        ("below", "but rows of shop.above"),
     ):
         with pytest.raises(UserError) as refused:
             await app(name).start()
@@ -1298,7 +1298,7 @@ async def test_rows_that_nothing_tells_apart_are_refused_and_job_id_is_the_fix(s
 
     app = App("shop", shop.url, state=str(shop.directory))
     app.agent(files(str(tmp_path / "rows.csv")), name="csv", durable=True)(shop.handle)
-    with pytest.raises(UserError, match=r"nothing of .*rows\.csv.* says which record is which"):
+    with pytest.raises(UserError, match=r"records of .*rows\.csv.* have no identity that lasts"):
         await app.start()
 
 
@@ -1308,7 +1308,7 @@ async def test_state_that_is_gone_while_the_journal_stays_is_refused_and_the_oth
         shop.ticket("ann", 1)
         await until(lambda: shop.answers())
     (shop.directory / "checkpoints").rename(shop.directory / "away")
-    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints knows of them"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*/checkpoints contains them"):
         await shop.app(shop.handle).start()
     shutil.rmtree(shop.directory / "checkpoints")
     (shop.directory / "away").rename(shop.directory / "checkpoints")
@@ -1358,7 +1358,7 @@ async def test_open_jobs_of_an_agent_that_is_gone_refuse_the_start_by_name(shop:
         await until(lambda: jobs(app)["parked"] == 1)
     other = App("shop", shop.url, state=str(shop.directory), clock=shop.clock)
     other.agent("tickets", name="handler")(shop.handle)
-    with pytest.raises(UserError, match=r"no durable agents of this program: shop\.handle \(1\)"):
+    with pytest.raises(UserError, match=r"not durable agents of this program: shop\.handle \(1\)"):
         await other.start()
     async with started(app := shop.app(shop.sleepy)):
         shop.clock.advance(3600)

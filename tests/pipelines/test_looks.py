@@ -53,7 +53,7 @@ def test_of_changes_what_exists_after_the_seconds_shows(memory_url: str) -> None
     found = patient(lambda s: totals.collect(seconds=s), 2)
     assert sorted(found.to_pylist(), key=str) == [{"odd": 0, "n": 5}, {"odd": 1, "n": 5}]
     assert patient(lambda s: totals.collect(limit=1, seconds=s), 1).num_rows == 1
-    with pytest.raises(UserError, match=r"has no end.*these are changes.*seconds=5"):
+    with pytest.raises(UserError, match=r"has no end.*the rows are changes.*seconds=5"):
         totals.collect(limit=1)
 
 

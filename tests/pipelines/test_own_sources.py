@@ -94,6 +94,6 @@ def test_a_stream_may_say_the_columns_that_its_source_has_and_no_others():
 
 
 def test_a_source_that_gives_columns_and_says_no_schema_is_told_what_to_say():
-    with pytest.raises(UserError, match=r"its source gives columns \(n, half\), and has no schema") as refused:
+    with pytest.raises(UserError, match=r"its source returns columns \(n, half\), but declares no schema") as refused:
         App("own").stream(Unsaid(4)).collect()
     assert "schema = pa.schema(" in refused.value.hint

@@ -143,7 +143,7 @@ def test_rows_that_are_no_records_have_no_fields(memory_url: str, tmp_path: Path
     (tmp_path / "rows.ndjson").write_text('{"n": 1}\n')
     with pytest.raises(UserError, match=r"rows\.ndjson has rows"):
         app.stream(files(tmp_path / "rows.ndjson"), fields=["offset"])
-    with pytest.raises(UserError, match=r"its source gives columns \(leave fields= out"):
+    with pytest.raises(UserError, match=r"its source returns columns \(leave fields= out"):
         app.stream(Columns(), schema=SCHEMA, fields=["offset"]).collect()
 
     @app.agent("in")

@@ -147,7 +147,7 @@ async def test_a_restart_whose_checkpoint_is_gone_does_not_begin_from_nothing(
         if how == "empty":
             (tmp_path / "checkpoints").mkdir()
         publish(app, "in", dicts([2]))
-        with pytest.raises(UserError, match=r"cannot go back to checkpoint 1, .*has it no more.*unmounted"):
+        with pytest.raises(UserError, match=r"cannot restart from its checkpoint 1, .*no longer in.*unmounted"):
             await bounded(run.over)
     assert (tmp_path / "checkpoints").exists() == (how == "empty"), "nothing is made in its place"
     (tmp_path / "checkpoints").exists() and shutil.rmtree(tmp_path / "checkpoints")
@@ -227,7 +227,7 @@ async def test_rows_whose_offsets_a_source_does_not_say_are_refused(by: str, tmp
         async def same(batch: pa.RecordBatch, ctx: object) -> pa.RecordBatch:
             return batch
 
-    with pytest.raises((UserError, AgentFailed), match="source flaky: it gave 10 rows without the offsets"):
+    with pytest.raises((UserError, AgentFailed), match="source flaky: read_batch returned 10 rows without the offsets"):
         await bounded(app.run())
     assert not sink.rows
 

@@ -116,7 +116,7 @@ def test_two_sinks_of_one_file_are_refused(path, tmp_path):
     rows = app.stream(files(path))
     rows.to(CsvSink(tmp_path / "one.csv"))
     rows.to(CsvSink(tmp_path / "one.csv"))
-    with pytest.raises(UserError, match=r"two sinks write .*one\.csv"):
+    with pytest.raises(UserError, match=r"two sinks write the same file, .*one\.csv"):
         app.main()
 
 

@@ -286,7 +286,7 @@ async def test_rows_behind_a_failed_agent_are_kept(
     await app.start()
     await until(lambda: app.agent_runtime.get_stats()["one.take"]["state"] == "failed")
     assert "poison" in app.statistics()["failure"]
-    assert "its streams stand still without agent one.take" in caplog.text
+    assert "its streams wait for agent one.take" in caplog.text
     await bounded(app.stop(drain=drain))
     assert "poison" in app.statistics()["failure"]
     await bounded(build(-1).run())

@@ -142,8 +142,8 @@ async def test_barriers_pass_and_progress_is_told_while_a_table_is_awaited(
             assert (input_of(app, "orders")["waits_for"], input_of(app, "names")["backlog"]) == ([], 0)
             assert await app.agent_runtime.trigger_checkpoint() > 0
     assert sorted(row["name"] for row in out.rows) == sorted(f"n{n * 7 % 30}" for n in range(20))
-    assert "names is read first: 30 records are left; orders waits" in caplog.text
-    assert "names has been read as it was at the start" in caplog.text
+    assert "names is read first: 30 records are left; until then orders is paused" in caplog.text
+    assert "names has been read up to its end at the start" in caplog.text
 
 
 async def test_a_table_that_grows_for_ever_is_awaited_as_it_was_at_the_start(memory_url: str) -> None:

@@ -41,4 +41,4 @@ async def test_sources_of_two_workers_are_read_at_about_the_same_event_time(kafk
     )
     assert done.returncode == 0, done.stderr
     assert sorted(row["k"] for row in read_lines(tmp_path / "pairs.ndjson")) == list(range(ROWS // 4))
-    assert "others are more than max_drift= behind it in event time" in done.stderr
+    assert "other partitions are more than max_drift= behind it in event time" in done.stderr

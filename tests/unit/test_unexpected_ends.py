@@ -367,5 +367,5 @@ def test_an_app_whose_event_loop_has_ended_says_so(tmp_path: Path) -> None:
 
     asyncio.run(app.start())
     for call in (lambda: app.send("t", 1), app.stop, app.start):
-        with pytest.raises(UserError, match=r"event loop that app loops was started on has ended.*one asyncio\.run"):
+        with pytest.raises(UserError, match=r"event loop in which app loops was started has ended.*one asyncio\.run"):
             asyncio.run(call())

@@ -98,7 +98,7 @@ def test_agents_stand_among_streams_and_what_a_start_refuses_the_plan_does_too(s
     assert done.exit_code == 1
     assert "agents and streams write into each other in a ring: shop.seen -> shop.seen" in done.stderr
     done = sabot_says("plan", program(shop, LINKED), "--against", "state")
-    assert "this one reads rows (read-1), shop.seen (read-2)" in done.stderr
+    assert "this program reads rows (read-1), shop.seen (read-2)" in done.stderr
 
 
 def test_the_same_program_keeps_all_and_a_stateless_step_changes_nothing(shop: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_app_is_refused(shop: Path) -> None:
     path = shop / f"{name}.py"
     path.write_text(path.read_text().replace('App("shop"', 'App("till"'))
     done = sabot_says("plan", f"{name}:app", "--against", "state")
-    assert (done.exit_code, "this checkpoint is of app 'shop', not 'till'" in done.stderr) == (1, True)
+    assert (done.exit_code, "this checkpoint was made by app 'shop', not 'till'" in done.stderr) == (1, True)
 
 
 def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
@@ -190,7 +190,10 @@ def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
     path = shop / f"{name}.py"
     path.write_text(path.read_text().replace('app.stream("rows"', 'app.stream("lines"'))
     done = sabot_says("plan", f"{name}:app", "--against", "state")
-    assert (done.exit_code, "a program that reads rows (read-1), this one reads lines (read-1)" in done.stderr) == (
+    assert (
+        done.exit_code,
+        "a program that reads rows (read-1), but this program reads lines (read-1)" in done.stderr,
+    ) == (
         1,
         True,
     )
@@ -230,17 +233,17 @@ LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.t
         (
             {"n": 1},
             'rows.select("amount").to("made")\napp.stream("made").to("out")\n',
-            "stream made: its columns cannot be inferred before the step of this app that writes it",
+            "stream made: its columns cannot be inferred, because this app itself writes it later",
         ),
         (
             {"n": 1},
             '@app.agent("rows", sink="made")\nasync def makes(ctx): ...\napp.stream("made").to("out")\n',
-            "stream made: its columns cannot be inferred before the step of this app that writes it",
+            "stream made: its columns cannot be inferred, because this app itself writes it later",
         ),
         (
             {"n": 1},
             'for _ in range(2): rows.to(NdjsonSink("same.ndjson"))\n',
-            "two sinks write same.ndjson",
+            "two sinks write the same file, same.ndjson",
         ),
         (
             {"n": 1},

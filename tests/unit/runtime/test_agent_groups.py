@@ -56,7 +56,7 @@ def test_each_task_of_an_agent_reads_its_share_of_the_partitions():
     assert [first.share_of(Partitions(4)), second.share_of(Partitions(4))] == ["reader 0", "reader 1"]
     whole = Partitions(1)
     assert groups_of(app_with(process=True))[1].share_of(whole) is whole
-    with pytest.raises(UserError, match="process=2, and orders can be read by 1 at a time"):
+    with pytest.raises(UserError, match="has process=2, but orders allows only 1 readers"):
         second.share_of(Partitions(1))
 
 
@@ -84,12 +84,12 @@ def test_rows_do_not_come_to_it_through_the_memory_of_a_process():
     @app.agent("orders", sink=own)
     async def before(ctx): ...
 
-    with pytest.raises(UserError, match=r"agent shop.own has process=, and agent shop.before gives it rows"):
+    with pytest.raises(UserError, match=r"agent shop.own has process=, and agent shop.before writes into it"):
         groups_of(app)
     app = App("shop")
     own = app.agent(process=True, name="own")(own)
     app.stream("orders", schema={"n": "int64"}).to(own)
-    with pytest.raises(UserError, match="a stream gives it rows"):
+    with pytest.raises(UserError, match="a stream writes into it"):
         groups_of(app)
     app = App("shop")
     own = app.agent("orders", process=True, name="own")(own)

@@ -128,7 +128,7 @@ async def test_a_registry_that_goes_away_holds_rows_back_and_nothing_else(
         await until(lambda: len(records(app, "out")) == 4, "rows of a schema that is known")
         publish(app, "orders", new)
         await until(
-            lambda: server.asked.count(server.asked[-1]) >= 2 and "reading stands still" in caplog.text, "some tries"
+            lambda: server.asked.count(server.asked[-1]) >= 2 and "reading is paused" in caplog.text, "some tries"
         )
         await checkpoint(app)
         image = crash_image(tmp_path / "checkpoints", tmp_path / "image")

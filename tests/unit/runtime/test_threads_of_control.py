@@ -206,13 +206,13 @@ def test_small_parts_of_a_shuffle_are_slices_of_one_copy_and_large_ones_selectio
 def test_a_column_that_holds_no_time_is_refused_with_its_stream_and_name():
     reader = source_input([pa.record_batch({"n": ["noon"]})], timed=True)
     with pytest.raises(
-        UserError, match="stream script: the column of event time, 'n', comes as string, which is no time"
+        UserError, match="stream script: the column of event time, 'n', has type string, which is not a time"
     ):
         elements(reader.next)
 
 
 def test_rows_without_time_are_refused_with_the_stream_and_its_columns():
     reader = source_input([ROWS], timed=True, time=None)
-    with pytest.raises(UserError, match="stream script: its rows have no timestamps of their own") as failure:
+    with pytest.raises(UserError, match="stream script: a step needs event time") as failure:
         elements(reader.next)
-    assert failure.value.hint == 'app.stream(…, time="ts") names the column that has it'
+    assert failure.value.hint == 'app.stream(…, time="ts") names the column with the event time'
