@@ -407,7 +407,7 @@ class AppRunner:
 
     async def run_alone(self, node: Node, sink: TableSink, seconds: float | None) -> None:
         """Runs only the steps up to this one, without agents or checkpoints, with state in memory. Returns at the end
-        of the input, when the sink is full, or after `seconds` (None: no limit).
+        of the input, when the sink is full, or after `seconds`, if given.
 
         After `seconds`, tables that wait for their end emit the rows that they have; an open window emits nothing.
         """

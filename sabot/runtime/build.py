@@ -104,7 +104,7 @@ class Build:
 
     def open(self, restored: Manifest | None) -> None:
         """Determines the columns of the sources, opens everything, and restores positions and state from the
-        checkpoint (None: no checkpoint). Blocks. If it raises, the caller closes the parts that are open.
+        checkpoint, if there is one. Blocks. If it raises, the caller closes the parts that are open.
         """
         self._take_sources()
         self.plan = plan_of(

@@ -14,7 +14,7 @@ from sabot.runtime.host import run_here
 
 def collect_rows(runner: AppRunner, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
     """Runs the program up to a step, and returns the rows of this step: at most `limit`, and those that come within
-    `seconds` (None: no limit). Raises UserError for an input without end if neither limit would end it. Blocks.
+    `seconds`, if these are given. Raises UserError for an input without end if neither limit would end it. Blocks.
     """
     endless = endless_read(node)
     waits = limit is None or any(isinstance(each, Materialize) for each in walk([node]))

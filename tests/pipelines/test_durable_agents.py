@@ -1242,7 +1242,7 @@ async def test_a_durable_agent_without_a_place_for_its_journal_is_refused(shop: 
         ({}, "App(..., state=DIRECTORY)"),
         ({"state": "memory"}, "App(..., state=DIRECTORY)"),
         ({"journal": str(shop.directory)}, "no checkpoints"),
-        ({"state": str(shop.directory), "checkpoint_dir": elsewhere}, "another machine"),
+        ({"state": str(shop.directory), "checkpoint_dir": elsewhere}, "object store"),
         ({"state": str(shop.directory), "journal": "ftp://somewhere"}, "no journal has such an address"),
     ):
         app = App("shop", shop.url, **settings)
