@@ -408,6 +408,15 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; empty for other brokers
             metrics       scrapes, port
 
+        A task in `streams` also has the following (a source of an agent: `time` and the state):
+
+            time          seconds by state: busy, contended, backpressured, waiting, aligning and idle, as docs/metrics.md explains them
+            state         the present state, and `state_seconds`, for how long; "" before the start and after the end
+            operators     by id: rows_in, rows_out, the seconds of work without waits, and the figures of the operator
+            edges         the ways of rows into the chain, from operator to operator, and out: from, branch, to, right, rows, batches;
+                          of one out of the task also seconds, and of its channels waiting (rows), capacity_rows, fill (0 to 1), full_total
+            input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1)
+
         A channel has: rows, bytes and elements in it, capacity_rows, capacity_bytes, rows_total, batches_total,
         full_total. The figures of an agent are saved in checkpoints and go on from the restored values; rows of
         sources and sinks are counted from the start of the app.

@@ -1,7 +1,10 @@
 """The only reader of time. All other code takes a Clock, so that tests can move time by hand."""
 
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from sabot.config import Duration, parse_seconds
@@ -106,3 +109,16 @@ def boot_seconds() -> float:
 
 
 _LASTING = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+thread_cpu_seconds = time.thread_time
+"""Returns the CPU seconds of the calling thread."""
+
+
+def thread_cpu_clock() -> Callable[[], float] | None:
+    """Returns a function that returns the CPU seconds of the thread that called this one. Any thread may call the
+    function; it raises OSError when that thread has ended. Returns None if the system has no such clock.
+    """
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return None
+    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))

@@ -84,6 +84,7 @@ class _Whole(Output):
 
     def put(self, batch: Batch) -> None:
         self.rows_out += batch.num_rows
+        self.batches_out += 1
         self.send(self.channels[0], batch)
 
 
@@ -159,6 +160,7 @@ class AgentSource:
             "lag": self.input.lag(),
             "registry": self.input.outage.why,
             "channel": self.channel.statistics(),
+            **self.task.time_figures(),
         }
 
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------

@@ -202,7 +202,7 @@ class Build:
         """
         for built in self.stages.values():
             for task in built.tasks.values():
-                if task.chain.pollers and task.input.brings_barriers:
+                if task.chain.polled and task.input.brings_barriers:
                     yield built.stage.id, task
 
     def _let_agents_in(self) -> None:

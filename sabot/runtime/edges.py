@@ -120,6 +120,8 @@ class Edges:
             channels,
             edge.keys or (),
             task,
+            target=edge.target.id,
+            right=edge.right,
             everywhere=edge.everywhere,
             in_turn=edge.straight,
             last=built.stage.sink is not None or built.stage.agent is not None,

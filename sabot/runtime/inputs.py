@@ -5,7 +5,7 @@ COMPLETE (all rows that the sources had at the start have been read).
 """
 
 from collections import deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Protocol
 
 from sabot._cython.arrow.batch import Batch
@@ -14,6 +14,7 @@ from sabot._cython.flow.channel import Channel, Gate, Watermark
 from sabot.clock import SYSTEM_CLOCK
 from sabot.operators.base import COMPLETE
 from sabot.operators.rows.origin import joined_origin
+from sabot.runtime.task_times import TaskState, TaskTimes
 
 SMALL_ROWS = 4_096  # the sender copies smaller batches, and they may wait for others
 _GATHER_SECONDS = 0.02  # the longest wait of a small batch for others
@@ -31,6 +32,7 @@ class Input(Protocol):
     brings_barriers: bool  # True if barriers come from upstream, behind rows
     # The longest wait of `next` while calls are in flight, kept short for waits that `wake` cannot interrupt.
     flight_seconds: float
+    times: TaskTimes  # of the task, which sets it before the first call of `next`; waits change its state
 
     def next(self, wait_seconds: float) -> Any:
         """Returns the next element, or None if none comes within `wait_seconds`."""
@@ -80,6 +82,8 @@ class GateInput:
         gathers: bool = False,
     ) -> None:
         self.gate = Gate(channels)
+        self._channels = list(channels)
+        self.times = TaskTimes()
         self._gathers = gathers
         self._given_at: float | None = None  # the time of the last batch, or None once it is processed
         self._took = 0.0  # the seconds that it took
@@ -99,7 +103,7 @@ class GateInput:
         while True:
             if (self._first or self._all) and self._has_completed():
                 return COMPLETE
-            item = self._taken.popleft() if self._taken else self.gate.next(wait_seconds)
+            item = self._taken.popleft() if self._taken else self._from_gate(wait_seconds)
             if item is None:
                 return None
             number, element = item
@@ -115,6 +119,15 @@ class GateInput:
         if self._gathers:
             self._given_at = SYSTEM_CLOCK.monotonic()
         return element
+
+    def _from_gate(self, wait_seconds: float) -> tuple[int, Any] | None:
+        if wait_seconds <= 0:
+            return self.gate.next(wait_seconds)
+        item = self.gate.next_nowait()  # the state changes only for a wait
+        if item is not None:
+            return item
+        state = TaskState.ALIGNING if self.gate.waiting_for else TaskState.IDLE
+        return self.times.wait(state, self.gate.next, wait_seconds)
 
     def mark(self) -> Any:
         return None
@@ -144,7 +157,7 @@ class GateInput:
         until = SYSTEM_CLOCK.monotonic() + wait_seconds if wait_seconds else 0.0
         while rows < _JOINED_ROWS and size < _JOINED_BYTES:
             left = until - SYSTEM_CLOCK.monotonic() if until else 0.0
-            item = self.gate.next(left) if left > 0 else self.gate.next_nowait()
+            item = self._from_gate(left) if left > 0 else self.gate.next_nowait()
             if item is None:
                 break
             number, element = item
@@ -180,10 +193,21 @@ class GateInput:
         self.gate.wake()
 
     def statistics(self) -> dict[str, Any]:
-        return self.gate.statistics()
+        return {**self.gate.statistics(), "fill": fill(self._channels)}
 
     def close(self) -> None:
         self.gate.close()
+
+
+def fill(channels: Sequence[Channel]) -> float:
+    """Returns how full the fullest of these channels is, from 0.0 to 1.0: the greater share of its rows or bytes. A
+    batch may exceed the bound, which counts as 1.0. From any thread.
+    """
+    shares = [
+        max(each["rows"] / each["capacity_rows"], each["bytes"] / each["capacity_bytes"])
+        for each in map(Channel.statistics, channels)
+    ]
+    return min(1.0, max(shares, default=0.0))
 
 
 def _nothing() -> None:

@@ -44,6 +44,7 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import Outage
 from sabot.runtime.event_time import SourceTime
 from sabot.runtime.source_log import commit_offsets, facts_of, open_log
+from sabot.runtime.task_times import TaskState, TaskTimes
 from sabot.runtime.watermarks import EmittedMarks, Watermarks
 
 _log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Reader:
             None  # a batch that was read, but must follow a mark, or waits for a schema registry
         )
         self.outage = Outage(name)
+        self.times = TaskTimes()
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -163,14 +165,15 @@ class Reader:
         if held:
             self._stands_still()
         if held or self.ahead or self.paused or self.exhausted:
-            self._wake.wait(min(wait_seconds, left) if left > 0 else wait_seconds)
+            seconds = min(wait_seconds, left) if left > 0 else wait_seconds
+            self.times.wait(self._why_not(left), self._wake.wait, seconds)
             self._wake.clear()
             return None
         self._goes_on()
         if self._waiting is not None:
             batch, self._waiting = self._waiting, None
             return self._tried(batch)
-        read = self.source.read_batch(self._max_rows, wait_seconds)
+        read = self.times.wait(TaskState.IDLE, self.source.read_batch, self._max_rows, wait_seconds)
         if read is None:
             if self._exhausted():
                 self._has_ended()
@@ -185,6 +188,14 @@ class Reader:
             )
         self.rows_in += read.num_rows
         return self._came(read)
+
+    def _why_not(self, outage_seconds: float) -> TaskState:
+        """Returns the state of the thread while it does not read."""
+        if self.held or self.waits_for:
+            return TaskState.BACKPRESSURED
+        if outage_seconds > 0:
+            return TaskState.WAITING
+        return TaskState.ALIGNING if self.ahead else TaskState.IDLE
 
     def mark(self) -> Any:
         self._serve()

@@ -38,8 +38,9 @@ from sabot.process_exit import EXITS, wrap_exit
 from sabot.runtime.blocking import held_up_by
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.filling import Fill
-from sabot.runtime.inputs import SMALL_ROWS, Input
+from sabot.runtime.inputs import SMALL_ROWS, Input, fill
 from sabot.runtime.placement import PausableReaders
+from sabot.runtime.task_times import OwnWork, TaskState, TaskTimes
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
@@ -52,9 +53,10 @@ class Output:
     """An output of a chain: one channel for each subtask of the next stage.
 
     `keys`: the columns by which the subtask of a row is chosen; without keys all rows go to the first subtask.
-    `everywhere`: True to send all rows to every subtask. `in_turn`: True to send batches to the subtasks in turn.
-    `last`: True if the rows leave the stream, so their origin is not needed any more. `tells`: True if COMPLETE
-    passes through this output. `timeless`: True if watermarks do not.
+    `target`: the id of the next stage, for figures. `right`: True if the rows are its second input. `everywhere`:
+    True to send all rows to every subtask. `in_turn`: True to send batches to the subtasks in turn. `last`: True if
+    the rows leave the stream, so their origin is not needed any more. `tells`: True if COMPLETE passes through this
+    output. `timeless`: True if watermarks do not.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Output:
         keys: Sequence[str],
         task: "StreamTask",
         *,
+        target: str = "",
+        right: bool = False,
         everywhere: bool = False,
         in_turn: bool = False,
         last: bool = False,
@@ -70,7 +74,11 @@ class Output:
         timeless: bool = False,
     ) -> None:
         self.channels = list(channels)
+        self.target = target
+        self.right = right
         self.rows_out = 0
+        self.batches_out = 0
+        self.seconds = 0.0  # of dividing and sending rows, without waits
         self._keys = list(keys)
         self._task = task
         self._everywhere = everywhere
@@ -87,7 +95,11 @@ class Output:
         """Sends a batch. Blocks while a channel is full."""
         if batch.num_rows == 0:
             return
+        self._task.times.run(self, self._put, batch)
+
+    def _put(self, batch: Batch) -> None:
         self.rows_out += batch.num_rows
+        self.batches_out += 1
         if self._last and batch.records is not None:
             batch = batch.with_selection(batch.selection, batch.hashes)
         if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
@@ -135,9 +147,32 @@ class Output:
             if self._refused or not channel.put_nowait(batch):
                 self._refused.append((channel, batch))
             return
+        if channel.put_nowait(batch):
+            return
+        self._task.times.wait(TaskState.BACKPRESSURED, self._send_later, channel, batch)
+
+    def _send_later(self, channel: Channel, batch: Batch) -> None:
         while not channel.put(batch, timeout=_WAIT_SECONDS):
             if self._task.stopping:
                 raise ChannelClosed(channel.name)
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the target, the rows and batches that were sent, and the seconds of sending them without waits. Of
+        the channels: the rows that wait in them and their bound, how full the fullest one is (0 to 1), and how often
+        one was full. From any thread.
+        """
+        channels = [each.statistics() for each in self.channels]
+        return {
+            "to": self.target,
+            "right": self.right,
+            "rows": self.rows_out,
+            "batches": self.batches_out,
+            "seconds": self._task.times.seconds_of(self),
+            "waiting": sum(each["rows"] for each in channels),
+            "capacity_rows": sum(each["capacity_rows"] for each in channels),
+            "fill": fill(self.channels),
+            "full_total": sum(each["full_total"] for each in channels),
+        }
 
     def offer(self) -> bool:
         """Offers elements again that full channels have refused. Returns True if all were accepted, so there is room
@@ -164,17 +199,42 @@ class Link:
     ) -> None:
         self.operator = operator
         self.targets = list(targets)
-        self.branches = [target for branch in (branches or {}).values() for target in branch]
+        self.branches = [(name, target) for name, branch in (branches or {}).items() for target in branch]
+        self.times = TaskTimes()  # those of the task, once it runs
+        self.rows_in = 0
+        self.batches_in = 0
+        self.seconds = 0.0  # of the operator, without waits and without the operators behind it
+        self._writes = isinstance(operator, WritesOutside)  # its task waits for the sink, and does nothing else
         self._told = START_OF_TIME  # the last watermark that the operator returned in place of its input's
         operator.emit = receiver_of(targets)
         self._holder = operator if isinstance(operator, HoldsMarks) else None
         if self._holder is not None:
             self._holder.on_mark = self._pass
 
+    def receive(self, batch: Batch) -> None:
+        """Gives rows to the operator."""
+        self._counted(self.operator.process, batch)
+
+    def receive_right(self, batch: Batch) -> None:
+        """Gives rows of the second input to the operator."""
+        assert isinstance(self.operator, SecondInput)
+        self._counted(self.operator.process_right, batch)
+
+    def _counted(self, process: Callable[[Batch], None], batch: Batch) -> None:
+        self.rows_in += batch.num_rows
+        self.batches_in += 1
+        if self._writes:
+            self.times.wait(TaskState.BACKPRESSURED, process, batch)
+        else:
+            self.times.run(self, process, batch)
+
     def mark(self, element: Any) -> None:
         """Passes WATERMARK, IDLE, ACTIVE or COMPLETE to the operator, and then to those behind it, unless the
         operator holds it back and passes it on later.
         """
+        self.times.run(self, self._mark, element)
+
+    def _mark(self, element: Any) -> None:
         if self._holder is not None:
             self._holder.hold(element)
         elif isinstance(element, Watermark):
@@ -187,8 +247,32 @@ class Link:
         else:
             self._pass(element)
 
+    @property
+    def rows_out(self) -> int:
+        """The rows that the operator has emitted, without those of its branches."""
+        first = next(iter(self.targets), None)  # each target gets all rows
+        return 0 if first is None else first.rows_in if isinstance(first, Link) else first.rows_out
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the operator's id as the target, and the rows and batches that it got. From any thread."""
+        return {"to": self.operator.step.id, "right": False, "rows": self.rows_in, "batches": self.batches_in}
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns rows_in, rows_out, the seconds of work without waits, and the operator's own figures. From any
+        thread.
+        """
+        counted = {"rows_in": self.rows_in, "rows_out": self.rows_out, "seconds": self.times.seconds_of(self)}
+        return {**counted, **self.operator.statistics()}
+
+    def finish(self) -> None:
+        """Ends the operator."""
+        if self._writes:
+            self.times.wait(TaskState.BACKPRESSURED, self.operator.finish)
+        else:
+            self.times.run(self, self.operator.finish)
+
     def _pass(self, element: Any) -> None:
-        for target in (*self.targets, *self.branches):
+        for target in (*self.targets, *(branch for _, branch in self.branches)):
             if isinstance(target, Link) or not isinstance(element, Watermark) or element.timestamp_ms != END_OF_TIME:
                 target.mark(element)
 
@@ -196,7 +280,7 @@ class Link:
 def receiver_of(targets: Sequence[Link | Output]) -> Callable[[Batch], None]:
     """Returns a function that gives a batch to all targets."""
     receivers: list[Callable[[Batch], None]] = [
-        target.operator.process if isinstance(target, Link) else target.put for target in targets
+        target.receive if isinstance(target, Link) else target.put for target in targets
     ]
     return receivers[0] if len(receivers) == 1 else _fan_out(receivers)
 
@@ -225,8 +309,8 @@ class Chain:
         self.process_right: Callable[[Batch], None] | None = None
         operators = self.operators
         if operators and isinstance(operators[0], SecondInput):
-            self.process_right = operators[0].process_right
-        self.pollers = [each for each in operators if isinstance(each, Polled)]
+            self.process_right = self.links[0].receive_right
+        self.polled = [(each, each.operator) for each in self.links if isinstance(each.operator, Polled)]
         self.waiting = [each for each in operators if isinstance(each, WaitsForCalls)]
         self.stateful = [each for each in operators if isinstance(each, Stateful)]
         self.writers = [each for each in operators if isinstance(each, WritesOutside)]
@@ -234,7 +318,7 @@ class Chain:
     def _gather(self, target: Link | Output) -> None:
         if isinstance(target, Link):
             self.links.append(target)
-            for each in (*target.targets, *target.branches):
+            for each in (*target.targets, *(branch for _, branch in target.branches)):
                 self._gather(each)
 
     def add_beside(self, output: Output) -> None:
@@ -257,6 +341,18 @@ class Chain:
         """True if no row is in flight."""
         return all([operator.is_empty for operator in self.waiting])
 
+    def edges(self, stage: str) -> list[dict[str, Any]]:
+        """Returns the figures of each way of rows: into the chain and from operator to operator, where rows and
+        batches are counted, and out of the chain, with the figures of `Output`. `stage`: the id of the stage, which
+        names the chain's input. From any thread.
+        """
+        beside = [(stage, "dead letters", each) for each in self._beside]
+        ways = [(stage, "", each) for each in self.roots] + beside
+        for link in self.links:
+            named = [("", each) for each in link.targets] + link.branches
+            ways += [(link.operator.step.id, branch, each) for branch, each in named]
+        return [{"from": origin, "branch": branch, **target.figures()} for origin, branch, target in ways]
+
     def mark_time(self, element: Any) -> None:
         """Passes WATERMARK, IDLE, ACTIVE or COMPLETE down the chain behind the rows, and out of it."""
         for target in (*self.roots, *self._beside):
@@ -269,10 +365,11 @@ class Chain:
         for root in self.roots:
             if isinstance(root, Link):
                 root.mark(Watermark(END_OF_TIME))
-        for operator in self.operators:
+        for link in self.links:
+            operator = link.operator
             while isinstance(operator, WaitsForCalls) and not operator.is_empty:
                 yield
-            operator.finish()
+            link.finish()
 
     def mark(self, element: Any) -> None:
         """Sends a mark to every channel behind the chain, at once."""
@@ -329,6 +426,9 @@ class StreamTask:
         ] = []  # those whose rows come through the gate, of a task that waits for calls
         self._holds_readers = False
         self.fills: list[Fill] = []  # run before the first element is taken
+        self.times = TaskTimes()
+        self._reading = OwnWork()  # taking elements from the input: decoding, joining batches
+        self._cutting = OwnWork()  # taking snapshots
         self.handle = threads.spawn(name, self.step)
 
     @property
@@ -357,6 +457,8 @@ class StreamTask:
     def step(self, wait_seconds: float) -> bool | None:
         """Processes one element: the turn of a thread (`threads.Turn`, which also defines the result)."""
         try:
+            if not self.times.begun:
+                self._begin()
             took = self._turn(wait_seconds)
         except ChannelClosed:
             _log.debug("task %s: the reader of one of its output channels has closed", self.name)
@@ -364,9 +466,17 @@ class StreamTask:
         except BaseException as error:
             self.error = error if isinstance(error, SabotError) else _internal(self.name, error)
             took = False
-        if took is False and self.on_over is not None:
-            self.on_over(self)
+        if took is False:
+            self.times.end()
+            if self.on_over is not None:
+                self.on_over(self)
         return took
+
+    def _begin(self) -> None:
+        self.times.begin()
+        self.input.times = self.times
+        for link in self.chain.links:
+            link.times = self.times
 
     def _turn(self, wait_seconds: float) -> bool | None:
         if self.stopping:
@@ -378,9 +488,10 @@ class StreamTask:
         self.may_wait = wait_seconds > 0
         while self.fills:
             self.fills.pop(0).run()
-        if self.chain.pollers and not self._poll():
+        if self.chain.polled and not self._poll():
             return self._without_room(wait_seconds)
-        element = self.input.next(wait_seconds if self.chain.is_empty else min(wait_seconds, self.input.flight_seconds))
+        wait_seconds = wait_seconds if self.chain.is_empty else min(wait_seconds, self.input.flight_seconds)
+        element = self.times.run(self._reading, self.input.next, wait_seconds)
         if element is None:
             return None
         self._take(element)
@@ -396,8 +507,8 @@ class StreamTask:
         """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
-        for operator in self.chain.pollers:
-            operator.poll(now_ms)
+        for link, operator in self.chain.polled:
+            self.times.run(link, operator.poll, now_ms)
         if self._finishing is not None:
             self._finish()
             return False
@@ -425,7 +536,7 @@ class StreamTask:
         if self._finishing is not None and self.input.brings_barriers and self._expected:
             element = Barrier(self._expected)
         if element is None:
-            self._woken.wait(wait_seconds)
+            self.times.wait(TaskState.WAITING, self._woken.wait, wait_seconds)
             return None
         self._take(element)
         return True
@@ -433,7 +544,7 @@ class StreamTask:
     def expect(self, checkpoint_id: int) -> None:
         """Notes that the barrier of this checkpoint is on its way. From any thread."""
         self._expected = checkpoint_id
-        if self.chain.pollers:
+        if self.chain.polled:
             self.wake()
 
     def expect_no_more(self, checkpoint_id: int) -> None:
@@ -493,7 +604,7 @@ class StreamTask:
         """Takes the snapshot at a barrier: everything before the barrier has been processed, and nothing after it."""
         self.expect_no_more(barrier.checkpoint_id)
         began = SYSTEM_CLOCK.monotonic()
-        snapshot = self._snapshot()
+        snapshot = self.times.run(self._cutting, self._snapshot)
         self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
         if self.stopping:
             snapshot.discard()
@@ -504,7 +615,7 @@ class StreamTask:
     def _snapshot(self) -> TaskSnapshot:
         sealed: dict[str, int] = {}
         for writer in self.chain.writers:
-            sealed.update(writer.flush())
+            sealed.update(self.times.wait(TaskState.BACKPRESSURED, writer.flush))
         facts: dict[str, Any] = {operator.step.id: {} for operator in self.chain.operators}
         states: dict[str, Cut] = {}
         for operator in self.chain.stateful:
@@ -544,8 +655,8 @@ class StreamTask:
 
     def close(self) -> None:
         """Closes the operators and the input. Called after `join`. Idempotent."""
-        for fill in self.fills:
-            fill.close()
+        for each in self.fills:
+            each.close()
         self.input.close()
         self.chain.close()
 
@@ -557,6 +668,13 @@ class StreamTask:
         inside = "" if found is None else f"; in {found[1]}"
         return f"{self.batches} batches taken{inside}" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
+    def time_figures(self) -> dict[str, Any]:
+        """Returns the seconds of the thread by state (`time`), its present state, and the seconds since that began.
+        From any thread.
+        """
+        state, seconds = self.times.state
+        return {"time": self.times.read(), "state": state, "state_seconds": seconds}
+
     def statistics(self) -> dict[str, Any]:
         """Returns figures. From any thread."""
         return {
@@ -565,7 +683,11 @@ class StreamTask:
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,
-            "operators": {operator.step.id: operator.statistics() for operator in self.chain.operators},
+            **self.time_figures(),
+            "reading_seconds": self.times.seconds_of(self._reading),
+            "cutting_seconds": self.times.seconds_of(self._cutting),
+            "operators": {link.operator.step.id: link.statistics() for link in self.chain.links},
+            "edges": self.chain.edges(self.name.rsplit("/", 1)[0]),
         }
 
 
