@@ -18,9 +18,10 @@ _log = logging.getLogger(__name__)
 class AppRequests:
     """The requests to one run of an app. All methods run on its event loop.
 
-    {"checkpoint": true}    takes a checkpoint now {"savepoint": PLACE}    takes a checkpoint and copies it
-    {"workers": true}       reports the tasks of each worker, and their rates {"rescale": N}          ends the run
-    with a checkpoint, from which the app goes on with N workers
+    {"checkpoint": true}    takes a checkpoint now
+    {"savepoint": PLACE}    takes a checkpoint and copies it
+    {"workers": true}       reports the tasks of each worker, and their rates
+    {"rescale": N}          ends the run with a checkpoint, from which the app goes on with N workers
     """
 
     def __init__(

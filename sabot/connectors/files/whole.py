@@ -18,7 +18,7 @@ class WholeFile:
         self._path = path
         self._name = name
         self.dead = False
-        """Whether writes are ignored from now on."""
+        """True if writes are ignored from now on."""
         if "x" in mode:
             with step("create", path):
                 self._file: Any = open(path, mode, buffering=0, opener=opener)  # noqa: SIM115 - closed by close()

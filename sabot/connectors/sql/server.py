@@ -114,9 +114,9 @@ class PostgresServer:
         shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
         keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
         self.given: dict[str, Any] = dict(given)
-        """What the address says, by libpq's words."""
+        """The parameters in the address, by libpq's names."""
         self.where = _where(url, what)
-        """host:port/database, for messages."""
+        """The text host:port/database, for messages."""
         self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
 
     def connect(self, session: str, settings: Mapping[str, str] | None = None) -> Any:

@@ -49,7 +49,9 @@ class Figures:
 
 @dataclass
 class Meter:
-    """Counts the rows that this process has scored. It is not part of the state."""
+    """A counter of the rows that this process has scored. It is not part of the state, so it begins at 0 after a
+    restore.
+    """
 
     rows: int = 0
 

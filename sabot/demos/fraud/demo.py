@@ -98,8 +98,8 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
 
 
 class _Publisher:
-    """Appends the generator's rows to the topic, in a thread of its own. Rows that an earlier run has written are not
-    written again.
+    """A thread that appends the generator's rows to the topic. Rows that an earlier run has written are not written
+    again.
     """
 
     def __init__(self, rows: int, seed: int, broker: str) -> None:

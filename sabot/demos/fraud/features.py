@@ -47,7 +47,7 @@ class KeyedState(Protocol):
 
 
 class CustomerFeatures:
-    """Computes counts and mean amounts of each row's customer."""
+    """The features of customers: the count and the mean amount of the customer's rows."""
 
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS))
@@ -69,7 +69,9 @@ class CustomerFeatures:
 
 
 class TerminalFeatures:
-    """Computes counts and shares of frauds of each row's terminal, as known after the delay."""
+    """The features of terminals: the count of the terminal's rows and the share of frauds among them, as known after
+    the delay.
+    """
 
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS), DELAY_DAYS)
@@ -125,7 +127,8 @@ class _DayBuckets:
         return seen
 
     def _advance(self, newest: _Ints, buckets: _Ints, owner: _Ints, day: _Ints, packed: _Ints) -> list[_Ints]:
-        """The windows of rows that are sorted by owner, then day. `newest` and `buckets` are updated to include the rows.
+        """Returns the packed sums of each window, for rows that are sorted by owner, then day. Adds the rows to
+        `newest` and `buckets`.
 
         It works on a matrix with a line per owner and a column per day, the same days for all:
 

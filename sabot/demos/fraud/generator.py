@@ -126,8 +126,8 @@ class Generator:
 
     @cached_property
     def _nearby(self) -> tuple[_Ints, _Ints]:
-        """The terminals near each customer: customer c has `terminals[starts[c]:starts[c + 1]]`, at least the nearest
-        one.
+        """Returns the terminals near each customer as two arrays: customer c has `terminals[starts[c]:starts[c +
+        1]]`, at least the nearest terminal.
         """
         order = np.argsort(self._terminal_at[:, 0])
         at = self._terminal_at[order]
