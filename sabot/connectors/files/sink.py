@@ -1,4 +1,4 @@
-"""The sink of files over a format: `writing` writes at least once, `delivering` exactly once."""
+"""The sink of files over a format: `at_least_once` writes at least once, `exactly_once` exactly once."""
 
 import math
 import os
@@ -21,11 +21,11 @@ from sabot.connectors.base import (
     Token,
     Track,
 )
-from sabot.connectors.files.delivering import FileDelivering
+from sabot.connectors.files.at_least_once import FileWriting
+from sabot.connectors.files.exactly_once import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.remote import is_remote
 from sabot.connectors.files.target import FileTarget
-from sabot.connectors.files.writing import FileWriting
 from sabot.connectors.letters import as_columns
 from sabot.errors import UserError
 from sabot.os_errors import hint_of

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sabot.connectors.files.delivered import Ledger
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.partitions import PartitionedFile
 from sabot.connectors.files.parts import beside, remove, sync_folder, unfinished
 from sabot.connectors.files.paths import codec_of, format_of
+from sabot.connectors.files.token_file import Ledger
 from sabot.errors import UserError
 from sabot.steps import step
 

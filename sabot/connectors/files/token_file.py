@@ -1,5 +1,5 @@
-"""The state of files into which parts are delivered exactly once: a token, and a file of which only the first so many
-bytes count.
+"""The token of files into which parts are delivered exactly once: it says how many bytes of a file that grows (`growing`)
+count.
 
     .name.token     the last delivered part, and how many bytes of the growing file count; nothing else decides that
     .name.journal   the pending list: delivered rows that wait until the file is complete (a text file, or .name.tmp, grows by itself)
@@ -25,8 +25,8 @@ from pathlib import Path
 
 import msgspec
 
+from sabot.connectors.files.growing import WholeFile
 from sabot.connectors.files.parts import remove, sync_folder
-from sabot.connectors.files.whole import WholeFile
 from sabot.disk import private, regular
 from sabot.errors import UNREADABLE, UserError
 from sabot.steps import step

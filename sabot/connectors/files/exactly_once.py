@@ -1,4 +1,4 @@
-"""Delivers rows into files exactly once. The docstring of `delivered` explains which bytes of a file count as
+"""Delivers rows into files exactly once. The docstring of `token_file` explains which bytes of a file count as
 delivered.
 """
 
@@ -18,12 +18,12 @@ from msgspec.structs import replace
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
-from sabot.connectors.files.delivered import Busy, Entry
+from sabot.connectors.files.at_least_once import FileWriting
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
-from sabot.connectors.files.writing import FileWriting
+from sabot.connectors.files.token_file import Busy, Entry
 from sabot.errors import AppLocked, TransientError, UserError
 from sabot.os_errors import hint_of
 
