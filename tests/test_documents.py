@@ -245,6 +245,12 @@ def test_a_command_of_a_page_exists(line: str) -> None:
         assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
 
 
+def test_each_command_is_in_a_page() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    silent = [name for name in commands._LATE if not re.search(rf"\bsabot {name}\b", text)]
+    assert silent == [], "show these commands in docs/operations.md"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_a_link_of_a_page_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
@@ -278,14 +284,18 @@ def test_every_message_of_the_troubleshooting_page_stands_in_the_code() -> None:
     quoted = [re.sub(r"^(`+)(.*)\1$", r"\2", " ".join(entry.split())) for entry in entries]
     known = "\n".join(messages())
     assert len(quoted) > 100
-    assert [message for message in quoted if message not in known] == []
+    assert [message for message in quoted if message not in known] == [], (
+        "no message of the code reads like this any more: quote it anew, with … for the parts that are put in"
+    )
 
 
 def test_the_metrics_page_names_every_metric_with_its_type_and_labels() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(sabot_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
     described = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert described == {name: (kind.type, kind.labels) for name, kind in metrics._KINDS.items()}
+    assert described == {name: (kind.type, kind.labels) for name, kind in metrics._KINDS.items()}, (
+        "docs/metrics.md has a row for each metric of sabot/metrics.py"
+    )
 
 
 # --- examples
@@ -484,4 +494,6 @@ def test_the_code_of_a_step_is_shown_as_it_is() -> None:
     for path, text in shown:
         there = iter((ROOT / path).read_text().splitlines())
         lines = [line for line in text.splitlines() if line.strip() not in ("", "…")]
-        assert [line for line in lines if line not in there] == [], path
+        assert [line for line in lines if line not in there] == [], (
+            f"CONTRIBUTING.md: show these lines as {path} has them"
+        )

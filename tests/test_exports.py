@@ -45,7 +45,7 @@ def test_every_all_is_sorted_and_holds_only_names_that_exist() -> None:
             found = list(module.__all__)
             if found != in_order(sorted(set(found))) or not all(hasattr(module, each) for each in found):
                 wrong[name] = found
-    assert wrong == {}
+    assert wrong == {}, "sort __all__ as `ruff check --fix` does, without names that the module does not have"
 
 
 def test_every_public_name_is_documented() -> None:
@@ -62,7 +62,7 @@ def test_every_public_class_and_function_has_a_docstring_of_its_own() -> None:
         for name, thing in things.items()
         if (isinstance(thing, type) or callable(thing)) and not (thing.__doc__ or "").strip()
     ]
-    assert silent == []
+    assert silent == [], "write a docstring for each"
 
 
 def test_no_other_public_name_leaks() -> None:
@@ -73,7 +73,7 @@ def test_no_other_public_name_leaks() -> None:
         and name not in sabot.__all__
         and not (isinstance(value, ModuleType) and value.__name__ == f"sabot.{name}")
     ]
-    assert leaked == []
+    assert leaked == [], "add the name to sabot/__init__.pyi and __all__, or begin it with an underscore"
 
 
 LATE = [
@@ -193,4 +193,4 @@ def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:
                     methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef)]
                     missing = [f"{node.name}.{m}" for m in methods if not hasattr(thing, m)]
                 wrong += [f"{stub.stem}.{name}" for name in missing]
-    assert wrong == []
+    assert wrong == [], "correct the .pyi beside the .pyx"

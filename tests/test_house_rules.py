@@ -86,7 +86,9 @@ def test_no_module_reads_a_private_attribute_of_anothers_object() -> None:
                 if isinstance(node.value, ast.Name) and node.value.id in outside:
                     continue
                 found[ast.unparse(node)].append(f"{name}:{node.lineno}")
-    assert {text: places for text, places in found.items() if text not in READ_FROM_OUTSIDE} == {}
+    assert {text: places for text, places in found.items() if text not in READ_FROM_OUTSIDE} == {}, (
+        "give the class a public method for it, or move the code into the module of the class"
+    )
     assert READ_FROM_OUTSIDE.keys() - found.keys() == set(), "these are gone: take them off the list"
 
 
@@ -99,7 +101,9 @@ def test_no_class_stands_on_privates_of_a_base_class_elsewhere() -> None:
                 if inherited := {each.attr for each in ast.walk(node) if each in elsewhere}:
                     found[node.name] |= inherited
     wrong = {name: sorted(used - INHERITED.get(name, set())) for name, used in found.items()}
-    assert {name: used for name, used in wrong.items() if used} == {}
+    assert {name: used for name, used in wrong.items() if used} == {}, (
+        "make the attribute public, or override a method of the base class"
+    )
     gone = {name: sorted(used - found.get(name, set())) for name, used in INHERITED.items()}
     assert {name: used for name, used in gone.items() if used} == {}, "these are gone: take them off the list"
 
@@ -127,7 +131,9 @@ def test_a_class_name_is_defined_in_one_module() -> None:
         if any(path.startswith("api/") for path in paths):  # a step's description and the operator that runs it
             paths -= {path for path in paths if path.startswith("operators/")}
     several = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
-    assert {name: paths for name, paths in several.items() if name not in SHARED_NAMES} == {}
+    assert {name: paths for name, paths in several.items() if name not in SHARED_NAMES} == {}, (
+        "choose another name for the newer class"
+    )
     assert SHARED_NAMES - several.keys() == set(), "these names mean one thing now: take them off the list"
 
 
@@ -206,12 +212,16 @@ def test_the_running_program_is_an_app_and_no_job() -> None:
             for number, line in enumerate(text_of(path).splitlines(), 1):
                 if re.search("job", line, re.IGNORECASE) and not SAYS_DURABLE.search(line):
                     wrong.append(f"{name}:{number}: {line.strip()}")
-    assert wrong == []
+    assert wrong == [], (
+        "write app for the running program; a module about jobs of durable agents is named in ABOUT_JOBS"
+    )
 
 
 def test_modules_about_jobs_are_there_and_have_the_word() -> None:
     there = sources(".py")
-    assert [name for name in ABOUT_JOBS if name not in there or "job" not in text_of(there[name]).lower()] == []
+    assert [name for name in ABOUT_JOBS if name not in there or "job" not in text_of(there[name]).lower()] == [], (
+        "these are gone, or are not about jobs: take them off ABOUT_JOBS"
+    )
 
 
 # -- docstrings -----------------------------------------------------------------------------------------------------------
@@ -240,7 +250,9 @@ def test_public_names_and_their_methods_have_docstrings(module: Any) -> None:
     """A method that overrides one may leave the words to it."""
     parts = dict(public_parts(module))
     assert len(parts) > 30, "the walk sees nothing"
-    assert [name for name, thing in parts.items() if not (inspect.getdoc(thing) or "").strip()] == []
+    assert [name for name, thing in parts.items() if not (inspect.getdoc(thing) or "").strip()] == [], (
+        "write a docstring for each"
+    )
 
 
 # -- the tests --------------------------------------------------------------------------------------------------------------
@@ -250,10 +262,12 @@ def test_the_unit_tests_stand_as_the_rooms_do() -> None:
     """What concerns several rooms stands in the room above them, or in `tests/unit` itself."""
     unit = PROJECT / "tests" / "unit"
     folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
-    assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []
+    assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == [], (
+        "sabot/ has no package of this path: name the folder of tests/unit as the room whose code the tests are about"
+    )
 
 
 def test_a_test_file_has_a_name_of_its_own() -> None:
     """They are modules without packages: of two with one name pytest collects neither."""
     names = Counter(path.name for path in (PROJECT / "tests").rglob("test_*.py"))
-    assert [name for name, count in names.items() if count > 1] == []
+    assert [name for name, count in names.items() if count > 1] == [], "rename one of the two files"

@@ -135,7 +135,9 @@ def absolute(name: str, path: Path) -> str:
 
 
 def test_every_file_stands_in_a_room() -> None:
-    assert [name for name, path in files().items() if room_of(path) not in ORDER] == []
+    assert [name for name, path in files().items() if room_of(path) not in ORDER] == [], (
+        "add the room to ORDER, below all rooms that it imports, and to the table of ARCHITECTURE.md"
+    )
 
 
 def test_a_room_imports_only_rooms_above_it() -> None:
@@ -145,7 +147,9 @@ def test_a_room_imports_only_rooms_above_it() -> None:
         for each in imports(path):
             if each.split(".")[0] == "sabot" and ORDER.index((each.split(".") * 2)[1]) > here:
                 wrong[name].append(each)
-    assert wrong == {}
+    assert wrong == {}, (
+        "these rooms stand below the module's own in ORDER: move the shared code up, or pass it in as an argument"
+    )
 
 
 def module_imports() -> dict[str, set[str]]:
@@ -203,7 +207,9 @@ def test_each_third_party_has_one_importing_room() -> None:
                 continue
             if room_of(path) not in THIRD_PARTIES.get(package, set()):
                 wrong[name].append(package)
-    assert wrong == {}
+    assert wrong == {}, (
+        "import it in the room that THIRD_PARTIES names; a new library gets a line there and in pyproject.toml"
+    )
 
 
 def test_no_import_of_our_own_modules_is_guarded() -> None:
@@ -222,7 +228,7 @@ def test_no_import_of_our_own_modules_is_guarded() -> None:
                 word in caught for caught in catches for word in ("ImportError", "ModuleNotFound", "Exception")
             ):
                 guarded.append(f"{name}:{node.lineno}")
-    assert guarded == []
+    assert guarded == [], "import our own modules outside of try"
 
 
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "code", "codeop"}
@@ -245,7 +251,7 @@ def test_nothing_that_is_read_can_run() -> None:
             calls = (node.func for node in nodes_of(path, ast.Call))
             found += [f"{place}: {f.id}(…)" for f in calls if isinstance(f, ast.Name) and f.id in RUNS_TEXT]
             found += [f"{place}: allow_pickle" for _ in range("allow_pickle" in text_of(path))]
-    assert found == []
+    assert found == [], "use JSON, msgspec or Arrow for data, and a table of functions in place of text that is run"
 
 
 def test_the_walk_sees_the_imports_of_a_kernel() -> None:

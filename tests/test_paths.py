@@ -21,6 +21,8 @@ NOT_OURS = {  # paths of a user's project, of a job's directory, of folders that
 }
 MADE_BY_TESTS = {"test_it.py", "test_page.py", "test_shop.py"}
 
+HINT = "the file on the left names these, which do not exist: correct the path or the name there"
+
 
 def texts() -> dict[str, str]:
     """All that a reader meets, by its path: documents, and code with its docstrings and comments."""
@@ -42,7 +44,7 @@ def test_paths_from_the_project_exist() -> None:
         for found in sorted(set(WHOLE.findall(text)) - NOT_OURS):
             if not is_there(PROJECT / found):
                 wrong[name].append(found)
-    assert wrong == {}
+    assert wrong == {}, HINT
 
 
 def test_files_of_tests_that_are_named_exist() -> None:
@@ -52,7 +54,7 @@ def test_files_of_tests_that_are_named_exist() -> None:
     for name, text in texts().items():
         if gone := set(re.findall(r"(?<![\w*])test_\w+\.py", text)) - files - MADE_BY_TESTS:
             wrong[name] = sorted(gone)
-    assert wrong == {}
+    assert wrong == {}, HINT
 
 
 def test_modules_of_a_room_exist_and_have_what_is_named() -> None:
@@ -71,7 +73,7 @@ def test_modules_of_a_room_exist_and_have_what_is_named() -> None:
                 there = any(each.exists() and re.search(rf"\b{what}\b", each.read_text()) for each in sources)
             if not there:
                 wrong[name].append(f"{path}.{what}" if what else path)
-    assert wrong == {}
+    assert wrong == {}, HINT
 
 
 def test_the_walk_sees_a_path_that_is_not_there() -> None:

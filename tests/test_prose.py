@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -36,39 +36,47 @@ def habits_of(text: str) -> list[str]:
     return [name for name, pattern in HABITS.items() if re.search(pattern, flat, re.IGNORECASE)]
 
 
-def docstrings() -> Counter[str]:
-    """How many docstrings of each room have a habit."""
-    found: Counter[str] = Counter()
+def docstrings() -> dict[str, list[str]]:
+    """Returns the places of docstrings with a habit, and the habits, by room."""
+    found = defaultdict(list)
     for name, path in sources(".py").items():
         for kind in (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
             for node in nodes_of(path, kind):
-                text = ast.get_docstring(node)
-                found[name.partition("/")[0].removesuffix(".py")] += bool(text and habits_of(text))
+                if habits := habits_of(ast.get_docstring(node) or ""):
+                    room = name.partition("/")[0].removesuffix(".py")
+                    found[room].append(f"sabot/{name}:{node.lineno} {node.name}: {', '.join(habits)}")
     return found
 
 
-def wide_lines(page: str) -> int:
-    """How many lines and cells of a page of Markdown are too wide; blocks of code are left out."""
+def wide_lines(page: str) -> list[str]:
+    """Returns the lines and cells of a page of Markdown that are too wide. Blocks of code are left out."""
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL).splitlines()
-    lines = sum(len(line) > WIDEST and not line.startswith("|") for line in prose)
-    return lines + sum(len(cell.strip()) > WIDEST for line in prose if line.startswith("|") for cell in line.split("|"))
+    cells = [cell.strip() for line in prose if line.startswith("|") for cell in line.split("|")]
+    return [text for text in [*(line for line in prose if not line.startswith("|")), *cells] if len(text) > WIDEST]
 
 
-def pages() -> Counter[str]:
-    """How many lines and cells of each page are too wide."""
+def pages() -> dict[str, list[str]]:
+    """Returns the lines and cells that are too wide, by page."""
     paths = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md"), *(PROJECT / "benchmarks").rglob("*.md")]
-    return Counter({path.relative_to(PROJECT).as_posix(): wide_lines(path.read_text()) for path in paths})
+    return {path.relative_to(PROJECT).as_posix(): wide_lines(path.read_text()) for path in paths}
 
 
-def found() -> dict[str, dict[str, int]]:
-    counted = {"docstrings": docstrings(), "pages": pages()}
-    return {kind: {name: count for name, count in sorted(counts.items()) if count} for kind, counts in counted.items()}
+def found() -> dict[str, dict[str, list[str]]]:
+    places = {"docstrings": docstrings(), "pages": pages()}
+    return {kind: {name: texts for name, texts in sorted(by.items()) if texts} for kind, by in places.items()}
+
+
+def more_than(left: dict[str, int], now: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Returns the rooms or pages with more places than `left` has for them, each with all of its places, new or not."""
+    return {name: places for name, places in now.items() if len(places) > left.get(name, 0)}
 
 
 @pytest.mark.parametrize("kind", ["docstrings", "pages"])
 def test_new_prose_has_none_of_the_habits(kind: str) -> None:
-    left = json.loads(FILE.read_text())[kind]
-    assert {name: count for name, count in found()[kind].items() if count > left.get(name, 0)} == {}
+    worse = more_than(json.loads(FILE.read_text())[kind], found()[kind])
+    assert worse == {}, (
+        f"write these anew: lines of pages have at most {WIDEST} characters, and HABITS has the patterns"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,14 +99,21 @@ def test_plain_prose_has_no_habit() -> None:
 
 def test_a_wide_line_and_a_wide_cell_are_seen() -> None:
     wide = "a" * (WIDEST + 1)
-    assert wide_lines(f"{wide}\n| a | {wide} |\n| b | c |\nshort\n```\n{wide}\n```\n") == 2
+    assert wide_lines(f"{wide}\n| a | {wide} |\n| b | c |\nshort\n```\n{wide}\n```\n") == [wide, wide]
+
+
+def test_the_places_of_a_room_that_got_worse_are_named() -> None:
+    assert more_than({"api": 1}, {"api": ["a", "b"], "plan": []}) == {"api": ["a", "b"]}
 
 
 if __name__ == "__main__":
     left, now = json.loads(FILE.read_text()) if FILE.exists() else None, found()
     worse = (
-        [] if left is None else [n for kind in now for n, count in now[kind].items() if count > left[kind].get(n, 0)]
+        []
+        if left is None
+        else [place for kind in now for places in more_than(left[kind], now[kind]).values() for place in places]
     )
     if worse:
-        sys.exit(f"these have more than before: {', '.join(worse)}")
-    FILE.write_text(json.dumps(now, indent=2) + "\n")
+        sys.exit("these rooms and pages have more than before:\n" + "\n".join(worse))
+    counts = {kind: {name: len(places) for name, places in by.items()} for kind, by in now.items()}
+    FILE.write_text(json.dumps(counts, indent=2) + "\n")

@@ -394,8 +394,12 @@ def test_every_operator_is_run() -> None:
     """A new one that has no case fails here; also one that another is made of, unless it is a mere base."""
     run = {case.kind.__name__ for case in CASES} | {"LocalCombine"}
     operators, bases = every_operator()
-    assert operators - run == NOT_RUN.keys()
-    assert bases - run == ONLY_BASES
+    assert operators - run - NOT_RUN.keys() == set(), (
+        "add a Case for each to CASES in tests/contracts/operator_cases.py"
+    )
+    assert NOT_RUN.keys() - (operators - run) == set(), "these have a case or are gone: take them off NOT_RUN"
+    assert bases - run - ONLY_BASES == set(), "a base class needs a Case in operator_cases.py, or a line in ONLY_BASES"
+    assert ONLY_BASES - (bases - run) == set(), "these are no mere bases any more: take them off ONLY_BASES"
 
 
 def test_an_operator_without_a_case_is_found() -> None:
@@ -426,4 +430,6 @@ def test_each_kind_of_state_has_a_reader_and_a_case() -> None:
         loop.close()
         if schema is not None:
             kinds.add(schema["window"].partition("(")[0] if schema["kind"] == "window" else schema["kind"])
-    assert kinds == operator_table._readers().keys()
+    read = operator_table._readers().keys()
+    assert kinds - read == set(), "the module of the operator gives STATE_READERS a reader of this kind of state"
+    assert read - kinds == set(), "add a Case for an operator with this kind of state to operator_cases.py"

@@ -40,7 +40,10 @@ def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:
         place: Callable[..., PlanPoint] | None = _table(name, "PLANNERS").get(kind)
         if place is not None:
             return place
-    raise UserError(f"{kind.__name__} is no step of a stream")
+    raise UserError(
+        f"{kind.__name__} is no step of a stream",
+        hint="a module in _MODULES of operators/layout/operator_table.py has a planner of each step, in PLANNERS",
+    )
 
 
 def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
