@@ -60,7 +60,9 @@ __all__ = [
 ]
 
 Positions = dict[tuple[str, int], int]
-"""The next offset to read, by (topic, partition)."""
+"""The next offset to read, by (topic, partition). The topic is the `name` of the source, or begins with it, because a dict may have the
+positions of several sources.
+"""
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """The delivery guarantee of a sink. None means exactly once if the sink can do that, else at least once."""
