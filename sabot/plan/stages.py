@@ -10,7 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.connectors.places import Place
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext, SecondInput, branch_schema
-from sabot.operators.layout.stages import Edge, Stage, Step, column_types
+from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
 
 
 @dataclass
@@ -115,13 +115,7 @@ class Plan:
                 continue
             lines.append(f"stage {stage.id}" + (f"  x{stage.parallelism}" if stage.parallelism > 1 else ""))
             if stage.reading is not None:
-                reading = stage.reading
-                columns = "all columns" if reading.columns is None else ", ".join(reading.columns) or "no columns"
-                by = reading.node.time_text
-                time = (
-                    f"; event time from {by or 'the records'}" if reading.timed else f"; {by} is not null" if by else ""
-                )
-                lines.append(f"  read {reading.node.name}: {columns}{time}{_up_to(reading.node.until)}")
+                lines.append(f"  read {stage.reading.node.name}: {reading_text(stage.reading)}")
             if stage.sink is not None:
                 sink, key = stage.sink
                 name = sink if isinstance(sink, str) else sink.name
@@ -145,6 +139,14 @@ def check_alike(one: pa.Schema, other: pa.Schema) -> None:
             f"union: the streams have different columns: {first} and {second}",
             hint="select the same columns, in the same order, with the same types",
         )
+
+
+def reading_text(reading: Reading) -> str:
+    """Returns the columns that are read of a source, its event time, and where reading ends, for people."""
+    columns = "all columns" if reading.columns is None else ", ".join(reading.columns) or "no columns"
+    by = reading.node.time_text
+    time = f"; event time from {by or 'the records'}" if reading.timed else f"; {by} is not null" if by else ""
+    return columns + time + _up_to(reading.node.until)
 
 
 def _up_to(until: Place | None) -> str:

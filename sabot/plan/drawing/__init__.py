@@ -1,0 +1,11 @@
+"""The plan as a drawing in SVG, with the figures of a running app where they are given.
+
+`graph` makes boxes and links of a plan, `layout` places them, `texts` measures and shortens their text, `render` writes
+the drawing. The same plan gives the same drawing, to the byte.
+"""
+
+from sabot.plan.drawing.figures import SHARES, BoxFigures, LinkFigures, PlanFigures
+from sabot.plan.drawing.graph import LinkKey, frames_of
+from sabot.plan.drawing.render import render, svg
+
+__all__ = ["SHARES", "BoxFigures", "LinkFigures", "LinkKey", "PlanFigures", "frames_of", "render", "svg"]
