@@ -39,7 +39,7 @@ class LaunchedProcess(Protocol):
 
 
 class Launcher(Protocol):
-    """A starter of the workers of one epoch, which is the time from the start of the workers to their end. All
+    """A starter of the workers of one attempt, which is the time from the start of the workers to their end. All
     methods run on one event loop.
     """
 

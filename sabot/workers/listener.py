@@ -1,4 +1,4 @@
-"""The listener to which the workers of one epoch connect: it accepts those with the token and the same software, each
+"""The listener to which the workers of one attempt connect: it accepts those with the token and the same software, each
 number once.
 """
 
@@ -25,7 +25,7 @@ _STANDBY_MAX = 64  # workers without a place
 
 
 class JoinListener:
-    """A listener for the workers of one epoch. All methods run on one event loop. A worker with a number was started
+    """A listener for the workers of one attempt. All methods run on one event loop. A worker with a number was started
     for it; one without gets the first free number.
     """
 
@@ -151,7 +151,7 @@ class JoinListener:
         return self._members[number]
 
     def _stand_by(self, connection: ControlConnection, where: str) -> None:
-        """Keeps the connection until the end of the epoch. If the epoch fails, the worker may replace one that is
+        """Keeps the connection until the end of the attempt. If the attempt fails, the worker may replace one that is
         gone.
         """
         if self.standing_by >= _STANDBY_MAX:

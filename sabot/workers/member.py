@@ -22,7 +22,7 @@ _END_SECONDS = 5.0  # for a process to end whose connection has ended
 
 
 class Member:
-    """A worker of an epoch. All methods run on one event loop. `on_message` and `on_gone` are set before `run` and
+    """A worker of an attempt. All methods run on one event loop. `on_message` and `on_gone` are set before `run` and
     `join`.
     """
 

@@ -62,7 +62,7 @@ class ControlMessage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(ControlMessage, frozen=True):
-    """The answer to a `Join` that is accepted. `token`: of this epoch of the app, for the exchange. `settings`: those
+    """The answer to a `Join` that is accepted. `token`: of this attempt of the app, for the exchange. `settings`: those
     that the user has given beside the program.
     """
 
@@ -95,7 +95,7 @@ class Start(ControlMessage, frozen=True):
     coordinator's folder, and not one of its own machine.
     """
 
-    epoch: str
+    attempt: str
     placement: dict[str, int]
     addresses: list[str]
     columns: dict[str, bytes]

@@ -60,7 +60,7 @@ def parse_resources(text: str) -> dict[str, float]:
 
 
 class RayLauncher:
-    """A launcher of the workers of one epoch. All methods run on one event loop."""
+    """A launcher of the workers of one attempt. All methods run on one event loop."""
 
     def __init__(self, address: str, words: Sequence[str], resources: Mapping[str, float]) -> None:
         """`words`: the arguments of `python -m sabot` that start a worker. `resources`: those of each worker, by

@@ -66,7 +66,7 @@ from sabot.workers.share import RowExchange, WorkerPlacement
 
 _log = logging.getLogger(__name__)
 
-AGAIN = 3  # the exit code of a worker whose epoch has failed or ended while its app goes on
+AGAIN = 3  # the exit code of a worker whose attempt has failed or ended while its app goes on
 BEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -419,7 +419,7 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sn
             f"checkpoints are in {None if storage is None else storage.directory} here, and in {start.store} at the coordinator",
             hint="is checkpoint_dir= made of something that differs, as the environment? Start again",
         )
-    return ObjectSnapshotStore(storage.writer(start.generation, f"{start.epoch}-{worker}"))
+    return ObjectSnapshotStore(storage.writer(start.generation, f"{start.attempt}-{worker}"))
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:

@@ -284,7 +284,7 @@ class _HandedOver(RestoredState):
 
     def discard(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self._where, ignore_errors=True)  # files that cannot be removed go with the folder of the epoch
+        shutil.rmtree(self._where, ignore_errors=True)  # files that cannot be removed go with the folder of the attempt
 
 
 def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None) -> TaskSnapshot:

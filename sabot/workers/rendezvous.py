@@ -23,7 +23,7 @@ _JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sab
 
 
 class JoinRound(Protocol):
-    """The workers of one epoch (from their start to their end) until all have joined. All methods run on one event
+    """The workers of one attempt (from their start to their end) until all have joined. All methods run on one event
     loop.
     """
 
@@ -40,7 +40,7 @@ class JoinRound(Protocol):
         """Raises UserError if the workers cannot reach each other. Called when all have sent `Hello`."""
 
     async def make_room(self, more: int) -> None:
-        """Makes sure, while the workers of this epoch run, that the next epoch can have `more` additional ones.
+        """Makes sure, while the workers of this attempt run, that the next attempt can have `more` additional ones.
         Raises UserError if it cannot.
         """
 
@@ -52,14 +52,14 @@ class Rendezvous(Protocol):
     """A way in which an app's workers connect to its coordinator: over TCP, or that of a simulation."""
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
-        """Begins an epoch with these workers. `welcome`: returns the message for each worker that joins."""
+        """Begins an attempt with these workers. `welcome`: returns the message for each worker that joins."""
 
 
 @dataclass(frozen=True)
 class TcpRendezvous:
     """A rendezvous over TCP, by the user's settings.
 
-    `launcher`: makes the launcher of an epoch's workers, or None if others start them with `sabot join`. `host`,
+    `launcher`: makes the launcher of an attempt's workers, or None if others start them with `sabot join`. `host`,
     `port`: where the coordinator listens; None and 0 leave that to the launcher, at a free port. `secrets`: the token
     and the certificates, or None.
     """
@@ -74,7 +74,7 @@ class TcpRendezvous:
         """Returns the rendezvous for a user's settings. Blocks. Logs a warning if it listens to other machines
         without TLS.
 
-        `launcher`: makes the launcher of an epoch's workers, or None if others start them with `sabot join`.
+        `launcher`: makes the launcher of an attempt's workers, or None if others start them with `sabot join`.
         `listen`: "host:port" of the coordinator, or None. `secrets`: the folder with the token and the certificates,
         or None. Raises UserError if the address or the folder cannot be used, and if there is neither a launcher nor
         a token.
@@ -91,7 +91,7 @@ class TcpRendezvous:
         return cls(launcher, host, port, known)
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
-        """Begins an epoch with these workers."""
+        """Begins an attempt with these workers."""
         return _TcpJoinRound(self, members, welcome)
 
 
@@ -105,7 +105,7 @@ class _TcpJoinRound:
         self._members = members
         self._launcher = None if rendezvous.launcher is None else rendezvous.launcher()
         known = None if rendezvous.secrets is None else rendezvous.secrets.token
-        # Workers that are started here get a token of this epoch alone, so that none of an earlier epoch can join.
+        # Workers that are started here get a token of this attempt alone, so that none of an earlier attempt can join.
         self._token = known if self._launcher is None and known is not None else new_token()
         self._listener = JoinListener(members, self._token, welcome, numbered=self._launcher is not None)
 
@@ -140,7 +140,7 @@ class _TcpJoinRound:
             )
 
     async def make_room(self, more: int) -> None:
-        """Asks the launcher, if there is one, for room in the next epoch."""
+        """Asks the launcher, if there is one, for room in the next attempt."""
         if self._launcher is not None:
             await self._launcher.make_room(more)
         elif more > (waiting := self._listener.standing_by):

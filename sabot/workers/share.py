@@ -99,7 +99,7 @@ class WorkerPlacement:
         self._send(HasFirst(stage, task))
 
     def _named(self, edge: str) -> str:
-        return f"{self._start.epoch}:{edge}"
+        return f"{self._start.attempt}:{edge}"
 
 
 class _Readers:

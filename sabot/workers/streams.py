@@ -1,8 +1,8 @@
 """The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
 
 The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and
-delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An epoch is the time from the
-start of the workers to their end. If a worker fails, dies or falls silent, the epoch has failed: all workers are
+delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An attempt is the time from the
+start of the workers to their end. If a worker fails, dies or falls silent, the attempt has failed: all workers are
 ended, and the run ends with an error. The app then restarts from its last checkpoint, as it does in one process.
 """
 
@@ -144,7 +144,7 @@ class WorkerStreams:
 
     @property
     def running(self) -> asyncio.Future[None]:
-        """A future that is done when every task has ended. It raises the error with which the epoch has failed."""
+        """A future that is done when every task has ended. It raises the error with which the attempt has failed."""
         return self._over
 
     # -- the start ----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class WorkerStreams:
         stored = storage is not None and storage.is_remote
         readings = [stage.reading.node for stage in plan.stages if stage.reading is not None]
         return Start(
-            epoch=uuid.uuid4().hex,
+            attempt=uuid.uuid4().hex,
             placement=self.placement,
             addresses=[each.hello.result().address for each in self.members],
             columns={node.name: node.schema.serialize().to_pybytes() for node in readings if node.schema is not None},
@@ -254,7 +254,7 @@ class WorkerStreams:
     async def _unless_failed(
         self, waits: Sequence[asyncio.Future[Any]], seconds: float | None = None, what: str = ""
     ) -> None:
-        """Waits for all futures. Raises the error with which the epoch fails meanwhile, and WorkerLost if that of a
+        """Waits for all futures. Raises the error with which the attempt fails meanwhile, and WorkerLost if that of a
         worker is not done within `seconds`. `what`: words for what the worker has not done then.
         """
         for number, each in enumerate(waits):
@@ -345,7 +345,7 @@ class WorkerStreams:
                 self._fail(error)
 
     def _fail(self, error: SabotError) -> None:
-        """Notes that the epoch has failed."""
+        """Notes that the attempt has failed."""
         if self._closed or self.broken:
             return
         self.broken = True
@@ -363,7 +363,7 @@ class WorkerStreams:
             self.on_failed(error)
 
     async def _watch(self) -> None:
-        """Sends signs of life to the workers. Fails the epoch if a running worker is silent, or if a stop is
+        """Sends signs of life to the workers. Fails the attempt if a running worker is silent, or if a stop is
         requested before all run.
         """
         while True:
@@ -415,7 +415,7 @@ class WorkerStreams:
             await self._arrival.make_room(workers - self._workers)
 
     async def close(self) -> None:
-        """Ends the workers: in good order, or at once if the epoch has failed. Idempotent."""
+        """Ends the workers: in good order, or at once if the attempt has failed. Idempotent."""
         if self._closed:
             return
         self._closed = True

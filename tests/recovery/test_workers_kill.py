@@ -1,6 +1,6 @@
 """kill -9 of a worker, and of the coordinator, of `sabot run --workers`: every window is in the topic once, with the right answer.
 
-A worker that dies ends the epoch: the coordinator starts all workers anew, from the last checkpoint. A coordinator that dies takes its
+A worker that dies ends the attempt: the coordinator starts all workers anew, from the last checkpoint. A coordinator that dies takes its
 workers with it, and the next start goes on. And an app goes from workers to one process, and back, by its checkpoints.
 """
 
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.integration
 SECONDS = 150  # for several interpreters to start, import the program and end, on a machine that does much else
 
 
-def epochs(log):
-    """The pids of the workers of each epoch so far."""
+def attempts(log):
+    """The pids of the workers of each attempt so far."""
     found = re.findall(r"tasks on \d+ workers: pids ([\d, ]+)", lines_of(log))
     return [[int(pid) for pid in pids.split(", ")] for pids in found]
 
@@ -69,17 +69,17 @@ async def test_windows_of_a_topic_are_there_once_whichever_process_was_killed(ka
         with running(log, *several, folder=HERE, **env) as process:
             for life in (1, 2):
                 await until(
-                    lambda life=life: process.poll() is not None or len(epochs(log)) == life, "workers", patience=60
+                    lambda life=life: process.poll() is not None or len(attempts(log)) == life, "workers", patience=60
                 )
                 await checkpoint_after(log, tmp_path, process)
                 await asyncio.sleep(rng.uniform(0, 0.3))
-                os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)
-            await until(lambda: process.poll() is not None or len(epochs(log)) == 3, "workers", patience=60)
+                os.kill(rng.choice(attempts(log)[-1]), signal.SIGKILL)
+            await until(lambda: process.poll() is not None or len(attempts(log)) == 3, "workers", patience=60)
             await checkpoint_after(log, tmp_path, process)
             await asyncio.sleep(rng.uniform(0, 0.3))
             process.kill()
             process.wait()
-        await until(lambda: not any(alive(pid) for pid in epochs(log)[-1]), "the end of the workers", patience=10)
+        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers", patience=10)
         with running(log, *several, folder=HERE, **env) as process:
             await checkpoint_after(log, tmp_path, process)
             process.terminate()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-from test_workers_kill import HERE, Place, World, alive, checkpoint_after, epochs, jsons, lines_of, running, where
+from test_workers_kill import HERE, Place, World, alive, attempts, checkpoint_after, jsons, lines_of, running, where
 
 from sabot import App
 from sabot.checkpoint.requests import ask
@@ -42,25 +42,25 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
 
     with World(place, topic) as world:
         with running(log, *words, folder=HERE, **env) as process:
-            await until(lambda: process.poll() is not None or len(epochs(log)) == 1, "workers", patience=60)
+            await until(lambda: process.poll() is not None or len(attempts(log)) == 1, "workers", patience=60)
             await checkpoint_after(log, tmp_path, process)
             found = await asyncio.to_thread(lines, "workers", state, "--json")
-            assert [each["pid"] for each in found] == epochs(log)[0]
+            assert [each["pid"] for each in found] == attempts(log)[0]
             assert sum(each["memory_bytes"] for each in found) > 10_000_000
             refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 65)
             assert refused.exit_code == 1
             assert "an app has 1 to 64 of them" in refused.stderr
 
             found = await rescaled(3)
-            assert [each["pid"] for each in found] == epochs(log)[1]
+            assert [each["pid"] for each in found] == attempts(log)[1]
             assert [each["restarts"] for each in found] == [0, 0, 0]
-            assert not any(alive(pid) for pid in epochs(log)[0])
+            assert not any(alive(pid) for pid in attempts(log)[0])
             await checkpoint_after(log, tmp_path, process)
 
             asked = asyncio.create_task(rescaled(1))  # a worker is killed while the app stops, or starts again
             await asyncio.sleep(rng.uniform(0.2, 1.0))
             with suppress(ProcessLookupError):
-                os.kill(rng.choice(epochs(log)[-1]), signal.SIGKILL)
+                os.kill(rng.choice(attempts(log)[-1]), signal.SIGKILL)
             await asked
             await checkpoint_after(log, tmp_path, process)
 
@@ -71,7 +71,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             ended = await asked
             assert ended.exit_code == 1
             assert "the app that used" in ended.stderr
-        await until(lambda: not any(alive(pid) for pid in epochs(log)[-1]), "the end of the workers", patience=10)
+        await until(lambda: not any(alive(pid) for pid in attempts(log)[-1]), "the end of the workers", patience=10)
     tick(place.settings, topic)
     wanted = expected(world.sent)
     with running(log, *words, folder=HERE, **env) as process:

@@ -146,7 +146,7 @@ class Rendezvous:
 
 
 class JoinRound:
-    """The workers of one epoch (`sabot.workers.rendezvous.JoinRound`): each joins a while after its start."""
+    """The workers of one attempt (`sabot.workers.rendezvous.JoinRound`): each joins a while after its start."""
 
     within_s = 300.0
 

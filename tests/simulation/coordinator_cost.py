@@ -3,7 +3,7 @@
     python tests/simulation/coordinator_cost.py --workers 1000 --rows 40
 
 Prints one JSON line: processor time of the coordinator (its event loop and the work beside it, with the codec of messages) for the start of
-an epoch and for each checkpoint, messages and bytes of the control protocol, files and bytes of a checkpoint. Disk and network cost
+an attempt and for each checkpoint, messages and bytes of the control protocol, files and bytes of a checkpoint. Disk and network cost
 nothing here, and workers have two tasks each and a small state.
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
                 "workers": given.workers,
                 "tasks": world.tasks,
                 "checkpoints": len(world.notes),
-                "first_checkpoint_s": round(world.notes[0][0], 3),  # with the start of the epoch
+                "first_checkpoint_s": round(world.notes[0][0], 3),  # with the start of the attempt
                 "checkpoint_s": round(statistics.median(each[0] for each in between), 4),
                 "messages": round(statistics.median(each[1] for each in between)),
                 "message_bytes": round(statistics.median(each[2] for each in between)),

@@ -183,7 +183,7 @@ class Task:
         network = self.worker.network
         for at, name in enumerate(self.outputs):
             if to in (None, at):
-                task = self.worker.epoch[name]
+                task = self.worker.attempt[name]
                 self._arrivals[at] = max(self._arrivals[at], network.loop.time() + network.delay())
                 task.worker.at(self._arrivals[at], task.take, self.name, element)
 
@@ -255,10 +255,10 @@ class Worker:
     A worker that has been killed may live on for a while, as on a machine that nobody reaches: what it still does must have no effect.
     """
 
-    def __init__(self, world: "World", network: Network, number: int, epoch: dict[str, Task]) -> None:
-        """epoch: its tasks, by name."""
+    def __init__(self, world: "World", network: Network, number: int, attempt: dict[str, Task]) -> None:
+        """attempt: its tasks, by name."""
         self.world = world
-        self.epoch = epoch
+        self.attempt = attempt
         self.network = network
         self.number = number
         self.pid: int | None = next(network.pids)
@@ -392,7 +392,7 @@ class Worker:
                 task = (Giver if stage == "source" else Task)(name, self, stage)
                 task.counts.update(dict(stored.get(name, {}).get("counts", ())))
                 self.tasks[name] = task
-        self.epoch.update(self.tasks)
+        self.attempt.update(self.tasks)
         self._wire_up(start, kinds)
         self._left = len(self.tasks)
         for name, task in self.tasks.items():
@@ -525,7 +525,7 @@ class World:
         self.error: BaseException | None = None
         self.alive: list[Coordinator] = []
         self.lives = 0
-        self.epochs = 0
+        self.attempts = 0
         self.loop = MeteredLoop(random.Random(f"loop {seed}"), workers, most_turns=50_000_000, longest_s=36_000.0)  # type: ignore[abstract]
         self.networks: list[Network] = []
         self._directory: Path
@@ -551,7 +551,9 @@ class World:
         return self
 
     def __str__(self) -> str:
-        return f"{self.lives} lives, {self.epochs} epochs, checkpoints {self.completed}; {'; '.join(self.faults.done)}"
+        return (
+            f"{self.lives} lives, {self.attempts} attempts, checkpoints {self.completed}; {'; '.join(self.faults.done)}"
+        )
 
     def fail(self, error: BaseException) -> None:
         """Something is not as it must be. Where it shows, errors are only logged."""
@@ -609,7 +611,7 @@ class Coordinator:
         self.world = world
         self.owner = SimulatedProcess(f"coordinator {world.lives}")
         self.network = Network(random.Random(world.dice.random()), world.faults, KINDS)
-        self._epoch: dict[str, Task] = {}
+        self._attempt: dict[str, Task] = {}
         self._made: Remembered | None = None
         self._ran = False
         world.networks.append(self.network)
@@ -631,9 +633,9 @@ class Coordinator:
 
         def launch(number: int) -> Worker:
             if number == 0:
-                self._epoch = {}
-                world.epochs += 1
-            return Worker(world, self.network, number, self._epoch)
+                self._attempt = {}
+                world.attempts += 1
+            return Worker(world, self.network, number, self._attempt)
 
         self._made = Remembered(over_workers(app, Rendezvous(self.network, launch), world.workers))
         app.workers = self._made
@@ -655,7 +657,7 @@ class Coordinator:
         self._main.cancel()
 
     async def _look_for_silence(self) -> None:
-        """A worker of which nothing comes fails the epoch in time: so many looks later, since no time counts in which nobody can look."""
+        """A worker of which nothing comes fails the attempt in time: so many looks later, since no time counts in which nobody can look."""
         looks: dict[tuple[Peer, float], int] = {}  # of workers, with when something came of them
         while True:
             await asyncio.sleep(1.0)
@@ -669,7 +671,7 @@ class Coordinator:
             looks = {each: looks.get(each, 0) + 1 for each in heard}
             for (worker, _), count in looks.items():
                 if count > SILENT_SECONDS + 2 * BEAT_SECONDS + 1:
-                    text = f"{worker.owner.name} is silent for {count} s; the epoch goes on"
+                    text = f"{worker.owner.name} is silent for {count} s; the attempt goes on"
                     self.world.fail(AssertionError(text))
                     return
 

@@ -45,7 +45,7 @@ def test_a_worker_that_dies_between_the_last_row_and_the_last_checkpoint_costs_a
     """The run ended as if it were complete, without its last checkpoint and the output that this delivers (program 49 over 2 workers)."""
     world = World(1, 3, faults=0, coordinators=0, declines=0.0)
     world.stops_killed = killed
-    assert world.run().epochs == 2
+    assert world.run().attempts == 2
 
 
 class Standing(World):
@@ -62,7 +62,7 @@ def test_no_worker_is_taken_for_dead_because_the_coordinator_did_not_read(seed: 
     """The heartbeats of that minute were there, and waited to be read."""
     world = Standing(seed, 3, faults=0, coordinators=0, declines=0.0).run()
     assert world.checked > 1
-    assert world.epochs == 1
+    assert world.attempts == 1
 
 
 @pytest.mark.slow  # ten thousand messages

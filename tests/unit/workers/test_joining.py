@@ -25,7 +25,7 @@ from tools.agent_tools import until
 from tools.broker import has_ipv6
 from tools.secure_broker import Authority
 
-TOKEN = "a token of this epoch"
+TOKEN = "a token of this attempt"
 
 
 class Here:
@@ -112,7 +112,7 @@ async def test_who_does_not_fit_is_refused_by_name_and_others_are_not_disturbed(
         first.connection.send(Beat())
         await here.hears(1)
         assert not here.members[1].joined.done()
-        # Only what the coordinator has started itself, and can never join, ends the epoch.
+        # Only what the coordinator has started itself, and can never join, ends the attempt.
         assert [type(each) for each in here.gone] == ([UserError] if "versions" in changed else [])
         await first.connection.close()
 
