@@ -1,5 +1,6 @@
 """The streams of one app in several processes: a coordinator, which the user has started, and its workers, on this
-machine or on others.
+machine or on others. An *attempt* is the time from the start of a set of workers to their end; a failed attempt is
+followed by another one, if `restart=` allows it.
 
 `streams_maker` decides how many workers a run has, and `streams` is the coordinator's side of a run. Each worker is a
 `member`: a launcher has started its process (`launching`, `on_ray`), or an administrator with `sabot join`

@@ -24,7 +24,7 @@ from sabot.workers.remote import RemoteCheckpoints
 
 
 class AppWithAgents(RunnableApp, Protocol):
-    """An app, as a worker uses it for agents and streams."""
+    """An app with the members that a worker needs for agents and streams."""
 
     def agents(self) -> Mapping[str, RunnableAgent]:
         """Returns the agents by their ids."""
@@ -34,8 +34,8 @@ class AppWithAgents(RunnableApp, Protocol):
 
 
 class WorkerAgents:
-    """The agents of one worker. All methods run on one event loop, unless said otherwise. Parts that are open when
-    opening raises end with the worker's process.
+    """The agents of one worker. All methods run on one event loop unless they say otherwise. If opening raises, parts
+    that are already open are closed by the end of the worker's process.
     """
 
     def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
@@ -86,7 +86,9 @@ class WorkerAgents:
 
     @property
     def _keeps_state(self) -> bool:
-        """Returns False if several processes would have different values under one name."""
+        """Returns False for an agent with several processes and no key: each process would have its own value under
+        the same name.
+        """
         return self._group.count == 1 or all(
             agent.spec is not None and agent.spec.key for agent in self._agents.values()
         )

@@ -1,9 +1,9 @@
 """The control channel between a coordinator and one worker: messages over a TCP connection, with TLS if the app uses
 it.
 
-A frame is the length of its message in four bytes, and the message. The end of the connection tells each side that
-the other is gone. A machine that vanishes ends no connection, so the kernel probes it (keepalive), also while Python
-is busy. A process that hangs is found by heartbeats.
+A frame is the length of its message in four bytes, and the message. If one process ends, its connection ends, and the
+other process notices. If a machine vanishes, no connection ends, so the kernel probes the peer (keepalive), also
+while Python is busy. A process that hangs is found by missing heartbeats.
 """
 
 import asyncio
@@ -38,14 +38,16 @@ _decoder = msgspec.msgpack.Decoder(reduce(or_, _KINDS))
 
 
 class ControlChannel(Protocol):
-    """One end of the channel between a coordinator and one worker: a `ControlConnection`, or that of a simulation."""
+    """One end of the channel between a coordinator and one worker: a `ControlConnection`, or the channel of a
+    simulation.
+    """
 
     @property
     def congested(self) -> bool:
-        """True if the peer does not take sent messages."""
+        """True if the peer does not read sent messages."""
 
     def send(self, message: ControlMessage) -> None:
-        """Sends a message behind the earlier ones. Raises nothing if the peer is gone; `received` ends then."""
+        """Sends a message after the earlier ones. Does not raise if the peer is gone; `received` then ends."""
 
     def received(self) -> AsyncIterator[ControlMessage]:
         """Yields the received messages, in order, until the peer is gone."""
@@ -85,19 +87,19 @@ class ControlConnection:
         """The address of the peer's."""
 
     def send(self, message: ControlMessage) -> None:
-        """Sends a message behind the earlier ones. Raises nothing if the peer is gone; `received` ends then."""
+        """Sends a message after the earlier ones. Does not raise if the peer is gone; `received` then ends."""
         frame = frame_of(message)
         if not self._writer.is_closing():
             self._writer.write(_LENGTH.pack(len(frame)) + frame)
 
     @property
     def ended(self) -> bool:
-        """True if the peer is gone, and no message of it waits to be read."""
+        """True if the peer is gone, and all its messages were read."""
         return self._reader.at_eof() or self._writer.is_closing()
 
     @property
     def congested(self) -> bool:
-        """True if the peer does not take sent messages."""
+        """True if the peer does not read sent messages."""
         return self._writer.transport.get_write_buffer_size() > _SLACK_BYTES
 
     async def next(self, most_bytes: int | None = None) -> ControlMessage | None:

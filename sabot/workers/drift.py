@@ -1,8 +1,8 @@
 """Alignment of sources (`max_drift=`) that different workers read.
 
-Each worker reports to the coordinator how far behind its own partitions are, and the coordinator tells each worker
-how far behind those of all others are. A worker's knowledge is up to two `TELL_SECONDS` old, and event times of
-partitions rise. So a reader may wait that much longer than in one process; it reads no further than in one, except
+Each worker reports to the coordinator the event times of its own partitions that are furthest behind. The coordinator
+sends each worker the least event times of all others. These are up to two `TELL_SECONDS` old, and event times only
+rise. So a reader may wait that much longer than in one process, but it reads no further than in one process, except
 for a partition that was idle and has rows again.
 """
 
@@ -29,7 +29,7 @@ def aligned_workers(plan: Plan, placement: Mapping[str, int]) -> dict[str, set[i
 
 
 class Drifts:
-    """The coordinator's knowledge of all workers' event times. Partitions of a worker count as unread until its first
+    """The event times that the workers have reported. Partitions of a worker are treated as unread until its first
     report.
     """
 
@@ -47,11 +47,13 @@ class Drifts:
         return bool(self._told)
 
     def told(self, worker: int, message: Drift) -> None:
-        """Takes a worker's report about its partitions."""
+        """Stores a worker's report about its partitions."""
         self._told[message.stage][worker] = (message.least_ms, message.least_unread_ms)
 
     def news(self) -> list[tuple[int, Drift]]:
-        """Returns the messages for workers whose knowledge of the others has changed."""
+        """Returns, with their workers, the messages for workers for which the least event time of the others has
+        changed.
+        """
         found = []
         for stage, told in self._told.items():
             of_others = zip(

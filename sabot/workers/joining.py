@@ -1,4 +1,5 @@
-"""The connection of a worker to its coordinator: over TCP, with the ticket that it gets on its standard input.
+"""The connection of a worker to its coordinator: over TCP, with the ticket that the worker reads from its standard
+input.
 
     the coordinator                                  the process of a worker
     listens; starts it, with a Ticket ─────────────▶ reads the Ticket from its standard input
@@ -31,9 +32,11 @@ _CONNECT_SECONDS = 10.0
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """The ticket of a worker's process. `address`: that of the coordinator. `number`: the worker's number, from 0, or
-    None if the coordinator chooses it. `secrets`: the folder of certificates, or None without TLS. `parent`: the pid
-    of the process that has started the worker, with which the worker ends.
+    """The ticket of a worker's process.
+
+    `address`: that of the coordinator. `token`: the secret that the worker has to show. `number`: the worker's
+    number, from 0, or None if the coordinator chooses it. `secrets`: the folder of certificates, or None without TLS.
+    `parent`: the pid of the process that has started the worker; the worker ends when that process ends.
     """
 
     address: str
@@ -44,7 +47,7 @@ class Ticket(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, encoded: bytes) -> "Ticket":
-        """Returns the ticket of these bytes. Raises one of UNREADABLE if they are none."""
+        """Returns the ticket that these bytes encode. Raises one of UNREADABLE for other bytes."""
         return msgspec.msgpack.decode(encoded, type=cls)
 
     def encoded(self, parent: int) -> bytes:
@@ -53,8 +56,8 @@ class Ticket(msgspec.Struct, frozen=True):
 
 
 class JoinedApp(msgspec.Struct, frozen=True):
-    """The app of a worker that the coordinator has accepted. `host`: the address of this machine that the coordinator
-    has seen.
+    """The connection of a worker that the coordinator has accepted, and the coordinator's answer. `host`: the address
+    of this machine from which it has connected.
     """
 
     connection: ControlConnection
@@ -82,8 +85,8 @@ def parse_address(text: str, what: str) -> tuple[str, int]:
     known = host and (":" in host) == (host != given)
     if not colon or not known or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UserError(
-            f"{what}: {text!r} is no address",
-            hint="host:port, as 10.0.0.7:7077 or [fd00::7]:7077; a name stands for its IPv4 address",
+            f"{what}: {text!r} is not an address",
+            hint="write host:port, such as 10.0.0.7:7077 or [fd00::7]:7077; a name stands for its IPv4 address",
         )
     return host, int(port)
 
@@ -102,7 +105,8 @@ def read_ticket() -> Ticket:
         ticket = Ticket.read(given)
     except UNREADABLE:
         raise UserError(
-            "this command is for the coordinator of an app", hint="sabot run module:app --workers N starts it"
+            "only the coordinator of an app may start this command",
+            hint="`sabot run module:app --workers N` starts workers",
         ) from None
     nothing = os.open(os.devnull, os.O_RDONLY)  # for a program that reads its standard input
     os.dup2(nothing, 0)
@@ -131,10 +135,10 @@ async def join(ticket: Ticket) -> JoinedApp:
     except ssl.SSLError as error:
         raise UserError(
             f"the coordinator at {ticket.address} and this worker do not trust each other: {error.reason or error}",
-            hint=f"certificates of one authority for the name {CERTIFIED_NAME} at both ends, or TLS at neither",
+            hint=f"use certificates of one authority for the name {CERTIFIED_NAME} at both ends, or TLS at neither",
         ) from error
     except (OSError, TimeoutError) as error:
-        raise TransientError(f"there is no coordinator at {ticket.address}: {error or 'no answer'}") from error
+        raise TransientError(f"no coordinator answers at {ticket.address}: {error or 'no answer in time'}") from error
     connection = ControlConnection(reader, writer)
     connection.send(Join(ticket.token, ticket.number, os.getpid(), socket.gethostname(), versions()))
     message = await connection.next()
@@ -147,5 +151,5 @@ async def join(ticket: Ticket) -> JoinedApp:
         )
     raise TransientError(
         f"the coordinator at {ticket.address} has ended the connection",
-        hint="is TLS on at one end only, or is its app over?",
+        hint="use TLS at both ends or at neither; or its app has ended",
     )

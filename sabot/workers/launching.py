@@ -39,13 +39,13 @@ class LaunchedProcess(Protocol):
 
 
 class Launcher(Protocol):
-    """A starter of the workers of one attempt, which is the time from the start of the workers to their end. All
-    methods run on one event loop.
+    """Starts the workers of one attempt (the time from the start of a set of workers to their end). All methods run
+    on one event loop.
     """
 
     async def open(self, workers: int) -> str:
-        """Prepares for this number of workers. Returns the host at which they reach this process. Raises SabotError;
-        nothing is left open then.
+        """Prepares for this number of workers. Returns the host at which they reach this process. If it raises
+        (SabotError), nothing is left open.
         """
 
     async def make_room(self, more: int) -> None:
@@ -117,17 +117,24 @@ def how_it_ended(code: int, kills: MemoryKills | None = None, before: KillCounts
     of memory, if the process was on this machine; `before`: the counts at its start.
     """
     if code != -signal.SIGKILL:
-        return ProcessEnd(_how(code), "its last words are in the log before this line")
+        return ProcessEnd(_how(code), "the lines before this one in the log have its error")
     now = _UNKNOWN if kills is None else kills.so_far()
     if kills is not None and _more(before.group, now.group):
-        limit = "" if kills.limit_bytes is None else f" (its control group may have {kills.limit_bytes / 1e6:,.0f} MB)"
+        limit = (
+            ""
+            if kills.limit_bytes is None
+            else f" (the limit of its control group is {kills.limit_bytes / 1e6:,.0f} MB)"
+        )
         return ProcessEnd(f"was killed by the system because memory ran out{limit}", _MORE_MEMORY, out_of_memory=True)
     if _more(before.machine, now.machine):
         how = f"{_how(code)} when the system killed processes because memory ran out"
         return ProcessEnd(how, _MORE_MEMORY, out_of_memory=True)
     known = now.group is not None or now.machine is not None
     return ProcessEnd(
-        _how(code), "somebody has killed it" if known else "by somebody, or by the system because memory ran out"
+        _how(code),
+        "a user or a program has killed it"
+        if known
+        else "a user or a program has killed it, or the system because memory ran out",
     )
 
 

@@ -1,5 +1,5 @@
-"""The listener to which the workers of one attempt connect: it accepts those with the token and the same software, each
-number once.
+"""The listener to which the workers of one attempt connect. It accepts workers with the right token and the same
+software as the coordinator, and one worker for each number.
 """
 
 import asyncio
@@ -25,8 +25,10 @@ _STANDBY_MAX = 64  # workers without a place
 
 
 class JoinListener:
-    """A listener for the workers of one attempt. All methods run on one event loop. A worker with a number was started
-    for it; one without gets the first free number.
+    """A listener for the workers of one attempt. All methods run on one event loop.
+
+    A worker that the coordinator has started has a number and gets the place with this number. A worker that others
+    have started has none, and gets the first free place.
     """
 
     def __init__(
@@ -106,16 +108,20 @@ class JoinListener:
             async with asyncio.timeout(_FIRST_SECONDS):
                 message = await connection.next(FIRST_BYTES)
         except (InternalError, TimeoutError) as error:
-            _log.warning("somebody at %s is no worker: %s", connection.peer, error or "it has said nothing")
+            _log.warning(
+                "a connection from %s is closed, because it is not from a worker: %s",
+                connection.peer,
+                error or "it has sent no message",
+            )
             return None
         return message if isinstance(message, Join) else None
 
     def _let_in(self, connection: ControlConnection, join: Join) -> bool:
-        """Accepts a worker. Returns False if it is gone. Raises UserError for one that is refused."""
+        """Accepts a worker, or lets it stand by. Returns True. Raises UserError if the worker is refused."""
         if not hmac.compare_digest(join.token.encode("utf-8", "replace"), self._token):
             raise UserError(
-                f"a worker at {connection.peer} has shown another token than this app's",
-                hint="is it a worker of an earlier start, or is the file `token` another one there?",
+                f"a worker at {connection.peer} has another token than this app",
+                hint="use the same file `token` on each machine; a worker of an earlier start is refused too",
             )
         where = f"{connection.peer} (pid {join.pid} on {join.host[:100]})"
         if self._numbered is (join.worker is None):
@@ -127,7 +133,7 @@ class JoinListener:
         if join.versions != versions():
             error = UserError(
                 f"the worker at {where} runs other software than its coordinator: {_words(join.versions)}, not {_words(versions())}",
-                hint="install the same on all machines",
+                hint="install the same versions on all machines",
             )
             if self._numbered and member is not None:
                 member.give_up(error)
@@ -143,21 +149,23 @@ class JoinListener:
         if number is None:
             return next((each for each in self._members if not each.joined.done()), None)
         if not 0 <= number < len(self._members):
-            raise UserError(f"the worker at {where} says that it is number {number + 1} of {len(self._members)}")
+            raise UserError(
+                f"the worker at {where} has number {number + 1}, but the app has {len(self._members)} workers"
+            )
         if self._members[number].joined.done():
             raise UserError(
-                f"the worker at {where} says that it is {self._members[number].text}, which is there already"
+                f"the worker at {where} is refused, because {self._members[number].text} has joined already"
             )
         return self._members[number]
 
     def _stand_by(self, connection: ControlConnection, where: str) -> None:
-        """Keeps the connection until the end of the attempt. If the attempt fails, the worker may replace one that is
-        gone.
+        """Keeps the connection of a worker without a place until the end of the attempt. In the next attempt the
+        worker may get the place of a worker that is gone. Raises UserError if too many workers stand by.
         """
         if self.standing_by >= _STANDBY_MAX:
-            raise UserError(f"the worker at {where} is one too many: {_STANDBY_MAX} stand by already")
+            raise UserError(f"the worker at {where} is refused, because {_STANDBY_MAX} workers stand by already")
         self._standing_by.append(connection)
-        _log.info("the worker at %s stands by: all %d places are taken", where, len(self._members))
+        _log.info("the worker at %s stands by, because the app has all its %d workers", where, len(self._members))
 
 
 def _handshake(context: ssl.SSLContext | None) -> float | None:

@@ -62,12 +62,12 @@ class Member:
         return f"{self.name} (pid {self.pid}{'' if host == socket.gethostname() else f' on {host}'})"
 
     def run(self, process: LaunchedProcess) -> None:
-        """Takes the started process of the worker, which joins when it is ready."""
+        """Begins to watch the started process of the worker, which joins when it is ready."""
         self._process = process
         self._tasks.append(asyncio.create_task(self._wait(process), name=f"{self.name} process"))
 
     def join(self, connection: ControlChannel, join: Join, welcome: ControlMessage) -> None:
-        """Takes the worker's connection, and sends it `welcome`. Called once."""
+        """Begins to read the worker's connection, and sends it `welcome`. Called once."""
         self._connection = connection
         self._hears()
         self.joined.set_result(join)
@@ -75,7 +75,7 @@ class Member:
         self.send(welcome)
 
     def give_up(self, error: SabotError) -> None:
-        """Notes that the worker can never join."""
+        """Marks the worker as gone, because it can never join. `error`: the reason."""
         self._is_gone(error)
 
     def send(self, message: ControlMessage) -> None:
@@ -93,10 +93,15 @@ class Member:
             self._is_gone(unexpected_end(f"the connection of {self.text}", error))
             return
         if self._process is None:
-            self._is_gone(WorkerLost(f"{self.text} is gone", hint="its own log says more, or its machine is gone too"))
+            self._is_gone(
+                WorkerLost(
+                    f"{self.text} has closed its connection",
+                    hint="its own log has the reason, unless its machine was lost",
+                )
+            )
             return
         await asyncio.sleep(_END_SECONDS)  # as a rule the end of the process comes first, and its error says more
-        self._is_gone(WorkerLost(f"{self.text} has closed its connection, and nothing is heard of its process"))
+        self._is_gone(WorkerLost(f"{self.text} has closed its connection, but its process has not ended"))
 
     def _hears(self) -> None:
         self.heard_s, self.unheard = SYSTEM_CLOCK.monotonic(), 0
@@ -144,6 +149,6 @@ class Member:
         await asyncio.wait([ending], timeout=patience_s)
         if not ending.done():
             if patience_s:
-                _log.error("%s has not ended in %g s, and is killed", self.text, patience_s)
+                _log.error("%s has not ended within %g s, and is killed", self.text, patience_s)
             process.kill()
         await ending

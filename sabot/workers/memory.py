@@ -13,7 +13,9 @@ _NO_LIMIT_BYTES = 1 << 60  # version 1 has a number for no limit
 
 
 class KillCounts(NamedTuple):
-    """The numbers of killed processes since the start of the group and of the machine. None: there is no count."""
+    """The numbers of processes killed since the start of the control group and since that of the machine. None if the
+    kernel has no count.
+    """
 
     group: int | None
     machine: int | None
@@ -45,8 +47,9 @@ class MemoryKills:
 
 
 def _places(proc: Path, mount: Path) -> list[tuple[Path, str, str]]:
-    """Returns the possible places of this process's control group: folder, file of the counts, file of the limit. In
-    a container the group's path may be one of the machine, and the mounted folder the group itself.
+    """Returns the places where the files of this process's control group may be, as (folder, file of the counts, file
+    of the limit). There are several, because in a container the path of the group may be that of the machine, while
+    the mounted folder is the group itself.
     """
     found = []
     with suppress(OSError, ValueError):

@@ -62,8 +62,8 @@ class ControlMessage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(ControlMessage, frozen=True):
-    """The answer to a `Join` that is accepted. `token`: of this attempt of the app, for the exchange. `settings`: those
-    that the user has given beside the program.
+    """The answer to a `Join` that is accepted. `token`: the secret of this attempt for the exchange of rows.
+    `settings`: the settings that the user has given beside the program.
     """
 
     worker: int
@@ -72,7 +72,7 @@ class Welcome(ControlMessage, frozen=True):
 
 
 class JoinRefused(ControlMessage, frozen=True):
-    """The answer to a `Join` that is refused. The connection ends behind it."""
+    """The answer to a `Join` that is refused. The coordinator then closes the connection."""
 
     message: str
     hint: str = ""
@@ -85,14 +85,21 @@ class Ping(ControlMessage, frozen=True):
 class Start(ControlMessage, frozen=True):
     """An order to open tasks.
 
-    `placement`: the worker of each task. `addresses`: of the exchange of each worker. `columns`: the Arrow schemas of
-    streams whose columns were inferred. `plan`: the fingerprint of the coordinator's plan. `checkpoint`: the one to
-    restore, in `place`, or, if that is None, in the place that the program names. `folder`: for saved state, or None
-    if the app keeps no checkpoints, or if `store` and `generation` name the object store of its checkpoints, where
-    workers store files under this generation. `tracks`: the folder of the parts of each exactly-once sink. `over`:
-    True if the streams had ended in the checkpoint and are not opened. `reprocess`: durable agents whose records are
-    read again. `proof`: the content of the file `proof` in the folder, by which a worker knows that it sees the
-    coordinator's folder, and not one of its own machine.
+    - `attempt`: the id of this attempt.
+    - `placement`: the worker of each task.
+    - `addresses`: the address of each worker's exchange.
+    - `columns`: the Arrow schemas of streams whose columns were inferred.
+    - `plan`: the fingerprint of the coordinator's plan.
+    - `checkpoint`, `place`: the id of the checkpoint to restore, and its location, or None if it is where the program says.
+    - `folder`: the shared folder for saved state. None if the app keeps no checkpoints, or keeps them in an object store.
+    - `store`, `generation`: the object store of the checkpoints, or None, and the generation under which workers store files
+      there.
+    - `tracks`: the folder of the parts of each exactly-once sink.
+    - `drop`: the state that the user gives up.
+    - `over`: True if the streams had ended in the checkpoint and are not opened.
+    - `reprocess`: the durable agents whose records are read again.
+    - `proof`: the content of the file `proof` in `folder`. A worker that reads another text there sees a folder of its own
+      machine.
     """
 
     attempt: str
@@ -196,9 +203,11 @@ class Opened(ControlMessage, frozen=True):
 
 
 class TaskCut(ControlMessage, frozen=True):
-    """The notice that a task has passed its barrier on, with its snapshot. `states`: by name, the folders of its
-    saved state, or the files that the worker has stored, by their paths below it. `files`: by name, the paths of its
-    small files, which have a folder to themselves, or their entries in the store. The rest is as in TaskSnapshot.
+    """The notice that a task has passed its barrier on, with its snapshot.
+
+    `states`: by name, the folders of saved state, or the files that the worker has stored, by their paths below the
+    folder. `files`: by name, the paths of small files, which are in a folder of their own, or their entries in the
+    store. The other fields are as in TaskSnapshot.
     """
 
     checkpoint_id: int
@@ -252,9 +261,11 @@ class Stopped(ControlMessage, frozen=True):
 
 
 class WorkerFailed(ControlMessage, frozen=True):
-    """The notice that an error has ended a worker's tasks. `kind`: the class of the error. `passing`: True if it came
-    from outside, and may pass. `edge`: True for an error of the exchange, which may only be the effect of another
-    worker's death. `exits`: True if the user's code asked for the end of the process.
+    """The notice that an error has ended a worker's tasks.
+
+    `kind`: the class of the error. `passing`: True if it was caused by something outside, and may not occur again.
+    `edge`: True for an error of the exchange, which may only be the effect of another worker's death. `exits`: True
+    if the user's code asked for the end of the process.
     """
 
     kind: str
@@ -274,11 +285,12 @@ class AgentHasFailed(ControlMessage, frozen=True):
 
 
 class Beat(ControlMessage, frozen=True):
-    """A worker's heartbeat. `samples`: (name, value, operator, topic, partition) each. `hints`: the current work of
-    tasks, during a checkpoint. `agents`: for each task of agents on the worker, the result of
-    `WorkerAgents.statistics`. `memory_bytes`: resident memory; `cpu_seconds`: since the start of the process; both
-    are None if the system does not tell them. `saving`: the tasks whose snapshot for the current checkpoint is taken,
-    and not saved yet.
+    """A worker's heartbeat.
+
+    `samples`: (name, value, operator, topic, partition) each. `hints`: the current work of tasks, during a
+    checkpoint. `agents`: for each task of agents on the worker, the result of `WorkerAgents.statistics`.
+    `memory_bytes`: resident memory; `cpu_seconds`: since the start of the process; each is None if the system does
+    not report it. `saving`: the tasks whose snapshot for the current checkpoint is taken but not saved yet.
     """
 
     progress: tuple[float, float] | None = None
@@ -313,8 +325,8 @@ class Closed(ControlMessage, frozen=True):
 
 
 class HoldReaders(ControlMessage, frozen=True):
-    """The notice that a task has no room (`held`), or has room again: readers of other workers whose rows reach its
-    stage pause for this name.
+    """The notice that a task has no room (`held`), or has room again. Readers of other workers whose rows reach the
+    task's stage pause, or resume, for this name.
     """
 
     stage: str
@@ -330,9 +342,11 @@ class HasFirst(ControlMessage, frozen=True):
 
 
 class Drift(ControlMessage, frozen=True):
-    """The event time of the partition that is furthest behind, of the sources that are aligned for this stage: of a
-    worker, or, from the coordinator, of all others. `least_unread_ms`: that of the partitions with rows to read.
-    None: there is none.
+    """The least event times of the partitions that are aligned for a stage: of a worker, or, from the coordinator, of
+    all other workers.
+
+    `least_ms`: that of the partition that is furthest behind. `least_unread_ms`: the same among the partitions with
+    rows to read. Each is None if there is no such partition.
     """
 
     stage: str
@@ -368,5 +382,5 @@ def error_of(message: WorkerFailed, worker: str) -> SabotError:
     if message.exits:
         error.__cause__ = KeyboardInterrupt() if message.code == _INTERRUPT else SystemExit(message.code)
     elif message.passing:
-        error.__cause__ = TransientError("it came of something outside")
+        error.__cause__ = TransientError("it was caused by something outside")
     return error

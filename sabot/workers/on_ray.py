@@ -1,10 +1,10 @@
-"""Workers on the nodes of a Ray cluster: each is a process that a Ray actor holds, in a bundle of one placement
-group.
+"""Workers on the nodes of a Ray cluster. A Ray actor starts the process of each worker, and has one bundle of
+resources of a common placement group.
 
-Ray finds the places, starts the actors, and ends them with their node. The rest is as without Ray: the process joins
-the coordinator over TCP, and rows go from worker to worker. The actor's process imports this module, so Sabot is
+Ray chooses the nodes, starts the actors, and ends them with their node. The rest is as without Ray: the process joins
+the coordinator over TCP, and rows go from worker to worker. The actor's process imports this module, so Sabot must be
 installed on every node, as Ray is. The program is imported from the folder in which the coordinator was started,
-which every node has at the same path.
+which every node must have at the same path.
 """
 
 import asyncio
@@ -53,7 +53,8 @@ def parse_resources(text: str) -> dict[str, float]:
             value = -1.0
         if not name or not equals or not 0 < value < float("inf") or name in found:
             raise UserError(
-                f"--ray-resources {text}: {part!r} is no resource", hint="CPU=2,GPU=0.5,memory=4e9, as Ray names them"
+                f"--ray-resources {text}: {part!r} is not a resource",
+                hint="write resources by Ray's names: CPU=2,GPU=0.5,memory=4e9",
             )
         found[name] = value
     return found
@@ -88,7 +89,9 @@ class RayLauncher:
         return address
 
     async def make_room(self, more: int) -> None:
-        """Reserves the additional places, so that the cluster grows if it can, and gives them back."""
+        """Raises UserError if the cluster has no room for `more` additional workers. It reserves the room, so that
+        the cluster grows if it can, and releases it again.
+        """
         group = await run_in_thread(self._asked, more)
         try:
             if not await _placed(group, _MORE_ROOM_SECONDS):
@@ -99,7 +102,9 @@ class RayLauncher:
             await run_in_thread(self._ray.util.remove_placement_group, group)
 
     def _asked(self, workers: int) -> Any:
-        """Returns the placement group, for which there may be no room yet."""
+        """Requests the placement group, and returns it; the cluster may not have room for it yet. Raises UserError
+        without a cluster.
+        """
         ray = self._ray
         if not ray.is_initialized():
             try:
@@ -135,7 +140,7 @@ class RayLauncher:
         return _RayProcess(partial(ray.kill, actor), running.future(), loop)
 
     async def close(self) -> None:
-        """Gives the places back."""
+        """Returns the reserved resources to the cluster."""
         group, self._group = self._group, None
         if group is not None:
             await run_in_thread(self._ray.util.remove_placement_group, group)
@@ -178,7 +183,7 @@ def _options(resources: Mapping[str, float]) -> dict[str, Any]:
 
 
 class _Holder:
-    """An actor that holds the process of one worker, which ends with it."""
+    """An actor that starts the process of one worker. If the actor ends, the process ends."""
 
     def run(self, words: list[str], folder: str, ticket: bytes) -> int | str:
         """Runs the process, and returns its exit code, or the reason why it could not be started."""
@@ -208,11 +213,11 @@ class _RayProcess:
         return await asyncio.shield(self._ended)
 
     def kill(self) -> None:
-        """Ends the actor, and with it the process. The wait is bounded, because of a node that is gone there may be
-        no news for long.
+        """Ends the actor, and with it the process. `wait` then returns after a bounded time, because Ray may report
+        the end of an actor on a lost node late.
         """
         self._kill()
-        self._loop.call_later(_KILLED_SECONDS, self._end, ProcessEnd("was killed", "nothing was heard of its end"))
+        self._loop.call_later(_KILLED_SECONDS, self._end, ProcessEnd("was killed", "Ray has not reported its end"))
 
     def _end(self, how: ProcessEnd) -> None:
         if not self._ended.done():
@@ -227,6 +232,7 @@ def _ended(result: "Future[int | str]") -> ProcessEnd:
     found = result.result()
     if isinstance(found, str):
         return ProcessEnd(
-            found, "every node has the program at the path of the coordinator: in its image, or in a shared folder"
+            found,
+            "put the program on every node, at the same path as the coordinator's: in its image, or in a shared folder",
         )
     return how_it_ended(found)

@@ -19,8 +19,8 @@ class Pace:
         self._beats = (*self._beats[1 - _BEATS :], (now_s, beat))
 
     def report(self, tasks: Iterable[str], now_s: float) -> dict[str, Any]:
-        """Returns the figures of the tasks that are placed on the worker, and of its process. None: not known, or not
-        known yet.
+        """Returns the figures of the tasks that are placed on the worker, and of its process. A figure is None if it
+        is not known, or not known yet.
         """
         beats = self._beats or ((now_s, Beat()),)
         (first_s, first), (last_s, last) = beats[0], beats[-1]
@@ -39,8 +39,8 @@ class Pace:
 
 
 def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
-    """Returns the figures of a task: of a stream task its own, of a task of agents the records that all agents have
-    read.
+    """Returns the figures of a task in a heartbeat, or None. For a stream task they are its own. For a task of agents
+    they count the records that all of its agents have read.
     """
     if task not in beat.agents:
         return beat.figures.get(task)
@@ -57,8 +57,8 @@ def _figures(beat: Beat, task: str) -> Mapping[str, Any] | None:
 
 
 def _task(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """Returns the figures of a task. `rows`: the rows that it has taken since its start. `lag`: the rows that its
-    source has not read yet, or None if it reads from other tasks.
+    """Returns the figures of a task over `seconds`. `rows`: the rows that it has taken since its start. `lag`: the
+    rows that its source has not read yet, or None if it reads from other tasks.
     """
     if now is None:
         return {"rows": None, "rows_per_second": None, "lag": None}

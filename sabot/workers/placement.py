@@ -15,15 +15,15 @@ from sabot.runtime.agent_groups import AgentGroup
 def place(
     stages: Sequence[Stage], workers: int, groups: Sequence[AgentGroup] = (), sinks: Collection[int] = ()
 ) -> dict[str, int]:
-    """Returns the number of the worker of each task, from 0.
+    """Returns, by task, the number of its worker, from 0.
 
-    Subtasks of a stage are dealt out in turn: subtasks with equal numbers of several stages are on one worker, so an
-    edge between them stays in the process. A stage with one task, such as a sink, goes to the worker with the fewest
-    tasks.
+    Subtasks of a stage are assigned to the workers in turn, so subtasks with the same number are on one worker, and
+    an edge between them stays in one process. A stage with one task, such as a sink, is assigned to the worker with
+    the fewest tasks.
 
-    The agents that share a task are on the last worker, and so is every stage that exchanges rows with them; so a
-    Sink that agents and streams write (`sinks`: their ids) has one writer. A task of an agent with `process=` has an
-    additional worker to itself.
+    The agents that share a task are on the last worker, and so is every stage that exchanges rows with them. Then a
+    Sink that agents and streams write (`sinks`: the ids of these Sinks) is written by one process. Each task of an
+    agent with `process=` has an additional worker of its own.
     """
     last, own = workers - 1, count(workers)
     of_groups = {group.task: next(own) if group.own else last for group in groups}

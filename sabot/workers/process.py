@@ -1,4 +1,4 @@
-"""The process of a worker: it follows the orders of the coordinator that it has joined, and ends with it.
+"""The process of a worker. It joins a coordinator, executes its orders, and ends when the coordinator is gone.
 
 Join ▶ Welcome ▶ Hello (its exchange listens) ▶ Start ▶ tasks are opened ▶ Opened ▶ RunTasks … checkpoints … ▶ Close ▶
 Closed ▶ its end
@@ -72,7 +72,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerApp(AppWithAgents, Protocol):
-    """An app, as a worker uses it."""
+    """An app with the members that a worker needs."""
 
     def checkpoints(self) -> CheckpointStorage | None:
         """Returns the storage of the app's checkpoints, not locked, or None if it keeps none."""
@@ -82,11 +82,10 @@ class WorkerApp(AppWithAgents, Protocol):
 
 
 def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> int:
-    """Works for the coordinator that the ticket of this process names, until it ends the app or is gone. Returns the
-    exit code.
+    """Joins the coordinator that the ticket of this process names, and runs tasks until the coordinator ends the app
+    or is gone. Returns the exit code. Raises UserError if the coordinator refuses the worker.
 
-    `load`: imports the program. `named`: gets the name of this worker before that. Raises UserError if the
-    coordinator refuses the worker.
+    `load`: imports the program. `named`: called with the name of this worker before `load`.
     """
     ticket = read_ticket()
     _end_with(ticket.parent)
@@ -178,8 +177,8 @@ class AppWorker:
         self._exchange.on_failed = self._edge_failed
 
     async def run(self) -> bool:
-        """Works until the coordinator sends `Close`, or is gone. Returns True if it has sent `Close`, and the app is
-        over.
+        """Works until the coordinator sends `Close`, or is gone. Returns True if the app has ended; False if the
+        coordinator is gone or the worker should join again.
         """
         self._connection.send(Hello(self._exchange.address))
         working = asyncio.create_task(self._work(), name="messages")
@@ -192,7 +191,7 @@ class AppWorker:
                 if task is not None:
                     task.cancel()
         if not in_order:
-            _log.error("the coordinator is gone: the worker ends")
+            _log.error("the coordinator is gone or silent: the worker ends")
         return in_order and not self._again
 
     async def _work(self) -> bool:
@@ -349,7 +348,7 @@ class AppWorker:
     def _tell_drifts(self, alignments: Mapping[str, Alignment]) -> None:
         if alignments:
             self._telling = asyncio.create_task(self._tell_drift(alignments), name="event time")
-            watch_task(self._telling, "what tells the event time", lambda error: self._connection.send(failed(error)))
+            watch_task(self._telling, "the exchange of event times", lambda error: self._connection.send(failed(error)))
 
     async def _tell_drift(self, alignments: Mapping[str, Alignment]) -> None:
         told: dict[str, Drift] = {}
@@ -400,8 +399,8 @@ def _check_shared(folder: Path, proof: str) -> None:
         found = ""
     if found != proof:
         raise UserError(
-            f"this machine ({socket.gethostname()}) does not see {folder}, where workers hand over state and output",
-            hint="on several machines it has to be a folder that all of them share (NFS, EFS), at the same path; or "
+            f"this machine ({socket.gethostname()}) cannot read the coordinator's folder {folder}, where workers save state and output",
+            hint="with several machines, use a folder that all of them share (NFS, EFS) at the same path; or "
             "checkpoint_dir= an object store, such as s3://bucket/path",
         )
 
@@ -416,18 +415,21 @@ def saved_of(start: Start, worker: int, storage: CheckpointStorage | None) -> Sn
         return None
     if storage is None or str(storage.directory) != start.store:
         raise UserError(
-            f"checkpoints are in {None if storage is None else storage.directory} here, and in {start.store} at the coordinator",
-            hint="is checkpoint_dir= made of something that differs, as the environment? Start again",
+            f"this worker has its checkpoints in {None if storage is None else storage.directory}, but the coordinator in {start.store}",
+            hint="compute checkpoint_dir= from nothing that differs between processes, such as the environment; then start again",
         )
     return ObjectSnapshotStore(storage.writer(start.generation, f"{start.attempt}-{worker}"))
 
 
 def _read(app: WorkerApp, checkpoint_id: int, place: str | None, storage: CheckpointStorage | None) -> Manifest:
-    """Reads a checkpoint. `storage`: the app's own. `place`: another one that has the checkpoint, or None."""
+    """Returns a checkpoint. `storage`: the storage of the app's own checkpoints, or None. `place`: the location of
+    the checkpoint, if it is elsewhere, else None. Raises UserError if both are None.
+    """
     if place is not None:
         storage = CheckpointStorage(place)
     if storage is None:
         raise UserError(
-            f"app {app.id} names no place for its checkpoints", hint="the coordinator has one: is it the same program?"
+            f"app {app.id} has no place for checkpoints in this worker, but the coordinator has one",
+            hint="run the same program",
         )
     return storage.read(checkpoint_id)

@@ -24,11 +24,11 @@ class SpreadApp(AppWithAgents, Protocol):
 
 
 def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec]) -> None:
-    """Raises UserError for anything in the app that lives in one process."""
+    """Raises UserError if the app has anything that exists in one process only, such as a broker in memory."""
     if agents and app.state_backend is not None:
         raise UserError(
-            f"app {app.id} has a state_backend= of its own, which lives in this process, and its agents run in a worker",
-            hint="state=DIRECTORY; or start without --workers",
+            f"app {app.id} has a state_backend= of its own, which exists in this process only, but its agents run in a worker",
+            hint="use state=DIRECTORY; or start without --workers",
         )
     _refuse_local_journal(app, agents)
     topics = [node.name for node in walk(ends) if isinstance(node, Read) and isinstance(node.source, str)]
@@ -36,7 +36,7 @@ def refuse(app: SpreadApp, ends: Sequence[StreamEnd], agents: Sequence[AgentSpec
     topics += [each for spec in agents for each in (*spec.inputs, *spec.sinks.values()) if isinstance(each, str)]
     if topics and parse_broker(app.settings.broker)[0] == "memory":
         raise UserError(
-            f"topic {topics[0]} is at {app.settings.broker}, which lives in one process, and --workers has several",
+            f"topic {topics[0]} is at {app.settings.broker}, which exists in one process only, but --workers uses several",
             hint='App(…, broker="kafka://host:port"), or --broker; or start without --workers',
         )
 
@@ -45,6 +45,6 @@ def _refuse_local_journal(app: SpreadApp, agents: Sequence[AgentSpec]) -> None:
     durable = next((spec.agent_id for spec in agents if spec.durable), None)
     if durable is not None and not is_at_server(journal := journal_place(app)):
         raise UserError(
-            f"agent {durable} is durable, and its journal is {redacted_url(str(journal))}: on workers it is at a server",
+            f"agent {durable} is durable, but its journal {redacted_url(str(journal))} is not on a server, as workers need it",
             hint='App(…, journal="kafka://…") or journal="postgresql://…"; or start without --workers',
         )

@@ -1,8 +1,9 @@
-"""A worker's stand-ins for the coordinator and for the exactly-once tracks, which are in the coordinator's process.
+"""Represents the coordinator of the checkpoints and the exactly-once tracks in a worker; both are in the
+coordinator's process.
 
 The worker saves state: in a folder that the coordinator has made beside its checkpoints, whose files the coordinator
 links into the checkpoint, or in the object store of the checkpoints (`saving`). Its message names the saved files.
-Parts of output go the same way: the worker writes them, the coordinator lists and delivers them.
+Parts of output are handled alike: the worker writes them, the coordinator lists and delivers them.
 """
 
 import logging
@@ -76,7 +77,9 @@ class RemoteCheckpoints:
         abort: Callable[[int], None],
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """Attaches a task like `Coordinator.attach`. The coordinator itself knows the task from the placement."""
+        """Attaches a task like `Coordinator.attach`, but only in this worker: the coordinator knows the task from the
+        placement.
+        """
         self._tasks[task] = inject, abort, hint
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
@@ -165,7 +168,7 @@ class RemoteCheckpoints:
     # -- parts of output, from the threads that write them ------------------------------------------------------------
 
     def give_part(self, track: str, part: Part) -> None:
-        """Reports a complete part. The report goes before that of the snapshot to which the part belongs."""
+        """Reports a complete part to the coordinator, before the snapshot to which the part belongs."""
         assert self._saved is not None
         if self._saved.at_store:
             self._parts.append((track, part))
@@ -174,7 +177,7 @@ class RemoteCheckpoints:
             self._send(self._saved.give_part(track, part))
 
     def end_track(self, track: str) -> None:
-        """Reports that the input of the track has ended, behind all its parts."""
+        """Reports that the input of the track has ended, after all its parts."""
         if self._saved is not None and self._saved.at_store:
             self._saver.submit(self._end_track, track)
         else:
@@ -190,7 +193,7 @@ class RemoteCheckpoints:
         try:
             self._give_parts()
         except Exception as error:  # the next cut tries again, and fails its checkpoint with the error
-            _log.warning("a part of output could not be stored: %s; it is tried again", message_of(error))
+            _log.warning("a part of output could not be stored, and will be tried again: %s", message_of(error))
 
     def _end_track(self, track: str) -> None:
         try:
@@ -211,14 +214,14 @@ class RemoteCheckpoints:
             inject(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
-        """Called when the checkpoint has failed."""
+        """Aborts the barriers of a checkpoint that has failed."""
         self.expected = set()
         self._failed = max(self._failed, checkpoint_id)
         for _, abort, _ in list(self._tasks.values()):
             abort(checkpoint_id)
 
     def complete(self, message: Complete) -> None:
-        """Called when the checkpoint is complete: positions are committed."""
+        """Commits the positions of a complete checkpoint, and notes which saved files it contains."""
         tasks = {task: StoredTask({"input": facts}) for task, facts in message.inputs.items()}
         tasks |= {task: StoredTask(meta) for task, meta in message.agents.items()}
         if self._saved is not None and self._saved.at_store:
@@ -227,7 +230,7 @@ class RemoteCheckpoints:
             callback(Manifest(message.checkpoint_id, 0, tasks=tasks))
 
     def retained(self, oldest_id: int) -> None:
-        """Called when earlier checkpoints than this one are gone."""
+        """Informs the agents of this worker that checkpoints before `oldest_id` were removed."""
         for callback in self.on_retained:
             callback(oldest_id)
 
@@ -246,7 +249,7 @@ class RemoteCheckpoints:
         return sorted(task for task, checkpoint_id in self._saving.copy().items() if checkpoint_id in under_way)
 
     def close(self) -> None:
-        """Returns when everything that was handed over is saved. Blocks."""
+        """Waits until all snapshots and parts that tasks have handed over are saved. Blocks."""
         self._saver.shutdown()
 
 
@@ -327,7 +330,7 @@ class RemoteTracks:
         if track_id is None:
             return sink
         if track_id not in self._folders or self._saved is None:
-            raise InternalError(f"sink {sink.name} delivers exactly once here, and not at the coordinator")
+            raise InternalError(f"sink {sink.name} delivers exactly once in this worker, but not in the coordinator")
         folder = self._saved.part_folder(self._folders[track_id])
         track = self._tracks[track_id] = _RemoteTrack(track_id, sink, folder, self._checkpoints)
         return StagedSink(track)
@@ -348,7 +351,7 @@ class _RemoteTrack:
         self._checkpoints = checkpoints
 
     def look(self) -> None:
-        """Does nothing: the coordinator has asked the receiver."""
+        """Does nothing: the coordinator has read the receiver's token."""
 
     def write(self, data: pa.RecordBatch) -> None:
         """Adds rows to the open part."""

@@ -1,4 +1,4 @@
-"""The agents of an app, as its coordinator sees them: the workers of their tasks, and the reports of these workers."""
+"""The agents of an app in the coordinator's process: on which workers their tasks run, and what these workers report."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -41,8 +41,8 @@ class RemoteAgents:
         self.needs_checkpoint = durable and kept and stored_journal(restored, TASK) is None
 
     def is_task(self, name: str) -> bool:
-        """Returns True if this name in a placement takes part in checkpoints. The stage of an agent does not, but its
-        task does.
+        """Returns True if an entry of a placement is a task that takes part in checkpoints. The stage of an agent is
+        an entry too, but only the agent's task takes part.
         """
         return name.rsplit("/", 1)[0] not in self._agents
 
@@ -81,7 +81,7 @@ class RemoteAgents:
         return set(self._at.values())
 
     def heed(self, member: Member, message: Beat | AgentHasFailed) -> None:
-        """Takes a worker's report about its agents: new figures, or the failure of an agent, which goes to
+        """Handles a worker's report about its agents: stores new figures, or passes the failure of an agent to
         `on_failed`.
         """
         if isinstance(message, Beat):

@@ -1,6 +1,4 @@
-"""The rendezvous of an app's workers and its coordinator: how the workers are started, where they connect, and with
-which secrets.
-"""
+"""Brings an app's workers and its coordinator together: starts the workers if needed, and accepts their connections."""
 
 import asyncio
 import logging
@@ -32,24 +30,26 @@ class JoinRound(Protocol):
         """The seconds within which a worker has to join, or None if people start the workers."""
 
     async def open(self) -> None:
-        """Accepts workers from now on, and starts those that this process has to start. Raises SabotError; `close` is
-        called all the same.
+        """Begins to accept workers, and starts those that this process has to start. Raises SabotError; the caller
+        still has to call `close`.
         """
 
     def check(self) -> None:
         """Raises UserError if the workers cannot reach each other. Called when all have sent `Hello`."""
 
     async def make_room(self, more: int) -> None:
-        """Makes sure, while the workers of this attempt run, that the next attempt can have `more` additional ones.
-        Raises UserError if it cannot.
+        """Raises UserError if the next attempt cannot have `more` additional workers. The workers of this attempt run
+        on.
         """
 
     async def close(self, patience_s: float) -> None:
-        """Accepts nobody any more, and ends all workers: they have `patience_s` to end by themselves. Idempotent."""
+        """Stops accepting workers, and ends all workers. They have `patience_s` seconds to end by themselves.
+        Idempotent.
+        """
 
 
 class Rendezvous(Protocol):
-    """A way in which an app's workers connect to its coordinator: over TCP, or that of a simulation."""
+    """The connection of an app's workers to its coordinator: over TCP, or in a simulation."""
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
         """Begins an attempt with these workers. `welcome`: returns the message for each worker that joins."""
@@ -83,11 +83,11 @@ class TcpRendezvous:
         host, port = (None, 0) if listen is None else parse_address(listen, "--listen")
         if launcher is None and (known is None or known.token is None):
             raise UserError(
-                "workers that join show a token, and none is given",
-                hint="--secrets DIR, with the same file `token` in it on each machine: openssl rand -hex 32 > DIR/token",
+                "workers that join must show a token, but the coordinator has none",
+                hint="give --secrets DIR, with the same file `token` on each machine: openssl rand -hex 32 > DIR/token",
             )
         if host is not None and not _is_loopback(host) and (known is None or known.tls is None):
-            _log.warning("the token and all rows cross the network in the clear: certificates in --secrets turn TLS on")
+            _log.warning("the token and all rows cross the network unencrypted: certificates in --secrets turn TLS on")
         return cls(launcher, host, port, known)
 
     def begin(self, members: Sequence[Member], welcome: Callable[[Member], ControlMessage]) -> JoinRound:
@@ -121,7 +121,7 @@ class _TcpJoinRound:
         context = None if secrets is None else await run_in_thread(secrets.context, server=True)
         await self._listener.open(rendezvous.host or ours, rendezvous.port, context)
         if self._launcher is None:
-            _log.info("%d workers are waited for at %s", len(self._members), self._listener.address)
+            _log.info("waiting for %d workers at %s", len(self._members), self._listener.address)
             return
         folder = None if secrets is None else secrets.folder
         for member in self._members:
@@ -135,8 +135,8 @@ class _TcpJoinRound:
         near = [each for each in self._members if _is_loopback(each.hello.result().address)]
         if near and len(near) < len(self._members):
             raise UserError(
-                f"{near[0].text} has joined over loopback, where workers on other machines do not reach it",
-                hint="let all join at the address by which the other machines reach the coordinator's",
+                f"{near[0].text} has joined over loopback, so workers on other machines cannot reach it",
+                hint="let all workers join at an address of the coordinator that other machines can reach",
             )
 
     async def make_room(self, more: int) -> None:
@@ -145,12 +145,12 @@ class _TcpJoinRound:
             await self._launcher.make_room(more)
         elif more > (waiting := self._listener.standing_by):
             raise UserError(
-                f"{more} more workers are wanted than the app has, and {waiting} stand by at {self._listener.address}",
-                hint="sabot join on some machine, as often as workers are missing; then again",
+                f"the app needs {more} more workers, but only {waiting} stand by at {self._listener.address}",
+                hint="run `sabot join` once for each missing worker, on any machine; then try again",
             )
 
     async def close(self, patience_s: float) -> None:
-        """Accepts nobody any more, and ends all workers."""
+        """Stops accepting workers, and ends all workers."""
         await self._listener.close()
         await asyncio.gather(*(member.end(patience_s) for member in self._members))
         if self._launcher is not None:

@@ -20,26 +20,30 @@ class SnapshotStore(Protocol):
     """
 
     at_store: bool
-    """True if giving uses the network, so that only the thread that saves may do it, and none that processes rows."""
+    """True if saving uses the network. Then only the thread that saves calls these methods, and no thread that
+    processes rows.
+    """
 
     def new_folder(self) -> Path:
         """Returns a new folder to save into."""
 
     def give(self, folder: Path, checkpoint_id: int | None) -> SavedFolder:
-        """Hands a saved folder over, and returns its description for the coordinator. `checkpoint_id`: its
-        checkpoint, or None for any later one.
+        """Hands a saved folder over to the coordinator, and returns the description for the message. `checkpoint_id`:
+        its checkpoint, or None if any later checkpoint may contain it.
         """
 
     def give_files(self, files: Mapping[str, bytes | Path], checkpoint_id: int | None) -> dict[str, SavedFile]:
         """Saves small files, by name, and returns their descriptions for the coordinator."""
 
     def take_back(self, given: Iterable[SavedFolder]) -> None:
-        """Removes folders that were given for a snapshot that could not be saved completely; the coordinator gets no
-        message about them. Raises nothing.
+        """Removes folders of a snapshot that could not be saved completely, of which the coordinator was not
+        informed. Does not raise.
         """
 
     def part_folder(self, told: str) -> Path:
-        """Returns the folder for the parts of a track. `told`: the coordinator's text for it."""
+        """Returns the folder for the parts of a track. `told`: the folder that the coordinator has sent for it, or
+        "".
+        """
 
     def give_part(self, track: str, part: Part) -> PartSealed:
         """Hands a complete part over, and returns the message for the coordinator."""

@@ -49,8 +49,8 @@ class WorkerSecrets:
         if token is not None:
             if len(token) < _TOKEN_LEAST:
                 raise UserError(
-                    f"{Path(folder, 'token')} has {len(token)} characters",
-                    hint=f"{_TOKEN_LEAST} or more: openssl rand -hex 32",
+                    f"the token in {Path(folder, 'token')} has only {len(token)} characters",
+                    hint=f"make one of {_TOKEN_LEAST} or more: openssl rand -hex 32",
                 )
             keep_secret(token)
         parts = {name: _text(Path(folder, name)) for name in _TLS_FILES}
@@ -75,7 +75,7 @@ class WorkerSecrets:
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             raise UserError(
                 f"the certificates in {self.folder} cannot be used: {getattr(error, 'reason', None) or error}",
-                hint="PEM files: tls.crt, the tls.key that fits it without a password, and ca.crt",
+                hint="they must be PEM files: tls.crt, its tls.key without a password, and ca.crt",
             ) from error
         context.verify_mode = ssl.CERT_REQUIRED
         return context

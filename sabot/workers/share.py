@@ -67,8 +67,8 @@ class WorkerPlacement:
         """Raises UserError if the plan differs from the coordinator's."""
         if fingerprint(self._app, plan) != self._start.plan:
             raise UserError(
-                "the program is another one than the coordinator's: their plans differ",
-                hint="was a file of it changed since, or does it read something that changes, as the time or the environment? Start again",
+                "the program of this worker differs from the coordinator's: their plans are not equal",
+                hint="start again if a file of the program was changed; the plan must not depend on the time or the environment",
             )
 
     def columns_of(self, stream: str) -> pa.Schema | None:
@@ -81,7 +81,7 @@ class WorkerPlacement:
         self._exchange.receive(self._named(edge), channel)
 
     def leaves(self, edge: str, channel: Channel, task: str) -> None:
-        """Notes the edge; `connect` starts it."""
+        """Stores the edge, its channel and the address of its other end for `connect`."""
         address = self._start.addresses[self._start.placement[task]]
         self._leaving.append((self._named(edge), channel, address))
 

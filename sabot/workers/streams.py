@@ -1,9 +1,10 @@
-"""The streams of an app in processes of their own, as the run of the app sees them (`runtime.streams.Streams`).
+"""The streams of an app in processes of their own, as the run of the app uses them (`runtime.streams.Streams`).
 
 The process that the user has started is the coordinator: it owns the app, makes the plan, takes the checkpoints, and
-delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An attempt is the time from the
-start of the workers to their end. If a worker fails, dies or falls silent, the attempt has failed: all workers are
-ended, and the run ends with an error. The app then restarts from its last checkpoint, as it does in one process.
+delivers exactly-once output. Workers, which it starts or which join it, run the tasks. An attempt is the time from
+the start of the workers to their end. It has failed if a worker fails, dies, or sends nothing for too long: all
+workers are ended, and the run ends with an error. The app then restarts from its last checkpoint, as it does in one
+process.
 """
 
 import asyncio
@@ -94,8 +95,9 @@ class WorkerStreams:
         workers: int,
         savepoint: str | None,
     ) -> None:
-        """`rendezvous`: brings the workers to this process. `told`: the settings that the user has given beside the program
-        (`App.configure`). `savepoint`: the savepoint from which the app starts, or None.
+        """`rendezvous`: connects the workers to this process. `told`: the settings that the user has given beside the
+        program (`App.configure`). `workers`: their number. `savepoint`: the savepoint from which the app starts, or
+        None.
         """
         self.was_complete = False
         self.awaited = False
@@ -144,7 +146,7 @@ class WorkerStreams:
 
     @property
     def running(self) -> asyncio.Future[None]:
-        """A future that is done when every task has ended. It raises the error with which the attempt has failed."""
+        """A future that is done when every task has ended. It raises the error by which the attempt has failed."""
         return self._over
 
     # -- the start ----------------------------------------------------------------------------------------------------
@@ -254,8 +256,8 @@ class WorkerStreams:
     async def _unless_failed(
         self, waits: Sequence[asyncio.Future[Any]], seconds: float | None = None, what: str = ""
     ) -> None:
-        """Waits for all futures. Raises the error with which the attempt fails meanwhile, and WorkerLost if that of a
-        worker is not done within `seconds`. `what`: words for what the worker has not done then.
+        """Waits for all futures. Raises the attempt's error if the attempt fails meanwhile, and WorkerLost if the
+        future of a worker is not done within `seconds`. `what`: words that say what this worker has not done.
         """
         for number, each in enumerate(waits):
             while not each.done():
@@ -264,7 +266,7 @@ class WorkerStreams:
                     self._over.result()
                 if not done:
                     silent = self.members[number].text
-                    raise WorkerLost(f"{silent} {what} in {seconds:g} s", hint="its log may say what it is busy with")
+                    raise WorkerLost(f"{silent} {what} in {seconds:g} s", hint="its log may show what it is doing")
             each.result()
 
     def run(self) -> None:
@@ -282,7 +284,7 @@ class WorkerStreams:
             member.send(run)
         if self._drifts.wanted:
             telling = asyncio.create_task(self._tell_drift(), name="event time of workers")
-            self._watching.append(watch_task(telling, "what tells the event time", self._fail))
+            self._watching.append(watch_task(telling, "the exchange of event times", self._fail))
 
     def _hint(self, member: Member, task: str) -> str:
         return f"{member.beat.hints.get(task, 'nothing is known of it')}; on {member.text}"
@@ -345,7 +347,7 @@ class WorkerStreams:
                 self._fail(error)
 
     def _fail(self, error: SabotError) -> None:
-        """Notes that the attempt has failed."""
+        """Marks the attempt as failed."""
         if self._closed or self.broken:
             return
         self.broken = True
@@ -379,8 +381,8 @@ class WorkerStreams:
                     silent_s = SYSTEM_CLOCK.monotonic() - member.heard_s
                     self._fail(
                         WorkerLost(
-                            f"{member.text} has said nothing for {silent_s:.0f} s",
-                            hint="it is stopped, or a call of the program holds the interpreter",
+                            f"{member.text} has sent no message for {silent_s:.0f} s",
+                            hint="its process is stopped or its machine is lost, or a call of the program holds the interpreter's lock",
                         )
                     )
 
@@ -408,9 +410,7 @@ class WorkerStreams:
             await asyncio.wait([self._over])
 
     async def make_room(self, workers: int) -> None:
-        """Makes sure that the next run can have this number of workers. Does nothing if it is not more than now.
-        Raises UserError if it cannot; this run is not changed.
-        """
+        """Raises UserError if the next run cannot have this number of workers. This run is not changed."""
         if 0 < self._workers < workers:
             await self._arrival.make_room(workers - self._workers)
 

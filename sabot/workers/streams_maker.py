@@ -28,7 +28,9 @@ def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> Stream
     """
     own = any(agent.spec is not None and agent.spec.process for agent in app.agents().values())
     if workers == 1 and not own:
-        raise UserError("workers=1: that is this process alone", hint="leave --workers out")
+        raise UserError(
+            "workers=1: one worker is the same as running the app in this process", hint="leave --workers out"
+        )
     return _WorkerStreamsMaker(app, rendezvous, workers)
 
 
@@ -46,7 +48,7 @@ class _WorkerStreamsMaker:
 
     def check(self, workers: int) -> None:
         if not 1 <= workers <= _WORKERS_MAX:
-            raise UserError(f"workers={workers}: an app has 1 to {_WORKERS_MAX} of them")
+            raise UserError(f"workers={workers}: an app has 1 to {_WORKERS_MAX} workers")
 
     def rescale(self, workers: int, request: str = "") -> None:
         self._before, self._request, self._refusal = self.workers, request, ""

@@ -23,27 +23,30 @@ _LOOK_SECONDS = 10.0
 
 
 def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
-    """Works for the coordinator at `address` ("host:port") until its app is over; each start of the app gets a new
-    process. Blocks.
+    """Runs a worker for the coordinator at `address` ("host:port") until its app has ended. Each start of the app
+    gets a new process. Blocks.
 
-    `command`: the command of the process, which imports the program and calls `run_worker`. `secrets`: the folder.
-    Raises UserError if the coordinator refuses the worker.
+    `command`: the command of the process, which imports the program and calls `run_worker`. `secrets`: the folder
+    with the token and the certificates. Raises UserError if the coordinator refuses the worker, or if the folder has
+    no token.
     """
     parse_address(address, "the coordinator")
     known = WorkerSecrets.read(secrets)
     if known.token is None:
-        raise UserError(f"{secrets} has no file `token`", hint="the same as at the coordinator")
+        raise UserError(f"{secrets} has no file `token`", hint="copy the file from the --secrets of the coordinator")
     ticket = Ticket(address, known.token, None, known.folder)
     signal.signal(signal.SIGTERM, _leave)  # also ends the process of the worker
     while True:
         _wait_for(address)
         code = _worked(command, ticket)
         if code == 0:
-            _log.info("the app is over")
+            _log.info("the app has ended")
             return
         if 0 < code < AGAIN:
-            raise UserError("the worker cannot work for this coordinator", hint="its last words are before this line")
-        _log.info("the worker %s: another one joins as soon as the coordinator is there", how_it_ended(code).how)
+            raise UserError(
+                "the worker has failed, and would fail again", hint="the lines before this one have its error"
+            )
+        _log.info("the worker %s: a new one joins when the coordinator listens again", how_it_ended(code).how)
         time.sleep(_AGAIN_SECONDS)
 
 
@@ -61,7 +64,9 @@ def _worked(command: Sequence[str], ticket: Ticket) -> int:
 
 
 def _wait_for(address: str) -> None:
-    """Returns when somebody listens at the address, because a look costs less than a process that finds nobody."""
+    """Returns when somebody listens at the address. Connecting costs less than starting a process that finds no
+    coordinator.
+    """
     told = False
     while True:
         try:
@@ -69,7 +74,7 @@ def _wait_for(address: str) -> None:
             return
         except OSError as error:
             if not told:
-                _log.info("no coordinator listens at %s yet (%s): it is waited for", address, error.strerror or error)
+                _log.info("no coordinator listens at %s yet (%s): waiting for it", address, error.strerror or error)
             told = True
         time.sleep(_AGAIN_SECONDS)
 

@@ -182,7 +182,7 @@ async def test_a_worker_that_says_nothing_is_taken_for_dead(tmp_path, monkeypatc
     await until(lambda: running.done() or app.agent_runtime.runner.started, "the workers", patience=60)
     pids = [member.pid for member in made.runs[0].members]
     os.kill(pids[1], signal.SIGSTOP)
-    with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has said nothing for"):
+    with pytest.raises(WorkerLost, match=rf"worker 2 \(pid {pids[1]}\) has sent no message for"):
         await asyncio.wait_for(running, 60)
     assert not any(alive(pid) for pid in pids)
 
@@ -301,7 +301,7 @@ async def test_a_worker_that_dies_during_the_last_checkpoint_is_replaced(tmp_pat
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("app.stream('t', schema={'n': 'int64'}).to('out')", "which lives in one process"),
+        ("app.stream('t', schema={'n': 'int64'}).to('out')", "which exists in one process only"),
     ],
 )
 async def test_what_cannot_be_spread_is_refused_by_name(tmp_path, program, words):

@@ -49,7 +49,7 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             assert sum(each["memory_bytes"] for each in found) > 10_000_000
             refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 65)
             assert refused.exit_code == 1
-            assert "an app has 1 to 64 of them" in refused.stderr
+            assert "an app has 1 to 64 workers" in refused.stderr
 
             found = await rescaled(3)
             assert [each["pid"] for each in found] == attempts(log)[1]

@@ -68,7 +68,7 @@ def test_a_worker_that_the_memory_killer_has_killed_is_named_as_that(
     assert how_it_ended(-signal.SIGKILL, kernel.kills, before).how == "was killed by SIGKILL"
     kernel.killed(KillCounts(3, 6))
     ended = how_it_ended(-signal.SIGKILL, kernel.kills, before)
-    assert ended.how == "was killed by the system because memory ran out (its control group may have 4,000 MB)"
+    assert ended.how == "was killed by the system because memory ran out (the limit of its control group is 4,000 MB)"
     assert "fewer workers" in ended.why
     assert ended.out_of_memory
     assert how_it_ended(-signal.SIGSEGV, kernel.kills, before).how == "was killed by SIGSEGV"
@@ -92,7 +92,7 @@ def test_no_limit_is_none(tmp_path: Path, limit: str) -> None:
 def test_where_nothing_says_so_nothing_is_known(tmp_path: Path) -> None:
     kills = MemoryKills(tmp_path / "none", tmp_path / "none")
     assert (kills.so_far(), kills.limit_bytes) == (KillCounts(None, None), None)
-    assert "or by the system" in how_it_ended(-signal.SIGKILL, kills, kills.so_far()).why
+    assert "or the system" in how_it_ended(-signal.SIGKILL, kills, kills.so_far()).why
 
 
 async def test_the_ctrl_c_of_a_terminal_does_not_reach_workers():

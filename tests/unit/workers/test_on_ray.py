@@ -25,7 +25,7 @@ def test_resources_are_read_by_rays_names():
     "text", ["", "CPU", "CPU=", "=1", "CPU=x", "CPU=0", "CPU=-1", "CPU=inf", "CPU=nan", "CPU=1,CPU=1", "CPU=1,"]
 )
 def test_what_is_no_resource_is_refused(text):
-    with pytest.raises(UserError, match="is no resource"):
+    with pytest.raises(UserError, match="is not a resource"):
         parse_resources(text)
 
 

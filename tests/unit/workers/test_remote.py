@@ -244,7 +244,7 @@ def test_a_sink_that_is_written_at_least_once_is_the_workers_own(tmp_path):
 
 
 def test_a_track_that_the_coordinator_does_not_have_is_refused(tmp_path):
-    with pytest.raises(InternalError, match="not at the coordinator"):
+    with pytest.raises(InternalError, match="not in the coordinator"):
         tracks_in(tmp_path, {}).staged("streams", Receiver(), "exactly_once")
 
 
@@ -322,5 +322,5 @@ def test_an_end_is_not_told_as_long_as_a_part_of_it_cannot_be_stored(tmp_path):
 def test_where_the_checkpoints_are_elsewhere_than_the_coordinators_a_worker_is_refused():
     start = Start("e", {}, [], {}, "", None, None, None, {}, [], store="s3://one/app", generation=3)
     elsewhere = CheckpointStorage((in_memory()[0], "apps"))
-    with pytest.raises(UserError, match="s3://one/app at the coordinator"):
+    with pytest.raises(UserError, match="the coordinator in s3://one/app"):
         saved_of(start, 0, elsewhere)

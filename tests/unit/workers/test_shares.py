@@ -156,5 +156,5 @@ def test_a_worker_with_another_program_refuses():
     app = App("shared")
     app.stream("in", schema=COLUMNS).to("out")
     plan = make_plan(app.ends())
-    with pytest.raises(UserError, match="another one than the coordinator's"):
+    with pytest.raises(UserError, match="differs from the coordinator's"):
         WorkerPlacement("shared", 0, start, Wires(), lambda message: None).agree(plan)
