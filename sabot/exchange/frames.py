@@ -1,14 +1,14 @@
-"""Frames: the messages between two workers. A frame is one message of Arrow Flight: rows, or none, and the marks that
-stand behind them.
+"""Frames: the messages between two workers. A frame is one message of Arrow Flight: rows, or none, and the marks
+after the rows.
 
     channel of the sender      B  B  W  B  BARRIER  B        B: a batch, W: a watermark
     frames                    [B+B | W] [B | BARRIER] [B]    small batches that wait are joined; nothing waits for more to come
     channel of the receiver    B     W   B   BARRIER   B
 
-The rows are an Arrow record batch; the rest of a batch and the marks are its metadata, in msgpack. Only the rows of
-the selection are sent: the sender's thread takes them, and a shuffle gives every row to one channel, so each row is
-taken once. Key hashes are not sent, because 8 bytes a row cost more to send than to compute again. The origin of rows
-(`RowOrigin`) is two more columns, because dead letters of the receiver name it.
+The rows are an Arrow record batch; the rest of a batch and the marks are its metadata, in msgpack. Only the selected
+rows are sent: the sender's thread copies them, once each, because a shuffle sends every row to one channel. Key
+hashes are not sent, because sending 8 bytes a row costs more than computing the hash again. The origin of rows
+(`RowOrigin`) is sent as two more columns, because dead letters of the receiver contain it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,10 @@ _NUMBERED = {"watermark": Watermark, "barrier": Barrier, "abort": Abort}
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """The metadata of a message: the facts about its rows besides their columns, and the marks behind them, in order.
+    """The metadata of a message: the facts about its rows besides their columns, and the marks after them, in order.
 
-    `asks`: the receiver answers when the rows are in its channel, which gives the sender credit again. `goes_on`:
-    this call ends here, and another one continues the edge with other columns.
+    `asks`: True if the receiver has to answer when the rows are in its channel; the answer returns credit to the
+    sender. `goes_on`: True if this call ends here, and another call continues the edge with other columns.
     """
 
     topic: str = ""
@@ -55,14 +55,14 @@ class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
         return bool(self.marks) and self.marks[-1][0] == "end"
 
     def elements(self) -> Iterator[Any]:
-        """Yields the marks. Raises InternalError for a mark that this version does not know."""
+        """Yields the marks as elements. Raises InternalError for an unknown mark."""
         for name, number in self.marks:
             if name in _SINGLE:
                 yield _SINGLE[name]
             elif name in _NUMBERED:
                 yield _NUMBERED[name](number)
             else:
-                raise InternalError(f"an unknown mark came: {name!r}")
+                raise InternalError(f"a frame has an unknown mark: {name!r}")
 
 
 def _mark(element: Any) -> tuple[str, int]:
@@ -137,7 +137,7 @@ def _alike(first: Batch, other: Batch) -> bool:
 
 
 def rows_of(batches: Sequence[Batch]) -> tuple[pa.RecordBatch, Frame]:
-    """Returns the selected rows of these batches as one record batch, and their frame. The batches have the same
+    """Returns the selected rows of these batches as one record batch, and their frame. The batches must have the same
     topic and columns.
     """
     taken = [batch.taken() for batch in batches]
@@ -158,7 +158,7 @@ def _places(batch: Batch) -> tuple[pa.Array, pa.Array]:
     origin = batch.records
     if not isinstance(origin, RowOrigin):
         raise InternalError(
-            f"a batch of {type(origin).__name__} is between workers: only rows of a stream can be there"
+            f"a batch of {type(origin).__name__} cannot be sent to another worker: only rows of a stream can"
         )
     rows = batch.selection
     return origin.columns(pa.array(np.arange(batch.num_rows, dtype=np.int32)) if rows is None else rows)
@@ -190,9 +190,9 @@ def element_of(data: pa.RecordBatch, frame: Frame) -> Batch:
 def word_aligned(data: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the same rows in buffers that begin at whole words, as kernels expect.
 
-    Flight returns buffers at their place in a message, behind a header of any length, all shifted by the same
-    remainder. So one buffer shows whether a copy is needed. Most messages are copied, which costs less than the
-    copies on the way.
+    The buffers from Flight are slices of a message after a header of any length, so all of them are shifted by the
+    same number of bytes, and one buffer shows whether a copy is needed. Most messages are copied. This costs less
+    than the other copies between the two processes.
     """
     for column in data.columns:
         for buffer in column.buffers():

@@ -1,4 +1,4 @@
-"""The connections between workers: addresses, the app's token, certificates, and how a connection is cut."""
+"""The connections between workers: addresses, the app's token, certificates, and how to end connections."""
 
 import hmac
 import os
@@ -37,11 +37,12 @@ def address_of(host: str, port: int) -> str:
 
 
 def location(address: str, tls: Tls | None) -> flight.Location:
-    """Returns Flight's form of an address that `address_of` has made. Raises UserError for any other text."""
+    """Returns an address of `address_of` in Flight's form. Raises UserError for any other text."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(
-            f"{address!r} is no address of a worker", hint="it is host:port, as the worker's exchange says it"
+            f"{address!r} is not the address of a worker's exchange",
+            hint="use the text host:port that `Exchange.address` returns",
         )
     make = flight.Location.for_grpc_tcp if tls is None else flight.Location.for_grpc_tls
     return make(host, int(port))
@@ -67,7 +68,7 @@ class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarr
         given = shown[0] if len(shown) == 1 else ""
         if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
             self.refused_total += 1
-            raise flight.FlightUnauthenticatedError("this call does not show the token of this app")
+            raise flight.FlightUnauthenticatedError("this call does not have the token of this app")
 
 
 def reason(error: BaseException) -> str:

@@ -1,11 +1,11 @@
-"""The receiving end of edges: a Flight server with a thread for each edge that is under way.
+"""The receiving end of edges: a Flight server, with one thread for each edge that is being received.
 
-A call of `do_exchange` carries an edge: its descriptor names the edge and the session of the sending worker. A call
-ends with END, or with a frame that says that another call continues the edge. Any other end is a failure, which the
-worker reports.
+A call of `do_exchange` carries an edge: its descriptor contains the edge and the session of the sending worker. A
+call ends with END, or with a frame that says that another call continues the edge. Any other end of a call is a
+failure, which is reported to this worker (`on_failed`).
 
 Callers with the app's token are trusted. Arrow decodes the messages and refuses anything but record batches of the
-call's schema. Values, such as offsets of texts, are not checked (`_cython.arrow.border` does that for data of users).
+call's schema. Values, such as offsets of texts, are not checked (`_cython.arrow.border` checks those of users' data).
 """
 
 import logging
@@ -47,11 +47,12 @@ class Inbound:
 
 
 class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """A Flight server that receives edges, and puts the elements of each edge into the channel that `expect` was
-    given. All methods may be called from any thread.
+    """A Flight server that receives edges, and puts the elements of each edge into the channel from `expect`. All
+    methods may be called from any thread.
 
-    `timeout`: the seconds after which a silent sending worker counts as lost. It is also the time for which the call
-    of an edge waits until the edge is passed to `expect`; then the call fails.
+    `on_failed`: called with an edge and the error when the edge fails. `timeout`: the seconds after which a silent
+    sending worker counts as lost. If an edge is called before `expect`, the call waits for so many seconds, and then
+    fails. `most_bytes`: the largest accepted message.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         self._thread.start()
 
     def expect(self, edge: str, channel: Channel) -> None:
-        """Accepts a call of this edge from now on. Raises InternalError if the edge is received already."""
+        """Accepts a call of this edge from now on, and puts its elements into the channel. Raises InternalError if
+        `expect` was called for this edge before.
+        """
         with self._changed:
             if edge in self._edges:
                 raise InternalError(f"the edge {edge!r} is received already")
@@ -117,11 +120,12 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
     # -- calls, each in a thread of the server ---------------------------------------------------------------------------
 
     def do_action(self, context: Any, action: Any) -> list[bytes]:
-        """Answers the question `alive` of a sending worker: notes that its session is alive, and returns its edges
-        that have failed here, which it may not have noticed. Raises FlightServerError for any other question.
+        """Answers the question `alive` of a sending worker: records that its session is alive, and returns those of
+        its edges that have failed here, because the sender may not have noticed. Raises FlightServerError for any
+        other question.
         """
         if action.type != "alive":
-            raise flight.FlightServerError(f"no action is called {action.type[:100]!r}")
+            raise flight.FlightServerError(f"there is no action {action.type[:100]!r}")
         session = action.body.to_pybytes()[:100].decode(errors="replace")
         with self._changed:
             if session in self._silent:
@@ -148,7 +152,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         """
         path = [part.decode(errors="replace")[:1000] for part in descriptor.path or ()]
         if len(path) != 2 or not all(path):
-            raise flight.FlightServerError("a call names an edge and a session")
+            raise flight.FlightServerError("the descriptor of a call must be an edge and a session")
         edge, session = path
         with self._changed:
             self._changed.wait_for(lambda: self._closing or edge in self._edges, self._timeout)
@@ -156,7 +160,7 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             if self._closing:
                 raise flight.FlightUnavailableError("this worker closes its exchange")
             if inbound is None:
-                raise flight.FlightServerError(f"no edge {edge!r} ends at this worker")
+                raise flight.FlightServerError(f"this worker receives no edge {edge!r}")
             if inbound.over or inbound.serving or inbound.session not in ("", session):
                 raise flight.FlightServerError(f"the edge {edge!r} has, or had, another sender")
             inbound.session, inbound.peer, inbound.serving = session, peer, True
@@ -173,7 +177,9 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             if message.data is not None:
                 batch = element_of(word_aligned(message.data), frame)
                 if batch.nbytes > self._most_bytes:
-                    raise InternalError(f"a message of {batch.nbytes} bytes came; {self._most_bytes} may")
+                    raise InternalError(
+                        f"a message of {batch.nbytes} bytes was received; the most is {self._most_bytes}"
+                    )
                 self._put(inbound, batch, context)
                 inbound.rows_in += message.data.num_rows
                 inbound.messages_in += 1
@@ -193,21 +199,21 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
             return
         while not inbound.channel.put(element, timeout=_WAIT_SECONDS):
             if inbound.lost or self._closing or context.is_cancelled():
-                raise TransientError("the edge was given up while its channel was full")
+                raise TransientError("the edge was ended while its channel was full")
 
     # -- failures -----------------------------------------------------------------------------------------------------------
 
     def _failed(self, inbound: Inbound, error: BaseException) -> str:
-        """Marks the edge as failed, reports that once to the worker, and returns the text of the report."""
+        """Marks the edge as failed, reports that once (`on_failed`), and returns the text of the error."""
         with self._changed:
             told, inbound.over = inbound.over, True
             inbound.broken = inbound.broken or not told
             silent = inbound.lost
-        why = f"nothing was heard of its worker for {self._timeout:g} s" if silent else reason(error)
+        why = f"its worker has sent nothing for {self._timeout:g} s" if silent else reason(error)
         text = f"the edge {inbound.edge!r} from the worker at {inbound.peer.partition(':')[2]} is broken: {why}"
         if not told and not self._closing:
             if isinstance(error, SabotError | flight.FlightError | OSError):
-                made: SabotError = TransientError(text, hint="the app goes on from its last checkpoint")
+                made: SabotError = TransientError(text, hint="the app resumes from its last checkpoint")
             else:
                 made = InternalError(text)
             made.__cause__ = error
@@ -215,8 +221,8 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
         return text
 
     def _watch(self) -> None:
-        """Finds sending workers that are silent, by counting rounds without a question of theirs. It counts rounds
-        and not seconds, because a pause of this process must not count against its peers.
+        """Finds sending workers that are silent: those that have asked nothing for some rounds of this loop. Rounds
+        are counted, not seconds, so that a pause of this process does not make its peers look silent.
         """
         while not self._over.wait(self._timeout / _ROUNDS):
             with self._changed:
@@ -230,14 +236,14 @@ class EdgeServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has 
                     each.lost = True
             for each in lost:
                 if not each.serving:  # between two calls
-                    self._failed(each, TransientError("no call goes on"))
+                    self._failed(each, TransientError("no call has continued it"))
             if lost:
                 cut_off(self.port, {each.peer for each in lost if each.serving})
 
 
 def _frame(message: Any) -> Frame:
     if message.app_metadata is None:
-        raise InternalError("a message without a frame came")
+        raise InternalError("a message without a frame was received")
     try:
         return _decode(message.app_metadata)
     except UNREADABLE as error:

@@ -3,8 +3,8 @@
     channel ─▶ Framing ─▶ frames ─▶ a call of Flight per edge ──────▶ the receiver's channel
                   ▲ waits when its credit is used up  ◀── an answer for each quarter of the credit that is in the channel
 
-Credit is the number of rows and bytes that an edge may have under way. If the receiver's channel is full, no more
-credit comes, which stops this edge and no other: rows that wait for a full channel never block the connection that
+Credit is the number of rows and bytes that an edge may have sent without an answer. If the receiver's channel is
+full, it sends no answer, which stops this edge and no other: rows for a full channel never block the connection that
 all edges to a worker share.
 """
 
@@ -32,8 +32,8 @@ _SHARES = 4  # the sender asks after each quarter of the credit
 
 
 class Credit:
-    """The rows and bytes that an edge may have under way, whichever limit is reached first. One more message may go
-    beyond the limit.
+    """The rows and bytes that an edge may have sent without an answer; the limit that is reached first counts. One
+    more message may exceed it.
     """
 
     def __init__(self, rows: int, nbytes: int) -> None:
@@ -49,8 +49,8 @@ class Credit:
         return self._out >= self._most
 
     def spend(self, rows: int, nbytes: int) -> bool:
-        """Counts a message with rows as under way. Returns True if it has to ask the receiver for an answer, which is
-        so after each quarter of the credit.
+        """Adds a message with rows to those without an answer. Returns True if the message has to ask the receiver
+        for an answer: once for each quarter of the credit.
         """
         cost = max(nbytes, rows * self._row_bytes) + _MESSAGE_BYTES
         self._out += cost
@@ -62,7 +62,7 @@ class Credit:
         return True
 
     def answered(self) -> None:
-        """Gives back the credit of the oldest question, which the receiver has answered."""
+        """Returns the credit of the oldest question, which the receiver has answered."""
         self._out -= self._shares.popleft()
 
 
@@ -92,7 +92,7 @@ class Sender:
         self._thread.start()
 
     def lost(self, error: BaseException) -> None:
-        """Makes the edge fail with this error, because the other worker is gone."""
+        """Makes the edge fail with this error, because its receiver is lost."""
         with self._lock:
             if self._why is None:
                 self._why = error
@@ -102,7 +102,7 @@ class Sender:
         self._channel.close()
 
     def stop(self) -> None:
-        """Breaks the edge off without a report. Idempotent."""
+        """Ends the edge without a report. Idempotent."""
         with self._lock:
             self._stopped = True
             reader = self._reader
@@ -193,7 +193,7 @@ class Sender:
         self._reader.read_chunk()  # shows that the receiver has this edge; it raises for others
 
     def _finish(self) -> None:
-        """Waits until the receiver has taken everything of this call."""
+        """Waits until the receiver has put all rows of this call into its channel."""
         self._writer.done_writing()
         while self._answer():
             pass
@@ -262,7 +262,7 @@ class Peer:
         """Returns the error for an edge that has failed."""
         made = TransientError(
             f"the edge {edge!r} to the worker at {self.address} is broken: {reason(error)}",
-            hint="the app goes on from its last checkpoint",
+            hint="the app resumes from its last checkpoint",
         )
         made.__cause__ = error
         return made
@@ -288,8 +288,8 @@ class Peer:
             return list(self._senders)
 
     def _ask(self) -> None:
-        """Asks whether the other worker is alive, until `close`, or until an answer does not come in time. The
-        questions also show the other worker that this one is alive.
+        """Asks the other worker whether it is alive, until `close`, or until an answer does not come in time. The
+        questions also tell the other worker that this one is alive.
         """
         options = flight.FlightCallOptions(timeout=self._timeout, headers=self._headers)
         question = flight.Action("alive", self._session.encode())
@@ -308,4 +308,4 @@ class Peer:
                 return
             for sender in self._all() if broken else ():
                 if sender.edge in broken:
-                    sender.lost(TransientError("it is broken at the other end"))
+                    sender.lost(TransientError("the receiver has reported a failure"))

@@ -65,13 +65,14 @@ class Exchange:
         atexit.register(self.close)
 
     def receive(self, edge: str, channel: Channel) -> None:
-        """Puts the elements of this edge into this channel. Raises InternalError if the edge is received already."""
+        """Puts the elements of this edge into this channel. Raises InternalError if `receive` was called for the edge
+        before.
+        """
         self._server.expect(edge, channel)
 
     def send(self, edge: str, channel: Channel, address: str) -> None:
-        """Drains this channel into the channel at the other end of the edge. `address`: that of the receiving
-        exchange, which may call `receive` later. Raises InternalError if the edge is sent already, or the exchange is
-        closed.
+        """Sends the elements of this channel to the other end of the edge. `address`: that of the receiving exchange,
+        which may call `receive` later. Raises InternalError if the edge is sent already, or the exchange is closed.
         """
         with self._lock:
             if self._closed:
@@ -104,7 +105,9 @@ class Exchange:
         return {"received": received["edges"], "sent": sent, "peers": peers, "refused": received["refused"]}
 
     def close(self) -> None:
-        """Breaks off all edges, and ends all threads and connections. The channels of `send` are closed. Idempotent."""
+        """Ends all edges without waiting for their rows, and all threads and connections. The channels of `send` are
+        closed. Idempotent.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -121,7 +124,7 @@ class Exchange:
 
 
 def _unheard(edge: str, error: BaseException) -> None:
-    """Raises InternalError, because nobody has set `on_failed`."""
+    """Raises InternalError, because `on_failed` was not set."""
     raise InternalError(
         f"the edge {edge!r} has failed, and on_failed is not set", hint="set on_failed before send and receive"
     ) from error

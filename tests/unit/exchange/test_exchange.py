@@ -251,7 +251,7 @@ def test_an_edge_is_used_once():
 def test_a_short_token_and_a_wrong_address_are_refused():
     with pytest.raises(UserError, match="16 characters"):
         Exchange("short")
-    with exchanges() as pair, pytest.raises(UserError, match="no address"):
+    with exchanges() as pair, pytest.raises(UserError, match="is not the address"):
         pair.here.send("a", Channel(), "somewhere")
 
 
