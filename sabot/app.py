@@ -398,7 +398,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
             state         of the backend: keys, bytes, and with RocksDB the cached and unwritten bytes
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
-            operators     by agent id: rows and bytes that wait in its lanes, limit, overloads, rows_out, batches, batch_seconds_total
+            operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total, nulled; of calls
+                          in_flight, limit, attempts (ended), attempt_seconds, running_seconds, retries, timeouts, overloads
+            agent_tasks   by task of agents: time, state and state_seconds, as for a task below; busy is the CPU time of the event loop
             sinks         by name: rows_out, waiting, channel
             jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run the last figures of the run
@@ -412,7 +414,8 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
             time          seconds by state: busy, contended, backpressured, waiting, aligning and idle, as docs/metrics.md explains them
             state         the present state, and `state_seconds`, for how long; "" before the start and after the end
-            operators     by id: rows_in, rows_out, the seconds of work without waits, and the figures of the operator
+            operators     by id: rows_in, rows_out, the seconds of work without waits, and the figures of the operator; `function` names
+                          a function of the user, and its calls on the event loop have the figures of an agent's calls
             edges         the ways of rows into the chain, from operator to operator, and out: from, branch, to, right, rows, batches;
                           of one out of the task also seconds, and of its channels waiting (rows), capacity_rows, fill (0 to 1), full_total
             input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1)

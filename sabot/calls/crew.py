@@ -167,6 +167,8 @@ class Crew(Generic[T]):
         self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
         self.left_behind: list[T] = []  # items whose calls did not end after a cancellation
         self.retries = self.timeouts = self.overloads = 0
+        self._attempts = 0
+        self._attempt_seconds = 0.0  # of the attempts that have ended
         self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
         self._own_queues, self._refill = own_queues, refill
         self._parked: deque[Worker[T]] = deque()  # idle workers, if they share a queue
@@ -292,6 +294,25 @@ class Crew(Generic[T]):
         """The number of calls that may be in flight now: the user's limit, or less after the service was overloaded."""
         return self._options.concurrency if self._adaptive is None else self._adaptive.limit
 
+    def statistics(self) -> dict[str, Any]:
+        """Returns `in_flight`; `limit`, the number of calls that may be in flight now; `attempts`, the calls that have
+        ended, repeated ones included, and `attempt_seconds`, their sum; `running_seconds`, the time so far of the
+        calls in flight; and how many were repeated (`retries`), took too long (`timeouts`), or were refused as too
+        many (`overloads`). From any thread.
+        """
+        now = self._clock.monotonic()
+        running = [started for worker in self.workers if (started := worker.started) < math.inf]
+        return {
+            "in_flight": self.in_flight,
+            "limit": self.limit,
+            "attempts": self._attempts,
+            "attempt_seconds": self._attempt_seconds,
+            "running_seconds": sum(max(0.0, now - started) for started in running),
+            "retries": self.retries,
+            "timeouts": self.timeouts,
+            "overloads": self.overloads,
+        }
+
     def longest(self) -> tuple[T, float] | None:
         """Returns the item of the longest running attempt and its time in seconds, or None."""
         running = [worker for worker in self.workers if worker.started < math.inf and worker.item is not None]
@@ -356,6 +377,8 @@ class Crew(Generic[T]):
             except BaseException as error:
                 failure = error
             worker.started = math.inf
+            self._attempts += 1
+            self._attempt_seconds += monotonic() - began
             late, worker.overtime = worker.overtime, False
             if task.cancelling():
                 if failure is not None and self._stopping:

@@ -180,18 +180,10 @@ class Handover:
                 "%s: %d calls did not end after their cancellation and are abandoned", self._name, self.left_behind
             )
 
-    def statistics(self) -> dict[str, int]:
-        """Returns figures. May be called from any thread."""
-        in_flight = self._crew.in_flight
-        return {
-            "calls": self._ended + in_flight,
-            "in_flight": in_flight,
-            "retries": self._crew.retries,
-            "timeouts": self._crew.timeouts,
-            "overloads": self._crew.overloads,
-            "limit": self._crew.limit,
-            "failed_calls": self._failed,
-        }
+    def statistics(self) -> dict[str, Any]:
+        """Returns the crew's figures, and how many calls have begun and failed. May be called from any thread."""
+        figures = self._crew.statistics()
+        return {**figures, "calls": self._ended + figures["in_flight"], "failed_calls": self._failed}
 
     # -- the event loop -----------------------------------------------------------------------------------------------
 

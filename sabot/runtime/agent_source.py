@@ -160,7 +160,7 @@ class AgentSource:
             "lag": self.input.lag(),
             "registry": self.input.outage.why,
             "channel": self.channel.statistics(),
-            **self.task.time_figures(),
+            **self.task.times.figures(),
         }
 
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed
 from sabot.runtime.streams import AgentCoordinator
+from sabot.runtime.task_times import TaskState, TaskTimes
 from sabot.runtime.unfinished import finished_up_to, from_ipc, keep_unfinished, lowest_offsets, positions_of
 from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
@@ -77,6 +78,7 @@ class AgentTask:
         self._clock = clock
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
+        self.times = TaskTimes()  # busy is all CPU time of the event loop's thread
         self._gate: Gate | None = None
         self._inputs_ended = False  # the inputs from sources; a feed's barriers do not come through the gate
         self._ending = False  # a drain ends the inputs: streams end too, even if an agent has failed
@@ -208,6 +210,11 @@ class AgentTask:
 
     async def run(self) -> None:
         """Runs until every input has ended and every row is processed. If cancelled, it stops between two elements."""
+        for operator in self.operators.values():
+            operator.on_queue_changed = self._note_state
+        for sink in self.sinks:
+            sink.on_full_changed = self._note_state
+        self._note_state()
         try:
             await self._read_sources()
             await self._operators_end()
@@ -223,8 +230,21 @@ class AgentTask:
             for operator in self.operators.values() if self.ended else ():
                 operator.inputs_over()
         finally:
+            self.times.end()
             for task in [*self._waiting.values()]:
                 task.cancel()
+
+    def _note_state(self) -> None:
+        """Changes the measured state if a sink has become full or has room again, or rows wait for calls or are done.
+        Between two changes the event loop is free, apart from its CPU time.
+        """
+        state = TaskState.IDLE
+        if any(sink.full for sink in self.sinks):
+            state = TaskState.BACKPRESSURED
+        elif any(operator.held.rows for operator in self.operators.values()):
+            state = TaskState.WAITING
+        if state.label != self.times.label:
+            self.times.enter(state)
 
     async def _read_sources(self) -> None:
         """Runs until all sources of agents have ended."""
@@ -537,6 +557,7 @@ class AgentTask:
             "sinks": sinks,
             "jobs": {} if self.jobs is None else self.jobs.statistics(),
             "gate": {} if self._gate is None else self._gate.statistics(),
+            "agent_tasks": {self.name: {**self.times.figures(), "cut_seconds": self.cut_seconds}},
         }
 
     def samples(self) -> Iterator[Sample]:

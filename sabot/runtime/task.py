@@ -668,13 +668,6 @@ class StreamTask:
         inside = "" if found is None else f"; in {found[1]}"
         return f"{self.batches} batches taken{inside}" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
-    def time_figures(self) -> dict[str, Any]:
-        """Returns the seconds of the thread by state (`time`), its present state, and the seconds since that began.
-        From any thread.
-        """
-        state, seconds = self.times.state
-        return {"time": self.times.read(), "state": state, "state_seconds": seconds}
-
     def statistics(self) -> dict[str, Any]:
         """Returns figures. From any thread."""
         return {
@@ -683,7 +676,7 @@ class StreamTask:
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,
-            **self.time_figures(),
+            **self.times.figures(),
             "reading_seconds": self.times.seconds_of(self._reading),
             "cutting_seconds": self.times.seconds_of(self._cutting),
             "operators": {link.operator.step.id: link.statistics() for link in self.chain.links},

@@ -19,7 +19,7 @@ and without the waits: while one piece calls another, only the inner one counts.
 import threading
 from collections.abc import Callable
 from enum import IntEnum
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds
 
@@ -147,14 +147,16 @@ class TaskTimes:
     # -- from any thread ----------------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> tuple[str, float]:
-        """The label of the present state, and for how many seconds it has lasted; ("", 0.0) before the start and
-        after the end.
-        """
+    def label(self) -> str:
+        """The label of the present state, or "" before the start and after the end."""
         now = self._now
-        if now is None or self._ended is not None:
-            return "", 0.0
-        return now[0].label, max(0.0, self._wall() - now[1])
+        return "" if now is None or self._ended is not None else now[0].label
+
+    def figures(self) -> dict[str, Any]:
+        """Returns `time`, the seconds by state; `state`, the `label`; and `state_seconds`, for how long it lasts."""
+        now, label = self._now, self.label
+        seconds = max(0.0, self._wall() - now[1]) if now is not None and label else 0.0
+        return {"time": self.read(), "state": label, "state_seconds": seconds}
 
     def read(self) -> dict[str, float]:
         """Returns the seconds by the label of the state, those of the present state included. They never go back."""

@@ -125,6 +125,7 @@ class SinkPort:
         self._room: list[asyncio.Future[None]] = []
         self._armed = False
         self._gone = False  # nothing reads the channel any more
+        self.on_full_changed: Callable[[], None] = _nothing  # called on the event loop when `full` has changed
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,8 @@ class SinkPort:
             if self._backlog or not self._channel.put_nowait(element):
                 self._backlog.append(element)
                 self._arm()
+                if len(self._backlog) == 1:
+                    self.on_full_changed()
         except ChannelClosed:
             self._is_gone()
 
@@ -190,6 +193,7 @@ class SinkPort:
         self._release()
 
     def _release(self) -> None:
+        self.on_full_changed()
         waiters, self._room = self._room, []
         for waiter in waiters:
             if not waiter.done():
@@ -439,6 +443,10 @@ class AgentSink(SinkPort):
     def _has_finished(self, sealed: Mapping[str, int]) -> None:
         self._final = sealed
         self._answer()
+
+
+def _nothing() -> None:
+    """Does nothing: no task measures this port."""
 
 
 def refused(what: str, error: BaseException) -> UserError:

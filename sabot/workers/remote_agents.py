@@ -116,6 +116,8 @@ class RemoteAgents:
                     found[part] = {name: found[part].get(name, 0) + value for name, value in figures.items()}
                 elif part in ("sources", "operators", "sinks"):
                     found.setdefault(part, {}).update({f"{name}{behind}": each for name, each in figures.items()})
+                elif part == "agent_tasks":
+                    found.setdefault(part, {}).update(figures)
                 elif part != "agents" and not group.own:
                     found[part] = figures
         return found

@@ -556,6 +556,7 @@ class DurableAgentOperator(AgentOperator):
         return {
             **super().statistics(),
             "limit": self._limit,
+            "in_flight": self._running,
             "running": self._running,
             "parked": self._parked,
             "blocked": len(self.blocked_jobs),

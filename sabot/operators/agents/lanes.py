@@ -87,14 +87,11 @@ class LaneOperator(AgentOperator):
     # -- metrics ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the base's figures, the number of lanes, how many of them may call now (`limit`), and how often a
-        service was overloaded.
-        """
+        """Returns the base's figures, the number of lanes, those of the crew, and those of timers."""
         return {
             **super().statistics(),
             "lanes": len(self.lanes),
-            "limit": self._crew.limit,
-            "overloads": self._crew.overloads,
+            **self._crew.statistics(),
             **({} if self.timers is None else self.timers.statistics()),
         }
 

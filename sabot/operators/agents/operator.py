@@ -148,6 +148,8 @@ class AgentOperator(ABC):
         self.clock = clock
         self.loop = asyncio.get_running_loop()
         self.failure: AgentFailed | None = None
+        # Called on the event loop when the first row comes into the empty queue, and when the last row has left it.
+        self.on_queue_changed: Callable[[], None] = _nothing
         self.blocked_jobs: dict[str, SabotError] = {}  # of a durable agent: the reasons by job id
         self.left_behind: list[str] = []  # the places of calls that could not be cancelled
         self.counters = counters
@@ -254,7 +256,10 @@ class AgentOperator(ABC):
     def hold_rows(self, held: QueuedRows) -> None:
         """Adds rows, or due timers, to the queue."""
         held.since = self.clock.monotonic()
+        was_empty = not self.held.rows
         self.held.add(held)
+        if was_empty:
+            self.on_queue_changed()
         if not held.left:
             self._batch_seconds.add(0.0)
         self._progressed()
@@ -283,6 +288,8 @@ class AgentOperator(ABC):
     def _progressed(self) -> None:
         """Wakes the callers that wait for room, or for the end of all rows, if they can go on."""
         rows, half = self.held.rows, self.held.capacity_rows // 2
+        if not rows:
+            self.on_queue_changed()
         if (self._room and rows <= half) or not rows:
             self.release()
         self._notable_rows = half if self._room else 0
@@ -496,6 +503,10 @@ class AgentOperator(ABC):
             step=step,
         )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))
+
+
+def _nothing() -> None:
+    """Does nothing: no task measures this operator."""
 
 
 def _unknown_topic(spec: AgentSpec, topic: str, known: list[str]) -> UserError:

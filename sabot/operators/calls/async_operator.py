@@ -391,4 +391,5 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
 
     def statistics(self) -> dict[str, Any]:
         calls = {} if self._handover is None else self._handover.statistics()
-        return {"held_rows": self.queue.rows, "held_bytes": self.queue.nbytes, "dead_rows": self._dead_rows, **calls}
+        held = {"held_rows": self.queue.rows, "held_bytes": self.queue.nbytes, "dead_rows": self._dead_rows}
+        return {"function": self.name, **held, **calls}

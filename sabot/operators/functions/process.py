@@ -226,6 +226,7 @@ class Process(StatefulOperator, HasBranches):
         timers, values = self._state.timer_state, self._state.values.statistics()
         figures = timers.figures()
         return {
+            "function": self.spec.name,
             **figures,
             "timers": len(timers),
             "timers_fired": timers.timers.statistics()["fired"],

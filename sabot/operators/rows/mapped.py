@@ -89,7 +89,7 @@ class MapBatches(Operator):
         return made.append_column(TIME_COLUMN, batch.data.column(TIME_COLUMN)) if self._timed else made
 
     def statistics(self) -> dict[str, Any]:
-        return self._bad.statistics()
+        return {"function": self.name, **self._bad.statistics()}
 
     def _learn_schema(self) -> pa.Schema:
         empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
@@ -301,7 +301,7 @@ class FlatMap(Operator):
         return made.append_column(TIME_COLUMN, times)
 
     def statistics(self) -> dict[str, Any]:
-        return self._bad.statistics()
+        return {"function": self.name, **self._bad.statistics()}
 
 
 def _arrow(name: str, given: Any) -> pa.RecordBatch:

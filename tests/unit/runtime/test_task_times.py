@@ -44,7 +44,7 @@ def test_a_task_that_computes_one_long_batch_is_busy_while_it_does(hands):
     hands.times.begin()
     hands.compute(7.0)
     assert hands.figures() == {"busy": 7.0}
-    assert hands.times.state == ("busy", 7.0)
+    assert (hands.times.figures()["state"], hands.times.figures()["state_seconds"]) == ("busy", 7.0)
 
 
 def test_what_a_busy_task_does_not_compute_is_contended(hands):
@@ -116,7 +116,7 @@ def test_an_ended_task_keeps_its_seconds(hands):
     hands.times.end()
     hands.rest(50.0)
     assert hands.figures() == {"busy": 2.0}
-    assert hands.times.state == ("", 0.0)
+    assert (hands.times.figures()["state"], hands.times.figures()["state_seconds"]) == ("", 0.0)
 
 
 class Coordinator:
@@ -186,7 +186,7 @@ def running(task, until, seconds=30.0):
     give_up = time.monotonic() + seconds
     while not until() and time.monotonic() < give_up:
         time.sleep(0.002)
-    found = task.time_figures()
+    found = task.times.figures()
     task.stop()
     assert task.join(seconds)
     return found
@@ -200,7 +200,7 @@ def test_a_task_before_a_full_channel_is_backpressured_and_not_busy():
     for time_ms in range(3):
         source.put(Batch(ROWS))
         source.put(Watermark(time_ms))  # without it the batches would be joined
-    found = running(task, lambda: task.times.state[0] == "backpressured" and task.times.state[1] > 0.1)
+    found = running(task, lambda: task.times.label == "backpressured" and task.times.read()["backpressured"] > 0.1)
     assert found["state"] == "backpressured"
     assert found["time"]["backpressured"] > 0.1 > found["time"]["busy"]
     (edge,) = task.statistics()["edges"]
@@ -215,9 +215,9 @@ def test_a_task_without_input_is_idle_and_one_behind_half_a_barrier_aligns():
     assert task.times.read()["aligning"] == 0.0
     channels[0].put(Barrier(1))
     wait_for(lambda: task.times.read()["aligning"] > 0.1)
-    assert task.times.state[0] in ("aligning", "busy")  # it looks each 50 ms
+    assert task.times.label in ("aligning", "busy")  # it looks each 50 ms
     channels[1].put(Barrier(1))
-    wait_for(lambda: task.times.state[0] == "idle")
+    wait_for(lambda: task.times.label == "idle")
     task.stop()
     assert task.join(30.0)
 
