@@ -403,8 +403,8 @@ class Coordinator:
             return
         now_s = self._clock.monotonic()
         if now_s >= flight.deadline and all(self._tasks[name].saving() for name in flight.waiting):
-            # Saving a large state takes as long as its storage does. If it were given up, it would start again each
-            # time, and never be complete.
+            # Saving a large state takes long on slow storage. If the checkpoint failed, each later one would begin to save it
+            # again, and none would be complete.
             flight.deadline = now_s + self._timeout
             _log.warning(
                 "checkpoint %d: the state of %s is still being saved after %.0f s; no other checkpoint begins before it ends",

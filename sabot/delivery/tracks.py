@@ -28,10 +28,10 @@ from sabot.threads import Handle, Spawn
 
 _log = logging.getLogger(__name__)
 
-FULL_EPOCHS = 16  # so many complete checkpoints whose output waits make a track full
-FULL_BYTES = 1 << 30  # so many bytes in parts that wait or are being written make a track full
+FULL_EPOCHS = 16  # a track is full when the output of so many complete checkpoints waits for delivery
+FULL_BYTES = 1 << 30  # a track is full when the parts that wait or are being written have so many bytes
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
-_LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
+_LEFT_SECONDS = 30.0  # the longest wait of a start for a delivery that an earlier run has left running
 _BACKOFF = Backoff(0.2, 10.0)  # the waits after failed deliveries, in seconds
 
 

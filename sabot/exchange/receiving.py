@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _decode = msgspec.msgpack.Decoder(Frame).decode
 _ANSWER = b"\0"
 _WAIT_SECONDS = 0.1  # one wait for a full channel
-_ROUNDS = 8  # of one time-out: the questions to a worker, and the checks of who has asked
+_ROUNDS = 8  # the number of checks for silent workers within one time-out
 
 
 class Inbound:

@@ -190,7 +190,7 @@ class Sender:
                 raise TransientError("the edge was stopped")
             self._writer, self._reader = self._peer.call(self.edge)
         self._writer.write_metadata(_encode(Frame()))
-        self._reader.read_chunk()  # shows that the receiver has this edge; it raises for others
+        self._reader.read_chunk()  # waits for the receiver's first answer; raises if it does not know this edge
 
     def _finish(self) -> None:
         """Waits until the receiver has put all rows of this call into its channel."""

@@ -224,7 +224,7 @@ def _matched(
             here = [new for new in news if steps_of(new.path) == path]
             there = [old for old in olds if steps_of(old.path) == path]
             if len(here) == len(there) and (len(here) == 1 or not any(new.named for new in here)):
-                # they do the same behind the same steps, and ids may have shifted: a stage is numbered too where its name is the kind
+                # Equal operators after equal steps: pair them, because the numbers in their ids may have shifted, and those of stages too.
                 matched.update((new.id, old) for new, old in _pairs(here, there))
         left = [new for new in news if new.id not in matched]
         gone = [old for old in olds if old not in matched.values()]

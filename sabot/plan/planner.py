@@ -57,7 +57,7 @@ class _Planner:
         self._layout = Layout(parallelism, used, self._time.matters)
         self._points: dict[int, PlanPoint] = {}
         self._lineages: dict[int, Lineages] = {}
-        self._by_time: dict[str, bool] = {}  # by stage: whether one of its nodes has to do with event time
+        self._by_time: dict[str, bool] = {}  # by stage, True if one of its nodes uses event time
 
     def plan(self) -> Plan:
         for end in self._ends:

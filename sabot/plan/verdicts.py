@@ -21,15 +21,19 @@ class Planned:
     text: str
     schema: Mapping[str, Any]
     parallelism: int
-    named: bool  # whether the user gave the id
+    named: bool  # True if the user gave the id
     path: str
-    event_time: str  # what the event times that it keeps are read from; "": it keeps none
-    taken_over: Callable[[str, Any, Any, int], str | None]  # of the operator
-    timed: bool = False  # whether rows come to it with event time, on which a result depends
-    lineage: Sequence[Any] = ()  # of which tables its changes are (`plan.lineage`)
-    gives_table: bool = False  # as of the operator
-    unfit: Callable[[frozenset[str]], str] | None = None  # its `unfit_to_fill`, if it keeps rows of tables that change
-    ways: Sequence[Way | None] = field(default=())  # by input, from the makers of its changes (`plan.fills`)
+    event_time: str  # the origin of the event times in the state, as text, or "" if it has none
+    taken_over: Callable[[str, Any, Any, int], str | None]  # the method of the operator
+    timed: bool = False  # True if its rows have event time, and a result depends on it
+    lineage: Sequence[Any] = ()  # the description of the tables from which its changes come (`plan.lineage`)
+    gives_table: bool = False  # True if the operator can return its state as a table
+    unfit: Callable[[frozenset[str]], str] | None = (
+        None  # the operator's method `unfit_to_fill`, if it keeps rows of tables that change
+    )
+    ways: Sequence[Way | None] = field(
+        default=()
+    )  # by input, the path from the step that makes its changes (`plan.fills`)
 
     @property
     def makers(self) -> list[str]:
@@ -91,7 +95,7 @@ class SavedStep(NamedTuple):
     groups: int
     named: bool
     path: str
-    names: frozenset[str]  # of what it keeps, beside those in the schema
-    event_time: str  # as that of Planned; "" also where the checkpoint does not say
-    timed: bool  # whether rows came to it with event time
-    lineage: Sequence[Any]  # likewise
+    names: frozenset[str]  # the names of state that are not in the schema
+    event_time: str  # as in Planned; also "" if the checkpoint does not contain it
+    timed: bool  # True if its rows had event time
+    lineage: Sequence[Any]  # as in Planned

@@ -68,7 +68,7 @@ class AgentTask:
         self.sources: list[AgentSource] = []
         self.feeds: list[StreamFeed] = []
         self.jobs: DurableJobs | None = None
-        # Whether the streams that feed agents have read all their rows.
+        # Returns True if the streams that write into agents have read all their rows.
         self.streams_exhausted: Callable[[], bool] = lambda: True
         self.ended = False
         self.cut_seconds = 0.0  # the seconds for which the last cut blocked the event loop

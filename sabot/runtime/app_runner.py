@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the event loop to answer a probe
-_FIRST_RECORD_SECONDS = 10.0  # that `start` waits for the first record of a stream without a schema; `run` waits on
+_FIRST_RECORD_SECONDS = (
+    10.0  # the longest wait of `start` for the first record of a stream without a schema; `run` waits without a limit
+)
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
 
 
@@ -370,7 +372,7 @@ class AppRunner:
         attempts, delay_s = self.app.settings.restarts
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
         hanging = any(thread.is_alive() for _, thread in self._left)
-        # An error of a first start would as a rule occur again; the death of a worker need not.
+        # If the first start fails, a restart would usually fail again. The death of a worker may be an accident.
         begun = self._has_run or isinstance(error, WorkerLost)
         if lasting or hanging or not begun or not self._can_go_back or self._stop_asked.is_set():
             return False

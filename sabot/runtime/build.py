@@ -94,7 +94,7 @@ class Build:
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
         self._edges: Edges
-        # By stage: the tasks that have not processed the input that must come first, and the readers in this process that wait for it.
+        # By stage with an input that must be processed first: the tasks that have not done so, and the readers here that wait for them.
         self._first: dict[str, tuple[set[str], list[SourceInput]]] = {}
 
     @property

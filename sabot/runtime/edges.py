@@ -74,8 +74,8 @@ class Branch:
         self.receive(batch)
 
 
-# Of a channel whose rows go to another process. There is another one at the other end, and as many rows again are on their way: a barrier
-# stands behind all of them.
+# The capacity in rows of a channel to another process. It is small, because a barrier has to follow all rows before it: those in this
+# channel, those in the channel of the other process, and about as many between the two processes.
 _LEAVING_ROWS = 8_192
 
 

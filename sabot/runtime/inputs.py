@@ -32,7 +32,7 @@ class Input(Protocol):
     brings_barriers: bool  # True if barriers come from upstream, behind rows
     # The longest wait of `next` while calls are in flight, kept short for waits that `wake` cannot interrupt.
     flight_seconds: float
-    times: TaskTimes  # of the task, which sets it before the first call of `next`; waits change its state
+    times: TaskTimes  # the times of the task, which sets this before the first call of `next`; a wait changes the current state
 
     def next(self, wait_seconds: float) -> Any:
         """Returns the next element, or None if none comes within `wait_seconds`."""

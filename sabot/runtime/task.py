@@ -423,7 +423,7 @@ class StreamTask:
         self._expected = 0  # the checkpoint whose barrier is on its way, or 0
         self.readers_before: list[
             PausableReaders
-        ] = []  # those whose rows come through the gate, of a task that waits for calls
+        ] = []  # the readers whose rows come through the gate, if the task waits for calls
         self._holds_readers = False
         self.fills: list[Fill] = []  # run before the first element is taken
         self.times = TaskTimes()

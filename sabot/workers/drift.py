@@ -39,7 +39,7 @@ class Drifts:
         self._told = {stage: dict.fromkeys(numbers, beginning) for stage, numbers in workers.items()}
         self._known: dict[
             tuple[str, int], Behind
-        ] = {}  # by worker: the last message about the others; at first the beginning of time
+        ] = {}  # by stage and worker: the event times in the last message about the others
 
     @property
     def wanted(self) -> bool:

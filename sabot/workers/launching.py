@@ -76,7 +76,7 @@ class LocalLauncher:
 
     async def launch(self, ticket: Ticket) -> LaunchedProcess:
         """Starts one worker."""
-        # In a group of its own, which Ctrl-C does not reach: the coordinator leads the stop, and Ctrl-C would kill a starting process.
+        # The process gets its own process group, because Ctrl-C would kill a process that is starting: the coordinator stops the workers.
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, process_group=0

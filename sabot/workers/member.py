@@ -100,7 +100,9 @@ class Member:
                 )
             )
             return
-        await asyncio.sleep(_END_SECONDS)  # as a rule the end of the process comes first, and its error says more
+        await asyncio.sleep(
+            _END_SECONDS
+        )  # usually the end of the process is noticed meanwhile, and its error says more
         self._is_gone(WorkerLost(f"{self.text} has closed its connection, but its process has not ended"))
 
     def _hears(self) -> None:

@@ -25,11 +25,11 @@ from sabot.threads import call_on_loop, run_in_thread
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import LaunchedProcess, ProcessEnd, how_it_ended
 
-_ROOM_SECONDS = 120.0  # for the cluster to have room, which an autoscaler may have to make
-_MORE_ROOM_SECONDS = 60.0  # for a rescale, for whose answer the user waits
+_ROOM_SECONDS = 120.0  # the wait for room in the cluster, which an autoscaler may have to make
+_MORE_ROOM_SECONDS = 60.0  # the same wait for a rescale; it is shorter, because the user waits for the answer
 _MORE_ROOM = "fewer workers, less for each (--ray-resources), or more nodes"
-_CONNECT_SECONDS = 10.0  # for the head of the cluster to answer
-_KILLED_SECONDS = 10.0  # for news of the end of a killed actor
+_CONNECT_SECONDS = 10.0  # the wait for an answer of the cluster's head
+_KILLED_SECONDS = 10.0  # the wait until Ray reports the end of a killed actor
 _ADDRESS_WORDS = "auto, or the address of the cluster's head node, host:port"
 
 

@@ -89,7 +89,7 @@ def run_worker(load: Callable[[], WorkerApp], named: Callable[[str], None]) -> i
     """
     ticket = read_ticket()
     _end_with(ticket.parent)
-    # If all processes get the signals, the coordinator leads the stop.
+    # A terminal or a supervisor may signal all processes: the worker ignores it, because the coordinator stops the workers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     return asyncio.run(_work(ticket, load, named))

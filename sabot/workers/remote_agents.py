@@ -28,7 +28,9 @@ class RemoteAgents:
         self.groups = agent_groups(self.specs, ends)
         self.sinks = AgentSinks(self.specs, ends, settings)
         self.linked = bool(self.sinks.fed) or any(isinstance(each, AgentRead) for each in walk(ends))
-        self.needs_checkpoint = False  # jobs of durable agents wait for the first one that knows of their journal
+        self.needs_checkpoint = (
+            False  # True if jobs of durable agents wait for the first checkpoint with the position of their journal
+        )
         self._agents = agents
         self._at: dict[str, Member] = {}  # by task of agents
 

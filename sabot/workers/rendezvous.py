@@ -17,7 +17,7 @@ from sabot.workers.secrets import WorkerSecrets, new_token
 
 _log = logging.getLogger(__name__)
 
-_JOIN_SECONDS = 300.0  # for a process that was started to connect: it loads Sabot first
+_JOIN_SECONDS = 300.0  # the time in which a started process has to connect; it loads Sabot first
 
 
 class JoinRound(Protocol):

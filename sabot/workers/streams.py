@@ -72,10 +72,14 @@ from sabot.workers.share import CoordinatorPlacement
 
 _log = logging.getLogger(__name__)
 
-_IMPORT_SECONDS = 300.0  # for a worker to import the program
-_OPEN_SECONDS = 300.0  # for a silent worker that opens its tasks: a call of the program may hold the interpreter
-_CLOSE_SECONDS = 45.0  # for a worker to close everything
-_EDGE_SECONDS = 2.0  # for the end of a worker to be noticed, after errors on edges to it
+_IMPORT_SECONDS = 300.0  # the time in which a worker has to import the program
+_OPEN_SECONDS = (
+    300.0  # how long a worker may be silent while it opens its tasks: a call of the program may hold the interpreter
+)
+_CLOSE_SECONDS = 45.0  # the time in which a worker has to close everything
+_EDGE_SECONDS = (
+    2.0  # the wait after an error on an edge: the worker at its other end may have ended, which is the better error
+)
 
 
 class WorkerStreams:

@@ -18,7 +18,7 @@ from sabot.workers.streams import WorkerStreams
 _log = logging.getLogger(__name__)
 
 _WORKERS_MAX = 64
-_RESCALE_TRIES = 3  # to begin with another number of workers, however many restarts the app may have
+_RESCALE_TRIES = 3  # attempts to begin with another number of workers, whatever number of restarts the app may have
 
 
 def over_workers(app: SpreadApp, rendezvous: Rendezvous, workers: int) -> StreamsMaker:

@@ -51,7 +51,7 @@ def join_as_worker(command: Sequence[str], address: str, secrets: str) -> None:
 
 
 def _worked(command: Sequence[str], ticket: Ticket) -> int:
-    # In a group of its own: Ctrl-C is for this process, which ends that one.
+    # The worker gets its own process group, so that Ctrl-C reaches only this process, which then ends the worker.
     process = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)
     try:
         assert process.stdin is not None

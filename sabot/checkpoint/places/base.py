@@ -72,7 +72,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        # Raises AppLocked if a file may be missing because another worker owns the app.
+        # Called when a file is missing. Raises AppLocked if another worker owns the app, and may have removed it.
         self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()

@@ -41,8 +41,8 @@ _CHUNK_ROWS = 4096  # converting a chunk of so many rows holds the GIL for about
 _CHUNK_BYTES = 64 << 20  # far below the 2 GiB of one binary array
 _SAMPLE = 1000
 _MOVED = 8  # entries that are moved down for each write
-# writes between two moves (or as many as there are entries), because checking whether entries may be moved takes
-# longer
+# The number of writes between two moves of entries (fewer in a small table), because checking whether entries may be moved
+# takes longer than a write.
 _MOVED_AFTER = 128
 _MOVED_AT_CUT = 2_048
 _MOST_LAYERS = 8  # with so many open cuts, the next one copies the table

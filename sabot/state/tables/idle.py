@@ -21,10 +21,10 @@ def longest_idle(tables: Sequence[GroupTable], goal: int, tick: int, since: int 
         middle = (low + high) // 2
         low, high = (middle, high) if sum(len(each.idle_since(middle)) for each in tables) < goal else (low, middle)
     older = [each.idle_since(low).to_numpy() for each in tables]
-    # A tick that has begun anew is less than those of groups that were not touched since.
+    # If the ticks have begun again from 0, `tick` is less than the ticks of groups that were not touched since then.
     idle = [(each.slots() if high > tick else each.idle_since(high)).to_numpy() for each in tables]
     last = [np.setdiff1d(new, old, assume_unique=True) for new, old in zip(idle, older, strict=True)]
-    # Of the groups last touched at that tick, a proportional share of each table's.
+    # Of the groups that were last touched at tick `low`, each table evicts the same share.
     share = min(max(goal - sum(map(len, older)), 0) / max(sum(map(len, last)), 1), 1.0)
     leaving = [np.concatenate([old, new[: math.ceil(len(new) * share)]]) for old, new in zip(older, last, strict=True)]
     return [pa.array(each) for each in leaving], low
