@@ -72,7 +72,9 @@ def watch_call(run: Callable[P, object], what: str, tell: Callable[[SabotError],
 
 
 class TaskSet:
-    """Tasks of one owner, with strong references until they end; the event loop itself has weak references only."""
+    """A set of the tasks of one owner, with strong references until they end; the event loop itself has weak
+    references only.
+    """
 
     def __init__(self, owner: str) -> None:
         """`owner`: the name of the owner, for log lines."""

@@ -25,8 +25,8 @@ UNKNOWN = _Unknown()
 
 
 class AnswerCache(Generic[Question]):
-    """Answers by question (hashable). `most`: the most answers that are kept, 0 for none. `ttl_s`: seconds for which
-    an answer is kept, or None for no limit.
+    """A cache of answers by question (hashable). `most`: the most answers that are kept, 0 for none. `ttl_s`: the
+    seconds for which an answer is kept, or None for no limit.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:

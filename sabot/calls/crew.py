@@ -90,8 +90,8 @@ class Calls(Protocol[T_contra]):
 
 
 class _Resume:
-    """Awaits the rest of a coroutine whose first step was made by hand, in the coroutine's own context. Everything
-    else (cancellation, the current task) is that of the task which awaits it.
+    """An awaitable for the rest of a coroutine whose first step the worker has already run. Every step runs in the
+    context of the call; cancellation and the current task are those of the worker.
     """
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -222,7 +222,7 @@ class Crew(Generic[T]):
         return self._stopping
 
     def stop(self) -> None:
-        """Begins no further calls."""
+        """Makes the crew begin no further calls. Running calls continue."""
         self._stopping = True
         self._stop_asked.set()
         if self._watching is not None and not self._busy():
@@ -436,7 +436,7 @@ class Crew(Generic[T]):
         return bool(self.queue)
 
     async def _rest(self, worker: Worker[T]) -> None:
-        """Waits until there is something to do."""
+        """Waits until the worker's queue has an item, or `refill` may have one."""
         worker.waiter = waiter = self._loop.create_future()
         if not self._own_queues:
             self._parked.append(worker)

@@ -25,8 +25,9 @@ class _ErrorCount:
 
 
 class ErrorLog:
-    """Logs the first error at each place of the program with the user's traceback. After that, for each class of
-    errors, a line at most every EVERY_S seconds gives their number and the last one. Belongs to one thread.
+    """A log of errors that is bounded in size. It logs the first error at each place of the program with the user's
+    traceback. After that, for each class of errors, a line at most every EVERY_S seconds gives their number and the
+    last one. Belongs to one thread.
     """
 
     def __init__(self, name: str, clock: Clock) -> None:

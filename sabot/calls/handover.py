@@ -81,8 +81,8 @@ class Work(Protocol):
         """Returns the argument of a call anew, because a failed attempt may have changed the one that it was given."""
 
     def outcome(self, number: int, result: Any) -> Any:
-        """Returns the form in which the function's result is kept. Raises UserError for a result that the step does
-        not allow.
+        """Returns the form in which the result of call `number` is stored in `outcomes`. Raises UserError for a
+        result that the step does not allow.
         """
 
 
@@ -242,7 +242,7 @@ class Handover:
         return False
 
     def renew(self, item: Call) -> None:
-        """Restores a row for another attempt, because the failed one may have changed it."""
+        """Restores an argument that is a dict to its contents before the failed attempt, which may have changed them."""
         work, number, argument, _ = item
         if isinstance(argument, dict):  # other arguments cannot be changed: Arrow data, keys, requests
             argument.clear()

@@ -37,8 +37,8 @@ class Limit(Protocol):
 
 
 class AdaptiveLimit:
-    """Limits calls in flight to the number that the service accepts: additive increase, multiplicative decrease, like
-    TCP (RFC 5681, section 3.1).
+    """A limit that adapts the number of calls in flight to the number that the service accepts: additive increase,
+    multiplicative decrease, like TCP (RFC 5681, section 3.1).
 
     After a refusal, half of the calls in flight are allowed. After each round of successful calls with the limit
     reached, one more is allowed, up to `most`. Refused calls that began before the limit was lowered do not lower it
@@ -78,8 +78,8 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """Lets `rate` calls begin per second, evenly. After a pause, at most as many begin at once as belong to 50 ms
-    (`rate` / 20), but at least one.
+    """A limit of `rate` calls per second, which begin evenly. After a pause, as many calls may begin at once as the
+    rate allows in 50 ms (`rate` / 20), but at least one.
     """
 
     def __init__(self, rate: float) -> None:
@@ -97,7 +97,7 @@ class TokenBucket:
         self._tokens -= 1.0
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
-        """Does nothing: tokens come with time alone."""
+        """Does nothing: the end of a call does not let another one begin earlier."""
 
     def overloaded(self, now: float, began: float, retry_after_s: float) -> None:
-        """Does nothing: the rate is the user's."""
+        """Does nothing: the user has chosen the rate, and an overload does not change it."""

@@ -18,8 +18,8 @@ _IDLE_SECONDS = 5.0  # an idle thread ends after this time
 
 
 class ThreadPool:
-    """Runs calls in threads. A call gets the thread that became free last, or a new one; the owner limits the number
-    of calls.
+    """A pool of threads that make calls. A call runs in the thread that became free last, or in a new thread if none
+    is free. The owner limits the number of calls.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -66,7 +66,7 @@ class _PoolThread:
         self._pool = pool
 
     def turn(self, wait_s: float) -> bool | None:
-        """Runs a turn of a thread of control."""
+        """Makes the next call that was given to this thread. See `sabot.threads.Turn` for the result."""
         try:
             work = self.works.get(timeout=wait_s)
         except Empty:

@@ -23,8 +23,8 @@ _FILE = b"ARROW1"
 
 
 class ArrowCodec:
-    """Decodes records that are IPC streams or files of record batches. Without a schema, it takes that of the first
-    readable record.
+    """A codec for records that are IPC streams or files of record batches. Without a schema, the first readable
+    record gives the columns.
 
     Columns are matched by name: extra columns are left out, a missing one is null, and one of another type is cast if
     no value changes. If one row of a record is bad, the whole record is bad.
@@ -75,8 +75,8 @@ class ArrowCodec:
         return data, np.concatenate(numbers) if numbers else np.empty(0, np.int64), bad
 
     def _fitted(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows with the columns of `schema`. Without a schema, theirs becomes the schema. Raises
-        UserError for columns that do not fit, or that a stream cannot have.
+        """Returns the rows with the columns of `schema`. If the codec has no schema yet, the schema of these rows
+        becomes the codec's. Raises UserError for columns that do not fit, or that streams do not support.
         """
         if self._schema is None:
             if any(rows.schema.names.count(name) > 1 for name in rows.schema.names):
@@ -102,7 +102,7 @@ class ArrowCodec:
 
 
 class ArrowEncoder:
-    """Encodes rows as IPC streams, each with up to `rows` of them, or of about PAYLOAD_BYTES."""
+    """An encoder that writes rows as IPC streams, each with at most `rows` rows and about PAYLOAD_BYTES bytes."""
 
     def __init__(self, rows: int, compression: str | None = None) -> None:
         self._rows = rows

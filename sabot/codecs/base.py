@@ -24,12 +24,12 @@ it writes every float.
 
 
 class Codec(Protocol):
-    """Decodes the records of a source into columns. A codec belongs to one thread: each reader makes its own by
+    """A decoder of the records of a source into columns. A codec belongs to one thread: each reader makes its own by
     `another`.
 
     A codec may learn from records, for example an inferred schema. Then `text` returns what it has learnt; a
-    checkpoint keeps this text, and `resumed` reads it. The rows of a record depend only on the record and on what was
-    learnt before it.
+    checkpoint stores this text, and `resumed` reads it. The rows of a record depend only on the record and on what
+    was learnt before it.
     """
 
     @property
@@ -69,7 +69,7 @@ class ManyRows(Protocol):
 
 
 class Encoder(Protocol):
-    """Encodes rows as payloads. An encoder belongs to one thread: each writer makes its own by `another`."""
+    """An encoder of rows as payloads. It belongs to one thread: each writer makes its own by `another`."""
 
     def another(self) -> "Encoder":
         """Returns an encoder with the same settings, for another thread."""

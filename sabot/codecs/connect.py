@@ -53,8 +53,8 @@ class _Wrapped(msgspec.Struct):
 
 
 class ConnectTypes:
-    """Converts columns of types that Kafka Connect writes in its own way: JSON is decoded with the schema `plain`,
-    then `typed` converts it.
+    """A converter of columns whose types Kafka Connect writes in its own way: JSON is decoded with the schema
+    `plain`, and then `typed` converts the columns.
 
     `known`: the types that the payloads' schema names, by column. Without a schema a time is in ms, a date in days,
     and a decimal a text.

@@ -18,8 +18,8 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before
 
 
 class CsvCodec:
-    """Decodes CSV records by the rules of `CsvSource`. `schema`: the columns of all fields, in order. `columns`:
-    those to decode, or None for all.
+    """A codec for CSV records, by the rules of `CsvSource`. `schema`: the columns of all fields, in order. `columns`:
+    the columns to decode, or None for all.
 
     An empty field is null; a quoted empty field is an empty text. A line break at the end of a payload and a byte
     order mark at its beginning are left out.
@@ -136,7 +136,9 @@ class CsvCodec:
 
 
 class CsvEncoder:
-    """Encodes rows as CSV records without a line break at the end. A CsvCodec with the same columns reads them back."""
+    """An encoder that writes rows as CSV records without a line break at the end. A CsvCodec with the same columns
+    reads them back.
+    """
 
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter

@@ -55,7 +55,7 @@ class _Program:
 
 
 class Envelopes:
-    """Decodes payloads, each an envelope, into rows with the columns of `schema` and their ops."""
+    """A decoder of payloads, each an envelope, into rows with the columns of `schema` and their ops."""
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._schema, self._names = schema, tuple(keys)
@@ -65,8 +65,8 @@ class Envelopes:
         self._wrapped = False  # True if most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """Decodes the payloads that are not null. Returns pairs of row numbers and these rows, with the op as the
-        last column. Errors of the other rows go into `bad`.
+        """Decodes the payloads, except null ones. Returns pairs: the numbers of some rows, and these rows, with the
+        op as the last column. `bad` gets the error of each row that cannot be decoded.
         """
         numbers = np.arange(len(payloads))
         first = self._wrapped

@@ -10,11 +10,11 @@ _NO_COLUMNS = pa.schema([])
 
 
 class JsonCodec:
-    """Decodes payloads of one JSON object each. A missing schema is inferred once, from the first batch with a
+    """A codec for payloads of one JSON object each. A missing schema is inferred once, from the first batch with a
     readable payload.
 
-    Later rows that do not fit this schema are bad rows. So a checkpoint stores `text`, and the next start goes on
-    with it.
+    Later rows that do not fit this schema are bad rows. So a checkpoint stores `text`, and the next start continues
+    with the same schema.
     """
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
@@ -56,7 +56,7 @@ class JsonCodec:
 
 
 class JsonEncoder:
-    """Encodes rows as JSON objects, by the rules of `encode_rows`."""
+    """An encoder that writes rows as JSON objects, by the rules of `encode_rows`."""
 
     def another(self) -> "JsonEncoder":
         return JsonEncoder()

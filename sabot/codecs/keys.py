@@ -17,7 +17,7 @@ Found = tuple[list[Any], dict[int, str]]
 
 
 class TextKeys:
-    """Reads keys for one key column of text or bytes: the record's key is the value."""
+    """A reader of keys for one key column of text or bytes: the record's key is the value."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._kind = schema.field(0).type
@@ -38,8 +38,8 @@ class TextKeys:
 
 
 class JsonKeys:
-    """Reads keys in JSON: an object with the key columns. A single column may also be its bare value, and a bare time
-    may lack quotes.
+    """A reader of keys in JSON: objects with the key columns. A single column may also be its bare value, and a bare
+    time may lack quotes.
 
     `connect`: True if keys are written by Kafka Connect: always an object, which may be the payload of an object with
     a schema.

@@ -13,8 +13,8 @@ VALUE = "value"
 
 
 class RawCodec:
-    """Reads the payload of each record as bytes or text. A record without a payload is a bad row; for text, so is a
-    payload that is not UTF-8.
+    """A codec that reads the payload of each record as bytes or text. A record without a payload is a bad row; for
+    text, so is a payload that is not UTF-8.
     """
 
     text = None
@@ -46,7 +46,7 @@ class RawCodec:
 
 
 class RawEncoder:
-    """Writes the one column of the rows as payloads: bytes unchanged, text as UTF-8."""
+    """An encoder that writes the one column of the rows as payloads: bytes unchanged, text as UTF-8."""
 
     def another(self) -> "RawEncoder":
         return RawEncoder()

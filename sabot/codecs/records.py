@@ -159,7 +159,7 @@ def checked_headers(headers: HeadersLike, what: str) -> Headers:
     """Returns headers, given as pairs or as a dict, in the form of a record: texts become UTF-8; a value may be None,
     as in Kafka.
 
-    Raises UserError, beginning with `what`.
+    Raises UserError, whose text begins with `what`, for anything that is not such headers.
     """
     if headers == ():
         return ()

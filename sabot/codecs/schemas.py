@@ -257,8 +257,8 @@ class Protobuf(Format):
         made: dict[str, Reference] = {}
 
         def imports(file: Any) -> list[Reference]:
-            """Registers the files that this one imports, and returns references to them. Registries already have
-            Google's own files.
+            """Registers the files that this file imports, and returns references to them. Google's own files are left
+            out, because registries have them.
             """
             used = [each for each in file.dependencies if not each.name.startswith("google/protobuf/")]
             for each in used:

@@ -161,7 +161,7 @@ class TableCodec:
 
 
 class _Plain:
-    """Decodes payloads that are the rows themselves."""
+    """A decoder of payloads that are the rows themselves."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec

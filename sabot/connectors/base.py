@@ -304,8 +304,8 @@ class ReportsBacklog(ABC):
 
     @abstractmethod
     def backlog(self) -> int | None:
-        """Returns the number of records, at most, that were there at `open` and are not read yet. 0: all have been read. None: it is not
-        known. Never blocks; called from any thread.
+        """Returns an upper bound of the number of records that were there at `open` and are not read yet: 0 if all
+        have been read, and None if it is not known. Never blocks; called from any thread.
         """
 
 
@@ -538,8 +538,9 @@ class AsksOwner:
     """
 
     still_ours: Callable[[], bool] | None = None
-    """Returns True if this process owns the app. The engine sets it before `claim`; None: nobody can tell. It blocks, and is called
-    from the track's thread. Raises TransientError if the owner cannot be found out.
+    """The function that returns True if this process owns the app, or None if nobody can tell. The engine sets it
+    before `claim`. The function blocks, is called from the track's thread, and raises TransientError if the owner
+    cannot be found out.
     """
 
 

@@ -220,7 +220,7 @@ def hold_of(source: Source) -> Callable[[Set[tuple[str, int]]], None] | None:
 
 
 def commit_of(source: Source) -> Callable[[Positions], None] | None:
-    """Returns `Commits.commit` of the source, or None if there is nothing to commit to."""
+    """Returns `Commits.commit` of the source, or None for a source without that ability."""
     return source.commit if isinstance(source, Commits) else None
 
 

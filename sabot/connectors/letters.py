@@ -416,7 +416,9 @@ class Letters:
                     yield replace(letter, redriven=letter.offset in done)
 
     def begin(self, partition: int, *, redriven: bool = False) -> int:
-        """Returns the offset at which `letters` begins to read a partition."""
+        """Returns the offset at which reading of a partition begins: its first offset, or, unless `redriven`, the
+        first one behind the dead letters that were redriven from its beginning on.
+        """
         first, _ = self.home.bounds[partition]
         return first if redriven else self.redriven[partition].behind(first)
 

@@ -23,8 +23,8 @@ _GIVEN = ("second", "closed")  # reasons of refusal by which the question was an
 
 
 class Person:
-    """Follows a journal, and answers each question once, as `decide` says. It works in a thread of its own from
-    `start` to `finish`. If the server of the journal is unreachable, it waits.
+    """A person who follows a journal, and answers each question once, as `decide` says. It works in a thread of its
+    own from `start` to `finish`. If the server of the journal is unreachable, it waits.
     """
 
     def __init__(self, address: str, decide: Decide) -> None:

@@ -144,7 +144,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return None if self.still_ours is None else self.still_ours()
 
     def _connect(self, client: "_Client", partitions: int) -> None:
-        """Runs in the client's thread. The consumer only reads the token: it never subscribes, so it is no member of its group."""
+        """Makes the producer and the consumer, in the client's thread. The consumer only reads the token: it never
+        subscribes, so it is no member of its group.
+        """
         name = _track_id(self._track)
         ours = {
             "transactional.id": name,
@@ -360,7 +362,7 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
 
 
 class _Enough(Exception):
-    """Ends the production of a part: a record was refused, or the deadline has passed."""
+    """The signal that ends the production of a part: a record was refused, or the deadline has passed."""
 
 
 class _Client:
@@ -445,7 +447,9 @@ class _Client:
             raise TransientError("the sink was closed while it delivered")
 
     def refused(self) -> Refused | None:
-        """Returns the first records that were not delivered since the client was made, or None."""
+        """Returns the first record that was not delivered since the client was made, with the number of all such
+        records; or None.
+        """
         records = self.records  # which `_end` drops, in another thread
         if self._refused is None and records is not None:
             self._refused = refused_by(records)

@@ -178,7 +178,9 @@ class KafkaLease:
         return False
 
     def _join(self, stopped: Callable[[], bool]) -> None:
-        """Becomes the member of the group, and notes the name of this worker. Raises AppLocked, KafkaException."""
+        """Joins the group as its static member, and writes the name of this worker into the offset's metadata. Raises
+        AppLocked and KafkaException.
+        """
         ours = {
             "group.id": self.group,
             "group.instance.id": "worker",
@@ -258,8 +260,8 @@ class KafkaLease:
         self._quietly(consumer.unassign)
 
     def _quietly(self, call: Callable[[], None]) -> None:
-        """Makes a call within a callback of the client. The call fails for a consumer that is fenced already; the
-        next poll raises that.
+        """Makes a call within a callback of the client, and ignores its error: the call fails for a consumer that is
+        fenced already, and the next poll raises that error too.
         """
         try:
             call()

@@ -393,7 +393,9 @@ class KafkaReader(
         self._assign(self._consumer.incremental_assign, dict.fromkeys(new, OFFSET_BEGINNING))
 
     def _broke(self, error: SabotError) -> None:
-        """Called by the watching thread when it ends with an error, which the next read raises."""
+        """Stores the error with which the watching thread has ended, so that the next read raises it. Called in that
+        thread.
+        """
         self._fault = error
 
     def _watch_partitions(self) -> None:
@@ -454,8 +456,8 @@ class KafkaReader(
             )
 
     def _look_at_ends(self, indexes: Iterable[int]) -> None:
-        """Notes the high watermarks. Called in the reading thread, because the client holds a lock while it consumes,
-        for which another thread would have to wait.
+        """Stores the high watermarks of these partitions for `lag`. Called in the reading thread, because the client
+        holds a lock while it consumes, for which another thread would have to wait.
         """
         for index in indexes:
             try:

@@ -82,7 +82,9 @@ def make_topic(
 
 
 class RecordSender:
-    """Sends records to topics of a kafka:// or memory:// broker, from any event loop and thread. `close` it at the end."""
+    """A sender of records to topics of a kafka:// or memory:// broker, for any event loop and thread. `close` it at
+    the end.
+    """
 
     def __init__(self, broker: str, kafka: Mapping[str, Any] | None = None) -> None:
         self.broker = broker

@@ -315,8 +315,8 @@ class KafkaSender:
                 return self._give_up(producer, error)
 
     def _give_up(self, producer: Any, why: KafkaError | UserError) -> None:
-        """Drops the producer: each waiting caller gets the error, with the name of its topic. Later calls get a new
-        producer, because the missing right may have been granted meanwhile.
+        """Drops the producer, and raises the error in each waiting caller, with the name of its topic. Later calls
+        make a new producer, because a right that was missing may have been granted meanwhile.
         """
         with self._lock:
             if self._closed:

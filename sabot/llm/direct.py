@@ -26,7 +26,7 @@ _MOST_THREADS = 64  # for the sync tools of one event loop, including those of t
 
 
 class DirectTools:
-    """Calls tools without a journal, in one run of an agent."""
+    """The calls of tools in one run of an agent outside of a job: they are made at once, and no journal records them."""
 
     def __init__(self, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         self._context = context

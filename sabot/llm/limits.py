@@ -49,9 +49,9 @@ class Limits:
 
 
 class TokenBalance:
-    """Tokens of a model that may be used. They are added at an even rate, up to the tokens of ten seconds. A request
-    that used more than estimated leaves a negative balance, and the next one waits. Times are seconds of a monotonic
-    clock.
+    """The number of a model's tokens that may be used now. It grows at an even rate, up to the tokens of ten seconds.
+    A request that used more than estimated leaves a negative balance, and the next one waits. Times are seconds of a
+    monotonic clock.
     """
 
     def __init__(self, per_minute: float) -> None:

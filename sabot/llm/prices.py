@@ -39,9 +39,9 @@ class Prices(Protocol):
 
 @dataclass(frozen=True, init=False)
 class Price:
-    """Prices in dollars per million tokens. `input`: tokens that the model reads. `output`: tokens that it writes.
-    `cached`: input tokens that came from the vendor's cache. `cache_write`: input tokens that were written to this
-    cache. The last two default to `input`. Give texts, Decimals or ints, because a float is not exact. Raises
+    """The price of a model in dollars per million tokens. `input`: tokens that the model reads. `output`: tokens that
+    it writes. `cached`: input tokens that came from the vendor's cache. `cache_write`: input tokens that were written
+    to this cache. The last two default to `input`. Give texts, Decimals or ints, because a float is not exact. Raises
     UserError for other values.
     """
 

@@ -108,8 +108,8 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Embeddings:
-    """Vectors of texts. `vectors`: a float32 array with one row for each text, in their order. Other fields are those
-    of a Completion.
+    """The vectors of texts. `vectors`: a float32 array with one row for each text, in their order. The other fields
+    mean the same as those of a Completion.
     """
 
     vectors: npt.NDArray[np.float32]

@@ -40,8 +40,8 @@ _SECTION = re.compile(r"\s*(?:Returns?|Raises|Yields?|Examples?|Notes?)\s*:|\s*:
 
 
 class Mismatch(ValueError):
-    """A text of a model is not JSON, or does not match the schema. The message names the place and the reason,
-    without terms of Python.
+    """The error for a text of a model that is not JSON, or does not match the schema. The message names the place and
+    the reason, without terms of Python.
     """
 
 

@@ -111,7 +111,7 @@ class _SimulatedThread:
 
 
 class _ExecutorCall:
-    """A call that was given to `run_in_executor`."""
+    """A call that was given to the loop's `run_in_executor` and has not run yet."""
 
     def __init__(self, future: "asyncio.Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.future = future

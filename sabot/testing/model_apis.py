@@ -109,7 +109,7 @@ def _openai_error(error: ModelError) -> dict[str, Any]:
 
 
 class ChatApi:
-    """OpenAI's chat completions."""
+    """The API of OpenAI's chat completions."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
         schema = (body.get("response_format") or {}).get("json_schema")
@@ -210,7 +210,7 @@ class ChatApi:
 
 
 class ResponsesApi:
-    """OpenAI's responses."""
+    """The API of OpenAI's responses."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
         shape = (body.get("text") or {}).get("format") or {}
@@ -334,7 +334,7 @@ class ResponsesApi:
 
 
 class MessagesApi:
-    """Anthropic's messages."""
+    """The API of Anthropic's messages."""
 
     def spec(self, body: dict[str, Any]) -> RequestSpec:
         choice = {"any": "required"}

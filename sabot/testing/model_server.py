@@ -379,7 +379,7 @@ class FakeModelServer:
 
 
 def _ids(request_id: str) -> dict[str, str]:
-    """Returns the request id under each vendor's name of the header."""
+    """Returns the headers with the request id: one of OpenAI's name, and one of Anthropic's."""
     return {"x-request-id": request_id, "request-id": request_id}
 
 

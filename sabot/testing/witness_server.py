@@ -187,8 +187,8 @@ class _Server:
         return HTTPStatus.OK, effect
 
     def _fault(self, name: str, arguments: str, headers: dict[str, str]) -> tuple[str, float]:
-        """Returns the fault of a request and its seconds: the one that the request names, or else a planned or drawn
-        one.
+        """Returns the name of a request's fault, and its seconds: the fault that the request's headers name, or else
+        one that is planned or drawn.
         """
         fault = headers.get("witness-fault", "")
         if fault not in ("", *FAULTS):

@@ -19,8 +19,8 @@ _NO_HEADER = "the payload does not begin with the id of a schema: a byte 0, and 
 
 
 class AvroCodec:
-    """Decodes payloads of one Avro record each into columns of `reader_schema`. A codec belongs to one thread: see
-    `another`.
+    """A codec for payloads of one Avro record each, which it decodes into columns of `reader_schema`. A codec belongs
+    to one thread: see `another`.
 
     `writer_schema`: the schema with which all payloads were written, if it is another one. `schema_of`: a function
     for payloads that begin with the id of their schema (Confluent's wire format); it returns the schema's text. It is
@@ -90,7 +90,8 @@ class AvroCodec:
 
 
 class AvroEncoder:
-    """Encodes rows as payloads of one Avro record each. An encoder belongs to one thread: see `another`.
+    """An encoder that writes rows as payloads of one Avro record each. An encoder belongs to one thread: see
+    `another`.
 
     `schema_id`: the id with which payloads begin (Confluent's wire format), or None for no header. Columns are
     matched by name. A field without a column gets its default; a column without a field is refused. Times are rounded

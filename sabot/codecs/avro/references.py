@@ -30,8 +30,8 @@ def _named(node: Mapping[str, Any], space: str) -> tuple[str, str]:
 
 
 def _collect(node: Any, space: str, known: dict[str, Mapping[str, Any]]) -> None:
-    """Adds the definitions in a schema to `known`, by their full names. A copy gets its namespace written out,
-    because it will be moved.
+    """Adds the definitions in a schema to `known`, by their full names. Each definition is copied with its namespace
+    as a field, because it will be put into a place with another namespace.
     """
     if isinstance(node, list):
         for each in node:

@@ -14,13 +14,13 @@ from sabot.codecs.writer_cache import WriterCache
 
 
 class ProtobufCodec:
-    """Decodes payloads of one message type.
+    """A codec for payloads of one message type.
 
     `message`: a generated class, its descriptor, or a result of `descriptor_of`. `columns`: the fields that become
     columns, in this order, or None for all. `framed`: True if payloads begin with the header of Confluent's schema
     registry: a 0, a schema's id in 4 bytes, and the position of the message in that schema's file. `schema_of`:
-    returns the file of an id; payloads of other messages are then bad rows. None skips the header. Fields are
-    identified by their numbers, whatever schema the writer had.
+    returns the file of an id; payloads of other messages are then bad rows. If it is None, the header is skipped.
+    Fields are identified by their numbers, whatever schema the writer had.
 
     Raises UserError if the message contains itself, within the wanted columns. A codec belongs to one thread: see
     `another`.

@@ -12,8 +12,8 @@ from sabot.errors import UserError
 
 
 class ProtobufEncoder:
-    """Encodes rows as payloads of one message type. Columns have the names of fields; fields without a column are
-    left out.
+    """An encoder that writes rows as payloads of one message type. Columns have the names of fields; fields without a
+    column are left out.
 
     `message`: see ProtobufCodec. `schema_id`: the id for the header of Confluent's schema registry, or None for no
     header. Numbers may be of any width if their values fit; enums may be names or numbers; times may have any unit. A

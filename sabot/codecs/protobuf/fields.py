@@ -141,8 +141,8 @@ def arrow_type(field: WireField) -> pa.DataType:
 
 
 def _wire_field(field: Any, path: str, above: tuple[str, ...] | None) -> WireField:
-    """Returns the field for the kernel. `above`: the messages around the field, from the outermost; None for a
-    message whose fields are not read.
+    """Returns the field as the kernel needs it. `above`: the names of the messages around the field, from the
+    outermost; None for a message whose fields are not read.
     """
     oneof = field.containing_oneof
     found = WireField(

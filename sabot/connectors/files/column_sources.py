@@ -157,7 +157,9 @@ class _Slices(FileReader):
         return FoundRows(data.filter(pa.array(good)), bad)
 
     def _sound(self, first: int, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the batch. Raises ArrowInvalid, with the rows and the column, if its data does not agree with its types."""
+        """Checks that the data of the batch agrees with its types, and returns the batch. Raises ArrowInvalid that
+        names the rows and the column.
+        """
         data = as_wanted(data, self._schema)
         try:
             validate(data)

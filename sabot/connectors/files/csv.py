@@ -141,8 +141,8 @@ class _Dialect:
 
 
 class CsvRecords:
-    r"""Finds the ends of CSV records: line breaks (\n, \r\n, \r) outside of quoted fields, by the same rules as
-    Arrow's parser.
+    r"""The way to find the ends of CSV records: line breaks (\n, \r\n, \r) outside of quoted fields, by the same rules
+    as Arrow's parser.
 
     A quote opens a quoted field only at the start of a field; elsewhere it is an ordinary character, as in `5" disk`.
     If each opening quote (every other one) follows a delimiter, a line break or a quote, the number of quotes before
@@ -221,7 +221,7 @@ class CsvRecords:
 
 
 class _Rows(BlockReader):
-    """Decodes records into columns."""
+    """A reader that decodes CSV records into columns."""
 
     def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema) -> None:
         super().__init__(blocks, CsvRecords(dialect.delimiter if dialect is not None else ","))
@@ -265,10 +265,11 @@ class _Rows(BlockReader):
 
 
 class _Apart:
-    """Sets the bad records of a block apart in few passes, however many there are.
+    """The separation of the good and the bad records of a block, in few passes, however many bad ones there are.
 
-    Records with too many or too few fields are found by counting delimiters. Of the others, each column is parsed as bytes once and then
-    cast; where a cast fails, its halves are cast. Records that are still bad are found by parsing halves, down to single records.
+    Records with too many or too few fields are found by counting delimiters. Of the others, each column is parsed as
+    bytes once and then cast; where a cast fails, its halves are cast. Records that are still bad are found by parsing
+    halves, down to single records.
     """
 
     def __init__(self, rows: _Rows, blocks: Blocks, end: int) -> None:

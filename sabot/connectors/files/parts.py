@@ -100,8 +100,8 @@ class FilePart(ABC, Generic[Rows]):
 
 
 class AppendedPart(FilePart[bytes]):
-    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut`: returns the end of the last
-    whole row of a file.
+    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut`: a function that returns the end
+    of the last whole row of a file.
     """
 
     def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
@@ -404,6 +404,6 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the creation, renaming and removal of files in a folder durable."""
     with step("sync", folder):
         sync(folder)

@@ -76,7 +76,9 @@ def cut_anywhere(path: str) -> bool:
 
 
 def open_stream(path: str) -> tuple[Any, Any]:
-    """Returns (the file, the stream of its content). They are the same object unless the suffix says that the file is compressed."""
+    """Returns the file and the stream of its content. If the suffix says that the file is compressed, the stream
+    decompresses it; otherwise both values are the same object.
+    """
     raw = open_raw(path)
     codec = codec_of(path)
     return raw, raw if codec is None else pa.CompressedInputStream(raw, codec)

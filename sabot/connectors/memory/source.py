@@ -151,7 +151,7 @@ class MemorySource(
         return part.end if self.bound is None else min(part.end, self.bound.of(part.index))
 
     def _unread(self, part: Partition) -> int:
-        """Returns the number of records of the partition that are there and will be read."""
+        """Returns the number of records that the partition has now and that this source will still read."""
         return max(0, self._end(part) - self.position_of(part))
 
     def commit(self, positions: Positions) -> None:

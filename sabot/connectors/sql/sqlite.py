@@ -27,8 +27,8 @@ _PASSING = {
 
 
 class SqliteDatabase(Database):
-    """A table of SQLite. Each transaction takes the file's write lock at its beginning, and is on the disk at its
-    end.
+    """A table of SQLite. Each transaction locks the file for other writers when it begins, and is on the disk when it
+    is committed.
     """
 
     mark = "?"

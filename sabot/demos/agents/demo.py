@@ -62,11 +62,11 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
 
 
 class _Shop:
-    """The shop of the demo: its orders and tickets, and the right answers to these.
+    """The shop of the demo: its orders, its tickets, and the right answer to each ticket.
 
-    Each customer writes two tickets: one about an order, and one that asks which payment it was. Two of three orders
-    came broken. Every other of these cost more than the agent may refund without approval, and a person refuses some
-    of those.
+    Each customer writes two tickets: one about an order, and one that asks which payment the shop made. Two of three
+    orders arrived broken, so their price should be refunded. Half of these refunds are larger than the agent may make
+    without approval; a person refuses some of them.
     """
 
     def __init__(self, folder: Path, tickets: int) -> None:
@@ -216,7 +216,9 @@ class _SupportDemo:
         self._print(f"kill -9: {self._refunds()} refunds are made; {when}. Starting again.")
 
     def _wait(self, worker: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
-        """Waits until the condition is true. Raises SabotError if the process ends before, or if it takes too long."""
+        """Waits until `until()` is true. Raises SabotError if the process ends earlier, or if the wait takes too
+        long.
+        """
         while not until():
             self._person.check()
             code = worker.poll()
