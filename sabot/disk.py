@@ -32,7 +32,13 @@ _log = logging.getLogger(__name__)
 _MARK = "temporary.lock"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
-_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}  # of a file system without modes
+_NO_MODES = {
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EROFS,
+}  # errors of a file system without modes
 
 
 def private(path: str, flags: int) -> int:

@@ -197,7 +197,7 @@ class Metrics:
         lasting: Callable[[], Iterable[Sample]],
         probes: Mapping[str, Callable[[], Page]] | None = None,
     ) -> None:
-        self.port: int | None = None  # of the server; None while there is none
+        self.port: int | None = None  # the port of the server, or None while it does not run
         self._app = app
         self._lasting = lasting
         self._probes = dict(probes or {})

@@ -166,7 +166,7 @@ def close_with_loop(close: Callable[[], Awaitable[object]]) -> None:
     waiting = _until_the_end(close)
     try:
         waiting.__anext__().send(None)
-    except StopIteration:  # it has reached its `yield`
+    except StopIteration:  # the generator has reached its `yield`
         for loop in list(_endings):
             if loop.is_closed():  # without finishing its generators
                 _endings.pop(loop, None)

@@ -61,7 +61,9 @@ class Envelopes:
         self._schema, self._names = schema, tuple(keys)
         self._keys = [schema.get_field_index(key) for key in keys]
         self._plain = _Program(schema, keys, wrapped=False)
-        self._programs: dict[bytes, _Program] = {}  # for envelopes with a schema around them, by the text of the schema
+        self._programs: dict[
+            bytes, _Program
+        ] = {}  # the programs for envelopes in a Connect schema, by the text of that schema
         self._wrapped = False  # True if most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:

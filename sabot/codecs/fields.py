@@ -121,7 +121,9 @@ def _last(headers: Any, name: str) -> Any:
     pairs = headers.flatten()
     named = np.flatnonzero(pc.equal(pairs.field("name"), name))
     places = np.full(len(headers), -1)
-    places[pc.list_parent_indices(headers).to_numpy()[named]] = named  # of several, the last one stays
+    places[pc.list_parent_indices(headers).to_numpy()[named]] = (
+        named  # of several headers of one record, the last one overwrites the others
+    )
     return pairs.field("value").take(pa.array(places, mask=places < 0))
 
 

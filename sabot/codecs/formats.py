@@ -145,7 +145,7 @@ class ArrowIpc(Format):
 
     def __post_init__(self) -> None:
         if not is_whole(self.rows, 1):
-            raise UserError(f"ArrowIpc(rows={self.rows!r})", hint="how many rows a payload has at most: 1 or more")
+            raise UserError(f"ArrowIpc(rows={self.rows!r})", hint="the most rows of a payload, at least 1")
         if self.compression not in (None, "lz4", "zstd"):
             raise UserError(f"ArrowIpc(compression={self.compression!r})", hint='"lz4" or "zstd"')
 

@@ -58,7 +58,7 @@ class RedisServer:
         self._make: Callable[[], Any] = make
         self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
         try:
-            self._unused: Any = make()  # for the first loop
+            self._unused: Any = make()  # the client for the first event loop
         except ValueError as error:
             raise UserError(f"{what}: {self.where}: {error}", hint=_ADDRESS) from clean_cause(error)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 LOOK_SECONDS = 1.0  # time-out of the handshake with one listener
-LOOKED_AT = 2  # how many addresses of a list are tried
+LOOKED_AT = 2  # the number of addresses of a list that are tried
 
 _X509_HINTS = {
     9: "is the clock of this machine right? `openssl s_client -connect {at}` shows the dates",

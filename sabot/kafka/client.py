@@ -23,7 +23,7 @@ from sabot.redaction import clean_cause, redacted, scrubbed
 
 log = logging.getLogger("sabot.kafka")
 
-ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all
+ANSWER_SECONDS = 8.0  # the longest wait of an opening for the broker; callers promise 10 s in all
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes
 _NO_TOPIC_IDS = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
 MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours accepts; the broker may set a lower bound
@@ -35,9 +35,9 @@ MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours acce
 FETCHING = {
     "queued.min.messages": 100_000,
     "queued.max.messages.kbytes": 64 << 10,
-    "fetch.max.bytes": 2 << 20,  # its default of 50 MB, in 64 shares for 64 partitions, was seen to take 270 MB
+    "fetch.max.bytes": 2 << 20,  # with the client's default of 50 MB, 64 partitions took 270 MB
     "fetch.message.max.bytes": 1 << 20,  # of one partition; a larger batch of records is fetched whole all the same
-    # How soon the client looks for room again; with its default of 1000 it idles for a second each time.
+    # The wait in ms before the client looks for room again; with its default of 1000 it idles for a second each time.
     "fetch.queue.backoff.ms": 5,
 }
 

@@ -57,13 +57,13 @@ from sabot.steps import step
 _log = logging.getLogger("sabot.kafka")
 
 CALL_SECONDS = 10.0  # the time-out given to one call of the client
-GRACE_SECONDS = 5.0  # how much longer a call may take before it counts as one that never returns
+GRACE_SECONDS = 5.0  # the seconds after its time-out at which a call counts as one that never returns
 KNOWN_SECONDS = 3.0  # the time to read a token before the track is claimed
 CLAIM_SECONDS = 30.0  # the time for the broker to end the last producer's transaction, and to return the token
 TOPIC_SECONDS = (
     4 * ANSWER_SECONDS
 )  # the time to find the topic or make it; an absent broker is reported after a quarter of that
-TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that no producer takes over
+TRANSACTION_MS = 60_000  # the longest wait of readers behind a transaction that no producer takes over
 FAULTS_IN_A_ROW = 10
 LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
 
@@ -418,7 +418,9 @@ class _Client:
             elif isinstance(error, KafkaException) and error.args[0].code() == KafkaError._FATAL:
                 error = KafkaException(fatal_of(self.producer) or error.args[0])
         if isinstance(error, KafkaException):
-            return error.with_traceback(None)  # its frames would keep the producer alive as long as the error
+            return error.with_traceback(
+                None
+            )  # the frames of the traceback would keep the producer alive as long as the error
         return error
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
@@ -436,7 +438,7 @@ class _Client:
             raise TransientError("the sink was closed while it delivered") from None
         except Overdue:
             if not future.cancel():
-                return future.result()  # it returned just now, or it raised a TimeoutError of its own
+                return future.result()  # the call returned just now, or raised a TimeoutError of its own
             raise TransientError(
                 f"kafka://{self._link.address}: the Kafka client did not return within {seconds:.0f} s"
             ) from None
@@ -450,7 +452,7 @@ class _Client:
         """Returns the first record that was not delivered since the client was made, with the number of all such
         records; or None.
         """
-        records = self.records  # which `_end` drops, in another thread
+        records = self.records  # read once, because `_end` sets it to None in another thread
         if self._refused is None and records is not None:
             self._refused = refused_by(records)
         return self._refused

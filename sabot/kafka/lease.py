@@ -195,7 +195,7 @@ class KafkaLease:
         joined = threading.Event()
 
         def assigned(consumer: Any, _: list[Any]) -> None:
-            self._quietly(partial(consumer.assign, []))  # it reads nothing
+            self._quietly(partial(consumer.assign, []))  # this consumer reads nothing
             self._again = joined.is_set()
             joined.set()
 

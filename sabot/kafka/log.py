@@ -229,7 +229,7 @@ class TopicAppender:
             "acks": "all",
             "batch.size": batch_bytes,
             "message.timeout.ms": round(patience_s * 1000),
-            "topic.metadata.propagation.max.ms": 10_000,  # for so long a topic that is not there may be one that is coming
+            "topic.metadata.propagation.max.ms": 10_000,  # the time in which a missing topic may still appear
             "delivery.report.only.error": False,
         }
         self._producer = producer_of(link, kafka, **settings)
@@ -287,7 +287,7 @@ class TopicAppender:
                 reason = self._fatal = self._fatal or fatal_behind(producer, reason)
             elif (
                 reason.code() == KafkaError._DESTROY
-            ):  # the client has given up its connection to the leader, and does not say why
+            ):  # the client has given up its connection to the leader, without a reason
                 reason = self._word_on_the_topic() or reason
             raise self._fault(reason) from clean_cause(error)
         self._link.up()

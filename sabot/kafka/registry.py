@@ -16,9 +16,11 @@ from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserE
 from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
 
 _SCHEMAS = 10_000  # the most schemas that are kept by id
-_UNKNOWN = 200  # how many unknown ids are kept; while there are so many, no other is asked for
-_REFERENCES = 200  # how many other schemas one may refer to, and these to others
-_UNKNOWN_SECONDS = 60.0  # how long an id that is unknown is not asked for again
+_UNKNOWN = (
+    200  # the most unknown ids that are kept; while there are so many, other ids count as unknown without a request
+)
+_REFERENCES = 200  # the most schemas to which a schema may refer, directly or through others
+_UNKNOWN_SECONDS = 60.0  # the time after which an unknown id is requested again
 _OURS = (
     TypeError,
     AttributeError,
@@ -73,7 +75,7 @@ class Registry:
         own = dict(settings or {})
         keep_url(url, owner=self)
         keep_settings(own, owner=self)
-        # The client's HTTP library logs addresses, with what they say of the user.
+        # The client's HTTP library logs addresses, with user and password in them.
         parts = [urlsplit(each.strip()) for each in url.split(",")]
         told = next(
             ((unquote(each.username), unquote(each.password)) for each in parts if each.username and each.password),
@@ -92,7 +94,9 @@ class Registry:
         self._known: dict[
             int, tuple[str, str] | str
         ] = {}  # by id: the kind and text of a schema, or the reason why it cannot be used
-        self._unknown: dict[int, tuple[float, str]] = {}  # by id: until when, and why
+        self._unknown: dict[
+            int, tuple[float, str]
+        ] = {}  # by id: the time until which it counts as unknown, and the reason
 
     def __repr__(self) -> str:
         return f"Registry({self.address!r})"
@@ -198,7 +202,7 @@ class Registry:
             if id in self._unknown:
                 raise UnknownSchema(id, self._unknown[id][1])
             if len(self._unknown) >= _UNKNOWN:
-                raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, and no others are asked for")
+                raise UnknownSchema(id, f"{_UNKNOWN} ids were unknown within a minute, so this id is not looked up")
         found: tuple[str, str] | str
         try:
             schema = self._asked(lambda client: _usable(client.get_schema(id)))
@@ -226,7 +230,7 @@ class Registry:
         try:
             return ask(client)
         except SchemaRegistryError as error:
-            status, said = error.http_status_code, f"{error.error_message!s:.300}"  # of a proxy it is a page
+            status, said = error.http_status_code, f"{error.error_message!s:.300}"  # a proxy answers with a whole page
             where, cause = f"the schema registry {self.address}{what}", clean_cause(error)
             if status in (401, 403):
                 raise UserError(f"{where}: it refuses access: {said}", hint="auth=") from cause
@@ -236,19 +240,23 @@ class Registry:
                 raise RegistryUnavailable(f"{where}: this is no answer of a registry: {status} {said}") from cause
             if status == 404:
                 raise _Missing(
-                    f"{where}: {said}", hint="its producer registers it; or give the format its schema"
+                    f"{where}: {said}", hint="let its producer register it, or give the format schema="
                 ) from cause
-            hint = "its compatibility refuses the schema: change one of them" if status == 409 else ""
+            hint = (
+                "the subject's compatibility rule refuses the schema: change the rule or the schema"
+                if status == 409
+                else ""
+            )
             raise UserError(f"{where}: {said}", hint=hint) from cause
         except _NoRegistry as error:
             with self._lock:
-                self._made = None  # which keeps answers
+                self._made = None  # the client, which keeps answers
             raise RegistryUnavailable(
                 f"the schema registry {self.address}{what}: this is no answer of a registry: {error}"
             ) from None
         except _OURS:
             raise
-        except Exception as error:  # of the client's HTTP library, which has no name here
+        except Exception as error:  # an error class of the client's HTTP library, which this module does not import
             raise RegistryUnavailable(
                 f"the schema registry {self.address} does not answer: {type(error).__name__}: {error}"
             ) from clean_cause(error)

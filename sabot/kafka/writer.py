@@ -61,7 +61,7 @@ class Refused:
     count: int
     error: KafkaError
     partition: int  # -1: none was chosen
-    key: bytes | None  # its first bytes
+    key: bytes | None  # the first bytes of the key
     size: int  # bytes of payload and key
 
     def __str__(self) -> str:

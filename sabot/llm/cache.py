@@ -30,7 +30,7 @@ _log = logging.getLogger("sabot.llm")
 _PRUNE_EVERY = 256  # writes
 _BUSY_SECONDS = 10.0
 _HINT = "name an existing cache, or a new file in a folder that can be written to"
-_PAUSE_SECONDS = 5.0  # for which an unreachable Redis server is not tried again
+_PAUSE_SECONDS = 5.0  # the pause before an unreachable Redis server is tried again
 
 
 @runtime_checkable

@@ -22,7 +22,9 @@ from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
 from sabot.threads import call_on_loop
 
-_MOST_THREADS = 64  # for the sync tools of one event loop, including those of tools that never return
+_MOST_THREADS = (
+    64  # the most threads for the sync tools of one event loop, including threads of tools that never return
+)
 
 
 class DirectTools:

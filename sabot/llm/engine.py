@@ -133,7 +133,9 @@ class ExecutionEngine:
         ]
         self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
         self.tool_middleware = built_in.tool_middleware(middleware)
-        self._calls_by_key: dict[bytes, SharedCall] = {}  # those in flight whose answers go into the cache
+        self._calls_by_key: dict[
+            bytes, SharedCall
+        ] = {}  # the calls in flight whose answers will be written to the cache
         self._shared: set[SharedCall] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False

@@ -298,7 +298,9 @@ class FakeModelServer:
         request_id = f"req-{request.number}"
         try:
             scripted = await self._script.answer(spec)
-        except Exception as error:  # of the user's function: sent to the caller, and raised when the server stops
+        except (
+            Exception
+        ) as error:  # an error of the user's function is sent to the caller, and raised when the server stops
             self._script_errors.append(error)
             refused = RequestRefused(f"the script of the model: {type(error).__name__}: {error}")
             await self._send_error(exchange, api, refused, request_id, is_stream=request.stream)

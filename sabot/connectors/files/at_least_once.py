@@ -38,7 +38,7 @@ class FileWriting:
         self._since = 0.0  # when the newest part got its first rows in this process
         self._part: FilePart[Any] | None = None
         self._anew = False  # the app begins, and may overwrite what is there
-        self._complete = False  # the one file was there when this was opened, or is finished
+        self._complete = False  # True if the sink's one file existed when it was opened, or is finished
 
     def open(self, *, afresh: bool) -> None:
         """Continues the existing files. `afresh`: True if the app begins, so that rows which an earlier run left
@@ -74,7 +74,7 @@ class FileWriting:
             if afresh:
                 self._target.drop(path)
                 continue
-            if number in complete and not self._format.partition_by:  # it was completed just before the crash
+            if number in complete and not self._format.partition_by:  # the part was completed just before the crash
                 for leftover in unfinished(path):
                     remove(leftover)
                 continue

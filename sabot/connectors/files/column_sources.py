@@ -82,7 +82,9 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 def _parquet(path: str) -> pq.ParquetFile:
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    opened = path.open() if isinstance(path, RemotePath) else path  # by a path ParquetFile closes what it has opened
+    opened = (
+        path.open() if isinstance(path, RemotePath) else path
+    )  # ParquetFile closes the file only if it has opened it by its path
     # `pre_buffer` lets other threads fetch the columns of a row group at once: of a store that saves requests, of this machine it
     # costs more than it gives. Pages that have checksums are checked.
     return pq.ParquetFile(opened, pre_buffer=opened is not path, page_checksum_verification=True)

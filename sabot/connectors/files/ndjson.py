@@ -21,7 +21,7 @@ BLOCK_BYTES = 4 << 20
 SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13
 _LINES = Lines()
-_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # how a line begins that begins an array of objects
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # the beginning of an array of objects
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -47,7 +47,7 @@ class NdjsonSource(FileSource):
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         if self._share.count > 1:
-            # Which chunks are this reader's depends on their size, which checkpoints did not always name.
+            # The size of the chunks decides which of them this reader reads. Old checkpoints do not contain it.
             usual = BLOCK_BYTES if self.place in (positions or {}) else SHARED_BYTES
             self._block_bytes = (positions or {}).get(self._chunks, self._given_bytes or usual)
         super().open(positions, start)

@@ -49,7 +49,7 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
         self.name = str(self._path)
         self._format = column_format(format, self.name, compression, partition_by)
         self._atomic = self._path.filesystem.type_name in OBJECT_STORES
-        self._begun = ""  # how the names of objects begin; "": the sink is not open
+        self._begun = ""  # the beginning of the names of objects, or "" if the sink is not open
         self._sent = 0
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0

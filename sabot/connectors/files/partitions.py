@@ -39,7 +39,7 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
     def __init__(self, path: Path, encoding: Encoding[pa.RecordBatch], by: Sequence[str]) -> None:
         super().__init__(path, encoding)
         self._by = by
-        self._each = encoding  # of the file of each partition
+        self._each = encoding  # the encoding of the file of each partition
         self._names = beside(path, "files")
 
     def complete(self, length: int, rows: Iterable[pa.RecordBatch] = ()) -> bool:
@@ -97,7 +97,7 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
             return []
         try:
             folders = json.loads(self._names.read_bytes())
-        except ValueError:  # it was not written to its end, so there is none of the files
+        except ValueError:  # the list of names is incomplete, so none of the files was made
             return []
         return [self.path.parent / folder / self.path.name for folder in folders]
 

@@ -42,7 +42,7 @@ from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
 from sabot.os_errors import hint_of
 
-_HEAD_BYTES = 4096  # so many bytes of the first line tell one file from another of the same path
+_HEAD_BYTES = 4096  # the bytes of the first line that distinguish files of the same path
 _FILE = 44  # the bits of an offset in a file, for files of up to 16 TiB
 _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"

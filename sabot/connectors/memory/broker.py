@@ -41,7 +41,9 @@ class MemoryBroker:
         self._topics: dict[str, Topic] = {}
         self.log_id = uuid.uuid4().hex  # the id of the log whose offsets positions are
         self._groups: dict[tuple[str, str], dict[int, int]] = {}
-        self._tracks: dict[str, tuple[object, Token | None]] = {}  # by key: who claimed the track last, and its token
+        self._tracks: dict[
+            str, tuple[object, Token | None]
+        ] = {}  # by key of the track: the owner that claimed it last, and its token
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":

@@ -81,7 +81,7 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         topic, track, owner = self._opened(), self._claimed(), self._owner
-        # a copy: what is delivered may be mapped from a file that is removed next
+        # a copy, because the delivered rows may be mapped from a file that is removed next
         rows = [take(self._records(data), np.arange(data.num_rows)) for data in batches if data.num_rows]
 
         def together(append: Callable[[], None]) -> None:

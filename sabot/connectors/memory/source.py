@@ -41,7 +41,7 @@ class MemorySource(
         self._broker = MemoryBroker.get(broker_url)
         self._topic: Topic | None = None
         self._positions: dict[int, int] = {}
-        self._ends: dict[int, int] = {}  # of the partitions, as of `open`
+        self._ends: dict[int, int] = {}  # the ends of the partitions at `open`
         self._held: set[int] = set()  # partitions of which no rows are wanted
         self._turn = 0
 

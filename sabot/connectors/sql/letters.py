@@ -17,9 +17,7 @@ class TableHome:
     Raises UserError for a table that does not exist or has other columns, and TransientError.
     """
 
-    grows_at_its_end = (
-        False  # of two processes that write, one may have the greater numbers and the other the later letters
-    )
+    grows_at_its_end = False  # if two processes write, the one with the smaller numbers may write later dead letters
 
     def __init__(self, url: str, table: str) -> None:
         self._database = database_of(url, table, ())

@@ -17,7 +17,7 @@ _ROWS = 16384  # rows that become CSV at once
 _ROWS_IN, _KEYS_OUT = (
     '"sabot_rows"',
     '"sabot_keys"',
-)  # of this session: rows on their way to replace others, keys of rows that end
+)  # temporary tables of this session: for rows that replace others, and for keys of rows to delete
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
 
 

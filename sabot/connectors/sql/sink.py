@@ -51,7 +51,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         self._schema = schema
         self._database = database_of(str(url), table, keys)
         self._track: Track | None = None
-        self._owner = ""  # who claimed the track: this sink, from its first claim until `close`
+        self._owner = ""  # the name under which this sink has claimed the track, from its first claim until `close`
         self._fitting: pa.Schema | None = None  # the last schema whose columns were found in the table
         self._columns: Columns | None = None
         self._told: set[str] = set()
