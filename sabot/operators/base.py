@@ -72,8 +72,8 @@ CHUNK_ROWS = 65_536  # the most rows of a batch that an operator makes out of it
 START_OF_TIME = -(2**63)  # the watermark before the first one
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
-# A mark behind the rows that were in a source when it was opened. It is an empty batch: a gate says through which channel it came, and
-# aligns nothing.
+# A mark behind the rows that were in a source when it was opened. It is an empty batch, so a gate returns it with the channel it came
+# through, and does not align it.
 COMPLETE = Batch(pa.RecordBatch.from_arrays([], schema=pa.schema([])))
 
 
@@ -177,7 +177,9 @@ class Operator:
     """The place of the operator in the plan. It is set before `open`."""
 
     emit: Callable[[Batch], None]
-    """Takes the rows that the operator has made. It is set before `open`. It blocks while a channel behind the chain is full."""
+    """Passes the rows that the operator has made to the next operator or channel. It is set before `open`. It blocks
+    while a channel behind the chain is full.
+    """
 
     def __init_subclass__(cls, *, ability: bool = False, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -210,10 +212,12 @@ class Operator:
         self.emit(batch)
 
     def advance(self, watermark_ms: int) -> int | None:
-        """Takes a watermark: no row below this event time is expected any more. Emits what has become complete.
+        """Advances event time: no row below this watermark is expected any more. Emits results that have become
+        complete.
 
-        Returns the watermark for the next operator, which is lower if older rows are still to be emitted, or None for the same watermark.
-        After `advance(END_OF_TIME)` the next operator gets END_OF_TIME, whatever this method returns.
+        Returns the watermark for the next operator, which is lower if older rows are still to be emitted, or None for
+        the same watermark. After `advance(END_OF_TIME)` the next operator gets END_OF_TIME, whatever this method
+        returns.
         """
 
     def finish(self) -> None:
@@ -250,7 +254,9 @@ class HasBranches(Operator, ABC, ability=True):
 
 
 class Polled(Operator, ABC, ability=True):
-    """An operator that acts without new rows, as with a timer or a call that ends. A chain with one costs a call between elements."""
+    """An operator that acts without new rows, for example when a timer is due or a call ends. A chain with such an
+    operator is polled between elements.
+    """
 
     @abstractmethod
     def poll(self, now_ms: int) -> None:
@@ -290,7 +296,8 @@ class HoldsMarks(Operator, ABC, ability=True):
 
     @abstractmethod
     def hold(self, mark: Any) -> None:
-        """Takes a mark: a Watermark, IDLE, ACTIVE or COMPLETE. The operator gives it to `on_mark` when all rows before it are emitted.
+        """Receives a mark: a Watermark, IDLE, ACTIVE or COMPLETE. The operator passes it to `on_mark` when all rows
+        before it are emitted.
 
         An operator that makes event times of its own may drop a watermark and pass on another one.
         """
@@ -303,8 +310,9 @@ class WritesOutside(Operator, ABC, ability=True):
     def flush(self) -> Mapping[str, int]:
         """Makes all rows so far safe: at the receiver, or in parts that the checkpoint will name.
 
-        Called at a barrier and at the end of the input, before `snapshot` of any operator of the chain. May block. The task acknowledges
-        the barrier only after it. Returns the number of the last sealed part by track; for a sink that is not exactly-once, nothing.
+        Called at a barrier and at the end of the input, before `snapshot` of any operator of the chain. May block.
+        The task acknowledges the barrier only after it returns. Returns the number of the last sealed part by track;
+        for a sink that is not exactly-once, an empty dict.
         """
 
 
@@ -312,11 +320,11 @@ class Restorable(Operator, ability=True):
     """An operator that restores state from a checkpoint and shows it. The command `sabot state` needs no more than this."""
 
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
-        """Takes back the state of a checkpoint. Called at most once, after `open` and before any row.
+        """Restores the state of a checkpoint. Called at most once, after `open` and before any row.
 
-        `saved`: an entry for each subtask that the operator had then. If it has as many now, only the entry of this subtask, with `own`
-        set. `forgets`: names (of aggregates, or of a function's values) whose state is not taken over. Raises CorruptCheckpoint, and
-        UserError for state that does not fit.
+        `saved`: an entry for each subtask that the operator had then. If it has as many now, only the entry of this
+        subtask, with `own` set. `forgets`: names (of aggregates, or of a function's values) whose state the user
+        drops. Raises CorruptCheckpoint, and UserError for state that does not fit.
         """
         raise NotImplementedError
 
@@ -353,12 +361,15 @@ class Stateful(Restorable, ABC, ability=True):
         """
 
     def state_reader(self) -> dict[str, Any]:
-        """Returns what `operators.reading` needs to make an operator that reads the state, as JSON values. Called after `open`."""
+        """Returns the facts, as JSON values, from which `operators.reading` makes an operator that reads the state.
+        Called after `open`.
+        """
         return {}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Returns in words how the state continues though `fact` of `state_schema` was `before` in the checkpoint and is `now`, or None if
-        it cannot. Called by the planner, after `open`, also after `close`.
+        """Returns a text that says how the state continues although `fact` of `state_schema` was `before` in the
+        checkpoint and is `now`, or None if it cannot continue. Called by the planner, after `open`, also after
+        `close`.
 
         `groups`: the number of groups in the checkpoint.
         """
@@ -386,18 +397,19 @@ class GivesTable(Stateful, ability=True):
 
 
 class FilledFromTable(Stateful, ability=True):
-    """An operator that keeps the rows of tables whose changes it takes. Without the rows that came before, its results would be wrong: a
-    change may take a row away that it has never had. So a start fills it from the table, or is refused (decision 032).
+    """An operator that needs all rows of the tables whose changes it processes. Without the rows from before it was
+    added to the program, its results would be wrong: a change may take a row away that the operator has never had. So
+    a start fills the operator from the table, or is refused (decision 032).
     """
 
     needs_table = True
     """False if the input is an append stream. Then the operator may begin with the rows from now on."""
 
     def unfit_to_fill(self, names: frozenset[str]) -> str:
-        """Returns why the rows of the table cannot stand for the changes that made it, or "" if they can.
+        """Returns the reason why the rows of the table cannot replace the changes that made it, or "" if they can.
 
-        `names`: the aggregates to be filled, or no name for all that the operator keeps. Called by the planner, after `open`, also after
-        `close`.
+        `names`: the aggregates to be filled, or no name for all state of the operator. Called by the planner, after
+        `open`, also after `close`.
         """
         return ""
 

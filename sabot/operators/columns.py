@@ -49,8 +49,8 @@ def key_at(batch: Batch, indices: Sequence[int], row: int) -> pa.RecordBatch:
 
 
 def no_event_time(what: str) -> UserError:
-    """Returns the error for rows without event time. `what`: a whole sentence that says who needs it, or which rows
-    have none.
+    """Returns the error for rows without event time. `what`: its message, a whole sentence that says which step needs
+    event time, or which rows have none.
     """
     return UserError(what, hint="name the stream's time column: app.stream(..., time='ts')")
 

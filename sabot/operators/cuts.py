@@ -1,8 +1,9 @@
-"""Cuts of rows that stand by the slots of a table. A barrier copies nothing.
+"""Cuts of rows that are stored by the slots of a table. A cut is the state as it was at a barrier: another thread
+saves it while the owner of the state continues. A barrier copies no rows.
 
-at a barrier    only the slots are noted
-afterwards      the thread that saves reads their rows, some thousand slots at a time. Before the owner changes a slot that was not
-                read yet, it puts the rows of the slot aside
+    at a barrier    only the slots are noted
+    afterwards      the thread that saves reads their rows, some thousand slots at a time. Before the owner changes a slot that was not
+                    read yet, it copies the rows of the slot
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,8 +33,8 @@ _FREE = nullcontext()
 
 
 class OpenRows:
-    """The rows of the slots of a table as they were at a barrier. The thread that saves reads them piece by piece,
-    while the owner puts aside the rows that it is about to change.
+    """The rows of the slots of a table as they were at a barrier. The thread that saves reads them piece by piece.
+    Rows that the owner is about to change are copied first.
 
     `slots`: the number of slots, or their numbers (numpy). `lock`: held while rows are read or changed. `piece`: the
     number of slots that are read at a time.
@@ -50,8 +51,8 @@ class OpenRows:
         self._aside_again: list[Rows] = []  # of those that had been read before; who reads anew needs them
 
     def _marked(self) -> tuple[Any, Any]:
-        """Returns two arrays by slot: True if its rows are as they were, True if they have been read. Made when they
-        are first needed, since that takes longer than a barrier may.
+        """Returns two arrays by slot: True if the rows of the slot have not changed since the barrier, and True if
+        they have been read. The arrays are made at the first call, since that takes longer than a barrier may.
         """
         if self._marks is None:
             if isinstance(self._slots, int):
@@ -63,7 +64,7 @@ class OpenRows:
         return self._marks
 
     def before(self, slots: Any) -> None:
-        """Puts the rows of these slots (numpy) aside, which will change. The caller has the lock."""
+        """Copies the rows of these slots (numpy), which are about to change. The caller has the lock."""
         there, was_read = self._marked()
         slots = slots[slots < len(there)]
         slots = slots[there[slots]]
@@ -111,8 +112,8 @@ class OpenRows:
 
 
 class OpenCuts:
-    """The cuts that still read the state of one owner. State may have several parts, one beside each table, as for
-    the panes of a window; each has a name, which is None if there is one table.
+    """The cuts that still read the state of one owner. If the state has several tables, as the panes of a window, the
+    state of each is a part with a name; if it has one table, the name is None.
     """
 
     def __init__(self) -> None:
@@ -125,20 +126,22 @@ class OpenCuts:
         return self._lock if self._open else _FREE
 
     def note(self, slots: pa.Int32Array, part: Any = None) -> None:
-        """Announces that the rows of these slots will change. Call it before they do."""
+        """Prepares these slots for a change: open cuts copy their rows. Must be called before each change."""
         for name, rows in self._open:
             if name == part:
                 rows.before(slots.to_numpy())
 
     def holds(self, part: Any = None) -> bool:
-        """Returns True if a cut still reads this part. The part must not be cleared then."""
+        """Returns True if a cut still reads this part. The owner must not clear the part then."""
         return any(name == part for name, _ in self._open)
 
     def open(
         self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, part: Any = None, *, nbytes: int = 0
     ) -> OpenRows:
-        """Returns the rows of these slots as they are now. `slots`: the number of all slots, or the numbers of some
-        (numpy). `nbytes`: the bytes of all of them, so that pieces stay small; 0: unknown.
+        """Opens a cut: returns the rows of these slots as they are now.
+
+        `rows_of`: returns the rows of slots. `slots`: the number of all slots, or the numbers of some (numpy).
+        `nbytes`: the bytes of all rows, by which the size of pieces is chosen, or 0 if unknown.
         """
         most = _PIECE_BYTES * slots // nbytes if nbytes else _PIECE_SLOTS
         rows = OpenRows(rows_of, slots, self._lock, max(min(_PIECE_SLOTS, most), 1))
@@ -146,7 +149,7 @@ class OpenCuts:
         return rows
 
     def over(self, cuts: Iterable[OpenRows]) -> None:
-        """Ends these cuts, which are saved or were discarded. Called from any thread."""
+        """Closes these cuts, which have been saved or discarded. Called from any thread."""
         with self._lock:
             for each in cuts:
                 each.close()
@@ -154,8 +157,8 @@ class OpenCuts:
 
 
 class SlotRows(OpenCuts):
-    """The cuts of rows that stand beside tables, by the slots of the tables. A `RowsPart` that uses one copies
-    nothing at a barrier.
+    """The cuts of rows that are stored beside tables, by the slots of the tables. They are the rows of a `RowsPart`,
+    which then copies nothing at a barrier.
     """
 
     def __init__(self, schema: pa.Schema) -> None:

@@ -26,17 +26,18 @@ _EVERY_S = 60.0  # at most one line of a step in so many seconds
 
 
 class LateRows:
-    """The rows of one input of a step that came too late. One thread owns it.
+    """Counts and reports the rows of one input of a step that come too late, and sends them to their branch. Only the
+    thread of the subtask may use it.
 
-    The first ones are reported in the log at once; later ones at most once a minute and at the end, always with the
-    number of all.
+    The first late rows are logged at once; later ones at most once a minute and at the end, always with the number of
+    all late rows.
     """
 
     def __init__(
         self, context: OperatorContext, step: str, branch: str = "late", hidden: Sequence[str] = (TIME_COLUMN,)
     ) -> None:
-        """`step`: the step in messages and dead letters. `branch`: the output branch of late rows. `hidden`: the
-        columns that are left out there.
+        """`step`: the text of the step for messages and dead letters. `branch`: the name of the output branch.
+        `hidden`: the columns that rows in the branch do not have.
         """
         self.count = 0
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
@@ -44,8 +45,8 @@ class LateRows:
         self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
 
     def reject(self, batch: Batch, rows: pa.Int32Array, watermark_ms: int) -> None:
-        """Counts these rows of the batch's data, and sends them to the branch. `watermark_ms`: the watermark that
-        their event time is below.
+        """Counts these rows of the batch's data, and sends them to the branch. `watermark_ms`: the watermark at which
+        they are late.
         """
         times = batch.data.column(TIME_COLUMN).take(rows).to_numpy()
         if self._rows is not None:
@@ -55,9 +56,7 @@ class LateRows:
         self.note(len(rows), int(times.min()), watermark_ms)
 
     def note(self, count: int, earliest_ms: int, watermark_ms: int) -> None:
-        """Counts rows that stay in the operator, or that have no branch. `earliest_ms`: the least of their event
-        times.
-        """
+        """Counts late rows without sending them to a branch. `earliest_ms`: the least of their event times."""
         self.count += count
         self._most_ms = max(self._most_ms, watermark_ms - earliest_ms)
         now = self._context.clock.monotonic()
@@ -65,11 +64,11 @@ class LateRows:
             self._tell(now)
 
     def add_count(self, count: int) -> None:
-        """Continues with the count of a checkpoint. Its rows were reported before."""
+        """Adds the count of a checkpoint. These rows are not logged again."""
         self.count = self._told = count
 
     def tell_rest(self) -> None:
-        """Reports, at the end, the rows that no line of the log has counted."""
+        """Logs the late rows that have not been logged yet. Called at the end."""
         if self.count > self._told:
             self._tell(self._context.clock.monotonic())
 

@@ -14,8 +14,8 @@ _NAMES_TOLD = 100  # of how many columns or fields a warning tells
 class Nulled:
     """A counter of floats that are written as null (`count`). It warns once for each column or field.
 
-    `policy`: "fail" raises an error instead; "null" counts without a warning. `ways`: how the user says which of the
-    two is meant, for the warning.
+    `policy`: "fail" raises an error for such a float; "null" counts it without a warning. `ways`: a text for the
+    warning that says how the user chooses between the two.
     """
 
     def __init__(self, policy: OnNan, ways: str, log: logging.Logger) -> None:

@@ -46,7 +46,7 @@ _SLICES = "__slices"  # the key of a dict with several states; a dict, since sta
 
 
 class _StateAsJson:
-    """A stand-in for a user's aggregate. Its result is the state itself.
+    """A stand-in for a user's aggregate, whose functions are not available. Its result is the state itself.
 
     For a hopping or cumulative window it is a list of the panes' states, which only the user's function could merge.
     """
@@ -74,8 +74,8 @@ def _slices(state: Any) -> list[Any]:
 
 
 class _RowsAsJson:
-    """A stand-in for a user's aggregate over changes, which keeps rows. Its result is the rows that the function
-    would get.
+    """A stand-in for a user's aggregate over changes, whose state is rows. Its result is the rows that the user's
+    function would get.
     """
 
     type = pa.string()

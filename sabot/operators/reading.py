@@ -29,7 +29,7 @@ _TIMERS = ":timers"  # AGENT:timers is the name of the timers that an agent has 
 
 
 class StateView:
-    """State in a checkpoint, read when it is asked for."""
+    """State in a checkpoint. It is read when `to_arrow` is called."""
 
     def __init__(self, read: Callable[[], pa.Table]) -> None:
         self._read = read

@@ -27,9 +27,9 @@ RowNumbers = Any  # numpy, int64: rows of a QueuedRows
 
 
 class QueuedRows:
-    """Rows that came together.
+    """Rows that were added to the queue together.
 
-    `rows`: their number. `data`: the rows, or None if no checkpoint keeps them. `topic`: their source. `since`: the
+    `rows`: their number. `data`: the rows, or None if no checkpoint saves them. `topic`: their source. `since`: the
     time when they came, in seconds of a clock. `left`: the number of rows that have not ended. Rows end either by
     `end` and `end_rows`, or only by `end_first`.
     """
@@ -44,31 +44,31 @@ class QueuedRows:
         self._ended: bytearray | None = None  # by row, 1: it has ended. None: all rows from `_first` on wait
 
     def end(self, row: int) -> None:
-        """Ends this row, which waited."""
+        """Ends this row, which must not have ended before."""
         if self._ended is None:
             self._ended = bytearray(self.rows)
         self._ended[row] = 1
         self.left -= 1
 
     def end_rows(self, rows: RowNumbers) -> None:
-        """Ends these rows, which waited."""
+        """Ends these rows, which must not have ended before."""
         if self._ended is None:
             self._ended = bytearray(self.rows)
         np.frombuffer(self._ended, np.uint8)[rows] = 1
         self.left -= len(rows)
 
     def end_first(self, count: int) -> None:
-        """Ends the first `count` rows that wait."""
+        """Ends the first `count` rows that have not ended."""
         self._first += count
         self.left -= count
 
     @property
     def first(self) -> int:
-        """The first row that waits. Only for rows that end by `end_first`."""
+        """The first row that has not ended. Only for rows that end by `end_first`."""
         return self._first
 
     def waits(self) -> Any:
-        """Returns for each row whether it waits (numpy, bool). Not for rows that end by `end_first`."""
+        """Returns True for each row that has not ended (numpy bool). Not for rows that end by `end_first`."""
         if self._ended is None:
             return np.ones(self.rows, np.bool_)
         return np.frombuffer(self._ended, np.uint8) == 0
@@ -80,8 +80,8 @@ class QueuedRows:
         return np.flatnonzero(self.waits())
 
     def waiting_data(self, without: Collection[int] = ()) -> pa.RecordBatch | None:
-        """Returns the rows that have not ended, as columns, or None if there are none or no checkpoint keeps them.
-        `without`: waiting rows to leave out.
+        """Returns the rows that have not ended, as columns, or None if there are none, and if no checkpoint saves
+        them. `without`: rows to leave out.
         """
         if self.data is None or self.left == len(without):
             return None
@@ -116,7 +116,9 @@ class RowQueue(Generic[H]):
 
     @property
     def has_room(self) -> bool:
-        """True if more rows may come. Rows that come although there is no room are queued too."""
+        """True if the queue is below its limits of rows and bytes. Rows that are added although there is no room are
+        queued too.
+        """
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def add(self, queued: H) -> None:
@@ -127,7 +129,7 @@ class RowQueue(Generic[H]):
             self.nbytes += queued.nbytes
 
     def end(self, queued: H, row: int) -> bool:
-        """Ends this row. Returns True if it was the last of its QueuedRows. Agents call this for each record."""
+        """Ends this row. Returns True if all rows of its QueuedRows have ended now. Agents call this for each record."""
         marks = queued._ended
         if marks is None:
             marks = queued._ended = bytearray(queued.rows)
@@ -137,13 +139,15 @@ class RowQueue(Generic[H]):
         return not queued.left and self._drop(queued)
 
     def end_rows(self, queued: H, rows: RowNumbers) -> bool:
-        """Ends these rows. Returns True if they were the last of their QueuedRows."""
+        """Ends these rows. Returns True if all rows of their QueuedRows have ended now."""
         queued.end_rows(rows)
         self.rows -= len(rows)
         return not queued.left and self._drop(queued)
 
     def end_first(self, queued: H, count: int) -> bool:
-        """Ends the first `count` rows that wait. Returns True if they were the last of their QueuedRows."""
+        """Ends the first `count` rows that have not ended. Returns True if all rows of their QueuedRows have ended
+        now.
+        """
         queued.end_first(count)
         self.rows -= count
         return not queued.left and self._drop(queued)

@@ -35,13 +35,13 @@ _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
 
 
 class SinkWriter(WritesOutside):
-    """An operator that writes the rows that come. After `flush` all rows before a barrier are safe: at the receiver,
-    or in parts that the checkpoint will name.
+    """An operator that writes its input rows to a sink. When `flush` returns, all rows so far are safe: at the
+    receiver, or in parts that the checkpoint will name.
 
     `key`: the column whose values are the records' keys, or None. `expected`: the columns of the rows, or None if
     they are records or mixed. `now_ms`: returns the timestamp of records. `changes`: the unique key if rows are
     changes of a table, or None; rows of one key come in order. `nan`: the policy for floats that the sink's format
-    does not have.
+    cannot represent.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SinkWriter(WritesOutside):
 
     def check_types(self, columns: pa.Schema) -> None:
         """Raises UserError for a type in `columns` that the sink can never write. Called before `open`, for each
-        stream that comes in.
+        stream that is written to the sink.
         """
         if self._changes is None and self._key is not None:
             self.sink.format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
@@ -129,8 +129,8 @@ class SinkWriter(WritesOutside):
 
     @contextlib.contextmanager
     def _named(self, data: pa.RecordBatch | None = None) -> Iterator[None]:
-        """Makes errors name the sink. An error that the rows cause becomes a UserError, since it would come again;
-        other errors become transient.
+        """Adds the sink's name to errors of the block of this context manager. An error that the rows cause becomes a
+        UserError, since a repeated attempt would fail again; other errors become transient.
         """
         try:
             yield
@@ -154,7 +154,7 @@ class SinkWriter(WritesOutside):
 
     @property
     def nulled(self) -> int:
-        """The number of floats that became null because the sink's format does not have them."""
+        """The number of floats that became null because the sink's format cannot represent them."""
         return self._nulled.count
 
     def statistics(self) -> dict[str, Any]:
@@ -184,8 +184,8 @@ class SinkWriter(WritesOutside):
         return f"sink {self.sink.name}: column {name!r} {value} in row {row} {origin}, for which its format has no form"
 
     def _columns_of_floats(self, schema: pa.Schema) -> list[tuple[int, LostFloats]]:
-        """Returns the columns that may have floats which the format does not have, and which floats these are. Other
-        columns need no check.
+        """Returns the columns that may have floats which the sink's format cannot represent, and which floats these
+        are. Other columns need no check.
         """
         if schema.equals(RECORD_SCHEMA):
             return []
@@ -204,7 +204,7 @@ def _has_floats(kind: pa.DataType) -> bool:
 
 
 def _count_lost(column: Any, lost: LostFloats) -> int:
-    """Returns how many floats of the column, at any depth, the format loses: NaN, and infinities unless `lost` is "nan"."""
+    """Returns how many floats of the column, at any depth, become null: NaN, and infinities unless `lost` is "nan"."""
     if pa.types.is_floating(column.type):
         return int(pc.is_nan(column).true_count if lost == "nan" else pc.is_finite(column).false_count)
     if not _has_floats(column.type):
@@ -244,8 +244,8 @@ def _no_text(data: pa.RecordBatch) -> str:
 
 
 def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
-    """Returns changes as a sink takes them: an UPDATE_BEFORE whose UPDATE_AFTER follows with the same key is left
-    out; otherwise it becomes a DELETE.
+    """Returns changes in the form that sinks accept: an UPDATE_BEFORE is left out if its UPDATE_AFTER follows with
+    the same key, and otherwise becomes a DELETE.
     """
     ops = data.column(OP_COLUMN).to_numpy()
     before = np.flatnonzero(ops == UPDATE_BEFORE)

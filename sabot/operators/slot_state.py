@@ -1,13 +1,13 @@
-"""State by the slots of a table of keys: its cut copies nothing at a barrier, and keys that do not come leave the
-memory.
+"""State by the slots of a table of keys. Its cut copies nothing at a barrier, and keys without recent rows go to
+disk.
 
     at a barrier     only the number of slots is noted. The thread that saves reads their rows later, some thousand at a time. Before the
-                     operator changes a slot that has not been read, it puts the slot's rows aside
-    over the budget  the rows of the keys that were not touched for longest go to `Segments` on disk. A row of such a key brings them back,
-                     and so does the time at which they are due
+                     operator changes a slot that has not been read, the slot's rows are copied
+    over the budget  the rows of the keys that were not touched for longest go to `Segments` on disk. They are brought back by a row of
+                     such a key, and when the time comes at which they are due
 
-For both, a subclass gives the rows of some slots, as a checkpoint has them (`rows_of`), and takes them back (`put`,
-`forget`).
+A subclass implements both by three methods: `rows_of` returns the rows of slots in the form of a checkpoint, `put`
+adds such rows, `forget` removes slots.
 """
 
 from abc import abstractmethod
@@ -54,8 +54,8 @@ class SlotState(StatePart):
 
     `files`: the columns of the rows, by the name of the checkpoint's file. `keys`: the indices of the key columns in
     the first file. `name`: the name of the folder with the files, and of the facts; "" means the operator's own
-    folder. `owners`: the indices of the columns in the first file whose hash decides to which subtask a key belongs;
-    None: the key columns.
+    folder. `owners`: the indices of the columns in the first file whose hash decides to which subtask a key belongs,
+    or None for the key columns.
     """
 
     refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
@@ -83,16 +83,18 @@ class SlotState(StatePart):
             fields = [field for schema in files.values() for field in schema]
             self._cold = Segments(pa.schema(fields), context.directory / name / _COLD, kind=self.kind)
 
-    # What the owner of the state says
+    # Methods that a subclass implements
 
     @abstractmethod
     def rows_of(self, slots: pa.Int32Array) -> Rows:
-        """Returns all rows of these slots, slot by slot. A slot without a key has no rows."""
+        """Returns all rows of these slots, slot by slot, with the columns of each file. A slot without a key has no
+        rows.
+        """
 
     @abstractmethod
     def put(self, rows: Rows) -> Any:
-        """Takes rows of keys that are not in the table. It must call `note` with their slots before the slots have
-        the rows.
+        """Adds rows of keys that are not in the table. It must call `note` with the slots of these keys before it
+        adds the rows.
         """
 
     @abstractmethod
@@ -100,22 +102,22 @@ class SlotState(StatePart):
         """Removes these slots and their keys."""
 
     def due_of(self, rows: Rows) -> Any:
-        """Returns for each row the time from which it must be in memory (numpy int64), or None if no row must."""
+        """Returns for each row the time at which it must be in memory (numpy int64), or None if rows are never due."""
         return None
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """The bytes that the state takes in memory, with the memory of slots whose keys have left."""
+        """The bytes of the state in memory, including free slots."""
 
-    # What the owner calls
+    # Methods that the owner of the state calls
 
     @property
     def changing(self) -> "AbstractContextManager[Any]":
         return self._cuts.changing
 
     def resolve(self, batch: Batch) -> pa.Int32Array:
-        """Returns the slot of each selected row. The state of these slots is in memory then, and may be changed."""
+        """Returns the slot of each selected row. The state of these slots is then in memory, and may be changed."""
         data, hashes, selection = batch.data, batch.hashes, batch.selection
         if self._cold:
             if hashes is None:
@@ -126,8 +128,8 @@ class SlotState(StatePart):
         return slots
 
     def fetch(self, data: pa.RecordBatch, hashes: pa.UInt64Array, selection: pa.Int32Array | None) -> None:
-        """Brings the state of these rows' keys back into memory. Call it within `changing`. `hashes`: those of all
-        rows.
+        """Brings the state of these rows' keys back into memory. Call it within `changing`. `hashes`: the key hashes
+        of all rows of `data`.
         """
         if not self.cold_rows:
             return
@@ -139,14 +141,15 @@ class SlotState(StatePart):
                 self._put_back(found)
 
     def note(self, slots: pa.Int32Array) -> None:
-        """Announces that these slots will be changed or forgotten. Call it before every such change that does not
-        follow `resolve`.
+        """Prepares these slots for a change or a removal: open cuts copy their rows. Must be called before each
+        change, except of slots that `resolve` has just returned.
         """
         self._cuts.note(slots)
 
     def due(self, now: int) -> Iterator[None]:
-        """Yields once for the state in memory, then once for each piece on disk that is due at this time, when the
-        piece is in memory. The caller should remove the rows of a piece before it goes on.
+        """Yields once for the state in memory, and then once for each piece of the state on disk that is due at this
+        time: the piece is in memory then. The caller should remove the rows of a piece before the next one is brought
+        back.
         """
         yield
         if self._cold is not None:
@@ -160,13 +163,17 @@ class SlotState(StatePart):
         return now if self._cold is None else self._cold.full_at(rows, now, kind)
 
     def bring_due(self, now: int, kind: int = 0) -> None:
-        """Brings back all keys of which something is due at this time. Call it within `changing`."""
+        """Brings all keys back into memory that have a row that is due at this time. Call it within `changing`.
+        `kind`: the clock of `now`, if there are two.
+        """
         if self._cold is not None:
             for rows in self._cold.due(now, kind):
                 self._put_back(rows)
 
     def every(self) -> Iterator[None]:
-        """Like `due`, for all keys that are not in memory."""
+        """Yields once for the state in memory, and then once for each piece of the state on disk, which is in memory
+        then.
+        """
         yield
         if self._cold is not None:
             for rows in self._cold.take_all():
@@ -175,8 +182,8 @@ class SlotState(StatePart):
                 yield
 
     def every_read(self) -> Iterator[Any]:
-        """Yields the result of `put` for all keys that are not in memory, piece by piece. Afterwards these keys are
-        on disk as before.
+        """Yields the result of `put` for each piece of the state on disk. The piece is in memory until the next one
+        is requested; afterwards it is on disk as before.
         """
         if self._cold is not None:
             for rows in self._cold.read():
@@ -185,14 +192,16 @@ class SlotState(StatePart):
                 self.forget(pa.array(np.unique(slots.to_numpy())))
 
     def settle(self) -> None:
-        """Keeps the memory budget. Call it after each batch, within `changing`."""
+        """Moves keys to disk if the state exceeds the memory budget. Call it after each batch, within `changing`."""
         if self._cold is not None:
             self._tick = self.known.tick = 0 if self._tick >= _LAST_TICK else self._tick + 1
             if self.nbytes > self._most_bytes and self._used() > self._most_bytes:
                 self._make_room(self._cold)
 
     def close(self) -> None:
-        """Closes the segments on disk. A cut that is not saved yet still needs the state: see `is_held`."""
+        """Closes the segments on disk. The rows in memory stay, since a cut that is not saved yet may need them
+        (`is_held`).
+        """
         if self._cold is not None:
             self._cold.close()
 
@@ -235,7 +244,7 @@ class SlotState(StatePart):
         return f"{self._name} segments" if self._name else "segments"
 
     def over(self, rows: OpenRows) -> None:
-        """Ends a cut, which is saved or was discarded. Called from any thread."""
+        """Closes a cut, which has been saved or discarded. Called from any thread."""
         self._cuts.over([rows])
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:
@@ -298,15 +307,15 @@ class SlotState(StatePart):
     def _hashes_of(self, rows: Rows, keys: Sequence[int]) -> pa.UInt64Array:
         return key_hashes([rows[0].column(index) for index in keys], rows[0].num_rows)
 
-    # To the disk and back
+    # Moving keys to disk and back
 
     def _put_back(self, rows: pa.RecordBatch) -> None:
         self._back += rows.num_rows
         self.put(_parted(rows, self.files))
 
     def _used(self) -> int:
-        """Returns the bytes that the keys in memory need. The memory of slots whose keys have left is not counted,
-        since it is used again.
+        """Returns the bytes that the keys in memory need. The memory of free slots is not counted, since it is used
+        again.
         """
         figures = self.known.statistics()
         return self.nbytes * figures["groups"] // max(figures["slots"], 1)
@@ -322,7 +331,7 @@ class SlotState(StatePart):
         give_back()
 
     def _leaving(self, slots: pa.Int32Array, schema: pa.Schema) -> Piece:
-        """Returns the rows of these slots, for a segment."""
+        """Returns the rows of these slots for a segment, with their hashes and the times at which they are due."""
         rows = self.rows_of(slots)
         self._evicted += rows[0].num_rows
         columns = [column for each in rows for column in each.columns]

@@ -1,5 +1,5 @@
-"""Groups by pane with state beside their tables (texts, lists, values, the first rows). Groups without recent rows
-leave the memory.
+"""Groups by pane with state beside their tables (texts, lists, values, the first rows). Groups without recent rows go
+to disk.
 
     over the budget     the groups that were not touched for longest go to `Segments` on disk, whole: accumulators and the state beside them
     rows of a group     bring the group back before they are added
@@ -39,13 +39,13 @@ class PaneTables(Protocol):
         """The panes that have a table."""
 
     def table(self, pane: int) -> GroupTable:
-        """Returns the pane's table, which is made if it is missing."""
+        """Returns the pane's table, which is created if it does not exist."""
 
     def longest_untouched(self) -> list[tuple[int, pa.Int32Array]]:
-        """Returns (pane, slots) of the groups that leave the memory when room is made."""
+        """Returns (pane, slots) of the groups that should go to disk when the budget is exceeded."""
 
     def leave(self, pane: int, slots: pa.Int32Array) -> None:
-        """Removes groups from the table."""
+        """Removes groups from the pane's table."""
 
 
 class PaneGroups(Protocol):
@@ -57,21 +57,21 @@ class PaneGroups(Protocol):
         """
 
     def put(self, pane: int, rows: pa.RecordBatch) -> None:
-        """Takes groups that the pane does not have."""
+        """Adds groups that the pane does not have. `rows`: as from `rows_of`."""
 
     def forget(self, pane: int, slots: pa.Int32Array) -> None:
         """Removes the state beside the table in these slots."""
 
     def shrink(self, pane: int) -> None:
-        """Releases memory, if it can. Called when more groups have left the pane than stay in it."""
+        """Releases the memory of free slots, if it can. Called when the pane has more free slots than groups."""
 
     def bytes_of(self, pane: int) -> int:
         """Returns the bytes that the pane takes in memory."""
 
 
 class RowMigration(Protocol):
-    """The conversion of rows of a checkpoint with other columns (`states`) to rows of the program, as
-    `aggregates.migration.StateMigration`.
+    """The conversion of a checkpoint's rows, which have the columns `states`, to the columns of the program. An
+    example is `aggregates.migration.StateMigration`.
     """
 
     @property
@@ -80,13 +80,13 @@ class RowMigration(Protocol):
 
 
 class SpilledGroups(StatePart):
-    """The groups on disk. They have one owner, the owner of the store.
+    """The groups on disk. Only the thread that owns the store may use it.
 
-    `rows`: the columns of `PaneGroups.rows_of`. `keys`: the indices of the key columns among them.
-    `open_rows`: the cuts of the state beside the tables, by pane.
-    `migration`: returns, at a restore, the conversion of groups of a checkpoint with other columns, or None.
-    `spills`: False if there is no state beside the tables; the store then keeps the budget by itself.
-    `owners`: the indices of the columns whose hash decides to which subtask a group belongs, or None for the keys.
+    `groups`: the state of the panes. `store`: their tables. `rows`: the columns of `PaneGroups.rows_of`. `keys`: the
+    indices of the key columns among them. `open_rows`: the cuts of the state beside the tables, by pane. `migration`:
+    returns, at a restore, the conversion of groups of a checkpoint with other columns, or None. `spills`: False if
+    there is no state beside the tables; the store then keeps to the budget by itself. `owners`: the indices of the
+    columns whose hash decides to which subtask a group belongs, or None for the keys.
 
     Without a directory, or without keys, all groups stay in memory.
     """
@@ -160,15 +160,15 @@ class SpilledGroups(StatePart):
                     self._put(found)
 
     def read(self, pane: int) -> Iterator[pa.RecordBatch]:
-        """Yields the groups of the pane that are on disk, in pieces of the form of `PaneGroups.rows_of`. They stay on
-        disk.
+        """Yields the groups of the pane that are on disk, piece by piece, with the columns of `PaneGroups.rows_of`.
+        They stay on disk.
         """
         if self._cold is not None and pane in self._count:
             for rows in self._cold.due_at(pane):
                 yield self._without_pane(rows)
 
     def drop_to(self, pane: int) -> None:
-        """Removes the groups of this pane and of all panes before it."""
+        """Removes the groups on disk of this pane and of all panes before it."""
         if self._cold is not None:
             if any(each <= pane for each in self._count):
                 self._cold.drop_due(pane)
@@ -216,7 +216,7 @@ class SpilledGroups(StatePart):
         return {"segments": cut.facts}, {_COLD: cut}
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """Takes back the groups that were on disk. Call it when the groups that were in memory are restored."""
+        """Restores the groups that were on disk. Call it after the groups that were in memory are restored."""
         migration = self._migration()
         self._touched.update(self._store.panes)
         for part in saved:
@@ -241,7 +241,7 @@ class SpilledGroups(StatePart):
             self._groups.put(pane, self._without_pane(rows.filter(pc.equal(rows.column(0), pane))))
         self.settle()
 
-    # To the disk and back
+    # Moving groups to disk and back
 
     def _put(self, rows: pa.RecordBatch) -> None:
         panes, counts = np.unique(rows.column(0).to_numpy(), return_counts=True)
@@ -266,8 +266,8 @@ class SpilledGroups(StatePart):
         self._touched.clear()
 
     def _used(self, pane: int) -> int:
-        """Returns the bytes that the groups in memory need. Memory that other groups have left is not counted, since
-        it is used again.
+        """Returns the bytes that the pane's groups in memory need. The memory of free slots is not counted, since it
+        is used again.
         """
         figures = self._store.table(pane).statistics()
         return self._bytes[pane] * figures["groups"] // max(figures["slots"], 1)
@@ -309,8 +309,8 @@ class SpilledGroups(StatePart):
 
 
 def _places(hashes: Any, pane: int) -> Any:
-    """Returns the place of each group in the segments (numpy uint64): groups of a pane stand together, ordered by the
-    hash of the key.
+    """Returns the sort key of each group in the segments (numpy uint64). Groups are sorted by pane, then by the hash
+    of the key.
     """
     head = (pane * _SPREAD & (1 << 64) - 1) >> (64 - _PANE_BITS)
     return hashes >> np.uint64(_PANE_BITS) | np.uint64(head << (64 - _PANE_BITS))

@@ -5,8 +5,9 @@ The state of a `StatefulOperator` consists of parts (`StateParts`). There are tw
     StorePart   TABLES/       a folder into which the store saves its own cut; its facts have the same name
     RowsPart    NAME.arrow    an Arrow IPC stream of rows that are in memory
 
-At a barrier each part gives its facts and its cut. At a restore each part gets what all subtasks of the checkpoint
-have saved, and takes the rows that belong to the key groups of this subtask.
+At a barrier each part returns its facts, which go into the manifest, and its cut, which another thread saves. At a
+restore each part gets the saved facts and files of all subtasks of the checkpoint, and loads the rows that belong to
+the key groups of this subtask.
 """
 
 from abc import ABC, abstractmethod
@@ -62,8 +63,8 @@ CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a chec
 
 @dataclass
 class Batches:
-    """Rows at a barrier. If `rows` is a function, the thread that saves the rows calls it. `over`: called when the
-    rows are no longer needed.
+    """A cut of rows in memory. `rows`: the rows, or a function that returns them, which is called by the thread that
+    saves. `over`: called when the rows are no longer needed.
     """
 
     schema: pa.Schema
@@ -79,8 +80,8 @@ class Batches:
 
 
 class PartsCut:
-    """The cuts of all parts of an operator's state, as one Cut. The cut of a store is saved in a folder of its name,
-    rows in NAME.arrow.
+    """The cuts of all parts of an operator's state, as one Cut. The cut of a store is saved in a folder with its
+    name, rows are saved in NAME.arrow.
 
     A store with the name "" is saved in the operator's own folder.
     """
@@ -114,16 +115,16 @@ class StatePart(ABC):
 
     @abstractmethod
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        """Returns the part's facts for the manifest, and what is to be saved, by name. Called at a barrier. Must be
-        quick, since no row moves meanwhile.
+        """Returns the part's facts for the manifest, and its cuts by name. Called at a barrier. Must be quick, since
+        no row moves meanwhile.
         """
 
     @abstractmethod
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """Takes back the results of `cut`, one for each subtask of the checkpoint.
+        """Restores the part. `saved`: the results of `cut`, one for each subtask of the checkpoint.
 
-        `owned`: says which keys belong to this subtask, or None if all do. Raises CorruptCheckpoint if the saved
-        columns do not fit.
+        `owned`: returns which keys belong to this subtask, by their hashes, or None if all do. Raises
+        CorruptCheckpoint if the saved columns do not fit.
         """
 
 
@@ -135,11 +136,11 @@ class Store(Protocol):
 
 
 class StorePart(StatePart):
-    """A store as a part of an operator's state. Its facts have the name `name` among the operator's facts; with the
-    name "" they are the operator's.
+    """A store as a part of an operator's state. `name`: the name under which its facts are stored among the
+    operator's facts; if it is "", its facts are stored as the operator's.
 
-    `folder`: the folder of its cut, if it is not called `name`. `everywhere`: True if all subtasks have the same
-    rows, so that one of the saved entries is enough.
+    `folder`: the folder of its cut, if it differs from `name`. `everywhere`: True if all subtasks have the same rows,
+    so that a restore needs only one of the saved entries.
     """
 
     def __init__(self, name: str, store: Store, *, folder: str | None = None, everywhere: bool = False) -> None:
@@ -185,11 +186,11 @@ class _Renewing:
 class RowsPart(StatePart):
     """Rows in memory as a part of an operator's state.
 
-    `rows`: returns the rows for a cut. `load`: takes a restored batch whose rows belong to this subtask. `schema`:
-    the columns of the rows. `keys`: the indices of the key columns. `others`: True if the program may keep columns
-    with other names than the checkpoint has: columns that it does not keep are left out, new ones are null.
-    `renewed`: converts rows of the checkpoint to the columns of `schema`, if that can be done. `what`, `hint`: the
-    beginning and the hint of the CorruptCheckpoint that is raised for other columns.
+    `rows`: returns the rows for a cut. `load`: called with each restored batch whose rows belong to this subtask.
+    `schema`: the columns of the rows. `keys`: the indices of the key columns. `others`: True if the program may have
+    other columns than the checkpoint: columns that it lacks are left out, new ones are null. `renewed`: converts rows
+    of the checkpoint to the columns of `schema`, or None. `what`, `hint`: the beginning and the hint of the
+    CorruptCheckpoint that is raised for other columns.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class RowsPart(StatePart):
 class StateParts:
     """All parts of an operator's state, in the order in which they are restored.
 
-    `keyed`: True if rows are shared by key groups; False if subtask 0 has all.
+    `keyed`: True if rows belong to subtasks by their key groups; False if subtask 0 has all rows.
     """
 
     def __init__(self, context: OperatorContext, parts: Sequence[StatePart] = (), *, keyed: bool = True) -> None:
@@ -248,17 +249,17 @@ class StateParts:
         return facts, PartsCut(parts) if parts else None
 
     def restore(self, saved: Sequence[Saved]) -> None:
-        """Takes back what belongs to this subtask. `saved`: an entry for each subtask of the checkpoint."""
-        # What is this subtask's own is taken over whole: so a store links its database, and does not write it anew.
+        """Restores the state that belongs to this subtask. `saved`: an entry for each subtask of the checkpoint."""
+        # The subtask's own state is taken over whole, so a store can link its database and need not write it anew.
         owned = None if all(part.own for part in saved) else owned_or_all(self._context, self._keyed)
         for each in self._parts:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
-        """Returns a count of which the sum over all subtasks stays the same after a restore.
+        """Returns this subtask's share of a count, so that the sum over all subtasks stays the same after a restore.
 
-        The count is the subtask's own if `saved` is its own entry. Otherwise subtask 0 gets the sum over all subtasks
-        of the checkpoint, and the others get 0.
+        The share is the subtask's own count if `saved` is its own entry. Otherwise subtask 0 gets the sum over all
+        subtasks of the checkpoint, and the others get 0.
         """
         mine = self._context.subtask == 0 or all(part.own for part in saved)
         return sum(part.facts[fact] for part in saved) if mine else 0
@@ -290,8 +291,8 @@ class StatefulOperator(Stateful):
         """
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
-        """Takes back the other facts of `own_facts`, after the parts have been restored. `saved`: an entry for each
-        subtask of the checkpoint.
+        """Restores the facts of `own_facts` that were not needed before the parts. Called after the parts have been
+        restored. `saved`: an entry for each subtask of the checkpoint.
         """
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
@@ -307,7 +308,7 @@ class StatefulOperator(Stateful):
 
 
 class SavesWatermark(StatefulOperator):
-    """An operator that continues after a restore with the last watermark that it had."""
+    """An operator that saves its last watermark, and continues from there after a restore."""
 
     _watermark = START_OF_TIME
 
@@ -345,8 +346,8 @@ def columns_in(file: Path) -> pa.Schema:
 
 
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
-    """Returns a function that says which key hashes belong to this subtask: key group g belongs to subtask g *
-    parallelism // 1024. Without keys, all belong to subtask 0.
+    """Returns a function from key hashes to True for each key that belongs to this subtask: key group g belongs to
+    subtask g * parallelism // 1024. Without keys, all rows belong to subtask 0.
 
     If `context.only` is set, it is returned instead.
     """
@@ -380,8 +381,8 @@ def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
 def take_over(
     cold: Segments, folder: Path, told: Sequence[Sequence[Any]], owned: Owned | None, owners: Sequence[int]
 ) -> None:
-    """Takes over segments that a checkpoint has on disk: whole, by links, or only the rows that belong to this
-    subtask. `owners`: as for `RowFilter`.
+    """Adds the segments that a checkpoint has on disk to `cold`: whole, by links, or only the rows that belong to
+    this subtask. `told`: the facts of these segments. `owners`: as for `RowFilter`.
     """
     if owned is None:
         cold.link(folder, told)

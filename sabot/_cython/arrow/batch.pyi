@@ -10,10 +10,11 @@ Position = tuple[str, int]
 class Batch:
     """An Arrow RecordBatch with its source offsets: the only unit that moves between steps. Immutable.
 
-    `data`: any object with `__arrow_c_array__` or `__arrow_c_stream__` (the chunks of a stream are joined), imported
-    once; a pa.RecordBatch is kept as it is. Raises TypeError for an object without Arrow capsules. `offsets`:
-    {(topic, partition): the next offset to read}; committing them covers every row of the batch. Raises ValueError if
-    the rows of `data` and `rejected` are not together the rows of `records`.
+    `data`: any object with `__arrow_c_array__` or `__arrow_c_stream__`, which is imported once (the chunks of a
+    stream are joined); a pa.RecordBatch is used as it is. Raises TypeError for an object without Arrow capsules.
+    `offsets`: {(topic, partition): the next offset to read}; committing them covers every row of the batch.
+    `selection`: the rows of `data` that belong to the batch. Raises ValueError unless `records` has as many rows as
+    the batch and `rejected` together.
     """
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Batch:
     @property
     def records(self) -> Any:
         """The undecoded records of a decoded batch (pa.RecordBatch), for dead letters and checkpoints, or None if
-        they are not known. Inside a stream they may be replaced by the origin of the rows
+        they are not known. Inside a stream this can be the origin of the rows instead
         (`operators.rows.origin.RowOrigin`).
         """
     @property
@@ -43,8 +44,8 @@ class Batch:
         """The rows of `records`, in order, that could not be decoded and are not in `data`."""
     @property
     def selection(self) -> pa.Int32Array | None:
-        """The row numbers of `data` that count, in order, or None for all rows. Only batches inside a compiled chain
-        have a selection.
+        """The numbers of the rows of `data` that belong to the batch, in order, or None if all do. Only batches
+        inside a compiled chain have a selection.
         """
     @property
     def hashes(self) -> pa.UInt64Array | None:
@@ -56,27 +57,25 @@ class Batch:
         """
     @property
     def num_rows(self) -> int:
-        """The number of rows that count."""
+        """The number of rows: of the selected rows, if there is a selection."""
     @property
     def nbytes(self) -> int:
-        """The bytes of the rows that count (of a slice: the slice's share), including children, offsets and
-        `records`.
-        """
+        """The bytes of the selected rows (of a slice: its share), including children, offsets and `records`."""
     @property
     def schema(self) -> pa.Schema: ...
     def with_data(self, data: Any) -> Batch:
-        """Returns a batch of other rows with the same offsets and topic. It has no `records` and `rejected`, which
-        belong to the old rows.
+        """Returns a batch with the rows `data` and the same offsets and topic. It has no `records` and no `rejected`,
+        since these belong to the former rows.
         """
     def with_selection(self, selection: pa.Int32Array | None, hashes: pa.UInt64Array | None = None) -> Batch:
-        """Returns a batch of the same data, offsets and topic in which only these rows count (all for None).
-        `hashes`: the key hash of every row of `data`, or None.
+        """Returns a batch with the same data, offsets and topic, and another selection. `selection`: None for all
+        rows. `hashes`: the key hash of every row of `data`, or None.
         """
     def taken(self) -> pa.RecordBatch:
-        """Returns the rows that count: `data` itself if there is no selection, else a copy."""
+        """Returns the selected rows as a copy, or `data` itself if there is no selection."""
     def slice(self, offset: int, length: int | None = None) -> Batch:
-        """Returns a part of the rows without copying. It keeps all offsets if it holds the last row; otherwise it has
-        none.
+        """Returns a part of the rows without copying. If the part has the last row, it has all offsets; otherwise it
+        has none.
 
         Consecutive slices divide `records` and `rejected` among them. Raises IndexError if `offset` is outside
         0..num_rows, ValueError for a negative `length`.

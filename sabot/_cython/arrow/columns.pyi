@@ -1,1 +1,3 @@
-"""Reading and making of columns, for other kernels only (columns.pxd). Python code uses nothing in here."""
+"""Functions that read and make columns, for other kernels only (columns.pxd). Python code uses nothing in this
+module.
+"""

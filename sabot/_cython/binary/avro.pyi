@@ -6,8 +6,8 @@ import pyarrow as pa
 from sabot._cython.text.json import BadRow
 
 class _ReadStep(Protocol):
-    """The reading of one value of the writer's schema; `codecs/avro/resolution.py` makes it. `op` is one of
-    avro_read.h's ReadOp.
+    """A step of decoding: how one value of the writer's schema is read. `codecs/avro/resolution.py` makes the steps.
+    `op` is a member of ReadOp in avro_read.h.
     """
     @property
     def op(self) -> str: ...
@@ -35,7 +35,9 @@ class _ReadStep(Protocol):
         """True for each symbol of an enum that the reader's schema has; empty if it has all."""
 
 class _WriteStep(Protocol):
-    """The writing of one column; `codecs/avro/encoding.py` makes it. `op` is one of avro_write.h's WriteOp."""
+    """A step of encoding: how one column is written. `codecs/avro/encoding.py` makes the steps. `op` is a member of
+    WriteOp in avro_write.h.
+    """
     @property
     def op(self) -> str: ...
     @property
@@ -63,7 +65,7 @@ class _WriteStep(Protocol):
     def symbols(self) -> Sequence[bytes]: ...
 
 class AvroProgram:
-    """The reading of payloads of one writer's schema into the columns of one decoder."""
+    """The steps that decode payloads of one writer's schema to the columns of one decoder."""
 
 class AvroDecoder:
     """Decodes payloads into a RecordBatch of `schema` in one call. Only its columns are built.

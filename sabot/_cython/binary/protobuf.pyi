@@ -8,7 +8,7 @@ from sabot._cython.text.json import BadRow
 
 @dataclass(frozen=True)
 class WireField:
-    """A field of a message, with the fields of the messages in it."""
+    """A field of a message. If its values are messages, `fields` has the fields of these."""
 
     name: str
     path: str
@@ -41,8 +41,8 @@ class WireField:
 
 @dataclass(frozen=True)
 class WireWriter:
-    """The payloads with one schema id in their header (Confluent's registry): where the message may stand in its
-    file.
+    """The payloads whose header (Confluent's registry) has one schema id. `places` says which message of the schema's
+    file they may have.
     """
 
     places: tuple[tuple[int, ...], ...] = ()

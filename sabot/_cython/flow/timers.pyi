@@ -45,10 +45,10 @@ class TimerTable:
         together.
         """
     def soonest(self, kind: int) -> int:
-        """Returns a lower bound of the times (ms) of the timers of this kind, or 2**63 - 1 if there are none. It may
-        be the time of a deleted timer.
+        """Returns a lower bound of the times (ms) of the timers of this kind, or 2**63 - 1 if there are none. The
+        bound may be the time of a deleted timer.
 
-        Timers that are held back do not count.
+        Timers that are held back (`hold`) are ignored.
         """
     def hold(self, kind: int) -> None:
         """Holds back timers of this kind that are set from now on: they are not returned before `release`, even if
@@ -56,11 +56,11 @@ class TimerTable:
         """
     def release(self, kind: int) -> None: ...
     def guard(self, limit: int) -> None:
-        """Begins a round in which no key should set more than `limit` timers at or before the floor. `over` names a
-        key that did. 0 ends the round.
+        """Starts to count, for each key, the timers that are set at or before the floor. If a key sets more than
+        `limit`, `over` becomes its slot. A limit of 0 ends the counting.
         """
     def floor(self, at: int) -> None:
-        """Sets the floor for `guard`, in ms: timers at or before this time count."""
+        """Sets the floor for `guard`: only timers at or before this time (ms) are counted."""
     def vacant(self, slots: pa.Int32Array) -> pa.Int32Array:
         """Returns the slots that have no timers, each once, among these slots and all slots whose last timer was
         removed since the last call.
@@ -71,9 +71,9 @@ class TimerTable:
     def due(self, limit: int, kind: int) -> pa.Int32Array:
         """Returns the slots of the timers with time <= limit, with repeats."""
     def rows_of(self, slots: pa.Int32Array) -> pa.RecordBatch:
-        """Returns the timers of these slots: slot, at (ms), kind, name, serial and order. Serials number keys by when
-        they got their first timer, orders number timers by when they were set. Another thread may call it while the
-        owner changes timers of other slots.
+        """Returns the timers of these slots: slot, at (ms), kind, name, serial and order. The serial of a key is a
+        number that rises with the time at which the key got its first timer; the order of a timer rises with the time
+        at which it was set. Another thread may call it while the owner changes timers of other slots.
         """
     def put_back(self, slots: pa.Int32Array, rows: pa.RecordBatch, serial: int = 0, order: int = 0) -> None:
         """Sets timers that `rows_of` returned, with the slots that their keys have in this table. Their relative

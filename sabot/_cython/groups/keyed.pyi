@@ -158,8 +158,8 @@ class GroupTable:
         named twice.
         """
     def clear(self) -> None:
-        """Removes all groups and keeps the memory for new ones. The count of arrivals goes on, so groups exported
-        before still count as earlier for first and last.
+        """Removes all groups and keeps the memory for new ones. The number of arrivals is not reset, so groups that
+        were exported before are still earlier than new rows for first and last.
         """
     def statistics(self) -> dict[str, int]:
         """Returns the number of groups, slots in use, dirty slots, and bytes."""

@@ -41,8 +41,8 @@ class Multisets:
         bytes of that part, like in `join_keys`.
         """
     def best(self, slots: Any, most: int) -> tuple[Any, pa.LargeBinaryArray]:
-        """Returns how many values each slot gives, and the `most` greatest values of each slot, greatest first,
-        repeated as often as they occur.
+        """Returns (the number of values of each slot in the result, the values). The result has the `most` greatest
+        values of each slot, greatest first; a value occurs in it as often as in the slot.
         """
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...

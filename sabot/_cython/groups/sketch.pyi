@@ -34,8 +34,8 @@ class Quantiles:
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: Any, takes: Any = None) -> None:
-        """Adds numpy float64 values; NaN does not count. `takes` (numpy bool): True for each value to remove instead
-        of adding it.
+        """Adds numpy float64 values; NaN is ignored. `takes` (numpy bool): True for each value to remove instead of
+        adding it.
         """
     def quantiles(self, slots: Any, of: Any) -> tuple[Any, Any]:
         """Returns two numpy arrays: the quantiles, with a row per slot and a column per quantile in `of`; and True

@@ -1,8 +1,8 @@
 import pyarrow as pa
 
 def places(hashes: pa.UInt64Array) -> pa.UInt64Array:
-    """Returns the position of each key in a database, from its hash: the 10 bits of its key group first, then the
-    rest of the hash.
+    """Returns the sort key of each key in a database, as a number: the 10 bits of its key group, then the rest of the
+    hash.
     """
 
 def give_back() -> None:

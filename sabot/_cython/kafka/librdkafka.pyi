@@ -52,13 +52,14 @@ class RecordQueue:
         """
 
     def hold(self, partitions: Iterable[int]) -> list[int]:
-        """Makes `read` return no records of these partitions, and of all others again. Returns the newly held
-        partitions that have to be paused now (`client.pause`).
+        """Stops `read` from returning records of these partitions, and allows it again for all others. Returns the
+        newly held partitions that the caller must pause now (`client.pause`).
 
-        The records of two held partitions stay in queues of their own, each up to the amount that the client fetches
-        ahead, and are not fetched again. For further partitions, which are paused, the client drops what it has
-        fetched. Before that, up to 200,000 records and 128 MiB of all partitions are kept here; these come first when
-        their partition is not held any more. All other records are fetched again.
+        Two held partitions keep their records in queues of their own, each up to the amount that the client fetches
+        ahead; these records are not fetched again. Further held partitions are paused, and the client drops what it
+        has fetched of them. Before that, up to 200,000 records and 128 MiB of all partitions are copied to this
+        object; `read` returns them first when their partition is not held any more. All other records are fetched
+        again.
         """
 
     def headers(self, partitions: Any, offsets: Any) -> pa.ListArray:

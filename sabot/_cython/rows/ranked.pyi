@@ -88,5 +88,5 @@ class RankTable:
         """Removes the rows of these slots, and the rows for `pieces`. Call it after `settle`."""
     def load(self, slots: pa.Int32Array, data: pa.RecordBatch, numbers: pa.Int64Array, time: pa.Int64Array) -> None:
         """Loads rows that `export` returned, whole slots, with the slot numbers of this table. Call `settle`
-        afterwards, so that they do not count as changes.
+        afterwards, so that these rows are not reported as changes.
         """

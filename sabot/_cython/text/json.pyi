@@ -32,11 +32,11 @@ class JsonDecoder:
     Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are
     UTC with or without a zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from
     numbers or strings with a number, struct and list of these, `pa.null()`; other types raise UserError naming the
-    column. int64 time columns take integers only.
+    column. int64 time columns accept integers only.
 
     A decimal is exact: a number with more digits than its type, before or after the point, makes a bad row; 1.500 and
-    15e-1 are 1.5. Of duplicate keys the last counts. Unknown fields are skipped, but must be valid JSON. A missing or
-    null value becomes null, or a bad row if the column is not nullable.
+    15e-1 are 1.5. Of duplicate keys the last is used. Unknown fields are skipped, but must be valid JSON. A missing
+    or null value becomes null, or a bad row if the column is not nullable.
 
     These payloads become bad rows, and decoding goes on: a value of the wrong type, a number out of the type's range,
     invalid UTF-8, half a surrogate pair in a wanted string, trailing bytes, an empty or None payload, a payload that

@@ -40,9 +40,9 @@ class FrameTable:
         """Adds rows. Returns a column per aggregate, with an entry for each row of the selection; slots[i] is the
         slot of row selection[i].
 
-        `time`: the times of all rows of data. With `ms`, all rows with the same key and time should come in one call:
-        the rows of a call see each other, and a row of a later call sees the earlier ones, but they do not see it.
-        Raises OverflowError for a sum that its type cannot hold.
+        `time`: the times of all rows of data. With `ms`, all rows with the same key and time should be added in one
+        call: the frames of rows of one call include each other, but the frame of a row never includes rows of later
+        calls. Raises OverflowError for a sum that its type cannot hold.
         """
     def advance(self, watermark_ms: int) -> pa.Int32Array:
         """With `ms`: drops rows that no later frame includes, within a 16th of `ms`. Call it when no row below the
@@ -80,12 +80,12 @@ class PlaceTable:
     def add(
         self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array, *, selection: pa.Int32Array | None = None
     ) -> tuple[tuple[pa.Int64Array, pa.Int64Array, pa.Int64Array], list[pa.Int64Array], list[pa.Array[Any]]]:
-        """Adds rows. Returns ((row number, rank, dense rank), for each offset the row so far back, columns of rows
-        from earlier calls).
+        """Adds rows. Returns ((row number, rank, dense rank), sources, earlier).
 
-        The row so far back is i >= 0 for row i of the selection, -1 for none, or -2 - h for row h of the earlier
-        ones. `data` begins with `columns`. Rank and dense rank are by time. A late row gets the next row number, and
-        the ranks of the newest row; the rows before it are those before its time among the kept rows.
+        `sources`: for each offset and row, where the row is that many rows back: i >= 0 for row i of the selection,
+        -1 for none, or -2 - h for row h of `earlier`. `earlier`: the columns of rows from earlier calls. `data`
+        begins with `columns`. Rank and dense rank are by time. A late row gets the next row number, and the ranks of
+        the newest row; the rows before it are those before its time among the kept rows.
         """
     def export(self, rows: int, slots: pa.Int32Array | None = None) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
         """Returns (counters, kept rows) of these slots, or of all.
@@ -133,8 +133,8 @@ class WaitTable:
         """Adds rows. Returns the rows that need not wait any more, in the order in which they came, in pieces of at
         most `rows`: (columns, times, by offset).
 
-        By offset: True for each row with a row so far ahead, and the wanted columns of that row, with arbitrary
-        values if there is none. A late row is inserted by time among the waiting rows.
+        By offset: True for each row that has a row that many rows ahead, and the wanted columns of the row ahead,
+        with arbitrary values if there is none. A late row is inserted by time among the waiting rows.
         """
     def flush(
         self, rows: int = 65536

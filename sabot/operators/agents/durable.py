@@ -112,8 +112,8 @@ class DurableAgentOperator(AgentOperator):
         self.order.restore(calls)
 
     def open_call(self, job: OpenJob) -> JobCall:
-        """Makes the call of an open job in the journal. Raises UserError for a job with which this agent cannot
-        continue.
+        """Returns the call of a job that is open in the journal. Raises UserError for a job with which this agent
+        cannot continue.
         """
         if self.spec.job_id is None and is_batch(job.job_id, self.spec.agent_id):
             raise UserError(
@@ -125,9 +125,9 @@ class DurableAgentOperator(AgentOperator):
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds `begun`: for each partition, the last offset of a row whose job this checkpoint may cover. A source
-        may be behind it: if jobs were run over their histories after a restart, the barrier can come before their
-        rows are read again.
+        """Adds `begun`: for each partition, the last offset of a row whose job this checkpoint may cover. The
+        position of the source may be before this offset: after a restart, jobs run over their histories before their
+        rows are read again, and a barrier may come in between.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -152,7 +152,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops beginning jobs. Jobs that run belong to the host, which says how long their effects may take."""
+        """Stops beginning jobs. Jobs that run are waited for by the host, which knows how long their effects may
+        take.
+        """
         self._started = False
         self.release()
 
@@ -201,8 +203,9 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Takes rows of a checkpoint. `log`: the identity that the log of their topic had then. If the log is another
-        one now, other records may be at their places.
+        """Adds rows of a checkpoint. `log`: the identity of the topic's log at the checkpoint, or None if the
+        checkpoint has none. If the topic has another log now, other records may be at the same positions, so the rows
+        get job ids as headers.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
@@ -211,8 +214,8 @@ class DurableAgentOperator(AgentOperator):
             self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the call's job has already begun. Its row was then dropped, or refused if its content
-        differs from before.
+        """Returns True if the job of this call has already begun. The row is then dropped, or refused if its content
+        differs from that of the job.
         """
         if (other := self.calls.get(call.job_id)) is not None:
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
@@ -236,8 +239,9 @@ class DurableAgentOperator(AgentOperator):
         self.end_row(call)
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
-        """Refuses a record that cannot be a job: makes a dead letter, or fails the agent if on_error="fail" and the
-        input of a job has changed. For a child, reports the failure to its parent.
+        """Refuses a record that cannot be a job: it becomes a dead letter. With on_error="fail", a record whose
+        content differs from that of its job fails the agent instead. If the record is a child of another job, the
+        failure is reported to this parent.
         """
         self.counters.errors_count += 1
         assert call.record is not None
@@ -261,7 +265,9 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """Handles `OrderOwner.turn`. A job that is parked as it was at the checkpoint holds its key and waits."""
+        """Implements `OrderOwner.turn`. If the job is still parked since the checkpoint, it does not run now, and its
+        key stays taken.
+        """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
             self._ready.append(call)
@@ -309,8 +315,9 @@ class DurableAgentOperator(AgentOperator):
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal about a job whose id may be known. Begins it if it is not, or if it has failed and its
-        record was sent again; the new run then gets its recorded results. Otherwise drops or refuses the record.
+        """Asks the journal about a job whose id it may have. An unknown job begins. A job that has failed, and whose
+        record was sent again, begins a new run with its recorded results. In all other cases the record is dropped or
+        refused.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)

@@ -190,8 +190,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Adds to each row of a log that is not read any more the id of a job of its own, since its place identifies
-        it no longer.
+        """Adds a job id of its own to each row of a log that is not read any more, since the position of a row in
+        that log no longer identifies it.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -201,8 +201,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
-        """Yields the calls of rows that came together: one for each job whose id rows carry, and for the other rows
-        pieces of limited size.
+        """Yields the calls of rows that came together. Rows that carry the id of a job are one call for each id. The
+        other rows are divided into pieces of limited size.
         """
         if not held.rows:
             return
@@ -266,7 +266,7 @@ class DurableBatchOperator(DurableAgentOperator):
         names, values = pc.list_flatten(headers).flatten()
         mine = pc.and_(pc.equal(names, JOB_HEADER), pc.starts_with(values, f"{self.spec.agent_id}/"))
         of_rows = pc.list_parent_indices(headers).filter(mine).to_pylist()
-        # if a row has several, the last one counts
+        # if a row has several, the last one is used
         found = dict(zip(of_rows, values.filter(mine).to_pylist(), strict=True))
         jobs: dict[str, list[int]] = {}
         for row, name in found.items():

@@ -127,9 +127,9 @@ class _PartitionPins:
 
 
 class Pins:
-    """The rows of jobs that began before this start, if the rows may come again. Rows of a partition come in the
-    order of their offsets, first those of the checkpoint and then those of the source. So when a row has come, no row
-    before it comes any more.
+    """The rows of jobs that had begun before this start, and that may be read again. The rows of a partition come in
+    the order of their offsets, first those of the checkpoint and then those of the source. So when a row has come,
+    its pin and all pins before it are dropped.
     """
 
     def __init__(self) -> None:
@@ -142,9 +142,9 @@ class Pins:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets, hashes[rows])
 
     def check(self, log: str, records: pa.RecordBatch) -> tuple[Any, Any] | None:
-        """Compares rows that have come with those of jobs, by their places. Returns two arrays (numpy bool): True for
-        each row whose place a job has, and True for each of these whose content was another then. Returns None if no
-        job has any of the rows.
+        """Compares rows that have come with the rows of jobs at the same positions. Returns two arrays (numpy bool):
+        True for each row that a job has already, and True for each of these whose content differs from the job's.
+        Returns None if no job has any of the rows.
         """
         if not self._of:
             return None
@@ -168,8 +168,8 @@ class Pins:
         ]
 
     def take(self, facts: Iterable[Sequence[Any]]) -> None:
-        """Adds the rows of a checkpoint, whose places are known but not their content. Raises ValueError if they are
-        damaged.
+        """Adds the rows of a checkpoint. Their positions are known, but not their content. Raises ValueError if the
+        facts are damaged.
         """
         for log, partition, packed in facts:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets_of_text(packed))

@@ -108,16 +108,17 @@ class FailedRun(NamedTuple):
 class JobCall(
     msgspec.Struct, eq=False, gc=False
 ):  # gc=False: it is in no cycle, and each of 100,000 parked jobs has one
-    """A row, or an open job of the journal, until its job ends.
+    """A row that waits for its job or has one, or a job that was open in the journal at the start. It exists until
+    the job ends.
 
-    `digest`: the digest of the record. `named`: True if the journal must be asked for the job, because its id does
-    not come from the record's place, or because jobs of later rows have begun. `failed_run`: for a dead letter that
-    was sent back, the run that has failed, else 0. `row`: the row in the agent's queue, or None. `mailed`: True if
-    the row is the first of its key's mailbox. `before`: the open job of the journal, or None; reset when the job is
-    parked or blocked. `reopened`: True if the job was open at the start. `run`: the number of the run in its BEGIN;
-    above 1 the job gets its recorded results. `runs`: True if the job counts for `concurrency=`. `renewed`: True if
-    it was tried again since the start. `begun`: True if its BEGIN is in the journal. `behalf`: the scope, principal
-    and labels of the job.
+    `digest`: the digest of the record. `named`: True if the journal must be asked whether it has the job: its id does
+    not come from the record's position, or jobs of later rows have begun. `row`: the row in the agent's queue, or
+    None. `mailed`: True if the row is the first of its key's mailbox. `failed_run`: for a dead letter that was sent
+    back, the number of the run that has failed, else 0. `before`: the job as it was open in the journal, or None; it
+    is set to None when the job is parked or blocked. `reopened`: True if the job was open at the start. `run`: the
+    number of the run in its BEGIN; above 1 the job gets its recorded results. `runs`: True if the job is one of the
+    `concurrency=` that run. `renewed`: True if it was tried again since the start. `begun`: True if its BEGIN is in
+    the journal. `behalf`: the scope, principal and labels of the job.
     """
 
     job_id: str
@@ -141,7 +142,7 @@ class JobCall(
 
     @property
     def is_failed_child(self) -> bool:
-        """True if the job is a child that has failed and that its parent asks for again."""
+        """True if the job is a child that has failed, and its parent has begun it again."""
         return self.failed_run > 0 and self.record is not None and self.record.offset < 0
 
 
@@ -167,10 +168,10 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """Gives rows of an agent the ids of their jobs, and finds on whose behalf the jobs run.
+    """Assigns job ids to the rows of an agent, and finds on whose behalf the jobs run.
 
-    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how
-    often records were begun anew as other jobs.
+    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: the
+    number of records that have begun anew as other jobs.
     """
 
     def __init__(self, spec: AgentSpec) -> None:
@@ -212,8 +213,9 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Adds to rows of the log with this identity the ids of their jobs as headers, if the rows do not identify
-        them later.
+        """Returns the rows with the ids of their jobs as headers if the topic has another log than `log`, from which
+        the rows came: their positions will not identify them later. Rows that are identified by a field or a header
+        are unchanged.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch

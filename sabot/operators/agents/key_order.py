@@ -2,8 +2,9 @@
 
     add ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
-Behind the job of a key come first the key's open jobs of the journal, then the rows of its mailbox, then the rows in
-memory. A row stays in its mailbox until its job is parked or has ended.
+A row whose turn has come may begin its job. Behind the job of a key come first the key's open jobs of the journal,
+then the rows of its mailbox, then the rows in memory. A row stays in its mailbox until its job is parked or has
+ended.
 """
 
 import logging
@@ -28,13 +29,15 @@ class OrderOwner(Protocol):
     """The agent whose rows are put in order."""
 
     def turn(self, call: JobCall) -> None:
-        """Called for a row that is the next one of its key, or has no key. It may begin."""
+        """Called when the turn of a row has come: it is the next one of its key, or has no key. Its job may begin."""
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job has already begun. The row was then dropped or refused."""
+        """Returns True if the job has already begun. The row is then dropped or refused."""
 
     def end_row(self, call: JobCall) -> None:
-        """Ends a row that is in a mailbox now, so that checkpoints no longer have it among the waiting rows."""
+        """Ends a row that has been written to a mailbox, so that checkpoints no longer have it among the unfinished
+        rows.
+        """
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
         """Makes the row a dead letter."""
@@ -43,7 +46,9 @@ class OrderOwner(Protocol):
         """Returns True if the agent has failed. Rows then wait for ever."""
 
     def mail_room(self) -> None:
-        """Called when no full mailbox delays the caller that brings rows any more."""
+        """Called when all rows that waited in memory for a full mailbox have found room, so that input is accepted
+        again.
+        """
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
@@ -62,10 +67,10 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 
 class KeyOrder:
-    """Gives each row its turn.
+    """Decides when the turn of each row has come.
 
-    `crowded`: the keys with rows in memory that belong into a full mailbox. `children`: the ids of jobs that other
-    jobs have asked for, and that wait for their turn.
+    `crowded`: the keys with rows in memory that wait for room in their mailbox. `children`: the ids of child jobs
+    that wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -103,7 +108,9 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Notes that the facts of the checkpoint were restored. Calls of parked jobs no longer need them."""
+        """Called when the facts of the checkpoint are restored. The calls of parked jobs then drop the entries of the
+        journal (`before`).
+        """
         self._started = True
         for call in calls:
             if call.parked:
@@ -127,7 +134,7 @@ class KeyOrder:
         self.add(call)
 
     def add(self, call: JobCall) -> None:
-        """Puts a row behind those of its key that came before."""
+        """Adds a row behind the rows of its key that came before."""
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         if queue is not None and queue.call.blocked:
             self._warn_blocked(queue.call)
@@ -164,14 +171,14 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Notes that the job takes long. The rows behind it in memory go into the mailbox."""
+        """Called when a job is parked or blocked. The rows behind it in memory go into the mailbox."""
         if self._started:
             call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Notes that the job has ended, and gives the turn to the next row of its key."""
+        """Called when a job has ended: the turn goes to the next row of its key."""
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
@@ -198,8 +205,8 @@ class KeyOrder:
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
 
     def _post(self, queue: _Queue, call: JobCall) -> None:
-        """Puts a row into the mailbox of its key. If that is full, the row becomes a dead letter, or waits in memory
-        and delays the caller that brings rows.
+        """Puts a row into the mailbox of its key. If the mailbox is full, the row becomes a dead letter, or waits in
+        memory while the agent accepts no input. A child job always waits in memory.
         """
         assert call.record is not None
         scope = call.scope

@@ -139,8 +139,8 @@ class LaneOperator(AgentOperator):
         return self.dead_letters_writable() if self.dead_letters_full else None
 
     def attempt_failed(self, item: Any, failure: BaseException, attempts: int) -> bool:
-        """Handles a failed attempt, as `Calls.attempt_failed`. If the failure names rows of the item, only these are
-        given up, and the attempt does not count: returns True.
+        """Handles a failed attempt, as `Calls.attempt_failed`. If the failure names rows of the item, only these rows
+        become dead letters, the attempt is not counted, and True is returned.
         """
         if self._salvage(item, failure, attempts):
             return True
@@ -164,8 +164,8 @@ class LaneOperator(AgentOperator):
         return self.dead_letters_writable() if self.dead_letters_full else None
 
     def worker_ended(self, item: Any, error: BaseException | None) -> None:
-        """Handles the unexpected end of a lane. An error is then not one of the call: its state may be applied though
-        its row is still waiting.
+        """Handles the unexpected end of a lane. Its error is not an error of the call: the state of the call may be
+        applied although its row is still in the queue.
         """
         where = self.spec.agent_id if item is None else self._where(item)
         if error is None:

@@ -1,9 +1,9 @@
 """The base of all agents' operators.
 
-Rows that come in stay in a queue (`operators.row_queue`) until they have ended. State writes, results and the end of
-a row happen in one step without an `await`. So the rows in the queue at a barrier are exactly those that a restore
-must process again. Results and dead letters leave through ports. The caller that brings rows waits while there is no
-room.
+Input rows stay in a queue (`operators.row_queue`) until they have ended. State writes, results and the end of a row
+happen in one step without an `await`. So the rows in the queue at a barrier are exactly those that a restore must
+process again. Results and dead letters are put into ports. While the queue or a port for dead letters is full, the
+agent task reads no input.
 
 `lanes` makes the calls of agents that are not durable, `durable` runs jobs.
 """
@@ -57,7 +57,9 @@ class Port(Protocol):
 
     @property
     def full(self) -> bool:
-        """True if the caller must await `writable()` before it makes more rows. `put` still takes rows that exist."""
+        """True if the caller must await `writable()` before it makes more rows. `put` still accepts rows that have
+        been made.
+        """
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the rows with the columns and types of the receiver. Raises UserError for columns that it cannot
@@ -65,7 +67,7 @@ class Port(Protocol):
         """
 
     def put(self, batch: Batch) -> None:
-        """Takes the batch, in order. Never refuses and never blocks."""
+        """Accepts the batch, in order. Never refuses and never blocks."""
 
     async def writable(self) -> None:
         """Waits until the receiver has room again, or is gone."""
@@ -183,7 +185,7 @@ class AgentOperator(ABC):
 
     @abstractmethod
     async def quiesce(self, grace_s: float) -> None:
-        """Stops taking rows, and waits up to `grace_s` seconds for calls in flight."""
+        """Stops processing new rows, and waits up to `grace_s` seconds for calls in flight."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -192,7 +194,7 @@ class AgentOperator(ABC):
     @property
     @abstractmethod
     def stopped(self) -> bool:
-        """True if the agent takes no rows, because `quiesce` or `close` was called."""
+        """True if the agent processes no rows, because `quiesce` or `close` was called."""
 
     def now_ms(self) -> int:
         """Returns the processing time in ms since 1970."""
@@ -202,7 +204,7 @@ class AgentOperator(ABC):
 
     @abstractmethod
     def put(self, batch: Batch) -> None:
-        """Takes rows to process, in order. Never refuses; the caller looks at `full`."""
+        """Adds rows to the queue, in order. Never refuses; the caller must look at `full` first."""
 
     def waiting_rows(self) -> int:
         """Returns the number of rows that have not ended. May be called from any thread."""
@@ -254,7 +256,7 @@ class AgentOperator(ABC):
         return self.held.rows > 0
 
     def hold_rows(self, held: QueuedRows) -> None:
-        """Adds rows, or due timers, to the queue."""
+        """Adds rows, or timers that are due, to the queue."""
         held.since = self.clock.monotonic()
         was_empty = not self.held.rows
         self.held.add(held)
@@ -277,8 +279,8 @@ class AgentOperator(ABC):
         return rows
 
     def rows_ended(self, held: QueuedRows, *, last: bool) -> None:
-        """Notes that rows have ended; they have left `self.held` already. `last`: True if all rows that came together
-        with them have ended.
+        """Called when rows have ended and have left `self.held`. `last`: True if all rows that came together have
+        ended.
         """
         if last:
             self._batch_seconds.add(self.clock.monotonic() - held.since)

@@ -54,7 +54,7 @@ _KINDS = {
     float: "a number",
     bool: "true or false",
     list: "a list",
-    # other kinds are refused as keys
+    # keys of other kinds are refused
 }
 _decode = msgspec.json.Decoder().decode
 _NOT_HELD = QueuedRows(0)
@@ -87,7 +87,9 @@ class Row:
     columns: pa.RecordBatch | None = None
 
     def raw(self) -> bytes | None:
-        """Returns the payload as it came. A decoded row keeps no copy, and takes it from the batch that it came in."""
+        """Returns the payload as it came. A row that is decoded has no copy of it: the payload is read from the row's
+        batch.
+        """
         data = self.held.data
         return self.payload if data is None else data.column(0)[self.place].as_py()
 
@@ -185,9 +187,9 @@ class RecordReader:
     def _columns(
         self, batch: Batch, records: pa.RecordBatch
     ) -> tuple[dict[int, Any], dict[int, pa.RecordBatch], dict[int, str]]:
-        """Returns three dicts by number of the record: its columns as a dict; its columns as `Row.columns`; and, for
-        a record that cannot be decoded, the reason. In most batches the source's thread has already decoded the
-        records.
+        """Returns three dicts by the record's index: the columns of the record as a dict; its columns as
+        `Row.columns`; and, for a record that cannot be decoded, the reason. In most batches the source's thread has
+        already decoded the records.
         """
         if batch.records is None:
             data, bad = self._codec_for(batch.topic).decode(records)

@@ -176,13 +176,13 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._release()
 
     def _settle(self) -> None:
-        """Takes the outcomes that have come from the event loop."""
+        """Stores the outcomes that have come from the event loop in their chunks."""
         if self._handover is not None:
             for work, number in self._handover.settled():
                 self._call_ended(work, number)
 
     def _call_ended(self, chunk: Any, number: int) -> None:
-        """Notes that a call has ended."""
+        """Records that a call has ended."""
         chunk.settled[number] = True
         self._touched[id(chunk)] = chunk
 

@@ -109,8 +109,8 @@ class QuestionOperator(AsyncOperator):
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def _question_chunks(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
-        """Yields these rows as chunks, in order, each with the number of the call that is not made because its rows
-        have no question, or None.
+        """Yields these rows as chunks, in order. Each chunk comes with the number of the call that stands for rows
+        without a question and is not made, or None if all rows have one.
         """
         raise NotImplementedError
 

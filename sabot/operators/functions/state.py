@@ -66,7 +66,7 @@ class FunctionState:
         self.known, self.timers = self.timer_state.known, self.timer_state.timers
         self.bad = BadRows(spec.name, on_error, context)
         self.transaction = None if self.bad.fails else Transaction(self.values, self.expiry, self.timers)
-        # The backend of functions. Values that are written in a transaction reach `values` when the calls are kept.
+        # The backend that functions use. In a transaction, their writes reach `values` when the calls are kept.
         self.call_values: StateBackend = self.values if self.transaction is None else self.transaction.values
         self.maps: dict[str, SharedMap] = {}
         self.names: set[str] = set()  # the names under which functions have kept values

@@ -20,18 +20,18 @@ _GONE = "__gone"
 
 
 class AsofJoin(TimedJoin):
-    """Each row of the left with the row of the right that has the same key and is nearest in time.
+    """Joins each row of the left with the row of the right that has the same key and is nearest in time.
 
     `how`: "left" (nulls if there is none) or "inner". `strategy`: "backward" (the last row with a time <= the
     left's), "forward" (the first with a time >= the left's) or "nearest" (the nearer of the two, and the earlier if
-    both are equally near). `tolerance_ms`: the greatest distance in time; "forward" and "nearest" need it. Of rows of
-    the right with equal times the last to arrive is taken. A row with a null in its key has no partner.
+    both are equally near). `tolerance_ms`: the greatest distance in time; "forward" and "nearest" need it. If rows of
+    the right have equal times, the last to arrive is used. A row with a null in its key has no partner.
 
     Rows of the left wait until the watermark has passed them; with "forward" and "nearest", until it has passed them
     by the tolerance, and the watermark that is passed on is lower by the tolerance. They are emitted in order of
-    time, with their own event times. Rows of the right that no row can meet any more are removed, but the last row of
-    each key below the watermark stays. A late row of the right is counted and goes to its branch, and rows of the
-    left that are still waiting can meet it.
+    time, with their own event times. Rows of the right are removed when no row of the left can match them any more;
+    the last row of each key below the watermark stays. A late row of the right is counted and goes to its branch. It
+    is also joined with rows of the left that are still waiting.
 
     `right_changes`: True if the right is a stream of changes. An added row is then the next version of its key. A
     deleted row ends the version: from its event time until the next version the key has no row. Rows with
@@ -175,8 +175,8 @@ class AsofJoin(TimedJoin):
             self._ended = self._ended[~np.isin(self._ended, old.to_numpy())]
 
     def _remove_ends(self, before: int, removed: Any) -> None:
-        """Removes the rows that end versions, if their times are below `before`. All versions before them are
-        removed, so a key without rows gives the same result.
+        """Removes rows that end a version, if their times are below `before`. All versions before them have been
+        removed, and a key without rows gives the same result as one whose version has ended.
         """
         ended = self._ended[~np.isin(self._ended, removed)]
         over = self.right.table.orders(pa.array(ended)).to_numpy() < before

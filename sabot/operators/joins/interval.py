@@ -19,12 +19,12 @@ _FIRST_PROBE = 64  # the rows of the first piece of a search
 
 
 class IntervalJoin(TimedJoin):
-    """Pairs of rows with equal keys whose times are near: the right's time is in [left's + lower_ms, left's +
-    upper_ms], with both ends.
+    """Joins rows with equal keys whose times are near: the right's time is in [left's + lower_ms, left's + upper_ms],
+    both ends included.
 
-    `how`: "inner", "left", "right", "full", "semi" or "anti". `lower_ms`, `upper_ms`: None for no bound; rows that
-    only this bound would let expire are then kept until the end of the input. A row with a null in its key has no
-    partner.
+    `how`: "inner", "left", "right", "full", "semi" or "anti". `lower_ms`, `upper_ms`: None for no bound. If the
+    missing bound is the one by which rows of a side expire, these rows are kept until the end of the input. A row
+    with a null in its key has no partner.
 
     - A pair is emitted when both rows are there. Its event time is the later of both.
     - A row without a partner is emitted when the watermark shows that none can come. It keeps its event time, as do the rows
@@ -146,7 +146,9 @@ class IntervalJoin(TimedJoin):
         left.insert(rows.where(~there))
 
     def _single_right(self, rows: Rows) -> None:
-        """Keeps the rows. Rows of the left that have their first partner now are emitted (semi) or removed (anti)."""
+        """Stores the rows of the right. Rows of the left that get their first partner by them are emitted (semi) or
+        removed (anti).
+        """
         rows = self.right.with_keys(rows)[0]
         self.right.insert(rows)
         start, size = 0, _FIRST_PROBE

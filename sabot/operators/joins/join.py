@@ -118,7 +118,7 @@ class Join(JoinOperator, FilledFromTable):
         for name, ms, schema in (("left", self._left_keep_ms, left), ("right", self._right_keep_ms, right)):
             if ms is not None and TIME_COLUMN not in schema.names:
                 raise no_event_time(f"join: rows of the {name} side are kept for {ms} ms, and have no event time")
-        # the count of a row says that it had a partner, since the partner may have been removed
+        # a row has a count, which says that it has had a partner: the partner itself may have been removed
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)
         self.left = Side("left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0])
@@ -219,10 +219,11 @@ class Join(JoinOperator, FilledFromTable):
         return met
 
     def _retract_null_rows(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
-        """Removes from the result the rows with nulls of rows that had no partner before, and counts the partners.
+        """Counts the new partners of rows that have been emitted before. If a row had no partner until now, its
+        result row with nulls is removed from the result.
 
-        `ids`: the rows that have met a partner, once for each partner. `rows`, `times`: these rows, and the event
-        times of the pairs.
+        `side`: the side of these rows. `ids`: the rows, once for each new partner. `rows`, `times`: the same rows,
+        and the event times of the pairs.
         """
         first = np.unique(ids.to_numpy(), return_index=True)[1]
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
@@ -237,11 +238,11 @@ class Join(JoinOperator, FilledFromTable):
                 self.output.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
     def _emit_null_rows(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
-        """Emits changes of the other side's rows with nulls. With the op DELETE, removes those of rows that have got
-        their first partner; with INSERT, adds those of rows that have lost their last partner.
+        """Emits the other side's rows with nulls, as changes. With the op DELETE, it removes them for rows that have
+        got their first partner; with INSERT, it adds them for rows that have lost their last partner.
 
-        `rows`: the partners. The event time is that of the earliest partner, for INSERT of the latest. `numbers`: a
-        number for the key of each partner.
+        `rows`: the partners, on the side `mine`. `numbers`: a number for the key of each partner. The event time is
+        that of the earliest partner for DELETE, of the latest for INSERT.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
             self.output.add(self._result_rows(other, rows_of, None, times, op))
@@ -354,8 +355,8 @@ class Join(JoinOperator, FilledFromTable):
 
 
 class TableLookup(JoinOperator, FilledFromTable):
-    """Each row of the left with the current row of its key in the table on the right. Later changes of the table do
-    not change results.
+    """Joins each row of the left with the row that its key has in the table on the right at that moment. Later
+    changes of the table do not change results.
 
     The right is a stream of changes with unique keys, or only adds rows; the last row of each key is the table's.
     `how`: "left" (nulls if the table has no row) or "inner". The event time is that of the left's row. The result
@@ -428,7 +429,7 @@ class TableLookup(JoinOperator, FilledFromTable):
 
 
 def _one_per_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
-    """Returns (one row for each number, the earliest or the latest; their times)."""
+    """Returns one row for each of the numbers, the earliest or the latest, and the times of these rows."""
     order = np.arange(len(rows))
     if times is not None:
         order = np.argsort(-times if latest else times, kind="stable")

@@ -476,7 +476,7 @@ class JoinOperator(StatefulOperator, SecondInput):
         return self.result.schema
 
     def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        """Does the part of `open` that differs between joins: sets `left` and `right`, and returns the Result."""
+        """Opens the two sides: sets `left` and `right`, and returns the Result. Called by `open`."""
         raise NotImplementedError
 
     left: Side

@@ -19,14 +19,14 @@ from sabot.operators.base import Operator, StepInfo, with_marks
 
 @dataclass(eq=False)
 class Edge:
-    """The way of rows from a chain to another stage.
+    """A connection from a chain to another stage, on which rows move.
 
-    `keys`: each row goes to the subtask that owns the key group of these columns; None: to the one subtask of the
-    stage. `right`: True if the rows are the second input of the stage. `everywhere`: True if each subtask gets all
-    rows. `straight`: True if rows of a subtask go to the subtask of the same number; if the stages differ in
-    parallelism, batches go to the subtasks in turn. `timeless`: True if event time does not pass: the rows have none,
-    such as dead letters, or none that counts in the stage. `first`: the sources that are not read until this edge has
-    brought all rows that were there at the start. `changes`: True if the rows are changes.
+    `keys`: the columns whose key group decides which subtask gets a row, or None if the stage has one subtask.
+    `right`: True if the rows are the second input of the stage. `everywhere`: True if each subtask gets all rows.
+    `straight`: True if rows of a subtask go to the subtask with the same number; if the stages differ in parallelism,
+    batches go to the subtasks in turn. `timeless`: True if no event time is passed on: the rows have none, as dead
+    letters, or the stage does not use it. `first`: the sources that are not read until all rows that were there at
+    the start have come over this edge. `changes`: True if the rows are changes.
     """
 
     target: "Stage"
@@ -43,9 +43,9 @@ class Edge:
 class Step(StepInfo):
     """One operator of a chain.
 
-    `make`: returns a new operator; called for each subtask. `targets`: the steps and edges to which its rows go. `branches`: the same for
-    its output branches, by name. `by_time`: True if a result behind the step depends on event time. `scattered`: True if rows come to any
-    subtask although state is restored by key group.
+    `make`: returns a new operator; called for each subtask. `targets`: the steps and edges to which its rows go.
+    `branches`: the targets of its output branches, by name. `by_time`: True if a result behind the step depends on
+    event time. `scattered`: True if rows may come to any subtask although state is restored by key group.
     """
 
     make: Callable[[], Operator] = field(kw_only=True)
@@ -119,8 +119,8 @@ class Stage:
 
     @property
     def gathers(self) -> bool:
-        """True if its tasks wait for more rows when a batch is small: they are several, and each gets a share of
-        every batch.
+        """True if its tasks wait for more rows when a batch is small. So it is if the stage has several tasks, each
+        of which gets a share of every batch, and no result depends on the position of watermarks among rows.
         """
         return self.parallelism > 1 and not self.by_time and self.sink is None
 
