@@ -602,7 +602,7 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
     ("make", "what"),
     [
         (Changelog, "the event time that its rows have reached"),
-        (lambda: Sample(0.5, 1), "the state of its random generator"),
+        (lambda: Sample(0.5, 1), "where its random numbers stand"),
     ],
 )
 def test_what_keeps_no_rows_says_so(tmp_path: Path, make: Any, what: str) -> None:
