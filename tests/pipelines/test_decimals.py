@@ -286,7 +286,7 @@ def test_a_sum_of_too_many_digits_names_the_key_the_column_and_the_aggregate(tmp
     schema = {"id": "int64", "k": "string", "x": "decimal(38, 2)", "ts": "int64"}
     rows = App("much").stream(files(path), schema=schema, time="ts")
     with pytest.raises(
-        sabot.DataError, match=r"total: a sum of 'x' is more than decimal128\(38, 2\) holds: the one of k='full'"
+        sabot.DataError, match=r"total: a sum of 'x' is more than decimal128\(38, 2\) holds: its key is k='full'"
     ):
         OVERFLOWING[how](rows).collect()
 

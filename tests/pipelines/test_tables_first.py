@@ -330,7 +330,7 @@ def test_what_cannot_be_first_is_refused_where_it_is_asked_for(tmp_path: Path) -
     app = App("refused")
     orders = app.stream("orders", schema=ORDERS)
     silent = app.table(Silent(3), key="k", schema=NAMES, first=True)
-    assert "growing does not say where its end is" in refusal(orders.lookup(silent, on="k"))
+    assert "growing cannot tell where its end is" in refusal(orders.lookup(silent, on="k"))
     table = app.table("names", key="k", schema=NAMES, first=True)
     itself = table.changelog().select("k").lookup(table, on="k")
     assert "names would wait for it, and it for names" in refusal(itself)
@@ -340,7 +340,7 @@ def test_what_cannot_be_first_is_refused_where_it_is_asked_for(tmp_path: Path) -
         return ctx.message
 
     app.stream(priced, schema=ORDERS).lookup(table, on="k").to(ListSink())
-    with pytest.raises(UserError, match=r"agent refused\.priced gives what it has, and does not wait"):
+    with pytest.raises(UserError, match=r"agent refused\.priced emits results when it has them, and cannot wait"):
         app.graph()
     with pytest.raises(UserError, match="first='yes'"):
         app.table("names", key="k", schema=NAMES, first="yes")  # type: ignore[arg-type]

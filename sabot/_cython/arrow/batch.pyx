@@ -36,7 +36,7 @@ cdef class Batch:
         self._nbytes = -1
         if records is not None and records.num_rows != self.num_rows + len(self.rejected):
             raise ValueError(
-                f"{records.num_rows} records cannot give {self.num_rows} rows and {len(self.rejected)} rejected ones"
+                f"a batch of {self.num_rows} rows and {len(self.rejected)} rejected rows has {records.num_rows} records"
             )
 
     @property
@@ -45,7 +45,7 @@ cdef class Batch:
 
     @property
     def nbytes(self):
-        """The bytes of the rows that count (of a slice: the slice's share), including children, offsets and
+        """The bytes of the selected rows (of a slice: the slice's share), including children, offsets and
         `records`.
         """
         return self.size()
@@ -163,7 +163,7 @@ def normalise(data):
     try:
         batch.validate()
     except pa.ArrowInvalid as error:
-        raise UserError(f"a batch is not what its types say: {error}", hint="its buffers are too small, or were not its own") from error
+        raise UserError(f"the data is not valid Arrow: {error}", hint="a column has buffers that are too small for its rows, or that belong to other data") from error
     schema = batch.schema
     fields = list(schema)
     plain = [_plain_field(field) for field in fields]
@@ -188,14 +188,14 @@ def _import(data):
         return _rows_of(_Capsules(data.__arrow_c_array__()))
     if hasattr(data, "__arrow_c_stream__"):
         return _joined(pa.table(data))
-    raise TypeError(f"{type(data).__name__} does not speak Arrow (no __arrow_c_array__ or __arrow_c_stream__)")
+    raise TypeError(f"{type(data).__name__} is not Arrow data: it has neither __arrow_c_array__ nor __arrow_c_stream__")
 
 
 cdef object _rows_of(object capsules):
     """Imports a foreign struct array as a RecordBatch of its fields."""
     cdef ArrowArray* raw = array_of(capsules.pair[1])
     if schema_of(capsules.pair[0]).format != b"+s":
-        raise TypeError(f"a batch is made of rows of columns, not of {pa.field(capsules).type}")
+        raise TypeError(f"a batch is made from a struct array, not from an array of {pa.field(capsules).type}")
     if raw.length == 0:  # an empty array may have no buffers, which pyarrow refuses
         schema = pa.schema(capsules)
         return _RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
@@ -203,7 +203,7 @@ cdef object _rows_of(object capsules):
         return pa.record_batch(capsules)
     array = pa.array(capsules)  # pyarrow makes no batch of a struct array with an offset
     if array.null_count:
-        raise UserError("a batch cannot have rows that are null as a whole", hint="drop them or make their columns null")
+        raise UserError("a row of the struct array is null, and a batch cannot have such rows", hint="drop them, or make their columns null")
     return _RecordBatch.from_struct_array(array)
 
 
@@ -254,7 +254,7 @@ cdef object plain_array(object data):
         elif hasattr(data, "__arrow_c_stream__"):
             data = _one_chunk(pa.chunked_array(data))
         else:
-            raise TypeError(f"{type(data).__name__} is no Arrow array")
+            raise TypeError(f"{type(data).__name__} is not an Arrow array")
     return data if _plain_type(data.type) is data.type else _plain(data, "array")
 
 
@@ -302,7 +302,7 @@ cdef object _plain(object array, str name):
     try:
         return _converted(array)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError) as error:
-        raise UserError(f"column {name!r} of type {array.type} has no canonical form: {error}") from error
+        raise UserError(f"column {name!r} of type {array.type} cannot be converted to a type that Sabot uses: {error}") from error
 
 
 cdef object _converted(object array):

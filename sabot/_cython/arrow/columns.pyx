@@ -65,7 +65,7 @@ cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
     numbers.length = len(array)
     numbers.values = <const void*> <size_t> 8  # for an empty array; never read
     if length >= 0 and numbers.length != length:
-        raise ValueError(f"{name}: {numbers.length} of {length} rows")
+        raise ValueError(f"{name}: {numbers.length} values for {length} rows")
     if numbers.length:
         skipped = array.offset * (array.type.bit_width // 8)
         numbers.values = <const void*> <size_t> (array.buffers()[1].address + skipped)
@@ -84,7 +84,7 @@ cdef Numbers rows_of(object selection, int64_t rows):
         return numbers
     numbers = numbers_of(selection, _INT32, "selection", -1)
     if not all_within(numbers.int32(), numbers.length, rows):
-        raise IndexError(f"the selection names rows outside of the {rows} rows of its batch")
+        raise IndexError(f"the selection has row numbers outside of the {rows} rows of the batch")
     return numbers
 
 

@@ -109,10 +109,10 @@ cdef class LiteralSet:
     def __cinit__(self, values):
         given = list(values)
         if len(given) > LITERALS:
-            raise ValueError(f"{len(given)} constants are more than {LITERALS}")
+            raise ValueError(f"{len(given)} constants were given, and at most {LITERALS} are allowed")
         for value in given:
             if not isinstance(value, bytes):
-                raise TypeError(f"a constant is bytes, not {type(value).__name__}")
+                raise TypeError(f"a constant must be bytes, not {type(value).__name__}")
             self.values.add(<const uint8_t*> PyBytes_AS_STRING(value), _size(value))
         self.values.ready()
 

@@ -37,7 +37,7 @@ cdef object _UINT64 = pa.uint64()
 
 
 def gathered(parts):
-    """Joins the rows of the batches that count, in order. Returns them and their key hashes, or None."""
+    """Joins the selected rows of the batches, in order. Returns them and their key hashes, or None."""
     cdef Batch part
     cdef Batch first = parts[0]
     schema = first.data.schema
@@ -52,7 +52,7 @@ def gathered(parts):
     for p in range(count):
         part = parts[p]
         if p and not part.data.schema.equals(schema):
-            raise ValueError(f"batches of other columns cannot be joined: {part.data.schema.names}, {schema.names}")
+            raise ValueError(f"batches with different columns cannot be joined: {part.data.schema.names}, {schema.names}")
         rows = rows_of(part.selection, part.data.num_rows)
         capsules = part.data.__arrow_c_array__()
         alive.append((rows, capsules))

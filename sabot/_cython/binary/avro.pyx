@@ -143,7 +143,7 @@ cdef tuple shape_of(object data_type):
         return STRUCT_, 0
     if types.is_primitive(data_type) or types.is_decimal(data_type) or types.is_fixed_size_binary(data_type):
         return FIXED_, data_type.bit_width // 8
-    raise TypeError(f"{data_type} is no type that Avro's values are read into")
+    raise TypeError(f"Avro values cannot be decoded to a column of {data_type}")
 
 
 cdef list children_of(object data_type):
@@ -211,17 +211,17 @@ cdef class AvroDecoder:
         cdef View view
         keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
         if view.type != TYPE_BYTES and view.type != TYPE_TEXT:
-            raise TypeError(f"payloads are binary, not {payloads.type}")
+            raise TypeError(f"payloads must be binary, not {payloads.type}")
         cdef Numbers numbers = None if which is None else numbers_of(which, pa.int32(), "which", view.length)
         cdef const int32_t* which_at = NULL
         if numbers is not None:
             which_at = numbers.int32()
         if not programs or which_at != NULL and not all_within(which_at, view.length, len(programs)):
-            raise ValueError("`which` says for each payload which of the programs reads it")
+            raise ValueError("`which` must be the index of a program for each payload")
         cdef vector[const ReadStep*] steps
         for program in programs:
             if (<AvroProgram?> program).decoder is not self:
-                raise ValueError("a program of another decoder")
+                raise ValueError("a program belongs to another decoder")
             steps.push_back((<AvroProgram> program).root)
         cdef int64_t skipped = header
         cdef const int32_t* offsets = NULL
@@ -243,7 +243,7 @@ cdef int check_fit(step, data_type) except -1:
     if width is None:
         width = has_width if step.op == "decimal" and pa.types.is_decimal(data_type) else step.size
     if layout is not None and (layout, width) != (has_layout, has_width):
-        raise TypeError(f"{step.op} does not fill a column of {data_type}")
+        raise TypeError(f"the step {step.op} cannot write into a column of {data_type}")
     return 0
 
 
@@ -268,7 +268,7 @@ cdef int fill_read(ReadStep* made, step, Column* column, list fields) except -1:
             inner = children_of(fields[i].type)
             check_fit(each, fields[i].type)
         if below == NULL and each.op not in PASSES_OVER:
-            raise TypeError(f"{each.op} has no column")
+            raise TypeError(f"the step {each.op} needs a column")
         child = made.add_step(READ_OPS[each.op], below, each.size, each.path.encode())
         fill_read(child, each, below, inner)
     return 0

@@ -148,7 +148,7 @@ class Decoder {
         if (SABOT_UNLIKELY(n < header)) return fail(program, end, "the payload ends within its header") != nullptr;
         p = fields(program, p + header, at);
         if (SABOT_UNLIKELY(p == nullptr)) return false;
-        if (SABOT_UNLIKELY(p != end)) return fail(program, p, "more bytes after the record") != nullptr;
+        if (SABOT_UNLIKELY(p != end)) return fail(program, p, "there are bytes after the end of the record") != nullptr;
         return true;
     }
 
@@ -162,7 +162,7 @@ class Decoder {
     __attribute__((noinline, cold)) const uint8_t* wrong(const ReadStep& step, const uint8_t* from, const uint8_t* after, const char* reason) {
         if (after == nullptr) { /* no number of 64 bits */
             after = from + VARINT_MAX;
-            reason = "a number of more than 64 bits";
+            reason = "a number has more than 64 bits";
         }
         return after > end ? fail(step, end, "the payload ends too early") : fail(step, from, reason);
     }
@@ -209,7 +209,7 @@ class Decoder {
         const uint8_t* const after = large(step, p, n);
         if (SABOT_UNLIKELY(after == nullptr)) return nullptr;
         if (SABOT_UNLIKELY(n < 0 || n > end - after)) {
-            if (n < 0 && after <= end) return fail(step, p, "a length below 0");
+            if (n < 0 && after <= end) return fail(step, p, "a length is negative");
             return fail(step, end, "the payload ends too early");
         }
         return after;
@@ -248,7 +248,7 @@ class Decoder {
                 step.column->put_null(at);
                 return p;
             case ReadOp::boolean:
-                if (SABOT_UNLIKELY(*p > 1)) return wrong(step, p, p + 1, "a boolean is a byte 0 or 1");
+                if (SABOT_UNLIKELY(*p > 1)) return wrong(step, p, p + 1, "a boolean is neither 0 nor 1");
                 put(step, at, *p);
                 return p + 1;
             case ReadOp::int32: return number<int32_t, int32_t>(step, p, at);
@@ -366,7 +366,7 @@ class Decoder {
             return wrong(step, p, after, "the enum has no such symbol");
         const std::string& name = step.texts[static_cast<size_t>(number)];
         if (SABOT_UNLIKELY(!step.known[static_cast<size_t>(number)]))
-            return fail(step, p, "the schema that is read with has no symbol " + name);
+            return fail(step, p, "the reader's schema has no symbol " + name);
         put_text(step, at, name.data(), static_cast<int64_t>(name.size()));
         return after;
     }
@@ -390,7 +390,7 @@ class Decoder {
         if (n < 0) {
             p = length(step, p, n);
             if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
-            if (SABOT_UNLIKELY(n == 0)) return fail(step, p, "a decimal of no bytes");
+            if (SABOT_UNLIKELY(n == 0)) return fail(step, p, "a decimal has no bytes");
         } else if (SABOT_UNLIKELY(n > end - p)) {
             return fail(step, end, "the payload ends too early");
         }
@@ -433,7 +433,7 @@ class Decoder {
                 count = count == INT64_MIN ? INT64_MAX : -count;
             }
             if (step.size == 0 ? count > spare : count > (end - p) / step.size)
-                return fail(step, from, "a block of more items than the payload has room for");
+                return fail(step, from, "a block has more items than fit into the payload");
             if (step.size == 0) spare -= count;
             if (items == nullptr && stop) {
                 p = stop;
@@ -446,7 +446,7 @@ class Decoder {
                 if (SABOT_UNLIKELY(p > end)) return p;
                 if (items) items->len++;
             }
-            if (SABOT_UNLIKELY(stop && p != stop)) return fail(step, from, "a block that is not as long as it says");
+            if (SABOT_UNLIKELY(stop && p != stop)) return fail(step, from, "the length of a block is not the length that it states");
         }
         if (items) {
             step.column->valid[at] = 1;

@@ -109,7 +109,7 @@ struct WriteStep {
             case WriteOp::bytes: case WriteOp::text: {
                 int64_t n;
                 const uint8_t* p = view.bytes_at(row, &n);
-                if (op == WriteOp::text && !is_utf8(p, n)) refuse("is no UTF-8");
+                if (op == WriteOp::text && !is_utf8(p, n)) refuse("is not valid UTF-8");
                 write_varint(out, zigzag_encode(n));
                 return out.put(p, n);
             }
@@ -163,7 +163,7 @@ struct WriteStep {
         const uint8_t* p = view.bytes_at(row, &n);
         const uint8_t sign = p[n - 1] & 0x80 ? 0xFF : 0;
         while (n > 1 && p[n - 1] == sign && (p[n - 2] & 0x80) == (sign & 0x80)) n--; /* the fewest bytes that hold the number */
-        if (size >= 0 && n > size) refuse("takes more than " + std::to_string(size) + " bytes");
+        if (size >= 0 && n > size) refuse("needs more than " + std::to_string(size) + " bytes");
         if (size < 0) write_varint(out, zigzag_encode(n));
         for (int64_t i = n; i < size; i++) out.put_byte(sign);
         out.ensure(n);
@@ -182,7 +182,7 @@ struct WriteStep {
             made[i] = static_cast<uint8_t>((high & 15) << 4 | (low & 15));
             from += 2;
         }
-        if (!good) refuse("is no UUID");
+        if (!good) refuse("is not a UUID");
         out.put(made, 16);
     }
     static int digit(uint8_t c) {
@@ -196,7 +196,7 @@ struct WriteStep {
         const uint8_t* p = view.bytes_at(row, &n);
         const std::string_view name(reinterpret_cast<const char*>(p), static_cast<size_t>(n));
         const auto found = std::lower_bound(symbols.begin(), symbols.end(), name, [](const auto& pair, std::string_view text) { return pair.first < text; });
-        if (found == symbols.end() || found->first != name) refuse("is no symbol of the enum");
+        if (found == symbols.end() || found->first != name) refuse("is not a symbol of the enum");
         write_varint(out, zigzag_encode(found->second));
     }
 };

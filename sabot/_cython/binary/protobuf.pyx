@@ -207,7 +207,7 @@ cdef class ProtobufDecoder:
         cdef View view
         keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
         if view.type != TYPE_BYTES:
-            raise TypeError(f"payloads are binary, not {payloads.type}")
+            raise TypeError(f"payloads must be binary, not {payloads.type}")
         cdef Numbers numbers = None if which is None else numbers_of(which, pa.int32(), "which", view.length)
         cdef const int32_t* which_at = NULL
         cdef const int32_t* offsets = NULL
@@ -218,7 +218,7 @@ cdef class ProtobufDecoder:
         if numbers is not None:
             which_at = numbers.int32()
             if not all_within(which_at, view.length, len(writers)):
-                raise ValueError("`which` says for each payload which of the writers has made it")
+                raise ValueError("`which` must be the index of a writer for each payload")
         known.resize(len(writers))
         for i, writer in enumerate(writers):
             known[i].places = writer.places
@@ -298,7 +298,7 @@ cdef class ProtobufWriter:
     def encode(self, batch):
         """Encodes each row. Returns the payloads as a binary array. The GIL is released."""
         if batch.schema.types != self.schema.types or batch.schema.names != self.schema.names:
-            raise TypeError(f"a batch of {batch.schema}, not of {self.schema}")
+            raise TypeError(f"the batch has the columns {batch.schema}, and the encoder was made for {self.schema}")
         cdef ArrowArray out
         cdef int64_t row = 0
         cdef string path, reason

@@ -250,7 +250,7 @@ class Decoder {
             case FIXED32: return end - p < 4 ? cut(p) : p + 4;
             case LENGTH: p = read_length(p, end, length); return p ? p + length : nullptr;
             case GROUP: return skip_group(p, end, tag >> 3, nullptr);
-            case END: return damaged(p, "a group ends that has not begun");
+            case END: return damaged(p, "a group ends without a beginning");
             default: return damaged(p, "a field has a wire type that does not exist");
         }
     }
@@ -471,7 +471,7 @@ class Decoder {
         if (p == nullptr) return nullptr;
         const uint8_t* const stop = p + length;
         if (column.op == Op::fixed32 || column.op == Op::fixed64) {
-            if (length % column.width) return wrong(at, column, "the length of packed values is not that of whole ones");
+            if (length % column.width) return wrong(at, column, "the length of packed values is not a multiple of the length of one value");
             while (p < stop) {
                 items.room();
                 const int64_t rows = std::min((stop - p) / column.width, items.cap - items.len), size = rows * column.width;

@@ -135,7 +135,7 @@ class Encoder {
         for (const Out* member : members) {
             const ArrowArray* column = array->children[member->child];
             if (!valid(column, at + column->offset)) continue;
-            if (found) throw Unwritable{member->path, "not null, nor is " + found->path + " of the same oneof"};
+            if (found) throw Unwritable{member->path, "it is set, and so is " + found->path + " of the same oneof"};
             found = member;
         }
     }
@@ -240,7 +240,7 @@ class Encoder {
         int32_t value = 0;
         const auto read = std::from_chars(name.data(), name.data() + name.size(), value);
         if (read.ec != std::errc() || read.ptr != name.data() + name.size())
-            throw Unwritable{field.path, "the text is no value of the enum"};
+            throw Unwritable{field.path, "the text is not a value of the enum"};
         return value;
     }
 };

@@ -20,7 +20,7 @@ def schema_ids(payloads):
     cdef View view
     keep = open_view(plain_array(payloads), &view)  # kept alive while its buffers are read
     if view.type != TYPE_BYTES and view.type != TYPE_TEXT:
-        raise TypeError(f"payloads are binary, not {payloads.type}")
+        raise TypeError(f"payloads must be binary, not {payloads.type}")
     cdef vector[int64_t] ids  # in the order of first appearance; -1 stands for no header
     cdef vector[int32_t] which
     cdef unordered_map[int64_t, int32_t] places

@@ -31,7 +31,7 @@ cdef class Barrier:
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
-            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+            raise ValueError(f"a checkpoint id must be positive, not {checkpoint_id}")
         self.checkpoint_id = checkpoint_id
 
     def __eq__(self, other):
@@ -54,7 +54,7 @@ cdef class Abort:
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
-            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+            raise ValueError(f"a checkpoint id must be positive, not {checkpoint_id}")
         self.checkpoint_id = checkpoint_id
 
     def __eq__(self, other):
@@ -170,7 +170,7 @@ cdef class Channel:
 
     def __init__(self, int64_t capacity_rows=65536, int64_t capacity_bytes=67108864, str name not None=""):
         if capacity_rows <= 0 or capacity_bytes <= 0:
-            raise ValueError(f"a channel's capacity is positive, not {capacity_rows} rows and {capacity_bytes} bytes")
+            raise ValueError(f"a channel's capacity must be positive, not {capacity_rows} rows and {capacity_bytes} bytes")
         self.capacity_rows = capacity_rows
         self.capacity_bytes = capacity_bytes
         self.name = name
@@ -311,7 +311,7 @@ cdef class Channel:
                 raise ChannelClosed(self.name)
             self._elements.append(element)
         else:
-            raise TypeError(f"a channel carries elements, not {type(element).__name__}")
+            raise TypeError(f"a channel accepts batches and marks, not {type(element).__name__}")
         self._readable.signal.notify()
         callback, self._on_readable = self._on_readable, None
         _call(callback)
@@ -434,7 +434,7 @@ cdef class Gate:
     def abort(self, int64_t checkpoint_id):
         """Aborts this checkpoint as if Abort had arrived on an input. May be called from any thread."""
         if checkpoint_id <= 0:
-            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+            raise ValueError(f"a checkpoint id must be positive, not {checkpoint_id}")
         self._aborts.append(checkpoint_id)
         self._signal.signal.notify()
         self._fire()

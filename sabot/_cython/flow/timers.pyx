@@ -86,7 +86,7 @@ cdef int64_t _FAR = <int64_t> 1 << 62  # greater than the serial and the order o
 
 cdef int _kind(kind) except -1:
     if not 0 <= kind < KIND_COUNT:
-        raise ValueError(f"{kind} is no kind of timer")
+        raise ValueError(f"there is no kind of timer {kind}")
     return kind
 
 
@@ -306,7 +306,7 @@ cdef class TimerTable:
         for i in range(given.count):
             kind = kind_column.integer(i)
             if not (0 <= kind < KIND_COUNT and 0 < serial_column.integer(i) < _FAR and 0 < order_column.integer(i) < _FAR):
-                raise ValueError(f"row {i}: its kind or its place in the order is none that a timer has")
+                raise ValueError(f"row {i}: the kind of the timer does not exist, or its order is out of range")
         names = rows.column(3)
         plain = not any(names.unique().to_pylist())
         texts = None if plain else names.to_pylist()

@@ -196,9 +196,9 @@ cdef class _Columns:
         view = view_of(schema, self.array.children[index], self.array.offset, self.array.length)
         if format is None:
             if schema.dictionary == NULL and schema.format[0] == c"+" and (schema.format[1] == c"r" or schema.format[1] == c"u"):
-                raise TypeError(f"{what}: nulls of {self._type(index)} are not told by a bitmap; normalise the batch")
+                raise TypeError(f"{what}: a column of {self._type(index)} has no bitmap of nulls; normalise the batch")
         elif schema.dictionary != NULL or schema.format != format:
-            raise TypeError(f"{what}: column {self.batch.schema.names[index]!r} is {self._type(index)}, the table was made for another type")
+            raise TypeError(f"{what}: column {self.batch.schema.names[index]!r} is {self._type(index)}, and the table was made for another type")
         return view
 
     cdef View key(self, int64_t index, bytes format, str what) except *:
@@ -212,7 +212,7 @@ cdef class _Columns:
 
 cdef _Columns _columns(object batch):
     if not isinstance(batch, _RecordBatch):
-        raise TypeError(f"a table takes a pyarrow.RecordBatch, not a {type(batch).__name__}")
+        raise TypeError(f"the rows must be a pyarrow.RecordBatch, not a {type(batch).__name__}")
     cdef _Columns columns = _Columns()
     columns.batch = batch
     columns.capsules = batch.__arrow_c_array__()
@@ -246,7 +246,7 @@ def sum_overflow(str what, keys=None):
         f"{name}={column[0].as_py()!r}" for name, column in zip(keys.schema.names, keys.columns) if not name.startswith("__")
     ]
     return DataError(
-        what + (f": the one of {', '.join(told)}" if told else ""),
+        what + (f": its key is {', '.join(told)}" if told else ""),
         hint='sum a wider type: .cast("float64"), or .cast(pa.decimal128(38, 0))',
     )
 
@@ -273,7 +273,7 @@ cdef class GroupTable:
 
     def __init__(self, keys, aggregates):
         if not isinstance(keys, pa.Schema):
-            raise TypeError(f"keys are a pyarrow.Schema, not a {type(keys).__name__}")
+            raise TypeError(f"keys must be a pyarrow.Schema, not a {type(keys).__name__}")
         self.keys = keys
         self.key_formats = []
         self.argument_formats = []
@@ -359,13 +359,13 @@ cdef class GroupTable:
         if hashes is not None:
             call.hashes = numbers_of(hashes, _UINT64, "hashes", -1)
             if call.hashes.length != call.columns.array.length:
-                raise ValueError(f"{call.hashes.length} hashes of {call.columns.array.length} rows")
+                raise ValueError(f"{call.hashes.length} hashes for {call.columns.array.length} rows")
             call.hash_values = call.hashes.uint64()
         return call
 
     cdef int add_keys(self, _Call call, object keys) except -1:
         if len(keys) != len(self.key_formats):
-            raise ValueError(f"{len(keys)} key columns, the table has {len(self.key_formats)}")
+            raise ValueError(f"{len(keys)} key columns were given, and the table has {len(self.key_formats)}")
         for i in range(len(keys)):
             call.views.push_back(call.columns.key(keys[i], self.key_formats[i], f"key {self.keys.names[i]!r}"))
         return 0
@@ -375,9 +375,9 @@ cdef class GroupTable:
         cdef int64_t column
         cdef size_t count = len(self.aggregates)
         if len(arguments) != count:
-            raise ValueError(f"{len(arguments)} arguments of {count} aggregates")
+            raise ValueError(f"{len(arguments)} arguments for {count} aggregates")
         if filters is not None and len(filters) != count:
-            raise ValueError(f"{len(filters)} filters of {count} aggregates")
+            raise ValueError(f"{len(filters)} filters for {count} aggregates")
         call.views.reserve(call.views.size() + 2 * count)
         for i in range(count):
             input.argument = NULL
@@ -431,9 +431,9 @@ cdef class GroupTable:
         """Opens the slots for the rows of a call: as many as rows, each a slot of this table or -1."""
         cdef Numbers numbers = numbers_of(slots, _INT32, "slots", -1)
         if numbers.length != call.count:
-            raise ValueError(f"{numbers.length} slots of {call.count} rows")
+            raise ValueError(f"{numbers.length} slots for {call.count} rows")
         if not self.all_live(numbers, True):
-            raise IndexError("slots that hold no group")
+            raise IndexError("a slot has no group")
         return numbers
 
     def accumulate(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
@@ -467,7 +467,7 @@ cdef class GroupTable:
         cdef _Call call = self.open(state, selection, None)
         cdef size_t keys = len(self.key_formats)
         if state.schema.names != self.states.names:
-            raise TypeError(f"the state has columns {state.schema.names}, the table {self.states.names}")
+            raise TypeError(f"the state has the columns {state.schema.names}, and the table has {self.states.names}")
         self.add_keys(call, range(keys))
         for i in range(len(self.state_formats)):
             call.views.push_back(call.columns.view(keys + i, self.state_formats[i], "state"))
@@ -486,7 +486,7 @@ cdef class GroupTable:
         cdef Numbers origin = self.groups(source)
         cdef int64_t i
         if to.length != origin.length:
-            raise ValueError(f"{to.length} slots to merge into, and {origin.length} to merge")
+            raise ValueError(f"`into` has {to.length} slots, and `source` has {origin.length}")
         for i in range(to.length):
             if to.int32()[i] == origin.int32()[i]:
                 raise ValueError(f"slot {to.int32()[i]} cannot be merged into itself")
@@ -511,7 +511,7 @@ cdef class GroupTable:
         """Opens slots, or all slots that hold groups for None. Raises IndexError for a slot without a group."""
         cdef Numbers numbers = numbers_of(self.slots() if slots is None else slots, _INT32, "slots", -1)
         if slots is not None and not self.all_live(numbers, False):
-            raise IndexError("slots that hold no group")
+            raise IndexError("a slot has no group")
         return numbers
 
     cdef list gather(self, vector[Source]& sources, list types, object slots):
@@ -596,7 +596,7 @@ cdef class GroupTable:
         if turn is not None:
             start, more = turn
             if start < 0 or more < 0:
-                raise ValueError(f"a turn begins at a slot and has so many groups: ({start}, {more}) cannot be")
+                raise ValueError(f"`turn` must be a first slot and a number of groups, not ({start}, {more})")
         with nogil:
             cut.cut = self.table.cut(everything, start, more)
         cut.table = self
@@ -649,7 +649,7 @@ cdef class GroupTable:
         with nogil:
             removed = self.table.remove(numbers.int32(), numbers.length)
         if not removed:
-            raise ValueError("a slot to be removed is named twice")
+            raise ValueError("a slot to be removed is given twice")
 
     def clear(self):
         """Removes all groups and keeps the memory for new ones."""
@@ -734,7 +734,7 @@ cdef class SlidingTable(GroupTable):
 
     cdef Table* pane_table(self, GroupTable pane) except NULL:
         if pane is None or pane is self or pane.aggregates != self.aggregates or not pane.keys.equals(self.keys):
-            raise TypeError("a pane is another table, made for the same keys and aggregates as the window")
+            raise TypeError("a pane must be another table, with the keys and aggregates of the window")
         return pane.table
 
     cdef int check_number(self, int32_t number, int32_t least) except -1:
@@ -759,13 +759,13 @@ cdef class SlidingTable(GroupTable):
         cdef Numbers numbers = self.groups(slots)
         self.check_number(number, 1)
         if numbers.length != table.groups:
-            raise ValueError(f"{numbers.length} slots of a pane of {table.groups} groups")
+            raise ValueError(f"{numbers.length} slots for a pane of {table.groups} groups")
         with nogil:
             self.slide.turn(table[0], number, numbers.int32())
         self.check_sums()
 
     def cut(self, turn=None):
-        raise TypeError("a sliding window is not cut: its panes are what a snapshot keeps")
+        raise TypeError("a sliding window has no cut: take cuts of its panes")
 
     def leave(self, int32_t number, slots):
         """Removes the pane that turned last."""
@@ -840,12 +840,12 @@ cdef object _result_type(str kind, object argument):
         raise TypeError(f"{kind} needs an argument")
     if kind in ("sum", "mean", "variance"):
         if not _is_number(argument):
-            raise TypeError(f"{kind} of {argument} has no meaning: use bool, integers or floats")
+            raise TypeError(f"{kind} is not defined for {argument}: use bool, integers or floats")
         if kind != "sum" or types.is_floating(argument):
             return pa.float64()
         return pa.uint64() if types.is_unsigned_integer(argument) else pa.int64()
     if not (_is_number(argument) or _is_temporal(argument)):
-        raise TypeError(f"{kind} of {argument} is not kept here: use bool, integers, floats, dates or times")
+        raise TypeError(f"a GroupTable has no accumulator for {kind} of {argument}: use bool, integers, floats, dates or times")
     return argument
 
 

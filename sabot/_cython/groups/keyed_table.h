@@ -1135,7 +1135,7 @@ inline void Table::read(Cut& cut, int64_t most, Copies& out) const {
     out.rows.reserve((most + Cut::READ_ROWS + 64) * stride_);
     for (bool some = true; some && out.count < most;) {
         std::lock_guard<std::mutex> hold(cut.mutex_);
-        if (!cut.open_) throw std::logic_error("a cut is read that was closed");
+        if (!cut.open_) throw std::logic_error("the cut is closed");
         const int64_t enough = out.count + Cut::READ_ROWS;
         const int64_t words = static_cast<int64_t>(cut.bits_.size());
         int64_t w = cut.next_id_ / 64;

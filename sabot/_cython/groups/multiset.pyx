@@ -148,11 +148,11 @@ cdef _Bytes _bytes(object array, int64_t count):
     """
     cdef _Bytes result = _Bytes()
     if array.type != _LARGE_BINARY and array.type != pa.binary():
-        raise TypeError(f"values are binary, not {array.type}")
+        raise TypeError(f"values must be binary, not {array.type}")
     if array.null_count:
         raise ValueError("values must not be null")
     if len(array) != count:
-        raise ValueError(f"{len(array)} values where there should be {count}")
+        raise ValueError(f"{len(array)} values for {count} rows")
     result.array = array
     result.count = count
     result.narrow = NULL
@@ -189,7 +189,7 @@ cdef object _large_binary(Strings& strings):
 cdef const uint8_t[::1] _flags(object flags, int64_t count):
     array = np.ascontiguousarray(flags).view(np.uint8)
     if len(array) != count:
-        raise ValueError(f"{len(array)} flags of {count} rows")
+        raise ValueError(f"{len(array)} flags for {count} rows")
     return array
 
 
@@ -462,7 +462,7 @@ cdef class Arrivals:
         cdef const int64_t[::1] order = np.ascontiguousarray(orders, np.int64)
         cdef int64_t i, missing = 0
         if len(order) != numbers.count:
-            raise ValueError(f"{len(order)} orders of {numbers.count} rows")
+            raise ValueError(f"{len(order)} orders for {numbers.count} rows")
         with nogil:
             for i in range(numbers.count):
                 if away[i]:
@@ -530,7 +530,7 @@ cdef class ExactSums:
         cdef const double[::1] reals = np.ascontiguousarray(values, np.float64)
         cdef int64_t i
         if len(reals) != numbers.count:
-            raise ValueError(f"{len(reals)} values of {numbers.count} rows")
+            raise ValueError(f"{len(reals)} values for {numbers.count} rows")
         with nogil:
             for i in range(numbers.count):
                 self.store.add_real(numbers.values[i], reals[i], away[i])
@@ -555,7 +555,7 @@ cdef class ExactSums:
 
     def variances(self, slots, int64_t ddof):
         if not self.squares:
-            raise ValueError("squares are not kept")
+            raise ValueError("variances need a store made with squares=True")
         return self.result(slots, 2, ddof)
 
     cdef object result(self, object slots, int what, int64_t ddof):

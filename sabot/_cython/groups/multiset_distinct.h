@@ -108,7 +108,7 @@ class DistinctNumbers {
         while (reader.at < reader.end) {
             const int64_t rows = reader.get<int64_t>();
             const uint32_t length = reader.get<uint32_t>();
-            if (rows <= 0 || length != static_cast<uint32_t>(width)) throw std::invalid_argument("a state of other values");
+            if (rows <= 0 || length != static_cast<uint32_t>(width)) throw std::invalid_argument("the state is of values with another width, or damaged");
             uint64_t word = 0;
             std::memcpy(reinterpret_cast<char*>(&word) + 8 - width, reader.bytes(length).data(), length);
             add(slot, __builtin_bswap64(word), 1u << filter);

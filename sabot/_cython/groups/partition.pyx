@@ -35,7 +35,7 @@ def check_keys(keys):
     numbers = sum([not (types.is_string(kind) or types.is_binary(kind) or types.is_decimal(kind)) for kind in keys.types])
     if numbers > _KEY_NUMBERS:
         raise UserError(
-            f"a key of {numbers} columns that are no text ({', '.join(keys.names[:3])}, …): at most {_KEY_NUMBERS} are possible",
+            f"a key has {numbers} columns that are not text ({', '.join(keys.names[:3])}, …): at most {_KEY_NUMBERS} are allowed",
             hint='make one text of some of them before: col("a").cast("string") + "/" + col("b").cast("string")',
         )
 
@@ -117,7 +117,7 @@ def hash_rows(list keys not None):
         elif PyBytes_Check(key):
             hashes.append(hash_bytes(<const uint8_t*> PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)))
         else:
-            raise TypeError(f"a record key is bytes or None, not {type(key).__name__}")
+            raise TypeError(f"a record key must be bytes or None, not {type(key).__name__}")
     return hashes
 
 

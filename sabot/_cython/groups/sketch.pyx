@@ -58,7 +58,7 @@ cdef tuple _opened(object states, int64_t count):
     no nulls.
     """
     if states.type != pa.large_binary() or states.null_count or len(states) != count:
-        raise ValueError(f"{count} states are large binary without nulls, not {len(states)} of {states.type}")
+        raise ValueError(f"the states must be large binary without nulls for {count} slots, not {len(states)} values of {states.type}")
     offsets = np.zeros(1, np.int64)
     data = None
     if count:
@@ -119,7 +119,7 @@ cdef class Distinct:
         cdef const uint64_t[::1] values = np.ascontiguousarray(hashes, np.uint64)
         cdef int64_t i
         if len(values) != len(numbers):
-            raise ValueError(f"{len(values)} hashes of {len(numbers)} rows")
+            raise ValueError(f"{len(values)} hashes for {len(numbers)} rows")
         with nogil:
             for i in range(len(numbers)):
                 self.store.add(numbers[i], values[i])
@@ -163,7 +163,7 @@ cdef class Quantiles:
         cdef const uint8_t[::1] away = flags
         cdef int64_t i
         if len(reals) != len(numbers) or len(away) != len(numbers):
-            raise ValueError(f"{len(reals)} values of {len(numbers)} rows")
+            raise ValueError(f"{len(reals)} values for {len(numbers)} rows")
         with nogil:
             for i in range(len(numbers)):
                 self.store.add(numbers[i], reals[i], away[i])

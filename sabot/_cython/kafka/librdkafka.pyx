@@ -120,7 +120,7 @@ cdef class RecordQueue:
 
     def __init__(self, make, schema, dict conf not None, *, bint headers=True):
         if self.queue != NULL:
-            raise TypeError("a RecordQueue is made once")
+            raise TypeError("a RecordQueue cannot be initialised twice")
         self.client = _client(make, conf)
         self.schema = schema
         self.queue = new Queue(client_made, not headers)
@@ -132,7 +132,7 @@ cdef class RecordQueue:
         cdef bytes name = topic.encode()
         for partition in partitions:
             if self.queue == NULL or not self.queue.follow(name, partition):
-                raise UserError(f"{topic}[{partition}]: the Kafka client has no queue of it", hint="is the source closed?")
+                raise UserError(f"{topic}[{partition}]: the Kafka client has no queue of this partition", hint="is the source closed?")
 
     def read(self, int64_t max_rows, double seconds):
         cdef ArrowArray out
@@ -179,7 +179,7 @@ cdef Records _records(tuple capsules) except *:
     other columns.
     """
     if not Records.fits(schema_of(capsules[0])):
-        raise TypeError("these are not the columns of records")
+        raise TypeError("the batch does not have the columns of records")
     return Records(schema_of(capsules[0]), array_of(capsules[1]))
 
 
@@ -208,7 +208,7 @@ cdef class RecordProducer:
             deliveries_expected = NULL
         self.producer = new Producer(client_made, deliveries, name, partitions)
         if not self.producer.ready():
-            raise UserError(f"the Kafka client takes no topic {topic!r}: {err2str(last_error()).decode()}")
+            raise UserError(f"the Kafka client refuses the topic {topic!r}: {err2str(last_error()).decode()}")
 
     def __dealloc__(self):
         del self.producer
@@ -218,7 +218,7 @@ cdef class RecordProducer:
         cdef Records records
         cdef Fault fault
         if taken < 0:
-            raise ValueError(f"{taken} rows cannot have been taken")
+            raise ValueError(f"the number of rows already taken is negative: {taken}")
         records = _records(capsules)
         with nogil:
             taken = self.producer.put(records, taken, fault)

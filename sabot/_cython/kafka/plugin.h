@@ -43,7 +43,7 @@ static int note_client(rd_kafka_t* made, const rd_kafka_conf_t*, void*, char*, s
 extern "C" __attribute__((visibility("default"), used)) inline int conf_init(rd_kafka_conf_t* conf, void**, char* errstr, size_t size) {
     using namespace sabot;
     if (client::conf_interceptor_add_on_new == nullptr) {
-        std::snprintf(errstr, size, "sabot has another module of Kafka in this process; if its files were replaced since, start anew");
+        std::snprintf(errstr, size, "this process has loaded another version of sabot's Kafka module; if its files were replaced, restart it");
         return CLIENT_FAILED;
     }
     /* Without this setting a delivered record stays in memory until Python polls. The Python client does not pass its

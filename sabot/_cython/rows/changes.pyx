@@ -35,7 +35,7 @@ cdef class Touches:
         inverse = np.empty(count, np.int32)
         latest = None if times is None else np.empty(count, np.int64)
         if times is not None and len(times) != count:
-            raise ValueError(f"{len(times)} times of {count} rows")
+            raise ValueError(f"{len(times)} times for {count} rows")
         if not count:
             return touched, rows, inverse, latest
         cdef int32_t[::1] out = touched
@@ -83,7 +83,7 @@ def weave(taken, added):
     cdef const uint8_t[::1] here = np.ascontiguousarray(added).view(np.uint8)
     cdef int64_t count = len(away), i, total = 0
     if len(here) != count:
-        raise ValueError(f"{len(here)} rows that come, {count} that go")
+        raise ValueError(f"`added` has {len(here)} rows, and `taken` has {count}")
     for i in range(count):
         total += (away[i] != 0) + (here[i] != 0)
     rows = np.empty(total, np.int32)
@@ -129,5 +129,5 @@ def woven(const int64_t[::1] before, const int64_t[::1] after, const int32_t[::1
                 place = choice[i]
                 out[i] = before[place] if place < count else after[place - count]
     if not within:
-        raise IndexError(f"rows beyond {count} before and {count} after")
+        raise IndexError(f"a row number is outside of the {count} rows before and the {count} rows after")
     return result

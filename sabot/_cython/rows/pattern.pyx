@@ -168,7 +168,7 @@ class TooManyPartials(Exception):
 
 cdef int _index(list names, object name, str what) except -1:
     if name not in names:
-        raise ValueError(f"{what}: {name!r} is none of {', '.join(names)}")
+        raise ValueError(f"{what}: {name!r} is not one of {', '.join(names)}")
     return names.index(name)
 
 
@@ -200,17 +200,17 @@ cdef class PatternTable:
         for step, first, kind, source in slots:
             slot.step, slot.first, slot.kind, slot.source = step, first, _index(_KINDS, kind, "slot"), source
             if not (0 <= slot.step < len(steps) and 0 <= slot.source < len(operands)) or operands[source] != kind:
-                raise ValueError(f"slot {step, first, kind, source} does not fit")
+                raise ValueError(f"slot {step, first, kind, source} has no such step or operand, or another kind")
             matcher.slots.push_back(slot)
         for least, most, before, between, optional, greedy, keep, test in steps:
             plan.least, plan.most = least, 0 if most is None else most
             if plan.least < 1 or (plan.most and plan.most < plan.least):
-                raise ValueError(f"{least} to {most} rows of a step")
+                raise ValueError(f"a step cannot match {least} to {most} rows")
             plan.before, plan.between = _index(_BEFORE, before, "before"), _index(_BEFORE, between, "between")
             plan.optional, plan.greedy, plan.test = optional, greedy, self._test(test)
             plan.keep = _index(_KEEP, keep, "keep")
             if greedy and between == "then_any":
-                raise ValueError("a greedy step leaves no row out: its rows cannot come with then_any")
+                raise ValueError("a greedy step cannot use then_any: it matches every row that it can")
             matcher.steps.push_back(plan)
         for gap in gaps:
             tests.clear()
@@ -228,7 +228,7 @@ cdef class PatternTable:
         cdef CCondition condition
         column, conditions = given
         if column >= 63:
-            raise ValueError(f"{column} tests are more than 63")
+            raise ValueError(f"test {column} is not allowed: a pattern has at most 63 tests")
         test.bits = EVERY if column < 0 else <uint64_t> 1 << <int> column
         for op, (left_captured, left), (right_captured, right), own in conditions:
             condition.op = _index(_OPS, op, "condition")
@@ -237,7 +237,7 @@ cdef class PatternTable:
             condition.own = own
             condition.kind = self._kind(left_captured, left)
             if condition.kind != self._kind(right_captured, right):
-                raise ValueError(f"{op}: the two sides are of different kinds")
+                raise ValueError(f"{op}: the two sides have different kinds")
             test.conditions.push_back(condition)
         return test
 
@@ -276,7 +276,7 @@ cdef class PatternTable:
             kept = open_array(selection, &chosen_column, TYPE_INT32, "selection")
             chosen, count = chosen_column.int32s(), chosen_column.length
             if not all_within(chosen, count, rows):
-                raise IndexError(f"the selection names rows that are none of the {rows}")
+                raise IndexError(f"the selection has row numbers outside of the {rows} rows of the batch")
         self.masks.assign(count, EVERY)
         for number, test in enumerate(tests):
             alive = open_view(plain_array(test), &view)
@@ -525,7 +525,7 @@ cdef class PatternTable:
                 if texts:
                     offsets[i + 1] = <int32_t> data.size()
         if data.size() >= <size_t> 2**31:
-            raise OverflowError(f"partial matches remember {data.size()} bytes of text; a checkpoint takes 2 GiB")
+            raise OverflowError(f"partial matches have {data.size()} bytes of text; a checkpoint can have at most 2 GiB")
         if texts:
             return pa.Array.from_buffers(pa.binary(), size, [validity, values, pa.py_buffer(<bytes> data)], nulls)
         return pa.Array.from_buffers(pa.int64(), size, [validity, values], nulls)
@@ -534,7 +534,7 @@ cdef class PatternTable:
         """Loads partial matches of an `export`. See pattern.pyi."""
         cdef Matcher* matcher = &self.matcher
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
-            raise ValueError("these are no partial matches of this pattern")
+            raise ValueError("the columns are not those of partial matches of this pattern")
         cdef View row_column, prev_column, step_column, weight_column
         cdef View slot_column, first_column, at_column, count_column, loop_column
         cdef View targets_column, start_column, last_column, node_column
@@ -572,7 +572,7 @@ cdef class PatternTable:
         cdef const int64_t* ends = node_column.int64s()
         for i in range(length):
             if not (-1 <= prev[i] < length and 0 <= step[i] < n and -1 <= row[i] < row_count and weight[i] >= 1):
-                raise ValueError(f"node {i} does not belong here")
+                raise ValueError(f"node {i}: a value is out of range")
             rows = max(rows, row[i] + 1)
         place.assign(length, -1)
         for i in range(size):
@@ -582,11 +582,11 @@ cdef class PatternTable:
         for i in range(size):
             at = ends[i]
             if not (0 <= at < length and 0 <= steps[i] < n and slots[i] >= 0):
-                raise ValueError(f"partial match {i} does not belong here")
+                raise ValueError(f"partial match {i}: a value is out of range")
             path.clear()
             while at >= 0 and place[at] < 0:
                 if <int64_t> path.size() > length:
-                    raise ValueError("the nodes go round in a circle")
+                    raise ValueError("the nodes form a cycle")
                 path.push_back(<int32_t> at)
                 at = prev[at]
             while path.size():
@@ -607,7 +607,7 @@ cdef class PatternTable:
             given.last = last_column.int64s()[i]
             given.node = place[ends[i]]
             if not matcher.belongs(given):
-                raise ValueError(f"partial match {i} is none of this pattern")
+                raise ValueError(f"partial match {i} does not fit this pattern")
             made = matcher.load_partial(slots[i], given)
             made_of.append(made)
         for slot in range(<int> matcher.slots.size()):

@@ -125,10 +125,10 @@ cdef class RankTable:
         self.ranking = new Ranking()
         self.absorbed = []
         if n < 1:
-            raise ValueError(f"the first {n} rows: 1 or more")
+            raise ValueError(f"n must be 1 or more, not {n}")
         cdef dict kinds = {"row_number": <int> ROW_NUMBER, "rank": <int> RANK, "dense_rank": <int> DENSE_RANK}
         if ties not in kinds:
-            raise ValueError(f"ties {ties!r}: row_number, rank or dense_rank")
+            raise ValueError(f"ties must be row_number, rank or dense_rank, not {ties!r}")
         self.rows = rows
         self.ranking.n = n
         self.ranking.ties = <Ties> <int> kinds[ties]
@@ -145,7 +145,7 @@ cdef class RankTable:
             column.descending = descending
             column.decimal = pa.types.is_decimal(data_type)
             if kind == TYPE_OTHER and not column.decimal:
-                raise TypeError(f"rows have no order by {rows.field(index).name!r}, which is {data_type}")
+                raise TypeError(f"rows cannot be ordered by {rows.field(index).name!r}, which is {data_type}")
             self.ranking.by.push_back(column)
             self.ranking.exact = len(by) == 1 and not column.decimal and not has_bytes(kind)
 
@@ -172,7 +172,7 @@ cdef class RankTable:
 
     cdef int _check_own(self) except -1:
         if self.ranking.borrows:
-            raise ValueError("a table that has absorbed another takes no rows of its own")
+            raise ValueError("rows cannot be added to a table that has absorbed another")
         return 0
 
     def add(self, slots, data, *, selection=None, ops=None, time=None, int64_t arrival=-1):
@@ -194,27 +194,27 @@ cdef class RankTable:
             if chosen_column.length != count:
                 raise ValueError(f"{count} slots for a selection of {chosen_column.length} rows")
             if not all_within(chosen, count, rows):
-                raise IndexError(f"the selection names rows outside of the {rows} rows of its batch")
+                raise IndexError(f"the selection has row numbers outside of the {rows} rows of the batch")
         elif rows != count:
             raise ValueError(f"{count} slots for {rows} rows")
         if not all_within(slot_column.int32s(), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if ops is not None:
             if not self.ranking.changes:
-                raise ValueError("a table of rows that are only added takes no ops")
+                raise ValueError("a table made with changes=False accepts no ops")
             alive.append(open_array(ops, &op_column, TYPE_INT8, "ops"))
             op_values = op_column.int8s()
         if time is not None:
             alive.append(open_array(time, &time_column, TYPE_INT64, "time"))
             times = time_column.int64s()
         if (ops is not None and op_column.length != rows) or (time is not None and time_column.length != rows):
-            raise ValueError(f"ops and time have an entry for each of the {rows} rows")
+            raise ValueError(f"ops and time must have a value for each of the {rows} rows")
         if count == 0:
             return
         with nogil:
             missing = self.ranking.add(sources, views, slot_column.int32s(), chosen, count, op_values, times, arrival)
         if missing >= 0:
-            raise KeyError(f"row {missing} is to be taken away, and is not there: {data.slice(missing, 1).to_pylist()[0]}")
+            raise KeyError(f"row {missing} is to be removed, but it is not in the table: {data.slice(missing, 1).to_pylist()[0]}")
 
     def load(self, slots, data, numbers, time):
         """Loads rows of a checkpoint. See ranked.pyi."""
@@ -231,7 +231,7 @@ cdef class RankTable:
         ]
         cdef int64_t count = data.num_rows
         if not (slot_column.length == count and number_column.length == count and time_column.length == count):
-            raise ValueError(f"slots, numbers and time have an entry for each of the {count} rows")
+            raise ValueError(f"slots, numbers and time must have a value for each of the {count} rows")
         if not all_within(slot_column.int32s(), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if count:
@@ -245,7 +245,7 @@ cdef class RankTable:
         cdef View column
         alive = open_array(slots, &column, TYPE_INT32, "slots")
         if self.ranking.changes or (self.ranking.rows and not self.ranking.borrows):
-            raise ValueError("a table that has rows of its own, or of which rows are taken away, absorbs no other")
+            raise ValueError("only a table without rows of its own, made with changes=False, can absorb another")
         if other is self or not other.rows.equals(self.rows) or other.ranking.exact != self.ranking.exact:
             raise ValueError("only another table of the same rows can be absorbed")
         if not all_within(column.int32s(), column.length, 2**31 - 1):

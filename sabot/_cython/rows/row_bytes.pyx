@@ -101,7 +101,7 @@ cdef int lay_out(Layout* layout, object schema) except -1:
     cdef int64_t i
     for i in range(raw.n_children):
         if not layout.add(raw.children[i]):
-            raise TypeError(f"rows with a column of type {schema.field(i).type} ({schema.field(i).name!r}) cannot be kept")
+            raise TypeError(f"column {schema.field(i).name!r} of type {schema.field(i).type} cannot be stored")
     layout.ready()
     return 0
 
@@ -109,7 +109,7 @@ cdef int lay_out(Layout* layout, object schema) except -1:
 cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources):
     """Opens columns for reading. Raises TypeError if their types are not those of `schema`."""
     if not isinstance(data, _RecordBatch):
-        raise TypeError(f"rows are a pyarrow.RecordBatch, not a {type(data).__name__}")
+        raise TypeError(f"rows must be a pyarrow.RecordBatch, not a {type(data).__name__}")
     cdef int64_t i, count = layout.nodes.size()
     if data.num_columns < count or any([data.schema.field(i).type != schema.field(i).type for i in range(count)]):
         raise TypeError(f"columns {data.schema.types} are not {schema.types}")
@@ -134,7 +134,7 @@ cdef class RowCodec:
         for kind in self.types:
             capsule = kind.__arrow_c_schema__()
             if not _is_kept(kind) or not self.format.add(schema_of(capsule), as_keys):
-                raise TypeError(f"groups with {kind} cannot be kept in a database")
+                raise TypeError(f"groups with {kind} cannot be stored in a database")
 
     def pack(self, columns, *, int64_t pane=0, heads=None):
         """Packs each row into a bytes object. With `heads`, a row begins with the pane (8 bytes that sort like the
@@ -147,11 +147,11 @@ cdef class RowCodec:
         cdef const uint64_t* head = NULL
         cdef list alive = []
         if len(columns) != len(self.types):
-            raise TypeError(f"{len(columns)} columns for a codec of {len(self.types)}")
+            raise TypeError(f"{len(columns)} columns were given to a codec of {len(self.types)}")
         sources.resize(len(columns))
         for i, (column, kind) in enumerate(zip(columns, self.types)):
             if column.type != kind:
-                raise TypeError(f"a column is {column.type}, the codec was made for {kind}")
+                raise TypeError(f"a column is {column.type}, and the codec was made for {kind}")
             capsules = column.__arrow_c_array__()
             alive.append(capsules)
             array = array_of(capsules[1])
@@ -195,7 +195,7 @@ cdef class RowCodec:
             size = PyBytes_GET_SIZE(<object> item[row])
             data = <const uint8_t*> PyBytes_AS_STRING(<object> item[row])
             if size < skip or not self.format.measure(data + skip, size - skip, text_bytes.data()):
-                raise ValueError(f"row {row} of {size} bytes is no packed row of {self.types}")
+                raise ValueError(f"row {row} of {size} bytes is not a packed row of {self.types}")
         cdef list buffers = []
         filled.resize(self.format.nodes.size())
         for i, kind in enumerate(self.types):

@@ -288,7 +288,7 @@ struct Store {
     }
     /* Checks and returns the end of the next row for the offsets. */
     static uint32_t offset(uint64_t end) {
-        if (end > 0x7fffffff) throw std::overflow_error("more than 2 GB in one column: take fewer rows at once");
+        if (end > 0x7fffffff) throw std::overflow_error("more than 2 GB in one column: read fewer rows at once");
         return static_cast<uint32_t>(end);
     }
 };

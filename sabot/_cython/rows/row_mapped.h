@@ -32,7 +32,7 @@ class Mapped {
         for (const Part& part : parts) bytes_ += padded(part.bytes);
         std::string name = directory + "/rows.XXXXXX";
         const int file = mkstemp(name.data());
-        if (file < 0) fail(directory, "cannot be written into");
+        if (file < 0) fail(directory, "cannot be written to");
         unlink(name.c_str());
         size_t at = 0;
         bool good = ftruncate(file, static_cast<off_t>(bytes_)) == 0;
@@ -44,7 +44,7 @@ class Mapped {
         const int error = errno;
         close(file);
         errno = error;
-        if (memory == MAP_FAILED) fail(directory, "rows cannot be moved there");
+        if (memory == MAP_FAILED) fail(directory, "cannot store a file of rows");
         at_ = static_cast<uint8_t*>(memory);
     }
     Mapped(const Mapped&) = delete;

@@ -301,7 +301,7 @@ class RowTable {
         found.at = found.block->position(id);
         return found.at >= 0 && found.block->is_live(found.at);
     }
-    [[noreturn]] static void absent(int64_t id) { throw std::out_of_range("row " + std::to_string(id) + " is not there"); }
+    [[noreturn]] static void absent(int64_t id) { throw std::out_of_range("row " + std::to_string(id) + " is not in the table"); }
     bool is_live(int64_t id) const {
         Found found;
         return locate(id, found);
@@ -845,7 +845,7 @@ inline void RowTable::remove(const int64_t* ids, int64_t count) {
                 found[k].block->set_live(found[k].at);
                 twice = twice || ids[k] == ids[i];
             }
-            if (twice) throw std::invalid_argument("row " + std::to_string(ids[i]) + " is to be removed twice");
+            if (twice) throw std::invalid_argument("row " + std::to_string(ids[i]) + " is given twice to be removed");
             absent(ids[i]);
         }
         found[i].block->set_dead(found[i].at);

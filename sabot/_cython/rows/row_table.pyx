@@ -169,7 +169,7 @@ cdef class _Rows:
 
 cdef _Rows _open(object data, object selection, object hashes):
     if not isinstance(data, _RecordBatch):
-        raise TypeError(f"a table takes a pyarrow.RecordBatch, not a {type(data).__name__}")
+        raise TypeError(f"the rows must be a pyarrow.RecordBatch, not a {type(data).__name__}")
     cdef _Rows rows = _Rows()
     cdef Numbers chosen
     rows.batch = data
@@ -209,7 +209,7 @@ cdef class RowTable:
 
     def __init__(self, rows, keys, *, bint counted=False, directory=None, int64_t memory_bytes=256_000_000):
         if not isinstance(rows, pa.Schema):
-            raise TypeError(f"rows are a pyarrow.Schema, not a {type(rows).__name__}")
+            raise TypeError(f"the columns must be a pyarrow.Schema, not a {type(rows).__name__}")
         self.rows = rows
         self.keys = list(keys)
         self.counted = counted
@@ -221,14 +221,14 @@ cdef class RowTable:
             self.table.add_column(self.schema.children[column])
             if not self.table.column_is_kept(column):
                 raise TypeError(
-                    f"column {rows.names[column]!r} of type {rows.types[column]} cannot be kept: normalise the batch, or cast it"
+                    f"column {rows.names[column]!r} of type {rows.types[column]} cannot be stored: normalise the batch, or cast it"
                 )
         for name in self.keys:
             column = rows.get_field_index(name)
             if column < 0:
-                raise ValueError(f"key {name!r} is no column, or more than one, of {rows.names}")
+                raise ValueError(f"key {name!r} must be the name of exactly one column of {rows.names}")
             if column in self.key_columns:
-                raise ValueError(f"key {name!r} is named twice")
+                raise ValueError(f"key {name!r} is given twice")
             kind = rows.types[column]
             format = self.schema.children[column].format
             if key_type_of(format) == TYPE_OTHER or pa.types.is_null(kind) or pa.types.is_fixed_size_binary(kind):
@@ -264,7 +264,7 @@ cdef class RowTable:
         """Adds the key columns of the batch to the call."""
         cdef int64_t column
         if len(keys) != len(self.key_columns):
-            raise ValueError(f"{len(keys)} key columns, the table has {len(self.key_columns)}")
+            raise ValueError(f"{len(keys)} key columns were given, and the table has {len(self.key_columns)}")
         for column, mine in zip(keys, self.key_columns):
             if not 0 <= column < call.array.n_children:
                 raise IndexError(f"the batch has no column {column}, only {call.array.n_children}")
@@ -284,7 +284,7 @@ cdef class RowTable:
         cdef _Rows call = _open(data, selection, hashes)
         cdef int64_t column
         if call.array.n_children < len(self.rows):
-            raise TypeError(f"a batch with the columns {call.batch.schema.names}, the table has {self.rows.names}")
+            raise TypeError(f"the batch has the columns {call.batch.schema.names}, and the table has {self.rows.names}")
         for column in range(len(self.rows)):
             if not same_type(call.schema.children[column], self.schema.children[column]):
                 raise TypeError(
@@ -321,7 +321,7 @@ cdef class RowTable:
     def find_chunks(self, data, keys, *, hashes=None, selection=None, lower=None, upper=None, limit=None, int64_t rows=65_536):
         """Returns the pairs of `find` in pieces."""
         if rows < 1:
-            raise ValueError(f"pieces of {rows} pairs")
+            raise ValueError(f"rows must be 1 or more, not {rows}")
         cdef _Found found = self.finder(data, keys, hashes, selection, lower, upper, limit)
         found.most = rows
         return found
@@ -336,7 +336,7 @@ cdef class RowTable:
         if upper is not None:
             most = <const int64_t*> call.add_numbers(upper, _INT64, "upper")
         if count < 0:
-            raise ValueError(f"limit is {count}")
+            raise ValueError(f"limit must not be negative, as {count} is")
         cdef _Found found = _Found()
         found.table = self
         found.call = call
@@ -450,7 +450,7 @@ cdef class RowTable:
 
     cdef Numbers countable(self, object ids):
         if not self.counted:
-            raise ValueError("the table is not counted: make it with counted=True")
+            raise ValueError("the table has no counts: make it with counted=True")
         return numbers_of(ids, _INT64, "ids", -1)
 
     def remove(self, ids):

@@ -194,7 +194,7 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
     names = set()
     for field, path in fields:
         if field.name in names:
-            raise UserError(f"column {path!r} is there twice", hint="give every column its own name")
+            raise UserError(f"there are two columns {path!r}", hint="give every column its own name")
         names.add(field.name)
         kind = kind_of(field.type, path, "decoded from")
         unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
@@ -222,7 +222,7 @@ cdef class JsonDecoder:
 
     def __init__(self, schema):
         if not isinstance(schema, pa.Schema):
-            raise TypeError(f"a schema is a pyarrow.Schema, not a {type(schema).__name__}")
+            raise TypeError(f"a schema must be a pyarrow.Schema, not a {type(schema).__name__}")
         self.schema = schema
         add_fields(&self.decoder.root, [(field, field.name) for field in schema])
 
@@ -311,7 +311,7 @@ def _binary(payloads):
         try:
             array = array.cast(pa.binary())
         except pa.ArrowNotImplementedError as error:
-            raise TypeError(f"payloads are binary, not {array.type}") from error
+            raise TypeError(f"payloads must be binary, not {array.type}") from error
     return array
 
 
@@ -331,7 +331,7 @@ def infer_schema(payloads):
             fields = _merged(fields, _shape(_stdlib_json.loads(payload, parse_int=_integer), ""), "")
             if _count(fields) > FIELDS:
                 raise UserError(
-                    f"the records have more than {FIELDS} fields, up to record {i + 1} of those that columns are inferred from",
+                    f"columns cannot be inferred: the first {i + 1} records have more than {FIELDS} fields",
                     hint='give a schema={"name": "type"} of the fields that are wanted',
                 )
     return pa.schema([(name, _arrow_type(shape)) for name, shape in fields.items()])
@@ -393,7 +393,7 @@ def _merged(a, b, path):
     if {"int64", "float64"} == ({a, b} if isinstance(a, str) and isinstance(b, str) else None):
         return "float64"
     raise UserError(
-        f"field {path!r}: rows do not agree on its type, {_arrow_type(a)} and {_arrow_type(b)}",
+        f"field {path!r}: its type is {_arrow_type(a)} in one row and {_arrow_type(b)} in another",
         hint="give a schema",
     )
 

@@ -620,7 +620,7 @@ class Decoder {
         if (SABOT_UNLIKELY(p == nullptr)) return false;
         if (SABOT_UNLIKELY(mismatch)) return false;
         if (SABOT_UNLIKELY(p != end)) {
-            fail(p, "more bytes after the object");
+            fail(p, "there are bytes after the end of the object");
             return false;
         }
         return true;
@@ -782,7 +782,7 @@ class Decoder {
             } while (*p >= 0x80 && p < end);
             return p;
         }
-        if (*p != '\\') return fail(p, "a control character in a string");
+        if (*p != '\\') return fail(p, "a string has a control character");
         if (end - p < 3) return fail(p, "a string is not closed");
         uint8_t c;
         switch (p[1]) {
@@ -979,7 +979,7 @@ class Decoder {
         Number number;
         const uint8_t* after = scan(p, number);
         if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
-        if (SABOT_UNLIKELY(!number.whole)) return wrong(node, p, depth, "a number with a fraction or exponent is no ");
+        if (SABOT_UNLIKELY(!number.whole)) return wrong(node, p, depth, "a number with a fraction or exponent cannot be ");
         uint64_t size = 0;
         bool fits = magnitude(number, size);
         const bool minus = number.negative;
@@ -1023,7 +1023,7 @@ class Decoder {
             value_text.ensure(16); /* scan_number reads beyond the end */
             std::memset(value_text.data + value_text.len, 0, 16);
             if (scan_apart(value_text.data, number) != value_text.data + value_text.len)
-                return wrong(node, p, depth, "the string is no number for ");
+                return wrong(node, p, depth, "the string is not a number for ");
         } else {
             after = scan_apart(p, number);
             if (after == nullptr) return no_number(node, p, depth);
@@ -1047,12 +1047,12 @@ class Decoder {
             after = string<true>(p + 1, value_text);
             if (after == nullptr) return nullptr;
             if (!read_iso(value_text.data, value_text.data + value_text.len, seconds, nanos))
-                return wrong(node, p, depth, "the string is no ISO 8601 time for ");
+                return wrong(node, p, depth, "the string is not an ISO 8601 time for ");
         } else {
             Number number;
             after = scan(p, number);
             if (after == nullptr) return no_number(node, p, depth);
-            if (!number.whole) return wrong(node, p, depth, "a number with a fraction or exponent is no ");
+            if (!number.whole) return wrong(node, p, depth, "a number with a fraction or exponent cannot be ");
             uint64_t size = 0;
             if (!magnitude(number, size) || size > static_cast<uint64_t>(INT64_MAX) + number.negative)
                 return wrong(node, p, depth, "the number is out of range for ");

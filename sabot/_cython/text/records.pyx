@@ -196,7 +196,7 @@ cdef bytes _joined(bytes scope, const uint8_t* head, int head_size, const uint8_
     """Joins scope (or the key group), head and tail."""
     cdef int64_t before = PyBytes_GET_SIZE(scope)
     if 0 < before <= GROUP_BYTES:
-        raise ValueError(f"{scope!r} is no encoded key")
+        raise ValueError(f"{scope!r} is not an encoded key")
     if before == 0:
         before = GROUP_BYTES
     cdef bytes result = PyBytes_FromStringAndSize(NULL, before + head_size + tail_size)
@@ -224,7 +224,7 @@ cdef inline int _put_long(uint8_t* out, object number) except -1:
         return put_int(out, value)
     if overflow > 0 and number <= 0xFFFFFFFFFFFFFFFF:
         return put_uint(out, PyLong_AsUnsignedLongLong(number))
-    raise TypeError(f"a key of state is an int of at most 64 bits, not {number}")
+    raise TypeError(f"an int that is a key of state must fit into 64 bits, unlike {number}")
 
 
 cdef int _pack(vector[uint8_t]& out, object key, int depth) except -1:
@@ -249,13 +249,13 @@ cdef int _pack(vector[uint8_t]& out, object key, int depth) except -1:
         _append(out, small, put_key_float(small, PyFloat_AS_DOUBLE(key)))
     elif isinstance(key, (tuple, list)):
         if depth == DEPTH_LIMIT:
-            raise TypeError(f"a key of state is at most {DEPTH_LIMIT} tuples deep")
+            raise TypeError(f"tuples in a key of state can be nested at most {DEPTH_LIMIT} deep")
         _append(out, small, put_array_head(small, len(key)))
         for part in key:
             _pack(out, part, depth + 1)
     else:
         raise TypeError(
-            f"a key of state is None, bool, int, float, str, bytes or a tuple of these, not {type(key).__name__}"
+            f"a key of state must be None, bool, int, float, str, bytes or a tuple of these, not {type(key).__name__}"
         )
     return 0
 
@@ -289,7 +289,7 @@ def key_rows(columns, hashes):
     cdef View view
     cdef list alive = []
     if not columns:
-        raise ValueError("a key has columns")
+        raise ValueError("a key needs at least one column")
     for column in columns:
         array = plain_array(column)
         alive.append(open_view(array, &view))
@@ -333,7 +333,7 @@ cdef object _require_plain_msgpack(object kind, object whole):
         types.is_boolean(kind) or types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)
         or types.is_string(kind) or types.is_binary(kind) or types.is_fixed_size_binary(kind) or types.is_null(kind)
     ):  # fmt: skip
-        raise TypeError(f"values of type {whole} cannot be kept in state: cast them to integers or strings first")
+        raise TypeError(f"values of type {whole} cannot be stored in state: cast them to integers or strings first")
 
 
 cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):

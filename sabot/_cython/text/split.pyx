@@ -27,7 +27,7 @@ cdef extern from "text/split.h" namespace "sabot" nogil:
 def split_part(texts, bytes by not None, int64_t index):
     """Returns part `index` of each text, split at each `by`; null if it has fewer parts."""
     if not by:
-        raise ValueError("there is nothing to split by")
+        raise ValueError("the separator is empty")
     array = plain_array(texts)
     cdef View view
     cdef object alive = open_view(array, &view)

@@ -28,13 +28,13 @@ def write_times(times, int64_t per_second, bytes text not None, fields):
     have four digits.
     """
     if per_second not in (1, 1_000, 1_000_000, 1_000_000_000):
-        raise ValueError(f"per_second is 1, 1,000, 1,000,000 or 1,000,000,000, not {per_second}")
+        raise ValueError(f"per_second must be 1, 1,000, 1,000,000 or 1,000,000,000, not {per_second}")
     cdef TimeFormat format
     cdef int32_t width = len(text)
     format.open(text, width, per_second)
     for code, place, digits in fields:
         if code == "f" and not 1 <= digits <= 9 or code != "f" and WIDTHS.get(code) != digits:
-            raise ValueError(f"{code!r} of {digits} digits is no field of a time")
+            raise ValueError(f"{code!r} with {digits} digits is not a field of a time")
         if not 0 <= place <= width - digits:
             raise ValueError(f"{digits} digits at {place} are not within {width} bytes")
         format.add(ord(code), place, digits)
@@ -42,7 +42,7 @@ def write_times(times, int64_t per_second, bytes text not None, fields):
     cdef View view
     cdef object alive = open_view(array, &view)
     if view.type != TYPE_INT64:
-        raise TypeError(f"times are int64, not {array.type}")
+        raise TypeError(f"times must be int64, not {array.type}")
     cdef int64_t count = view.length
     if count * width > MAX_BYTES:
         return None

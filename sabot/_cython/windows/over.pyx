@@ -205,7 +205,7 @@ cdef class _Rows:
         elif rows != self.count:
             raise ValueError(f"{self.count} slots for {rows} rows")
         if not (all_within(self.slots, self.count, 2**31) and (selection is None or all_within(self.chosen, self.count, rows))):
-            raise IndexError(f"a slot is negative, or the selection names rows outside of the {rows} rows of its batch")
+            raise IndexError(f"a slot is negative, or the selection has row numbers outside of the {rows} rows of the batch")
 
 
 cdef class _Slots:
@@ -236,7 +236,7 @@ cdef class FrameTable:
     def __cinit__(self, aggregates, arguments, filters, results, *, int64_t rows=-1, int64_t ms=-1):
         self.frames = new Frames()
         if (rows < 0) == (ms < 0):
-            raise ValueError("a frame is of so many rows, or of so many ms")
+            raise ValueError("a frame has either `rows` or `ms`")
         self.frames.rows = rows
         self.frames.ms = max(ms, 0)
         self.results = list(results)
@@ -434,7 +434,7 @@ cdef Fold _fold(str kind, object argument_type) except *:
         return FOLD_FIRST
     if kind == "last":
         return FOLD_LAST
-    raise ValueError(f"there is no aggregate {kind!r} of a frame")
+    raise ValueError(f"there is no aggregate {kind!r} over a frame")
 
 
 # Rows before and after a row
@@ -486,7 +486,7 @@ cdef list _all_rows(const Layout* layout, object schema, const vector[const Kept
 cdef list _checked_offsets(object offsets, vector[int64_t]* out):
     for offset in offsets:
         if offset < 1:
-            raise ValueError(f"an offset of {offset}: 1 or more")
+            raise ValueError(f"an offset must be 1 or more, not {offset}")
         out.push_back(offset)
     return list(offsets)
 
@@ -579,7 +579,7 @@ cdef class PlaceTable:
         cdef int64_t i
         for i in range(rows.count):
             if not self.places.load(sources, i, rows.slots[i], rows.times[i]):
-                raise ValueError(f"row {i}: slot {rows.slots[i]} has no counter, or more rows than are looked back at")
+                raise ValueError(f"row {i}: slot {rows.slots[i]} has no counter, or more rows than the greatest offset")
 
 
 cdef class WaitTable:

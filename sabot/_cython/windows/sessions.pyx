@@ -98,7 +98,7 @@ cdef class _Rows:
                 if of_times and not 0 <= self.rows.chosen[i] < length:
                     bad = i
         if bad >= 0:
-            raise IndexError(f"row {bad}: its slot is negative, or it is none of the {length} rows")
+            raise IndexError(f"row {bad}: its slot is negative, or it is outside of the {length} rows")
 
 
 def _checked(int64_t value, str name, int64_t least):

@@ -46,7 +46,7 @@ cdef class _Opened:
             raise ValueError("event time must not be null")
         self.alive = [open_view(array, &times)]
         if times.temporal or times.type != TYPE_INT64:
-            raise TypeError(f"event time is int64, not {array.type}")
+            raise TypeError(f"event time must be int64, not {array.type}")
         self.rows.time = times.int64s()
         self.rows.selection = NULL
         self.rows.count = times.length
@@ -54,7 +54,7 @@ cdef class _Opened:
             return
         self.alive.append(open_view(selection, &chosen))
         if chosen.type != TYPE_INT32 or chosen.temporal:
-            raise TypeError(f"a selection is int32, not {selection.type}")
+            raise TypeError(f"a selection must be int32, not {selection.type}")
         self.rows.count = chosen.length
         self.rows.selection = chosen.int32s()
 
@@ -115,7 +115,7 @@ def split_panes(time, int64_t size_ms, int64_t offset_ms, selection=None, *, int
     window.pyi.
     """
     if size_ms < 1 or size_ms > FARTHEST:
-        raise ValueError(f"a pane has 1 to 2**61 ms, not {size_ms}")
+        raise ValueError(f"a pane must have 1 to 2**61 ms, not {size_ms}")
     cdef _Opened opened = _Opened(time, selection)
     cdef const Rows* rows = &opened.rows
     if rows.count == 0:

@@ -111,7 +111,7 @@ def too_wide(kind: str, type: pa.DataType | None) -> str:
         return ""
     return (
         f'{kind} of decimals of up to {_SHORT} digits works: .cast("decimal({_SHORT}, {min(type.scale, _SHORT)})"); '
-        "or group_by(…).aggregate(…), or a window, which take all decimals"
+        "or group_by(…).aggregate(…), or a window, which accept all decimals"
     )
 
 

@@ -206,7 +206,7 @@ def _check(name: str, what: str, field: pa.Field) -> None:
         )
     if pa.types.is_nested(kind) or pa.types.is_null(kind):
         raise UserError(
-            f"{name}: {what} {field.name!r}, which is {kind}", hint="take a number, a text or a time out of it"
+            f"{name}: {what} {field.name!r}, which is {kind}", hint="aggregate a number, a text or a time in it"
         )
 
 

@@ -227,7 +227,7 @@ class BatchCaller(Caller):
         if times is None:
             if made.num_rows != self._count:
                 raise UserError(
-                    f"it made {made.num_rows} rows of {self._count}, which leaves them without event time",
+                    f"it returned {made.num_rows} rows for {self._count}, so their event times are unknown",
                     hint=f"give their event times: {how}; ctx.timestamp has those of the rows that the function got",
                 )
             return self._stamps
@@ -260,7 +260,7 @@ class BatchCaller(Caller):
         wrong += [f"an extra column {name!r}" for name in have if name not in schema.names]
         if wrong or len(have) != len(schema):
             reason = "; ".join(wrong) or "two columns with one name"
-            raise UserError(f"it returned other columns than its {what} has: {reason}")
+            raise UserError(f"the columns that it returned differ from its {what}: {reason}")
         columns = []
         for field in schema:
             column = made.column(field.name)
@@ -268,7 +268,9 @@ class BatchCaller(Caller):
                 columns.append(column if column.type == field.type else pc.cast(column, field.type))
             except pa.ArrowException as error:
                 reason = f"{field.name!r} is {column.type}, not {field.type}"
-                raise UserError(f"it returned another column than its {what} has: {reason}", hint="cast it") from error
+                raise UserError(
+                    f"a column that it returned differs from its {what}: {reason}", hint="cast it"
+                ) from error
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

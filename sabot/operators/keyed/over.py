@@ -80,11 +80,9 @@ class Over(SavesWatermark):
         if preceding_rows is not None and preceding_ms is not None:
             raise UserError("over: a frame has preceding_rows or preceding_ms, not both", hint="give one of them")
         if preceding_rows is not None and preceding_rows < 0:
-            raise UserError(
-                f"over: a frame of {preceding_rows} rows before a row", hint="give 0 or more, or None for all"
-            )
+            raise UserError(f"over: preceding_rows is {preceding_rows}", hint="give 0 or more, or None for all")
         if preceding_ms is not None and preceding_ms < 0:
-            raise UserError(f"over: a frame of {preceding_ms} ms before a row", hint="give 0 or more, or None for all")
+            raise UserError(f"over: preceding_ms is {preceding_ms}", hint="give 0 or more, or None for all")
         for each in columns:
             if each.kind not in OVER_KINDS and each.kind not in KINDS:
                 raise UserError(

@@ -270,12 +270,12 @@ class Layout:
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, last=None)
 
     def _waiting(self, side: Node, other: Node, usual: bool) -> frozenset[Read]:
-        """Returns the sources of `other` that wait until the rows that `side` has at the start have been read, or
-        none.
+        """Returns the sources of `other` that must wait until `side` has been read up to the end that it has at the
+        start.
 
-        There are none if the user has not asked for that and it is not usual for the step, or if it cannot be: a
-        source of `side` cannot say where its end is, or waits for one of `other` itself. Raises UserError if the user
-        has asked for it and it cannot be.
+        The result is empty if the step does not wait: the user has not asked for it and it is not usual for the step
+        (`usual`), or it is impossible. It is impossible if a source of `side` cannot tell where its end is, or itself
+        waits for a source of `other`. Raises UserError if the user has asked for it and it is impossible.
         """
         awaited = {id(each): each for each in walk([side]) if isinstance(each, Read)}
         asked = [each for each in awaited.values() if each.first]
@@ -292,7 +292,9 @@ class Layout:
         return waiting
 
     def _crossed(self, awaited: Iterable[int], waiting: Iterable[Read]) -> str:
-        """Returns a text that names a source that would wait for one that waits for it, even indirectly, or ""."""
+        """Returns a text that names a source in `waiting` for which one of the sources `awaited` waits already, even
+        indirectly, or "" if there is none. The two would wait for each other.
+        """
         before, more = set(awaited), list(awaited)
         while more:
             further = self._waits.get(more.pop(), set()) - before
@@ -304,7 +306,9 @@ class Layout:
 
 
 def _usually_first(node: TwoInputs, timeless: bool) -> bool:
-    """Returns True if the right side is read first unless the user says otherwise."""
+    """Returns True if the right side is read first unless the user says otherwise. `timeless`: True if the event time
+    of the right is not used.
+    """
     reads = [each for each in walk([node.right]) if isinstance(each, Read)]
     if isinstance(node, AsofJoin):
         return any(each.table is not None for each in reads)
@@ -312,8 +316,8 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
 
 
 def _is_aside(node: TwoInputs) -> bool:
-    """Returns True if the event time of the right does not count although its rows have it. If the left ends, the
-    right moves time on.
+    """Returns True if the event time of the right is not used although its rows have it. If the left ends, event time
+    follows the right.
     """
     return isinstance(node, Lookup) and not all(each.bounded for each in _drivers(node.left))
 
@@ -327,7 +331,7 @@ def _aligned(node: TwoInputs) -> Aligned | None:
 
 
 def _clocks(node: Node) -> frozenset[Read]:
-    """Returns the sources that give the node's rows their event time, without those that cannot be held back."""
+    """Returns the sources from which the node's rows get their event time, without those that cannot be held back."""
 
     def inputs(each: Node) -> Iterable[Node]:
         return () if isinstance(each, WithTime) else each.inputs[:1] if isinstance(each, Lookup) else each.inputs
@@ -336,15 +340,15 @@ def _clocks(node: Node) -> frozenset[Read]:
 
 
 def _drivers(node: Node) -> frozenset[Read]:
-    """Returns the sources for whose rows the node gives rows. The source of a table in which rows are looked up is
+    """Returns the sources whose rows make the node emit rows. The source of a table in which rows are looked up is
     not among them.
     """
     return _behind(node, lambda each: each.inputs[:1] if isinstance(each, Lookup | AsofJoin) else each.inputs)
 
 
 def _behind(node: Node, inputs: Callable[[Node], Iterable[Node]]) -> frozenset[Read]:
-    """Returns the sources from which the node is reached by these inputs of steps. It visits each step once, since
-    streams part and meet again.
+    """Returns the sources from which rows come to the node. `inputs`: returns the inputs of a step that are followed.
+    Each step is visited once, since streams part and meet again.
     """
     seen, more = {id(node): node}, [node]
     while more:
@@ -361,11 +365,11 @@ def _endless(reads: Iterable[Read]) -> str:
         if isinstance(each, AgentRead) or (
             isinstance(source, Source) and not ends(source) and backlog_of(source) is None
         ):
-            return f"{each.name} does not say where its end is"
+            return f"{each.name} cannot tell where its end is"
     return ""
 
 
 def _unheld(reads: Iterable[Read]) -> str:
     """Returns a text that names a source which cannot wait, or ""."""
     agents = [each.name for each in reads if isinstance(each, AgentRead)]
-    return f"agent {agents[0]} gives what it has, and does not wait" if agents else ""
+    return f"agent {agents[0]} emits results when it has them, and cannot wait" if agents else ""

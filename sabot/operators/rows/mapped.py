@@ -99,11 +99,11 @@ class MapBatches(Operator):
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{self.name} failed for the empty batch with which its columns are learnt: {reason}", hint=hint
+                f"{self.name} failed for an empty batch, from which its columns are inferred: {reason}", hint=hint
             ) from error
         if given is None:
             raise UserError(
-                f"{self.name} returned None for the empty batch with which its columns are learnt", hint=hint
+                f"{self.name} returned None for an empty batch, from which its columns are inferred", hint=hint
             )
         return _arrow(self.name, given).schema
 
@@ -151,7 +151,7 @@ class MapBatches(Operator):
             return _times(self.name, made.column(self.time), batch)
         if made.num_rows != len(before):
             raise UserError(
-                f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {batch_place(batch)}",
+                f"{self.name} returned {made.num_rows} rows for {len(before)}, so their event times are unknown; {batch_place(batch)}",
                 hint=f"keep the column {self.time!r}" if self.time else "give the source time=, and keep that column",
             )
         check_fixed(self.name, self.fixed, made, batch.data, batch)

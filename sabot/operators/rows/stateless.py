@@ -141,7 +141,7 @@ class Drop(Operator):
             _check_columns("drop", self.names, context.input)
         self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
         if all(context.input.names[i] in MARKS for i in self._kept):
-            raise UserError(f"drop: no column would be left of {', '.join(self.names)}")
+            raise UserError(f"drop: {', '.join(self.names)} are all columns, and a stream needs at least one")
         return pa.schema([context.input.field(i) for i in self._kept])
 
     def process(self, batch: Batch) -> None:
@@ -326,7 +326,7 @@ class _OutputColumns:
 def _check_columns(what: str, names: Iterable[str], schema: pa.Schema) -> None:
     for name in names:
         if name in MARKS:
-            raise UserError(f"{what}: {name!r} is a column of Sabot itself, which stays")
+            raise UserError(f"{what}: {name!r} is a column that Sabot uses itself")
         try:
             compile_expr(col(name), schema)
         except UserError as error:

@@ -293,7 +293,7 @@ def test_close_ends_a_read_that_waits_in_another_thread(broker: str) -> None:
     assert outcome[0][0] is None
     assert queue.read(10, 600.0) == (None, {}, [])
     queue.close()
-    with pytest.raises(UserError, match=r"nothing\[0\]: the Kafka client has no queue of it"):
+    with pytest.raises(UserError, match=r"nothing\[0\]: the Kafka client has no queue of this partition"):
         queue.follow("nothing", [0])
 
 

@@ -136,7 +136,7 @@ def test_strings_of_other_encodings(kind):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="int64"):
         equal_literal(pa.array([1]), b"a")
-    with pytest.raises(TypeError, match="constant is bytes, not str"):
+    with pytest.raises(TypeError, match="constant must be bytes, not str"):
         LiteralSet(["a"])
 
 

@@ -72,5 +72,5 @@ def test_rows_without_columns_are_rows():
 
 
 def test_batches_of_other_columns_are_refused():
-    with pytest.raises(ValueError, match=r"batches of other columns cannot be joined: \['text'\]"):
+    with pytest.raises(ValueError, match=r"batches with different columns cannot be joined: \['text'\]"):
         gathered([Batch(ROWS), Batch(ROWS.select(["text"]))])

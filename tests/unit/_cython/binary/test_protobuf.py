@@ -271,7 +271,7 @@ def test_numbers_of_a_closed_enum_without_a_name_are_skipped() -> None:
         (b"\x00\x00", "invalid Protobuf: a field has the number 0 at byte 1"),
         (b"\x16\x00", "invalid Protobuf: a field has a wire type that does not exist at byte 1"),
         (b"\x80\x80\x80\x80\x80\x01\x00", "invalid Protobuf: a tag has more than 32 bits at byte 0"),
-        (b"\xf4\x7f", "invalid Protobuf: a group ends that has not begun at byte 2"),
+        (b"\xf4\x7f", "invalid Protobuf: a group ends without a beginning at byte 2"),
         (b"\xf3\x7f\x08\x01", "invalid Protobuf: a group does not end at byte 2"),
         (b"\xf3\x7f" * 101, "invalid Protobuf: groups are nested deeper than 100 at byte 202"),
         (b"\x0a\x02\xc3\x28", "field id: invalid UTF-8 at byte 1"),
@@ -450,14 +450,14 @@ def test_columns_that_do_not_fit_are_refused_before_the_first_row(columns: dict[
         ({"cents": pa.array([1, None])}, "column 'cents', row 1: null, but the field cannot be absent"),
         ({"sizes": pa.array([[1], [None]])}, "column 'sizes', row 1: has a null item"),
         ({"sizes": pa.array([[1], None])}, "column 'sizes', row 1: null, but the field cannot be absent"),
-        ({"color": pa.array(["RED", "red"])}, "column 'color', row 1: the text is no value of the enum"),
+        ({"color": pa.array(["RED", "red"])}, "column 'color', row 1: the text is not a value of the enum"),
         (
             {"marks": pa.array([[], [("a", None)]], pa.map_(pa.string(), pa.int64()))},
             "column 'marks[].value', row 1: null",
         ),
         (
             {"card": pa.array([None, "1"]), "coupon": pa.array([None, {"sku": "s"}])},
-            "column 'coupon', row 1: not null, nor is card",
+            "column 'coupon', row 1: it is set, and so is card",
         ),
         (
             {"at": pa.array([0, 2**40], pa.timestamp("s"))},

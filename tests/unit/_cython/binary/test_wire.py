@@ -17,5 +17,5 @@ def test_each_id_comes_once_and_each_payload_says_which_it_has() -> None:
 def test_where_all_have_one_id_nothing_is_said_of_each() -> None:
     assert schema_ids(pa.array([b"\0\0\0\0\x07x"] * 3)) == ([7], None)
     assert schema_ids(pa.array([], pa.binary())) == ([], None)
-    with pytest.raises(TypeError, match="payloads are binary, not int64"):
+    with pytest.raises(TypeError, match="payloads must be binary, not int64"):
         schema_ids(pa.array([1]))

@@ -120,7 +120,7 @@ def test_peek_leaves_the_element():
 
 
 def test_what_is_no_element_is_refused():
-    with pytest.raises(TypeError, match="carries elements, not int"):
+    with pytest.raises(TypeError, match="accepts batches and marks, not int"):
         Channel().put(5)
     with pytest.raises(ValueError, match="capacity"):
         Channel(capacity_rows=0)

@@ -333,5 +333,5 @@ def test_columns_that_cannot_be_keys_are_refused() -> None:
         key_rows([ints([1]), ints([1, 2])], hashes)
     with pytest.raises(ValueError, match="hashes"):
         key_rows([ints([1, 2])], hashes)
-    with pytest.raises(ValueError, match="columns"):
+    with pytest.raises(ValueError, match="at least one column"):
         key_rows([], hashes)

@@ -71,7 +71,7 @@ def test_the_slots_of_distinct_numbers_grow_and_are_given_back():
 
 @pytest.mark.parametrize("state", [b"x", b"\1" + b"\0" * 7 + b"\2\0\0\0ab", b"\0" * 8 + b"\4\0\0\0abcd"])
 def test_a_state_of_other_values_is_refused(state):
-    with pytest.raises(ValueError, match="a state"):
+    with pytest.raises(ValueError, match=r"(a|the) state"):
         DistinctNumbers(1, 4).load([0], values_of([state]), 0)
 
 
@@ -396,5 +396,5 @@ def test_touched_slots_come_once_with_their_latest_time(batches):
 
 
 def test_weaving_wants_as_many_of_both():
-    with pytest.raises(ValueError, match="1 rows that come"):
+    with pytest.raises(ValueError, match="`added` has 1 rows"):
         weave(np.ones(2, bool), np.ones(1, bool))

@@ -119,7 +119,7 @@ def test_a_row_hashes_like_the_msgpack_of_its_key():
 def test_types_without_a_hash_are_named():
     with pytest.raises(TypeError, match="date32"):
         hash_array(pa.array([1], pa.date32()))
-    with pytest.raises(TypeError, match="no Arrow array"):
+    with pytest.raises(TypeError, match="not an Arrow array"):
         hash_array([1, 2])
 
 

@@ -62,12 +62,12 @@ def test_all_digits_are_written(kind: pa.DataType) -> None:
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b'{"x":"n/a"}', "the string is no number for decimal128(5, 2) at byte 5"),
-        (b'{"x":""}', "the string is no number"),
-        (b'{"x":" 1"}', "the string is no number"),
-        (b'{"x":"+1"}', "the string is no number"),
-        (b'{"x":"1,5"}', "the string is no number"),
-        (b'{"x":"NaN"}', "the string is no number"),
+        (b'{"x":"n/a"}', "the string is not a number for decimal128(5, 2) at byte 5"),
+        (b'{"x":""}', "the string is not a number"),
+        (b'{"x":" 1"}', "the string is not a number"),
+        (b'{"x":"+1"}', "the string is not a number"),
+        (b'{"x":"1,5"}', "the string is not a number"),
+        (b'{"x":"NaN"}', "the string is not a number"),
         (b'{"x":true}', "expected decimal128(5, 2), found a boolean"),
         (b'{"x":1e99999999999999999999}', "more digits"),
         (b'{"x":[1]}', "found a list"),

@@ -88,14 +88,14 @@ def test_subclasses_are_encoded_by_value():
 
 @pytest.mark.parametrize("key", [{}, {1}, object(), 2**64, -(2**63) - 1, (1, {}), bytearray(b"x"), 1j])
 def test_what_is_no_key_is_a_type_error(key):
-    with pytest.raises(TypeError, match="a key of state is"):
+    with pytest.raises(TypeError, match="a key of state"):
         state_key(key)
 
 
 def test_a_key_inside_itself_is_an_error_and_no_crash():
     loop = []
     loop.append(loop)
-    with pytest.raises(TypeError, match="64 tuples deep"):
+    with pytest.raises(TypeError, match="nested at most 64 deep"):
         state_key(loop)
 
 
@@ -111,7 +111,7 @@ def test_a_scoped_key_keeps_the_scope_and_its_key_group(owner, key):
 
 
 def test_a_scope_that_is_no_key_is_refused():
-    with pytest.raises(ValueError, match="no encoded key"):
+    with pytest.raises(ValueError, match="not an encoded key"):
         state_key("a", scope=b"xx")
 
 

@@ -64,8 +64,8 @@ def test_a_year_without_four_digits_is_not_written():
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
-        (("Y", 0, 2), "'Y' of 2 digits"),
-        (("f", 0, 10), "'f' of 10 digits"),
+        (("Y", 0, 2), "'Y' with 2 digits"),
+        (("f", 0, 10), "'f' with 10 digits"),
         (("d", 9, 2), "not within 10 bytes"),
         (("d", -1, 2), "at -1"),
     ],

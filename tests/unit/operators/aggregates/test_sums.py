@@ -79,7 +79,7 @@ def test_a_frame_has_a_sum_though_its_parts_have_none(tmp_path):
 
 
 def test_the_error_of_a_frame_names_the_key(tmp_path):
-    with pytest.raises(DataError, match="the one of k='a'"):
+    with pytest.raises(DataError, match="its key is k='a'"):
         stream(tmp_path, [MOST, 1]).key_by("k").over(preceding=1, s=sabot.sum("x")).collect()
 
 

@@ -622,7 +622,7 @@ def test_a_batch_function_may_give_none_or_read_event_time_anew(loop):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (doubled(0, 1), "made 1 rows of 2, which leaves them without event time"),
+        (doubled(0, 1), "returned 1 rows for 2, so their event times are unknown"),
         (pa.table({"m": ["x", "y"]}), "'m' is string, not int64"),
         ("text", "returned a str, which is not Arrow data"),
     ],

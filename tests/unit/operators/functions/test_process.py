@@ -466,7 +466,7 @@ def test_what_a_batch_function_gives_must_be_what_was_said(run: Any) -> None:
         (pa.record_batch({"k": ["a"], "what": ["x"], "n": ["?"]}), "'n' is string, not int64"),
         (good.append_column("m", pa.array([1])), "an extra column 'm'"),
         ([1, 2], "list, which is not Arrow data"),
-        (good, "1 rows of 2"),
+        (good, "1 rows for 2"),
         ((good, pa.array([1, 2])), "2 event times for 1 rows"),
         ((good, pa.array(["x"])), "not int64"),
     ]

@@ -465,5 +465,5 @@ def test_a_key_of_more_columns_than_a_table_takes_is_refused_by_their_names(step
     """It was a bare ValueError of the kernel."""
     app = App("wide")
     rows, others = (app.stream(ScriptedSource([dict.fromkeys(NUMBERS, 1), END])) for _ in range(2))
-    with pytest.raises(UserError, match=r"key of 33 columns that are no text \(c0, c1, c2, …\): at most 32"):
+    with pytest.raises(UserError, match=r"key has 33 columns that are not text \(c0, c1, c2, …\): at most 32"):
         MANY_KEYED[step](rows, others).collect()

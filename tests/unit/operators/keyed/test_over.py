@@ -475,11 +475,11 @@ def test_columns_that_do_not_fit_are_refused():
         table.add(slots, rows, times.slice(1))
     with pytest.raises(IndexError, match="negative"):
         table.add(pa.array([0, -1], pa.int32()), rows, times)
-    with pytest.raises(ValueError, match="of so many ms"):
+    with pytest.raises(ValueError, match="either `rows` or `ms`"):
         FrameTable([], [], [], [], rows=1, ms=1)
     with pytest.raises(ValueError, match="1 or more"):
         PlaceTable(pa.schema([]), [0])
-    with pytest.raises(TypeError, match="cannot be kept"):
+    with pytest.raises(TypeError, match="cannot be stored"):
         WaitTable(pa.schema([("d", pa.dictionary(pa.int8(), pa.string()))]), [1], [[0]])
 
 
