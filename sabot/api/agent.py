@@ -148,7 +148,9 @@ class AgentSpec:
     answer.
     """
     check: Callable[[Any], object] | None = None
-    """A function that raises DataError for a record's value that the agent cannot take; None if it takes all."""
+    """A function that raises DataError for a record's value that the agent cannot process, or None if the agent can
+    process all values.
+    """
 
     @classmethod
     def of(
@@ -252,8 +254,8 @@ class AgentSpec:
 
     @property
     def job_key(self) -> str | None:
-        """The field by which the jobs of a durable agent stay in order. It is `key=`, except for batch agents, whose
-        `key=` is about the output.
+        """The field by which the jobs of a durable agent stay in order: jobs with the same value of the field run one
+        after the other. It is `key=`; None for batch agents, whose `key=` is the key of their results.
         """
         return None if self.batch else self.key
 
@@ -265,8 +267,8 @@ class AgentSpec:
 
     @property
     def text_keys(self) -> bool:
-        """True if the field `key=` is text by the schema. The key of a record then contains this text as it is, and
-        not as JSON.
+        """True if the schema declares the field `key=` as text. The key of a record is then this text in UTF-8, and
+        not JSON.
         """
         kind = None if self.schema is None or self.key is None else self.schema.field(self.key).type
         return kind is not None and bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
@@ -335,7 +337,7 @@ def _output_format(
 
 
 def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *, batch: bool) -> list[Any]:
-    """Returns the sinks, the first one first; [None] without a sink. Raises UserError."""
+    """Returns the sinks in the order of `sink=`, or [None] if there is none. Raises UserError."""
     several = isinstance(given, list | tuple)
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
     if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
@@ -355,7 +357,9 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
 
 
 def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, Any]) -> None:
-    """Checks the options that only durable agents have. Raises UserError."""
+    """Raises UserError for options of durable agents that another agent has, and for values of these options that are
+    wrong.
+    """
     durable, batch = given["durable"], given["batch"]
     if not isinstance(durable, bool):
         raise refuse(f"durable={durable!r}", "True or False")

@@ -53,7 +53,9 @@ def agent_function(
 
 
 def check_template(prompt: str, where: str) -> None:
-    """Raises UserError for a template that no record can fill: it has braces of JSON, or a brace that is not closed."""
+    """Raises UserError for a template that no record can fill, because it contains the braces of JSON or a brace that
+    is not closed.
+    """
     try:
         fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]
         wrong = next((field for field in fields if not re.match(r"\w+", field)), None)

@@ -1,8 +1,8 @@
-"""Aggregates as users write them: `total=sabot.sum("amount")`. They only describe; the engine computes.
+"""Aggregates as users write them: `total=sabot.sum("amount")`. They are descriptions; operators compute the values.
 
-Arguments are names of columns or expressions. Nulls do not count, unless an aggregate says otherwise. If a group has
-no values, `count`, `count_distinct` and `approx_count_distinct` are 0, `collect_list` and `top_k` are empty lists,
-and all others are null (as in SQL).
+Arguments are names of columns or expressions. Aggregates ignore nulls, unless their docstring says otherwise. If a
+group has no values, `count`, `count_distinct` and `approx_count_distinct` are 0, `collect_list` and `top_k` are empty
+lists, and all other aggregates are null (as in SQL).
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +23,9 @@ class UserAggregate(ABC):
     """An aggregate of your own. One object serves all groups; the data of a group is its state, any value that
     msgpack can encode.
 
-    Rows arrive in batches, and the result must not depend on how they were cut. States of parts may be merged in any
-    grouping, but the part with earlier rows is always `a`.
+    Rows arrive in batches, and the result must not depend on where one batch ends and the next one begins. The engine
+    may merge the states of several sets of rows in any grouping, but the first argument of `merge` always has the
+    earlier rows.
     """
 
     type: pa.DataType
@@ -36,14 +37,14 @@ class UserAggregate(ABC):
 
     @abstractmethod
     def accumulate(self, state: Any, batch: pa.RecordBatch) -> Any:
-        """Returns the state after these rows, all of one group. It may change `state` in place.
+        """Returns the state after these rows, which are all of one group. It may change `state` in place.
 
         `batch`: a RecordBatch with the columns given to `aggregate_with`.
         """
 
     @abstractmethod
     def merge(self, a: Any, b: Any) -> Any:
-        """Returns the state of the rows of both parts; the rows of `a` came first. It may change `a` in place, but
+        """Returns the state of the rows of both states; the rows of `a` came first. It may change `a` in place, but
         not `b`.
         """
 

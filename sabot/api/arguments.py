@@ -75,8 +75,8 @@ def keep_ms(keep: Any) -> tuple[int | None, int | None]:
 
 
 def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
-    """Returns the bounds of `between=` as (lower, upper) in ms; None for an open end. A bound such as "-1h" lies
-    before the row.
+    """Returns the bounds of `between=` as (lower, upper) in ms, with None for an end that is open. A bound such as
+    "-1h" is negative: it lies before the row.
 
     Raises UserError if the interval is empty, or if `how` needs an end that is open.
     """
@@ -121,9 +121,10 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
-    """Returns a pa.Schema unchanged, and makes one of {"name": type}, with types as pyarrow or Python name them.
+    """Returns a pa.Schema unchanged, or the pa.Schema of a dict {"name": type}, with types as pyarrow or Python name
+    them.
 
-    Raises UserError, whose message calls the argument `said`.
+    `said`: the name of the argument for messages. Raises UserError for anything else, and for an unknown type.
     """
     if isinstance(schema, pa.Schema):
         return schema
@@ -193,7 +194,9 @@ def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iter
 
 
 Computed: TypeAlias = tuple[tuple[str, Expr], ...]
-"""The results as (name, expression over the columns of the step); empty if all results are plain aggregates."""
+"""The results as (name, expression over the columns of the step), or an empty tuple if no result is computed from
+aggregates.
+"""
 
 
 def aggregates_of_keywords(

@@ -28,8 +28,8 @@ _WHERE = "llm.map"
 
 
 class AgentModel:
-    """The models of an engine, for an agent that is not durable: `ctx.llm(engine)`. A call that is repeated after an
-    error asks again.
+    """The models of an engine, for an agent that is not durable: `ctx.llm(engine)`. If the agent's function is called
+    again after an error, the model is asked again.
     """
 
     def __init__(self, engine: ExecutionEngine) -> None:

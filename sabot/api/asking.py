@@ -29,8 +29,8 @@ class Asking:
     raises ModelError.
 
     One object serves all subtasks of a step, in one event loop. `instructions`: the system message before each
-    prompt. `fields`: further fields of the RequestSpec. Raises UserError for fields that make no request, and for
-    tools.
+    prompt. `fields`: further fields of the RequestSpec. Raises UserError for fields that a RequestSpec does not
+    accept, and for tools.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Asking:
         return self._engine.concurrency
 
     def share(self, answers: int) -> None:
-        """Makes operators with equal prompts share one request, with a cache of this number of answers for all of
-        them.
+        """Makes all subtasks of the step share one cache of `answers` answers, and one request for equal prompts in
+        flight.
 
-        An engine with a cache of its own uses that one.
+        If the engine has a cache of its own, that cache is used in place of the new one.
         """
         if self._cache is None:
             self._cache = MemoryCache(max(answers, 1))

@@ -59,11 +59,11 @@ class LookupOptions(AsyncOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class AsyncCall:
-    """A call for each row, or with `batch` for each slice of at most `rows` rows. A function of a row may yield: each
-    yielded dict is a row.
+    """A call for each row, or with `batch` for each slice of at most `rows` rows. A function for one row may be a
+    generator: each dict that it yields is a row of the result.
 
-    `schema`: the columns of the results. `ordered`: True if results come out in the order of the input. `on_error` of
-    the options is "fail" or "skip".
+    `schema`: the columns of the results. `ordered`: True if results are emitted in the order of the input. `on_error`
+    of the options is "fail" or "skip".
     """
 
     function: Callable[[Any], Awaitable[Any]]
@@ -107,8 +107,8 @@ class AsyncCall:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """The fields that distinguish this call from others, in the order in which checkpoints have them in the
-        digests of steps.
+        """The values by which the digest of a step (`plan/paths`) distinguishes this call from others. Their order
+        must not change, because checkpoints contain such digests.
         """
         made = self.options
         attempts = (made.timeout_s, made.retry.retries, made.retry.backoff_s, made.on_error)

@@ -209,9 +209,10 @@ class AgentContext:
 
     @property
     def timers(self) -> Timers:
-        """The timers of the agent's key, for an agent with `on_timer=`. They go by the clock.
+        """The timers of the agent's key, for an agent with `on_timer=`. They fire by processing time.
 
-        Changes take effect when the call has succeeded. Setting a timer raises UserError without `on_timer=`.
+        Changes of timers take effect when the call has succeeded. Setting a timer raises UserError without
+        `on_timer=`.
         """
         if self._timers is None:
             self._timers = CallTimers(self.agent_id)
@@ -219,8 +220,8 @@ class AgentContext:
 
     @property
     def state_backend(self) -> StateBackend:
-        """The state backend as this call sees it, with the call's own writes. Raises NoStateBackend if the app has no
-        state.
+        """The state backend for this call: its reads return the writes that the call has made so far. Raises
+        NoStateBackend if the app has no state.
         """
         if self._backend is None:
             raise NoStateBackend()
@@ -236,7 +237,8 @@ class AgentContext:
     def state(self, namespace: str = "default") -> StateAccessor:
         """Returns the agent's state in this namespace. Raises NoStateBackend if the app has no state.
 
-        With `key=` the state belongs to the key of the call. Without it, the app's agents share a namespace.
+        With `key=`, the agent has a state of its own for each key. Without `key=`, all agents of the app that name
+        the same namespace share its state.
         """
         # Agents call this for each record, so the common case makes no further call.
         space = self._prefix + namespace if type(namespace) is str else self._space(namespace)

@@ -28,7 +28,12 @@ _SCHEMA = pa.schema(
 
 
 def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
-    """Returns the aggregates that `table_of` needs, named "<number of the column>.<figure>"."""
+    """Returns the aggregates that `table_of` needs, by name: "rows", the number of rows, and the figures of each
+    column as "<number of the column>.<figure>", such as "0.min".
+
+    A column has only the figures that its type allows: nested columns have just a count, and only numbers have a
+    mean, a standard deviation and quartiles.
+    """
     wanted: dict[str, Aggregate] = {"rows": count()}
     for i, column in enumerate(schema):
         name, number = column.name, _is_number(column.type)
@@ -43,7 +48,11 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
 
 
 def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
-    """Turns the one row of the aggregates into a table with one row for each column of the stream."""
+    """Returns a table with one row for each column of the stream.
+
+    `schema`: the columns of the stream. `values`: the results of `aggregates_of` by name. A figure that is missing in
+    `values` is null in the table; a missing "rows" counts as 0.
+    """
     rows = []
     for i, column in enumerate(schema):
         row: dict[str, Any] = {field.name: values.get(f"{i}.{field.name}") for field in _SCHEMA}

@@ -46,7 +46,7 @@ class Reply:
 
     @property
     def expired(self) -> bool:
-        """True if nobody has answered in time."""
+        """True if nobody answered within the timeout of the question."""
         return self.outcome == "expired"
 
 
@@ -71,7 +71,9 @@ class DurableContext(AgentContext):
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1 (`on_error="retry"`). Replays of the journal after a crash do not count."""
+        """The number of this attempt, from 1 (`on_error="retry"`). A replay of the journal after a crash is not a new
+        attempt.
+        """
         return self._job.history.attempt
 
     @property
@@ -94,11 +96,12 @@ class DurableContext(AgentContext):
         return frozenset(self._job.labels)
 
     async def call(self, tool: Tool | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Calls a tool, and returns its result as msgpack writes and reads it.
+        """Calls a tool, and returns its result after encoding and decoding by msgpack: a tuple becomes a list, for
+        example.
 
-        The result is in the journal before the job continues, and a replay reads it from there. A plain function
-        counts as `unsafe`. Raises EffectError if the tool fails, if the call could not be made or was abandoned, or
-        if its result cannot be encoded.
+        The result is in the journal before the job continues, and a replay reads it from there. A function that is no
+        tool is called as a tool of the class `unsafe`. Raises EffectError if the tool fails, if the call could not be
+        made or was abandoned, or if its result cannot be encoded.
         """
         made = as_tool(tool)
         if made.converse is not None and not args:
@@ -147,12 +150,14 @@ class DurableContext(AgentContext):
         return Reply(entry.outcome, _said(entry.body), entry.by)  # type: ignore[arg-type]
 
     async def sleep(self, duration: Duration) -> None:
-        """Waits for this time. For more than a second, the job is parked. `asyncio.sleep` in a job does the same."""
+        """Waits for this time. If it is more than a second, the job is parked. `asyncio.sleep` in a job does the
+        same.
+        """
         await asyncio.sleep(parse_seconds(duration, name="sleep"))
 
     async def wait(self, name: str, *, timeout: Duration | None = None) -> Any:
         """Waits for the next signal of this name (`sabot jobs signal JOB NAME`), and returns its value. A signal that
-        came before counts.
+        came before this call is returned at once, unless an earlier call has returned it.
 
         Raises TimeoutError if no signal comes within `timeout`.
         """
@@ -165,8 +170,8 @@ class DurableContext(AgentContext):
         """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This
         job is parked meanwhile.
 
-        `agent`: the function of the agent, or its name. Raises EffectError if the child fails. A child whose result
-        is no longer awaited, because the call was cancelled or this job has ended, is cancelled, unless its agent has
+        `agent`: the function of the agent, or its name. Raises EffectError if the child fails. If this job has ended,
+        or its call of `child` was cancelled, the child is cancelled too, unless its agent has
         `ChildLimits(outlive=True)`.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
@@ -185,13 +190,13 @@ class DurableContext(AgentContext):
         return JobModel(self.call, self._job, engine)
 
     def now(self) -> int:
-        """Returns the time of the job in ms since 1970: the time of the last result, answer or timer that it got. A
-        replay gives the same.
+        """Returns the time of the job in ms since 1970: the time at which it received its last result, answer or
+        timer. A replay returns the same time.
         """
         return self._job.now_ms()
 
     def uuid(self) -> uuid.UUID:
-        """Returns a random UUID (version 4). A replay gives the same one."""
+        """Returns a random UUID (version 4). A replay returns the same UUID."""
         return self._job.uuid()
 
     def random(self) -> random.Random:
@@ -219,8 +224,8 @@ class DurableContext(AgentContext):
 
 
 class _JobCaller:
-    """The environment of a tool that holds a dialogue, in a job: each of its steps is an effect, and each question an
-    action.
+    """The environment in which a job runs a tool with `converse`: calls of other tools and requests to models become
+    effects of the job, and questions become actions for people.
     """
 
     def __init__(self, ctx: DurableContext) -> None:
@@ -241,8 +246,8 @@ class _JobCaller:
 class BatchJobContext(DurableContext):
     """The context of one job of a batch agent. `message` is the batch.
 
-    `given_up`: the rows that the function has named as bad (`RowErrors`): their numbers in the batch of the journal,
-    with the reasons.
+    `given_up`: the rows that the function has named as bad (`RowErrors`), as {number of the row in the journal's
+    batch: reason}.
     """
 
     __slots__ = ("given_up",)

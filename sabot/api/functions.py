@@ -144,8 +144,8 @@ class ProcessContext(Protocol):
     event time.
     """
     watermark: int | None
-    """The watermark in ms, or None before the first one. No row with an earlier event time is expected; one that
-    still comes is processed normally.
+    """The watermark in ms, or None before the first one. No row with an earlier event time is expected; if such a row
+    comes, it is processed like any other row.
     """
 
     def now(self) -> int:
@@ -178,9 +178,10 @@ class ProcessContext(Protocol):
 
 
 class BatchState(Protocol):
-    """One value for each key. `keys` is an array like the one that the function gets.
+    """One value for each key. `keys` is an array like the `keys` that the function gets.
 
-    With a ttl, all values of a call are read and put at the time of its latest row or timer.
+    With a ttl, all values that one call reads or puts are treated as read or put at the time of the latest row or
+    timer of the call.
     """
 
     def get_many(self, keys: Array) -> Array:
@@ -191,8 +192,8 @@ class BatchState(Protocol):
         """
 
     def put_many(self, keys: Array, values: Array) -> None:
-        """Sets the values of these keys. Null deletes; of equal keys the last value counts. Cast times and decimals
-        to numbers or texts before.
+        """Sets the values of these keys. A null deletes the value of its key. If a key occurs several times, its last
+        value is stored. Cast times and decimals to numbers or texts before.
         """
 
     def delete_many(self, keys: Array) -> None:

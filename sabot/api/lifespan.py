@@ -66,9 +66,9 @@ class Lifespan:
     async def open(self, stop_asked: asyncio.Event) -> bool:
         """Opens the resources, then calls the functions of the start, in the order of their declaration.
 
-        Returns False if a stop was requested meanwhile; everything is closed again then. An error in one of them is a
-        UserError that names the function; open resources are closed again. One task opens and closes everything,
-        because some libraries have scopes that belong to a task.
+        Returns False if a stop was requested meanwhile; everything is closed again then. If a resource or function
+        raises, open resources are closed again, and a UserError names the function. One task opens and closes
+        everything, because some libraries require that the task that opened an object also closes it.
         """
         self._over = asyncio.Event()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -178,9 +178,9 @@ class HasLifespan:
         """Registers an async function that is called each `interval` of wall time while the app runs:
         `@app.timer("10s")`.
 
-        The first call is one interval after the start. Calls do not overlap: one that takes longer delays the next.
-        After a restart the interval begins anew. `on_error`: "fail" ends the run, as a failed agent does; "skip" logs
-        the error and continues. Raises UserError for a function that is not async.
+        The first call is one interval after the start. Calls do not overlap: a call that takes longer than the
+        interval delays the next call. A restart begins with a new interval. `on_error`: "fail" ends the run, as a
+        failed agent does; "skip" logs the error and continues. Raises UserError for a function that is not async.
         """
         seconds = parse_seconds(interval, name="timer", zero=False)
         if on_error not in ("fail", "skip"):

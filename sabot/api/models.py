@@ -37,8 +37,9 @@ class JobModel(AgentModel):
     """The models of an engine, for one job: `ctx.llm(engine)`. Each answer is in the journal before the job
     continues.
 
-    The journal's entry for a request has its digest, and only the messages after the last answer, because it has the
-    others already. `call`: the method `DurableContext.call` of the job, which calls tools.
+    The journal's entry for a request has the digest of the whole request, and only the messages after the last answer
+    of the model, because earlier entries have the messages before. `call`: the method `DurableContext.call` of the
+    job, which calls tools.
     """
 
     def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: ExecutionEngine) -> None:
@@ -50,11 +51,11 @@ class JobModel(AgentModel):
         self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """Returns the answer of the model. In a replay it returns, or raises, the same as before.
+        """Returns the answer of the model. A replay returns, or raises, the same as the first call.
 
         `prompt`: a text, a ChatMessage, several of them, or a RequestSpec. `output`: the type that the answer must
-        have. `fields`: further fields of the RequestSpec. Raises ModelError; EffectError if the call was denied or
-        abandoned.
+        have. `fields`: further fields of the RequestSpec. Raises ModelError, and EffectError if the call was denied
+        or abandoned.
         """
         spec, schema = request_of(prompt, output, fields)
         body = request_body(spec)
@@ -91,11 +92,11 @@ class JobModel(AgentModel):
 
 
 class _Requests:
-    """A `CallJudge` for the requests of one effect. The effect itself was allowed already; each further request is a
-    new attempt of it.
+    """A `CallJudge` for the requests of one effect. The guard allowed the effect, and so its first request. If the
+    answer of a request was not read, the next request is a new attempt of the effect, which the guard may refuse.
 
-    `around`: the judge outside of the effect. It decides on the models of other providers, which are asked if the
-    first one fails.
+    `around`: the judge of calls outside of the effect, or None. A `GuardJudge` also decides whether a fallback model
+    may be asked.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:

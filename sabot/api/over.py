@@ -1,5 +1,5 @@
 """Functions over the neighbours of a row, as users write them: `keyed.over(before=lag("price"), place=row_number())`.
-They only describe.
+They are descriptions; an operator computes the values.
 
 The rows of a key are in the order of event time; rows of equal time are in order of arrival. Aggregates over a frame
 are those of `sabot.api.aggregates`.
@@ -60,7 +60,7 @@ def lag(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
 def lead(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
     """Returns the value of `x` in the row `offset` rows after this one, or `default` if the input ends before it.
 
-    Each row waits for that many later rows of its key, and holds event time back until they have come. Raises
+    A row is emitted only when that many later rows of its key have come, and holds event time back until then. Raises
     UserError as `lag` does.
     """
     return OverFunction("lead", as_column(x), _offset("lead", offset), default)

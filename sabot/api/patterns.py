@@ -92,8 +92,8 @@ class StepRows:
     def last(self, x: str | Expr) -> Expr:
         """Returns the value of the last row, which may be null.
 
-        In a step's own predicate it is the value of the row that the step took before the current one. For the first
-        row there is none, and the predicate counts as true.
+        In the predicate of the step itself, it is the value of the row that the step matched before the current row.
+        At the first row of the step there is no such row, and a comparison with it is true.
         """
         return self._value("last", x)
 
@@ -157,8 +157,8 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
 
 
 class Comparison(NamedTuple):
-    """A comparison `left op right` between rows. `left_of` and `right_of` name an earlier row as (step, "first" or
-    "last"), or are None for the current row.
+    """A comparison `left op right` of the current row with earlier rows. `left_of`, `right_of`: the row that this
+    side is about, as (step, "first" or "last"), or None for the current row.
     """
 
     op: str
@@ -169,8 +169,8 @@ class Comparison(NamedTuple):
 
 
 def split(predicate: Expr) -> tuple[Expr | None, list[Comparison]]:
-    """Splits a predicate into the part about the current row, and comparisons with earlier rows. The predicate is
-    true if all of them are.
+    """Splits a predicate into the part about the current row (None if there is none) and the comparisons with earlier
+    rows. The predicate is true if this part and all comparisons are true.
 
     Raises UserError if values of steps are used in another way than in such comparisons; the hint describes them.
     """
@@ -316,7 +316,8 @@ class Pattern:
         partial match.
 
         This applies as soon as the step before has its least number of rows, even to a row that matches the step
-        after. If the step before or after is optional and has no rows, its neighbour takes its place.
+        after. If the step before is optional and has no rows, the step before that one is meant; the same applies to
+        the step after.
 
         At the end of a pattern with `within`, no such row may come after the last step until `within` has passed
         since the first row. The match is complete then, and `match_end` is that time. Raises UserError for values of

@@ -20,7 +20,7 @@ class HasStreams(Owner):
     """The part of an App with which streams begin."""
 
     begun_streams: list[Read]
-    """The first steps of all streams that were begun, over the life of the app."""
+    """The first steps of all streams and tables that the program has made since the app was created."""
 
     def stream(
         self,

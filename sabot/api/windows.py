@@ -18,7 +18,7 @@ window.
 
 @dataclass(frozen=True)
 class TumblingWindow:
-    """Windows [k * size + offset, (k + 1) * size + offset) for each integer k, in ms."""
+    """Windows of `size_ms` without overlap: [k * size + offset, (k + 1) * size + offset) for each integer k, in ms."""
 
     size_ms: int
     offset_ms: int = 0

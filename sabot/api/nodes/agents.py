@@ -50,7 +50,9 @@ class Feed(StreamEnd):
 
 @dataclass(frozen=True, eq=False)
 class AgentRead(Read):
-    """A step that reads the results of an agent. `source` is the id of the agent; other reads have a topic there."""
+    """A step that reads the results of an agent. `source` is the id of the agent; in a `Read` it is a topic or a
+    Source.
+    """
 
     agent: AgentSpec = field(kw_only=True)
 

@@ -21,7 +21,7 @@ _ENVELOPE = {"before", "after", "op"}
 
 @dataclass(frozen=True, eq=False)
 class GroupAggregate(Aggregates):
-    """A step with one row for each key, updated as rows come."""
+    """A step whose changes make a table with one row for each key: the key and its aggregates."""
 
     word = "group_by"
     takes_changes = True
@@ -46,8 +46,8 @@ class GroupAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
-    """A step whose table has the last row of each key. `deletes`: True if a row with the op DELETE deletes the row of
-    its key.
+    """A step whose changes make a table with the last row of each key. `deletes`: True if a row with the op DELETE
+    deletes the row of its key.
     """
 
     word = "upsert"
@@ -119,8 +119,8 @@ def table_node(
 
 @dataclass(frozen=True, eq=False)
 class Versions(Node):
-    """A step with all rows of an Upsert's input as changes, replaced rows included. The planner puts it before an
-    AsofJoin.
+    """A step that passes on all rows of the input of an Upsert as changes, also rows that later rows of their key
+    replace. The planner puts it before an AsofJoin.
     """
 
     word = "versions"
@@ -159,7 +159,7 @@ class Changelog(Node):
 
 @dataclass(frozen=True, eq=False)
 class Materialize(Node):
-    """A step that emits the final rows of a table when all changes have come."""
+    """A step that applies changes to a table, and emits the rows of the table when the input has ended."""
 
     word = "materialize"
     takes_changes = True

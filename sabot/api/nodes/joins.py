@@ -43,8 +43,9 @@ class Join(TwoInputs):
     """A step that joins rows whose keys are equal. The result has the columns of the left, then those of the right
     without its keys.
 
-    `keep_ms`: the event time for which the rows of each side are kept; None keeps them for ever. `max_drift_ms`: the
-    greatest event time by which the sources of one side are read ahead of those of the other; None sets no limit.
+    `keep_ms`: the event time for which the rows of the left and of the right side are kept, as a pair; None keeps
+    them for ever. `max_drift_ms`: the greatest event time by which the sources of one side are read ahead of those of
+    the other, or None for no limit.
     """
 
     word = "join"
@@ -141,7 +142,9 @@ class Join(TwoInputs):
 
 @dataclass(frozen=True, eq=False)
 class _AppendJoin(Join):
-    """A join whose results are never taken back: event time, or the arrival of a row, decides each of them for good."""
+    """A join whose result is append-only: event time, or the order of arrival, decides finally about each row of the
+    result.
+    """
 
     takes_changes = False
 
@@ -160,8 +163,8 @@ class _AppendJoin(Join):
 
 @dataclass(frozen=True, eq=False)
 class JoinByTime(_AppendJoin):
-    """A join by event time. `late`, `late_right`: the sinks of rows of each side that arrive too late; None: they are
-    dropped.
+    """A join by event time. `late`, `late_right`: the sinks for rows of the left and of the right side that arrive
+    too late, or None if such rows are dropped.
     """
 
     late: str | Sink | None = None
@@ -174,8 +177,8 @@ class JoinByTime(_AppendJoin):
 
 @dataclass(frozen=True, eq=False)
 class IntervalJoin(JoinByTime):
-    """A join of rows that are close in event time: right in [left + lower, left + upper]. A bound of None leaves that
-    end open.
+    """A join of rows that are close in event time: the time of the right row is in [left + lower, left + upper]. A
+    bound of None leaves its end open.
     """
 
     word = "join(…, between=)"

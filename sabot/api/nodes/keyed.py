@@ -30,7 +30,7 @@ class ByKey(Node):
 
 
 class Aggregates(ByKey):
-    """A step whose rows are keys and aggregates, so that it needs only the columns that these read."""
+    """A step whose rows are keys and aggregates, so that it needs only the columns that the keys and aggregates read."""
 
     aggregates: tuple[tuple[str, Aggregate], ...]
 
@@ -127,7 +127,9 @@ class Reduce(ByKey):
 
 @dataclass(frozen=True, eq=False)
 class Deduplicate(ByKey):
-    """A step with the first row of each key. Over changes it is the first of the rows that exist, and may change."""
+    """A step that passes the first row of each key. Over changes, the result is a table with the first existing row
+    of each key: if that row is deleted, the next one takes its place.
+    """
 
     word = "deduplicate"
     takes_changes = True
@@ -192,7 +194,8 @@ class TopN(FirstRows):
 class Over(AddsColumns):
     """A step that adds columns computed from a row and the rows of its key before it.
 
-    `preceding_rows`, `preceding_ms`: the number of earlier rows, or their event time; both None: all earlier rows.
+    `preceding_rows`, `preceding_ms`: the frame, as a number of earlier rows or as event time. At most one of the two
+    is set; if both are None, the frame has all earlier rows.
     """
 
     word = "over"

@@ -73,26 +73,28 @@ class Node:
 
     @property
     def keeps_rows(self) -> bool:
-        """True if the step stores the rows of its inputs with all their columns. Columns that no later step uses are
-        then dropped before it.
+        """True if the step stores the rows of its inputs with all their columns. The planner then drops columns that
+        no later step uses before the rows reach the step.
         """
         return False
 
     def moved_before(self, predicate: Expr) -> Expr | None:
-        """Returns the predicate over the columns of the inputs if a filter after the step may move before it, and
-        None if it may not.
+        """Returns the predicate, rewritten over the columns of the inputs, if a filter after the step may move before
+        the step. Returns None if the filter must stay where it is.
         """
         return None
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     takes_changes: ClassVar[bool] = False
-    """True if the inputs may be changes (see `operators/base`). If only some of them may, `append_only` has the
-    others.
+    """True if the inputs may be changes (see `operators/base`). If only some inputs may be changes, `append_only`
+    returns the others.
     """
 
     hint_of_changes: ClassVar[str] = ""
-    """The text for the error about changes that the step cannot take: a step that can."""
+    """The beginning of the hint of the error for changes that the step cannot process: another step that can. "" if
+    there is none.
+    """
 
     @property
     def append_only(self) -> tuple["Node", ...]:
@@ -167,20 +169,20 @@ class Node:
 
     @property
     def given(self) -> dict[str, str | None]:
-        """The columns that the step names, each with the column of the input whose values it has unchanged, or None
-        for other values.
+        """The columns whose values the step names, by name: for a column with unchanged values, the name of that
+        column in the input; for a column with new values, None.
         """
         return {}
 
     @cached_property
     def event_times(self) -> dict[str, bool]:
-        """The names of columns that stand for the event time of the rows, each with True if its values are known to
-        be the times in ms.
+        """The columns that contain the event time of the rows, by name. The value is True if the column is known to
+        have times in ms or timestamps, and False if it may have another unit, or texts.
 
-        The value is False if the column may have another unit, or texts. Event time goes with the row, and its column
-        keeps this role under another name. If the column is dropped, its name keeps the role, so that another column
-        cannot take it unnoticed. A function over batches that returns the column again sets new event times. The
-        result is empty after steps that make one row of several, and may have several names after a union.
+        A step that renames the column keeps it here under the new name. If a step drops the column, the old name
+        stays here, so that a new column of that name is not taken for the event time unnoticed. A function over
+        batches that returns the column sets new event times. The result is empty after steps that make one row of
+        several, and may have several names after a union.
         """
         if not self.keeps_time:
             return {}
@@ -244,7 +246,7 @@ def check_event_time(node: Node) -> None:
 
 
 def walk(ends: Iterable[Node]) -> list[Node]:
-    """Returns every step that leads to these, once, with inputs before the steps that read them."""
+    """Returns `ends` and all steps before them, each once. Each step comes after the steps that it reads."""
     order: dict[int, Node] = {}
 
     def visit(node: Node) -> None:
@@ -291,12 +293,12 @@ def refused_changes(what: str, instead: str = "") -> UserError:
 
 
 def with_more(columns: Columns, more: Iterable[str]) -> Columns:
-    """Returns these columns and `more`; None, which stands for all columns, stays None."""
+    """Returns `columns` and `more`, or None if `columns` is None, which stands for all columns."""
     return None if columns is None else columns.union(more)
 
 
 def without(columns: Columns, fewer: Iterable[str]) -> Columns:
-    """Returns these columns except `fewer`, which the step itself gives; None, which stands for all columns, stays
-    None.
+    """Returns `columns` except `fewer`, which the step itself gives, or None if `columns` is None, which stands for
+    all columns.
     """
     return None if columns is None else columns.difference(fewer)

@@ -27,8 +27,8 @@ from sabot.errors import SabotError, UserError
 
 @dataclass(frozen=True)
 class TableFormat:
-    """The reading of records as changes of a table. `keys`: the columns of its key. `format`: "json", whose payload
-    is a row, or "debezium".
+    """The format of records that are read as changes of a table. `keys`: the columns of the table's key. `format`:
+    "json" if a payload is a row, or "debezium".
     """
 
     keys: tuple[str, ...]
@@ -39,16 +39,16 @@ class TableFormat:
 class Read(Node):
     """A step that reads rows of a topic or a Source.
 
-    - `schema`: the columns of the payloads, and `format` their format.
-    - `time`: the column of event time, a path to a field of a struct, or an expression; None: the timestamps of
-      the records, if any.
-    - `time_unit`: the unit of its numbers; None: ms. `time_format`: the format of its texts; None: ISO 8601.
+    - `schema`: the columns of the payloads, or None if they are not known yet. `format`: the format of the payloads.
+    - `time`: the column of event time, a path to a field of a struct, or an expression. With None, event time is the
+      timestamp of the record, if the source has records.
+    - `time_unit`: the unit of event times that are numbers, or None for ms. `time_format`: the format of event times that
+      are texts, or None for ISO 8601.
     - `fields`: other parts of a record that become columns, as (column, field), after those of the payload.
-    - `table`: the key and format of a table; its records are changes, with an op. None for a stream of rows.
-    - `first`: True if joins wait until the rows that exist at the start are read; None leaves it to the kind of
-      join.
-    - `start`: the place where a topic is read from without a checkpoint; None: the app's.
-    - `until`: the place where reading ends; None: nowhere.
+    - `table`: the key and format of a table, whose records are changes with an op; or None for a stream of rows.
+    - `first`: True if joins wait until the rows that exist at the start are read. With None, the kind of join decides.
+    - `start`: the place where a topic is read from without a checkpoint, or None for the app's `start=`.
+    - `until`: the place where reading ends, or None if it does not end.
     """
 
     word = "stream"
@@ -93,8 +93,8 @@ class Read(Node):
         return replace(self, until=until) if self.until is None and isinstance(self.source, str) else self
 
     def found_schema(self) -> pa.Schema | None:
-        """Returns `schema`, or else the columns that the data of a Source, or the registry of the format, declare;
-        None if nothing does.
+        """Returns `schema` if it is declared. Otherwise returns the columns that the data of a Source or the registry
+        of the format declares, or None if they declare none.
         """
         if self.schema is not None:
             return self.schema
@@ -169,7 +169,7 @@ class Read(Node):
 
 @dataclass(frozen=True, eq=False)
 class StreamEnd(Node):
-    """A step with which rows leave the stream."""
+    """The last step of a stream, which passes rows to a sink or an agent."""
 
     input: Node
 

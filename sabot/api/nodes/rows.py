@@ -56,8 +56,8 @@ class Filter(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class EndVersions(Node):
-    """A filter over Versions: a row that does not pass ends the validity of the row before. The planner puts it
-    before an AsofJoin.
+    """A filter over Versions: a row that does not pass the filter ends the validity of the row before it. The planner
+    puts this step before an AsofJoin.
     """
 
     word = "filter"
@@ -328,8 +328,8 @@ class Union(Node):
 
 @dataclass(frozen=True, eq=False)
 class OnError(RowStep):
-    """A step that sets the policy for rows for which a later step fails. A filter does not move before it, where
-    another policy applies.
+    """A step that sets the policy for rows for which a later step fails. The planner moves no filter from after the
+    step to before it, because another policy applies there.
     """
 
     word = "on_error"

@@ -387,26 +387,26 @@ class Stream(Looks, NamedElsewhere):
         """Joins rows of two streams whose keys are equal. The result has the columns of this stream, then those of
         the other one without its keys.
 
-        - `on`: the key columns that both streams have. In its place, `left_on=` and `right_on=` name them for each
-          side. Expressions are allowed, such as `left_on=col("name").str.lower()`; the computed key is not a column
-          of the result. As in SQL, null equals nothing.
+        - `on`: the key columns that both streams have. In its place, `left_on=` and `right_on=` name the keys of this stream
+          and of the other one. Expressions are allowed, such as `left_on=col("name").str.lower()`; the computed key is not a
+          column of the result. As in SQL, null equals nothing.
         - `how`: "inner", "left", "right", "full", "semi" (rows of this stream that have a partner), or "anti" (rows
           that have none).
         - `suffix`: the text added to the name of a column of the other stream, if this stream has a column of that
           name.
 
-        These decide which rows are joined, and how long the state keeps rows:
+        The following arguments decide which rows are joined, and how long the state keeps rows:
 
         - `between=("-1h", "5m")`: pairs whose other row has an event time from 1 h before to 5 min after the time
           of this row, both included; None leaves an end open. Older rows are dropped from the state. A row without
           a partner is emitted when no partner can arrive any more.
         - `window=tumbling("1m")`: pairs within one window, emitted when it closes, with `window_start` and
           `window_end`.
-        - Neither of the two: all pairs, for ever. The state grows with the rows. Except for "inner" and "semi" the
-          result is changes: a row that was emitted without a partner is retracted when one arrives.
-        - `keep=("1h", "1d")`, without `between` and `window`: rows of this stream leave the state one hour of event
-          time after their own time, rows of the other one after a day (None keeps them). Their results stay. Unlike
-          `between=`, this depends on the order of arrival.
+        - Neither `between` nor `window`: all pairs, for ever. The state grows with the rows. Except for "inner" and "semi"
+          the result is changes: a row that was emitted without a partner is retracted when one arrives.
+        - `keep=("1h", "1d")`, without `between` and `window`: rows of this stream are deleted from the state one hour of
+          event time after their own time, rows of the other one after a day (None keeps them). Results that were emitted are
+          not retracted. Unlike with `between=`, the result depends on the order in which rows arrive.
 
         - `max_drift`: the greatest distance in event time by which a source is read ahead of the others, in joins
           by event time. Records that are ahead wait, so that a backlog of one side does not fill the state. None sets
@@ -416,8 +416,8 @@ class Stream(Looks, NamedElsewhere):
           in any case.
 
         `other.broadcast()` marks the other stream as small: each subtask gets all of it, and rows of this stream are
-        not repartitioned. With "inner", "left", "semi" and "anti" it may lack event time; its rows then count from
-        their arrival, and if it ends (files), it is read first.
+        not repartitioned. With "inner", "left", "semi" and "anti" the other stream may lack event time. Its rows then
+        apply from their arrival, and if that stream ends (files), it is read first.
 
         The event time of a pair is the later of the two. Both streams may be changes, unless `between=` or `window=`
         is given. Raises UserError for streams of two apps, and for keys or bounds that do not fit.
@@ -477,15 +477,18 @@ class Stream(Looks, NamedElsewhere):
         """Adds to each row the columns that a table, or a coroutine function, has for its key when the row arrives.
 
         Later changes of the table do not change rows that were emitted. A table that ends (files) is read before the
-        first row. Otherwise the result depends on the order of arrival; use `join_asof` if it must not.
+        first row of this stream. With a table that does not end, the result depends on the order in which rows of the
+        stream and of the table arrive; use `join_asof` if it must not.
 
-        - `table`: a stream, such as `app.table(…)`; of another stream the last row of each key counts. A small
-          table may be `.broadcast()`, so that rows of this stream stay in their subtasks. Or `async def f(key)`,
-          which returns a dict of the columns `schema`, or None: `lookup(f, on="account", schema={...})`. The
-          options below are for such a function; with a table they raise UserError.
+        - `table`: a table (`app.table(…)`); another stream, of which the last row of each key is used; or
+          `async def f(key)`, which returns a dict of the columns `schema`, or None: `lookup(f, on="account",
+          schema={...})`. A small table may be `.broadcast()`, so that rows of this stream stay in their subtasks.
         - `on`, `left_on`, `right_on`: the keys, as in `join`.
         - `how`: "left" keeps rows without an answer, with nulls; "inner" drops them.
         - `suffix`: the text added to the name of an added column, if this stream has a column of that name.
+
+        The following arguments are for a function only, and raise UserError with a table:
+
         - `dead_letter`: the topic or Sink for rows whose calls failed, with `on_error="skip"`.
         """
         if not isinstance(table, Stream):
@@ -747,11 +750,11 @@ class KeyedStream(NamedElsewhere):
     ) -> "WindowedStream":
         """Groups the rows of each key by windows of event time, of processing time, or of a count.
 
-        `allowed_lateness`: the event time after its end for which a window still takes rows; each such row emits the
-        whole result again. `emit_every`: the steps of event time at which open windows emit early results; sessions
-        and counts have none. `late`: a topic or Sink for rows that arrive even later; "{topic}.dlq" makes them dead
-        letters of their source. Late rows are counted in any case. Raises UserError for lateness with processing
-        time.
+        `allowed_lateness`: the event time after its end for which a window still accepts rows; each such row emits
+        the whole result again. `emit_every`: the interval of event time after which an open window emits an early
+        result; not for sessions and counts. `late`: a topic or Sink for rows that arrive even later; "{topic}.dlq"
+        makes them dead letters of their source. Late rows are counted in any case. Raises UserError for lateness with
+        processing time.
         """
         if not isinstance(window, Window):
             raise UserError(
