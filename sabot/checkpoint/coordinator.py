@@ -198,13 +198,13 @@ class Coordinator:
         saving: Callable[[], bool] = lambda: False,
     ) -> None:
         """Adds a running task. Attach all tasks of an app before the first trigger: a manifest lists only the tasks
-        that took part.
+        that took part. Raises UserError for a name that is attached already.
 
-        `inject(id)` asks the task to emit its barrier, `abort(id)` to drop that barrier (even one that it never saw);
-        both are called on the event loop and must not block. `hint()` returns what the task is busy with, for the
-        error of a checkpoint that timed out. `saving()` returns True if its cut is taken and another process is
-        saving it; the time-out does not count then. A checkpoint in flight goes on without the new task. Raises
-        UserError for a name that is attached already.
+        `inject(id)`: asks the task to emit its barrier. `abort(id)`: asks it to drop that barrier, even one that it
+        never saw. These two are called on the event loop and must not block. `hint()`: returns what the task is
+        doing, for the error of a checkpoint that timed out. `saving()`: returns True if the task's snapshot is taken
+        and another process is saving it; the time-out is suspended meanwhile. A checkpoint in flight goes on without
+        the new task.
         """
         self._remember_loop()
         if task in self._tasks:

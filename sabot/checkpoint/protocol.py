@@ -46,8 +46,8 @@ class ClaimRecord(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A checkpoint, and the generation that made it. A start goes on from the greatest: later generations come after
-    earlier ones.
+    """A checkpoint, and the generation that made it. Marks are ordered by generation, then by checkpoint: a start
+    resumes from the greatest that counts.
     """
 
     generation: int
@@ -155,7 +155,9 @@ def stale_claims(mine: ClaimRecord, claims: Iterable[ClaimRecord]) -> list[Claim
 
 
 def counting(marks: Iterable[Mark], claims: Iterable[ClaimRecord]) -> list[Mark]:
-    """Returns the checkpoints that count, in order. A start goes on from the last."""
+    """Returns the checkpoints that count, in order: those that no claim "afresh" of a later generation has excluded.
+    A start resumes from the last.
+    """
     line = max((claim.generation for claim in claims if claim.afresh), default=0)
     return sorted({mark for mark in marks if mark.generation >= line})
 

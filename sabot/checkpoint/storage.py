@@ -97,11 +97,11 @@ class CheckpointStorage:
 
     def lock(self) -> None:
         """Makes this worker the owner of the app, until `unlock`, the end of the process, or another worker takes it
-        over. Idempotent.
+        over. Idempotent. Raises UserError if the place cannot be written.
 
-        In a directory another worker gets AppLocked as long as this process lives on the same machine. In an object
-        store the later worker is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
-        Raises UserError if the place cannot be written.
+        In a directory, another worker on the same machine gets AppLocked while this process lives. In an object
+        store, the worker that locks later becomes the owner, and the earlier owner finds out at its next checkpoint
+        or `check_owner`.
         """
         with self._exclusive:
             if self._ownership.claim is not None:

@@ -158,9 +158,9 @@ class TrackWork:
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:
-        """Returns the incarnation of the app. If the last delivered number cannot be known (a start from a savepoint,
-        with a sink that keeps no token), the track gets an incarnation of its own: otherwise two apps that start from
-        one savepoint would give the same numbers to different rows.
+        """Returns the incarnation under which the track numbers its parts: that of the app. If the last delivered
+        number cannot be known (a start from a savepoint, with a sink that keeps no token), it is a new one: otherwise
+        two apps that start from one savepoint would give the same numbers to different rows.
         """
         if not self._delivery.newest and self._keeper is None:
             return uuid.uuid4().hex

@@ -1,8 +1,8 @@
-"""The division of an app's agents into tasks.
+"""Divides an app's agents into tasks.
 
 Agents share state: values in Sabot, objects in Python, budgets. So they run in one task, on one event loop. An agent
-with `process=` shares nothing, and has tasks of its own, each in a process of its own. If it has several tasks, each
-reads some of the partitions of its inputs.
+with `process=` shares nothing with others. It has one or more tasks of its own, each in its own process; if it has
+several, each task reads some of the partitions of its inputs.
 """
 
 from collections.abc import Iterable, Sequence

@@ -40,7 +40,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
         self._rows = (positions or {}).get((self.name, 0), 0)
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        """Returns batches as the agent gave them, whatever `max_rows` says."""
+        """Returns one batch as the agent emitted it. `max_rows` is ignored."""
         item = self.gate.next(timeout)
         element = None if item is None else item[1]
         if isinstance(element, Batch):

@@ -411,7 +411,7 @@ class AgentTask:
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:
-        """Raises SabotError if a call has run for longer than a checkpoint may take: it probably hangs, and the user should know."""
+        """Raises SabotError if a call has run for longer than a checkpoint may take, because it probably hangs."""
         where, seconds = self.busiest() or ("", 0.0)
         if seconds > self._hung_after_s:
             raise SabotError(

@@ -110,7 +110,9 @@ def open_app_journal(
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, per partition, the position before which the checkpoint covers every job whose END stands there."""
+    """Returns, per partition, the position from which on the checkpoint needs the journal's entries. The checkpoint
+    contains the results of every job whose END is before this position.
+    """
     positions = dict(facts["positions"])
     for partition, offset in unapplied_jobs(facts).values():
         positions[partition] = min(offset, positions[partition])

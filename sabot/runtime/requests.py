@@ -21,7 +21,7 @@ class AppRequests:
     {"checkpoint": true}    takes a checkpoint now
     {"savepoint": PLACE}    takes a checkpoint and copies it
     {"workers": true}       reports the tasks of each worker, and their rates
-    {"rescale": N}          ends the run with a checkpoint, from which the app goes on with N workers
+    {"rescale": N}          ends the run with a checkpoint, from which the app resumes with N workers
     """
 
     def __init__(

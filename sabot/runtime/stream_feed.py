@@ -1,16 +1,19 @@
-"""How rows of a stream reach an agent without a topic: a channel from a task of the stream into the lanes, with its barriers.
+"""Passes the rows of a stream to an agent without a topic: through a channel from a task of the stream into the lanes
+of the agent, with the stream's barriers.
 
-Rows that have left a stream are covered by the positions of its readers as soon as the barrier behind them is passed on. The agents of
-an app are cut at one moment, and do not wait for the barriers of streams: a stream may itself wait for rows of an agent, and an agent
-with full lanes would delay a barrier for long. So a barrier comes into a feed before or after the cut:
+As soon as a barrier is passed on, the positions of the stream's readers cover the rows before it. The agents of an
+app are cut (their snapshot is taken) at one moment, and do not wait for the barriers of streams: a stream may itself
+wait for rows of an agent, and an agent with full lanes would delay a barrier for long. So a barrier comes into a feed
+before or after the cut:
 
-    before   the rows behind it belong to the next epoch, and stay in the channel until the cut
+    before   the rows behind the barrier belong to the next epoch, and stay in the channel until the cut
     after    the rows between the cut and the barrier belong to this epoch. They go into the lanes like others, and also into the
              snapshot, as rows whose calls have not ended. Until the barrier has come they are taken even if the lanes are full; their
-             number is bounded by what the channels before the agent hold and by what the steps behind those channels make of it: a
-             window that closes, or a join, makes many rows of few. The agent task acknowledges once it has them.
+             number is bounded by the contents of the channels before the agent, and by the rows that the steps behind those channels
+             make of them: a window that closes, or a join, makes many rows of few. The agent task acknowledges once it has them.
 
-While the lanes are full, the readers from which the rows come are held, so that repeated checkpoints do not take in more and more rows.
+While the lanes are full, the readers from which the rows come are paused; otherwise each checkpoint would take in
+more rows.
 """
 
 import asyncio

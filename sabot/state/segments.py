@@ -1,12 +1,14 @@
-"""Rows of keys that are not in memory, in mapped files: operators move the rows there whose keys have been idle for longest.
+"""Rows of keys that are not in memory, in mapped files: operators move the rows there whose keys have been idle for
+longest.
 
     000000000007.arrow    a segment: rows that left the memory together, by the hash of their key; it never changes
-    gone.arrow            in a checkpoint only: the rows of each segment that had been taken back
+    gone.arrow            in a checkpoint only: which rows of each segment were moved back into memory, or removed
 
-The batches of a segment are its parts, each a range of hashes (`segment_parts` has their columns). A segment is written
-part by part, so no more than some megabytes of it are in memory at a time. All rows of a key leave together, so they are
-in one part. Rows that are taken back stay in the file and are marked as gone. A segment is rewritten together with
-others of its size, so that there are few. Each row takes a bit or two bytes in memory.
+The batches of a segment are its parts, each a range of hashes (`segment_parts` has their columns). A segment is
+written part by part, so no more than some megabytes of it are in memory at a time. All rows of a key leave together,
+so they are in one part. Rows that are moved back into memory or removed stay in the file and are marked as gone. A
+segment is rewritten together with others of its size, so that there are few. Each row takes a bit or two bytes in
+memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

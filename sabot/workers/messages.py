@@ -168,8 +168,8 @@ class Stop(ControlMessage, frozen=True):
 
 
 class Close(ControlMessage, frozen=True):
-    """An order to close everything, and to end. `again`: True if the app goes on without delay, so a worker that
-    others have started should join again.
+    """An order to close everything, and to end. `again`: True if another run of the app follows at once, so a worker
+    that others have started should join again.
     """
 
     again: bool = False

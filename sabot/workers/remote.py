@@ -358,8 +358,8 @@ class _RemoteTrack:
         self.parts.write(data)
 
     def seal(self) -> int:
-        """Completes the open part and reports it. The report goes before that of the snapshot to which the part
-        belongs.
+        """Completes the open part, and reports it before the snapshot to which it belongs. Returns the number of the
+        last part.
         """
         return self.parts.seal()
 

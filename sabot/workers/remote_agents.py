@@ -35,9 +35,9 @@ class RemoteAgents:
         self._at: dict[str, Member] = {}  # by task of agents
 
     def restores(self, restored: Manifest | None, *, kept: bool) -> None:
-        """Sets `needs_checkpoint`: True if the app has durable agents, keeps checkpoints, and starts from none that
-        knows their journal. `restored`: the checkpoint from which the run begins, or None. `kept`: True if
-        checkpoints are kept at all.
+        """Sets `needs_checkpoint`: True if the app has durable agents and keeps checkpoints, but the run begins from
+        none with a position of their journal. `restored`: the checkpoint from which the run begins, or None. `kept`:
+        True if the app keeps checkpoints.
         """
         durable = any(spec.durable for spec in self.specs)
         self.needs_checkpoint = durable and kept and stored_journal(restored, TASK) is None

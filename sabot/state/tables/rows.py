@@ -274,8 +274,8 @@ class _Piece:
     segment: _Segment | None
 
     def goes_with(self, other: "_Piece", most: int) -> bool:
-        """Returns True if the two should be written together: one has to be written anyhow, and the other is not much
-        larger.
+        """Returns True if the two pieces should be written together: at least one has to be written, and the other
+        has not many more rows.
         """
         if (self.segment and other.segment) or self.alive + other.alive > most:
             return False
