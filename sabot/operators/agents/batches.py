@@ -1,4 +1,4 @@
-"""A batch agent: one call for each batch, with Arrow as argument and result."""
+"""A batch agent: its function is called once for each batch, with Arrow as argument and result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,9 @@ from sabot.operators.row_queue import QueuedRows
 
 
 class _HeldBatch(QueuedRows):
-    """A batch with its call. `columns`, `records`: the rows that are left after the agent has named bad rows."""
+    """A batch in the queue, with its call. `columns`, `records`: its rows, without the rows that the agent has named
+    as bad.
+    """
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch.num_rows, batch.data if batch.records is None else batch.records, topic=batch.topic)
@@ -40,8 +42,8 @@ class _HeldBatch(QueuedRows):
 
 
 class BatchAgentOperator(LaneOperator):
-    """The operator of a batch agent: calls the function with columns. It keeps the records too, for dead letters and
-    checkpoints.
+    """The operator of a batch agent. It calls the function with columns, and stores the undecoded records beside
+    them, for dead letters and checkpoints.
     """
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
@@ -119,14 +121,14 @@ class BatchAgentOperator(LaneOperator):
             self.dead_letter(row, reason, attempts)
 
     def written(self, item: _HeldBatch, value: Any) -> pa.RecordBatch:
-        """Converts the result to the form in which it is emitted. Raises TypeError if it is not Arrow, ArrowInvalid
-        if it is damaged, and UserError if the receiver does not take it.
+        """Returns the result in the form in which it is emitted. Raises TypeError if it is not Arrow, ArrowInvalid if
+        it is damaged, and UserError if the receiver cannot accept its types.
         """
         return self._output.written(returned(value))
 
 
 class BatchOutput:
-    """Converts the results of a batch agent to the form that its port takes."""
+    """Converts the results of a batch agent to the form that their receiver needs."""
 
     def __init__(self, spec: AgentSpec, port: Port | None, now_ms: Callable[[], int]) -> None:
         self._spec, self._port, self._now_ms = spec, port, now_ms
@@ -134,8 +136,8 @@ class BatchOutput:
         self._encoder = (spec.sink_format or JSON).encoder(next(iter(spec.sinks), spec.agent_id))
 
     def written(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Converts a result to RECORD_SCHEMA or to columns. Raises UserError for types that the receiver does not
-        take.
+        """Returns a result as records (RECORD_SCHEMA) or as columns, as the receiver needs. Raises UserError for
+        types that the receiver cannot accept.
         """
         spec, port = self._spec, self._port
         if spec.key is not None and spec.key in batch.schema.names:
@@ -179,8 +181,8 @@ def named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
 
 
 def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
-    """Decodes records to columns, and keeps the records with them. If no schema fits, the agent fails, and the batch
-    is returned as it is.
+    """Returns the batch decoded to columns, with its records beside them. If no schema fits all records, the agent
+    fails, and the batch is returned undecoded.
     """
     if batch.records is not None or not batch.data.schema.equals(RECORD_SCHEMA):
         return batch
@@ -192,7 +194,7 @@ def with_columns(operator: AgentOperator, batch: Batch) -> Batch:
 
 
 def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
-    """Returns the batch without rows that could not be decoded; these become dead letters."""
+    """Returns the batch without the rows that could not be decoded. Those rows are sent to the dead letters."""
     records, bad = batch.records, batch.rejected
     if not bad:
         return batch
@@ -207,8 +209,8 @@ def good_rows(operator: AgentOperator, batch: Batch) -> Batch:
 
 
 def decoded(batch: Batch, codec: Codec) -> Batch:
-    """Decodes records to columns, and keeps the records with them. If a record can have several rows, the records are
-    not kept.
+    """Returns the batch decoded to columns, with its records beside them; without the records if one record can have
+    several rows.
     """
     if (many := many_rows(codec)) is not None:
         rows, _, misread = many.decode_many(batch.data)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Counters(Protocol):
-    """The counters of an agent that continue over restarts, because a checkpoint keeps them."""
+    """The counters of an agent. A checkpoint saves them, so they continue over restarts."""
 
     messages_processed: int
     errors_count: int

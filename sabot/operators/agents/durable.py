@@ -4,15 +4,16 @@
              │                                                        │
              └─ behind its key: in memory; if that is parked, in the mailbox ◀─┘ the turn of the next
 
-With `key=` there is one job of a key at a time, parked or not. `concurrency=` counts the jobs that run. A row is held
-until its job is parked or has ended. A checkpoint has the rows whose jobs have not begun. The others are in the
-journal, which is durable up to the barrier before the checkpoint counts. If the source gives the row of a job that
-has begun again, the row is recognised by the job's id and dropped.
+With `key=` there is one job of a key at a time, parked or not. `concurrency=` limits the jobs that run; parked jobs
+are not counted. A row stays in the agent's queue until its job is parked or has ended. A checkpoint saves the rows
+whose jobs have not begun. All other rows are in the journal, and the checkpoint is complete only when the journal is
+durable up to the barrier. If the source gives a row again whose job has begun, the row is recognised by the job's id
+and dropped.
 
 The id of a job says where its record is: the agent, the identity of the log (`Source.identity`), partition and
-offset. The id of a row from another durable agent is made of the id of the job that made it. With `job_id=` a field
-of the record identifies the request. A dead letter carries the id, so a record that is sent again belongs to the same
-job.
+offset. The id of a row from another durable agent is made from the id of the job that emitted it. With `job_id=` a
+field of the record identifies the request. A dead letter carries the id, so a record that is sent again belongs to
+the same job.
 """
 
 import asyncio
@@ -67,14 +68,14 @@ from sabot.supervision import watch_call, watch_task
 class DurableAgentOperator(AgentOperator):
     """The operator of a durable agent, and the owner of its jobs (`jobs.owner.JobOwner`).
 
-    `calls`: the calls whose turn has come, by the ids of their jobs.
+    `calls`: the calls whose turn has come (`key_order`), by the ids of their jobs.
     """
 
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
-        """`leaves_at_once`: True if its results can be seen before a checkpoint covers them. `admit` must be called
-        before jobs begin.
+        """`leaves_at_once`: True if results can be seen outside of the app before a checkpoint covers them. No job
+        begins before `admit` is called.
         """
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once, self.sleep_counts = leaves_at_once, False
@@ -142,7 +143,7 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called once the manifest of a checkpoint has the position of the journal."""
+        """Allows jobs to begin. Called once a stored manifest has the position of the journal."""
         self._admitted = True
         self.go_on()
 
@@ -181,7 +182,7 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if jobs run or are about to. Parked jobs count too, unless the app drains; blocked jobs do not."""
+        """True if jobs run or are ready to. Parked jobs are included, unless the app drains; blocked jobs are not."""
         return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
 
     # -- input --------------------------------------------------------------------------------------------------------
@@ -281,7 +282,9 @@ class DurableAgentOperator(AgentOperator):
     # -- begin of jobs ---------------------------------------------------------------------------------------------------
 
     def go_on(self) -> None:
-        """Lets as many jobs continue or begin as may run."""
+        """Resumes parked jobs, then begins new ones, until `concurrency=` jobs run, or a receiver is full, or `rate=`
+        is reached.
+        """
         while (self._woken or self._ready) and self._may_run:
             if (self.port is not None and self.port.full) or self.dead_letters_full:
                 self._wait_for_port()
@@ -343,13 +346,13 @@ class DurableAgentOperator(AgentOperator):
             self._close_call(call)
 
     def _begin_first(self, call: JobCall) -> None:
-        """Puts the call first among those that may begin."""
+        """Puts the call at the front of those that are ready to begin."""
         self._runs_no_more(call)
         self._ready.appendleft(call)
         self.go_on()
 
     def _is_rate_limited(self) -> bool:
-        """Returns True if `rate=` lets no job begin now. If False, counts a job as begun."""
+        """Returns True if `rate=` allows no job to begin now. Otherwise counts one job as begun, and returns False."""
         if self._rate is None:
             return False
         wait_s = self._rate.wait_s(now := self.clock.monotonic())
@@ -482,7 +485,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Notes that a job is blocked. It holds its key until the code or the job is corrected."""
+        """Handles a job that is blocked: its key stays taken until the code or the job is corrected."""
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
@@ -500,7 +503,7 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """Releases everything of a parked or blocked job except its key."""
+        """Releases all resources of a parked or blocked job. Its key stays taken."""
         call.ctx = None
         self._runs_no_more(call)
         self.end_row(call)
@@ -518,7 +521,7 @@ class DurableAgentOperator(AgentOperator):
             self._running -= 1
 
     def _close_call(self, call: JobCall) -> None:
-        """Removes a call whose job has ended, or that is no job, and gives the turn to the next one of its key."""
+        """Removes a call whose job has ended, or that will have no job. The turn goes to the next call of its key."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._wakes(call)

@@ -1,16 +1,16 @@
-"""A durable batch agent: each batch is a job, and its BEGIN entry pins the rows (`job_batches`).
+"""A durable batch agent: each batch is a job, and its BEGIN entry has the rows (`job_batches`).
 
     put ─▶ drop the rows that jobs have ─▶ divide the others into pieces, each a job ─▶ as in `durable`
 
 The jobs are independent, and `concurrency=` of them run at once. Once its job has begun, a piece is never divided or
 joined with another.
 
-A checkpoint has the rows whose jobs are neither parked nor over, and the ids of the jobs among them that have begun
-(`own_facts`). After a restart the journal has the rows of all jobs that have begun, also of those that began after
-the checkpoint. So such rows are dropped when the checkpoint or the source gives them again.
+A checkpoint saves the rows whose jobs are neither parked nor over, and the ids of the jobs among them that have begun
+(`own_facts`). After a restart the journal has the rows of all jobs that have begun, including those that began after
+the checkpoint. So such rows are dropped when they come again from the checkpoint or the source.
 
-If a job fails, each of its rows becomes a dead letter with the job's id. The first of them that is sent again begins
-the job again, over all rows of its BEGIN, so that nothing that it has done is done twice.
+If a job fails, each of its rows becomes a dead letter with the job's id. The first of these that is sent again begins
+the job again, over all rows of its BEGIN, so that no recorded effect of the job is repeated.
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
@@ -110,8 +110,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds the facts about rows that have jobs: for rows of this checkpoint the ids of their jobs; for rows that
-        the source may give again their places, because their jobs may be over and forgotten.
+        """Adds the facts about rows that have jobs: the job ids of the rows of this checkpoint, and the positions of
+        further rows that the source may give again (the journal may have forgotten their jobs by then).
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -163,7 +163,9 @@ class DurableBatchOperator(DurableAgentOperator):
         self.go_on()
 
     def _keep_unprocessed(self, batch: Batch) -> None:
-        """Keeps rows that cannot become jobs, because the agent has failed or fails now. The checkpoint has them."""
+        """Keeps rows in the queue that cannot become jobs, because the agent has failed or fails now. The checkpoint
+        saves them.
+        """
         if not batch.data.schema.equals(RECORD_SCHEMA):
             nameless = UserError(
                 f"agent {self.spec.agent_id} is durable, and the rows of {batch.topic} are not records, so that nothing identifies them",
@@ -173,8 +175,8 @@ class DurableBatchOperator(DurableAgentOperator):
         self.hold_rows(QueuedRows(batch.num_rows, batch.data, topic=batch.topic))
 
     def _changed(self, records: pa.RecordBatch, batch: Batch) -> bool:
-        """Handles rows whose content differs from that with which a job began at the same places: makes them dead
-        letters, or fails the agent. Returns True if the agent continues.
+        """Handles rows whose content differs from the content with which a job began at the same positions: they
+        become dead letters, or the agent fails. Returns True if the agent continues.
         """
         error = InputChanged(
             f"{place_of_rows(batch.topic, records)}: a job began with other records at these places",
@@ -259,7 +261,7 @@ class DurableBatchOperator(DurableAgentOperator):
         return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
-        """Returns the rows that carry the id of their job, by id."""
+        """Returns the rows that carry the id of a job, by this id."""
         headers = records.column(_HEADERS)
         if headers.null_count == records.num_rows:
             return {}
@@ -274,8 +276,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True, and drops the rows, if their job is running. If it fails, all its rows become dead letters
-        again.
+        """Returns True if the job is running; the rows are then dropped. If the job fails, all its rows become dead
+        letters again.
         """
         other = self.calls.get(call.job_id)
         if other is None:

@@ -63,7 +63,7 @@ class JobFunction:
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
     def opened(self, job_id: str, begun_ms: int) -> None:
-        """Notes that the job is open, and when it began. Idempotent."""
+        """Records that the job is open, and when it began. Idempotent."""
         if self._expiry is not None:
             self.begun.setdefault(job_id, begun_ms)
 
@@ -76,7 +76,7 @@ class JobFunction:
         return _ordered(await value if pending else value)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """Returns the encoded record with which the job goes on after `ctx.continue_as(message)`."""
+        """Returns the encoded record with which the job continues after `ctx.continue_as(message)`."""
         record = decode_record(job.history.begin.body)  # type: ignore[arg-type]
         return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 

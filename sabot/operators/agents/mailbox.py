@@ -1,12 +1,12 @@
-"""Mailboxes: rows that wait behind a key whose job takes long. So a key whose job is parked for days delays no other
-key.
+"""Mailboxes: rows that wait behind a key whose job takes long. Because they are stored there, a key whose job is
+parked for days delays no other key.
 
     MailRoom       of an app: a backend for all mailboxes, saved at the barrier, with a limit for all together
     Mailboxes      of one agent: a queue for each key that has rows, with a limit for each
     NotesOfParked  what the parked jobs of all agents wait for
 
-The backend is not the one that users write to: theirs may expire values, or be their own class. In memory a queue has
-only the numbers of its first and last row.
+The backend is not the backend of users' state, whose values may expire, and which may be the user's own class. In
+memory a queue has only the numbers of its first and last row.
 """
 
 import struct

@@ -144,12 +144,12 @@ class KeyTimers:
             self._arm()
 
     def is_set(self, timer: DueTimer) -> bool:
-        """Returns True if a timer in a lane was not deleted while it waited there."""
+        """Returns True if a timer that waits in a lane still exists, so that its call must be made."""
         return timer in self._in_lanes
 
     def ended(self, timer: DueTimer) -> None:
-        """Removes a timer in a lane, whose call has ended. The changes of that call are applied afterwards, so it may
-        set the same timer again.
+        """Removes a timer that was in a lane, when its call has ended. The changes that the call has made are applied
+        afterwards, so the call may set an equal timer.
         """
         self._in_lanes.discard(timer)
         if self._looking is None and 2 * len(self._in_lanes) <= _IN_LANES:
@@ -223,7 +223,7 @@ class KeyTimers:
             self._put(due)
 
     def _taken(self, limit: int) -> Iterator[tuple[int, int, str]]:
-        """Takes due timers out of the table, as long as the lanes have room, and yields them."""
+        """Removes due timers from the table, as long as the lanes have room, and yields them."""
         table, noted = self._table, set[int]()
         is_read = self._cuts.holds()
         if is_read:  # notes most of the slots in one call
