@@ -14,7 +14,7 @@ AGENT_BENCHMARKS := $(sort $(wildcard benchmarks/agents/*.py))
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes docs docs-serve kafka kafka-stop soak clean
+.PHONY: demo test test-all slow ray simulate fuzz check lint types kernels-debug bench bench-smoke smokes docs docs-serve pictures kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -95,6 +95,10 @@ smokes:
 # The site in build/site, with llms.txt and llms-full.md for coding agents. A warning is an error.
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+
+# The drawings of plans in README and the documents.
+pictures: $(STAMP)
+	@$(BIN)/python tests/test_pictures.py
 
 docs-serve: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/site/mkdocs.yml

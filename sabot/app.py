@@ -18,6 +18,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.notebook import drawing_or_none, page
 from sabot.api.settings import Settings
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
@@ -127,10 +128,32 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def graph(self) -> str:
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
-        from sabot.plan import make_plan, mermaid
+        from sabot.plan import mermaid
+
+        return mermaid(self._plan())
+
+    def draw(self, node: Node | None = None) -> str:
+        """Returns the plan of all streams and agents of this app as a drawing in SVG. Nothing runs.
+
+        `node`: the last step that is drawn; None draws all. Streams give it.
+        """
+        from sabot.plan import svg
+
+        return svg(self._plan() if node is None else self._plan_of(node), title=self.id)
+
+    def _repr_svg_(self) -> str | None:
+        return drawing_or_none(self.draw)
+
+    def _repr_html_(self) -> str:
+        """Returns the name and the plan, for notebooks. Nothing runs."""
+        return page(f"App {self.id}", None, self.draw, lambda: self._plan().text())
+
+    def _plan(self) -> "Plan":
+        """Returns the plan of all streams and agents, as far as it is known without their data."""
+        from sabot.plan import make_plan
 
         runtime = self.agent_runtime
-        return mermaid(make_plan(runtime.writes, agents=runtime.specs, parallelism=self.settings.parallelism))
+        return make_plan(runtime.writes, agents=runtime.specs, parallelism=self.settings.parallelism)
 
     def write(self, end: StreamEnd) -> None:
         """Adds the last step of a stream, which writes its rows to a topic, a sink or an agent; called by

@@ -80,8 +80,12 @@ def _included(path: Path) -> str:
 
 def _drawing(found: re.Match[str], place: str) -> str:
     """Returns a drawing as part of the page, where it takes the colours of the page in place of its own."""
-    drawing = (ROOT / "docs" / place).parent / found[2]
-    return f'<div class="drawing">\n{re.sub(r"<style>.*?</style>", "", drawing.read_text(), flags=re.DOTALL)}</div>'
+    drawing = ((ROOT / "docs" / place).parent / found[2]).read_text()
+    if 'class="sabot-plan"' in drawing:  # drawn by `sabot plan`: it keeps its colours, and follows the switch of the page
+        drawing = drawing.replace("@media (prefers-color-scheme: dark)", '[data-md-color-scheme="slate"]')
+    else:
+        drawing = re.sub(r"<style>.*?</style>", "", drawing, flags=re.DOTALL)
+    return f'<div class="drawing">\n{drawing}</div>'
 
 
 def _link(found: re.Match[str], place: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.logs import set_up_logging
 from sabot.operators.agents.timers import state_name
-from sabot.plan import Plan, Verdict, once_more
+from sabot.plan import Plan, Verdict, once_more, svg
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import check_facts
 from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verdicts_of
@@ -52,6 +53,10 @@ def plan(
     parallelism: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The number of tasks, as in `sabot run`.")
     ] = None,
+    drawing: Annotated[
+        str | None,
+        typer.Option("--svg", metavar="FILE", help="Write the plan as a drawing into this file; - prints the drawing."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")] = False,
 ) -> None:
     """Print the plan of an app. With --against: check which stored state a start of it would continue.
@@ -63,6 +68,8 @@ def plan(
     """
 
     def work() -> None:
+        if drawing is not None and (against is not None or json):
+            raise WrongUse("--svg draws the plan alone", hint="leave out --against and --json, or --svg")
         app = load_app(target)
         if not app.ends() and not app.agents():
             raise UserError(
@@ -74,6 +81,9 @@ def plan(
                 app.configure(parallelism=parallelism)
         except UserError as error:
             raise WrongUse(error.message, hint=error.hint) from error
+        if drawing is not None:
+            _write_drawing(svg(_plan(app, None), title=app.id), drawing)
+            return
         if against is None:
             _print_plan(_plan(app, None), json)
             return
@@ -102,6 +112,18 @@ def plan(
 
     set_up_logging("warning")
     raise typer.Exit(guarded(work, debug=False))
+
+
+def _write_drawing(text: str, place: str) -> None:
+    if place == "-":
+        typer.echo(text, nl=False)
+        return
+    try:
+        Path(place).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the drawing cannot be written into {place}: {error.strerror or error}", hint="give another --svg FILE"
+        ) from error
 
 
 def _print_plan(made: Plan, json: bool) -> None:

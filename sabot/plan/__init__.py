@@ -13,6 +13,7 @@ from sabot.plan.agents import (
     leading_to,
     place_of_sink,
 )
+from sabot.plan.drawing import svg
 from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, walk, with_schemas
@@ -47,6 +48,7 @@ __all__ = [
     "once_more",
     "place_of_sink",
     "planned",
+    "svg",
     "walk",
     "ways",
     "with_schemas",

@@ -136,5 +136,35 @@ def test_notebooks_get_columns_and_plan_escaped(memory_url: str) -> None:
     assert plan._repr_html_().startswith("<pre>stage")  # type: ignore[attr-defined]
 
 
+def test_notebooks_get_the_plan_of_a_stream_and_of_an_app_as_a_drawing(memory_url: str) -> None:
+    """Both forms have it: JupyterLab and VS Code take the page where a result has one, other front ends the drawing."""
+    formatters = pytest.importorskip("IPython.core.formatters", reason="pip install ipython")
+    app = App("looks", memory_url)
+    stream = app.stream("in", schema={"n": "int64"}).filter(sabot.col("n") > 3)
+    stream.to("out")
+    for shown, last in ((stream, "filter-1"), (app, "out")):
+        given, _ = formatters.DisplayFormatter().format(shown)
+        drawing, page = given["image/svg+xml"], given["text/html"]
+        assert drawing.startswith("<svg ")
+        assert f">{last}<" in drawing
+        assert drawing in page
+        assert "<summary>The plan as text</summary><pre>stage read-1" in page
+    assert app.draw() == app._repr_svg_()
+    assert app._repr_html_().startswith("<b>App looks</b>")
+
+
+def test_a_notebook_shows_why_there_is_no_plan(memory_url: str) -> None:
+    app = App("looks", memory_url)
+
+    @app.agent("in")
+    async def read(ctx: sabot.AgentContext) -> None: ...
+
+    for sink in ("a", "b"):
+        app.stream(read, schema={"n": "int64"}).to(sink)
+    assert app._repr_svg_() is None
+    assert "two streams read agent looks.read" in app._repr_html_()
+    assert "<svg" in App("empty")._repr_html_()
+
+
 def test_a_notebook_shows_a_stream_whose_columns_nobody_knows(memory_url: str) -> None:
     assert "not known before the first records" in App("looks", memory_url).stream("in")._repr_html_()

@@ -7,12 +7,13 @@ from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Head
-from sabot.api.stream.outputs import html, shown
+from sabot.api.notebook import FAILURES, drawing_or_none, html, page
+from sabot.api.stream.outputs import shown
 from sabot.api.stream.owner import Owner
 from sabot.arrays import python_value
 from sabot.checks import is_whole
 from sabot.config import Duration, parse_seconds
-from sabot.errors import SabotError, UserError
+from sabot.errors import UserError
 
 _PRINT_SECONDS = 10.0  # the time that `print` waits for rows of an endless stream
 
@@ -88,15 +89,17 @@ class Looks:
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
+    def _repr_svg_(self) -> str | None:
+        return drawing_or_none(self._draw)
+
     def _repr_html_(self) -> str:
         """Returns the columns, if they are known, and the plan, for notebooks. Nothing runs."""
         try:
             schema = self._owner.schema(self._node)
             columns = "\n".join(f"{field.name}: {field.type}" for field in schema)
-        except (SabotError, OSError) as error:
+        except FAILURES as error:
             columns = str(error)
-        try:
-            plan = str(self.explain())
-        except (SabotError, OSError) as error:
-            plan = str(error)
-        return f"<b>Stream</b>{html(columns)}{html(plan)}"
+        return page("Stream", columns, self._draw, self.explain)
+
+    def _draw(self) -> str:
+        return self._owner.draw(self._node)

@@ -1,7 +1,5 @@
 """The outputs of a stream: the check that a sink can take its changes, and its rows as text."""
 
-from html import escape
-
 import pyarrow as pa
 
 from sabot.api.nodes.node import Node
@@ -46,8 +44,3 @@ def shown(table: pa.Table) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def html(text: str) -> str:
-    """Returns a text of several lines as HTML. It is escaped, because it may contain names and values from outside."""
-    return f"<pre>{escape(text)}</pre>"

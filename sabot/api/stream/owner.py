@@ -30,6 +30,9 @@ class Owner(Protocol):
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node."""
 
+    def draw(self, node: Node) -> str:
+        """Returns the plan of the steps up to this node, as SVG."""
+
     def schema(self, node: Node) -> pa.Schema:
         """Returns the columns of the rows of this node."""
 

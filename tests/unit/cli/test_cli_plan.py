@@ -351,3 +351,31 @@ def test_a_plan_says_what_cannot_go_on_with_another_event_time(shop: Path) -> No
     assert "event time was ts of rows, is ts in s of rows" in text
     code, outcomes = fates("plan", target, "--against", "state", "--drop", "tumbling-1")
     assert (code, outcomes["tumbling-1"]) == (0, "new")
+
+
+def test_the_plan_is_drawn_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = program(tmp_path, MINUTES, AGENT)
+    done = sabot_says("plan", target, "--svg", "plan.svg", "--parallelism", "2")
+    assert (done.output, done.exit_code) == ("", 0)
+    drawing = (tmp_path / "plan.svg").read_text()
+    assert all(name in drawing for name in ("tumbling-1", "minutes.ndjson", "shop.seen", "×2", "Plan of app shop"))
+    assert sabot_says("plan", target, "--svg", "-", "--parallelism", "2").output == drawing
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "code"),
+    [
+        (("--svg", "missing/plan.svg"), "cannot be written into missing/plan.svg: No such file or directory", 1),
+        (("--svg", "plan.svg", "--against", "state"), "--svg draws the plan alone", 2),
+        (("--svg", "plan.svg", "--json"), "--svg draws the plan alone", 2),
+    ],
+)
+def test_a_drawing_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], says: str, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = sabot_says("plan", program(tmp_path, MINUTES), *options)
+    assert says in done.output
+    assert done.exit_code == code
+    assert not (tmp_path / "plan.svg").exists()
