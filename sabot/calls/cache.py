@@ -44,7 +44,7 @@ class AnswerCache(Generic[Question]):
         return self._clock.monotonic()
 
     def known(self, question: Question, now: float) -> Any:
-        """Returns the answer if a kept one is not too old, else UNKNOWN."""
+        """Returns the kept answer to a question, or UNKNOWN if there is none or it is too old."""
         found = self._answers.get(question)
         if found is None or now >= found[0]:
             return UNKNOWN

@@ -50,7 +50,7 @@ class ThreadPool:
             self._free.append(thread)
 
     def ends(self, thread: "_PoolThread") -> bool:
-        """Returns True if an idle thread shall end."""
+        """Returns True if this thread has been idle long enough to end, and removes it from the free threads."""
         with self._lock:
             if thread not in self._free or self._clock.monotonic() - thread.free_since < _IDLE_SECONDS:
                 return False

@@ -108,8 +108,8 @@ class Format(ABC):
         return None
 
     def check_input(self, schema: pa.Schema | None, where: str) -> None:
-        """Raises UserError, beginning with `where`, for a `schema=` of an input that the format does not take, or for
-        a missing one.
+        """Raises UserError, whose text begins with `where`, if the format does not accept the `schema=` of an input,
+        or if it needs one and `schema` is None.
         """
         if self.own_columns and schema is not None:
             raise UserError(
@@ -146,7 +146,7 @@ class Format(ABC):
 
     @abstractmethod
     def check_types(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError, beginning with `where`, for columns that the format can never represent. Asks no
+        """Raises UserError, whose text begins with `where`, for columns that the format can never represent. Asks no
         registry.
         """
 

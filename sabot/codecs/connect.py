@@ -243,7 +243,9 @@ def _numbers(decimals: Any, kind: pa.DataType) -> Any:
 
 
 def _variable(column: Any, kind: pa.DataType) -> Any:
-    """Returns decimals of which each has its own scale."""
+    """Converts structs of Connect's type VariableScaleDecimal, in which each value has its own scale, to decimals of
+    the type `kind`.
+    """
     scales = pc.struct_field(column, [0])
     made = pa.nulls(len(column), kind)
     for scale in pc.unique(scales.drop_null()).to_pylist():

@@ -167,7 +167,7 @@ _BY_NAME: dict[str, Format] = {each.name: each for each in (JSON, Csv(), Raw(), 
 
 
 def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
-    """Returns the given Format, or the format of this name; None is JSON. Raises UserError, beginning with `where`,
+    """Returns the given Format, or the format of this name; None is JSON. Raises UserError, whose text begins with `where`,
     for another value; its hint names the formats and `more`.
     """
     if given is None:

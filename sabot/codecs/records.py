@@ -88,7 +88,7 @@ class Record:
 
 
 def decode_json(payload: bytes | None, *, where: str) -> Any:
-    """Decodes a payload like `json.loads`, but faster. Raises DataError, beginning with `where`, also for a payload
+    """Decodes a payload like `json.loads`, but faster. Raises DataError, whose text begins with `where`, also for a payload
     nested deeper than NESTING_MAX, so that recursive code can walk the value.
     """
     if payload is None:
@@ -278,7 +278,7 @@ def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
 
 
 def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:
-    """Raises UserError, beginning with `where`, for the first column that `try_out` cannot write. `try_out` gets each
+    """Raises UserError, whose text begins with `where`, for the first column that `try_out` cannot write. `try_out` gets each
     column without rows.
 
     Undecoded records (RECORD_SCHEMA) are not checked.
@@ -337,7 +337,7 @@ def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int, encod
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
-    """Raises UserError, beginning with `where`, for a row whose key is null or NaN."""
+    """Raises UserError, whose text begins with `where`, for a row whose key is null or NaN."""
     for key in keys:
         column = data.column(key)
         if column.null_count:

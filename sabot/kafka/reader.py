@@ -243,18 +243,18 @@ class KafkaReader(
         return found
 
     def span(self, partition: int) -> tuple[int, int]:
-        """Returns the first offset of a partition that the broker holds, and the offset after its last, as of `open`.
-        For `offsets_of`.
+        """Returns the first offset of a partition that the broker held at `open`, and the offset after its last, for
+        `connectors.places.offsets_of`.
         """
         return self._held[partition]
 
     def committed(self, partitions: Collection[int]) -> dict[int, int]:
-        """Returns the offsets that the group has committed. For `offsets_of`."""
+        """Returns the offsets that the group has committed, for `connectors.places.offsets_of`."""
         asked = [TopicPartition(self.name, index) for index in partitions]
         return _offsets(self._ask(partial(committed_of, self._consumer), asked))
 
     def at(self, partitions: Collection[int], ms: int) -> dict[int, int]:
-        """Returns the first offset of this time or a later one, by partition. For `offsets_of`."""
+        """Returns the first offset with this time or a later one, by partition, for `connectors.places.offsets_of`."""
         asked = [TopicPartition(self.name, index, ms) for index in partitions]
         return _offsets(self._ask(self._consumer.offsets_for_times, asked))
 

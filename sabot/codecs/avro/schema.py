@@ -67,7 +67,7 @@ class AvroPrimitive:
 
     @property
     def least_bytes(self) -> int:
-        """The fewest bytes that a value takes."""
+        """The fewest bytes that a value of this type takes in a payload."""
         return _LEAST_BYTES[self.name]
 
     def __str__(self) -> str:
@@ -201,7 +201,7 @@ class AvroRecord(_Nested):
 
     @cached_property
     def least_bytes(self) -> int:
-        """The fewest bytes that a value takes."""
+        """The fewest bytes that a value of this type takes in a payload."""
         return sum(each.type.least_bytes for each in self.fields)
 
     def __str__(self) -> str:
