@@ -47,8 +47,8 @@ class OpenRows:
         self._rows_of: Callable[[pa.Int32Array], Rows] | None = rows_of
         self._slots, self._lock = slots, lock
         self._marks: tuple[Any, Any] | None = None
-        self._aside: list[Rows] = []  # of slots that have changed
-        self._aside_again: list[Rows] = []  # of those that had been read before; who reads anew needs them
+        self._aside: list[Rows] = []  # the copied rows of slots that had not been read
+        self._aside_again: list[Rows] = []  # the copied rows of slots that had been read: a second reading needs them
 
     def _marked(self) -> tuple[Any, Any]:
         """Returns two arrays by slot: True if the rows of the slot have not changed since the barrier, and True if

@@ -22,7 +22,7 @@ from sabot.operators.rows.bad import STEP_LENGTH
 
 _log = logging.getLogger(__name__)
 
-_EVERY_S = 60.0  # at most one line of a step in so many seconds
+_EVERY_S = 60.0  # the least time between two lines of the log about one step
 
 
 class LateRows:

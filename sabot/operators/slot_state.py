@@ -42,7 +42,7 @@ from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 
 Array: TypeAlias = pa.Array
-_PIECE_BYTES = 8_000_000  # about how much of what leaves is copied at a time
+_PIECE_BYTES = 8_000_000  # about the bytes of rows that are copied at a time when keys go to disk
 _SHARE = 0.4  # of the keys leave when the budget is used up
 _LAST_TICK = 1 << 30
 _COLD = "cold"
@@ -58,8 +58,8 @@ class SlotState(StatePart):
     or None for the key columns.
     """
 
-    refusal = ("the state has", CANNOT_CHANGE)  # what is said of a checkpoint with other columns
-    kind: str | None = None  # the column that says by which of two clocks a row is due; None: there is one clock
+    refusal = ("the state has", CANNOT_CHANGE)  # for the error about other columns: its beginning, and its hint
+    kind: str | None = None  # the column with the clock by which a row is due, or None if there is one clock
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class SlotState(StatePart):
             if told and stays is not None:
                 take_over(stays, self.folder_of(part) / _COLD, told, owned, self._owners)
             for rows in self.read(part, files):
-                self._restored(part, rows, owned)  # those of a key may stand in several pieces
+                self._restored(part, rows, owned)  # the rows of a key may be in several pieces
             self.settle()
             if told and stays is None:
                 schema = pa.schema([field for each in files.values() for field in each])

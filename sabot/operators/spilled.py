@@ -25,9 +25,9 @@ from sabot.operators.state_parts import Batches, Owned, StatePart, key_hashes, t
 from sabot.state.segments import Segments, read_segments
 
 _COLD = "cold"
-_MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # after so many rows or batches the memory of groups is measured
+_MEASURED_ROWS, _MEASURED_BATCHES = 1_024, 8  # the memory of groups is measured after this number of rows or batches
 _PANE = pa.field("__pane", pa.int64())
-_PANE_BITS = 16  # the upper bits of a place in the segments come from the pane, so its groups stand together
+_PANE_BITS = 16  # the number of upper bits of a sort key that come from the pane
 _SPREAD = 0x9E3779B97F4A7C15  # odd, so that panes next to each other differ in their upper bits
 
 

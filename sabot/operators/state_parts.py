@@ -273,7 +273,7 @@ class StatefulOperator(Stateful):
     """
 
     state_parts: StateParts
-    forgets: frozenset[str] = frozenset()  # the names of which a restore takes nothing over
+    forgets: frozenset[str] = frozenset()  # the names whose state the user drops
 
     def group_count(self) -> int:
         """Returns about how many groups or rows the state has. A start that would lose them is refused. 0 means that

@@ -15,7 +15,7 @@ from sabot.errors import DataError
 
 _LOW = np.int64(0xFFFFFFFF)
 _EXACT = 2**53  # floats represent all integers up to this one exactly
-_SHORT = 18  # decimals of so many digits fit into 64 bits
+_SHORT = 18  # decimals of up to 18 digits fit into 64 bits
 
 
 class SumOverflow(DataError):

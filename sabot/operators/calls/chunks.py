@@ -11,7 +11,7 @@ from sabot.calls.handover import Call
 from sabot.operators.row_queue import QueuedRows, RowNumbers
 
 CHUNK_ROWS = 1024  # all rows of a chunk stay in memory as long as one of them waits
-_TAKE_ROWS = 64  # so many rows become Python objects at a time, on the event loop
+_TAKE_ROWS = 64  # the number of rows that become Python objects at a time, on the event loop
 _LOOK_AHEAD = 4096
 
 EndedCall = tuple[int, int, Any]

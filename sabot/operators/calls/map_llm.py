@@ -22,7 +22,7 @@ from sabot.operators.expressions.compiled import compile_expr
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 
-_CHUNK_ROWS = 4096  # the prompts of so many rows are made together, and sent in the order of their texts
+_CHUNK_ROWS = 4096  # the number of rows whose prompts are made together, and sent in the order of their texts
 
 Prompts = Callable[[pa.RecordBatch], "pa.Array[Any]"]
 

@@ -20,7 +20,7 @@ from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.chunks import Chunk, EndedCall
 from sabot.operators.row_queue import RowNumbers
 
-_TAKE_QUESTIONS = 64  # so many questions become Python objects at a time, on the event loop
+_TAKE_QUESTIONS = 64  # the number of questions that become Python objects at a time, on the event loop
 
 
 class QuestionChunk(Chunk):

@@ -28,7 +28,7 @@ from sabot.operators.expressions.zones import zone_texts
 _SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
 _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
-_DIVIDES = 9  # up to so many digits of a decimal are dropped by pyarrow, which fails for more: see `rescaled`
+_DIVIDES = 9  # the most digits of a decimal that pyarrow can drop; it fails for more (see `rescaled`)
 _WHOLE = r"^[+-]?[0-9]+$"
 _ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 

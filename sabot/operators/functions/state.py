@@ -70,7 +70,7 @@ class FunctionState:
         self.call_values: StateBackend = self.values if self.transaction is None else self.transaction.values
         self.maps: dict[str, SharedMap] = {}
         self.names: set[str] = set()  # the names under which functions have kept values
-        self.forgets: frozenset[str] = frozenset()  # the names whose state a restore does not take over
+        self.forgets: frozenset[str] = frozenset()  # the names whose state the user drops
         self.broadcasting = False  # True while the function of the broadcast side runs
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows

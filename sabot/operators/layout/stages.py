@@ -108,14 +108,14 @@ class Stage:
     reading: Reading | None = None
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
     agent: AgentSpec | None = None
-    delivery: Delivery = None  # how the sink delivers; None: as suits it
-    nan: OnNan = None  # what becomes of floats that the sink's format does not have
-    format: Format | None = None  # what rows become in a topic; None: no writer says it
-    changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
+    delivery: Delivery = None  # the delivery that the user has chosen, or None for the default of the sink
+    nan: OnNan = None  # the policy for floats that the sink's format cannot represent
+    format: Format | None = None  # the format of rows in a topic, or None if no writer has given one
+    changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets, or None if it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
-    aligned: "Aligned | None" = None  # the sources that are to be read at about the same event time for this stage
+    aligned: "Aligned | None" = None  # the sources that are read at about the same event time for this stage
     dead_letters: Edge | None = None  # for records and rows of the chain that cannot be processed
-    by_time: bool = True  # whether a result hangs on where watermarks stand among its rows, here or behind it
+    by_time: bool = True  # True if a result, here or later, depends on the position of watermarks among rows
 
     @property
     def gathers(self) -> bool:

@@ -122,7 +122,7 @@ class BadRows:
         rows = list(errors)
         places = places_of(batch, rows)
         data = batch.taken().take(pa.array(rows, pa.int32()))
-        if OP_COLUMN in data.schema.names:  # a row that takes away another needs no dead letter
+        if OP_COLUMN in data.schema.names:  # a change that takes a row away needs no dead letter
             adds = pc.is_in(data.column(OP_COLUMN), pa.array([INSERT, UPDATE_AFTER], pa.int8()))
             data = data.filter(adds)
             kept = [i for i, each in enumerate(adds.to_pylist()) if each]

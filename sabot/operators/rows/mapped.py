@@ -204,13 +204,13 @@ class FlatMap(Operator):
         if self._timed:
             data = data.select(range(data.num_columns - 1))
         rows: list[Row] = []
-        of: list[int] = []  # for each of them, the number of the row from which it was made
+        of: list[int] = []  # for each result, the index of the row from which it was made
         for i, row in enumerate(data.to_pylist()):
             before = len(rows)
             try:
                 for made in self._call(row, i, batch):
                     rows.append(made)
-                    if len(rows) - before == _FLAT_ROWS:  # so many of one row cannot be held until it has succeeded
+                    if len(rows) - before == _FLAT_ROWS:  # too many to hold until the call has ended
                         of += [i] * _FLAT_ROWS
                         yield from self._as_batches(rows, of, stamps, batch)
                         rows, of, before = [], [], 0
@@ -259,7 +259,7 @@ class FlatMap(Operator):
         if self._timed and self.fixed:
             places = [
                 place for place, row in enumerate(rows) if row or not self._bad.nulls
-            ]  # without the empty rows that stand for failed ones
+            ]  # without the empty rows in place of rows that failed
             names = [name for name in self.fixed if name in batch.data.schema.names]
             before = batch.data.select(names).take(pa.array([of[place] for place in places], pa.int32()))
             check_fixed(self.name, self.fixed, data.take(pa.array(places, pa.int32())), before, batch)
@@ -296,7 +296,7 @@ class FlatMap(Operator):
         if self._own_time and not self._bad.nulls:
             return made.append_column(TIME_COLUMN, _times(self.name, made.column(self.time), batch))
         times = pa.array([stamps[i] for i in of], pa.int64())
-        if self._own_time:  # rows that stand for failed ones keep the input's time
+        if self._own_time:  # the rows in place of rows that failed have the input's time
             times = pc.coalesce(to_ms(made.column(self.time)), times)
         return made.append_column(TIME_COLUMN, times)
 

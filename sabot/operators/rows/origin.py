@@ -17,7 +17,7 @@ from sabot._cython.arrow.batch import Batch
 
 _ROW_BYTES = 12  # the size of a partition and an offset
 _Find = Callable[[pa.Int32Array], tuple[pa.Array, pa.Array]]
-_FEW = 16  # if fewer than one row in so many is left, their places are looked up and the others released
+_FEW = 16  # if fewer than one row in 16 is left, their positions are copied, and the memory of the others is released
 
 
 class RowOrigin:

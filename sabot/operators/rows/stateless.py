@@ -34,7 +34,7 @@ from sabot.operators.rows.bad import BadRows, values_or_nulls
 from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, pairs_split
 from sabot.operators.rows.origin import of_selected, reselected, with_columns_of
 
-_FEW = 4  # if fewer than one row in so many is selected, copying these is faster than computing all
+_FEW = 4  # if fewer than one row in 4 is selected, copying the selected rows is faster than computing all
 
 Named = Sequence[tuple[str, Expr]]
 
