@@ -174,7 +174,10 @@ class AgentSpec:
             raise refuse(f"{func!r} is not callable", "put @app.agent(...) above a function")
         topics: Any = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
         if not topics or any(not isinstance(t, str | Source) or t == "" for t in topics):
-            raise refuse(f"topic {topic!r}", "give a topic name, a Source, or a list of them")
+            raise refuse(
+                f"topic {topic!r} is neither a topic nor a list of topics",
+                "a topic's name, a Source, or a list of them",
+            )
         for each in topics:
             check_input(each, f"{where}: topic", "")
         if len({t if isinstance(t, str) else t.name for t in topics}) != len(topics):
@@ -342,17 +345,21 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
     if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
         raise refuse(
-            f"sink={given!r}", "a list has topics and Sinks only, for a record agent: Message(…, topic=) chooses one"
+            f"sink={given!r} is a list for a batch agent, or has an agent in the list",
+            "a record agent may have a list of topics and Sinks: Message(…, topic=) chooses one",
         )
     if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
         raise refuse(
-            f"sink {given!r}", "a topic name, a Sink, or another agent's function; or a list of topics and Sinks"
+            f"sink {given!r} is no place for results",
+            "a topic name, a Sink, or another agent's function; or a list of topics and Sinks",
         )
     for each in sinks:
         if isinstance(each, str | Sink):
             check_sink(each, f"{where}: sink")
     if len({each if isinstance(each, str) else getattr(each, "name", "") for each in sinks}) != len(sinks):
-        raise refuse(f"sink={given!r} has one name twice", "Message(…, topic=) could not say which")
+        raise refuse(
+            f"sink={given!r} has one name twice", "name each sink once: Message(…, topic=) chooses by the name"
+        )
     return sinks
 
 
@@ -386,14 +393,20 @@ def _check_durable(refuse: Callable[[str, str], UserError], given: Mapping[str, 
     if full not in (None, *get_args(MailboxFull)):
         raise refuse(f"mailbox_full={full!r}", f"one of {', '.join(map(repr, get_args(MailboxFull)))}")
     if (batch or given["key"] is None) and (mailbox is not None or full is not None):
-        none = "batches" if batch else "no key"
-        raise refuse(f"a mailbox with {none}", "without keys jobs are independent, and do not wait for each other")
+        with_what = "with batch=True" if batch else "without key="
+        raise refuse(
+            f"mailbox= or mailbox_full= {with_what}",
+            "without keys jobs are independent, and do not wait for each other",
+        )
     if batch and job_id is not None:
         raise refuse(
             f"job_id={job_id!r} with batch=True", "a batch is named by the places of its rows: leave job_id= out"
         )
     if job_id is not None and (not isinstance(job_id, str) or not job_id):
-        raise refuse(f"job_id={job_id!r}", "the name of the field whose value is the same only for the same request")
+        raise refuse(
+            f"job_id={job_id!r} is not the name of a field",
+            "the name of the field whose value is the same only for the same request",
+        )
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:

@@ -313,7 +313,7 @@ def top_k(x: str | Expr, k: int) -> Aggregate:
     """
     k = python_value(k)
     if not is_whole(k, 1):
-        raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
+        raise UserError(f"top_k: k={k!r} is not a number of values", hint="a whole number, 1 or more")
     return Aggregate("top_k", as_column(x), options=MappingProxyType({"k": k}))
 
 

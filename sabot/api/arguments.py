@@ -82,7 +82,8 @@ def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
     """
     if not isinstance(between, tuple | list) or len(between) != 2:
         raise UserError(
-            f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
+            f"join: between={between!r} is not a pair of durations",
+            hint='between=("-1h", "5m"): from an hour before to five minutes after',
         )
     lower, upper = (None if each is None else _signed_ms(each) for each in between)
     if lower is not None and upper is not None and lower > upper:
@@ -210,7 +211,9 @@ def aggregates_of_keywords(
     if unnamed:
         raise UserError(f"aggregate: {unnamed[0]!r} needs a name for its column", hint=f"aggregate(n={unnamed[0]!r})")
     if not aggregates:
-        raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
+        raise UserError(
+            "aggregate needs at least one aggregate", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))'
+        )
     known = {name: each for name, each in aggregates.items() if isinstance(each, Aggregate)}
     results: list[tuple[str, Expr]] = []
     for name, each in aggregates.items():

@@ -89,7 +89,10 @@ class AsyncCall:
         check_coroutine_function(function, step, pieces=step == "map_async" and not given["batch"])
         where = f"{step}({function_name(function)})"
         if not isinstance(schema, pa.Schema | Mapping):
-            raise UserError(f"{where}: schema={schema!r}", hint='{"name": "type", …} with the columns of the results')
+            raise UserError(
+                f"{where}: schema={schema!r} is not a schema",
+                hint='{"name": "type", …} with the columns of the results',
+            )
         columns = as_schema(schema if isinstance(schema, pa.Schema) else dict(schema), where=where)
         twice = [name for name in columns.names if columns.names.count(name) > 1]
         if twice or not columns.names:
@@ -148,7 +151,8 @@ class LookupCall:
         columns = (on,) if isinstance(on, str) else tuple(on)
         if not columns or not all(isinstance(name, str) for name in columns) or len(set(columns)) < len(columns):
             raise UserError(
-                f"{where}: on={on!r}", hint='the column whose values are looked up: on="account"; or several'
+                f"{where}: on={on!r} is not a list of columns",
+                hint='the column whose values are looked up: on="account"; or several',
             )
         check(f"{where}: how", how, OneOf(("left", "inner")))
         cache = check(f"{where}: cache", python_value(cache), Whole())

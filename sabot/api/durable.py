@@ -265,7 +265,8 @@ class BatchJobContext(DurableContext):
     def continue_as(self, message: Any) -> NoReturn:
         """Raises UserError: the job of a batch ends with its rows."""
         raise UserError(
-            f"agent {self.agent_id}: continue_as in a batch agent", hint="its job is about the rows of its batch"
+            f"agent {self.agent_id}: a batch agent cannot use continue_as",
+            hint="its job ends with the rows of its batch",
         )
 
     @property

@@ -333,17 +333,22 @@ def process_spec(
     name = f"process({name_of(whole)})"
     if any(inspect.iscoroutinefunction(each) for each in (function, on_timer, right)):
         raise UserError(
-            f"{name}: a process function cannot be async", hint="call out in stream.map_async(...) before it"
+            f"{name}: a process function cannot be async",
+            hint="make the async calls in a step before it: stream.map_async(…)",
         )
     for what, each in (("on_timer", on_timer), ("right", right)):
         if each is not None and not callable(each):
             raise UserError(f"{name}: {what}={each!r} is not a function")
     if two_inputs and right is None:
         raise UserError(
-            f"{name}: there is no function for the rows of the other side", hint="give it right=, a second function"
+            f"{name}: there is no function for the rows of the other side",
+            hint="process(f, right=g, …) calls g for these rows",
         )
     if right is not None and not two_inputs:
-        raise UserError(f"{name}: right= has no rows", hint="keyed.connect(other).process(f, right=g, ...)")
+        raise UserError(
+            f"{name}: right= has no rows, because there is no second stream",
+            hint="keyed.connect(other).process(f, right=g, ...)",
+        )
     ttl_ms = None if ttl is None else parse_ms(ttl, name="ttl")
     if ttl_ms is not None and ttl_ms < 1:
         raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")

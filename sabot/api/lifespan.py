@@ -184,7 +184,7 @@ class HasLifespan:
         """
         seconds = parse_seconds(interval, name="timer", zero=False)
         if on_error not in ("fail", "skip"):
-            raise UserError(f"timer: on_error={on_error!r}", hint="fail or skip")
+            raise UserError(f"timer: on_error={on_error!r} is unknown", hint='"fail" or "skip"')
 
         def added(function: F) -> F:
             if not inspect.iscoroutinefunction(function):

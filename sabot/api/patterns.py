@@ -334,7 +334,7 @@ class Pattern:
         Raises UserError for less than 1 ms, and if the pattern has a limit already.
         """
         if self.within_ms is not None:
-            raise UserError("within was given twice", hint="a pattern has one")
+            raise UserError("within was called twice", hint="a pattern has one time limit")
         ms = parse_ms(duration, name="within")
         if ms < 1:
             raise UserError(f"within: {duration!r} is less than a millisecond")
@@ -404,7 +404,7 @@ def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> 
     if not isinstance(pattern, Pattern):
         raise UserError(f"{pattern!r} is not a pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
     if skip not in SKIPS:
-        raise UserError(f"skip: {skip!r}", hint=f"one of {', '.join(SKIPS)}")
+        raise UserError(f"skip={skip!r} is unknown", hint=f"one of {', '.join(SKIPS)}")
     if pattern.ending and pattern.within_ms is None:
         raise UserError("without at the end of a pattern needs within, or it never ends", hint='.within("5m")')
     if all(each.is_optional for each in pattern.steps):
@@ -446,5 +446,8 @@ def _step_name(name: Any) -> str:
 def _times(name: str, times: Any) -> tuple[int, int | None]:
     least, most = python_value(times if isinstance(times, tuple) and len(times) == 2 else (times, times))
     if not is_whole(least, 0) or not (most is None or is_whole(most, max(1, least))):
-        raise UserError(f"step {name!r}: times={times!r}", hint="a number, or (least, most); most may be None")
+        raise UserError(
+            f"step {name!r}: times={times!r} is not a number of rows",
+            hint="a number, or (least, most); most may be None",
+        )
     return least, most

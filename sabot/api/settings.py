@@ -89,7 +89,9 @@ def _until(given: Any) -> Place | None:
 
 def _refuse_offsets(word: str, place: Place | None) -> None:
     if isinstance(place, Mapping):
-        raise UserError(f"App: {word}={place!r}", hint=f"offsets belong to one topic: app.stream(topic, {word}=…)")
+        raise UserError(
+            f"App: {word}={place!r} has offsets, which belong to one topic", hint=f"app.stream(topic, {word}=…)"
+        )
 
 
 def _names(given: str | Iterable[str]) -> frozenset[str]:

@@ -36,9 +36,14 @@ class HasTopics(HasLifespan):
         checked_topic(name, "topic")
         partitions = python_value(partitions)
         if not is_whole(partitions, 1):
-            raise UserError(f"topic {name}: partitions={partitions!r}", hint="a whole number, 1 or more")
+            raise UserError(
+                f"topic {name}: partitions={partitions!r} is not a number of partitions",
+                hint="a whole number, 1 or more",
+            )
         if config is not None and not isinstance(config, Mapping):
-            raise UserError(f"topic {name}: config={config!r}", hint='config={"cleanup.policy": "compact"}')
+            raise UserError(
+                f"topic {name}: config={config!r} is not a dict of texts", hint='config={"cleanup.policy": "compact"}'
+            )
         asked = partitions, {str(key): str(value) for key, value in (config or {}).items()}
         if self.lifespan.topics.setdefault(name, asked) != asked:
             raise UserError(

@@ -119,7 +119,7 @@ def count_window(size: int) -> CountWindow:
 
 def _time(time: WindowTime) -> WindowTime:
     if time not in ("event", "processing"):
-        raise UserError(f"time={time!r}", hint='"event" or "processing"')
+        raise UserError(f"time={time!r} is unknown", hint='"event" or "processing"')
     return time
 
 

@@ -76,7 +76,7 @@ def test_keep_asks_only_the_side_that_it_is_of_for_event_time(folder: Path) -> N
     assert minutes(events.join(places.broadcast(), on="k", keep=("1h", None))) == 1000
     with pytest.raises(UserError, match="all rows are kept"):
         events.join(places.broadcast(), on="k", keep=(None, "1h"))
-    with pytest.raises(UserError, match="a deletion ends the keeping of a row"):
+    with pytest.raises(UserError, match="keep= of the other stream, whose rows are changes"):
         events.join(places.upsert("k"), on="k", keep="1h")
 
 

@@ -65,7 +65,10 @@ class WithTime(Node):
 def with_time_node(input: Node, time: Any, unit: TimeUnit | None, format: str | None, lateness: Duration) -> WithTime:
     """Returns the checked node of `Stream.with_time`. Raises UserError."""
     if time is None:
-        raise UserError("with_time: no column", hint='with_time("created_at"), with_time(col("epoch_s") * 1000)')
+        raise UserError(
+            "with_time needs a column or an expression",
+            hint='with_time("created_at"), with_time(col("epoch_s") * 1000)',
+        )
     check_time("with_time", time, unit, format)
     node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"))
     node.check()

@@ -150,7 +150,10 @@ def _with_late(where: str, node: _ByTime, late: Any) -> _ByTime:
     """
     pair = isinstance(late, tuple | list)
     if pair and len(late) != 2:
-        raise UserError(f"{where}: late={late!r}", hint='late=("late-orders", "late-payments"), None for one of them')
+        raise UserError(
+            f"{where}: late={late!r} is not a pair of sinks",
+            hint='late=("late-orders", "late-payments"), None for one of them',
+        )
     ours, theirs = late if pair else (late, None if node.right.changes else late)
     for sink in (ours, theirs):
         if sink is not None:
@@ -196,11 +199,12 @@ def _check_keep(node: Join) -> None:
     """
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
         if ms is not None and side.changes:
-            raise UserError(f"join: keep= of {name} stream, which is changes: a deletion ends the keeping of a row")
+            hint = "give None for it: a row of changes is kept until it is deleted"
+            raise UserError(f"join: keep= of {name} stream, whose rows are changes", hint=hint)
     if node.keep_ms[1] is not None and (node.how in ("semi", "anti") or isinstance(node.right, Broadcast)):
         raise UserError(
-            f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
-            "all rows are kept",
+            "join: keep= of the other stream, of which all rows are kept with "
+            f"{'.broadcast()' if node.how not in ('semi', 'anti') else f'how={node.how!r}'}",
             hint="keep=(…, None); between=(…) limits the distance of a partner",
         )
 

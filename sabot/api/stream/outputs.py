@@ -27,9 +27,13 @@ def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
             hint=f"{hint}.to(…) keeps the last row of each key; .materialize() writes the final rows, .changelog() each change as a row",
         )
     if node.unique is None:
-        raise UserError(f"to({name}): the key of the upsert is gone", hint="keep its columns in select and drop")
+        raise UserError(
+            f"to({name}): a step after upsert dropped a column of its key", hint="keep the columns of the key"
+        )
     if key is not None:
-        raise UserError(f"to({name}): the key of an upsert is its own", hint="leave key= out")
+        raise UserError(
+            f"to({name}): key= is given, but rows after upsert have the key of upsert", hint="leave key= out"
+        )
 
 
 def shown(table: pa.Table) -> str:

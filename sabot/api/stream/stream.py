@@ -498,7 +498,10 @@ class Stream(Looks, NamedElsewhere):
             )
         if options or dead_letter is not None:
             given = ", ".join([*options, *(["dead_letter"] if dead_letter is not None else [])])
-            raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
+            raise UserError(
+                f"lookup: {given} cannot be given with a table",
+                hint="only a lookup by a coroutine function has these arguments",
+            )
         right = self._other(table, "lookup")
         left, right, keys, made = keyed_sides("lookup", self._node, right, on, left_on, right_on)
         return self._then(without_made(lookup_node(left, right, keys, how, suffix), made))
@@ -878,12 +881,15 @@ class KeyedStream(NamedElsewhere):
         if isinstance(preceding, int) and not isinstance(preceding, bool):
             rows = preceding
             if rows < 0:
-                raise UserError(f"over: preceding={preceding!r} rows", hint="0 or more")
+                raise UserError(f"over: preceding={preceding!r} is not a number of rows", hint="0 or more")
         elif preceding is not None:
             ms = whole_ms(preceding, "preceding")
         for name, each in columns.items():
             if not isinstance(each, Aggregate | OverFunction):
-                raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
+                raise UserError(
+                    f"over: {name}={each!r} is neither an aggregate nor a function such as sabot.lag",
+                    hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …',
+                )
             check_columns(f"over: {name}", self._steps.node, sorted(each.columns))
         known = self._steps.node.column_names or ()
         if taken := [name for name in columns if name in known]:
@@ -915,7 +921,9 @@ class KeyedStream(NamedElsewhere):
             check_sink(late, "pattern: late", 'late="late-orders"')
         max_partial = python_value(max_partial)
         if not is_whole(max_partial, 1):
-            raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
+            raise UserError(
+                f"pattern: max_partial={max_partial!r} is not a number of matches", hint="a whole number, 1 or more"
+            )
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
@@ -1006,7 +1014,8 @@ class WindowedStream(NamedElsewhere):
         window = self._window
         if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
             raise UserError(
-                "top_n: only of tumbling, hopping and cumulative windows, at their end", hint='window(tumbling("1m"))'
+                "top_n needs tumbling, hopping or cumulative windows, without emit_every=",
+                hint='window(tumbling("1m"))',
             )
         number, order = order_of("top_n", n, by, descending)
         ties = check("top_n: ties", ties, OneOf(("row_number", "rank", "dense_rank")))

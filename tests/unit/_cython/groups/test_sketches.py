@@ -193,7 +193,7 @@ def test_users_write_them_as_functions():
     assert api.top_k("x", 3).options == {"k": 3}
     with pytest.raises(UserError, match=r"q=1\.5 is not a fraction"):
         api.approx_quantile("x", 1.5)
-    with pytest.raises(UserError, match="top_k: 0 values"):
+    with pytest.raises(UserError, match="top_k: k=0 is not a number of values"):
         api.top_k("x", 0)
 
 
