@@ -343,11 +343,12 @@ def _sinks_of(refuse: Callable[[str, str], UserError], given: Any, where: str, *
     """Returns the sinks in the order of `sink=`, or [None] if there is none. Raises UserError."""
     several = isinstance(given, list | tuple)
     sinks = [sink_of(each, f"{where}: sink") for each in (given if several else [given])]
-    if several and (batch or not all(isinstance(each, str | Sink) for each in sinks)):
+    if several and batch:
         raise refuse(
-            f"sink={given!r} is a list for a batch agent, or has an agent in the list",
-            "a record agent may have a list of topics and Sinks: Message(…, topic=) chooses one",
+            f"sink={given!r} with batch=True", "give one sink: a list is for a record agent, see Message(…, topic=)"
         )
+    if several and not all(isinstance(each, str | Sink) for each in sinks):
+        raise refuse(f"sink={given!r}: a list has topics and Sinks only", "an agent's function is given without a list")
     if not sinks or (not isinstance(sinks[0], str | Sink | None) and not callable(sinks[0])):
         raise refuse(
             f"sink {given!r} is no place for results",

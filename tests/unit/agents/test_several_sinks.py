@@ -112,9 +112,9 @@ def test_what_cannot_have_several_sinks_is_refused(app: App) -> None:
 
     for sink, options, said in [
         (["a", "a"], {}, "has one name twice"),
-        ([], {}, r"sink \[\] \(a topic name, a Sink"),
-        (["a", other], {}, "a list has topics and Sinks only, for a record agent"),
-        (["a", "b"], {"batch": True}, "for a record agent"),
+        ([], {}, r"sink \[\] is no place for results \(a topic name, a Sink"),
+        (["a", other], {}, "a list has topics and Sinks only"),
+        (["a", "b"], {"batch": True}, "with batch=True .*a list is for a record agent"),
         (["a", ""], {}, r"agent shop\.part: sink is empty"),
     ]:
         with pytest.raises(UserError, match=said):
