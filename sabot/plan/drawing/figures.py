@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 from sabot.plan.drawing.graph import LinkKey
 
-SHARES = ("computes", "ready", "blocked", "calls", "aligns", "idle")
-"""The shares of a task's time: it computes; it could run, but the interpreter or a processor is not free; it waits for
-what stands behind it, for calls, for barriers, or for input."""
+SHARES = ("busy", "contended", "backpressured", "waiting", "aligning", "idle")
+"""The shares of a task's time, by the names of the states of `runtime.task_times`."""
 
 
 @dataclass(frozen=True)

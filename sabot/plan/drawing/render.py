@@ -5,7 +5,7 @@ has no ids, scripts or addresses: several drawings can stand in one page. Names 
 be shortened stands whole in a `<title>`, which browsers show as a tooltip.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from math import log10
 
@@ -52,23 +52,25 @@ _COLOURS = {  # by the selector: the property, in light, in dark
     ".frame": ("stroke", "#d1d9e0", "#3d444d"),
     ".line": ("stroke", "#818b98", "#7d8590"),
     ".tip": ("fill", "#818b98", "#7d8590"),
+}
+_FIGURE_COLOURS = {
     ".half .line": ("stroke", "#bf8700", "#d29922"),
     ".half .tip": ("fill", "#bf8700", "#d29922"),
     ".full .line": ("stroke", "#cf222e", "#f85149"),
     ".full .tip": ("fill", "#cf222e", "#f85149"),
-    ".computes": ("fill", "#1a7f37", "#3fb950"),
-    ".ready": ("fill", "#bf8700", "#d29922"),
-    ".blocked": ("fill", "#cf222e", "#f85149"),
-    ".calls": ("fill", "#8250df", "#ab7df8"),
-    ".aligns": ("fill", "#0969da", "#4493f8"),
+    ".busy": ("fill", "#1a7f37", "#3fb950"),
+    ".contended": ("fill", "#bf8700", "#d29922"),
+    ".backpressured": ("fill", "#cf222e", "#f85149"),
+    ".waiting": ("fill", "#8250df", "#ab7df8"),
+    ".aligning": ("fill", "#0969da", "#4493f8"),
     ".idle": ("fill", "#d1d9e0", "#3d444d"),
 }
-_WORDS = {  # of the legend
-    "computes": "computes",
-    "ready": "could run",
-    "blocked": "blocked by what is below",
-    "calls": "waits for calls",
-    "aligns": "waits for a barrier",
+_WORDS = {  # of the legend, and of tooltips
+    "busy": "computes",
+    "contended": "could compute, but another thread does",
+    "backpressured": "waits for what is below",
+    "waiting": "waits for calls",
+    "aligning": "waits for barriers",
     "idle": "waits for rows",
 }
 
@@ -100,7 +102,7 @@ def render(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, ti
             f'<svg xmlns="http://www.w3.org/2000/svg" class="sabot-plan" role="img" width="{wide}" height="{high}" '
             f'viewBox="{-_MARGIN} {-_MARGIN} {wide} {high}" style="max-width:100%;height:auto">',
             f"<title>{_text(name)}</title>",
-            _STYLE,
+            _STYLE if figures is None else _FIGURE_STYLE,
             f'<rect class="paper" x="{-_MARGIN}" y="{-_MARGIN}" width="{wide}" height="{high}" rx="6"/>',
             *parts,
             *legend,
@@ -109,11 +111,11 @@ def render(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, ti
     )
 
 
-def _style() -> str:
+def _style(colours: Mapping[str, tuple[str, str, str]]) -> str:
     def rules(which: int) -> str:
         return "\n".join(
             f"{', '.join(f'.sabot-plan {each.strip()}' for each in selector.split(','))} {{ {rule[0]}: {rule[which]} }}"
-            for selector, rule in _COLOURS.items()
+            for selector, rule in colours.items()
         )
 
     fonts = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif'
@@ -128,7 +130,7 @@ def _style() -> str:
     return "\n".join(["<style>", *fixed, rules(1), "@media (prefers-color-scheme: dark) {", rules(2), "}", "</style>"])
 
 
-_STYLE = _style()
+_STYLE, _FIGURE_STYLE = _style(_COLOURS), _style(_COLOURS | _FIGURE_COLOURS)
 
 
 def _frame(placed: PlacedFrame, figures: PlanFigures) -> Iterator[str]:

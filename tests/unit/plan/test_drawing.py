@@ -179,7 +179,7 @@ def figures(rate: float, fill: float, busy: float) -> PlanFigures:
     """Figures of all tasks, of one step, and of all links."""
     frames = frames_of(shop())
     links = {link.key: LinkFigures(rate, fill) for frame in frames for box in frame.boxes() for link in box.links}
-    some = BoxFigures({"computes": busy, "idle": 1 - busy}, 12.0, late=3, dead_letters=1_234)
+    some = BoxFigures({"busy": busy, "idle": 1 - busy}, 12.0, late=3, dead_letters=1_234)
     return PlanFigures({frame.id: some for frame in frames}, {"filter-2": some}, links)
 
 
@@ -209,12 +209,12 @@ def test_figures_of_a_task_stand_in_its_frame_or_in_its_only_box() -> None:
     root = ElementTree.fromstring(svg(shop(), figures(1_234.0, 0.0, 0.75)))
     groups = {(group.get("data-task"), group.get("data-step")): group for group in root.iter(f"{SVG}g")}
     bars = {key: [rect.get("class") for rect in group.iter(f"{SVG}rect")] for key, group in groups.items()}
-    assert bars["read-1", None][-2:] == ["computes", "idle"] or bars["read-1", None] == ["box"]
-    assert bars[None, "filter-2"] == ["box", "computes", "idle"]
+    assert bars["read-1", None][-2:] == ["busy", "idle"] or bars["read-1", None] == ["box"]
+    assert bars[None, "filter-2"] == ["box", "busy", "idle"]
     assert bars[None, "filter-1"] == ["box"]
-    assert bars[None, "tumbling-1"] == ["box", "computes", "idle"]
+    assert bars[None, "tumbling-1"] == ["box", "busy", "idle"]
     texts = [element.text for element in root.iter(f"{SVG}text")]
-    assert "1.2k dead · 3 late · computes 75%…" in texts or "1.2k dead · 3 late · computes 75% · lag 12 s" in texts
+    assert "1.2k dead · 3 late · busy 75%…" in texts or "1.2k dead · 3 late · busy 75% · lag 12 s" in texts
     assert "by account · 1.2k/s" in texts
     (title,) = [title.text for title in groups[None, "filter-2"].iter(f"{SVG}title")]
     assert title is not None
@@ -354,7 +354,7 @@ def test_nothing_overlaps_in_graphs_drawn_by_lot() -> None:
         frames = drawn(seed)
         check_places(lay_out(frames))
         links = [link.key for frame in frames for box in frame.boxes() for link in box.links]
-        some = BoxFigures({"computes": 1.0})
+        some = BoxFigures({"busy": 1.0})
         room = PlanFigures({frame.id: some for frame in frames[::2]}, {}, dict.fromkeys(links[::2], LinkFigures(1.0)))
         check_places(lay_out(frames, room), room)
         ElementTree.fromstring(render(frames, room))
