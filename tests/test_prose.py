@@ -74,9 +74,8 @@ def more_than(left: dict[str, int], now: dict[str, list[str]]) -> dict[str, list
 @pytest.mark.parametrize("kind", ["docstrings", "pages"])
 def test_new_prose_has_none_of_the_habits(kind: str) -> None:
     worse = more_than(json.loads(FILE.read_text())[kind], found()[kind])
-    assert worse == {}, (
-        f"write these anew: lines of pages have at most {WIDEST} characters, and HABITS has the patterns"
-    )
+    hint = f"write one of these anew: a line of a page has at most {WIDEST} characters, and HABITS has the patterns"
+    assert worse == {}, "\n".join([hint, *(f"{name}: {place}" for name, places in worse.items() for place in places)])
 
 
 @pytest.mark.parametrize(
