@@ -49,6 +49,7 @@ ORDER = [
     "mcp",
     "jobs",
     "api",
+    "sql",
     "operators",
     "plan",
     "checkpoint",

@@ -1,0 +1,11 @@
+"""SQL over streams: the language of Flink SQL, bound to the steps of `api`.
+
+```
+text ─▶ syntax: tokens, tree ─▶ relations, select: tables, joins, groups ─▶ steps of api
+                                values, functions: expressions
+```
+
+`session` runs the statements of a text. `catalog` turns CREATE TABLE into sources and sinks. `relations` binds queries
+and the joins of FROM, `select` one SELECT, `windows` window tables, and `values` expressions, with the functions of
+`functions` and the types of `types`. `scope` has the bound tables and the names of their columns.
+"""

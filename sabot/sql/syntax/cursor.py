@@ -1,0 +1,260 @@
+"""A cursor over the tokens of a text, on which the parser stands."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
+from sabot.sql.syntax.tokens import Kind, Token, tokens_of
+from sabot.sql.syntax.tree import Hint, Name
+
+T = TypeVar("T")
+
+NESTING_MAX = 60
+"""The number of levels to which expressions and queries may be nested."""
+
+NOT_AN_ALIAS = frozenset(
+    {
+        "AND",
+        "ANTI",
+        "AS",
+        "ASC",
+        "BETWEEN",
+        "CASE",
+        "CROSS",
+        "DEFINE",
+        "DESC",
+        "ELSE",
+        "EMIT",
+        "END",
+        "EXCEPT",
+        "FETCH",
+        "FILTER",
+        "FOR",
+        "FROM",
+        "FULL",
+        "GROUP",
+        "HAVING",
+        "IN",
+        "INNER",
+        "INTERSECT",
+        "INTO",
+        "IS",
+        "JOIN",
+        "LATERAL",
+        "LEFT",
+        "LIKE",
+        "LIMIT",
+        "MATCH_RECOGNIZE",
+        "MINUS",
+        "NATURAL",
+        "NOT",
+        "NULLS",
+        "OFFSET",
+        "ON",
+        "OR",
+        "ORDER",
+        "OUTER",
+        "OVER",
+        "PARTITION",
+        "PATTERN",
+        "QUALIFY",
+        "RANGE",
+        "RIGHT",
+        "ROWS",
+        "SELECT",
+        "SEMI",
+        "SET",
+        "SIMILAR",
+        "SKIP",
+        "TABLESAMPLE",
+        "THEN",
+        "UNION",
+        "USING",
+        "VALUES",
+        "WHEN",
+        "WHERE",
+        "WINDOW",
+        "WITH",
+        "WITHIN",
+    }
+)
+"""The words that are not read as an alias without AS, nor as a column without quotes: they begin a clause."""
+
+_CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
+
+
+class Cursor:
+    """A position in the tokens of a text. Methods that expect a token raise SqlFault for any other one."""
+
+    def __init__(self, text: SqlText) -> None:
+        self.text = text
+        self.tokens = tokens_of(text)
+        self.at = 0
+        self._depth = 0
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> Token:
+        """The token at the position."""
+        return self.tokens[self.at]
+
+    def peek(self, ahead: int = 1) -> Token:
+        """Returns the token that many places behind the position."""
+        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)]
+
+    def is_word(self, *words: str) -> bool:
+        """Returns True if these keywords stand here, one after the other."""
+        return all(self.peek(i).word == word for i, word in enumerate(words))
+
+    @property
+    def at_end(self) -> bool:
+        """True if all tokens have been taken."""
+        return self.token.kind is Kind.END
+
+    def is_symbol(self, symbol: str, ahead: int = 0) -> bool:
+        """Returns True if this symbol stands here, or that many places behind."""
+        token = self.peek(ahead)
+        return token.kind is Kind.SYMBOL and token.value == symbol
+
+    # -- taking -------------------------------------------------------------------------------------------------------
+
+    def next(self) -> Token:
+        """Returns the token at the position, and moves behind it."""
+        token = self.token
+        self.at = min(self.at + 1, len(self.tokens) - 1)
+        return token
+
+    def take_word(self, *words: str) -> bool:
+        """Moves behind these keywords if they stand here. Returns True if they did."""
+        if not self.is_word(*words):
+            return False
+        self.at += len(words)
+        return True
+
+    def take_symbol(self, symbol: str) -> bool:
+        """Moves behind this symbol if it stands here. Returns True if it did."""
+        if not self.is_symbol(symbol):
+            return False
+        self.at += 1
+        return True
+
+    def expect_word(self, *words: str, where: str = "") -> Span:
+        """Moves behind these keywords, and returns where they were."""
+        start = self.token.span
+        for word in words:
+            if not self.take_word(word):
+                self.expected(word, where)
+        return start.to(self.before)
+
+    def expect_symbol(self, symbol: str, where: str = "") -> Span:
+        """Moves behind this symbol, and returns where it was."""
+        if not self.take_symbol(symbol):
+            self.expected(symbol, where)
+        return self.before
+
+    def expect_name(self, what: str) -> Name:
+        """Returns the name here, quoted or not, and moves behind it. `what`: for the message, "the name of a table"."""
+        if self.token.kind not in (Kind.NAME, Kind.QUOTED):
+            self.expected(what)
+        token = self.next()
+        return Name(token.value, token.span, token.kind is Kind.QUOTED)
+
+    def expect_string(self, what: str) -> Token:
+        """Returns the string here, and moves behind it."""
+        if self.token.kind is not Kind.STRING:
+            hint = "a text has single quotes: 'text'" if self.token.kind is Kind.QUOTED else ""
+            self.expected(what, hint=hint)
+        return self.next()
+
+    def expect_integer(self, what: str) -> int:
+        """Returns the integer here, and moves behind it."""
+        if self.token.kind is not Kind.INTEGER:
+            self.expected(what)
+        return int(self.next().value)
+
+    def qualified(self, what: str) -> tuple[Name, ...]:
+        """Returns the names here that have dots between them."""
+        parts = [self.expect_name(what)]
+        while self.take_symbol("."):
+            parts.append(self.expect_name(f"{what} behind the dot"))
+        return tuple(parts)
+
+    def several(self, one: Callable[[], T]) -> tuple[T, ...]:
+        """Returns what `one` reads, once and again behind each comma."""
+        read = [one()]
+        while self.take_symbol(","):
+            read.append(one())
+        return tuple(read)
+
+    def in_parentheses(self, one: Callable[[], T], where: str) -> tuple[T, ...]:
+        """Returns what `one` reads between parentheses, with commas."""
+        self.expect_symbol("(", where)
+        read = self.several(one)
+        self.expect_symbol(")", where)
+        return read
+
+    def hints(self) -> tuple[Hint, ...]:
+        """Returns the hints of the comment /*+ … */ here, if there is one."""
+        if self.token.kind is not Kind.HINT:
+            return ()
+        token = self.next()
+        inside = self.text.of(token.span)
+        blank = SqlText(" " * (token.span.start + 3) + inside[3:-2], self.text.name)
+        return _Hints(blank).read()
+
+    # -- spans and errors ---------------------------------------------------------------------------------------------
+
+    @property
+    def before(self) -> Span:
+        """Where the last token stands that was taken."""
+        return self.tokens[max(0, self.at - 1)].span
+
+    def since(self, start: Span) -> Span:
+        """Returns the range from `start` to the last token that was taken."""
+        return start.to(self.before)
+
+    @contextmanager
+    def level(self) -> Iterator[None]:
+        """Counts a level of nesting. Raises SqlFault beyond `NESTING_MAX`."""
+        if self._depth >= NESTING_MAX:
+            raise SqlFault(self.token.span, f"this is nested deeper than {NESTING_MAX} levels")
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def expected(self, what: str, where: str = "", hint: str = "") -> NoReturn:
+        """Raises SqlFault: something else was expected here."""
+        token = self.token
+        context = f" {where}" if where else ""
+        if not hint:
+            wanted = [what] if what.isupper() else _CLAUSES
+            for wrong in (token, self.tokens[max(0, self.at - 1)]):
+                near = list_names(wrong.value, wanted) if wrong.word and wrong.word not in _CLAUSES else ""
+                hint = hint or (near if near.startswith("did") else "")
+        raise SqlFault(token.span, f"expected {what}{context}, found {token}", hint)
+
+
+class _Hints(Cursor):
+    """The parser of the inside of /*+ … */."""
+
+    def read(self) -> tuple[Hint, ...]:
+        found = []
+        while not self.at_end:
+            name = self.expect_name("the name of a hint")
+            options = self.in_parentheses(self._option, f"of the hint {name.text}") if self.is_symbol("(") else ()
+            found.append(Hint(name, options, self.since(name.span)))
+            self.take_symbol(",")
+        return tuple(found)
+
+    def _option(self) -> tuple[str, str]:
+        key = self._text("an option of the hint")
+        return (key, self._text("the value of the option")) if self.take_symbol("=") else (key, "")
+
+    def _text(self, what: str) -> str:
+        if self.token.kind is Kind.STRING:
+            return self.next().value
+        return ".".join(part.text for part in self.qualified(what))

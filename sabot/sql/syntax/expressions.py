@@ -1,0 +1,565 @@
+"""The parser of expressions and types.
+
+Operators bind as in Flink's parser (Calcite), from loose to tight: OR, AND, NOT, IS, comparisons, BETWEEN IN LIKE,
+`+ -`, `* / % ||`, signs, and last `::`, `[…]` and fields.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal, cast
+
+from sabot.sql.syntax.cursor import NOT_AN_ALIAS, Cursor
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.tree import (
+    Argument,
+    Between,
+    Binary,
+    Bound,
+    Call,
+    Case,
+    Cast,
+    Column,
+    Constant,
+    Descriptor,
+    Exists,
+    Expression,
+    Field,
+    Frame,
+    In,
+    Index,
+    Interval,
+    Is,
+    Items,
+    Like,
+    ModelArgument,
+    Parameter,
+    Query,
+    Sort,
+    Star,
+    Subquery,
+    TableArgument,
+    Type,
+    TypedLiteral,
+    TypeField,
+    Unary,
+    Window,
+    Word,
+)
+
+UNITS = ("YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND")
+"""The units of intervals."""
+
+CHAIN_MAX = 200
+"""The number of operators that may follow each other without parentheses."""
+
+_OR, _AND, _NOT, _IS, _COMPARE, _RANGE, _ADD, _MULTIPLY, _SIGN = 22, 24, 26, 28, 30, 32, 40, 60, 80
+_SYMBOLS = {
+    **dict.fromkeys(("=", "<>", "!=", "<", "<=", ">", ">="), _COMPARE),
+    **dict.fromkeys(("+", "-"), _ADD),
+    **dict.fromkeys(("*", "/", "%", "||"), _MULTIPLY),
+}
+_WITHOUT_PARENTHESES = frozenset(["CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"])
+_EXTRACTED = (*UNITS, "DOW", "DOY", "ISODOW", "ISOYEAR", "EPOCH", "MILLISECOND", "MICROSECOND", "NANOSECOND")
+
+
+class Expressions(Cursor):
+    """The parser of expressions. The parser of queries derives from it, because each contains the other."""
+
+    @abstractmethod
+    def query(self) -> Query:
+        """Reads a query."""
+
+    def at_query(self, ahead: int = 0) -> bool:
+        """Returns True if a query begins that many tokens behind the position, in parentheses or not."""
+        while self.is_symbol("(", ahead):
+            ahead += 1
+        return self.peek(ahead).word in ("SELECT", "WITH", "VALUES")
+
+    def expression(self, loosest: int = 0) -> Expression:
+        """Reads an expression of operators that bind at least as tightly as `loosest`."""
+        with self.level():
+            left = self._prefixed()
+            for _ in range(CHAIN_MAX):
+                further = self._further(left, loosest)
+                if further is None:
+                    return left
+                left = further
+            raise SqlFault(self.token.span, f"more than {CHAIN_MAX} operators in a row", "group them by parentheses")
+
+    def _prefixed(self) -> Expression:
+        start = self.token.span
+        if self.take_word("NOT"):
+            return Unary("NOT", self.expression(_NOT), self.since(start))
+        if self.is_symbol("-") or self.is_symbol("+"):
+            sign = self.next().value
+            return Unary(sign, self.expression(_SIGN), self.since(start))
+        return self._suffixed(self._primary())
+
+    def _further(self, left: Expression, loosest: int) -> Expression | None:
+        token = self.token
+        if token.kind is Kind.SYMBOL:
+            binds = _SYMBOLS.get(token.value)
+            if binds is None or binds < loosest:
+                return None
+            self.next()
+            operator = "<>" if token.value == "!=" else token.value
+            right = self.expression(binds + 1)
+            return Binary(operator, left, right, left.span.to(right.span))
+        word = token.word
+        for name, binds in (("OR", _OR), ("AND", _AND)):
+            if word == name:
+                if binds < loosest:
+                    return None
+                self.next()
+                right = self.expression(binds + 1)
+                return Binary(name, left, right, left.span.to(right.span))
+        if word == "IS" and loosest <= _IS:
+            return self._is(left)
+        negated = word == "NOT"
+        if (self.peek().word if negated else word) in ("BETWEEN", "IN", "LIKE", "SIMILAR") and loosest <= _RANGE:
+            if negated:
+                self.next()
+            return self._ranged(left, negated)
+        return None
+
+    def _is(self, left: Expression) -> Expression:
+        self.next()
+        negated = self.take_word("NOT")
+        if self.take_word("DISTINCT"):
+            self.expect_word("FROM")
+            right = self.expression(_COMPARE)
+            operator = "IS NOT DISTINCT FROM" if negated else "IS DISTINCT FROM"
+            return Binary(operator, left, right, left.span.to(right.span))
+        if self.token.word not in ("NULL", "TRUE", "FALSE", "UNKNOWN"):
+            self.expected("NULL, TRUE, FALSE or UNKNOWN", "behind IS")
+        what = cast(Literal["NULL", "TRUE", "FALSE", "UNKNOWN"], self.next().word)
+        return Is(left, what, negated, self.since(left.span))
+
+    def _ranged(self, left: Expression, negated: bool) -> Expression:
+        if self.take_word("BETWEEN"):
+            for refused in ("SYMMETRIC", "ASYMMETRIC"):
+                if self.is_word(refused):
+                    raise SqlFault(
+                        self.token.span, f"BETWEEN {refused} is not supported", "write the lower bound first"
+                    )
+            lower = self.expression(_ADD)
+            self.expect_word("AND", where="of BETWEEN")
+            return Between(left, lower, self.expression(_ADD), negated, self.since(left.span))
+        if self.take_word("IN"):
+            if self.is_symbol("(") and self.at_query(1):
+                return In(left, self._subquery(), negated, self.since(left.span))
+            values = self.in_parentheses(self.expression, "of IN")
+            return In(left, values, negated, self.since(left.span))
+        operator: Literal["LIKE", "SIMILAR TO"] = "LIKE"
+        if not self.take_word("LIKE"):
+            self.expect_word("SIMILAR", "TO")
+            operator = "SIMILAR TO"
+        pattern = self.expression(_ADD)
+        escape = self.expression(_ADD) if self.take_word("ESCAPE") else None
+        return Like(operator, left, pattern, escape, negated, self.since(left.span))
+
+    def _suffixed(self, operand: Expression) -> Expression:
+        for _ in range(CHAIN_MAX):
+            if self.take_symbol("::"):
+                operand = Cast(operand, self.type(), False, self.since(operand.span))
+            elif self.take_symbol("["):
+                index = self.expression()
+                self.expect_symbol("]")
+                operand = Index(operand, index, self.since(operand.span))
+            elif self.is_symbol("."):
+                self.next()
+                operand = Field(operand, self.expect_name("the name of a field"), self.since(operand.span))
+            else:
+                return operand
+        raise SqlFault(self.token.span, f"more than {CHAIN_MAX} operators in a row")
+
+    # -- primaries ----------------------------------------------------------------------------------------------------
+
+    def _primary(self) -> Expression:
+        token = self.token
+        kind = token.kind
+        if kind in (Kind.INTEGER, Kind.DECIMAL, Kind.FLOAT, Kind.STRING):
+            self.next()
+            kinds = {Kind.INTEGER: "integer", Kind.DECIMAL: "decimal", Kind.FLOAT: "float", Kind.STRING: "string"}
+            return Constant(kinds[kind], token.value, token.span)
+        if kind is Kind.PARAMETER:
+            self.next()
+            return Parameter(token.value, token.span)
+        if self.is_symbol("("):
+            return self._parenthesised()
+        if self.is_symbol("*"):
+            self.next()
+            return Star((), token.span)
+        if kind is Kind.NAME:
+            special = _SPECIAL.get(token.word)
+            if special is not None and (found := special(self)) is not None:
+                return found
+            if token.word in NOT_AN_ALIAS and not self.is_symbol("(", 1):
+                self.expected("an expression")
+        if kind in (Kind.NAME, Kind.QUOTED):
+            return self._call() if self.is_symbol("(", 1) else self._column()
+        self.expected("an expression")
+
+    def _column(self) -> Expression:
+        parts = [self.expect_name("a column")]
+        while self.is_symbol("."):
+            self.next()
+            if self.take_symbol("*"):
+                return Star(tuple(parts), self.since(parts[0].span))
+            parts.append(self.expect_name("the name of a column"))
+        return Column(tuple(parts), self.since(parts[0].span))
+
+    def _parenthesised(self) -> Expression:
+        start = self.token.span
+        if self.at_query(1):
+            return Subquery(self._subquery(), self.since(start))
+        self.next()
+        items = self.several(self.expression)
+        self.expect_symbol(")", "that closes the parenthesis")
+        return items[0] if len(items) == 1 else Items("ROW", items, self.since(start))
+
+    def _subquery(self) -> Query:
+        self.expect_symbol("(")
+        query = self.query()
+        self.expect_symbol(")", "behind the query")
+        return query
+
+    def _constant(self, kind: str) -> Expression:
+        token = self.next()
+        return Constant(kind, token.value, token.span)
+
+    def _typed(self) -> Expression | None:
+        """DATE '…', TIME '…', TIMESTAMP '…', TIMESTAMP_LTZ '…'."""
+        if self.peek().kind is not Kind.STRING:
+            return None
+        token = self.next()
+        text = self.next()
+        type = cast(Literal["DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ"], token.word)
+        return TypedLiteral(type, text.value, self.since(token.span))
+
+    def _interval(self) -> Expression | None:
+        signed = self.is_symbol("-", 1) or self.is_symbol("+", 1)
+        if self.peek(2 if signed else 1).kind is not Kind.STRING:
+            if self.peek().kind is Kind.INTEGER:
+                self.next()
+                self.expected("a string", "behind INTERVAL", f"write INTERVAL '{self.token.value}' {self.peek().word}")
+            return None
+        start = self.next().span
+        sign = self.next().value if signed else ""
+        text = self.next().value
+        unit = self._unit()
+        to_unit = self._unit() if self.take_word("TO") else None
+        return Interval(sign.replace("+", "") + text.strip(), unit, to_unit, self.since(start))
+
+    def _unit(self) -> str:
+        word = self.token.word
+        unit = word[:-1] if word.endswith("S") else word
+        if unit not in UNITS:
+            self.expected(f"a unit ({', '.join(UNITS)})")
+        self.next()
+        if self.take_symbol("("):
+            self.expect_integer("the precision of the unit")
+            self.expect_symbol(")")
+        return unit
+
+    def _case(self) -> Expression:
+        start = self.next().span
+        operand = None if self.is_word("WHEN") else self.expression()
+        branches = []
+        while self.take_word("WHEN"):
+            condition = self.expression()
+            self.expect_word("THEN", where="of CASE")
+            branches.append((condition, self.expression()))
+        if not branches:
+            self.expected("WHEN", "of CASE")
+        otherwise = self.expression() if self.take_word("ELSE") else None
+        self.expect_word("END", where="of CASE")
+        return Case(operand, tuple(branches), otherwise, self.since(start))
+
+    def _cast(self) -> Expression:
+        token = self.next()
+        self.expect_symbol("(", f"behind {token.word}")
+        operand = self.expression()
+        self.expect_word("AS", where=f"of {token.word}")
+        type = self.type()
+        self.expect_symbol(")", f"of {token.word}")
+        return Cast(operand, type, token.word == "TRY_CAST", self.since(token.span))
+
+    def _exists(self) -> Expression | None:
+        if not (self.is_symbol("(", 1) and self.at_query(2)):
+            return None
+        start = self.next().span
+        return Exists(self._subquery(), self.since(start))
+
+    def _bracketed(self) -> Expression | None:
+        if not self.is_symbol("[", 1):
+            return None
+        token = self.next()
+        self.next()
+        items = () if self.is_symbol("]") else self.several(self.expression)
+        self.expect_symbol("]", f"of {token.word}")
+        return Items(cast(Literal["ARRAY", "MAP"], token.word), items, self.since(token.span))
+
+    def _bare(self) -> Expression | None:
+        if self.is_symbol("(", 1) or self.is_symbol(".", 1):
+            return None
+        name = self.expect_name("a function")
+        return Call(name, (), name.span, parentheses=False)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _call(self) -> Call:
+        name = self.expect_name("a function")
+        self.expect_symbol("(")
+        special = _ARGUMENTS.get(name.text.upper()) if not name.quoted else None
+        star = distinct = False
+        arguments: tuple[Expression, ...] = ()
+        if special is not None:
+            arguments = special(self)
+        elif self.is_symbol("*") and self.is_symbol(")", 1):
+            star = True
+            self.next()
+        elif not self.is_symbol(")"):
+            distinct = self.take_word("DISTINCT")
+            if not distinct and self.is_word("ALL") and not self.is_symbol(",", 1):
+                self.take_word("ALL")
+            arguments = self.several(self.argument)
+        self.expect_symbol(")", f"of {name.text}(…)")
+        order: tuple[Sort, ...] = ()
+        if self.take_word("WITHIN", "GROUP"):
+            self.expect_symbol("(", "behind WITHIN GROUP")
+            order = self.order_by()
+            self.expect_symbol(")", "of WITHIN GROUP")
+        filter = None
+        if self.is_word("FILTER") and self.is_symbol("(", 1):
+            self.next()
+            self.next()
+            self.expect_word("WHERE", where="of FILTER")
+            filter = self.expression()
+            self.expect_symbol(")", "of FILTER")
+        over = self._over() if self.take_word("OVER") else None
+        return Call(name, arguments, self.since(name.span), distinct, star, order, filter, over)
+
+    def argument(self) -> Expression:
+        """Reads an argument of a function: an expression, TABLE …, MODEL …, DESCRIPTOR(…), or name => one of these."""
+        token = self.token
+        if token.kind in (Kind.NAME, Kind.QUOTED) and self.is_symbol("=>", 1):
+            name = self.expect_name("the name of an argument")
+            self.next()
+            return Argument(name, self.argument(), self.since(name.span))
+        if self.is_word("TABLE") and (self.is_symbol("(", 1) or self.peek().kind in (Kind.NAME, Kind.QUOTED)):
+            self.next()
+            table = self._subquery() if self.is_symbol("(") else self.qualified("the name of a table")
+            partition: tuple[Expression, ...] = ()
+            if self.take_word("PARTITION"):
+                self.expect_word("BY")
+                partition = self._group_of_one_or_more()
+            return TableArgument(table, partition, self.since(token.span))
+        if self.is_word("MODEL") and self.peek().kind in (Kind.NAME, Kind.QUOTED):
+            self.next()
+            return ModelArgument(self.expect_name("the name of a model"), self.since(token.span))
+        if self.is_word("DESCRIPTOR") and self.is_symbol("(", 1):
+            self.next()
+            columns = self.in_parentheses(lambda: self.expect_name("a column"), "of DESCRIPTOR")
+            return Descriptor(columns, self.since(token.span))
+        return self.expression()
+
+    def _group_of_one_or_more(self) -> tuple[Expression, ...]:
+        """The columns of PARTITION BY in an argument: in parentheses if there are several."""
+        first = self.expression()
+        return first.items if isinstance(first, Items) else (first,)
+
+    def _over(self) -> Window:
+        start = self.before
+        if self.token.kind in (Kind.NAME, Kind.QUOTED):
+            return Window(self.expect_name("the name of a window"), (), (), None, self.since(start))
+        self.expect_symbol("(", "behind OVER")
+        window = self.window(start)
+        self.expect_symbol(")", "of OVER")
+        return window
+
+    def window(self, start: Span) -> Window:
+        """Reads the inside of OVER (…)."""
+        base = None
+        if self.token.kind is Kind.NAME and not self.is_symbol(")") and self.token.word not in _OF_WINDOWS:
+            base = self.expect_name("the name of a window")
+        partition: tuple[Expression, ...] = ()
+        if self.take_word("PARTITION"):
+            self.expect_word("BY")
+            partition = self.several(self.expression)
+        order = self.order_by() if self.is_word("ORDER") else ()
+        frame = self._frame() if self.token.word in ("ROWS", "RANGE") else None
+        return Window(base, partition, order, frame, self.since(start))
+
+    def order_by(self) -> tuple[Sort, ...]:
+        """Reads ORDER BY and its entries."""
+        self.expect_word("ORDER")
+        self.expect_word("BY")
+        return self.several(self._sort)
+
+    def _sort(self) -> Sort:
+        expression = self.expression()
+        descending = self.take_word("DESC")
+        if not descending:
+            self.take_word("ASC")
+        nulls = None
+        if self.take_word("NULLS"):
+            if self.token.word not in ("FIRST", "LAST"):
+                self.expected("FIRST or LAST", "behind NULLS")
+            nulls = self.next().word == "FIRST"
+        return Sort(expression, descending, nulls, self.since(expression.span))
+
+    def _frame(self) -> Frame:
+        token = self.next()
+        if self.take_word("BETWEEN"):
+            start = self._bound()
+            self.expect_word("AND", where=f"of {token.word} BETWEEN")
+            end = self._bound()
+        else:
+            start = self._bound()
+            end = Bound("CURRENT ROW", None, start.span)
+        return Frame(cast(Literal["ROWS", "RANGE"], token.word), start, end, self.since(token.span))
+
+    def _bound(self) -> Bound:
+        start = self.token.span
+        if self.take_word("CURRENT"):
+            self.expect_word("ROW")
+            return Bound("CURRENT ROW", None, self.since(start))
+        amount = None if self.take_word("UNBOUNDED") else self.expression(_ADD)
+        if self.token.word not in ("PRECEDING", "FOLLOWING"):
+            self.expected("PRECEDING or FOLLOWING")
+        kind = cast(Literal["PRECEDING", "FOLLOWING"], self.next().word)
+        return Bound(kind, amount, self.since(start))
+
+    # -- arguments with words between them ----------------------------------------------------------------------------
+
+    def _word(self, words: tuple[str, ...]) -> Word:
+        if self.token.word not in words:
+            self.expected(f"one of {', '.join(words)}")
+        token = self.next()
+        return Word(token.word, token.span)
+
+    def _extract(self) -> tuple[Expression, ...]:
+        unit = self._word(_EXTRACTED)
+        self.expect_word("FROM", where="of EXTRACT")
+        return unit, self.expression()
+
+    def _trim(self) -> tuple[Expression, ...]:
+        side = self._word(("BOTH", "LEADING", "TRAILING")) if self.token.word in _SIDES else None
+        characters = None if self.is_word("FROM") else self.expression()
+        if self.take_word("FROM"):
+            side = side or Word("BOTH", self.before)
+            return (side, self.expression()) if characters is None else (side, characters, self.expression())
+        if side is not None or characters is None:
+            self.expected("FROM", "of TRIM")
+        return (characters,)
+
+    def _substring(self) -> tuple[Expression, ...]:
+        arguments = [self.expression()]
+        if self.take_word("FROM"):
+            arguments.append(self.expression())
+            if self.take_word("FOR"):
+                arguments.append(self.expression())
+            return tuple(arguments)
+        while self.take_symbol(","):
+            arguments.append(self.expression())
+        return tuple(arguments)
+
+    def _position(self) -> tuple[Expression, ...]:
+        part = self.expression(_ADD)
+        if not self.take_symbol(","):
+            self.expect_word("IN", where="of POSITION")
+        return part, self.expression()
+
+    def _overlay(self) -> tuple[Expression, ...]:
+        arguments = [self.expression()]
+        for word in ("PLACING", "FROM", "FOR"):
+            if self.take_word(word) or (word != "FOR" and self.take_symbol(",")):
+                arguments.append(self.expression())
+            elif word != "FOR":
+                self.expected(word, "of OVERLAY")
+        return tuple(arguments)
+
+    def _rounded(self) -> tuple[Expression, ...]:
+        operand = self.expression()
+        return (operand, self._word(UNITS)) if self.take_word("TO") else (operand,)
+
+    def _with_unit(self) -> tuple[Expression, ...]:
+        arguments: list[Expression] = [self._word(UNITS)]
+        while self.take_symbol(","):
+            arguments.append(self.expression())
+        return tuple(arguments)
+
+    # -- types --------------------------------------------------------------------------------------------------------
+
+    def type(self) -> Type:
+        """Reads a type, with its parameters and NOT NULL."""
+        with self.level():
+            start = self.token.span
+            name = self.expect_name("a type")
+            if name.quoted:
+                raise SqlFault(name.span, "a type has no quotes")
+            word = name.text.upper()
+            if word == "DOUBLE":
+                self.take_word("PRECISION")
+            numbers: tuple[int, ...] = ()
+            inner: tuple[Type, ...] = ()
+            fields: tuple[TypeField, ...] = ()
+            if word == "ROW" and (self.is_symbol("<") or self.is_symbol("(")):
+                close = ">" if self.next().value == "<" else ")"
+                fields = self.several(self._type_field)
+                self.expect_symbol(close, "of ROW")
+            elif word in ("ARRAY", "MAP", "MULTISET"):
+                self.expect_symbol("<", f"behind {word}")
+                inner = self.several(self.type)
+                self.expect_symbol(">", f"of {word}")
+            elif self.is_symbol("("):
+                numbers = self.in_parentheses(lambda: self.expect_integer("a number"), f"of {word}")
+            if word in ("TIMESTAMP", "TIME") and self.token.word in ("WITH", "WITHOUT"):
+                begin = self.next().word
+                local = "LOCAL " if self.take_word("LOCAL") else ""
+                self.expect_word("TIME", "ZONE")
+                word = f"{word} WITH {local}TIME ZONE" if begin == "WITH" else word
+            nullable = not self.take_word("NOT", "NULL")
+            if nullable:
+                self.take_word("NULL")
+            return Type(word, self.since(start), numbers, inner, fields, nullable)
+
+    def _type_field(self) -> TypeField:
+        name = self.expect_name("the name of a field")
+        return TypeField(name, self.type())
+
+
+_SPECIAL: dict[str, Callable[[Expressions], Expression | None]] = {
+    "NULL": lambda parser: parser._constant("null"),
+    "TRUE": lambda parser: parser._constant("boolean"),
+    "FALSE": lambda parser: parser._constant("boolean"),
+    "CASE": Expressions._case,
+    "CAST": Expressions._cast,
+    "TRY_CAST": Expressions._cast,
+    "EXISTS": Expressions._exists,
+    "INTERVAL": Expressions._interval,
+    "ARRAY": Expressions._bracketed,
+    "MAP": Expressions._bracketed,
+    **dict.fromkeys(("DATE", "TIME", "TIMESTAMP", "TIMESTAMP_LTZ"), Expressions._typed),
+    **dict.fromkeys(_WITHOUT_PARENTHESES, Expressions._bare),
+}
+"""Words that begin an expression of their own form; the parser returns None where the word is a name here."""
+
+_ARGUMENTS: dict[str, Callable[[Expressions], tuple[Expression, ...]]] = {
+    "EXTRACT": Expressions._extract,
+    "TRIM": Expressions._trim,
+    "SUBSTRING": Expressions._substring,
+    "POSITION": Expressions._position,
+    "OVERLAY": Expressions._overlay,
+    "FLOOR": Expressions._rounded,
+    "CEIL": Expressions._rounded,
+    "CEILING": Expressions._rounded,
+    "TIMESTAMPADD": Expressions._with_unit,
+    "TIMESTAMPDIFF": Expressions._with_unit,
+}
+"""Functions whose arguments have words between them."""
+
+_SIDES = ("BOTH", "LEADING", "TRAILING")
+_OF_WINDOWS = ("PARTITION", "ORDER", "ROWS", "RANGE")

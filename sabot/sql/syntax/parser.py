@@ -1,0 +1,332 @@
+"""The parser of statements: a text becomes a list of trees.
+
+The grammar is that of Flink SQL, as far as the engine has what it asks for. The parser is a recursive descent written by
+hand: each token is read by exactly one rule, so no clause is lost in silence (decision 056).
+"""
+
+from sabot.sql.syntax.queries import Queries
+from sabot.sql.syntax.text import Fault, SqlError, SqlFault, SqlText, list_names
+from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.tree import (
+    ColumnDefinition,
+    CreateFunction,
+    CreateModel,
+    CreateTable,
+    CreateView,
+    Describe,
+    Drop,
+    Explain,
+    Insert,
+    Name,
+    Option,
+    Query,
+    SetOption,
+    Show,
+    Statement,
+    StatementSet,
+    Watermark,
+)
+
+_REFUSED = {
+    "UPDATE": "a stream's rows are not updated in place; write INSERT INTO a table with a PRIMARY KEY",
+    "DELETE": "a stream's rows are not deleted in place; write INSERT INTO a table with a PRIMARY KEY",
+    "MERGE": "write INSERT INTO a table with a PRIMARY KEY",
+    "ALTER": "write a new CREATE TABLE",
+    "TRUNCATE": "",
+    "USE": "there are no catalogs and databases",
+    "ADD": "a function comes from Python: app.register(name, function), or --functions MODULE",
+    "CALL": "",
+    "ANALYZE": "",
+    "BEGIN": "a set of statements begins with EXECUTE STATEMENT SET BEGIN",
+    "COMMIT": "there are no transactions: results are delivered with each checkpoint",
+    "ROLLBACK": "there are no transactions",
+    "LOAD": "",
+}
+_STATEMENTS = ("SELECT", "WITH", "VALUES", "INSERT", "CREATE", "DROP", "EXECUTE", "SET", "RESET", "SHOW", "EXPLAIN")
+_SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS")
+
+
+def parse(text: SqlText) -> list[Statement]:
+    """Returns the statements of a text. Raises SqlError with the first error of each statement that has one."""
+    try:
+        parser = Parser(text)
+    except SqlFault as error:
+        raise SqlError(text, [error.fault]) from None
+    statements, faults = parser.read()
+    if faults:
+        raise SqlError(text, faults)
+    return statements
+
+
+class Parser(Queries):
+    """The parser of one text."""
+
+    def read(self) -> tuple[list[Statement], list[Fault]]:
+        """Returns the statements, and the errors of those that could not be read."""
+        statements: list[Statement] = []
+        faults: list[Fault] = []
+        while True:
+            while self.take_symbol(";"):
+                pass
+            if self.at_end:
+                return statements, faults
+            try:
+                statements.append(self.statement())
+                if not (self.at_end or self.is_symbol(";")):
+                    self.expected("; or the end of the statement")
+            except SqlFault as error:
+                faults.append(error.fault)
+                self._depth = 0
+                while not self.at_end and not self.is_symbol(";"):
+                    self.next()
+
+    def statement(self) -> Statement:
+        """Reads a statement."""
+        word = self.token.word
+        if self.at_query():
+            return self.query()
+        if word in ("INSERT", "UPSERT"):
+            return self._insert()
+        if word == "CREATE":
+            return self._create()
+        if word == "DROP":
+            return self._drop()
+        if word == "EXECUTE":
+            return self._statement_set()
+        if word in ("SET", "RESET"):
+            return self._set()
+        if word == "SHOW":
+            return self._show()
+        if word in ("DESCRIBE", "DESC"):
+            start = self.next().span
+            return Describe(self.qualified("a table"), self.since(start))
+        if word == "EXPLAIN":
+            return self._explain()
+        if word in _REFUSED:
+            raise SqlFault(self.token.span, f"{word} is not supported", _REFUSED[word])
+        near = list_names(self.token.value, _STATEMENTS) if word else ""
+        raise SqlFault(self.token.span, f"{self.token} begins no statement", near)
+
+    # -- INSERT -------------------------------------------------------------------------------------------------------
+
+    def _insert(self) -> Insert:
+        start = self.token.span
+        if self.next().word == "UPSERT":
+            raise SqlFault(start, "UPSERT is not supported", "write INSERT INTO: a PRIMARY KEY makes it an upsert")
+        if self.is_word("OVERWRITE"):
+            raise SqlFault(self.token.span, "INSERT OVERWRITE is not supported", "write INSERT INTO")
+        self.expect_word("INTO", where="behind INSERT")
+        table = self.qualified("a table")
+        if self.is_word("PARTITION"):
+            raise SqlFault(self.token.span, "INSERT … PARTITION is not supported", "select the column instead")
+        columns: tuple[Name, ...] = ()
+        if self.is_symbol("(") and not self.at_query():
+            columns = self.in_parentheses(self._column_name, "of the columns")
+        if not self.at_query():
+            self.expected("SELECT or VALUES", "behind INSERT INTO …")
+        return Insert(table, columns, self.query(), self.since(start))
+
+    def _statement_set(self) -> StatementSet:
+        start = self.expect_word("EXECUTE")
+        self.expect_word("STATEMENT", "SET")
+        return self._inserts(start.start)
+
+    def _inserts(self, start: int) -> StatementSet:
+        self.expect_word("BEGIN")
+        inserts = []
+        while not self.is_word("END"):
+            if not self.is_word("INSERT"):
+                self.expected("INSERT or END", "in the set of statements")
+            inserts.append(self._insert())
+            if not self.is_word("END"):
+                self.expect_symbol(";", "behind a statement of the set")
+        self.next()
+        if not inserts:
+            raise SqlFault(self.before, "the set of statements is empty")
+        return StatementSet(tuple(inserts), inserts[0].span._replace(start=start, end=self.before.end))
+
+    # -- CREATE -------------------------------------------------------------------------------------------------------
+
+    def _create(self) -> Statement:
+        start = self.next().span
+        if self.is_word("OR"):
+            raise SqlFault(self.token.span, "CREATE OR … is not supported", "DROP it first, or give it a new name")
+        self.take_word("TEMPORARY")
+        self.take_word("SYSTEM")
+        what = self.token.word
+        if what not in ("TABLE", "VIEW", "FUNCTION", "MODEL"):
+            if what in ("CATALOG", "DATABASE"):
+                raise SqlFault(self.token.span, f"CREATE {what} is not supported", "there are no catalogs")
+            if what == "MATERIALIZED":
+                hint = "write CREATE TABLE … WITH (…) and INSERT INTO it"
+                raise SqlFault(self.token.span, "CREATE MATERIALIZED … is not supported", hint)
+            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind CREATE")
+        self.next()
+        maybe = bool(self.is_word("IF") and self.expect_word("IF", "NOT", "EXISTS"))
+        name = self.qualified(f"the name of the {what.lower()}")
+        if what == "TABLE":
+            return self._create_table(start.start, name, maybe)
+        if what == "VIEW":
+            columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+            self._comment()
+            self.expect_word("AS", where="of CREATE VIEW")
+            return CreateView(name, columns, self.query(), maybe, self.since(start))
+        if what == "FUNCTION":
+            self.expect_word("AS", where="of CREATE FUNCTION")
+            implementation = self.expect_string("the name of a class").value
+            if self.take_word("LANGUAGE"):
+                self.expect_name("a language")
+            return CreateFunction(name, implementation, maybe, self.since(start))
+        inputs = self._model_columns("INPUT")
+        outputs = self._model_columns("OUTPUT")
+        self._comment()
+        return CreateModel(name, inputs, outputs, self._with(), maybe, self.since(start))
+
+    def _model_columns(self, word: str) -> tuple[ColumnDefinition, ...]:
+        if not self.take_word(word):
+            return ()
+        return self.in_parentheses(self._column_definition, f"of {word}")
+
+    def _comment(self) -> str | None:
+        return self.expect_string("the comment").value if self.take_word("COMMENT") else None
+
+    def _create_table(self, start: int, name: tuple[Name, ...], maybe: bool) -> CreateTable:
+        columns: list[ColumnDefinition] = []
+        watermark: Watermark | None = None
+        key: tuple[Name, ...] = ()
+        if self.take_symbol("("):
+            while True:
+                at = self.token.span
+                if self.is_word("WATERMARK", "FOR"):
+                    if watermark is not None:
+                        raise SqlFault(at, "a table has one WATERMARK")
+                    watermark = self._watermark()
+                elif self.is_word("PRIMARY", "KEY") or self.is_word("CONSTRAINT"):
+                    if key:
+                        raise SqlFault(at, "a table has one PRIMARY KEY")
+                    key = self._primary_key()
+                else:
+                    columns.append(self._column_definition())
+                if not self.take_symbol(","):
+                    break
+            self.expect_symbol(")", "behind the columns")
+        comment = self._comment()
+        if self.is_word("DISTRIBUTED"):
+            raise SqlFault(self.token.span, "DISTRIBUTED BY is not supported")
+        partition: tuple[Name, ...] = ()
+        if self.take_word("PARTITIONED"):
+            self.expect_word("BY")
+            partition = self.in_parentheses(self._column_name, "of PARTITIONED BY")
+        options = self._with()
+        like = self.qualified("a table") if self.take_word("LIKE") else ()
+        if like and self.is_symbol("("):
+            raise SqlFault(self.token.span, "options of LIKE are not supported")
+        query = self.query() if self.take_word("AS") else None
+        key = key or tuple(column.name for column in columns if column.primary)
+        span = self.before._replace(start=start)
+        return CreateTable(name, tuple(columns), watermark, key, partition, options, comment, maybe, like, query, span)
+
+    def _watermark(self) -> Watermark:
+        start = self.expect_word("WATERMARK", "FOR")
+        column = self.qualified("a column")
+        self.expect_word("AS", where="of WATERMARK FOR")
+        return Watermark(column, self.expression(), self.since(start))
+
+    def _primary_key(self) -> tuple[Name, ...]:
+        if self.take_word("CONSTRAINT"):
+            self.expect_name("the name of the constraint")
+        self.expect_word("PRIMARY", "KEY")
+        key = self.in_parentheses(self._column_name, "of PRIMARY KEY")
+        self._not_enforced()
+        return key
+
+    def _not_enforced(self) -> None:
+        if not self.take_word("NOT", "ENFORCED"):
+            raise SqlFault(
+                self.before,
+                "PRIMARY KEY needs NOT ENFORCED",
+                "write PRIMARY KEY (column) NOT ENFORCED: the engine does not check the rows of a source",
+            )
+
+    def _column_definition(self) -> ColumnDefinition:
+        name = self._column_name()
+        if self.take_word("AS"):
+            computed = self.expression()
+            return ColumnDefinition(name, None, computed, None, False, self._comment(), self.since(name.span))
+        type = self.type()
+        metadata = None
+        if self.take_word("METADATA"):
+            metadata = self.expect_string("the key of the metadata").value if self.take_word("FROM") else name.text
+            self.take_word("VIRTUAL")
+        primary = self.take_word("PRIMARY", "KEY")
+        if primary:
+            self._not_enforced()
+        return ColumnDefinition(name, type, None, metadata, primary, self._comment(), self.since(name.span))
+
+    def _with(self) -> tuple[Option, ...]:
+        return self.in_parentheses(self._option, "of WITH") if self.take_word("WITH") else ()
+
+    def _option(self) -> Option:
+        key = self.expect_string("an option ('name' = 'value')")
+        self.expect_symbol("=", f"behind '{key.value}'")
+        value = self.expect_string(f"the value of '{key.value}' as a string")
+        return Option(key.value, value.value, key.span, value.span)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def _drop(self) -> Drop:
+        start = self.next().span
+        self.take_word("TEMPORARY")
+        what = self.token.word
+        if what not in ("TABLE", "VIEW", "FUNCTION", "MODEL"):
+            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind DROP")
+        self.next()
+        maybe = bool(self.is_word("IF") and self.expect_word("IF", "EXISTS"))
+        return Drop(what, self.qualified(f"the name of the {what.lower()}"), maybe, self.since(start))
+
+    def _set(self) -> SetOption:
+        token = self.next()
+        reset = token.word == "RESET"
+        if self.token.kind is not Kind.STRING:
+            if self.at_end or self.is_symbol(";"):
+                return SetOption(None, reset, token.span)
+            self.expected("an option ('name' = 'value')", f"behind {token.word}")
+        if reset:
+            key = self.next()
+            return SetOption(Option(key.value, "", key.span, key.span), True, self.since(token.span))
+        return SetOption(self._option(), False, self.since(token.span))
+
+    def _show(self) -> Show:
+        start = self.next().span
+        if self.take_word("CREATE"):
+            what = self.token.word
+            if what not in ("TABLE", "VIEW"):
+                self.expected("TABLE or VIEW", "behind SHOW CREATE")
+            self.next()
+            return Show(f"CREATE {what}", self.qualified(f"a {what.lower()}"), self.since(start))
+        if self.take_word("COLUMNS"):
+            self.take_word("IN") or self.expect_word("FROM")
+            return Show("COLUMNS", self.qualified("a table"), self.since(start))
+        if self.token.word not in _SHOWN:
+            self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW")
+        return Show(self.next().word, (), self.since(start))
+
+    def _explain(self) -> Explain:
+        start = self.next().span
+        kind, checkpoint = "PLAN", None
+        if self.take_word("PLAN"):
+            self.expect_word("FOR")
+        elif self.take_word("CHANGELOG"):
+            kind = "CHANGELOG"
+        elif self.take_word("JSON"):
+            kind = "JSON"
+        elif self.take_word("AGAINST"):
+            kind = "AGAINST"
+            checkpoint = self.expect_string("the place of a checkpoint").value
+        if self.is_word("EXPLAIN"):
+            raise SqlFault(self.token.span, "EXPLAIN of EXPLAIN")
+        begin = self.token.span.start
+        statement = self._inserts(begin) if self.take_word("STATEMENT", "SET") else self.statement()
+        if not isinstance(statement, Query | Insert | StatementSet | CreateTable):
+            raise SqlFault(statement.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs")
+        return Explain(kind, checkpoint, statement, self.since(start))  # type: ignore[arg-type]

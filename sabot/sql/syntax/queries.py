@@ -1,0 +1,365 @@
+"""The parser of queries: SELECT, FROM and its joins, MATCH_RECOGNIZE, UNION, WITH."""
+
+from typing import cast
+
+from sabot.sql.syntax.cursor import NOT_AN_ALIAS
+from sabot.sql.syntax.expressions import Expressions
+from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.tree import (
+    Alias,
+    Alternatives,
+    Body,
+    Call,
+    Derived,
+    Expression,
+    Item,
+    Join,
+    MatchRecognize,
+    Name,
+    Pattern,
+    Query,
+    Repeat,
+    Select,
+    SetOperation,
+    Sort,
+    Source,
+    Succession,
+    TableFunction,
+    TableName,
+    Values,
+    Variable,
+    Window,
+)
+
+_JOINS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
+_GROUPING = ("GROUPING", "CUBE", "ROLLUP")
+
+
+class Queries(Expressions):
+    """The parser of queries."""
+
+    def query(self) -> Query:
+        """Reads a query: WITH, its body, ORDER BY, LIMIT, OFFSET."""
+        with self.level():
+            start = self.token.span
+            tables: tuple[tuple[Alias, Query], ...] = ()
+            if self.take_word("WITH"):
+                if self.is_word("RECURSIVE"):
+                    raise SqlFault(self.token.span, "recursive queries are not supported")
+                tables = self.several(self._common_table)
+            body = self._body()
+            order = self.order_by() if self.is_word("ORDER") else ()
+            limit = offset = None
+            for _ in range(2):
+                if limit is None and self.take_word("LIMIT"):
+                    limit = self.expression()
+                elif offset is None and self.take_word("OFFSET"):
+                    offset = self.expression()
+                    self.take_word("ROWS") or self.take_word("ROW")
+            if limit is None and self.take_word("FETCH"):
+                limit = self._fetch()
+            return Query(tables, body, order, limit, offset, self.since(start))
+
+    def _fetch(self) -> Expression:
+        self.take_word("FIRST") or self.expect_word("NEXT")
+        limit = self.expression()
+        self.take_word("ROWS") or self.expect_word("ROW")
+        self.expect_word("ONLY")
+        return limit
+
+    def _common_table(self) -> tuple[Alias, Query]:
+        name = self.expect_name("the name of a table in WITH")
+        columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+        self.expect_word("AS", where=f"behind {name.text}")
+        return Alias(name, columns), self._subquery()
+
+    def _column_name(self) -> Name:
+        return self.expect_name("the name of a column")
+
+    # -- bodies -------------------------------------------------------------------------------------------------------
+
+    def _body(self) -> Body:
+        left = self._intersected()
+        while self.token.word in ("UNION", "EXCEPT", "MINUS"):
+            operator = "EXCEPT" if self.token.word == "MINUS" else self.token.word
+            self.next()
+            every = self._all()
+            right = self._intersected()
+            left = SetOperation(operator, every, left, right, self.since(left.span))
+        return left
+
+    def _intersected(self) -> Body:
+        left = self._simple()
+        while self.take_word("INTERSECT"):
+            every = self._all()
+            right = self._simple()
+            left = SetOperation("INTERSECT", every, left, right, self.since(left.span))
+        return left
+
+    def _all(self) -> bool:
+        if self.take_word("ALL"):
+            return True
+        self.take_word("DISTINCT")
+        return False
+
+    def _simple(self) -> Body:
+        if self.is_word("SELECT"):
+            return self._select()
+        if self.is_word("VALUES"):
+            start = self.next().span
+            rows = self.several(self._row)
+            return Values(rows, self.since(start))
+        if self.is_symbol("(") and self.at_query():
+            return self._subquery()
+        self.expected("SELECT")
+
+    def _row(self) -> tuple[Expression, ...]:
+        if self.is_symbol("("):
+            return self.in_parentheses(self.expression, "of a row")
+        return (self.expression(),)
+
+    def _select(self) -> Select:
+        start = self.expect_word("SELECT")
+        hints = self.hints()
+        distinct = self.take_word("DISTINCT")
+        if not distinct:
+            self.take_word("ALL")
+        if self.is_word("FROM"):
+            self.expected("a column or an expression", "behind SELECT")
+        items = self.several(self.item)
+        source = self._from() if self.take_word("FROM") else None
+        where = self.expression() if self.take_word("WHERE") else None
+        group = self._group() if self.take_word("GROUP", "BY") else ()
+        having = self.expression() if self.take_word("HAVING") else None
+        windows = self.several(self._named_window) if self.take_word("WINDOW") else ()
+        qualify = self.expression() if self.take_word("QUALIFY") else None
+        emit = bool(self.is_word("EMIT") and self.expect_word("EMIT", "ON", "WINDOW", "CLOSE"))
+        return Select(distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start))
+
+    def item(self) -> Item:
+        """Reads an entry of a select list, with its alias."""
+        expression = self.expression()
+        alias = self._alias_name()
+        return Item(expression, alias, self.since(expression.span))
+
+    def _alias_name(self) -> Name | None:
+        if self.take_word("AS"):
+            return self.expect_name("an alias")
+        if self.token.kind is Kind.QUOTED or (self.token.kind is Kind.NAME and self.token.word not in NOT_AN_ALIAS):
+            return self.expect_name("an alias")
+        return None
+
+    def _group(self) -> tuple[Expression, ...]:
+        if self.token.word in _GROUPING:
+            raise SqlFault(
+                self.token.span, "GROUPING SETS, CUBE and ROLLUP are not supported", "write UNION ALL of two queries"
+            )
+        return self.several(self.expression)
+
+    def _named_window(self) -> tuple[Name, Window]:
+        name = self.expect_name("the name of a window")
+        start = self.expect_word("AS")
+        self.expect_symbol("(")
+        window = self.window(start)
+        self.expect_symbol(")", "of WINDOW")
+        return name, window
+
+    # -- FROM ---------------------------------------------------------------------------------------------------------
+
+    def _from(self) -> Source:
+        left = self._joined()
+        while self.take_symbol(","):
+            right = self._joined()
+            left = Join("COMMA", left, right, None, (), self.since(left.span))
+        return left
+
+    def _joined(self) -> Source:
+        left = self._table()
+        while self.token.word in _JOINS:
+            left = self._join(left)
+        return left
+
+    def _join(self, left: Source) -> Source:
+        if self.is_word("NATURAL"):
+            raise SqlFault(self.token.span, "NATURAL JOIN is not supported", "write JOIN … USING (column)")
+        kind = "INNER"
+        if self.token.word in ("LEFT", "RIGHT", "FULL"):
+            kind = self.next().word
+            if self.token.word in ("SEMI", "ANTI"):
+                word = "IN (SELECT …)" if self.token.word == "SEMI" else "NOT EXISTS (SELECT …)"
+                raise SqlFault(self.token.span, f"{kind} {self.token.word} JOIN is not supported", f"write {word}")
+            self.take_word("OUTER")
+        elif self.token.word in ("CROSS", "INNER"):
+            kind = self.next().word
+        self.expect_word("JOIN")
+        right = self._table()
+        on: Expression | None = None
+        using: tuple[Name, ...] = ()
+        if kind != "CROSS":
+            if self.take_word("ON"):
+                on = self.expression()
+            elif self.take_word("USING"):
+                using = self.in_parentheses(self._column_name, "of USING")
+            elif not (isinstance(right, TableFunction) and right.lateral) and self._needs_condition(right):
+                self.expected("ON or USING", "behind the joined table")
+        return Join(kind, left, right, on, using, self.since(left.span))
+
+    def _needs_condition(self, right: Source) -> bool:
+        return not (isinstance(right, TableFunction) and right.call.name.text.upper() == "UNNEST")
+
+    def _table(self) -> Source:
+        with self.level():
+            source = self._table_itself()
+            while self.is_word("MATCH_RECOGNIZE"):
+                source = self._match(source)
+            return source
+
+    def _table_itself(self) -> Source:
+        start = self.token.span
+        lateral = self.take_word("LATERAL")
+        if self.is_symbol("("):
+            if self.at_query():
+                query = self._subquery()
+                return Derived(query, self._alias(), lateral, self.since(start))
+            self.next()
+            source = self._from()
+            self.expect_symbol(")", "behind the joined tables")
+            return source
+        if self.is_word("TABLE") and self.is_symbol("(", 1):
+            self.next()
+            self.next()
+            call = self._function_of_table()
+            self.expect_symbol(")", "of TABLE(…)")
+            return TableFunction(call, self._alias(), lateral, False, self.since(start))
+        if self.token.kind is Kind.NAME and self.is_symbol("(", 1):
+            call = self._function_of_table()
+            ordinality = bool(self.is_word("WITH", "ORDINALITY") and self.expect_word("WITH", "ORDINALITY"))
+            return TableFunction(call, self._alias(), lateral, ordinality, self.since(start))
+        if self.token.kind is Kind.NAME and self.token.word in NOT_AN_ALIAS:
+            self.expected("a table")
+        parts = self.qualified("a table")
+        hints = self.hints()
+        as_of = None
+        if self.take_word("FOR"):
+            self.expect_word("SYSTEM_TIME", "AS", "OF")
+            as_of = self.expression()
+        alias = self._alias()
+        if not hints:
+            hints = self.hints()
+        if as_of is None and self.take_word("FOR"):
+            self.expect_word("SYSTEM_TIME", "AS", "OF")
+            as_of = self.expression()
+        if self.is_word("TABLESAMPLE"):
+            raise SqlFault(self.token.span, "TABLESAMPLE is not supported")
+        return TableName(parts, alias, as_of, hints, self.since(start))
+
+    def _function_of_table(self) -> Call:
+        if not self.is_symbol("(", 1):
+            self.next()
+            self.expected("(", "behind the name of the table function")
+        call = self._call()
+        if call.over is not None or call.filter is not None or call.order or call.distinct or call.star:
+            raise SqlFault(call.span, f"{call.name.text}(…) is a table here: no OVER, FILTER, DISTINCT or *")
+        return call
+
+    def _alias(self) -> Alias | None:
+        name = self._alias_name()
+        if name is None:
+            return None
+        columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+        return Alias(name, columns)
+
+    # -- MATCH_RECOGNIZE ----------------------------------------------------------------------------------------------
+
+    def _match(self, input: Source) -> Source:
+        start = self.expect_word("MATCH_RECOGNIZE")
+        self.expect_symbol("(")
+        partition: tuple[Expression, ...] = ()
+        if self.take_word("PARTITION"):
+            self.expect_word("BY")
+            partition = self.several(self.expression)
+        order: tuple[Sort, ...] = self.order_by() if self.is_word("ORDER") else ()
+        measures = self.several(self.item) if self.take_word("MEASURES") else ()
+        if self.take_word("ALL"):
+            raise SqlFault(self.before, "ALL ROWS PER MATCH is not supported", "write ONE ROW PER MATCH")
+        if self.take_word("ONE"):
+            self.expect_word("ROW", "PER", "MATCH")
+        skip, skip_to = self._skip()
+        self.expect_word("PATTERN", where="of MATCH_RECOGNIZE")
+        self.expect_symbol("(", "behind PATTERN")
+        pattern = self._pattern()
+        self.expect_symbol(")", "of PATTERN")
+        within = self.expression() if self.take_word("WITHIN") else None
+        define = self.several(self._definition) if self.take_word("DEFINE") else ()
+        self.expect_symbol(")", "of MATCH_RECOGNIZE")
+        span = self.since(start)
+        return MatchRecognize(
+            input, partition, order, measures, skip, skip_to, pattern, within, define, self._alias(), span
+        )
+
+    def _skip(self) -> tuple[str, Name | None]:
+        if not self.take_word("AFTER"):
+            return "PAST LAST ROW", None
+        self.expect_word("MATCH", "SKIP")
+        if self.take_word("PAST"):
+            self.expect_word("LAST", "ROW")
+            return "PAST LAST ROW", None
+        self.expect_word("TO")
+        if self.take_word("NEXT", "ROW"):
+            return "TO NEXT ROW", None
+        if self.token.word not in ("FIRST", "LAST"):
+            self.expected("NEXT ROW, FIRST or LAST", "behind SKIP TO")
+        side = self.next().word
+        return f"TO {side}", self.expect_name("a variable of the pattern")
+
+    def _definition(self) -> tuple[Name, Expression]:
+        name = self.expect_name("a variable of the pattern")
+        self.expect_word("AS", where=f"behind {name.text}")
+        return name, self.expression()
+
+    def _pattern(self) -> Pattern:
+        with self.level():
+            start = self.token.span
+            options = [self._succession()]
+            while self.take_symbol("|"):
+                options.append(self._succession())
+            return options[0] if len(options) == 1 else Alternatives(tuple(options), self.since(start))
+
+    def _succession(self) -> Pattern:
+        start = self.token.span
+        parts = [self._repeated()]
+        while self.token.kind in (Kind.NAME, Kind.QUOTED) or self.is_symbol("("):
+            parts.append(self._repeated())
+        return parts[0] if len(parts) == 1 else Succession(tuple(parts), self.since(start))
+
+    def _repeated(self) -> Pattern:
+        start = self.token.span
+        pattern: Pattern
+        if self.take_symbol("("):
+            pattern = self._pattern()
+            self.expect_symbol(")", "of PATTERN")
+        else:
+            name = self.expect_name("a variable of the pattern")
+            pattern = Variable(name, name.span)
+        least_most = self._quantifier()
+        if least_most is None:
+            return pattern
+        greedy = not self.take_symbol("?")
+        return Repeat(pattern, *least_most, greedy, self.since(start))
+
+    def _quantifier(self) -> tuple[int, int | None] | None:
+        for symbol, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
+            if self.take_symbol(symbol):
+                return cast(tuple[int, int | None], bounds)
+        if not self.take_symbol("{"):
+            return None
+        start = self.before
+        least = 0 if self.is_symbol(",") else self.expect_integer("the number of repetitions")
+        most: int | None = least
+        if self.take_symbol(","):
+            most = None if self.is_symbol("}") else self.expect_integer("the number of repetitions")
+        self.expect_symbol("}", "of the repetition")
+        if most is not None and most < max(least, 1):
+            raise SqlFault(self.since(start), "the upper bound is below the lower one, or 0")
+        return least, most

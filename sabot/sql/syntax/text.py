@@ -1,0 +1,104 @@
+"""The text of a SQL program: positions in it, and errors that show them.
+
+An error is printed as a line with its position, the line of the text, and a caret:
+
+    pipeline.sql:3:14: there is no column "auctoin"
+      SELECT bid.auctoin FROM bid
+                 ^^^^^^^
+      hint: there are auction, bidder, price
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from sabot.errors import UserError
+
+_LINE_LENGTH = 160
+_NAMES_SHOWN = 12
+
+
+class Span(NamedTuple):
+    """A range of characters of a text: `start` is included, `end` is not."""
+
+    start: int
+    end: int
+
+    def to(self, other: "Span") -> "Span":
+        """Returns the range from the start of this one to the end of the other one."""
+        return Span(self.start, max(self.end, other.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One error of a text. `hint`: what to write instead, or empty."""
+
+    span: Span
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SqlText:
+    """A text of SQL. `name`: the file that it comes from, or "SQL"."""
+
+    text: str
+    name: str = "SQL"
+
+    def of(self, span: Span) -> str:
+        """Returns the characters of a range."""
+        return self.text[span.start : span.end]
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Returns line and column of a character; both begin at 1."""
+        before = self.text[:offset]
+        return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+    def show(self, fault: Fault) -> str:
+        """Returns the lines that describe an error: position and message, the line of the text, a caret, the hint."""
+        row, column = self.position(fault.span.start)
+        begin = fault.span.start - (column - 1)
+        line = self.text[begin:].split("\n", 1)[0].rstrip("\r")
+        first = column - 1
+        length = max(1, min(fault.span.end - fault.span.start, len(line) - first))
+        if len(line) > _LINE_LENGTH:
+            cut = max(0, min(first - _LINE_LENGTH // 2, len(line) - _LINE_LENGTH))
+            line = line[cut : cut + _LINE_LENGTH]
+            first -= cut
+            length = max(1, min(length, len(line) - first))
+        margin = "".join("\t" if each == "\t" else " " for each in line[:first])
+        shown = [f"{self.name}:{row}:{column}: {fault.message}", f"  {line}", f"  {margin}{'^' * length}"]
+        return "\n".join([*shown, f"  hint: {fault.hint}"] if fault.hint else shown)
+
+
+class SqlError(UserError):
+    """A SQL text that has errors. The message shows all of them with their positions."""
+
+    def __init__(self, text: SqlText, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(sorted(faults, key=lambda fault: fault.span))
+        """The errors, in the order of the text."""
+        super().__init__("\n".join([text.show(fault) for fault in self.faults]))
+
+
+class SqlFault(Exception):
+    """Raised inside this package for one error; turned into a `SqlError` where the text is known."""
+
+    def __init__(self, span: Span, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.fault = Fault(span, message, hint)
+
+
+def list_names(wrong: str, names: Iterable[str]) -> str:
+    """Returns a hint that lists the existing names, those that resemble `wrong` first: "there are a, b, c"."""
+    every = list(dict.fromkeys(names))
+    if not every:
+        return ""
+    folded: dict[str, str] = {}
+    for name in every:
+        folded.setdefault(name.lower(), name)
+    near = [folded[match] for match in get_close_matches(wrong.lower(), folded, n=3, cutoff=0.6)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = f", … ({len(every)} in all)" if len(every) > _NAMES_SHOWN else ""
+    return f"there {'is' if len(every) == 1 else 'are'} {', '.join(every[:_NAMES_SHOWN])}{more}"
