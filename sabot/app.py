@@ -20,6 +20,7 @@ from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.notebook import drawing_or_none, page
 from sabot.api.settings import Settings
+from sabot.api.stream import Stream
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_written
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
     from sabot.runtime.settings import StreamsMaker
+    from sabot.sql.session import Session
 
 IMPORTING = ContextVar("IMPORTING", default=False)
 """True while a program is imported by code that will start its app."""
@@ -94,6 +96,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         self.begun_streams: list[Read] = []
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
+        self._sql: Session | None = None
         self._sender_lock = threading.Lock()
         self.configure(reprocess=made.reprocess)
 
@@ -202,6 +205,39 @@ class App(AgentDeclarations, HasStreams, HasTopics):
                 hint="give app.stream(…, schema=)",
             )
         return without_marks(known)
+
+    def sql(self, text: str, /, **values: Any) -> Stream | None:
+        """Runs SQL statements, in the language of Flink SQL, and returns the stream of the last one if it is a query.
+
+        `values`: streams of this app, which the text uses as tables of these names, and the values of its parameters
+        (`:least`). CREATE TABLE and CREATE VIEW stay known to later calls; INSERT INTO writes when the app runs.
+
+        ```python
+        from sabot import App, files
+
+        with open("flights.csv", "w") as file:
+            file.write("carrier,delay\nUA,20\nUA,40\nAA,5\n")
+
+        app = App("flights")
+        flights = app.stream(files("flights.csv"))
+        late = app.sql("SELECT carrier, COUNT(*) AS n FROM flights WHERE delay > :least GROUP BY carrier", flights=flights, least=15)
+        late.print()
+        ```
+
+        ```text
+        carrier  n
+        UA       2
+        1 rows
+        ```
+
+        Raises SqlError, a UserError, with the position of each error in the text.
+        """
+        from sabot.operators.expressions.compiled import compile_expr
+        from sabot.sql.session import Session
+
+        if self._sql is None:
+            self._sql = Session(self, lambda expr, schema: compile_expr(expr, schema).type)
+        return self._sql.run(text, values)
 
     def _plan_of(self, node: Node) -> "Plan":
         """Returns the plan of the steps up to this node. If they read results of agents, the plan includes these

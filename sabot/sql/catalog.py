@@ -1,0 +1,502 @@
+"""The tables of a SQL program: CREATE TABLE … WITH ('connector' = …) as sources and sinks of the engine."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.expr import col
+from sabot.api.stream import Stream
+from sabot.connectors.base import Sink
+from sabot.connectors.console import ConsoleSink
+from sabot.errors import UserError
+from sabot.sql.scope import Bound, Field, Relation, at, fields_of
+from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.tree import (
+    Binary,
+    Call,
+    Column,
+    ColumnDefinition,
+    CreateTable,
+    Interval,
+    Name,
+    Option,
+    Watermark,
+)
+from sabot.sql.types import arrow_type, interval_ms
+from sabot.sql.values import Binder, Context
+
+if TYPE_CHECKING:
+    from sabot.api.streams import HasStreams
+
+_log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
+
+_METADATA = {
+    "partition": "partition",
+    "offset": "offset",
+    "timestamp": "timestamp",
+    "key": "key",
+    "headers": "headers",
+}
+"""The keys of METADATA columns, and the fields of records that they are."""
+
+_FORMATS = {"json": "json", "csv": "csv", "raw": "raw", "arrow": "arrow", "debezium-json": "debezium-json"}
+
+_IGNORED = (
+    re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
+    re.compile(r"(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"),
+    re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
+)
+"""Options of Flink that have no meaning here, or whose meaning the engine always has."""
+
+
+class Options:
+    """The options of one table. Each is taken once; `finish` refuses those that nothing has taken."""
+
+    def __init__(self, table: str, options: tuple[Option, ...], span: Span) -> None:
+        self.table = table
+        self.span = span
+        self._options: dict[str, Option] = {}
+        self._asked: set[str] = set()
+        for option in options:
+            if option.key in self._options:
+                raise SqlFault(option.key_span, f"'{option.key}' is given twice")
+            self._options[option.key] = option
+
+    def take(self, *names: str) -> str | None:
+        """Returns the value of the first of these options that is given, or None."""
+        self._asked.update(names)
+        for name in names:
+            if name in self._options:
+                return self._value(self._options.pop(name))
+        return None
+
+    def need(self, *names: str) -> str:
+        """Returns the value of an option. Raises SqlFault if it is missing."""
+        value = self.take(*names)
+        if value is None:
+            raise SqlFault(self.span, f"table {self.table} needs the option '{names[0]}'", f"'{names[0]}' = '…'")
+        return value
+
+    def choose(self, name: str, choices: Mapping[str, Any], default: Any = None) -> Any:
+        """Returns the meaning of an option's value. Raises SqlFault for a value that is not among the choices."""
+        option = self._options.get(name)
+        value = self.take(name)
+        if value is None or option is None:
+            return default
+        if value not in choices:
+            raise SqlFault(option.value_span, f"'{name}' cannot be '{value}'", list_names(value, choices))
+        return choices[value]
+
+    def prefixed(self, prefix: str) -> dict[str, str]:
+        """Returns the options that begin with a prefix, without it."""
+        names = [name for name in self._options if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._value(self._options.pop(name)) for name in names}
+
+    def finish(self) -> None:
+        """Warns of options that have no meaning here. Raises SqlFault for those that are unknown."""
+        for name, option in self._options.items():
+            if any(pattern.fullmatch(name) for pattern in _IGNORED):
+                _log.warning("table %s: the option '%s' has no effect", self.table, name)
+                continue
+            raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, self._asked))
+
+    def _value(self, option: Option) -> str:
+        def environment(match: re.Match[str]) -> str:
+            value = os.environ.get(match[1])
+            if value is None:
+                raise SqlFault(option.value_span, f"the environment variable {match[1]} is not set")
+            return value
+
+        return _SECRET.sub(environment, option.value)
+
+
+class BlackholeSink(Sink):
+    """A sink that drops all rows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> None:
+        """There is nothing to open."""
+
+    def write(self, batch: Batch) -> None:
+        """Drops the rows."""
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(app: "HasStreams", context: Context, statement: CreateTable) -> Relation:
+    """Returns the rows of a table. Raises SqlFault for options and columns that cannot be."""
+    name = statement.name[-1].text
+    options = Options(name, statement.options, statement.name[-1].span)
+    connector = _connector(options)
+    if connector.read is None:
+        raise SqlFault(statement.name[-1].span, f"table {name} can only be written: its connector has no rows to read")
+    given: dict[str, Any] = {}
+    physical = [each for each in statement.columns if each.type is not None and each.metadata is None]
+    if physical:
+        given["schema"] = pa.schema([(each.name.text, arrow_type(each.type)) for each in physical if each.type])
+    metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
+    if metadata:
+        given["fields"] = metadata
+    time, lateness = _time_of(statement)
+    computed = [each for each in statement.columns if each.computed is not None]
+    later = time is not None and any(each.name.text == time for each in computed)
+    if time is not None and not later:
+        given |= {"time": time, "lateness": f"{lateness}ms"}
+    with at(statement.span):
+        stream = connector.read(app, options, given, statement)
+    options.finish()
+    with at(statement.span):
+        relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not later else None))
+    return _computed(relation, context, statement, computed, time if later else None, lateness)
+
+
+def _computed(
+    relation: Relation,
+    context: Context,
+    statement: CreateTable,
+    computed: list[ColumnDefinition],
+    time: str | None,
+    lateness: int,
+) -> Relation:
+    stream = relation.stream
+    fields = list(relation.fields)
+    for each in computed:
+        tree = each.computed
+        if isinstance(tree, Call) and tree.name.text.upper() == "PROCTIME" and not tree.arguments:
+            fields.append(
+                Field(fields[0].qualifier if fields else "", each.name.text, each.name.text, pa.null(), clock=True)
+            )
+            continue
+        assert tree is not None
+        bound: Bound = Binder(context, replace(relation, fields=tuple(fields))).bind(tree)
+        with at(each.span):
+            stream = stream.with_columns(**{each.name.text: bound.expr})
+        shift = 0 if each.name.text == time else None
+        fields.append(Field(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift))
+    if time is not None and statement.watermark is not None:
+        with at(statement.watermark.span):
+            stream = stream.with_time(time, lateness=f"{lateness}ms")
+    order = {each.name.text: i for i, each in enumerate(statement.columns)}
+    fields.sort(key=lambda field: order.get(field.name, len(order)))
+    return Relation(stream, tuple(fields))
+
+
+def _metadata(column: ColumnDefinition) -> str:
+    field = _METADATA.get(column.metadata or "")
+    if field is None:
+        raise SqlFault(column.span, f"there is no metadata '{column.metadata}'", f"there are {', '.join(_METADATA)}")
+    return field
+
+
+def _time_of(statement: CreateTable) -> tuple[str | None, int]:
+    """Returns the column of event time and the lateness in ms that WATERMARK declares."""
+    watermark = statement.watermark
+    if watermark is None:
+        return None, 0
+    names = {each.name.text.lower(): each.name.text for each in statement.columns}
+    wanted = watermark.column[-1]
+    if len(watermark.column) != 1 or wanted.text.lower() not in names:
+        name = ".".join(part.text for part in watermark.column)
+        raise SqlFault(wanted.span, f'there is no column "{name}"', list_names(name, names.values()))
+    return names[wanted.text.lower()], _lateness(watermark, wanted)
+
+
+def _lateness(watermark: Watermark, column: Name) -> int:
+    node = watermark.expression
+    lateness = 0
+    if isinstance(node, Binary) and node.operator == "-" and isinstance(node.right, Interval):
+        lateness, node = interval_ms(node.right), node.left
+    if not (isinstance(node, Column) and node.parts[-1].text.lower() == column.text.lower()) or lateness < 0:
+        raise SqlFault(
+            watermark.span,
+            "a watermark is the column itself, or the column less an interval",
+            f"WATERMARK FOR {column.text} AS {column.text} - INTERVAL '5' SECOND",
+        )
+    return lateness
+
+
+# -- connectors -------------------------------------------------------------------------------------------------------
+
+Read = Callable[["HasStreams", Options, dict[str, Any], CreateTable], Stream]
+Write = Callable[["HasStreams", Options, CreateTable], tuple[str | Sink, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """A connector: how its rows are read, and how they are written; None if it cannot."""
+
+    read: Read | None
+    write: Write | None
+
+
+def _connector(options: Options) -> Connector:
+    name = options.take("connector", "connector.type")
+    if name is None:
+        hint = f"WITH ('connector' = '…'): {', '.join(CONNECTORS)}"
+        raise SqlFault(options.span, f"table {options.table} has no connector", hint)
+    if name not in CONNECTORS:
+        raise SqlFault(options.span, f"there is no connector '{name}'", list_names(name, CONNECTORS))
+    return CONNECTORS[name]
+
+
+def _format(options: Options) -> str | None:
+    found: str | None = options.choose("value.format", _FORMATS) or options.choose("format", _FORMATS)
+    return found
+
+
+_STARTS = {
+    "earliest-offset": "earliest",
+    "latest-offset": "latest",
+    "group-offsets": "committed",
+    "earliest": "earliest",
+    "latest": "latest",
+    "committed": "committed",
+}
+
+
+def _read_topic(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
+    if (start := options.choose("scan.startup.mode", _STARTS)) is not None:
+        given["start"] = start
+    if options.choose("scan.bounded.mode", {"latest-offset": True, "unbounded": False}):
+        given["until"] = "now"
+    source, format = _topic(app, options), _format(options)
+    if format is not None:
+        given["format"] = format
+    return app.stream(source, **given)
+
+
+def _read_upserts(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
+    if not statement.key:
+        raise SqlFault(options.span, f"table {options.table} needs PRIMARY KEY (…) NOT ENFORCED")
+    options.take("key.format")
+    source, format = _topic(app, options), _format(options)
+    if format is not None:
+        given["format"] = format
+    return app.table(source, key=[name.text for name in statement.key], **given)
+
+
+def _topic(app: "HasStreams", options: Options) -> Any:
+    from sabot.kafka import KafkaSource
+
+    topic = options.need("topic")
+    servers, settings = _client(options)
+    if servers is None and not settings:
+        return topic
+    return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), **settings)
+
+
+def _broker(app: "HasStreams") -> str:
+    return str(getattr(app, "broker", "memory://"))
+
+
+def _client(options: Options) -> tuple[str | None, dict[str, str]]:
+    settings = options.prefixed("properties.")
+    return settings.pop("bootstrap.servers", None), settings
+
+
+def _write_topic(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
+    from sabot.kafka import KafkaSink
+
+    topic = options.need("topic")
+    options.take("key.format", "scan.startup.mode", "scan.bounded.mode")
+    servers, settings = _client(options)
+    written: dict[str, Any] = {}
+    if (format := _format(options)) is not None:
+        written["format"] = format
+    if (key := options.take("key.fields")) is not None:
+        written["key"] = key
+    _delivery(options, written)
+    if servers is None and not settings:
+        return topic, written
+    settings.pop("group.id", None)
+    sink: Any = KafkaSink
+    return sink(topic, f"kafka://{servers}" if servers else _broker(app), **settings), written
+
+
+_GUARANTEES = {"exactly-once": "exactly_once", "at-least-once": "at_least_once", "none": "at_least_once"}
+
+
+def _delivery(options: Options, written: dict[str, Any]) -> None:
+    if (delivery := options.choose("sink.delivery-guarantee", _GUARANTEES)) is not None:
+        written["delivery"] = delivery
+
+
+_FILE_FORMATS = {"json": "ndjson", "ndjson": "ndjson", "csv": "csv", "parquet": "parquet", "arrow": "arrow"}
+
+
+def _path(options: Options) -> str:
+    return options.need("path", "connector.path").removeprefix("file://")
+
+
+def _read_files(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
+    from sabot.connectors.files import files
+
+    path = _path(options)
+    format = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
+    return app.stream(files(path, format), **given)
+
+
+def _write_files(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
+    from sabot.connectors.files import ArrowSink, CsvSink, NdjsonSink, ParquetSink
+
+    path = _path(options)
+    sinks: dict[str, Any] = {"ndjson": NdjsonSink, "csv": CsvSink, "parquet": ParquetSink, "arrow": ArrowSink}
+    format = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
+    if format is None:
+        ending = path.rsplit(".", 1)[-1].lower()
+        format = _FILE_FORMATS.get(ending)
+        if format is None:
+            raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
+    written: dict[str, Any] = {}
+    _delivery(options, written)
+    more: dict[str, Any] = {}
+    if statement.partition:
+        more["partition_by"] = [name.text for name in statement.partition]
+    return sinks[format](path, **more), written
+
+
+def _write_sql(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
+    from sabot.connectors.sql import SqlSink
+
+    url = options.need("url").removeprefix("jdbc:")
+    table = options.need("table-name", "table")
+    user, password = options.take("username", "user"), options.take("password")
+    if user is not None or password is not None:
+        url = _with_login(url, user, password)
+    written: dict[str, Any] = {}
+    _delivery(options, written)
+    return SqlSink(url, table), written
+
+
+def _with_login(url: str, user: str | None, password: str | None) -> str:
+    from urllib.parse import quote
+
+    scheme, _, rest = url.partition("://")
+    login = quote(user or "", safe="") + (f":{quote(password, safe='')}" if password is not None else "")
+    return f"{scheme}://{login}@{rest.rpartition('@')[2]}"
+
+
+_TOPIC = Connector(_read_topic, _write_topic)
+_FILES = Connector(_read_files, _write_files)
+_SQL = Connector(None, _write_sql)
+_PRINT = Connector(None, lambda app, options, statement: (ConsoleSink(), {}))
+
+CONNECTORS: dict[str, Connector] = {
+    "kafka": _TOPIC,
+    "upsert-kafka": Connector(_read_upserts, _write_topic),
+    "memory": _TOPIC,
+    "files": _FILES,
+    "filesystem": _FILES,
+    "sqlite": _SQL,
+    "postgres": _SQL,
+    "jdbc": _SQL,
+    "print": _PRINT,
+    "console": _PRINT,
+    "blackhole": Connector(None, lambda app, options, statement: (BlackholeSink(options.table), {})),
+}
+"""The connectors, by the value of 'connector'."""
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_table(
+    app: "HasStreams", statement: CreateTable, relation: Relation, columns: tuple[Name, ...], span: Span
+) -> None:
+    """Writes rows into a table, by the position of their columns. Raises SqlFault for columns that do not fit."""
+    name = statement.name[-1].text
+    options = Options(name, statement.options, statement.name[-1].span)
+    connector = _connector(options)
+    if connector.write is None:
+        raise SqlFault(span, f"table {name} can only be read")
+    target = [each for each in statement.columns if each.computed is None and each.metadata is None]
+    stream = _fitting(relation, target, columns, name, span)
+    with at(span):
+        sink, written = connector.write(app, options, statement)
+        options.finish()
+        key = [each.text for each in statement.key]
+        plain = isinstance(sink, ConsoleSink | BlackholeSink)
+        if relation.stream.changes and plain:
+            stream = stream.changelog()
+        elif key and not plain:
+            stream = stream.upsert(*key)
+            written.pop("key", None)
+        try:
+            stream.to(sink, **written)
+        except UserError as error:
+            if relation.stream.changes and not key:
+                raise SqlFault(
+                    span,
+                    f"the rows of this query are updated, and table {name} has no PRIMARY KEY",
+                    f"declare PRIMARY KEY (…) NOT ENFORCED in CREATE TABLE {name}",
+                ) from error
+            raise
+
+
+def _fitting(
+    relation: Relation, target: list[ColumnDefinition], columns: tuple[Name, ...], table: str, span: Span
+) -> Stream:
+    """Returns the stream with the names and types of the table's columns."""
+    if not target:
+        return relation.stream
+    if columns:
+        known = {each.name.text: each for each in target}
+        for name in columns:
+            if name.text not in known:
+                raise SqlFault(name.span, f'table {table} has no column "{name.text}"', list_names(name.text, known))
+        missing = [each for each in target if each.name.text not in {name.text for name in columns}]
+        if missing:
+            raise SqlFault(span, f"INSERT leaves out the column {missing[0].name.text}", "give all columns")
+        target = [known[name.text] for name in columns]
+    if len(target) != len(relation.fields):
+        message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
+        raise SqlFault(span, message, f"{table}({', '.join(each.name.text for each in target)})")
+    chosen: dict[str, Any] = {}
+    for column, field in zip(target, relation.fields, strict=True):
+        if field.clock:
+            raise SqlFault(span, f"PROCTIME() has no value to write into {column.name.text}")
+        assert column.type is not None
+        wanted = arrow_type(column.type)
+        expr = col(field.column)
+        if field.type != wanted:
+            if not _may_convert(field.type, wanted):
+                raise SqlFault(
+                    span,
+                    f"column {column.name.text} of table {table} is {wanted}, and the query gives {field.type}",
+                    f"CAST({field.name} AS …)",
+                )
+            expr = expr.cast(wanted)
+        chosen[column.name.text] = expr
+    order = [each.name.text for each in target]
+    if relation.stream._node.column_names == order and all(expr.column == name for name, expr in chosen.items()):
+        return relation.stream
+    with at(span):
+        return relation.stream.select(**chosen)
+
+
+def _may_convert(given: pa.DataType, wanted: pa.DataType) -> bool:
+    def kind(type: pa.DataType) -> str:
+        if pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type):
+            return "number"
+        if pa.types.is_timestamp(type):
+            return "timestamp"
+        return "null" if pa.types.is_null(type) else str(type)
+
+    return kind(given) in (kind(wanted), "null")

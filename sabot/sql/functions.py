@@ -1,0 +1,502 @@
+"""The functions of SQL, each in one line of a table: name, arguments, and the expression of the engine that it becomes.
+
+The meaning of each is that of Flink's documentation ("System (Built-in) Functions").
+"""
+
+import datetime
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from sabot.api import aggregates as engine
+from sabot.api.aggregates import Aggregate
+from sabot.api.expr import Expr, coalesce, lit, when
+from sabot.sql.scope import Bound
+from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.tree import Call, Constant, Expression, Name, Word
+
+
+class ArgumentOf(NamedTuple):
+    """An argument of a call: its tree, and its bound form unless it is a word such as HOUR."""
+
+    tree: Expression
+    bound: Bound | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arguments of one call."""
+
+    call: Call
+    items: list[ArgumentOf]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def bound(self, i: int) -> Bound:
+        """Returns argument `i` with its type."""
+        tree, bound = self.items[i]
+        if bound is None:
+            raise SqlFault(tree.span, "a value is needed here")
+        return bound
+
+    def expr(self, i: int) -> Expr:
+        """Returns argument `i`."""
+        return self.bound(i).expr
+
+    @property
+    def exprs(self) -> list[Expr]:
+        """All arguments."""
+        return [self.expr(i) for i in range(len(self))]
+
+    def constant(self, i: int, kind: str, what: str) -> str:
+        """Returns argument `i`, which must be a constant of this kind, as it was written."""
+        tree = self.items[i].tree
+        if not (isinstance(tree, Constant) and tree.kind == kind):
+            raise SqlFault(tree.span, f"{what} of {self.call.name.text} is a constant {kind}")
+        return tree.text
+
+    def word(self, i: int) -> str:
+        """Returns argument `i`, which must be a word."""
+        tree = self.items[i].tree
+        if not isinstance(tree, Word):
+            raise SqlFault(tree.span, "a unit is needed here", "HOUR, DAY, …")
+        return tree.text
+
+
+Make = Callable[[Arguments], Expr]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function: the least and the largest number of its arguments (None: no limit), and how it is made."""
+
+    least: int
+    most: int | None
+    make: Make
+
+
+def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
+    """Returns the function of this name, which checks the number of its arguments. Raises SqlFault if there is none."""
+    function = FUNCTIONS.get(name.text.upper())
+    if function is None:
+        known = [*FUNCTIONS, *AGGREGATES, *registered]
+        raise SqlFault(name.span, f"there is no function {name.text}", list_names(name.text, known))
+
+    def made(arguments: Arguments) -> Expr:
+        count = len(arguments)
+        if count < function.least or (function.most is not None and count > function.most):
+            wanted = f"{function.least}" if function.least == function.most else f"{function.least} to {function.most}"
+            wanted = f"at least {function.least}" if function.most is None else wanted
+            raise SqlFault(arguments.call.span, f"{name.text.upper()} takes {wanted} arguments, not {count}")
+        return function.make(arguments)
+
+    return made
+
+
+def is_word(tree: Expression) -> bool:
+    """Returns True for an argument that is a word of the language and no value."""
+    return isinstance(tree, Word)
+
+
+def is_number(type: pa.DataType) -> bool:
+    """Returns True for integers, floats and decimals."""
+    return bool(pa.types.is_integer(type) or pa.types.is_floating(type) or pa.types.is_decimal(type))
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def divided(operator: str, left: Bound, right: Bound) -> Expr:
+    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down)."""
+    a, b = left.expr, right.expr
+    if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
+        return a / b if operator == "/" else a % b
+    quotient, rest = a // b, a % b
+    positive = right.expr.kind == "lit" and right.expr.option("value") > 0
+    apart = (rest != 0) & ((a < 0) if positive else (a < 0) ^ (b < 0))
+    if operator == "/":
+        return quotient + when(apart).then(lit(1)).otherwise(lit(0))
+    return rest - when(apart).then(b).otherwise(lit(0))
+
+
+def cast(operand: Bound, target: pa.DataType, *, strict: bool) -> Expr:
+    """Returns CAST of Flink: a fraction is cut off where the target is an integer."""
+    expr, type = operand
+    if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
+        expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
+    if pa.types.is_boolean(type) and is_number(target):
+        return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
+    return expr.cast(target, strict=strict)
+
+
+def _mod(arguments: Arguments) -> Expr:
+    return divided("%", arguments.bound(0), arguments.bound(1))
+
+
+def _rounded(method: str, arguments: Arguments) -> Expr:
+    if len(arguments) == 1:
+        return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
+    unit = arguments.word(1)
+    every = {"SECOND": "1s", "MINUTE": "1m", "HOUR": "1h", "DAY": "1d", "WEEK": "1w"}.get(unit)
+    if every is None or method == "ceil":
+        raise SqlFault(arguments.call.span, f"{arguments.call.name.text.upper()}(… TO {unit}) is not supported")
+    return arguments.expr(0).dt.date_trunc(every)
+
+
+def _round(arguments: Arguments) -> Expr:
+    digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 0
+    return arguments.expr(0).round(digits)
+
+
+def _log(arguments: Arguments) -> Expr:
+    if len(arguments) == 1:
+        return arguments.expr(0).log()
+    return arguments.expr(1).log() / arguments.expr(0).log()
+
+
+def _extreme(method: str, arguments: Arguments) -> Expr:
+    def pick(a: Expr, b: Expr) -> Expr:
+        either = a.is_null() | b.is_null()
+        return when(either).then(lit(None)).when(getattr(a, method)(b)).then(a).otherwise(b)
+
+    return reduce(pick, arguments.exprs)
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def as_text(bound: Bound) -> Expr:
+    """Returns the value as a text."""
+    return bound.expr if pa.types.is_string(bound.type) else bound.expr.cast("string")
+
+
+def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
+    """Returns operand LIKE pattern."""
+    if len(escape) > 1:
+        raise SqlFault(span, "ESCAPE has one character")
+    parts: list[str | None] = []  # a text, or None for %
+    single = False
+    i = 0
+    while i < len(pattern):
+        character = pattern[i]
+        if character == escape:
+            i += 1
+            if i == len(pattern):
+                raise SqlFault(span, "the pattern ends with its escape character")
+            parts.append(re.escape(pattern[i]))
+        elif character == "%":
+            parts.append(None)
+        elif character == "_":
+            single = True
+            parts.append(".")
+        else:
+            parts.append(re.escape(character))
+        i += 1
+    plain = re.sub(r"%", "", pattern)
+    if not single and not escape:
+        if "%" not in pattern:
+            return operand == lit(pattern)
+        if pattern == f"%{plain}%":
+            return operand.str.contains(plain, literal=True)
+        if pattern == f"{plain}%":
+            return operand.str.startswith(plain)
+        if pattern == f"%{plain}":
+            return operand.str.endswith(plain)
+    return operand.str.contains("(?s)^" + "".join(".*" if each is None else each for each in parts) + "$")
+
+
+def _trim(arguments: Arguments) -> Expr:
+    if len(arguments) == 1:
+        return arguments.expr(0).str.strip(" ")
+    side = arguments.word(0)
+    characters = arguments.constant(1, "string", "the characters") if len(arguments) == 3 else " "
+    text = arguments.expr(len(arguments) - 1).str
+    return {"BOTH": text.strip, "LEADING": text.strip_start, "TRAILING": text.strip_end}[side](characters)
+
+
+def _substring(arguments: Arguments) -> Expr:
+    start = int(arguments.constant(1, "integer", "the position"))
+    length = int(arguments.constant(2, "integer", "the length")) if len(arguments) > 2 else None
+    if start < 1:
+        raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1")
+    return arguments.expr(0).str.slice(start - 1, length)
+
+
+def _concat(arguments: Arguments) -> Expr:
+    return reduce(lambda a, b: a + b, [as_text(arguments.bound(i)) for i in range(len(arguments))])
+
+
+def _split_index(arguments: Arguments) -> Expr:
+    index = int(arguments.constant(2, "integer", "the index"))
+    return arguments.expr(0).str.split(arguments.constant(1, "string", "the separator")).list.get(index)
+
+
+def _regexp_extract(arguments: Arguments) -> Expr:
+    pattern = arguments.constant(1, "string", "the pattern")
+    group = int(arguments.constant(2, "integer", "the group")) if len(arguments) > 2 else 0
+    if group == 0:
+        pattern, group = f"({pattern})", 1
+    return arguments.expr(0).str.regexp_extract(pattern, group)
+
+
+def _regexp_replace(arguments: Arguments) -> Expr:
+    pattern = arguments.constant(1, "string", "the pattern")
+    value = re.sub(r"\$(\d)", r"${\1}", arguments.constant(2, "string", "the replacement"))
+    return arguments.expr(0).str.replace_all(pattern, value)
+
+
+def _replace(arguments: Arguments) -> Expr:
+    old, new = (arguments.constant(i, "string", "the text") for i in (1, 2))
+    return arguments.expr(0).str.replace_all(old, new, literal=True)
+
+
+def _pad(method: str, arguments: Arguments) -> Expr:
+    length = int(arguments.constant(1, "integer", "the length"))
+    text = arguments.expr(0).str.slice(0, length)
+    return getattr(text.str, method)(length, arguments.constant(2, "string", "the character"))  # type: ignore[no-any-return]
+
+
+def _ends(method: str, arguments: Arguments) -> Expr:
+    return getattr(arguments.expr(0).str, method)(arguments.constant(1, "string", "the text"))  # type: ignore[no-any-return]
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+_PARTS: dict[str, Callable[[Expr], Expr]] = {
+    "YEAR": lambda x: x.dt.year(),
+    "QUARTER": lambda x: x.dt.quarter(),
+    "MONTH": lambda x: x.dt.month(),
+    "WEEK": lambda x: x.dt.week(),
+    "DAY": lambda x: x.dt.day(),
+    "DOY": lambda x: x.dt.ordinal_day(),
+    "HOUR": lambda x: x.dt.hour(),
+    "MINUTE": lambda x: x.dt.minute(),
+    "SECOND": lambda x: x.dt.second(),
+    "MILLISECOND": lambda x: x.dt.millisecond(),
+    "EPOCH": lambda x: x.dt.epoch("s"),
+}
+
+_JAVA = {
+    "yyyy": "%Y",
+    "yy": "%y",
+    "MM": "%m",
+    "dd": "%d",
+    "HH": "%H",
+    "hh": "%I",
+    "mm": "%M",
+    "ss": "%S",
+    "a": "%p",
+    "DDD": "%j",
+    "EEE": "%a",
+    "EEEE": "%A",
+    "MMM": "%b",
+    "MMMM": "%B",
+}
+
+
+def java_format(pattern: str, span: Span) -> str:
+    """Returns a pattern of Java's DateTimeFormatter ("yyyy-MM-dd") as one of strftime. Raises SqlFault for letters
+    that have no equivalent.
+    """
+    made = []
+    for match in re.finditer(r"'((?:[^']|'')*)'|([A-Za-z])\2*|(.)", pattern, re.DOTALL):
+        quoted, letter, other = match.groups()
+        if quoted is not None:
+            made.append((quoted.replace("''", "'") or "'").replace("%", "%%"))
+        elif letter is not None:
+            word = match.group()
+            if word not in _JAVA:
+                raise SqlFault(span, f"{word} of the pattern has no equivalent", f"there are {', '.join(_JAVA)}")
+            made.append(_JAVA[word])
+        else:
+            made.append(other.replace("%", "%%"))
+    return "".join(made)
+
+
+def _extract(arguments: Arguments) -> Expr:
+    part = _PARTS.get(arguments.word(0))
+    if part is None:
+        raise SqlFault(arguments.items[0].tree.span, f"EXTRACT({arguments.word(0)} …) is not supported")
+    return part(arguments.expr(1))
+
+
+def _date_format(arguments: Arguments) -> Expr:
+    tree = arguments.items[1].tree
+    return arguments.expr(0).dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
+
+
+def _to_time(method: str, arguments: Arguments) -> Expr:
+    format = None
+    if len(arguments) > 1:
+        format = java_format(arguments.constant(1, "string", "the pattern"), arguments.items[1].tree.span)
+    return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
+
+
+def _to_timestamp_ltz(arguments: Arguments) -> Expr:
+    digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
+    if digits not in (0, 3):
+        raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
+    ms = arguments.expr(0) * lit(1000) if digits == 0 else arguments.expr(0)
+    return ms.cast(pa.timestamp("ms", tz="UTC"))
+
+
+_TABLE_UNITS_MS = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000, "WEEK": 604_800_000}
+
+
+def _unit_ms(arguments: Arguments) -> int:
+    unit = arguments.word(0)
+    if unit not in _TABLE_UNITS_MS:
+        raise SqlFault(arguments.items[0].tree.span, f"{unit} has no fixed length", "count in days")
+    return _TABLE_UNITS_MS[unit]
+
+
+def _timestampdiff(arguments: Arguments) -> Expr:
+    start, end = (arguments.expr(i).dt.epoch("ms") for i in (1, 2))
+    distance = Bound(end - start, pa.int64())
+    return divided("/", distance, Bound(lit(_unit_ms(arguments)), pa.int64()))
+
+
+def _timestampadd(arguments: Arguments) -> Expr:
+    amount = int(arguments.constant(1, "integer", "the number"))
+    return arguments.expr(2) + lit(datetime.timedelta(milliseconds=amount * _unit_ms(arguments)))
+
+
+# -- choices ----------------------------------------------------------------------------------------------------------
+
+
+def _nullif(arguments: Arguments) -> Expr:
+    a, b = arguments.exprs
+    return when((a == b).fill_null(False)).then(lit(None)).otherwise(a)
+
+
+def _if(arguments: Arguments) -> Expr:
+    condition, a, b = arguments.exprs
+    return when(condition).then(a).otherwise(b)
+
+
+def _text(method: str, arguments: Arguments) -> Expr:
+    return getattr(arguments.expr(0).str, method)()  # type: ignore[no-any-return]
+
+
+def _number(method: str, arguments: Arguments) -> Expr:
+    return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
+
+
+def _part(name: str, arguments: Arguments) -> Expr:
+    return _PARTS[name](arguments.expr(0))
+
+
+_LENGTH = Function(1, 1, partial(_text, "length"))
+_COALESCE = Function(1, None, lambda a: coalesce(*a.exprs))
+
+FUNCTIONS: dict[str, Function] = {
+    "ABS": Function(1, 1, partial(_number, "abs")),
+    "BTRIM": Function(1, 1, partial(_text, "strip")),
+    "CARDINALITY": Function(1, 1, lambda a: a.expr(0).list.len()),
+    "CEIL": Function(1, 2, partial(_rounded, "ceil")),
+    "CEILING": Function(1, 2, partial(_rounded, "ceil")),
+    "CHARACTER_LENGTH": _LENGTH,
+    "CHAR_LENGTH": _LENGTH,
+    "COALESCE": _COALESCE,
+    "CONCAT": Function(1, None, _concat),
+    "DATE_FORMAT": Function(2, 2, _date_format),
+    "DAYOFMONTH": Function(1, 1, partial(_part, "DAY")),
+    "DAYOFYEAR": Function(1, 1, partial(_part, "DOY")),
+    "ENDSWITH": Function(2, 2, partial(_ends, "endswith")),
+    "EXP": Function(1, 1, partial(_number, "exp")),
+    "EXTRACT": Function(2, 2, _extract),
+    "FLOOR": Function(1, 2, partial(_rounded, "floor")),
+    "GREATEST": Function(1, None, partial(_extreme, "__ge__")),
+    "IF": Function(3, 3, _if),
+    "IFNULL": Function(2, 2, lambda a: coalesce(*a.exprs)),
+    "LEAST": Function(1, None, partial(_extreme, "__le__")),
+    "LN": Function(1, 1, partial(_number, "log")),
+    "LOG": Function(1, 2, _log),
+    "LOG10": Function(1, 1, lambda a: a.expr(0).log(10)),
+    "LOG2": Function(1, 1, lambda a: a.expr(0).log(2)),
+    "LOWER": Function(1, 1, partial(_text, "lower")),
+    "LPAD": Function(3, 3, partial(_pad, "pad_start")),
+    "LTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_start(" ")),
+    "MOD": Function(2, 2, _mod),
+    "NULLIF": Function(2, 2, _nullif),
+    "POWER": Function(2, 2, lambda a: a.expr(0) ** a.expr(1)),
+    "REGEXP": Function(2, 2, lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
+    "REGEXP_EXTRACT": Function(2, 3, _regexp_extract),
+    "REGEXP_REPLACE": Function(3, 3, _regexp_replace),
+    "REPLACE": Function(3, 3, _replace),
+    "ROUND": Function(1, 2, _round),
+    "RPAD": Function(3, 3, partial(_pad, "pad_end")),
+    "RTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_end(" ")),
+    "SIGN": Function(1, 1, partial(_number, "sign")),
+    "SPLIT": Function(2, 2, lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
+    "SPLIT_INDEX": Function(3, 3, _split_index),
+    "SQRT": Function(1, 1, partial(_number, "sqrt")),
+    "STARTSWITH": Function(2, 2, partial(_ends, "startswith")),
+    "SUBSTR": Function(2, 3, _substring),
+    "SUBSTRING": Function(2, 3, _substring),
+    "TIMESTAMPADD": Function(3, 3, _timestampadd),
+    "TIMESTAMPDIFF": Function(3, 3, _timestampdiff),
+    "TO_DATE": Function(1, 2, partial(_to_time, "to_date")),
+    "TO_TIMESTAMP": Function(1, 2, partial(_to_time, "to_datetime")),
+    "TO_TIMESTAMP_LTZ": Function(1, 2, _to_timestamp_ltz),
+    "TRIM": Function(1, 3, _trim),
+    "UPPER": Function(1, 1, partial(_text, "upper")),
+    **{
+        name: Function(1, 1, partial(_part, name))
+        for name in ("YEAR", "QUARTER", "MONTH", "WEEK", "HOUR", "MINUTE", "SECOND")
+    },
+}
+"""The scalar functions, by their name in capitals."""
+
+
+# -- aggregates -------------------------------------------------------------------------------------------------------
+
+AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
+    "COUNT": engine.count,
+    "SUM": engine.sum,
+    "MIN": engine.min,
+    "MAX": engine.max,
+    "AVG": engine.mean,
+    "FIRST_VALUE": engine.first,
+    "LAST_VALUE": engine.last,
+    "STDDEV": engine.stddev,
+    "STDDEV_SAMP": engine.stddev,
+    "STDDEV_POP": partial(engine.stddev, ddof=0),
+    "VARIANCE": engine.variance,
+    "VAR_SAMP": engine.variance,
+    "VAR_POP": partial(engine.variance, ddof=0),
+    "APPROX_COUNT_DISTINCT": engine.approx_count_distinct,
+    "ARRAY_AGG": engine.collect_list,
+    "COLLECT": engine.collect_list,
+}
+"""The aggregates of one argument, by their name in capitals."""
+
+_SAME_IF_DISTINCT = ("MIN", "MAX")
+
+
+def is_aggregate(name: str) -> bool:
+    """Returns True if a function of this name, in capitals, is an aggregate."""
+    return name in AGGREGATES
+
+
+def aggregate(call: Call, argument: Bound | None, predicate: Expr | None) -> Aggregate:
+    """Returns the aggregate of a call. `argument`: None for COUNT(*). Raises SqlFault for what there is not."""
+    name = call.name.text.upper()
+    if call.order:
+        raise SqlFault(call.span, f"{name} WITHIN GROUP is not supported")
+    if argument is None:
+        made = engine.count()
+    elif call.distinct and name == "COUNT":
+        made = engine.count_distinct(argument.expr)
+    elif call.distinct and name not in _SAME_IF_DISTINCT:
+        raise SqlFault(call.span, f"{name}(DISTINCT …) is not supported", "COUNT(DISTINCT …) is")
+    else:
+        if name in ("SUM", "AVG", "STDDEV", "VARIANCE") and not is_number(argument.type):
+            raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
+        made = AGGREGATES[name](argument.expr)
+    return made if predicate is None else made.filter(predicate)

@@ -1,0 +1,509 @@
+"""The binder of queries: WITH, UNION, and the tables and joins of FROM."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sabot.api.expr import Expr, col
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
+from sabot.sql.scope import Bound, Names, Relation, at
+from sabot.sql.select import SelectBinder
+from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.tree import (
+    Alias,
+    Between,
+    Binary,
+    Body,
+    Column,
+    Constant,
+    Derived,
+    Expression,
+    In,
+    Interval,
+    Join,
+    MatchRecognize,
+    Name,
+    Parameter,
+    Query,
+    Select,
+    SetOperation,
+    Source,
+    TableArgument,
+    TableFunction,
+    TableName,
+    Values,
+)
+from sabot.sql.types import interval_ms
+from sabot.sql.values import Binder, Context, conjuncts, mirrored
+from sabot.sql.windows import TABLE_WINDOWS, table_window
+
+Lookup = Callable[[tuple[Name, ...]], Relation]
+"""A function that returns the table or view of a name; raises SqlFault if there is none."""
+
+_HOW = {"INNER": "inner", "COMMA": "inner", "CROSS": "inner", "LEFT": "left", "RIGHT": "right", "FULL": "full"}
+_COMPARISONS = ("<", "<=", ">", ">=")
+
+
+class QueryBinder:
+    """Binds queries. `lookup`: the tables that they may read."""
+
+    def __init__(self, context: Context, lookup: Lookup) -> None:
+        self._context = context
+        self._lookup = lookup
+
+    def query(self, query: Query) -> Relation:
+        """Returns the rows of a query."""
+        binder = self._with(query) if query.tables else self
+        relation = binder._body(query.body)
+        if query.offset is not None:
+            raise SqlFault(query.offset.span, "OFFSET is not supported")
+        if query.order:
+            raise SqlFault(
+                query.order[0].span,
+                "ORDER BY of a whole stream is not supported",
+                "the first rows of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) with WHERE n <= 10 outside",
+            )
+        if query.limit is None:
+            return relation
+        with at(query.limit.span):
+            return replace(relation, stream=relation.stream.head(self._limit(query.limit)))
+
+    def _limit(self, node: Expression) -> int:
+        value: Any = int(node.text) if isinstance(node, Constant) and node.kind == "integer" else None
+        if isinstance(node, Parameter):
+            value = self._context.parameters.get(node.name)
+        if not isinstance(value, int):
+            raise SqlFault(node.span, "LIMIT takes a whole number")
+        return value
+
+    def _with(self, query: Query) -> "QueryBinder":
+        tables: dict[str, Relation] = {}
+
+        def lookup(parts: tuple[Name, ...]) -> Relation:
+            found = tables.get(parts[0].text.lower()) if len(parts) == 1 else None
+            return found or self._lookup(parts)
+
+        binder = QueryBinder(self._context, lookup)
+        for alias, each in query.tables:
+            tables[alias.name.text.lower()] = renamed(binder.query(each), alias)
+        return binder
+
+    def _body(self, body: Body) -> Relation:
+        if isinstance(body, Query):
+            return self.query(body)
+        if isinstance(body, Select):
+            return self._select(body)
+        if isinstance(body, Values):
+            raise SqlFault(body.span, "VALUES is not supported here", "give the rows to app.sql(…, t=app.stream(…))")
+        return self._union(body)
+
+    def _union(self, body: SetOperation) -> Relation:
+        if body.operator != "UNION":
+            raise SqlFault(body.span, f"{body.operator} is not supported", "write a join, or WHERE x IN (SELECT …)")
+        left, right = self._body(body.left), self._body(body.right)
+        names = [each.name for each in left.fields]
+        if len(names) != len(right.fields):
+            message = f"UNION of {len(names)} and {len(right.fields)} columns"
+            raise SqlFault(body.right.span, message)
+        columns: dict[str, Expr] = {}
+        for mine, its in zip(left.fields, right.fields, strict=True):
+            same = mine.type == its.type
+            columns[mine.column] = col(its.column) if same else col(its.column).cast(mine.type)
+        with at(body.span):
+            stream = right.stream
+            if [each.column for each in right.fields] != list(columns) or any(
+                e.column is None for e in columns.values()
+            ):
+                stream = stream.select(**columns)
+            stream = left.stream.union(stream)
+            if not body.all:
+                stream = stream.deduplicate(*columns)
+        shifts = [
+            replace(a, qualifier="", shift_ms=a.shift_ms if a.shift_ms == b.shift_ms else None, window=None)
+            for a, b in zip(left.fields, right.fields, strict=True)
+        ]
+        return Relation(stream, tuple(shifts))
+
+    def _select(self, select: Select) -> Relation:
+        if select.source is None:
+            raise SqlFault(select.span, "a SELECT without FROM has no rows to run over")
+        if select.hints:
+            hint = select.hints[0]
+            raise SqlFault(hint.span, f"the hint {hint.name.text} is not supported")
+        where = conjuncts(select.where)
+        relation = self._source(select.source, where)
+        relation = self._semi_joins(relation, where)
+        return SelectBinder(self._context, select, relation, where).bind()
+
+    # -- FROM ---------------------------------------------------------------------------------------------------------
+
+    def _source(self, source: Source, where: list[Expression]) -> Relation:
+        """Returns the rows of FROM. Conditions of `where` that a join uses are taken out of it."""
+        if isinstance(source, TableName):
+            if source.as_of is not None:
+                raise SqlFault(source.as_of.span, "FOR SYSTEM_TIME AS OF stands behind JOIN")
+            if source.hints:
+                raise SqlFault(source.hints[0].span, f"the hint {source.hints[0].name.text} is not supported")
+            relation = self._lookup(source.parts).named(source.parts[-1].text)
+            return relation if source.alias is None else renamed(relation, source.alias)
+        if isinstance(source, Derived):
+            if source.lateral:
+                raise SqlFault(source.span, "LATERAL (SELECT …) is not supported")
+            relation = self.query(source.query)
+            return relation if source.alias is None else renamed(relation, source.alias)
+        if isinstance(source, TableFunction):
+            return self._table_function(source)
+        if isinstance(source, MatchRecognize):
+            raise SqlFault(source.span, "MATCH_RECOGNIZE is not supported yet", "use key_by(…).pattern(…) in Python")
+        return self._join(source, where)
+
+    def _table_function(self, source: TableFunction) -> Relation:
+        name = source.call.name.text.upper()
+        if name not in TABLE_WINDOWS:
+            hint = f"there are {', '.join(TABLE_WINDOWS)}"
+            raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
+        first = source.call.arguments[0] if source.call.arguments else None
+        if not isinstance(first, TableArgument):
+            raise SqlFault(source.call.span, f"{name} needs TABLE t", "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)")
+        if first.partition:
+            raise SqlFault(first.span, "PARTITION BY of a table argument is not supported", "write it in GROUP BY")
+        inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
+        relation = table_window(source.call, inner.named(""))
+        return relation if source.alias is None else renamed(relation, source.alias)
+
+    # -- joins --------------------------------------------------------------------------------------------------------
+
+    def _join(self, join: Join, where: list[Expression]) -> Relation:
+        inner = join.kind in ("INNER", "COMMA", "CROSS")
+        left = self._source(join.left, where if inner else [])
+        if isinstance(join.right, TableName) and join.right.as_of is not None:
+            return self._as_of(join, left, join.right)
+        right = self._source(join.right, where if inner else [])
+        for side, tree in ((left, join.left), (right, join.right)):
+            if side.window is not None or side.ranking is not None:
+                raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
+        own = conjuncts(join.on) + [_using(name, left, right) for name in join.using]
+        return _JoinBinder(self._context, join, left, right, own, where if inner else []).bind()
+
+    def _as_of(self, join: Join, left: Relation, table: TableName) -> Relation:
+        node = table.as_of
+        if not isinstance(node, Column) or join.kind not in ("INNER", "LEFT"):
+            raise SqlFault(table.span, "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN")
+        field, further = left.find(node.parts)
+        right = self._lookup(table.parts).named(table.parts[-1].text)
+        right = right if table.alias is None else renamed(right, table.alias)
+        binder = _JoinBinder(self._context, join, left, right, conjuncts(join.on), [])
+        if field.clock:
+            return binder.bind_lookup()
+        if further or field.shift_ms != 0:
+            raise SqlFault(node.span, f"{node.parts[-1].text} is neither the event time nor PROCTIME()")
+        return binder.bind_as_of()
+
+    def _semi_joins(self, relation: Relation, where: list[Expression]) -> Relation:
+        """Joins with the queries of IN (SELECT …) in WHERE."""
+        for node in list(where):
+            if not (isinstance(node, In) and isinstance(node.values, Query)):
+                continue
+            if node.negated:
+                raise SqlFault(
+                    node.span, "NOT IN (SELECT …) is not supported: with a NULL in it, no row would pass",
+                    "write a LEFT JOIN, and WHERE … IS NULL",
+                )  # fmt: skip
+            inner = self.query(node.values)
+            if len(inner.fields) != 1:
+                raise SqlFault(node.values.span, "the query of IN has one column")
+            key = Binder(self._context, relation).bind(node.operand)
+            with at(node.span):
+                stream = relation.stream.join(
+                    inner.stream, left_on=key.expr, right_on=inner.fields[0].column, how="semi"
+                )
+            relation = replace(relation, stream=stream)
+            where.remove(node)
+        return relation
+
+
+def renamed(relation: Relation, alias: Alias) -> Relation:
+    """Returns the table under an alias, with the names of its columns if the alias has them."""
+    if not alias.columns:
+        return relation.named(alias.name.text)
+    if len(alias.columns) != len(relation.fields):
+        message = f"{alias.name.text} has {len(relation.fields)} columns, and {len(alias.columns)} names"
+        raise SqlFault(alias.name.span.to(alias.columns[-1].span), message)
+    fields = [
+        replace(each, name=name.text, qualifier=alias.name.text)
+        for each, name in zip(relation.fields, alias.columns, strict=True)
+    ]
+    return replace(relation, fields=tuple(fields))
+
+
+def _using(name: Name, left: Relation, right: Relation) -> Expression:
+    sides = []
+    for relation in (left, right):
+        field, _ = relation.find((name,))
+        parts = (Name(field.qualifier, name.span, True),) if field.qualifier else ()
+        sides.append(Column((*parts, Name(field.name, name.span, True)), name.span))
+    return Binary("=", sides[0], sides[1], name.span)
+
+
+class _JoinBinder:
+    """The binder of one join: which conditions are keys, which are bounds of time, and which are left for a filter."""
+
+    def __init__(
+        self,
+        context: Context,
+        join: Join,
+        left: Relation,
+        right: Relation,
+        own: list[Expression],
+        where: list[Expression],
+    ) -> None:
+        self._context = context
+        self._join = join
+        self._how = _HOW[join.kind]
+        self._left, self._right = left, self._apart(left, right)
+        self._both = Relation(left.stream, (*self._left.fields, *self._right.fields))
+        self._own, self._where = own, where
+        self._keys: list[tuple[Expression, Bound, Bound]] = []
+        self._lower: int | None = None  # bounds of (right event time - left event time), in ms
+        self._upper: int | None = None
+        self._residual: list[Expression] = []
+
+    def _apart(self, left: Relation, right: Relation) -> Relation:
+        """Returns the right table with other columns where the left one has columns of these names."""
+        names = Names({each.column for each in left.fields})
+        names.taken |= set(left.stream._node.column_names or ())
+        known = [each.column for each in right.fields if not each.clock]
+        new = {column: names.free(column) for column in dict.fromkeys(known)}
+        changed = {old: name for old, name in new.items() if old != name}
+        hidden = [name for name in right.stream._node.column_names or () if name not in new]
+        stream = right.stream
+        if hidden and len(hidden) < len(right.stream._node.column_names or ()):
+            stream = stream.drop(*hidden)
+        if changed:
+            stream = stream.rename(changed)
+        fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in right.fields)
+        return replace(right, stream=stream, fields=fields)
+
+    # -- conditions ---------------------------------------------------------------------------------------------------
+
+    def _sort_conditions(self) -> None:
+        for node in self._own:
+            if not self._classify(node):
+                self._residual.append(node)
+        for node in list(self._where):
+            if self._belongs(node) and self._classify(node):
+                self._where.remove(node)
+
+    def _belongs(self, node: Expression) -> bool:
+        """Returns True if a condition of WHERE is about these two tables."""
+        try:
+            Binder(self._context, self._both).bind(node)
+        except SqlFault:
+            return False
+        return True
+
+    def _classify(self, node: Expression) -> bool:
+        """Uses a condition as a key or as a bound of time, and returns True; False if it is neither."""
+        if isinstance(node, Between) and not node.negated:
+            lower = self._bound_of_time(node.operand, ">=", node.lower)
+            upper = self._bound_of_time(node.operand, "<=", node.upper)
+            if lower is None or upper is None:
+                return False
+            for bound in (lower, upper):
+                self._narrow(*bound)
+            return True
+        if not isinstance(node, Binary):
+            return False
+        if node.operator == "=":
+            for one, other in ((node.left, node.right), (node.right, node.left)):
+                left, right = self._side(one, self._left), self._side(other, self._right)
+                if left is not None and right is not None:
+                    self._keys.append((node, left, right))
+                    return True
+            return False
+        if node.operator in _COMPARISONS:
+            found = self._bound_of_time(node.left, node.operator, node.right)
+            if found is not None:
+                self._narrow(*found)
+                return True
+        return False
+
+    def _side(self, node: Expression, relation: Relation) -> Bound | None:
+        try:
+            bound = Binder(self._context, relation).bind(node)
+        except SqlFault:
+            return None
+        other = self._right if relation is self._left else self._left
+        names = {each.column for each in other.fields}
+        return bound if bound.expr.columns and not bound.expr.columns & names else None
+
+    def _bound_of_time(self, left: Expression, operator: str, right: Expression) -> tuple[str, int] | None:
+        """Returns (">=" or "<=", ms) for the distance of the right table's event time from that of the left table,
+        or None if the comparison is not about these.
+        """
+        one, other = self._time(left), self._time(right)
+        if one is None or other is None or one[0] is other[0]:
+            return None
+        # one.time + a <op> other.time + b
+        (table, a), (_, b) = one, other
+        if table is self._right:
+            a, b, operator = b, a, mirrored(operator)
+        # left + a <op> right + b, so (right - left) <mirrored op> a - b
+        distance, operator = a - b, mirrored(operator)
+        if operator in ("<", ">"):
+            return f"{operator}=", distance - 1 if operator == "<" else distance + 1
+        return operator, distance
+
+    def _narrow(self, operator: str, ms: int) -> None:
+        if operator == ">=":
+            self._lower = ms if self._lower is None else max(self._lower, ms)
+        else:
+            self._upper = ms if self._upper is None else min(self._upper, ms)
+
+    def _time(self, node: Expression) -> tuple[Relation, int] | None:
+        """Returns the table whose event time an expression is, and its distance from it in ms."""
+        if isinstance(node, Binary) and node.operator in ("+", "-") and isinstance(node.right, Interval):
+            found = self._time(node.left)
+            amount = interval_ms(node.right)
+            return None if found is None else (found[0], found[1] + (amount if node.operator == "+" else -amount))
+        if not isinstance(node, Column):
+            return None
+        try:
+            field, further = self._both.find(node.parts)
+        except SqlFault:
+            return None
+        if further or field.shift_ms is None:
+            return None
+        table = self._left if any(each is field for each in self._left.fields) else self._right
+        return table, field.shift_ms
+
+    # -- binding ------------------------------------------------------------------------------------------------------
+
+    def bind(self) -> Relation:
+        """Returns the joined rows."""
+        self._sort_conditions()
+        if not self._keys:
+            raise SqlFault(
+                self._join.span,
+                "a join needs a column of each table that are equal",
+                "FROM a JOIN b ON a.id = b.id",
+            )
+        window = self._window()
+        left, right = self._left, self._right
+        if self._how != "inner" and self._residual:
+            right = self._filtered(right)
+        left, right, outer = self._copied(left, right)
+        options: dict[str, Any] = {"how": self._how}
+        if window is not None:
+            options["window"] = window
+        elif self._lower is not None or self._upper is not None:
+            options["between"] = tuple(None if ms is None else f"{ms}ms" for ms in (self._lower, self._upper))
+        left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
+        with at(self._join.span):
+            stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
+        return self._joined(stream, left, right, outer)
+
+    def bind_lookup(self) -> Relation:
+        """Returns the rows of the left table with the row that the right one has at the moment of processing."""
+        return self._bind_point(lambda stream, other, options: stream.lookup(other, **options))
+
+    def bind_as_of(self) -> Relation:
+        """Returns the rows of the left table with the version of the right one at their event time."""
+        return self._bind_point(lambda stream, other, options: stream.join_asof(other, **options))
+
+    def _bind_point(self, make: Callable[[Any, Any, dict[str, Any]], Any]) -> Relation:
+        self._sort_conditions()
+        if not self._keys or self._residual:
+            node = self._residual[0] if self._residual else self._join
+            raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else")
+        left, right, outer = self._copied(self._left, self._right)
+        left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
+        options = {"left_on": left_on, "right_on": right_on, "how": self._how}
+        with at(self._join.span):
+            stream = make(left.stream, right.stream, options)
+        return self._joined(stream, left, right, outer)
+
+    def _copied(self, left: Relation, right: Relation) -> tuple[Relation, Relation, dict[str, str]]:
+        """Copies key columns where an outer join must tell a key from the null of a missing row."""
+        outer: dict[str, str] = {}
+        names = Names({each.column for each in (*left.fields, *right.fields)})
+
+        def copied(relation: Relation, keys: Sequence[Bound]) -> Relation:
+            made: dict[str, Expr] = {}
+            for key in keys:
+                column = key.expr.column
+                if column is not None and column not in outer:
+                    outer[column] = names.free(f"{column}0")
+                    made[outer[column]] = col(column)
+            return replace(relation, stream=relation.stream.with_columns(**made)) if made else relation
+
+        if self._how in ("left", "full"):
+            right = copied(right, [key for _, _, key in self._keys])
+        if self._how in ("right", "full"):
+            left = copied(left, [key for _, key, _ in self._keys])
+        return left, right, outer
+
+    def _joined(self, stream: Any, left: Relation, right: Relation, outer: dict[str, str]) -> Relation:
+        """Returns the relation of the joined stream: a key of the right table is the key of the left one."""
+        same = {
+            key_right.expr.column: key_left.expr.column
+            for _, key_left, key_right in self._keys
+            if key_right.expr.column is not None and key_left.expr.column is not None
+        }
+        node = stream._node
+        fields = []
+        for each in (*left.fields, *right.fields):
+            column = outer.get(each.column, each.column)
+            if each.clock:
+                continue
+            if node.column_names is not None and column not in node.column_names:
+                column = same.get(each.column) or column
+            shift = each.shift_ms if node.event_times.get(column) else None
+            fields.append(replace(each, column=column, shift_ms=shift))
+        relation = Relation(stream, tuple(fields))
+        if self._how == "inner" and self._residual:
+            binder = Binder(self._context, relation)
+            for node in self._residual:
+                with at(node.span):
+                    relation = replace(relation, stream=relation.stream.filter(binder.predicate(node)))
+        return relation
+
+    def _filtered(self, right: Relation) -> Relation:
+        """Filters the right table of an outer join by the conditions of ON that are about it alone."""
+        if self._how != "left":
+            raise SqlFault(
+                self._residual[0].span, f"{self._join.kind} JOIN takes equal columns and bounds of time only"
+            )
+        binder = Binder(self._context, right)
+        for node in self._residual:
+            try:
+                predicate = binder.predicate(node)
+            except SqlFault:
+                raise SqlFault(
+                    node.span, "LEFT JOIN takes equal columns, bounds of time, and conditions on the right table"
+                ) from None
+            with at(node.span):
+                right = replace(right, stream=right.stream.filter(predicate))
+        return right
+
+    def _window(self) -> Any:
+        """Returns the window of a join of two windows' results, or None."""
+        edges: dict[str, Any] = {}
+        for _, left, right in self._keys:
+            one = next((each for each in self._left.fields if each.column == left.expr.column), None)
+            other = next((each for each in self._right.fields if each.column == right.expr.column), None)
+            if one is None or other is None or one.window is None or one.window != other.window:
+                continue
+            edges[one.window.edge] = one.window.window
+        if set(edges) != {"start", "end"} or self._lower is not None or self._upper is not None:
+            return None
+        window = edges["end"]
+        if isinstance(window, TumblingWindow):
+            every = window.size_ms
+        elif isinstance(window, HoppingWindow):
+            every = window.slide_ms
+        elif isinstance(window, CumulativeWindow):
+            every = window.step_ms
+        else:
+            return None
+        return tumbling(f"{every}ms", offset=f"{window.offset_ms % every}ms")

@@ -1,0 +1,177 @@
+"""The tables of a query as they are bound: a stream, and the SQL names of its columns."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, col
+from sabot.api.stream import Stream
+from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.errors import UserError
+from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.tree import Name
+
+TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow
+
+
+class Bound(NamedTuple):
+    """A bound expression: the engine's expression and its type."""
+
+    expr: Expr
+    type: pa.DataType
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEdge:
+    """A column that has the start or the end of a window."""
+
+    edge: Literal["start", "end"]
+    window: TimeWindow
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column of a table in FROM.
+
+    - `qualifier`: the alias of the table, or an empty text.
+    - `name`: the name in SQL.
+    - `column`: the name of the stream's column.
+    - `shift_ms`: the distance of the values from the event time of the row; None for values that are no event time.
+    - `window`: set if the values are the start or the end of the row's window.
+    - `clock`: True for PROCTIME(), which has no value in a row.
+    """
+
+    qualifier: str
+    name: str
+    column: str
+    type: pa.DataType
+    shift_ms: int | None = None
+    window: WindowEdge | None = None
+    clock: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """ROW_NUMBER, RANK or DENSE_RANK over the rows of a table, which an outer query bounds (`WHERE n <= 3`).
+
+    `column`: its name in the table. `by`: pairs of a column and True for the greatest first.
+    """
+
+    column: str
+    ties: Literal["row_number", "rank", "dense_rank"]
+    partition: tuple[str, ...]
+    by: tuple[tuple[str, bool], ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A bound table: rows and the names by which a query may use them.
+
+    - `window`: the window of TABLE(TUMBLE(…)) and its kin, before GROUP BY has applied it.
+    - `ranking`: the ranking that the rows do not have yet.
+    """
+
+    stream: Stream
+    fields: tuple[Field, ...]
+    window: TimeWindow | None = None
+    ranking: Ranking | None = None
+
+    def named(self, qualifier: str) -> "Relation":
+        """Returns the same table under another alias."""
+        return replace(self, fields=tuple(replace(each, qualifier=qualifier) for each in self.fields))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the stream with their types."""
+        return pa.schema({each.column: each.type for each in self.fields if not each.clock}.items())
+
+    def find(self, parts: tuple[Name, ...]) -> tuple[Field, tuple[Name, ...]]:
+        """Returns the field that a name means, and the names behind it, which are fields of a struct.
+
+        Raises SqlFault if there is none, or if several tables have it.
+        """
+        first = parts[0].text
+        if len(parts) > 1 and (found := self._of(self._qualified(first), parts[1])):
+            return found, parts[2:]
+        if found := self._of(self.fields, parts[0]):
+            return found, parts[1:]
+        span = parts[0].span.to(parts[-1].span)
+        if len(parts) > 1 and (known := self._qualified(first)):
+            names = [each.name for each in known]
+            raise SqlFault(parts[1].span, f'{first} has no column "{parts[1].text}"', list_names(parts[1].text, names))
+        if len(parts) > 1:
+            tables = dict.fromkeys(each.qualifier for each in self.fields if each.qualifier)
+            raise SqlFault(span, f'there is no table or column "{first}"', list_names(first, tables))
+        raise SqlFault(span, f'there is no column "{first}"', list_names(first, [each.name for each in self.fields]))
+
+    def _qualified(self, qualifier: str) -> list[Field]:
+        exact = [each for each in self.fields if each.qualifier == qualifier]
+        return exact or [each for each in self.fields if each.qualifier.lower() == qualifier.lower()]
+
+    def _of(self, fields: Iterable[Field], name: Name) -> Field | None:
+        every = list(fields)
+        found = [each for each in every if each.name == name.text]
+        if not found and not name.quoted:
+            found = [each for each in every if each.name.lower() == name.text.lower()]
+        if len(found) > 1:
+            tables = [f"{each.qualifier}.{each.name}" for each in found]
+            message = f'"{name.text}" may be {" or ".join(tables)}'
+            if len(set(tables)) < len(tables):
+                raise SqlFault(name.span, f'several columns are called "{name.text}"', "give them aliases")
+            raise SqlFault(name.span, message, "write the name of the table before it")
+        return found[0] if found else None
+
+    def stars(self, qualifier: tuple[Name, ...], span: Span) -> list[Field]:
+        """Returns the fields of `*` or `qualifier.*`."""
+        if not qualifier:
+            return list(self.fields)
+        name = ".".join(part.text for part in qualifier)
+        found = self._qualified(name)
+        if not found:
+            tables = dict.fromkeys(each.qualifier for each in self.fields)
+            raise SqlFault(span, f'there is no table "{name}"', list_names(name, tables))
+        return found
+
+
+def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[Field, ...]:
+    """Returns the fields of all columns of a stream. `times`: the columns that are event time, with their shift."""
+    shifts = times or {}
+    return tuple(Field(qualifier, each.name, each.name, each.type, shifts.get(each.name)) for each in stream.schema)
+
+
+@dataclass(slots=True)
+class Names:
+    """Names of columns that are taken. A further column of a name gets a number: id, id0, id1."""
+
+    taken: set[str] = field(default_factory=set)
+
+    def free(self, name: str) -> str:
+        """Returns the name, or the name with the first free number, and takes it."""
+        found, number = name, 0
+        while found in self.taken:
+            found, number = f"{name}{number}", number + 1
+        self.taken.add(found)
+        return found
+
+
+@contextmanager
+def at(span: Span) -> Iterator[None]:
+    """Turns a UserError of the engine into an error at this place of the text."""
+    try:
+        yield
+    except UserError as error:
+        raise SqlFault(span, error.args[0] if error.args else str(error), getattr(error, "hint", "") or "") from error
+
+
+def is_column(expr: Expr) -> str | None:
+    """Returns the name of the column if the expression is a column and nothing else."""
+    return expr.column
+
+
+def columns_of(names: Iterable[str]) -> dict[str, Any]:
+    """Returns the columns as expressions by name, for `Stream.select`."""
+    return {name: col(name) for name in names}

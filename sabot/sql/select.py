@@ -1,0 +1,604 @@
+"""The binder of SELECT: rows, groups, aggregates, rankings, and the columns that come out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import pyarrow as pa
+
+from sabot.api.aggregates import Aggregate, count
+from sabot.api.expr import Expr, col, lit, when
+from sabot.api.over import dense_rank, lag, lead, rank, row_number
+from sabot.api.stream import Stream
+from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, tumbling
+from sabot.sql import functions
+from sabot.sql.scope import Bound, Field, Names, Ranking, Relation, TimeWindow, WindowEdge, at
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.tree import (
+    Binary,
+    Call,
+    Column,
+    Constant,
+    Expression,
+    Item,
+    Name,
+    Select,
+    Sort,
+    Star,
+    Window,
+)
+from sabot.sql.values import Binder, Context, key_of, mirrored, walk
+from sabot.sql.windows import EDGES, GROUP_WINDOWS, group_window
+
+_RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
+
+
+@dataclass(slots=True)
+class Output:
+    """A column of the result. `relation_field`: the field that the column passes on unchanged, or None."""
+
+    name: str
+    bound: Bound
+    passed: Field | None
+    clock: bool = False
+    ranking: Ranking | None = None
+
+
+class SelectBinder:
+    """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used."""
+
+    def __init__(self, context: Context, select: Select, relation: Relation, where: Sequence[Expression]) -> None:
+        self._context = context
+        self._select = select
+        self._relation = relation
+        self._where = list(where)
+
+    def bind(self) -> Relation:
+        """Returns the rows of the SELECT."""
+        select = self._select
+        relation = self._rank_by_conditions(self._relation)
+        if self._where:
+            binder = Binder(self._context, relation)
+            predicates = [(condition, binder.predicate(condition)) for condition in self._where]
+            stream = relation.stream
+            for condition, predicate in predicates:
+                with at(condition.span):
+                    stream = stream.filter(predicate)
+            relation = replace(relation, stream=stream)
+        items = list(self._items(relation))
+        if select.group or select.having is not None or any(self._has_aggregate(item.expression) for item in items):
+            return self._grouped(relation, items)
+        if relation.window is not None:
+            raise SqlFault(
+                select.span,
+                "the rows of a window table need GROUP BY window_start, window_end",
+                "SELECT window_start, window_end, COUNT(*) FROM TABLE(…) GROUP BY window_start, window_end",
+            )
+        relation, replaced = self._over(relation, items)
+        if select.qualify is not None:
+            raise SqlFault(select.qualify.span, "QUALIFY is not supported yet", "write an outer query with WHERE")
+        binder = Binder(self._context, relation, None)
+        outputs = [self._output(item, relation, binder, replaced) for item in items]
+        return self._finish(relation, outputs)
+
+    # -- the select list ----------------------------------------------------------------------------------------------
+
+    def _items(self, relation: Relation) -> Iterator[Item]:
+        """The entries of the select list, with `*` as its columns."""
+        for item in self._select.items:
+            if not isinstance(item.expression, Star):
+                yield item
+                continue
+            if item.alias is not None:
+                raise SqlFault(item.alias.span, "* has no alias")
+            for field in relation.stars(item.expression.qualifier, item.span):
+                parts = (Name(field.qualifier, item.span, True),) if field.qualifier else ()
+                column = Column((*parts, Name(field.name, item.span, True)), item.span)
+                yield Item(column, Name(field.name, item.span, True), item.span)
+
+    def _has_aggregate(self, node: Expression) -> bool:
+        return any(self._is_aggregate(each) for each in walk(node))
+
+    def _is_aggregate(self, node: Any) -> bool:
+        return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
+
+    def _output(self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, Bound | Ranking]) -> Output:
+        node = item.expression
+        name = item.alias.text if item.alias is not None else _own_name(node)
+        found = replaced.get(id(node))
+        if isinstance(found, Ranking):
+            return Output(name, Bound(lit(None, "int64"), pa.int64()), None, ranking=found)
+        if found is not None:
+            return Output(name, found, None)
+        if isinstance(node, Call) and node.name.text.upper() == "PROCTIME" and not node.arguments:
+            return Output(name, Bound(lit(None), pa.null()), None, clock=True)
+        if isinstance(node, Column):
+            field, further = relation.find(node.parts)
+            if not further:
+                if field.clock:
+                    return Output(name, Bound(lit(None), pa.null()), None, clock=True)
+                if relation.ranking is not None and field.column == relation.ranking.column:
+                    return Output(name, Bound(lit(None, "int64"), pa.int64()), None, ranking=relation.ranking)
+                return Output(name, Bound(col(field.column), field.type), field)
+        return Output(name, binder.bind(node), None)
+
+    def _finish(self, relation: Relation, outputs: Sequence[Output]) -> Relation:
+        """Selects the columns of the result, under their names in SQL."""
+        names = Names()
+        fields: list[Field] = []
+        columns: dict[str, Expr] = {}
+        ranking: Ranking | None = None
+        for i, output in enumerate(outputs):
+            name = names.free(output.name or f"EXPR${i}")
+            if output.clock:
+                fields.append(Field("", name, name, pa.null(), clock=True))
+                continue
+            if output.ranking is not None:
+                ranking = replace(output.ranking, column=name)
+                fields.append(Field("", name, name, pa.int64()))
+                continue
+            columns[name] = output.bound.expr
+            passed = output.passed
+            fields.append(
+                Field("", name, name, output.bound.type)
+                if passed is None
+                else Field("", name, name, output.bound.type, passed.shift_ms, passed.window)
+            )
+        if ranking is not None:
+            ranking = self._kept_for(ranking, columns, names)
+        stream = self._selected(relation, columns)
+        if self._select.distinct:
+            if ranking is not None:
+                raise SqlFault(self._select.span, "DISTINCT with a ranking is not supported")
+            with at(self._select.span):
+                stream = stream.deduplicate(*columns)
+        return Relation(stream, tuple(fields), None, ranking)
+
+    def _kept_for(self, ranking: Ranking, columns: dict[str, Expr], names: Names) -> Ranking:
+        """Adds the columns that a ranking needs and the select list leaves out, under names that nothing else has."""
+        kept: dict[str, str] = {}
+        for column in dict.fromkeys([*ranking.partition, *(by for by, _ in ranking.by)]):
+            found = next((name for name, expr in columns.items() if expr.column == column), None)
+            if found is None:
+                found = names.free(column)
+                columns[found] = col(column)
+            kept[column] = found
+        by = tuple((kept[name], descending) for name, descending in ranking.by)
+        return replace(ranking, partition=tuple(kept[name] for name in ranking.partition), by=by)
+
+    def _selected(self, relation: Relation, columns: dict[str, Expr]) -> Stream:
+        have = relation.stream._node.column_names
+        if have == list(columns) and all(expr.column == name for name, expr in columns.items()):
+            return relation.stream
+        if not columns:
+            raise SqlFault(self._select.span, "the select list has no column with a value")
+        with at(self._select.span):
+            return relation.stream.select(**columns)
+
+    # -- GROUP BY -----------------------------------------------------------------------------------------------------
+
+    def _grouped(self, relation: Relation, items: Sequence[Item]) -> Relation:
+        select = self._select
+        binder = Binder(self._context, relation)
+        replaced: dict[Any, Bound] = {}
+        keys: dict[str, Expr] = {}
+        window = _WindowUse(relation)
+        names = Names()
+        aliases = {
+            key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
+        }
+        pending: list[tuple[Any, str]] = []  # keys whose type is known once the stream is made
+        for node in self._resolved_groups(relation, items):
+            if window.takes(node, relation):
+                continue
+            bound = binder.bind(node)
+            key = key_of(node, relation)
+            column = bound.expr.column
+            name = names.free(column if column is not None else aliases.get(key, f"key{len(keys)}"))
+            keys[name] = bound.expr
+            pending.append((key, name))
+        trees = [item.expression for item in items]
+        trees += [select.having] if select.having is not None else []
+        aggregates: dict[str, Aggregate] = {}
+        known: dict[Any, str] = {}
+        means: dict[Any, tuple[str, str]] = {}
+        for tree, alias in [(tree, items[i].alias if i < len(items) else None) for i, tree in enumerate(trees)]:
+            for call in walk(tree):
+                if self._is_aggregate(call) and key_of(call, relation) not in known:
+                    wanted = alias.text if alias is not None and call is tree else f"EXPR${len(aggregates)}"
+                    self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
+        stream = self._aggregated(relation, window, keys, aggregates, names)
+        schema = stream.schema
+        for key, name in pending:
+            replaced[key] = Bound(col(name), schema.field(name).type)
+        for key, name in known.items():
+            replaced[key] = Bound(col(name), schema.field(name).type)
+        for key, (total, number) in means.items():
+            quotient = functions.divided("/", Bound(col(total), pa.int64()), Bound(col(number), pa.int64()))
+            replaced[key] = Bound(when(col(number) > 0).then(quotient).otherwise(lit(None)), pa.int64())
+        replaced |= window.replaced(relation, schema, items, select.having)
+        grouped = Relation(stream, tuple(Field("", each.name, each.name, each.type) for each in schema))
+        after = Binder(self._context, grouped, replaced, relation)
+        if select.having is not None:
+            predicate = after.predicate(select.having)
+            with at(select.having.span):
+                grouped = replace(grouped, stream=grouped.stream.filter(predicate))
+        outputs = []
+        for item in items:
+            bound = after.bind(item.expression)
+            name = item.alias.text if item.alias is not None else _own_name(item.expression)
+            outputs.append(Output(name, bound, window.field_of(bound)))
+        return self._finish(grouped, outputs)
+
+    def _is_plain(self, item: Item) -> bool:
+        return not self._has_aggregate(item.expression)
+
+    def _resolved_groups(self, relation: Relation, items: Sequence[Item]) -> Iterator[Expression]:
+        """The expressions of GROUP BY; an alias of the select list and a position stand for their expression."""
+        for node in self._select.group:
+            if isinstance(node, Constant) and node.kind == "integer":
+                position = int(node.text)
+                if not 1 <= position <= len(items):
+                    raise SqlFault(node.span, f"the select list has no entry {position}")
+                yield items[position - 1].expression
+                continue
+            if isinstance(node, Column) and len(node.parts) == 1:
+                try:
+                    relation.find(node.parts)
+                except SqlFault:
+                    text = node.parts[0].text
+                    found = next((item for item in items if item.alias and item.alias.text == text), None)
+                    if found is None:
+                        raise
+                    yield found.expression
+                    continue
+            yield node
+
+    def _add_aggregate(
+        self,
+        call: Call,
+        binder: Binder,
+        relation: Relation,
+        wanted: str,
+        names: Names,
+        aggregates: dict[str, Aggregate],
+        known: dict[Any, str],
+        means: dict[Any, tuple[str, str]],
+    ) -> None:
+        name = call.name.text.upper()
+        if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
+            raise SqlFault(call.span, f"{name} takes one argument" + (", or *" if name == "COUNT" else ""))
+        argument = None if call.star else binder.bind(call.arguments[0])
+        predicate = None if call.filter is None else binder.predicate(call.filter)
+        key = key_of(call, relation)
+        if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
+            total, number = names.free(f"{wanted}_sum"), names.free(f"{wanted}_count")
+            base = replace(call, filter=None, distinct=False)
+            for column, kind in ((total, "SUM"), (number, "COUNT")):
+                part = replace(base, name=replace(call.name, text=kind))
+                with at(call.span):
+                    aggregates[column] = functions.aggregate(part, argument, predicate)
+            means[key] = (total, number)
+            return
+        column = names.free(wanted)
+        with at(call.span):
+            aggregates[column] = functions.aggregate(call, argument, predicate)
+        known[key] = column
+
+    def _aggregated(
+        self,
+        relation: Relation,
+        window: "_WindowUse",
+        keys: dict[str, Expr],
+        aggregates: dict[str, Aggregate],
+        names: Names,
+    ) -> Stream:
+        stream = window.prepared(relation.stream)
+        plain = [name for name, expr in keys.items() if expr.column == name]
+        computed = {name: expr for name, expr in keys.items() if name not in plain}
+        plain = [*plain, *window.keys]
+        with at(self._select.span):
+            found = window.window
+            if found is None:
+                if not aggregates:
+                    return stream.group_by(*plain, **computed).aggregate(**{names.free("rows"): count()})
+                return stream.group_by(*plain, **computed).aggregate(**aggregates)
+            by = stream.key_by(*plain, **computed) if plain or computed else stream
+            return by.window(found).aggregate(**(aggregates or {names.free("rows"): count()}))
+
+    # -- OVER and rankings --------------------------------------------------------------------------------------------
+
+    def _over(self, relation: Relation, items: Sequence[Item]) -> tuple[Relation, dict[int, Bound | Ranking]]:
+        """Adds the columns of OVER. A ranking becomes a `Ranking`, which an outer query bounds."""
+        replaced: dict[int, Bound | Ranking] = {}
+        for item in items:
+            calls = [node for node in walk(item.expression) if isinstance(node, Call) and node.over is not None]
+            if not calls:
+                continue
+            if calls != [item.expression]:
+                raise SqlFault(calls[0].span, "… OVER stands in the select list by itself", "compute in an outer query")
+            call = calls[0]
+            window = self._window_of(call)
+            partition, relation = self._columns(relation, window.partition)
+            order, relation = self._order(relation, window.order, call)
+            kind = _RANKINGS.get(call.name.text.upper())
+            if kind is not None:
+                if window.frame is not None:
+                    raise SqlFault(window.frame.span, f"{call.name.text} has no frame")
+                ties = cast(Literal["row_number", "rank", "dense_rank"], kind)
+                if not order:
+                    raise SqlFault(call.span, f"{call.name.text} needs ORDER BY")
+                replaced[id(item.expression)] = Ranking("", ties, partition, order, call.span)
+                continue
+            relation, bound = self._running(relation, call, window, partition, order)
+            replaced[id(item.expression)] = bound
+        if sum(isinstance(each, Ranking) for each in replaced.values()) > 1:
+            raise SqlFault(self._select.span, "two rankings in one SELECT", "write them in two queries")
+        return relation, replaced
+
+    def _window_of(self, call: Call) -> Window:
+        window = cast(Window, call.over)
+        if window.base is None:
+            return window
+        for name, named in self._select.windows:
+            if name.text.lower() == window.base.text.lower():
+                return named
+        raise SqlFault(window.base.span, f"there is no window {window.base.text}", "WINDOW name AS (…)")
+
+    def _columns(self, relation: Relation, nodes: Sequence[Expression]) -> tuple[tuple[str, ...], Relation]:
+        """Returns the columns of these expressions; one that is computed becomes a column of the rows first."""
+        names = []
+        for node in nodes:
+            bound = Binder(self._context, relation).bind(node)
+            column = bound.expr.column
+            if column is None:
+                taken = Names({each.column for each in relation.fields})
+                column = taken.free("by")
+                with at(node.span):
+                    stream = relation.stream.with_columns(**{column: bound.expr})
+                relation = replace(relation, stream=stream)
+            names.append(column)
+        return tuple(names), relation
+
+    def _order(
+        self, relation: Relation, order: Sequence[Sort], call: Call
+    ) -> tuple[tuple[tuple[str, bool], ...], Relation]:
+        by = []
+        for sort in order:
+            if sort.nulls_first:
+                raise SqlFault(sort.span, "NULLS FIRST is not supported: nulls come last")
+            (name,), relation = self._columns(relation, [sort.expression])
+            by.append((name, sort.descending))
+        return tuple(by), relation
+
+    def _running(
+        self,
+        relation: Relation,
+        call: Call,
+        window: Window,
+        partition: tuple[str, ...],
+        order: tuple[tuple[str, bool], ...],
+    ) -> tuple[Relation, Bound]:
+        """Adds a column of an aggregate, LAG or LEAD over the rows up to each row, in the order of event time."""
+        field = next((each for each in relation.fields if order and each.column == order[0][0]), None)
+        if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
+            raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending")
+        binder = Binder(self._context, relation)
+        name = call.name.text.upper()
+        made: Any
+        if name in ("LAG", "LEAD"):
+            arguments = [binder.bind(each) for each in call.arguments]
+            if not 1 <= len(arguments) <= 3:
+                raise SqlFault(call.span, f"{name} takes 1 to 3 arguments")
+            options = [each.expr.option("value") if each.expr.kind == "lit" else None for each in arguments[1:]]
+            with at(call.span):
+                made = (lag if name == "LAG" else lead)(arguments[0].expr, *options)  # type: ignore[arg-type]
+        elif functions.is_aggregate(name):
+            argument = None if call.star else binder.bind(call.arguments[0])
+            predicate = None if call.filter is None else binder.predicate(call.filter)
+            with at(call.span):
+                made = functions.aggregate(call, argument, predicate)
+        elif name in _RANKINGS:
+            made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
+        else:
+            raise SqlFault(call.span, f"{name} is no function of OVER")
+        preceding = _preceding(window, self._context, relation)
+        column = Names({each.column for each in relation.fields}).free("over")
+        with at(call.span):
+            keyed = relation.stream.key_by(*partition) if partition else relation.stream.key_by(every=lit(0))
+            stream = keyed.over(preceding=preceding, **{column: made})
+            type = stream.schema.field(column).type
+        fields = (*relation.fields, Field("", column, column, type))
+        return replace(relation, stream=stream, fields=fields), Bound(col(column), type)
+
+    def _rank_by_conditions(self, relation: Relation) -> Relation:
+        """Makes a ranking of FROM real by the condition that bounds it, such as `n <= 3`, and drops the condition."""
+        ranking = relation.ranking
+        if ranking is None:
+            return relation
+        for condition in self._where:
+            bound = self._bound_of(condition, relation, ranking)
+            if bound is not None:
+                self._where.remove(condition)
+                break
+        else:
+            raise SqlFault(
+                ranking.span,
+                "a ranking needs a bound",
+                "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
+            )
+        rank = ranking.column if self._uses(relation, ranking.column) else None
+        by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
+        with at(ranking.span):
+            stream = relation.stream
+            keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
+            stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
+        fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
+        return replace(relation, stream=stream, fields=fields, ranking=None)
+
+    def _bound_of(self, condition: Expression, relation: Relation, ranking: Ranking) -> int | None:
+        if not isinstance(condition, Binary):
+            return None
+        for side, other, operator in (
+            (condition.left, condition.right, condition.operator),
+            (condition.right, condition.left, mirrored(condition.operator) if condition.operator in _SIDES else ""),
+        ):
+            is_rank = isinstance(side, Column) and relation.find(side.parts)[0].column == ranking.column
+            if is_rank and isinstance(other, Constant) and other.kind == "integer":
+                number = int(other.text)
+                bound = {"<=": number, "<": number - 1, "=": number if number == 1 else 0}.get(operator, 0)
+                if bound < 1:
+                    raise SqlFault(condition.span, "a ranking is bounded by <= n, < n, or = 1")
+                return bound
+        return None
+
+    def _uses(self, relation: Relation, column: str) -> bool:
+        trees: list[Any] = [*self._select.items, *self._where, *self._select.group]
+        trees += [self._select.having] if self._select.having is not None else []
+        for tree in trees:
+            for node in walk(tree):
+                if isinstance(node, Star):
+                    return True
+                if isinstance(node, Column):
+                    try:
+                        if relation.find(node.parts)[0].column == column:
+                            return True
+                    except SqlFault:
+                        continue
+        return False
+
+
+_SIDES = ("=", "<", "<=", ">", ">=", "<>")
+
+
+def _own_name(node: Expression) -> str:
+    return node.parts[-1].text if isinstance(node, Column) else ""
+
+
+def _preceding(window: Window, context: Context, relation: Relation) -> Any:
+    frame = window.frame
+    if frame is None:
+        return None
+    if frame.end.kind != "CURRENT ROW" or frame.start.kind == "FOLLOWING":
+        raise SqlFault(frame.span, "a frame ends at CURRENT ROW", "ROWS BETWEEN 5 PRECEDING AND CURRENT ROW")
+    if frame.start.amount is None:
+        return None if frame.start.kind == "PRECEDING" else 0
+    bound = Binder(context, relation).bind(frame.start.amount)
+    if bound.expr.kind != "lit":
+        raise SqlFault(frame.start.span, "the length of a frame is a constant")
+    value = bound.expr.option("value")
+    if frame.unit == "ROWS" and not isinstance(value, int):
+        raise SqlFault(
+            frame.start.span, "ROWS counts rows", "RANGE BETWEEN INTERVAL '1' HOUR PRECEDING AND CURRENT ROW"
+        )
+    if frame.unit == "RANGE" and isinstance(value, int):
+        raise SqlFault(frame.start.span, "RANGE has an interval", "ROWS BETWEEN 5 PRECEDING AND CURRENT ROW")
+    return value
+
+
+class _WindowUse:
+    """The window of a GROUP BY: of a window table, of TUMBLE(…) in GROUP BY, or of rows that a window has made."""
+
+    def __init__(self, relation: Relation) -> None:
+        self.window: TimeWindow | None = None
+        self.keys: list[str] = []
+        self._span: Span | None = None
+        self._again: TimeWindow | None = None  # the window of the rows below, grouped once more
+        self._edges: dict[str, str] = {}  # of the rows below: "start" and "end", to their column
+        self._calls: dict[str, Call] = {}
+        self._renamed: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._table = relation.window
+
+    def takes(self, node: Expression, relation: Relation) -> bool:
+        """Returns True if an expression of GROUP BY is part of the window, and not a key."""
+        if isinstance(node, Call) and node.name.text.upper() in GROUP_WINDOWS:
+            if self.window is not None:
+                raise SqlFault(node.span, "a GROUP BY has one window")
+            self.window = group_window(node, relation)
+            self._calls["window"] = node
+            return True
+        if not isinstance(node, Column):
+            return False
+        field, further = relation.find(node.parts)
+        if further or field.window is None:
+            return False
+        self._span = node.span
+        self._seen.add(field.window.edge)
+        if self._table is not None:
+            self.window = self._table
+            return True
+        self._again = field.window.window
+        self._edges[field.window.edge] = field.column
+        return True
+
+    def prepared(self, stream: Stream) -> Stream:
+        """Returns the rows for the window, and sets `window` and `keys`."""
+        if self._table is not None and self.window is None:
+            raise SqlFault(
+                Span(0, 0) if self._span is None else self._span, "GROUP BY needs window_start and window_end"
+            )
+        if self._table is not None and self._seen != {"start", "end"}:
+            raise SqlFault(cast(Span, self._span), "GROUP BY needs both window_start and window_end")
+        if self._again is None:
+            return stream
+        if set(self._edges) != {"start", "end"}:
+            raise SqlFault(cast(Span, self._span), "GROUP BY needs both the start and the end of the window")
+        window = self._again
+        if isinstance(window, SessionWindow):
+            raise SqlFault(cast(Span, self._span), "sessions cannot be grouped by their bounds again")
+        every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
+        self.window = tumbling(f"{getattr(window, every)}ms", offset=f"{window.offset_ms % getattr(window, every)}ms")
+        taken = Names(set(stream._node.column_names or ()))
+        for edge, column in self._edges.items():
+            if column in ("window_start", "window_end"):
+                self._renamed[column] = taken.free(f"row_{column}")
+                self._edges[edge] = self._renamed[column]
+        self.keys = list(self._edges.values())
+        return stream.rename(self._renamed) if self._renamed else stream
+
+    def replaced(
+        self, relation: Relation, schema: pa.Schema, items: Sequence[Item], having: Expression | None
+    ) -> dict[Any, Bound]:
+        """Returns the columns that stand for the bounds of the window, by the expressions that name them."""
+        found: dict[Any, Bound] = {}
+        if self.window is None:
+            return found
+        if self._again is not None:
+            for field in relation.fields:
+                if field.window is not None and field.window.edge in self._edges:
+                    column = self._edges[field.window.edge]
+                    found["column", field.column] = Bound(col(column), schema.field(column).type)
+            return found
+        bounds = {name: Bound(col(name), schema.field(name).type) for name in ("window_start", "window_end")}
+        for name, bound in bounds.items():
+            found["column", name] = bound
+        trees = [item.expression for item in items] + ([having] if having is not None else [])
+        for tree in trees:
+            for node in walk(tree):
+                if isinstance(node, Call) and node.name.text.upper() in EDGES:
+                    edge = self._edge_call(node, relation)
+                    found[key_of(node, relation)] = bounds[edge]
+        return found
+
+    def _edge_call(self, node: Call, relation: Relation) -> str:
+        kind, edge = EDGES[node.name.text.upper()]
+        window = self._calls.get("window")
+        mine = None if window is None else replace(window, name=node.name)
+        if window is None or window.name.text.upper() != kind or key_of(mine, relation) != key_of(node, relation):
+            raise SqlFault(node.span, f"{node.name.text} needs the same {kind}(…) in GROUP BY")
+        return edge
+
+    def field_of(self, bound: Bound) -> Field | None:
+        """Returns a field with the role of a window's bound, for a column that has it unchanged."""
+        column = bound.expr.column
+        if column is None or self.window is None:
+            return None
+        window = self._again or self.window
+        edges: dict[str, Literal["start", "end"]] = {"window_start": "start", "window_end": "end"}
+        if self._again is not None:
+            edges = {column: cast(Literal["start", "end"], edge) for edge, column in self._edges.items()}
+        if column not in edges:
+            return None
+        shift = 1 if edges[column] == "end" else None
+        return Field("", column, column, bound.type, shift, WindowEdge(edges[column], window))

@@ -1,0 +1,144 @@
+"""Types and time literals of SQL, as Arrow types and values."""
+
+import datetime
+import re
+from decimal import Decimal, InvalidOperation
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, lit
+from sabot.sql.syntax.text import SqlFault, list_names
+from sabot.sql.syntax.tree import Interval, Type, TypedLiteral
+
+DAY_MS = 86_400_000
+
+_UNITS_MS = {"WEEK": 7 * DAY_MS, "DAY": DAY_MS, "HOUR": 3_600_000, "MINUTE": 60_000, "SECOND": 1000}
+_PLAIN = {
+    "BOOLEAN": pa.bool_(),
+    "TINYINT": pa.int8(),
+    "SMALLINT": pa.int16(),
+    "INT": pa.int32(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "FLOAT": pa.float32(),
+    "REAL": pa.float32(),
+    "DOUBLE": pa.float64(),
+    "STRING": pa.string(),
+    "VARCHAR": pa.string(),
+    "CHAR": pa.string(),
+    "BYTES": pa.binary(),
+    "VARBINARY": pa.binary(),
+    "BINARY": pa.binary(),
+    "DATE": pa.date32(),
+}
+_OTHERS = ("DECIMAL", "NUMERIC", "TIMESTAMP", "TIMESTAMP_LTZ", "TIME", "ARRAY", "ROW")
+_LOCAL = ("TIMESTAMP_LTZ", "TIMESTAMP WITH LOCAL TIME ZONE")
+
+
+def arrow_type(type: Type) -> pa.DataType:
+    """Returns the Arrow type of a SQL type. Raises SqlFault for a type that there is not."""
+    name = type.name
+    if name in _PLAIN:
+        if type.numbers and not (name in ("VARCHAR", "CHAR", "VARBINARY", "BINARY") and len(type.numbers) == 1):
+            raise SqlFault(type.span, f"{name} has no parameters")
+        return _PLAIN[name]
+    if name in ("DECIMAL", "NUMERIC", "DEC"):
+        precision, scale = (*type.numbers, 10, 0)[:2] if len(type.numbers) != 1 else (type.numbers[0], 0)
+        if not (1 <= precision <= 38 and 0 <= scale <= precision and len(type.numbers) <= 2):
+            raise SqlFault(type.span, f"{name}({precision}, {scale}) cannot be", "up to 38 digits, scale included")
+        return pa.decimal128(precision, scale)
+    if name == "TIMESTAMP" or name in _LOCAL:
+        unit = _unit(type, 6)
+        return pa.timestamp(unit, tz="UTC") if name in _LOCAL else pa.timestamp(unit)
+    if name == "TIME":
+        unit = _unit(type, 0)
+        return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
+    if name == "ARRAY" and len(type.inner) == 1:
+        return pa.list_(arrow_type(type.inner[0]))
+    if name == "ROW" and type.fields:
+        return pa.struct([(field.name.text, arrow_type(field.type)) for field in type.fields])
+    if name in ("MAP", "MULTISET"):
+        raise SqlFault(type.span, f"there are no columns of the type {name}", "declare a ROW or an ARRAY")
+    raise SqlFault(type.span, f"there is no type {name}", list_names(name, [*_PLAIN, *_OTHERS]))
+
+
+def _unit(type: Type, default: int) -> str:
+    precision = type.numbers[0] if type.numbers else default
+    if len(type.numbers) > 1 or precision > 9:
+        raise SqlFault(type.span, f"{type.name} has one parameter, the digits of the second: 0 to 9")
+    return "s" if precision == 0 else "ms" if precision <= 3 else "us" if precision <= 6 else "ns"
+
+
+def sql_type(type: pa.DataType) -> str:
+    """Returns the SQL name of an Arrow type, for DESCRIBE."""
+    if pa.types.is_decimal(type):
+        return f"DECIMAL({type.precision}, {type.scale})"
+    if pa.types.is_timestamp(type):
+        digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[type.unit]
+        return f"TIMESTAMP_LTZ({digits})" if type.tz else f"TIMESTAMP({digits})"
+    if pa.types.is_list(type):
+        return f"ARRAY<{sql_type(type.value_type)}>"
+    if pa.types.is_struct(type):
+        return f"ROW<{', '.join(f'{each.name} {sql_type(each.type)}' for each in type)}>"
+    if pa.types.is_string(type):
+        return "STRING"
+    if pa.types.is_binary(type):
+        return "BYTES"
+    if pa.types.is_int32(type):
+        return "INT"
+    found = next((name for name, each in _PLAIN.items() if each == type), None)
+    return found or str(type).upper()
+
+
+def interval_ms(node: Interval) -> int:
+    """Returns the milliseconds of an interval. Raises SqlFault for months and years, whose length differs."""
+    if node.unit in ("YEAR", "QUARTER", "MONTH"):
+        raise SqlFault(node.span, f"an interval of {node.unit}s has no fixed length", "write it in days")
+    if node.to_unit is not None:
+        return _compound_ms(node)
+    try:
+        amount = Decimal(node.text) * _UNITS_MS[node.unit]
+    except InvalidOperation:
+        raise SqlFault(node.span, f"'{node.text}' is not a number of {node.unit.lower()}s") from None
+    if amount != int(amount):
+        raise SqlFault(node.span, "an interval has whole milliseconds")
+    return int(amount)
+
+
+def _compound_ms(node: Interval) -> int:
+    units = ("DAY", "HOUR", "MINUTE", "SECOND")
+    wrong = SqlFault(node.span, f"'{node.text}' is no interval {node.unit} TO {node.to_unit}", "'1 02:03:04.5'")
+    if node.unit not in units or node.to_unit not in units or units.index(node.unit) >= units.index(node.to_unit):
+        raise wrong
+    asked = units[units.index(node.unit) : units.index(node.to_unit) + 1]
+    parts = re.split(r"[\s:]+", node.text.strip().lstrip("+-"))
+    if len(parts) != len(asked) or not all(re.fullmatch(r"\d+(\.\d{1,3})?", part) for part in parts):
+        raise wrong
+    total = sum(Decimal(part) * _UNITS_MS[unit] for part, unit in zip(parts, asked, strict=True))
+    return int(-total if node.text.strip().startswith("-") else total)
+
+
+def literal_time(node: TypedLiteral) -> Expr:
+    """Returns DATE '…', TIME '…', TIMESTAMP '…' as a literal. Raises SqlFault for a text that is none."""
+    text = node.text.strip()
+    try:
+        if node.type == "DATE":
+            return lit(datetime.date.fromisoformat(text))
+        if node.type == "TIME":
+            return lit(datetime.time.fromisoformat(text))
+        value = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise SqlFault(node.span, f"'{node.text}' is no {node.type}", _FORMS[node.type]) from None
+    if node.type == "TIMESTAMP_LTZ":
+        return lit(value.replace(tzinfo=value.tzinfo or datetime.UTC))
+    if value.tzinfo is not None:
+        raise SqlFault(node.span, "a TIMESTAMP has no time zone", "write TIMESTAMP_LTZ '…'")
+    return lit(value)
+
+
+_FORMS = {
+    "DATE": "DATE '2024-05-17'",
+    "TIME": "TIME '12:30:00'",
+    "TIMESTAMP": "TIMESTAMP '2024-05-17 12:30:00'",
+    "TIMESTAMP_LTZ": "TIMESTAMP_LTZ '2024-05-17 12:30:00Z'",
+}

@@ -1,0 +1,410 @@
+"""The binder of expressions: a tree of SQL becomes an expression of the engine, with its type.
+
+The meaning is that of Flink: integer division and remainder truncate towards zero, `=` with a null is null, a text is
+compared with a time as a time.
+"""
+
+import datetime
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, col, lit, when
+from sabot.sql import functions
+from sabot.sql.scope import Bound, Relation, at
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.tree import (
+    Between,
+    Binary,
+    Call,
+    Case,
+    Cast,
+    Column,
+    Constant,
+    Descriptor,
+    Exists,
+    Expression,
+    Field,
+    In,
+    Index,
+    Interval,
+    Is,
+    Items,
+    Like,
+    Name,
+    Parameter,
+    Query,
+    Star,
+    Subquery,
+    TypedLiteral,
+    Unary,
+)
+from sabot.sql.types import arrow_type, interval_ms, literal_time
+
+TypeOf = Callable[[Expr, pa.Schema], pa.DataType]
+"""A function that returns the type of an expression over columns of a schema; raises UserError if it has none."""
+
+_COMPARED = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What expressions of a text are bound with: the values of its parameters, and the types of the engine."""
+
+    type_of: TypeOf
+    parameters: Mapping[str, Any]
+    registered: Mapping[str, Any]
+
+
+class Binder:
+    """Binds expressions over the columns of one table.
+
+    Behind GROUP BY there are only keys and aggregates: `replaced` has the columns that they have become, by `key_of`
+    over the table `before` the GROUP BY, whose names the expressions use.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        relation: Relation,
+        replaced: Mapping[Any, Bound] | None = None,
+        before: Relation | None = None,
+    ) -> None:
+        self.context = context
+        self.relation = relation
+        self._replaced = replaced
+        self._before = before or relation
+        self._schema = relation.schema
+
+    # -- entry points -------------------------------------------------------------------------------------------------
+
+    def bind(self, node: Expression) -> Bound:
+        """Returns the expression of a tree. Raises SqlFault."""
+        if self._replaced is not None:
+            found = self._replaced.get(key_of(node, self._before))
+            if found is not None:
+                return found
+            if isinstance(node, Column):
+                field, _ = self._before.find(node.parts)
+                raise SqlFault(
+                    node.span,
+                    f'column "{field.name}" is neither in GROUP BY nor inside an aggregate',
+                    f"add it to GROUP BY, or write MAX({field.name})",
+                )
+        bind = _BINDERS.get(type(node))
+        if bind is None:
+            raise SqlFault(node.span, "this has no value here", _HINTS.get(type(node), ""))
+        return bind(self, node)
+
+    def predicate(self, node: Expression) -> Expr:
+        """Returns the expression of a condition. Raises SqlFault if it is not true or false."""
+        bound = self.bind(node)
+        if not (pa.types.is_boolean(bound.type) or pa.types.is_null(bound.type)):
+            raise SqlFault(node.span, f"a condition is true or false, and this is {bound.type}", "compare it")
+        return bound.expr
+
+    def typed(self, expr: Expr, span: Span) -> Bound:
+        """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
+        with at(span):
+            return Bound(expr, self.context.type_of(expr, self._schema))
+
+    # -- leaves -------------------------------------------------------------------------------------------------------
+
+    def _column(self, node: Column) -> Bound:
+        field, further = self.relation.find(node.parts)
+        if field.clock:
+            raise SqlFault(
+                node.span,
+                "the time of processing has no value in a row",
+                "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF",
+            )
+        bound = Bound(col(field.column), field.type)
+        for name in further:
+            bound = self._field_of(bound, name)
+        return bound
+
+    def _field_of(self, bound: Bound, name: Name) -> Bound:
+        if not pa.types.is_struct(bound.type):
+            raise SqlFault(name.span, f"{bound.type} has no fields, so there is no {name.text}")
+        names = [each.name for each in bound.type]
+        found = name.text if name.text in names else next((n for n in names if n.lower() == name.text.lower()), None)
+        if found is None:
+            raise SqlFault(name.span, f'there is no field "{name.text}"', f"there are {', '.join(names)}")
+        return self.typed(bound.expr[found], name.span)
+
+    def _constant(self, node: Constant) -> Bound:
+        if node.kind == "integer":
+            value = int(node.text)
+            if abs(value) >= 1 << 63:
+                raise SqlFault(node.span, f"{node.text} is more than a BIGINT holds", "write it as a DECIMAL: 1.0")
+            return Bound(lit(value), pa.int64())
+        if node.kind == "decimal":
+            return self.typed(lit(Decimal(node.text)), node.span)
+        if node.kind == "float":
+            return Bound(lit(float(node.text)), pa.float64())
+        if node.kind == "string":
+            return Bound(lit(node.text), pa.string())
+        if node.kind == "boolean":
+            return Bound(lit(node.text.upper() == "TRUE"), pa.bool_())
+        return Bound(lit(None), pa.null())
+
+    def _typed_literal(self, node: TypedLiteral) -> Bound:
+        return self.typed(literal_time(node), node.span)
+
+    def _interval(self, node: Interval) -> Bound:
+        return self.typed(lit(datetime.timedelta(milliseconds=interval_ms(node))), node.span)
+
+    def _parameter(self, node: Parameter) -> Bound:
+        if node.name not in self.context.parameters:
+            raise SqlFault(node.span, f"the parameter :{node.name} has no value", f"app.sql(…, {node.name}=…)")
+        return self.typed(lit(self.context.parameters[node.name]), node.span)
+
+    # -- operators ----------------------------------------------------------------------------------------------------
+
+    def _unary(self, node: Unary) -> Bound:
+        if node.operator == "NOT":
+            return self.typed(~self.predicate(node.operand), node.span)
+        if node.operator == "-" and isinstance(node.operand, Constant) and node.operand.kind != "string":
+            return self._constant_negated(node, node.operand)
+        bound = self.bind(node.operand)
+        return bound if node.operator == "+" else self.typed(-bound.expr, node.span)
+
+    def _constant_negated(self, node: Unary, constant: Constant) -> Bound:
+        try:
+            value: Any = {"integer": int, "decimal": Decimal, "float": float}[constant.kind](constant.text)
+        except (KeyError, InvalidOperation):
+            raise SqlFault(node.span, "this is not a number") from None
+        return self.typed(lit(-value), node.span)
+
+    def _binary(self, node: Binary) -> Bound:
+        operator = node.operator
+        if operator in ("AND", "OR"):
+            left, right = self.predicate(node.left), self.predicate(node.right)
+            return Bound(left & right if operator == "AND" else left | right, pa.bool_())
+        if operator in _COMPARED:
+            return self._compared(node)
+        if operator.endswith("DISTINCT FROM"):
+            return self._distinct_from(node)
+        left_, right_ = self.bind(node.left), self.bind(node.right)
+        if operator == "||":
+            return self.typed(functions.as_text(left_) + functions.as_text(right_), node.span)
+        if operator in ("/", "%"):
+            return self.typed(functions.divided(operator, left_, right_), node.span)
+        if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):
+            raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
+        made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
+        return self.typed(made, node.span)
+
+    def _compared(self, node: Binary) -> Bound:
+        left, right = self.bind(node.left), self.bind(node.right)
+        if self._is_remainder_of_zero(node):
+            # a remainder is zero for both kinds of division
+            call = node.left
+            operands = call.arguments if isinstance(call, Call) else (call.left, call.right)  # type: ignore[union-attr]
+            dividend, divisor = (self.bind(each) for each in operands)
+            left = self.typed(dividend.expr % divisor.expr, node.span)
+        left, right = self._alike(left, right, node.span)
+        for side, tree in ((left, node.left), (right, node.right)):
+            if pa.types.is_null(side.type):
+                raise SqlFault(tree.span, "a comparison with NULL is never true", "write IS NULL or IS NOT NULL")
+        made = getattr(left.expr, _METHODS[node.operator])(right.expr)
+        return self.typed(made, node.span)
+
+    def _is_remainder_of_zero(self, node: Binary) -> bool:
+        left, right = node.left, node.right
+        zero = isinstance(right, Constant) and right.kind == "integer" and int(right.text) == 0
+        if not zero or node.operator not in ("=", "<>"):
+            return False
+        if isinstance(left, Call):
+            return left.name.text.upper() == "MOD" and len(left.arguments) == 2
+        return isinstance(left, Binary) and left.operator == "%"
+
+    def _alike(self, left: Bound, right: Bound, span: Span) -> tuple[Bound, Bound]:
+        """Casts a constant text that is compared with a time, a date or a number to that type, as Flink does."""
+        for one, other in ((left, right), (right, left)):
+            is_text = one.expr.kind == "lit" and pa.types.is_string(one.type)
+            if is_text and (pa.types.is_temporal(other.type) or functions.is_number(other.type)):
+                made = self.typed(one.expr.cast(other.type), span)
+                return (made, right) if one is left else (left, made)
+        return left, right
+
+    def _distinct_from(self, node: Binary) -> Bound:
+        left, right = self._alike(self.bind(node.left), self.bind(node.right), node.span)
+        same = (left.expr == right.expr).fill_null(False) | (left.expr.is_null() & right.expr.is_null())
+        return self.typed(same if "NOT" in node.operator else ~same, node.span)
+
+    def _between(self, node: Between) -> Bound:
+        operand = self.bind(node.operand)
+        bounds = []
+        for tree in (node.lower, node.upper):
+            _, bound = self._alike(operand, self.bind(tree), node.span)
+            bounds.append(bound.expr)
+        made = (operand.expr >= bounds[0]) & (operand.expr <= bounds[1])
+        return self.typed(~made if node.negated else made, node.span)
+
+    def _in(self, node: In) -> Bound:
+        if isinstance(node.values, Query):
+            raise SqlFault(node.span, "IN (SELECT …) stands in WHERE, joined by AND with other conditions")
+        operand = self.bind(node.operand)
+        values = [self._alike(operand, self.bind(tree), node.span)[1].expr for tree in node.values]
+        if all(value.kind == "lit" and value.option("value") is not None for value in values):
+            made = operand.expr.is_in([value.option("value") for value in values])
+        else:
+            made = operand.expr == values[0]
+            for value in values[1:]:
+                made = made | (operand.expr == value)
+        return self.typed(~made if node.negated else made, node.span)
+
+    def _like(self, node: Like) -> Bound:
+        if node.operator != "LIKE":
+            raise SqlFault(node.span, "SIMILAR TO is not supported", "write REGEXP(text, pattern)")
+        pattern = constant_text(node.pattern, "the pattern of LIKE")
+        escape = constant_text(node.escape, "the character of ESCAPE") if node.escape is not None else ""
+        made = functions.like(self.bind(node.operand).expr, pattern, escape, node.span)
+        return self.typed(~made if node.negated else made, node.span)
+
+    def _is(self, node: Is) -> Bound:
+        if node.what in ("NULL", "UNKNOWN"):
+            operand = self.bind(node.operand).expr
+            return self.typed(operand.is_not_null() if node.negated else operand.is_null(), node.span)
+        truth = self.predicate(node.operand)
+        made = (truth if node.what == "TRUE" else ~truth).fill_null(False)
+        return self.typed(~made if node.negated else made, node.span)
+
+    def _case(self, node: Case) -> Bound:
+        conditions = []
+        for condition, value in node.branches:
+            if node.operand is not None:
+                test = Binary("=", node.operand, condition, condition.span)
+                conditions.append((self.bind(test).expr, self.bind(value)))
+            else:
+                conditions.append((self.predicate(condition), self.bind(value)))
+        otherwise = None if node.otherwise is None else self.bind(node.otherwise)
+        chain: Any = when(conditions[0][0]).then(conditions[0][1].expr)
+        for predicate, bound in conditions[1:]:
+            chain = chain.when(predicate).then(bound.expr)
+        made = chain.otherwise(lit(None) if otherwise is None else otherwise.expr)
+        return self.typed(made, node.span)
+
+    def _cast(self, node: Cast) -> Bound:
+        operand = self.bind(node.operand)
+        target = arrow_type(node.type)
+        return self.typed(functions.cast(operand, target, strict=not node.lenient), node.span)
+
+    def _index(self, node: Index) -> Bound:
+        operand = self.bind(node.operand)
+        if not pa.types.is_list(operand.type):
+            raise SqlFault(node.span, f"{operand.type} has no elements")
+        if not (isinstance(node.index, Constant) and node.index.kind == "integer" and int(node.index.text) > 0):
+            raise SqlFault(node.index.span, "the index of an array is a whole number, 1 or more")
+        return self.typed(operand.expr.list.get(int(node.index.text) - 1), node.span)
+
+    def _field(self, node: Field) -> Bound:
+        return self._field_of(self.bind(node.operand), node.name)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _call(self, node: Call) -> Bound:
+        name = node.name.text.upper()
+        if node.over is not None:
+            raise SqlFault(node.span, f"{name} … OVER stands in the select list, as an expression of its own")
+        if functions.is_aggregate(name):
+            hint = "write it in the select list or in HAVING" if self._replaced is None else "aggregates do not nest"
+            raise SqlFault(node.span, f"the aggregate {name} has no value in a single row", hint)
+        if node.filter is not None or node.distinct or node.order or node.star:
+            raise SqlFault(node.span, f"{name} is no aggregate: no *, DISTINCT, FILTER or WITHIN GROUP")
+        function = functions.scalar(node.name, self.context.registered)
+        arguments = [
+            functions.ArgumentOf(each, None if functions.is_word(each) else self.bind(each)) for each in node.arguments
+        ]
+        with at(node.span):
+            made = function(functions.Arguments(node, arguments))
+        return self.typed(made, node.span)
+
+
+_METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
+
+_BINDERS: dict[type, Callable[..., Bound]] = {
+    Column: Binder._column,
+    Constant: Binder._constant,
+    TypedLiteral: Binder._typed_literal,
+    Interval: Binder._interval,
+    Parameter: Binder._parameter,
+    Unary: Binder._unary,
+    Binary: Binder._binary,
+    Between: Binder._between,
+    In: Binder._in,
+    Like: Binder._like,
+    Is: Binder._is,
+    Case: Binder._case,
+    Cast: Binder._cast,
+    Index: Binder._index,
+    Field: Binder._field,
+    Call: Binder._call,
+}
+
+_HINTS = {
+    Star: "* stands in the select list and in COUNT(*)",
+    Subquery: "a query as a value is not supported: join it",
+    Exists: "EXISTS (SELECT …) stands in WHERE, joined by AND with other conditions",
+    Items: "compare the columns one by one",
+    Descriptor: "DESCRIPTOR is an argument of a table function",
+}
+
+
+def constant_text(node: Expression, what: str) -> str:
+    """Returns the text of a constant. Raises SqlFault for any other expression."""
+    if isinstance(node, Constant) and node.kind == "string":
+        return node.text
+    raise SqlFault(node.span, f"{what} is a constant text")
+
+
+def conjuncts(node: Expression | None) -> list[Expression]:
+    """Returns the conditions that AND joins, from left to right."""
+    if node is None:
+        return []
+    if isinstance(node, Binary) and node.operator == "AND":
+        return [*conjuncts(node.left), *conjuncts(node.right)]
+    return [node]
+
+
+def mirrored(operator: str) -> str:
+    """Returns the comparison with its sides swapped."""
+    return _MIRRORED[operator]
+
+
+def walk(node: Any) -> Iterator[Any]:
+    """Yields a node and all nodes below it; it does not enter queries."""
+    yield node
+    if isinstance(node, Query):
+        return
+    for each in fields(node):
+        yield from _walk_value(getattr(node, each.name))
+
+
+def _walk_value(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple) and not isinstance(value, Span):
+        for each in value:
+            yield from _walk_value(each)
+    elif is_dataclass(value):
+        yield from walk(value)
+
+
+def key_of(node: Any, relation: Relation) -> Any:
+    """Returns a value that two expressions share if they are the same over this table, however they are written."""
+    if isinstance(node, Column):
+        field, further = relation.find(node.parts)
+        return ("column", field.column, *(each.text for each in further))
+    if isinstance(node, Name):
+        return node.text if node.quoted else node.text.upper()
+    if isinstance(node, Span):
+        return None
+    if isinstance(node, tuple):
+        return tuple(key_of(each, relation) for each in node)
+    if is_dataclass(node):
+        return (type(node).__name__, *(key_of(getattr(node, each.name), relation) for each in fields(node)))
+    return node

@@ -1,0 +1,272 @@
+"""Queries over rows, with DuckDB's answers: what SQL means must not depend on whose rows they are."""
+
+import random
+from collections import Counter
+from decimal import Decimal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sabot import App, files
+from sabot.sql.syntax.text import SqlError
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tables")
+    rng = random.Random(7)
+    base = 1_700_000_000_000
+    orders = {
+        "id": list(range(ROWS)),
+        "customer": [rng.choice([None, *range(12)]) for _ in range(ROWS)],
+        "amount": [rng.choice([None, rng.randrange(-50, 200)]) for _ in range(ROWS)],
+        "price": [round(rng.uniform(-5, 90), 2) for _ in range(ROWS)],
+        "note": [rng.choice([None, "a_b", "ab%", "Oslo", "rome ", ""]) for _ in range(ROWS)],
+        "ts": [base + 250 * i for i in range(ROWS)],
+    }
+    customers = {
+        "id": [*range(10), None],
+        "name": [f"c{i}" for i in range(11)],
+        "since": [base + 1000 * i for i in range(11)],
+    }
+    time = pa.timestamp("ms")
+    of_orders = {
+        "id": "int64",
+        "customer": "int64",
+        "amount": "int64",
+        "price": "float64",
+        "note": "string",
+        "ts": time,
+    }
+    of_customers = {"id": "int64", "name": "string", "since": time}
+    kinds = {"orders": pa.schema(list(of_orders.items())), "customers": pa.schema(list(of_customers.items()))}
+    for name, rows in (("orders", orders), ("customers", customers)):
+        pq.write_table(pa.table(rows, schema=kinds[name]), place / f"{name}.parquet", row_group_size=64)
+    return place
+
+
+def ours(folder, text, **values):
+    app = App("queries", parallelism=2)
+    orders = app.stream(files(str(folder / "orders.parquet")), time="ts", lateness="1s")
+    customers = app.stream(files(str(folder / "customers.parquet")), time="since", lateness="1h")
+    return app.sql(text, orders=orders, customers=customers, **values).materialize().collect()
+
+
+def theirs(folder, text):
+    with duckdb.connect() as connection:
+        for name in ("orders", "customers"):
+            connection.execute(f"create view {name} as select * from '{folder}/{name}.parquet'")
+        return connection.sql(text).to_arrow_table()
+
+
+def counted(table):
+    def value(each):
+        return round(each, 9) if isinstance(each, float) else float(each) if isinstance(each, Decimal) else each
+
+    columns = [[value(each) for each in table.column(i).to_pylist()] for i in range(table.num_columns)]
+    return Counter(zip(*columns, strict=True))
+
+
+SAME = [
+    "SELECT id, amount FROM orders",
+    "SELECT * FROM customers",
+    "SELECT id, amount + 1 AS more, -amount AS less, price * 2 AS twice FROM orders WHERE amount > 20",
+    "SELECT id FROM orders WHERE amount IS NULL OR NOT (amount >= 0 AND price < 40.5)",
+    "SELECT id FROM orders WHERE amount BETWEEN 10 AND 50 AND customer NOT IN (1, 2, 3)",
+    "SELECT id, CASE WHEN amount > 100 THEN 'big' WHEN amount > 0 THEN 'small' ELSE 'none' END AS size FROM orders",
+    "SELECT id, CASE customer WHEN 1 THEN 'one' WHEN 2 THEN 'two' END AS word FROM orders",
+    "SELECT id, COALESCE(amount, 0) AS a, NULLIF(customer, 3) AS c FROM orders",
+    "SELECT id, amount IS DISTINCT FROM customer AS d FROM orders",
+    "SELECT id, UPPER(note) AS u, TRIM(note) AS t, SUBSTRING(note, 2, 2) AS s, note || '!' AS x FROM orders",
+    "SELECT id FROM orders WHERE note LIKE '%s%' OR note LIKE 'a#_b' ESCAPE '#' OR note LIKE 'r__e%'",
+    "SELECT id, CAST(price AS BIGINT) % 7 AS r FROM orders WHERE price = ROUND(price, 0)",
+    "SELECT id, amount / 2.5 AS q, ABS(amount) AS a, FLOOR(price) AS f, POWER(amount, 2) AS p FROM orders",
+    "SELECT id, EXTRACT(SECOND FROM ts) AS s, EXTRACT(YEAR FROM ts) AS y FROM orders",
+    "SELECT id FROM orders WHERE ts >= TIMESTAMP '2023-11-14 22:14:00' AND ts < '2023-11-14 22:14:10'",
+    "SELECT customer, COUNT(*) AS n, SUM(amount) AS total, MIN(price) AS least, MAX(note) AS last FROM orders GROUP BY customer",
+    "SELECT customer, COUNT(DISTINCT note) AS notes FROM orders GROUP BY customer",
+    "SELECT customer, COUNT(*) FILTER (WHERE amount > 50) AS big FROM orders GROUP BY customer HAVING COUNT(*) > 30",
+    "SELECT amount % 5 AS bucket, COUNT(*) AS n FROM orders WHERE amount > 0 GROUP BY amount % 5",
+    "SELECT COUNT(*) AS n, AVG(price) AS mean FROM orders",
+    "SELECT COUNT(*) + 1 AS n, SUM(amount) - MIN(amount) AS rest FROM orders",
+    "SELECT DISTINCT customer FROM orders",
+    "SELECT customer FROM orders GROUP BY customer",
+    "SELECT n, COUNT(*) AS times FROM (SELECT customer, COUNT(*) AS n FROM orders GROUP BY customer) c GROUP BY n",
+    "WITH big AS (SELECT * FROM orders WHERE amount > 100) SELECT customer, COUNT(*) AS n FROM big GROUP BY customer",
+    "SELECT o.id, c.name FROM orders o JOIN customers c ON o.customer = c.id",
+    "SELECT o.id, c.name FROM orders o, customers c WHERE o.customer = c.id AND o.amount > 10",
+    "SELECT o.id, c.id, c.name FROM orders o LEFT JOIN customers c ON o.customer = c.id",
+    "SELECT o.id, o.customer, c.id FROM customers c RIGHT JOIN orders o ON o.customer = c.id",
+    "SELECT o.id, c.id FROM orders o FULL JOIN customers c ON o.customer = c.id",
+    "SELECT o.id, c.name FROM orders o LEFT JOIN customers c ON o.customer = c.id AND c.name <> 'c3'",
+    "SELECT c.name, COUNT(*) AS n FROM orders o JOIN customers c ON o.customer = c.id GROUP BY c.name",
+    "SELECT a.id, b.id FROM orders a JOIN orders b ON a.customer = b.customer AND a.id < b.id WHERE a.amount = b.amount",
+    "SELECT id FROM orders WHERE customer IN (SELECT id FROM customers WHERE name > 'c5')",
+    "SELECT id, 'o' AS kind FROM orders UNION ALL SELECT id, 'c' FROM customers",
+    "SELECT customer FROM orders UNION SELECT id FROM customers",
+    "SELECT id, customer, price FROM (SELECT id, customer, price, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY price DESC, id) AS n "
+    "FROM orders) WHERE n <= 3",
+    "SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY id) AS n FROM orders) t WHERE n < 4",
+    "SELECT id, customer, r FROM (SELECT id, customer, RANK() OVER (PARTITION BY customer ORDER BY note) AS r FROM orders "
+    "WHERE note IS NOT NULL) t WHERE r <= 2",
+    "SELECT id, SUM(amount) OVER (PARTITION BY customer ORDER BY ts ROWS BETWEEN 2 PRECEDING AND CURRENT ROW) AS s FROM orders",
+    "SELECT id, LAG(amount, 1) OVER (PARTITION BY customer ORDER BY ts) AS before FROM orders",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_the_answer_is_duckdbs(folder, text):
+    found, expected = ours(folder, text), theirs(folder, text)
+    assert counted(found) == counted(expected)
+    assert len(found.column_names) == len(expected.column_names)
+
+
+def test_integers_are_divided_towards_zero(folder):
+    found = ours(folder, "SELECT amount / 7 AS q, amount % 7 AS r, MOD(amount, -4) AS m FROM orders WHERE amount < 0")
+    expected = [
+        (int(a / 7), a - int(a / 7) * 7, a - int(a / -4) * -4)
+        for a in ours(folder, "SELECT amount FROM orders WHERE amount < 0")["amount"].to_pylist()
+    ]
+    assert Counter(tuple(row.values()) for row in found.to_pylist()) == Counter(expected)
+
+
+def test_the_mean_of_integers_is_an_integer(folder):
+    found = ours(folder, "SELECT AVG(amount) AS mean, AVG(amount) FILTER (WHERE id < 0) AS none FROM orders")
+    amounts = [a for a in ours(folder, "SELECT amount FROM orders")["amount"].to_pylist() if a is not None]
+    assert found.to_pylist() == [{"mean": sum(amounts) // len(amounts), "none": None}]
+    assert found.schema.field("mean").type == pa.int64()
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        "TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND)",
+        "HOP(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+        "CUMULATE(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+    ],
+)
+def test_windows_count_each_row_where_it_belongs(folder, window):
+    found = ours(
+        folder,
+        f"SELECT customer, window_start, window_end, COUNT(*) AS n FROM TABLE({window}) GROUP BY customer, window_start, window_end",
+    )
+    assert found.num_rows > 0
+    rows = theirs(folder, "SELECT customer, ts FROM orders").to_pylist()
+    for each in found.to_pylist():
+        start, end = each["window_start"].replace(tzinfo=None), each["window_end"].replace(tzinfo=None)
+        inside = [row for row in rows if row["customer"] == each["customer"] and start <= row["ts"] < end]
+        assert len(inside) == each["n"]
+
+
+def test_a_window_of_a_windows_rows_is_the_same_window(folder):
+    text = """
+        SELECT MAX(n) AS most, starts, ends FROM (
+            SELECT customer, COUNT(*) AS n, window_start AS starts, window_end AS ends
+            FROM TABLE(HOP(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND))
+            GROUP BY customer, window_start, window_end
+        ) c GROUP BY starts, ends
+    """
+    counts = ours(
+        folder,
+        "SELECT customer, window_start AS s, COUNT(*) AS n FROM TABLE(HOP(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, "
+        "INTERVAL '20' SECOND)) GROUP BY customer, window_start, window_end",
+    )
+    expected: dict = {}
+    for row in counts.to_pylist():
+        expected[row["s"]] = max(expected.get(row["s"], 0), row["n"])
+    assert {row["starts"]: row["most"] for row in ours(folder, text).to_pylist()} == expected
+
+
+def test_sessions_by_the_old_functions(folder):
+    text = (
+        "SELECT customer, COUNT(*) AS n, SESSION_START(ts, INTERVAL '2' SECOND) AS s, SESSION_END(ts, INTERVAL '2' SECOND) AS e "
+        "FROM orders WHERE customer IS NOT NULL GROUP BY customer, SESSION(ts, INTERVAL '2' SECOND)"
+    )
+    rows = theirs(folder, "SELECT customer, ts FROM orders WHERE customer IS NOT NULL ORDER BY ts").to_pylist()
+    expected: Counter = Counter()
+    by_customer: dict = {}
+    for row in rows:
+        by_customer.setdefault(row["customer"], []).append(row["ts"])
+    for times in by_customer.values():
+        length = 0
+        for i, time in enumerate(times):
+            length += 1
+            if i + 1 == len(times) or (times[i + 1] - time).total_seconds() >= 2:
+                expected[length] += 1
+                length = 0
+    assert Counter(ours(folder, text)["n"].to_pylist()) == expected
+
+
+def test_a_join_by_time_keeps_pairs_within_the_bounds(folder):
+    text = (
+        "SELECT a.id, b.id FROM orders a JOIN orders b ON a.customer = b.customer "
+        "WHERE b.ts BETWEEN a.ts - INTERVAL '1' SECOND AND a.ts + INTERVAL '2' SECOND"
+    )
+    plain = (
+        "SELECT a.id, b.id FROM orders a JOIN orders b ON a.customer = b.customer "
+        "WHERE b.ts BETWEEN a.ts - INTERVAL 1 SECOND AND a.ts + INTERVAL 2 SECOND"
+    )
+    app = App("plans")
+    orders = app.stream(files(str(folder / "orders.parquet")), time="ts")
+    assert "between -1000 ms and 2000 ms" in app.sql(text, orders=orders).explain()
+    assert counted(ours(folder, text)) == counted(theirs(folder, plain))
+
+
+def test_parameters_are_values_and_never_text(folder):
+    found = ours(folder, "SELECT id FROM orders WHERE note = :note", note="' OR 1 = 1 --")
+    assert found.num_rows == 0
+    assert ours(folder, "SELECT id FROM orders WHERE amount > :least LIMIT :n", least=150, n=2).num_rows == 2
+
+
+def test_tables_are_declared_read_and_written(tmp_path):
+    (tmp_path / "flights.csv").write_text(
+        "carrier,delay,ts\nUA,20,2024-01-01T00:00:01\nUA,40,2024-01-01T00:00:02\nAA,5,2024-01-01T00:01:02\n"
+    )
+    app = App("tables")
+    made = app.sql(
+        f"""
+        CREATE TABLE flights (
+            carrier STRING, delay INT, ts TIMESTAMP(3), minutes AS delay * 60, WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+        ) WITH ('connector' = 'filesystem', 'path' = '{tmp_path}/flights.csv', 'format' = 'csv');
+        CREATE TABLE counts (carrier STRING, n BIGINT, total BIGINT)
+            WITH ('connector' = 'files', 'path' = '{tmp_path}/out.parquet', 'format' = 'parquet');
+        CREATE VIEW late AS SELECT * FROM flights WHERE delay > 10;
+        INSERT INTO counts
+            SELECT carrier, COUNT(*), SUM(minutes) FROM TABLE(TUMBLE(TABLE late, DESCRIPTOR(ts), INTERVAL '1' MINUTE))
+            GROUP BY carrier, window_start, window_end;
+        """
+    )
+    assert made is None
+    app.main()
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"carrier": "UA", "n": 2, "total": 3600}]
+
+
+def test_updated_rows_need_a_key(tmp_path):
+    app = App("keys")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    app.sql(f"CREATE TABLE t (a BIGINT, b BIGINT) WITH ('connector' = 'files', 'path' = '{tmp_path}/t.csv')")
+    app.sql("CREATE TABLE u (a BIGINT, n BIGINT) WITH ('connector' = 'memory', 'topic' = 'u')")
+    with pytest.raises(SqlError, match=r"table u has no PRIMARY KEY"):
+        app.sql("INSERT INTO u SELECT a, COUNT(*) FROM t GROUP BY a")
+
+
+def test_a_view_is_one_step_however_often_it_is_read(folder):
+    app = App("views")
+    orders = app.stream(files(str(folder / "orders.parquet")), time="ts")
+    app.sql("CREATE VIEW totals AS SELECT customer, COUNT(*) AS n FROM orders GROUP BY customer", orders=orders)
+    both = app.sql("SELECT a.n FROM totals a JOIN totals b ON a.customer = b.customer")
+    assert both.explain().count("count()") == 1
+
+
+def test_the_sink_is_chosen_by_the_ending(tmp_path):
+    app = App("endings")
+    (tmp_path / "x.csv").write_text("a\n1\n")
+    app.sql(f"CREATE TABLE x (a BIGINT) WITH ('connector' = 'files', 'path' = '{tmp_path}/x.csv')")
+    app.sql(f"CREATE TABLE y (a BIGINT) WITH ('connector' = 'files', 'path' = '{tmp_path}/y.parquet')")
+    app.sql("INSERT INTO y SELECT a FROM x")
+    app.main()
+    assert pq.read_table(tmp_path / "y.parquet").to_pylist() == [{"a": 1}]
