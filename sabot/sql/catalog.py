@@ -15,7 +15,7 @@ from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.errors import UserError
-from sabot.sql.scope import Bound, Field, Relation, at, fields_of
+from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Binary,
@@ -25,8 +25,8 @@ from sabot.sql.syntax.tree import (
     CreateTable,
     Interval,
     Name,
-    Option,
-    Watermark,
+    TableOption,
+    WatermarkDefinition,
 )
 from sabot.sql.types import arrow_type, interval_ms
 from sabot.sql.values import Binder, Context
@@ -60,10 +60,10 @@ _IGNORED = (
 class Options:
     """The options of one table. Each is taken once; `finish` refuses those that nothing has taken."""
 
-    def __init__(self, table: str, options: tuple[Option, ...], span: Span) -> None:
+    def __init__(self, table: str, options: tuple[TableOption, ...], span: Span) -> None:
         self.table = table
         self.span = span
-        self._options: dict[str, Option] = {}
+        self._options: dict[str, TableOption] = {}
         self._asked: set[str] = set()
         for option in options:
             if option.key in self._options:
@@ -108,7 +108,7 @@ class Options:
                 continue
             raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, self._asked))
 
-    def _value(self, option: Option) -> str:
+    def _value(self, option: TableOption) -> str:
         def environment(match: re.Match[str]) -> str:
             value = os.environ.get(match[1])
             if value is None:
@@ -181,15 +181,17 @@ def _computed(
         tree = each.computed
         if isinstance(tree, Call) and tree.name.text.upper() == "PROCTIME" and not tree.arguments:
             fields.append(
-                Field(fields[0].qualifier if fields else "", each.name.text, each.name.text, pa.null(), clock=True)
+                TableColumn(
+                    fields[0].qualifier if fields else "", each.name.text, each.name.text, pa.null(), clock=True
+                )
             )
             continue
         assert tree is not None
-        bound: Bound = Binder(context, replace(relation, fields=tuple(fields))).bind(tree)
+        bound: TypedExpr = Binder(context, replace(relation, fields=tuple(fields))).bind(tree)
         with at(each.span):
             stream = stream.with_columns(**{each.name.text: bound.expr})
         shift = 0 if each.name.text == time else None
-        fields.append(Field(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift))
+        fields.append(TableColumn(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift))
     if time is not None and statement.watermark is not None:
         with at(statement.watermark.span):
             stream = stream.with_time(time, lateness=f"{lateness}ms")
@@ -218,7 +220,7 @@ def _time_of(statement: CreateTable) -> tuple[str | None, int]:
     return names[wanted.text.lower()], _lateness(watermark, wanted)
 
 
-def _lateness(watermark: Watermark, column: Name) -> int:
+def _lateness(watermark: WatermarkDefinition, column: Name) -> int:
     node = watermark.expression
     lateness = 0
     if isinstance(node, Binary) and node.operator == "-" and isinstance(node.right, Interval):
@@ -485,7 +487,7 @@ def _fitting(
             expr = expr.cast(wanted)
         chosen[column.name.text] = expr
     order = [each.name.text for each in target]
-    if relation.stream._node.column_names == order and all(expr.column == name for name, expr in chosen.items()):
+    if node_of(relation.stream).column_names == order and all(expr.column == name for name, expr in chosen.items()):
         return relation.stream
     with at(span):
         return relation.stream.select(**chosen)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, coalesce, lit, when
-from sabot.sql.scope import Bound
+from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Call, Constant, Expression, Name, Word
 
@@ -24,11 +24,11 @@ class ArgumentOf(NamedTuple):
     """An argument of a call: its tree, and its bound form unless it is a word such as HOUR."""
 
     tree: Expression
-    bound: Bound | None
+    bound: TypedExpr | None
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class CallArguments:
     """The arguments of one call."""
 
     call: Call
@@ -37,7 +37,7 @@ class Arguments:
     def __len__(self) -> int:
         return len(self.items)
 
-    def bound(self, i: int) -> Bound:
+    def bound(self, i: int) -> TypedExpr:
         """Returns argument `i` with its type."""
         tree, bound = self.items[i]
         if bound is None:
@@ -68,12 +68,14 @@ class Arguments:
         return tree.text
 
 
-Make = Callable[[Arguments], Expr]
+Make = Callable[[CallArguments], Expr]
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function: the least and the largest number of its arguments (None: no limit), and how it is made."""
+    """A function: the least and the largest number of its arguments, or None without a limit, and the maker of its
+    expression.
+    """
 
     least: int
     most: int | None
@@ -87,7 +89,7 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
         known = [*FUNCTIONS, *AGGREGATES, *registered]
         raise SqlFault(name.span, f"there is no function {name.text}", list_names(name.text, known))
 
-    def made(arguments: Arguments) -> Expr:
+    def made(arguments: CallArguments) -> Expr:
         count = len(arguments)
         if count < function.least or (function.most is not None and count > function.most):
             wanted = f"{function.least}" if function.least == function.most else f"{function.least} to {function.most}"
@@ -111,7 +113,7 @@ def is_number(type: pa.DataType) -> bool:
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def divided(operator: str, left: Bound, right: Bound) -> Expr:
+def divided(operator: str, left: TypedExpr, right: TypedExpr) -> Expr:
     """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down)."""
     a, b = left.expr, right.expr
     if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
@@ -124,7 +126,7 @@ def divided(operator: str, left: Bound, right: Bound) -> Expr:
     return rest - when(apart).then(b).otherwise(lit(0))
 
 
-def cast(operand: Bound, target: pa.DataType, *, strict: bool) -> Expr:
+def cast(operand: TypedExpr, target: pa.DataType, *, strict: bool) -> Expr:
     """Returns CAST of Flink: a fraction is cut off where the target is an integer."""
     expr, type = operand
     if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
@@ -134,11 +136,11 @@ def cast(operand: Bound, target: pa.DataType, *, strict: bool) -> Expr:
     return expr.cast(target, strict=strict)
 
 
-def _mod(arguments: Arguments) -> Expr:
+def _mod(arguments: CallArguments) -> Expr:
     return divided("%", arguments.bound(0), arguments.bound(1))
 
 
-def _rounded(method: str, arguments: Arguments) -> Expr:
+def _rounded(method: str, arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
         return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
     unit = arguments.word(1)
@@ -148,18 +150,18 @@ def _rounded(method: str, arguments: Arguments) -> Expr:
     return arguments.expr(0).dt.date_trunc(every)
 
 
-def _round(arguments: Arguments) -> Expr:
+def _round(arguments: CallArguments) -> Expr:
     digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 0
     return arguments.expr(0).round(digits)
 
 
-def _log(arguments: Arguments) -> Expr:
+def _log(arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
         return arguments.expr(0).log()
     return arguments.expr(1).log() / arguments.expr(0).log()
 
 
-def _extreme(method: str, arguments: Arguments) -> Expr:
+def _extreme(method: str, arguments: CallArguments) -> Expr:
     def pick(a: Expr, b: Expr) -> Expr:
         either = a.is_null() | b.is_null()
         return when(either).then(lit(None)).when(getattr(a, method)(b)).then(a).otherwise(b)
@@ -170,7 +172,7 @@ def _extreme(method: str, arguments: Arguments) -> Expr:
 # -- texts ------------------------------------------------------------------------------------------------------------
 
 
-def as_text(bound: Bound) -> Expr:
+def as_text(bound: TypedExpr) -> Expr:
     """Returns the value as a text."""
     return bound.expr if pa.types.is_string(bound.type) else bound.expr.cast("string")
 
@@ -210,7 +212,7 @@ def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
     return operand.str.contains("(?s)^" + "".join(".*" if each is None else each for each in parts) + "$")
 
 
-def _trim(arguments: Arguments) -> Expr:
+def _trim(arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
         return arguments.expr(0).str.strip(" ")
     side = arguments.word(0)
@@ -219,7 +221,7 @@ def _trim(arguments: Arguments) -> Expr:
     return {"BOTH": text.strip, "LEADING": text.strip_start, "TRAILING": text.strip_end}[side](characters)
 
 
-def _substring(arguments: Arguments) -> Expr:
+def _substring(arguments: CallArguments) -> Expr:
     start = int(arguments.constant(1, "integer", "the position"))
     length = int(arguments.constant(2, "integer", "the length")) if len(arguments) > 2 else None
     if start < 1:
@@ -227,16 +229,16 @@ def _substring(arguments: Arguments) -> Expr:
     return arguments.expr(0).str.slice(start - 1, length)
 
 
-def _concat(arguments: Arguments) -> Expr:
+def _concat(arguments: CallArguments) -> Expr:
     return reduce(lambda a, b: a + b, [as_text(arguments.bound(i)) for i in range(len(arguments))])
 
 
-def _split_index(arguments: Arguments) -> Expr:
+def _split_index(arguments: CallArguments) -> Expr:
     index = int(arguments.constant(2, "integer", "the index"))
     return arguments.expr(0).str.split(arguments.constant(1, "string", "the separator")).list.get(index)
 
 
-def _regexp_extract(arguments: Arguments) -> Expr:
+def _regexp_extract(arguments: CallArguments) -> Expr:
     pattern = arguments.constant(1, "string", "the pattern")
     group = int(arguments.constant(2, "integer", "the group")) if len(arguments) > 2 else 0
     if group == 0:
@@ -244,24 +246,24 @@ def _regexp_extract(arguments: Arguments) -> Expr:
     return arguments.expr(0).str.regexp_extract(pattern, group)
 
 
-def _regexp_replace(arguments: Arguments) -> Expr:
+def _regexp_replace(arguments: CallArguments) -> Expr:
     pattern = arguments.constant(1, "string", "the pattern")
     value = re.sub(r"\$(\d)", r"${\1}", arguments.constant(2, "string", "the replacement"))
     return arguments.expr(0).str.replace_all(pattern, value)
 
 
-def _replace(arguments: Arguments) -> Expr:
+def _replace(arguments: CallArguments) -> Expr:
     old, new = (arguments.constant(i, "string", "the text") for i in (1, 2))
     return arguments.expr(0).str.replace_all(old, new, literal=True)
 
 
-def _pad(method: str, arguments: Arguments) -> Expr:
+def _pad(method: str, arguments: CallArguments) -> Expr:
     length = int(arguments.constant(1, "integer", "the length"))
     text = arguments.expr(0).str.slice(0, length)
     return getattr(text.str, method)(length, arguments.constant(2, "string", "the character"))  # type: ignore[no-any-return]
 
 
-def _ends(method: str, arguments: Arguments) -> Expr:
+def _ends(method: str, arguments: CallArguments) -> Expr:
     return getattr(arguments.expr(0).str, method)(arguments.constant(1, "string", "the text"))  # type: ignore[no-any-return]
 
 
@@ -318,26 +320,26 @@ def java_format(pattern: str, span: Span) -> str:
     return "".join(made)
 
 
-def _extract(arguments: Arguments) -> Expr:
+def _extract(arguments: CallArguments) -> Expr:
     part = _PARTS.get(arguments.word(0))
     if part is None:
         raise SqlFault(arguments.items[0].tree.span, f"EXTRACT({arguments.word(0)} …) is not supported")
     return part(arguments.expr(1))
 
 
-def _date_format(arguments: Arguments) -> Expr:
+def _date_format(arguments: CallArguments) -> Expr:
     tree = arguments.items[1].tree
     return arguments.expr(0).dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
 
 
-def _to_time(method: str, arguments: Arguments) -> Expr:
+def _to_time(method: str, arguments: CallArguments) -> Expr:
     format = None
     if len(arguments) > 1:
         format = java_format(arguments.constant(1, "string", "the pattern"), arguments.items[1].tree.span)
     return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
 
 
-def _to_timestamp_ltz(arguments: Arguments) -> Expr:
+def _to_timestamp_ltz(arguments: CallArguments) -> Expr:
     digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
     if digits not in (0, 3):
         raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
@@ -348,20 +350,20 @@ def _to_timestamp_ltz(arguments: Arguments) -> Expr:
 _TABLE_UNITS_MS = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000, "WEEK": 604_800_000}
 
 
-def _unit_ms(arguments: Arguments) -> int:
+def _unit_ms(arguments: CallArguments) -> int:
     unit = arguments.word(0)
     if unit not in _TABLE_UNITS_MS:
         raise SqlFault(arguments.items[0].tree.span, f"{unit} has no fixed length", "count in days")
     return _TABLE_UNITS_MS[unit]
 
 
-def _timestampdiff(arguments: Arguments) -> Expr:
+def _timestampdiff(arguments: CallArguments) -> Expr:
     start, end = (arguments.expr(i).dt.epoch("ms") for i in (1, 2))
-    distance = Bound(end - start, pa.int64())
-    return divided("/", distance, Bound(lit(_unit_ms(arguments)), pa.int64()))
+    distance = TypedExpr(end - start, pa.int64())
+    return divided("/", distance, TypedExpr(lit(_unit_ms(arguments)), pa.int64()))
 
 
-def _timestampadd(arguments: Arguments) -> Expr:
+def _timestampadd(arguments: CallArguments) -> Expr:
     amount = int(arguments.constant(1, "integer", "the number"))
     return arguments.expr(2) + lit(datetime.timedelta(milliseconds=amount * _unit_ms(arguments)))
 
@@ -369,25 +371,25 @@ def _timestampadd(arguments: Arguments) -> Expr:
 # -- choices ----------------------------------------------------------------------------------------------------------
 
 
-def _nullif(arguments: Arguments) -> Expr:
+def _nullif(arguments: CallArguments) -> Expr:
     a, b = arguments.exprs
     return when((a == b).fill_null(False)).then(lit(None)).otherwise(a)
 
 
-def _if(arguments: Arguments) -> Expr:
+def _if(arguments: CallArguments) -> Expr:
     condition, a, b = arguments.exprs
     return when(condition).then(a).otherwise(b)
 
 
-def _text(method: str, arguments: Arguments) -> Expr:
+def _text(method: str, arguments: CallArguments) -> Expr:
     return getattr(arguments.expr(0).str, method)()  # type: ignore[no-any-return]
 
 
-def _number(method: str, arguments: Arguments) -> Expr:
+def _number(method: str, arguments: CallArguments) -> Expr:
     return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
 
 
-def _part(name: str, arguments: Arguments) -> Expr:
+def _part(name: str, arguments: CallArguments) -> Expr:
     return _PARTS[name](arguments.expr(0))
 
 
@@ -484,7 +486,7 @@ def is_aggregate(name: str) -> bool:
     return name in AGGREGATES
 
 
-def aggregate(call: Call, argument: Bound | None, predicate: Expr | None) -> Aggregate:
+def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) -> Aggregate:
     """Returns the aggregate of a call. `argument`: None for COUNT(*). Raises SqlFault for what there is not."""
     name = call.name.text.upper()
     if call.order:

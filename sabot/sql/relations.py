@@ -6,7 +6,7 @@ from typing import Any
 
 from sabot.api.expr import Expr, col
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
-from sabot.sql.scope import Bound, Names, Relation, at
+from sabot.sql.scope import Names, Relation, TypedExpr, at, node_of
 from sabot.sql.select import SelectBinder
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import (
@@ -20,18 +20,18 @@ from sabot.sql.syntax.tree import (
     Expression,
     In,
     Interval,
-    Join,
+    JoinSource,
     MatchRecognize,
     Name,
     Parameter,
     Query,
-    Select,
+    SelectBody,
     SetOperation,
     Source,
     TableArgument,
     TableFunction,
     TableName,
-    Values,
+    ValuesBody,
 )
 from sabot.sql.types import interval_ms
 from sabot.sql.values import Binder, Context, conjuncts, mirrored
@@ -91,9 +91,9 @@ class QueryBinder:
     def _body(self, body: Body) -> Relation:
         if isinstance(body, Query):
             return self.query(body)
-        if isinstance(body, Select):
+        if isinstance(body, SelectBody):
             return self._select(body)
-        if isinstance(body, Values):
+        if isinstance(body, ValuesBody):
             raise SqlFault(body.span, "VALUES is not supported here", "give the rows to app.sql(…, t=app.stream(…))")
         return self._union(body)
 
@@ -124,7 +124,7 @@ class QueryBinder:
         ]
         return Relation(stream, tuple(shifts))
 
-    def _select(self, select: Select) -> Relation:
+    def _select(self, select: SelectBody) -> Relation:
         if select.source is None:
             raise SqlFault(select.span, "a SELECT without FROM has no rows to run over")
         if select.hints:
@@ -173,7 +173,7 @@ class QueryBinder:
 
     # -- joins --------------------------------------------------------------------------------------------------------
 
-    def _join(self, join: Join, where: list[Expression]) -> Relation:
+    def _join(self, join: JoinSource, where: list[Expression]) -> Relation:
         inner = join.kind in ("INNER", "COMMA", "CROSS")
         left = self._source(join.left, where if inner else [])
         if isinstance(join.right, TableName) and join.right.as_of is not None:
@@ -185,7 +185,7 @@ class QueryBinder:
         own = conjuncts(join.on) + [_using(name, left, right) for name in join.using]
         return _JoinBinder(self._context, join, left, right, own, where if inner else []).bind()
 
-    def _as_of(self, join: Join, left: Relation, table: TableName) -> Relation:
+    def _as_of(self, join: JoinSource, left: Relation, table: TableName) -> Relation:
         node = table.as_of
         if not isinstance(node, Column) or join.kind not in ("INNER", "LEFT"):
             raise SqlFault(table.span, "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN")
@@ -251,7 +251,7 @@ class _JoinBinder:
     def __init__(
         self,
         context: Context,
-        join: Join,
+        join: JoinSource,
         left: Relation,
         right: Relation,
         own: list[Expression],
@@ -263,7 +263,7 @@ class _JoinBinder:
         self._left, self._right = left, self._apart(left, right)
         self._both = Relation(left.stream, (*self._left.fields, *self._right.fields))
         self._own, self._where = own, where
-        self._keys: list[tuple[Expression, Bound, Bound]] = []
+        self._keys: list[tuple[Expression, TypedExpr, TypedExpr]] = []
         self._lower: int | None = None  # bounds of (right event time - left event time), in ms
         self._upper: int | None = None
         self._residual: list[Expression] = []
@@ -271,13 +271,13 @@ class _JoinBinder:
     def _apart(self, left: Relation, right: Relation) -> Relation:
         """Returns the right table with other columns where the left one has columns of these names."""
         names = Names({each.column for each in left.fields})
-        names.taken |= set(left.stream._node.column_names or ())
+        names.taken |= set(node_of(left.stream).column_names or ())
         known = [each.column for each in right.fields if not each.clock]
         new = {column: names.free(column) for column in dict.fromkeys(known)}
         changed = {old: name for old, name in new.items() if old != name}
-        hidden = [name for name in right.stream._node.column_names or () if name not in new]
+        hidden = [name for name in node_of(right.stream).column_names or () if name not in new]
         stream = right.stream
-        if hidden and len(hidden) < len(right.stream._node.column_names or ()):
+        if hidden and len(hidden) < len(node_of(right.stream).column_names or ()):
             stream = stream.drop(*hidden)
         if changed:
             stream = stream.rename(changed)
@@ -328,7 +328,7 @@ class _JoinBinder:
                 return True
         return False
 
-    def _side(self, node: Expression, relation: Relation) -> Bound | None:
+    def _side(self, node: Expression, relation: Relation) -> TypedExpr | None:
         try:
             bound = Binder(self._context, relation).bind(node)
         except SqlFault:
@@ -428,7 +428,7 @@ class _JoinBinder:
         outer: dict[str, str] = {}
         names = Names({each.column for each in (*left.fields, *right.fields)})
 
-        def copied(relation: Relation, keys: Sequence[Bound]) -> Relation:
+        def copied(relation: Relation, keys: Sequence[TypedExpr]) -> Relation:
             made: dict[str, Expr] = {}
             for key in keys:
                 column = key.expr.column
@@ -450,7 +450,7 @@ class _JoinBinder:
             for _, key_left, key_right in self._keys
             if key_right.expr.column is not None and key_left.expr.column is not None
         }
-        node = stream._node
+        node = node_of(stream)
         fields = []
         for each in (*left.fields, *right.fields):
             column = outer.get(each.column, each.column)
@@ -463,9 +463,9 @@ class _JoinBinder:
         relation = Relation(stream, tuple(fields))
         if self._how == "inner" and self._residual:
             binder = Binder(self._context, relation)
-            for node in self._residual:
-                with at(node.span):
-                    relation = replace(relation, stream=relation.stream.filter(binder.predicate(node)))
+            for condition in self._residual:
+                with at(condition.span):
+                    relation = replace(relation, stream=relation.stream.filter(binder.predicate(condition)))
         return relation
 
     def _filtered(self, right: Relation) -> Relation:

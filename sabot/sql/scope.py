@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr
+from sabot.api.nodes.node import Node
 from sabot.api.stream import Stream
+from sabot.api.stream.stream import Steps
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, list_names
@@ -17,7 +19,7 @@ from sabot.sql.syntax.tree import Name
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow
 
 
-class Bound(NamedTuple):
+class TypedExpr(NamedTuple):
     """A bound expression: the engine's expression and its type."""
 
     expr: Expr
@@ -33,7 +35,7 @@ class WindowEdge:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class TableColumn:
     """A column of a table in FROM.
 
     - `qualifier`: the alias of the table, or an empty text.
@@ -76,7 +78,7 @@ class Relation:
     """
 
     stream: Stream
-    fields: tuple[Field, ...]
+    fields: tuple[TableColumn, ...]
     window: TimeWindow | None = None
     ranking: Ranking | None = None
 
@@ -89,7 +91,7 @@ class Relation:
         """The columns of the stream with their types."""
         return pa.schema({each.column: each.type for each in self.fields if not each.clock}.items())
 
-    def find(self, parts: tuple[Name, ...]) -> tuple[Field, tuple[Name, ...]]:
+    def find(self, parts: tuple[Name, ...]) -> tuple[TableColumn, tuple[Name, ...]]:
         """Returns the field that a name means, and the names behind it, which are fields of a struct.
 
         Raises SqlFault if there is none, or if several tables have it.
@@ -108,11 +110,11 @@ class Relation:
             raise SqlFault(span, f'there is no table or column "{first}"', list_names(first, tables))
         raise SqlFault(span, f'there is no column "{first}"', list_names(first, [each.name for each in self.fields]))
 
-    def _qualified(self, qualifier: str) -> list[Field]:
+    def _qualified(self, qualifier: str) -> list[TableColumn]:
         exact = [each for each in self.fields if each.qualifier == qualifier]
         return exact or [each for each in self.fields if each.qualifier.lower() == qualifier.lower()]
 
-    def _of(self, fields: Iterable[Field], name: Name) -> Field | None:
+    def _of(self, fields: Iterable[TableColumn], name: Name) -> TableColumn | None:
         every = list(fields)
         found = [each for each in every if each.name == name.text]
         if not found and not name.quoted:
@@ -125,7 +127,7 @@ class Relation:
             raise SqlFault(name.span, message, "write the name of the table before it")
         return found[0] if found else None
 
-    def stars(self, qualifier: tuple[Name, ...], span: Span) -> list[Field]:
+    def stars(self, qualifier: tuple[Name, ...], span: Span) -> list[TableColumn]:
         """Returns the fields of `*` or `qualifier.*`."""
         if not qualifier:
             return list(self.fields)
@@ -137,10 +139,20 @@ class Relation:
         return found
 
 
-def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[Field, ...]:
+def node_of(stream: Stream) -> Node:
+    """Returns the step of a stream, which knows its columns and its event time."""
+    steps = Steps.of(stream)
+    if steps is None:
+        raise UserError(f"{stream!r} is not a stream", hint="app.stream(…)")
+    return steps.node
+
+
+def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[TableColumn, ...]:
     """Returns the fields of all columns of a stream. `times`: the columns that are event time, with their shift."""
     shifts = times or {}
-    return tuple(Field(qualifier, each.name, each.name, each.type, shifts.get(each.name)) for each in stream.schema)
+    return tuple(
+        TableColumn(qualifier, each.name, each.name, each.type, shifts.get(each.name)) for each in stream.schema
+    )
 
 
 @dataclass(slots=True)
@@ -165,13 +177,3 @@ def at(span: Span) -> Iterator[None]:
         yield
     except UserError as error:
         raise SqlFault(span, error.args[0] if error.args else str(error), getattr(error, "hint", "") or "") from error
-
-
-def is_column(expr: Expr) -> str | None:
-    """Returns the name of the column if the expression is a column and nothing else."""
-    return expr.column
-
-
-def columns_of(names: Iterable[str]) -> dict[str, Any]:
-    """Returns the columns as expressions by name, for `Stream.select`."""
-    return {name: col(name) for name in names}

@@ -12,7 +12,7 @@ from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, tumbling
 from sabot.sql import functions
-from sabot.sql.scope import Bound, Field, Names, Ranking, Relation, TimeWindow, WindowEdge, at
+from sabot.sql.scope import Names, Ranking, Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, node_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Binary,
@@ -22,7 +22,7 @@ from sabot.sql.syntax.tree import (
     Expression,
     Item,
     Name,
-    Select,
+    SelectBody,
     Sort,
     Star,
     Window,
@@ -34,12 +34,12 @@ _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_ra
 
 
 @dataclass(slots=True)
-class Output:
+class OutputColumn:
     """A column of the result. `relation_field`: the field that the column passes on unchanged, or None."""
 
     name: str
-    bound: Bound
-    passed: Field | None
+    bound: TypedExpr
+    passed: TableColumn | None
     clock: bool = False
     ranking: Ranking | None = None
 
@@ -47,7 +47,7 @@ class Output:
 class SelectBinder:
     """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used."""
 
-    def __init__(self, context: Context, select: Select, relation: Relation, where: Sequence[Expression]) -> None:
+    def __init__(self, context: Context, select: SelectBody, relation: Relation, where: Sequence[Expression]) -> None:
         self._context = context
         self._select = select
         self._relation = relation
@@ -102,47 +102,49 @@ class SelectBinder:
     def _is_aggregate(self, node: Any) -> bool:
         return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
 
-    def _output(self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, Bound | Ranking]) -> Output:
+    def _output(
+        self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, TypedExpr | Ranking]
+    ) -> OutputColumn:
         node = item.expression
         name = item.alias.text if item.alias is not None else _own_name(node)
         found = replaced.get(id(node))
         if isinstance(found, Ranking):
-            return Output(name, Bound(lit(None, "int64"), pa.int64()), None, ranking=found)
+            return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=found)
         if found is not None:
-            return Output(name, found, None)
+            return OutputColumn(name, found, None)
         if isinstance(node, Call) and node.name.text.upper() == "PROCTIME" and not node.arguments:
-            return Output(name, Bound(lit(None), pa.null()), None, clock=True)
+            return OutputColumn(name, TypedExpr(lit(None), pa.null()), None, clock=True)
         if isinstance(node, Column):
             field, further = relation.find(node.parts)
             if not further:
                 if field.clock:
-                    return Output(name, Bound(lit(None), pa.null()), None, clock=True)
+                    return OutputColumn(name, TypedExpr(lit(None), pa.null()), None, clock=True)
                 if relation.ranking is not None and field.column == relation.ranking.column:
-                    return Output(name, Bound(lit(None, "int64"), pa.int64()), None, ranking=relation.ranking)
-                return Output(name, Bound(col(field.column), field.type), field)
-        return Output(name, binder.bind(node), None)
+                    return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=relation.ranking)
+                return OutputColumn(name, TypedExpr(col(field.column), field.type), field)
+        return OutputColumn(name, binder.bind(node), None)
 
-    def _finish(self, relation: Relation, outputs: Sequence[Output]) -> Relation:
+    def _finish(self, relation: Relation, outputs: Sequence[OutputColumn]) -> Relation:
         """Selects the columns of the result, under their names in SQL."""
         names = Names()
-        fields: list[Field] = []
+        fields: list[TableColumn] = []
         columns: dict[str, Expr] = {}
         ranking: Ranking | None = None
         for i, output in enumerate(outputs):
             name = names.free(output.name or f"EXPR${i}")
             if output.clock:
-                fields.append(Field("", name, name, pa.null(), clock=True))
+                fields.append(TableColumn("", name, name, pa.null(), clock=True))
                 continue
             if output.ranking is not None:
                 ranking = replace(output.ranking, column=name)
-                fields.append(Field("", name, name, pa.int64()))
+                fields.append(TableColumn("", name, name, pa.int64()))
                 continue
             columns[name] = output.bound.expr
             passed = output.passed
             fields.append(
-                Field("", name, name, output.bound.type)
+                TableColumn("", name, name, output.bound.type)
                 if passed is None
-                else Field("", name, name, output.bound.type, passed.shift_ms, passed.window)
+                else TableColumn("", name, name, output.bound.type, passed.shift_ms, passed.window)
             )
         if ranking is not None:
             ranking = self._kept_for(ranking, columns, names)
@@ -167,7 +169,7 @@ class SelectBinder:
         return replace(ranking, partition=tuple(kept[name] for name in ranking.partition), by=by)
 
     def _selected(self, relation: Relation, columns: dict[str, Expr]) -> Stream:
-        have = relation.stream._node.column_names
+        have = node_of(relation.stream).column_names
         if have == list(columns) and all(expr.column == name for name, expr in columns.items()):
             return relation.stream
         if not columns:
@@ -180,7 +182,7 @@ class SelectBinder:
     def _grouped(self, relation: Relation, items: Sequence[Item]) -> Relation:
         select = self._select
         binder = Binder(self._context, relation)
-        replaced: dict[Any, Bound] = {}
+        replaced: dict[Any, TypedExpr] = {}
         keys: dict[str, Expr] = {}
         window = _WindowUse(relation)
         names = Names()
@@ -210,14 +212,14 @@ class SelectBinder:
         stream = self._aggregated(relation, window, keys, aggregates, names)
         schema = stream.schema
         for key, name in pending:
-            replaced[key] = Bound(col(name), schema.field(name).type)
+            replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, name in known.items():
-            replaced[key] = Bound(col(name), schema.field(name).type)
+            replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, (total, number) in means.items():
-            quotient = functions.divided("/", Bound(col(total), pa.int64()), Bound(col(number), pa.int64()))
-            replaced[key] = Bound(when(col(number) > 0).then(quotient).otherwise(lit(None)), pa.int64())
+            quotient = functions.divided("/", TypedExpr(col(total), pa.int64()), TypedExpr(col(number), pa.int64()))
+            replaced[key] = TypedExpr(when(col(number) > 0).then(quotient).otherwise(lit(None)), pa.int64())
         replaced |= window.replaced(relation, schema, items, select.having)
-        grouped = Relation(stream, tuple(Field("", each.name, each.name, each.type) for each in schema))
+        grouped = Relation(stream, tuple(TableColumn("", each.name, each.name, each.type) for each in schema))
         after = Binder(self._context, grouped, replaced, relation)
         if select.having is not None:
             predicate = after.predicate(select.having)
@@ -227,7 +229,7 @@ class SelectBinder:
         for item in items:
             bound = after.bind(item.expression)
             name = item.alias.text if item.alias is not None else _own_name(item.expression)
-            outputs.append(Output(name, bound, window.field_of(bound)))
+            outputs.append(OutputColumn(name, bound, window.field_of(bound)))
         return self._finish(grouped, outputs)
 
     def _is_plain(self, item: Item) -> bool:
@@ -308,9 +310,9 @@ class SelectBinder:
 
     # -- OVER and rankings --------------------------------------------------------------------------------------------
 
-    def _over(self, relation: Relation, items: Sequence[Item]) -> tuple[Relation, dict[int, Bound | Ranking]]:
+    def _over(self, relation: Relation, items: Sequence[Item]) -> tuple[Relation, dict[int, TypedExpr | Ranking]]:
         """Adds the columns of OVER. A ranking becomes a `Ranking`, which an outer query bounds."""
-        replaced: dict[int, Bound | Ranking] = {}
+        replaced: dict[int, TypedExpr | Ranking] = {}
         for item in items:
             calls = [node for node in walk(item.expression) if isinstance(node, Call) and node.over is not None]
             if not calls:
@@ -378,7 +380,7 @@ class SelectBinder:
         window: Window,
         partition: tuple[str, ...],
         order: tuple[tuple[str, bool], ...],
-    ) -> tuple[Relation, Bound]:
+    ) -> tuple[Relation, TypedExpr]:
         """Adds a column of an aggregate, LAG or LEAD over the rows up to each row, in the order of event time."""
         field = next((each for each in relation.fields if order and each.column == order[0][0]), None)
         if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
@@ -408,8 +410,8 @@ class SelectBinder:
             keyed = relation.stream.key_by(*partition) if partition else relation.stream.key_by(every=lit(0))
             stream = keyed.over(preceding=preceding, **{column: made})
             type = stream.schema.field(column).type
-        fields = (*relation.fields, Field("", column, column, type))
-        return replace(relation, stream=stream, fields=fields), Bound(col(column), type)
+        fields = (*relation.fields, TableColumn("", column, column, type))
+        return replace(relation, stream=stream, fields=fields), TypedExpr(col(column), type)
 
     def _rank_by_conditions(self, relation: Relation) -> Relation:
         """Makes a ranking of FROM real by the condition that bounds it, such as `n <= 3`, and drops the condition."""
@@ -549,7 +551,7 @@ class _WindowUse:
             raise SqlFault(cast(Span, self._span), "sessions cannot be grouped by their bounds again")
         every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
         self.window = tumbling(f"{getattr(window, every)}ms", offset=f"{window.offset_ms % getattr(window, every)}ms")
-        taken = Names(set(stream._node.column_names or ()))
+        taken = Names(set(node_of(stream).column_names or ()))
         for edge, column in self._edges.items():
             if column in ("window_start", "window_end"):
                 self._renamed[column] = taken.free(f"row_{column}")
@@ -559,18 +561,18 @@ class _WindowUse:
 
     def replaced(
         self, relation: Relation, schema: pa.Schema, items: Sequence[Item], having: Expression | None
-    ) -> dict[Any, Bound]:
+    ) -> dict[Any, TypedExpr]:
         """Returns the columns that stand for the bounds of the window, by the expressions that name them."""
-        found: dict[Any, Bound] = {}
+        found: dict[Any, TypedExpr] = {}
         if self.window is None:
             return found
         if self._again is not None:
             for field in relation.fields:
                 if field.window is not None and field.window.edge in self._edges:
                     column = self._edges[field.window.edge]
-                    found["column", field.column] = Bound(col(column), schema.field(column).type)
+                    found["column", field.column] = TypedExpr(col(column), schema.field(column).type)
             return found
-        bounds = {name: Bound(col(name), schema.field(name).type) for name in ("window_start", "window_end")}
+        bounds = {name: TypedExpr(col(name), schema.field(name).type) for name in ("window_start", "window_end")}
         for name, bound in bounds.items():
             found["column", name] = bound
         trees = [item.expression for item in items] + ([having] if having is not None else [])
@@ -589,7 +591,7 @@ class _WindowUse:
             raise SqlFault(node.span, f"{node.name.text} needs the same {kind}(…) in GROUP BY")
         return edge
 
-    def field_of(self, bound: Bound) -> Field | None:
+    def field_of(self, bound: TypedExpr) -> TableColumn | None:
         """Returns a field with the role of a window's bound, for a column that has it unchanged."""
         column = bound.expr.column
         if column is None or self.window is None:
@@ -601,4 +603,4 @@ class _WindowUse:
         if column not in edges:
             return None
         shift = 1 if edges[column] == "end" else None
-        return Field("", column, column, bound.type, shift, WindowEdge(edges[column], window))
+        return TableColumn("", column, column, bound.type, shift, WindowEdge(edges[column], window))

@@ -11,7 +11,7 @@ from sabot.api.stream import Stream
 from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
 from sabot.sql.relations import QueryBinder, renamed
-from sabot.sql.scope import Relation, fields_of
+from sabot.sql.scope import Relation, fields_of, node_of
 from sabot.sql.syntax.parser import parse
 from sabot.sql.syntax.text import Fault, SqlError, SqlFault, SqlText, list_names
 from sabot.sql.syntax.tree import (
@@ -19,7 +19,7 @@ from sabot.sql.syntax.tree import (
     CreateFunction,
     CreateTable,
     CreateView,
-    Drop,
+    DropStatement,
     Explain,
     Insert,
     Name,
@@ -62,7 +62,7 @@ class Session:
         statements = parse(source)
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        scope = _Scope(self, Context(self._type_of, parameters, {}), tables)
+        scope = _Statements(self, Context(self._type_of, parameters, {}), tables)
         faults: list[Fault] = []
         result: Stream | None = None
         broken: set[str] = set()
@@ -85,11 +85,11 @@ def _is_about(fault: Fault, names: set[str]) -> bool:
 
 
 def _relation_of(stream: Stream, name: str) -> Relation:
-    time = time_column(stream._node)
+    time = time_column(node_of(stream))
     return Relation(stream, fields_of(stream, name, {time: 0} if time is not None else None))
 
 
-class _Scope:
+class _Statements:
     """One run of a text: the tables of the session and those that were given with the text."""
 
     def __init__(self, session: Session, context: Context, given: Mapping[str, Stream]) -> None:
@@ -114,7 +114,7 @@ class _Scope:
         elif isinstance(statement, StatementSet):
             for insert in statement.inserts:
                 self._insert(insert)
-        elif isinstance(statement, Drop):
+        elif isinstance(statement, DropStatement):
             key = self._key(statement.name)
             if key not in session._relations:
                 if not statement.if_exists:

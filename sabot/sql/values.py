@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
 from sabot.sql import functions
-from sabot.sql.scope import Bound, Relation, at
+from sabot.sql.scope import Relation, TypedExpr, at
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -27,7 +27,7 @@ from sabot.sql.syntax.tree import (
     Descriptor,
     Exists,
     Expression,
-    Field,
+    FieldAccess,
     In,
     Index,
     Interval,
@@ -53,7 +53,7 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What expressions of a text are bound with: the values of its parameters, and the types of the engine."""
+    """The values of the parameters of a text, the functions registered for it, and the types of the engine."""
 
     type_of: TypeOf
     parameters: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Binder:
         self,
         context: Context,
         relation: Relation,
-        replaced: Mapping[Any, Bound] | None = None,
+        replaced: Mapping[Any, TypedExpr] | None = None,
         before: Relation | None = None,
     ) -> None:
         self.context = context
@@ -82,7 +82,7 @@ class Binder:
 
     # -- entry points -------------------------------------------------------------------------------------------------
 
-    def bind(self, node: Expression) -> Bound:
+    def bind(self, node: Expression) -> TypedExpr:
         """Returns the expression of a tree. Raises SqlFault."""
         if self._replaced is not None:
             found = self._replaced.get(key_of(node, self._before))
@@ -107,14 +107,14 @@ class Binder:
             raise SqlFault(node.span, f"a condition is true or false, and this is {bound.type}", "compare it")
         return bound.expr
 
-    def typed(self, expr: Expr, span: Span) -> Bound:
+    def typed(self, expr: Expr, span: Span) -> TypedExpr:
         """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
         with at(span):
-            return Bound(expr, self.context.type_of(expr, self._schema))
+            return TypedExpr(expr, self.context.type_of(expr, self._schema))
 
     # -- leaves -------------------------------------------------------------------------------------------------------
 
-    def _column(self, node: Column) -> Bound:
+    def _column(self, node: Column) -> TypedExpr:
         field, further = self.relation.find(node.parts)
         if field.clock:
             raise SqlFault(
@@ -122,12 +122,12 @@ class Binder:
                 "the time of processing has no value in a row",
                 "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF",
             )
-        bound = Bound(col(field.column), field.type)
+        bound = TypedExpr(col(field.column), field.type)
         for name in further:
             bound = self._field_of(bound, name)
         return bound
 
-    def _field_of(self, bound: Bound, name: Name) -> Bound:
+    def _field_of(self, bound: TypedExpr, name: Name) -> TypedExpr:
         if not pa.types.is_struct(bound.type):
             raise SqlFault(name.span, f"{bound.type} has no fields, so there is no {name.text}")
         names = [each.name for each in bound.type]
@@ -136,36 +136,36 @@ class Binder:
             raise SqlFault(name.span, f'there is no field "{name.text}"', f"there are {', '.join(names)}")
         return self.typed(bound.expr[found], name.span)
 
-    def _constant(self, node: Constant) -> Bound:
+    def _constant(self, node: Constant) -> TypedExpr:
         if node.kind == "integer":
             value = int(node.text)
             if abs(value) >= 1 << 63:
                 raise SqlFault(node.span, f"{node.text} is more than a BIGINT holds", "write it as a DECIMAL: 1.0")
-            return Bound(lit(value), pa.int64())
+            return TypedExpr(lit(value), pa.int64())
         if node.kind == "decimal":
             return self.typed(lit(Decimal(node.text)), node.span)
         if node.kind == "float":
-            return Bound(lit(float(node.text)), pa.float64())
+            return TypedExpr(lit(float(node.text)), pa.float64())
         if node.kind == "string":
-            return Bound(lit(node.text), pa.string())
+            return TypedExpr(lit(node.text), pa.string())
         if node.kind == "boolean":
-            return Bound(lit(node.text.upper() == "TRUE"), pa.bool_())
-        return Bound(lit(None), pa.null())
+            return TypedExpr(lit(node.text.upper() == "TRUE"), pa.bool_())
+        return TypedExpr(lit(None), pa.null())
 
-    def _typed_literal(self, node: TypedLiteral) -> Bound:
+    def _typed_literal(self, node: TypedLiteral) -> TypedExpr:
         return self.typed(literal_time(node), node.span)
 
-    def _interval(self, node: Interval) -> Bound:
+    def _interval(self, node: Interval) -> TypedExpr:
         return self.typed(lit(datetime.timedelta(milliseconds=interval_ms(node))), node.span)
 
-    def _parameter(self, node: Parameter) -> Bound:
+    def _parameter(self, node: Parameter) -> TypedExpr:
         if node.name not in self.context.parameters:
             raise SqlFault(node.span, f"the parameter :{node.name} has no value", f"app.sql(…, {node.name}=…)")
         return self.typed(lit(self.context.parameters[node.name]), node.span)
 
     # -- operators ----------------------------------------------------------------------------------------------------
 
-    def _unary(self, node: Unary) -> Bound:
+    def _unary(self, node: Unary) -> TypedExpr:
         if node.operator == "NOT":
             return self.typed(~self.predicate(node.operand), node.span)
         if node.operator == "-" and isinstance(node.operand, Constant) and node.operand.kind != "string":
@@ -173,18 +173,18 @@ class Binder:
         bound = self.bind(node.operand)
         return bound if node.operator == "+" else self.typed(-bound.expr, node.span)
 
-    def _constant_negated(self, node: Unary, constant: Constant) -> Bound:
+    def _constant_negated(self, node: Unary, constant: Constant) -> TypedExpr:
         try:
             value: Any = {"integer": int, "decimal": Decimal, "float": float}[constant.kind](constant.text)
         except (KeyError, InvalidOperation):
             raise SqlFault(node.span, "this is not a number") from None
         return self.typed(lit(-value), node.span)
 
-    def _binary(self, node: Binary) -> Bound:
+    def _binary(self, node: Binary) -> TypedExpr:
         operator = node.operator
         if operator in ("AND", "OR"):
             left, right = self.predicate(node.left), self.predicate(node.right)
-            return Bound(left & right if operator == "AND" else left | right, pa.bool_())
+            return TypedExpr(left & right if operator == "AND" else left | right, pa.bool_())
         if operator in _COMPARED:
             return self._compared(node)
         if operator.endswith("DISTINCT FROM"):
@@ -199,7 +199,7 @@ class Binder:
         made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
         return self.typed(made, node.span)
 
-    def _compared(self, node: Binary) -> Bound:
+    def _compared(self, node: Binary) -> TypedExpr:
         left, right = self.bind(node.left), self.bind(node.right)
         if self._is_remainder_of_zero(node):
             # a remainder is zero for both kinds of division
@@ -223,7 +223,7 @@ class Binder:
             return left.name.text.upper() == "MOD" and len(left.arguments) == 2
         return isinstance(left, Binary) and left.operator == "%"
 
-    def _alike(self, left: Bound, right: Bound, span: Span) -> tuple[Bound, Bound]:
+    def _alike(self, left: TypedExpr, right: TypedExpr, span: Span) -> tuple[TypedExpr, TypedExpr]:
         """Casts a constant text that is compared with a time, a date or a number to that type, as Flink does."""
         for one, other in ((left, right), (right, left)):
             is_text = one.expr.kind == "lit" and pa.types.is_string(one.type)
@@ -232,12 +232,12 @@ class Binder:
                 return (made, right) if one is left else (left, made)
         return left, right
 
-    def _distinct_from(self, node: Binary) -> Bound:
+    def _distinct_from(self, node: Binary) -> TypedExpr:
         left, right = self._alike(self.bind(node.left), self.bind(node.right), node.span)
         same = (left.expr == right.expr).fill_null(False) | (left.expr.is_null() & right.expr.is_null())
         return self.typed(same if "NOT" in node.operator else ~same, node.span)
 
-    def _between(self, node: Between) -> Bound:
+    def _between(self, node: Between) -> TypedExpr:
         operand = self.bind(node.operand)
         bounds = []
         for tree in (node.lower, node.upper):
@@ -246,7 +246,7 @@ class Binder:
         made = (operand.expr >= bounds[0]) & (operand.expr <= bounds[1])
         return self.typed(~made if node.negated else made, node.span)
 
-    def _in(self, node: In) -> Bound:
+    def _in(self, node: In) -> TypedExpr:
         if isinstance(node.values, Query):
             raise SqlFault(node.span, "IN (SELECT …) stands in WHERE, joined by AND with other conditions")
         operand = self.bind(node.operand)
@@ -259,7 +259,7 @@ class Binder:
                 made = made | (operand.expr == value)
         return self.typed(~made if node.negated else made, node.span)
 
-    def _like(self, node: Like) -> Bound:
+    def _like(self, node: Like) -> TypedExpr:
         if node.operator != "LIKE":
             raise SqlFault(node.span, "SIMILAR TO is not supported", "write REGEXP(text, pattern)")
         pattern = constant_text(node.pattern, "the pattern of LIKE")
@@ -267,7 +267,7 @@ class Binder:
         made = functions.like(self.bind(node.operand).expr, pattern, escape, node.span)
         return self.typed(~made if node.negated else made, node.span)
 
-    def _is(self, node: Is) -> Bound:
+    def _is(self, node: Is) -> TypedExpr:
         if node.what in ("NULL", "UNKNOWN"):
             operand = self.bind(node.operand).expr
             return self.typed(operand.is_not_null() if node.negated else operand.is_null(), node.span)
@@ -275,7 +275,7 @@ class Binder:
         made = (truth if node.what == "TRUE" else ~truth).fill_null(False)
         return self.typed(~made if node.negated else made, node.span)
 
-    def _case(self, node: Case) -> Bound:
+    def _case(self, node: Case) -> TypedExpr:
         conditions = []
         for condition, value in node.branches:
             if node.operand is not None:
@@ -290,12 +290,12 @@ class Binder:
         made = chain.otherwise(lit(None) if otherwise is None else otherwise.expr)
         return self.typed(made, node.span)
 
-    def _cast(self, node: Cast) -> Bound:
+    def _cast(self, node: Cast) -> TypedExpr:
         operand = self.bind(node.operand)
         target = arrow_type(node.type)
         return self.typed(functions.cast(operand, target, strict=not node.lenient), node.span)
 
-    def _index(self, node: Index) -> Bound:
+    def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
         if not pa.types.is_list(operand.type):
             raise SqlFault(node.span, f"{operand.type} has no elements")
@@ -303,12 +303,12 @@ class Binder:
             raise SqlFault(node.index.span, "the index of an array is a whole number, 1 or more")
         return self.typed(operand.expr.list.get(int(node.index.text) - 1), node.span)
 
-    def _field(self, node: Field) -> Bound:
+    def _field(self, node: FieldAccess) -> TypedExpr:
         return self._field_of(self.bind(node.operand), node.name)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _call(self, node: Call) -> Bound:
+    def _call(self, node: Call) -> TypedExpr:
         name = node.name.text.upper()
         if node.over is not None:
             raise SqlFault(node.span, f"{name} … OVER stands in the select list, as an expression of its own")
@@ -322,13 +322,13 @@ class Binder:
             functions.ArgumentOf(each, None if functions.is_word(each) else self.bind(each)) for each in node.arguments
         ]
         with at(node.span):
-            made = function(functions.Arguments(node, arguments))
+            made = function(functions.CallArguments(node, arguments))
         return self.typed(made, node.span)
 
 
 _METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
 
-_BINDERS: dict[type, Callable[..., Bound]] = {
+_BINDERS: dict[type, Callable[..., TypedExpr]] = {
     Column: Binder._column,
     Constant: Binder._constant,
     TypedLiteral: Binder._typed_literal,
@@ -343,7 +343,7 @@ _BINDERS: dict[type, Callable[..., Bound]] = {
     Case: Binder._case,
     Cast: Binder._cast,
     Index: Binder._index,
-    Field: Binder._field,
+    FieldAccess: Binder._field,
     Call: Binder._call,
 }
 

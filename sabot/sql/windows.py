@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sabot.api.windows import cumulative, hopping, session, tumbling
-from sabot.sql.scope import Field, Relation, TimeWindow, WindowEdge, at
+from sabot.sql.scope import Relation, TableColumn, TimeWindow, WindowEdge, at
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import Call, Column, Descriptor, Expression, Interval
 from sabot.sql.types import interval_ms
@@ -34,8 +34,8 @@ def table_window(call: Call, relation: Relation) -> Relation:
     window = _window(kind, call.arguments[2:], call, time)
     type = pa.timestamp("ms", tz="UTC")
     added = (
-        Field("", "window_start", "window_start", type, None, WindowEdge("start", window)),
-        Field("", "window_end", "window_end", type, None, WindowEdge("end", window)),
+        TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window)),
+        TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window)),
     )
     for name in ("window_start", "window_end"):
         if any(each.name == name for each in relation.fields):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
-from sabot.sql.syntax.tokens import Kind, Token, tokens_of
+from sabot.sql.syntax.tokens import SqlToken, TokenKind, tokens_of
 from sabot.sql.syntax.tree import Hint, Name
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ NOT_AN_ALIAS = frozenset(
 _CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
 
 
-class Cursor:
+class TokenCursor:
     """A position in the tokens of a text. Methods that expect a token raise SqlFault for any other one."""
 
     def __init__(self, text: SqlText) -> None:
@@ -96,11 +96,11 @@ class Cursor:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     @property
-    def token(self) -> Token:
+    def token(self) -> SqlToken:
         """The token at the position."""
         return self.tokens[self.at]
 
-    def peek(self, ahead: int = 1) -> Token:
+    def peek(self, ahead: int = 1) -> SqlToken:
         """Returns the token that many places behind the position."""
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)]
 
@@ -111,16 +111,16 @@ class Cursor:
     @property
     def at_end(self) -> bool:
         """True if all tokens have been taken."""
-        return self.token.kind is Kind.END
+        return self.token.kind is TokenKind.END
 
     def is_symbol(self, symbol: str, ahead: int = 0) -> bool:
         """Returns True if this symbol stands here, or that many places behind."""
         token = self.peek(ahead)
-        return token.kind is Kind.SYMBOL and token.value == symbol
+        return token.kind is TokenKind.SYMBOL and token.value == symbol
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
-    def next(self) -> Token:
+    def next(self) -> SqlToken:
         """Returns the token at the position, and moves behind it."""
         token = self.token
         self.at = min(self.at + 1, len(self.tokens) - 1)
@@ -156,21 +156,21 @@ class Cursor:
 
     def expect_name(self, what: str) -> Name:
         """Returns the name here, quoted or not, and moves behind it. `what`: for the message, "the name of a table"."""
-        if self.token.kind not in (Kind.NAME, Kind.QUOTED):
+        if self.token.kind not in (TokenKind.NAME, TokenKind.QUOTED):
             self.expected(what)
         token = self.next()
-        return Name(token.value, token.span, token.kind is Kind.QUOTED)
+        return Name(token.value, token.span, token.kind is TokenKind.QUOTED)
 
-    def expect_string(self, what: str) -> Token:
+    def expect_string(self, what: str) -> SqlToken:
         """Returns the string here, and moves behind it."""
-        if self.token.kind is not Kind.STRING:
-            hint = "a text has single quotes: 'text'" if self.token.kind is Kind.QUOTED else ""
+        if self.token.kind is not TokenKind.STRING:
+            hint = "a text has single quotes: 'text'" if self.token.kind is TokenKind.QUOTED else ""
             self.expected(what, hint=hint)
         return self.next()
 
     def expect_integer(self, what: str) -> int:
         """Returns the integer here, and moves behind it."""
-        if self.token.kind is not Kind.INTEGER:
+        if self.token.kind is not TokenKind.INTEGER:
             self.expected(what)
         return int(self.next().value)
 
@@ -197,7 +197,7 @@ class Cursor:
 
     def hints(self) -> tuple[Hint, ...]:
         """Returns the hints of the comment /*+ … */ here, if there is one."""
-        if self.token.kind is not Kind.HINT:
+        if self.token.kind is not TokenKind.HINT:
             return ()
         token = self.next()
         inside = self.text.of(token.span)
@@ -238,7 +238,7 @@ class Cursor:
         raise SqlFault(token.span, f"expected {what}{context}, found {token}", hint)
 
 
-class _Hints(Cursor):
+class _Hints(TokenCursor):
     """The parser of the inside of /*+ … */."""
 
     def read(self) -> tuple[Hint, ...]:
@@ -255,6 +255,6 @@ class _Hints(Cursor):
         return (key, self._text("the value of the option")) if self.take_symbol("=") else (key, "")
 
     def _text(self, what: str) -> str:
-        if self.token.kind is Kind.STRING:
+        if self.token.kind is TokenKind.STRING:
             return self.next().value
         return ".".join(part.text for part in self.qualified(what))

@@ -8,14 +8,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Literal, cast
 
-from sabot.sql.syntax.cursor import NOT_AN_ALIAS, Cursor
+from sabot.sql.syntax.cursor import NOT_AN_ALIAS, TokenCursor
 from sabot.sql.syntax.text import Span, SqlFault
-from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     Argument,
     Between,
     Binary,
-    Bound,
     Call,
     Case,
     Cast,
@@ -24,8 +23,8 @@ from sabot.sql.syntax.tree import (
     Descriptor,
     Exists,
     Expression,
-    Field,
-    Frame,
+    FieldAccess,
+    FrameBound,
     In,
     Index,
     Interval,
@@ -44,6 +43,7 @@ from sabot.sql.syntax.tree import (
     TypeField,
     Unary,
     Window,
+    WindowFrame,
     Word,
 )
 
@@ -63,7 +63,7 @@ _WITHOUT_PARENTHESES = frozenset(["CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMES
 _EXTRACTED = (*UNITS, "DOW", "DOY", "ISODOW", "ISOYEAR", "EPOCH", "MILLISECOND", "MICROSECOND", "NANOSECOND")
 
 
-class Expressions(Cursor):
+class Expressions(TokenCursor):
     """The parser of expressions. The parser of queries derives from it, because each contains the other."""
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Expressions(Cursor):
 
     def _further(self, left: Expression, loosest: int) -> Expression | None:
         token = self.token
-        if token.kind is Kind.SYMBOL:
+        if token.kind is TokenKind.SYMBOL:
             binds = _SYMBOLS.get(token.value)
             if binds is None or binds < loosest:
                 return None
@@ -148,7 +148,7 @@ class Expressions(Cursor):
             return Between(left, lower, self.expression(_ADD), negated, self.since(left.span))
         if self.take_word("IN"):
             if self.is_symbol("(") and self.at_query(1):
-                return In(left, self._subquery(), negated, self.since(left.span))
+                return In(left, self.subquery(), negated, self.since(left.span))
             values = self.in_parentheses(self.expression, "of IN")
             return In(left, values, negated, self.since(left.span))
         operator: Literal["LIKE", "SIMILAR TO"] = "LIKE"
@@ -169,7 +169,7 @@ class Expressions(Cursor):
                 operand = Index(operand, index, self.since(operand.span))
             elif self.is_symbol("."):
                 self.next()
-                operand = Field(operand, self.expect_name("the name of a field"), self.since(operand.span))
+                operand = FieldAccess(operand, self.expect_name("the name of a field"), self.since(operand.span))
             else:
                 return operand
         raise SqlFault(self.token.span, f"more than {CHAIN_MAX} operators in a row")
@@ -179,11 +179,16 @@ class Expressions(Cursor):
     def _primary(self) -> Expression:
         token = self.token
         kind = token.kind
-        if kind in (Kind.INTEGER, Kind.DECIMAL, Kind.FLOAT, Kind.STRING):
+        if kind in (TokenKind.INTEGER, TokenKind.DECIMAL, TokenKind.FLOAT, TokenKind.STRING):
             self.next()
-            kinds = {Kind.INTEGER: "integer", Kind.DECIMAL: "decimal", Kind.FLOAT: "float", Kind.STRING: "string"}
+            kinds = {
+                TokenKind.INTEGER: "integer",
+                TokenKind.DECIMAL: "decimal",
+                TokenKind.FLOAT: "float",
+                TokenKind.STRING: "string",
+            }
             return Constant(kinds[kind], token.value, token.span)
-        if kind is Kind.PARAMETER:
+        if kind is TokenKind.PARAMETER:
             self.next()
             return Parameter(token.value, token.span)
         if self.is_symbol("("):
@@ -191,14 +196,14 @@ class Expressions(Cursor):
         if self.is_symbol("*"):
             self.next()
             return Star((), token.span)
-        if kind is Kind.NAME:
+        if kind is TokenKind.NAME:
             special = _SPECIAL.get(token.word)
             if special is not None and (found := special(self)) is not None:
                 return found
             if token.word in NOT_AN_ALIAS and not self.is_symbol("(", 1):
                 self.expected("an expression")
-        if kind in (Kind.NAME, Kind.QUOTED):
-            return self._call() if self.is_symbol("(", 1) else self._column()
+        if kind in (TokenKind.NAME, TokenKind.QUOTED):
+            return self.call() if self.is_symbol("(", 1) else self._column()
         self.expected("an expression")
 
     def _column(self) -> Expression:
@@ -213,13 +218,14 @@ class Expressions(Cursor):
     def _parenthesised(self) -> Expression:
         start = self.token.span
         if self.at_query(1):
-            return Subquery(self._subquery(), self.since(start))
+            return Subquery(self.subquery(), self.since(start))
         self.next()
         items = self.several(self.expression)
         self.expect_symbol(")", "that closes the parenthesis")
         return items[0] if len(items) == 1 else Items("ROW", items, self.since(start))
 
-    def _subquery(self) -> Query:
+    def subquery(self) -> Query:
+        """Reads a query in parentheses."""
         self.expect_symbol("(")
         query = self.query()
         self.expect_symbol(")", "behind the query")
@@ -231,7 +237,7 @@ class Expressions(Cursor):
 
     def _typed(self) -> Expression | None:
         """DATE '…', TIME '…', TIMESTAMP '…', TIMESTAMP_LTZ '…'."""
-        if self.peek().kind is not Kind.STRING:
+        if self.peek().kind is not TokenKind.STRING:
             return None
         token = self.next()
         text = self.next()
@@ -240,8 +246,8 @@ class Expressions(Cursor):
 
     def _interval(self) -> Expression | None:
         signed = self.is_symbol("-", 1) or self.is_symbol("+", 1)
-        if self.peek(2 if signed else 1).kind is not Kind.STRING:
-            if self.peek().kind is Kind.INTEGER:
+        if self.peek(2 if signed else 1).kind is not TokenKind.STRING:
+            if self.peek().kind is TokenKind.INTEGER:
                 self.next()
                 self.expected("a string", "behind INTERVAL", f"write INTERVAL '{self.token.value}' {self.peek().word}")
             return None
@@ -290,7 +296,7 @@ class Expressions(Cursor):
         if not (self.is_symbol("(", 1) and self.at_query(2)):
             return None
         start = self.next().span
-        return Exists(self._subquery(), self.since(start))
+        return Exists(self.subquery(), self.since(start))
 
     def _bracketed(self) -> Expression | None:
         if not self.is_symbol("[", 1):
@@ -309,7 +315,8 @@ class Expressions(Cursor):
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _call(self) -> Call:
+    def call(self) -> Call:
+        """Reads a call of a function, with FILTER, WITHIN GROUP and OVER."""
         name = self.expect_name("a function")
         self.expect_symbol("(")
         special = _ARGUMENTS.get(name.text.upper()) if not name.quoted else None
@@ -344,19 +351,19 @@ class Expressions(Cursor):
     def argument(self) -> Expression:
         """Reads an argument of a function: an expression, TABLE …, MODEL …, DESCRIPTOR(…), or name => one of these."""
         token = self.token
-        if token.kind in (Kind.NAME, Kind.QUOTED) and self.is_symbol("=>", 1):
+        if token.kind in (TokenKind.NAME, TokenKind.QUOTED) and self.is_symbol("=>", 1):
             name = self.expect_name("the name of an argument")
             self.next()
             return Argument(name, self.argument(), self.since(name.span))
-        if self.is_word("TABLE") and (self.is_symbol("(", 1) or self.peek().kind in (Kind.NAME, Kind.QUOTED)):
+        if self.is_word("TABLE") and (self.is_symbol("(", 1) or self.peek().kind in (TokenKind.NAME, TokenKind.QUOTED)):
             self.next()
-            table = self._subquery() if self.is_symbol("(") else self.qualified("the name of a table")
+            table = self.subquery() if self.is_symbol("(") else self.qualified("the name of a table")
             partition: tuple[Expression, ...] = ()
             if self.take_word("PARTITION"):
                 self.expect_word("BY")
                 partition = self._group_of_one_or_more()
             return TableArgument(table, partition, self.since(token.span))
-        if self.is_word("MODEL") and self.peek().kind in (Kind.NAME, Kind.QUOTED):
+        if self.is_word("MODEL") and self.peek().kind in (TokenKind.NAME, TokenKind.QUOTED):
             self.next()
             return ModelArgument(self.expect_name("the name of a model"), self.since(token.span))
         if self.is_word("DESCRIPTOR") and self.is_symbol("(", 1):
@@ -372,7 +379,7 @@ class Expressions(Cursor):
 
     def _over(self) -> Window:
         start = self.before
-        if self.token.kind in (Kind.NAME, Kind.QUOTED):
+        if self.token.kind in (TokenKind.NAME, TokenKind.QUOTED):
             return Window(self.expect_name("the name of a window"), (), (), None, self.since(start))
         self.expect_symbol("(", "behind OVER")
         window = self.window(start)
@@ -382,7 +389,7 @@ class Expressions(Cursor):
     def window(self, start: Span) -> Window:
         """Reads the inside of OVER (…)."""
         base = None
-        if self.token.kind is Kind.NAME and not self.is_symbol(")") and self.token.word not in _OF_WINDOWS:
+        if self.token.kind is TokenKind.NAME and not self.is_symbol(")") and self.token.word not in _OF_WINDOWS:
             base = self.expect_name("the name of a window")
         partition: tuple[Expression, ...] = ()
         if self.take_word("PARTITION"):
@@ -410,7 +417,7 @@ class Expressions(Cursor):
             nulls = self.next().word == "FIRST"
         return Sort(expression, descending, nulls, self.since(expression.span))
 
-    def _frame(self) -> Frame:
+    def _frame(self) -> WindowFrame:
         token = self.next()
         if self.take_word("BETWEEN"):
             start = self._bound()
@@ -418,19 +425,19 @@ class Expressions(Cursor):
             end = self._bound()
         else:
             start = self._bound()
-            end = Bound("CURRENT ROW", None, start.span)
-        return Frame(cast(Literal["ROWS", "RANGE"], token.word), start, end, self.since(token.span))
+            end = FrameBound("CURRENT ROW", None, start.span)
+        return WindowFrame(cast(Literal["ROWS", "RANGE"], token.word), start, end, self.since(token.span))
 
-    def _bound(self) -> Bound:
+    def _bound(self) -> FrameBound:
         start = self.token.span
         if self.take_word("CURRENT"):
             self.expect_word("ROW")
-            return Bound("CURRENT ROW", None, self.since(start))
+            return FrameBound("CURRENT ROW", None, self.since(start))
         amount = None if self.take_word("UNBOUNDED") else self.expression(_ADD)
         if self.token.word not in ("PRECEDING", "FOLLOWING"):
             self.expected("PRECEDING or FOLLOWING")
         kind = cast(Literal["PRECEDING", "FOLLOWING"], self.next().word)
-        return Bound(kind, amount, self.since(start))
+        return FrameBound(kind, amount, self.since(start))
 
     # -- arguments with words between them ----------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ hand: each token is read by exactly one rule, so no clause is lost in silence (d
 """
 
 from sabot.sql.syntax.queries import Queries
-from sabot.sql.syntax.text import Fault, SqlError, SqlFault, SqlText, list_names
-from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names
+from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     ColumnDefinition,
     CreateFunction,
@@ -14,17 +14,17 @@ from sabot.sql.syntax.tree import (
     CreateTable,
     CreateView,
     Describe,
-    Drop,
+    DropStatement,
     Explain,
     Insert,
     Name,
-    Option,
     Query,
     SetOption,
     Show,
     Statement,
     StatementSet,
-    Watermark,
+    TableOption,
+    WatermarkDefinition,
 )
 
 _REFUSED = {
@@ -121,7 +121,7 @@ class Parser(Queries):
             raise SqlFault(self.token.span, "INSERT … PARTITION is not supported", "select the column instead")
         columns: tuple[Name, ...] = ()
         if self.is_symbol("(") and not self.at_query():
-            columns = self.in_parentheses(self._column_name, "of the columns")
+            columns = self.in_parentheses(self.column_name, "of the columns")
         if not self.at_query():
             self.expected("SELECT or VALUES", "behind INSERT INTO …")
         return Insert(table, columns, self.query(), self.since(start))
@@ -143,7 +143,7 @@ class Parser(Queries):
         self.next()
         if not inserts:
             raise SqlFault(self.before, "the set of statements is empty")
-        return StatementSet(tuple(inserts), inserts[0].span._replace(start=start, end=self.before.end))
+        return StatementSet(tuple(inserts), Span(start, self.before.end))
 
     # -- CREATE -------------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Parser(Queries):
         if what == "TABLE":
             return self._create_table(start.start, name, maybe)
         if what == "VIEW":
-            columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+            columns = self.in_parentheses(self.column_name, "of the columns") if self.is_symbol("(") else ()
             self._comment()
             self.expect_word("AS", where="of CREATE VIEW")
             return CreateView(name, columns, self.query(), maybe, self.since(start))
@@ -192,7 +192,7 @@ class Parser(Queries):
 
     def _create_table(self, start: int, name: tuple[Name, ...], maybe: bool) -> CreateTable:
         columns: list[ColumnDefinition] = []
-        watermark: Watermark | None = None
+        watermark: WatermarkDefinition | None = None
         key: tuple[Name, ...] = ()
         if self.take_symbol("("):
             while True:
@@ -216,27 +216,27 @@ class Parser(Queries):
         partition: tuple[Name, ...] = ()
         if self.take_word("PARTITIONED"):
             self.expect_word("BY")
-            partition = self.in_parentheses(self._column_name, "of PARTITIONED BY")
+            partition = self.in_parentheses(self.column_name, "of PARTITIONED BY")
         options = self._with()
         like = self.qualified("a table") if self.take_word("LIKE") else ()
         if like and self.is_symbol("("):
             raise SqlFault(self.token.span, "options of LIKE are not supported")
         query = self.query() if self.take_word("AS") else None
         key = key or tuple(column.name for column in columns if column.primary)
-        span = self.before._replace(start=start)
+        span = Span(start, self.before.end)
         return CreateTable(name, tuple(columns), watermark, key, partition, options, comment, maybe, like, query, span)
 
-    def _watermark(self) -> Watermark:
+    def _watermark(self) -> WatermarkDefinition:
         start = self.expect_word("WATERMARK", "FOR")
         column = self.qualified("a column")
         self.expect_word("AS", where="of WATERMARK FOR")
-        return Watermark(column, self.expression(), self.since(start))
+        return WatermarkDefinition(column, self.expression(), self.since(start))
 
     def _primary_key(self) -> tuple[Name, ...]:
         if self.take_word("CONSTRAINT"):
             self.expect_name("the name of the constraint")
         self.expect_word("PRIMARY", "KEY")
-        key = self.in_parentheses(self._column_name, "of PRIMARY KEY")
+        key = self.in_parentheses(self.column_name, "of PRIMARY KEY")
         self._not_enforced()
         return key
 
@@ -249,7 +249,7 @@ class Parser(Queries):
             )
 
     def _column_definition(self) -> ColumnDefinition:
-        name = self._column_name()
+        name = self.column_name()
         if self.take_word("AS"):
             computed = self.expression()
             return ColumnDefinition(name, None, computed, None, False, self._comment(), self.since(name.span))
@@ -263,18 +263,18 @@ class Parser(Queries):
             self._not_enforced()
         return ColumnDefinition(name, type, None, metadata, primary, self._comment(), self.since(name.span))
 
-    def _with(self) -> tuple[Option, ...]:
+    def _with(self) -> tuple[TableOption, ...]:
         return self.in_parentheses(self._option, "of WITH") if self.take_word("WITH") else ()
 
-    def _option(self) -> Option:
+    def _option(self) -> TableOption:
         key = self.expect_string("an option ('name' = 'value')")
         self.expect_symbol("=", f"behind '{key.value}'")
         value = self.expect_string(f"the value of '{key.value}' as a string")
-        return Option(key.value, value.value, key.span, value.span)
+        return TableOption(key.value, value.value, key.span, value.span)
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
-    def _drop(self) -> Drop:
+    def _drop(self) -> DropStatement:
         start = self.next().span
         self.take_word("TEMPORARY")
         what = self.token.word
@@ -282,18 +282,18 @@ class Parser(Queries):
             self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind DROP")
         self.next()
         maybe = bool(self.is_word("IF") and self.expect_word("IF", "EXISTS"))
-        return Drop(what, self.qualified(f"the name of the {what.lower()}"), maybe, self.since(start))
+        return DropStatement(what, self.qualified(f"the name of the {what.lower()}"), maybe, self.since(start))
 
     def _set(self) -> SetOption:
         token = self.next()
         reset = token.word == "RESET"
-        if self.token.kind is not Kind.STRING:
+        if self.token.kind is not TokenKind.STRING:
             if self.at_end or self.is_symbol(";"):
                 return SetOption(None, reset, token.span)
             self.expected("an option ('name' = 'value')", f"behind {token.word}")
         if reset:
             key = self.next()
-            return SetOption(Option(key.value, "", key.span, key.span), True, self.since(token.span))
+            return SetOption(TableOption(key.value, "", key.span, key.span), True, self.since(token.span))
         return SetOption(self._option(), False, self.since(token.span))
 
     def _show(self) -> Show:

@@ -5,7 +5,7 @@ from typing import cast
 from sabot.sql.syntax.cursor import NOT_AN_ALIAS
 from sabot.sql.syntax.expressions import Expressions
 from sabot.sql.syntax.text import SqlFault
-from sabot.sql.syntax.tokens import Kind
+from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     Alias,
     Alternatives,
@@ -14,20 +14,20 @@ from sabot.sql.syntax.tree import (
     Derived,
     Expression,
     Item,
-    Join,
+    JoinSource,
     MatchRecognize,
     Name,
     Pattern,
     Query,
     Repeat,
-    Select,
+    SelectBody,
     SetOperation,
     Sort,
     Source,
     Succession,
     TableFunction,
     TableName,
-    Values,
+    ValuesBody,
     Variable,
     Window,
 )
@@ -70,11 +70,12 @@ class Queries(Expressions):
 
     def _common_table(self) -> tuple[Alias, Query]:
         name = self.expect_name("the name of a table in WITH")
-        columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+        columns = self.in_parentheses(self.column_name, "of the columns") if self.is_symbol("(") else ()
         self.expect_word("AS", where=f"behind {name.text}")
-        return Alias(name, columns), self._subquery()
+        return Alias(name, columns), self.subquery()
 
-    def _column_name(self) -> Name:
+    def column_name(self) -> Name:
+        """Reads the name of a column."""
         return self.expect_name("the name of a column")
 
     # -- bodies -------------------------------------------------------------------------------------------------------
@@ -109,9 +110,9 @@ class Queries(Expressions):
         if self.is_word("VALUES"):
             start = self.next().span
             rows = self.several(self._row)
-            return Values(rows, self.since(start))
+            return ValuesBody(rows, self.since(start))
         if self.is_symbol("(") and self.at_query():
-            return self._subquery()
+            return self.subquery()
         self.expected("SELECT")
 
     def _row(self) -> tuple[Expression, ...]:
@@ -119,7 +120,7 @@ class Queries(Expressions):
             return self.in_parentheses(self.expression, "of a row")
         return (self.expression(),)
 
-    def _select(self) -> Select:
+    def _select(self) -> SelectBody:
         start = self.expect_word("SELECT")
         hints = self.hints()
         distinct = self.take_word("DISTINCT")
@@ -135,7 +136,9 @@ class Queries(Expressions):
         windows = self.several(self._named_window) if self.take_word("WINDOW") else ()
         qualify = self.expression() if self.take_word("QUALIFY") else None
         emit = bool(self.is_word("EMIT") and self.expect_word("EMIT", "ON", "WINDOW", "CLOSE"))
-        return Select(distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start))
+        return SelectBody(
+            distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start)
+        )
 
     def item(self) -> Item:
         """Reads an entry of a select list, with its alias."""
@@ -146,7 +149,9 @@ class Queries(Expressions):
     def _alias_name(self) -> Name | None:
         if self.take_word("AS"):
             return self.expect_name("an alias")
-        if self.token.kind is Kind.QUOTED or (self.token.kind is Kind.NAME and self.token.word not in NOT_AN_ALIAS):
+        if self.token.kind is TokenKind.QUOTED or (
+            self.token.kind is TokenKind.NAME and self.token.word not in NOT_AN_ALIAS
+        ):
             return self.expect_name("an alias")
         return None
 
@@ -171,7 +176,7 @@ class Queries(Expressions):
         left = self._joined()
         while self.take_symbol(","):
             right = self._joined()
-            left = Join("COMMA", left, right, None, (), self.since(left.span))
+            left = JoinSource("COMMA", left, right, None, (), self.since(left.span))
         return left
 
     def _joined(self) -> Source:
@@ -200,10 +205,10 @@ class Queries(Expressions):
             if self.take_word("ON"):
                 on = self.expression()
             elif self.take_word("USING"):
-                using = self.in_parentheses(self._column_name, "of USING")
+                using = self.in_parentheses(self.column_name, "of USING")
             elif not (isinstance(right, TableFunction) and right.lateral) and self._needs_condition(right):
                 self.expected("ON or USING", "behind the joined table")
-        return Join(kind, left, right, on, using, self.since(left.span))
+        return JoinSource(kind, left, right, on, using, self.since(left.span))
 
     def _needs_condition(self, right: Source) -> bool:
         return not (isinstance(right, TableFunction) and right.call.name.text.upper() == "UNNEST")
@@ -220,7 +225,7 @@ class Queries(Expressions):
         lateral = self.take_word("LATERAL")
         if self.is_symbol("("):
             if self.at_query():
-                query = self._subquery()
+                query = self.subquery()
                 return Derived(query, self._alias(), lateral, self.since(start))
             self.next()
             source = self._from()
@@ -232,11 +237,11 @@ class Queries(Expressions):
             call = self._function_of_table()
             self.expect_symbol(")", "of TABLE(…)")
             return TableFunction(call, self._alias(), lateral, False, self.since(start))
-        if self.token.kind is Kind.NAME and self.is_symbol("(", 1):
+        if self.token.kind is TokenKind.NAME and self.is_symbol("(", 1):
             call = self._function_of_table()
             ordinality = bool(self.is_word("WITH", "ORDINALITY") and self.expect_word("WITH", "ORDINALITY"))
             return TableFunction(call, self._alias(), lateral, ordinality, self.since(start))
-        if self.token.kind is Kind.NAME and self.token.word in NOT_AN_ALIAS:
+        if self.token.kind is TokenKind.NAME and self.token.word in NOT_AN_ALIAS:
             self.expected("a table")
         parts = self.qualified("a table")
         hints = self.hints()
@@ -258,7 +263,7 @@ class Queries(Expressions):
         if not self.is_symbol("(", 1):
             self.next()
             self.expected("(", "behind the name of the table function")
-        call = self._call()
+        call = self.call()
         if call.over is not None or call.filter is not None or call.order or call.distinct or call.star:
             raise SqlFault(call.span, f"{call.name.text}(…) is a table here: no OVER, FILTER, DISTINCT or *")
         return call
@@ -267,7 +272,7 @@ class Queries(Expressions):
         name = self._alias_name()
         if name is None:
             return None
-        columns = self.in_parentheses(self._column_name, "of the columns") if self.is_symbol("(") else ()
+        columns = self.in_parentheses(self.column_name, "of the columns") if self.is_symbol("(") else ()
         return Alias(name, columns)
 
     # -- MATCH_RECOGNIZE ----------------------------------------------------------------------------------------------
@@ -329,7 +334,7 @@ class Queries(Expressions):
     def _succession(self) -> Pattern:
         start = self.token.span
         parts = [self._repeated()]
-        while self.token.kind in (Kind.NAME, Kind.QUOTED) or self.is_symbol("("):
+        while self.token.kind in (TokenKind.NAME, TokenKind.QUOTED) or self.is_symbol("("):
             parts.append(self._repeated())
         return parts[0] if len(parts) == 1 else Succession(tuple(parts), self.since(start))
 

@@ -7,7 +7,7 @@ from enum import Enum
 from sabot.sql.syntax.text import Span, SqlFault, SqlText
 
 
-class Kind(Enum):
+class TokenKind(Enum):
     """The kind of a token."""
 
     NAME = "a name"  # without quotes: may be a keyword
@@ -23,24 +23,24 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class SqlToken:
     """A token. `value`: the name or the string without its quotes, the digits of a number, the text of a hint."""
 
-    kind: Kind
+    kind: TokenKind
     value: str
     span: Span
 
     @property
     def word(self) -> str:
         """The name in capitals if it may be a keyword, else an empty text."""
-        return self.value.upper() if self.kind is Kind.NAME else ""
+        return self.value.upper() if self.kind is TokenKind.NAME else ""
 
     def __str__(self) -> str:
-        if self.kind is Kind.END:
+        if self.kind is TokenKind.END:
             return str(self.kind.value)
-        if self.kind is Kind.HINT:
+        if self.kind is TokenKind.HINT:
             return "/*+ … */"
-        form = {Kind.STRING: "'{}'", Kind.QUOTED: '"{}"', Kind.PARAMETER: ":{}"}.get(self.kind, "{}")
+        form = {TokenKind.STRING: "'{}'", TokenKind.QUOTED: '"{}"', TokenKind.PARAMETER: ":{}"}.get(self.kind, "{}")
         return form.format(self.value)
 
 
@@ -68,9 +68,9 @@ _UNFINISHED = {
 }
 
 
-def tokens_of(text: SqlText) -> list[Token]:
+def tokens_of(text: SqlText) -> list[SqlToken]:
     """Returns the tokens of a text, the last one of kind END. Raises SqlFault for a character that begins none."""
-    tokens: list[Token] = []
+    tokens: list[SqlToken] = []
     source, at = text.text, 0
     while at < len(source):
         match = _PATTERN.match(source, at)
@@ -83,32 +83,32 @@ def tokens_of(text: SqlText) -> list[Token]:
                 raise SqlFault(span, f"{source[span.start : span.end]} is neither a number nor a name")
             tokens.append(token)
         at = match.end()
-    tokens.append(Token(Kind.END, "", Span(len(source), len(source))))
+    tokens.append(SqlToken(TokenKind.END, "", Span(len(source), len(source))))
     return tokens
 
 
-def _token(match: re.Match[str], span: Span) -> Token | None:
+def _token(match: re.Match[str], span: Span) -> SqlToken | None:
     group, text = match.lastgroup, match.group()
     if group in ("blank", "comment"):
         return None
     if match["number"] is not None:
         if match["exponent"]:
-            return Token(Kind.FLOAT, text, span)
-        return Token(Kind.DECIMAL if "." in text else Kind.INTEGER, text, span)
+            return SqlToken(TokenKind.FLOAT, text, span)
+        return SqlToken(TokenKind.DECIMAL if "." in text else TokenKind.INTEGER, text, span)
     if group == "string":
-        return Token(Kind.STRING, text[1:-1].replace("''", "'"), span)
+        return SqlToken(TokenKind.STRING, text[1:-1].replace("''", "'"), span)
     if group in ("tick", "quoted"):
-        return Token(Kind.QUOTED, text[1:-1].replace(text[0] * 2, text[0]), span)
+        return SqlToken(TokenKind.QUOTED, text[1:-1].replace(text[0] * 2, text[0]), span)
     if group == "hint":
-        return Token(Kind.HINT, text[3:-2].strip(), span)
+        return SqlToken(TokenKind.HINT, text[3:-2].strip(), span)
     if group == "parameter":
-        return Token(Kind.PARAMETER, match["parameter"], span)
-    return Token(Kind.NAME if group == "name" else Kind.SYMBOL, text, span)
+        return SqlToken(TokenKind.PARAMETER, match["parameter"], span)
+    return SqlToken(TokenKind.NAME if group == "name" else TokenKind.SYMBOL, text, span)
 
 
-def _runs_on(before: Token, token: Token) -> bool:
-    numbers = (Kind.INTEGER, Kind.DECIMAL, Kind.FLOAT)
-    return before.kind in numbers and token.kind in (Kind.NAME, *numbers)
+def _runs_on(before: SqlToken, token: SqlToken) -> bool:
+    numbers = (TokenKind.INTEGER, TokenKind.DECIMAL, TokenKind.FLOAT)
+    return before.kind in numbers and token.kind in (TokenKind.NAME, *numbers)
 
 
 def _unreadable(source: str, at: int) -> SqlFault:

@@ -211,7 +211,7 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FieldAccess:
     """A field of a value that is no column: f(x).name."""
 
     operand: "Expression"
@@ -230,7 +230,7 @@ class Sort:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class FrameBound:
     """An end of the frame of OVER. `amount` is None for UNBOUNDED and for CURRENT ROW."""
 
     kind: Literal["PRECEDING", "CURRENT ROW", "FOLLOWING"]
@@ -239,12 +239,12 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class WindowFrame:
     """ROWS or RANGE BETWEEN start AND end."""
 
     unit: Literal["ROWS", "RANGE"]
-    start: Bound
-    end: Bound
+    start: FrameBound
+    end: FrameBound
     span: Span
 
 
@@ -255,7 +255,7 @@ class Window:
     base: Name | None
     partition: "tuple[Expression, ...]"
     order: tuple[Sort, ...]
-    frame: Frame | None
+    frame: WindowFrame | None
     span: Span
 
 
@@ -336,7 +336,7 @@ Expression = (
     | Exists
     | Subquery
     | Index
-    | Field
+    | FieldAccess
     | Argument
     | TableArgument
     | ModelArgument
@@ -408,7 +408,7 @@ class TableFunction:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class JoinSource:
     """A join. `kind`: "INNER", "LEFT", "RIGHT", "FULL", "CROSS" or "COMMA" (a, b)."""
 
     kind: str
@@ -476,11 +476,11 @@ class MatchRecognize:
     span: Span
 
 
-Source = TableName | Derived | TableFunction | Join | MatchRecognize
+Source = TableName | Derived | TableFunction | JoinSource | MatchRecognize
 
 
 @dataclass(frozen=True, slots=True)
-class Select:
+class SelectBody:
     """SELECT … FROM … WHERE … GROUP BY … HAVING … QUALIFY …"""
 
     distinct: bool
@@ -508,7 +508,7 @@ class SetOperation:
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class ValuesBody:
     """VALUES (…), (…)."""
 
     rows: tuple[tuple[Expression, ...], ...]
@@ -527,7 +527,7 @@ class Query:
     span: Span
 
 
-Body = Select | SetOperation | Values | Query
+Body = SelectBody | SetOperation | ValuesBody | Query
 
 
 # -- statements -------------------------------------------------------------------------------------------------------
@@ -549,7 +549,7 @@ class ColumnDefinition:
 
 
 @dataclass(frozen=True, slots=True)
-class Watermark:
+class WatermarkDefinition:
     """WATERMARK FOR column AS expression."""
 
     column: tuple[Name, ...]
@@ -558,7 +558,7 @@ class Watermark:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class TableOption:
     """An option of WITH: 'key' = 'value'."""
 
     key: str
@@ -573,10 +573,10 @@ class CreateTable:
 
     name: tuple[Name, ...]
     columns: tuple[ColumnDefinition, ...]
-    watermark: Watermark | None
+    watermark: WatermarkDefinition | None
     key: tuple[Name, ...]
     partition: tuple[Name, ...]
-    options: tuple[Option, ...]
+    options: tuple[TableOption, ...]
     comment: str | None
     if_not_exists: bool
     like: tuple[Name, ...]
@@ -612,7 +612,7 @@ class CreateModel:
     name: tuple[Name, ...]
     inputs: tuple[ColumnDefinition, ...]
     outputs: tuple[ColumnDefinition, ...]
-    options: tuple[Option, ...]
+    options: tuple[TableOption, ...]
     if_not_exists: bool
     span: Span
 
@@ -639,7 +639,7 @@ class StatementSet:
 class SetOption:
     """SET 'key' = 'value'; `value` is None for RESET 'key'; `key` is None for SET or RESET alone."""
 
-    key: Option | None
+    key: TableOption | None
     reset: bool
     span: Span
 
@@ -672,7 +672,7 @@ class Explain:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class DropStatement:
     """DROP TABLE, VIEW, FUNCTION or MODEL."""
 
     what: str
@@ -693,5 +693,5 @@ Statement = (
     | Show
     | Describe
     | Explain
-    | Drop
+    | DropStatement
 )
