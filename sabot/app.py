@@ -454,7 +454,8 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             app           the id
             failure       the unexpected error that ended this run, or the last one; None without such an error
             agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters, failure
-            checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
+            checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error; last_at, when the last one was
+                          complete, and failed_at, when one last failed: seconds since 1970, or None
             state         of the backend: keys, bytes, and with RocksDB the cached and unwritten bytes
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
             operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total, nulled; of calls
@@ -473,8 +474,10 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
             time          seconds by state: busy, contended, backpressured, waiting, aligning and idle, as docs/metrics.md explains them
             state         the present state, and `state_seconds`, for how long; "" before the start and after the end
-            operators     by id: rows_in, rows_out, the seconds of work without waits, and the figures of the operator; `function` names
-                          a function of the user, and its calls on the event loop have the figures of an agent's calls
+            operators     by id: rows_in, rows_out, watermark_ms, the seconds of work without waits, and the figures of the operator:
+                          with state state_keys and state_bytes; late_rows, late_p50_ms, late_p99_ms and late_most_ms; dead_rows and
+                          dead_row_reasons; `function` names a function of the user, whose calls on the event loop have the
+                          figures of an agent's calls
             edges         the ways of rows into the chain, from operator to operator, and out: from, branch, to, right, rows, batches;
                           of one out of the task also seconds, and of its channels waiting (rows), capacity_rows, fill (0 to 1), full_total
             input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1)

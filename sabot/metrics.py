@@ -81,8 +81,35 @@ _KINDS = {
     "sabot_restarts_total": _Kind("counter", (), "Restarts from the last checkpoint after a failure."),
     "sabot_worker_memory_bytes": _Kind("gauge", ("worker",), "Resident memory of a worker's process."),
     "sabot_worker_cpu_seconds_total": _Kind("counter", ("worker",), "CPU time of a worker's process."),
-    "sabot_state_bytes": _Kind("gauge", (), "The size of the keyed state; an estimate."),
-    "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
+    "sabot_state_bytes": _Kind(
+        "gauge", ("operator",), "The size of the state of agents or of a step, in memory and on disk; an estimate."
+    ),
+    "sabot_state_keys": _Kind("gauge", ("operator",), "Keys with state, or rows that a step keeps; an estimate."),
+    "sabot_task_seconds_total": _Kind(
+        "counter", ("operator", "state"), "Seconds of a task by state: busy, contended, backpressured, …, idle."
+    ),
+    "sabot_step_seconds_total": _Kind("counter", ("operator",), "Seconds in which a task worked in one of its steps."),
+    "sabot_edge_rows_total": _Kind("counter", ("operator", "from", "to"), "Rows on an edge of the running plan."),
+    "sabot_channel_fill": _Kind(
+        "gauge", ("operator", "to"), "How full the fullest channel of an edge is, from 0 to 1."
+    ),
+    "sabot_watermark_seconds": _Kind("gauge", ("operator",), "The watermark of a task, in seconds since 1970."),
+    "sabot_checkpoint_timestamp_seconds": _Kind(
+        "gauge", (), "When the last checkpoint was complete, in seconds since 1970."
+    ),
+    "sabot_checkpoint_failure_timestamp_seconds": _Kind(
+        "gauge", (), "When a checkpoint last failed, in seconds since 1970."
+    ),
+    "sabot_late_seconds": _Kind(
+        "gauge", ("operator", "quantile"), "How late the late rows of a step were in this run."
+    ),
+    "sabot_dead_letter_reasons_total": _Kind(
+        "counter", (*_ROWS, "reason"), "Dead letters by the class of their error."
+    ),
+    "sabot_calls_total": _Kind("counter", ("operator",), "Calls of a user's function that have ended; each attempt."),
+    "sabot_call_seconds_total": _Kind("counter", ("operator",), "The seconds that these calls took together."),
+    "sabot_calls_in_flight": _Kind("gauge", ("operator",), "Calls of a user's function that run."),
+    "sabot_calls_limit": _Kind("gauge", ("operator",), "Calls of a user's function that may run now."),
     "sabot_model_calls_total": _Kind("counter", _MODEL, "Calls of a model that needed a provider."),
     "sabot_model_failures_total": _Kind("counter", _MODEL, "Of these, calls that failed after all attempts."),
     "sabot_model_unasked_total": _Kind(
@@ -136,6 +163,19 @@ class Sample:
     topic: str = ""
     partition: str = ""
     worker: str = ""
+
+
+def call_samples(operator: str, figures: Mapping[str, Any]) -> Iterator[Sample]:
+    """Yields the samples of the calls of a user's function, if `figures` has them. `figures`: those of an operator."""
+    names = {
+        "attempts": "calls_total",
+        "attempt_seconds": "call_seconds_total",
+        "in_flight": "calls_in_flight",
+        "limit": "calls_limit",
+    }
+    for figure, name in names.items():
+        if figure in figures:
+            yield Sample(f"sabot_{name}", figures[figure], operator)
 
 
 class Durations:

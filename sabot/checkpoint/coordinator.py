@@ -169,6 +169,8 @@ class Coordinator:
         self._completed = self._failed = self._last_completed = self._last_bytes = 0
         self._last_seconds = 0.0
         self._last_error = ""
+        self._last_at: float | None = None
+        self._failed_at: float | None = None
 
     def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any], incarnation: str = "") -> None:
         """Writes all later checkpoints into `storage`. Their ids are greater than those in the storage and those used
@@ -531,6 +533,7 @@ class Coordinator:
     def _complete(self, flight: _InFlight, manifest: Manifest) -> None:
         self._completed += 1
         self._last_completed = flight.checkpoint_id
+        self._last_at = self._clock.time()
         self._last_seconds = self._clock.monotonic() - flight.started
         self._last_bytes = manifest.nbytes
         if self.delivery is not None and manifest.place is not None:  # a checkpoint without tasks is not stored
@@ -563,6 +566,7 @@ class Coordinator:
         error.__cause__ = cause
         self._failed += 1
         self._last_error = str(error)
+        self._failed_at = self._clock.time()
         if self._refused:  # the failure was reported when it happened
             _log.debug("%s", error)
         else:
@@ -605,8 +609,9 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint; and the id of the
-        oldest checkpoint that is still stored. Id 0 means none.
+        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint, and when it was
+        complete (`last_at`); the error of the last one that failed, and when it did (`failed_at`); and the id of the
+        oldest checkpoint that is still stored. Id 0 means none; times are in seconds since 1970, or None.
         """
         return {
             "completed": self._completed,
@@ -617,6 +622,8 @@ class Coordinator:
             "oldest_id": self._oldest or 0,
             "in_flight": self._in_flight.checkpoint_id if self._in_flight is not None else 0,
             "last_error": self._last_error,
+            "last_at": self._last_at,
+            "failed_at": self._failed_at,
         }
 
     # Threads

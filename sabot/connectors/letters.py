@@ -13,6 +13,7 @@ import base64
 import binascii
 import itertools
 import json
+import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
 _MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
+_REASONS, _REASON_CHARACTERS = 16, 100
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
 _PREFIX = "sabot."
 _ORIGIN = "sabot.topic"  # the first header that Sabot adds
 _NUMBERS = ("partition", "offset", "timestamp", "attempts")
@@ -63,6 +66,31 @@ _sequence = itertools.count(secrets.randbits(_SEQUENCE_BITS))
 
 
 # -- made --------------------------------------------------------------------------------------------------------------
+
+
+class ReasonCounts:
+    """The number of dead letters by reason, for figures. One thread adds; any thread may read."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, error: BaseException | str | tuple[str, str], count: int = 1) -> None:
+        """Counts dead letters of this error, as in `letter_headers`.
+
+        The reason is the class of the error, since a message may quote a payload; of a text, which Sabot has made,
+        the text without numbers and quoted values. After 16 reasons further ones are counted as "other".
+        """
+        if isinstance(error, str):
+            reason = _VALUES.sub("…", error)[:_REASON_CHARACTERS]
+        else:
+            reason = error[0] if isinstance(error, tuple) else stored_name(type(error))
+        if reason not in self._counts and len(self._counts) >= _REASONS:
+            reason = "other"
+        self._counts[reason] = self._counts.get(reason, 0) + count
+
+    def statistics(self) -> dict[str, int]:
+        """Returns the counts by reason."""
+        return dict(self._counts)
 
 
 def letter_headers(

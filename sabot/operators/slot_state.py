@@ -224,6 +224,7 @@ class SlotState(StatePart):
         cold = self._cold
         return {
             "bytes": self.nbytes + (0 if cold is None else cold.nbytes),
+            "disk_bytes": 0 if cold is None else cold.disk_bytes,
             "cold": self.cold_rows,
             "evicted_total": self._evicted,
             "faults_total": self._back,

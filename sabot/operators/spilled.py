@@ -203,6 +203,7 @@ class SpilledGroups(StatePart):
             "groups": of_store["groups"] + count,
             "cold": of_store["cold"] + count,
             "bytes": of_store["bytes"] + (0 if cold is None else cold.nbytes),
+            "disk_bytes": of_store.get("disk_bytes", 0) + (0 if cold is None else cold.disk_bytes),
             "evicted_total": of_store["evicted_total"] + self._evicted,
             "faults_total": of_store["faults_total"] + self._back,
         }

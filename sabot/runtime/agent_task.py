@@ -566,12 +566,14 @@ class AgentTask:
             agent_id, topic = source.operator.spec.agent_id, source.source.name
             yield Sample("sabot_records_in_total", source.input.rows_in, agent_id, topic)
             yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
+            yield from source.task.times.samples(source.task.name)
             for (name, partition), lag in source.input.unread().items():
                 yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
         for feed in self.feeds:
             agent_id = feed.operator.spec.agent_id
             yield Sample("sabot_records_in_total", feed.rows_in, agent_id, agent_id)
             yield Sample("sabot_channel_rows", feed.waiting_rows, agent_id, agent_id)
+        yield from self.times.samples(self.name)
         yield Sample("sabot_checkpoint_sync_seconds", self.cut_seconds, self.name)
         yield Sample("sabot_checkpoint_alignment_seconds", self.gate.statistics()["alignment_seconds"], self.name)
         for sink in self.sinks:

@@ -512,6 +512,9 @@ class AppRunner:
         if checkpoints["completed"]:
             yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
             yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
+            yield Sample("sabot_checkpoint_timestamp_seconds", checkpoints["last_at"])
+        if checkpoints["failed"]:
+            yield Sample("sabot_checkpoint_failure_timestamp_seconds", checkpoints["failed_at"])
         yield Sample("sabot_restarts_total", self.restarts)
         if self.health is not None:
             yield from self.health.samples()

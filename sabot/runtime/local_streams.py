@@ -23,7 +23,7 @@ from sabot.runtime.inputs import GateInput
 from sabot.runtime.restore import positions_in
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
-from sabot.runtime.task import StreamTask, close_tasks
+from sabot.runtime.task import StreamTask, close_tasks, task_samples
 from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
@@ -238,7 +238,10 @@ class LocalStreams:
                 yield Sample("sabot_backlog_records", backlog, task.name, topic)
             for (name, partition), lag in source.unread().items():
                 yield Sample("sabot_consumer_lag", lag, task.name, name, str(partition))
+            for reason, count in source.reasons.statistics().items():
+                yield Sample("sabot_dead_letter_reasons_total", count, task.name, topic, reason)
         for task in self.tasks:
+            yield from task_samples(task)
             yield Sample("sabot_checkpoint_sync_seconds", task.cut_seconds, task.name)
             if isinstance(task.input, GateInput):
                 aligned = task.input.gate.statistics()["alignment_seconds"]

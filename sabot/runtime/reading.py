@@ -34,7 +34,7 @@ from sabot.connectors.defaults import (
     record_bytes_of,
     with_headers,
 )
-from sabot.connectors.letters import letters_of
+from sabot.connectors.letters import ReasonCounts, letters_of
 from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
 from sabot.operators.base import COMPLETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
@@ -282,6 +282,7 @@ class SourceInput(Reader):
     ) -> None:
         super().__init__(name, source)
         self.dead_letters = 0
+        self.reasons = ReasonCounts()
         # The sources that wait until the rows that were there at the start have been read, or "" if none waits.
         self.awaited_by = ""
         self._next_told_ms = 0
@@ -311,6 +312,7 @@ class SourceInput(Reader):
             "source": self.name,
             "rows_in": self.rows_in,
             "dead_letters": self.dead_letters,
+            "dead_letter_reasons": self.reasons.statistics(),
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
             "backlog": self.backlog,
@@ -575,6 +577,8 @@ class SourceInput(Reader):
         if not self.dead_letters:
             _log.warning("%s: the first row went to the dead letters: %.1000s", topic, reasons[0])
         self.dead_letters += records.num_rows
+        for reason in reasons:
+            self.reasons.add(reason)
         self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError
 from sabot.llm.telemetry import RunEngines
 from sabot.metrics import Metrics, Sample
+from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.lease import take_lease
@@ -552,5 +553,5 @@ class Run:
             yield Sample("sabot_delivery_failures_total", figures["failures_total"], track, figures["sink"])
         if self._backend is not None:
             state = self._backend.statistics()
-            yield Sample("sabot_state_bytes", state["bytes"])
-            yield Sample("sabot_state_keys", state["keys"])
+            yield Sample("sabot_state_bytes", state["bytes"], TASK)
+            yield Sample("sabot_state_keys", state["keys"], TASK)

@@ -20,6 +20,7 @@ from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
+from sabot.metrics import Sample, call_samples
 from sabot.operators.base import (
     COMPLETE,
     END_OF_TIME,
@@ -33,6 +34,7 @@ from sabot.operators.base import (
     WritesOutside,
 )
 from sabot.operators.rows.origin import of_selected, reselected
+from sabot.operators.state_size import state_size
 from sabot.os_errors import hint_of, restoring
 from sabot.process_exit import EXITS, wrap_exit
 from sabot.runtime.blocking import held_up_by
@@ -204,6 +206,7 @@ class Link:
         self.rows_in = 0
         self.batches_in = 0
         self.seconds = 0.0  # of the operator, without waits and without the operators behind it
+        self.watermark_ms: int | None = None  # the last one that has come
         self._writes = isinstance(operator, WritesOutside)  # its task waits for the sink, and does nothing else
         self._told = START_OF_TIME  # the last watermark that the operator returned in place of its input's
         operator.emit = receiver_of(targets)
@@ -235,6 +238,8 @@ class Link:
         self.times.run(self, self._mark, element)
 
     def _mark(self, element: Any) -> None:
+        if isinstance(element, Watermark) and element.timestamp_ms != END_OF_TIME:
+            self.watermark_ms = element.timestamp_ms
         if self._holder is not None:
             self._holder.hold(element)
         elif isinstance(element, Watermark):
@@ -258,11 +263,18 @@ class Link:
         return {"to": self.operator.step.id, "right": False, "rows": self.rows_in, "batches": self.batches_in}
 
     def statistics(self) -> dict[str, Any]:
-        """Returns rows_in, rows_out, the seconds of work without waits, and the operator's own figures. From any
-        thread.
+        """Returns rows_in, rows_out, the seconds of work without waits, the watermark, the size of the state, and the
+        operator's own figures. From any thread.
         """
-        counted = {"rows_in": self.rows_in, "rows_out": self.rows_out, "seconds": self.times.seconds_of(self)}
-        return {**counted, **self.operator.statistics()}
+        figures = self.operator.statistics()
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "seconds": self.times.seconds_of(self),
+            "watermark_ms": self.watermark_ms,
+            **(state_size(figures) if isinstance(self.operator, Stateful) else {}),
+            **figures,
+        }
 
     def finish(self) -> None:
         """Ends the operator."""
@@ -682,6 +694,32 @@ class StreamTask:
             "operators": {link.operator.step.id: link.statistics() for link in self.chain.links},
             "edges": self.chain.edges(self.name.rsplit("/", 1)[0]),
         }
+
+
+def task_samples(task: StreamTask) -> Iterator[Sample]:
+    """Yields the samples that every built task has: its time, its watermark, its edges and its operators. From any
+    thread.
+    """
+    figures = task.statistics()
+    yield from task.times.samples(task.name)
+    if task.watermark_ms is not None and task.watermark_ms < END_OF_TIME:
+        yield Sample("sabot_watermark_seconds", task.watermark_ms / 1000, task.name)
+    for edge in figures["edges"]:
+        yield Sample("sabot_edge_rows_total", edge["rows"], task.name, edge["from"], edge["to"])
+        if "fill" in edge:
+            yield Sample("sabot_channel_fill", edge["fill"], task.name, edge["to"])
+    for id, each in figures["operators"].items():
+        name = f"{task.name} {id}"
+        yield Sample("sabot_step_seconds_total", each["seconds"], name)
+        if "state_keys" in each:
+            yield Sample("sabot_state_keys", each["state_keys"], name)
+            yield Sample("sabot_state_bytes", each["state_bytes"], name)
+        if "late_most_ms" in each:
+            for quantile, figure in (("0.5", "late_p50_ms"), ("0.99", "late_p99_ms"), ("1", "late_most_ms")):
+                yield Sample("sabot_late_seconds", each[figure] / 1000, name, quantile)
+        for reason, count in each.get("dead_row_reasons", {}).items():
+            yield Sample("sabot_dead_letter_reasons_total", count, name, "", reason)
+        yield from call_samples(name, each)
 
 
 def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, Handle]]:

@@ -17,11 +17,12 @@ and without the waits: while one piece calls another, only the inner one counts.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds
+from sabot.metrics import Sample
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,6 +164,11 @@ class TaskTimes:
         with self._lock:
             self._told = [max(*pair) for pair in zip(self._told, self._seconds(), strict=True)]
             return {state.label: self._told[state] for state in TaskState}
+
+    def samples(self, task: str) -> Iterator[Sample]:
+        """Yields the seconds by state as metrics samples. `task`: the name of the task."""
+        for label, seconds in self.read().items():
+            yield Sample("sabot_task_seconds_total", seconds, task, label)
 
     def _seconds(self) -> list[float]:
         if self._ended is not None:

@@ -403,6 +403,14 @@ class AgentSink(SinkPort):
     def nulled(self) -> int:
         return self.writer.nulled
 
+    def statistics(self) -> dict[str, Any]:
+        """Returns the figures of every port, and where the time of the sink's thread goes (`TaskTimes.figures`)."""
+        return {**super().statistics(), **self.task.times.figures()}
+
+    def samples(self) -> Iterator[Sample]:
+        yield from super().samples()
+        yield from self.task.times.samples(self.task.name)
+
     def _answer(self) -> None:
         """Reports the end of the sink to every barrier under way."""
         for flushed in self._flushed.values():

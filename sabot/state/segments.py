@@ -69,6 +69,11 @@ class Segments:
         """The bytes in memory."""
         return sum(segment.nbytes for segment in self._segments)
 
+    @property
+    def disk_bytes(self) -> int:
+        """The bytes of the files. From any thread."""
+        return sum(segment.size for segment in self._segments)
+
     def write(self, pieces: Iterable[Piece]) -> None:
         """Stores all rows of some keys as one segment. The hashes of a piece are not below those of the piece before."""
         sparse = [each for each in self._segments if each.alive * _SPARSE < each.rows]

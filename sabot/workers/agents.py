@@ -138,5 +138,6 @@ class WorkerAgents:
         found = list(self.local.task.samples())
         if self._backend is not None:
             state = self._backend.statistics()
-            found += [Sample("sabot_state_bytes", state["bytes"]), Sample("sabot_state_keys", state["keys"])]
+            names = {"bytes": "sabot_state_bytes", "keys": "sabot_state_keys"}
+            found += [Sample(name, state[figure], self.local.task.name) for figure, name in names.items()]
         return found

@@ -1,14 +1,24 @@
 """What `app.statistics()` says of a running app: where its time goes, and which rows came along which edge."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import sabot
-from sabot import App, col, tumbling
-from sabot.testing import END, ScriptedSource
+from sabot import App, CheckpointFailed, col, tumbling
+from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 from tools.agent_tools import bounded, publish, until
+
+
+def labelled(app: App, name: str) -> list[tuple[dict[str, str], float]]:
+    """The labels and values of a metric."""
+    families = text_string_to_metric_families(app.agent_runtime.runner.metrics.text())
+    return [(each.labels, each.value) for family in families for each in family.samples if each.name == name]
 
 
 def numbers(*batches: range) -> list[pa.RecordBatch]:
@@ -68,3 +78,105 @@ async def test_the_edges_of_all_tasks_say_how_many_rows_went_where(memory_url: s
         ("tumbling-1", "write-3"): 18,  # nine windows of two keys
         ("write-3", "write-3"): 18,
     }
+
+
+def state_in(app: App) -> dict[str, tuple[int, int]]:
+    """The keys and bytes of the state by operator, of all subtasks together."""
+    found: dict[str, tuple[int, int]] = {}
+    for figures in app.statistics()["streams"].values():
+        for id, operator in figures["operators"].items():
+            if "state_keys" in operator:
+                keys, size = found.get(id, (0, 0))
+                found[id] = keys + operator["state_keys"], size + operator["state_bytes"]
+    return found
+
+
+@pytest.mark.parametrize("state", ["memory", "rocksdb"])
+async def test_the_state_of_streams_is_counted_by_step(memory_url: str, tmp_path: Path, state: str) -> None:
+    place = "memory" if state == "memory" else f"rocksdb://{tmp_path}"
+    app = App("shop", broker=memory_url, parallelism=2, state=place)
+    schema = {"n": "int64", "k": "int64"}
+    stream = app.stream("rows", schema=schema, time="n")
+    keyed = stream.key_by("n")
+    keyed.window(tumbling("1h")).aggregate(rows=sabot.count()).named("count").to("counts")
+    keyed.deduplicate().named("once").to("firsts")
+    stream.join(stream, on="n", between=("-1s", "1s")).named("pairs").to("joined")
+    await app.start()
+    try:
+        publish(app, "rows", [{"n": n, "k": n % 3} for n in range(300)])
+        await until(lambda: state_in(app).get("count", (0, 0))[0] == 300)
+        await until(lambda: state_in(app)["once"][0] == 300 and state_in(app)["pairs"][0] >= 300)
+        assert all(size > 300 for _, size in state_in(app).values() if _ >= 300)
+        keys = [value for labels, value in labelled(app, "sabot_state_keys") if labels["operator"].endswith(" count")]
+        assert (len(keys), sum(keys)) == (2, 300)
+    finally:
+        await bounded(app.stop())
+
+
+async def test_late_rows_say_how_late_they_were(memory_url: str) -> None:
+    app = App("shop", broker=memory_url)
+    rows = app.stream("rows", schema={"n": "int64", "k": "int64"}, time="n", idle="1h")
+    rows.key_by("k").window(tumbling("1s")).aggregate(n=sabot.count()).named("count").to("counts")
+
+    def late() -> dict[str, Any]:
+        tasks = app.statistics()["streams"].values()
+        return next((task["operators"]["count"] for task in tasks if "count" in task["operators"]), {})
+
+    await app.start()
+    try:
+        publish(app, "rows", [{"n": 1_000_000, "k": 0}])
+        await until(lambda: late().get("watermark_ms", 0) is not None and late().get("watermark_ms", 0) >= 999_000)
+        assert "late_most_ms" not in late()
+        publish(app, "rows", [{"n": 1_000_000 - 5_000, "k": 0}] * 98 + [{"n": 1_000_000 - 600_000, "k": 0}] * 2)
+        await until(lambda: late()["late_rows"] == 100)
+        assert abs(late()["late_most_ms"] - 600_000) <= 1_000
+        assert 5_000 * 0.8 <= late()["late_p50_ms"] <= 5_000 * 1.2
+        assert late()["late_p99_ms"] >= 500_000
+        lateness = {labels["quantile"]: value for labels, value in labelled(app, "sabot_late_seconds")}
+        assert lateness["1"] == late()["late_most_ms"] / 1000
+    finally:
+        await bounded(app.stop())
+
+
+async def test_dead_letters_are_counted_by_step_and_reason(memory_url: str) -> None:
+    app = App("shop", broker=memory_url)
+
+    def check(row: dict[str, Any]) -> Any:
+        if row["n"] == 3:
+            raise KeyError(f"no customer {row['k']}")
+        yield row
+
+    schema = {"n": "int64", "k": "int64"}
+    app.stream("rows", schema=schema).flat_map(check, schema=schema, on_error="dead_letter").to("checked")
+    await app.start()
+    try:
+        broker = MemoryBroker.get(memory_url)
+        broker.publish("rows", [b"{", b'{"n": "x"}', b'{"n": "y"}', *({"n": n, "k": n} for n in range(5))])
+        await until(
+            lambda: any(each["input"].get("dead_letters") == 3 for each in app.statistics()["streams"].values())
+        )
+        await until(lambda: sum(value for _, value in labelled(app, "sabot_dead_letter_reasons_total")) == 4)
+        reasons = {
+            (labels["operator"], labels["reason"]): value
+            for labels, value in labelled(app, "sabot_dead_letter_reasons_total")
+        }
+        assert reasons["read-1/0 flat_map-1", "KeyError"] == 1
+        assert sorted(value for (operator, _), value in reasons.items() if operator == "read-1/0") == [1, 2]
+    finally:
+        await bounded(app.stop())
+
+
+async def test_a_checkpoint_says_when_it_was_complete_and_why_it_failed(memory_url: str) -> None:
+    clock = ManualClock(1_800_000_000.0)
+    coordinator = Coordinator(clock=clock)
+    assert coordinator.statistics()["last_at"] is None
+    coordinator.attach("a", lambda id: coordinator.acknowledge(id, "a", TaskSnapshot()), lambda id: None)
+    await coordinator.wait(coordinator.trigger())
+    assert coordinator.statistics()["last_at"] == clock.time()
+    clock.advance(60)
+    coordinator.attach("b", lambda id: coordinator.decline(id, "b", "its disk is full"), lambda id: None)
+    with pytest.raises(CheckpointFailed):
+        await coordinator.wait(coordinator.trigger())
+    figures = coordinator.statistics()
+    assert (figures["last_at"], figures["failed_at"]) == (clock.time() - 60, clock.time())
+    assert "its disk is full" in figures["last_error"]

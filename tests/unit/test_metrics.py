@@ -106,10 +106,16 @@ async def test_the_figures_of_agents_add_up(app: App) -> None:
     assert at(now, "sabot_channel_rows", **shop, operator="shop.first", topic="orders") == 0
     assert at(now, "sabot_channel_rows", **shop, operator="sink", topic="copies") == 0
     assert at(now, "sabot_consumer_lag", **shop, operator="shop.first", topic="orders", partition="0") == 0
-    assert at(now, "sabot_state_keys", **shop) == 1
-    assert at(now, "sabot_state_bytes", **shop) > 0
+    assert at(now, "sabot_state_keys", **shop, operator="agents") == 1
+    assert at(now, "sabot_state_bytes", **shop, operator="agents") > 0
     assert at(now, "sabot_checkpoint_failed_total", **shop) == 0
     assert at(now, "sabot_checkpoint_seconds", **shop) > 0
+    assert at(now, "sabot_checkpoint_timestamp_seconds", **shop) > 1_700_000_000
+    assert at(now, "sabot_dead_letter_reasons_total", **shop, operator="shop.first", topic="", reason="ValueError") == 2
+    assert at(now, "sabot_calls_total", **shop, operator="shop.first") == 5
+    assert at(now, "sabot_calls_in_flight", **shop, operator="shop.first") == 0
+    assert at(now, "sabot_call_seconds_total", **shop, operator="shop.first") > 0
+    assert at(now, "sabot_task_seconds_total", **shop, operator="agents", state="idle") > 0
 
 
 async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
@@ -139,8 +145,15 @@ async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
         "sabot_checkpoint_sync_seconds": {"app", "operator"},
         "sabot_checkpoint_alignment_seconds": {"app", "operator"},
         "sabot_restarts_total": {"app"},
-        "sabot_state_bytes": {"app"},
-        "sabot_state_keys": {"app"},
+        "sabot_state_bytes": {"app", "operator"},
+        "sabot_state_keys": {"app", "operator"},
+        "sabot_task_seconds_total": {"app", "operator", "state"},
+        "sabot_checkpoint_timestamp_seconds": {"app"},
+        "sabot_dead_letter_reasons_total": {*rows, "reason"},
+        "sabot_calls_total": {"app", "operator"},
+        "sabot_call_seconds_total": {"app", "operator"},
+        "sabot_calls_in_flight": {"app", "operator"},
+        "sabot_calls_limit": {"app", "operator"},
     }
 
 
@@ -535,7 +548,7 @@ def test_a_duration_on_a_bound_belongs_to_it_and_none_is_too_long() -> None:
 
 def test_a_name_with_quotes_and_line_breaks_is_one_label() -> None:
     metrics = Metrics('a "b"\n\\c', lambda: [Sample("sabot_state_keys", 1)])
-    assert at(figures(metrics.text()), "sabot_state_keys", app='a "b"\n\\c') == 1
+    assert at(figures(metrics.text()), "sabot_state_keys", app='a "b"\n\\c', operator="") == 1
 
 
 async def test_an_app_with_agents_and_streams_has_the_figures_of_both(app: App) -> None:

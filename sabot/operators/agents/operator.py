@@ -25,9 +25,9 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
-from sabot.connectors.letters import letter_headers
+from sabot.connectors.letters import ReasonCounts, letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
-from sabot.metrics import Durations, Sample
+from sabot.metrics import Durations, Sample, call_samples
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, null_fields, place_of, records_batch, rows_of
@@ -170,6 +170,7 @@ class AgentOperator(ABC):
         self.held: RowQueue[Any] = RowQueue(capacity_rows, capacity_bytes)
         self._dead_port = dead_letters
         self._dead: dict[str, RowBuffer] = {}
+        self._reasons = ReasonCounts()
         self._on_failed = on_failed
         self._version = version
         self._batch_seconds = Durations()
@@ -341,6 +342,7 @@ class AgentOperator(ABC):
             "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],
+            "dead_letter_reasons": self._reasons.statistics(),
             **({"nulled": self._nulled.count} if self._nulled.count else {}),
         }
 
@@ -349,6 +351,9 @@ class AgentOperator(ABC):
         restore.
         """
         agent_id = self.spec.agent_id
+        yield from call_samples(agent_id, self.statistics())
+        for reason, count in self._reasons.statistics().items():
+            yield Sample("sabot_dead_letter_reasons_total", count, agent_id, "", reason)
         for buffer in self._outputs:
             yield Sample("sabot_records_out_total", buffer.rows_total, agent_id, buffer.port.name)
         if self._nulled.count:
@@ -493,6 +498,7 @@ class AgentOperator(ABC):
         if buffer is None:
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self.on_broken)
         self.counters.dead_letters += 1
+        self._reasons.add(error)
         headers = letter_headers(
             error,
             topic=row.topic,

@@ -24,7 +24,7 @@ from sabot.calls import CallOptions
 from sabot.calls.handover import Failed, Handover, shown
 from sabot.codecs.json import schema_text
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.letters import letters_of_rows
+from sabot.connectors.letters import ReasonCounts, letters_of_rows
 from sabot.errors import UserError
 from sabot.operators.base import (
     TIME_COLUMN,
@@ -85,6 +85,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         self._new: list[Chunk] = []  # chunks that the crew does not have yet
         self._touched: dict[int, Chunk] = {}  # chunks with calls that have ended since the last `_release`
         self._dead_rows = 0
+        self._reasons = ReasonCounts()
         self.name = "calls"
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -254,6 +255,8 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     def send_to_dead_letters(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
         """Emits rows as dead letters: their calls have failed, or their results do not fit the schema."""
         self._dead_rows += len(rows)
+        for each in failed:
+            self._reasons.add(each.error)
         if self._dead is not None:
             data = chunk.data.take(pa.array(rows))
             letters = letters_of_rows(
@@ -392,4 +395,4 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
     def statistics(self) -> dict[str, Any]:
         calls = {} if self._handover is None else self._handover.statistics()
         held = {"held_rows": self.queue.rows, "held_bytes": self.queue.nbytes, "dead_rows": self._dead_rows}
-        return {"function": self.name, **held, **calls}
+        return {"function": self.name, "dead_row_reasons": self._reasons.statistics(), **held, **calls}

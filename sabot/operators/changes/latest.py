@@ -120,7 +120,8 @@ class LatestRows(Groups):
 
     def statistics(self) -> dict[str, Any]:
         figures = self._rows.statistics()
-        return {"groups": len(self._known), "bytes": figures["bytes"] + self._known.nbytes + self._ids.nbytes}
+        nbytes = figures["bytes"] + self._known.nbytes + self._ids.nbytes
+        return {"groups": len(self._known), "bytes": nbytes, "disk_bytes": figures.get("disk_bytes", 0)}
 
     def _reach(self, slot: int) -> None:
         if slot >= len(self._ids):

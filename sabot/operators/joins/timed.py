@@ -105,7 +105,7 @@ class TimedJoin(JoinOperator, HasBranches):
 
     def statistics(self) -> dict[str, Any]:
         figures = super().statistics()
-        return {"late_rows": self.late_rows, **figures} if figures else figures
+        return {**LateRows.together(self.late.values()), **figures} if figures else figures
 
 
 def _hidden(keys: Sequence[str]) -> list[str]:

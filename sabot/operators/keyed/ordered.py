@@ -115,7 +115,8 @@ class EventOrder(SavesWatermark):
         yield from self._held
 
     def statistics(self) -> dict[str, Any]:
-        return {"held_rows": sum(data.num_rows for data in self._held)}
+        held = list(self._held)
+        return {"held_rows": sum(data.num_rows for data in held), "held_bytes": sum(data.nbytes for data in held)}
 
 
 # -- their place in a plan ----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from sabot.operators.state_parts import RowsPart, SavesWatermark, StateParts, co
 
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are not aggregates
 _INT64 = pa.int64()
-_MOVED = ("cold", "evicted_total", "faults_total")  # figures of state on disk
+_MOVED = ("disk_bytes", "cold", "evicted_total", "faults_total")  # figures of state on disk
 
 
 class Over(SavesWatermark):

@@ -116,7 +116,7 @@ class RunningState(OverState):
 
     def statistics(self) -> dict[str, int]:
         told = self.store.statistics()
-        return {"keys": told["groups"], "rows": 0, "bytes": told.get("bytes", 0)}
+        return {"keys": told["groups"], "rows": 0, "bytes": told["bytes"], "disk_bytes": told["disk_bytes"]}
 
     def close(self) -> None:
         self.store.close()

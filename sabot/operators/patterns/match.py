@@ -268,7 +268,7 @@ class Pattern(StatefulOperator):
             "keys": len(self._known) + self._state.cold_rows,
             "held_rows": len(self._rows),
             "matches": self._matches,
-            "late_rows": self._late.count,
+            **self._late.statistics(),
         }
 
 

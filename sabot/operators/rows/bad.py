@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
 from sabot.codecs.engine_columns import UPDATE_AFTER
-from sabot.connectors.letters import letters_of_rows
+from sabot.connectors.letters import ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
 from sabot.logs import warn_of_users_error
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
@@ -50,6 +50,7 @@ class BadRows:
     def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
         self.step = step[:STEP_LENGTH]
         self.count = 0
+        self._reasons = ReasonCounts()
         self._context = context
         self._letters = context.dead_letters
         self.nulls = policy == "null"
@@ -105,12 +106,16 @@ class BadRows:
             said = scrubbed(self.message(batch, row, error))
             warn_of_users_error(_log, cause_of(error), "%s: %s, the first one: %s", self.step, what, said)
         self.count += len(errors)
+        for error in errors.values():
+            self._reasons.add(cause_of(error))
         if self._letters is not None and not self.nulls:
             self._letters(self._letters_of(batch, errors))
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the number of rows that were set apart, or an empty dict if there are none."""
-        return {"dead_rows": self.count} if self.count else {}
+        """Returns the number of rows that were set apart, and these by the class of their error, or an empty dict if
+        there are none.
+        """
+        return {"dead_rows": self.count, "dead_row_reasons": self._reasons.statistics()} if self.count else {}
 
     def message(self, batch: Batch, row: int, error: BaseException) -> str:
         """Returns the message of an error with the place of its row."""

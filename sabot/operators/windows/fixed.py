@@ -166,8 +166,8 @@ class WindowAggregate(StatefulOperator):
 
     def _reject_late(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
-            rows = pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
-            self._late.note(rows, pc.min(batch.data.column(PANE_COLUMN).take(late)).as_py(), self._watermark)
+            panes, rows = (batch.data.column(name).take(late).to_numpy() for name in (PANE_COLUMN, ROWS_COLUMN))
+            self._late.note(panes, self._watermark, rows)
             return
         self._late.reject(batch, late, self._watermark)
 
@@ -400,7 +400,7 @@ class WindowAggregate(StatefulOperator):
             **figures,
             "bytes": figures["bytes"] + sum(extras.nbytes for extras in list(self._extras.values())),
             "panes": len(self._panes),
-            "late_rows": self._late.count,
+            **self._late.statistics(),
             "windows": self._windows_emitted,
             "results": self._rows_emitted,
             "merges": self._merged.merges,

@@ -167,7 +167,7 @@ class SessionAggregate(StatefulOperator):
         return {
             "sessions": self._state.count,
             "merged": kernel["merged"],
-            "late_rows": self._late.count,
+            **self._late.statistics(),
             **self._state.statistics(),
         }
 

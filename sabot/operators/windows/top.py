@@ -309,8 +309,8 @@ class WindowTopN(RankedOperator):
             "panes": len(panes),
             "keys": sum(len(pane.known) for pane in panes),
             "rows": sum(len(pane.rows) for pane in panes) + figures["cold"],
-            **{name: figures[name] for name in ("bytes", "cold", "evicted_total", "faults_total")},
-            "late_rows": self._late.count,
+            **{name: figures[name] for name in ("bytes", "disk_bytes", "cold", "evicted_total", "faults_total")},
+            **self._late.statistics(),
             "windows": self._windows_emitted,
         }
 

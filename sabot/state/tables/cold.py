@@ -63,6 +63,11 @@ class ColdGroups:
             remove_tree(directory)
             raise checkpoint_error(f"{source}: cannot be restored", error) from error
 
+    @property
+    def disk_bytes(self) -> int:
+        """The bytes of the groups on disk, as RocksDB estimates them; 0 once it is closed. From any thread."""
+        return self._database.statistics()["bytes"]
+
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
         """Stores groups, each key once. `hashes`: one for each group. `take`: returns the columns (keys, then
         accumulators) of the groups with the given indexes.

@@ -369,6 +369,7 @@ class TableStore:
             "cold": cold,
             "dirty": sum(table.statistics()["dirty"] for table in hot),
             "bytes": sum(table.nbytes for table in tables) + filters,
+            "disk_bytes": 0 if (database := self._database) is None else database.disk_bytes,
             "evicted_total": self._evicted,
             "faults_total": self._faults + sum(table.faults for table in hot),
         }

@@ -53,7 +53,7 @@ def test_a_late_row_goes_on_at_once():
     run.operator.advance(100)
     run.feed((1, 150), (2, 50))
     assert run.rows == [(2, 50)]
-    assert run.operator.statistics() == {"held_rows": 1}
+    assert run.operator.statistics() == {"held_rows": 1, "held_bytes": 16}
 
 
 def test_a_late_row_goes_on_at_once_after_a_restore_too(tmp_path):
