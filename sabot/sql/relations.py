@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr, coalesce, col, lit, when
+from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
-from sabot.sql.scope import Names, Relation, TypedExpr, at, node_of
+from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of
 from sabot.sql.select import SelectBinder
-from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Alias,
     Between,
@@ -33,9 +34,9 @@ from sabot.sql.syntax.tree import (
     TableName,
     ValuesBody,
 )
-from sabot.sql.types import interval_ms
+from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored
-from sabot.sql.windows import TABLE_WINDOWS, table_window
+from sabot.sql.windows import TABLE_WINDOWS, positional, table_window
 
 Lookup = Callable[[tuple[Name, ...]], Relation]
 """A function that returns the table or view of a name; raises SqlFault if there is none."""
@@ -105,24 +106,40 @@ class QueryBinder:
         if len(names) != len(right.fields):
             message = f"UNION of {len(names)} and {len(right.fields)} columns"
             raise SqlFault(body.right.span, message)
-        columns: dict[str, Expr] = {}
+        for relation in (left, right):
+            self._check_plain(relation, body.span)
+        fields = []
         for mine, its in zip(left.fields, right.fields, strict=True):
-            same = mine.type == its.type
-            columns[mine.column] = col(its.column) if same else col(its.column).cast(mine.type)
+            type = common_type(mine.type, its.type)
+            if type is None:
+                message = f"column {mine.name} of UNION is {sql_type(mine.type)} and {sql_type(its.type)}"
+                raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.type)})")
+            shift = mine.shift_ms if mine.shift_ms == its.shift_ms else None
+            fields.append(replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None))
         with at(body.span):
-            stream = right.stream
-            if [each.column for each in right.fields] != list(columns) or any(
-                e.column is None for e in columns.values()
-            ):
-                stream = stream.select(**columns)
-            stream = left.stream.union(stream)
+            streams = [self._as_columns(relation, fields) for relation in (left, right)]
+            stream = streams[0].union(streams[1])
             if not body.all:
-                stream = stream.deduplicate(*columns)
-        shifts = [
-            replace(a, qualifier="", shift_ms=a.shift_ms if a.shift_ms == b.shift_ms else None, window=None)
-            for a, b in zip(left.fields, right.fields, strict=True)
-        ]
-        return Relation(stream, tuple(shifts))
+                stream = stream.deduplicate(*(each.column for each in fields))
+        return Relation(stream, tuple(fields))
+
+    def _check_plain(self, relation: Relation, span: Span) -> None:
+        for each in relation.fields:
+            if each.clock:
+                raise SqlFault(span, f"{each.name} is the time of processing, which has no value in a row")
+        if relation.ranking is not None or relation.window is not None:
+            raise SqlFault(span, "group or bound the rows of this query before UNION")
+
+    def _as_columns(self, relation: Relation, fields: Sequence[TableColumn]) -> Stream:
+        """Returns the rows with these columns, in their order, with their types."""
+        columns: dict[str, Expr] = {}
+        for each, wanted in zip(relation.fields, fields, strict=True):
+            expr = col(each.column)
+            columns[wanted.column] = expr if each.type == wanted.type else expr.cast(wanted.type)
+        names = node_of(relation.stream).column_names
+        if names == list(columns) and all(expr.column == name for name, expr in columns.items()):
+            return relation.stream
+        return relation.stream.select(**columns)
 
     def _select(self, select: SelectBody) -> Relation:
         if select.source is None:
@@ -162,7 +179,8 @@ class QueryBinder:
         if name not in TABLE_WINDOWS:
             hint = f"there are {', '.join(TABLE_WINDOWS)}"
             raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
-        first = source.call.arguments[0] if source.call.arguments else None
+        arguments = positional(source.call).arguments
+        first = arguments[0] if arguments else None
         if not isinstance(first, TableArgument):
             raise SqlFault(source.call.span, f"{name} needs TABLE t", "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)")
         if first.partition:
@@ -182,8 +200,7 @@ class QueryBinder:
         for side, tree in ((left, join.left), (right, join.right)):
             if side.window is not None or side.ranking is not None:
                 raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
-        own = conjuncts(join.on) + [_using(name, left, right) for name in join.using]
-        return _JoinBinder(self._context, join, left, right, own, where if inner else []).bind()
+        return _JoinBinder(self._context, join, left, right, where if inner else []).bind()
 
     def _as_of(self, join: JoinSource, left: Relation, table: TableName) -> Relation:
         node = table.as_of
@@ -192,7 +209,7 @@ class QueryBinder:
         field, further = left.find(node.parts)
         right = self._lookup(table.parts).named(table.parts[-1].text)
         right = right if table.alias is None else renamed(right, table.alias)
-        binder = _JoinBinder(self._context, join, left, right, conjuncts(join.on), [])
+        binder = _JoinBinder(self._context, join, left, right, [])
         if field.clock:
             return binder.bind_lookup()
         if further or field.shift_ms != 0:
@@ -212,11 +229,12 @@ class QueryBinder:
             inner = self.query(node.values)
             if len(inner.fields) != 1:
                 raise SqlFault(node.values.span, "the query of IN has one column")
-            key = Binder(self._context, relation).bind(node.operand)
+            its = inner.fields[0]
+            key, other = same_type(
+                node, Binder(self._context, relation).bind(node.operand), TypedExpr(col(its.column), its.type)
+            )
             with at(node.span):
-                stream = relation.stream.join(
-                    inner.stream, left_on=key.expr, right_on=inner.fields[0].column, how="semi"
-                )
+                stream = relation.stream.join(inner.stream, left_on=key.expr, right_on=other.expr, how="semi")
             relation = replace(relation, stream=stream)
             where.remove(node)
         return relation
@@ -236,13 +254,36 @@ def renamed(relation: Relation, alias: Alias) -> Relation:
     return replace(relation, fields=tuple(fields))
 
 
-def _using(name: Name, left: Relation, right: Relation) -> Expression:
-    sides = []
-    for relation in (left, right):
-        field, _ = relation.find((name,))
-        parts = (Name(field.qualifier, name.span, True),) if field.qualifier else ()
-        sides.append(Column((*parts, Name(field.name, name.span, True)), name.span))
-    return Binary("=", sides[0], sides[1], name.span)
+def same_type(node: Expression, left: TypedExpr, right: TypedExpr) -> tuple[TypedExpr, TypedExpr]:
+    """Returns the keys of a join with one type. Raises SqlFault at `node` if their types cannot be compared."""
+    type = common_type(left.type, right.type)
+    if type is None:
+        message = f"{sql_type(left.type)} and {sql_type(right.type)} are never equal"
+        raise SqlFault(node.span, message, "write a CAST")
+    cast = [key if key.type == type else TypedExpr(key.expr.cast(type), type) for key in (left, right)]
+    return cast[0], cast[1]
+
+
+def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:
+    """Returns the rows of a join with one column for each key of USING, before the other columns.
+
+    `split`: the number of the left table's columns.
+    """
+    sides = [replace(joined, fields=joined.fields[:split]), replace(joined, fields=joined.fields[split:])]
+    names, stream, fields = names_of(joined), joined.stream, list(joined.fields)
+    made = []
+    for name in join.using:
+        left, right = (side.find((name,))[0] for side in sides)
+        chosen = right if join.kind == "RIGHT" else left
+        if join.kind == "FULL":
+            column = names.free(left.name)
+            with at(name.span):
+                stream = stream.with_columns(**{column: coalesce(col(left.column), col(right.column))})
+            chosen = TableColumn("", left.name, column, left.type)
+        made.append(replace(chosen, qualifier="", name=left.name))
+        for old in (left, right):
+            fields[fields.index(old)] = replace(old, merged=True)
+    return Relation(stream, (*made, *fields))
 
 
 class _JoinBinder:
@@ -254,7 +295,6 @@ class _JoinBinder:
         join: JoinSource,
         left: Relation,
         right: Relation,
-        own: list[Expression],
         where: list[Expression],
     ) -> None:
         self._context = context
@@ -262,7 +302,8 @@ class _JoinBinder:
         self._how = _HOW[join.kind]
         self._left, self._right = left, self._apart(left, right)
         self._both = Relation(left.stream, (*self._left.fields, *self._right.fields))
-        self._own, self._where = own, where
+        self._own = conjuncts(join.on) + [self._using(name) for name in join.using]
+        self._where = where
         self._keys: list[tuple[Expression, TypedExpr, TypedExpr]] = []
         self._lower: int | None = None  # bounds of (right event time - left event time), in ms
         self._upper: int | None = None
@@ -283,6 +324,13 @@ class _JoinBinder:
             stream = stream.rename(changed)
         fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in right.fields)
         return replace(right, stream=stream, fields=fields)
+
+    def _using(self, name: Name) -> Expression:
+        sides = []
+        for relation in (self._left, self._right):
+            field, _ = relation.find((name,))
+            sides.append(Column((StarName(field.name, name.span, True, field),), name.span))
+        return Binary("=", sides[0], sides[1], name.span)
 
     # -- conditions ---------------------------------------------------------------------------------------------------
 
@@ -318,7 +366,7 @@ class _JoinBinder:
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 left, right = self._side(one, self._left), self._side(other, self._right)
                 if left is not None and right is not None:
-                    self._keys.append((node, left, right))
+                    self._keys.append((node, *same_type(node, left, right)))
                     return True
             return False
         if node.operator in _COMPARISONS:
@@ -391,7 +439,7 @@ class _JoinBinder:
         window = self._window()
         left, right = self._left, self._right
         if self._how != "inner" and self._residual:
-            right = self._filtered(right)
+            left, right = self._conditioned(left, right)
         left, right, outer = self._copied(left, right)
         options: dict[str, Any] = {"how": self._how}
         if window is not None:
@@ -424,7 +472,9 @@ class _JoinBinder:
         return self._joined(stream, left, right, outer)
 
     def _copied(self, left: Relation, right: Relation) -> tuple[Relation, Relation, dict[str, str]]:
-        """Copies key columns where an outer join must tell a key from the null of a missing row."""
+        """Copies key columns that the joined rows would not have: the engine drops the keys of the right table, which
+        differ from those of the left one if the join is an outer one, or if the left key is computed.
+        """
         outer: dict[str, str] = {}
         names = Names({each.column for each in (*left.fields, *right.fields)})
 
@@ -439,6 +489,8 @@ class _JoinBinder:
 
         if self._how in ("left", "full"):
             right = copied(right, [key for _, _, key in self._keys])
+        elif self._how == "inner":
+            right = copied(right, [its for _, mine, its in self._keys if mine.expr.column is None])
         if self._how in ("right", "full"):
             left = copied(left, [key for _, key, _ in self._keys])
         return left, right, outer
@@ -461,6 +513,8 @@ class _JoinBinder:
             shift = each.shift_ms if node.event_times.get(column) else None
             fields.append(replace(each, column=column, shift_ms=shift))
         relation = Relation(stream, tuple(fields))
+        if self._join.using:
+            relation = _merged(relation, self._join, sum(not each.clock for each in left.fields))
         if self._how == "inner" and self._residual:
             binder = Binder(self._context, relation)
             for condition in self._residual:
@@ -468,23 +522,32 @@ class _JoinBinder:
                     relation = replace(relation, stream=relation.stream.filter(binder.predicate(condition)))
         return relation
 
-    def _filtered(self, right: Relation) -> Relation:
-        """Filters the right table of an outer join by the conditions of ON that are about it alone."""
-        if self._how != "left":
-            raise SqlFault(
-                self._residual[0].span, f"{self._join.kind} JOIN takes equal columns and bounds of time only"
-            )
-        binder = Binder(self._context, right)
+    def _conditioned(self, left: Relation, right: Relation) -> tuple[Relation, Relation]:
+        """Applies the conditions of an outer join's ON that are about one table alone.
+
+        A row that does not meet them has no partner. It is dropped if the join keeps no rows of its table without a
+        partner; otherwise its key becomes null, which equals nothing.
+        """
+        kept = {"left": (True, False), "right": (False, True), "full": (True, True)}[self._how]
+        sides = [left, right]
         for node in self._residual:
-            try:
-                predicate = binder.predicate(node)
-            except SqlFault:
+            found = [i for i, side in enumerate((self._left, self._right)) if self._side(node, side) is not None]
+            if not found:
                 raise SqlFault(
-                    node.span, "LEFT JOIN takes equal columns, bounds of time, and conditions on the right table"
-                ) from None
+                    node.span,
+                    f"{self._join.kind} JOIN takes equal columns, bounds of time, and conditions on one of the tables",
+                )
+            i = found[0]
+            predicate = Binder(self._context, sides[i]).predicate(node)
             with at(node.span):
-                right = replace(right, stream=right.stream.filter(predicate))
-        return right
+                if not kept[i]:
+                    sides[i] = replace(sides[i], stream=sides[i].stream.filter(predicate))
+                    continue
+            tree, *keys = self._keys[0]
+            key = keys[i]
+            keys[i] = TypedExpr(when(predicate).then(key.expr).otherwise(lit(None)), key.type)
+            self._keys[0] = (tree, keys[0], keys[1])
+        return sides[0], sides[1]
 
     def _window(self) -> Any:
         """Returns the window of a join of two windows' results, or None."""

@@ -44,6 +44,7 @@ class TableColumn:
     - `shift_ms`: the distance of the values from the event time of the row; None for values that are no event time.
     - `window`: set if the values are the start or the end of the row's window.
     - `clock`: True for PROCTIME(), which has no value in a row.
+    - `merged`: True for a key that USING has made one column of two: only `qualifier.name` finds it.
     """
 
     qualifier: str
@@ -53,6 +54,14 @@ class TableColumn:
     shift_ms: int | None = None
     window: WindowEdge | None = None
     clock: bool = False
+    merged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StarName(Name):
+    """A name that `*` stands for. `column`: the column of the table, which needs no search."""
+
+    column: TableColumn | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +106,11 @@ class Relation:
         Raises SqlFault if there is none, or if several tables have it.
         """
         first = parts[0].text
+        if isinstance(parts[0], StarName) and parts[0].column is not None:
+            return parts[0].column, parts[1:]
         if len(parts) > 1 and (found := self._of(self._qualified(first), parts[1])):
             return found, parts[2:]
-        if found := self._of(self.fields, parts[0]):
+        if found := self._of((each for each in self.fields if not each.merged), parts[0]):
             return found, parts[1:]
         span = parts[0].span.to(parts[-1].span)
         if len(parts) > 1 and (known := self._qualified(first)):
@@ -122,7 +133,7 @@ class Relation:
         if len(found) > 1:
             tables = [f"{each.qualifier}.{each.name}" for each in found]
             message = f'"{name.text}" may be {" or ".join(tables)}'
-            if len(set(tables)) < len(tables):
+            if len(set(tables)) < len(tables) or not all(each.qualifier for each in found):
                 raise SqlFault(name.span, f'several columns are called "{name.text}"', "give them aliases")
             raise SqlFault(name.span, message, "write the name of the table before it")
         return found[0] if found else None
@@ -130,7 +141,7 @@ class Relation:
     def stars(self, qualifier: tuple[Name, ...], span: Span) -> list[TableColumn]:
         """Returns the fields of `*` or `qualifier.*`."""
         if not qualifier:
-            return list(self.fields)
+            return [each for each in self.fields if not each.merged]
         name = ".".join(part.text for part in qualifier)
         found = self._qualified(name)
         if not found:
@@ -168,6 +179,11 @@ class Names:
             found, number = f"{name}{number}", number + 1
         self.taken.add(found)
         return found
+
+
+def names_of(relation: Relation) -> Names:
+    """Returns the names of a table's columns, those that no query can see included."""
+    return Names({each.column for each in relation.fields} | set(node_of(relation.stream).column_names or ()))
 
 
 @contextmanager

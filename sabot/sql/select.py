@@ -12,16 +12,28 @@ from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, tumbling
 from sabot.sql import functions
-from sabot.sql.scope import Names, Ranking, Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, node_of
+from sabot.sql.scope import (
+    Names,
+    Ranking,
+    Relation,
+    StarName,
+    TableColumn,
+    TimeWindow,
+    TypedExpr,
+    WindowEdge,
+    at,
+    names_of,
+    node_of,
+)
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
+    Between,
     Binary,
     Call,
     Column,
     Constant,
     Expression,
     Item,
-    Name,
     SelectBody,
     Sort,
     Star,
@@ -92,9 +104,8 @@ class SelectBinder:
             if item.alias is not None:
                 raise SqlFault(item.alias.span, "* has no alias")
             for field in relation.stars(item.expression.qualifier, item.span):
-                parts = (Name(field.qualifier, item.span, True),) if field.qualifier else ()
-                column = Column((*parts, Name(field.name, item.span, True)), item.span)
-                yield Item(column, Name(field.name, item.span, True), item.span)
+                name = StarName(field.name, item.span, True, field)
+                yield Item(Column((name,), item.span), name, item.span)
 
     def _has_aggregate(self, node: Expression) -> bool:
         return any(self._is_aggregate(each) for each in walk(node))
@@ -185,7 +196,7 @@ class SelectBinder:
         replaced: dict[Any, TypedExpr] = {}
         keys: dict[str, Expr] = {}
         window = _WindowUse(relation)
-        names = Names()
+        before, names = names_of(relation), Names()
         aliases = {
             key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
         }
@@ -196,9 +207,11 @@ class SelectBinder:
             bound = binder.bind(node)
             key = key_of(node, relation)
             column = bound.expr.column
-            name = names.free(column if column is not None else aliases.get(key, f"key{len(keys)}"))
-            keys[name] = bound.expr
-            pending.append((key, name))
+            if column is None or column in keys:  # a new column beside those that the rows have
+                column = before.free(aliases.get(key, f"key{len(keys)}"))
+            names.taken.add(column)
+            keys[column] = bound.expr
+            pending.append((key, column))
         trees = [item.expression for item in items]
         trees += [select.having] if select.having is not None else []
         aggregates: dict[str, Aggregate] = {}
@@ -354,8 +367,7 @@ class SelectBinder:
             bound = Binder(self._context, relation).bind(node)
             column = bound.expr.column
             if column is None:
-                taken = Names({each.column for each in relation.fields})
-                column = taken.free("by")
+                column = names_of(relation).free("by")
                 with at(node.span):
                     stream = relation.stream.with_columns(**{column: bound.expr})
                 relation = replace(relation, stream=stream)
@@ -367,9 +379,16 @@ class SelectBinder:
     ) -> tuple[tuple[tuple[str, bool], ...], Relation]:
         by = []
         for sort in order:
-            if sort.nulls_first:
-                raise SqlFault(sort.span, "NULLS FIRST is not supported: nulls come last")
             (name,), relation = self._columns(relation, [sort.expression])
+            # NULL is the smallest value in Flink, and comes last in the engine
+            nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
+            is_time = any(each.column == name and each.shift_ms is not None for each in relation.fields)
+            if nulls_first and not is_time:
+                present = names_of(relation).free(f"{name}_present")
+                with at(sort.span):
+                    stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
+                relation = replace(relation, stream=stream)
+                by.append((present, False))
             by.append((name, sort.descending))
         return tuple(by), relation
 
@@ -405,7 +424,7 @@ class SelectBinder:
         else:
             raise SqlFault(call.span, f"{name} is no function of OVER")
         preceding = _preceding(window, self._context, relation)
-        column = Names({each.column for each in relation.fields}).free("over")
+        column = names_of(relation).free("over")
         with at(call.span):
             keyed = relation.stream.key_by(*partition) if partition else relation.stream.key_by(every=lit(0))
             stream = keyed.over(preceding=preceding, **{column: made})
@@ -439,6 +458,10 @@ class SelectBinder:
         return replace(relation, stream=stream, fields=fields, ranking=None)
 
     def _bound_of(self, condition: Expression, relation: Relation, ranking: Ranking) -> int | None:
+        if isinstance(condition, Between) and not condition.negated:
+            lower = condition.lower
+            if isinstance(lower, Constant) and lower.kind == "integer" and int(lower.text) == 1:
+                condition = Binary("<=", condition.operand, condition.upper, condition.span)
         if not isinstance(condition, Binary):
             return None
         for side, other, operator in (

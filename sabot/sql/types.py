@@ -90,6 +90,35 @@ def sql_type(type: pa.DataType) -> str:
     return found or str(type).upper()
 
 
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Returns the type to which values of both types are cast where they become one column, or None if there is none.
+
+    BIGINT, DOUBLE          DOUBLE
+    INT, DECIMAL(5, 2)      DECIMAL(12, 2)
+    """
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other) and (one.tz is None) == (other.tz is None):
+        return max((one, other), key=lambda type: ("s", "ms", "us", "ns").index(type.unit))
+    types = (one, other)
+    integers = [type for type in types if pa.types.is_integer(type)]
+    decimals = [type for type in types if pa.types.is_decimal(type)]
+    floats = [type for type in types if pa.types.is_floating(type)]
+    if len(integers) + len(decimals) + len(floats) < 2:
+        return None
+    if floats:
+        return floats[0] if len(floats) == 1 and not decimals else pa.float64()
+    if not decimals:
+        return max(integers, key=lambda type: type.bit_width)
+    sizes = [(type.precision, type.scale) for type in decimals]
+    sizes += [({8: 3, 16: 5, 32: 10, 64: 19}[type.bit_width], 0) for type in integers]
+    scale = max(scale for _, scale in sizes)
+    digits = max(precision - scale for precision, scale in sizes)
+    return pa.decimal128(min(digits + scale, 38), scale)
+
+
 def interval_ms(node: Interval) -> int:
     """Returns the milliseconds of an interval. Raises SqlFault for months and years, whose length differs."""
     if node.unit in ("YEAR", "QUARTER", "MONTH"):

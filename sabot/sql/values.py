@@ -5,6 +5,7 @@ compared with a time as a time.
 """
 
 import datetime
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
+from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TypedExpr, at
 from sabot.sql.syntax.text import Span, SqlFault
@@ -42,7 +44,7 @@ from sabot.sql.syntax.tree import (
     TypedLiteral,
     Unary,
 )
-from sabot.sql.types import arrow_type, interval_ms, literal_time
+from sabot.sql.types import arrow_type, interval_ms, literal_time, sql_type
 
 TypeOf = Callable[[Expr, pa.Schema], pa.DataType]
 """A function that returns the type of an expression over columns of a schema; raises UserError if it has none."""
@@ -109,8 +111,10 @@ class Binder:
 
     def typed(self, expr: Expr, span: Span) -> TypedExpr:
         """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
-        with at(span):
+        try:
             return TypedExpr(expr, self.context.type_of(expr, self._schema))
+        except UserError as error:
+            raise _in_words_of_sql(error, span) from error
 
     # -- leaves -------------------------------------------------------------------------------------------------------
 
@@ -228,6 +232,7 @@ class Binder:
         for one, other in ((left, right), (right, left)):
             is_text = one.expr.kind == "lit" and pa.types.is_string(one.type)
             if is_text and (pa.types.is_temporal(other.type) or functions.is_number(other.type)):
+                check_text(one.expr.option("value"), other.type, span)
                 made = self.typed(one.expr.cast(other.type), span)
                 return (made, right) if one is left else (left, made)
         return left, right
@@ -354,6 +359,42 @@ _HINTS = {
     Items: "compare the columns one by one",
     Descriptor: "DESCRIPTOR is an argument of a table function",
 }
+
+
+_ENGINE_TYPES = re.compile(r"\b(u?int(8|16|32|64)|string|bool|double|float|date32\[day\]|timestamp\[[^\]]*\])")
+_ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "& of": "AND of", "| of": "OR of"}
+_ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
+
+
+def _in_words_of_sql(error: UserError, span: Span) -> SqlFault:
+    """Returns an error of the engine about an expression, with the names that operators and types have in SQL."""
+
+    def named(match: re.Match[str]) -> str:
+        name = match[0]
+        if name.startswith("timestamp"):
+            return "TIMESTAMP"
+        return sql_type(getattr(pa, _ARROW_TYPES.get(name, name))())
+
+    message = str(error.args[0] if error.args else error).split("cannot be computed: ", 1)
+    text = message[-1]
+    for old, new in _ENGINE_OPERATORS.items():
+        text = text.replace(old, new) if text.startswith(old) else text
+    hint = getattr(error, "hint", "") or ""
+    if len(message) == 2:
+        text = _ENGINE_TYPES.sub(named, text)
+        hint = "CAST(… AS STRING)" if "cast" in hint else hint
+    return SqlFault(span, text, hint)
+
+
+def check_text(text: Any, type: pa.DataType, span: Span) -> None:
+    """Raises SqlFault if a constant text, which is compared with a value of this type, is no such value."""
+    try:
+        if pa.types.is_timestamp(type):
+            datetime.datetime.fromisoformat(text)
+        elif functions.is_number(type) or pa.types.is_date(type):
+            pa.scalar(text).cast(type)
+    except (ValueError, pa.ArrowInvalid):
+        raise SqlFault(span, f"'{text}' is no {sql_type(type)}") from None
 
 
 def constant_text(node: Expression, what: str) -> str:

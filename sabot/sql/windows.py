@@ -1,11 +1,12 @@
 """Windows of SQL: the table functions TUMBLE, HOP, CUMULATE and SESSION, and the group windows of the same names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sabot.api.windows import cumulative, hopping, session, tumbling
 from sabot.sql.scope import Relation, TableColumn, TimeWindow, WindowEdge, at
 from sabot.sql.syntax.text import SqlFault
-from sabot.sql.syntax.tree import Call, Column, Descriptor, Expression, Interval
+from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
 from sabot.sql.types import interval_ms
 
 import pyarrow as pa  # isort: skip
@@ -27,6 +28,7 @@ _FORMS = {
 def table_window(call: Call, relation: Relation) -> Relation:
     """Returns the table of TABLE(TUMBLE(TABLE t, …)), with window_start, window_end and window_time."""
     kind = call.name.text.upper()
+    call = positional(call)
     descriptor = call.arguments[1] if len(call.arguments) > 1 else None
     if not isinstance(descriptor, Descriptor) or len(descriptor.columns) != 1:
         raise SqlFault(call.span, f"{kind} needs DESCRIPTOR(column)", _FORMS[kind])
@@ -41,6 +43,27 @@ def table_window(call: Call, relation: Relation) -> Relation:
         if any(each.name == name for each in relation.fields):
             raise SqlFault(call.span, f"the table has a column {name} already", "select it under another name first")
     return Relation(relation.stream, (*relation.fields, *added), window, relation.ranking)
+
+
+_ARGUMENTS = {
+    "TUMBLE": ("DATA", "TIMECOL", "SIZE", "OFFSET"),
+    "HOP": ("DATA", "TIMECOL", "SLIDE", "SIZE", "OFFSET"),
+    "CUMULATE": ("DATA", "TIMECOL", "STEP", "SIZE", "OFFSET"),
+    "SESSION": ("DATA", "TIMECOL", "GAP"),
+}
+
+
+def positional(call: Call) -> Call:
+    """Returns a call of a table function whose named arguments (SIZE => …) stand at their positions."""
+    names = _ARGUMENTS.get(call.name.text.upper(), ())
+    if not any(isinstance(each, Argument) for each in call.arguments):
+        return call
+    found: dict[str, Expression] = {}
+    for each in call.arguments:
+        if not isinstance(each, Argument) or each.name.text.upper() not in names:
+            raise SqlFault(each.span, f"{call.name.text} has no such argument", f"there are {', '.join(names)}")
+        found[each.name.text.upper()] = each.value
+    return replace(call, arguments=tuple(found[name] for name in names if name in found))
 
 
 def group_window(call: Call, relation: Relation) -> TimeWindow:

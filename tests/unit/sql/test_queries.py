@@ -270,3 +270,64 @@ def test_the_sink_is_chosen_by_the_ending(tmp_path):
     app.sql("INSERT INTO y SELECT a FROM x")
     app.main()
     assert pq.read_table(tmp_path / "y.parquet").to_pylist() == [{"a": 1}]
+
+
+NULLS = "SET default_null_order = 'NULLS_FIRST_ON_ASC_LAST_ON_DESC'"
+
+
+@pytest.mark.parametrize("order", ["amount", "amount DESC", "amount NULLS LAST", "amount DESC NULLS FIRST", "note, id"])
+def test_null_is_the_smallest_value_of_an_order(folder, order):
+    text = f"SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY {order}, id) AS n FROM orders) WHERE n <= 2"
+    with duckdb.connect() as connection:
+        connection.execute(NULLS)
+        connection.execute(f"create view orders as select * from '{folder}/orders.parquet'")
+        expected = connection.sql(text).to_arrow_table()
+    assert counted(ours(folder, text)) == counted(expected)
+
+
+def test_two_computed_columns_of_a_ranking_are_two_columns(folder):
+    text = (
+        "SELECT id, n FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY customer + 1 ORDER BY price * 2 DESC, id) AS n "
+        "FROM orders) WHERE n BETWEEN 1 AND 2"
+    )
+    assert counted(ours(folder, text)) == counted(theirs(folder, text))
+
+
+@pytest.mark.parametrize("how", ["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN"])
+def test_using_makes_one_column_of_two(folder, how):
+    text = f"SELECT * FROM orders {how} (SELECT id AS customer, name FROM customers) c USING (customer)"
+    expected = theirs(folder, text).select(["customer", "id", "amount", "price", "note", "ts", "name"])
+    found = ours(folder, text)
+    assert found.column_names == expected.column_names
+    assert counted(found) == counted(expected)
+
+
+@pytest.mark.parametrize("how", ["LEFT", "RIGHT", "FULL"])
+def test_conditions_of_an_outer_join_are_about_one_table(folder, how):
+    text = (
+        f"SELECT o.id, o.customer, c.id, c.name FROM orders o {how} JOIN customers c "
+        "ON o.customer = c.id AND o.amount > 20 AND o.price < 80 AND c.name <> 'c3' AND c.name <> 'c4'"
+    )
+    assert counted(ours(folder, text)) == counted(theirs(folder, text))
+
+
+def test_a_union_has_the_wider_type_of_each_column(folder):
+    found = ours(folder, "SELECT id AS x, NULL AS y FROM orders UNION ALL SELECT price, note FROM orders")
+    assert found.schema.types == [pa.float64(), pa.string()]
+    with pytest.raises(SqlError, match="column id of UNION is BIGINT and STRING"):
+        ours(folder, "SELECT id FROM orders UNION ALL SELECT note FROM orders")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SELECT id FROM orders WHERE note = 1", "= of STRING and BIGINT"),
+        ("SELECT id FROM orders WHERE id = 'x'", "'x' is no BIGINT"),
+        ("SELECT id FROM orders WHERE ts > 'soon'", r"'soon' is no TIMESTAMP\(3\)"),
+        ("SELECT o.id FROM orders o JOIN customers c ON o.id = c.name", "BIGINT and STRING are never equal"),
+        ("SELECT id FROM orders o JOIN customers c ON o.customer = c.id", '"id" may be o.id or c.id'),
+    ],
+)
+def test_an_error_of_types_speaks_of_sql(folder, text, message):
+    with pytest.raises(SqlError, match=message):
+        ours(folder, text)
