@@ -469,18 +469,23 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             gate          number of inputs, and how many are ended, idle or held back; barriers_total, aborts_total
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; empty for other brokers
             metrics       scrapes, port
+            process       cpu_seconds of this process, and cpus, the processors that it may use
 
         A task in `streams` also has the following (a source of an agent: `time` and the state):
 
             time          seconds by state: busy, contended, backpressured, waiting, aligning and idle, as docs/metrics.md explains them
-            state         the present state, and `state_seconds`, for how long; "" before the start and after the end
+            state         the present state, and `state_seconds`, for how long; "" before the start and after the end; on Linux also
+                          `queued_seconds`, in which the thread was ready and had no processor, and `turns`, how often it got one
+            cut_seconds   how long its last snapshot held up its rows, and `cut_seconds_total`, those of all snapshots
             operators     by id: rows_in, rows_out, watermark_ms, the seconds of work without waits, and the figures of the operator:
                           with state state_keys and state_bytes; late_rows, late_p50_ms, late_p99_ms and late_most_ms; dead_rows and
                           dead_row_reasons; `function` names a function of the user, whose calls on the event loop have the
                           figures of an agent's calls
             edges         the ways of rows into the chain, from operator to operator, and out: from, branch, to, right, rows, batches;
                           of one out of the task also seconds, and of its channels waiting (rows), capacity_rows, fill (0 to 1), full_total
-            input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1)
+            input         of a task that reads no source also fill, how full its fullest input channel is (0 to 1); of one that reads
+                          a source dead_letters and dead_letter_reasons, ends, exhausted, and overdue_seconds, by which polls of the
+                          source took longer than they were asked to wait
 
         A channel has: rows, bytes and elements in it, capacity_rows, capacity_bytes, rows_total, batches_total,
         full_total. The figures of an agent are saved in checkpoints and go on from the restored values; rows of

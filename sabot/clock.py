@@ -115,6 +115,29 @@ thread_cpu_seconds = time.thread_time
 """Returns the CPU seconds of the calling thread."""
 
 
+process_cpu_seconds = time.process_time
+"""Returns the CPU seconds of all threads of this process."""
+
+
+def thread_turns_clock() -> Callable[[], tuple[float, int]] | None:
+    """Returns a function that returns for how many seconds the thread that called this one was ready to run and had
+    no processor, and how often it got one. Any thread may call the function; it raises OSError when that thread has
+    ended. Returns None if the system does not tell.
+    """
+    place = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+
+    def read() -> tuple[float, int]:
+        with open(place) as file:
+            _, waited_ns, turns = file.read().split()
+        return int(waited_ns) / 1e9, int(turns)
+
+    try:
+        read()
+    except (OSError, ValueError):
+        return None
+    return read
+
+
 def thread_cpu_clock() -> Callable[[], float] | None:
     """Returns a function that returns the CPU seconds of the thread that called this one. Any thread may call the
     function; it raises OSError when that thread has ended. Returns None if the system has no such clock.

@@ -9,6 +9,7 @@ checkpoints of agents and streams together. What is open from a start to its sto
 import asyncio
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import StreamEnd, Write
 from sabot.checkpoint import Coordinator
+from sabot.clock import process_cpu_seconds
 from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker, TableSink
 from sabot.errors import (
@@ -500,6 +502,7 @@ class AppRunner:
             **(self._last_figures if run is None else run.statistics()),
             "broker": MemoryBroker.get(self.app.settings.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
+            "process": {"cpu_seconds": process_cpu_seconds(), "cpus": _processors()},
             "failure": None if failure is None else str(failure),
         }
 
@@ -581,3 +584,9 @@ def _raise(asked: Exit) -> None:
 
 async def _ended(task: asyncio.Future[Any]) -> None:
     await asyncio.wait([task])
+
+
+def _processors() -> int:
+    """Returns the number of processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

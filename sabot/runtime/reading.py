@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.flow.channel import ACTIVE, END, Barrier
-from sabot.clock import Clock
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs import Codec
 from sabot.codecs.base import decode_records
 from sabot.codecs.fields import FieldCodec
@@ -27,6 +27,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.defaults import (
     backlog_of,
     bound_of,
+    ends,
     exhausted_of,
     hold_of,
     lag_of,
@@ -69,6 +70,7 @@ class Reader:
         self.record_bytes = record_bytes_of(source)
         self._exhausted = exhausted_of(source)
         self.rows_in = 0
+        self.overdue_seconds = 0.0  # of polls, beyond the time for which they were asked to wait
         self.exhausted = False  # the source ended by itself
         self.paused = False
         self.held = False
@@ -173,7 +175,9 @@ class Reader:
         if self._waiting is not None:
             batch, self._waiting = self._waiting, None
             return self._tried(batch)
+        began = SYSTEM_CLOCK.monotonic()
         read = self.times.wait(TaskState.IDLE, self.source.read_batch, self._max_rows, wait_seconds)
+        self.overdue_seconds += max(0.0, SYSTEM_CLOCK.monotonic() - began - wait_seconds)
         if read is None:
             if self._exhausted():
                 self._has_ended()
@@ -315,6 +319,9 @@ class SourceInput(Reader):
             "dead_letter_reasons": self.reasons.statistics(),
             "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": self.lag(),
+            "overdue_seconds": self.overdue_seconds,
+            "ends": ends(self.source),
+            "exhausted": self.exhausted,
             "backlog": self.backlog,
             "waits_for": sorted(self.waits_for),
             "registry": self.outage.why,

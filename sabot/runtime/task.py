@@ -167,6 +167,7 @@ class Output:
         return {
             "to": self.target,
             "right": self.right,
+            "keys": self._keys,
             "rows": self.rows_out,
             "batches": self.batches_out,
             "seconds": self._task.times.seconds_of(self),
@@ -421,6 +422,7 @@ class StreamTask:
         self.error: BaseException | None = None
         self.batches = self.rows = 0  # taken by the task
         self.taking_since: float | None = None  # the start of the current element, by the monotonic clock
+        self.cut_seconds_total = 0.0
         self.cut_seconds = 0.0  # the seconds for which the last barrier delayed rows
         self.watermark_ms: int | None = None
         self.on_over: Callable[[StreamTask], None] | None = (
@@ -618,6 +620,7 @@ class StreamTask:
         began = SYSTEM_CLOCK.monotonic()
         snapshot = self.times.run(self._cutting, self._snapshot)
         self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
+        self.cut_seconds_total += self.cut_seconds
         if self.stopping:
             snapshot.discard()
             return
@@ -688,6 +691,7 @@ class StreamTask:
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
             "cut_seconds": self.cut_seconds,
+            "cut_seconds_total": self.cut_seconds_total,
             **self.times.figures(),
             "reading_seconds": self.times.seconds_of(self._reading),
             "cutting_seconds": self.times.seconds_of(self._cutting),

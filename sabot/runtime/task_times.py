@@ -18,10 +18,11 @@ and without the waits: while one piece calls another, only the inner one counts.
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds
+from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds, thread_turns_clock
 from sabot.metrics import Sample
 
 P = ParamSpec("P")
@@ -77,6 +78,8 @@ class TaskTimes:
         self._cpu = cpu
         self._cpu_of_thread = cpu_of_thread
         self._others: Callable[[], float] | None = None
+        self._turns: Callable[[], tuple[float, int]] | None = None
+        self._last_turns = (0.0, 0)
         # The state, its beginning by both clocks, and the seconds of all states before; replaced as a whole.
         self._now: tuple[TaskState, float, float, list[float]] | None = None
         self._ended: list[float] | None = None
@@ -97,6 +100,7 @@ class TaskTimes:
     def begin(self) -> None:
         """Begins to measure the calling thread, as busy."""
         self._others = self._cpu_of_thread()
+        self._turns = thread_turns_clock()
         self._now = (TaskState.BUSY, self._wall(), self._cpu(), [0.0] * len(TaskState))
 
     def enter(self, state: TaskState) -> TaskState:
@@ -154,10 +158,18 @@ class TaskTimes:
         return "" if now is None or self._ended is not None else now[0].label
 
     def figures(self) -> dict[str, Any]:
-        """Returns `time`, the seconds by state; `state`, the `label`; and `state_seconds`, for how long it lasts."""
+        """Returns `time`, the seconds by state; `state`, the `label`; and `state_seconds`, for how long it lasts. If
+        the system tells, `queued_seconds`, for how long the thread was ready and had no processor, and `turns`, how
+        often it got one: a thread that waits for the interpreter's lock wakes up each 5 ms, one that sleeps does not.
+        """
         now, label = self._now, self.label
         seconds = max(0.0, self._wall() - now[1]) if now is not None and label else 0.0
-        return {"time": self.read(), "state": label, "state_seconds": seconds}
+        figures: dict[str, Any] = {"time": self.read(), "state": label, "state_seconds": seconds}
+        if self._turns is not None:
+            with suppress(OSError):  # the thread has ended
+                self._last_turns = self._turns()
+            figures["queued_seconds"], figures["turns"] = self._last_turns
+        return figures
 
     def read(self) -> dict[str, float]:
         """Returns the seconds by the label of the state, those of the present state included. They never go back."""

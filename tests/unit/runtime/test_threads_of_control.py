@@ -216,3 +216,21 @@ def test_rows_without_time_are_refused_with_the_stream_and_its_columns():
     with pytest.raises(UserError, match="stream script: a step needs event time") as failure:
         elements(reader.next)
     assert failure.value.hint == 'app.stream(…, time="ts") names the column with the event time'
+
+
+def test_a_source_that_waits_longer_than_it_may_is_found_out(monkeypatch):
+    """What waits for its own reasons cannot be told from a source without rows otherwise."""
+    clock = ManualClock()
+    monkeypatch.setattr("sabot.runtime.reading.SYSTEM_CLOCK", clock)
+    input = source_input([ROWS, ROWS])
+    read, seconds = input.source.read_batch, [0.05, 0.5]
+
+    def slow(max_rows, timeout):
+        clock.advance(seconds.pop(0))
+        return read(max_rows, timeout)
+
+    input.source.read_batch = slow
+    input.next(0.05)
+    assert input.statistics()["overdue_seconds"] == 0.0
+    input.next(0.05)
+    assert input.statistics()["overdue_seconds"] == pytest.approx(0.45)

@@ -1,0 +1,568 @@
+"""The narrow place of a running app in words: the task that sets the pace of everything else, and why.
+
+`narrow_places` compares two readings of `App.statistics()` that are some seconds apart. It is a pure function, so any
+viewer can call it: the command line, a page, a log.
+
+A task is a candidate if its own time is used up and rows wait for it: its input is full, or the tasks before it wait
+for room. A task that itself waits for room is none, because the place is further on. What it does with its time is
+the cause. An app whose tasks have time left, or whose inputs are empty, has no narrow place.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+_MOST = 3  # places in a rank
+_BUSY = 0.7  # the share of time from which on a task has little left
+_WAITS = 0.5  # the same for a task that waits for a sink, for calls or for barriers
+_ALIGNS = 0.3
+_ALONE = 1.2  # seconds of calls in a second, up to which calls run one after the other
+_PRESSED = 0.3  # the share of time for which the tasks before must have waited
+_ALL = 0.85  # the share of the processors from which on they are used up
+_FULL = 0.5  # how full an input must be, on average of both readings
+_MAIN = 0.5  # the share of a task's work from which on a step is its main work
+_SKEW = 2.0  # how many times the work of the others a subtask has if rows are distributed unevenly
+_LAGS = 0.8  # the share of unread rows from which on one partition is slow
+_TURNS = 100  # a thread that waits for the interpreter's lock wakes up at least so often a second
+_LEAST_SECONDS = 0.5  # two readings that are closer say nothing
+
+
+class Cause(StrEnum):
+    """Why a task is the narrow place."""
+
+    SLOW_FUNCTION = "slow function"
+    SLOW_STEP = "slow step"
+    INTERPRETER_LOCK = "interpreter lock"
+    PROCESSORS = "processors"
+    SLOW_SINK = "slow sink"
+    STARVED_SOURCE = "starved source"
+    HOT_KEY = "hot key"
+    SLOW_ALIGNMENT = "slow alignment"
+    MODEL_LIMIT = "model limit"
+    SLOW_EXCHANGE = "slow exchange"
+    SLOW_PARTITION = "slow partition"
+
+
+@dataclass(frozen=True)
+class NarrowPlace:
+    """A task that limits the app. `share`: the share of the time, from 0 to 1, that the cause takes. `fill`: how full
+    the task's input is, from 0 to 1, or None if it reads a source. `step`: the step, function, sink or agent that the
+    sentence names, or "".
+    """
+
+    task: str
+    cause: Cause
+    share: float
+    fill: float | None
+    step: str
+    sentence: str
+    advice: str
+
+
+def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[NarrowPlace]:
+    """Returns at most three narrow places of an app, the narrowest first; none if nothing limits the app.
+
+    `before`, `now`: two results of `App.statistics()`, some seconds apart. Tasks that are not in both are left out,
+    so nothing is said right after a start or a rescale.
+    """
+    app = _AppShares(before, now)
+    found = [*app.sinks(), *app.computing(), *app.waiting(), *app.aligning(), *app.exchanges(), *app.agents()]
+    found = sorted(found, key=lambda place: -place.share)
+    causes: set[tuple[str, Cause]] = set()
+    rank = []
+    for place in found:  # subtasks of one stage with one cause are one place
+        key = _stage(place.task), place.cause
+        if key not in causes:
+            causes.add(key)
+            rank.append(place)
+    return (rank or [*app.partitions()] or [*app.starved()])[:_MOST]
+
+
+class _TaskShares:
+    """The figures of one task over the time between two readings."""
+
+    def __init__(self, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        self.name, self.before, self.now = name, before, now
+        self.stage = _stage(name)
+        spent = {state: max(0.0, now["time"][state] - before["time"][state]) for state in now["time"]}
+        self.seconds = sum(spent.values())
+        self.shares = {state: used / self.seconds if self.seconds else 0.0 for state, used in spent.items()}
+        queued = now.get("queued_seconds", 0.0) - before.get("queued_seconds", 0.0)
+        self.queued = min(1.0, max(0.0, queued) / self.seconds) if self.seconds else 0.0
+        self.turns = max(0, now["turns"] - before["turns"]) if "turns" in now and "turns" in before else None
+
+    @property
+    def wakes_for_lock(self) -> bool:
+        """Returns False if the thread got a processor so seldom that it slept in its contended time."""
+        contended = self.shares["contended"] * self.seconds
+        return self.turns is None or self.turns >= _TURNS * contended
+
+    @property
+    def load(self) -> float:
+        """The share of time in which it computed, or could have computed."""
+        return self.shares["busy"] + self.shares["contended"]
+
+    @property
+    def rows(self) -> int:
+        return int(self.now.get("rows", 0) - self.before.get("rows", 0))
+
+    @property
+    def fill(self) -> float | None:
+        """How full its input was on average, or None if it reads a source."""
+        fills = [float(each["input"]["fill"]) for each in (self.before, self.now) if "fill" in each.get("input", {})]
+        return sum(fills) / 2 if len(fills) == 2 else None
+
+    @property
+    def lag(self) -> dict[str, int]:
+        """The unread rows of its source by partition."""
+        found: dict[str, int] = self.now.get("input", {}).get("lag", {})
+        return found
+
+    @property
+    def targets(self) -> list[Mapping[str, Any]]:
+        """The edges to other tasks."""
+        return [edge for edge in self.now.get("edges", ()) if "fill" in edge]
+
+    def work(self) -> dict[str, float]:
+        """The seconds of each piece of its work: steps by their id, "reading", "snapshots", and "to STAGE"."""
+        found: dict[str, float] = {}
+        for id, figures in self.now.get("operators", {}).items():
+            found[id] = figures["seconds"] - self.before["operators"].get(id, {}).get("seconds", 0.0)
+        for own, before in zip(self.now.get("edges", ()), self.before.get("edges", ()), strict=False):
+            if "fill" in own:
+                place = f"to {own['to']}"
+                found[place] = found.get(place, 0.0) + own["seconds"] - before.get("seconds", 0.0)
+        for name in ("reading", "cutting"):
+            found[name] = self.now.get(f"{name}_seconds", 0.0) - self.before.get(f"{name}_seconds", 0.0)
+        return found
+
+    def main_work(self) -> tuple[str, float]:
+        """The piece on which it spends most, and the share of its work that this takes."""
+        work = self.work()
+        name = max(work, key=lambda each: work[each], default="")
+        total = sum(work.values())
+        return name, work[name] / total if name and total > 0 else 0.0
+
+
+class _AppShares:
+    """The tasks of an app over the time between two readings."""
+
+    def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        self.before, self.now = before, now
+        self.tasks = _tasks(before.get("streams", {}), now.get("streams", {}))
+        self.senders: dict[str, list[_TaskShares]] = {}  # by stage: the tasks that send it rows
+        for task in self.tasks:
+            for edge in task.targets:
+                if task not in self.senders.setdefault(edge["to"], []):
+                    self.senders[edge["to"]].append(task)
+
+    # -- what presses ---------------------------------------------------------------------------------------------------
+
+    def pressed(self, task: _TaskShares) -> bool:
+        """Returns True if rows wait for the task: its input is full, and the tasks before it wait for room."""
+        senders = self.senders.get(task.stage, ())
+        waits = max((each.shares["backpressured"] for each in senders), default=0.0)
+        fill = task.fill or 0.0
+        return fill >= _FULL or (waits >= _PRESSED and fill >= _FULL / 2)
+
+    def cpu(self, task: _TaskShares) -> float | None:
+        """Returns how many processors the process of the task used, or None if that is not known."""
+        worker = task.now.get("worker")
+        if worker is not None:
+            found = [each["cpu_percent"] for each in self.now.get("workers", ()) if each["worker"] == worker]
+            return None if not found or found[0] is None else float(found[0]) / 100
+        used = [each.get("process", {}).get("cpu_seconds") for each in (self.before, self.now)]
+        return None if None in used or not task.seconds else (used[1] - used[0]) / task.seconds
+
+    def cpus(self, task: _TaskShares) -> float:
+        """Returns the number of processors that the process of the task may use; infinite if that is not known."""
+        known = self.now.get("process", {}).get("cpus")
+        return float("inf") if known is None or "worker" in task.now else float(known)
+
+    # -- the candidates -------------------------------------------------------------------------------------------------
+
+    def computing(self) -> Iterator[NarrowPlace]:
+        """Yields tasks that compute all the time while rows wait for them."""
+        for task in self.tasks:
+            if task.load < _BUSY or task.shares["backpressured"] > _PRESSED or not (task.targets or task.fill is None):
+                continue
+            main, part = task.main_work()
+            function = task.now.get("operators", {}).get(main, {}).get("function", "") if part >= _MAIN else ""
+            if task.fill is None and not function and not self._reads_on(task):
+                continue
+            if task.fill is not None and not self.pressed(task):
+                continue
+            yield self._skewed(task) or self._computes(task, main if part >= _MAIN else "", function)
+
+    def _reads_on(self, task: _TaskShares) -> bool:
+        """Returns True if a source has more rows than the task could read: it ends by itself, or lags behind."""
+        figures = task.now.get("input", {})
+        return bool(figures.get("ends")) or sum(task.lag.values()) > max(1, task.rows)
+
+    def _computes(self, task: _TaskShares, main: str, function: str) -> NarrowPlace:
+        behind = _behind(task)
+        contended = task.shares["contended"]
+        cpu = self.cpu(task)
+        others = None if cpu is None else max(0.0, cpu - task.shares["busy"])
+        if main.startswith("to "):
+            stage = main.removeprefix("to ")
+            return _place(
+                task,
+                Cause.SLOW_EXCHANGE,
+                task.load,
+                main,
+                f"{task.name} is the narrow place: most of its work is to divide its rows among the tasks of {stage}{behind}",
+                "fewer columns before that step (select), or a lower parallelism, makes the exchange cheaper",
+            )
+        waits = contended >= _PRESSED and contended >= task.shares["busy"] / 2
+        if waits and cpu is not None and cpu >= _ALL * self.cpus(task):
+            return _place(
+                task,
+                Cause.PROCESSORS,
+                task.load,
+                function or main,
+                f"the processors are the narrow place: the app uses all of them, and {task.name} has work and none for "
+                f"{_percent(contended)} of the time{behind}",
+                "a machine with more processors, or workers on several machines",
+            )
+        if waits and others is not None and others >= contended / 2 and task.wakes_for_lock:
+            names = [each.name for each in self.tasks if each.shares["contended"] >= _PRESSED / 2]
+            said = _and(names[:3]) if len(names) > 1 else f"{task.name} and other threads"
+            return _place(
+                task,
+                Cause.INTERPRETER_LOCK,
+                task.load,
+                function or main,
+                f"the interpreter is the narrow place: {said} take turns with its lock, and {task.name} has work and waits "
+                f"for it {_percent(contended)} of the time{behind}",
+                "workers (--workers) have an interpreter each; expressions in place of Python functions need no lock",
+            )
+        slept = contended - min(task.queued, contended)
+        if waits and slept >= _PRESSED:
+            name = function or main or task.name
+            return _place(
+                task,
+                Cause.SLOW_FUNCTION,
+                slept,
+                function or main,
+                f"{task.name} is the narrow place: {name} sleeps or waits for something {_percent(slept)} of the time{behind}",
+                "map_async makes such calls at the same time; or a higher parallelism",
+            )
+        if function:
+            return _place(
+                task,
+                Cause.SLOW_FUNCTION,
+                task.load,
+                function,
+                f"{task.name} is the narrow place: it computes {_percent(task.load)} of the time, most of it in {function}{behind}",
+                "a faster function, as one over whole batches or an expression; or a higher parallelism with --workers",
+            )
+        what = {"reading": "reading and decoding its rows", "cutting": "taking snapshots for checkpoints"}.get(
+            main, main
+        )
+        return _place(
+            task,
+            Cause.SLOW_STEP,
+            task.load,
+            main,
+            f"{task.name} is the narrow place: it computes {_percent(task.load)} of the time"
+            + (f", most of it in {what}" if what else "")
+            + behind,
+            "checkpoints less often" if main == "cutting" else "a higher parallelism, or less work in this step",
+        )
+
+    def _skewed(self, task: _TaskShares) -> NarrowPlace | None:
+        """Returns the place of a subtask that has far more rows than the other ones of its stage, or None."""
+        others = [each for each in self.tasks if each.stage == task.stage and each is not task]
+        if not others or task.fill is None or not self._by_key(task.stage):
+            return None
+        rows = median(each.rows for each in others)
+        if task.rows < _SKEW * max(rows, 1) or median(each.load for each in others) > task.load / 1.5:
+            return None
+        times = f"{task.rows / rows:.0f} times as many" if rows else "all"
+        return _place(
+            task,
+            Cause.HOT_KEY,
+            task.load,
+            "",
+            f"{task.name} is the narrow place: few keys have most rows, so it gets {times} rows as the other subtasks of "
+            f"{task.stage}, and computes {_percent(task.load)} of the time{_behind(task)}",
+            "combine rows of a key before this step (two aggregations), or a further key column",
+        )
+
+    def _by_key(self, stage: str) -> bool:
+        return any(
+            edge["to"] == stage and edge.get("keys") for each in self.senders.get(stage, ()) for edge in each.targets
+        )
+
+    def sinks(self) -> Iterator[NarrowPlace]:
+        """Yields the tasks of sinks that wait for their receivers, or compute, while rows wait for them."""
+        for task in self.tasks:
+            if task.targets or task.fill is None or not self.pressed(task):
+                continue
+            waits = task.shares["backpressured"]
+            if waits + task.load < _BUSY or waits < task.load / 2:
+                if task.load >= _BUSY:
+                    yield self._computes(task, next(iter(task.now["operators"]), ""), "")
+                continue
+            cuts = (task.now["cut_seconds_total"] - task.before["cut_seconds_total"]) / task.seconds
+            does = "its commits take" if cuts >= waits / 2 else "its receiver takes"
+            yield _place(
+                task,
+                Cause.SLOW_SINK,
+                waits,
+                next(iter(task.now["operators"]), ""),
+                f"sink {task.name} is the narrow place: {does} {_percent(waits)} of the time{_behind(task)}",
+                "checkpoints less often" if cuts >= waits / 2 else "a faster receiver, or larger batches into it",
+            )
+        for name, sink in _both(self.before.get("sinks", {}), self.now.get("sinks", {})):
+            if "time" in sink[1]:
+                task = _TaskShares(f"sink {name}", *sink)
+                fill = _fill(sink[1]["channel"])
+                if task.shares["backpressured"] >= _WAITS and (fill >= _FULL or sink[1]["waiting"]):
+                    share = task.shares["backpressured"]
+                    yield NarrowPlace(
+                        task.name,
+                        Cause.SLOW_SINK,
+                        share,
+                        fill,
+                        name,
+                        f"{task.name} is the narrow place: its receiver takes {_percent(share)} of the time, and agents "
+                        "wait for room",
+                        "a faster receiver, or larger batches into it",
+                    )
+        readers = [task for task in self.tasks if task.fill is None and task.shares["backpressured"] >= _WAITS]
+        if readers and not any(edge["fill"] >= _FULL for task in readers for edge in task.targets):
+            for track, (_, figures) in _both(self.before.get("delivery", {}), self.now.get("delivery", {})):
+                if figures["undelivered_rows"]:
+                    share = max(task.shares["backpressured"] for task in readers)
+                    yield NarrowPlace(
+                        track,
+                        Cause.SLOW_SINK,
+                        share,
+                        None,
+                        figures["sink"],
+                        f"the delivery into sink {figures['sink']} is the narrow place: {figures['undelivered_rows']:,} rows "
+                        f"wait for it, and the sources have waited {_percent(share)} of the time",
+                        "a faster receiver; the rows that wait are safe in checkpoints",
+                    )
+
+    def waiting(self) -> Iterator[NarrowPlace]:
+        """Yields tasks whose calls on the event loop are at their limit."""
+        for task in self.tasks:
+            if task.shares["waiting"] < _WAITS:
+                continue
+            for id, (before, now) in _both(task.before.get("operators", {}), task.now.get("operators", {})):
+                if "in_flight" in now and now["in_flight"] + 1e-9 >= _MAIN * now["limit"]:
+                    yield self._calls(task, now.get("function", id), before, now)
+
+    def _calls(
+        self, task: _TaskShares, name: str, before: Mapping[str, Any], now: Mapping[str, Any], agent: str = ""
+    ) -> NarrowPlace:
+        """Returns the place of calls at their limit. `agent`: the id of the agent that makes them, or "" for a step."""
+        share, who = task.shares["waiting"], f"agent {agent}" if agent else task.name
+        place, fill = agent or task.name, _fill(now) if agent else task.fill
+        ended = now.get("attempts", 0) - before.get("attempts", 0)
+        seconds = now.get("attempt_seconds", 0.0) - before.get("attempt_seconds", 0.0)
+        each = f", {seconds / ended:.2g} s each" if ended > 0 else ""
+        of = "" if agent else f" of {name}"
+        behind = f", and {now['rows']:,} records wait" if agent else _behind(task)
+        refused = now.get("overloads", 0) - before.get("overloads", 0)
+        for engine, (was, figures) in _both(self.before.get("engines", {}), self.now.get("engines", {})):
+            refused += figures["overloads"] - was["overloads"]
+            if figures["overloads"] > was["overloads"] or figures["waiting"]:
+                turned = f"{figures['overloads'] - was['overloads']} calls were turned away (429)"
+                waits = f"{figures['waiting']} calls wait for its limit of {figures['limit']}"
+                return NarrowPlace(
+                    place,
+                    Cause.MODEL_LIMIT,
+                    share,
+                    fill,
+                    engine,
+                    f"the limit of model {engine} is the narrow place: {turned if figures['overloads'] > was['overloads'] else waits}, "
+                    f"and {who} waits for its calls {_percent(share)} of the time",
+                    "a higher limit at the provider, a fallback model, or a cache",
+                )
+        if refused > 0:
+            return NarrowPlace(
+                place,
+                Cause.MODEL_LIMIT,
+                share,
+                fill,
+                name,
+                f"the service behind {name} is the narrow place: it turned {refused} calls away, and {who} waits for calls "
+                f"{_percent(share)} of the time",
+                "a higher limit at the service, or rate= so that fewer calls are turned away",
+            )
+        return NarrowPlace(
+            place,
+            Cause.SLOW_FUNCTION,
+            share,
+            fill,
+            name,
+            f"{who} is the narrow place: it waits {_percent(share)} of the time for calls{of} ({now['in_flight']} of "
+            f"{now['limit']} run{each}){behind}",
+            "a higher concurrency=, if what is called allows it",
+        )
+
+    def aligning(self) -> Iterator[NarrowPlace]:
+        """Yields tasks that wait for barriers on one input while another one is held."""
+        for task in self.tasks:
+            share = task.shares["aligning"]
+            if share < _ALIGNS or task.fill is None or not task.rows or task.now.get("input", {}).get("inputs", 1) < 2:
+                continue
+            senders = self.senders.get(task.stage, ())
+            slow = max((each for each in senders), key=lambda each: each.load, default=None)
+            why = (
+                f"; {slow.name}, before it, computes {_percent(slow.load)} of the time"
+                if slow and slow.load >= _ALIGNS
+                else ""
+            )
+            yield _place(
+                task,
+                Cause.SLOW_ALIGNMENT,
+                share,
+                "" if slow is None else slow.name,
+                f"{task.name} waits {_percent(share)} of the time for the barrier of a checkpoint on its slowest input{why}",
+                "checkpoints less often, or smaller batches in the slow input",
+            )
+
+    def exchanges(self) -> Iterator[NarrowPlace]:
+        """Yields tasks that wait for a channel to another process, whose reader has room."""
+        for task in self.tasks:
+            share = task.shares["backpressured"]
+            if share < _WAITS or "worker" not in task.now:
+                continue
+            for edge in task.targets:
+                readers = [each for each in self.tasks if each.stage == edge["to"]]
+                if (
+                    edge["fill"] >= _FULL
+                    and readers
+                    and all((each.fill or 0.0) < _FULL / 2 and each.load < _BUSY / 2 for each in readers)
+                ):
+                    yield _place(
+                        task,
+                        Cause.SLOW_EXCHANGE,
+                        share,
+                        edge["to"],
+                        f"the exchange from {task.name} to {edge['to']} is the narrow place: its channel is full, and the tasks "
+                        "behind it have room",
+                        "fewer columns before the exchange (select), or a faster network between the workers",
+                    )
+
+    def agents(self) -> Iterator[NarrowPlace]:
+        """Yields agents whose rows wait for calls at their limit, and a loop whose thread computes all the time."""
+        tasks = [
+            _TaskShares(name, *each)
+            for name, each in _both(self.before.get("agent_tasks", {}), self.now.get("agent_tasks", {}))
+        ]
+        waits = max(tasks, key=lambda task: task.shares["waiting"] + task.load, default=None)
+        if waits is None or not waits.seconds:
+            return
+        for id, (before, now) in _both(self.before.get("operators", {}), self.now.get("operators", {})):
+            if now["rows"] <= now.get("in_flight", 0) or waits.shares["backpressured"] > _PRESSED:
+                continue
+            share = min(1.0, waits.shares["waiting"] + waits.load)
+            seconds = now.get("attempt_seconds", 0.0) - before.get("attempt_seconds", 0.0)
+            alone = now.get("limit", 1) > 1 and now.get("in_flight", 0) <= 1 and seconds <= _ALONE * waits.seconds
+            if share < _WAITS or "limit" not in now:
+                continue
+            if alone and seconds >= _BUSY * waits.seconds:
+                yield NarrowPlace(
+                    id,
+                    Cause.SLOW_FUNCTION,
+                    min(1.0, seconds / waits.seconds),
+                    _fill(now),
+                    id,
+                    f"agent {id} is the narrow place: its function holds the event loop, so its calls run one after the other, and "
+                    f"{now['rows']:,} records wait",
+                    "await in the function, asyncio.to_thread(…) for what computes, or batch=True",
+                )
+            elif now["in_flight"] >= _MAIN * now["limit"]:
+                yield self._calls(waits, f"agent {id}", before, now, id)
+
+    def partitions(self) -> Iterator[NarrowPlace]:
+        """Yields sources most of whose unread rows are in one partition."""
+        for task in self.tasks:
+            lag = task.lag
+            if len(lag) < 2 or sum(lag.values()) <= max(1, task.rows):
+                continue
+            name, rows = max(lag.items(), key=lambda each: each[1])
+            if rows >= _LAGS * sum(lag.values()):
+                yield _place(
+                    task,
+                    Cause.SLOW_PARTITION,
+                    rows / sum(lag.values()),
+                    name,
+                    f"partition {name} is behind: it has {_percent(rows / sum(lag.values()))} of the {sum(lag.values()):,} unread rows "
+                    f"of {task.name}, and the other partitions have been read",
+                    "records with a key that spreads them over all partitions",
+                )
+
+    def starved(self) -> Iterator[NarrowPlace]:
+        """Yields sources that have rows and give them too slowly, while every task has time left."""
+        for task in self.tasks:
+            figures = task.now.get("input", {})
+            if task.fill is not None or task.shares["idle"] < _BUSY or figures.get("exhausted") or figures.get("ahead"):
+                continue
+            overdue = figures.get("overdue_seconds", 0.0) - task.before.get("input", {}).get("overdue_seconds", 0.0)
+            lags = [sum(each.get("input", {}).get("lag", {}).values()) for each in (task.before, task.now)]
+            behind = min(lags) > max(1, task.rows)
+            if behind or figures.get("ends") or overdue >= _WAITS * task.seconds:
+                why = f", and has {lags[1]:,} unread rows" if behind else ""
+                source = figures.get("source", "its source")
+                yield _place(
+                    task,
+                    Cause.STARVED_SOURCE,
+                    task.shares["idle"],
+                    source,
+                    f"source {source} is the narrow place: {task.name} waits {_percent(task.shares['idle'])} of the time for rows of "
+                    f"it{why}; every step has time left",
+                    "more readers or partitions of this source, or a faster one",
+                )
+
+
+def _place(task: _TaskShares, cause: Cause, share: float, step: str, sentence: str, advice: str) -> NarrowPlace:
+    return NarrowPlace(task.name, cause, min(1.0, share), task.fill, step, sentence, advice)
+
+
+def _tasks(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[_TaskShares]:
+    """Returns the tasks that both readings have and that have not ended."""
+    found = [
+        _TaskShares(name, *each) for name, each in _both(before, now) if "time" in each[0] and each[1].get("state")
+    ]
+    return [task for task in found if task.seconds >= _LEAST_SECONDS]
+
+
+def _both(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    return [(name, (before[name], now[name])) for name in now if name in before]
+
+
+def _stage(task: str) -> str:
+    stage, slash, number = task.rpartition("/")
+    return stage if slash and number.isdigit() else task
+
+
+def _behind(task: _TaskShares) -> str:
+    """Returns the part of a sentence that says what waits for the task."""
+    if task.fill is None:
+        return "; the tasks behind it wait"
+    return (
+        f"; its input is {'full' if task.fill >= 0.9 else f'{_percent(task.fill)} full'}, and the tasks before it wait"
+    )
+
+
+def _fill(figures: Mapping[str, Any]) -> float:
+    """Returns how full a channel or the queue of an agent is."""
+    rows, nbytes = figures["rows"] / figures["capacity_rows"], figures["bytes"] / figures["capacity_bytes"]
+    return float(min(1.0, max(rows, nbytes)))
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * min(share, 1.0))} %"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
