@@ -112,9 +112,11 @@ class AgentContext:
 
     - `message`: the decoded value, or the RecordBatch of a batch agent; None for a tombstone. For a timer it is
       {field of the key: key}.
-    - `key`: the key of the record in bytes; for a timer, the key of the timer.
+    - `key`: the key of the record in bytes, or None if it has none; for a timer, the key of the timer.
     - `timestamp`: the timestamp of the record in ms since 1970 UTC; for a timer, its time.
     - `headers`, `topic`, `partition`, `offset`: the origin of the record. `agent_id`: the id of the agent.
+
+    In a batch agent only `message`, `topic` and `agent_id` are set, because the rows of a batch have several origins.
 
     In a context that the engine makes, state writes take effect when the call has succeeded, and are dropped if it
     raises. In one that you make yourself (`AgentContext(message, state_backend)`), they go to the backend at once.

@@ -143,7 +143,12 @@ class Handover:
         self._loop.call_soon_threadsafe(self._safely(self._take), list(works))
 
     def settled(self) -> Iterator[tuple[Work, int]]:
-        """Yields the calls that have ended since the last call. Raises the error of a failed call."""
+        """Yields (work, number) for each call that has ended and was not yielded yet; `work.outcomes[number]` is its
+        outcome.
+
+        Raises the error that has stopped the calls, if there is one: the error of a call whose row is not skipped, or
+        the error of a worker.
+        """
         self._told = False
         if self._failure is not None:
             raise self._failure
@@ -288,7 +293,9 @@ class Handover:
                 self._tell()
 
     def _settle(self, item: Call, outcome: Any) -> None:
-        """Keeps an outcome, and notifies the operator if it can go on."""
+        """Stores an outcome, and notifies the operator if it can go on. Drops the outcome if an error has stopped the
+        calls.
+        """
         self._ended += 1
         if self._failure is not None:
             return

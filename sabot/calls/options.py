@@ -18,8 +18,8 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The retries of a failed call: at most `retries`, after `backoff_s` seconds, and then after twice as long each
-    time.
+    """The retries of a failed call: at most `retries`, the first after `backoff_s` seconds, and each further one
+    after twice as long, at most 30 seconds.
     """
 
     retries: int = 0

@@ -609,9 +609,10 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Returns counts since the start; id, seconds and bytes of the last complete checkpoint, and when it was
-        complete (`last_at`); the error of the last one that failed, and when it did (`failed_at`); and the id of the
-        oldest checkpoint that is still stored. Id 0 means none; times are in seconds since 1970, or None.
+        """Returns counts since the start; the id of the checkpoint in flight (`in_flight`); id, seconds and bytes of
+        the last complete checkpoint, and when it was complete (`last_at`); the error of the last one that failed, and
+        when it did (`failed_at`); and the id of the oldest checkpoint that is still stored. Id 0 means none; times
+        are in seconds since 1970, or None.
         """
         return {
             "completed": self._completed,

@@ -235,7 +235,7 @@ class CheckpointStorage:
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Wraps code that writes below the directory of `begin`: an OSError becomes a CheckpointFailed that names the
-        place.
+        place. Raises StorageLost if the directory of the checkpoints was removed.
         """
         try:
             yield
@@ -405,7 +405,10 @@ class CheckpointStorage:
             return self._read(marks[-1])
 
     def verify(self, manifest: Manifest) -> None:
-        """Reads every file and compares its hash. Raises CorruptCheckpoint, which names the first that differs."""
+        """Reads every file and compares its hash. Raises CorruptCheckpoint, which names the first file that differs,
+        or AppLocked if another worker owns the app by now. An error while a file is read is raised as
+        `checkpoint_error` says.
+        """
         with self._with_recovery_hint(manifest.mark):
             check_files(self._place, manifest.contents, fully=True)
 

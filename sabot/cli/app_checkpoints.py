@@ -62,7 +62,8 @@ class AppCheckpoints:
         return f"{path.rstrip('/')}/{name}{question}{settings}"
 
     def manifest(self, checkpoint_id: int | None = None) -> Manifest:
-        """Returns the manifest of the checkpoint with this id, or of the chosen one, or of the newest. Does not check its files.
+        """Returns the manifest of the checkpoint with this id. Without an id, returns the one that the user has
+        named, or else the newest. Does not check its files.
 
         Raises UserError if there is no such checkpoint, and CorruptCheckpoint if the manifest cannot be read.
         """

@@ -223,10 +223,12 @@ def _copy_checkpoint(app: AppCheckpoints, place: Location) -> tuple[int, str]:
 
 
 def _place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
-    """Returns the place of a savepoint, with an absolute path because the running app may have another current folder.
+    """Returns the place of a savepoint, with an absolute path because the running app may have another current
+    folder.
 
-    `to`: the place that the user gave, or None for a new folder beside the checkpoints. `control`: the folder through which the running
-    app is asked, or None if no app runs. Raises UserError if the app has its checkpoints in an object store and `to` is None.
+    `to`: the place that the user gave, or None for a new folder beside the checkpoints. `control`: the folder through
+    which the running app is asked, or None if no app runs on this machine. Raises UserError if `to` is None and the
+    app runs with its checkpoints in an object store.
     """
     if to is None and control not in (None, app.storage.directory):
         raise UserError(

@@ -79,8 +79,8 @@ class CsvCodec:
         return rows, [BadRow(row, bad[row]) for row in sorted(bad)]
 
     def _has_empty(self, text: bytes) -> bool:
-        """Returns True if there may be an empty line, which Arrow reads as a row of nulls, whatever the number of
-        columns.
+        """Returns True if there may be an empty line that is a bad record. Arrow reads such a line as a row of nulls,
+        without an error. With one column an empty line is a good row, so the result is False.
         """
         return len(self._names) > 1 and (text.startswith(b"\n") or b"\n\n" in text)
 

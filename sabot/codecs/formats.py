@@ -183,8 +183,8 @@ def format_of(given: object, where: str, more: Sequence[str] = ()) -> Format:
 
 
 def agreed_format(name: str, one: Format | None, other: Format | None) -> Format | None:
-    """Returns the format of a topic that two streams or agents write, given the format of each; None if the writer
-    has chosen none. Raises UserError if they have chosen two different formats.
+    """Returns the format of a topic with two writers, or None if neither has chosen one. `one`, `other`: the format
+    of each writer, or None if it has chosen none. Raises UserError if they have chosen two different formats.
     """
     if None not in (one, other) and one != other:
         assert one is not None

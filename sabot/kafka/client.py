@@ -372,9 +372,11 @@ def fatal_of(producer: Any) -> KafkaError | None:
 
 
 def fatal_behind(producer: Any, error: KafkaError) -> KafkaError:
-    """Returns the fatal error of a producer that only this thread polls, and whose `produce` has just raised `error`.
-    If the fatal error came between two polls, `error` is _FATAL, which does not say the reason; the next poll raises
-    the reason, once.
+    """Returns the reason of a producer's fatal error. `error`: the error that `produce` has just raised.
+
+    If `error` is _FATAL, which names no reason, the producer is polled for the reason, which the client raises only
+    once; after ANSWER_SECONDS without an answer, `error` is returned. Only the thread that polls the producer may
+    call this.
     """
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while error.code() == KafkaError._FATAL and SYSTEM_CLOCK.monotonic() < deadline:

@@ -168,7 +168,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`."""
+        """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`. Does nothing
+        if the receiver has the part already. Raises UserError before `claim`, and as `Delivers.deliver` says.
+        """
         client = self._claimed()
         if seq <= self._seq:
             return
@@ -254,7 +256,9 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
 
     @contextmanager
     def _or_leave(self, client: "_Client") -> Iterator[None]:
-        """Abandons the client after any error of the block, and raises that error as a SabotError."""
+        """Abandons the client after any error of the block, and raises the error again; a KafkaException becomes a
+        SabotError. If the error ends the app, the transaction is aborted first, so that readers need not wait for it.
+        """
         try:
             try:
                 yield

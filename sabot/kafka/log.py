@@ -119,11 +119,11 @@ class TopicLog:
             raise explain(error.args[0], self._link, topic) from clean_cause(error)
 
     def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
-        """Yields the committed records with first <= offset < end. If the last call ended at `first`, the consumer
-        simply continues.
+        """Yields the committed records with first <= offset < end. Ends earlier, at the last stable offset, if a
+        transaction is open. If the last call ended at `first`, the consumer simply continues.
 
-        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (with `check.crcs`);
-        RecordsGone for an offset that is before the partition's first one or after its end (with
+        Raises BrokerUnavailable, and as `client.explain` says; DataError for damaged records (wrong checksums only
+        with `check.crcs`); RecordsGone for an offset that is before the partition's first one or after its end (with
         `auto.offset.reset=error`).
         """
         if first >= end:

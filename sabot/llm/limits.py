@@ -150,7 +150,7 @@ class Admission:
 class CircuitBreaker:
     """The rule for a provider that fails again and again: after `failures` failures in a row it is not asked for the
     time `pause`; then one request tries it. Only failures of the provider count: no connection, a 5xx, no answer in
-    time.
+    time. Raises UserError for `failures` below 1 and for a pause of 0.
     """
 
     failures: int = 5

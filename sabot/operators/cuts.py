@@ -126,7 +126,9 @@ class OpenCuts:
         return self._lock if self._open else _FREE
 
     def note(self, slots: pa.Int32Array, part: Any = None) -> None:
-        """Prepares these slots for a change: open cuts copy their rows. Must be called before each change."""
+        """Prepares these slots of `part`, a table of the operator's state, for a change: each snapshot of that table
+        that is not saved yet copies the rows of the slots first. Must be called before each change.
+        """
         for name, rows in self._open:
             if name == part:
                 rows.before(slots.to_numpy())

@@ -310,8 +310,9 @@ class SpilledGroups(StatePart):
 
 
 def _places(hashes: Any, pane: int) -> Any:
-    """Returns the sort key of each group in the segments (numpy uint64). Groups are sorted by pane, then by the hash
-    of the key.
+    """Returns the sort key of each group in the segments (numpy uint64): 16 bits mixed from the pane, then the upper
+    48 bits of the hash. So the groups of a pane lie together, and panes are in no order; two panes may share their 16
+    bits.
     """
     head = (pane * _SPREAD & (1 << 64) - 1) >> (64 - _PANE_BITS)
     return hashes >> np.uint64(_PANE_BITS) | np.uint64(head << (64 - _PANE_BITS))

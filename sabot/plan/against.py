@@ -35,7 +35,7 @@ _UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
 def planned(plan: Plan) -> list[Planned]:
     """Returns the operators of the plan that keep state. Opens and closes every operator.
 
-    Raises UserError if the columns of a source are not known yet.
+    Raises UserError if the columns of a source are not known yet, or if names or types do not fit.
     """
     found: list[Planned] = []
 

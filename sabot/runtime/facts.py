@@ -88,7 +88,7 @@ class _AgentTask(msgspec.Struct):
 
 def check_facts(manifest: Manifest) -> None:
     """Raises CorruptCheckpoint, which names the manifest, the task and the entry, if a fact is missing or has a wrong
-    type.
+    type, or if a schema or a file of unfinished records cannot be read. Raises UserError for an error of the machine.
     """
     where = manifest.path or f"checkpoint {manifest.checkpoint_id}"
     for name, task in manifest.tasks.items():

@@ -90,8 +90,8 @@ class Segments:
         return found
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
-        """Returns the earliest time at which about `rows` further rows of some segment are due, or `now` if that is
-        later. A caller reads due rows in steps of this time, so that no step returns too many rows.
+        """Returns the time up to which a caller may read due rows in one step: the earliest time at which a segment
+        has about `rows` more rows due, and at most `now`. `kind`: the clock by which the rows are due, 0 or 1.
         """
         return min([now, *(segment.full_at(rows, kind) for segment in self._segments)])
 

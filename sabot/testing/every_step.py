@@ -193,8 +193,9 @@ class _Runs:
         return self.check(directory), report["names"], set(report["writes"])
 
     def attempt(self, death: _Death, expected: Any, steps: int) -> bool:
-        """Runs the app with one crash, and then to its end. Returns True if the process died at its step. Raises
-        AssertionError if the outcome differs.
+        """Runs the app with the crash `death`, then with `deaths - 1` crashes at random steps among `steps`, and then
+        to its end. Returns True if the process died at the step of `death`. Raises AssertionError if the outcome is
+        not `expected`.
         """
         directory = self._directory(f"{death.at}-{death.moment}")
         dice = random.Random(f"{death}")

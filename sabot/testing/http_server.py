@@ -53,7 +53,7 @@ class HttpExchange:
         self.ended = True
 
     def truncate(self, status: int, body: object, headers: dict[str, str]) -> None:
-        """Sends the first half of an answer, and closes the connection."""
+        """Sends the headers of an answer and the first half of its body, and closes the connection."""
         data = response(status, body, headers)
         body_at = data.index(b"\r\n\r\n") + 4
         self._transport.write(data[: (body_at + len(data)) // 2])

@@ -167,8 +167,10 @@ class ScriptedSource(Source, Bounded, Scans, HasIdentity, ReportsLag):
         return None
 
     def _carry_out(self, mark: ScriptMark, timeout: float) -> bool:
-        """Carries out a mark. Returns True when it is done, and False if it is not done yet or if the app has
-        crashed.
+        """Carries out a mark; for a checkpoint, waits at most `timeout` seconds. Returns True when the mark is done,
+        also for a crash of an earlier run, and False if it is not done yet or if the app has crashed.
+
+        Raises UserError if no test carries out marks, and the error of a failed checkpoint.
         """
         if mark is END:
             return True

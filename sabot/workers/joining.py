@@ -118,7 +118,8 @@ def read_ticket() -> Ticket:
 async def join(ticket: Ticket) -> JoinedApp:
     """Connects, and waits until the coordinator accepts this worker.
 
-    Raises TransientError if nobody answers or the coordinator is gone, and UserError if it refuses this worker.
+    Raises TransientError if nobody answers or the coordinator is gone; UserError if the coordinator refuses this
+    worker, or if the two do not trust each other's certificates.
     """
     secrets = None if ticket.secrets is None else WorkerSecrets.read(ticket.secrets)
     context = None if secrets is None else secrets.context(server=False)

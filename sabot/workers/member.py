@@ -67,7 +67,9 @@ class Member:
         self._tasks.append(asyncio.create_task(self._wait(process), name=f"{self.name} process"))
 
     def join(self, connection: ControlChannel, join: Join, welcome: ControlMessage) -> None:
-        """Begins to read the worker's connection, and sends it `welcome`. Called once."""
+        """Resolves `joined` with the worker's message `join`, begins to read its connection, and sends it `welcome`.
+        Called once.
+        """
         self._connection = connection
         self._hears()
         self.joined.set_result(join)

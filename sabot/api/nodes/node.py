@@ -224,8 +224,8 @@ class AddsColumns(Node):
 
 
 def time_column(node: Node) -> str | None:
-    """Returns the column whose values are the event times of the step's rows, or None if there is none, or if it
-    differs between rows.
+    """Returns the column with the event times of the step's rows, in ms or as timestamps. Returns None if there is
+    none, if rows have it in different columns (after a union), or if it may have another unit or texts.
     """
     times = node.event_times
     return next((time for time, as_is in times.items() if as_is), None) if len(times) == 1 else None

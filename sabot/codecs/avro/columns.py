@@ -152,8 +152,9 @@ def avro_schema(schema: pa.Schema, name: str) -> dict[str, Any]:
     """Returns an Avro schema for columns, as JSON: a record with this name. Nullable columns are unions with null,
     and null is their default.
 
-    Raises UserError for a column whose name or type Avro does not have: names consist of letters, digits and _; there
-    are no durations, no times in nanoseconds and no decimals with a scale below 0.
+    Raises UserError for a name or a type that Avro does not have: names consist of letters, digits and _ (the name of
+    the record may have parts with dots between them); there are no durations, no times in nanoseconds, no decimals
+    with a scale below 0, and no maps with keys that are not texts.
     """
     if not all(map(_NAME.fullmatch, name.split("."))):
         raise UserError(

@@ -55,7 +55,7 @@ class ProtobufCodec:
 
     @property
     def text(self) -> None:
-        """None: the codec learns nothing from records."""
+        """None: a checkpoint stores nothing of this codec, because it learns nothing from records."""
         return None
 
     def resumed(self, text: str | None) -> "ProtobufCodec":

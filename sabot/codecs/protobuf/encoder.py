@@ -32,8 +32,8 @@ class ProtobufEncoder:
         return ProtobufEncoder(message, schema_id=schema_id)
 
     def check(self, schema: pa.Schema) -> None:
-        """Raises UserError for a column without a field in the message, for a column whose type does not fit the
-        field, and for a required field without a column.
+        """Raises UserError for a column without a field in the message, for a repeated column, for a column whose
+        type does not fit the field, and for a required field without a column.
         """
         self._writer_of(schema)
 

@@ -139,8 +139,11 @@ class FileDelivering:
         return entry
 
     def _begun(self, entry: Entry) -> Entry:
-        """Returns the entry for an app that starts without a checkpoint. Completed files are kept, unless they are to
-        be overwritten; unfinished rows are dropped.
+        """Returns the first entry of the token for an app that starts without a checkpoint. `entry`: the entry that
+        the earlier run has left. Completed files are kept, unless they are to be overwritten; unfinished rows are
+        dropped.
+
+        Raises UserError if the one file of the sink exists, cannot be continued, and is not to be overwritten.
         """
         target = self._target
         if self._format.continues and not target.folder:

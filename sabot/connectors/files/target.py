@@ -75,7 +75,9 @@ class FileTarget:
         return self._format.new_growth(self.file(number), hidden=self.folder)
 
     def parts(self) -> tuple[dict[int, Path], dict[int, Path]]:
-        """Returns the parts of the folder by number: those that are complete, and those that are not."""
+        """Returns the parts of the folder by number: those that are complete, and those that are not. The path of an
+        incomplete part is the one that it will have. With `partition_by`, a number has the path of one of its files.
+        """
         ending = re.escape(self._format.ending)
         complete: dict[int, Path] = {}
         unfinished_parts: dict[int, Path] = {}

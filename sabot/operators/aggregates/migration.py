@@ -179,7 +179,9 @@ class StateMigration:
         self._blank: pa.RecordBatch | None = None  # a group without rows
 
     def groups(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the keys and accumulators of rows of the checkpoint, with the columns of the program's table."""
+        """Converts groups of the checkpoint (`groups`) to the columns of the program's table, and returns their keys
+        and accumulators.
+        """
         columns = [*groups.columns[: self._keys], *self._accumulators(groups)]
         return pa.RecordBatch.from_arrays(columns, schema=self._states)
 

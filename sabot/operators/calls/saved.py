@@ -62,8 +62,9 @@ class CallsCut:
         return PartsCut(files).save(directory)
 
     def _columns(self, outcomes: list[Any]) -> tuple[pa.RecordBatch | None, Sequence[int], list[Any]]:
-        """Returns (the rows of all outcomes, the number of rows of each, the outcomes). An outcome that does not fit
-        the schema is left out: the call is made again after a restore, and the error is then raised.
+        """Returns (the rows of all outcomes, or None if there are none; the number of rows of each outcome; the
+        outcomes). In place of an outcome that does not fit the schema stands _AGAIN, without rows: the call is made
+        again after a restore, and the error is then raised.
         """
         if self._answers is not None:
             made, counts, kept = self._answers.columns(outcomes, lambda number, what: _AGAIN)

@@ -422,8 +422,9 @@ class _OpenSessions(RunAggregates):
     _complete: Any = None  # sessions that were not emitted when the open cuts were taken
 
     def note_complete(self, complete: pa.Int32Array) -> None:
-        """Marks sessions as changing that the kernel has just reported as complete. Called before any other change,
-        so that a cut that is not saved yet has them as not emitted.
+        """Prepares snapshots that are not saved yet for the removal of sessions that the kernel has just reported as
+        complete: such a snapshot stores them as not emitted. Called before any other change. Does nothing without
+        such a snapshot.
         """
         if self.is_held and len(complete):
             self._complete = complete.to_numpy()
