@@ -124,6 +124,7 @@ def test_a_word_has_one_meaning_in_the_glossary_and_in_the_architecture() -> Non
 
 OWN = {  # classes that no user names: what others share, and what `collect` and `print` write to
     "AgentOutput",
+    "BlackholeSink",
     "CountSink",
     "FileSink",
     "FileSource",

@@ -974,6 +974,11 @@ def figures(statistics: Any, name: str) -> list[Any]:
     return found + [each for value in statistics.values() for each in figures(value, name)]
 
 
+def rows_read(statistics: Any) -> int:
+    """The number of rows that the readers of streams have read in this run."""
+    return sum(task["input"].get("rows_in", 0) for task in statistics["streams"].values())
+
+
 WAYS = ("split", "logged", "turns", "barriers", "stopped", "crashed", "dying", "rescaled")
 
 _events: dict[tuple[str, int], pa.Table] = {}

@@ -29,12 +29,12 @@ from harness import (
     differences,
     draw,
     events,
-    figures,
     hops,
     of,
     plain,
     read,
     rows_of,
+    rows_read,
     run_crashes,
     sources_of,
     table_after,
@@ -788,7 +788,7 @@ async def table_in_topic(
         if more is not None:
             more()
         records = len(broker.records(topic))
-        await until(lambda: sum(figures(app.statistics(), "rows_in")) >= records, f"{records} records to be read")
+        await until(lambda: rows_read(app.statistics()) >= records, f"{records} records to be read")
     finally:
         await app.stop(drain=True)
     return table_after(kept.table(), key)
@@ -876,9 +876,7 @@ async def test_groups_of_a_table_of_a_topic_go_on_after_a_stop(seed: int, memory
             broker.publish("accounts", [row], key=str(id))
         rows = until_row - published
         published = until_row
-        await until(
-            lambda app=app, rows=rows: sum(figures(app.statistics(), "rows_in")) >= rows, "the records to be read"
-        )
+        await until(lambda app=app, rows=rows: rows_read(app.statistics()) >= rows, "the records to be read")
         await app.stop(drain=until_row == len(history))
         kept = kept.again()
     want = groups(["name"], c=of("count"), total=of("sum", "amount"), ids=of("max", "id"))(at_the_end(history))

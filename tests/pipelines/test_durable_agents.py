@@ -1211,7 +1211,7 @@ async def test_what_cannot_be_run_again_is_refused_by_name(shop: Shop) -> None:
     ("options", "words"),
     [
         ({"batch": True, "job_id": "order"}, "batch=True"),
-        ({"batch": True, "mailbox": 5}, "batches"),
+        ({"batch": True, "mailbox": 5}, "with batch=True"),
         ({"batch": True, "durable": False}, "one batch at a time"),
         ({"on_timer": lambda timer, ctx: None}, "ctx.sleep"),
         ({"timeout": 0}, "timeout=0"),
@@ -1219,7 +1219,7 @@ async def test_what_cannot_be_run_again_is_refused_by_name(shop: Shop) -> None:
         ({"mailbox": 0}, "mailbox=0"),
         ({"mailbox_full": "drop"}, "mailbox_full='drop'"),
         ({"job_id": ""}, "job_id=''"),
-        ({"key": None, "mailbox": 5}, "no key"),
+        ({"key": None, "mailbox": 5}, "without key="),
         ({"durable": False, "mailbox": 5}, "durable=True"),
         ({"durable": 1}, "True or False"),
     ],

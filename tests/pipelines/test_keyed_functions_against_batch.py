@@ -31,9 +31,9 @@ from harness import (
     differences,
     draw,
     events,
-    figures,
     figures_at,
     of,
+    rows_read,
     run_in_turns,
     tumbles,
     until,
@@ -1074,7 +1074,7 @@ async def test_timers_of_the_clock_fire_when_it_is_time_and_not_before(memory_ur
     broker.publish("rows", [{"k": "b", "x": 60}, {"k": "a", "x": 30}, {"k": "c", "x": 90}])
     running = asyncio.ensure_future(app.run())
     try:
-        await until(lambda: sum(figures(app.statistics(), "rows_in")) == 3 or running.done(), "the rows")
+        await until(lambda: rows_read(app.statistics()) == 3 or running.done(), "the rows")
         for seconds, names in ((29, ""), (2, "a"), (28, "a"), (2, "ab"), (40, "abc")):
             await asyncio.sleep(0.05)  # nothing fires while the clock stands
             clock.advance(seconds)

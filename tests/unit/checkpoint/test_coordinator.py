@@ -143,6 +143,8 @@ async def test_all_cuts_become_one_checkpoint_on_the_disk(tmp_path: Path) -> Non
         "oldest_id": 1,
         "in_flight": 0,
         "last_error": "",
+        "last_at": 1_700_000_002.5,
+        "failed_at": None,
     }
 
 

@@ -213,7 +213,10 @@ def test_a_target_that_is_not_there_is_named(here: Path, target: str, said: str)
         ("import not_installed\n", "broken.py:1: ModuleNotFoundError: No module named 'not_installed'"),
         ("from sabot import App\nApp('a', broker='amqp://x')\n", "broken.py:2: UserError: "),
         ("import sys\nsys.exit(3)\n", "broken.py:2"),
-        ("from sabot import App\napp = App('a')\napp.main()\n", "broken.py:3: UserError: app a would run while"),
+        (
+            "from sabot import App\napp = App('a')\napp.main()\n",
+            "broken.py:3: UserError: app.run() of app a was called while",
+        ),
     ],
 )
 def test_a_module_that_raises_is_shown_with_file_and_line(here: Path, text: str, said: str) -> None:
