@@ -232,12 +232,17 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
         Raises SqlError, a UserError, with the position of each error in the text.
         """
+        return self.sql_session.run(text, values)
+
+    @property
+    def sql_session(self) -> "Session":
+        """The tables and views that SQL statements of this app have declared."""
         from sabot.operators.expressions.compiled import compile_expr
         from sabot.sql.session import Session
 
         if self._sql is None:
-            self._sql = Session(self, lambda expr, schema: compile_expr(expr, schema).type)
-        return self._sql.run(text, values)
+            self._sql = Session(self, self, lambda expr, schema: compile_expr(expr, schema).type)
+        return self._sql
 
     def _plan_of(self, node: Node) -> "Plan":
         """Returns the plan of the steps up to this node. If they read results of agents, the plan includes these

@@ -11,7 +11,7 @@ import typer
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.places import Location, is_local_place
 from sabot.checkpoint.protocol import read_manifest_name
-from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.loading import WrongUse, is_script, load_app
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
@@ -20,7 +20,7 @@ AppWord = Annotated[
     str,
     typer.Argument(
         metavar="APP",
-        help="The app (module:app), or the place of its checkpoints: a checkpoint or state directory, a URI, a savepoint.",
+        help="The app (module:app or a file of SQL), or the place of its checkpoints: a checkpoint or state directory, a URI, a savepoint.",
     ),
 ]
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -107,7 +107,7 @@ def find_checkpoints(word: str) -> AppCheckpoints:
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_checkpoints(at[1]), chosen=int(at[2]))
-    if _APP.fullmatch(word) and not Path(word).exists():
+    if is_script(word) or (_APP.fullmatch(word) and not Path(word).exists()):
         return _of_app(word)
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
         return AppCheckpoints(word)

@@ -1,4 +1,4 @@
-"""Loads the App or RuntimeKernel that `module:app` names, or explains in one line why it cannot be loaded."""
+"""Loads the App or RuntimeKernel that `module:app` or a file of SQL names, or explains why it cannot be loaded."""
 
 import gc
 import importlib
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sabot.agents.kernel import RuntimeKernel
     from sabot.app import App
 
-_HOW = "write module:app, as in examples.hello:app"
+_HOW = "write module:app, as in examples.hello:app, or name a file of SQL: pipeline.sql"
+_SQL = ".sql"
 _OURS = Path(__file__).parents[1].as_posix()
 
 
@@ -32,10 +33,11 @@ class WrongUse(UserError):
 
 
 def load_app(target: str) -> "App":
-    """Imports `module:attribute` (by default the attribute `app`), also from the current folder, and returns the App.
+    """Returns the App that `module:attribute` names (by default the attribute `app`; the module may be in the current folder), or the app
+    of a file of SQL statements (`pipeline.sql`).
 
-    Raises WrongUse if the module is missing or raises, or if the attribute is missing or not an App. A call of `app.run()` at module
-    level that is not awaited is explained on stderr, and the App is returned nevertheless.
+    Raises WrongUse if the file has errors, if the module is missing or raises, or if the attribute is missing or not an App. A call of
+    `app.run()` at module level that is not awaited is explained on stderr, and the App is returned nevertheless.
     """
     from sabot.app import App
 
@@ -55,6 +57,8 @@ def load_program(target: str) -> "App | RuntimeKernel":
 def _load(target: str, kinds: Any) -> Any:
     from sabot.app import IMPORTING
 
+    if is_script(target):
+        return _load_script(Path(target))
     if "://" in target:
         raise WrongUse(f"{redacted_url(target)!r} is an address and not the name of an app", hint=_HOW)
     name, _, attribute = target.partition(":")
@@ -81,6 +85,36 @@ def _load(target: str, kinds: Any) -> Any:
         IMPORTING.reset(importing)
     _refuse_another(module, Path(folder, *name.split(".")))
     return _find_program(module, attribute, kinds)
+
+
+def is_script(target: str) -> bool:
+    """Returns True if the name of an app is that of a file of SQL."""
+    return target.endswith(_SQL) and "://" not in target
+
+
+def _load_script(path: Path) -> "App":
+    """Returns the app of a file of SQL. Its id is the name of the file, or that of SET 'pipeline.name'."""
+    from sabot.app import App
+    from sabot.sql.options import app_name
+    from sabot.sql.syntax.parser import parse
+    from sabot.sql.syntax.text import SqlText
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise WrongUse(f"{path} cannot be read: {why}", hint="name a file of SQL in UTF-8") from error
+    try:
+        app = App(app_name(parse(SqlText(text, str(path)))) or path.stem)
+        rows = app.sql_session.run(text, {}, str(path))
+    except UserError as error:
+        raise WrongUse(error.message, hint=error.hint, cause=error) from error
+    if rows is not None:
+        raise WrongUse(
+            f"{path}: the rows of the last query go nowhere",
+            hint=f"write INSERT INTO a table, or print them: sabot sql {path}",
+        )
+    return app
 
 
 def _import(name: str) -> ModuleType:

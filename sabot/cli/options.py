@@ -24,7 +24,7 @@ def log_format(value: str) -> str:
     return value.lower()
 
 
-Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")]
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it, or a file of SQL.")]
 LogLevel = Annotated[
     str, typer.Option(metavar="LEVEL", callback=log_level, help=f"The lowest level to log: {', '.join(LOG_LEVELS)}.")
 ]

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from sabot.sql.syntax.parser import parse
+from sabot.sql.syntax.text import SqlError, SqlText
+
 _LOOK_SECONDS = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SKIPPED = {"__pycache__", "node_modules", "site-packages"}
@@ -22,7 +25,7 @@ _Stamp = tuple[int, int, int]  # time of modification in ns, size, inode
 
 
 def program_files(folder: Path) -> dict[Path, _Stamp]:
-    """Returns the Python files in and below a folder, each with a stamp that changes when the file changes.
+    """Returns the files of Python and SQL in and below a folder, each with a stamp that changes when the file changes.
 
     Hidden folders, installed packages and virtual environments are left out.
     """
@@ -35,7 +38,7 @@ def program_files(folder: Path) -> dict[Path, _Stamp]:
         ]
         for name in names:
             path = Path(here, name)
-            if path.suffix == ".py":
+            if path.suffix in (".py", ".sql"):
                 try:
                     status = path.stat()
                 except FileNotFoundError:  # an editor is replacing the file
@@ -113,9 +116,14 @@ def _first_syntax_error(changed: Sequence[Path]) -> str | None:
     """Returns the first syntax error in these files with its place, or None if all files parse."""
     for path in changed:
         try:
-            ast.parse(path.read_bytes(), str(path))
+            if path.suffix == ".sql":
+                parse(SqlText(path.read_text(encoding="utf-8"), str(path)))
+            else:
+                ast.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             continue
+        except SqlError as error:
+            return error.message
         except (SyntaxError, ValueError) as error:  # ValueError: a null byte
             line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
             return f"{path}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}"

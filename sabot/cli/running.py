@@ -15,6 +15,7 @@ from sabot.cli.loading import WrongUse
 from sabot.errors import DeliveryConflict, SabotError
 from sabot.process_exit import EXITS, Exit
 from sabot.redaction import scrubbed, visible
+from sabot.sql.syntax.text import SqlError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -114,6 +115,9 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
 def _print_error(error: Exception, code: int, with_traceback: bool) -> int:
     if with_traceback:
         print(visible(scrubbed("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
+    if isinstance(error, SqlError) or isinstance(getattr(error, "cause", None), SqlError):
+        print(visible(scrubbed(str(error))), file=sys.stderr)  # begins with file:line:column, and has lines of its own
+        return code
     known = isinstance(error, SabotError)
     line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
     said = visible(scrubbed(line))

@@ -10,6 +10,7 @@ from sabot.api.nodes.node import time_column
 from sabot.api.stream import Stream
 from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
+from sabot.sql.options import SqlHost, SqlOptions
 from sabot.sql.relations import QueryBinder, renamed
 from sabot.sql.scope import Relation, fields_of, node_of
 from sabot.sql.syntax.parser import parse
@@ -24,6 +25,7 @@ from sabot.sql.syntax.tree import (
     Insert,
     Name,
     Query,
+    SetOption,
     Statement,
     StatementSet,
 )
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
 class Session:
     """The tables, views and streams that SQL statements of an app know, and the statements that run over them.
 
-    `type_of`: see `Context`.
+    `host`: the app once more, whose settings SET changes. `type_of`: see `Context`.
     """
 
-    def __init__(self, app: "HasStreams", type_of: Callable[[Expr, pa.Schema], pa.DataType]) -> None:
+    def __init__(self, app: "HasStreams", host: SqlHost, type_of: Callable[[Expr, pa.Schema], pa.DataType]) -> None:
         self._app = app
+        self._options = SqlOptions(host)
         self._type_of = type_of
         self._relations: dict[str, tuple[str, CreateTable | Relation]] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
@@ -125,6 +128,8 @@ class _Statements:
         elif isinstance(statement, CreateFunction):
             name = statement.name[-1].text
             raise SqlFault(statement.span, f"function {name} is a class of Java", f'app.register("{name}", function)')
+        elif isinstance(statement, SetOption):
+            session._options.run(statement)
         elif isinstance(statement, Explain):
             raise SqlFault(statement.span, "EXPLAIN is not supported here", "app.sql(…).explain()")
         else:
