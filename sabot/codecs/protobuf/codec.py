@@ -55,7 +55,7 @@ class ProtobufCodec:
 
     @property
     def text(self) -> None:
-        """None: a checkpoint stores nothing of this codec, because it learns nothing from records."""
+        """Always None, because the codec learns nothing from records that a checkpoint could store."""
         return None
 
     def resumed(self, text: str | None) -> "ProtobufCodec":
