@@ -51,6 +51,7 @@ _LATE = {
     "savepoint": LateCommand(
         "Make, list and remove savepoints: checkpoints that are kept.", ("checkpoints",), "savepoint"
     ),
+    "top": LateCommand("Show what each task of a running app does, refreshed each second.", ("top",), "top"),
     "workers": LateCommand("Show the workers of a running app and their tasks.", ("workers",), "workers"),
     "rescale": LateCommand("Give a running app another number of workers.", ("workers",), "rescale"),
     "dlq": LateCommand("List, show and redrive dead letters.", ("letters",), "dlq"),

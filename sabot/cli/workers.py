@@ -1,5 +1,7 @@
 """`sabot workers` shows the worker processes of a running app; `sabot rescale` changes their number."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -50,14 +52,22 @@ def _run(work: Any) -> None:
 
 
 def _ask_app(app: AppCheckpoints, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    return ask(running_control(app, "sabot run module:app --workers N"), request, timeout)
+
+
+def running_control(app: AppCheckpoints, start: str) -> Path:
+    """Returns the folder through which requests reach the app. Raises UserError if the app does not run on this machine.
+
+    `start`: the command that starts it, for the error.
+    """
     control = control_of(app)
     if control is None:
         raise UserError(
             f"no app runs on {app.place} on this machine",
-            hint="sabot run module:app --workers N starts it; if its checkpoints are in an object store, name its --state directory "
+            hint=f"{start} starts it; if its checkpoints are in an object store, name its --state directory "
             "on the machine where it was started",
         )
-    return ask(control, request, timeout)
+    return control
 
 
 def _print(answer: dict[str, Any], json: bool) -> None:
@@ -74,20 +84,7 @@ def _print(answer: dict[str, Any], json: bool) -> None:
         f"{plain(answer['app'])}: workers {len(found)}, tasks {tasks}, restarts {answer['restarts']},"
         f" checkpoint {answer['checkpoint']}\n"
     )
-    columns(
-        ["worker", "pid", "tasks", "rows/s", "lag", "cpu", "memory"],
-        [
-            [
-                each["worker"],
-                each["pid"],
-                len(each["tasks"]),
-                *_flow(each),
-                "-" if each["cpu_percent"] is None else f"{each['cpu_percent']:.0f} %",
-                "-" if each["memory_bytes"] is None else size(each["memory_bytes"]),
-            ]
-            for each in found
-        ],
-    )
+    columns(WORKER_TITLES, worker_rows(found))
     typer.echo()
     columns(
         ["task", "worker", "rows/s", "lag", "rows"],
@@ -99,7 +96,25 @@ def _print(answer: dict[str, Any], json: bool) -> None:
     )
 
 
-def _flow(figures: dict[str, Any]) -> tuple[str, str]:
+WORKER_TITLES = ["worker", "pid", "tasks", "rows/s", "lag", "cpu", "memory"]
+
+
+def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """Returns a row of cells for each worker, under `WORKER_TITLES`."""
+    return [
+        [
+            each["worker"],
+            each["pid"],
+            len(each["tasks"]),
+            *_flow(each),
+            "-" if each["cpu_percent"] is None else f"{each['cpu_percent']:.0f} %",
+            "-" if each["memory_bytes"] is None else size(each["memory_bytes"]),
+        ]
+        for each in workers
+    ]
+
+
+def _flow(figures: Mapping[str, Any]) -> tuple[str, str]:
     return _number(figures["rows_per_second"]), _number(figures["lag"])
 
 

@@ -158,7 +158,7 @@ class SinkWriter(WritesOutside):
         return self._nulled.count
 
     def statistics(self) -> dict[str, Any]:
-        return {"rows_out": self.rows_out, **({"nulled": self.nulled} if self.nulled else {})}
+        return {"sink": self.sink.name, "rows_out": self.rows_out, **({"nulled": self.nulled} if self.nulled else {})}
 
     # -- floats that the format does not have --------------------------------------------------------------------------
 

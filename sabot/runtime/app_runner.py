@@ -182,6 +182,7 @@ class AppRunner:
                 first_record_s=math.inf if self._in_run else _FIRST_RECORD_SECONDS,
                 heed=self._heed,
                 restarts=self.restarts,
+                figures=self.report,
                 in_run=self._in_run,
             )
             try:

@@ -1,6 +1,7 @@
 """The requests of the command line to a running app (`checkpoint.requests`), and their execution."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
+from sabot.redaction import scrubbed
 from sabot.runtime.settings import RunnableApp
 from sabot.runtime.streams import SpreadStreams
 from sabot.threads import run_in_thread
@@ -20,6 +22,7 @@ class AppRequests:
 
     {"checkpoint": true}    takes a checkpoint now
     {"savepoint": PLACE}    takes a checkpoint and copies it
+    {"figures": true}       reports the figures of `App.statistics`
     {"workers": true}       reports the tasks of each worker, and their rates
     {"rescale": N}          ends the run with a checkpoint, from which the app resumes with N workers
     """
@@ -32,22 +35,27 @@ class AppRequests:
         spread: SpreadStreams | None,
         *,
         restarts: int,
+        figures: Callable[[], dict[str, Any]],
         begin_anew: Callable[[], None] | None,
     ) -> None:
         """`spread`: the streams of the run if they are in other processes, else None. `restarts`: the number of
-        restarts so far. `begin_anew`: ends this run so that another one begins, or None if none would begin.
+        restarts so far. `figures`: returns those of the whole app, from any thread. `begin_anew`: ends this run so
+        that another one begins, or None if none would begin.
         """
         self._app = app
         self._storage = storage
         self._coordinator = coordinator
         self._spread = spread
         self._restarts = restarts
+        self._figures = figures
         self._begin_anew = begin_anew
 
     async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Executes a request and returns the answer. Raises UserError for a request that is not possible, and
         CheckpointFailed.
         """
+        if "figures" in request:
+            return await run_in_thread(self._reading)
         if "workers" in request:
             return self._workers()
         if "rescale" in request:
@@ -65,6 +73,18 @@ class AppRequests:
 
     async def _checkpoint(self) -> Manifest:
         return await self._coordinator.wait(self._coordinator.trigger())
+
+    def _reading(self) -> dict[str, Any]:
+        """Returns the figures of the app, with the time of both clocks. Known secrets are hidden in them."""
+        clock = self._app.clock
+        text = json.dumps(self._figures(), default=str)
+        return {
+            "app": self._app.id,
+            "restarts": self._restarts,
+            "seconds": clock.monotonic(),
+            "now_ms": clock.time() * 1000,
+            "figures": json.loads(scrubbed(text)),
+        }
 
     def _workers(self) -> dict[str, Any]:
         return {

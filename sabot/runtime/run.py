@@ -68,11 +68,13 @@ class Run:
         first_record_s: float,
         heed: Callable[[BaseException | None], None],
         restarts: int,
+        figures: Callable[[], dict[str, Any]],
         in_run: bool,
     ) -> None:
         """`stop_asked`: set when the user asks for a stop. `first_record_s`: as in RunSettings. `heed`: called with
-        each failure, which may be a request to exit the process. `restarts`: the number of restarts so far. `in_run`:
-        True if `AppRunner.run` begins another run after this one when `goes_on` is set.
+        each failure, which may be a request to exit the process. `restarts`: the number of restarts so far. `figures`:
+        returns those of the app, from any thread. `in_run`: True if `AppRunner.run` begins another run after this one
+        when `goes_on` is set.
         """
         self.app = app
         self.agents = agents
@@ -100,6 +102,7 @@ class Run:
         self._first_record_s = first_record_s
         self._heed = heed
         self._restarts = restarts
+        self._figures = figures
         self._in_run = in_run
         self._loop = asyncio.get_running_loop()
         self._engines = RunEngines()
@@ -175,7 +178,15 @@ class Run:
         self._let_run()
         if storage is not None and storage.request_folder is not None:
             anew = self.goes_on.set if self._in_run else None
-            asked = AppRequests(app, storage, coordinator, self._spread, restarts=self._restarts, begin_anew=anew)
+            asked = AppRequests(
+                app,
+                storage,
+                coordinator,
+                self._spread,
+                restarts=self._restarts,
+                figures=self._figures,
+                begin_anew=anew,
+            )
             requests = serve(Requests(storage.request_folder), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))
         if self._origin.savepoint is not None:
