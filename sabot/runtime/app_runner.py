@@ -499,7 +499,16 @@ class AppRunner:
         return {
             "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
             "checkpoints": self.coordinator.statistics(),
-            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}, "jobs": {}, "workers": []},
+            **{
+                "state": {},
+                "sources": {},
+                "operators": {},
+                "sinks": {},
+                "gate": {},
+                "jobs": {},
+                "workers": [],
+                "agent_tasks": {},
+            },
             **(self._last_figures if run is None else run.statistics()),
             "broker": MemoryBroker.get(self.app.settings.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),

@@ -25,6 +25,8 @@ _FULL = 0.5  # how full an input must be, on average of both readings
 _MAIN = 0.5  # the share of a task's work from which on a step is its main work
 _SKEW = 2.0  # how many times the work of the others a subtask has if rows are distributed unevenly
 _LAGS = 0.8  # the share of unread rows from which on one partition is slow
+_ONE = 1.5  # processors that an app uses at most if it is bound by one interpreter
+_OTHERS = 0.1  # processors that its other threads use at least if they have the lock
 _TURNS = 100  # a thread that waits for the interpreter's lock wakes up at least so often a second
 _LEAST_SECONDS = 0.5  # two readings that are closer say nothing
 
@@ -227,7 +229,9 @@ class _AppShares:
                 f"{_percent(contended)} of the time{behind}",
                 "a machine with more processors, or workers on several machines",
             )
-        if waits and others is not None and others >= contended / 2 and task.wakes_for_lock:
+        # Other programs may leave the app only a part of a processor: of that, the other threads must have had a share.
+        locked = others is not None and cpu is not None and cpu <= _ONE and others >= max(_OTHERS, _PRESSED * cpu)
+        if waits and locked and task.wakes_for_lock:
             names = [each.name for each in self.tasks if each.shares["contended"] >= _PRESSED / 2]
             said = _and(names[:3]) if len(names) > 1 else f"{task.name} and other threads"
             return _place(

@@ -36,6 +36,9 @@ from sabot.operators.base import (
     WaitsForCalls,
 )
 from sabot.operators.layout import operator_table
+from sabot.operators.rows.subset import Head
+from sabot.operators.state_parts import StatefulOperator
+from sabot.operators.state_size import state_size
 from sabot.testing import lives
 from tools.operator_run import Loop, OperatorRun
 
@@ -433,3 +436,22 @@ def test_each_kind_of_state_has_a_reader_and_a_case() -> None:
     read = operator_table._readers().keys()
     assert kinds - read == set(), "the module of the operator gives STATE_READERS a reader of this kind of state"
     assert read - kinds == set(), "add a Case for an operator with this kind of state to operator_cases.py"
+
+
+@each_case
+@pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "disk"])
+def test_the_figures_say_how_large_the_state_is(case: Case, folder: Path, budget: int | None) -> None:
+    """The figures of each step have their own names; the gauges of state read them, and an app of streams showed none."""
+    run = Run(case, folder, budget=budget)
+    for piece in pieces(case, None):
+        run.give(piece)
+    for part in run.parts:
+        size = state_size(part.statistics())
+        if isinstance(part, Head):  # it keeps one number
+            continue
+        if isinstance(part, StatefulOperator) and part.group_count():
+            assert size["state_keys"] > 0, f"{type(part).__name__} has groups"
+            assert size["state_bytes"] > 0, f"{type(part).__name__} has groups"
+        elif not isinstance(part, Stateful):
+            assert size["state_keys"] == size["state_bytes"] == 0
+    run.stop()

@@ -125,6 +125,12 @@ def test_two_steps_that_take_turns_with_the_interpreter() -> None:
     assert "read-1/0 and process-1/0 take turns" in place.sentence
 
 
+def test_the_lock_is_found_on_a_machine_that_leaves_the_app_half_a_processor() -> None:
+    work: dict[str, Any] = {"work": {"map-1": 1.0}, "functions": {"map-1": "f"}, "queued": 0.4}
+    both = {f"orders-1/{n}": task("write-1", fill=1.0, busy=0.26, contended=0.74, **work) for n in range(2)}
+    assert first(streams={"read-1/0": HELD, **both, "write-1/0": EASY}, cpu=0.53)[1] is Cause.INTERPRETER_LOCK
+
+
 def test_an_app_that_uses_all_processors_says_so_and_other_programs_do_not_count() -> None:
     step = task("write-1", fill=1.0, busy=0.6, contended=0.4, queued=0.4, work={"window-1": 1.0})
     streams = {"read-1/0": HELD, "orders-1/0": step, "write-1/0": EASY}
