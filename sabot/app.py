@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -97,6 +98,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
         self._sql: Session | None = None
+        self._captured: list[StreamEnd] | None = None  # set while EXPLAIN binds a statement
         self._sender_lock = threading.Lock()
         self.configure(reprocess=made.reprocess)
 
@@ -162,6 +164,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """Adds the last step of a stream, which writes its rows to a topic, a sink or an agent; called by
         `Stream.to`.
         """
+        if self._captured is not None:
+            self._captured.append(end)
+            return
         self.agent_runtime.add_stream(end)
         if isinstance(end, Write):
             note_written(self.id, end.sink if isinstance(end.sink, str) else end.sink.name)
@@ -206,8 +211,27 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             )
         return without_marks(known)
 
-    def sql(self, text: str, /, **values: Any) -> Stream | None:
-        """Runs SQL statements, in the language of Flink SQL, and returns the stream of the last one if it is a query.
+    @contextmanager
+    def captured(self) -> Iterator[list[StreamEnd]]:
+        """Returns a context in which streams that are written do not become a part of the app, but are in the list."""
+        found: list[StreamEnd] = []
+        self._captured = found
+        try:
+            yield found
+        finally:
+            self._captured = None
+
+    def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
+        """Returns the plan of these ends of streams; called by EXPLAIN of SQL. `form`, `checkpoint`: see
+        `runtime.explaining`.
+        """
+        from sabot.runtime.explaining import explain_ends
+
+        return explain_ends(self.id, ends, self.settings.parallelism, form, checkpoint)
+
+    def sql(self, text: str, /, **values: Any) -> Stream | pa.Table | str | None:
+        """Runs SQL statements, in the language of Flink SQL, and returns the result of the last one: the stream of a
+        query, a table for SHOW, DESCRIBE and SET, a text for EXPLAIN and SHOW CREATE, or None.
 
         `values`: streams of this app, which the text uses as tables of these names, and the values of its parameters
         (`:least`). CREATE TABLE and CREATE VIEW stay known to later calls; INSERT INTO writes when the app runs.

@@ -94,6 +94,7 @@ def is_script(target: str) -> bool:
 
 def _load_script(path: Path) -> "App":
     """Returns the app of a file of SQL. Its id is the name of the file, or that of SET 'pipeline.name'."""
+    from sabot.api.stream import Stream
     from sabot.app import App
     from sabot.sql.options import app_name
     from sabot.sql.syntax.parser import parse
@@ -109,7 +110,7 @@ def _load_script(path: Path) -> "App":
         rows = app.sql_session.run(text, {}, str(path))
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint, cause=error) from error
-    if rows is not None:
+    if isinstance(rows, Stream):
         raise WrongUse(
             f"{path}: the rows of the last query go nowhere",
             hint=f"write INSERT INTO a table, or print them: sabot sql {path}",

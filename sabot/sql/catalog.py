@@ -154,7 +154,7 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable) -> R
     metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
     if metadata:
         given["fields"] = metadata
-    time, lateness = _time_of(statement)
+    time, lateness = time_of(statement)
     computed = [each for each in statement.columns if each.computed is not None]
     later = time is not None and any(each.name.text == time for each in computed)
     if time is not None and not later:
@@ -207,7 +207,7 @@ def _metadata(column: ColumnDefinition) -> str:
     return field
 
 
-def _time_of(statement: CreateTable) -> tuple[str | None, int]:
+def time_of(statement: CreateTable) -> tuple[str | None, int]:
     """Returns the column of event time and the lateness in ms that WATERMARK declares."""
     watermark = statement.watermark
     if watermark is None:

@@ -2,9 +2,12 @@
 
 import logging
 import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
+from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
 from sabot.errors import UserError
 from sabot.options import Option, options_of
@@ -46,10 +49,17 @@ _DURATION = re.compile(r"\s*(\d+)\s*([a-z]+)?\s*")
 
 
 class SqlHost(Protocol):
-    """The app whose settings SET changes."""
+    """The parts of an app that statements need: its settings, which SET changes, and its plan, for EXPLAIN."""
 
     id: str
     settings: Settings
+    begun_streams: list[Read]
+
+    def captured(self) -> AbstractContextManager[list[StreamEnd]]:
+        """Returns a context in which streams that are written do not become a part of the app, but are in the list."""
+
+    def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
+        """Returns the plan of these ends of streams; see `runtime.explaining`."""
 
 
 def app_name(statements: list[Statement]) -> str | None:

@@ -1,31 +1,47 @@
 """SQL programs: the statements of a text, one after the other, over the tables of one app."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import time_column
+from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
+from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
+from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.options import SqlHost, SqlOptions
 from sabot.sql.relations import QueryBinder, renamed
-from sabot.sql.scope import Relation, fields_of, node_of
+from sabot.sql.scope import Relation, at, fields_of, node_of
+from sabot.sql.showing import (
+    columns_table,
+    declared_rows,
+    is_declared,
+    names_table,
+    options_table,
+    relation_rows,
+    statement_text,
+)
 from sabot.sql.syntax.parser import parse
-from sabot.sql.syntax.text import Fault, SqlError, SqlFault, SqlText, list_names
+from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names
 from sabot.sql.syntax.tree import (
     Alias,
     CreateFunction,
     CreateTable,
     CreateView,
+    Describe,
     DropStatement,
     Explain,
     Insert,
     Name,
     Query,
     SetOption,
+    Show,
     Statement,
     StatementSet,
 )
@@ -33,6 +49,23 @@ from sabot.sql.values import Context
 
 if TYPE_CHECKING:
     from sabot.api.streams import HasStreams
+
+
+Result: TypeAlias = Stream | pa.Table | str | None
+"""The result of a statement: the rows of a query, a table or a text for what the shell shows, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A table, view or stream of a session. `table`: its CREATE TABLE, or its rows.
+
+    `text`, `span`: its statement; a stream has none.
+    """
+
+    name: str
+    table: CreateTable | Relation
+    text: SqlText
+    span: Span
 
 
 class Session:
@@ -43,20 +76,21 @@ class Session:
 
     def __init__(self, app: "HasStreams", host: SqlHost, type_of: Callable[[Expr, pa.Schema], pa.DataType]) -> None:
         self._app = app
+        self._host = host
         self._options = SqlOptions(host)
         self._type_of = type_of
-        self._relations: dict[str, tuple[str, CreateTable | Relation]] = {}  # by the name in lower case
+        self._relations: dict[str, Declared] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
 
     def register(self, name: str, stream: Stream) -> None:
         """Makes a stream a table of this name. Raises UserError for anything but a stream of the app."""
         if not isinstance(stream, Stream):
             raise UserError(f"register({name!r}): {stream!r} is not a stream", hint="app.stream(…)")
-        self._relations[name.lower()] = (name, _relation_of(stream, name))
+        self._relations[name.lower()] = Declared(name, _relation_of(stream, name), SqlText(""), Span(0, 0))
         self._read.pop(name.lower(), None)
 
-    def run(self, text: str, values: Mapping[str, Any], name: str = "SQL") -> Stream | None:
-        """Runs the statements of a text, and returns the stream of the last one if that is a query.
+    def run(self, text: str, values: Mapping[str, Any], name: str = "SQL") -> Result:
+        """Runs the statements of a text, and returns the result of the last one.
 
         `values`: the values of parameters (`:least`), and streams, which are tables of this text. Raises SqlError with
         the errors of all statements.
@@ -65,9 +99,9 @@ class Session:
         statements = parse(source)
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        scope = _Statements(self, Context(self._type_of, parameters, {}), tables)
+        scope = _Statements(self, Context(self._type_of, parameters, {}), tables, source)
         faults: list[Fault] = []
-        result: Stream | None = None
+        result: Result = None
         broken: set[str] = set()
         for i, statement in enumerate(statements):
             try:
@@ -95,14 +129,15 @@ def _relation_of(stream: Stream, name: str) -> Relation:
 class _Statements:
     """One run of a text: the tables of the session and those that were given with the text."""
 
-    def __init__(self, session: Session, context: Context, given: Mapping[str, Stream]) -> None:
+    def __init__(self, session: Session, context: Context, given: Mapping[str, Stream], text: SqlText) -> None:
         self._session = session
         self._context = context
+        self._text = text
         self._given = {name.lower(): _relation_of(stream, name) for name, stream in given.items()}
         self._queries = QueryBinder(context, self._find)
 
-    def run(self, statement: Statement, *, last: bool) -> Stream | None:
-        """Runs a statement. Returns the stream of a query."""
+    def run(self, statement: Statement, *, last: bool) -> Result:
+        """Runs a statement, and returns its result."""
         session = self._session
         if isinstance(statement, Query):
             if not last:
@@ -129,11 +164,16 @@ class _Statements:
             name = statement.name[-1].text
             raise SqlFault(statement.span, f"function {name} is a class of Java", f'app.register("{name}", function)')
         elif isinstance(statement, SetOption):
-            session._options.run(statement)
+            options = session._options.run(statement)
+            return None if options is None else options_table(options)
         elif isinstance(statement, Explain):
-            raise SqlFault(statement.span, "EXPLAIN is not supported here", "app.sql(…).explain()")
+            return self._explain(statement)
+        elif isinstance(statement, Show):
+            return self._show(statement)
+        elif isinstance(statement, Describe):
+            return self._describe(statement.name)
         else:
-            raise SqlFault(statement.span, "this statement is for the shell")
+            raise SqlFault(statement.span, "CREATE MODEL is not supported")
         return None
 
     def _finished(self, relation: Relation) -> Stream:
@@ -151,7 +191,7 @@ class _Statements:
         return parts[0].text.lower()
 
     def _missing(self, parts: tuple[Name, ...]) -> SqlFault:
-        known = [name for name, _ in self._session._relations.values()] + list(self._given)
+        known = [each.name for each in self._session._relations.values()] + list(self._given)
         return SqlFault(parts[0].span, f'there is no table "{parts[0].text}"', list_names(parts[0].text, known))
 
     def _find(self, parts: tuple[Name, ...]) -> Relation:
@@ -161,7 +201,7 @@ class _Statements:
         found = self._session._relations.get(key)
         if found is None:
             raise self._missing(parts)
-        _, table = found
+        table = found.table
         if isinstance(table, Relation):
             return table
         read = self._session._read
@@ -180,17 +220,45 @@ class _Statements:
     def _create_table(self, statement: CreateTable) -> None:
         if not self._free(statement.name, statement.if_not_exists):
             return
-        for node, word in ((statement.like, "LIKE"), (statement.query, "AS")):
-            if node:
-                raise SqlFault(statement.span, f"CREATE TABLE … {word} is not supported", "write its columns")
+        if statement.like:
+            statement = self._like(statement)
+        if statement.query is not None and (statement.columns or statement.watermark):
+            raise SqlFault(statement.span, "CREATE TABLE … AS has the columns of its query", "write no others")
         names = [each.name.text.lower() for each in statement.columns]
         for each in statement.columns:
             if names.count(each.name.text.lower()) > 1:
                 raise SqlFault(each.name.span, f"two columns are called {each.name.text}")
+        rows = None if statement.query is None else self._queries.query(statement.query)
+        if rows is not None:
+            names = [each.name.lower() for each in rows.fields]
         for name in (*statement.key, *statement.partition):
-            if name.text.lower() not in names:
+            if names and name.text.lower() not in names:
                 raise SqlFault(name.span, f'there is no column "{name.text}"', list_names(name.text, names))
-        self._session._relations[self._key(statement.name)] = (statement.name[-1].text, statement)
+        declared = Declared(statement.name[-1].text, statement, self._text, statement.span)
+        if rows is not None:
+            self._finished(rows)
+            write_table(self._session._app, statement, rows, (), statement.span)
+        self._session._relations[self._key(statement.name)] = declared
+
+    def _like(self, statement: CreateTable) -> CreateTable:
+        """Returns the statement with the columns, the key, the watermark and the options of the table of LIKE.
+
+        What the statement itself says comes first.
+        """
+        found = self._declared(statement.like)
+        like = found.table
+        if not isinstance(like, CreateTable):
+            raise SqlFault(statement.like[0].span, f"{found.name} is a view or a stream, and no table")
+        own = {option.key for option in statement.options}
+        return replace(
+            statement,
+            columns=(*like.columns, *statement.columns),
+            watermark=statement.watermark or like.watermark,
+            key=statement.key or like.key,
+            partition=statement.partition or like.partition,
+            options=(*statement.options, *(each for each in like.options if each.key not in own)),
+            like=(),
+        )
 
     def _create_view(self, statement: CreateView) -> None:
         if not self._free(statement.name, statement.if_not_exists):
@@ -198,16 +266,77 @@ class _Statements:
         relation = self._queries.query(statement.query)
         name = statement.name[-1]
         relation = renamed(relation, Alias(name, statement.columns))
-        self._session._relations[self._key(statement.name)] = (name.text, relation)
+        self._session._relations[self._key(statement.name)] = Declared(name.text, relation, self._text, statement.span)
 
     def _insert(self, statement: Insert) -> None:
         key = self._key(statement.table)
         found = self._session._relations.get(key)
         if found is None:
             raise self._missing(statement.table)
-        _, table = found
+        table = found.table
         if not isinstance(table, CreateTable):
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
         relation = self._queries.query(statement.query)
         self._finished(relation)
         write_table(self._session._app, table, relation, statement.columns, statement.span)
+
+    # -- SHOW, DESCRIBE, EXPLAIN --------------------------------------------------------------------------------------
+
+    def _declared(self, parts: tuple[Name, ...]) -> Declared:
+        found = self._session._relations.get(self._key(parts))
+        if found is None:
+            raise self._missing(parts)
+        return found
+
+    def _show(self, statement: Show) -> Result:
+        every = self._session._relations.values()
+        if statement.what in ("TABLES", "VIEWS"):
+            views = statement.what == "VIEWS"
+            names = [each.name for each in every if not views or isinstance(each.table, Relation)]
+            return names_table("view name" if views else "table name", [*names, *([] if views else self._given)])
+        if statement.what == "FUNCTIONS":
+            return names_table("function name", [*FUNCTIONS, *AGGREGATES, *self._context.registered])
+        if statement.what == "MODELS":
+            return names_table("model name", [])
+        if statement.what == "COLUMNS":
+            return self._describe(statement.name)
+        found = self._declared(statement.name)
+        if statement.what == "CREATE TABLE" and not isinstance(found.table, CreateTable):
+            raise SqlFault(
+                statement.name[0].span, f"{found.name} is a view or a stream", f"SHOW CREATE VIEW {found.name}"
+            )
+        table = found.table if isinstance(found.table, CreateTable) else None
+        return statement_text(found.text, found.span, table)
+
+    def _describe(self, name: tuple[Name, ...]) -> pa.Table:
+        declared = self._session._relations.get(self._key(name))
+        table = declared.table if declared is not None and isinstance(declared.table, CreateTable) else None
+        if table is not None and is_declared(table):
+            return columns_table(declared_rows(table))
+        with self._unused():
+            return columns_table(relation_rows(table, self._find(name)))
+
+    @contextmanager
+    def _unused(self) -> Iterator[None]:
+        """Lets tables be read for their columns alone, so that the app does not warn of rows that nothing takes."""
+        begun = self._session._host.begun_streams
+        before = len(begun)
+        try:
+            yield
+        finally:
+            del begun[before:]
+
+    def _explain(self, statement: Explain) -> str:
+        host, inner = self._session._host, statement.statement
+        if isinstance(inner, CreateTable):
+            if inner.query is None:
+                raise SqlFault(inner.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs")
+            inner = inner.query
+        with self._unused(), host.captured() as ends:
+            if isinstance(inner, Query):
+                stream = self._finished(self._queries.query(inner))
+                ends.append(Write(node_of(stream), TableSink("result"), None))
+            else:
+                self.run(inner, last=False)
+        with at(statement.span):
+            return host.explain_ends(ends, statement.kind, statement.checkpoint)

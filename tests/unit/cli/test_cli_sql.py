@@ -11,7 +11,7 @@ from tools.command_line import lines, sabot_does, sabot_says
 TABLES = """
 CREATE TABLE orders (account STRING, amount BIGINT) WITH ('connector' = 'files', 'path' = 'orders.ndjson');
 CREATE TABLE totals (account STRING, total BIGINT, PRIMARY KEY (account) NOT ENFORCED)
-    WITH ('connector' = 'sqlite', 'url' = 'sqlite:///totals.db', 'table-name' = 'totals');
+    WITH ('connector' = 'sqlite', 'url' = 'sqlite:totals.db', 'table-name' = 'totals');
 CREATE TABLE large (account STRING, amount BIGINT) WITH ('connector' = 'files', 'path' = 'large.ndjson');
 """
 LARGE = "INSERT INTO large SELECT * FROM orders WHERE amount > 10;\n"

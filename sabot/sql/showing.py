@@ -1,0 +1,79 @@
+"""The answers of SHOW and DESCRIBE, as Arrow tables or texts."""
+
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from sabot.sql.catalog import time_of
+from sabot.sql.scope import Relation
+from sabot.sql.syntax.text import Span, SqlText
+from sabot.sql.syntax.tree import CreateTable
+from sabot.sql.types import arrow_type, sql_type
+
+_SECRET = ("password", "secret", "token", "credential", "sasl.jaas.config", "api-key")
+
+
+def names_table(title: str, names: Iterable[str]) -> pa.Table:
+    """Returns a table of one column with these names, sorted."""
+    return pa.table({title: pa.array(sorted(names), pa.string())})
+
+
+def options_table(options: Sequence[tuple[str, str]]) -> pa.Table:
+    """Returns the options that SET has given."""
+    keys, values = [key for key, _ in options], [_hidden(key, value) for key, value in options]
+    return pa.table({"key": pa.array(keys, pa.string()), "value": pa.array(values, pa.string())})
+
+
+def columns_table(rows: Iterable[tuple[str, str, str, str, str]]) -> pa.Table:
+    """Returns the answer of DESCRIBE: a row for each column of a table."""
+    titles = ("name", "type", "key", "extras", "watermark")
+    every = list(rows)
+    return pa.table({title: pa.array([row[i] for row in every], pa.string()) for i, title in enumerate(titles)})
+
+
+def is_declared(table: CreateTable) -> bool:
+    """Returns True if the statement says the types of all columns, so that nothing has to be read for them."""
+    return bool(table.columns) and all(each.type is not None for each in table.columns)
+
+
+def declared_rows(table: CreateTable) -> Iterable[tuple[str, str, str, str, str]]:
+    """Returns the columns of a table whose types its statement says, for `columns_table`."""
+    for each in table.columns:
+        assert each.type is not None
+        yield _row(table, each.name.text, sql_type(arrow_type(each.type)))
+
+
+def relation_rows(table: CreateTable | None, relation: Relation) -> Iterable[tuple[str, str, str, str, str]]:
+    """Returns the columns of bound rows, for `columns_table`. `table`: the statement that declares them, or None."""
+    for each in relation.fields:
+        type = "TIMESTAMP_LTZ(3)" if each.clock else sql_type(each.type)
+        if table is not None:
+            yield _row(table, each.name, type)
+        else:
+            yield each.name, type, "", "PROCTIME()" if each.clock else "", "event time" if each.shift_ms == 0 else ""
+
+
+def _row(table: CreateTable, name: str, type: str) -> tuple[str, str, str, str, str]:
+    key = "PRIMARY KEY" if name.lower() in [each.text.lower() for each in table.key] else ""
+    column = next((each for each in table.columns if each.name.text == name), None)
+    extras = ""
+    if column is not None and column.metadata is not None:
+        extras = f"METADATA FROM '{column.metadata}'"
+    elif column is not None and column.computed is not None:
+        extras = "computed"
+    time, lateness = time_of(table)
+    return name, type, key, extras, f"{name} - {lateness} ms" if time == name else ""
+
+
+def statement_text(text: SqlText, span: Span, table: CreateTable | None) -> str:
+    """Returns the text of a CREATE statement, with *** in place of secret options."""
+    written, end = "", span.start
+    for option in table.options if table is not None else ():
+        if option.value_span.start >= end and _hidden(option.key, option.value) != option.value:
+            written += text.text[end : option.value_span.start] + "'***'"
+            end = option.value_span.end
+    return written + text.text[end : span.end]
+
+
+def _hidden(key: str, value: str) -> str:
+    return "***" if any(word in key.lower() for word in _SECRET) and not value.startswith("${env:") else value

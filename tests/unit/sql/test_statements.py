@@ -1,0 +1,118 @@
+"""SHOW, DESCRIBE, EXPLAIN, SET, CREATE TABLE LIKE and AS: statements about tables and plans."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from sabot import App
+from sabot.sql.syntax.text import SqlError
+
+TABLES = """
+CREATE TABLE flights (
+    carrier STRING, delay BIGINT, ts TIMESTAMP(3), minutes AS delay * 60, clock AS PROCTIME(),
+    WATERMARK FOR ts AS ts - INTERVAL '5' SECOND
+) WITH ('connector' = 'files', 'path' = 'flights.csv');
+CREATE TABLE totals (carrier STRING, n BIGINT, PRIMARY KEY (carrier) NOT ENFORCED)
+    WITH ('connector' = 'postgres', 'url' = 'postgresql://db/x', 'table-name' = 't', 'password' = 'hush');
+CREATE VIEW late AS SELECT carrier, delay FROM flights WHERE delay > 10;
+"""
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch) -> App:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flights.csv").write_text("carrier,delay,ts\nUA,20,2024-01-01T00:00:01\nAA,5,2024-01-01T00:01:02\n")
+    app = App("shop")
+    app.sql(TABLES)
+    return app
+
+
+def test_show_lists_tables_views_functions_and_columns(app):
+    assert app.sql("SHOW TABLES").to_pydict() == {"table name": ["flights", "late", "totals"]}
+    assert app.sql("SHOW VIEWS").to_pydict() == {"view name": ["late"]}
+    assert {"UPPER", "COUNT"} <= set(app.sql("SHOW FUNCTIONS")["function name"].to_pylist())
+    assert app.sql("SHOW COLUMNS FROM late").equals(app.sql("DESCRIBE late"))
+
+
+def test_describe_says_the_type_the_key_and_the_origin_of_each_column(app):
+    rows = {row.pop("name"): row for row in app.sql("DESCRIBE flights").to_pylist()}
+    assert rows["ts"] == {"type": "TIMESTAMP(3)", "key": "", "extras": "", "watermark": "ts - 5000 ms"}
+    assert rows["minutes"]["extras"] == "computed"
+    assert rows["clock"]["type"] == "TIMESTAMP_LTZ(3)"
+    assert app.sql("DESC totals")["key"].to_pylist() == ["PRIMARY KEY", ""]
+    assert app.sql("DESCRIBE late")["type"].to_pylist() == ["STRING", "BIGINT"]
+
+
+def test_show_create_hides_secrets(app):
+    shown = app.sql("SHOW CREATE TABLE totals")
+    assert shown.startswith("CREATE TABLE totals (carrier STRING")
+    assert "'password' = '***'" in shown
+    assert "hush" not in shown
+    assert app.sql("SHOW CREATE VIEW late") == "CREATE VIEW late AS SELECT carrier, delay FROM flights WHERE delay > 10"
+
+
+def test_explain_shows_the_plan_of_a_query_and_of_an_insert_without_running_it(app):
+    assert "delay" in app.sql("EXPLAIN SELECT carrier FROM flights WHERE delay > 10")
+    query = "SELECT carrier, COUNT(*) FROM flights GROUP BY carrier"
+    assert "count()" in app.sql(f"EXPLAIN INSERT INTO totals {query}")
+    assert "count()" in app.sql(f"EXPLAIN STATEMENT SET BEGIN INSERT INTO totals {query}; END")
+    assert app.sql(f"EXPLAIN CHANGELOG {query}").endswith("result: rows are updated, by the key carrier")
+    assert app.sql("EXPLAIN CHANGELOG SELECT * FROM late").endswith("result: rows are appended, and never change")
+    stages = [json.loads(line) for line in app.sql(f"EXPLAIN JSON {query}").splitlines()]
+    assert any("count()" in step["text"] for stage in stages for step in stage["steps"])
+    assert app.ends() == []
+
+
+def test_explain_against_a_checkpoint_says_which_state_goes_on(app, tmp_path):
+    query = "SELECT carrier, COUNT(*) FROM flights GROUP BY carrier"
+    tables = TABLES + (
+        "CREATE TABLE kept (carrier STRING, n BIGINT, PRIMARY KEY (carrier) NOT ENFORCED) "
+        "WITH ('connector' = 'sqlite', 'url' = 'sqlite:kept.db', 'table-name' = 'kept');"
+    )
+    first = App("shop", state="state")
+    first.sql(f"{tables} INSERT INTO kept {query};")
+    first.main()
+    again = App("shop")
+    again.sql(tables)
+    said = again.sql(f"EXPLAIN AGAINST 'state' INSERT INTO kept {query}")
+    assert "keep" in said.splitlines()[1]
+    other = App("other")
+    other.sql(tables)
+    with pytest.raises(SqlError, match="made by app 'shop', not 'other'"):
+        other.sql(f"EXPLAIN AGAINST 'state' INSERT INTO kept {query}")
+    with pytest.raises(SqlError, match="nowhere holds no checkpoint"):
+        again.sql(f"EXPLAIN AGAINST 'nowhere' INSERT INTO kept {query}")
+
+
+def test_set_alone_lists_what_was_set(app):
+    app.sql("SET 'sabot.parallelism' = '2'; SET 'table.optimizer.x' = 'y'")
+    assert app.settings.parallelism == 2
+    assert app.sql("SET").to_pylist() == [
+        {"key": "sabot.parallelism", "value": "2"},
+        {"key": "table.optimizer.x", "value": "y"},
+    ]
+    app.sql("RESET")
+    assert app.settings.parallelism == 1
+    assert app.sql("SET").num_rows == 0
+    with pytest.raises(SqlError, match="the name of this app is shop"):
+        app.sql("SET 'pipeline.name' = 'x'")
+
+
+def test_a_table_like_another_has_its_columns_and_options(app, tmp_path):
+    (tmp_path / "other.csv").write_text("carrier,delay,ts,more\nUA,20,2024-01-01T00:00:01,x\n")
+    app.sql("CREATE TABLE other (more STRING) WITH ('path' = 'other.csv') LIKE flights")
+    names = app.sql("DESCRIBE flights")["name"].to_pylist()
+    assert app.sql("DESCRIBE other")["name"].to_pylist() == [*names, "more"]
+    with pytest.raises(SqlError, match="late is a view or a stream"):
+        app.sql("CREATE TABLE x LIKE late")
+    with pytest.raises(SqlError, match='there is no table "flihgts"'):
+        app.sql("CREATE TABLE x LIKE flihgts")
+
+
+def test_a_table_as_a_query_is_written_when_the_app_runs(app, tmp_path):
+    app.sql(
+        "CREATE TABLE copy WITH ('connector' = 'files', 'path' = 'copy.parquet') AS SELECT carrier, delay * 2 AS d FROM late"
+    )
+    app.main()
+    assert pq.read_table(tmp_path / "copy.parquet").to_pylist() == [{"carrier": "UA", "d": 40}]
