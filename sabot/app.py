@@ -135,7 +135,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
         from sabot.plan import mermaid
 
-        return mermaid(self._plan())
+        return mermaid(self.plan())
 
     def draw(self, node: Node | None = None) -> str:
         """Returns the plan of all streams and agents of this app as a drawing in SVG. Nothing runs.
@@ -144,16 +144,16 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """
         from sabot.plan import svg
 
-        return svg(self._plan() if node is None else self._plan_of(node), title=self.id)
+        return svg(self.plan() if node is None else self._plan_of(node), title=self.id)
 
     def _repr_svg_(self) -> str | None:
         return drawing_or_none(self.draw)
 
     def _repr_html_(self) -> str:
         """Returns the name and the plan, for notebooks. Nothing runs."""
-        return page(f"App {self.id}", None, self.draw, lambda: self._plan().text())
+        return page(f"App {self.id}", None, self.draw, lambda: self.plan().text())
 
-    def _plan(self) -> "Plan":
+    def plan(self) -> "Plan":
         """Returns the plan of all streams and agents, as far as it is known without their data."""
         from sabot.plan import make_plan
 

@@ -75,14 +75,16 @@ _WORDS = {  # of the legend, and of tooltips
 }
 
 
-def svg(plan: Plan, figures: PlanFigures | None = None, *, title: str = "") -> str:
+def svg(plan: Plan, figures: PlanFigures | None = None, *, title: str = "", styled: bool = True) -> str:
     """Returns the plan as an SVG element. `figures`: those of a running app; None draws the plan alone. `title`: the name
-    of the app, for screen readers.
+    of the app, for screen readers. `styled`: False leaves out the colours, for a page that has `style_rules` in its style sheet.
     """
-    return render(frames_of(plan), figures, title=title)
+    return render(frames_of(plan), figures, title=title, styled=styled)
 
 
-def render(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, title: str = "") -> str:
+def render(
+    tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, title: str = "", styled: bool = True
+) -> str:
     """Returns tasks as an SVG element; otherwise as `svg`."""
     layout = lay_out(tasks, figures)
     shown = figures or PlanFigures()
@@ -97,12 +99,14 @@ def render(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, ti
     legend, below = ([], 0.0) if figures is None else _legend(shown, layout.width, layout.height)
     wide, high = _number(max(layout.width, 80) + 2 * _MARGIN), _number(layout.height + below + 2 * _MARGIN)
     name = f"Plan of app {clean(title)}" if title else "Plan"
+    size = ' style="max-width:100%;height:auto"' if styled else ""
+    style = [_STYLE if figures is None else _FIGURE_STYLE] if styled else []
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" class="sabot-plan" role="img" width="{wide}" height="{high}" '
-            f'viewBox="{-_MARGIN} {-_MARGIN} {wide} {high}" style="max-width:100%;height:auto">',
+            f'viewBox="{-_MARGIN} {-_MARGIN} {wide} {high}"{size}>',
             f"<title>{_text(name)}</title>",
-            _STYLE if figures is None else _FIGURE_STYLE,
+            *style,
             f'<rect class="paper" x="{-_MARGIN}" y="{-_MARGIN}" width="{wide}" height="{high}" rx="6"/>',
             *parts,
             *legend,
@@ -127,10 +131,16 @@ def _style(colours: Mapping[str, tuple[str, str, str]]) -> str:
         ".sabot-plan .frame, .sabot-plan .line { fill: none }",
         ".sabot-plan .dead .box, .sabot-plan .aside .line { stroke-dasharray: 4 3 }",
     )
-    return "\n".join(["<style>", *fixed, rules(1), "@media (prefers-color-scheme: dark) {", rules(2), "}", "</style>"])
+    return "\n".join([*fixed, rules(1), "@media (prefers-color-scheme: dark) {", rules(2), "}"])
 
 
-_STYLE, _FIGURE_STYLE = _style(_COLOURS), _style(_COLOURS | _FIGURE_COLOURS)
+def style_rules() -> str:
+    """Returns the rules of all drawings, with those of figures, for the style sheet of a page."""
+    return _style(_COLOURS | _FIGURE_COLOURS)
+
+
+_STYLE = f"<style>\n{_style(_COLOURS)}\n</style>"
+_FIGURE_STYLE = f"<style>\n{style_rules()}\n</style>"
 
 
 def _frame(placed: PlacedFrame, figures: PlanFigures) -> Iterator[str]:
