@@ -59,6 +59,7 @@ ORDER = [
     "workers",
     "agents",
     "app",
+    "web",
     "sabot",
     "testing",
     "demos",
@@ -75,6 +76,8 @@ THIRD_PARTIES = {
     "genai_prices": {"llm"},
     "google": {"codecs"},  # google.protobuf
     "httpx2": {"mcp"},
+    "jinja2": {"web"},
+    "markupsafe": {"web"},  # of Jinja2
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
     "openai": {"llm"},
@@ -86,9 +89,9 @@ THIRD_PARTIES = {
     "redis": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},
-    "starlette": {"mcp"},
+    "starlette": {"mcp", "web"},  # two servers: of MCP, and of the console
     "typer": {"cli"},
-    "uvicorn": {"mcp"},
+    "uvicorn": {"mcp", "web"},
 }
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)

@@ -1,8 +1,10 @@
 """`sabot run`, and `sabot worker` with Faust's form of the command. Their options are made from the settings of an app."""
 
+import contextlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from sabot.cli.running import guarded, run_app
 from sabot.errors import UserError
 from sabot.logs import LOG_LEVELS, set_up_logging
 from sabot.options import Option, option, options_of
-from sabot.redaction import redacted_url
+from sabot.redaction import redacted_url, visible
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -51,6 +53,20 @@ class RunOptions(Settings):
     )
     ray_resources: str | None = option(
         None, "the resources that each worker takes on its node, by Ray's names: CPU=1", metavar="NAME=N,…"
+    )
+    web: bool = option(False, "the console, a page of the app for a browser on this machine", kind=bool, metavar=" ")
+    web_port: int | None = option(
+        None,
+        "the port of the console, 8420 by default; if it is taken, the next free one",
+        metavar="PORT",
+        kind=int,
+        bounds=(0, 65_535),
+    )
+    web_origin: Iterable[str] = option(
+        (),
+        "a further address under which browsers reach the console, such as that of a tunnel",
+        metavar="URL",
+        kind=list,
     )
     loglevel: str = option(
         "info", f"the lowest level to log: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
@@ -135,12 +151,43 @@ def worker(context: typer.Context, **given: Any) -> None:
 def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
     from sabot.runtime.signals import StopSignals
 
+    settings = dict(settings)
+    web, port, origins = (settings.pop(name, None) for name in ("web", "web_port", "web_origin"))
+    if not web and (port is not None or origins):
+        raise WrongUse("--web-port and --web-origin are for the console", hint="give --web too")
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
-        run_app(app)
+        with _console_shown(app, port, origins or ()) if web else contextlib.nullcontext():
+            run_app(app)
+
+
+@contextlib.contextmanager
+def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iterator[None]:
+    """Opens the console of the app and prints its address. Raises WrongUse for an origin that is no address, and UserError if no port
+    is free.
+    """
+    from sabot.web.console import Console
+    from sabot.web.server import DEFAULT_PORT
+
+    for each in origins:
+        if re.fullmatch(r"https?://[^/?#@\s]+/?", each) is None:
+            raise WrongUse(f"--web-origin {redacted_url(each)} is no origin", hint="write it as https://name:port")
+    try:
+        console = Console(app, port=DEFAULT_PORT if port is None else port, origins=tuple(origins))
+    except OSError as error:
+        raise UserError(
+            f"the console cannot keep its token in the state directory: {error.strerror or error}",
+            hint="start without --web, or make the directory writable",
+        ) from error
+    print(f"sabot: console of {visible(app.id, lines=False)}: {console.link}", file=sys.stderr, flush=True)
+    print(f"sabot: to read only: {console.reading_link}", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        console.close()
 
 
 def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":

@@ -1,0 +1,7 @@
+"""The console: the page of a running app, for a browser.
+
+`console` opens it beside a run. `server` runs an HTTP server in a thread with an event loop of its own, so that the page
+answers while a function of the user blocks the app's loop. `guard` stands before all pages: names of the host, sessions,
+origins and forms; `access` keeps tokens and sessions. `figures` reads the app's statistics once a second, `records` makes
+records of them, and `pages` and `drawings` only render these.
+"""

@@ -1,0 +1,122 @@
+"""The tokens and sessions of the console.
+
+A token is a secret in the printed link; a browser gives it once, and gets a session, which its cookie names. Both
+outlive the run: they are in a file of the state directory that only its owner can read.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.disk import make_folder, private, regular
+from sabot.errors import UNREADABLE
+
+Role: TypeAlias = Literal["read", "act"]
+"""The rights of a session: to read pages, or to act too."""
+
+_FILE = "console.json"
+_SESSION_SECONDS = 30 * 86_400
+_MOST_SESSIONS = 100
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ConsoleSession:
+    """A session of a browser. `form`: the token that its forms carry, which another site cannot know."""
+
+    secret: str
+    role: Role
+
+    @property
+    def form(self) -> str:
+        """The token of the forms of this session."""
+        return hmac.new(self.secret.encode(), b"form", hashlib.sha256).hexdigest()
+
+
+@dataclass
+class _AccessFile:
+    """The contents of the file. `sessions`: by the hash of the secret, the role and the second in which it began."""
+
+    act: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    read: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    sessions: dict[str, tuple[Role, float]] = field(default_factory=dict)
+
+
+class Access:
+    """The tokens and sessions of one app. Not thread-safe: the server's thread uses it."""
+
+    def __init__(self, folder: Path | None, clock: Clock = SYSTEM_CLOCK) -> None:
+        """`folder`: the state directory, or None to keep everything in memory. Raises OSError if the file cannot be written."""
+        self._file = None if folder is None else folder / _FILE
+        self._clock = clock
+        self._kept = self._load()
+        self._save()
+
+    def token(self, role: Role) -> str:
+        """Returns the token of a role, for the link."""
+        return self._kept.act if role == "act" else self._kept.read
+
+    def enter(self, token: str) -> ConsoleSession | None:
+        """Returns a new session for a token, or None if the token is wrong."""
+        role: Role | None = None
+        for each in ("read", "act"):
+            if hmac.compare_digest(token.encode(), self.token(each).encode()):
+                role = each
+        if role is None:
+            return None
+        session = ConsoleSession(secrets.token_urlsafe(24), role)
+        self._kept.sessions[_hash(session.secret)] = (role, self._clock.time())
+        while len(self._kept.sessions) > _MOST_SESSIONS:
+            self._kept.sessions.pop(min(self._kept.sessions, key=lambda each: self._kept.sessions[each][1]))
+        self._save()
+        return session
+
+    def session(self, secret: str) -> ConsoleSession | None:
+        """Returns the session of a cookie, or None if there is none, or if it is older than 30 days."""
+        role, began = self._kept.sessions.get(_hash(secret), ("read", -float("inf")))
+        fresh = self._clock.time() - began < _SESSION_SECONDS
+        return ConsoleSession(secret, role) if fresh else None
+
+    def leave(self, session: ConsoleSession) -> None:
+        """Ends a session."""
+        self._kept.sessions.pop(_hash(session.secret), None)
+        self._save()
+
+    def _load(self) -> _AccessFile:
+        """Returns the contents of the file; new ones if it does not exist, or cannot be read."""
+        if self._file is None:
+            return _AccessFile()
+        try:
+            with open(self._file, "rb", opener=regular) as file:
+                found = json.loads(file.read(_MOST_BYTES))
+            sessions = {str(name): (_role(role), float(began)) for name, (role, began) in found["sessions"].items()}
+            kept = _AccessFile(str(found["act"]), str(found["read"]), sessions)
+        except (FileNotFoundError, KeyError, TypeError, AttributeError, *UNREADABLE):
+            return _AccessFile()
+        return kept if len(kept.act) >= 32 and len(kept.read) >= 32 else _AccessFile()
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        make_folder(self._file.parent)
+        unfinished = self._file.with_suffix(".tmp")
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
+        with open(unfinished, "x", opener=private) as file:
+            json.dump({"act": self._kept.act, "read": self._kept.read, "sessions": self._kept.sessions}, file)
+        os.replace(unfinished, self._file)
+
+
+def _role(word: object) -> Role:
+    return "act" if word == "act" else "read"
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

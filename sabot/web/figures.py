@@ -1,0 +1,128 @@
+"""The figures of a running app over time, in rings of fixed size."""
+
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+
+_FINE = 900  # values of one second each: 15 minutes
+_COARSE = 720  # values of ten seconds each: two hours
+_COARSE_SECONDS = 10
+_RATE_SECONDS = 10  # rates and shares of time are those of so many last seconds
+_YEAR_10000_MS = 253_402_300_800_000  # an input that has ended has a watermark of no calendar
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The statistics of an app at one time. `number`: 1, 2, …, one for each second of the run. `at`: seconds since 1970. `steady`:
+    the seconds of a steady clock.
+    """
+
+    number: int
+    at: float
+    steady: float
+    statistics: Mapping[str, Any]
+
+
+@dataclass
+class Curve:
+    """A value over time: one value a second for 15 minutes, and one for each ten seconds for two hours. None: not known."""
+
+    fine: deque[float | None] = field(default_factory=lambda: deque(maxlen=_FINE))
+    coarse: deque[float | None] = field(default_factory=lambda: deque(maxlen=_COARSE))
+
+    def add(self, value: float | None, number: int) -> None:
+        """Adds the value of tick `number`."""
+        self.fine.append(value)
+        if number % _COARSE_SECONDS == 0:
+            known = [each for each in list(self.fine)[-_COARSE_SECONDS:] if each is not None]
+            self.coarse.append(sum(known) / len(known) if known else None)
+
+
+class FigureRings:
+    """The last statistics of an app, and its curves. Used by one thread."""
+
+    def __init__(self, statistics: Callable[[], Mapping[str, Any]], clock: Clock = SYSTEM_CLOCK) -> None:
+        """`statistics`: returns the figures of the app, as `App.statistics` does."""
+        self.run = uuid.uuid4().hex[:12]
+        self.curves = {name: Curve() for name in ("rows", "lag", "watermark_lag", "memory")}
+        self._statistics = statistics
+        self._clock = clock
+        self._ticks: deque[Tick] = deque(maxlen=_RATE_SECONDS + 1)
+        self._number = 0
+
+    def take(self) -> Tick:
+        """Reads the figures now, and adds them to the rings."""
+        self._number += 1
+        tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), self._statistics())
+        before = self._ticks[-1] if self._ticks else None
+        self._ticks.append(tick)
+        rate = None
+        if before is not None and tick.steady > before.steady:
+            rate = max(0, rows_read(tick.statistics) - rows_read(before.statistics)) / (tick.steady - before.steady)
+        watermark = watermark_of(tick.statistics)
+        values = {
+            "rows": rate,
+            "lag": lag_of(tick.statistics),
+            "watermark_lag": None if watermark is None else max(0.0, tick.at - watermark / 1000),
+            "memory": memory_bytes(),
+        }
+        for name, curve in self.curves.items():
+            curve.add(values[name], tick.number)
+        return tick
+
+    @property
+    def last(self) -> Tick:
+        """The last figures; those of now if there are none."""
+        return self._ticks[-1] if self._ticks else self.take()
+
+    @property
+    def span(self) -> tuple[Tick, Tick]:
+        """The first and the last figures of the last ten seconds, for rates. The first is the last if there is only one."""
+        return (self._ticks[0] if self._ticks else self.last), self.last
+
+
+def inputs_of(statistics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the figures of the sources of streams and agents."""
+    streams = [each["input"] for each in statistics["streams"].values() if "source" in each.get("input", {})]
+    return [*streams, *statistics["sources"].values()]
+
+
+def rows_read(statistics: Mapping[str, Any]) -> int:
+    """Returns the number of rows that all sources have read."""
+    return sum(each.get("rows_in", 0) for each in inputs_of(statistics))
+
+
+def lag_of(statistics: Mapping[str, Any]) -> float | None:
+    """Returns the rows, or bytes of files, that sources have not read, or None if no source knows."""
+    known = [
+        lag
+        for each in inputs_of(statistics)
+        for lag in (each.get("lag") or {}).values()
+        if isinstance(lag, int | float)
+    ]
+    return sum(known) if known else None
+
+
+def watermark_of(statistics: Mapping[str, Any]) -> int | None:
+    """Returns the least watermark of all sources of streams, in milliseconds since 1970, or None if there is none."""
+    return min((each for each in map(time_of, inputs_of(statistics)) if each is not None), default=None)
+
+
+def time_of(figures: Mapping[str, Any]) -> int | None:
+    """Returns the watermark in these figures; None if there is none yet, or if it is that of an input that has ended."""
+    found = figures.get("watermark_ms")
+    return found if isinstance(found, int) and 0 < found < _YEAR_10000_MS else None
+
+
+def memory_bytes() -> float | None:
+    """Returns the memory of this process that is in RAM, or None if the system does not tell."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

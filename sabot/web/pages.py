@@ -1,0 +1,244 @@
+"""The pages of the console: routes, templates, and the stream of fragments that keeps a page up to date.
+
+A page is whole when it is loaded. Its fragments, the elements with `data-part`, are rendered by the same templates once a
+second for all viewers together, and are sent to those who do not have them yet.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sabot.errors import SabotError
+from sabot.plan.drawing import style_rules
+from sabot.redaction import scrubbed
+from sabot.web import texts
+from sabot.web.access import Access, ConsoleSession
+from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
+from sabot.web.screens import Screens
+
+_log = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
+_MOST_TABS = 32
+_SEND_SECONDS = 5.0  # for a browser to take an event
+_ASSETS = {"console.js": "text/javascript", "console.css": "text/css", "icon.svg": "image/svg+xml"}
+
+
+class Pages:
+    """The pages of one app. Used by the thread of the server."""
+
+    def __init__(self, screens: Screens, access: Access, cookie: str, origins: list[str]) -> None:
+        """`cookie`, `origins`: as in `Guard`."""
+        self._screens = screens
+        self._access = access
+        self._cookie = cookie
+        self._tabs: set[object] = set()
+        self._made: dict[tuple[str, str, str], tuple[int, dict[str, str]]] = {}
+        self._ticked = asyncio.Condition()
+        loader = FileSystemLoader(_HERE / "templates")
+        self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, auto_reload=False)
+        self._templates.filters.update(
+            number=texts.number, share=texts.share, nbytes=texts.nbytes, duration=texts.duration, moment=texts.moment
+        )
+        self._assets = {name: (_HERE / "assets" / name).read_bytes() for name in _ASSETS}
+        self._assets["console.css"] += style_rules().encode()
+        routes = [
+            Route(ENTER, self._enter, methods=["GET", "POST"]),
+            Route(LEAVE, self._leave, methods=["POST"]),
+            Route("/events/{page}", self._events_page),
+            *(Route(f"{ASSETS}{name}", self._asset) for name in _ASSETS),
+            *(Route(screen.path, self._page_of(name)) for name, screen in screens.screens.items()),
+            *(Route(f"/act/{name}", self._action_of(name), methods=["POST"]) for name in screens.actions),
+        ]
+        app = Starlette(routes=routes, exception_handlers={404: self._not_found, Exception: self._failed})
+        app.router.redirect_slashes = False
+        self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on)
+
+    async def tick(self) -> None:
+        """Publishes new figures to the open pages."""
+        async with self._ticked:
+            self._ticked.notify_all()
+
+    # -- entering -----------------------------------------------------------------------------------------------------
+
+    async def _enter(self, request: Request) -> Response:
+        """Gives a session for the token in the address or in the form."""
+        form = request.scope.get("form", {})
+        token = form.get("token") or request.query_params.get("token", "")
+        session = self._access.enter(token.strip()) if token else None
+        if session is None:
+            words = "This is not the token of this app." if token else ""
+            return self._html("enter.html", 401, session=None, problem=words)
+        # No redirect: a browser that comes from another site sends a strict cookie only with the next request of this page.
+        answer = self._html("go.html", 200, session=session, target="/")
+        answer.set_cookie(self._cookie, session.secret, max_age=30 * 86_400, httponly=True, samesite="strict")
+        return answer
+
+    async def _leave(self, request: Request) -> Response:
+        self._access.leave(_session(request))
+        answer = RedirectResponse("/", 303)
+        answer.delete_cookie(self._cookie)
+        return answer
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/" or scope["method"] == "GET":
+            await self._html("enter.html", 401, session=None, problem="")(scope, receive, send)
+            return
+        await PlainTextResponse("There is no session.\n", 401)(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = scope["query_string"].decode("ascii", "replace")
+        path = "/" + scope["path"].lstrip("/\\")  # two slashes would name another host
+        target = path + (f"?{query}" if query else "")
+        await self._html("go.html", 200, session=None, target=target)(scope, receive, send)
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    async def _asset(self, request: Request) -> Response:
+        name = request.url.path.removeprefix(ASSETS)
+        return Response(self._assets[name], media_type=_ASSETS[name])
+
+    def _page_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def page(request: Request) -> Response:
+            session, query = _session(request), _query(request)
+            parts = self._parts(name, query, session)
+            screen = self._screens.screens[name]
+            more = await screen.more(query) if screen.more is not None else {}
+            events = f"/events/{name}?{urlencode(query)}"
+            marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
+            return self._html(
+                f"{name}.html", 200, session=session, parts=marked, events=events, page=name, query=query, **more
+            )
+
+        return page
+
+    def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
+        """Returns the fragments of a page, rendered once for each tick of the figures."""
+        key, number = (name, urlencode(query), session.role), self._screens.figures.last.number
+        known = self._made.get(key)
+        if known is None or known[0] != number:
+            if len(self._made) > _MOST_TABS:
+                self._made.clear()
+            screen = self._screens.screens[name]
+            facts = {"session": session, "query": query, **screen.facts(query)}
+            known = (
+                number,
+                {part: self._templates.get_template(f"parts/{part}.html").render(facts) for part in screen.parts},
+            )
+            self._made[key] = known
+        return known[1]
+
+    def _html(self, template: str, status: int, *, session: ConsoleSession | None, **facts: Any) -> HTMLResponse:
+        shared = {"app": self._screens.app.id, "screens": self._screens.screens, "page": "", "events": ""}
+        text = self._templates.get_template(template).render({**shared, "session": session, **facts})
+        return HTMLResponse(text, status)
+
+    def _action_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def act(request: Request) -> Response:
+            session = _session(request)
+            try:
+                said, good = await self._screens.actions[name](request.scope["form"]), True
+            except SabotError as error:
+                said, good = scrubbed(str(error)), False
+            back = request.scope["form"].get("back", "")
+            page = self._screens.screens[back if back in self._screens.screens else "app"]
+            return self._html("said.html", 200 if good else 409, session=session, said=said, good=good, back=page)
+
+        return act
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        session = request.scope.get("session")
+        back = self._screens.screens["app"]
+        return self._html("said.html", 404, session=session, said="There is no such page.", good=False, back=back)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return PlainTextResponse("The page could not be made; the log of the app has the error.\n", 500)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    async def _events_page(self, request: Request) -> Response:
+        name = request.path_params["page"]
+        if name not in self._screens.screens:
+            return PlainTextResponse("There is no such page.\n", 404)
+        if len(self._tabs) >= _MOST_TABS:
+            return PlainTextResponse(f"{_MOST_TABS} pages are open already. Reload the page to see new figures.\n", 503)
+        return _Events(self, name, _query(request), _session(request), request.headers.get("last-event-id", ""))
+
+    async def stream(self, events: "_Events", send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Sends an event for each tick, with the fragments that have changed, until the session or the connection ends."""
+        sent: dict[str, str] = {}
+        figures, last = self._screens.figures, events.last_id
+        self._tabs.add(events)
+        try:
+            while self._access.session(events.session.secret) is not None:
+                number = figures.last.number
+                if last != f"{figures.run}:{number}":
+                    parts = self._parts(events.page, events.query, events.session)
+                    changed = {part: text for part, text in parts.items() if sent.get(part) != text}
+                    sent, last = dict(parts), f"{figures.run}:{number}"
+                    data = json.dumps({"run": figures.run, "parts": changed})
+                    async with asyncio.timeout(_SEND_SECONDS):
+                        await send(f"id: {last}\ndata: {data}\n\n".encode())
+                async with self._ticked:
+                    await self._ticked.wait()
+        finally:
+            self._tabs.discard(events)
+
+
+class _Events(Response):
+    """The stream of events of one tab."""
+
+    def __init__(self, pages: Pages, page: str, query: dict[str, str], session: ConsoleSession, last_id: str) -> None:
+        super().__init__(media_type="text/event-stream")
+        self.page = page
+        self.query = query
+        self.session = session
+        self.last_id = last_id
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+        async def body(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        streaming, waiting = asyncio.ensure_future(self._pages.stream(self, body)), asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait({streaming, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in (streaming, waiting):
+                each.cancel()
+            done = await asyncio.gather(streaming, waiting, return_exceptions=True)
+        if isinstance(done[0], Exception) and not isinstance(done[0], TimeoutError):
+            _log.error("the page %s could not be kept up to date", self.page, exc_info=done[0])
+        if not isinstance(done[0], TimeoutError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _session(request: Request) -> ConsoleSession:
+    session = request.scope["session"]
+    assert isinstance(session, ConsoleSession)  # the guard has refused requests without one
+    return session
+
+
+def _query(request: Request) -> dict[str, str]:
+    """Returns the parameters of the address, the last of several values of one name, cut to a length for a search box."""
+    found: Mapping[str, str] = request.query_params
+    return {name[:40]: value[:200] for name, value in list(found.items())[:20]}

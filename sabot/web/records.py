@@ -1,0 +1,259 @@
+"""Records of a running app, made of its figures: the data of the screens, of CSV and of JSON."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sabot.plan.drawing import SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
+from sabot.redaction import scrubbed
+from sabot.web.figures import FigureRings, lag_of, rows_read, time_of, watermark_of
+
+if TYPE_CHECKING:
+    from sabot.app import App
+
+
+@dataclass(frozen=True)
+class AppRecord:
+    """An app at one time. Times are seconds since 1970. A value that is not known, or does not exist, is None.
+
+    `state`: starting, running, stopping, failed or stopped. `why`: the failure that ended a run, or "".
+    """
+
+    id: str
+    version: str
+    state: str
+    why: str
+    at: float
+    began: float
+    restarts: int
+    rows_per_second: float
+    rows: int
+    lag: float | None
+    watermark: float | None
+    memory_bytes: float | None
+    checkpoint: int | None
+    checkpoint_at: float | None
+    checkpoint_seconds: float
+    checkpoint_bytes: int
+    checkpoints_failed: int
+    checkpoint_error: str
+    late_rows: int
+    dead_letters: int
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step of a stream, or an agent, in one subtask of a task. A value that is not known, or does not exist, is None.
+
+    `kind`: source, step, sink or agent. `seconds`: the part of the last ten seconds that the task spent in the step, 0 to 1.
+    `shares`: the part of these seconds that the task spent in each state. `fill`: how full the fullest input channel of the task is.
+    `queue`: the rows that wait in front of the task.
+    """
+
+    step: str
+    kind: str
+    task: str
+    subtask: int
+    rows_in: int
+    rows_out: int | None
+    rows_per_second: float
+    seconds: float | None
+    shares: Mapping[str, float]
+    watermark: float | None
+    fill: float | None
+    queue: int | None
+    lag: float | None
+    state_keys: int | None
+    state_bytes: int | None
+    late_rows: int
+    dead_letters: int
+
+
+def app_record(app: "App", figures: FigureRings, began: float) -> AppRecord:
+    """Returns the record of an app. `began`: the time when its process began to run it."""
+    before, now = figures.span
+    statistics, runner = now.statistics, app.agent_runtime.runner
+    checkpoints = statistics["checkpoints"]
+    watermark = watermark_of(statistics)
+    span = now.steady - before.steady
+    steps = step_records(figures)
+    state = (
+        "running" if runner.started else "starting" if runner.starting else "stopping" if runner.running else "stopped"
+    )
+    failure = statistics["failure"]
+    return AppRecord(
+        id=app.id,
+        version=app.settings.version,
+        state="failed" if failure and state != "starting" else state,
+        why=scrubbed(failure or ""),
+        at=now.at,
+        began=began,
+        restarts=runner.restarts,
+        rows_per_second=max(0, rows_read(statistics) - rows_read(before.statistics)) / span if span else 0.0,
+        rows=rows_read(statistics),
+        lag=lag_of(statistics),
+        watermark=None if watermark is None else watermark / 1000,
+        memory_bytes=figures.curves["memory"].fine[-1] if figures.curves["memory"].fine else None,
+        checkpoint=checkpoints["last_id"] or None,
+        checkpoint_at=checkpoints["last_at"],
+        checkpoint_seconds=checkpoints["last_seconds"],
+        checkpoint_bytes=checkpoints["last_bytes"],
+        checkpoints_failed=checkpoints["failed"],
+        checkpoint_error=scrubbed(checkpoints["last_error"]),
+        late_rows=sum(each.late_rows for each in steps),
+        dead_letters=sum(each.dead_letters for each in steps),
+    )
+
+
+def step_records(figures: FigureRings) -> list[StepRecord]:
+    """Returns the records of all steps and agents, in the order of the app's figures."""
+    before, now = figures.span
+    span = now.steady - before.steady
+    found: list[StepRecord] = []
+    for name, task in now.statistics["streams"].items():
+        stage, _, subtask = name.rpartition("/")
+        if "operators" in task:
+            old = before.statistics["streams"].get(name, {})
+            found += _steps_of(stage or name, int(subtask) if subtask.isdigit() else 0, task, old, span)
+    for name, agent in now.statistics["agents"].items():
+        found.append(_agent_step(name, agent, now.statistics, before.statistics, span))
+    return found
+
+
+def _steps_of(
+    stage: str, subtask: int, task: Mapping[str, Any], old: Mapping[str, Any], span: float
+) -> Iterable[StepRecord]:
+    shares = _shares(task.get("time", {}), old.get("time", {}), span)
+    source = task.get("input", {})
+    common: dict[str, Any] = {"task": stage, "subtask": subtask, "shares": shares}
+    if "source" in source:
+        rows, lags = source["rows_in"], [each for each in (source.get("lag") or {}).values() if each is not None]
+        yield StepRecord(
+            step=source["source"],
+            kind="source",
+            rows_in=rows,
+            rows_out=None,
+            rows_per_second=_rate(rows, old.get("input", {}).get("rows_in", 0), span),
+            seconds=None,
+            watermark=_seconds(time_of(source)),
+            fill=None,
+            queue=None,
+            lag=sum(lags) if lags else None,
+            state_keys=None,
+            state_bytes=None,
+            late_rows=0,
+            dead_letters=source.get("dead_letters", 0),
+            **common,
+        )
+    for step, operator in task["operators"].items():
+        earlier = old.get("operators", {}).get(step, {})
+        seconds = None if not span else min(1.0, max(0.0, operator["seconds"] - earlier.get("seconds", 0.0)) / span)
+        is_sink = step == stage and "source" not in source
+        yield StepRecord(
+            step=step,
+            kind="sink" if is_sink else "step",
+            rows_in=operator["rows_in"],
+            rows_out=operator["rows_out"],
+            rows_per_second=_rate(operator["rows_in"], earlier.get("rows_in", 0), span),
+            seconds=seconds,
+            watermark=_seconds(time_of(operator)),
+            fill=source.get("fill"),
+            queue=None if "source" in source else source.get("rows"),
+            lag=None,
+            state_keys=operator.get("state_keys"),
+            state_bytes=operator.get("state_bytes"),
+            late_rows=operator.get("late_rows", 0),
+            dead_letters=operator.get("dead_rows", 0),
+            **common,
+        )
+
+
+def _agent_step(
+    name: str, agent: Mapping[str, Any], now: Mapping[str, Any], before: Mapping[str, Any], span: float
+) -> StepRecord:
+    operator = now["operators"].get(name, {})
+    earlier = before["agents"].get(name, {}).get("messages_processed", 0)
+    return StepRecord(
+        step=name,
+        kind="agent",
+        task=name,
+        subtask=0,
+        rows_in=agent["messages_processed"],
+        rows_out=operator.get("rows_out"),
+        rows_per_second=_rate(agent["messages_processed"], earlier, span),
+        seconds=None,
+        shares={},
+        watermark=None,
+        fill=None,
+        queue=operator.get("rows"),
+        lag=None,
+        state_keys=None,
+        state_bytes=None,
+        late_rows=0,
+        dead_letters=agent["dead_letters"],
+    )
+
+
+def plan_figures(figures: FigureRings) -> PlanFigures:
+    """Returns the figures for the drawing of the plan."""
+    before, now = figures.span
+    span = now.steady - before.steady
+    steps = step_records(figures)
+    tasks: dict[str, list[StepRecord]] = {}
+    for each in steps:
+        tasks.setdefault(each.task, []).append(each)
+    links: dict[LinkKey, list[tuple[float, float | None]]] = {}
+    for name, task in now.statistics["streams"].items():
+        earlier = {_way(each): each for each in before.statistics["streams"].get(name, {}).get("edges", ())}
+        for edge in task.get("edges", ()):
+            rate = _rate(edge["rows"], earlier.get(_way(edge), {}).get("rows", 0), span)
+            links.setdefault(_way(edge), []).append((rate, edge.get("fill")))
+    return PlanFigures(
+        tasks={name: _box(each, now.at, whole=True) for name, each in tasks.items()},
+        steps={name: _box([each for each in steps if each.step == name], now.at) for name in {s.step for s in steps}},
+        links={
+            key: LinkFigures(
+                rate=sum(rate for rate, _ in found),
+                fill=max((fill for _, fill in found if fill is not None), default=None),
+            )
+            for key, found in links.items()
+        },
+    )
+
+
+def _way(edge: Mapping[str, Any]) -> LinkKey:
+    return LinkKey(edge["from"], edge["to"], edge["branch"])
+
+
+def _box(steps: list[StepRecord], now: float, *, whole: bool = False) -> BoxFigures:
+    """Returns the figures of a box. `whole`: True for a task, whose shares are the mean of its subtasks."""
+    shares: dict[str, float] = {}
+    if whole:
+        subtasks = {each.subtask: each.shares for each in steps}
+        shares = {
+            name: sum(each.get(name, 0.0) for each in subtasks.values()) / len(subtasks)
+            for name in SHARES
+            if any(name in each for each in subtasks.values())
+        }
+    marks = [each.watermark for each in steps if each.watermark is not None]
+    return BoxFigures(
+        shares=shares,
+        watermark_lag_s=max(0.0, now - min(marks)) if marks else None,
+        late=sum(each.late_rows for each in steps),
+        dead_letters=sum(each.dead_letters for each in steps),
+    )
+
+
+def _shares(now: Mapping[str, float], before: Mapping[str, float], span: float) -> dict[str, float]:
+    """Returns the part of the time in each state since `before`; since the start of the task if there is no span."""
+    spent = {name: max(0.0, seconds - (before.get(name, 0.0) if span else 0.0)) for name, seconds in now.items()}
+    total = sum(spent.values())
+    return {name: seconds / total for name, seconds in spent.items()} if total > 0 else {}
+
+
+def _rate(now: float, before: float, span: float) -> float:
+    return max(0.0, now - before) / span if span > 0 else 0.0
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000

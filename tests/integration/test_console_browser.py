@@ -1,0 +1,191 @@
+"""The console of a real app in a real browser."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, expect
+
+from tools.browser import Visit, opened_browser
+from tools.command_line import ENV, SABOT, child
+
+PROGRAM = """
+import json, time
+import sabot
+from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
+
+with open("orders.ndjson", "w") as file:
+    for n in range(200_000):
+        file.write(json.dumps({"account": f"a{n % 7}", "amount": n * 1.0, "ts": 1_700_000_000_000 + 50 * n}) + "\\n")
+        if n % 1000 == 500:
+            file.write("{<b>broken</b>\\n")
+
+app = App("<b>shop</b>", state="state", version="v7", checkpoint_interval="1s")
+orders = app.stream(NdjsonSource("orders.ndjson"), time="ts", dead_letter=NdjsonSink("bad.ndjson"))
+
+def slowly(batch):
+    time.sleep(batch.num_rows / 5_000)
+    return batch
+
+slow = orders.map_batches(slowly)
+slow.key_by("account").window(tumbling("1s")).aggregate(n=sabot.count()).to(NdjsonSink("counts.ndjson"))
+"""
+
+
+class Running:
+    """An app with its console."""
+
+    def __init__(self, process: "subprocess.Popen[str]", link: str, reading_link: str) -> None:
+        self.process = process
+        self.link = link
+        self.reading_link = reading_link
+        self.address = link.partition("/enter")[0]
+
+
+@contextmanager
+def app_running(folder: Path, port: int = 0) -> Iterator[Running]:
+    log = folder / "log"
+    words = ["run", "shop:app", "--web", "--web-port", str(port), "--loglevel", "warning"]
+    with open(log, "w") as file, child(*SABOT, *words, cwd=folder, env=ENV, stdout=file, stderr=file) as process:
+        deadline = time.monotonic() + 60
+        while len(links := re.findall(r"http://\S+/enter\?token=\S+", log.read_text())) < 2:
+            assert time.monotonic() < deadline, log.read_text()
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield Running(process, *links)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with opened_browser() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("console")
+    (made / "shop.py").write_text(PROGRAM)
+    return made
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[Running]:
+    with app_running(folder) as made:
+        yield made
+
+
+@pytest.fixture
+def visit(browser: Browser, running: Running) -> Iterator[Visit]:
+    made = Visit(browser)
+    made.page.goto(running.link)
+    expect(made.page.locator("h1")).to_contain_text("<b>shop</b>")
+    yield made
+    made.check()
+    made.context.close()
+
+
+def fact(visit: Visit, name: str) -> Locator:
+    found = visit.page.locator(".facts div", has=visit.page.locator("dt", has_text=re.compile(f"^{name}$")))
+    return found.locator("dd")
+
+
+def test_the_app_screen_shows_figures_that_move_without_a_reload(visit: Visit) -> None:
+    page = visit.page
+    expect(page.locator(".badge")).to_have_text("running")
+    expect(page.locator("svg.sabot-plan")).to_contain_text("slowly")
+    expect(fact(visit, "rows read")).not_to_have_text(fact(visit, "rows read").inner_text())
+    expect(page.locator("svg.sabot-plan .link").first).to_contain_text("/s", timeout=15_000)
+    assert page.url.endswith("/"), "the token does not stay in the address"
+    expect(page.locator("#silence")).to_be_hidden()
+
+
+def test_the_keyboard_reaches_everything_and_keeps_its_place(visit: Visit) -> None:
+    page = visit.page
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Stop":
+            break
+    assert page.evaluate("document.activeElement.textContent") == "Stop"
+    page.wait_for_timeout(2_500)
+    assert page.evaluate("document.activeElement.textContent") == "Stop"
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_pages_fit_the_window(browser: Browser, running: Running, dark: bool, width: int) -> None:
+    visit = Visit(browser, dark=dark, width=width)
+    visit.page.goto(running.link)
+    expect(visit.page.locator(".badge")).to_have_text("running")
+    for name in visit.page.locator("header nav a").all_inner_texts():
+        visit.page.get_by_role("link", name=name, exact=True).click()
+        expect(visit.page.locator("header nav a[aria-current]")).to_have_text(name)
+        visit.page.wait_for_timeout(300)
+        assert visit.fits(), name
+    visit.check()
+    visit.context.close()
+
+
+def test_pages_work_without_scripts(browser: Browser, running: Running) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(running.link)
+    page.get_by_role("link", name="Continue").or_(page.locator(".badge")).first.wait_for()
+    page.goto(running.address)
+    expect(page.locator(".badge")).to_have_text("running")
+    assert page.locator("noscript meta[http-equiv=refresh]").count() or "refresh" in page.content()
+    context.close()
+
+
+def test_a_reader_sees_no_buttons(browser: Browser, running: Running) -> None:
+    visit = Visit(browser)
+    visit.page.goto(running.reading_link)
+    expect(visit.page.locator(".badge")).to_have_text("running")
+    assert visit.page.get_by_role("button").all_inner_texts() == ["Leave"]
+    visit.page.get_by_role("button", name="Leave").click()
+    expect(visit.page.locator("h1")).to_have_text("Enter")
+    visit.page.get_by_label("Token").fill(running.reading_link.rpartition("=")[2])
+    visit.page.get_by_role("button", name="Enter").click()
+    expect(visit.page.locator(".badge")).to_have_text("running")
+    visit.check()
+    visit.context.close()
+
+
+def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    visit = Visit(browser)
+    page = visit.page
+    with app_running(tmp_path) as running:
+        page.goto(running.link)
+        page.wait_for_timeout(2_000)
+        os.kill(running.process.pid, signal.SIGKILL)
+        began = time.monotonic()
+        expect(page.locator("#silence")).to_be_visible()
+        assert time.monotonic() - began < 5, "3 s on an idle machine"
+        expect(page.locator("#silence")).to_contain_text("No news")
+    with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
+        assert again.address == running.address
+        expect(page.locator("#silence")).to_be_hidden(timeout=30_000)
+        expect(page.locator(".badge")).to_have_text("running")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("h1")).to_have_text("Done")
+        assert again.process.wait(60) == 0
+    visit.check()
+
+
+def test_a_wrong_use_is_said_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text('import sabot\n\napp = sabot.App("shop")\n')
+    for words, said in [
+        (["--web-port", "8420"], "give --web too"),
+        (["--web", "--web-origin", "shop.example"], "write it as https://name:port"),
+    ]:
+        done = subprocess.run(
+            [*SABOT, "run", "shop:app", *words], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2
+        assert said in done.stderr

@@ -1,0 +1,67 @@
+"""A real browser for the tests of the console: Debian's chromium-headless-shell, driven by Playwright.
+
+`Visit` collects what no page of the console may cause: errors of scripts, reports of the content policy, and requests to another host.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PROGRAMS = ("chromium-headless-shell", "chromium")
+
+
+def browser_or_skip() -> str:
+    """The path of the browser. A machine without one skips the test, or fails it with SABOT_REQUIRE_BROWSER=1."""
+    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if found is not None:
+        return found
+    why = "there is no chromium-headless-shell"
+    if os.environ.get("SABOT_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{why} (SABOT_REQUIRE_BROWSER=1)", pytrace=False)
+    pytest.skip(why)
+
+
+@contextmanager
+def opened_browser() -> Iterator[Browser]:
+    path = browser_or_skip()
+    with sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A window of a browser. `problems`: what a page has done that none may do."""
+
+    def __init__(self, browser: Browser, *, dark: bool = False, width: int = 1280) -> None:
+        context = browser.new_context(
+            color_scheme="dark" if dark else "light", viewport={"width": width, "height": 900}, locale="en-GB"
+        )
+        context.set_default_timeout(20_000)
+        self.context = context
+        self.page: Page = context.new_page()
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", lambda said: self._note(said.type in ("error", "warning"), said.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+
+    def _note(self, bad: bool, text: str) -> None:
+        # The end of the app, or a page that refuses a form, is an error for the browser's own console; the tests look at these pages.
+        if bad and not text.startswith("Failed to load resource"):
+            self.problems.append(text)
+
+    def check(self) -> None:
+        assert self.problems == []
+        assert len(self.hosts) <= 1, self.hosts
+
+    def fits(self) -> bool:
+        """True if the page is no wider than the window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))

@@ -1,0 +1,434 @@
+"""The console over HTTP: entering, pages and actions, and requests of an attacker, each of which gets nothing."""
+
+import asyncio
+import gzip
+import http.client
+import json
+import re
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from sabot import App, NdjsonSink, NdjsonSource, col
+from sabot.clock import ManualClock
+from sabot.errors import UserError
+from sabot.web.access import Access
+from sabot.web.console import Console
+from sabot.web.server import ConsoleServer
+
+MARKUP = "<script>alert(1)</script>"
+
+
+class Browser:
+    """A client that keeps its cookie, as a browser does."""
+
+    def __init__(self, console: Console) -> None:
+        self.port = console.port
+        self.cookie = ""
+        self.form = ""
+        self.answer_headers: dict[str, str] = {}
+
+    def ask(
+        self, path: str, *, method: str = "GET", form: dict[str, str] | None = None, **headers: str | None
+    ) -> tuple[int, str]:
+        """Sends a request with the headers of a browser; those that are None are left out."""
+        own = {"Host": f"127.0.0.1:{self.port}", "Cookie": self.cookie or None}
+        body = None
+        if form is not None:
+            method, body = "POST", urlencode({"form": self.form} | form)
+            own |= {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/x-www-form-urlencoded"}
+        own |= {name.replace("_", "-"): value for name, value in headers.items()}
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            client.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in own.items():
+                if value is not None:
+                    client.putheader(name, value)
+            if body is not None:
+                client.putheader("Content-Length", str(len(body)))
+            client.endheaders(None if body is None else body.encode())
+            answer = client.getresponse()
+            self.answer_headers = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, answer.read().decode()
+        finally:
+            client.close()
+
+    def enter(self, token: str) -> "Browser":
+        status, _ = self.ask(f"/enter?token={token}")
+        assert status == 200
+        self.cookie = self.answer_headers["set-cookie"].partition(";")[0]
+        found = re.search(r'name="form" value="(\w+)"', self.ask("/")[1])
+        assert found is not None
+        self.form = found[1]
+        return self
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    rows = tmp_path / "orders.ndjson"
+    rows.write_text('{"account": "a", "amount": 1.5}\n')
+    made = App(f"shop {MARKUP}", state=str(tmp_path / "state"), broker="memory://")
+    made.stream(NdjsonSource(rows), schema={"account": "string", "amount": "float64"}).filter(
+        col("account") != MARKUP
+    ).to(NdjsonSink(tmp_path / "out.ndjson"))
+    return made
+
+
+@pytest.fixture
+def console(app: App) -> Iterator[Console]:
+    made = Console(app, port=0, origins=("https://tunnel.example",))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def browser(console: Console) -> Browser:
+    return Browser(console).enter(console.access.token("act"))
+
+
+@pytest.fixture
+def reader(console: Console) -> Browser:
+    return Browser(console).enter(console.access.token("read"))
+
+
+# -- entering ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_link_gives_a_session_and_the_page(console: Console, browser: Browser) -> None:
+    status, page = browser.ask("/")
+    assert status == 200
+    assert "Plan" in page
+    assert "filter-1" in page
+    status, _ = browser.ask("/enter?token=" + console.access.token("act"))
+    cookie = browser.answer_headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert f"sabot-{console.port}-" in cookie
+
+
+def test_a_link_from_another_site_goes_on_from_a_page_of_the_console(console: Console) -> None:
+    status, page = Browser(console).ask("/steps?sort=rows", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
+    assert status == 200
+    assert 'content="0;url=/steps?sort=rows"' in page
+
+
+def test_the_token_is_in_a_file_of_its_owner_and_outlives_the_run(tmp_path: Path) -> None:
+    access = Access(tmp_path / "state")
+    session = access.enter(access.token("read"))
+    assert session is not None
+    file = tmp_path / "state" / "console.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert session.secret not in file.read_text()
+    again = Access(tmp_path / "state")
+    assert again.token("act") == access.token("act")
+    assert again.session(session.secret) == session
+
+
+def test_a_damaged_file_of_tokens_gives_new_ones(tmp_path: Path) -> None:
+    token = Access(tmp_path).token("act")
+    (tmp_path / "console.json").write_text('{"act": "", "read": "", "sessions": {"x": ["act", 1e999]}}')
+    access = Access(tmp_path)
+    assert access.token("act") not in ("", token)
+    assert access.enter("") is None
+
+
+def test_a_session_ends_after_30_days() -> None:
+    clock = ManualClock()
+    access = Access(None, clock)
+    session = access.enter(access.token("act"))
+    assert session is not None
+    clock.advance(29 * 86_400)
+    assert access.session(session.secret) == session
+    clock.advance(86_401)
+    assert access.session(session.secret) is None
+
+
+# -- attacks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [None, "evil.example", "127.0.0.1", "127.0.0.1:1", "localhost.evil.example", "127.0.0.1:{port}.evil.example"],
+)
+def test_a_wrong_host_gets_nothing(console: Console, browser: Browser, host: str | None) -> None:
+    given = None if host is None else host.format(port=console.port)
+    for path in ("/", "/enter?token=" + console.access.token("act"), "/assets/console.js", "/events/app"):
+        status, page = browser.ask(path, Host=given)
+        assert status in (400, 421)
+        assert "shop" not in page
+        assert "set-cookie" not in browser.answer_headers
+
+
+def test_a_host_that_was_given_is_known(browser: Browser) -> None:
+    assert browser.ask("/", Host="tunnel.example")[0] == 200
+    assert browser.ask("/leave", form={}, Host="tunnel.example", Origin="https://tunnel.example")[0] == 303
+
+
+@pytest.mark.parametrize(
+    "origin", [None, "null", "https://evil.example", "http://127.0.0.1:1", "http://127.0.0.1", "file://"]
+)
+def test_a_foreign_origin_gets_nothing(app: App, browser: Browser, origin: str | None) -> None:
+    assert browser.ask("/act/stop", form={}, Origin=origin)[0] == 403
+    assert browser.ask("/enter", form={"token": "x"}, Origin=origin)[0] == 403
+
+
+def test_there_is_no_page_without_a_session(console: Console) -> None:
+    stranger = Browser(console)
+    for path in ("/", "/events/app", "/nothing", "/act/stop"):
+        status, page = stranger.ask(path)
+        assert status == 401
+        assert "filter-1" not in page
+    assert stranger.ask("/act/stop", form={"form": ""})[0] == 401
+    assert stranger.ask("/enter?token=wrong")[0] == 401
+    assert stranger.ask("/enter", form={"token": "wrong"})[0] == 401
+    assert stranger.ask("/enter?token=%C3%A9")[0] == 401
+    stranger.cookie = f'sabot-{console.port}-x="; \x7f'
+    assert stranger.ask("/")[0] in (400, 401)
+
+
+def test_an_old_session_gets_nothing(browser: Browser) -> None:
+    assert browser.ask("/leave", form={})[0] == 303
+    assert browser.ask("/")[0] == 401
+    assert browser.ask("/act/stop", form={})[0] == 401
+
+
+def test_a_form_needs_the_token_of_its_session(console: Console, browser: Browser) -> None:
+    other = Browser(console).enter(console.access.token("act"))
+    assert browser.ask("/act/stop", form={"form": ""})[0] == 403
+    assert browser.ask("/act/stop", form={"form": other.form})[0] == 403
+    assert browser.ask("/act/stop", form={"form": "é"})[0] == 403
+    assert browser.ask("/act/stop", form={})[0] == 200
+
+
+def test_a_session_that_may_read_cannot_act(app: App, reader: Browser) -> None:
+    assert "/act/" not in reader.ask("/")[1]
+    assert reader.ask("/act/stop", form={})[0] == 403
+    assert reader.ask("/leave", form={})[0] == 303
+
+
+def test_no_page_for_readers_has_a_token_or_a_secret(console: Console, app: App, reader: Browser) -> None:
+    app.configure(checkpoint_dir="s3://bucket/shop?access_key=known&secret_key=hidden")
+    assert "s3://bucket/shop" in reader.ask("/")[1]
+    secrets = (console.access.token("act"), console.access.token("read"), "hidden", reader.cookie.partition("=")[2])
+    for path in ["/", "/nothing", "/enter", "/assets/console.js", "/assets/console.css"]:
+        page = reader.ask(path)[1]
+        assert not [each for each in secrets if each in page], path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/assets/../access.py",
+        "/assets/%2e%2e/access.py",
+        "/assets/..%2faccess.py",
+        "/assets//etc/passwd",
+        "/assets/",
+        "/assets/console.js%00.css",
+        "//evil.example/",
+        "/events/../app",
+        "/events/%2e%2e%2f",
+        "/act/stop",
+        "/\\evil.example",
+    ],
+)
+def test_paths_lead_to_pages_only(browser: Browser, path: str) -> None:
+    status, page = browser.ask(path)
+    assert status in (400, 404, 405)
+    assert "import" not in page
+
+
+@pytest.mark.parametrize("path", ["//evil.example", "/\\evil.example", "/%5cevil.example", "//evil.example/%2e%2e"])
+def test_the_page_that_goes_on_stays_at_this_host(console: Console, path: str) -> None:
+    _, page = Browser(console).ask(path, sec_fetch_site="cross-site", sec_fetch_mode="navigate")
+    found = re.search(r'content="0;url=([^"]*)"', page)
+    assert found is None or re.match(r"/[^/\\]", found[1])
+
+
+def test_markup_in_names_is_shown_as_text(browser: Browser) -> None:
+    status, page = browser.ask("/")
+    assert status == 200
+    assert "alert(1)" in page
+    assert MARKUP not in page
+    assert browser.ask(f"/?q={MARKUP}")[1].count(MARKUP) == 0
+    assert MARKUP not in browser.ask(f"/{MARKUP}")[1]
+
+
+def test_every_answer_has_the_headers_that_bind_the_browser(browser: Browser) -> None:
+    for path, headers in [("/", {}), ("/nothing", {}), ("/", {"Host": "evil.example"}), ("/assets/console.js", {})]:
+        browser.ask(path, **headers)
+        policy = browser.answer_headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert browser.answer_headers["x-content-type-options"] == "nosniff"
+        assert browser.answer_headers["cache-control"] == "no-store"
+        assert "server" not in browser.answer_headers
+        assert not [name for name in browser.answer_headers if name.startswith("access-control")]
+
+
+def test_no_page_needs_inline_code_or_another_site(browser: Browser) -> None:
+    for path in ("/", "/enter", "/nothing"):
+        page = browser.ask(path)[1]
+        assert not re.findall(r"\sstyle=|<style|\son\w+=|javascript:", page)
+        assert not re.findall(r"<script(?! type=\"module\" src=\"/assets/)", page)
+        assert re.findall(r'(?:src|href|action)="(?!/)[^"]*"', page) == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
+def test_other_methods_are_refused(browser: Browser, method: str) -> None:
+    assert browser.ask("/", method=method)[0] == 405
+
+
+def test_a_form_that_is_too_large_or_slow_is_refused(console: Console, browser: Browser) -> None:
+    assert browser.ask("/act/stop", form={"x": "y" * 70_000})[0] == 413
+    assert browser.ask("/?" + "q" * 5_000)[0] == 414
+    with socket.create_connection(("127.0.0.1", console.port), timeout=10) as slow:
+        slow.sendall(
+            f"POST /enter HTTP/1.1\r\nHost: 127.0.0.1:{console.port}\r\nOrigin: http://127.0.0.1:{console.port}\r\n"
+            "Content-Length: 10\r\n\r\nx".encode()
+        )
+        assert b" 408 " in slow.recv(1000)
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Sends one more header. False if the server has closed the connection."""
+    try:
+        connection.sendall(b"X-Slow: 1\r\n")
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_slow_headers_are_cut_off_and_a_page_loads_beside_a_thousand_idle_connections(
+    console: Console, browser: Browser
+) -> None:
+    idle = []
+    try:
+        for _ in range(1_000):
+            each = socket.create_connection(("127.0.0.1", console.port), timeout=10)
+            each.sendall(b"GET / HTTP/1.1\r\n")
+            idle.append(each)
+        began = time.monotonic()
+        assert browser.ask("/")[0] == 200
+        seconds = time.monotonic() - began
+        assert seconds < 2, "0.2 s on an idle machine"
+        last = idle[-1]
+        began = time.monotonic()
+        while is_open(last):
+            assert time.monotonic() < began + 8, "a header each half second keeps a connection open"
+            time.sleep(0.5)
+    finally:
+        for each in idle:
+            each.close()
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_port_is_the_next_free_one(console: Console) -> None:
+    other = ConsoleServer(console.port)
+    assert console.port < other.port < console.port + 20
+    other.close()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 65_535))
+        taken.listen()
+        with pytest.raises(UserError, match="no port"):
+            ConsoleServer(65_535)
+
+
+def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
+    paths = ["/", "/assets/console.js", "/assets/console.css", "/assets/icon.svg"]
+    sizes = {path: len(gzip.compress(browser.ask(path)[1].encode())) for path in paths}
+    assert sum(sizes.values()) <= 60_000, sizes
+
+
+def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, dict[str, str]]]:
+    """The events of some seconds: their ids, and their fragments."""
+    client = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=5)
+    client.request("GET", "/events/app", headers={"Cookie": browser.cookie, **headers})
+    answer = client.getresponse()
+    assert answer.status == 200
+    found, until = [], time.monotonic() + seconds
+    number = ""
+    while time.monotonic() < until:
+        line = answer.readline().decode().strip()
+        if line.startswith("id: "):
+            number = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            found.append((number, json.loads(line.removeprefix("data: "))["parts"]))
+    client.close()
+    return found
+
+
+def test_events_have_the_fragments_that_have_changed(browser: Browser) -> None:
+    (_, whole), *more = events(browser, 2.5)
+    assert whole.keys() == {"status", "curves", "graph"}
+    assert more
+    assert all("graph" not in parts for _, parts in more), "the app does not run"
+    (again, parts), *_ = events(browser, 0.5, **{"Last-Event-ID": more[-1][0]})
+    assert again != more[-1][0]
+    assert parts.keys() == whole.keys()
+
+
+def test_open_pages_are_bounded(console: Console, browser: Browser) -> None:
+    open_ones = []
+    for _ in range(32):
+        client = http.client.HTTPConnection("127.0.0.1", console.port, timeout=5)
+        client.request("GET", "/events/app", headers={"Cookie": browser.cookie})
+        answer = client.getresponse()
+        answer.readline()
+        open_ones.append((client, answer))
+    assert browser.ask("/events/app")[0] == 503
+    assert browser.ask("/")[0] == 200
+    for client, answer in open_ones:
+        answer.close()
+        client.close()
+    deadline = time.monotonic() + 5
+    while browser.ask("/events/nothing")[0] != 404 or not events(browser, 0.1):
+        assert time.monotonic() < deadline
+
+
+def test_the_app_is_stopped_and_shown_while_its_loop_is_blocked(tmp_path: Path) -> None:
+    app = App("blocked", broker="memory://")
+    blocked, go_on = threading.Event(), threading.Event()
+
+    @app.agent("words")
+    async def block(ctx) -> None:
+        blocked.set()
+        go_on.wait(20)
+
+    console = Console(app, port=0)
+
+    async def run() -> None:
+        await app.start()
+        await app.send("words", {"word": "x"})
+        await app.run()
+
+    def ask() -> None:
+        assert blocked.wait(10)
+        browser = Browser(console).enter(console.access.token("act"))
+        status, page = browser.ask("/")
+        assert status == 200
+        assert "running" in page
+        assert browser.ask("/act/stop", form={})[0] == 200
+        seen.append(True)
+        go_on.set()
+
+    seen: list[bool] = []
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        asyncio.run(asyncio.wait_for(run(), 20))
+    finally:
+        go_on.set()
+        asking.join()
+        console.close()
+    assert seen
