@@ -256,9 +256,10 @@ def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _pairs(news: list[Planned], olds: list[SavedStep]) -> Iterator[tuple[Planned, SavedStep]]:
-    """Yields pairs of equally many operators and saved states whose rows go through the same steps. The most alike
-    are paired first: those with the same text and functions, then those with the same functions, then with the same
-    text. Pairs that are still open are made in the order of their numbers.
+    """Yields pairs of an operator of the program and a saved state; there are as many of one as of the other.
+
+    Four rounds pair first what is most alike: the same text and path, the same path, the same text, any. A round
+    pairs a group only if it has as many operators as states, in the order of their numbers.
     """
     for known in (lambda step: (step.text, step.path), lambda step: step.path, lambda step: step.text, lambda step: ""):
         for sign in {known(new) for new in news}:

@@ -252,8 +252,8 @@ class AppRunner:
             self._loop.call_soon_threadsafe(self._stop_asked.set)
 
     def _heed(self, error: BaseException | None) -> None:
-        """Notes a failure. If the user's code asked for the end of the process, everything is stopped in good order
-        first.
+        """Stores an exit of the process that the user's code has asked for, if this error contains one, and begins an
+        orderly stop; the exit is raised after it. Ignores all other errors.
         """
         asked = find_exit(error)
         if asked is None or self._exit is not None or self._loop is None:

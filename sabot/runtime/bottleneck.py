@@ -457,7 +457,7 @@ class _AppShares:
                     )
 
     def agents(self) -> Iterator[NarrowPlace]:
-        """Yields agents whose rows wait for calls at their limit, and a loop whose thread computes all the time."""
+        """Yields agents that are at their limit of calls while rows wait, and an event loop that is always busy."""
         tasks = [
             _TaskShares(name, *each)
             for name, each in _both(self.before.get("agent_tasks", {}), self.now.get("agent_tasks", {}))

@@ -114,8 +114,9 @@ class StopSignals:
                     holder._give_back()
 
     def _take(self, claim: bool) -> None:
-        """Handles the signals that nobody else handles. An ignored signal stays ignored (nohup, or a program that a
-        script runs in the background).
+        """Sets handlers for the signals that have Python's default handler; with `claim`, for those with other
+        handlers too. An ignored signal stays ignored (nohup, or a program that a script runs in the background); with
+        `claim`, only SIGHUP.
         """
         StopSignals._holder = self
         for number in _NUMBERS:

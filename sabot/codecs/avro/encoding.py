@@ -97,7 +97,9 @@ def _written(kind: AvroType, column: pa.DataType, path: str, number: int) -> Wri
 
 
 def _in_union(step: WriteStep, kind: AvroType, chosen: AvroType) -> WriteStep:
-    """Returns the step with the number of its branch, if `kind` is a union."""
+    """Returns the step with the number of the union's null branch if `kind` is a union, and otherwise the step as it
+    is. Raises UserError for a union without null.
+    """
     if not isinstance(kind, AvroUnion):
         return step
     nulls = [number for number, each in enumerate(kind.branches) if is_null(each)]

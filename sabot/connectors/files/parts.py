@@ -180,7 +180,9 @@ class SealedPart(FilePart[Rows]):
                 raise
 
     def take_over(self) -> None:
-        """Begins the pending list with the rows of the complete file. Until it has all of them it is named .copy."""
+        """Copies the rows of the existing complete file into a new pending list, so that more rows can follow. Until
+        the list has all of them, its file is named .copy.
+        """
         copy = beside(self.path, "copy")
         remove(copy)
         self._pending = PendingList(copy)

@@ -19,11 +19,8 @@ from sabot.operators.layout.plan_points import Planners, PlanPoint
 
 
 class AgentFeed(Operator):
-    """A step that gives a record agent records, as a topic would have them, and a batch agent the columns of its
-    `schema=`, or all.
-
-    The records have the partition -1, because they come from no single record of a topic. Raises UserError for
-    missing columns, and for types that JSON or `schema=` does not take.
+    """A step that passes the rows of a stream to an agent. A record agent gets them as records of a topic; a batch
+    agent gets the columns of its `schema=`, or all columns.
     """
 
     def __init__(self, spec: AgentSpec, key: str | None = None) -> None:

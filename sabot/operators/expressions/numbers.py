@@ -73,8 +73,8 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _counted(nodes: list[Compiled]) -> list[Compiled]:
-    """Converts bool to the number type of the other node, or to int64 if that has none. A column of nulls becomes
-    int64.
+    """Converts bools to int64 if no node is a number, and nulls to int64. If one node is a number, later steps
+    convert the others to its type.
     """
     has_number = any(not node.plain and is_number(node.type) and not pa.types.is_boolean(node.type) for node in nodes)
     return [

@@ -101,7 +101,9 @@ class PatternPlan:
 
 
 def _kind(type: pa.DataType) -> str | None:
-    """Returns the kernel's kind for values of this type, or None if it cannot remember them."""
+    """Returns the way in which the kernel stores values of this type ("signed", "unsigned", "float" or "bytes"), or
+    None if it cannot store them.
+    """
     if pa.types.is_uint64(type):
         return "unsigned"
     if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):

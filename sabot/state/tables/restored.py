@@ -26,7 +26,9 @@ class PaneFacts(NamedTuple):
 
 
 class Renewal(Protocol):
-    """The conversion of groups that had other accumulators to groups of a store."""
+    """A converter of groups from a checkpoint, which have other accumulators, into the form of the groups of the
+    store.
+    """
 
     make: Callable[[], GroupTable]
     """Returns an empty table with the old accumulators."""
