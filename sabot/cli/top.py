@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sabot.checkpoint import ask
-from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, find_checkpoints
+from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, control_of, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain, size
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
+from sabot.errors import UserError
 from sabot.logs import set_up_logging
 from sabot.plan.drawing import SHARES
 from sabot.runtime.app_rates import AppRates, AppReading, TaskRates, rates_between
@@ -213,7 +214,9 @@ class _Poller(threading.Thread):
             time.sleep(self._interval)
             try:
                 reading = _read(self._app)
-            except Exception as error:  # the app has ended, or its loop is blocked for very long: the caller says so
+            except Exception as error:
+                if isinstance(error, UserError) and control_of(self._app) is not None:
+                    continue  # it runs and does not answer: a function blocks its event loop
                 self.ended = error
                 return
             if reading.seconds < self.readings[-1].seconds or reading.restarts != self.readings[-1].restarts:

@@ -5,11 +5,11 @@ The subtasks of a task are folded into one row. Nothing here waits or asks the a
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
-from sabot.plan.drawing import SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
+from sabot.plan.drawing import AGENT_SINK, SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class StepRates:
 class TaskRates:
     """Rates of a task, all subtasks together.
 
-    `name`: the source or the sink, or "". `shares`: the mean share of time by state. `fill`: how full its fullest
-    input is, 0 to 1, or None if it reads a source. `lag`: records of its source that are not read yet, or None.
-    `behind_s`: seconds by which its watermark is behind the clock, or None if it has none.
+    `kind`: "source", "sink" or "task" of streams; "agents"; "agent's source" or "agent's sink". `name`: the source or the
+    sink, or "". `shares`: the mean share of time by state. `fill`: how full its fullest input is, 0 to 1, or None if it
+    reads a source. `lag`: records of its source that are not read yet, or None. `behind_s`: seconds by which its
+    watermark is behind the clock, or None if it has none.
     """
 
     id: str
@@ -88,16 +89,28 @@ class AppRates:
         return sum(task.dead for task in self.tasks)
 
     def drawn(self) -> PlanFigures:
-        """Returns the figures for a drawing of the plan."""
-        tasks = {
-            task.id: BoxFigures(task.shares, task.behind_s, late=task.late, dead_letters=task.dead)
-            for task in self.tasks
-        }
-        steps = {
-            step.id: BoxFigures(late=step.late, dead_letters=step.dead)
-            for task in self.tasks
-            for step in task.steps.values()
-        }
+        """Returns the figures for a drawing of the plan (`plan.drawing`).
+
+        A step is busy for the share of the time in which its task works in it. Agents that share a task have the shares
+        of its time each.
+        """
+        tasks: dict[str, BoxFigures] = {}
+        steps: dict[str, BoxFigures] = {}
+        for task in self.tasks:
+            figures = BoxFigures(task.shares, task.behind_s, late=task.late, dead_letters=task.dead)
+            own = {
+                step.id: BoxFigures(
+                    {} if step.share is None else {"busy": step.share}, late=step.late, dead_letters=step.dead
+                )
+                for step in task.steps.values()
+            }
+            if task.kind == "agents":
+                tasks |= {id: replace(figures, dead_letters=each.dead_letters) for id, each in own.items()}
+            elif task.kind == "agent's sink":
+                tasks[AGENT_SINK + task.id] = figures
+            else:
+                tasks[task.id] = figures
+                steps |= own
         return PlanFigures(tasks, steps, self.links)
 
 
@@ -108,7 +121,8 @@ def rates_between(before: AppReading, after: AppReading) -> AppRates:
     seconds = max(after.seconds - before.seconds, 1e-9)
     tasks = _StreamRates(before, after, seconds)
     agents = _agent_tasks(before.figures, after.figures, seconds)
-    return AppRates(seconds, [*tasks.found.values(), *agents], tasks.links())
+    links = tasks.links() | dict(_agent_links(before.figures, after.figures, seconds))
+    return AppRates(seconds, [*tasks.found.values(), *agents], links)
 
 
 def _rate(before: Mapping[str, Any], after: Mapping[str, Any], name: str, seconds: float) -> float | None:
@@ -215,7 +229,7 @@ def _agent_tasks(before: Mapping[str, Any], after: Mapping[str, Any], seconds: f
         then, now = of("sources", name)
         rate = _rate(then, now, "rows_in", seconds)
         lag = sum(now.get("lag", {}).values())
-        yield TaskRates(name, "source", "", 1, rate, rate, _shares(then, now), lag=lag)
+        yield TaskRates(name, "agent's source", "", 1, rate, rate, _shares(then, now), lag=lag)
     fills: dict[str, float] = defaultdict(float)
     for name, figures in after.get("sources", {}).items():
         fills[name.partition("/")[0]] = max(fills[name.partition("/")[0]], _fill(figures.get("channel", {})))
@@ -238,7 +252,17 @@ def _agent_tasks(before: Mapping[str, Any], after: Mapping[str, Any], seconds: f
     for name in after.get("sinks", {}):
         then, now = of("sinks", name)
         rate = _rate(then, now, "rows_out", seconds)
-        yield TaskRates(name, "sink", "", 1, rate, rate, _shares(then, now), fill=_fill(now.get("channel", {})))
+        yield TaskRates(name, "agent's sink", "", 1, rate, rate, _shares(then, now), fill=_fill(now.get("channel", {})))
+
+
+def _agent_links(
+    before: Mapping[str, Any], after: Mapping[str, Any], seconds: float
+) -> Iterator[tuple[LinkKey, LinkFigures]]:
+    """Yields the links from topics to agents."""
+    then = before.get("sources", {})
+    for name, now in after.get("sources", {}).items():
+        rate = _rate(then.get(name, {}), now, "rows_in", seconds)
+        yield LinkKey(name, name.partition("/")[0]), LinkFigures(rate, _fill(now.get("channel", {})))
 
 
 def _fill(channel: Mapping[str, Any]) -> float:

@@ -47,6 +47,9 @@ async def test_windows_are_there_once_though_the_number_of_workers_changes_and_p
             found = await asyncio.to_thread(lines, "workers", state, "--json")
             assert [each["pid"] for each in found] == attempts(log)[0]
             assert sum(each["memory_bytes"] for each in found) > 10_000_000
+            (shown,) = await asyncio.to_thread(lines, "top", state, "--json")
+            assert [each["pid"] for each in shown["workers"]] == attempts(log)[0]
+            assert {worker for task in shown["tasks"] for worker in task["workers"]} == {1, 2}
             refused = await asyncio.to_thread(sabot_says, "rescale", state, "--workers", 65)
             assert refused.exit_code == 1
             assert "an app has 1 to 64 workers" in refused.stderr

@@ -5,7 +5,18 @@ the drawing. The same plan gives the same drawing, to the byte.
 """
 
 from sabot.plan.drawing.figures import SHARES, BoxFigures, LinkFigures, PlanFigures
-from sabot.plan.drawing.graph import LinkKey, frames_of
+from sabot.plan.drawing.graph import AGENT_SINK, LinkKey, frames_of
 from sabot.plan.drawing.render import render, style_rules, svg
 
-__all__ = ["SHARES", "BoxFigures", "LinkFigures", "LinkKey", "PlanFigures", "frames_of", "render", "style_rules", "svg"]
+__all__ = [
+    "AGENT_SINK",
+    "SHARES",
+    "BoxFigures",
+    "LinkFigures",
+    "LinkKey",
+    "PlanFigures",
+    "frames_of",
+    "render",
+    "style_rules",
+    "svg",
+]

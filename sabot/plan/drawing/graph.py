@@ -17,6 +17,10 @@ from sabot.plan.stages import Plan, reading_text
 
 Kind: TypeAlias = Literal["source", "step", "sink", "dead letters", "agent", "gate"]
 
+AGENT_SINK = "sinks/"
+"""The beginning of the id of a sink that only agents write, before its name. The id of a topic that an agent reads is
+"AGENT/TOPIC"."""
+
 _DEAD_LETTERS = "dead letters"
 
 
@@ -191,7 +195,7 @@ def _agent_sinks(spec: AgentSpec, agent: TaskFrame, sinks: dict[str | int, TaskF
     for name, sink in spec.sinks.items():
         place = place_of_sink(sink)
         if place not in sinks:
-            sinks[place] = TaskFrame(f"{spec.agent_id}/{name}", 1, _sink_box(f"{spec.agent_id}/{name}", sink))
+            sinks[place] = TaskFrame(AGENT_SINK + name, 1, _sink_box(AGENT_SINK + name, sink))
             made.append(sinks[place])
         agent.root.links.append(BoxLink(LinkKey(agent.id, sinks[place].id), sinks[place]))
     return made

@@ -321,6 +321,8 @@ def _count(value: float) -> str:
 
 
 def _span(seconds: float) -> str:
+    """Returns a duration as text. Rows with times in the future bring a watermark ahead of the clock: that is 0."""
+    seconds = max(seconds, 0.0)
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 
 import sabot
 from sabot import App, col, tumbling
-from sabot.cli.top import _table
-from sabot.plan import make_plan
+from sabot.cli.app_checkpoints import AppCheckpoints
+from sabot.cli.top import _Poller, _table
+from sabot.errors import UserError
+from sabot.plan import Plan, make_plan, svg
 from sabot.plan.drawing import frames_of
-from sabot.plan.drawing.graph import TaskFrame
-from sabot.runtime.app_rates import AppReading
+from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.runtime.bottleneck import Cause, NarrowPlace
 from sabot.testing import MemoryBroker
 from tools.command_line import ENV, SABOT, sabot_says
@@ -81,11 +83,27 @@ async def test_json_has_the_figures_of_tasks_and_of_all_links_of_the_plan(shop: 
     assert tasks["window-1"]["subtasks"] == 2
     assert set(tasks["window-1"]["shares"]) == {"busy", "contended", "backpressured", "waiting", "aligning", "idle"}
     assert abs(sum(tasks["window-1"]["shares"].values()) - 1) < 0.01
-    plan = make_plan(shop.agent_runtime.writes, agents=shop.agent_runtime.specs, parallelism=2)
-    streams = [frame for frame in frames_of(plan) if frame.root.kind != "agent" and not frame.id.startswith("shop.")]
-    drawn = {tuple(link.key) for frame in streams for box in frame.boxes() for link in box.links}
-    assert drawn <= {(link["origin"], link["target"], link["branch"]) for link in found["links"]}
-    assert all(isinstance(frame, TaskFrame) for frame in streams)
+    drawn = {tuple(link.key) for frame in frames_of(plan_of(shop)) for box in frame.boxes() for link in box.links}
+    counted = {(link["origin"], link["target"], link["branch"]) for link in found["links"]}
+    assert drawn - counted == {("shop.alert", "sinks/alerts", "")}  # what goes into a sink of agents is counted there
+
+
+def plan_of(app: App) -> Plan:
+    return make_plan(app.agent_runtime.writes, agents=app.agent_runtime.specs, parallelism=2)
+
+
+async def test_the_rates_are_drawn_into_the_plan(shop: App) -> None:
+    """Each task, step and link of the figures is one of the drawing."""
+    await asyncio.sleep(0.3)
+    answer = {"app": "shop", "restarts": 0, "seconds": 1.0, "now_ms": 1e12, "figures": shop.statistics()}
+    reading = AppReading.of(answer)
+    figures = rates_between(replace(reading, seconds=0.0, figures={}), reading).drawn()
+    frames = frames_of(plan_of(shop))
+    assert {frame.id for frame in frames} - {"sinks/alerts"} <= figures.tasks.keys()
+    assert {box.id for frame in frames for box in frame.boxes() if box.kind == "step"} <= figures.steps.keys()
+    drawing = svg(plan_of(shop), figures)
+    assert re.search(r">\d+/s<", drawing)
+    assert 'class="busy"' in drawing or 'class="idle"' in drawing
 
 
 async def test_no_request_is_left_behind(shop: App) -> None:
@@ -181,6 +199,24 @@ async def test_the_table_ends_with_the_app(shop: App) -> None:
         assert await asyncio.to_thread(terminal.close) == 0
     finally:
         terminal.process.kill()
+
+
+def test_an_app_that_does_not_answer_is_asked_again_until_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent, answers = UserError("no app has answered"), iter([many(1), "silent", many(1), "silent", "silent"])
+    running = iter([True, True, False])
+
+    def read(app: object) -> AppReading:
+        found = next(answers)
+        if isinstance(found, str):
+            raise silent
+        return found
+
+    monkeypatch.setattr("sabot.cli.top._read", read)
+    monkeypatch.setattr("sabot.cli.top.control_of", lambda app: "here" if next(running) else None)
+    poller = _Poller(AppCheckpoints("nowhere"), 0.01)
+    poller.run()
+    assert poller.ended is silent
+    assert len(poller.readings) == 2
 
 
 def many(tasks: int, workers: int = 0) -> AppReading:

@@ -92,9 +92,14 @@ def test_agents_their_sources_and_sinks_have_rows_of_their_own() -> None:
             "agent_tasks": {"agents": {"time": {"waiting": rows / 10, "idle": 0.0}}},
         }
 
-    source, agents, sink = rates_between(reading(0, **at(0)), reading(1, **at(10))).tasks
+    rates = rates_between(reading(0, **at(0)), reading(1, **at(10)))
+    source, agents, sink = rates.tasks
     assert (source.id, source.rows_in, source.lag) == ("shop.a/in", 10.0, 7)
     assert (agents.rows_in, agents.rows_out, agents.fill, agents.dead) == (10.0, 20.0, 0.3, 1)
     assert agents.shares["waiting"] == 1.0
     assert agents.steps["shop.a"].rows_in == 10.0
     assert (sink.id, sink.rows_out, sink.fill) == ("out", 20.0, 0.6)
+    drawn = rates.drawn()
+    assert set(drawn.tasks) == {"shop.a/in", "shop.a", "sinks/out"}
+    assert drawn.tasks["shop.a"].dead_letters == 1
+    assert drawn.links == {LinkKey("shop.a/in", "shop.a"): LinkFigures(10.0, 0.3)}
