@@ -268,6 +268,42 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             self._sql = Session(self, self, lambda expr, schema: compile_expr(expr, schema).type)
         return self._sql
 
+    def register(self, name: str, thing: Any, **options: Any) -> None:
+        """Gives SQL texts of this app a table, a function, an agent or a model of this name.
+
+        - A stream is a table.
+        - A function is called in expressions, with the values of one row; None stands for NULL. The type of its
+          results is its annotation, or `returns="int64"`. With `batch=True` it gets pa.Arrays and returns one.
+        - An `async def` function is called as in `lookup`, whose options it takes (retries, timeout, concurrency, …).
+          Its result is NULL if an argument is NULL.
+        - An agent of the app is the target of INSERT INTO.
+        - An ExecutionEngine is the model of ML_PREDICT, with the options of `map_llm` (output, instructions, …).
+
+        ```python
+        from sabot import App, files
+
+        def initials(name: str) -> str:
+            return "".join(word[0] for word in name.split())
+
+        with open("people.csv", "w") as file:
+            file.write("name\\nAda Lovelace\\n")
+
+        app = App("people")
+        app.register("initials", initials)
+        app.register("people", app.stream(files("people.csv")))
+        app.sql("SELECT initials(name) AS short FROM people").print()
+        ```
+
+        ```text
+        short
+        AL
+        1 rows
+        ```
+
+        Raises UserError for a name that SQL has already, and for a function whose results have no known type.
+        """
+        self.sql_session.register(name, thing, options)
+
     def _plan_of(self, node: Node) -> "Plan":
         """Returns the plan of the steps up to this node. If they read results of agents, the plan includes these
         agents. It has no sink of the user's.

@@ -100,6 +100,11 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
     return made
 
 
+def is_known(name: str) -> bool:
+    """Returns True if SQL has a function or an aggregate of this name, in capitals."""
+    return name in FUNCTIONS or name in AGGREGATES
+
+
 def is_word(tree: Expression) -> bool:
     """Returns True for an argument that is a word of the language and no value."""
     return isinstance(tree, Word)

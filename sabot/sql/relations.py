@@ -7,6 +7,7 @@ from typing import Any
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
+from sabot.sql.registered import RegisteredModel, predicted, with_calls
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of
 from sabot.sql.select import SelectBinder
 from sabot.sql.syntax.text import Span, SqlFault
@@ -15,14 +16,17 @@ from sabot.sql.syntax.tree import (
     Between,
     Binary,
     Body,
+    Call,
     Column,
     Constant,
     Derived,
+    Descriptor,
     Expression,
     In,
     Interval,
     JoinSource,
     MatchRecognize,
+    ModelArgument,
     Name,
     Parameter,
     Query,
@@ -176,8 +180,11 @@ class QueryBinder:
 
     def _table_function(self, source: TableFunction) -> Relation:
         name = source.call.name.text.upper()
+        if name == "ML_PREDICT":
+            relation = self._predicted(source.call)
+            return relation if source.alias is None else renamed(relation, source.alias)
         if name not in TABLE_WINDOWS:
-            hint = f"there are {', '.join(TABLE_WINDOWS)}"
+            hint = f"there are {', '.join(TABLE_WINDOWS)}, ML_PREDICT"
             raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
         arguments = positional(source.call).arguments
         first = arguments[0] if arguments else None
@@ -188,6 +195,31 @@ class QueryBinder:
         inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
         relation = table_window(source.call, inner.named(""))
         return relation if source.alias is None else renamed(relation, source.alias)
+
+    def _predicted(self, call: Call) -> Relation:
+        """Returns the table of ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(column, …))."""
+        given = positional(call).arguments
+        form = "ML_PREDICT(TABLE t, MODEL m, DESCRIPTOR(column))"
+        if len(given) < 3 or not (
+            isinstance(given[0], TableArgument)
+            and isinstance(given[1], ModelArgument)
+            and isinstance(given[2], Descriptor)
+        ):
+            raise SqlFault(call.span, "ML_PREDICT needs a table, a model and the columns that the model reads", form)
+        if len(given) > 3:
+            raise SqlFault(given[3].span, "ML_PREDICT has no options", 'app.register("m", engine, concurrency=10)')
+        table, model, descriptor = given[0], given[1], given[2]
+        relation = self.query(table.table) if isinstance(table.table, Query) else self._lookup(table.table)
+        registered = self._context.registered.get(model.name.text.lower())
+        if not isinstance(registered, RegisteredModel):
+            message = f"there is no model {model.name.text}"
+            raise SqlFault(model.span, message, f'app.register("{model.name.text}", engine, output={{…}})')
+        columns = []
+        for name in descriptor.columns:
+            field, _ = relation.find((name,))
+            columns.append((name, field))
+        with at(call.span):
+            return predicted(relation, registered, columns)
 
     # -- joins --------------------------------------------------------------------------------------------------------
 
@@ -300,9 +332,12 @@ class _JoinBinder:
         self._context = context
         self._join = join
         self._how = _HOW[join.kind]
-        self._left, self._right = left, self._apart(left, right)
+        own = conjuncts(join.on)
+        self._left = with_calls(context, left, own)
+        right = self._apart(self._left, right)
+        self._right = with_calls(context, right, own, self._left)
         self._both = Relation(left.stream, (*self._left.fields, *self._right.fields))
-        self._own = conjuncts(join.on) + [self._using(name) for name in join.using]
+        self._own = own + [self._using(name) for name in join.using]
         self._where = where
         self._keys: list[tuple[Expression, TypedExpr, TypedExpr]] = []
         self._lower: int | None = None  # bounds of (right event time - left event time), in ms
@@ -516,6 +551,7 @@ class _JoinBinder:
         if self._join.using:
             relation = _merged(relation, self._join, sum(not each.clock for each in left.fields))
         if self._how == "inner" and self._residual:
+            relation = with_calls(self._context, relation, self._residual)
             binder = Binder(self._context, relation)
             for condition in self._residual:
                 with at(condition.span):

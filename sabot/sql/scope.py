@@ -1,9 +1,9 @@
 """The tables of a query as they are bound: a stream, and the SQL names of its columns."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -84,12 +84,14 @@ class Relation:
 
     - `window`: the window of TABLE(TUMBLE(…)) and its kin, before GROUP BY has applied it.
     - `ranking`: the ranking that the rows do not have yet.
+    - `calls`: the columns of the stream that have results of registered functions, by `key_of` of the call.
     """
 
     stream: Stream
     fields: tuple[TableColumn, ...]
     window: TimeWindow | None = None
     ranking: Ranking | None = None
+    calls: Mapping[Any, TypedExpr] = field(default_factory=dict)
 
     def named(self, qualifier: str) -> "Relation":
         """Returns the same table under another alias."""
@@ -98,7 +100,9 @@ class Relation:
     @property
     def schema(self) -> pa.Schema:
         """The columns of the stream with their types."""
-        return pa.schema({each.column: each.type for each in self.fields if not each.clock}.items())
+        types = {each.column: each.type for each in self.fields if not each.clock}
+        types |= {str(each.expr.column): each.type for each in self.calls.values()}
+        return pa.schema(types.items())
 
     def find(self, parts: tuple[Name, ...]) -> tuple[TableColumn, tuple[Name, ...]]:
         """Returns the field that a name means, and the names behind it, which are fields of a struct.

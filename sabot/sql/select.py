@@ -12,6 +12,7 @@ from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, tumbling
 from sabot.sql import functions
+from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
     Names,
     Ranking,
@@ -69,15 +70,11 @@ class SelectBinder:
         """Returns the rows of the SELECT."""
         select = self._select
         relation = self._rank_by_conditions(self._relation)
-        if self._where:
-            binder = Binder(self._context, relation)
-            predicates = [(condition, binder.predicate(condition)) for condition in self._where]
-            stream = relation.stream
-            for condition, predicate in predicates:
-                with at(condition.span):
-                    stream = stream.filter(predicate)
-            relation = replace(relation, stream=stream)
+        calling = [condition for condition in self._where if has_calls(self._context, condition)]
+        relation = self._filtered(relation, [each for each in self._where if each not in calling])
+        relation = self._filtered(with_calls(self._context, relation, calling), calling)
         items = list(self._items(relation))
+        relation = with_calls(self._context, relation, [*items, *select.group])
         if select.group or select.having is not None or any(self._has_aggregate(item.expression) for item in items):
             return self._grouped(relation, items)
         if relation.window is not None:
@@ -92,6 +89,15 @@ class SelectBinder:
         binder = Binder(self._context, relation, None)
         outputs = [self._output(item, relation, binder, replaced) for item in items]
         return self._finish(relation, outputs)
+
+    def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
+        binder = Binder(self._context, relation)
+        predicates = [(condition, binder.predicate(condition)) for condition in conditions]
+        stream = relation.stream
+        for condition, predicate in predicates:
+            with at(condition.span):
+                stream = stream.filter(predicate)
+        return replace(relation, stream=stream)
 
     # -- the select list ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,13 @@ from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.options import SqlHost, SqlOptions
+from sabot.sql.registered import (
+    Registered,
+    RegisteredAgent,
+    RegisteredFunction,
+    RegisteredModel,
+    registered_function,
+)
 from sabot.sql.relations import QueryBinder, renamed
 from sabot.sql.scope import Relation, at, fields_of, node_of
 from sabot.sql.showing import (
@@ -81,13 +88,39 @@ class Session:
         self._type_of = type_of
         self._relations: dict[str, Declared] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
+        self._registered: dict[str, Registered] = {}  # by the name in lower case
 
-    def register(self, name: str, stream: Stream) -> None:
-        """Makes a stream a table of this name. Raises UserError for anything but a stream of the app."""
-        if not isinstance(stream, Stream):
-            raise UserError(f"register({name!r}): {stream!r} is not a stream", hint="app.stream(…)")
-        self._relations[name.lower()] = Declared(name, _relation_of(stream, name), SqlText(""), Span(0, 0))
-        self._read.pop(name.lower(), None)
+    def register(self, name: str, thing: Any, options: Mapping[str, Any]) -> None:
+        """Makes a stream, a function, an agent or a model known under a name. See `App.register`."""
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"register({name!r}): this is no name of SQL", hint="letters, digits and _")
+        key = name.lower()
+        registered: Registered
+        if isinstance(thing, Stream):
+            if options:
+                raise UserError(f"register({name!r}): a stream has no {next(iter(options))}=", hint="leave it out")
+            self._relations[key] = Declared(name, _relation_of(thing, name), SqlText(""), Span(0, 0))
+            self._read.pop(key, None)
+            return
+        if hasattr(thing, "provider"):
+            registered = RegisteredModel(name, thing, dict(options))
+        elif not callable(thing):
+            raise UserError(
+                f"register({name!r}): {thing!r} is no stream, function, agent or engine of models",
+                hint='app.register("f", function)',
+            )
+        elif self._is_agent(thing):
+            registered = RegisteredAgent(name, thing)
+        else:
+            registered = registered_function(name, thing, options)
+        self._registered[key] = registered
+
+    def _is_agent(self, function: Any) -> bool:
+        try:
+            self._app.agent_of(function)
+        except UserError:
+            return False
+        return True
 
     def run(self, text: str, values: Mapping[str, Any], name: str = "SQL") -> Result:
         """Runs the statements of a text, and returns the result of the last one.
@@ -99,7 +132,7 @@ class Session:
         statements = parse(source)
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        scope = _Statements(self, Context(self._type_of, parameters, {}), tables, source)
+        scope = _Statements(self, Context(self._type_of, parameters, self._registered), tables, source)
         faults: list[Fault] = []
         result: Result = None
         broken: set[str] = set()
@@ -162,7 +195,9 @@ class _Statements:
             session._read.pop(key, None)
         elif isinstance(statement, CreateFunction):
             name = statement.name[-1].text
-            raise SqlFault(statement.span, f"function {name} is a class of Java", f'app.register("{name}", function)')
+            if not isinstance(session._registered.get(name.lower()), RegisteredFunction):
+                message = f"the program has not registered the function {name}"
+                raise SqlFault(statement.span, message, f'app.register("{name}", function)')
         elif isinstance(statement, SetOption):
             options = session._options.run(statement)
             return None if options is None else options_table(options)
@@ -173,7 +208,7 @@ class _Statements:
         elif isinstance(statement, Describe):
             return self._describe(statement.name)
         else:
-            raise SqlFault(statement.span, "CREATE MODEL is not supported")
+            raise SqlFault(statement.span, "CREATE MODEL is not supported", 'app.register("m", engine, output={…})')
         return None
 
     def _finished(self, relation: Relation) -> Stream:
@@ -270,6 +305,12 @@ class _Statements:
 
     def _insert(self, statement: Insert) -> None:
         key = self._key(statement.table)
+        agent = self._session._registered.get(key)
+        if isinstance(agent, RegisteredAgent):
+            stream = self._finished(self._queries.query(statement.query))
+            with at(statement.span):
+                stream.to(agent.function)
+            return
         found = self._session._relations.get(key)
         if found is None:
             raise self._missing(statement.table)
@@ -295,9 +336,9 @@ class _Statements:
             names = [each.name for each in every if not views or isinstance(each.table, Relation)]
             return names_table("view name" if views else "table name", [*names, *([] if views else self._given)])
         if statement.what == "FUNCTIONS":
-            return names_table("function name", [*FUNCTIONS, *AGGREGATES, *self._context.registered])
+            return names_table("function name", [*FUNCTIONS, *AGGREGATES, *self._registered(RegisteredFunction)])
         if statement.what == "MODELS":
-            return names_table("model name", [])
+            return names_table("model name", self._registered(RegisteredModel))
         if statement.what == "COLUMNS":
             return self._describe(statement.name)
         found = self._declared(statement.name)
@@ -307,6 +348,9 @@ class _Statements:
             )
         table = found.table if isinstance(found.table, CreateTable) else None
         return statement_text(found.text, found.span, table)
+
+    def _registered(self, kind: type) -> list[str]:
+        return [each.name for each in self._session._registered.values() if isinstance(each, kind)]
 
     def _describe(self, name: tuple[Name, ...]) -> pa.Table:
         declared = self._session._relations.get(self._key(name))

@@ -317,6 +317,8 @@ class Binder:
         name = node.name.text.upper()
         if node.over is not None:
             raise SqlFault(node.span, f"{name} … OVER stands in the select list, as an expression of its own")
+        if node.name.text.lower() in self.context.registered:
+            return self._registered_call(node)
         if functions.is_aggregate(name):
             hint = "write it in the select list or in HAVING" if self._replaced is None else "aggregates do not nest"
             raise SqlFault(node.span, f"the aggregate {name} has no value in a single row", hint)
@@ -329,6 +331,18 @@ class Binder:
         with at(node.span):
             made = function(functions.CallArguments(node, arguments))
         return self.typed(made, node.span)
+
+    def _registered_call(self, node: Call) -> TypedExpr:
+        found = None if self._replaced is not None else self.relation.calls.get(key_of(node, self.relation))
+        if found is None:
+            for argument in node.arguments:
+                self.bind(argument)  # raises the error of an argument, if that is why the call has no column
+            raise SqlFault(
+                node.span,
+                f"{node.name.text} cannot be called here",
+                "call it in a query inside: FROM (SELECT f(x) AS y FROM t)",
+            )
+        return found
 
 
 _METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}

@@ -50,6 +50,7 @@ _ARGUMENTS = {
     "HOP": ("DATA", "TIMECOL", "SLIDE", "SIZE", "OFFSET"),
     "CUMULATE": ("DATA", "TIMECOL", "STEP", "SIZE", "OFFSET"),
     "SESSION": ("DATA", "TIMECOL", "GAP"),
+    "ML_PREDICT": ("INPUT", "MODEL", "ARGS", "CONFIG"),
 }
 
 

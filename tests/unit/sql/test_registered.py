@@ -1,0 +1,147 @@
+"""Functions, agents and models of a program in SQL."""
+
+import asyncio
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from sabot import App, UserError
+from sabot.llm import ExecutionEngine, ScriptedProvider
+from sabot.sql.syntax.text import SqlError
+
+ROWS = {"id": [1, 2, 3, 4], "text": ["abcc", "", None, "c"], "n": [3, None, 5, 7], "k": [1, 1, 2, 2]}
+
+
+@pytest.fixture
+def app(tmp_path):
+    import pyarrow.parquet as pq
+
+    from sabot import files
+
+    pq.write_table(pa.table(ROWS), tmp_path / "t.parquet")
+    app = App("registered", parallelism=2)
+    app.register("t", app.stream(files(str(tmp_path / "t.parquet"))))
+    return app
+
+
+def rows(app, text):
+    return sorted(app.sql(text).materialize().collect().to_pylist(), key=str)
+
+
+def count_char(text: str | None, char: str) -> int | None:
+    return None if text is None else text.count(char)
+
+
+def test_a_function_is_called_with_the_values_of_a_row(app):
+    app.register("count_char", count_char)
+    assert rows(app, "SELECT id, COUNT_CHAR(text, 'c') + 1 AS n FROM t WHERE count_char(text, 'c') IS NOT NULL") == [
+        {"id": 1, "n": 3},
+        {"id": 2, "n": 1},
+        {"id": 4, "n": 2},
+    ]
+
+
+def test_a_function_is_called_in_each_clause(app):
+    app.register("double", lambda n: None if n is None else 2 * n, returns="int64")
+    grouped = "SELECT double(k) AS d, SUM(double(n)) AS s FROM t GROUP BY double(k) HAVING SUM(double(n)) > 10"
+    assert rows(app, grouped) == [{"d": 4, "s": 24}]
+    assert rows(app, "SELECT double(double(k) + 1) AS d FROM t WHERE id = 1") == [{"d": 6}]
+    joined = "SELECT a.id, b.id AS other FROM t a JOIN t b ON double(a.id) = b.id AND double(b.k) > a.id"
+    assert rows(app, joined) == [{"id": 1, "other": 2}, {"id": 2, "other": 4}]
+    both = "SELECT a.id, b.id AS other FROM t a JOIN t b ON a.k = b.k AND double(a.id) = b.id"
+    assert rows(app, both) == [{"id": 1, "other": 2}]
+
+
+def test_equal_calls_are_one_call(app):
+    calls = []
+    app.register("seen", lambda n: calls.append(n) or n, returns="int64")
+    rows(app, "SELECT seen(id) AS a, seen(id) + 1 AS b FROM t")
+    assert sorted(calls) == [1, 2, 3, 4]
+
+
+def test_a_batch_function_gets_arrays(app):
+    app.register("total", lambda a, b: pc.add(a, b), batch=True, returns="int64")
+    assert rows(app, "SELECT total(n, 1) AS x FROM t") == [{"x": 4}, {"x": 6}, {"x": 8}, {"x": None}]
+
+
+def test_an_async_function_is_awaited(app):
+    async def distance(a: int, b: int) -> float:
+        await asyncio.sleep(0)
+        return abs(a - b) / 2
+
+    app.register("distance", distance, concurrency=3)
+    assert rows(app, "SELECT id, distance(n, id) AS d FROM t WHERE id <> 4") == [
+        {"id": 1, "d": 1.0},
+        {"id": 2, "d": None},
+        {"id": 3, "d": 1.0},
+    ]
+
+
+def test_create_function_takes_the_registered_one(app):
+    text = "CREATE FUNCTION count_char AS 'com.github.nexmark.flink.udf.CountChar'"
+    with pytest.raises(SqlError, match=r'has not registered the function count_char[\s\S]*app.register\("count_char"'):
+        app.sql(text)
+    app.register("count_char", count_char)
+    assert rows(app, text + "; SELECT count_char(text, 'b') AS n FROM t WHERE id = 1") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SELECT count_char(text) FROM t", r"1:8: count_char: missing a required argument: 'char'"),
+        ("SELECT count_char(txt, 'c') FROM t", 'there is no column "txt"'),
+        ("SELECT COUNT(*), count_char('x', 'c') FROM t", "count_char cannot be called here"),
+        ("SELECT count_char(text, 'c') FROM (SELECT MAX(text) AS text FROM t)", "rows that are updated"),
+        ("SELECT count_chr(text, 'c') FROM t", "did you mean count_char"),
+        ("SELECT count_char(DISTINCT text, 'c') FROM t", "is no aggregate"),
+    ],
+)
+def test_a_call_that_cannot_be_has_a_position(app, text, message):
+    app.register("count_char", count_char)
+    with pytest.raises(SqlError, match=message):
+        app.sql(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "thing", "options", "message"),
+    [
+        ("upper", count_char, {}, "SQL has a function of this name"),
+        ("f", lambda x: x, {}, "the type of the results is not known"),
+        ("f", count_char, {"retries": 3}, "retries= is for async functions"),
+        ("f", 3, {}, "no stream, function, agent or engine"),
+        ("not a name", count_char, {}, "is no name of SQL"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(name, thing, options, message):
+    with pytest.raises(UserError, match=message):
+        App("refused").register(name, thing, **options)
+
+
+def test_rows_are_inserted_into_an_agent(app):
+    seen = []
+
+    @app.agent()
+    async def alarms(ctx):
+        seen.append(ctx.message)
+
+    app.register("alarms", alarms)
+    app.sql("INSERT INTO alarms SELECT id, n AS size FROM t WHERE n > 4")
+    app.main()
+    assert sorted(each["id"] for each in seen) == [3, 4]
+
+
+def test_a_model_adds_its_answers(app):
+    engine = ExecutionEngine(ScriptedProvider(lambda spec: spec.messages[-1].content.upper()))
+    app.register("shout", engine, output="loud")
+    text = "SELECT id, loud FROM TABLE(ML_PREDICT(TABLE t, MODEL shout, DESCRIPTOR(text)))"
+    assert rows(app, text) == [
+        {"id": 1, "loud": "ABCC"},
+        {"id": 2, "loud": ""},
+        {"id": 3, "loud": None},
+        {"id": 4, "loud": "C"},
+    ]
+    with pytest.raises(SqlError, match="there is no model shoot"):
+        app.sql(text.replace("shout", "shoot"))
+    with pytest.raises(SqlError, match="a model reads texts"):
+        app.sql(text.replace("(text)", "(n)"))
