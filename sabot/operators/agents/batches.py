@@ -113,7 +113,9 @@ class BatchAgentOperator(LaneOperator):
         self._give_up(item, dict.fromkeys(range(item.left), failure), attempts)
 
     def _give_up(self, item: _HeldBatch, reasons: dict[int, Any], attempts: int) -> None:
-        """Sends these rows of the current data to the dead letters, each with its reason."""
+        """Sends rows of the current call's data to the dead letters. `reasons`: the reason for each row, by its
+        number.
+        """
         data, records = item.columns, item.records
         picked = pa.array(list(reasons), pa.int64())
         rows = to_records(Batch(data.take(picked)), self.now_ms()) if records is None else records.take(picked)
@@ -176,7 +178,7 @@ def returned(value: Any) -> pa.RecordBatch:
 
 
 def named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-    """Returns True if the error names rows, and all are rows of this batch."""
+    """Returns True if the error names at least one row, and every row that it names exists in this batch."""
     return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
 
 

@@ -126,9 +126,9 @@ class DurableAgentOperator(AgentOperator):
         return JobCall(job.job_id, job.key if self._keyed else b"", job.digest, before=job, reopened=True)
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds `begun`: for each partition, the last offset of a row whose job this checkpoint may cover. The
-        position of the source may be before this offset: after a restart, jobs run over their histories before their
-        rows are read again, and a barrier may come in between.
+        """Adds `begun` to the facts of the checkpoint: for each partition, the greatest offset of a row whose job has
+        begun. The source's position in the checkpoint may be smaller: after a restart, open jobs are replayed before
+        the source has read their rows again, and a barrier may arrive in between.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -143,7 +143,7 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called once a stored manifest has the position of the journal."""
+        """Allows jobs to begin. Called once a checkpoint's manifest that contains the journal's position is stored."""
         self._admitted = True
         self.go_on()
 
@@ -153,8 +153,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     async def quiesce(self, grace_s: float) -> None:
-        """Stops beginning jobs. Jobs that run are waited for by the host, which knows how long their effects may
-        take.
+        """Stops beginning jobs. Does not wait for jobs that run: the host waits for them, because it knows how long
+        their effects may take.
         """
         self._started = False
         self.release()
@@ -182,7 +182,9 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if jobs run or are ready to. Parked jobs are included, unless the app drains; blocked jobs are not."""
+        """True if a job runs, is ready to begin or to continue, or is parked. While the app drains, parked jobs are
+        not counted. Blocked jobs never are.
+        """
         return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
 
     # -- input --------------------------------------------------------------------------------------------------------
@@ -266,8 +268,8 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """Implements `OrderOwner.turn`. If the job is still parked since the checkpoint, it does not run now, and its
-        key stays taken.
+        """Makes the call ready to begin. If its job was parked when the checkpoint was taken and must still wait, the
+        call does not become ready, and the key accepts no other job.
         """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
@@ -576,8 +578,8 @@ class DurableAgentOperator(AgentOperator):
         }
 
     def unfinished(self) -> list[Batch]:
-        """Returns the rows that a restore must process again, without those whose jobs have begun: the journal has
-        them, and is durable when the checkpoint counts.
+        """Returns the rows that a restore must process again: the rows whose jobs have not begun. The rows of all
+        other jobs are in the journal, which is durable before the checkpoint is complete.
         """
         return waiting_batches(self.held, rows_of_begun(self.calls.values()))
 

@@ -110,8 +110,9 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds the facts about rows that have jobs: the job ids of the rows of this checkpoint, and the positions of
-        further rows that the source may give again (the journal may have forgotten their jobs by then).
+        """Adds two facts to the checkpoint: `running`, the ids of the jobs that have begun and whose rows are in this
+        checkpoint; and `pinned`, the positions of other rows that have jobs and that the source may read again. The
+        journal may have deleted the jobs of the latter by then.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -192,8 +193,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Adds a job id of its own to each row of a log that is not read any more, since the position of a row in
-        that log no longer identifies it.
+        """Returns the records with the header JOB_HEADER added to each that lacks it. The records are from a log that
+        the topic does not have any more, so their positions will not identify them later. `log`: the identity of that
+        log.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -392,7 +394,7 @@ class DurableBatchOperator(DurableAgentOperator):
 
 
 def _without(batch: Batch, dropped: Any) -> Batch:
-    """Returns the batch without these of its records (numpy bool)."""
+    """Returns the batch without some of its records. `dropped`: True for each record to remove (numpy bool)."""
     records = batch.records
     assert records is not None
     kept = ~dropped

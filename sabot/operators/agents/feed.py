@@ -19,8 +19,12 @@ from sabot.operators.layout.plan_points import Planners, PlanPoint
 
 
 class AgentFeed(Operator):
-    """A step that passes the rows of a stream to an agent. A record agent gets them as records of a topic; a batch
-    agent gets the columns of its `schema=`, or all columns.
+    """A step that converts the rows of a stream to the input of an agent: to records (RECORD_SCHEMA) for a record
+    agent; to the columns of `schema=`, or all columns without it, for a batch agent.
+
+    The partition of the records is -1, because they come from no single record of a topic. `key`: the column whose
+    values become the keys of the records, or None. Raises UserError for missing columns, for types that JSON cannot
+    encode, and for types that differ from those of `schema=`.
     """
 
     def __init__(self, spec: AgentSpec, key: str | None = None) -> None:

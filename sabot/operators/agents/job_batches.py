@@ -110,26 +110,30 @@ class _PartitionPins:
             self.hashes = np.append(self.hashes, hashes)[places]
 
     def has(self, offsets: Any) -> Any:
-        """Returns True for each offset whose row has a job."""
+        """Returns a numpy array of bool: True for each offset whose row has a job."""
         return np.isin(offsets, self.offsets)
 
     def changed(self, offsets: Any, hashes: Any) -> Any:
-        """Returns True for each row whose payload differs from the known one at its offset."""
+        """Returns a numpy array of bool: True for each row whose payload differs from the known payload at its
+        offset.
+        """
         found = np.isin(offsets, self.known)
         found[found] = self.hashes[np.searchsorted(self.known, offsets[found])] != hashes[found]
         return found
 
     def passed(self, offset: int) -> None:
-        """Removes the rows up to this offset, which do not come again."""
+        """Removes the rows up to and including this offset: the source does not read them again."""
         ahead = self.known > offset
         self.offsets = self.offsets[self.offsets > offset]
         self.known, self.hashes = self.known[ahead], self.hashes[ahead]
 
 
 class Pins:
-    """The rows of jobs that had begun before this start, and that may be read again. The rows of a partition come in
-    the order of their offsets, first those of the checkpoint and then those of the source. So when a row has come,
-    its pin and all pins before it are dropped.
+    """The rows of jobs that had begun before this start of the app, and that may be read again. Such a row is
+    *pinned* to its job.
+
+    The rows of a partition arrive in the order of their offsets, first those of the checkpoint and then those of the
+    source. When a row has arrived, it and all pinned rows before it are therefore removed from here.
     """
 
     def __init__(self) -> None:

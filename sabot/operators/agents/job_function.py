@@ -29,9 +29,10 @@ from sabot.state.base import LocalBackend
 class JobFunction:
     """The function of a durable agent, and its state.
 
-    `keyed`: True if there is one job of a key at a time, and the state belongs to the key. `begun`: if values of the
-    state expire, the open jobs and the times when they began. A job's reads use its own time (`ctx.now`), so that a
-    replay reads the same. A value must therefore be kept until the jobs that began before it expired have ended.
+    `keyed`: True if the agent has `key=`. Then one job of a key runs at a time, and the state belongs to the key.
+    `begun`: the ids of the open jobs with the times when they began (ms since 1970); empty unless values of the state
+    expire. A job reads the state as of its own time (`ctx.now`), so that a replay reads the same values. A value is
+    therefore kept until all jobs that began before it expired have ended.
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:

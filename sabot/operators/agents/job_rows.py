@@ -32,7 +32,7 @@ none has failed, and that the job may have begun.
 """
 
 LAST_RUN = 1 << 62
-"""Stands for the last run, whatever its number."""
+"""A number greater than that of any run. It means the last run of a job if the number of that run is not known."""
 
 INPUT_HEADER = "sabot.input"
 """The header of a dead letter whose job went on with another input than its record (`ctx.continue_as`). It has the
@@ -249,7 +249,7 @@ def labels_of(headers: Headers, labels: tuple[str, ...] = ()) -> tuple[str, ...]
 
 
 def row_of(record: JobInput) -> Row:
-    """Returns the record as a row, as it came."""
+    """Returns the record as a Row that is not decoded yet."""
     return Row(
         record.payload, record.key, record.timestamp, record.partition, record.offset, record.headers, record.topic
     )
@@ -286,8 +286,8 @@ def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
 
 
 def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
-    """Returns the digest of the first input of a record's job. `own`: the digest of the record, which is returned if
-    INPUT_HEADER is missing or not valid.
+    """Returns the digest of the first input of a record's job, as INPUT_HEADER has it. If the header is missing or
+    not valid, returns `own`, the digest of the record. `key`: the key of the journal's digests.
     """
     said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
     try:

@@ -2,9 +2,9 @@
 
     add ─▶ its turn, if its key has no job; else behind the key: in memory or, if the job takes long, in the mailbox
 
-A row whose turn has come may begin its job. Behind the job of a key come first the key's open jobs of the journal,
-then the rows of its mailbox, then the rows in memory. A row stays in its mailbox until its job is parked or has
-ended.
+A row whose turn has come may begin its job. When a job ends, the turn passes to the next one of its key, in this
+order: the key's other jobs that are open in the journal, the rows of its mailbox, the rows in memory. A row stays in
+its mailbox until its job is parked or has ended.
 """
 
 import logging
@@ -43,7 +43,7 @@ class OrderOwner(Protocol):
         """Makes the row a dead letter."""
 
     def has_failed(self) -> bool:
-        """Returns True if the agent has failed. Rows then wait for ever."""
+        """Returns True if the agent has failed. No row gets its turn after that."""
 
     def mail_room(self) -> None:
         """Called when all rows that waited in memory for a full mailbox have found room, so that input is accepted
@@ -69,7 +69,7 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 class KeyOrder:
     """Decides when the turn of each row has come.
 
-    `crowded`: the keys with rows in memory that wait for room in their mailbox. `children`: the ids of child jobs
+    `crowded`: the keys whose mailbox is full and that have more rows in memory. `children`: the ids of child jobs
     that wait for their turn.
     """
 
@@ -108,8 +108,8 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Called when the facts of the checkpoint are restored. The calls of parked jobs then drop the entries of the
-        journal (`before`).
+        """Allows rows to get their turns. Called when the facts of the checkpoint are restored. Removes the journal's
+        entries (`before`) of parked jobs from memory.
         """
         self._started = True
         for call in calls:

@@ -42,12 +42,12 @@ class MailRoom:
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def cut(self) -> Cut | None:
-        """Returns a cut of all rows, or None if there are no rows and never were."""
+        """Returns a snapshot of all rows, or None if there are no rows and never were."""
         return None if self.backend.is_empty else self.backend.cut()
 
     def load(self, directory: Path) -> None:
-        """Loads the rows that a cut has saved in the directory. Blocks. Called before any `Mailboxes` is made. Raises
-        CorruptCheckpoint.
+        """Loads the rows of a snapshot that was saved in the directory. Blocks. Called before any `Mailboxes` is
+        made. Raises CorruptCheckpoint.
         """
         _load(self.backend, directory)
 
@@ -62,8 +62,8 @@ def _load(backend: LocalBackend, directory: Path) -> None:
 
 
 class NotesOfParked:
-    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small and kept in memory. A cut
-    is one file, which another thread writes.
+    """The notes of the parked jobs of an app (`jobs.parking.ParkedNotes`). They are small and kept in memory. A
+    snapshot of them is one file, which another thread writes.
     """
 
     def __init__(self) -> None:
@@ -79,18 +79,18 @@ class NotesOfParked:
         return iter(self._notes.items())
 
     def cut(self) -> Cut | None:
-        """Returns a cut of all notes, or None if there are none."""
+        """Returns a snapshot of all notes, or None if there are none."""
         return _CutOfNotes(self._notes.copy()) if self._notes else None
 
     def load(self, directory: Path) -> None:
-        """Loads the notes that a cut has saved in the directory. Blocks. Raises CorruptCheckpoint."""
+        """Loads the notes of a snapshot that was saved in the directory. Blocks. Raises CorruptCheckpoint."""
         backend = MemoryBackend()
         _load(backend, directory)
         self._notes = {key.decode(): note for key, note in backend.items("")}
 
 
 class _CutOfNotes:
-    """A cut of notes, which is saved like one of a backend in memory."""
+    """A snapshot of notes. It is saved in the form in which a backend in memory saves one."""
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes
@@ -102,7 +102,7 @@ class _CutOfNotes:
         return backend.cut().save(directory)
 
     def discard(self) -> None:
-        """Does nothing: there is only memory to release."""
+        """Does nothing: a snapshot of notes has no files to delete."""
 
 
 class Mailboxes:

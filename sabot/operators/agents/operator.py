@@ -213,7 +213,7 @@ class AgentOperator(ABC):
 
     @property
     def full(self) -> bool:
-        """True if the queue is full, or a receiver of dead letters is. The caller then awaits `writable()`."""
+        """True if the queue or a receiver of dead letters is full. The caller must then await `writable()`."""
         return not self.has_room or self.dead_letters_full
 
     @property
@@ -298,7 +298,7 @@ class AgentOperator(ABC):
         self._notable_rows = half if self._room else 0
 
     def release(self) -> None:
-        """Wakes all callers that wait for room or for the end of all rows. They check their condition again."""
+        """Wakes all callers that wait for room or for the end of all rows. Each caller checks its condition again."""
         waiters = self._room + self._quiet
         self._room, self._quiet = [], []
         for waiter in waiters:
@@ -514,7 +514,7 @@ class AgentOperator(ABC):
 
 
 def _nothing() -> None:
-    """Does nothing: no task measures this operator."""
+    """Does nothing. It stands for the callback of an operator whose work no task measures."""
 
 
 def _unknown_topic(spec: AgentSpec, topic: str, known: list[str]) -> UserError:

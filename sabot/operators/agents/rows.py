@@ -63,12 +63,12 @@ _NONE: Mapping[int, Collection[int]] = {}
 
 @dataclass(slots=True)
 class Row:
-    """A record that an agent processes, or a due timer, which `timer` then has. Once it is decoded, `payload` is None
-    and `value` has its content.
+    """A record that an agent processes, or a timer that is due (`timer`; None for a record). After decoding,
+    `payload` is None and `value` is the content.
 
-    `scope`: the encoded key of its state, empty without `key=`. `columns`: the same content as a batch of one row,
-    for a durable agent whose format is not JSON. `held`, `place`: the rows that came together with it, and its number
-    among them.
+    `scope`: the encoded key of the row's state, empty without `key=`. `columns`: the content as a batch of one row,
+    for a durable agent whose format is not JSON; else None. `held`, `place`: the rows that arrived together with this
+    one, and its number among them.
     """
 
     payload: bytes | None
@@ -87,8 +87,8 @@ class Row:
     columns: pa.RecordBatch | None = None
 
     def raw(self) -> bytes | None:
-        """Returns the payload as it came. A row that is decoded has no copy of it: the payload is read from the row's
-        batch.
+        """Returns the payload before it was decoded. A decoded row keeps no copy of its payload: it is read from the
+        row's batch.
         """
         data = self.held.data
         return self.payload if data is None else data.column(0)[self.place].as_py()
@@ -207,7 +207,7 @@ class RecordReader:
         return row.topic in self._decoded and not apart
 
     def _reasons(self, records: pa.RecordBatch, bad: Iterable[BadRow]) -> dict[int, str]:
-        """Returns the reasons by number of the record, without tombstones if the agent takes them."""
+        """Returns the reasons by the number of the record. If the agent accepts tombstones, they are left out."""
         reasons = {each.row: each.reason for each in bad}
         if self._tombstones and records.column(0).null_count:
             payloads = records.column(0)

@@ -61,7 +61,9 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class KeyTimers:
-    """The timers of one agent. It belongs to the event loop, except for the rows of a cut."""
+    """The timers of one agent. The methods are called on the event loop; only the rows of a snapshot are read by
+    another thread.
+    """
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class KeyTimers:
         return self._running and (bool(self._in_lanes) or self._table.soonest(PROCESSING) <= self._last)
 
     def drop(self) -> None:
-        """Removes all timers. A cut that is not saved yet is not affected."""
+        """Removes all timers. A snapshot that is not saved yet still contains them."""
         self._table, self._slots, self._scopes, self._unused = TimerTable(), {}, [], []
 
     # -- from calls ---------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ class KeyTimers:
         return slot
 
     def _note(self, slot: int) -> None:
-        """Prepares the timers of a slot for a change, if a cut is open."""
+        """Prepares the timers of a slot for a change: copies them if a snapshot is not saved yet."""
         if self._cuts.holds():
             self._cuts.note(pa.array([slot], pa.int32()))
 
@@ -241,7 +243,7 @@ class KeyTimers:
     # -- barriers -----------------------------------------------------------------------------------------------------
 
     def cut(self) -> Cut | None:
-        """Returns a cut of all timers, or None if there are none. The thread that saves the cut reads them."""
+        """Returns a snapshot of all timers, or None if there are none. The thread that saves it reads the timers."""
         if not len(self):
             return None
         due = sorted(self._in_lanes, key=_time)
@@ -249,7 +251,9 @@ class KeyTimers:
         return PartsCut({_FILE: Batches(_SCHEMA, partial(_rows, due, waiting), partial(self._cuts.over, [waiting]))})
 
     def load(self, directory: Path) -> None:
-        """Loads the timers that a cut has saved in the directory. Called before `start`. Raises CorruptCheckpoint."""
+        """Loads the timers of a snapshot that was saved in the directory. Called before `start`. Raises
+        CorruptCheckpoint.
+        """
         for batch in _checked(directory):
             slots = pa.array([self._slot(scope) for scope in batch.column(0).to_pylist()], pa.int32())
             kinds = pa.array(np.full(batch.num_rows, PROCESSING, np.int8))
@@ -326,7 +330,7 @@ def saved_timers(directory: Path) -> Iterator[tuple[Any, str, int]]:
 
 
 def cut_timers(agents: Mapping[str, KeyTimers]) -> dict[str, Cut]:
-    """Returns cuts of the timers of agents, by the names of their states. `agents`: timers by agent id; agents
+    """Returns snapshots of the timers of agents, by the names of their states. `agents`: timers by agent id; agents
     without timers are left out.
     """
     cuts = {state_name(agent_id): timers.cut() for agent_id, timers in agents.items()}
