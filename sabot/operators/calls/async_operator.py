@@ -118,8 +118,8 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
             self._segments[-1].add_mark(mark)
 
     def _chunks(self, data: pa.RecordBatch, done: Sequence[EndedCall]) -> Iterable[Chunk]:
-        """Yields these rows (at least one) as chunks with their calls. `done`: the calls that had ended before a
-        restore.
+        """Divides rows (at least one) into chunks with their calls, and yields the chunks. `done`: the calls that had
+        ended before a restore.
         """
         yield Chunk(data, data.num_rows)
 
@@ -298,8 +298,8 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
         return facts, CallsCut(self.input, self._answers(), waiting)
 
     def _marks(self) -> list[list[int]]:
-        """Returns (rows before it, ms) for each watermark in the queue. Idleness is not saved, because the inputs
-        report it again after a restore.
+        """Returns [number of rows before it, ms] for each watermark in the queue. Idleness is not saved, because the
+        inputs report it again after a restore.
         """
         rows, marks, chunks = 0, [], iter(self.queue)
         for segment in self._segments:

@@ -93,8 +93,8 @@ class Chunk(QueuedRows):
         return self.rows
 
     def done(self, rows: RowNumbers, settled: Any) -> Iterator[EndedCall]:
-        """Yields those of the calls of `rows` that have ended by `settled`. Their rows are numbered by their places
-        in `rows`. May be called by any thread.
+        """Yields the calls of `rows` that have ended. `settled`: True for each call of the chunk that has ended. In
+        the result, rows are numbered by their positions in `rows`. May be called by any thread.
         """
         calls = rows if self.codes is None else self.codes[rows]
         for place in np.flatnonzero(settled[calls]).tolist():
@@ -102,10 +102,10 @@ class Chunk(QueuedRows):
 
 
 class Segment:
-    """The rows between two marks or runs of marks, and the marks behind them. Of a run, the last watermark and the
-    last change of idleness are kept.
+    """The rows between two groups of marks, and the marks that follow these rows. Of several marks in succession,
+    only the last watermark and the last change of idleness are kept.
 
-    `chunks`: how many of the segment's chunks have waiting rows.
+    `chunks`: the number of the segment's chunks that have waiting rows.
     """
 
     def __init__(self) -> None:

@@ -77,7 +77,9 @@ class LookupAsync(QuestionOperator):
 
 
 def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | None]:
-    """Returns (the number of each row's key, the keys, the number for keys with a null, or None if there are none)."""
+    """Returns three values: for each row, the number of its key; the distinct keys by their numbers; and the number
+    that stands for all keys with a null, or None if no key has one.
+    """
     codes: Any = np.zeros(len(columns[0]), np.int64)
     null: Any = np.zeros(len(columns[0]), np.bool_)
     values: list[Any] = []
@@ -129,7 +131,9 @@ PLANNERS: Planners = {nodes.LookupAsync: plan_lookup_async}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Restorable:
-    """Makes an operator that reads the state of a lookup: in a table, or by calls."""
+    """Makes an operator that reads the state of a `lookup`: a TableLookup if the lookup was in a table, an
+    AsyncOperator if it called a function.
+    """
     return TableLookup.read_with(reader) if "sides" in reader else AsyncOperator(keys=reader["keys"])
 
 

@@ -1,8 +1,9 @@
-"""The base of steps that add an answer to each row: `lookup` with a function, and `map_llm`.
+"""The base of steps that add an answer to each row: `lookup` with a function, and `map_llm`. The question is the
+argument of the call: a key or a prompt.
 
-The distinct questions of rows that came together are found. A question with a kept answer needs no call, and equal
-questions in flight share one call. If all questions of rows have kept answers, the rows are emitted at once, and
-nothing goes to the event loop.
+Equal questions of rows that came together are asked once. A question with a kept answer needs no call, and equal
+questions in flight share one call. If all questions of a batch have kept answers, its rows are emitted at once,
+without the event loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,8 +110,8 @@ class QuestionOperator(AsyncOperator):
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def _question_chunks(self, data: pa.RecordBatch) -> Iterable[tuple[QuestionChunk, int | None]]:
-        """Yields these rows as chunks, in order. Each chunk comes with the number of the call that stands for rows
-        without a question and is not made, or None if all rows have one.
+        """Divides these rows into chunks, in order, and yields each as (chunk, number). The number is that of the
+        call that stands for all rows without a question, which is not made; None if all rows have a question.
         """
         raise NotImplementedError
 

@@ -26,8 +26,8 @@ _AGAIN = object()  # stands for the outcome of a call that must be made again
 
 
 class CallsCut:
-    """A cut of the waiting rows and of the outcomes of their ended calls at a barrier. The thread that saves it makes
-    the columns.
+    """A snapshot of the waiting rows and of the outcomes of their ended calls at a barrier. The thread that saves the
+    snapshot converts the outcomes to columns.
     """
 
     def __init__(self, input: pa.Schema, answers: Answers | None, waiting: list[tuple[Chunk, RowNumbers, Any]]) -> None:
@@ -63,8 +63,10 @@ class CallsCut:
 
     def _columns(self, outcomes: list[Any]) -> tuple[pa.RecordBatch | None, Sequence[int], list[Any]]:
         """Returns (the rows of all outcomes, or None if there are none; the number of rows of each outcome; the
-        outcomes). In place of an outcome that does not fit the schema stands _AGAIN, without rows: the call is made
-        again after a restore, and the error is then raised.
+        outcomes).
+
+        An outcome that does not fit the schema is replaced by _AGAIN, which has no rows: after a restore the call is
+        made again, and the error is raised then.
         """
         if self._answers is not None:
             made, counts, kept = self._answers.columns(outcomes, lambda number, what: _AGAIN)
@@ -80,9 +82,9 @@ class CallsCut:
 def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[EndedCall]:
     """Returns the calls that had ended at the checkpoint. Raises CorruptCheckpoint if results are missing.
 
-    `schema`: the columns of outcomes. If the program has other columns now, or if it is None, nothing is returned and
-    all calls are made again. `skip`: True if rows of failed calls are dropped; a call that had failed is then not
-    made again.
+    `schema`: the columns of outcomes. If results were saved with other columns, or if `schema` is None, returns no
+    calls, so all are made again. `skip`: True if rows of failed calls are dropped; failed calls are then returned
+    too, and are not made again.
     """
     table = pa.Table.from_batches(read_batches(directory, "done"), _DONE)
     results = list(read_batches(directory, "results"))
@@ -107,7 +109,9 @@ def read_done(directory: Path, schema: pa.Schema | None, *, skip: bool) -> list[
 
 
 def filtered(data: pa.RecordBatch, done: list[EndedCall], mask: Any) -> tuple[pa.RecordBatch, list[EndedCall]]:
-    """Returns the rows where the mask is True, and the calls all of whose rows are among them."""
+    """Returns the rows where the mask is True, and those of the calls `done` whose rows are all among them, numbered
+    anew.
+    """
     places = np.cumsum(mask) - 1
     kept = [(int(places[first]), rows, outcome) for first, rows, outcome in done if mask[first : first + rows].all()]
     return data.filter(pa.array(mask)), kept

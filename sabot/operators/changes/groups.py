@@ -118,7 +118,7 @@ class TableOperator(StatefulOperator, GivesTable, FilledFromTable):
             groups.settle()
 
     def _times(self, batch: Batch) -> Any:
-        """Returns the event times of the rows in the batch's selection (numpy), or None if rows have no event time."""
+        """Returns the event times of the selected rows (numpy), or None if rows have no event time."""
         if not self._timed:
             return None
         times = batch.data.column(batch.schema.get_field_index(TIME_COLUMN))
@@ -201,7 +201,9 @@ class GroupAggregate(TableOperator):
         )
 
     def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
-        """Computes all groups anew from the rows, and copies the state of the named aggregates from there."""
+        """Computes all groups from the rows of the table, and copies the state of the aggregates `names` from the
+        computed groups.
+        """
         folder = None if self._context.directory is None else self._context.directory / "filling"
         if folder is not None:
             make_folder(folder)

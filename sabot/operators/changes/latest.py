@@ -19,7 +19,8 @@ from sabot.state.tables.rows import RowStore
 
 
 class LatestRows(Groups):
-    """The last row of each key. A row replaces the row before it, or removes it if its op is DELETE.
+    """A store of the last row of each key. A row replaces the row of its key that came before, or, with the op
+    DELETE, removes it.
 
     A RowStore keeps the rows under ids. `_ids` has the id of each slot's row, or -1 for a slot without a row.
     """
@@ -76,17 +77,17 @@ class LatestRows(Groups):
         table.remove(slots)
 
     def settle(self) -> None:
-        """Does nothing: a RowStore keeps to its memory budget by itself."""
+        """Does nothing: a RowStore moves rows to disk by itself when its memory budget is exceeded."""
 
     def parts(self) -> list[StatePart]:
         return [StorePart("tables", self, folder="")]
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """Returns the facts and the cut of the rows, as a store does."""
+        """Returns the facts and the snapshot of the rows. Called as a method of `Store`."""
         return self._rows.cut()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """Restores the rows, as a store does, and finds the slot of each row's key again."""
+        """Restores the rows, and looks up the slot of each row's key. Called as a method of `Store`."""
         self._rows.restore(saved, owned)
         for rows in self._pieces():
             slots = self._known.resolve(rows, [rows.schema.get_field_index(name) for name in self._names])

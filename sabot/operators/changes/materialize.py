@@ -48,12 +48,12 @@ _MOST_KEYS = 32  # the most key columns of a table in the store
 
 
 class Materialize(StatefulOperator, FilledFromTable):
-    """A step that keeps the table that its changes make, and emits the rows once, when the input has ended. Equal
-    rows follow each other.
+    """A step that keeps the table that its changes make, and emits the table's rows once, when the input has ended.
+    Equal rows are emitted one after another.
 
     `keys`: the columns that decide to which subtask a row goes, or none if one subtask has all rows. The event time
-    of a row is the latest of all rows equal to it. The rows are emitted before the watermark at the end of time;
-    until then no watermark is passed on.
+    of a row is the latest of all rows equal to it. No watermark is passed on until the rows have been emitted; the
+    watermark at the end of time then follows them.
     """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
@@ -99,7 +99,7 @@ class Materialize(StatefulOperator, FilledFromTable):
         return {"kind": "materialize", "keys": keys, "columns": columns_schema(self._columns)}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Says that the state continues under other `keys`: they only divide rows among subtasks, and a restore reads
+        """Lets the state continue if `keys` have changed: they only divide rows among subtasks, and a restore reads
         the keys from the rows themselves.
         """
         if fact != "keys":
@@ -127,9 +127,10 @@ class Materialize(StatefulOperator, FilledFromTable):
 class RowCounts(StatePart):
     """The distinct rows of a table, each with its count and its latest event time.
 
-    The key of a row in the store is the whole row: its columns, if the store can have all of them as keys, else one
-    column of bytes. But the columns `keys` decide to which subtask a row belongs. So when a checkpoint of several
-    subtasks is restored, the rows of each are read and filtered, while a `StorePart` would take over whole files.
+    In the store, the key of a row is the whole row: its columns, if the store supports them all as keys, else one
+    column of bytes. But only the columns `keys` decide to which subtask a row belongs. After a change of parallelism,
+    a restore therefore reads the rows of each old subtask and filters them. It cannot adopt whole files, as a
+    `StorePart` does.
     """
 
     def __init__(self, columns: pa.Schema, keys: Sequence[str], timed: bool, context: OperatorContext) -> None:
@@ -145,7 +146,7 @@ class RowCounts(StatePart):
         return TableStore(kept, figures, directory=directory, memory_budget=self._context.memory_budget)
 
     def add(self, data: pa.RecordBatch) -> None:
-        """Counts each row up, or down if its op removes a row."""
+        """Adds 1 to the count of each row, or subtracts 1 if the row's op removes it."""
         names, width = data.schema.names, self._width
         takes = signs(data.column(OP_COLUMN)) if OP_COLUMN in names else np.zeros(data.num_rows, bool)
         figures = [pa.array(np.where(takes, np.int64(-1), np.int64(1)))]
@@ -182,7 +183,7 @@ class RowCounts(StatePart):
                 yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
 
     def _unpacked(self, columns: Sequence[Array]) -> list[Array]:
-        """Returns the columns of the rows from the columns of the store's keys."""
+        """Converts the key columns of the store back to the columns of the rows."""
         if self._plain:
             return list(columns[: self._width])
         return unpacked(columns[0].cast(pa.large_binary()), self._columns.types)

@@ -84,7 +84,7 @@ class Groups(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Moves groups to disk if the state exceeds its memory budget. Called after each batch."""
+        """Moves groups to disk if the state exceeds its memory budget. The operator calls it after each batch."""
 
     @abstractmethod
     def parts(self) -> list[StatePart]:
@@ -188,7 +188,9 @@ class StoredGroups(Groups):
 
     @abstractmethod
     def contents_in_memory(self) -> Iterator[list[Array]]:
-        """Yields what `contents` yields, without the groups that `SpilledGroups` has on disk."""
+        """Yields the same as `contents`, but only for groups in memory, not for those that `SpilledGroups` has on
+        disk.
+        """
 
     def contents(self) -> Iterator[list[Array]]:
         yield from self.contents_in_memory()
@@ -227,7 +229,7 @@ class StoredGroups(Groups):
         self.load(slots, pa.RecordBatch.from_arrays(beside, schema=self.saved_schema))
 
     def shrink(self, pane: int) -> None:
-        """Does nothing: there is one pane, which uses its memory again."""
+        """Does nothing: these groups have only one pane, whose free slots are used again."""
 
     def bytes_of(self, pane: int) -> int:
         return self.store.table().nbytes + self.nbytes

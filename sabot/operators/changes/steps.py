@@ -98,14 +98,14 @@ def _uncancelled(rows: Any, takes: Any) -> Any:
 class Upsert(TableOperator):
     """The last row of each key to arrive, as changes with the unique key `keys` and the columns of the input.
 
-    The first row of a key is an insert. Each further row is an update pair, or nothing if it is equal to the row
-    before. Only the last row of a key in a batch counts. A row keeps its event time, and the change that removes it
-    has the same.
+    The first row of a key is an insert. Each further row is an update pair, or nothing if it equals the row before.
+    If a batch has several rows of a key, only the last one is used. A row keeps its event time, and the change that
+    removes it has the same event time.
 
     `deletes`: True if a row with the op DELETE removes the row of its key; only its key columns are read. `changes`:
-    True if the input may remove rows. The row of a key is then the last to arrive of those that are left, and of
-    equal rows the oldest is removed. All rows are kept, and the event time of a key's row is the latest of the key so
-    far.
+    True if the input may remove rows. All rows are then kept. The row of a key is the last to arrive among its rows
+    that were not removed; its event time is the latest that the key has had. If equal rows are kept and one is
+    removed, the oldest is.
 
     Raises UserError without keys.
     """
@@ -143,8 +143,9 @@ class Upsert(TableOperator):
         return "a table does not say which row of a key came last"
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Says that the state continues if columns were dropped and only the last rows are kept: `RowStore` reads the
-        columns that are left. If all rows of a key are kept, they are packed bytes, and the columns cannot change.
+        """Lets the state continue if the program has fewer columns, but only if the last row of each key is kept:
+        `RowStore` reads the remaining columns. If all rows of a key are kept, they are packed bytes, and the columns
+        cannot change.
         """
         return fewer_columns(before, now) if fact == "columns" and self._last_only else None
 

@@ -16,9 +16,8 @@ Array: TypeAlias = pa.Array
 
 
 def signs(ops: Array) -> Any:
-    """Returns for each op True if it removes a row (numpy bool).
-
-    `ops`: the values of OP_COLUMN.
+    """Returns True for each op that removes a row, False for each that adds one (numpy bool). `ops`: the values of
+    OP_COLUMN.
     """
     return (ops.to_numpy() & 1).astype(bool)
 
@@ -101,7 +100,8 @@ def _bytes_of(data: Any, offsets: Any, like: Array) -> Array:
 
 
 class Weave:
-    """The changes of the rows of keys: for key i an insert, an update pair, a delete, or nothing.
+    """The changes from the old rows of keys to their new rows: for key i an insert, an update pair, a delete, or
+    nothing.
 
     `taken[i]`: True if the old row of key i is removed. `added[i]`: True if its new row is added. Both are numpy
     bool.
@@ -150,8 +150,8 @@ def _words(column: Array) -> Any:
 
 
 def differ(before: Sequence[Array], after: Sequence[Array]) -> Any:
-    """Returns for each row True if any column differs (numpy bool). Null equals null, NaN equals NaN, -0.0 equals
-    0.0.
+    """Returns True for each row in which any column of `before` differs from that of `after` (numpy bool). Null
+    equals null, NaN equals NaN, -0.0 equals 0.0.
     """
     result = np.zeros(len(before[0]) if before else 0, bool)
     for old, new in zip(before, after, strict=True):

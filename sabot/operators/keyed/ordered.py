@@ -19,11 +19,11 @@ _SMALL_ROWS = 16_384
 
 
 class EventOrder(SavesWatermark):
-    """Buffers rows until the watermark has passed them, and emits them sorted by event time. Rows of equal time stay
-    in the order of arrival. Late rows are emitted at once.
+    """A step that buffers rows until the watermark is above their event time, and then emits them sorted by event
+    time. Rows of equal time keep their order of arrival. Late rows are emitted at once.
 
-    The readers of a source are at different event times, so the order of arrival is arbitrary. With this operator
-    before them, steps that depend on the order have the same result for any number of readers.
+    The readers of a source progress through event time at different speeds, so the order of arrival is arbitrary.
+    With this operator before them, steps that depend on the order have the same result for any number of readers.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:
@@ -123,8 +123,8 @@ class EventOrder(SavesWatermark):
 
 
 def in_order(point: PlanPoint, keys: tuple[str, ...], id: str) -> PlanPoint:
-    """Returns the plan point behind an EventOrder, which is added. `id`: the id of the step that needs the order, or
-    "" if the user gave none.
+    """Adds an EventOrder to the plan, and returns the plan point behind it. `keys`: the keys of the step that needs
+    the order. `id`: the id that the user gave to this step, or "".
     """
     return point.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
 

@@ -200,9 +200,7 @@ class Over(SavesWatermark):
             self._emit(rows, {name: rows.column(name) for name in rows.schema.names} | leads)
 
     def _emit(self, data: pa.RecordBatch, columns: dict[str, Array]) -> None:
-        """Emits rows with the added columns. `data`: the rows; of its columns, those of the input are emitted.
-        `columns`: the added columns, by name.
-        """
+        """Emits the input's columns of `data` with the added columns. `columns`: the added columns, by name."""
         plain = [data.column(field.name) for field in without_time(self._context.input)]
         added = [columns[field.name] for field in self._added]
         times = data.column(TIME_COLUMN)
@@ -256,8 +254,8 @@ class Over(SavesWatermark):
         return f"in rows that wait, {', '.join(new)} is null" if new else "rows that wait lose columns"
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the aggregates of each key after its newest row, or, without aggregates, the number of rows of each
-        key.
+        """Yields, for each key, the aggregates after its newest row. If the step has no aggregates, yields the number
+        of rows of each key instead.
         """
         for part in self._parts:
             if part.has_contents:

@@ -88,8 +88,8 @@ def keeps_over(frame: Any) -> Keeps:
 
 
 def hidden_over(columns: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
-    """Returns the state that an `Over` of these columns has besides the state of the columns, in the form of
-    `columns`: with lag or a rank, the counters of all ranks.
+    """Returns the state that an `Over` of these columns keeps and that is the state of no single column: the counters
+    of all ranks, if a column is lag or a rank. The result has the form of `columns`.
     """
     kinds = {words.partition("(")[0] for _, words, _ in columns}
     return [("", "row_number()", "int64")] if kinds & {*RANKS, "lag"} else []
@@ -151,8 +151,8 @@ class OverMigration:
 def over_migration(
     saved: Sequence[Saved], schema: Mapping[str, Any], now: Sequence[OverColumn], forgets: frozenset[str]
 ) -> OverMigration | None:
-    """Returns the conversion from a checkpoint's columns to those of the program, or None if both have the same
-    columns, and if the checkpoint says nothing about its columns.
+    """Returns the conversion from a checkpoint's columns to those of the program. Returns None if the program has the
+    same columns, and if the checkpoint does not say which columns it has.
 
     `schema`: the `state_schema` of the program's operator. `now`: the columns of the program. `forgets`: names of
     columns whose state the user drops.

@@ -153,8 +153,8 @@ class OverSlots(SlotState):
         return pa.RecordBatch.from_arrays([*rows.columns, *keys], schema=next(iter(self.files.values())))
 
     def with_slots(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns rows of the first file without key columns, with the slots that their keys have in this table. Keys
-        that are new get a slot. Marks the slots as changing (`note`).
+        """Replaces the key columns in rows of the first file by the slots of the keys. A new key gets a slot.
+        Prepares the slots for a change (`note`).
         """
         slots = self.known.resolve(rows, self.keys_at)
         self.note(slots)
@@ -494,8 +494,8 @@ def new_table(make: Callable[[], Any]) -> Any:
 
 
 def _lagged(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
-    """Returns the value of lag for each row. `source` says where it is: column[i] for i >= 0, earlier[h] for -2 - h,
-    the default for -1.
+    """Returns the value of lag for each row. `source`: a number for each row that says where its value is: i >= 0
+    means column[i]; -1 means the default; a number below -1 means earlier[-2 - number].
     """
     pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
     places = np.where(source >= 0, source, len(column) - 2 - source)

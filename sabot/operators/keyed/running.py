@@ -70,7 +70,7 @@ class _KeyedOperator(StatefulOperator):
 
     @abstractmethod
     def _open(self, context: OperatorContext) -> pa.Schema:
-        """Completes `open`: creates the state, and returns the columns of the results."""
+        """Completes `open`: creates the state, and returns the columns of the results. Each subclass implements it."""
 
     def close(self) -> None:
         if self._store is not None:
@@ -96,7 +96,7 @@ class _KeyedOperator(StatefulOperator):
                     self._state.remove(self._runs.advance(watermark_ms))
 
     def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
-        """Returns these columns of the selected rows."""
+        """Returns the columns with these indices, with only the selected rows of the batch."""
         columns = [batch.data.column(index) for index in indices]
         return columns if batch.selection is None else [column.take(batch.selection) for column in columns]
 
@@ -283,12 +283,13 @@ class CountAggregate(_KeyedOperator):
 
 
 class Deduplicate(_KeyedOperator):
-    """Passes the first row of each key to arrive, and drops later rows of the key. No row is copied: a batch is
-    emitted with a selection.
+    """A step that emits the first row of each key to arrive, and drops later rows of the key. No row is copied: a
+    batch is emitted with a selection.
 
-    `within_ms`: a key passes again when the event time of a row is at least this much after the row of the key that
-    passed last. None: each key passes once. The state of a key is removed when the watermark has reached that time,
-    so a row that is later than that passes although a row of its key has passed within the time.
+    `within_ms`: the step emits a row of the key again if its event time is at least this many ms after that of the
+    last emitted row of the key. None: it emits one row of each key for ever. When the watermark reaches the end of
+    that time, the state of the key is removed. A later row of the key is then emitted even if its event time is
+    within the time.
     """
 
     def __init__(self, keys: Sequence[str], within_ms: int | None = None) -> None:
@@ -348,7 +349,9 @@ class Deduplicate(_KeyedOperator):
         return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the keys that have passed. With `within_ms` there is also the time of the last row that passed."""
+        """Yields the keys of which a row was emitted. With `within_ms`, yields the event time of the last emitted row
+        too.
+        """
         if self._store is not None:
             for columns in self._store.finish():
                 yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
@@ -411,8 +414,8 @@ class Reduce(_KeyedOperator):
         self.emit(of_selected(batch, pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
-        """Returns the result after each row, and stores the last of each run. `runs`: the run of each row. The
-        function gets copies, so that it cannot change an earlier result.
+        """Returns the result after each row, and stores the last result of each run. `rows`: the input rows. `runs`:
+        for each row, the number of its run. The function gets copies, so that it cannot change an earlier result.
         """
         function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
         made = []
@@ -501,8 +504,8 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
 
 
 def _by_key(point: PlanPoint, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> PlanPoint:
-    """Returns a plan point at which each subtask gets all rows of its keys; in order of event time if the step
-    depends on a span of time.
+    """Returns a plan point at which each subtask gets all rows of its keys. If the step depends on a span of time,
+    the rows arrive there in order of event time.
     """
     point = point.partition_by(node.keys, "keyed")
     return in_order(point, node.keys, node.id) if node.needs_time else point

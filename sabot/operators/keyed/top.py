@@ -62,7 +62,7 @@ class RankedOperator(StatefulOperator):
         """Sets the columns of the rows, and `table_of`, which creates an empty table of them. Raises UserError for
         columns that do not exist, or whose type a table cannot store.
 
-        `changes`: True if rows can be taken away. `ranked`: True if results have the rank.
+        `changes`: True if the input may remove rows. `ranked`: True if results have a column with the rank.
         """
         self._context = context
         self.rows = without_marks(context.input)
@@ -90,7 +90,7 @@ class RankedOperator(StatefulOperator):
         return saved_columns(self._context.input)
 
     def schema_facts(self) -> dict[str, Any]:
-        """Returns the entries of `state_schema` that both operators have."""
+        """Returns the entries of `state_schema` that TopN and WindowTopN share."""
         return {
             "keys": columns_schema(self.keys),
             "n": self._n,
@@ -100,13 +100,13 @@ class RankedOperator(StatefulOperator):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Accepts that a program has fewer columns, if the columns that order the rows stay. Rows that become equal
-        by the loss of a column are still separate rows.
+        """Lets the state continue if the program has fewer columns. The columns that order the rows must be the same.
+        Rows that become equal because a column is missing are still separate rows.
         """
         return fewer_columns(before, now) if fact == "columns" else None
 
     def reader_facts(self) -> dict[str, Any]:
-        """Returns the entries of `state_reader` that both operators have."""
+        """Returns the entries of `state_reader` that TopN and WindowTopN share."""
         return {
             "keys": self.names,
             "n": self._n,
@@ -305,7 +305,7 @@ def saved_columns(input: pa.Schema) -> pa.Schema:
 
 
 def ranked_of(reader: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of an operator from the entries that `RankedOperator.reader_facts` has written."""
+    """Returns the arguments of the constructor that `RankedOperator.reader_facts` has written to `reader`."""
     by = [(name, descending) for name, descending in reader["by"]]
     return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
 

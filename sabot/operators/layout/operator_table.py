@@ -47,8 +47,8 @@ def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:
 
 
 def reader_of(kind: str) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
-    """Returns the function that makes an operator which reads this kind of state, a text that says what the state
-    consists of if it has no rows, or None for an unknown kind.
+    """Returns how a kind of state is read: a function that makes an operator which reads it; or a text that says what
+    the state consists of, if it has no rows; or None for an unknown kind.
     """
     return _readers().get(kind)
 

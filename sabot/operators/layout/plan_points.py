@@ -103,7 +103,8 @@ class PlanPoint:
         """Sends the late rows in the last operator's output branch `name` to this sink. If `sink` is None, they are
         dropped.
 
-        If the sink is that of the stream's dead letters, or one of `letters`, each row goes there as a dead letter.
+        If the sink is that of the stream's dead letters, or one of `letters`, each late row is written to it as a
+        dead letter.
         """
         if sink is None:
             return self
@@ -124,9 +125,9 @@ class PlanPoint:
         """Returns a point where all rows of a key are in one subtask, and the columns that decide in which, or () if
         these are all keys.
 
-        If rows are partitioned by some of the keys already, they stay where they are: rows that are together by some
-        keys are together by all. The step must then find its state by these columns (`parted_by`). Otherwise this is
-        `partition_by`.
+        If rows are partitioned by some of the keys already, no stage is added: rows that have equal values in some of
+        the keys are in one subtask, so rows that have equal values in all keys are too. The step must then be given
+        these columns as `parted_by`. Otherwise this method does the same as `partition_by`.
         """
         if self.keys and set(self.keys) <= set(keys):
             return self, () if self.keys == keys else self.keys
@@ -149,15 +150,16 @@ class PlanPoint:
         return replace(point, stage=stage, targets=stage.targets, keys=keys or None, last=None)
 
     def without_pairs(self, keys: Keys) -> "PlanPoint":
-        """Returns the point behind a step that turns update pairs into a delete and an insert, if changes are to be
-        sent by other columns than their unique key: the two rows of a pair could go to two subtasks.
+        """Prepares changes for being partitioned by `keys`. If `keys` are not all part of the changes' unique key,
+        the two rows of an update pair could be sent to two subtasks. The method then adds a step that turns each pair
+        into a delete and an insert, and returns the point behind this step. Otherwise it returns this point.
         """
         if not self.changes or not keys or (self.unique is not None and set(keys) <= set(self.unique)):
             return self
         return self.step("part updates", WithoutPairs)
 
     def without_time(self) -> "PlanPoint":
-        """Returns a point where rows have no event time."""
+        """Returns this point if its rows have no event time, else the point behind a step that removes it."""
         return self.step("without event time", WithoutTime, timed=False) if self.timed else self
 
 
@@ -186,8 +188,8 @@ class Layout:
         self._waits: dict[int, set[int]] = {}
 
     def _id(self, kind: str) -> str:
-        """Returns the next id of this kind. Each kind has a count of its own, so another filter does not change the
-        ids of windows, which name state.
+        """Returns the next id of this kind. Ids name state, and each kind is counted by itself: an added filter does
+        not change the ids of windows.
         """
         self._counts[kind] += 1
         return f"{kind}-{self._counts[kind]}"
@@ -316,14 +318,16 @@ def _usually_first(node: TwoInputs, timeless: bool) -> bool:
 
 
 def _is_aside(node: TwoInputs) -> bool:
-    """Returns True if the event time of the right is not used although its rows have it. If the left ends, event time
-    follows the right.
+    """Returns True if the step does not use the event time of its right input although the rows have it. If the left
+    input ends first, the watermark follows the right.
     """
     return isinstance(node, Lookup) and not all(each.bounded for each in _drivers(node.left))
 
 
 def _aligned(node: TwoInputs) -> Aligned | None:
-    """Returns the sources of both sides if the step keeps their rows by event time, and None otherwise."""
+    """Returns the sources of both sides if the step limits how far one may be read ahead of another (`max_drift_ms`),
+    else None. Returns None too if a side has no source that can be held back.
+    """
     if not isinstance(node, Join) or node.max_drift_ms is None:
         return None
     sides = [_clocks(each) for each in node.inputs]

@@ -19,14 +19,15 @@ from sabot.operators.base import Operator, StepInfo, with_marks
 
 @dataclass(eq=False)
 class Edge:
-    """A connection from a chain to another stage, on which rows move.
+    """A connection from a chain to another stage, over which rows are sent.
 
     `keys`: the columns whose key group decides which subtask gets a row, or None if the stage has one subtask.
     `right`: True if the rows are the second input of the stage. `everywhere`: True if each subtask gets all rows.
-    `straight`: True if rows of a subtask go to the subtask with the same number; if the stages differ in parallelism,
-    batches go to the subtasks in turn. `timeless`: True if no event time is passed on: the rows have none, as dead
-    letters, or the stage does not use it. `first`: the sources that are not read until all rows that were there at
-    the start have come over this edge. `changes`: True if the rows are changes.
+    `straight`: True if rows of a subtask are sent to the subtask with the same number; if the stages differ in
+    parallelism, batches are sent to the subtasks in turn. `timeless`: True if no event time is passed on, because the
+    rows have none, as dead letters, or because the stage does not use it. `first`: the sources that must wait: they
+    are not read until this edge has delivered all rows that its own sources had at the start. `changes`: True if the
+    rows are changes.
     """
 
     target: "Stage"
@@ -59,9 +60,9 @@ class Step(StepInfo):
 class Reading:
     """The way a source is read.
 
-    `columns`: the columns that are decoded, or None for all. `timed`: True if TIME_COLUMN comes last. `closing`:
-    returns, for the greatest event time of the source, the watermark that closes its windows when it is idle; None if
-    idleness closes no windows.
+    `columns`: the columns that are decoded, or None for all. `timed`: True if rows get TIME_COLUMN as their last
+    column. `closing`: for an idle source, a function from the greatest event time of its rows to the watermark that
+    closes their windows; None if idleness closes no windows.
     """
 
     node: Read
@@ -89,7 +90,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Aligned:
-    """The sources of which no partition is read further than `max_drift_ms` of event time ahead of another one."""
+    """A group of sources. No partition of them is read more than `max_drift_ms` of event time ahead of another."""
 
     sources: frozenset[Read]
     max_drift_ms: int
@@ -119,8 +120,8 @@ class Stage:
 
     @property
     def gathers(self) -> bool:
-        """True if its tasks wait for more rows when a batch is small. So it is if the stage has several tasks, each
-        of which gets a share of every batch, and no result depends on the position of watermarks among rows.
+        """True if the stage's tasks wait for more rows when a batch is small. They do if the stage has several tasks,
+        no result depends on the position of watermarks among rows, and the stage is not that of a sink.
         """
         return self.parallelism > 1 and not self.by_time and self.sink is None
 

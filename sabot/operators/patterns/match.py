@@ -139,13 +139,13 @@ class Pattern(StatefulOperator):
         self._settle()
 
     def _settle(self) -> None:
-        """Removes what no partial match needs, and moves keys to disk above the memory budget."""
+        """Removes the rows and keys that no partial match needs. Above the memory budget, moves keys to disk."""
         with self._state.changing:
             self._state.tidy()
             self._state.settle()
 
     def _without_late(self, batch: Batch) -> Batch:
-        """Returns the batch without its late rows, which are counted and go to their branch."""
+        """Returns the batch without its late rows. Late rows are counted, and sent to the output branch "late"."""
         times, watermark = batch.data.column(self._time), self._watermark_ms
         if watermark is None or not len(times) or pc.min(times).as_py() >= watermark:
             return batch

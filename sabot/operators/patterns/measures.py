@@ -22,8 +22,8 @@ Array: TypeAlias = pa.Array
 
 
 class MatchedRows(NamedTuple):
-    """The rows of matches. Match i has the rows offsets[i] to offsets[i + 1]; each row has its step, its number, and
-    the number of rows that it stands for.
+    """The rows of matches. Match i has the rows offsets[i] to offsets[i + 1] - 1. Each row has its step, its number,
+    and the number of input rows that it represents.
     """
 
     offsets: Any
@@ -82,8 +82,8 @@ class Measures:
     def of_matches(
         self, bounds: Sequence[Array], found: "MatchedRows", taken: Callable[[Any], pa.RecordBatch]
     ) -> list[Array]:
-        """Returns a column for each measure. `bounds`: the columns of keys, match_start and match_end. `taken`:
-        returns kept rows by their numbers.
+        """Returns a column for each measure, with a value for each match. `bounds`: the columns of keys, match_start
+        and match_end. `found`: the rows of the matches. `taken`: returns kept rows by their numbers.
         """
         count = len(found.offsets) - 1
         matches = np.repeat(np.arange(count), np.diff(found.offsets))

@@ -61,7 +61,9 @@ class PatternRows:
             self.append(data, first)
 
     def frozen(self) -> Callable[[Any], pa.RecordBatch]:
-        """Returns a function like `taken` over the rows as they are now, for another thread."""
+        """Returns a function like `taken` that reads the rows as they are now, even if the rows change later. Another
+        thread may call it.
+        """
         schema, pieces, first = self.schema, list(self._pieces), list(self._first)
         return lambda rows: _take_rows(schema, pieces, first, rows)
 

@@ -37,8 +37,8 @@ _HINT = "keys, pattern and measures cannot change between a checkpoint and its r
 
 
 class PartialMatches(SlotState):
-    """The partial matches of a table, with their keys and rows. Above the memory budget, the keys that have not come
-    for longest are moved to disk.
+    """The partial matches of a table, with their keys and rows. Above the memory budget, the keys that have had no
+    row for longest are moved to disk.
 
     `schema`: returns the result of `Pattern.state_schema`. `within_ms`: how long after its first row a partial match
     ends, or None for never. A restore raises CorruptCheckpoint for a checkpoint that kept other rows or values.
@@ -218,7 +218,9 @@ class PatternState(Restorable):
 def contents_of(
     keys: Sequence[Array], fields: pa.Schema, partials: pa.RecordBatch, steps: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Yields partial matches for people: their keys, match_start, their current step, and their number of rows."""
+    """Yields partial matches as `sabot state` shows them: their keys, match_start, their current step, and their
+    number of rows.
+    """
     named = pa.array(steps, pa.string()).take(partials.column("step"))
     columns = [*keys, partials.column("first").view(TIMESTAMP), named, partials.column("rows")]
     if partials.num_rows:

@@ -195,7 +195,9 @@ class WindowAggregate(StatefulOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits windows again that were emitted before and have had late rows since: only the groups of these rows."""
+        """Emits windows again that were emitted before and have received late rows since then. Only the groups with
+        late rows are emitted.
+        """
         if not self._reopened:
             return
         merged = self._new_cache()
@@ -214,7 +216,7 @@ class WindowAggregate(StatefulOperator):
         return GroupTable(self._aggregator.keys, [("count", None)])  # a table without columns would have no rows
 
     def _emit_early(self) -> None:
-        """Emits the windows that end after the watermark, as they are at this moment."""
+        """Emits all windows that end after the watermark, with the rows that they have so far."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark):
@@ -267,7 +269,7 @@ class WindowAggregate(StatefulOperator):
         }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the windows that still accept rows, as they are at this moment."""
+        """Yields the results of all windows that still accept rows, with the rows that they have so far."""
         if self._panes:
             merged = self._new_cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):

@@ -96,7 +96,7 @@ class MergedPanes:
         self._back.append(_BackPane(pane, self._number, known))
 
     def _turn(self) -> None:
-        """Moves all panes of the back to the front."""
+        """Moves all panes from the back to the front."""
         self._gathered_back.clear()
         for pane, number, known in reversed(self._back):
             left = []
@@ -174,8 +174,8 @@ class _BackPane(NamedTuple):
 class _FrontPane(NamedTuple):
     """A pane in the front.
 
-    `left`: for each piece of the pane, the slots of its groups in the window, and the extras that panes after it had
-    in these slots when the pane was moved to the front.
+    `left`: for each piece of the pane, the slots of its groups in the window, and the extras that later panes had in
+    these slots when the pane was moved to the front.
     """
 
     pane: int

@@ -60,10 +60,10 @@ class WindowShape:
         return max(START_OF_TIME, min(time, END_OF_TIME))
 
     def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
-        """Yields, ascending, the ends of windows that have rows, with after < end <= upto. Skipping windows without
-        rows takes no time.
+        """Yields, ascending, the ends of windows that have rows, with after < end <= upto. Windows without rows are
+        skipped, not visited one by one.
 
-        `panes`: the starts of the panes with rows, ascending. `upto`: None for no bound.
+        `panes`: the starts of the panes with rows, ascending. `upto`: the last end, or None for no bound.
         """
         if not panes:
             return

@@ -173,12 +173,12 @@ class SessionAggregate(StatefulOperator):
 
 
 class KeyedRuns(SlotState):
-    """The keys whose rows form sessions or runs, and the state of these. The kernel `runs` numbers the sessions or
-    runs, and has the slot of the key for each number.
+    """The keys whose rows form sessions or runs, and the state of these sessions or runs. The kernel `runs` numbers
+    them, and stores the slot of the key for each number.
 
-    `due`: returns, for rows that the kernel exports, the time at which each session or run must be in memory; or None
-    if no time ends them. `beside`: further files of a checkpoint, by name, with their columns; they have a row for
-    each run.
+    `due`: for rows that the kernel exports, returns the time at which each session or run must be in memory; None if
+    no time ends them. `beside`: further files of a checkpoint, by name, with their columns; each has a row for each
+    run.
     """
 
     def __init__(
@@ -449,7 +449,7 @@ def _due(gap_ms: int, lateness_ms: int, sessions: pa.RecordBatch) -> Any:
 
 
 def plus_ms(times: Array, ms: int) -> Any:
-    """Returns the times plus ms, limited to END_OF_TIME (numpy)."""
+    """Returns the times with `ms` added, limited to END_OF_TIME (numpy)."""
     values = times.to_numpy()
     return np.where(values > END_OF_TIME - ms, END_OF_TIME, values + ms)
 

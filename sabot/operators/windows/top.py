@@ -155,7 +155,9 @@ class WindowTopN(RankedOperator):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Emits windows again that were emitted before and have had late rows since: only the keys of these rows."""
+        """Emits windows again that were emitted before and have received late rows since then. Only the keys with
+        late rows are emitted.
+        """
         if not self._reopened:
             return
         for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
@@ -220,7 +222,7 @@ class WindowTopN(RankedOperator):
         return {**self.reader_facts(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Yields the windows that still accept rows, as they are at this moment."""
+        """Yields the first rows of all windows that still accept rows, as far as they have arrived."""
         for end in self._shape.ends(self._of_panes.panes, self._watermark - self._lateness):
             yield from self._results(end)
 
@@ -355,8 +357,8 @@ class _Pane:
 
 
 class _Panes:
-    """The panes, by their starts. They are the `PaneTables` and the `PaneGroups` of `SpilledGroups`. `new`: creates
-    an empty pane.
+    """The panes, by their starts. The object is given to `SpilledGroups` both as its `PaneTables` and as its
+    `PaneGroups`. `new`: creates an empty pane.
     """
 
     def __init__(self, new: Callable[[], _Pane]) -> None:
@@ -381,7 +383,7 @@ class _Panes:
         return pane
 
     def drop(self, starts: Sequence[int]) -> None:
-        """Removes panes that are over. A cut that is not saved yet still has references to their rows."""
+        """Removes panes that are over. A snapshot that is not saved yet keeps references to their rows."""
         gone = set(starts)
         self._starts = [start for start in self._starts if start not in gone]
         for start in gone:
