@@ -132,6 +132,8 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "KafkaDelivery",
     "KafkaReader",
     "KafkaWriter",
+    "ListOfRows",
+    "RowsSource",
     "StagedSink",
     "TableSink",
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sabot.api.arguments import RowPolicy, Schema, TimeUnit
+from sabot.api.arguments import RowPolicy, Schema, TimeUnit, schema_of
 from sabot.api.expr import Expr
 from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import table_node
@@ -14,6 +14,7 @@ from sabot.codecs.base import Format
 from sabot.config import Duration
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.places import Start, Until
+from sabot.connectors.rows import Rows, RowsSource, is_rows
 
 
 class HasStreams(Owner):
@@ -24,7 +25,7 @@ class HasStreams(Owner):
 
     def stream(
         self,
-        source: str | Source | Callable[..., Any],
+        source: str | Source | Rows | Callable[..., Any],
         *,
         schema: Schema | None = None,
         format: str | Format | None = None,
@@ -41,7 +42,8 @@ class HasStreams(Owner):
         start: Start | None = None,
         until: Until | None = None,
     ) -> Stream:
-        """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent, as a stream.
+        """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, of an agent, or of a table in
+        memory, as a stream.
 
         Nothing runs until the stream is written with `.to(…)` and the app is started.
 
@@ -60,6 +62,9 @@ class HasStreams(Owner):
         ```text
         {"id":2,"amount":500}
         ```
+
+        A table in memory is a list of dicts, or an object that speaks Arrow, such as a data frame of polars or pandas, or a relation of
+        DuckDB. Its rows are taken at this call, and the stream ends after the last one.
 
         An agent is given by its function, declared with `@app.agent()` without `sink=`. The rows are its results, with the columns of
         `schema=`.
@@ -89,16 +94,17 @@ class HasStreams(Owner):
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
         options |= {"idle_closes": idle_closes, "max_drift": max_drift, "format": format}
         options |= {"start": start, "until": until}
-        if callable(source) and not isinstance(source, str | Source):
-            node: Read = agent_read(self.agent_of(source), **options)
+        given = self._taken(source, schema)
+        if callable(given):
+            node: Read = agent_read(self.agent_of(given), **options)
         else:
-            node = read_node(source, **options)
+            node = read_node(given, **options)
         self.begun_streams.append(node)
         return Stream(self, node)
 
     def table(
         self,
-        source: str | Source,
+        source: str | Source | Rows,
         *,
         key: str | Sequence[str],
         schema: Schema | None = None,
@@ -134,7 +140,8 @@ class HasStreams(Owner):
         {"id":1,"name":"Anna"}
         ```
 
-        - `source`: a topic, or a Source with columns (files), in which a later row replaces the earlier one of its key.
+        - `source`: a topic, a Source with columns (files), or a table in memory, in which a later row replaces the earlier one of its
+          key.
         - `key`: the columns of the key. Key columns that a payload lacks are read from the key of the record.
         - `schema`: the columns of the table.
         - `format`: the format of the payloads, which are rows, as in `stream`; or "debezium", whose payloads are envelopes of changes
@@ -150,6 +157,13 @@ class HasStreams(Owner):
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
         options |= {"first": first, "until": until}
-        read, table = table_node(source, key, format, **options)
+        read, table = table_node(self._taken(source, schema), key, format, **options)
         self.begun_streams.append(read)
         return Stream(self, table)
+
+    def _taken(self, source: Any, schema: Schema | None) -> Any:
+        """Returns a Source of rows that are in memory, named by its number in the program; others unchanged."""
+        if not is_rows(source):
+            return source
+        number = 1 + sum(isinstance(read.source, RowsSource) for read in self.begun_streams)
+        return RowsSource(source, f"rows-{number}", None if schema is None else schema_of(schema))

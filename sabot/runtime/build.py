@@ -347,7 +347,7 @@ class Build:
                 positions = positions_in(facts)
             else:
                 _log.warning(
-                    "source %s: its log was in the memory of the process that wrote the checkpoint, and is lost; reading from its start",
+                    "source %s: its rows are not those of the checkpoint, as rows in memory end with their process; reading from its start",
                     node.name,
                 )
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))

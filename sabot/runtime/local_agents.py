@@ -253,7 +253,7 @@ class LocalAgents:
         facts = None if meta is None else meta["sources"].get(name)
         if facts is not None and not is_same_log(source, facts):
             _log.warning(
-                "source %s: its log was in the memory of the process that wrote the checkpoint, and is lost; reading from its start",
+                "source %s: its rows are not those of the checkpoint, as rows in memory end with their process; reading from its start",
                 name,
             )
             facts = facts | {"positions": None}

@@ -222,7 +222,9 @@ def read_node(
     if first is not None:
         check("table: first", first, FLAG)
     row_policy("stream", on_error)
-    check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
+    check_input(
+        source, "stream", 'stream("orders"), stream(files("*.ndjson")), stream([{"id": 1}]), stream(data_frame)'
+    )
     check_sink(dead_letter, "stream: dead_letter")
     known = None if schema is None else schema_of(schema)
     payloads = payload_format(format, source, known, "stream")

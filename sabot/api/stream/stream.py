@@ -81,6 +81,7 @@ from sabot.config import Duration
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_nan, check_sink
 from sabot.connectors.defaults import sink_of
+from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
 from sabot.options import spells_out
 
@@ -628,15 +629,15 @@ class Stream(Looks, NamedElsewhere):
 
     def to(
         self,
-        sink: str | Sink | Source | Callable[..., Any],
+        sink: str | Sink | Source | list[Any] | Callable[..., Any],
         *,
         key: str | None = None,
         delivery: Delivery = None,
         nan: OnNan = None,
         format: str | Format | None = None,
     ) -> None:
-        """Writes the rows to this topic, Sink or agent when the app runs. It may be called several times for one
-        stream.
+        """Writes the rows to this topic, Sink, list or agent when the app runs. It may be called several times for
+        one stream.
 
         - `key`: the column whose value is the key of the records.
         - `delivery`: "exactly_once" makes rows visible once a checkpoint covers them, each exactly once after any
@@ -648,14 +649,15 @@ class Stream(Looks, NamedElsewhere):
         - `format`: the format of the records of a topic: "json" (the default), "csv", "raw", "arrow", Avro(…),
           Protobuf(…); see docs/formats.md.
 
-        `files("s3://bucket/folder/", "parquet")` is an ObjectSink here. An agent is given by its function, declared
+        `files("s3://bucket/folder/", "parquet")` is an ObjectSink here. A list gets each row as a dict, at least
+        once. An agent is given by its function, declared
         with `@app.agent()`. There is no topic in between, and the agent's checkpoints contain the rows. A record
         agent gets each row as if it came from JSON, a batch agent gets columns. Agents take no changes, and none of
         `delivery`, `nan` and `format`.
 
         Raises UserError for options that the sink does not have, and for changes that it cannot write.
         """
-        place = sink_of(sink, "to")
+        place = ListOfRows(sink) if isinstance(sink, list) else sink_of(sink, "to")
         check_nan(nan, f"to({place!r})")
         if callable(place) and not isinstance(place, str | Sink):
             for name, value in (("nan", nan), ("format", format)):

@@ -43,6 +43,9 @@ def large(orders: Stream) -> sabot.GroupedStream:
 
 
 table: pa.Table = app.stream(sabot.files("orders.ndjson")).collect()
+rows: list[dict[str, object]] = []
+app.stream([{"id": 1}, {"id": 2, "shop": "oslo"}]).to(rows)
+app.stream(table).to(rows)
 """
 
 BAD = """
@@ -65,6 +68,7 @@ app.stream("orders").filtr()
 PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process", "sabot.testing")
 
 INNER = {
+    "ArrowTable": "what the tables of other libraries are",
     "AgentSpec": "only App.agent_of returns it, for the runtime",
     "CallJudge": "what a stream asks its app for",
     "CallTimers": "of the constructor of a context, which the runtime calls",

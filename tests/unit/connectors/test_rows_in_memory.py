@@ -1,0 +1,168 @@
+"""`app.stream` of what a program has in memory, and `stream.to(a list)`."""
+
+import datetime
+import decimal
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import sabot
+from sabot import App, UserError, col, lit, tumbling
+from sabot.connectors.rows import RowsSource
+from tools.agent_tools import until
+
+ORDERS = [{"id": 1, "shop": "oslo"}, {"id": 2, "price": 2.5}, {"id": 3, "shop": "rome", "price": 1}]
+WHOLE = [
+    {"id": 1, "shop": "oslo", "price": None},
+    {"id": 2, "shop": None, "price": 2.5},
+    {"id": 3, "shop": "rome", "price": 1.0},
+]
+FRAME = pl.DataFrame({"shop": ["oslo", "rome", "oslo"], "n": [1, 2, 3]})
+AT = datetime.datetime(2026, 1, 1)
+
+
+def reader():
+    return pa.RecordBatchReader.from_batches(pa.schema([("n", pa.int64())]), [pa.record_batch({"n": [1, 2]})] * 2)
+
+
+def test_a_list_of_dicts_is_a_stream_that_ends():
+    orders = App("memory").stream(ORDERS)
+    assert str(orders.schema.types) == "[DataType(int64), DataType(string), DataType(double)]"
+    assert orders.collect().to_pylist() == WHOLE
+    assert orders.collect().num_rows == 3  # again
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        FRAME,
+        FRAME.to_arrow(),
+        FRAME.to_arrow().to_batches()[0],
+        pa.RecordBatchReader.from_stream(FRAME),
+        duckdb.sql("SELECT * FROM FRAME"),
+        FRAME.to_dicts(),
+        tuple(FRAME.to_dicts()),
+    ],
+    ids=["polars", "table", "batch", "reader", "duckdb", "dicts", "tuple"],
+)
+def test_each_library_that_speaks_arrow_gives_the_same_rows(rows):
+    shops = App("memory").stream(rows)
+    assert shops.filter(col("n") > 1).collect().to_pylist() == [{"shop": "rome", "n": 2}, {"shop": "oslo", "n": 3}]
+
+
+def test_a_data_frame_of_pandas_is_a_stream_without_its_unnamed_index():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"n": [1, 2, 3]})
+    assert App("memory").stream(frame[frame.n > 1]).collect().to_pylist() == [{"n": 2}, {"n": 3}]
+    by_shop = pandas.DataFrame({"shop": ["oslo"], "n": [1]}).set_index("shop")
+    assert App("memory").stream(by_shop).collect().to_pylist() == [{"n": 1, "shop": "oslo"}]
+
+
+def test_types_of_other_libraries_become_those_of_streams():
+    frame = pl.DataFrame({"kind": ["a", "b"], "at": [AT, AT]}).with_columns(pl.col("kind").cast(pl.Categorical))
+    stream = App("memory").stream(frame, time="at")
+    assert stream.schema == pa.schema([("kind", pa.string()), ("at", pa.timestamp("us"))])
+    assert stream.window(tumbling("1h")).aggregate(n=sabot.count()).collect().column("n").to_pylist() == [2]
+
+
+def test_a_schema_chooses_columns_and_types():
+    rows = [{"id": 1, "price": 2, "note": "x"}]
+    schema = {"price": "float64", "id": "int32"}
+    wanted = [{"price": 2.0, "id": 1}]
+    assert App("memory").stream(rows, schema=schema).collect().to_pylist() == wanted
+    assert App("memory").stream(pa.Table.from_pylist(rows), schema=schema).collect().to_pylist() == wanted
+    assert App("memory").stream([], schema=schema).collect().num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "rows without columns"),
+        ([{"n": 1}, 2], {}, "row 1 is 2, not a dict"),
+        ([{"n": 1}, {"n": "x"}], {}, "the values of 'n' have no type in common"),
+        ([{"n": "x"}], {"schema": {"n": "int64"}}, "a value of 'n' does not fit int64"),
+        (pa.table({"n": ["x"]}), {"schema": {"n": "int64"}}, "the rows do not fit schema="),
+        (pa.table({"n": [1]}), {"schema": {"m": "int64"}}, "the rows have no column 'm'"),
+        (pa.table([[1], [2]], names=["n", "n"]), {}, "the rows have two columns 'n'"),
+        (pa.table({"n": [1]}), {"until": "now"}, "until= needs a topic"),
+        (pl.LazyFrame({"n": [1]}), {}, "neither a topic nor a Source"),
+    ],
+)
+def test_rows_that_cannot_be_a_stream_are_refused_in_the_line_that_gives_them(rows, options, message):
+    with pytest.raises(UserError, match=message):
+        App("memory").stream(rows, **options)
+
+
+def test_a_table_in_memory_enriches_a_stream():
+    app = App("memory")
+    names = app.table([{"id": 1, "name": "Ann"}, {"id": 1, "name": "Anna"}], key="id")
+    visits = app.stream([{"id": 1}, {"id": 2}]).lookup(names, on="id")
+    assert visits.collect().to_pylist() == [{"id": 1, "name": "Anna"}, {"id": 2, "name": None}]
+
+
+async def test_streams_write_into_lists():
+    app, all_rows, dear = App("memory"), [], []
+    orders = app.stream(ORDERS)
+    orders.to(all_rows)
+    orders.filter(col("price") > 2).select("id").to(dear)
+    await app.run()
+    assert (all_rows, dear) == (WHOLE, [{"id": 2}])
+
+
+def test_changes_into_a_list_are_refused_with_the_way_out():
+    with pytest.raises(UserError, match=r"this sink can only add rows .*materialize\(\)"):
+        App("memory").stream(ORDERS).upsert("id").to([])
+
+
+async def test_a_second_run_continues_behind_the_rows_of_the_first_one(tmp_path):
+    found = []
+    for run in range(2):
+        app = App("memory", state=str(tmp_path))
+        app.stream([{"n": 1}, {"n": 2}]).select("n", run=lit(run)).to(found)
+        app.stream([{"m": 5}]).to(found)  # a second list under the same name
+        await app.run()
+    assert sorted(map(str, found)) == ["{'m': 5}", "{'n': 1, 'run': 0}", "{'n': 2, 'run': 0}"]
+
+
+async def test_other_rows_than_those_of_the_checkpoint_are_read_from_their_start(tmp_path, memory_url, caplog):
+    found = []
+    for rows, wanted in (([{"n": 1}, {"n": 2}], 2), ([{"n": 1}, {"n": 2}], 2), ([{"n": 3}, {"n": 4}], 4)):
+        app = App("memory", broker=memory_url, state=str(tmp_path))
+        app.stream(rows).to(found)
+        app.stream("endless", schema={"n": "int64"}).to(found)
+        await app.start()
+        await until(lambda n=wanted: len(found) == n)
+        await app.stop()
+    assert found == [{"n": n} for n in (1, 2, 3, 4)]
+    assert "source rows-1: its rows are not those of the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_the_source_continues_behind_each_row(at):
+    def read(source):
+        while (batch := source.read_batch(3, 0)) is not None:
+            yield from batch.taken().column("n").to_pylist()
+
+    first = RowsSource(pa.concat_tables([pa.table({"n": [0, 1]}), pa.table({"n": [2, 3]})]), "rows")
+    first.open(None)
+    given = [] if at == 0 else first.read_batch(at, 0).taken().column("n").to_pylist()
+    second = RowsSource([{"n": n} for n in range(4)], "rows")
+    second.open(first.positions())
+    assert given + list(read(second)) == [0, 1, 2, 3]
+    assert second.exhausted
+    assert first.log_id == second.log_id
+
+
+def test_equal_rows_are_one_log_whatever_their_batches_and_types():
+    rows = [
+        {"a": [1, None], "d": decimal.Decimal(n), "f": None if n % 3 == 0 else 1.5, "t": AT, "s": str(n)}
+        for n in range(9)
+    ]
+    whole = pa.Table.from_pylist(rows)
+    parts = pa.concat_tables([whole.slice(0, 4), whole.slice(4)])
+    assert RowsSource(rows, "rows").log_id == RowsSource(parts, "rows").log_id
+    for name in whole.column_names:
+        other = [*rows[:-1], rows[-1] | {name: None}]
+        assert RowsSource(other, "rows").log_id != RowsSource(rows, "rows").log_id
