@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sabot.plan.drawing import SHARES, BoxFigures, LinkFigures, LinkKey, PlanFigures
+from sabot.plan.drawing import PlanFigures
 from sabot.redaction import scrubbed
-from sabot.web.figures import FigureRings, lag_of, rows_read, time_of, watermark_of
+from sabot.runtime.app_rates import AppReading, rates_between
+from sabot.web.figures import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -197,51 +198,11 @@ def _agent_step(
 def plan_figures(figures: FigureRings) -> PlanFigures:
     """Returns the figures for the drawing of the plan."""
     before, now = figures.span
-    span = now.steady - before.steady
-    steps = step_records(figures)
-    tasks: dict[str, list[StepRecord]] = {}
-    for each in steps:
-        tasks.setdefault(each.task, []).append(each)
-    links: dict[LinkKey, list[tuple[float, float | None]]] = {}
-    for name, task in now.statistics["streams"].items():
-        earlier = {_way(each): each for each in before.statistics["streams"].get(name, {}).get("edges", ())}
-        for edge in task.get("edges", ()):
-            rate = _rate(edge["rows"], earlier.get(_way(edge), {}).get("rows", 0), span)
-            links.setdefault(_way(edge), []).append((rate, edge.get("fill")))
-    return PlanFigures(
-        tasks={name: _box(each, now.at, whole=True) for name, each in tasks.items()},
-        steps={name: _box([each for each in steps if each.step == name], now.at) for name in {s.step for s in steps}},
-        links={
-            key: LinkFigures(
-                rate=sum(rate for rate, _ in found),
-                fill=max((fill for _, fill in found if fill is not None), default=None),
-            )
-            for key, found in links.items()
-        },
-    )
+    return rates_between(_reading(before), _reading(now)).drawn()
 
 
-def _way(edge: Mapping[str, Any]) -> LinkKey:
-    return LinkKey(edge["from"], edge["to"], edge["branch"])
-
-
-def _box(steps: list[StepRecord], now: float, *, whole: bool = False) -> BoxFigures:
-    """Returns the figures of a box. `whole`: True for a task, whose shares are the mean of its subtasks."""
-    shares: dict[str, float] = {}
-    if whole:
-        subtasks = {each.subtask: each.shares for each in steps}
-        shares = {
-            name: sum(each.get(name, 0.0) for each in subtasks.values()) / len(subtasks)
-            for name in SHARES
-            if any(name in each for each in subtasks.values())
-        }
-    marks = [each.watermark for each in steps if each.watermark is not None]
-    return BoxFigures(
-        shares=shares,
-        watermark_lag_s=max(0.0, now - min(marks)) if marks else None,
-        late=sum(each.late_rows for each in steps),
-        dead_letters=sum(each.dead_letters for each in steps),
-    )
+def _reading(tick: Tick) -> AppReading:
+    return AppReading("", tick.steady, tick.at * 1000, 0, tick.statistics)
 
 
 def _shares(now: Mapping[str, float], before: Mapping[str, float], span: float) -> dict[str, float]:
