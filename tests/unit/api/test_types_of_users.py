@@ -88,6 +88,7 @@ INNER = {
     "Node": "of the graph behind a stream",
     "Owner": "of the graph behind a stream",
     "PatternStep": "of the constructor of a pattern, which `pattern` calls",
+    "Plan": "of App.plan, for the pages and commands that show a running app",
     "PoolProtocol": "a choice of texts, and no class",
     "Reference": "how a registry keeps what a Protobuf file imports: of Registry.refer, for the format",
     "SchemaRegistry": "what Registry is",
