@@ -27,7 +27,10 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *where})
+        """Returns the public names, and the names that Python gives each module; modules of the package that were
+        imported are not public.
+        """
+        return sorted({*where, *(name for name in vars(sys.modules[package]) if name.startswith("__"))})
 
     return load, names, sorted(where, key=_place)
 

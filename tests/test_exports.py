@@ -194,3 +194,9 @@ def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:
                     missing = [f"{node.name}.{m}" for m in methods if not hasattr(thing, m)]
                 wrong += [f"{stub.stem}.{name}" for name in missing]
     assert wrong == [], "correct the .pyi beside the .pyx"
+
+
+def test_dir_shows_what_is_public_and_no_module_that_something_has_imported() -> None:
+    importlib.import_module("sabot.api.streams")
+    assert {name for name in dir(sabot) if not name.startswith("__")} == set(sabot.__all__)
+    assert "__version__" in dir(sabot)
