@@ -82,6 +82,8 @@ THIRD_PARTIES = {
     "mcp_types": {"mcp"},
     "openai": {"llm"},
     "opentelemetry": {"agents", "metrics"},  # spans of jobs; the figures of a worker
+    "pandas": {"api"},
+    "polars": {"api"},
     "prometheus_client": {"metrics"},
     "psycopg": {"connectors"},
     "pydantic": {"mcp"},

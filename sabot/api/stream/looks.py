@@ -1,5 +1,7 @@
 """Methods that show a stream to a program or a notebook: its rows now, and its plan."""
 
+from typing import TYPE_CHECKING, Any
+
 import pyarrow as pa
 
 from sabot.api.nodes.agents import AgentRead
@@ -13,7 +15,11 @@ from sabot.api.stream.owner import Owner
 from sabot.arrays import python_value
 from sabot.checks import is_whole
 from sabot.config import Duration, parse_seconds
-from sabot.errors import UserError
+from sabot.errors import MissingExtra, UserError
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 _PRINT_SECONDS = 10.0  # the time that `print` waits for rows of an endless stream
 
@@ -45,6 +51,50 @@ class Looks:
         Raises UserError for an endless stream without a limit, and for a stream that reads an agent.
         """
         return self._rows("collect", limit, seconds)
+
+    def to_arrow(self, *, limit: int | None = None, seconds: Duration | None = None) -> pa.Table:
+        """Returns the rows of the stream as `collect` does, under the name that data frames have for it."""
+        return self._rows("to_arrow", limit, seconds)
+
+    def to_polars(self, *, limit: int | None = None, seconds: Duration | None = None) -> "polars.DataFrame":
+        """Runs the stream now and returns its rows as a data frame of polars. The arguments and errors are those of
+        `collect`. Raises MissingExtra without polars.
+        """
+        try:
+            import polars
+        except ImportError as error:
+            raise MissingExtra("to_polars", "polars") from error
+        frame = polars.from_arrow(self._rows("to_polars", limit, seconds))
+        assert isinstance(frame, polars.DataFrame)
+        return frame
+
+    def to_pandas(self, *, limit: int | None = None, seconds: Duration | None = None) -> "pandas.DataFrame":
+        """Runs the stream now and returns its rows as a data frame of pandas. The arguments and errors are those of
+        `collect`. Raises MissingExtra without pandas.
+        """
+        try:
+            import pandas  # noqa: F401 - pyarrow imports it, after all rows are there
+        except ImportError as error:
+            raise MissingExtra("to_pandas", "pandas") from error
+        return self._rows("to_pandas", limit, seconds).to_pandas()
+
+    def to_duckdb(
+        self, connection: Any, table: str, *, limit: int | None = None, seconds: Duration | None = None
+    ) -> None:
+        """Runs the stream now and makes a table of its rows in a database of DuckDB.
+
+        `connection`: an open connection, `duckdb.connect("shop.db")`. `table`: the name of the new table. The other
+        arguments and the errors are those of `collect`. Raises UserError if the database has such a table already.
+        """
+        if not hasattr(connection, "from_arrow"):
+            raise UserError(
+                f"to_duckdb: {connection!r} is no connection of DuckDB", hint='to_duckdb(duckdb.connect(), "orders")'
+            )
+        relation = connection.from_arrow(self._rows("to_duckdb", limit, seconds))
+        try:
+            relation.create(table)
+        except Exception as error:
+            raise UserError(f"to_duckdb: table {table!r} cannot be made: {error}", hint="give another name") from error
 
     def _rows(self, where: str, limit: int | None, seconds: Duration | None) -> pa.Table:
         """Returns the rows for `collect` and `print`. `where`: the method that errors name."""

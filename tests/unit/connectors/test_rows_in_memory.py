@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import sys
 
 import duckdb
 import polars as pl
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, UserError, col, lit, tumbling
+from sabot import App, MissingExtra, UserError, col, lit, tumbling
 from sabot.connectors.rows import RowsSource
 from tools.agent_tools import until
 
@@ -166,3 +167,38 @@ def test_equal_rows_are_one_log_whatever_their_batches_and_types():
     for name in whole.column_names:
         other = [*rows[:-1], rows[-1] | {name: None}]
         assert RowsSource(other, "rows").log_id != RowsSource(rows, "rows").log_id
+
+
+# Rows as data frames
+
+
+def test_a_stream_becomes_a_data_frame_or_a_table():
+    shops = App("memory").stream(FRAME)
+    assert shops.to_polars().equals(FRAME)
+    assert shops.filter(col("n") > 1).to_polars(limit=1).rows() == [("rome", 2)]
+    assert shops.to_arrow() == shops.collect()
+    database = duckdb.connect()
+    shops.group_by("shop").aggregate(n=sabot.sum("n")).to_duckdb(database, "totals")
+    assert database.sql("SELECT shop, n FROM totals ORDER BY shop").fetchall() == [("oslo", 4), ("rome", 2)]
+    with pytest.raises(UserError, match=r"table 'totals' cannot be made: .*already exists"):
+        shops.to_duckdb(database, "totals")
+    with pytest.raises(UserError, match="is no connection of DuckDB"):
+        shops.to_duckdb("totals", database)
+
+
+def test_a_stream_becomes_a_data_frame_of_pandas():
+    pytest.importorskip("pandas")
+    frame = App("memory").stream(FRAME).to_pandas()
+    assert frame.to_dict("records") == FRAME.to_dicts()
+
+
+@pytest.mark.parametrize("name", ["polars", "pandas"])
+def test_without_the_library_the_error_says_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtra, match=rf"to_{name} needs an optional package \(pip install 'sabot\[{name}\]'\)"):
+        getattr(App("memory").stream(FRAME), f"to_{name}")()
+
+
+def test_a_topic_needs_a_limit_and_the_error_names_the_method(memory_url):
+    with pytest.raises(UserError, match="has no end"):
+        App("memory", broker=memory_url).stream("orders", schema={"n": "int64"}).to_polars()
