@@ -101,19 +101,17 @@ def without_marks(schema: pa.Schema) -> pa.Schema:
 class OperatorContext:
     """The facts that an operator gets when it is opened.
 
-    `input`: the columns of the rows that will come, with TIME_COLUMN if the plan needs it.
-    `subtask`, `parallelism`: the number of this subtask, and the number of all.
-    `directory`: an empty directory of the operator's own, for a database, or None if state is kept in memory only.
-    `memory_budget`: the bytes that the state may take in memory if there is a directory.
-    `branches`: the receivers of output branches, by name ("late"). Rows of a branch that is absent are counted and dropped; a branch whose
-    name ends in LETTERS takes dead letters.
-    `only`: says which key hashes a restore takes, or None for those of the subtask's key groups.
-    `right`: the columns of the second input, or None.
-    `clock`: the processing time.
-    `loop`: returns the event loop of the user's coroutines, which runs in another thread.
-    `agent`, `version`: the maker of dead letters, for the letters.
-    `parted_by`: the columns by whose key groups rows come to the subtasks, if these are only some of the operator's keys.
-    `dead_letters`: takes dead letters (RECORD_SCHEMA) of rows that the operator cannot process, or None if the app has no place for them.
+    `input`: the columns of the rows that will come, with TIME_COLUMN if the plan needs it. `subtask`, `parallelism`:
+    the number of this subtask, and the number of all subtasks. `directory`: an empty directory of the operator's own,
+    for a database, or None if state is kept in memory only. `memory_budget`: the bytes that the state may take in
+    memory if there is a directory. `branches`: the receivers of output branches, by name ("late"). Rows of a branch
+    that is absent are counted and dropped; a branch whose name ends in LETTERS receives dead letters. `only`: a
+    function from key hashes to True for each key whose state a restore loads, or None for the keys of the subtask's
+    key groups. `right`: the columns of the second input, or None. `clock`: the processing time. `loop`: returns the
+    event loop of the user's coroutines, which runs in another thread. `agent`, `version`: the name and the version
+    that dead letters of this operator carry. `parted_by`: the columns by whose key groups rows come to the subtasks,
+    if these are only some of the operator's keys. `dead_letters`: receives dead letters (RECORD_SCHEMA) of rows that
+    the operator cannot process, or None if the app has no place for them.
     """
 
     input: pa.Schema
@@ -322,9 +320,9 @@ class Restorable(Operator, ability=True):
     def restore(self, saved: list[Saved], forgets: frozenset[str] = frozenset()) -> None:
         """Restores the state of a checkpoint. Called at most once, after `open` and before any row.
 
-        `saved`: an entry for each subtask that the operator had then. If it has as many now, only the entry of this
-        subtask, with `own` set. `forgets`: names (of aggregates, or of a function's values) whose state the user
-        drops. Raises CorruptCheckpoint, and UserError for state that does not fit.
+        `saved`: an entry for each subtask that the operator had in the checkpoint. If it has as many subtasks now,
+        `saved` is only the entry of this subtask, with `own` set. `forgets`: names (of aggregates, or of a function's
+        values) whose state the user drops. Raises CorruptCheckpoint, and UserError for state that does not fit.
         """
         raise NotImplementedError
 
@@ -367,11 +365,11 @@ class Stateful(Restorable, ABC, ability=True):
         return {}
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Returns a text that says how the state continues although `fact` of `state_schema` was `before` in the
-        checkpoint and is `now`, or None if it cannot continue. Called by the planner, after `open`, also after
-        `close`.
+        """Returns a text that says how the state continues although the entry `fact` of `state_schema` has changed,
+        or None if the state cannot continue. `before`, `now`: the value of this entry in the checkpoint and in the
+        program. `groups`: the number of groups in the checkpoint.
 
-        `groups`: the number of groups in the checkpoint.
+        Called by the planner, after `open`, also after `close`.
         """
         return None
 

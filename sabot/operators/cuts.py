@@ -1,5 +1,5 @@
-"""Cuts of rows that are stored by the slots of a table. A cut is the state as it was at a barrier: another thread
-saves it while the owner of the state continues. A barrier copies no rows.
+"""Snapshots ("cuts") of rows that are stored by the slots of a table. A cut is the state as it was at a barrier:
+another thread saves it while the owner of the state continues. A barrier copies no rows.
 
     at a barrier    only the slots are noted
     afterwards      the thread that saves reads their rows, some thousand slots at a time. Before the owner changes a slot that was not
@@ -23,8 +23,8 @@ Rows: TypeAlias = list[pa.RecordBatch]
 """Rows as columns of several files of a checkpoint, each with as many rows as the others."""
 
 MEMORY_SHARE = 0.5
-"""The share of a memory budget for state in memory. The rest is for rows that an open cut needs and that have changed
-since.
+"""The share of a memory budget for state in memory. The rest is for copies of rows that have changed since a barrier
+whose snapshot is not saved yet.
 """
 
 _PIECE_SLOTS = 8_192  # how many slots a cut reads at a time at most, while the owner waits
@@ -78,7 +78,7 @@ class OpenRows:
 
     def read(self) -> Iterator[Rows]:
         """Yields all rows as they were at the barrier, piece by piece, from the beginning. Raises SabotError if the
-        cut is discarded meanwhile.
+        snapshot is discarded meanwhile.
         """
         place = given = 0
         with self._lock:
@@ -112,8 +112,8 @@ class OpenRows:
 
 
 class OpenCuts:
-    """The cuts that still read the state of one owner. If the state has several tables, as the panes of a window, the
-    state of each is a part with a name; if it has one table, the name is None.
+    """The snapshots of one owner's state that another thread is still reading. If the state has several tables, such
+    as the panes of a window, each table is a part with a name; if it has one table, the name is None.
     """
 
     def __init__(self) -> None:
@@ -134,16 +134,19 @@ class OpenCuts:
                 rows.before(slots.to_numpy())
 
     def holds(self, part: Any = None) -> bool:
-        """Returns True if a cut still reads this part. The owner must not clear the part then."""
+        """Returns True if a snapshot of this part is not saved yet. The owner must not clear the part then. `part`:
+        the name of a table, or None.
+        """
         return any(name == part for name, _ in self._open)
 
     def open(
         self, rows_of: Callable[[pa.Int32Array], Rows], slots: Any, part: Any = None, *, nbytes: int = 0
     ) -> OpenRows:
-        """Opens a cut: returns the rows of these slots as they are now.
+        """Begins a snapshot, and returns the rows of these slots as they are now.
 
         `rows_of`: returns the rows of slots. `slots`: the number of all slots, or the numbers of some (numpy).
-        `nbytes`: the bytes of all rows, by which the size of pieces is chosen, or 0 if unknown.
+        `part`: the name of their table, or None. `nbytes`: the bytes of all rows, by which the size of pieces is
+        chosen, or 0 if unknown.
         """
         most = _PIECE_BYTES * slots // nbytes if nbytes else _PIECE_SLOTS
         rows = OpenRows(rows_of, slots, self._lock, max(min(_PIECE_SLOTS, most), 1))
@@ -151,7 +154,7 @@ class OpenCuts:
         return rows
 
     def over(self, cuts: Iterable[OpenRows]) -> None:
-        """Closes these cuts, which have been saved or discarded. Called from any thread."""
+        """Ends these snapshots, which have been saved or discarded. Called from any thread."""
         with self._lock:
             for each in cuts:
                 each.close()
@@ -159,8 +162,8 @@ class OpenCuts:
 
 
 class SlotRows(OpenCuts):
-    """The cuts of rows that are stored beside tables, by the slots of the tables. They are the rows of a `RowsPart`,
-    which then copies nothing at a barrier.
+    """The snapshots of rows that are stored beside tables, by the slots of the tables. They are the rows of a
+    `RowsPart`, which then copies nothing at a barrier.
     """
 
     def __init__(self, schema: pa.Schema) -> None:

@@ -78,9 +78,9 @@ class LateRows:
         self.count = self._told = count
 
     def statistics(self) -> dict[str, Any]:
-        """Returns `late_rows`, and, of those in this run, how late in ms the latest row was, half of the rows, and
-        99 % of them (`late_most_ms`, `late_p50_ms`, `late_p99_ms`; the last two are at most a fifth too high). From
-        any thread.
+        """Returns `late_rows`, the number of late rows, and how late the rows of this run were, in ms: the latest one
+        (`late_most_ms`), the median (`late_p50_ms`), and the 99th percentile (`late_p99_ms`). The last two are at
+        most a fifth too high. From any thread.
         """
         return late_figures(self.count, self._greatest_ms, self._by_lateness)
 
@@ -92,7 +92,7 @@ class LateRows:
         return late_figures(sum(part.count for part in each), max(part._greatest_ms for part in each), histogram)
 
     def tell_rest(self) -> None:
-        """Logs the late rows that have not been logged yet. Called at the end."""
+        """Logs the number of late rows if some of them have not been logged yet. Called at the end."""
         if self.count > self._told:
             self._tell(self._context.clock.monotonic())
 

@@ -160,8 +160,8 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
 
 
 def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
-    """Returns the reader for the kind of this state, or for the kind of window. A text says why state has no rows.
-    Returns None if there is no reader.
+    """Returns the function that makes a reader of this kind of state, or of this kind of window. Returns a text that
+    says why the state has no rows, if it has none, and None if there is no reader.
     """
     if not schema:
         return None

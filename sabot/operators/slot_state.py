@@ -1,4 +1,4 @@
-"""State by the slots of a table of keys. Its cut copies nothing at a barrier, and keys without recent rows go to
+"""State by the slots of a table of keys. Its snapshot copies nothing at a barrier, and keys without recent rows go to
 disk.
 
     at a barrier     only the number of slots is noted. The thread that saves reads their rows later, some thousand at a time. Before the
@@ -50,7 +50,7 @@ _COLD = "cold"
 
 class SlotState(StatePart):
     """State for each key of the table `known`. Its one owner is the thread of the subtask. The owner changes the
-    state only within `changing`, and emits nothing there, since the thread that saves a cut waits meanwhile.
+    state only within `changing`, and emits nothing there, because the thread that saves a snapshot waits meanwhile.
 
     `files`: the columns of the rows, by the name of the checkpoint's file. `keys`: the indices of the key columns in
     the first file. `name`: the name of the folder with the files, and of the facts; "" means the operator's own
@@ -141,15 +141,15 @@ class SlotState(StatePart):
                 self._put_back(found)
 
     def note(self, slots: pa.Int32Array) -> None:
-        """Prepares these slots for a change or a removal: open cuts copy their rows. Must be called before each
-        change, except of slots that `resolve` has just returned.
+        """Prepares these slots for a change or a removal: snapshots that are not saved yet copy their rows. Must be
+        called before each change, except of slots that `resolve` has just returned.
         """
         self._cuts.note(slots)
 
     def due(self, now: int) -> Iterator[None]:
-        """Yields once for the state in memory, and then once for each piece of the state on disk that is due at this
-        time: the piece is in memory then. The caller should remove the rows of a piece before the next one is brought
-        back.
+        """Yields once when only the state in memory is loaded, and then once for each piece of the state on disk that
+        is due at this time, after loading the piece into memory. The caller should remove the rows of a piece before
+        it requests the next one.
         """
         yield
         if self._cold is not None:
@@ -159,7 +159,9 @@ class SlotState(StatePart):
                 yield
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
-        """Returns the time by which about `rows` rows on disk are due, or `now` if that is later."""
+        """Returns a time by which about `rows` rows on disk are due, and `now` if that is earlier. `kind`: the clock
+        of the times, if there are two.
+        """
         return now if self._cold is None else self._cold.full_at(rows, now, kind)
 
     def bring_due(self, now: int, kind: int = 0) -> None:
@@ -171,8 +173,8 @@ class SlotState(StatePart):
                 self._put_back(rows)
 
     def every(self) -> Iterator[None]:
-        """Yields once for the state in memory, and then once for each piece of the state on disk, which is in memory
-        then.
+        """Yields once when only the state in memory is loaded, and then once for each piece of the state on disk,
+        after loading the piece into memory.
         """
         yield
         if self._cold is not None:
@@ -199,15 +201,15 @@ class SlotState(StatePart):
                 self._make_room(self._cold)
 
     def close(self) -> None:
-        """Closes the segments on disk. The rows in memory stay, since a cut that is not saved yet may need them
-        (`is_held`).
+        """Closes the segments on disk. The rows in memory are kept, because a snapshot that is not saved yet may need
+        them (`is_held`).
         """
         if self._cold is not None:
             self._cold.close()
 
     @property
     def is_held(self) -> bool:
-        """True if a cut still reads the state."""
+        """True if a snapshot of the state is not saved yet."""
         return self._cuts.holds()
 
     @property
@@ -245,7 +247,7 @@ class SlotState(StatePart):
         return f"{self._name} segments" if self._name else "segments"
 
     def over(self, rows: OpenRows) -> None:
-        """Closes a cut, which has been saved or discarded. Called from any thread."""
+        """Ends a snapshot, which has been saved or discarded. `rows`: its rows. Called from any thread."""
         self._cuts.over([rows])
 
     def files_of(self, saved: Sequence[Saved]) -> Mapping[str, pa.Schema]:

@@ -178,7 +178,9 @@ class SpilledGroups(StatePart):
                 self._all_bytes -= self._bytes.pop(each)
 
     def settle(self) -> None:
-        """Moves groups to disk if they exceed the budget. Call it after each batch, while no cut can read."""
+        """Moves groups to disk if they exceed the budget. Call it after each batch, while no other thread can read a
+        snapshot.
+        """
         if self._cold is None:
             return
         self._batches += 1

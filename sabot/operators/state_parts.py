@@ -63,8 +63,8 @@ CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a chec
 
 @dataclass
 class Batches:
-    """A cut of rows in memory. `rows`: the rows, or a function that returns them, which is called by the thread that
-    saves. `over`: called when the rows are no longer needed.
+    """A snapshot of rows in memory. `rows`: the rows, or a function that returns them, which is called by the thread
+    that saves. `over`: called when the rows are no longer needed.
     """
 
     schema: pa.Schema
@@ -80,8 +80,8 @@ class Batches:
 
 
 class PartsCut:
-    """The cuts of all parts of an operator's state, as one Cut. The cut of a store is saved in a folder with its
-    name, rows are saved in NAME.arrow.
+    """The snapshots of all parts of an operator's state, as one. The snapshot of a store is saved in a folder with
+    the name of its part, rows are saved in NAME.arrow.
 
     A store with the name "" is saved in the operator's own folder.
     """
@@ -90,7 +90,7 @@ class PartsCut:
         self._parts = dict(parts)
 
     def save(self, directory: Path) -> int:
-        """Writes the cuts into `directory`, which exists and is empty, and returns the bytes written."""
+        """Writes the snapshots into `directory`, which exists and is empty, and returns the bytes written."""
         written = 0
         for name, part in self._parts.items():
             if isinstance(part, Batches):
@@ -101,7 +101,7 @@ class PartsCut:
         return written
 
     def discard(self) -> None:
-        """Releases the rows and the stores' cuts. Idempotent."""
+        """Releases the rows and the stores' snapshots. Idempotent."""
         parts, self._parts = self._parts, {}
         for part in parts.values():
             if isinstance(part, Batches):
@@ -115,8 +115,8 @@ class StatePart(ABC):
 
     @abstractmethod
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        """Returns the part's facts for the manifest, and its cuts by name. Called at a barrier. Must be quick, since
-        no row moves meanwhile.
+        """Returns the part's facts for the manifest, and its snapshots by name. Called at a barrier. Must be quick,
+        because no row moves meanwhile.
         """
 
     @abstractmethod
@@ -239,7 +239,7 @@ class StateParts:
         self._context, self._parts, self._keyed = context, list(parts), keyed
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """Returns the facts of all parts, and their cuts as one, or None."""
+        """Returns the facts of all parts, and their snapshots as one, or None if there are none."""
         facts: dict[str, Any] = {}
         parts: dict[str, Cut | Batches] = {}
         for each in self._parts:
@@ -381,8 +381,9 @@ def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
 def take_over(
     cold: Segments, folder: Path, told: Sequence[Sequence[Any]], owned: Owned | None, owners: Sequence[int]
 ) -> None:
-    """Adds the segments that a checkpoint has on disk to `cold`: whole, by links, or only the rows that belong to
-    this subtask. `told`: the facts of these segments. `owners`: as for `RowFilter`.
+    """Adds the segments that a checkpoint has on disk to `cold`. If `owned` is None, adds whole segments, by links to
+    their files. Otherwise copies the rows that belong to this subtask. `folder`: the folder of the segments. `told`:
+    their facts. `owned`: returns which keys belong to this subtask, by their hashes. `owners`: as for `RowFilter`.
     """
     if owned is None:
         cold.link(folder, told)
@@ -414,11 +415,11 @@ def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
 
 
 def fewer_columns(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], whose: str = "") -> str | None:
-    """Returns in words how saved rows continue without some of their columns, or in another order, for
-    `Stateful.taken_over`. Returns None if the rows lack a column that the program keeps now, or have it with another
-    type.
+    """Returns a text that says how saved rows continue without some of their columns, or with the columns in another
+    order, for `Stateful.taken_over`. Returns None if the rows lack a column that the program keeps now, or have it
+    with another type.
 
-    `before`, `now`: results of `columns_schema`. `whose`: words after "the kept rows".
+    `before`, `now`: results of `columns_schema`. `whose`: the words that follow "the kept rows" in the text.
     """
     then, here = {name: kind for name, kind in before}, {name for name, _ in now}
     if any(then.get(name) != kind for name, kind in now):

@@ -195,9 +195,10 @@ class Aggregator:
         selection: pa.Int32Array | None = None,
         hashes: pa.UInt64Array | None = None,
     ) -> None:
-        """Adds the rows of `data` that `selection` names, or all rows if it is None.
+        """Adds the rows of `data` that `selection` names, or all rows if it is None, to their groups in `table` and
+        `extras`.
 
-        `hashes`: the hashes of the keys of these rows, if the caller has them.
+        `hashes`: the hashes of the keys of all rows of `data`, or None if the caller does not have them.
         """
         if self._derived:
             data = self.columns(data)

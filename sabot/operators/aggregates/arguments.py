@@ -23,8 +23,8 @@ class Arguments:
         self._taken = set().union(*(each.columns for _, each in what))  # the user's own columns
 
     def column(self, expr: Expr | None) -> str | None:
-        """Returns the name of the column with the value of `expr`: the column itself if the expression is one, else a
-        computed column, which equal expressions share. Returns None for None.
+        """Returns the name of the column with the value of `expr`. If the expression is a column, this is its own
+        name; otherwise it is the name of a computed column, which equal expressions share. Returns None for None.
         """
         if expr is None:
             return None

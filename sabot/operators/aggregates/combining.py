@@ -71,8 +71,8 @@ class LocalCombine(Operator):
 
 
 def combined_input(partial: pa.Schema) -> pa.Schema:
-    """Returns the columns of the rows that these partial states combine. Raises InternalError for a schema that is
-    not one of partial states.
+    """Returns the columns of the input rows from which partial states were computed. `partial`: the columns of the
+    partial states. Raises InternalError for other columns.
     """
     metadata = partial.metadata or {}
     if _INPUT not in metadata:

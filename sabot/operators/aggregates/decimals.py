@@ -41,9 +41,10 @@ def decimal_overflow(what: str, kind: pa.DataType, place: int) -> SumOverflow:
 
 @contextmanager
 def named_by(keys_of: Callable[[int], pa.RecordBatch]) -> Iterator[None]:
-    """Adds the key of the sum to the message of a SumOverflow that the block of this context manager raises.
+    """Adds the key of the group to the message of a SumOverflow that the block of this context manager raises.
 
-    `keys_of`: returns the key columns, as one row, for the `place` of the error.
+    `keys_of`: returns the key columns, as one row, for the `place` of the error. An error whose `place` is -1 is
+    raised unchanged.
     """
     try:
         yield

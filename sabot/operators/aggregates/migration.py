@@ -245,8 +245,8 @@ def migration_of(
     hidden: Sequence[Sequence[str]] = (),
     keeps: Keeps | None = None,
 ) -> StateMigration | None:
-    """Returns the conversion of a checkpoint's state to that of the program's aggregates, or None if both have the
-    same aggregates, and if the checkpoint says nothing about its aggregates.
+    """Returns the conversion of a checkpoint's state to that of the program's aggregates. Returns None if the
+    aggregates are the same, and if the checkpoint does not say which aggregates it has.
 
     `now`, `keeps`: the parameters of `aggregate_verdicts`. `layout`: the layout of the program's state. `was`:
     returns the layout of the checkpoint's state from its `Stateful.state_reader`. `hidden`: state that checkpoint and

@@ -38,7 +38,8 @@ class _Run:
         self.dead = 0  # the number of rows whose home was emptied
 
     def spans(self, homes: Any, born: Any) -> tuple[Any, Any]:
-        """Returns the first row of each of these homes, and the number of its rows.
+        """Returns, for each of these homes, the number of its first row in this run, and how many rows it has. A home
+        that was emptied after the run was written has 0 rows.
 
         `homes`: ascending. `born`: by home, the age at which it was emptied last, or None if no home ever was.
         """
@@ -151,8 +152,11 @@ class Pairs(GatheredValues):
             self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
 
     def _swap(self, targets: Any, which: Any, source: Any) -> None:
-        """Swaps homes so that each target has the home with the most rows among its own and those of its sources. The
-        source that had this home has the target's former home afterwards.
+        """Swaps homes before slots are merged. Each target gets the home that has the most rows, among its own home
+        and those of its sources. The source that had this home gets the target's former home.
+
+        `targets`: the slots into which others are merged. `source`: the slots that are merged. `which`: for each of
+        these, the index of its target.
         """
         members = np.concatenate([targets, source])
         group = np.concatenate([np.arange(len(targets)), which])
@@ -254,7 +258,7 @@ class Pairs(GatheredValues):
         return batch, np.searchsorted(batch.column(0).to_numpy(), np.arange(len(slots) + 1))
 
     def _spans(self, homes: Any) -> Iterator[tuple[_Run, Any, Any]]:
-        """Yields each run with the first row of each home and the number of its rows."""
+        """Yields, for each run, the run, the first row of each home in it, and the number of the home's rows in it."""
         ascending = np.argsort(homes)
         asked = homes[ascending]
         for run in self._runs:
@@ -263,7 +267,9 @@ class Pairs(GatheredValues):
             yield run, first, sizes
 
     def _reach(self, slot: int) -> None:
-        """Extends `_home` and `_born` to this slot and to all homes in runs."""
+        """Extends `_home` and `_born` so that they have an entry for this slot and for every home that occurs in a
+        run.
+        """
         known = 0 if self._home is None else len(self._home)
         if slot >= known:
             slot = max([slot, *(int(run.homes[-1]) for run in self._runs)])

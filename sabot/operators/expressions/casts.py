@@ -265,8 +265,8 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
 
 
 def _salvaged(convert: Convert, array: pa.Array, target: pa.DataType) -> pa.Array:
-    """Casts an array, with null for each value that cannot be cast. If the cast fails, it is repeated with each half
-    of the array, down to single values.
+    """Casts an array, with null for each value that cannot be cast. If the cast fails, each half of the array is cast
+    by itself, and so on down to single values.
     """
     try:
         return convert(array)

@@ -70,8 +70,8 @@ def _as_written(nodes: Sequence[Compiled]) -> list[Compiled]:
     """Converts literal floats that are compared with decimals: 3.3 becomes the decimal 3.3, and not the float nearest
     to 3.3.
 
-    A literal stays a float if a column of floats takes part, or if no decimal of 76 digits can hold it and the
-    others. The result is the same then, because decimals are compared by their nearest floats.
+    A literal stays a float if a column of floats takes part, or if no decimal of 76 digits can hold both the literal
+    and the other values. The decimals are then compared by their nearest floats, with the same result.
     """
     made = [_written(node) for node in nodes]
     type: pa.DataType | None = pa.null()
@@ -97,7 +97,9 @@ def _written(node: Compiled) -> Compiled:
 
 
 def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
-    """Returns the type in which these integers can be compared, or None if signed 64-bit integers meet unsigned ones."""
+    """Returns the type in which these integers can be compared, or None if there is none: because a column of signed
+    and one of unsigned 64-bit integers take part, or because the columns' type cannot hold a literal.
+    """
     type: pa.DataType | None = pa.null()
     for node in nodes:
         if not node.plain and type is not None:

@@ -93,8 +93,8 @@ def _decimal(node: Compiled) -> Compiled:
 
 
 def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
-    """Converts an operand of `/`: floats stay, an integer of at most 16 bits becomes float32 if the other operand is
-    float32, and everything else becomes float64.
+    """Converts an operand of `/`. A float is unchanged. If the other operand is a column of float32, a literal or an
+    integer of at most 16 bits becomes float32. Everything else becomes float64.
     """
     if pa.types.is_floating(node.type):
         return node

@@ -135,8 +135,8 @@ def _tens(values: Any, digits: int) -> Any:
 
 
 def _rare(values: Any, digits: int) -> Any:
-    """Rounds values with Python where no float is the power of ten. It is called only for values that become neither
-    0 nor themselves; these are few for any number of digits.
+    """Rounds values with Python, for numbers of digits whose power of ten is no float. It is called only for values
+    that the rounding changes to something other than 0; these are few for any number of digits.
     """
     step = float(f"1e{-digits}") if digits < 324 else 0.0
     made = np.where(np.abs(values) < step / 4, np.copysign(0.0, values), values)

@@ -61,8 +61,8 @@ def _as_text(expr: Expr, node: Compiled) -> Compiled:
 
 
 def part_of_split(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    """Makes the node of `list.get` over `str.split`, which finds the part in the text and makes no lists. `nodes`:
-    those of the inputs of the split.
+    """Makes the node of `list.get` over `str.split`. The node finds the wanted part in the text, without making
+    lists. `nodes`: the nodes of the inputs of the split.
     """
     split, strict = expr.inputs[0], not expr.option("null_on_oob")
     index = max(min(expr.option("index"), _LONGEST), -_LONGEST)

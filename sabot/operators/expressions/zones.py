@@ -118,10 +118,11 @@ def times_at(clock: Any, array: pa.Array) -> pa.Array:
 
 
 def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
-    """Turns a zone's clock back by `past`: returns for each time of `array` the last time, not after it, at which the
-    clock shows so much less. If the clock never shows that, returns the end of the gap that skipped it.
+    """Returns, for each time of `array`, the last earlier time at which the zone's clock shows `past` less. If the
+    clock skips that local time, returns the end of the gap.
 
-    `past`: less than a day, in the array's unit. `found`: the intervals of the array.
+    Example: at 10:00 with a `past` of 3 hours, the result is the time at which the clock showed 7:00, even if the
+    clock was changed in between. `past`: less than a day, in the array's unit. `found`: the intervals of the array.
     """
     values = _valid(array) - found.cycles
     starts = found.starts[found.rows]

@@ -84,8 +84,8 @@ class BatchCaller(Caller):
         self._ctx.forget()
 
     def apply_or_hold(self, change: Callable[..., Any], *given: Any) -> None:
-        """Changes timers or values by `change(*given)`: at once if calls cannot be undone, else when the current call
-        has succeeded.
+        """Calls `change(*given)`, which changes timers or values. If calls can be undone, the change is made when the
+        current call has succeeded; otherwise at once.
         """
         if self._state.transaction is None:
             change(*given)

@@ -176,7 +176,9 @@ class FunctionState:
                     yield parts[0], name, json_text(self._contained(_decode(data).code, name, stored[:-1]))
 
     def _contained(self, code: int, name: str, under: bytes) -> Any:
-        """Returns the list or map of a key. `code`: list or map. `under`: the encoded key."""
+        """Returns the entries of a list or map. `code`: says which of the two it is. `name`: its name. `under`: the
+        encoded key to which it belongs.
+        """
         if code == _LIST:
             return PlainList(self.values, name).entries_at(head_key(under))
         return PlainMap(self.values, name).items_at(head_key(under))
@@ -256,9 +258,9 @@ class Caller(ABC):
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         """Calls the function with the rows of a batch of one input.
 
-        If a call fails, its changes are undone back to the last `keep`, and the calls since then are repeated without
-        the row that failed, which is set apart. Raises the error if the rows cannot be its cause, or if the policy is
-        to fail.
+        If a call fails, all changes since the last `keep` are undone. The rows since then are processed again, in
+        smaller batches, and the row that failed is set apart. Raises the error if rows cannot have caused it, or if
+        `on_error` is "fail".
         """
         transaction = self._state.transaction
         if transaction is None:
@@ -296,14 +298,16 @@ class Caller(ABC):
             self._emit_rows(nulls_of(self._spec.schema, rows.num_rows), state.times_of(rows.data, side), rows)
 
     def set_timer_apart(self, keys: Sequence[Array], timer: Mapping[str, Any], error: Exception) -> None:
-        """Writes a timer whose call has failed to the dead letters. The timer has fired, and does not fire again."""
+        """Writes a timer whose call has failed to the dead letters. The timer counts as fired: it is not called
+        again.
+        """
         facts = {name: pa.array([value]) for name, value in timer.items()}
         columns = dict(zip(self._state.keys.names, keys, strict=True)) | facts
         self._state.bad.set_apart(Batch(pa.RecordBatch.from_pydict(columns)), {0: error})
 
     def emit_or_hold(self, emit: Callable[..., None], rows: int, *given: Any) -> None:
-        """Emits results by `emit(*given)`: at once if calls cannot be undone, else when the calls are kept. `rows`:
-        the number of rows.
+        """Emits results by calling `emit(*given)`: at once if calls cannot be undone, otherwise when `keep` is
+        called. `rows`: the number of rows.
         """
         if self._state.transaction is None:
             emit(*given)

@@ -110,8 +110,8 @@ class KeysWithTimers(SlotState):
         return rows[0].column("at").to_numpy()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """Restores timers. Timers that one subtask saved stay in their order; if several subtasks saved timers, those
-        of the first come first, and so on.
+        """Restores timers. Timers that are due at the same time fire in the order in which they were saved; if
+        several subtasks saved timers, those of the first subtask come first, and so on.
         """
         if len(saved) == 1:
             super().restore(saved, owned)

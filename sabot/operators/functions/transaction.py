@@ -1,5 +1,5 @@
-"""The changes of users' calls, until it is certain that the calls succeed. Then the changes are kept; otherwise they
-are undone.
+"""The changes of users' calls that may still be undone. `keep` makes them final when the calls have succeeded; `undo`
+reverts them.
 
     call ─▶ its writes              made, and logged with the former values (with a ttl: held in an overlay before the values)
             timers, broadcast maps  changed, and logged with the call that undoes the change

@@ -153,14 +153,16 @@ class AsofJoin(TimedJoin):
         return found
 
     def _orders(self, ids: Any, missing: int) -> Any:
-        """Returns the times of the right's rows with these ids, and `missing` for the id -1."""
+        """Returns the event times of the rows of the right with these ids (numpy). For the id -1 the result is
+        `missing`.
+        """
         times = np.full(len(ids), missing)
         there = ids >= 0
         times[there] = self.right.table.orders(pa.array(ids[there])).to_numpy()
         return times
 
     def _expire_right(self, before: int) -> None:
-        """Removes the rows of the right that no row of the left with a time >= `before` can meet."""
+        """Removes the rows of the right that cannot be the partner of a row of the left with a time >= `before`."""
         table = self.right.table
         if self._strategy == "backward":
             old = table.superseded(before)

@@ -146,8 +146,8 @@ class IntervalJoin(TimedJoin):
         left.insert(rows.where(~there))
 
     def _single_right(self, rows: Rows) -> None:
-        """Stores the rows of the right. Rows of the left that get their first partner by them are emitted (semi) or
-        removed (anti).
+        """Stores the rows of the right, for a semi or anti join. Rows of the left that get their first partner from
+        them are emitted by a semi join, and removed by an anti join.
         """
         rows = self.right.with_keys(rows)[0]
         self.right.insert(rows)
@@ -186,8 +186,8 @@ class IntervalJoin(TimedJoin):
         return within(watermark_ms - behind) if behind and watermark_ms < END_OF_TIME else None
 
     def _expire(self, side: Side, ms: int | None) -> None:
-        """Removes the rows that the watermark has passed by more than `ms`; with None, only at the end of time. Emits
-        those that never had a partner, if the join wants them.
+        """Removes the rows of a side that the watermark has passed by more than `ms`. If `ms` is None, removes them
+        only at the end of time. Emits the rows that never had a partner, if the join emits such rows.
         """
         before = END_OF_TIME if self.watermark == END_OF_TIME else None if ms is None else self.watermark - ms
         if before is None:

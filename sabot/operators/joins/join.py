@@ -219,11 +219,11 @@ class Join(JoinOperator, FilledFromTable):
         return met
 
     def _retract_null_rows(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
-        """Counts the new partners of rows that have been emitted before. If a row had no partner until now, its
-        result row with nulls is removed from the result.
+        """Increases the partner counts of rows that have been emitted before. If a row had no partner until now, it
+        was emitted with nulls; this row is removed from the result by a DELETE.
 
-        `side`: the side of these rows. `ids`: the rows, once for each new partner. `rows`, `times`: the same rows,
-        and the event times of the pairs.
+        `side`: the side of the rows. `ids`: their ids, once for each new partner. `rows`: the rows, in the same
+        order. `times`: the event times of the pairs, or None.
         """
         first = np.unique(ids.to_numpy(), return_index=True)[1]
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])

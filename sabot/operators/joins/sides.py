@@ -252,14 +252,14 @@ class Side:
         return self.table.key_ids(rows.data, indices, hashes=rows.hashes, selection=rows.selection).to_numpy()
 
     def find(self, rows: Rows, of: "Side | None" = None) -> tuple[pa.Int32Array, pa.Int64Array]:
-        """Returns (the numbers of the rows whose key has a kept row, for each the id of one such row). `of`: as for
-        `key_numbers`.
+        """Returns two arrays: the numbers of those rows whose key has a kept row on this side, and for each the id of
+        one such kept row. `of`: the side that the rows come from, or None for this one.
         """
         indices = (of or self).key_indices
         return self.table.find(rows.data, indices, hashes=rows.hashes, selection=rows.selection, limit=1)
 
     def _row_hashes(self, data: pa.RecordBatch) -> pa.Int64Array:
-        """Returns a hash of each row, without its event time. Equal rows have the same."""
+        """Returns a hash of each row, without its event time. Equal rows have equal hashes."""
         if not self._hashed:
             return pa.array(np.zeros(data.num_rows, np.int64))
         return pa.array(
@@ -297,8 +297,8 @@ class Side:
         return ids
 
     def _equal(self, data: pa.RecordBatch, limit: int | None) -> tuple[Any, Any]:
-        """Returns (the number of a row, the id of a kept row equal to it), sorted by number. `limit`: the most kept
-        rows to look at for each row, or None for all.
+        """Returns two numpy arrays of pairs, sorted by row: the number of a row, and the id of a kept row that equals
+        it. `limit`: the greatest number of kept rows to compare with each row, or None for all.
         """
         order = self._row_hashes(data)
         numbers, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -327,10 +327,10 @@ def _has_hash(kind: pa.DataType) -> bool:
 
 
 def _places(numbers: Any) -> tuple[Any, Any, Any]:
-    """Returns (the place where each number first occurs, for each place how many equal numbers come before it, how
-    often each number occurs).
+    """Returns three numpy arrays: for each number, the place where it first occurs; for each place, how many equal
+    numbers come before it; and for each number, how often it occurs.
 
-    `numbers`: 0, 1, …, each at least once.
+    `numbers`: consists of 0, 1, …, each at least once.
     """
     order = np.argsort(numbers, kind="stable")
     size = np.bincount(numbers)
@@ -504,8 +504,8 @@ class JoinOperator(StatefulOperator, SecondInput):
         }
 
     def taken_over(self, fact: str, before: Any, now: Any, groups: int) -> str | None:
-        """Says that the state continues if a side has lost columns: `RowStore` leaves them out. Rows that become
-        equal by this stay separate rows.
+        """Lets the state continue if the program reads fewer columns of a side: `RowStore` leaves them out. Rows that
+        become equal because a column is missing are still separate rows.
         """
         may = any(side.name == fact for side in self._kept_sides())
         return fewer_columns(before, now, f" of the {fact}") if may else None

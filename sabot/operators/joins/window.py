@@ -22,7 +22,7 @@ from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window
 
 
 class WindowJoin(TimedJoin):
-    """Pairs of rows with equal keys in the same window, emitted when the window ends: the left's columns,
+    """A join of rows with equal keys in the same window. When a window ends, it emits the pairs: the left's columns,
     window_start, window_end, the right's columns.
 
     `how`: "inner", "left", "right", "full", "semi" or "anti"; it applies to each window by itself. A row with a null

@@ -67,10 +67,10 @@ class BadRows:
     def halved(
         self, batch: Batch, call: Callable[[Batch], T], nulls: Callable[[Batch], T]
     ) -> Iterator[tuple[Batch, T]]:
-        """Calls `call` with the batch. If the call raises, `call` is called with the halves of the batch, and so on
-        down to single rows. Single rows that fail are set apart.
+        """Calls `call` with the batch. If the call raises, calls it with each half of the batch, and so on down to
+        single rows. Single rows that fail are set apart.
 
-        Yields the pieces that passed, in order, each with its result. With on_error="null" it also yields the pieces
+        Yields the pieces that passed, in order, each with its result. With on_error="null", also yields the pieces
         that failed, each with the result of `nulls`. Raises errors that rows cannot have caused.
         """
         pieces, calls = [of_selected(batch, batch.taken())], 0
@@ -193,8 +193,8 @@ def batch_place(batch: Batch) -> str:
 def values_or_nulls(name: str, expr: Compiled, data: pa.RecordBatch, bad: dict[int, DataError]) -> pa.Array:
     """Returns the values of an expression, with null in the rows for which it fails.
 
-    `name`: the column whose values these are, or "". `bad`: receives the error of each row that fails, by the row's
-    index; an error that is there already stays.
+    `name`: the column that gets the values, or "". `bad`: receives the error of each row that fails, by the row's
+    index; if it has an error of the row already, this error is kept.
     """
     column = f"column {name!r}: "
 

@@ -22,8 +22,8 @@ class Explode(Operator):
     """Emits a row for each value of the lists in these columns; the other columns are repeated. If a row has lists of
     different lengths, it is set apart as `on_error` says.
 
-    `empty_as_null`: True if an empty list makes one row with null. `keep_nulls`: True if a null makes one row with
-    null. If False, they make no row.
+    `empty_as_null`: True if an empty list makes one row with null, False if it makes no row. `keep_nulls`: the same
+    for a list that is null.
     """
 
     def __init__(

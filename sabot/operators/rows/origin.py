@@ -70,8 +70,8 @@ class RowOrigin:
 
 
 def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
-    """Returns a batch with the data `data`, and the offsets and the origin of the selected rows of `batch`. It has no
-    selection. `data`: the selected rows of `batch`, possibly with other columns.
+    """Returns a batch with `data` as its rows, all of them selected, and with the offsets and the origin of the
+    selected rows of `batch`. `data`: the selected rows of `batch`, possibly with other columns.
     """
     return (
         batch.with_data(data)
@@ -81,8 +81,8 @@ def of_selected(batch: Batch, data: pa.RecordBatch) -> Batch:
 
 
 def reselected(batch: Batch, selection: pa.Int32Array, hashes: pa.UInt64Array | None) -> Batch:
-    """Returns a batch with the same data and another selection. `selection`: None for all rows. `hashes`: the key
-    hashes of all rows of the data, or None.
+    """Returns a batch with the same data and another selection. `selection`: the numbers of the selected rows, or
+    None for all rows. `hashes`: the key hashes of all rows of the data, or None.
     """
     origin = batch.records
     if origin is None:

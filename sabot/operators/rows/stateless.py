@@ -1,7 +1,7 @@
 """Steps without state: the result of a row depends on that row only.
 
 Columns are picked, dropped and renamed without copying rows. When a value is computed and few rows are selected, the
-selected rows are copied first. Otherwise the value is computed for all rows, and the selection stays.
+selected rows are copied first. Otherwise the value is computed for all rows, and the batch keeps its selection.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -149,9 +149,9 @@ class Drop(Operator):
 
 
 class EndVersions(Operator):
-    """Filters changes of a table whose rows have versions: an INSERT begins the next version of its key, a DELETE
-    ends it. A row for which the predicate is not true, or fails, is emitted as a DELETE, which ends the earlier
-    version.
+    """A filter for the changes of a table whose rows have versions: an INSERT begins the next version of its key, a
+    DELETE ends it. No row is dropped: a row for which the predicate is false or null, or fails, is emitted as a
+    DELETE, so that the earlier version of its key ends.
     """
 
     def __init__(self, predicate: Expr, on_error: RowPolicy = "fail") -> None:

@@ -42,8 +42,8 @@ _MOST_STEPS = 1024
 class EventTimeProgress:
     """The greatest new event time of a `with_time` step, over all its subtasks. Called from any thread.
 
-    A row is included once the input's watermark has passed the former event time of the row. So the new watermark
-    does not depend on the number of partitions and readers, even if one is read far ahead of the others, and a
+    A row is included once the input's watermark has passed the former event time of the row. So the result does not
+    depend on the number of partitions and readers, even if one partition is read far ahead of the others, and a
     subtask without rows does not hold it back.
     """
 
@@ -88,8 +88,8 @@ class EventTimeProgress:
 
 
 class _SubtaskProgress:
-    """The rows of one subtask, as steps: the greatest new event time of all rows up to a former event time. Both
-    lists ascend.
+    """The event times of one subtask's rows. new[i] is the greatest new event time of the rows whose former event
+    time is at most former[i]. Both lists ascend.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,9 @@ class _SubtaskProgress:
         return self.new[at - 1] if at else self.greatest_ms
 
     def settle(self, watermark_ms: int) -> None:
-        """Drops the steps up to this watermark, since every subtask's input has reached it."""
+        """Drops the entries whose former event time is at most this watermark, because every subtask's input has
+        reached it.
+        """
         at = bisect_right(self.former, watermark_ms)
         if at:
             self.greatest_ms = self.new[at - 1]
@@ -121,11 +123,11 @@ class _SubtaskProgress:
 
 
 class NewTime(StatefulOperator, HoldsMarks):
-    """Gives rows an event time that is computed from their columns. It replaces the watermarks of its input by its
-    own: the greatest event time in `progress`, less the lateness. If the input has no event time, the watermark
-    depends on the rows of this subtask only.
+    """A step that gives each row a new event time, computed from its columns. It does not pass on the watermarks of
+    its input. Its own watermark is the greatest event time in `progress`, less the lateness. If the input has no
+    event time, the watermark depends on the rows of this subtask only.
 
-    Rows whose value is no time are set apart. With on_error="null" they are counted and dropped, since a row cannot
+    Rows whose value is no time are set apart. With on_error="null" they are counted and dropped, because a row cannot
     be without event time.
     """
 
