@@ -470,6 +470,8 @@ def _fitting(
     if len(target) != len(relation.fields):
         message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
         raise SqlFault(span, message, f"{table}({', '.join(each.name.text for each in target)})")
+    if not columns:
+        _warn_of_positions(target, relation, table)
     chosen: dict[str, Any] = {}
     for column, field in zip(target, relation.fields, strict=True):
         if field.clock:
@@ -491,6 +493,22 @@ def _fitting(
         return relation.stream
     with at(span):
         return relation.stream.select(**chosen)
+
+
+def _warn_of_positions(target: list[ColumnDefinition], relation: Relation, table: str) -> None:
+    names = {each.name.text.lower() for each in target}
+    for column, field in zip(target, relation.fields, strict=True):
+        if field.name.lower() != column.name.text.lower() and field.name.lower() in names:
+            order = ", ".join(each.name for each in relation.fields)
+            _log.warning(
+                "INSERT INTO %s goes by position: the column %s of the query is written into %s; "
+                "to go by name, write INSERT INTO %s (%s)",
+                table,
+                field.name,
+                column.name.text,
+                table,
+                order,
+            )
 
 
 def _may_convert(given: pa.DataType, wanted: pa.DataType) -> bool:

@@ -480,6 +480,7 @@ AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
     "APPROX_COUNT_DISTINCT": engine.approx_count_distinct,
     "ARRAY_AGG": engine.collect_list,
     "COLLECT": engine.collect_list,
+    "LISTAGG": engine.collect_list,
 }
 """The aggregates of one argument, by their name in capitals."""
 
@@ -505,5 +506,9 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) ->
     else:
         if name in ("SUM", "AVG", "STDDEV", "VARIANCE") and not is_number(argument.type):
             raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
+        if name == "LISTAGG":
+            present = argument.expr.is_not_null()
+            predicate = present if predicate is None else predicate & present
+            argument = TypedExpr(as_text(argument), pa.string())
         made = AGGREGATES[name](argument.expr)
     return made if predicate is None else made.filter(predicate)

@@ -1,15 +1,20 @@
 """The binder of queries: WITH, UNION, and the tables and joins of FROM."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from sabot.api.expr import Expr, coalesce, col, lit, when
+from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
+from sabot.config import parse_ms
 from sabot.sql.registered import RegisteredModel, predicted, with_calls
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of
-from sabot.sql.select import SelectBinder
+from sabot.sql.select import SelectBinder, has_aggregate, order_columns
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Alias,
@@ -21,9 +26,12 @@ from sabot.sql.syntax.tree import (
     Constant,
     Derived,
     Descriptor,
+    Exists,
     Expression,
+    Hint,
     In,
     Interval,
+    Item,
     JoinSource,
     MatchRecognize,
     ModelArgument,
@@ -36,11 +44,14 @@ from sabot.sql.syntax.tree import (
     TableArgument,
     TableFunction,
     TableName,
+    Unary,
     ValuesBody,
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
-from sabot.sql.values import Binder, Context, conjuncts, mirrored
+from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt
 from sabot.sql.windows import TABLE_WINDOWS, positional, table_window
+
+_log = logging.getLogger(__name__)
 
 Lookup = Callable[[tuple[Name, ...]], Relation]
 """A function that returns the table or view of a name; raises SqlFault if there is none."""
@@ -52,9 +63,10 @@ _COMPARISONS = ("<", "<=", ">", ">=")
 class QueryBinder:
     """Binds queries. `lookup`: the tables that they may read."""
 
-    def __init__(self, context: Context, lookup: Lookup) -> None:
+    def __init__(self, context: Context, lookup: Lookup, ttl: Mapping[str, str] | None = None) -> None:
         self._context = context
         self._lookup = lookup
+        self._ttl = ttl or {}  # of STATE_TTL, by the alias of a table in lower case
 
     def query(self, query: Query) -> Relation:
         """Returns the rows of a query."""
@@ -63,15 +75,36 @@ class QueryBinder:
         if query.offset is not None:
             raise SqlFault(query.offset.span, "OFFSET is not supported")
         if query.order:
-            raise SqlFault(
-                query.order[0].span,
-                "ORDER BY of a whole stream is not supported",
-                "the first rows of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) with WHERE n <= 10 outside",
-            )
+            return self._first_rows(query, relation)
         if query.limit is None:
             return relation
         with at(query.limit.span):
             return replace(relation, stream=relation.stream.head(self._limit(query.limit)))
+
+    def _first_rows(self, query: Query, relation: Relation) -> Relation:
+        """Returns the rows of ORDER BY … LIMIT n, which are updated as rows come."""
+        if query.limit is None:
+            raise SqlFault(
+                query.order[0].span,
+                "ORDER BY of a whole stream has no end to wait for",
+                "ORDER BY … LIMIT 10; of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) and WHERE n <= 10",
+            )
+        check_plain(relation, query.span, "before ORDER BY")
+        order = []
+        for sort in query.order:
+            node = sort.expression
+            if isinstance(node, Constant) and node.kind == "integer":
+                if not 1 <= int(node.text) <= len(relation.fields):
+                    raise SqlFault(node.span, f"the select list has no entry {node.text}")
+                field = relation.fields[int(node.text) - 1]
+                node = Column((StarName(field.name, node.span, True, field),), node.span)
+            order.append(replace(sort, expression=node))
+        by, ordered = order_columns(self._context, relation, order)
+        names = [name for name, _ in by]
+        with at(query.span):
+            keyed = ordered.stream.key_by(every=lit(0))
+            stream = keyed.top_n(self._limit(query.limit), by=names, descending=[down for _, down in by])
+            return replace(relation, stream=stream.select(*(each.column for each in relation.fields)))
 
     def _limit(self, node: Expression) -> int:
         value: Any = int(node.text) if isinstance(node, Constant) and node.kind == "integer" else None
@@ -111,7 +144,7 @@ class QueryBinder:
             message = f"UNION of {len(names)} and {len(right.fields)} columns"
             raise SqlFault(body.right.span, message)
         for relation in (left, right):
-            self._check_plain(relation, body.span)
+            check_plain(relation, body.span, "before UNION")
         fields = []
         for mine, its in zip(left.fields, right.fields, strict=True):
             type = common_type(mine.type, its.type)
@@ -127,13 +160,6 @@ class QueryBinder:
                 stream = stream.deduplicate(*(each.column for each in fields))
         return Relation(stream, tuple(fields))
 
-    def _check_plain(self, relation: Relation, span: Span) -> None:
-        for each in relation.fields:
-            if each.clock:
-                raise SqlFault(span, f"{each.name} is the time of processing, which has no value in a row")
-        if relation.ranking is not None or relation.window is not None:
-            raise SqlFault(span, "group or bound the rows of this query before UNION")
-
     def _as_columns(self, relation: Relation, fields: Sequence[TableColumn]) -> Stream:
         """Returns the rows with these columns, in their order, with their types."""
         columns: dict[str, Expr] = {}
@@ -148,13 +174,36 @@ class QueryBinder:
     def _select(self, select: SelectBody) -> Relation:
         if select.source is None:
             raise SqlFault(select.span, "a SELECT without FROM has no rows to run over")
-        if select.hints:
-            hint = select.hints[0]
-            raise SqlFault(hint.span, f"the hint {hint.name.text} is not supported")
+        if select.qualify is not None:
+            return self._qualified(select, select.qualify)
         where = conjuncts(select.where)
-        relation = self._source(select.source, where)
+        binder = QueryBinder(self._context, self._lookup, state_ttl(select.hints))
+        relation = binder._source(select.source, where)
         relation = self._semi_joins(relation, where)
         return SelectBinder(self._context, select, relation, where).bind()
+
+    def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
+        """Returns the rows of SELECT … QUALIFY: those of a query inside that meet the condition outside."""
+        added: list[Item] = []
+
+        def outside(node: Any) -> Any:
+            if isinstance(node, Call) and node.over is not None:
+                name = Name(f"qualify{len(added)}", node.span, True)
+                added.append(Item(node, name, node.span))
+                return Column((name,), node.span)
+            return node
+
+        condition = rebuilt(qualify, outside)
+        inner = self._select(replace(select, qualify=None, items=(*select.items, *added)))
+        shown = inner.fields[: len(inner.fields) - len(added)]
+        items = tuple(
+            Item(Column((StarName(each.name, select.span, True, each),), select.span), None, select.span)
+            for each in shown
+        )
+        outer = replace(
+            select, distinct=False, items=items, where=None, group=(), having=None, qualify=None, hints=(), source=None
+        )
+        return SelectBinder(self._context, outer, inner, conjuncts(condition)).bind()
 
     # -- FROM ---------------------------------------------------------------------------------------------------------
 
@@ -183,6 +232,8 @@ class QueryBinder:
         if name == "ML_PREDICT":
             relation = self._predicted(source.call)
             return relation if source.alias is None else renamed(relation, source.alias)
+        if name == "UNNEST":
+            raise SqlFault(source.span, "UNNEST needs a table before it", "FROM t CROSS JOIN UNNEST(t.tags) AS u (tag)")
         if name not in TABLE_WINDOWS:
             hint = f"there are {', '.join(TABLE_WINDOWS)}, ML_PREDICT"
             raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
@@ -226,13 +277,41 @@ class QueryBinder:
     def _join(self, join: JoinSource, where: list[Expression]) -> Relation:
         inner = join.kind in ("INNER", "COMMA", "CROSS")
         left = self._source(join.left, where if inner else [])
+        if isinstance(join.right, TableFunction) and join.right.call.name.text.upper() == "UNNEST":
+            return self._unnested(join, left, join.right)
         if isinstance(join.right, TableName) and join.right.as_of is not None:
             return self._as_of(join, left, join.right)
         right = self._source(join.right, where if inner else [])
         for side, tree in ((left, join.left), (right, join.right)):
             if side.window is not None or side.ranking is not None:
                 raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
-        return _JoinBinder(self._context, join, left, right, where if inner else []).bind()
+        return _JoinBinder(self._context, join, left, right, where if inner else [], self._ttl).bind()
+
+    def _unnested(self, join: JoinSource, left: Relation, table: TableFunction) -> Relation:
+        """Returns the rows of `left` with those of UNNEST(array): a row for each element."""
+        is_true = isinstance(join.on, Constant) and join.on.text.upper() == "TRUE"
+        if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or not (join.on is None or is_true) or join.using:
+            raise SqlFault(join.span, "UNNEST is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE")
+        if table.ordinality or len(table.call.arguments) != 1:
+            raise SqlFault(table.span, "UNNEST has one array, and no ORDINALITY")
+        bound = Binder(self._context, left).bind(table.call.arguments[0])
+        if not pa.types.is_list(bound.type):
+            raise SqlFault(table.call.span, f"UNNEST of {sql_type(bound.type)}", "it takes an ARRAY")
+        names, element = names_of(left), bound.type.value_type
+        column, outer = names.free("element"), join.kind == "LEFT"
+        with at(table.span):
+            stream = left.stream.with_columns(**{column: bound.expr})
+            stream = stream.explode(column, empty_as_null=outer, keep_nulls=outer)
+        qualifier = "" if table.alias is None else table.alias.name.text
+        fields = [TableColumn(qualifier, "EXPR$0", column, element)]
+        if pa.types.is_struct(element):
+            made = {names.free(each.name): (each, col(column)[each.name]) for each in element}
+            stream = stream.with_columns(**{name: expr for name, (_, expr) in made.items()})
+            fields = [TableColumn(qualifier, each.name, name, each.type) for name, (each, _) in made.items()]
+        added = Relation(stream, tuple(fields))
+        if table.alias is not None:
+            added = renamed(added, table.alias)
+        return Relation(stream, (*left.fields, *added.fields))
 
     def _as_of(self, join: JoinSource, left: Relation, table: TableName) -> Relation:
         node = table.as_of
@@ -249,8 +328,14 @@ class QueryBinder:
         return binder.bind_as_of()
 
     def _semi_joins(self, relation: Relation, where: list[Expression]) -> Relation:
-        """Joins with the queries of IN (SELECT …) in WHERE."""
+        """Joins with the queries of IN (SELECT …) and EXISTS (SELECT …) in WHERE."""
         for node in list(where):
+            negated = isinstance(node, Unary) and node.operator == "NOT"
+            exists = node.operand if isinstance(node, Unary) and negated else node
+            if isinstance(exists, Exists):
+                relation = self._exists(relation, exists.query, "anti" if negated else "semi")
+                where.remove(node)
+                continue
             if not (isinstance(node, In) and isinstance(node.values, Query)):
                 continue
             if node.negated:
@@ -270,6 +355,71 @@ class QueryBinder:
             relation = replace(relation, stream=stream)
             where.remove(node)
         return relation
+
+    def _exists(self, relation: Relation, query: Query, how: Literal["semi", "anti"]) -> Relation:
+        """Returns the rows that have a partner in a query, or those that have none (`how`)."""
+        body = query.body
+        if not isinstance(body, SelectBody) or body.source is None or query.limit is not None or query.order:
+            raise SqlFault(query.span, "EXISTS takes a SELECT … FROM … WHERE …")
+        if body.group or body.having is not None or body.qualify is not None or has_aggregate(body.items):
+            raise SqlFault(body.span, "EXISTS takes no groups and aggregates", "write WHERE x IN (SELECT …), or a join")
+        binder = self._with(query) if query.tables else self
+        conditions = conjuncts(body.where)
+        inner = binder._source(body.source, conditions)
+        check_plain(inner, body.span, "before EXISTS")
+        inner = binder._semi_joins(inner, conditions)
+        keys: list[tuple[TypedExpr, TypedExpr]] = []
+        for node in conditions:
+            own = self._bound(node, inner)
+            if own is not None:
+                with at(node.span):
+                    predicate = Binder(self._context, inner).predicate(node)
+                    inner = replace(inner, stream=inner.stream.filter(predicate))
+                continue
+            keys.append(self._correlated(node, relation, inner))
+        if not keys:
+            raise SqlFault(query.span, "EXISTS needs a condition that joins its query", "WHERE b.id = a.id")
+        left_on, right_on = [key.expr for key, _ in keys], [key.expr for _, key in keys]
+        with at(query.span):
+            stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, how=how)
+        return replace(relation, stream=stream)
+
+    def _correlated(self, node: Expression, outer: Relation, inner: Relation) -> tuple[TypedExpr, TypedExpr]:
+        """Returns the two sides of a condition `outer column = inner column`."""
+        if isinstance(node, Binary) and node.operator == "=":
+            for one, other in ((node.left, node.right), (node.right, node.left)):
+                left, right = self._bound(one, outer), self._bound(other, inner)
+                if left is not None and right is not None and self._bound(one, inner) is None:
+                    return same_type(node, left, right)
+        Binder(self._context, Relation(inner.stream, (*inner.fields, *outer.fields))).bind(node)  # a wrong name
+        raise SqlFault(node.span, "the query of EXISTS is joined by equal columns only", "write a join")
+
+    def _bound(self, node: Expression, relation: Relation) -> TypedExpr | None:
+        try:
+            return Binder(self._context, relation).bind(node)
+        except SqlFault:
+            return None
+
+
+def check_plain(relation: Relation, span: Span, place: str) -> None:
+    """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them."""
+    for each in relation.fields:
+        if each.clock:
+            raise SqlFault(span, f"{each.name} is the time of processing, which has no value in a row")
+    if relation.ranking is not None or relation.window is not None:
+        raise SqlFault(span, f"group or bound the rows of this query {place}")
+
+
+def state_ttl(hints: Sequence[Hint]) -> dict[str, str]:
+    """Returns the times of the hint STATE_TTL('a' = '1d'), by the alias of a table in lower case."""
+    found: dict[str, str] = {}
+    for hint in hints:
+        if hint.name.text.upper() != "STATE_TTL":
+            raise SqlFault(hint.span, f"the hint {hint.name.text} is not supported", "there is STATE_TTL('a' = '1d')")
+        for alias, time in hint.options:
+            with at(hint.span):
+                found[alias.lower()] = f"{parse_ms(time, name='STATE_TTL')}ms"
+    return found
 
 
 def renamed(relation: Relation, alias: Alias) -> Relation:
@@ -328,8 +478,10 @@ class _JoinBinder:
         left: Relation,
         right: Relation,
         where: list[Expression],
+        ttl: Mapping[str, str] | None = None,
     ) -> None:
         self._context = context
+        self._ttl = ttl or {}
         self._join = join
         self._how = _HOW[join.kind]
         own = conjuncts(join.on)
@@ -481,10 +633,33 @@ class _JoinBinder:
             options["window"] = window
         elif self._lower is not None or self._upper is not None:
             options["between"] = tuple(None if ms is None else f"{ms}ms" for ms in (self._lower, self._upper))
+        else:
+            keep = (self._kept(left), self._kept(right))
+            if keep != (None, None):
+                options["keep"] = keep
+            self._warn_of_state(left, right, keep)
         left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
         with at(self._join.span):
             stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
         return self._joined(stream, left, right, outer)
+
+    def _kept(self, side: Relation) -> str | None:
+        """Returns the time for which STATE_TTL keeps the rows of a table, or None for ever."""
+        return next(
+            (self._ttl[each.qualifier.lower()] for each in side.fields if each.qualifier.lower() in self._ttl), None
+        )
+
+    def _warn_of_state(self, left: Relation, right: Relation, keep: tuple[str | None, str | None]) -> None:
+        for side, kept in ((left, keep[0]), (right, keep[1])):
+            node = node_of(side.stream)
+            if kept is None and not side.stream.changes and endless_read(node) is not None:
+                name = next((each.qualifier for each in side.fields if each.qualifier), "")
+                _log.warning(
+                    "the join keeps all rows of %s for ever: bound the distance of their times (BETWEEN), or give the "
+                    "hint /*+ STATE_TTL('%s' = '1d') */",
+                    name or "a table without end",
+                    name or "alias",
+                )
 
     def bind_lookup(self) -> Relation:
         """Returns the rows of the left table with the row that the right one has at the moment of processing."""

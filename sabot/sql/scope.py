@@ -114,7 +114,8 @@ class Relation:
             return parts[0].column, parts[1:]
         if len(parts) > 1 and (found := self._of(self._qualified(first), parts[1])):
             return found, parts[2:]
-        if found := self._of((each for each in self.fields if not each.merged), parts[0]):
+        found = self._of((each for each in self.fields if not each.merged), parts[0])
+        if found is not None and (len(parts) == 1 or pa.types.is_struct(found.type) or not self._qualified(first)):
             return found, parts[1:]
         span = parts[0].span.to(parts[-1].span)
         if len(parts) > 1 and (known := self._qualified(first)):

@@ -40,7 +40,7 @@ from sabot.sql.syntax.tree import (
     Star,
     Window,
 )
-from sabot.sql.values import Binder, Context, key_of, mirrored, walk
+from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
 from sabot.sql.windows import EDGES, GROUP_WINDOWS, group_window
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
@@ -65,6 +65,7 @@ class SelectBinder:
         self._select = select
         self._relation = relation
         self._where = list(where)
+        self._separators: dict[Any, str] = {}  # of calls of LISTAGG, by `key_of`
 
     def bind(self) -> Relation:
         """Returns the rows of the SELECT."""
@@ -84,8 +85,6 @@ class SelectBinder:
                 "SELECT window_start, window_end, COUNT(*) FROM TABLE(…) GROUP BY window_start, window_end",
             )
         relation, replaced = self._over(relation, items)
-        if select.qualify is not None:
-            raise SqlFault(select.qualify.span, "QUALIFY is not supported yet", "write an outer query with WHERE")
         binder = Binder(self._context, relation, None)
         outputs = [self._output(item, relation, binder, replaced) for item in items]
         return self._finish(relation, outputs)
@@ -114,10 +113,7 @@ class SelectBinder:
                 yield Item(Column((name,), item.span), name, item.span)
 
     def _has_aggregate(self, node: Expression) -> bool:
-        return any(self._is_aggregate(each) for each in walk(node))
-
-    def _is_aggregate(self, node: Any) -> bool:
-        return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
+        return any(_is_aggregate(each) for each in walk(node))
 
     def _output(
         self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, TypedExpr | Ranking]
@@ -225,7 +221,7 @@ class SelectBinder:
         means: dict[Any, tuple[str, str]] = {}
         for tree, alias in [(tree, items[i].alias if i < len(items) else None) for i, tree in enumerate(trees)]:
             for call in walk(tree):
-                if self._is_aggregate(call) and key_of(call, relation) not in known:
+                if _is_aggregate(call) and key_of(call, relation) not in known:
                     wanted = alias.text if alias is not None and call is tree else f"EXPR${len(aggregates)}"
                     self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
         stream = self._aggregated(relation, window, keys, aggregates, names)
@@ -234,6 +230,10 @@ class SelectBinder:
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
         for key, name in known.items():
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
+            if str(key[1]).upper() == "LISTAGG":
+                text = col(name).list.join(self._separators.get(key, ","))
+                some = when(col(name).list.len() > 0).then(text).otherwise(lit(None))
+                replaced[key] = TypedExpr(some, pa.string())
         for key, (total, number) in means.items():
             quotient = functions.divided("/", TypedExpr(col(total), pa.int64()), TypedExpr(col(number), pa.int64()))
             replaced[key] = TypedExpr(when(col(number) > 0).then(quotient).otherwise(lit(None)), pa.int64())
@@ -287,11 +287,14 @@ class SelectBinder:
         means: dict[Any, tuple[str, str]],
     ) -> None:
         name = call.name.text.upper()
+        key = key_of(call, relation)
+        if name == "LISTAGG" and len(call.arguments) == 2:
+            self._separators[key] = constant_text(call.arguments[1], "the separator of LISTAGG")
+            call = replace(call, arguments=call.arguments[:1])
         if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
             raise SqlFault(call.span, f"{name} takes one argument" + (", or *" if name == "COUNT" else ""))
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
-        key = key_of(call, relation)
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
             total, number = names.free(f"{wanted}_sum"), names.free(f"{wanted}_count")
             base = replace(call, filter=None, distinct=False)
@@ -340,8 +343,8 @@ class SelectBinder:
                 raise SqlFault(calls[0].span, "… OVER stands in the select list by itself", "compute in an outer query")
             call = calls[0]
             window = self._window_of(call)
-            partition, relation = self._columns(relation, window.partition)
-            order, relation = self._order(relation, window.order, call)
+            partition, relation = _columns(self._context, relation, window.partition)
+            order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
                 if window.frame is not None:
@@ -365,38 +368,6 @@ class SelectBinder:
             if name.text.lower() == window.base.text.lower():
                 return named
         raise SqlFault(window.base.span, f"there is no window {window.base.text}", "WINDOW name AS (…)")
-
-    def _columns(self, relation: Relation, nodes: Sequence[Expression]) -> tuple[tuple[str, ...], Relation]:
-        """Returns the columns of these expressions; one that is computed becomes a column of the rows first."""
-        names = []
-        for node in nodes:
-            bound = Binder(self._context, relation).bind(node)
-            column = bound.expr.column
-            if column is None:
-                column = names_of(relation).free("by")
-                with at(node.span):
-                    stream = relation.stream.with_columns(**{column: bound.expr})
-                relation = replace(relation, stream=stream)
-            names.append(column)
-        return tuple(names), relation
-
-    def _order(
-        self, relation: Relation, order: Sequence[Sort], call: Call
-    ) -> tuple[tuple[tuple[str, bool], ...], Relation]:
-        by = []
-        for sort in order:
-            (name,), relation = self._columns(relation, [sort.expression])
-            # NULL is the smallest value in Flink, and comes last in the engine
-            nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
-            is_time = any(each.column == name and each.shift_ms is not None for each in relation.fields)
-            if nulls_first and not is_time:
-                present = names_of(relation).free(f"{name}_present")
-                with at(sort.span):
-                    stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
-                relation = replace(relation, stream=stream)
-                by.append((present, False))
-            by.append((name, sort.descending))
-        return tuple(by), relation
 
     def _running(
         self,
@@ -499,7 +470,51 @@ class SelectBinder:
         return False
 
 
+def _columns(context: Context, relation: Relation, nodes: Sequence[Expression]) -> tuple[tuple[str, ...], Relation]:
+    """Returns the columns of these expressions; one that is computed becomes a column of the rows first."""
+    names = []
+    for node in nodes:
+        bound = Binder(context, relation).bind(node)
+        column = bound.expr.column
+        if column is None:
+            column = names_of(relation).free("by")
+            with at(node.span):
+                stream = relation.stream.with_columns(**{column: bound.expr})
+            relation = replace(relation, stream=stream)
+        names.append(column)
+    return tuple(names), relation
+
+
+def order_columns(
+    context: Context, relation: Relation, order: Sequence[Sort]
+) -> tuple[tuple[tuple[str, bool], ...], Relation]:
+    """Returns the columns of ORDER BY, as pairs of a column and True for the greatest first, and the rows with them."""
+    by = []
+    for sort in order:
+        (name,), relation = _columns(context, relation, [sort.expression])
+        # NULL is the smallest value in Flink, and comes last in the engine
+        nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
+        is_time = any(each.column == name and each.shift_ms is not None for each in relation.fields)
+        if nulls_first and not is_time:
+            present = names_of(relation).free(f"{name}_present")
+            with at(sort.span):
+                stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
+            relation = replace(relation, stream=stream)
+            by.append((present, False))
+        by.append((name, sort.descending))
+    return tuple(by), relation
+
+
 _SIDES = ("=", "<", "<=", ">", ">=", "<>")
+
+
+def _is_aggregate(node: Any) -> bool:
+    return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
+
+
+def has_aggregate(items: Sequence[Item]) -> bool:
+    """Returns True if an entry of a select list has an aggregate."""
+    return any(_is_aggregate(node) for item in items for node in walk(item))
 
 
 def _own_name(node: Expression) -> str:

@@ -7,7 +7,7 @@ compared with a time as a time.
 import datetime
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -447,6 +447,18 @@ def _walk_value(value: Any) -> Iterator[Any]:
             yield from _walk_value(each)
     elif is_dataclass(value):
         yield from walk(value)
+
+
+def rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns a tree in which `change` has replaced nodes; below a node that it has replaced nothing is changed."""
+    if isinstance(node, tuple) and not isinstance(node, Span):
+        return tuple(rebuilt(each, change) for each in node)
+    if not is_dataclass(node) or isinstance(node, type):
+        return node
+    changed = change(node)
+    if changed is not node:
+        return changed
+    return replace(node, **{each.name: rebuilt(getattr(node, each.name), change) for each in fields(node)})
 
 
 def key_of(node: Any, relation: Relation) -> Any:

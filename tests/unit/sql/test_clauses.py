@@ -1,0 +1,110 @@
+"""EXISTS, QUALIFY, ORDER BY … LIMIT, UNNEST, hints and warnings. `folder`, `ours` and `theirs` are those of the queries."""
+
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sabot import App, files
+from sabot.sql.syntax.text import SqlError
+from tests.unit.sql.test_queries import counted, folder, ours, theirs  # noqa: F401
+
+SAME = [
+    "SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer AND c.name > 'c5')",
+    "SELECT id FROM orders o WHERE NOT EXISTS (SELECT * FROM customers c WHERE c.id = o.customer) AND amount > 0",
+    "SELECT id FROM orders o WHERE NOT EXISTS (SELECT 1 FROM customers WHERE name = 'c1' AND customers.id + 1 = o.customer)",
+    "SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer AND EXISTS "
+    "(SELECT 1 FROM orders p WHERE p.customer = c.id AND p.amount > 190))",
+    "SELECT id, customer FROM orders QUALIFY ROW_NUMBER() OVER (PARTITION BY customer ORDER BY price DESC, id) <= 2",
+    "SELECT id, ROW_NUMBER() OVER (PARTITION BY customer ORDER BY price DESC, id) AS n FROM orders WHERE id > 9 QUALIFY n < 3",
+    "SELECT * FROM orders QUALIFY SUM(amount) OVER (PARTITION BY customer ORDER BY ts ROWS 2 PRECEDING) > 300",
+    "SELECT customer, LISTAGG(note, '-') AS notes, LISTAGG(amount) AS amounts FROM (SELECT DISTINCT customer, note, amount "
+    "FROM orders WHERE id < 2) GROUP BY customer",
+    "SELECT id, price FROM orders ORDER BY price DESC, id LIMIT 7",
+    "SELECT customer, COUNT(*) AS n FROM orders WHERE customer > 0 GROUP BY customer ORDER BY 2 DESC, customer LIMIT 3",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_the_answer_of_a_clause_is_duckdbs(folder, text):  # noqa: F811
+    found, expected = ours(folder, text), theirs(folder, text)
+    assert found.column_names == expected.column_names
+    assert counted(found) == counted(expected)
+
+
+@pytest.fixture
+def baskets(tmp_path):
+    item = pa.struct([("name", pa.string()), ("n", pa.int64())])
+    schema = pa.schema([("id", pa.int64()), ("tags", pa.list_(pa.string())), ("items", pa.list_(item))])
+    rows = [
+        {"id": 1, "tags": ["a", "b"], "items": [{"name": "x", "n": 3}]},
+        {"id": 2, "tags": [], "items": None},
+        {"id": 3, "tags": None, "items": [{"name": "y", "n": 1}, {"name": "z", "n": 2}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "baskets.parquet")
+    app = App("baskets")
+    app.register("baskets", app.stream(files(str(tmp_path / "baskets.parquet"))))
+    return app
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SELECT id, tag FROM baskets CROSS JOIN UNNEST(tags) AS t (tag)", [(1, "a"), (1, "b")]),
+        ("SELECT id, t.tag FROM baskets, UNNEST(baskets.tags) AS t (tag) WHERE tag > 'a'", [(1, "b")]),
+        (
+            "SELECT id, tag FROM baskets LEFT JOIN UNNEST(tags) AS t (tag) ON TRUE",
+            [(1, "a"), (1, "b"), (2, None), (3, None)],
+        ),
+        ("SELECT id, i.name, n FROM baskets CROSS JOIN UNNEST(items) AS i", [(1, "x", 3), (3, "y", 1), (3, "z", 2)]),
+        ("SELECT a, b FROM baskets CROSS JOIN UNNEST(items) AS i (a, b) WHERE id = 3", [("y", 1), ("z", 2)]),
+    ],
+)
+def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
+    assert sorted(tuple(row.values()) for row in baskets.sql(text).collect().to_pylist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SELECT id FROM orders WHERE EXISTS (SELECT 1 FROM customers)", "a condition that joins its query"),
+        ("SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.id > o.id)", "equal columns only"),
+        ("SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.di = o.id)", 'c has no column "di"'),
+        ("SELECT id FROM orders o WHERE EXISTS (SELECT MAX(id) FROM customers c WHERE c.id = o.id)", "no groups"),
+        ("SELECT id FROM orders ORDER BY id", "no end to wait for"),
+        ("SELECT id FROM orders ORDER BY 4 LIMIT 3", "the select list has no entry 4"),
+        ("SELECT x FROM orders CROSS JOIN UNNEST(id) AS t (x)", "UNNEST of BIGINT"),
+        ("SELECT id FROM UNNEST(x)", "needs a table before it"),
+        ("SELECT /*+ BROADCAST('a' = '1') */ id FROM orders", "the hint BROADCAST is not supported"),
+        ("SELECT /*+ STATE_TTL('a' = 'soon') */ id FROM orders", "'soon' is no duration"),
+    ],
+)
+def test_a_clause_that_cannot_be_is_refused(folder, text, message):  # noqa: F811
+    with pytest.raises(SqlError, match=message):
+        ours(folder, text)
+
+
+def test_the_hint_state_ttl_bounds_the_state_of_a_join(caplog):
+    app = App("hints")
+    for name in ("a", "b"):
+        app.register(name, app.stream(name, schema={"id": "int64", "x": "int64"}))
+    text = "SELECT a.id FROM a JOIN b ON a.id = b.id"
+    with caplog.at_level(logging.WARNING):
+        app.sql(text)
+    assert "keeps all rows of a for ever" in caplog.text
+    assert "STATE_TTL('b' = '1d')" in caplog.text
+    caplog.clear()
+    plan = app.sql(text.replace("SELECT", "SELECT /*+ STATE_TTL('a' = '1h', 'b' = '2d') */")).explain()
+    assert "keeps" not in caplog.text
+    assert "left kept 3600000 ms, right kept 172800000 ms" in plan
+
+
+def test_an_insert_by_position_that_crosses_names_is_warned_of(caplog):
+    app = App("positions")
+    app.register("a", app.stream("a", schema={"bidder": "int64", "price": "int64"}))
+    app.sql("CREATE TABLE t (bidder BIGINT, price BIGINT) WITH ('connector' = 'blackhole')")
+    app.sql("INSERT INTO t SELECT bidder, price FROM a; INSERT INTO t (price, bidder) SELECT price, bidder FROM a")
+    assert "by position" not in caplog.text
+    app.sql("INSERT INTO t SELECT price, bidder FROM a")
+    assert "INSERT INTO t goes by position: the column price of the query is written into bidder" in caplog.text
