@@ -60,7 +60,7 @@ class AgentOutput(Source, Bounded, ReportsLag):
         return {(self.name, 0): self._rows}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Returns the number of rows that the agent has not finished. While there are some, the stream is not idle."""
+        """Returns the number of rows that the agent has not finished. While it is above 0, the stream is not idle."""
         return {(self.name, 0): self.channel.rows + self.unfinished()}
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class AgentSinks:
         self._settings = settings
 
     def of(self, group: AgentGroup) -> list[AgentSpec]:
-        """Returns the agents of a task, each behind those to which it passes rows."""
+        """Returns the agents of a task. An agent that passes rows to another one comes after it."""
         return [spec for spec in self.specs if spec.agent_id in group.agents]
 
     def writer(self, group: AgentGroup, sink: str | Sink, *, afresh: bool) -> SinkWriter:
@@ -57,10 +57,11 @@ class AgentSinks:
         return dead_letter_topics(spec, self.specs, self.fed)
 
     def open_deliveries(self, group: AgentGroup, shared: Collection[int], *, afresh: bool) -> None:
-        """Opens the exactly-once sinks of a group whose agents run in another process. Blocks. Raises the errors of
-        opening.
+        """Opens the exactly-once sinks of a group whose agents run in another process, so that this process can
+        deliver their output. Blocks. Raises the errors of opening.
 
-        `shared`: the ids of the Sinks that streams write too; the streams open these.
+        `shared`: the ids of the Sinks that streams write too; the streams open these. `afresh`: True if no checkpoint
+        is restored.
         """
         for sink in self._each_once(group):
             if id(sink) not in shared:

@@ -142,7 +142,7 @@ class AgentSource:
         }
 
     async def stop(self) -> None:
-        """Ends the thread, commits the last requested positions, and closes the source."""
+        """Ends the thread, commits the positions that were requested last, and closes the source."""
         self._left = await run_in_thread(close_tasks, [self.task], _STOP_SECONDS)
 
     @property
@@ -166,10 +166,10 @@ class AgentSource:
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Called when the barrier is in the channel."""
+        """Does nothing: the agent task acknowledges the barrier. Called when the barrier is in the channel."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """Called when the end is in the channel."""
+        """Does nothing. Called when END is in the channel."""
 
     def _is_over(self, task: StreamTask) -> None:
         error: BaseException | None = task.error

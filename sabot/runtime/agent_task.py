@@ -161,8 +161,8 @@ class AgentTask:
                 feed.go_on()
 
     def take_all(self) -> None:
-        """Puts the rows of streams that an agent has not taken into its lanes, for the last checkpoint. Called while
-        the inputs end.
+        """Puts all rows that streams have sent and that agents have not accepted yet into the agents' lanes, for the
+        last checkpoint. Called while the inputs end.
         """
         self._ending = True
         if self.jobs is not None:
@@ -235,8 +235,8 @@ class AgentTask:
                 task.cancel()
 
     def _note_state(self) -> None:
-        """Changes the measured state if a sink has become full or has room again, or rows wait for calls or are done.
-        Between two changes the event loop is free, apart from its CPU time.
+        """Changes the state in which the time of this task is measured: backpressured while a sink is full, waiting
+        while rows wait for calls, else idle. CPU time is counted as busy in all of these states.
         """
         state = TaskState.IDLE
         if any(sink.full for sink in self.sinks):
@@ -386,8 +386,8 @@ class AgentTask:
         state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
-        """Acknowledges once the snapshot is complete: a user's own backend has taken its part, and all `flushes` are
-        done.
+        """Acknowledges the checkpoint once its snapshot is complete: `state`, which a user's own backend may still be
+        taking, is there, and all `flushes` are done.
         """
         parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
         try:
@@ -452,7 +452,9 @@ class AgentTask:
             source.input.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
-        """Aborts the checkpoint: elements that the gate holds behind its barriers go on."""
+        """Aborts the checkpoint. The gate passes on the elements that it has held back behind the checkpoint's
+        barriers.
+        """
         self._asked.discard(checkpoint_id)
         self.gate.abort(checkpoint_id)
         for feed in self.feeds:
@@ -585,7 +587,7 @@ class AgentTask:
 
 
 def _discard(state: "Cut | asyncio.Future[Snapshot] | None") -> None:
-    """Discards the state of a cut that no checkpoint will use, once the cut has been taken."""
+    """Discards a snapshot of the state that no checkpoint will use, once it has been taken."""
     if isinstance(state, asyncio.Future):
         state.add_done_callback(_discard_result)
     elif state is not None:

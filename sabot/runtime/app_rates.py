@@ -32,8 +32,9 @@ class AppReading:
 class StepRates:
     """Rates of a step, or of an agent.
 
-    `rows_in` and `rows_out`: rows per second, or None if they are not known. `share`: the part of the time in which its
-    task worked in it, the mean of the subtasks, or None. `late`, `dead`: counts since the start.
+    `rows_in` and `rows_out`: rows per second, or None if they are not known. `share`: the part of the time, from 0 to
+    1, in which its task worked in this step, as the mean of the subtasks, or None. `late`, `dead`: counts of late
+    rows and dead letters since the start.
     """
 
     id: str
@@ -72,7 +73,7 @@ class TaskRates:
 
 @dataclass
 class AppRates:
-    """The rates of an app over `seconds`. `links`: those of the links of its plan."""
+    """The rates of an app over the last `seconds`. `links`: the rates of the links of its plan."""
 
     seconds: float
     tasks: list[TaskRates]

@@ -98,7 +98,7 @@ class AppRunner:
 
     @property
     def running(self) -> bool:
-        """True from the start to the end of `stop`."""
+        """True from the beginning of the start to the end of `stop`."""
         return self._run is not None
 
     @property
@@ -120,14 +120,14 @@ class AppRunner:
 
     @property
     def stalled_by(self) -> SabotError | None:
-        """The failure of an agent for whose rows the streams of this run, or of the last one, wait for ever. None if
-        there is none.
+        """The failure of an agent, if the streams of this run, or of the last one, wait for rows of that agent for
+        ever. Otherwise None.
         """
         return self._stalled_by if self._run is None else self._run.stalled_by
 
     def raise_failure(self) -> None:
-        """Raises the failure that has ended an app since its `start`. All calls on the app except `run` begin with
-        it; `run` itself raises the failure.
+        """Raises the failure that has ended the app since its `start`, if there is one. All calls on the app except
+        `run` call this first; `run` raises the failure itself.
         """
         if self.started and self._loop is not None and self._loop.is_closed():
             raise UserError(
@@ -264,7 +264,9 @@ class AppRunner:
             self._leaving = self._loop.create_task(self._leave(asked), name="the user's exit")
 
     async def _leave(self, asked: Exit) -> None:
-        """Makes the event loop raise the exit once everything is closed, because nobody waits in `run`."""
+        """Makes the event loop raise the exit once everything is closed. Called if no caller waits in `run`, which
+        would raise it.
+        """
         try:
             await self.stop()
         except SabotError as error:
@@ -326,8 +328,9 @@ class AppRunner:
             raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
 
     async def _run_once(self) -> tuple[SabotError | None, SabotError | None, SabotError | None]:
-        """Runs from one start to its stop. Returns what ended the run, what broke the task of the agents (not the failure of one agent),
-        and what the stop raised.
+        """Runs from one start to its stop. Returns three errors, each None if there was none: the one that ended the
+        run, the one that broke the task of the agents (not the failure of one agent), and the one that the stop
+        raised.
         """
         error: SabotError | None = None
         run: Run | None = None
@@ -366,11 +369,12 @@ class AppRunner:
         return None
 
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
-        """Returns True if the app restarts from its last checkpoint, after the wait that `restart=` asks for.
+        """Waits as long as `restart=` asks for, and returns True if the app restarts from its last checkpoint.
 
-        Returns False after an error that would occur again: a UserError or a DataError, unless it was caused by
-        something outside. Also if `restart=` allows no more restarts, if a thread of the last run still runs, or if a
-        stop is requested.
+        Returns False without a wait after an error that would occur again: a UserError or a DataError, unless it was
+        caused by something outside. Returns False too if `restart=` allows no more restarts, if a thread of the last
+        run still runs, if a stop is requested, and after a failed first start unless a worker was lost. `failed_at`:
+        the times of the earlier failures; this method adds one.
         """
         attempts, delay_s = self.app.settings.restarts
         lasting = isinstance(error, UserError | DataError) and not isinstance(error.__cause__, OSError | TransientError)
@@ -479,8 +483,8 @@ class AppRunner:
         return checkpoint_id
 
     def checkpoint_from_outside(self) -> None:
-        """Takes a checkpoint and waits for it, if the app runs on the event loop of another thread. Does nothing in
-        other cases.
+        """Takes a checkpoint and waits for it, if the app runs on the event loop of another thread. Otherwise does
+        nothing.
         """
         if not self.started or self._loop is None or self._loop.is_closed() or _in_loop(self._loop):
             return

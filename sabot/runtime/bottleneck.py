@@ -32,7 +32,7 @@ _LEAST_SECONDS = 0.5  # two readings that are closer say nothing
 
 
 class Cause(StrEnum):
-    """Why a task is the narrow place."""
+    """The reason why a task is the narrow place."""
 
     SLOW_FUNCTION = "slow function"
     SLOW_STEP = "slow step"
@@ -97,13 +97,16 @@ class _TaskShares:
 
     @property
     def wakes_for_lock(self) -> bool:
-        """Returns False if the thread got a processor so seldom that it slept in its contended time."""
+        """True if the thread got a processor often enough in its contended time to have waited for the interpreter's
+        lock: a thread that waits for the lock wakes up every 5 ms. False if it slept. True too if the system does not
+        count this.
+        """
         contended = self.shares["contended"] * self.seconds
         return self.turns is None or self.turns >= _TURNS * contended
 
     @property
     def load(self) -> float:
-        """The share of time in which it computed, or could have computed."""
+        """The share of time in which the thread computed, or was ready to compute."""
         return self.shares["busy"] + self.shares["contended"]
 
     @property
@@ -141,7 +144,7 @@ class _TaskShares:
         return found
 
     def main_work(self) -> tuple[str, float]:
-        """The piece on which it spends most, and the share of its work that this takes."""
+        """The piece of work that takes most of the task's time, and its share of the time of all pieces."""
         work = self.work()
         name = max(work, key=lambda each: work[each], default="")
         total = sum(work.values())
@@ -199,7 +202,9 @@ class _AppShares:
             yield self._skewed(task) or self._computes(task, main if part >= _MAIN else "", function)
 
     def _reads_on(self, task: _TaskShares) -> bool:
-        """Returns True if a source has more rows than the task could read: it ends by itself, or lags behind."""
+        """Returns True if the source has more rows than the task could read: the source is bounded, or it lags
+        behind.
+        """
         figures = task.now.get("input", {})
         return bool(figures.get("ends")) or sum(task.lag.values()) > max(1, task.rows)
 
@@ -278,7 +283,9 @@ class _AppShares:
         )
 
     def _skewed(self, task: _TaskShares) -> NarrowPlace | None:
-        """Returns the place of a subtask that has far more rows than the other ones of its stage, or None."""
+        """Returns a narrow place for the subtask if it has far more rows than the other subtasks of its stage, else
+        None.
+        """
         others = [each for each in self.tasks if each.stage == task.stage and each is not task]
         if not others or task.fill is None or not self._by_key(task.stage):
             return None
@@ -365,7 +372,9 @@ class _AppShares:
     def _calls(
         self, task: _TaskShares, name: str, before: Mapping[str, Any], now: Mapping[str, Any], agent: str = ""
     ) -> NarrowPlace:
-        """Returns the place of calls at their limit. `agent`: the id of the agent that makes them, or "" for a step."""
+        """Returns the narrow place of a task whose calls are at their limit. `name`: the step or agent that makes
+        them. `before`, `now`: its figures in both readings. `agent`: the id of the agent, or "" for a step.
+        """
         share, who = task.shares["waiting"], f"agent {agent}" if agent else task.name
         place, fill = agent or task.name, _fill(now) if agent else task.fill
         ended = now.get("attempts", 0) - before.get("attempts", 0)
@@ -506,7 +515,7 @@ class _AppShares:
                 )
 
     def starved(self) -> Iterator[NarrowPlace]:
-        """Yields sources that have rows and give them too slowly, while every task has time left."""
+        """Yields sources that have unread rows and deliver them too slowly, while every task has time left."""
         for task in self.tasks:
             figures = task.now.get("input", {})
             if task.fill is not None or task.shares["idle"] < _BUSY or figures.get("exhausted") or figures.get("ahead"):

@@ -207,7 +207,7 @@ class Build:
 
     def _let_agents_in(self) -> None:
         """Connects agents to the sinks that streams write too, so that one thread writes for both. Raises UserError
-        if they set different delivery= or nan=.
+        if they set different delivery= or nan=, and if the stream writes changes.
         """
         for built in self.stages.values():
             sink = None if built.stage.sink is None else built.stage.sink[0]
@@ -224,8 +224,8 @@ class Build:
             built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: BuiltStage) -> None:
-        """Makes sources wait: those whose rows need a table are read only when the table's input is read up to its
-        end at the start, and the stage has processed it.
+        """Pauses sources whose rows are joined with a table, until the input of the table has been read up to the end
+        that it had at the start, and the stage has processed these rows.
         """
         assert self.plan is not None
         stage = built.stage
@@ -247,13 +247,13 @@ class Build:
             task.input.on_first_over = partial(self._has_first, stage.id, task.name)
 
     def _has_first(self, stage_id: str, task: str) -> None:
-        """Notes that the task has processed the input for which other sources wait. Called in the task's thread."""
+        """Calls `has_first`, and notifies the other processes. Called in the task's thread."""
         self.has_first(stage_id, task)
         self.settings.placement.has_first(stage_id, task)
 
     def has_first(self, stage_id: str, task: str) -> None:
-        """Notes that a task of this or another process has processed the input for which other sources wait. From any
-        thread.
+        """Notes that a task, of this or another process, has processed the table input for which sources wait. When
+        all tasks of the stage have, the sources begin to read. From any thread.
         """
         missing, waiting = self._first[stage_id]
         missing.discard(task)
@@ -373,8 +373,8 @@ class Build:
     # -- chains -------------------------------------------------------------------------------------------------------
 
     def _chain(self, built: BuiltStage, number: int, letters: DeadLetterOutput | None) -> Chain:
-        """Makes and opens the operators, from the first to the last, because each determines the columns of the next
-        one's input.
+        """Makes and opens the operators of a subtask, from the first to the last: each determines the columns of the
+        next one's input. `number`: the number of the subtask. `letters`: the output for dead letters, or None.
         """
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
@@ -470,7 +470,7 @@ class Build:
     # -- sources and state ------------------------------------------------------------------------------------------------
 
     def _take_sources(self) -> None:
-        """Claims the user's Source objects, as each is read by one run at a time."""
+        """Claims the user's Source objects for this run. Raises UserError if another run reads one of them."""
         with _reading_lock:
             sources = {id(n.source): n.source for n in walk(self.ends) if isinstance(n, Read)}
             for source in sources.values():

@@ -94,8 +94,8 @@ class Edges:
             plan.schemas(along=self._columns.__setitem__)
 
     def tells(self, stage: Stage) -> bool:
-        """Returns True if the stage passes on the mark COMPLETE, which says that all rows that its sources had at the
-        start have been read.
+        """Returns True if the tasks of the stage pass on the mark COMPLETE. It says that all rows that the sources
+        had at the start have been read.
         """
         return stage.id in self._tell
 

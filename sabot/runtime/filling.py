@@ -88,12 +88,12 @@ class Filling:
             self._ways = ways(plan, keeping)
 
     def of(self, operator: Operator, task: str, parallelism: int) -> Fill | None:
-        """Reads the tables from which an operator of a task is filled. Returns the filling, or None if the operator
-        is not filled.
+        """Prepares the filling of an operator of a task, by reading the tables from the checkpoint. Returns the
+        filling, or None if the operator does not have to be filled, or is filled already.
 
-        Called when the operator's state is restored. Aggregates that were added are filled before this returns; for a
-        new operator the caller has to call `Fill.run` later. `parallelism`: the number of subtasks of the task's
-        stage.
+        Called when the operator's state is restored. If only some aggregates were added, they are filled before this
+        returns. For a new operator, the caller has to call `Fill.run` later. `parallelism`: the number of subtasks of
+        the task's stage.
         """
         verdict = self._verdicts.get(operator.step.id)
         if verdict is None or not verdict.fills:

@@ -27,7 +27,7 @@ class Interpreter:
             gc.set_threshold(max(self._before[1][0], 50_000), *self._before[1][1:])
 
     def restore(self) -> None:
-        """Called when an app has ended."""
+        """Called when an app has ended. Restores the earlier settings if it was the last running app."""
         self._apps -= 1
         if self._apps == 0:
             sys.setswitchinterval(self._before[0])
@@ -38,7 +38,9 @@ interpreter = Interpreter()
 
 
 def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs the coroutine to its end. If an event loop already runs (as in a notebook), it runs in a thread of its own."""
+    """Runs the coroutine to its end. If the calling thread already has a running event loop (as in a notebook), the
+    coroutine runs in another thread.
+    """
     if not _loop_runs_here():
         asyncio.run(work())
         return

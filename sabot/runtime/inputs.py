@@ -211,4 +211,4 @@ def fill(channels: Sequence[Channel]) -> float:
 
 
 def _nothing() -> None:
-    """Does nothing: no reader waits for this gate."""
+    """Does nothing. It is called in place of a reader's callback as long as no reader waits for this gate."""

@@ -165,10 +165,11 @@ class DurableJobs:
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
     ) -> None:
-        """`mail`: the store of mailboxes, which `close` shuts. `known`: True if a checkpoint contains the journal's
-        position, or none is ever taken. `storage`: the storage of the checkpoints, which knows of savepoints.
-        `dedupe_s`: the seconds for which the ids of ended jobs are kept. `listener`: gets events of jobs. `guard`:
-        decides on their effects.
+        """`mail`: the store of mailboxes, which `close` closes. `known`: True if a checkpoint contains the journal's
+        position, or if no checkpoint is ever taken. `storage`: the storage of the checkpoints, which lists savepoints
+        too, or None. `dedupe_s`: the seconds for which the ids of ended jobs are kept. `on_broken`: called with a
+        description and the error if state and output may no longer agree. `listener`: receives events of jobs.
+        `guard`: decides on their effects.
         """
         self.journal = journal
         self._notes = NotesOfParked()
@@ -207,7 +208,7 @@ class DurableJobs:
             self._open = await self.host.open(dict(facts["positions"]), unapplied_jobs(facts))
 
     def cut(self) -> dict[str, Cut]:
-        """Returns cuts of the mailboxes and of the notes of parked jobs, by the names of their states."""
+        """Returns snapshots of the mailboxes and of the notes of parked jobs, by the names of their states."""
         cuts = {STATE: self.mail.cut(), NOTES: self._notes.cut()}
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
@@ -280,7 +281,7 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if jobs are parked, so the app is not finished."""
+        """True if some jobs are parked. The app is then not finished, even if all inputs have ended."""
         return self.host.parking.parked > 0
 
     async def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Takes a lease on an app at its Kafka broker, if nothing else prevents two workers from running the app."""
+"""The lease on an app at its Kafka broker. It prevents two workers from running the app at once, if nothing else
+does.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

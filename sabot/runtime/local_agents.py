@@ -293,8 +293,9 @@ class LocalAgents:
             operator.names.logs[source.name] = task.identity
 
     def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
-        """Returns the place from which the agent's records are read again, as `--reprocess` asks. Raises UserError if
-        the checkpoint has no position of the topic.
+        """Returns the place at which the agent begins to read its records again, for `--reprocess`. `facts`: the
+        facts of the checkpoint about this input, or None. Raises UserError if the checkpoint has no position of the
+        topic.
         """
         if facts is None:
             raise UserError(

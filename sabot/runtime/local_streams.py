@@ -116,7 +116,9 @@ class LocalStreams:
         await self.close()
 
     def _was_complete(self, restored: Manifest) -> bool:
-        """Returns True if every task of the checkpoint had ended, so nothing is opened."""
+        """Returns True if every task of the checkpoint had ended. Then no task is opened, and the streams are over at
+        once.
+        """
         if self.build.shared or self.linked or not had_ended(restored):
             return False
         keep_finals(restored, self.settings.coordinator)
@@ -263,7 +265,7 @@ class LocalStreams:
 
 
 def _nothing(checkpoint_id: int) -> None:
-    """Does nothing: the barrier of such a task comes through its channels."""
+    """Does nothing: a task that reads channels gets the barrier from them, and need not be asked for it."""
 
 
 def _close(tasks: list[StreamTask]) -> list[tuple[str, Handle]]:

@@ -49,8 +49,8 @@ class Origin:
         self._place = None if storage is None else storage.directory
 
     def restarts(self, last_id: int | None) -> None:
-        """Makes the next run resume from this checkpoint or a later one, or, with None, from the newest there is.
-        Does not block.
+        """Makes the next run resume from this checkpoint or a later one. If `last_id` is None, it resumes from the
+        newest checkpoint. Does not block.
         """
         if last_id is None:
             self._back_to = None
@@ -152,5 +152,5 @@ def place_and_number(savepoint: str) -> tuple[str, str]:
 
 
 def identity(manifest: Manifest) -> list[Any]:
-    """Returns the values that identify a checkpoint, wherever it is stored."""
+    """Returns the values that identify a checkpoint even if it was copied: incarnation, generation and id."""
     return [manifest.incarnation, manifest.generation, manifest.checkpoint_id]

@@ -104,7 +104,9 @@ class Reader:
         self.topic_id = open_log(self.source, positions, start, facts)
 
     def log_facts(self) -> dict[str, Any]:
-        """Returns the facts about the source's log that a checkpoint stores beside the positions."""
+        """Returns the facts about the source's log, such as the id of its topic, that a checkpoint stores beside the
+        positions.
+        """
         return facts_of(self.source, self.topic_id)
 
     def request_commit(self, positions: Positions) -> None:
@@ -194,7 +196,9 @@ class Reader:
         return self._came(read)
 
     def _why_not(self, outage_seconds: float) -> TaskState:
-        """Returns the state of the thread while it does not read."""
+        """Returns the state in which the waiting time of the thread is measured while it does not read.
+        `outage_seconds`: how long it still waits for a schema registry.
+        """
         if self.held or self.waits_for:
             return TaskState.BACKPRESSURED
         if outage_seconds > 0:
@@ -221,10 +225,10 @@ class Reader:
         self._marks.append(mark)
 
     def _stands_still(self) -> None:
-        """Called while the reader is held and does not poll."""
+        """Called while the reader is held, in place of a poll."""
 
     def _goes_on(self) -> None:
-        """Called before the reader polls."""
+        """Called before each poll."""
 
     def _has_nothing(self) -> None:
         """Called when a poll has returned no rows."""
@@ -233,12 +237,12 @@ class Reader:
         """Called when the source has ended."""
 
     def _came(self, batch: Batch) -> Any:
-        """Called with the rows of a poll. Returns the next element."""
+        """Called with the batch of a poll. Returns the element that the task gets."""
         return self._tried(batch)
 
     def _tried(self, batch: Batch) -> Batch | None:
-        """Returns the result of `_ready`, or None while a schema registry does not answer; the batch is then tried
-        again later.
+        """Returns the result of `_ready`. If a schema registry does not answer, stores the batch for a later attempt,
+        and returns None.
         """
         try:
             ready = self._ready(batch)
@@ -377,8 +381,8 @@ class SourceInput(Reader):
         return True
 
     def _keep_back(self) -> None:
-        """Pauses the partitions that are too far ahead of those of other sources in event time. Pauses the reader too
-        if only these partitions have rows.
+        """Pauses the partitions that are too far ahead of other sources in event time. If no other partition has
+        rows, pauses the reader.
         """
         if self._waiting is not None or self.awaited_by:
             return
@@ -409,8 +413,8 @@ class SourceInput(Reader):
                 self._hold(kept_back)
 
     def _note_unread(self, came: bool) -> None:
-        """Notes after a poll which partitions have rows to read, for aligned sources. `came`: True if the poll
-        returned rows.
+        """Notes, after a poll, which partitions still have rows to read; sources that are aligned by event time need
+        it. `came`: True if the poll returned rows.
         """
         if self.alignments:
             lag, unknown = self.unread(), 1 if came else 0

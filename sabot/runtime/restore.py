@@ -160,8 +160,8 @@ def _kept_columns(node: Read, restored: Manifest) -> pa.Schema | None:
 
 
 def _refreshed(node: Read, kept: pa.Schema, now: pa.Schema) -> pa.Schema:
-    """Returns the columns of the data now, and those columns of the checkpoint that the data does not have. If a
-    number has another type now, the column gets the wider type.
+    """Returns the columns that the data has now (`now`), and those of the checkpoint (`kept`) that the data no longer
+    has. If a column of numbers has different types in both, it gets the wider type.
     """
     fields: dict[str, pa.Field] = {field.name: field for field in kept}
     for field in now:

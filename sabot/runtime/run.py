@@ -280,7 +280,9 @@ class Run:
         self.checkpoint_ended()
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Starts a task that runs for as long as the app does. If the task ends before, the run is broken."""
+        """Starts a task that should run as long as the app does. If it ends before that, the run is broken. `name`:
+        for messages.
+        """
         task = asyncio.create_task(work, name=name)
         return watch_task(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
@@ -314,7 +316,9 @@ class Run:
             self._coordinator.beat()
 
     def _hold(self, held: bool) -> None:
-        """Stops reading while too much output waits (held), or resumes it. From any thread."""
+        """Stops reading if `held` is True, because too much output waits for delivery; otherwise resumes it. From any
+        thread.
+        """
         held = held or self.failure is not None
         for part in self._parts():
             part.hold(held)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class RunJournal:
-    """The open journal, and `mail`, the store of its mailboxes; both are None if they are not open here. Methods
-    block.
+    """The journal of a run, and `mail`, the store of the mailboxes. Both are None while they are not open in this
+    process. Methods block.
     """
 
     def __init__(self, app: RunnableApp, agents: Mapping[str, RunnableAgent]) -> None:

@@ -148,7 +148,7 @@ class StreamsMaker(Protocol):
         """
 
     def begun(self) -> None:
-        """Notes that a run has begun with the wanted number of workers."""
+        """Called when a run has begun with the wanted number of workers: `take_back` then has nothing to undo."""
 
     @property
     def tried_enough(self) -> bool:

@@ -74,8 +74,8 @@ class StreamFeed:
             self._loop.call_soon(self._read_safely)
 
     def take_all(self) -> None:
-        """Puts all rows into the lanes for the last checkpoint, even if the agent does not process them any more.
-        Called while the inputs end.
+        """Puts all rows of the channel into the agent's lanes, for the last checkpoint, even if the agent does not
+        process them any more. Called while the inputs end.
         """
         self._ending = True
         self.go_on()
@@ -105,12 +105,12 @@ class StreamFeed:
 
     @property
     def flushing(self) -> bool:
-        """True if the cut was made and the barrier has not come yet."""
+        """True if the agents have taken their snapshot and the stream's barrier has not come yet."""
         return self._awaited is not None
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Notes the cut (the agents' snapshot) of this checkpoint, at its moment. The returned future is done when
-        all rows before the stream's barrier are in the lanes or recorded.
+        """Called when the agents take their snapshot for this checkpoint. The returned future is done when all rows
+        before the stream's barrier are in the lanes, or recorded for the snapshot.
         """
         arrived, self._arrived = self._arrived, 0
         self._settled = checkpoint_id
@@ -124,7 +124,9 @@ class StreamFeed:
         return come
 
     def take_recorded(self) -> list[Batch]:
-        """Returns the rows that came between the cut and the stream's barrier, and forgets them."""
+        """Returns the rows that came between the agents' snapshot and the stream's barrier, and removes them from
+        this object.
+        """
         recorded, self.recorded = self.recorded, []
         return recorded
 
@@ -190,8 +192,9 @@ class StreamFeed:
         self._hold(False)
 
     def _may_take(self) -> bool:
-        """Returns True if the lanes have room, or if rows must be taken in any case. Otherwise pauses the readers
-        until there is room.
+        """Returns True if the next rows may be put into the lanes: they have room, or a barrier is awaited, or the
+        inputs end and the agent has failed or was stopped. If the lanes are full, pauses the readers until there is
+        room.
         """
         operator = self.operator
         serves = operator.failure is None and not operator.stopped

@@ -142,7 +142,9 @@ def had_ended(restored: Manifest) -> bool:
 
 
 def keep_finals(restored: Manifest, checkpoints: TaskCoordinator) -> None:
-    """Keeps the last states of ended stream tasks, which are not opened again, in later checkpoints."""
+    """Hands the last states of ended stream tasks to the coordinator, so that later checkpoints contain them. These
+    tasks are not opened again.
+    """
     for name, task in stored_streams(restored).items():
         states = {state: RestoredState(restored.state_directory(name, state)) for state in task.states}
         checkpoints.detach(name, TaskSnapshot(task.meta, {}, states))

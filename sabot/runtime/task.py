@@ -178,9 +178,7 @@ class Output:
         }
 
     def offer(self) -> bool:
-        """Offers elements again that full channels have refused. Returns True if all were accepted, so there is room
-        for more.
-        """
+        """Tries again to put the elements that full channels have refused. Returns True if none is left."""
         while self._refused:
             channel, element = self._refused[0]
             if not channel.put_nowait(element):
@@ -307,8 +305,8 @@ def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], 
 
 
 class Chain:
-    """The operators of one subtask and its outputs: those that operators feed, and those without an operator (dead
-    letters).
+    """The operators of one subtask, and its outputs. An output gets rows from an operator, or, for dead letters, from
+    the task.
     """
 
     def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
@@ -355,9 +353,9 @@ class Chain:
         return all([operator.is_empty for operator in self.waiting])
 
     def edges(self, stage: str) -> list[dict[str, Any]]:
-        """Returns the figures of each way of rows: into the chain and from operator to operator, where rows and
-        batches are counted, and out of the chain, with the figures of `Output`. `stage`: the id of the stage, which
-        names the chain's input. From any thread.
+        """Returns the figures of all connections over which rows move: into the chain and between operators, with
+        counts of rows and batches; out of the chain, with the figures of `Output`. `stage`: the id of the stage,
+        which names the chain's input. From any thread.
         """
         beside = [(stage, "dead letters", each) for each in self._beside]
         ways = [(stage, "", each) for each in self.roots] + beside
@@ -512,12 +510,12 @@ class StreamTask:
         return not self.ended or not self.may_wait
 
     def _poll(self) -> bool:
-        """Emits results that operators have ready. Returns True if the task may take rows: not while operators have
-        no room, nor after END.
+        """Polls the operators, which emit results that are ready. Returns True if the task may take rows: the
+        operators have room, and END has not come.
 
-        While a barrier is on its way, the rows in the channels before it are taken in any case, because a barrier
-        must not wait for calls. The readers then pause until there is room again; otherwise each checkpoint would
-        take in more rows.
+        After a checkpoint has begun, the rows in the channels before its barrier are taken even without room, because
+        a barrier must not wait for calls. The readers then pause until there is room again; otherwise each checkpoint
+        would take in more rows.
         """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
@@ -541,8 +539,8 @@ class StreamTask:
                 reader.resume_for(self.name)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
-        """Takes barriers but no rows: barriers of the task's own source, or, behind a gate that has ended, those that
-        are requested.
+        """Processes barriers but no rows, while operators have no room. If all channels have ended, no barrier comes
+        through them; the task then takes a snapshot for each requested checkpoint.
         """
         if self.ended:
             return not self.may_wait
@@ -642,8 +640,8 @@ class StreamTask:
         return TaskSnapshot(meta, {}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:
-        """Returns the smaller snapshot that is kept once all tasks have ended for good, or None if the task's source
-        was not read to its end.
+        """Returns the snapshot to be kept once all tasks have ended for good, or None if the task's source was not
+        read to its end. It is smaller than `final`: it lacks state that no later run needs.
         """
         meta = final.meta
         if not read_to_end(meta):

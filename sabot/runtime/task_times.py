@@ -94,7 +94,7 @@ class TaskTimes:
 
     @property
     def begun(self) -> bool:
-        """True once the thread is measured."""
+        """True once `begin` was called."""
         return self._now is not None
 
     def begin(self) -> None:
@@ -144,7 +144,7 @@ class TaskTimes:
             self.work(before)
 
     def end(self) -> None:
-        """Ends the measure, at the end of the thread."""
+        """Ends the measurement. Called at the end of the thread."""
         if self._now is not None and self._ended is None:
             self.enter(TaskState.IDLE)
             self._ended = self._now[3]

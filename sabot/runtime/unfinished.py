@@ -40,13 +40,13 @@ def lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
 def finished_up_to(
     reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
 ) -> int | None:
-    """Returns the offset up to which a partition may be committed, or None if a position was lost on the way (behind
-    a batch agent); the offset of the consumer group then stays.
+    """Returns the offset up to which a partition may be committed: that of the first row that is not finished, either
+    in `reader` or in an agent to which it passes rows. Returns None if that is unknown, because a batch agent on the
+    way has dropped the positions of rows; the committed offset then stays as it is.
 
-    It is the offset of the first row that is unfinished in its reader, or in an agent to which the reader passes
-    rows: rows that are passed on keep the position of the row from which they came. `taken`: the offset up to which
-    the reader has taken rows. `first_open`: the first unfinished offset by agent, input (a topic or an agent) and
-    partition; partition -1 says that a position was lost.
+    Rows that one agent passes to another carry the position of the record from which they came. `taken`: the offset
+    up to which the reader has taken rows. `first_open`: the first unfinished offset by agent, input (a topic or an
+    agent) and partition; partition -1 means that a row without a position is unfinished.
     """
     lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
     agent, port = reader, reader.port

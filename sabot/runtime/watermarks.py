@@ -107,8 +107,9 @@ class Watermarks:
     def beyond(
         self, partitions: Iterable[tuple[str, int]], limit_ms: int, *, unread: bool
     ) -> tuple[frozenset[tuple[str, int]], bool]:
-        """Returns those of these partitions that have been read past `limit_ms`, and True if there are others that
-        may be read. `unread`: True to consider among the others only partitions with rows to read.
+        """Returns two values: those of these partitions that have been read past `limit_ms` of event time, and True
+        if at least one of the others may be read. `unread`: True to consider, among the others, only partitions with
+        rows to read.
         """
         with self._lock:
             known = [place for place in partitions if place in self._greatest]
@@ -139,7 +140,7 @@ class Watermarks:
             return self._idle, self._watermark_ms
 
     def _pass(self, partitions: list[tuple[str, int]]) -> None:
-        """Raises the watermark to the least watermark of these partitions."""
+        """Raises the source's watermark to the least watermark of these partitions."""
         least = min((self._greatest[partition] for partition in partitions), default=START_OF_TIME)
         if least > START_OF_TIME:
             self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
@@ -151,7 +152,9 @@ class Watermarks:
         return [[topic, number, ms] for (topic, number), ms in found if ms > START_OF_TIME]
 
     def silent(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> list[list[Any]]:
-        """Returns for how many ms each of these partitions has had no rows, at most `idle_ms`, as the checkpoint keeps it."""
+        """Returns [topic, partition, ms] for each of these partitions, for a checkpoint: for how long it has had no
+        rows, at most `idle_ms`.
+        """
         with self._lock:
             silent = [(place, self._silent_ms(place, now_ms)) for place in partitions]
         return [[*place, min(max(0, ms), self._idle_ms)] for place, ms in silent]

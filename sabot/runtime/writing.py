@@ -103,12 +103,12 @@ class Flushes(Protocol):
 
     @property
     def flushing(self) -> bool:
-        """True while a barrier is under way."""
+        """True while the future of a barrier is not done."""
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Called at the moment of the cut, on the event loop. The returned future is done when everything before the
-        barrier is safe. Its result is, by track of exactly-once output, the last part before the barrier. An
-        exception in it declines the checkpoint.
+        """Called when the agents take their snapshot, on the event loop. The returned future is done when everything
+        before the barrier is safe. Its result is, by track of exactly-once output, the last part before the barrier.
+        If it raises, the checkpoint is declined.
         """
 
 
@@ -208,13 +208,15 @@ class SinkPort:
 
     @property
     def flushing(self) -> bool:
-        """True while a barrier has not come out at the other end."""
+        """True while a barrier has not reached the sink's thread."""
         return False
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Makes the rows put before this call part of the checkpoint. The returned future is done when the agent task
-        may acknowledge. Its result is the last part of each track (`sealed` of the sink), or empty if a stream's task
-        acknowledges the barrier for this sink.
+        """Makes the rows that were put before this call part of the checkpoint. The returned future is done when the
+        agent task may acknowledge.
+
+        Its result is the last part of each track of exactly-once output (`sealed` of the sink). The result is empty
+        if a stream writes the sink too: that stream's task acknowledges the barrier for this sink.
         """
         self._put(Barrier(checkpoint_id))
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
@@ -412,7 +414,7 @@ class AgentSink(SinkPort):
         yield from self.task.times.samples(self.task.name)
 
     def _answer(self) -> None:
-        """Reports the end of the sink to every barrier under way."""
+        """Ends the future of every barrier that is under way, because the sink has ended."""
         for flushed in self._flushed.values():
             if not flushed.done():
                 if self.error is not None:
@@ -436,7 +438,7 @@ class AgentSink(SinkPort):
     # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """Called when a barrier has come and everything before it is flushed."""
+        """Ends the future of a barrier. Called by the sink's task when everything before the barrier is flushed."""
         call_on_loop(self._loop, self._has_flushed, checkpoint_id, snapshot.sealed)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
@@ -454,7 +456,7 @@ class AgentSink(SinkPort):
 
 
 def _nothing() -> None:
-    """Does nothing: no task measures this port."""
+    """Does nothing. It stands for the callback of a port whose work no task measures."""
 
 
 def refused(what: str, error: BaseException) -> UserError:
