@@ -37,11 +37,13 @@ EntryFilter: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
 """Selects the entries of a checkpoint that belong to this subtask."""
 
 Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Returns for each key hash whether its group or row belongs to this subtask."""
+"""A function from key hashes to True for each group or row that belongs to this subtask."""
 
 
 class Cut(Protocol):
-    """The contents of a store at a barrier. Taking a cut copies nothing large and does not wait."""
+    """A snapshot of the contents of a store at a barrier. Taking it copies nothing large and does not wait; another
+    thread saves it.
+    """
 
     def save(self, directory: Path) -> int:
         """Writes the contents into `directory`, which exists and is empty. Returns the bytes written. May block, may
@@ -49,16 +51,16 @@ class Cut(Protocol):
         """
 
     def discard(self) -> None:
-        """Releases the cut, saved or not; saved files stay. Idempotent; may be called from any thread."""
+        """Releases the snapshot, saved or not; saved files stay. Idempotent; may be called from any thread."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved cut, as a restore receives it: the directory into which `Cut.save` wrote, and the facts about the cut
-    from the manifest.
+    """A saved Cut, as a restore receives it: the directory into which `Cut.save` wrote, and the facts about it from
+    the manifest.
 
-    `own`: True if this subtask itself saved the cut and is the only one that restores it, because the number of
-    subtasks is unchanged.
+    `own`: True if this subtask itself saved it and is the only one that restores it, because the number of subtasks
+    is unchanged.
     """
 
     directory: Path
@@ -173,10 +175,10 @@ class StateBackend(ABC):
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Takes a cut before it first suspends, so writes after the call are not in it. Returns when the cut can be
-        saved.
+        """Takes a snapshot of all values. It is taken before this method first suspends, so it contains no later
+        write. Returns when it can be saved.
 
-        Raises CheckpointFailed; the backend then goes on with everything that was written.
+        Raises CheckpointFailed; the backend then continues with everything that was written.
         """
 
     @abstractmethod
@@ -192,7 +194,9 @@ class StateBackend(ABC):
 
 
 class BackendCut(ABC):
-    """The values of a backend at one moment: a cut, or the files of a saved cut. It fulfils the contract of Cut."""
+    """The values of a backend at one moment, as they are in memory, or as files of an earlier save. It fulfils the
+    contract of Cut.
+    """
 
     sealed: bool
     """True if the values carry an expiry (see `expiry.py`)."""
@@ -219,11 +223,11 @@ class BackendCut(ABC):
         """Blocks until `save` and `entries` can read all values. Raises CheckpointFailed."""
 
     def discard(self) -> None:  # noqa: B027  only some subclasses have files there
-        """Removes the cut's files in the backend's own directory. Idempotent."""
+        """Removes the files of this snapshot in the backend's own directory. Idempotent."""
 
 
 class LocalSnapshot(Snapshot):
-    """The snapshot of a LocalBackend: its cut, or the directory into which the cut was saved."""
+    """The snapshot of a LocalBackend: its values at one moment, or the directory into which they were saved."""
 
     def __init__(self, cut: BackendCut) -> None:
         self.id = next(_snapshot_ids)
@@ -263,8 +267,8 @@ class LocalBackend(StateBackend):
 
     @abstractmethod
     def cut(self) -> BackendCut:
-        """Takes a cut of all values without waiting. The cut's `save` raises CheckpointFailed for values that cannot
-        be written.
+        """Takes a snapshot of all values without waiting. Its `save` raises CheckpointFailed if values cannot be
+        written.
         """
 
     @abstractmethod
@@ -273,8 +277,8 @@ class LocalBackend(StateBackend):
     ) -> None:
         """Replaces all state by the values of all parts together. May block.
 
-        `mine`: selects the entries to take over, or None for all. `passed`: values that had expired by this mark may
-        be left out. Raises CorruptCheckpoint naming the file; the backend then keeps its state.
+        `mine`: selects the entries to load, or None for all. `passed`: a mark of `Expiry`; values that had expired by
+        then may be left out. Raises CorruptCheckpoint naming the file; the backend then keeps its state.
         """
 
     def remove_expired(self) -> None:

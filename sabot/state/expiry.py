@@ -122,7 +122,9 @@ class ExpiryOrder:
     """
 
     def written(self, namespace: str, table: Table, keys: Iterable[bytes]) -> None:
-        """Moves keys that exist already to the end of the order. Called before keys are written."""
+        """Moves those of the keys that exist already to the end of the order. Called before the values of the keys
+        are written.
+        """
         for key in keys:
             table.pop(key, None)
 

@@ -107,8 +107,8 @@ def link_file(file: Path, copy: Path) -> int:
 
 
 class Shared(ABC):
-    """An object with files that several cuts hold. The last `release` frees it. All methods may be called from any
-    thread.
+    """An object with files that several holders share, such as snapshots. The last `release` frees it. All methods
+    may be called from any thread.
 
     `holders`: the number of holders at first. `_lock` guards everything that a holder may change.
     """

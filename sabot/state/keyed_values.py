@@ -26,6 +26,8 @@ def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry 
 
 
 def load_values(values: LocalBackend, saved: Sequence[Path], mine: EntryFilter | None, watermark_ms: int) -> None:
-    """Restores the values that cuts have saved in these directories, without expired ones. Raises CorruptCheckpoint."""
+    """Restores the values that snapshots have saved in these directories, without values that had expired at the
+    watermark. `mine`: selects the entries to load, or None for all. Raises CorruptCheckpoint.
+    """
     if saved:
         values.load([saved_values(directory) for directory in saved], mine, event_mark(watermark_ms))

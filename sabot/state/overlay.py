@@ -1,5 +1,5 @@
-"""Views of a backend for one call: its own writes, which reach the backend only when the call ends, and the values at
-its time.
+"""Views of a backend that intercept reads and writes: writes of a call that are applied when it ends, or undone if it
+fails; and values as they were at another time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -96,8 +96,8 @@ class Overlay(_CallView):
 
 
 class HeldWrites(Overlay):
-    """Wraps a user's own backend, whose `snapshot` may take its cut some time after it was called. Writes between
-    `hold` and `release` are kept here, so that they are not in the snapshot; reads see them.
+    """Wraps a user's own backend, whose `snapshot` may read the values some time after it was called. Writes between
+    `hold` and `release` are stored here, so that they are not in the snapshot; reads return them.
     """
 
     __slots__ = ("_holding",)
@@ -107,10 +107,10 @@ class HeldWrites(Overlay):
         self._holding = False
 
     def hold(self) -> None:
-        """Keeps writes here from now on, so that they are not in the snapshot that is being taken.
+        """Stores writes here from now on, so that they are not in the snapshot that is being taken.
 
-        Raises SabotError while an earlier snapshot is being taken: when that one ends, its held writes reach the
-        base, and so they would get into the new snapshot.
+        Raises SabotError if an earlier snapshot is still being taken: when it ends, its held writes are applied to
+        the base, and would be in the new snapshot.
         """
         if self._holding:
             raise SabotError(
@@ -120,7 +120,7 @@ class HeldWrites(Overlay):
         self._holding = True
 
     def release(self) -> None:
-        """Writes the held writes to the base. Called when the snapshot has taken its cut."""
+        """Writes the held writes to the base. Called when the snapshot no longer needs the base."""
         self._holding = False
         self.apply()
 
@@ -138,7 +138,9 @@ class HeldWrites(Overlay):
 
 
 class ExpiringOverlay(Overlay):
-    """Keeps values with the event time at which they were put, from which their time to live counts."""
+    """An overlay for values with a time to live. It stores with each write the event time at which it was made; the
+    time to live begins then.
+    """
 
     __slots__ = ("_expiry", "_put_at")
 

@@ -75,8 +75,8 @@ class SegmentPart:
         return np.flatnonzero(~self.gone)
 
     def full_at(self, rows: int, kind: int) -> int:
-        """Returns the time at which the rows of this kind that `due` has not returned yet, and that are due by then,
-        become more than `rows`; _NEVER if there are not so many.
+        """Returns the time at which more than `rows` rows of this kind are due that `due` has not returned yet, or
+        _NEVER if there are not so many rows.
         """
         place = self._next[kind] + rows
         return _NEVER if place >= self._ends[kind] else self._time_at(place)
@@ -144,7 +144,7 @@ class SegmentPart:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def shared(self) -> Any:
-        """Returns the marks of gone rows for a cut: they will be copied before they change."""
+        """Returns the marks of gone rows for a snapshot. The part copies them before it changes them."""
         self._is_shared = True
         return self.gone
 
@@ -167,8 +167,8 @@ def joined(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def segment_batches(
     schema: pa.Schema, pieces: Iterable[tuple[pa.RecordBatch, Any, Any]], kind: int | None
 ) -> Iterator[pa.RecordBatch]:
-    """Yields the batches of a segment from pieces of rows (`segments.Piece`). `schema`: of a batch. `kind`: the index
-    of the column that says by which clock a row is due, or None.
+    """Yields the batches of a segment, made from pieces of rows (`segments.Piece`). `schema`: the columns of a batch.
+    `kind`: the index of the column that says by which clock a row is due, or None.
     """
     for rows, hashes, due in pieces:
         head = [hashes, np.full(len(hashes), _NEVER) if due is None else due, np.zeros(len(hashes), np.int32)]
@@ -216,8 +216,9 @@ def chosen(parts: Sequence[SegmentPart], mine: RowFilter, kind: int | None) -> I
 
 
 def _ranges(parts: Sequence[SegmentPart]) -> Iterator[list[tuple[SegmentPart, int, int]]]:
-    """Yields ranges of hashes, ascending, each with as many rows as a piece may have: for each part with rows in it,
-    their first index and end.
+    """Divides all hashes into ascending ranges, each with about as many rows as a piece may have. Yields, for each
+    range, a list of (part, index of its first row in the range, index after its last one); parts without rows in the
+    range are left out.
     """
     if not parts:
         return

@@ -91,7 +91,8 @@ class Segments:
 
     def full_at(self, rows: int, now: int, kind: int = 0) -> int:
         """Returns the time up to which a caller may read due rows in one step: the earliest time at which a segment
-        has about `rows` more rows due, and at most `now`. `kind`: the clock by which the rows are due, 0 or 1.
+        has about `rows` more rows due, or `now` if that is earlier. `kind`: the clock by which the rows are due, 0 or
+        1.
         """
         return min([now, *(segment.full_at(rows, kind) for segment in self._segments)])
 
@@ -142,11 +143,13 @@ class Segments:
             yield from segment.read(self.schema)
 
     def cut(self) -> "SegmentsCut":
-        """Takes a cut of the rows, which another thread may save."""
+        """Takes a snapshot of the rows, which another thread may save."""
         return SegmentsCut([(segment.hold(), segment.shared()) for segment in self._segments])
 
     def link(self, source: Path, facts: Sequence[Sequence[Any]]) -> None:
-        """Restores a whole checkpoint by links to its files. `source`: its directory. `facts`: those of its cut."""
+        """Restores all rows of a checkpoint by links to its files. `source`: its directory. `facts`: the facts of its
+        snapshot.
+        """
         for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             file = self._directory / f"{next(self._numbers):012d}.arrow"
             with restoring("rows", source / name):
@@ -159,8 +162,8 @@ class Segments:
         self._forget_empty()
 
     def copy(self, source: Path, facts: Sequence[Sequence[Any]], mine: RowFilter) -> None:
-        """Restores the rows of a checkpoint that are `mine`. `source`: its directory. `facts`: those of its cut.
-        Raises CorruptCheckpoint.
+        """Restores the rows of a checkpoint that `mine` selects. `source`: its directory. `facts`: the facts of its
+        snapshot. Raises CorruptCheckpoint.
         """
         for (name, _), gone in zip(facts, _read_gone(source, facts), strict=True):
             self._add(_chosen(source / name, gone, self.schema, mine, self._kind))
@@ -206,7 +209,7 @@ class Segments:
 
 
 class SegmentsCut:
-    """The segments at a barrier, as a Cut."""
+    """A snapshot of the segments at a barrier (a `Cut`)."""
 
     def __init__(self, held: "list[tuple[_SegmentFile, list[Any]]]") -> None:
         self._held = held
@@ -296,11 +299,11 @@ class _SegmentFile(Shared):
         return joined(part.rows_at(part.living(), schema) for part in self.parts)
 
     def full_at(self, rows: int, kind: int) -> int:
-        """Returns the time at which more than `rows` further rows of a part are due."""
+        """Returns the earliest time at which about `rows` further rows of the segment are due."""
         return min(part.full_at(max(rows // len(self.parts), 1), kind) for part in self.parts)
 
     def shared(self) -> list[Any]:
-        """Returns the marks of gone rows by part, for a cut."""
+        """Returns the marks of gone rows by part, for a snapshot."""
         return [part.shared() for part in self.parts]
 
     def save(self, directory: Path) -> int:

@@ -135,8 +135,8 @@ class _State:
             raise UserError(f"state {self._namespace!r} holds {error} under this key, not a value") from None
 
     def _head(self, kind: int, base: bytes) -> tuple[int, int]:
-        """Returns (first place, place after the last), or (0, 0) if there is nothing under the key. Raises UserError
-        for another kind of state.
+        """Returns the head of a list or map: (first place, place after the last), or (0, 0) if there is nothing under
+        the key. Raises UserError if another kind of state is there.
         """
         data = self._read(self._namespace, base)
         if data is None:
@@ -224,11 +224,11 @@ class PlainValue(_State):
         self._write(self._namespace, key, None if value is None else self._encoded(value))
 
     def decoded(self, data: bytes) -> Any:
-        """Returns the value that state keeps as these bytes."""
+        """Returns the value that is stored as these bytes."""
         return self._decoded(data)
 
     def encoded(self, value: Any) -> bytes:
-        """Returns a value as the bytes that state keeps. Raises UserError for a value that state cannot keep."""
+        """Returns a value as the bytes to be stored. Raises UserError for a value that state cannot store."""
         return self._encoded(value)
 
 
@@ -414,7 +414,7 @@ def hashable(field: Any) -> Any:
 
 
 class ReducingState:
-    """One value per key: `add(key, v)` keeps `reduce(old, v)`; the first `v` is kept unchanged."""
+    """One value per key. `add(key, v)` replaces it by `reduce(old, v)`; the first `v` is stored unchanged."""
 
     __slots__ = ("_reduce", "_state")
 
@@ -425,7 +425,7 @@ class ReducingState:
         self._reduce = reduce
 
     async def add(self, key: object, value: object) -> None:
-        """Replaces the value of the key by reduce(value, new), or by the new one if there is none."""
+        """Replaces the value of the key by reduce(old value, `value`). If the key has no value, stores `value`."""
         old = await self._state.get(key)
         await self._state.put(key, value if old is None else self._reduce(old, value))
 

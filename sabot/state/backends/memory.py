@@ -1,7 +1,8 @@
 """State in memory: a dict of dicts.
 
-A cut copies nothing. It keeps the dicts unchanged, and later writes go to a dict above them (`_Layers`). When the cut
-is discarded, each further write moves some of these entries down, until there is one dict again.
+A snapshot (a `Cut`) copies nothing. It keeps the dicts unchanged, and later writes go to a dict above them
+(`_Layers`). When the snapshot is discarded, each further write moves some of these entries down, until there is one
+dict again.
 """
 
 import os
@@ -52,12 +53,12 @@ _Layer = dict[bytes, bytes | None]
 
 
 class _Layers:
-    """A table with open cuts, as a list of dicts, the newest first. Only the newest is written. The value None means
-    that the key is deleted.
+    """A table that snapshots still read, as a list of dicts, the newest first. Only the newest is written. The value
+    None means that the key is deleted.
 
-    It has the methods of a dict that the backend calls. tables[name] is this table; it becomes a dict again when no
-    cut holds it and all entries are in the oldest layer. Has one owner; `copy` and `some` may be called from any
-    thread.
+    It has the methods of a dict that the backend calls. It is stored as tables[name], and is replaced by a dict again
+    when no snapshot needs it and all entries are in the oldest layer. Has one owner; `copy` and `some` may be called
+    from any thread.
     """
 
     def __init__(self, tables: "Tables", name: str, table: dict[bytes, bytes]) -> None:
@@ -70,7 +71,7 @@ class _Layers:
         self._moving: Iterator[tuple[bytes, bytes | None]] | None = None  # the rest of the layer above the oldest one
 
     def frozen(self) -> tuple[_Layer, ...]:
-        """Returns the layers with the current entries. They do not change while a cut holds them."""
+        """Returns the layers with the current entries, for a snapshot. They do not change while the snapshot exists."""
         self._move(_MOVED_AT_CUT)
         if self._layers[0]:
             self._layers = ({}, *self._layers)
@@ -119,7 +120,7 @@ class _Layers:
             self._put(key, value)
 
     def _move(self, most: int) -> None:
-        """Moves up to `most` entries from the layer above the oldest one into the oldest, if no cut holds it."""
+        """Moves up to `most` entries from the layer above the oldest one into the oldest, unless a snapshot reads it."""
         self._holders = [each for each in self._holders if (cut := each()) is not None and not cut.is_over]
         while most > 0 and len(self._layers) > 1 and not self._holders:
             if self._moving is None:
@@ -195,7 +196,7 @@ def _pieces(layers: Sequence[_Layer]) -> Iterator[tuple[list[bytes], list[Any]]]
 
 
 class MemoryCut(BackendCut):
-    """The tables at the cut, each as the list of its layers then."""
+    """A snapshot of the tables, each as the list of the layers that it had."""
 
     is_over = False
 
@@ -300,7 +301,7 @@ def _batches(namespace: str, keys: list[bytes], values: list[bytes]) -> Iterator
 class MemoryBackend(LocalBackend):
     """A backend that keeps all state in this process. It survives a crash only if its snapshots are saved.
 
-    A cut copies nothing, however many keys there are. With `ttl` a cut also removes expired values, at a cost that
+    A snapshot copies nothing, however many keys there are. With `ttl` it also removes expired values, at a cost that
     depends only on their number.
     """
 

@@ -45,8 +45,8 @@ _FEW = 10_000  # entries that are put into a dict in about a millisecond
 
 
 class RocksDBCut(BackendCut):
-    """A directory of hard links that RocksDB can open. The worker thread makes it, after it has written the dirty
-    values.
+    """A snapshot: a directory of hard links that RocksDB can open. The worker thread makes it, after it has written
+    the dirty values.
     """
 
     path: Path

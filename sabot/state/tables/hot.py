@@ -1,7 +1,7 @@
-"""A table whose groups may be in memory or in a database, and which tracks the groups that the next cut has to write.
+"""A table whose groups may be in memory or in a database. It tracks which groups the next snapshot has to write.
 
-While rows are only added (`update`, `merge`), nothing is looked up, and an evicted group is only a part of the group,
-in `Parts`.
+While rows are only added (`update`, `merge`), nothing is looked up in the database. A group may then be in several
+parts: evictions write parts to `Parts`, and the table has the part since the last one.
 
 The first call that needs whole groups (`resolve`, or `update` with `want_slots`) changes that. Then a group is either
 hot (in the GroupTable) or cold (only in the database, in `ColdGroups`). A requested key that is not hot is looked up,
@@ -64,7 +64,9 @@ class HotTable(GroupTable):
         self.begin(life)
 
     def begin(self, life: int) -> None:
-        """Begins a new life: no earlier delta is valid for it, and the next cut writes every group."""
+        """Begins a new life of the pane (`life`): no earlier delta is valid for it, and the next snapshot writes
+        every group.
+        """
         self.life = life
         self.since = 0
         self._left: list[pa.RecordBatch] = []
@@ -236,7 +238,9 @@ class HotTable(GroupTable):
         self.faults += found.num_rows
 
     def only_cold(self, found: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns, of groups found in the database, those that are cold and not below the bound."""
+        """Returns those of the groups found in the database that are not in memory, were not removed, and are not
+        below the bound.
+        """
         slots = super().resolve(found, range(self._width), insert=False)
         found = self._without_gone(found.filter(pc.less(slots, 0)))
         return found.filter(pc.invert(self._expired(found)))

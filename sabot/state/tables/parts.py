@@ -35,7 +35,10 @@ class Parts:
         self._states = states
 
     def write(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Stores the groups that `take` returns (keys, then accumulators). The runs of a pane ascend."""
+        """Stores the groups that `take` returns (keys, then accumulators) as parts of this pane. `run`: the number of
+        the eviction, which must be greater than that of the pane's earlier ones. `hashes`: the key hash of each
+        group.
+        """
         self._database.write_sorted(PARTS, self._entries(pane, run, hashes, take))
 
     def _entries(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> Iterator[Piece]:

@@ -81,8 +81,8 @@ class RowStore:
         self._cuts = 0
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """Takes a cut of the rows. Returns the facts (JSON values), and the Cut to save, which another thread reads
-        while the owner goes on, or None.
+        """Takes a snapshot of the rows. Returns the facts (JSON values), and the Cut to save, or None if there is
+        nothing to save. Another thread saves it while the owner continues.
         """
         facts = {"format": _FORMAT, "rows": len(self.table)}
         self._cuts += 1
@@ -131,11 +131,11 @@ class RowStore:
                 yield _Piece(first, last, alive, None)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """Restores rows from cuts, with order and counts, but with new ids. `saved` has an entry for each subtask of
-        the app at the checkpoint. Call it before all other methods.
+        """Restores rows from snapshots, with order and counts, but with new ids. `saved` has an entry for each
+        subtask of the app at the checkpoint. Call it before all other methods.
 
-        `owned`: returns by key hashes (0 without keys) whether rows are this subtask's, or None for all. Raises
-        CorruptCheckpoint.
+        `owned`: a function from key hashes (0 without keys) to True for each row that belongs to this subtask, or
+        None for all. Raises CorruptCheckpoint.
         """
         for part in saved:
             if part.facts.get("format") != _FORMAT:
@@ -150,7 +150,9 @@ class RowStore:
                     )
 
     def _load(self, directory: Path, owned: Owned | None) -> Iterator[int]:
-        """Yields, as it goes on, the number of rows read, including those of other subtasks."""
+        """Reads the rows of a checkpoint's directory that belong to this subtask. Yields, after each batch, the
+        number of rows read, including those of other subtasks.
+        """
         try:
             alive = _Alive(directory)
             for file in sorted(directory.iterdir()):
@@ -225,7 +227,7 @@ class RowStore:
 
 
 class _Segment(Shared):
-    """Rows of a range of ids as they were at a cut: in memory until they are written, then in a file of its own."""
+    """The rows of a range of ids at a barrier: in memory until they are written, then in a file of its own."""
 
     def __init__(self, first: int, end: int, rows: int, number: int, cut: RowCut, directory: Path | None) -> None:
         super().__init__()
@@ -274,8 +276,9 @@ class _Piece:
     segment: _Segment | None
 
     def goes_with(self, other: "_Piece", most: int) -> bool:
-        """Returns True if the two pieces should be written together: at least one has to be written, and the other
-        has not many more rows.
+        """Returns True if the two pieces should be written as one file: at least one has to be written anyway, both
+        together have at most `most` rows, and a piece that is written already has at most twice the rows of the
+        other.
         """
         if (self.segment and other.segment) or self.alive + other.alive > most:
             return False
@@ -288,7 +291,7 @@ class _Piece:
 
 
 class _RowsCut:
-    """The rows at a barrier, as a Cut."""
+    """A snapshot of the rows at a barrier (a `Cut`)."""
 
     def __init__(self, segments: list[_Segment], cut: RowCut) -> None:
         self._segments = segments
@@ -308,7 +311,7 @@ class _RowsCut:
         return size
 
     def discard(self) -> None:
-        """Releases the cut, saved or not. Idempotent; may be called from any thread."""
+        """Releases the snapshot, saved or not. Idempotent; may be called from any thread."""
         with self._lock:
             segments, self._segments = self._segments, []
             self._cut.close()

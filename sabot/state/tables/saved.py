@@ -1,12 +1,12 @@
-"""The files of a TableStore in a checkpoint.
+"""The files of a TableStore in a checkpoint. A cut is the state of the store at a barrier; the cuts are numbered.
 
     000000000007.arrow        a delta: groups as they were at cut 7, keys and accumulators
     000000000007.gone.arrow   its other half: keys of groups that had left the tables since cut 6
     cold/                     the database of the groups that are not in memory, if there is one
 
-Each batch of a delta names its pane and the life of the pane, because a pane may be dropped and made again. Applied in
-order, the deltas give the groups that were in memory. The facts say which lives count, and from which delta on. Files
-are Arrow IPC, uncompressed.
+Each batch of a delta names its pane and the life of the pane: a number that changes when the pane is dropped and made
+again. Applied in order, the deltas give the groups that were in memory. The facts in the manifest say which lives are
+valid, and from which delta on. Files are Arrow IPC, uncompressed.
 """
 
 import os
@@ -35,8 +35,8 @@ _BATCH_ROWS = 65_536  # rows of one batch of a delta: the copy that is in memory
 
 
 class Change(NamedTuple):
-    """A change to some groups of one pane. `groups`: the keys and accumulators of groups that are in the table, as a
-    cut of it, or the keys of groups that have left the table (`gone`), as a batch.
+    """A change to some groups of one pane. `groups`: for groups that are in the table, their keys and accumulators,
+    as a snapshot of the table; for groups that have left the table (`gone`), a batch of their keys.
     """
 
     pane: int
@@ -57,14 +57,16 @@ class Change(NamedTuple):
             yield self.groups
 
     def close(self) -> None:
-        """Releases the cut, after the change was saved or given up."""
+        """Releases the snapshot of the table. Called when the change was saved or is not needed any more."""
         if isinstance(self.groups, TableCut):
             self.groups.close()
 
 
 @dataclass(frozen=True)
 class SavedChange:
-    """A change read from a file."""
+    """A change read from a file. `number`: the number of its delta. `gone`: True if `groups` has only the keys of
+    groups that have left the table.
+    """
 
     number: int
     pane: int
@@ -74,8 +76,8 @@ class SavedChange:
 
 
 class Delta(Shared):
-    """The changes between two cuts: in memory until the first `write`, then in files. `own`: True if the files are
-    removed when the delta is released.
+    """The changes between two snapshots of the tables: in memory until the first `write`, then in files. `own`: True
+    if the files are removed when the delta is released.
     """
 
     def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
@@ -118,8 +120,8 @@ class Delta(Shared):
 
 
 class ColdCut:
-    """The database as it was at a cut. The owner calls `take` before it writes into the database; otherwise `save`
-    does so, in its thread.
+    """A snapshot of the database. The owner calls `take` before it writes into the database again; if it has not done
+    so, `save` calls it, in its own thread.
     """
 
     def __init__(self, database: ColdGroups, directory: Path) -> None:
@@ -134,8 +136,8 @@ class ColdCut:
         return self._open
 
     def take(self) -> None:
-        """Makes links to the database's files, after which the database may change. An error is kept for `save`, so
-        that the owner goes on.
+        """Makes links to the database's files, after which the database may change. An error is not raised here but
+        by `save`, so that the owner can continue.
         """
         with self._lock:
             if self._open:
@@ -159,13 +161,14 @@ class ColdCut:
 
 
 class TablesCut:
-    """The tables at a barrier, as a Cut."""
+    """A snapshot of the tables at a barrier (a `Cut`)."""
 
     def __init__(
         self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
     ) -> None:
-        """`local`: the directory for deltas that later cuts need too, or None if each delta belongs to one cut and
-        owns no files. `over`: deltas that the owner does not need any more, which are released with this cut.
+        """`deltas`: the deltas to save. `local`: the directory for deltas that later snapshots need too, or None if
+        each delta belongs to one snapshot and owns no files. `cut`: the snapshot of the database, or None. `over`:
+        deltas that the owner does not need any more; they are released with this snapshot.
         """
         self._deltas = [delta.hold() for delta in deltas]
         self._over = over
@@ -190,7 +193,7 @@ class TablesCut:
         return size
 
     def discard(self) -> None:
-        """Releases the cut, saved or not. Idempotent; may be called from any thread."""
+        """Releases the snapshot, saved or not. Idempotent; may be called from any thread."""
         with self._lock:
             deltas, self._deltas = [*self._deltas, *self._over], []
             self._over = ()

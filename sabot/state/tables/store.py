@@ -236,15 +236,15 @@ class TableStore:
             table.begin(next(self._lives))
 
     def replace(self, pane: int) -> None:
-        """Replaces the table of the pane by an empty one, which frees its memory. An open cut keeps the old table.
-        Needs a directory.
+        """Replaces the table of the pane by an empty one, which frees its memory. A snapshot that is not saved yet
+        keeps the old table. Needs a directory.
         """
         self._touched.pop(pane, None)
         self._tables[pane] = self._hot(pane)
 
     def cut(self) -> tuple[dict[str, Any], TablesCut | None]:
-        """Takes a cut of the tables. Returns the facts (JSON values), and the Cut to save, which another thread reads
-        while the owner goes on, or None.
+        """Takes a snapshot of the tables. Returns the facts (JSON values), and the Cut to save, or None if there is
+        nothing to save. Another thread saves it while the owner continues.
         """
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
@@ -284,11 +284,12 @@ class TableStore:
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None, renewal: Renewal | None = None) -> None:
-        """Restores groups from cuts. `saved` has an entry for each subtask of the app at the checkpoint. Call it
+        """Restores groups from snapshots. `saved` has an entry for each subtask of the app at the checkpoint. Call it
         while the store is empty.
 
-        `owned`: returns by key hashes whether groups are this subtask's, or None for all. `renewal`: converts groups
-        of a checkpoint with other accumulators to groups of the store. Raises CorruptCheckpoint.
+        `owned`: a function from key hashes to True for each group that belongs to this subtask, or None for all.
+        `renewal`: converts groups of a checkpoint with other accumulators to groups of the store. Raises
+        CorruptCheckpoint.
         """
         every_group = pa.array(range(KEY_GROUPS), pa.uint64())
         if owned is not None and owned(every_group).true_count == KEY_GROUPS:
@@ -355,8 +356,8 @@ class TableStore:
             self._database = None
 
     def statistics(self) -> dict[str, int]:
-        """Returns counts and sizes. May be called from any thread. Without lookups a group may be counted as hot, and
-        several times as cold.
+        """Returns counts and sizes. May be called from any thread. While groups may be in parts (`HotTable.lookups`
+        is False), one group may be counted once as hot and several times as cold.
         """
         tables = list(self._tables.values())
         hot = [table for table in tables if isinstance(table, HotTable)]
@@ -400,7 +401,9 @@ class TableStore:
         return self._database
 
     def _take_cuts(self) -> None:
-        """Links the database's files for the cuts that are not saved yet. Called before the database changes."""
+        """Makes links to the database's files for the snapshots that are not saved yet. Called before the database
+        changes.
+        """
         cuts, self._cuts = self._cuts, []
         for cut in cuts:
             cut.take()
