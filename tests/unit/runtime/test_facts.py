@@ -64,8 +64,8 @@ SOURCE = ("agents", "meta", "sources", "facts.double/script")
         (put("read-1/0", "meta", "texts", []), r"task read-1/0 .*\$\.texts"),
         (put(*SOURCE, "log", 5), r"task agents .*\$\.sources\[\.\.\.\]\.log"),
         (put("agents", "meta", "agents", "facts.double", {}), r"task agents .*missing required field"),
-        (put("read-1/0", "meta", "operators", "deduplicate-1", "panes", 7), r"deduplicate-1 .*cannot be taken over"),
-        (put("read-1/0", "meta", "operators", "deduplicate-1", "schema", 7), r"the streams cannot be taken over"),
+        (put("read-1/0", "meta", "operators", "deduplicate-1", "panes", 7), r"deduplicate-1 .*cannot be restored"),
+        (put("read-1/0", "meta", "operators", "deduplicate-1", "schema", 7), r"the streams cannot be restored"),
     ],
 )
 def test_what_a_manifest_says_of_its_tasks_is_checked_before_anything_relies_on_it(
