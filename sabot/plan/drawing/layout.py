@@ -4,7 +4,7 @@ Within a task, each branch of the tree of its boxes has a strip of its own, so n
 placed as in Sugiyama's method: in layers, a task below all that write to it; a link that passes a layer has a slot of
 its own there; the slots of a layer are ordered by the barycentres of their neighbours, which leaves few crossings; and
 moved, in this order and without overlapping, to where their links are as straight as possible. Labels have slots in
-layers between those of the tasks.
+layers between those of the tasks. Graphs that no link joins are placed one by one, and stand in rows.
 """
 
 from bisect import bisect_right, insort
@@ -33,6 +33,8 @@ _APART = 24  # between boxes, or frames, beside each other
 _LINK_APART = 12  # between links, and from a link to a frame
 _BELOW = 26  # from a box to the next one of its task
 _HALF_BELOW = 15  # from a task to the labels below it, and from the labels to the next task
+_WIDEST_ROW = 1200  # of graphs beside each other
+_GRAPHS_APART = 36
 _SWEEPS = 12
 _PATIENCE = 4  # the sweeps in a row that find no better order, after which the best one is taken
 
@@ -125,6 +127,25 @@ def lay_out(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None) -> D
     whatever their values.
     """
     room = figures or PlanFigures()
+    return _packed([_of_graph(part, room) for part in _graphs(tasks)])
+
+
+def _graphs(tasks: Sequence[TaskFrame]) -> list[list[TaskFrame]]:
+    """Returns the tasks in groups that no link joins, in the order of the first task of each."""
+    groups = {id(task): [task] for task in tasks}
+    for task in tasks:
+        for _, _, target in task.exits():
+            one, other = groups[id(task)], groups[id(target)]
+            if one is not other:
+                one += other
+                groups |= dict.fromkeys(map(id, other), one)
+    parts = {id(group): group for group in (groups[id(task)] for task in tasks)}
+    place = {id(task): number for number, task in enumerate(tasks)}
+    return [sorted(group, key=lambda task: place[id(task)]) for group in parts.values()]
+
+
+def _of_graph(tasks: Sequence[TaskFrame], room: PlanFigures) -> DrawingLayout:
+    """Returns the places of tasks that links join."""
     first = _TaskLayers([_BoxTree(task, room, {}).frame() for task in tasks], room)
     if not first.crossings:
         return first.layout()
@@ -132,6 +153,23 @@ def lay_out(tasks: Sequence[TaskFrame], figures: PlanFigures | None = None) -> D
     aims = {id(route.link.link): route.slots[-1].x + route.end for route in first.routes}
     second = _TaskLayers([_BoxTree(task, room, aims).frame() for task in tasks], room)
     return min(first, second, key=lambda each: each.crossings).layout()
+
+
+def _packed(parts: Sequence[DrawingLayout]) -> DrawingLayout:
+    """Returns drawings beside each other, in rows, so that many small ones do not make one that is too wide to be read."""
+    whole = DrawingLayout([], [], 0.0, 0.0)
+    widest = max([_WIDEST_ROW, *(part.width for part in parts)])
+    x = y = below = 0.0
+    for part in parts:
+        if x and x + part.width > widest:
+            x, y = 0.0, below
+        for frame in part.frames:
+            frame.move(x, y)
+        whole.frames += part.frames
+        whole.links += part.links
+        whole.width, whole.height = max(whole.width, x + part.width), max(whole.height, y + part.height)
+        x, below = round(x + part.width + _GRAPHS_APART, 1), round(max(below, whole.height + _GRAPHS_APART), 1)
+    return whole
 
 
 def _words(link: BoxLink) -> str:

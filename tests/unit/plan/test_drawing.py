@@ -371,6 +371,20 @@ def test_links_of_a_ladder_do_not_cross() -> None:
     assert all(len({round(x) for x, _ in link.points}) == 1 for link in layout.links)
 
 
+def test_graphs_without_a_link_between_them_stand_in_rows() -> None:
+    """Forty small pipelines side by side were eight thousand pixels wide, and their text too small to be read."""
+    frames = []
+    for number in range(40):
+        source = TaskFrame(f"s{number}", 1, Box(f"s{number}", "source", "orders"))
+        sink = TaskFrame(f"t{number}", 1, Box(f"t{number}", "sink", "minutes"))
+        source.root.links.append(BoxLink(LinkKey(source.id, sink.id), sink))
+        frames += [source, sink]
+    layout = lay_out(frames)
+    check_places(layout)
+    assert layout.width <= 1200
+    assert len({box.y for frame in layout.frames for box in frame.boxes if box.box.kind == "source"}) == 5
+
+
 def programs() -> dict[str, Plan]:
     """The plans of the programs of test_plan_texts, and those of the shop above."""
     from unit.plan.test_plan_texts import PROGRAMS, Streams
