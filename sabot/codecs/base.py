@@ -43,8 +43,8 @@ class Codec(Protocol):
         """
 
     def resumed(self, text: str | None) -> "Codec":
-        """Returns a codec with the same settings that goes on with the `text` of a checkpoint. Given settings win
-        over the text.
+        """Returns a codec with the same settings that continues with the `text` of a checkpoint. If the settings give
+        the schema, they have precedence over the text.
         """
 
     def another(self) -> "Codec":
@@ -134,8 +134,8 @@ class Format(ABC):
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        """Returns a codec. `columns`: the columns of `schema` to decode, or None for all. `schema`: None if the codec
-        shall learn it. `text`: what a checkpoint kept of the codec.
+        """Returns a codec for the topic. `schema`: the columns, or None if the codec has to learn them. `columns`:
+        the columns of `schema` to decode, or None for all. `text`: the codec's text from a checkpoint, or None.
 
         May block to ask a registry. Raises UserError, RegistryUnavailable.
         """

@@ -41,7 +41,7 @@ _MOST_PLACES = 76
 _NUMBER_OF_LETTER = np.full(256, 255, np.uint8)
 _NUMBER_OF_LETTER[list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")] = np.arange(64)
 SCHEMAS = 1000
-"""The most schemas whose programs a codec keeps."""
+"""The greatest number of schemas around payloads for which a codec keeps a decoder."""
 _HEADS = 16  # distinct schemas in one batch; with more, the schema of each payload is read by itself
 _NAMES = ("org.apache.kafka.connect.data.", "io.debezium.")
 

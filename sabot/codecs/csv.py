@@ -112,8 +112,8 @@ class CsvCodec:
         return pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=self.schema)
 
     def _misspelt(self, payloads: Any, numbers: Any, bad: dict[int, str]) -> None:
-        """Puts rows into `bad` that have a field which is not a value of its column. All rows have the right number
-        of fields.
+        """Adds the rows to `bad` that have a field which is not a value of its column's type. All rows must have the
+        right number of fields. `numbers`: the row numbers of the payloads.
         """
         texts = self._table(_joined(payloads), self._as_bytes)
         for field in self.schema:

@@ -37,7 +37,9 @@ _DELETION = pa.scalar(3, pa.int32())
 
 
 class _Program:
-    """The decoding of envelopes with one schema. `named`: the text of the schema, if it names types of Connect."""
+    """A decoder of envelopes. `wrapped`: True if each envelope is in a Connect schema. `named`: the text of this
+    schema if it names types of Connect, else b"".
+    """
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str], *, wrapped: bool, named: bytes = b"") -> None:
         known = types_of(named, ("after", "before"))
@@ -88,8 +90,9 @@ class Envelopes:
     def _read_all(
         self, wrapped: bool, payloads: pa.Array, numbers: Any, bad: dict[int, str]
     ) -> tuple[list[tuple[Any, pa.RecordBatch]], Any]:
-        """Decodes the rows whose envelope is in a Connect schema (`wrapped`), or those whose envelope is the whole
-        payload. Returns them, and the numbers of the rows with the other form.
+        """Decodes the envelopes: with `wrapped`, those in a Connect schema; otherwise those that are the whole
+        payload. Returns pairs of row numbers and rows, and the numbers of the rows whose payload has the other form.
+        `numbers`: the row numbers of the payloads. `bad`: receives the error of each row that cannot be decoded.
         """
         if not wrapped:
             read, others = self._read(self._plain, payloads, numbers, bad)

@@ -77,7 +77,7 @@ class FieldCodec:
         return self._codec.text
 
     def resumed(self, text: str | None) -> "FieldCodec":
-        """Returns a codec with the same fields, whose payloads' codec goes on with `text`."""
+        """Returns a codec with the same fields. Its codec of payloads continues with `text`."""
         return FieldCodec(self._codec.resumed(text), self._fields)
 
     def another(self) -> "FieldCodec":

@@ -27,7 +27,7 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 def _of_numpy(value: Any) -> Any:
-    """Returns the JSON value for a scalar or an array of numpy. Raises TypeError for anything else."""
+    """Converts a scalar or an array of numpy to a value that JSON can encode. Raises TypeError for anything else."""
     if isinstance(value, np.datetime64) and not np.isnat(value):
         return np.datetime_as_string(value)  # ISO 8601 with all digits of its unit
     if isinstance(value, np.ndarray):

@@ -100,7 +100,9 @@ class _RegistryAvro(AvroCodec):
         return self._settings[0]
 
     def resumed(self, text: str | None) -> "_RegistryAvro":
-        """Returns a codec that reads with the schema of a checkpoint."""
+        """Returns a codec that reads with the schema `text` from a checkpoint, or with its own schema if `text` is
+        None.
+        """
         reader, schema_of, columns = self._settings
         return _RegistryAvro(text or reader, schema_of, columns)
 

@@ -80,7 +80,7 @@ class TableCodec:
         return None if self._payloads is None else self._payloads.text
 
     def resumed(self, text: str | None) -> "TableCodec":
-        """Returns a codec with the same settings, whose payloads' codec goes on with `text`."""
+        """Returns a codec with the same settings. Its codec of payloads continues with `text`."""
         return TableCodec(*self._given, None if self._payloads is None else self._payloads.resumed(text))
 
     def another(self) -> "TableCodec":
@@ -106,7 +106,7 @@ class TableCodec:
         return data, [BadRow(row, bad[row]) for row in sorted(bad)]
 
     def _ends(self, rows: int) -> pa.RecordBatch:
-        """Returns rows that delete keys, whose key columns are not filled in yet."""
+        """Returns rows with the op DELETE. All their other columns are null; `_with_keys` fills in the key columns."""
         columns: list[Any] = [pa.nulls(rows, field.type) for field in self._schema]
         columns[-1] = _ops(rows, DELETE)
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)

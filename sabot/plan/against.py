@@ -135,8 +135,8 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
 
 
 def once_more(ways: Iterable[str], spent: Collection[str]) -> str:
-    """Returns a text for a hint: the options in `spent` were used for the last start, and have no effect now. "" if
-    the error proposes none of them.
+    """Returns a text for the hint of an error. It says that options which the error proposes were used for the last
+    start, and have no effect now. Returns "" if the error proposes no such option.
 
     `ways`: the options that the error proposes. `spent`: the options of the last start, as in `check`.
     """
@@ -382,7 +382,8 @@ def _said_of(parts: Sequence[AggregateVerdict]) -> Iterator[str]:
 
 def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) -> str | None:
     """Returns in words how state continues although the fact `name` of its schema differs, or None if it cannot. A
-    "ttl" or "within" may differ in every operator; for all other facts the operator decides.
+    "ttl" or "within" may change from one duration to another for every operator; about all other changes the operator
+    decides.
     """
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"

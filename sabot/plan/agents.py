@@ -111,8 +111,8 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
 def leading_to(
     end: StreamEnd, specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]
 ) -> tuple[list[StreamEnd], list[AgentSpec]]:
-    """Returns the stream ends and the agents of an app from which rows reach this end. The end itself is the last one
-    of the stream ends.
+    """Returns the stream ends and the agents of an app from which rows reach the end `end`. `end` itself is the last
+    of these stream ends.
     """
     feeds = [each for each in ends if isinstance(each, Feed)]
     used: list[StreamEnd] = [end]

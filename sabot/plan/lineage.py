@@ -35,7 +35,9 @@ class Lineage:
 
 
 Lineages: TypeAlias = tuple[Lineage, ...]
-"""One lineage for each maker: several behind a union, none if the rows are no changes."""
+"""The lineages of the changes that a step emits, one for each table from which they come: several behind a union,
+none if its rows are no changes.
+"""
 
 
 def lineages_behind(node: Node, before: Sequence[Lineages], step: Step | None) -> Lineages:
@@ -71,10 +73,11 @@ def _passed(node: Node, lineage: Lineage) -> Lineage:
 
 
 def said(node: Node, before: Sequence[Lineages], used: Columns) -> list[list[dict[str, Any]]]:
-    """Returns the lineages of each input of a step as a checkpoint stores them, as JSON values. Returns an empty list
-    if no input is changes.
+    """Returns the lineages of each input of a step in the form in which a checkpoint stores them, as JSON values.
+    Returns an empty list if no input is changes.
 
-    `used`: the columns of the step's rows that later steps use. Columns that the step does not ask for are left out.
+    `before`: the lineages of all inputs. `used`: the columns of the step's rows that later steps use. Input columns
+    that the step needs neither for them nor itself are left out.
     """
     if not any(before):
         return []

@@ -35,8 +35,8 @@ __all__ = [
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
-    """Returns the same graph with these schemas in its Read nodes, in canonical types. `schemas`: the schema of each
-    Read node, by the id of the node, or None.
+    """Returns the same graph, with these schemas, in canonical types, in its Read nodes. `schemas`: the schema of
+    each Read node, by the id of the node; None if it is not known.
     """
 
     def known(node: Read) -> Read:
@@ -48,7 +48,9 @@ def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | No
 
 
 def ending(ends: Iterable[StreamEnd], until: Place | None) -> list[StreamEnd]:
-    """Returns the same graph, in which each topic without an end of its own ends at `until`. None changes nothing."""
+    """Returns the same graph, in which each topic without an end of its own ends at `until`. If `until` is None,
+    returns the ends unchanged.
+    """
     return list(ends) if until is None else _with_reads(ends, lambda node: node.ending(until))
 
 
@@ -144,7 +146,9 @@ class TimeUse:
 
 
 def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
-    """Returns which sources are read with event time, and before which results it matters."""
+    """Returns two sets of nodes: the sources that are read with event time, and the steps before a result that
+    depends on it.
+    """
     needed: set[int] = set()
     carried: set[int] = set()
     asked: set[int] = set()

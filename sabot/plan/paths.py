@@ -1,10 +1,10 @@
-"""A digest of the steps that rows have gone through, which tells apart two steps in a checkpoint that keep the same
-state.
+"""The path of a step: a digest of all steps that its rows have gone through. A start uses it to tell apart two steps
+in a checkpoint that keep the same state.
 
 The digest must be the same in every version of Sabot. So it is made of the names, order and values of the nodes'
-fields, with the stored names of classes and fields. A function is represented by its name, which two lambdas share.
-What functions compute is a second digest behind a "+". It may differ between versions of Python, so it is used only
-where the first digest is equal.
+fields, with the stored names of classes and fields. A function is represented by its name, which two lambdas share. A
+second digest, behind a "+", is made of the code of the functions. It may differ between versions of Python, so it is
+used only to choose among steps whose first digests are equal.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,7 +110,7 @@ def _code(code: CodeType) -> str:
 
 
 def _is_filled(cell: Any) -> bool:
-    """Returns False while the function that the cell belongs to is being defined."""
+    """Returns False if the cell is still empty, because the function that it refers to is being defined."""
     try:
         return cell.cell_contents is not cell
     except ValueError:

@@ -127,7 +127,9 @@ class _Planner:
         return planner_of(type(node))(node, *self._narrowed(node, inputs))
 
     def _narrowed(self, node: Node, inputs: list[PlanPoint]) -> list[PlanPoint]:
-        """Returns the inputs of a step that keeps whole rows, without the columns that no later step uses."""
+        """Returns the points of a step's inputs. If the step keeps whole rows, a step is added before it that removes
+        the columns which neither it nor a later step uses.
+        """
         if not node.keeps_rows:
             return inputs
         narrowed = []

@@ -20,7 +20,9 @@ class Plan:
     stages: list[Stage]
 
     def before_first(self) -> set[str]:
-        """Returns the ids of the stages whose rows other sources wait for (`Edge.first`)."""
+        """Returns the ids of the stages whose rows must be read first: sources of other stages wait for them
+        (`Edge.first`).
+        """
         stages = [stage for stage in self.stages if any(edge.first for edge in stage.edges())]
         return {stage.id for stage in stages}.union(*map(self.before, stages))
 
@@ -40,7 +42,7 @@ class Plan:
         """Returns the stages whose sources are read at about the same event time because a step of this stage
         requires it (`Aligned`).
 
-        A source that ends, and that other sources wait for, is left out: it is read as fast as possible.
+        A bounded source for which other sources wait is left out: it is read as fast as possible.
         """
         if stage.aligned is None:
             return []

@@ -56,7 +56,8 @@ class Verdict:
     - `given_up`: True if the user asked to drop all of its state.
     - `fills`: the numbers of the inputs from whose tables the operator is filled: the new aggregates in `parts`, or the
       whole operator if no state is restored.
-    - `instead`: the ids of the operators whose state the user would have to give up.
+    - `instead`: for a refusal, the ids of the operators whose state the user must drop for the start; empty if it is
+      enough to drop the state of this operator or of its refused `parts`.
     """
 
     id: str
@@ -79,7 +80,7 @@ class Verdict:
 
     @property
     def ways(self) -> list[str]:
-        """The options of the command line that give up exactly the state that would be lost."""
+        """The options of the command line (`--drop …`) that give up exactly the state that would be lost."""
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
         names = list(self.instead) or names or [self.id]
         return [f"--drop {quote(name)}" for name in names]

@@ -195,5 +195,7 @@ def _logical(kind: AvroPrimitive | AvroFixed, logical: Logical, column: pa.DataT
 
 
 def _within(step: WriteStep, base: str, unit_ns: int) -> WriteStep:
-    """Returns the step. If it writes times of a day, it is limited to times within a day."""
+    """Returns the step. If `base` is "time" (a time of day), the step is limited to values within a day. `unit_ns`:
+    the unit of the values in ns.
+    """
     return replace(step, least=0, most=_DAY_MS * 10**6 // unit_ns - 1) if base == "time" else step

@@ -45,7 +45,7 @@ def _collect(node: Any, space: str, known: dict[str, Mapping[str, Any]]) -> None
 
 
 def _inner(node: Mapping[str, Any]) -> Iterator[Any]:
-    """Yields the types directly in a definition or another complex type."""
+    """Yields the types that a definition, or another complex type, directly contains."""
     yield from (node[key] for key in ("items", "values", "type") if isinstance(node.get(key), list | Mapping))
     fields = node.get("fields")
     yield from (each["type"] for each in (fields if isinstance(fields, list) else ()) if _is_field(each))

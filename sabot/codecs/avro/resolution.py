@@ -153,8 +153,9 @@ def _plain(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFixed,
 
 
 def _same_kind(writer: AvroPrimitive | AvroFixed, reader: AvroPrimitive | AvroFixed, meaning: Logical | None) -> bool:
-    """Returns True if both types are fixed, with the same name and size, or neither is. Equal decimals may be bytes
-    in one schema and fixed in the other.
+    """Returns True if the reader's type can read values of the writer's type as far as fixed types matter: both are
+    fixed with the same name and size, or neither is fixed. Equal decimals may be bytes in one schema and fixed in the
+    other.
     """
     if meaning is not None and meaning.name == "decimal" and writer.logical == meaning:
         return True

@@ -112,23 +112,21 @@ class AvroEnum:
 
 @dataclass(frozen=True, eq=False)
 class _Nested:
-    """A type made of other types, with the number of types in it (a named type counts each time that it is used) and
-    of their levels.
-    """
+    """A type that contains other types. A named type is counted each time that it is used."""
 
     @property
     def below(self) -> "tuple[AvroType, ...]":
-        """The types that it is made of."""
+        """The types that it directly contains."""
         raise NotImplementedError
 
     @cached_property
     def weight(self) -> int:
-        """The number of types, here and below."""
+        """The number of types: this one, and all that it contains at any depth."""
         return 1 + sum(each.weight for each in self.below)
 
     @cached_property
     def depth(self) -> int:
-        """The number of levels of types."""
+        """The number of levels of types, at least 1."""
         return 1 + max((each.depth for each in self.below), default=0)
 
 

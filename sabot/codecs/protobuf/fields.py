@@ -120,7 +120,9 @@ def wire_fields(descriptor: Any, names: Sequence[str]) -> list[WireField]:
 
 
 def oneof_others(descriptor: Any, names: Sequence[str]) -> list[WireField]:
-    """Returns the other members of the oneofs that these fields belong to; messages come without their fields."""
+    """Returns the members of the same oneofs as these fields, without the fields themselves. A message among them has
+    no inner fields.
+    """
     oneofs = {descriptor.fields_by_name[name].containing_oneof for name in names} - {None}
     others = [field for oneof in descriptor.oneofs if oneof in oneofs for field in oneof.fields]
     return [_wire_field(field, field.name, None) for field in others if field.name not in names]

@@ -434,8 +434,8 @@ class BlockReader(FileReader):
                 return found
 
     def _end(self, blocks: Blocks, max_rows: int) -> int:
-        """Returns the position at which to stop, so that there are at most `max_rows` rows if they are as long as the
-        rows before.
+        """Returns the position in the buffer at which the next batch ends: at most `max_rows` rows, estimated by the
+        length of the rows so far.
         """
         length = blocks.high - blocks.low
         if length <= self._row_bytes * max_rows or self._row_bytes == 0:

@@ -106,7 +106,9 @@ class FileDelivering:
                 self._format.try_empty()
 
     def _claimed(self, track: Track, afresh: bool) -> Entry:
-        """Writes an entry that says that this process owns the files, and makes the files agree with the entry."""
+        """Writes a token entry that names this process as the owner of the files. Then cuts off bytes that do not
+        count, and completes renames that the entry requires. Raises UserError if another track writes the same file.
+        """
         target = self._target
         anew = afresh and target.overwrite
         entry = target.ledger.read()
@@ -225,7 +227,9 @@ class FileDelivering:
             _log.info("sink %s is closed: %s", self._target.name, error)
 
     def _add(self, entry: Entry, batches: Sequence[pa.RecordBatch], nbytes: int) -> Entry:
-        """Writes the rows into the files. Returns the entry whose writing makes these rows count."""
+        """Writes the rows into the files, after the bytes that count. Returns the entry that has to be written to the
+        token, so that these rows count too.
+        """
         folder = self._target.folder
         number, growth = self._free(entry)
         length = entry.length
@@ -263,7 +267,7 @@ class FileDelivering:
                 first = False
 
     def _is_result(self, growth: GrowingFile[Any], entry: Entry) -> bool:
-        """Returns True if a file without rows has to be made as the result."""
+        """Returns True if the input has no rows and a file without rows has to be made as the result."""
         if self._target.folder:
             return entry.number == 0 and self._format.expected is not None
         return entry.anew or not growth.path.exists()
@@ -272,8 +276,8 @@ class FileDelivering:
 
     @contextmanager
     def _turn(self) -> Iterator[tuple[Track, Entry]]:
-        """Locks the files for one operation, and yields the track and the entry. After an error the track has to be
-        claimed again.
+        """Locks the token for one operation, and yields the track and the token's entry. If the operation raises an
+        error, the track must be claimed again.
         """
         track, owner = self.track, self._owner
         if track is None or not owner:

@@ -71,20 +71,24 @@ class FileFormat(ABC, Generic[Rows]):
         """Raises UserError or ArrowException for columns that the format cannot hold. Nothing is written."""
 
     def try_empty(self) -> None:
-        """Raises ArrowException for expected columns that the format cannot hold, if `rows` does not raise it."""
+        """Raises ArrowException for expected columns that the format cannot hold, for formats whose `rows` does not
+        raise it.
+        """
 
     def before_first(self) -> Rows | None:
         """Returns the rows that a file without a row still needs, such as a header, or None."""
         return None
 
     def forget(self) -> None:
-        """Forgets the columns of the rows of earlier files."""
+        """Removes the stored columns of earlier files: the next rows may have other columns."""
 
     def begins_with(self, rows: Rows) -> None:
         """Stores the first rows of an existing file, to which rows will be added."""
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the rows, which have columns, after the check of `Delivers.fitting`. Callable from any thread."""
+        """Returns the rows unchanged, after a check that a file with the rows before them can hold them. Raises
+        UserError if not. Callable from any thread.
+        """
         if self._fits is None or not data.schema.equals(self._fits):
             empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
             with self.writing():

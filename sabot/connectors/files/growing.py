@@ -122,8 +122,8 @@ class GrowingFile(ABC, Generic[Rows]):
         """
 
     def publish(self) -> None:
-        """Renames the complete file to `path`. Called when the token calls the file ready; calling it again changes
-        nothing.
+        """Renames the complete file to `path`. Called when the token's entry has the file as `ready`. A second call
+        changes nothing.
         """
         temporary = beside(self.path, "tmp")
         if temporary.exists():
@@ -133,7 +133,7 @@ class GrowingFile(ABC, Generic[Rows]):
         remove(pending_of(self.path))
 
     def taken(self) -> bool:
-        """Returns True if there is a file of this name."""
+        """Returns True if a file of the name `path` exists."""
         return self.path.exists()
 
     @abstractmethod
@@ -254,8 +254,8 @@ class PendingFile(GrowingFile[Rows]):
         file.write(frame)
 
     def _try(self, first: Rows) -> None:
-        """Starts a file with these rows in memory, so that columns which the format cannot hold raise an error now,
-        not at the end of the file.
+        """Writes a file with these rows in memory, and drops it. Columns that the format cannot hold thus raise an
+        error now, and not when the file is completed.
         """
         writer = self._encoding.start(pa.BufferOutputStream(), first)
         if writer is not None:

@@ -58,7 +58,7 @@ class NdjsonSource(FileSource):
 
     @property
     def _chunks(self) -> tuple[str, int]:
-        """The key of the chunk size in the positions of this source."""
+        """The partition under which the positions of this source contain the chunk size."""
         return f"{self.name}#chunks", self._share.index
 
     def _pieces(self, file: DataFile) -> bool:

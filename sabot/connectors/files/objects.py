@@ -107,7 +107,7 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
         self._put(seq, batches)
 
     def _put(self, number: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Sends the rows as the objects of this number. Doing it again changes nothing."""
+        """Sends the rows as the objects of this number. A second call with the same rows changes nothing."""
         rows = [batch.replace_schema_metadata(None) for batch in batches if batch.num_rows]
         if not rows:
             return

@@ -76,7 +76,7 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
         super().keep(length, token)
 
     def discard(self) -> None:
-        """Removes the rows that wait, and files made of them that were not published."""
+        """Removes the rows in the pending list, and the files made of them that do not have their final names yet."""
         self._unmake()
         remove(self.grown)
 
@@ -86,8 +86,8 @@ class PartitionedFile(PendingFile[pa.RecordBatch]):
         remove(self._names)
 
     def taken(self) -> bool:
-        """Returns False: the number of this part is always free. The token counts the numbers, and without a token
-        the first number is above those in all folders.
+        """Returns False, because no check is needed: the number of this part is free. Exactly once, the token counts
+        the numbers; at least once, counting begins above the numbers in all folders.
         """
         return False
 

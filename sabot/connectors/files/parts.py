@@ -46,7 +46,9 @@ class RowWriter(Protocol[Written]):
 
 
 class Encoding(Protocol[Rows]):
-    """A format's way to turn rows into files, and into frames of the pending list."""
+    """A format's way to write rows into files, and into the frames of a pending list (the file of rows that are
+    flushed before their file is complete).
+    """
 
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
         """Returns a writer into `file`. `first`: the first rows, which tell the columns. Without them it returns a
@@ -100,8 +102,8 @@ class FilePart(ABC, Generic[Rows]):
 
 
 class AppendedPart(FilePart[bytes]):
-    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut`: a function that returns the end
-    of the last whole row of a file.
+    """A text file that grows in place: under the name `path`, or under a hidden name until it is sealed. `cut`: a
+    function that returns the end of the last whole row of a file.
     """
 
     def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
@@ -158,7 +160,9 @@ class AppendedPart(FilePart[bytes]):
 
 
 class SealedPart(FilePart[Rows]):
-    """A file that is either complete or does not exist: `seal` puts it at `path`, in place of an older file."""
+    """A file that gets the name `path` only when it is complete (`seal`), in place of an older file. Until then its
+    rows are in the pending list and in a hidden file.
+    """
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
         self.path = path
@@ -209,7 +213,7 @@ class SealedPart(FilePart[Rows]):
             self._note()
 
     def _note(self) -> None:
-        """Appends the waiting rows to the pending list."""
+        """Appends the rows that were written since the last flush to the pending list."""
         if self._waiting:
             if self._pending is None:
                 self._pending = PendingList(pending_of(self.path))

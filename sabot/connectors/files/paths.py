@@ -69,8 +69,8 @@ def size_now(path: str, raw: Any) -> int:
 
 
 def cut_anywhere(path: str) -> bool:
-    """Returns True if several readers may each read their own lines of the file: if it is a plain file of this
-    machine.
+    """Returns True if several readers can share the file, each reading some of its lines: if it is a file of this
+    machine and not compressed.
     """
     return codec_of(path) is None and not isinstance(path, RemotePath)
 
@@ -185,6 +185,6 @@ def _stated(path: str, number: int) -> DataFile:
 
 
 def digest(files: Sequence[DataFile]) -> int:
-    """Returns a number below 2^56 that identifies the names of these files, in their order."""
+    """Returns a number below 2^56 that differs if the names of these files, or their order, differ."""
     names = "\0".join(file.path for file in files).encode(errors="surrogateescape")
     return int.from_bytes(blake2b(names, digest_size=7).digest(), "big")

@@ -150,7 +150,7 @@ class FileSource(
 
     @abstractmethod
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """Returns all columns of a file, with canonical types."""
+        """Returns all columns of the first of these files, with canonical types."""
 
     def _pieces(self, file: DataFile) -> bool:
         """Returns True if several readers can share this file."""
@@ -242,8 +242,8 @@ class FileSource(
                 return Batch(found.data, self.positions(), self.name, bad=bad)
 
     def identity(self) -> str | None:
-        """Returns a name made of the path and the first line of the first file: files that come or grow later do not
-        change it.
+        """Returns a name made of the path and the first line of the first file, so that it stays the same if files
+        are added or grow. Returns None if the source returns columns instead of records.
         """
         files = self._list()
         if not self.has_records or self._schema is not None:
@@ -388,7 +388,9 @@ class FileSource(
         return found
 
     def _check_files(self, files: list[DataFile], positions: Positions) -> None:
-        """Raises UserError if files up to the one being read have changed. New files may only come after it."""
+        """Raises UserError if files are missing, or if the names of the files up to the one being read are not those
+        of the checkpoint: new files must sort after them. `positions`: the positions in the checkpoint.
+        """
         if self._number >= len(files):
             if self._number == len(files) and self._offset == 0:
                 return

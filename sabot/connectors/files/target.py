@@ -75,8 +75,9 @@ class FileTarget:
         return self._format.new_growth(self.file(number), hidden=self.folder)
 
     def parts(self) -> tuple[dict[int, Path], dict[int, Path]]:
-        """Returns the parts of the folder by number: those that are complete, and those that are not. The path of an
-        incomplete part is the one that it will have. With `partition_by`, a number has the path of one of its files.
+        """Returns two dicts of the folder's parts by number: the complete parts, and the incomplete ones. The path of
+        an incomplete part is the path that it gets when it is complete. With `partition_by`, the path is that of one
+        of the part's files.
         """
         ending = re.escape(self._format.ending)
         complete: dict[int, Path] = {}
@@ -98,7 +99,9 @@ class FileTarget:
         return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
     def check_free(self) -> None:
-        """Raises UserError if an app that begins would mix its rows into a complete file."""
+        """Raises UserError if the one file exists and is not to be overwritten. Called for an app that starts without
+        a checkpoint, whose rows would be added to the file.
+        """
         if self.path.exists() and not self.overwrite:
             raise UserError(
                 f"file {self.name!r} exists already, and this app starts without a checkpoint",

@@ -42,13 +42,14 @@ class Busy(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """The contents of a token, which say which bytes of the files count.
+    """The contents of a token, which say which bytes of the files count as delivered.
 
-    `lane`: the key of the track that writes the files (an earlier name of the track). `owner`: the process that made
-    the last claim. `seq`, `incarnation`: those of the last part; incarnation "" means that no part came. `number`:
-    the number of the next part in a folder. `length`: the number of bytes of the growing file that count. `ready`:
-    the name of a file whose .tmp is complete. `anew`: True if the file under the sink's name is from an earlier run
-    and will be replaced. `finished`: True if the input has ended. `turn`: the number of writes of the token.
+    `lane`: the key of the track that writes the files. `owner`: the process that made the last claim. `seq`,
+    `incarnation`: the number of the last delivered part, and the incarnation of the app that made it; "" if no part
+    was delivered. `number`: the number of the next part in a folder. `length`: the number of bytes of the growing
+    file that count. `ready`: the name of a file whose .tmp is complete, or "". `anew`: True if the file under the
+    sink's name is from an earlier run and will be replaced. `finished`: True if the input has ended. `turn`: the
+    number of writes of the token.
     """
 
     lane: str = ""

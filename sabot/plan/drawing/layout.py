@@ -79,10 +79,10 @@ class PlacedLink:
 
 @dataclass(eq=False)
 class PlacedFrame:
-    """A task with its place. `visible`: True if a frame is drawn around its boxes, because they are several.
+    """A task with its place. `visible`: True if a frame is drawn around its boxes, because there are several.
 
-    `boxes`: the first one first. `links`: those within the task. `exits`: the links to other tasks, up to the lower
-    end of the frame.
+    `boxes`: the first one of the chain first. `links`: those within the task. `exits`: the links to other tasks,
+    drawn down to the lower end of the frame.
     """
 
     task: TaskFrame
@@ -188,9 +188,10 @@ def _label_width(link: BoxLink, room: PlanFigures) -> float:
 
 @dataclass
 class _BoxStrip:
-    """The part of a task that belongs to a box and all boxes behind it, as distances from the middle of the box.
+    """The part of the drawing of a task that contains a box and all boxes behind it: the distances of its left and
+    right ends from the middle of the box.
 
-    `middles`: those of its links, as far as they end in the task or leave it in a strip of their own.
+    `middles`: for each link of the box, the distance of the link from the middle of the box.
     """
 
     left: float
@@ -238,8 +239,8 @@ class _BoxTree:
         return _BoxStrip(left, right, middles)
 
     def _side(self, link: BoxLink, aims: dict[int, float]) -> float:
-        """Returns the number by which a link has its place among those of its box: by where it leads, if this is
-        known; else links within the task come before links to other tasks.
+        """Returns a sort key for the links of a box, from left to right. If `aims` is known, it is the horizontal
+        place to which the link leads, on average; else links within the task come before links to other tasks.
         """
         if not aims:
             return float(not isinstance(link.target, Box))
@@ -593,7 +594,9 @@ def _crossed(left: _LayerSlot, right: _LayerSlot) -> int:
 
 
 def _wanted(slot: _LayerSlot, *, above: bool, below: bool) -> tuple[float, float]:
-    """Returns the place at which the links of a slot are straight on average, and the weight of this wish."""
+    """Returns the place at which the links of a slot would be straight on average, and the weight of this place.
+    `above`, `below`: which links are considered.
+    """
     wishes = [(each.upper.x + each.start - each.end, each.weight) for each in slot.above] if above else []
     wishes += [(each.lower.x + each.end - each.start, each.weight) for each in slot.below] if below else []
     weight = sum(weight for _, weight in wishes)
@@ -603,10 +606,10 @@ def _wanted(slot: _LayerSlot, *, above: bool, below: bool) -> tuple[float, float
 
 
 def _settle(layer: Sequence[_LayerSlot], wanted: Sequence[tuple[float, float]]) -> None:
-    """Sets the places of a layer's slots, in their order and apart, with the least sum of weighted squares of the
-    distances from the wanted places.
+    """Moves a layer's slots as near as possible to their wanted places, without overlaps and in their order: with the
+    least sum of weighted squares of the distances.
 
-    Slots whose wishes collide become a block, which takes their mean (pool adjacent violators).
+    Slots whose wanted places collide become a block, which gets the mean of these places (pool adjacent violators).
     """
     blocks: list[tuple[float, float, int]] = []  # the mean, the weight, and the number of the slots
     offsets, end = [], 0.0

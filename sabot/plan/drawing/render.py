@@ -85,7 +85,7 @@ def svg(plan: Plan, figures: PlanFigures | None = None, *, title: str = "", styl
 def render(
     tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, title: str = "", styled: bool = True
 ) -> str:
-    """Returns tasks as an SVG element; otherwise as `svg`."""
+    """Draws tasks (`frames_of` of a plan) as an SVG element. `figures`, `title`: as for `svg`."""
     layout = lay_out(tasks, figures)
     shown = figures or PlanFigures()
     parts: list[str] = []
@@ -217,7 +217,7 @@ def _figures(figures: BoxFigures, x: float, y: float, wide: float) -> Iterator[s
 
 
 def _few_words(figures: BoxFigures) -> Iterator[str]:
-    """Yields the counts that are not 0, and the largest share of time, the most important first."""
+    """Yields texts of the counts that are not 0 and of the largest share of time, the most important first."""
     if figures.dead_letters:
         yield f"{_count(figures.dead_letters)} dead"
     if figures.late:
