@@ -1,8 +1,10 @@
 """Curves as SVG, drawn on the server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from sabot.plan.drawing import SHARES
 
 _WIDTH, _HEIGHT, _TOP = 300, 60, 4
 _LEAST = 60  # of a run that has just begun the curve is short
@@ -31,7 +33,21 @@ def curve(values: Sequence[float | None], title: str, text: Callable[[float | No
         '<figure class="curve"><figcaption>{}<strong>{}</strong></figcaption>'
         '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}"><path d="{}"/></svg>'
         '<p class="muted">most {} · last {}</p></figure>'
-    ).format(title, text(last), _WIDTH, _HEIGHT + 1, escape(label), d, text(top if known else None), span)
+    ).format(title, text(last), _WIDTH, _HEIGHT + 1, label, d, text(top if known else None), span)
+
+
+def bar(shares: Mapping[str, float]) -> Markup:
+    """Returns parts of a whole as a bar, in the colours of the drawing of the plan, with their names as its tooltip."""
+    words = ", ".join(f"{name} {part:.0%}" for name, part in shares.items() if part >= 0.005)
+    parts, x = [], 0.0
+    for name in SHARES:
+        wide = min(max(shares.get(name, 0.0), 0.0) * 100, 100 - x)
+        if wide > 0:
+            parts.append(f'<rect class="{name}" x="{x:.1f}" y="0" width="{wide:.1f}" height="8"/>')
+            x += wide
+    return Markup(
+        '<svg class="sabot-plan bar" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{}"><title>{}</title>{}</svg>'
+    ).format(words, words, Markup("").join(map(Markup, parts)))
 
 
 def _thinned(values: Sequence[float | None]) -> list[float | None]:

@@ -82,6 +82,11 @@ class FigureRings:
         return self._ticks[-1] if self._ticks else self.take()
 
     @property
+    def known(self) -> bool:
+        """True if there are figures of at least three seconds, without which rates say little."""
+        return len(self._ticks) > 3
+
+    @property
     def span(self) -> tuple[Tick, Tick]:
         """The first and the last figures of the last ten seconds, for rates. The first is the last if there is only one."""
         return (self._ticks[0] if self._ticks else self.last), self.last

@@ -5,6 +5,8 @@ second for all viewers together, and are sent to those who do not have them yet.
 """
 
 import asyncio
+import csv
+import io
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +27,7 @@ from sabot.plan.drawing import style_rules
 from sabot.redaction import scrubbed
 from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
+from sabot.web.charts import bar
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
 from sabot.web.screens import Screens
 
@@ -49,6 +52,7 @@ class Pages:
         self._ticked = asyncio.Condition()
         loader = FileSystemLoader(_HERE / "templates")
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, auto_reload=False)
+        self._templates.globals.update(bar=bar)
         self._templates.filters.update(
             number=texts.number, share=texts.share, nbytes=texts.nbytes, duration=texts.duration, moment=texts.moment
         )
@@ -60,6 +64,12 @@ class Pages:
             Route("/events/{page}", self._events_page),
             *(Route(f"{ASSETS}{name}", self._asset) for name in _ASSETS),
             *(Route(screen.path, self._page_of(name)) for name, screen in screens.screens.items()),
+            *(
+                Route(f"{screen.path}.{form}", self._table_of(screen.rows, form))
+                for screen in screens.screens.values()
+                if screen.rows is not None
+                for form in ("csv", "json")
+            ),
             *(Route(f"/act/{name}", self._action_of(name), methods=["POST"]) for name in screens.actions),
         ]
         app = Starlette(routes=routes, exception_handlers={404: self._not_found, Exception: self._failed})
@@ -124,6 +134,20 @@ class Pages:
 
         return page
 
+    def _table_of(
+        self, rows: Callable[[dict[str, str]], list[dict[str, Any]]], form: str
+    ) -> Callable[..., Awaitable[Response]]:
+        async def table(request: Request) -> Response:
+            found = rows(_query(request))
+            if form == "json":
+                return Response(json.dumps(found, ensure_ascii=False), media_type="application/json")
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerows([found[0].keys(), *(map(cell, each.values()) for each in found)] if found else [])
+            return Response(text.getvalue(), media_type="text/csv", headers={"content-disposition": "attachment"})
+
+        return table
+
     def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
         """Returns the fragments of a page, rendered once for each tick of the figures."""
         key, number = (name, urlencode(query), session.role), self._screens.figures.last.number
@@ -164,6 +188,7 @@ class Pages:
         return self._html("said.html", 404, session=session, said="There is no such page.", good=False, back=back)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
+        _log.error("the page %s could not be made", request.url.path, exc_info=error)
         return PlainTextResponse("The page could not be made; the log of the app has the error.\n", 500)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -242,3 +267,8 @@ def _query(request: Request) -> dict[str, str]:
     """Returns the parameters of the address, the last of several values of one name, cut to a length for a search box."""
     found: Mapping[str, str] = request.query_params
     return {name[:40]: value[:200] for name, value in list(found.items())[:20]}
+
+
+def cell(value: object) -> object:
+    """Returns a value for CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,10 +1,10 @@
 """Records of a running app, made of its figures: the data of the screens, of CSV and of JSON."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sabot.plan.drawing import PlanFigures
+from sabot.plan.drawing import SHARES, PlanFigures
 from sabot.redaction import scrubbed
 from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.web.figures import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
@@ -48,7 +48,7 @@ class StepRecord:
 
     `kind`: source, step, sink or agent. `seconds`: the part of the last ten seconds that the task spent in the step, 0 to 1.
     `shares`: the part of these seconds that the task spent in each state. `fill`: how full the fullest input channel of the task is.
-    `queue`: the rows that wait in front of the task.
+    `queue`: the rows that wait in front of the task. `behind`: the seconds by which the watermark is behind the clock.
     """
 
     step: str
@@ -60,7 +60,7 @@ class StepRecord:
     rows_per_second: float
     seconds: float | None
     shares: Mapping[str, float]
-    watermark: float | None
+    behind: float | None
     fill: float | None
     queue: int | None
     lag: float | None
@@ -68,6 +68,11 @@ class StepRecord:
     state_bytes: int | None
     late_rows: int
     dead_letters: int
+    skew: float | None = None
+    """The rows of the busiest subtask, divided by the mean of all subtasks; None for a single one."""
+
+
+STEP_COLUMNS = tuple(each.name for each in fields(StepRecord) if each.name != "shares")
 
 
 def app_record(app: "App", figures: FigureRings, began: float) -> AppRecord:
@@ -115,14 +120,78 @@ def step_records(figures: FigureRings) -> list[StepRecord]:
         stage, _, subtask = name.rpartition("/")
         if "operators" in task:
             old = before.statistics["streams"].get(name, {})
-            found += _steps_of(stage or name, int(subtask) if subtask.isdigit() else 0, task, old, span)
+            found += _steps_of(stage or name, int(subtask) if subtask.isdigit() else 0, task, old, span, now.at)
     for name, agent in now.statistics["agents"].items():
         found.append(_agent_step(name, agent, now.statistics, before.statistics, span))
     return found
 
 
+def folded(steps: Iterable[StepRecord]) -> list[StepRecord]:
+    """Returns one record for all subtasks of each step: sums of counts and rates, means of parts of the time, the fullest channel and
+    the watermark that is
+    furthest behind.
+    """
+    groups: dict[tuple[str, str, str], list[StepRecord]] = {}
+    for each in steps:
+        groups.setdefault((each.task, each.kind, each.step), []).append(each)
+    return [group[0] if len(group) == 1 else _fold(group) for group in groups.values()]
+
+
+def _fold(group: Sequence[StepRecord]) -> StepRecord:
+    def known(name: str) -> list[Any]:
+        return [value for each in group if (value := getattr(each, name)) is not None]
+
+    def total(name: str) -> Any:
+        return sum(known(name)) if known(name) else None
+
+    sums = (
+        "rows_in",
+        "rows_out",
+        "rows_per_second",
+        "queue",
+        "lag",
+        "state_keys",
+        "state_bytes",
+        "late_rows",
+        "dead_letters",
+    )
+    rows = total("rows_in")
+    return replace(
+        group[0],
+        **{name: total(name) for name in sums},
+        seconds=sum(known("seconds")) / len(group) if known("seconds") else None,
+        shares={name: sum(each.shares.get(name, 0.0) for each in group) / len(group) for name in group[0].shares},
+        behind=max(known("behind"), default=None),
+        fill=max(known("fill"), default=None),
+        skew=max(known("rows_in")) * len(group) / rows if rows else None,
+    )
+
+
+def chosen(steps: Iterable[StepRecord], search: str, order: str) -> list[StepRecord]:
+    """Returns the records whose step, task or kind contains the searched text, in an order: the name of a column, with "-" before it
+    for the greatest first; any other text leaves the order. What is not known comes last.
+    """
+    wanted = search.casefold()
+    found = [each for each in steps if wanted in f"{each.step}\n{each.task}\n{each.kind}".casefold()]
+    column = order.removeprefix("-")
+    if column in SHARES:
+        return sorted(found, key=lambda each: each.shares.get(column, 0.0), reverse=order.startswith("-"))
+    if column not in STEP_COLUMNS:
+        return found
+    known = [each for each in found if getattr(each, column) is not None]
+    rest = [each for each in found if getattr(each, column) is None]
+    return sorted(known, key=lambda each: getattr(each, column), reverse=order.startswith("-")) + rest
+
+
+def flat(step: StepRecord) -> dict[str, Any]:
+    """Returns the values of a record by name, for CSV and JSON; shares of time by the names of their states."""
+    return {name: value for name, value in asdict(step).items() if name != "shares"} | {
+        f"share_{name}": step.shares.get(name) for name in SHARES
+    }
+
+
 def _steps_of(
-    stage: str, subtask: int, task: Mapping[str, Any], old: Mapping[str, Any], span: float
+    stage: str, subtask: int, task: Mapping[str, Any], old: Mapping[str, Any], span: float, at: float
 ) -> Iterable[StepRecord]:
     shares = _shares(task.get("time", {}), old.get("time", {}), span)
     source = task.get("input", {})
@@ -136,7 +205,7 @@ def _steps_of(
             rows_out=None,
             rows_per_second=_rate(rows, old.get("input", {}).get("rows_in", 0), span),
             seconds=None,
-            watermark=_seconds(time_of(source)),
+            behind=_behind(time_of(source), at),
             fill=None,
             queue=None,
             lag=sum(lags) if lags else None,
@@ -149,15 +218,14 @@ def _steps_of(
     for step, operator in task["operators"].items():
         earlier = old.get("operators", {}).get(step, {})
         seconds = None if not span else min(1.0, max(0.0, operator["seconds"] - earlier.get("seconds", 0.0)) / span)
-        is_sink = step == stage and "source" not in source
         yield StepRecord(
-            step=step,
-            kind="sink" if is_sink else "step",
+            step=operator.get("sink", step),
+            kind="sink" if "sink" in operator else "step",
             rows_in=operator["rows_in"],
             rows_out=operator["rows_out"],
             rows_per_second=_rate(operator["rows_in"], earlier.get("rows_in", 0), span),
             seconds=seconds,
-            watermark=_seconds(time_of(operator)),
+            behind=_behind(time_of(operator), at),
             fill=source.get("fill"),
             queue=None if "source" in source else source.get("rows"),
             lag=None,
@@ -184,7 +252,7 @@ def _agent_step(
         rows_per_second=_rate(agent["messages_processed"], earlier, span),
         seconds=None,
         shares={},
-        watermark=None,
+        behind=None,
         fill=None,
         queue=operator.get("rows"),
         lag=None,
@@ -216,5 +284,5 @@ def _rate(now: float, before: float, span: float) -> float:
     return max(0.0, now - before) / span if span > 0 else 0.0
 
 
-def _seconds(ms: int | None) -> float | None:
-    return None if ms is None else ms / 1000
+def _behind(watermark_ms: int | None, now: float) -> float | None:
+    return None if watermark_ms is None else max(0.0, now - watermark_ms / 1000)

@@ -2,7 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
@@ -11,11 +13,12 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
 from sabot.options import options_of
 from sabot.plan import Plan
-from sabot.plan.drawing import svg
+from sabot.plan.drawing import SHARES, svg
 from sabot.redaction import redacted_url, scrubbed
+from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.web.charts import curve
 from sabot.web.figures import FigureRings
-from sabot.web.records import app_record, plan_figures
+from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
 from sabot.web.texts import duration, nbytes, number
 
 if TYPE_CHECKING:
@@ -37,11 +40,31 @@ _SHOWN = (
     "until",
 )
 
+_STEP_TITLES = {  # of the columns of the table of steps, by the name in the record
+    "step": "step",
+    "task": "task",
+    "busy": "task's time",
+    "seconds": "own time",
+    "rows_per_second": "rows/s",
+    "rows_in": "rows in",
+    "rows_out": "rows out",
+    "skew": "skew",
+    "behind": "behind",
+    "fill": "input full",
+    "queue": "queue",
+    "lag": "lag",
+    "state_keys": "keys",
+    "state_bytes": "state",
+    "late_rows": "late",
+    "dead_letters": "dead letters",
+}
+
 
 @dataclass(frozen=True)
 class Screen:
     """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
-    page, which stay as they are until it is loaded again; None if there are none.
+    page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
+    None if it has no table.
     """
 
     title: str
@@ -49,6 +72,7 @@ class Screen:
     parts: Sequence[str]
     facts: Callable[[Query], dict[str, Any]]
     more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
+    rows: Callable[[Query], list[dict[str, Any]]] | None = None
 
 
 class Screens:
@@ -59,10 +83,28 @@ class Screens:
         self.figures = figures
         self._began = SYSTEM_CLOCK.time()
         self._known_plan: Plan | None = None
+        self._narrow_since: dict[tuple[str, Cause], float] = {}
         self.screens = {
-            "app": Screen("App", "/", ("status", "curves", "graph"), self._app_facts, self._settings),
+            "app": Screen("App", "/", ("status", "narrow", "curves", "graph"), self._app_facts, self._settings),
+            "steps": Screen("Steps", "/steps", ("steps",), self._steps_facts, self._steps_legend, self._steps_rows),
         }
         self.actions: dict[str, Action] = {"stop": self._stop}
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _steps(self, query: Query) -> list[StepRecord]:
+        steps = step_records(self.figures)
+        shown = steps if query.get("subtasks") else folded(steps)
+        return chosen(shown, query.get("q", ""), query.get("sort", ""))
+
+    def _steps_facts(self, query: Query) -> dict[str, Any]:
+        return {"steps": self._steps(query), "columns": _STEP_TITLES, "link": partial(_sorted_link, query)}
+
+    async def _steps_legend(self, query: Query) -> dict[str, Any]:
+        return {"states": SHARES}
+
+    def _steps_rows(self, query: Query) -> list[dict[str, Any]]:
+        return [flat(each) for each in self._steps(query)]
 
     # -- the app ------------------------------------------------------------------------------------------------------
 
@@ -74,7 +116,22 @@ class Screens:
             curve(curves["watermark_lag"].fine, "watermark lag", duration, "15 min"),
             curve(curves["memory"].fine, "memory", nbytes, "15 min"),
         ]
-        return {"record": app_record(self.app, self.figures, self._began), "curves": drawn, "graph": self._graph()}
+        return {
+            "record": app_record(self.app, self.figures, self._began),
+            "places": self._narrow_places(),
+            "known": self.figures.known,
+            "curves": drawn,
+            "graph": self._graph(),
+        }
+
+    def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:
+        """Returns at most three narrow places, the narrowest first, each with the time since when it is one."""
+        before, now = self.figures.span
+        places = narrow_places(before.statistics, now.statistics)[:3] if self.figures.known else []
+        self._narrow_since = {
+            (each.task, each.cause): self._narrow_since.get((each.task, each.cause), now.at) for each in places
+        }
+        return [(each, self._narrow_since[each.task, each.cause]) for each in places]
 
     def _graph(self) -> Markup:
         """Returns the plan with its figures as SVG, in which the drawing has escaped all names."""
@@ -98,3 +155,11 @@ class Screens:
     async def _stop(self, form: Mapping[str, str]) -> str:
         self.app.agent_runtime.runner.request_stop()
         return "The app stops: it takes a last checkpoint, and its process ends."
+
+
+def _sorted_link(query: Query, column: str) -> str:
+    """Returns the address of the same table in the order of this column: the greatest first, or the least if it is so already."""
+    order = column if query.get("sort") == f"-{column}" or column in ("step", "task") else f"-{column}"
+    if query.get("sort") == order:
+        order = f"-{column}"
+    return "?" + urlencode({**query, "sort": order})

@@ -105,6 +105,30 @@ def test_the_app_screen_shows_figures_that_move_without_a_reload(visit: Visit) -
     expect(page.locator("#silence")).to_be_hidden()
 
 
+def test_the_steps_are_sorted_and_searched(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Steps", exact=True).click()
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(5)
+    expect(rows.filter(has_text="map_batches-1")).to_contain_text("read-1")
+    page.get_by_role("link", name="own time").click()
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("own time")
+    expect(rows.first).to_contain_text("map_batches-1", timeout=15_000)
+    before = rows.first.inner_text()
+    expect(rows.first).not_to_have_text(before)
+    page.get_by_label("Search").fill("TUMB")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(1)
+    page.wait_for_timeout(2_500)
+    expect(rows).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    text = download.value.path().read_text()
+    assert text.startswith("step,kind,task,")
+    assert "tumbling-1" in text
+    assert "map_batches" not in text
+
+
 def test_the_keyboard_reaches_everything_and_keeps_its_place(visit: Visit) -> None:
     page = visit.page
     for _ in range(20):

@@ -10,8 +10,10 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from urllib.parse import urlencode
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -20,6 +22,8 @@ from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.web.access import Access
 from sabot.web.console import Console
+from sabot.web.pages import cell
+from sabot.web.records import StepRecord, chosen, folded
 from sabot.web.server import ConsoleServer
 
 MARKUP = "<script>alert(1)</script>"
@@ -215,10 +219,15 @@ def test_a_session_that_may_read_cannot_act(app: App, reader: Browser) -> None:
 
 
 def test_no_page_for_readers_has_a_token_or_a_secret(console: Console, app: App, reader: Browser) -> None:
-    app.configure(checkpoint_dir="s3://bucket/shop?access_key=known&secret_key=hidden")
+    app.configure(checkpoint_dir="s3://bucket/shop?access_key=known&secret_key=s3cr3t-word")
     assert "s3://bucket/shop" in reader.ask("/")[1]
-    secrets = (console.access.token("act"), console.access.token("read"), "hidden", reader.cookie.partition("=")[2])
-    for path in ["/", "/nothing", "/enter", "/assets/console.js", "/assets/console.css"]:
+    secrets = (
+        console.access.token("act"),
+        console.access.token("read"),
+        "s3cr3t-word",
+        reader.cookie.partition("=")[2],
+    )
+    for path in ["/", "/steps", "/steps.json", "/nothing", "/enter", "/assets/console.js", "/assets/console.css"]:
         page = reader.ask(path)[1]
         assert not [each for each in secrets if each in page], path
 
@@ -275,11 +284,12 @@ def test_every_answer_has_the_headers_that_bind_the_browser(browser: Browser) ->
 
 
 def test_no_page_needs_inline_code_or_another_site(browser: Browser) -> None:
-    for path in ("/", "/enter", "/nothing"):
-        page = browser.ask(path)[1]
+    for path, expected in {"/": 200, "/steps": 200, "/enter": 401, "/nothing": 404}.items():
+        status, page = browser.ask(path)
+        assert status == expected
         assert not re.findall(r"\sstyle=|<style|\son\w+=|javascript:", page)
         assert not re.findall(r"<script(?! type=\"module\" src=\"/assets/)", page)
-        assert re.findall(r'(?:src|href|action)="(?!/)[^"]*"', page) == []
+        assert re.findall(r'(?:src|href|action)="(?![/?])[^"]*"', page) == []
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
@@ -330,6 +340,55 @@ def test_slow_headers_are_cut_off_and_a_page_loads_beside_a_thousand_idle_connec
             each.close()
 
 
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+def step(name: str, **facts: Any) -> StepRecord:
+    nothing = {each.name: None for each in fields(StepRecord)}
+    common = {"kind": "step", "task": "read-1", "subtask": 0, "rows_in": 0, "rows_per_second": 0.0, "shares": {}}
+    return StepRecord(**{**nothing, "late_rows": 0, "dead_letters": 0, **common, "step": name, **facts})
+
+
+def test_subtasks_are_folded_into_one_row() -> None:
+    one = step("count", rows_in=30, state_keys=1, fill=0.2, behind=5.0, seconds=0.5, shares={"busy": 1.0, "idle": 0.0})
+    two = step("count", subtask=1, rows_in=10, state_keys=2, seconds=0.1, shares={"busy": 0.5, "idle": 0.5})
+    (row,) = folded([one, two])
+    assert (row.rows_in, row.state_keys, row.fill, row.behind, row.rows_out) == (40, 3, 0.2, 5.0, None)
+    assert row.shares == {"busy": 0.75, "idle": 0.25}
+    assert row.seconds == pytest.approx(0.3)
+    assert row.skew == 1.5
+    assert folded([one]) == [one]
+
+
+def test_steps_are_searched_and_sorted() -> None:
+    steps = [step("b", rows_in=1, lag=3), step("A", rows_in=2), step("c", rows_in=3, task="write-1", lag=1)]
+
+    def names(search: str = "", order: str = "") -> str:
+        return "".join(each.step for each in chosen(steps, search, order))
+
+    assert names() == names(order="nothing") == names(order="shares") == "bAc"
+    assert names(order="-rows_in") == "cAb"
+    assert names(order="lag") == "cbA"
+    assert names(order="-lag") == "bcA", "what is not known comes last"
+    assert names("a") == "bA", "of the name of the task, too"
+    assert names("WRITE") == "c"
+
+
+def test_the_table_of_steps_is_there_as_csv_and_json(browser: Browser) -> None:
+    assert browser.ask("/steps?q=x&sort=-rows_in&subtasks=1")[0] == 200
+    status, text = browser.ask("/steps.json")
+    assert (status, json.loads(text)) == (200, []), "the app does not run"
+    assert browser.ask("/steps.csv?sort=step")[0] == 200
+    assert browser.answer_headers["content-type"].startswith("text/csv")
+    assert browser.ask(f"/steps?q={quote(MARKUP)}&sort={quote(MARKUP)}&{quote(MARKUP)}=1")[1].count(MARKUP) == 0
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\tx"])
+def test_no_cell_of_csv_is_a_formula(text: str) -> None:
+    assert cell(text) == f"'{text}"
+    assert (cell(-1), cell("a=1"), cell(None)) == (-1, "a=1", None)
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -345,9 +404,10 @@ def test_the_port_is_the_next_free_one(console: Console) -> None:
 
 
 def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
-    paths = ["/", "/assets/console.js", "/assets/console.css", "/assets/icon.svg"]
-    sizes = {path: len(gzip.compress(browser.ask(path)[1].encode())) for path in paths}
-    assert sum(sizes.values()) <= 60_000, sizes
+    for page in ("/", "/steps"):
+        paths = [page, "/assets/console.js", "/assets/console.css", "/assets/icon.svg"]
+        sizes = {path: len(gzip.compress(browser.ask(path)[1].encode())) for path in paths}
+        assert sum(sizes.values()) <= 60_000, sizes
 
 
 def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, dict[str, str]]]:
@@ -370,7 +430,7 @@ def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, 
 
 def test_events_have_the_fragments_that_have_changed(browser: Browser) -> None:
     (_, whole), *more = events(browser, 2.5)
-    assert whole.keys() == {"status", "curves", "graph"}
+    assert whole.keys() == {"status", "narrow", "curves", "graph"}
     assert more
     assert all("graph" not in parts for _, parts in more), "the app does not run"
     (again, parts), *_ = events(browser, 0.5, **{"Last-Event-ID": more[-1][0]})
