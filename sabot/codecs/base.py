@@ -38,7 +38,7 @@ class Codec(Protocol):
 
     @property
     def text(self) -> str | None:
-        """The text that a checkpoint keeps of this codec, or None if there is nothing to keep: the settings are
+        """The text that a checkpoint stores for this codec, or None if there is nothing to store: the settings are
         complete, or nothing was learnt yet.
         """
 

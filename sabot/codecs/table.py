@@ -144,7 +144,7 @@ class TableCodec:
         return numbers[good], data.filter(pa.array(good))
 
     def _lack(self, row: pa.RecordBatch) -> str:
-        """Returns the reason for a row that lacks its key."""
+        """Returns the reason why this row, whose key is missing, is a bad row."""
         names = ", ".join(repr(key) for key in self._keys if row.column(key).null_count)
         if row.column(row.num_columns - 1)[0].as_py() == DELETE:
             return f"a deletion without its key {names}"

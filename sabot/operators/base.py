@@ -294,8 +294,8 @@ class HoldsMarks(Operator, ABC, ability=True):
 
     @abstractmethod
     def hold(self, mark: Any) -> None:
-        """Receives a mark: a Watermark, IDLE, ACTIVE or COMPLETE. The operator passes it to `on_mark` when all rows
-        before it are emitted.
+        """Receives a mark: a Watermark, IDLE, ACTIVE, or COMPLETE (all rows that the sources had at the start have
+        been read). The operator passes it to `on_mark` when all rows before it are emitted.
 
         An operator that makes event times of its own may drop a watermark and pass on another one.
         """
@@ -391,7 +391,9 @@ class GivesTable(Stateful, ability=True):
 
     @abstractmethod
     def table(self) -> Iterator[Batch]:
-        """Yields the rows of the table, as inserts with all marks. Called after `restore`, before any row, by the thread that starts."""
+        """Yields the rows of the table, as inserts with all marks. Called after `restore`, before any row, by the
+        thread that starts the app.
+        """
 
 
 class FilledFromTable(Stateful, ability=True):
@@ -414,7 +416,8 @@ class FilledFromTable(Stateful, ability=True):
     def fill(self, rows: Iterator[Batch], names: frozenset[str]) -> None:
         """Fills aggregates that were added to the program, and are empty after `restore`, from the rows of the table.
 
-        Only called if `state_schema` lists aggregates. Called by the thread that starts, before any row. `names`: the aggregates.
+        Only called if `state_schema` lists aggregates. Called before any row, by the thread that starts the app.
+        `names`: the aggregates to fill.
         """
         raise NotImplementedError
 

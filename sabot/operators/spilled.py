@@ -83,10 +83,10 @@ class SpilledGroups(StatePart):
     """The groups on disk. Only the thread that owns the store may use it.
 
     `groups`: the state of the panes. `store`: their tables. `rows`: the columns of `PaneGroups.rows_of`. `keys`: the
-    indices of the key columns among them. `open_rows`: the cuts of the state beside the tables, by pane. `migration`:
-    returns, at a restore, the conversion of groups of a checkpoint with other columns, or None. `spills`: False if
-    there is no state beside the tables; the store then keeps to the budget by itself. `owners`: the indices of the
-    columns whose hash decides to which subtask a group belongs, or None for the keys.
+    indices of the key columns among them. `open_rows`: the snapshots of the state beside the tables, by pane.
+    `migration`: at a restore, returns the conversion of groups of a checkpoint with other columns, or None. `spills`:
+    False if there is no state beside the tables; the store then keeps to the budget by itself. `owners`: the indices
+    of the columns whose hash decides to which subtask a group belongs, or None for the keys.
 
     Without a directory, or without keys, all groups stay in memory.
     """

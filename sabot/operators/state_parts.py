@@ -2,12 +2,12 @@
 
 The state of a `StatefulOperator` consists of parts (`StateParts`). There are two kinds:
 
-    StorePart   TABLES/       a folder into which the store saves its own cut; its facts have the same name
+    StorePart   TABLES/       a folder into which the store saves its own snapshot; its facts have the same name
     RowsPart    NAME.arrow    an Arrow IPC stream of rows that are in memory
 
-At a barrier each part returns its facts, which go into the manifest, and its cut, which another thread saves. At a
-restore each part gets the saved facts and files of all subtasks of the checkpoint, and loads the rows that belong to
-the key groups of this subtask.
+At a barrier each part returns its facts, which go into the manifest, and its snapshot (a `Cut`), which another thread
+saves. At a restore each part gets the saved facts and files of all subtasks of the checkpoint, and loads the rows
+that belong to the key groups of this subtask.
 """
 
 from abc import ABC, abstractmethod
@@ -139,8 +139,8 @@ class StorePart(StatePart):
     """A store as a part of an operator's state. `name`: the name under which its facts are stored among the
     operator's facts; if it is "", its facts are stored as the operator's.
 
-    `folder`: the folder of its cut, if it differs from `name`. `everywhere`: True if all subtasks have the same rows,
-    so that a restore needs only one of the saved entries.
+    `folder`: the folder of its snapshot, if it differs from `name`. `everywhere`: True if all subtasks have the same
+    rows, so that a restore needs only one of the saved entries.
     """
 
     def __init__(self, name: str, store: Store, *, folder: str | None = None, everywhere: bool = False) -> None:
@@ -186,11 +186,11 @@ class _Renewing:
 class RowsPart(StatePart):
     """Rows in memory as a part of an operator's state.
 
-    `rows`: returns the rows for a cut. `load`: called with each restored batch whose rows belong to this subtask.
-    `schema`: the columns of the rows. `keys`: the indices of the key columns. `others`: True if the program may have
-    other columns than the checkpoint: columns that it lacks are left out, new ones are null. `renewed`: converts rows
-    of the checkpoint to the columns of `schema`, or None. `what`, `hint`: the beginning and the hint of the
-    CorruptCheckpoint that is raised for other columns.
+    `rows`: returns the rows for a snapshot. `load`: called with each restored batch whose rows belong to this
+    subtask. `schema`: the columns of the rows. `keys`: the indices of the key columns. `others`: True if the program
+    may have other columns than the checkpoint: columns that the program lacks are left out, columns that the
+    checkpoint lacks are null. `renewed`: converts rows of the checkpoint to the columns of `schema`, or None. `what`,
+    `hint`: the beginning and the hint of the CorruptCheckpoint that is raised for other columns.
     """
 
     def __init__(

@@ -294,7 +294,8 @@ class AgentTask:
             self._hold_back(index, operator)
 
     def _hold_back(self, index: int, operator: AgentOperator) -> None:
-        """Stops reading the input of an operator that is full, so its channel fills and slows its source; the others go on.
+        """Stops reading the input of an operator that is full. The input's channel then fills, and its source reads
+        more slowly. The other inputs are still read.
 
         Barriers overtake the rows that wait in the channel.
         """
@@ -513,7 +514,7 @@ class AgentTask:
             ack.cancel()
 
     def commit(self, meta: Mapping[str, Any]) -> None:
-        """Commits the positions of a complete checkpoint to the sources. `meta`: the facts of this task in the
+        """Commits positions to the sources when a checkpoint is complete. `meta`: the facts of this task in the
         checkpoint.
         """
         for source in self.sources:

@@ -1,7 +1,8 @@
 """The life of an app: its streams and its agents, started, restarted, checkpointed and stopped together.
 
-The agents run in one task, so their state has one owner and is cut at one moment (design decision 10). One coordinator takes the
-checkpoints of agents and streams together. What is open from a start to its stop is a `Run`; an app has one run after the other.
+The agents run in one task, so their state has one owner and its snapshot is taken at one moment (design decision 10).
+One coordinator takes the checkpoints of agents and streams together. A `Run` is everything that is open from a start
+to its stop. An app may have several runs, one after another.
 
         run  ─▶ a Run, until its inputs have ended, or it is stopped or broken ─▶ its stop ─▶ the next Run, if `restart=` allows it
 """

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 2.0  # until the wait for the first record is logged
 
 
 class StoppedEarly(SabotError):
-    """The app was stopped while it waited for the first records of a stream."""
+    """The error raised if the app is stopped while it waits for the first records of a stream."""
 
 
 def wait_for_columns(

@@ -49,7 +49,7 @@ _STOP_SECONDS = 10.0  # for the delivery at a stop
 
 
 class Undelivered(TransientError):
-    """All inputs have ended, but a receiver does not accept the rest of the output."""
+    """The error of an app whose inputs have all ended, while a receiver does not accept the rest of the output."""
 
 
 class Run:

@@ -33,7 +33,9 @@ _AT_ONCE = b"sabot: stopped at once; the last complete checkpoint counts\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended code that ran before the app. `code`: the exit code for that."""
+    """The exception with which a signal ends code that runs before the app. `code`: the exit code of the process, 128
+    + the number of the signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -57,8 +57,9 @@ class Output:
     `keys`: the columns by which the subtask of a row is chosen; without keys all rows go to the first subtask.
     `target`: the id of the next stage, for figures. `right`: True if the rows are its second input. `everywhere`:
     True to send all rows to every subtask. `in_turn`: True to send batches to the subtasks in turn. `last`: True if
-    the rows leave the stream, so their origin is not needed any more. `tells`: True if COMPLETE passes through this
-    output. `timeless`: True if watermarks do not.
+    the rows leave the stream, so their origin is not needed any more. `tells`: True if the mark COMPLETE (all rows
+    that the sources had at the start have been read) is sent through this output. `timeless`: True if watermarks are
+    not sent.
     """
 
     def __init__(

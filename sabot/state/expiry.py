@@ -5,7 +5,7 @@
 For agents the time is processing time (ms since 1970 UTC). It is read from the backend's clock, or is that of a
 durable job, which is the same in every replay (`Expiry.at_ms`). For process functions it is event time, set by the
 owner (ms since 1970 UTC plus 2**63, so that times before 1970 sort correctly as bytes). An expired value reads as
-absent. It is removed later: at a cut, or when the watermark says that no reader can see it any more.
+absent. It is removed later: when a snapshot is taken, or when the watermark says that no reader can see it any more.
 """
 
 import heapq

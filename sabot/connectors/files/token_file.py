@@ -38,7 +38,7 @@ _VERSION = 1
 
 
 class Busy(Exception):
-    """Another process has locked the token file at this moment."""
+    """The exception raised if another process has locked the token file at this moment."""
 
 
 class Entry(msgspec.Struct, frozen=True):

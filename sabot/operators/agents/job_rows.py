@@ -111,14 +111,19 @@ class JobCall(
     """A row that waits for its job or has one, or a job that was open in the journal at the start. It exists until
     the job ends.
 
-    `digest`: the digest of the record. `named`: True if the journal must be asked whether it has the job: its id does
-    not come from the record's position, or jobs of later rows have begun. `row`: the row in the agent's queue, or
-    None. `mailed`: True if the row is the first of its key's mailbox. `failed_run`: for a dead letter that was sent
-    back, the number of the run that has failed, else 0. `before`: the job as it was open in the journal, or None; it
-    is set to None when the job is parked or blocked. `reopened`: True if the job was open at the start. `run`: the
-    number of the run in its BEGIN; above 1 the job gets its recorded results. `runs`: True if the job is one of the
-    `concurrency=` that run. `renewed`: True if it was tried again since the start. `begun`: True if its BEGIN is in
-    the journal. `behalf`: the scope, principal and labels of the job.
+    - `digest`: the digest of the record.
+    - `named`: True if the journal must be asked whether it has the job, because the job's id does not come from the record's
+      position, or because jobs of later rows have begun.
+    - `failed_run`: for a dead letter that was sent back, the number of the run that has failed, else 0.
+    - `row`: the row in the agent's queue, or None.
+    - `mailed`: True if the row is the first of its key's mailbox.
+    - `before`: the job as it was open in the journal, or None; set to None when the job is parked or blocked.
+    - `reopened`: True if the job was open at the start.
+    - `runs`: True if the job is one of the `concurrency=` that run.
+    - `renewed`: True if the job was tried again since the start.
+    - `run`: the number of the run in its BEGIN; above 1 the job gets its recorded results.
+    - `begun`: True if its BEGIN is in the journal.
+    - `behalf`: the scope, principal and labels of the job.
     """
 
     job_id: str

@@ -177,8 +177,8 @@ class RecordReader:
         return held, rows, bad
 
     def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
-        """Returns why records do not fit `schema=`, by number. The agent gets the other records as json.loads decodes
-        them.
+        """Returns the reason for each record that does not fit `schema=`, by the number of the record. All other
+        records are later decoded as json.loads does, and not converted to the schema.
         """
         if self._checker is None:
             return {}

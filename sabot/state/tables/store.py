@@ -58,10 +58,10 @@ class TableStore:
     """The tables of one keyed operator in one subtask, by pane. Has one owner, the subtask's thread.
 
     With a directory, 0.3 of `memory_budget` is for the tables and a sixteenth for RocksDB's block cache (the system's
-    file cache has the blocks too). The rest is for groups that a cut has copied and not written yet, for RocksDB's
-    index (about 2 bytes per group), and for its compactions. With `evictable=False` all groups stay in memory,
-    however large, and cuts still write only the changed ones. `owners`: the indexes of the keys whose hash decides
-    which subtask owns a group, or None for all keys.
+    file cache has the blocks too). The rest is for groups that a snapshot has copied and not written yet, for
+    RocksDB's index (about 2 bytes per group), and for its compactions. With `evictable=False` all groups stay in
+    memory, however large, and snapshots still write only the changed ones. `owners`: the indexes of the keys whose
+    hash decides which subtask owns a group, or None for all keys.
     """
 
     def __init__(
