@@ -31,6 +31,7 @@ _LATE = {
     "worker": LateCommand(
         "Run an app, as `run` does, by Faust's form: sabot -A module:app worker.", ("run",), "worker", settles=True
     ),
+    "sql": LateCommand("Run SQL: in a shell, from a file, or with -c.", ("sql",), "sql"),
     "init": LateCommand("Write a small project with a test into a new folder.", ("starting",), "init"),
     "plan": LateCommand("Print the plan of an app.", ("planning",), "plan"),
     "state": LateCommand(

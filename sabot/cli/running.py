@@ -42,7 +42,7 @@ async def _run(app: "App") -> None:
     except (Exception, *EXITS) as error:
         if not app.agent_runtime.runner.left_behind:
             raise
-        code = _exit_code(error) if isinstance(error, EXITS) else _print_error(error, 1, False)
+        code = _exit_code(error) if isinstance(error, EXITS) else print_error(error, 1, False)
     if app.agent_runtime.runner.left_behind:
         logging.shutdown()
         os._exit(code)
@@ -101,18 +101,18 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
     try:
         work()
     except WrongUse as error:
-        return _print_error(error, 2, debug and error.cause is not None)
+        return print_error(error, 2, debug and error.cause is not None)
     except KeyboardInterrupt as asked:
         return _exit_code(asked)
     except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _print_error(error, 1, debug)
+        return print_error(error, 1, debug)
     return 0
 
 
-def _print_error(error: Exception, code: int, with_traceback: bool) -> int:
+def print_error(error: Exception, code: int, with_traceback: bool) -> int:
     if with_traceback:
         print(visible(scrubbed("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
     if isinstance(error, SqlError) or isinstance(getattr(error, "cause", None), SqlError):

@@ -1,6 +1,6 @@
 """SQL programs: the statements of a text, one after the other, over the tables of one app."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +11,8 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
+from sabot.connectors.files import files
+from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
@@ -122,6 +124,17 @@ class Session:
             return False
         return True
 
+    def words(self) -> set[str]:
+        """Returns the names of the tables, and of the columns that are known without reading, for completion."""
+        found = set()
+        for each in self._relations.values():
+            table = each.table
+            columns = [column.name.text for column in table.columns] if isinstance(table, CreateTable) else []
+            found |= {each.name, *columns}
+            if isinstance(table, Relation):
+                found |= {field.name for field in table.fields}
+        return found
+
     def run(self, text: str, values: Mapping[str, Any], name: str = "SQL") -> Result:
         """Runs the statements of a text, and returns the result of the last one.
 
@@ -129,7 +142,10 @@ class Session:
         the errors of all statements.
         """
         source = SqlText(text, name)
-        statements = parse(source)
+        return self.execute(source, parse(source), values)
+
+    def execute(self, source: SqlText, statements: Sequence[Statement], values: Mapping[str, Any]) -> Result:
+        """Runs statements that `parse` has read from a text; see `run`."""
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
         scope = _Statements(self, Context(self._type_of, parameters, self._registered), tables, source)
@@ -234,12 +250,18 @@ class _Statements:
         if key in self._given:
             return self._given[key]
         found = self._session._relations.get(key)
+        read = self._session._read
         if found is None:
-            raise self._missing(parts)
+            path = parts[0].text
+            if not (parts[0].quoted and format_of(path)):
+                raise self._missing(parts)
+            if path not in read:
+                with at(parts[0].span):
+                    read[path] = _relation_of(self._session._app.stream(files(path)), path)
+            return read[path]
         table = found.table
         if isinstance(table, Relation):
             return table
-        read = self._session._read
         if key not in read:
             read[key] = read_table(self._session._app, self._context, table)
         return read[key]

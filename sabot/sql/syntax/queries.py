@@ -243,7 +243,11 @@ class Queries(Expressions):
             return TableFunction(call, self._alias(), lateral, ordinality, self.since(start))
         if self.token.kind is TokenKind.NAME and self.token.word in NOT_AN_ALIAS:
             self.expected("a table")
-        parts = self.qualified("a table")
+        if self.token.kind is TokenKind.STRING:  # the path of a file
+            path = self.next()
+            parts: tuple[Name, ...] = (Name(path.value, path.span, True),)
+        else:
+            parts = self.qualified("a table")
         hints = self.hints()
         as_of = None
         if self.take_word("FOR"):

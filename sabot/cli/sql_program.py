@@ -1,0 +1,252 @@
+"""The statements of a SQL shell or file, one after the other. Each query runs in an app of its own."""
+
+import asyncio
+import json
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import typer
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.json import encode_rows
+from sabot.api.nodes.read import endless_read
+from sabot.api.nodes.rows import Head
+from sabot.api.stream import Stream
+from sabot.app import App
+from sabot.cli.loading import WrongUse, register_functions
+from sabot.cli.printing import columns
+from sabot.connectors.base import Sink
+from sabot.connectors.memory import TableSink
+from sabot.sql.options import app_name
+from sabot.sql.scope import node_of
+from sabot.sql.session import Session
+from sabot.sql.syntax.parser import parse
+from sabot.sql.syntax.text import SqlText
+from sabot.sql.syntax.tree import CreateTable, Insert, Query, Statement, StatementSet
+
+FORMATS = ("table", "json", "csv", "parquet")
+
+_REFRESH_SECONDS = 0.5
+_OP = "op"
+_ROWS_SHOWN = 1000
+
+
+class SqlProgram:
+    """The tables that statements have declared so far, and the way in which results are printed.
+
+    `format`: one of FORMATS. `changes`: True to print each change of a result, as it comes, and not the table.
+    """
+
+    def __init__(self, format: str = "table", *, changes: bool = False) -> None:
+        self.format = format
+        self.changes = changes
+        self._kept: list[tuple[SqlText, Statement]] = []
+        self._app, self._session = self._replayed("sql")
+
+    def words(self) -> set[str]:
+        """Returns the names of tables and columns, for completion."""
+        return self._session.words()
+
+    def run(self, text: str, name: str = "SQL") -> None:
+        """Runs the statements of a text and prints their results. Blocks until queries and INSERTs end, or Ctrl-C.
+
+        Raises UserError at the first statement that has an error.
+        """
+        source = SqlText(text, name)
+        statements = parse(source)
+        if (wanted := app_name(statements)) is not None and wanted != self._app.id:
+            self._app, self._session = self._replayed(wanted)
+        for statement in statements:
+            self._run(source, statement)
+
+    def _run(self, source: SqlText, statement: Statement) -> None:
+        writes = isinstance(statement, Insert | StatementSet)
+        if writes or isinstance(statement, Query) or (isinstance(statement, CreateTable) and statement.query):
+            app, session = self._replayed()
+            result = session.execute(source, [statement], {})
+            if isinstance(result, Stream):
+                self._show_rows(app, result)
+                return
+            asyncio.run(app.run())
+            if isinstance(statement, CreateTable):  # its rows are written: from now on it is a table
+                self._kept.append((source, replace(statement, query=None)))
+                self._app, self._session = self._replayed()
+            return
+        result = self._session.execute(source, [statement], {})
+        if result is None:
+            self._kept.append((source, statement))
+        elif isinstance(result, str):
+            typer.echo(result)
+        else:
+            self._print(result)
+
+    def _replayed(self, name: str = "") -> tuple[App, Session]:
+        """Returns a new app that knows all tables so far."""
+        app = App(name or self._app.id, restart="none")
+        register_functions(app)
+        session = app.sql_session
+        for source, statement in self._kept:
+            session.execute(source, [statement], {})
+        app.begun_streams.clear()  # no warning of views that the statement does not use
+        return app, session
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def _show_rows(self, app: App, stream: Stream) -> None:
+        node = node_of(stream)
+        endless, updated = endless_read(node) is not None, node.changes
+        rows = stream.changelog() if updated else stream
+        limit = node.n if isinstance(node, Head) else None
+        final = self.format in ("table", "parquet") or (updated and not self.changes)
+        sink = _KeptResult(limit) if final and not self.changes else _PrintedResult(self.format, limit)
+        sink.on_full = app.request_stop
+        rows.to(sink)
+        if isinstance(sink, _PrintedResult):
+            asyncio.run(app.run())
+            return
+        if endless and self.format == "table" and sys.stdout.isatty():
+            with _Refreshing(sink, updated):
+                asyncio.run(app.run())
+        else:
+            asyncio.run(app.run())
+        self._print(sink.rows(updated))
+
+    def _print(self, table: pa.Table) -> None:
+        if self.format == "table":
+            print_table(table)
+        elif self.format == "parquet":
+            if sys.stdout.isatty():
+                raise WrongUse("--format parquet writes bytes, which a terminal cannot show", hint="add > FILE")
+            sys.stdout.flush()
+            pq.write_table(table, sys.stdout.buffer)
+        else:
+            _PrintedResult(self.format, None).print(table)
+
+
+class _KeptResult(TableSink):
+    """A sink that keeps the rows of a query; they may be read while it runs."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__("result", limit=limit)
+
+    def rows(self, updated: bool) -> pa.Table:
+        """Returns the rows so far. `updated`: True for changes, which are applied."""
+        table = self.table()
+        return _applied(table) if updated else table
+
+
+class _PrintedResult(Sink):
+    """A sink that prints each row as a line of JSON or CSV, when it comes. `limit`: the number of rows after which it
+    calls `on_full`.
+    """
+
+    def __init__(self, format: str, limit: int | None) -> None:
+        self.name = "result"
+        self.on_full: Callable[[], object] = lambda: None
+        self._free = limit
+        self._csv = format == "csv"
+        self._titled = False
+
+    def open(self) -> None:
+        """There is nothing to open."""
+
+    def write(self, batch: Batch) -> None:
+        data = batch.data if self._free is None else batch.data.slice(0, self._free)
+        self.print(pa.Table.from_batches([data]))
+        if self._free is not None:
+            self._free -= data.num_rows
+            if self._free == 0:
+                self.on_full()
+
+    def flush(self) -> None:
+        """Does nothing: `print` flushes."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def print(self, table: pa.Table) -> None:
+        """Prints the rows; those of CSV with a first line of titles."""
+        if self._csv:
+            options = pa.csv.WriteOptions(include_header=not self._titled, quoting_style="needed")
+            self._titled = True
+            made = pa.BufferOutputStream()
+            pa.csv.write_csv(table, made, options)
+            text = made.getvalue().to_pybytes().decode()
+        else:
+            lines = [line for batch in table.to_batches() for line in encode_rows(batch).to_pylist()]
+            text = b"".join(line + b"\n" for line in lines).decode(errors="backslashreplace")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _applied(changes: pa.Table) -> pa.Table:
+    """Returns the rows that exist after these changes, in the order in which they came."""
+    data = changes.drop_columns([_OP])
+    alive: Counter[int] = Counter()
+    places: dict[str, list[int]] = {}
+    for i, (op, row) in enumerate(zip(changes[_OP].to_pylist(), data.to_pylist(), strict=True)):
+        same = places.setdefault(json.dumps(row, default=str), [])
+        if op in ("insert", "update_after"):
+            same.append(i)
+            alive[i] = 1
+        elif same:
+            del alive[same.pop()]
+    return data.take(pa.array(sorted(alive), pa.int64()))
+
+
+def print_table(table: pa.Table) -> None:
+    """Prints a table in aligned columns, at most 1,000 rows, and the number of its rows."""
+    shown = table.slice(0, _ROWS_SHOWN).to_pydict()
+    columns(table.column_names, list(zip(*(map(_cell, shown[name]) for name in table.column_names), strict=True)))
+    more = f", of which {_ROWS_SHOWN:,} are shown" if table.num_rows > _ROWS_SHOWN else ""
+    typer.echo(f"({table.num_rows:,} {'row' if table.num_rows == 1 else 'rows'}{more})")
+
+
+def _cell(value: Any) -> str:
+    return "NULL" if value is None else str(value)
+
+
+class _Refreshing:
+    """Shows the newest rows of a running query on the terminal, again and again."""
+
+    def __init__(self, sink: _KeptResult, updated: bool) -> None:
+        self._sink, self._updated = sink, updated
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _refresh(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console()
+        with Live(console=console, transient=True, auto_refresh=False, screen=False) as live:
+            while not self._over.wait(_REFRESH_SECONDS):
+                live.update(self._view(max(3, console.height - 4)), refresh=True)
+
+    def _view(self, height: int) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        rows = self._sink.rows(self._updated)
+        newest = rows.slice(max(0, rows.num_rows - height))
+        view = Table(box=None)
+        for name in rows.column_names:
+            view.add_column(Text(name))
+        for row in zip(*(map(_cell, newest[name].to_pylist()) for name in rows.column_names), strict=True):
+            view.add_row(*map(Text, row))
+        return Group(view, Text(f"{rows.num_rows:,} rows; Ctrl-C ends the query", style="dim"))

@@ -1,0 +1,159 @@
+"""`sabot sql`: statements from -c, from a file, and typed at a terminal."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sabot.cli.sql import is_complete
+from tools.command_line import ENV, SABOT, child, sabot_does, sabot_says
+
+SECONDS = 60.0
+TOTALS = "SELECT carrier, COUNT(*) AS n FROM 'flights.csv' GROUP BY carrier"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flights.csv").write_text("carrier,delay\nUA,20\nAA,5\nUA,40\n")
+    return tmp_path
+
+
+def test_a_query_of_a_file_is_printed_as_a_table(folder: Path) -> None:
+    done = sabot_says("sql", "-c", TOTALS)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines() == ["carrier  n", "UA       2", "AA       1", "(2 rows)"]
+
+
+def test_rows_are_printed_as_json_and_as_csv(folder: Path) -> None:
+    rows = [json.loads(line) for line in sabot_says("sql", "--format", "json", "-c", TOTALS).stdout.splitlines()]
+    assert sorted(row["n"] for row in rows) == [1, 2]
+    assert sabot_says("sql", "--format", "csv", "-c", TOTALS).stdout.splitlines()[0] == '"carrier","n"'
+    changes = sabot_says("sql", "--changes", "-c", TOTALS).stdout.splitlines()
+    assert {json.loads(line)["op"] for line in changes} == {"insert"}
+
+
+def test_rows_are_written_as_parquet_into_a_pipe(folder: Path) -> None:
+    with child(
+        *SABOT, "sql", "--format", "parquet", "-c", TOTALS, cwd=folder, env=ENV, stdout=open("out", "wb")
+    ) as run:
+        assert run.wait(SECONDS) == 0
+    assert pq.read_table(io.BytesIO((folder / "out").read_bytes())).num_rows == 2
+
+
+def test_a_file_runs_its_statements_one_after_the_other(folder: Path) -> None:
+    (folder / "copy.sql").write_text(
+        "CREATE TABLE copy (carrier STRING) WITH ('connector' = 'files', 'path' = 'copy.ndjson');\n"
+        "INSERT INTO copy SELECT carrier FROM 'flights.csv' WHERE delay > 10;\n"
+        "SELECT COUNT(*) AS n FROM copy;"
+    )
+    done = sabot_says("sql", "copy.sql")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines() == ["n", "2", "(1 row)"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["-c", "SELECT carier FROM 'flights.csv'"], 1, '-c:1:8: there is no column "carier"'),
+        (["-c", "SELECT * FROM 'none.csv'"], 1, "-c:1:15: file 'none.csv' cannot be read"),
+        (["--format", "xml", "-c", "SET"], 2, "--format xml: there is no such form"),
+        (["none.sql"], 2, "none.sql cannot be read"),
+    ],
+)
+def test_errors_have_a_place_and_an_exit_code(folder: Path, words: list[str], code: int, said: str) -> None:
+    done = sabot_does(folder, "sql", *words)
+    assert (done.returncode, done.stderr.splitlines()[0].removeprefix("sabot: ")[: len(said)]) == (code, said)
+
+
+def test_a_statement_is_complete_at_its_semicolon() -> None:
+    assert is_complete("SELECT 1;")
+    assert is_complete("SELECT 1; -- done")
+    assert is_complete("SELECT § ;"), "the parser names the wrong character"
+    for begun in ("SELECT 1", "SELECT ';", "SELECT 1 -- ;", "/* ;"):
+        assert not is_complete(begun)
+
+
+class Terminal:
+    """A shell on a pseudo-terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        pid, self._file = pty.fork()
+        if pid == 0:
+            os.chdir(folder)
+            env = {**os.environ, **ENV, "TERM": "vt100", "SABOT_HISTORY": "history", "COLUMNS": "200"}
+            os.execve(SABOT[0], [*SABOT, "sql"], env)
+        self.pid = pid
+        self._shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._file, text.encode())
+
+    def until(self, pattern: str) -> str:
+        """Waits until the terminal shows this, and returns all that came before and with it."""
+        limit = time.monotonic() + SECONDS
+        while not (found := re.search(pattern, self._shown, re.DOTALL)):
+            assert time.monotonic() < limit, self._shown
+            if select.select([self._file], [], [], 0.5)[0]:
+                self._shown += os.read(self._file, 65536).decode(errors="replace").replace("\r", "")
+        before, self._shown = self._shown[: found.end()], self._shown[found.end() :]
+        return before
+
+    def end(self) -> int:
+        """Returns the exit code."""
+        limit = time.monotonic() + SECONDS
+        while time.monotonic() < limit:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if select.select([self._file], [], [], 0.1)[0]:
+                try:
+                    os.read(self._file, 65536)
+                except OSError:
+                    continue
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError("the shell does not end")
+
+
+def test_a_session_at_a_terminal(folder: Path) -> None:
+    terminal = Terminal(folder)
+    terminal.until("sabot> ")
+    terminal.type("CREATE VIEW late AS\nSELECT * FROM 'flights.csv'\nWHERE delay > 10;\n")
+    terminal.until(r"\.\.\.> .*sabot> ")
+    terminal.type("\\d\n")
+    assert "late" in terminal.until(r"\(1 row\)\s*sabot> ")
+    terminal.type("SELECT COUNT(*) AS n FROM lat\t;\n")
+    assert re.search(r"\nn\n2\n", terminal.until(r"\(1 row\)\s*sabot> ")), "the name is completed"
+    terminal.type("SELECT nothing FROM late;\n")
+    shown = terminal.until(r"hint: .*sabot> ")
+    assert 'SQL:1:8: there is no column "nothing"' in shown
+    assert "         ^^^^^^^\n" in shown
+    terminal.type("\\timing\n")
+    terminal.until(r"timing is on.*sabot> ")
+    terminal.type("\\c\n")
+    terminal.until(r"each change.*sabot> ")
+    terminal.type("SELECT carrier, COUNT(*) AS n FROM late GROUP BY carrier;\n")
+    terminal.until(r'"op":"insert".*\d s\s*sabot> ')
+    terminal.type("\\c\n")
+    terminal.until(r"results are tables.*sabot> ")
+    terminal.type("CREATE TABLE t (a BIGINT) WITH ('connector' = 'memory', 'topic' = 't');\n")
+    terminal.until("sabot> ")
+    terminal.type("SELECT a FROM t;\n")
+    terminal.until("Ctrl-C ends the query")
+    terminal.type("\x03")  # ends the query, and not the shell
+    terminal.until(r"\(0 rows\).*sabot> ")
+    terminal.type("half a statement\n")
+    terminal.until(r"\.\.\.> ")
+    terminal.type("\x03")
+    terminal.until("sabot> ")
+    terminal.type("\\q\n")
+    assert terminal.end() == 0
+    assert "SELECT nothing FROM late;" in (folder / "history").read_text()
