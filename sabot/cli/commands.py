@@ -9,8 +9,8 @@ import typer
 
 import sabot
 from sabot.cli.late import LateCommand, add_late, settled
-from sabot.cli.loading import load_app
-from sabot.cli.options import LogFormat, LogLevel, Target
+from sabot.cli.loading import load_app, use_functions
+from sabot.cli.options import Functions, LogFormat, LogLevel, Target
 from sabot.cli.running import guarded, leave_at_once
 from sabot.logs import set_up_logging
 
@@ -78,11 +78,13 @@ def _root(
     app: Annotated[
         str | None, typer.Option("--app", "-A", metavar="MODULE:APP", help="The app for `worker` and `dlq`.")
     ] = None,
+    functions: Functions = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     context.obj = app
+    use_functions(functions)
 
 
 @_cli.command("run-worker", hidden=True)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sabot.cli.loading import functions_words
 from sabot.cli.options import LogFormat, LogLevel
 from sabot.cli.running import guarded
 from sabot.logs import set_up_logging
@@ -27,6 +28,6 @@ def join(
     The coordinator runs there with sabot run … --workers N --listen HOST:PORT. The command ends when the app ends.
     """
     set_up_logging(loglevel, log_format)
-    worker = ["run-worker", target, "--loglevel", loglevel, "--log-format", log_format]
+    worker = [*functions_words(), "run-worker", target, "--loglevel", loglevel, "--log-format", log_format]
     command = [sys.executable, "-P", "-m", "sabot", *worker]
     raise typer.Exit(guarded(lambda: join_as_worker(command, address, secrets), debug=loglevel == "debug"))

@@ -6,8 +6,9 @@ import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _HOW = "write module:app, as in examples.hello:app, or name a file of SQL: pipeline.sql"
 _SQL = ".sql"
+FUNCTIONS: ContextVar[tuple[str, ...]] = ContextVar("FUNCTIONS", default=())
+"""The modules of --functions, whose functions scripts of SQL may call."""
 _OURS = Path(__file__).parents[1].as_posix()
 
 
@@ -68,14 +71,7 @@ def _load(target: str, kinds: Any) -> Any:
         raise WrongUse(f"{name!r} is a file; the name of a module is needed", hint=f"write {dotted}:{attribute}")
     if not all(part.isidentifier() for part in [*name.split("."), *attribute.split(".")]):
         raise WrongUse(f"{target!r} is not the name of an app", hint=_HOW)
-    try:
-        folder = str(Path.cwd())
-    except FileNotFoundError:
-        raise WrongUse(
-            "the current folder does not exist any more: it was removed or renamed", hint="change into another folder"
-        ) from None
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    folder = _import_from_here()
     importing = IMPORTING.set(True)
     try:
         with _explained_coroutines():
@@ -107,6 +103,7 @@ def _load_script(path: Path) -> "App":
         raise WrongUse(f"{path} cannot be read: {why}", hint="name a file of SQL in UTF-8") from error
     try:
         app = App(app_name(parse(SqlText(text, str(path)))) or path.stem)
+        register_functions(app)
         rows = app.sql_session.run(text, {}, str(path))
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint, cause=error) from error
@@ -116,6 +113,46 @@ def _load_script(path: Path) -> "App":
             hint=f"write INSERT INTO a table, or print them: sabot sql {path}",
         )
     return app
+
+
+def use_functions(modules: Sequence[str] | None) -> None:
+    """Adds modules to those whose functions scripts of SQL may call."""
+    if modules:
+        FUNCTIONS.set((*FUNCTIONS.get(), *(each for each in modules if each not in FUNCTIONS.get())))
+
+
+def functions_words() -> list[str]:
+    """Returns the options before the name of a command that give another process the same functions."""
+    return [word for module in FUNCTIONS.get() for word in ("--functions", module)]
+
+
+def register_functions(app: "App") -> None:
+    """Gives the SQL texts of an app the functions of the modules of --functions: those of `__all__`, or all public ones
+    that the module defines. Raises WrongUse for a module that cannot be imported, and UserError for a function.
+    """
+    for name in FUNCTIONS.get():
+        _import_from_here()
+        module = _import(name)
+        own = [
+            key
+            for key, each in vars(module).items()
+            if not key.startswith("_") and inspect.isfunction(each) and each.__module__ == module.__name__
+        ]
+        for key in getattr(module, "__all__", own):
+            app.register(key, getattr(module, key))
+
+
+def _import_from_here() -> Path:
+    """Lets modules of the current folder be imported, and returns this folder. Raises WrongUse if it is gone."""
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:
+        raise WrongUse(
+            "the current folder does not exist any more: it was removed or renamed", hint="change into another folder"
+        ) from None
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return folder
 
 
 def _import(name: str) -> ModuleType:

@@ -25,6 +25,10 @@ def log_format(value: str) -> str:
 
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it, or a file of SQL.")]
+Functions = Annotated[
+    list[str] | None,
+    typer.Option("--functions", metavar="MODULE", help="A module whose functions a file of SQL may call; repeatable."),
+]
 LogLevel = Annotated[
     str, typer.Option(metavar="LEVEL", callback=log_level, help=f"The lowest level to log: {', '.join(LOG_LEVELS)}.")
 ]

@@ -11,8 +11,8 @@ from sabot.api.agent import AgentSpec
 from sabot.app import App
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.cli.app_checkpoints import find_checkpoints
-from sabot.cli.loading import WrongUse, load_app
-from sabot.cli.options import Target
+from sabot.cli.loading import WrongUse, load_app, use_functions
+from sabot.cli.options import Functions, Target
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.connectors.base import Source
@@ -43,6 +43,7 @@ class _Outcome:
 
 def plan(
     target: Target,
+    functions: Functions = None,
     against: Annotated[
         str | None,
         typer.Option(metavar="APP", help="The checkpoint or state directory, or a savepoint; DIR@ID for an older one."),
@@ -70,6 +71,7 @@ def plan(
     def work() -> None:
         if drawing is not None and (against is not None or json):
             raise WrongUse("--svg draws the plan alone", hint="leave out --against and --json, or --svg")
+        use_functions(functions)
         app = load_app(target)
         if not app.ends() and not app.agents():
             raise UserError(

@@ -14,8 +14,8 @@ import typer
 
 from sabot.api.settings import Settings
 from sabot.cli.late import settled
-from sabot.cli.loading import WrongUse, load_app
-from sabot.cli.options import Target, log_format, log_level, until_of
+from sabot.cli.loading import WrongUse, functions_words, load_app, use_functions
+from sabot.cli.options import Functions, Target, log_format, log_level, until_of
 from sabot.cli.running import guarded, run_app
 from sabot.errors import UserError
 from sabot.logs import LOG_LEVELS, set_up_logging
@@ -123,20 +123,21 @@ def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
 
 
 @with_options
-def run(target: Target, **given: Any) -> None:
+def run(target: Target, functions: Functions = None, **given: Any) -> None:
     """Run an app until its input ends, or Ctrl-C. Options override the settings of the program."""
+    use_functions(functions)
     loglevel, log_format, reload = (given.pop(name) for name in ("loglevel", "log_format", "reload"))
     logs = {"loglevel": loglevel, "log_format": log_format}
     settings = {name: value for name, value in given.items() if value not in (None, False, [])}
     if reload:
-        command = [sys.executable, "-m", "sabot", "run", target]
+        command = [sys.executable, "-m", "sabot", *functions_words(), "run", target]
         from sabot.cli.reloading import reload_on_change
 
         first, again = ([*command, *words_of(logs | settings, again=each)] for each in (False, True))
         settled()
         raise typer.Exit(reload_on_change(first, again, Path.cwd()))
     set_up_logging(loglevel, log_format)
-    worker = ["run-worker", target, *words_of(logs)]
+    worker = [*functions_words(), "run-worker", target, *words_of(logs)]
     raise typer.Exit(guarded(lambda: _work(target, settings, worker), debug=loglevel == "debug"))
 
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from sabot.cli.loading import WrongUse
+from sabot.cli.loading import WrongUse, use_functions
+from sabot.cli.options import Functions
 from sabot.cli.running import guarded, print_error
 from sabot.cli.sql_program import FORMATS, SqlProgram
 from sabot.logs import set_up_logging
@@ -44,6 +45,7 @@ def sql(
     format: Annotated[
         str, typer.Option(metavar="FORMAT", help=f"The form of results: {', '.join(FORMATS)}.")
     ] = "table",
+    functions: Functions = None,
     changes: Annotated[bool, typer.Option("--changes", help="Print each change of a result as it comes.")] = False,
 ) -> None:
     """Run SQL: in a shell, from a file, or with -c. A query runs until its input ends, or Ctrl-C.
@@ -53,6 +55,7 @@ def sql(
     """
 
     def work() -> None:
+        use_functions(functions)
         if format not in FORMATS:
             raise WrongUse(f"--format {format}: there is no such form", hint=f"one of {', '.join(FORMATS)}")
         if file is not None and command is not None:

@@ -102,3 +102,18 @@ def test_plan_says_what_a_changed_script_keeps(shop: Path) -> None:
     assert done.returncode == 0, done.stderr
     script(shop, TABLES, LARGE, "INSERT INTO totals SELECT account, SUM(amount) FROM orders GROUP BY account;")
     assert [each["outcome"] for each in lines("plan", "shop.sql", "--against", "state", "--json")] == ["keep"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_script_calls_the_functions_of_a_module(shop: Path, before: bool) -> None:
+    (shop / "udf.py").write_text(
+        "from pathlib import Path\ndef twice(x: int) -> int:\n    return 2 * x\ndef _hidden(x):\n    return x\n"
+    )
+    script(shop, TABLES, "INSERT INTO large SELECT account, twice(amount) FROM orders WHERE amount > 17;")
+    given = ["--functions", "udf"]
+    done = sabot_does(shop, *(given if before else []), "run", "shop.sql", *([] if before else given))
+    assert done.returncode == 0, done.stderr
+    assert [row["amount"] for row in read_lines(shop / "large.ndjson")] == [36, 38]
+    assert sabot_does(shop, "run", "shop.sql").returncode == 2
+    done = sabot_does(shop, "sql", "--functions", "udf", "-c", "SELECT twice(amount) AS t FROM 'orders.ndjson' LIMIT 1")
+    assert done.stdout.splitlines()[:2] == ["t", "0"]
