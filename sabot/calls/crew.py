@@ -336,22 +336,31 @@ class Crew(Generic[T]):
         task = asyncio.current_task()
         assert task is not None
         attempts = overloads = 0
+        # Calls that do not wait are counted together, and the next one's beginning is taken for the end of one: a clock
+        # read and two additions for each call could be measured.
+        made, spent, since = 0, 0.0, math.inf
         first_began = math.inf  # the time at which the first refused attempt began
         slice_end = monotonic() + _SLICE_SECONDS
         while not self._stopping and not self._over:
             item = worker.item
             if item is None:
                 if not queue and not self._refilled():
+                    made, spent, since = self._counted(made, spent, since)
                     await self._rest(worker)
                     slice_end = monotonic() + _SLICE_SECONDS
                     continue
                 item = worker.item = queue.popleft()
                 attempts = overloads = 0
-            if self._limits and not await self._admitted():
-                continue
+            if self._limits:
+                made, spent, since = self._counted(made, spent, since)
+                if not await self._admitted():
+                    continue
             failure: BaseException | None = None
             output: Any = None
             worker.started = began = now = monotonic()
+            if since < began:
+                spent += began - since
+            waited = False
             if timed and self._watching is None:
                 self._watch_soon()
             try:
@@ -366,6 +375,7 @@ class Crew(Generic[T]):
                         value = await _Resume(run, value, waiting)
                         now = monotonic()
                         slice_end = now + _SLICE_SECONDS
+                        waited = True
                 if value is not None:
                     output = written(item, value)
             except asyncio.CancelledError as error:
@@ -377,8 +387,11 @@ class Crew(Generic[T]):
             except BaseException as error:
                 failure = error
             worker.started = math.inf
-            self._attempts += 1
-            self._attempt_seconds += monotonic() - began
+            made += 1
+            if waited or failure is not None:
+                made, spent, since = self._counted(made, spent, began)
+            else:
+                since = began
             late, worker.overtime = worker.overtime, False
             if task.cancelling():
                 if failure is not None and self._stopping:
@@ -421,13 +434,23 @@ class Crew(Generic[T]):
             if self._over:
                 return
             worker.item = None
+            if room is None and now < slice_end:
+                continue
+            made, spent, since = self._counted(made, spent, since)
             if room is not None:
                 await self._unless_stopped(room)
-            elif now < slice_end:
-                continue
             else:
                 await asyncio.sleep(0)
             slice_end = monotonic() + _SLICE_SECONDS
+
+    def _counted(self, attempts: int, seconds: float, since: float) -> tuple[int, float, float]:
+        """Counts attempts that have ended: `seconds` of all but the last one, which began at `since`. Returns zero
+        for each.
+        """
+        if attempts:
+            self._attempts += attempts
+            self._attempt_seconds += seconds + self._clock.monotonic() - since
+        return 0, 0.0, math.inf
 
     def _refilled(self) -> bool:
         if self._refill is None:
