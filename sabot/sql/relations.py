@@ -49,7 +49,7 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt
-from sabot.sql.windows import TABLE_WINDOWS, positional, table_window
+from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
 
@@ -282,8 +282,11 @@ class QueryBinder:
         if isinstance(join.right, TableName) and join.right.as_of is not None:
             return self._as_of(join, left, join.right)
         right = self._source(join.right, where if inner else [])
+        with at(join.span):
+            left = left if left.window is None else opened(left, join.left.span)
+            right = right if right.window is None else opened(right, join.right.span)
         for side, tree in ((left, join.left), (right, join.right)):
-            if side.window is not None or side.ranking is not None:
+            if side.ranking is not None:
                 raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
         return _JoinBinder(self._context, join, left, right, where if inner else [], self._ttl).bind()
 
@@ -625,6 +628,8 @@ class _JoinBinder:
             )
         window = self._window()
         left, right = self._left, self._right
+        if window is not None:
+            left, right = self._beside_bounds(left, 1), self._beside_bounds(right, 2)
         if self._how != "inner" and self._residual:
             left, right = self._conditioned(left, right)
         left, right, outer = self._copied(left, right)
@@ -642,6 +647,25 @@ class _JoinBinder:
         with at(self._join.span):
             stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
         return self._joined(stream, left, right, outer)
+
+    def _beside_bounds(self, side: Relation, place: int) -> Relation:
+        """Renames columns that have the names of the bounds which a join in windows adds. `place`: 1 for the left
+        table, 2 for the right one.
+        """
+        names = names_of(self._left)
+        names.taken |= names_of(self._right).taken
+        known = node_of(side.stream).column_names or ()
+        new = {name: names.free(f"row_{name}") for name in ("window_start", "window_end") if name in known}
+        if not new:
+            return side
+        for i, (node, left, right) in enumerate(self._keys):
+            key = left if place == 1 else right
+            column = new.get(key.expr.column or "")
+            if column is not None:
+                made = TypedExpr(col(column), key.type)
+                self._keys[i] = (node, made, right) if place == 1 else (node, left, made)
+        fields = tuple(replace(each, column=new.get(each.column, each.column)) for each in side.fields)
+        return replace(side, stream=side.stream.rename(new), fields=fields)
 
     def _kept(self, side: Relation) -> str | None:
         """Returns the time for which STATE_TTL keeps the rows of a table, or None for ever."""

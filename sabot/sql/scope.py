@@ -28,9 +28,9 @@ class TypedExpr(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WindowEdge:
-    """A column that has the start or the end of a window."""
+    """A column that has the start, the end, or the last millisecond ("time") of a window."""
 
-    edge: Literal["start", "end"]
+    edge: Literal["start", "end", "time"]
     window: TimeWindow
 
 

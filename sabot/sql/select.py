@@ -1,5 +1,6 @@
 """The binder of SELECT: rows, groups, aggregates, rankings, and the columns that come out."""
 
+import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -41,7 +42,7 @@ from sabot.sql.syntax.tree import (
     Window,
 )
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
-from sabot.sql.windows import EDGES, GROUP_WINDOWS, group_window
+from sabot.sql.windows import EDGES, GROUP_WINDOWS, group_window, opened
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
@@ -71,19 +72,17 @@ class SelectBinder:
         """Returns the rows of the SELECT."""
         select = self._select
         relation = self._rank_by_conditions(self._relation)
+        grouped = bool(select.group) or select.having is not None or has_aggregate(select.items)
+        if relation.window is not None and not grouped:
+            with at(select.span):
+                relation = opened(relation, select.span)
         calling = [condition for condition in self._where if has_calls(self._context, condition)]
         relation = self._filtered(relation, [each for each in self._where if each not in calling])
         relation = self._filtered(with_calls(self._context, relation, calling), calling)
         items = list(self._items(relation))
         relation = with_calls(self._context, relation, [*items, *select.group])
-        if select.group or select.having is not None or any(self._has_aggregate(item.expression) for item in items):
+        if grouped:
             return self._grouped(relation, items)
-        if relation.window is not None:
-            raise SqlFault(
-                select.span,
-                "the rows of a window table need GROUP BY window_start, window_end",
-                "SELECT window_start, window_end, COUNT(*) FROM TABLE(…) GROUP BY window_start, window_end",
-            )
         relation, replaced = self._over(relation, items)
         binder = Binder(self._context, relation, None)
         outputs = [self._output(item, relation, binder, replaced) for item in items]
@@ -427,11 +426,45 @@ class SelectBinder:
             )
         rank = ranking.column if self._uses(relation, ranking.column) else None
         by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
+        windowed = self._rank_in_window(relation, ranking, bound, rank)
+        if windowed is not None:
+            return windowed
         with at(ranking.span):
             stream = relation.stream
             keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
             stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
+        return replace(relation, stream=stream, fields=fields, ranking=None)
+
+    def _rank_in_window(self, relation: Relation, ranking: Ranking, bound: int, rank: str | None) -> Relation | None:
+        """Returns the first rows of each window, if the ranking is partitioned by both bounds of a window.
+
+        They come when the window closes, and no row is updated. Returns None for any other ranking.
+        """
+        edges = {
+            each.window.edge: each
+            for each in relation.fields
+            if each.window is not None and each.window.edge != "time" and each.column in ranking.partition
+        }
+        if set(edges) != {"start", "end"} or relation.stream.changes:
+            return None
+        window = windows_again(cast(WindowEdge, edges["end"].window).window, ranking.span)
+        columns = [each.column for each in edges.values()]
+        taken = names_of(relation)
+        renamed = {name: taken.free(f"row_{name}") for name in columns if name in ("window_start", "window_end")}
+        keys = [name for name in ranking.partition if name not in columns]
+        by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
+        with at(ranking.span):
+            stream = relation.stream.rename(renamed) if renamed else relation.stream
+            keyed = stream.key_by(*keys) if keys else stream.key_by(every=lit(0))
+            stream = keyed.window(window).top_n(
+                bound, by=[renamed.get(name, name) for name in by], descending=descending, ties=ranking.ties, rank=rank
+            )
+        fields = tuple(
+            replace(each, column=renamed.get(each.column, each.column), shift_ms=None)
+            for each in relation.fields
+            if rank or each.column != ranking.column
+        )
         return replace(relation, stream=stream, fields=fields, ranking=None)
 
     def _bound_of(self, condition: Expression, relation: Relation, ranking: Ranking) -> int | None:
@@ -542,6 +575,14 @@ def _preceding(window: Window, context: Context, relation: Relation) -> Any:
     return value
 
 
+def windows_again(window: TimeWindow, span: Span) -> TumblingWindow:
+    """Returns the windows in which rows that a window has made are together again: those of one end."""
+    if isinstance(window, SessionWindow):
+        raise SqlFault(span, "sessions cannot be grouped by their bounds again")
+    every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
+    return tumbling(f"{getattr(window, every)}ms", offset=f"{window.offset_ms % getattr(window, every)}ms")
+
+
 class _WindowUse:
     """The window of a GROUP BY: of a window table, of TUMBLE(…) in GROUP BY, or of rows that a window has made."""
 
@@ -555,6 +596,7 @@ class _WindowUse:
         self._renamed: dict[str, str] = {}
         self._seen: set[str] = set()
         self._table = relation.window
+        self._time: TypedExpr | None = None
 
     def takes(self, node: Expression, relation: Relation) -> bool:
         """Returns True if an expression of GROUP BY is part of the window, and not a key."""
@@ -567,7 +609,7 @@ class _WindowUse:
         if not isinstance(node, Column):
             return False
         field, further = relation.find(node.parts)
-        if further or field.window is None:
+        if further or field.window is None or (field.window.edge == "time" and self._table is None):
             return False
         self._span = node.span
         self._seen.add(field.window.edge)
@@ -584,17 +626,13 @@ class _WindowUse:
             raise SqlFault(
                 Span(0, 0) if self._span is None else self._span, "GROUP BY needs window_start and window_end"
             )
-        if self._table is not None and self._seen != {"start", "end"}:
+        if self._table is not None and self._seen - {"time"} != {"start", "end"}:
             raise SqlFault(cast(Span, self._span), "GROUP BY needs both window_start and window_end")
         if self._again is None:
             return stream
         if set(self._edges) != {"start", "end"}:
             raise SqlFault(cast(Span, self._span), "GROUP BY needs both the start and the end of the window")
-        window = self._again
-        if isinstance(window, SessionWindow):
-            raise SqlFault(cast(Span, self._span), "sessions cannot be grouped by their bounds again")
-        every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
-        self.window = tumbling(f"{getattr(window, every)}ms", offset=f"{window.offset_ms % getattr(window, every)}ms")
+        self.window = windows_again(self._again, cast(Span, self._span))
         taken = Names(set(node_of(stream).column_names or ()))
         for edge, column in self._edges.items():
             if column in ("window_start", "window_end"):
@@ -617,7 +655,8 @@ class _WindowUse:
                     found["column", field.column] = TypedExpr(col(column), schema.field(column).type)
             return found
         bounds = {name: TypedExpr(col(name), schema.field(name).type) for name in ("window_start", "window_end")}
-        for name, bound in bounds.items():
+        self._time = TypedExpr(col("window_end") - lit(datetime.timedelta(milliseconds=1)), bounds["window_end"].type)
+        for name, bound in (*bounds.items(), ("window_time", self._time)):
             found["column", name] = bound
         trees = [item.expression for item in items] + ([having] if having is not None else [])
         for tree in trees:
@@ -637,6 +676,8 @@ class _WindowUse:
 
     def field_of(self, bound: TypedExpr) -> TableColumn | None:
         """Returns a field with the role of a window's bound, for a column that has it unchanged."""
+        if bound is self._time and self.window is not None:
+            return TableColumn("", "window_time", "window_time", bound.type, 0, WindowEdge("time", self.window))
         column = bound.expr.column
         if column is None or self.window is None:
             return None

@@ -3,11 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sabot.api.windows import cumulative, hopping, session, tumbling
-from sabot.sql.scope import Relation, TableColumn, TimeWindow, WindowEdge, at
-from sabot.sql.syntax.text import SqlFault
+from sabot.api.expr import col, lit
+from sabot.api.windows import (
+    CumulativeWindow,
+    HoppingWindow,
+    SessionWindow,
+    TumblingWindow,
+    cumulative,
+    hopping,
+    session,
+    tumbling,
+)
+from sabot.sql.scope import Relation, TableColumn, TimeWindow, WindowEdge, at, names_of
+from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
-from sabot.sql.types import interval_ms
+from sabot.sql.types import interval_ms, sql_type
 
 import pyarrow as pa  # isort: skip
 
@@ -38,11 +48,67 @@ def table_window(call: Call, relation: Relation) -> Relation:
     added = (
         TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window)),
         TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window)),
+        TableColumn("", "window_time", "window_time", type, None, WindowEdge("time", window)),
     )
-    for name in ("window_start", "window_end"):
+    for name in ("window_start", "window_end", "window_time"):
         if any(each.name == name for each in relation.fields):
             raise SqlFault(call.span, f"the table has a column {name} already", "select it under another name first")
     return Relation(relation.stream, (*relation.fields, *added), window, relation.ranking)
+
+
+def opened(relation: Relation, span: Span) -> Relation:
+    """Returns the rows of a window table, each once for each of its windows, with the bounds of that window.
+
+        ts 12:07, HOP of 10 minutes every 5     ->     12:00 to 12:10; 12:05 to 12:15
+
+    Raises SqlFault for sessions, whose bounds depend on other rows, and for windows of the time of processing.
+    """
+    window = relation.window
+    if isinstance(window, SessionWindow) or window is None or window.time != "event":
+        raise SqlFault(
+            span,
+            "the rows of this window need GROUP BY window_start, window_end",
+            "SELECT window_start, window_end, COUNT(*) FROM TABLE(…) GROUP BY window_start, window_end",
+        )
+    time = next(each for each in relation.fields if each.shift_ms is not None)
+    if not pa.types.is_timestamp(time.type):
+        raise SqlFault(span, f"the event time {time.name} is {sql_type(time.type)}", "declare it as TIMESTAMP(3)")
+    names = names_of(relation)
+    start, end, at_ms, place = (
+        names.free(name) for name in ("window_start", "window_end", "window_ms", "window_place")
+    )
+    slide = {HoppingWindow: "slide_ms", CumulativeWindow: "size_ms", TumblingWindow: "size_ms"}[type(window)]
+    every = getattr(window, slide)
+    ms = col(time.column).dt.epoch("ms") - lit(time.shift_ms or 0)
+    stream = relation.stream.with_columns(**{at_ms: ms})
+    last = col(at_ms) - (col(at_ms) - lit(window.offset_ms)) % lit(every)  # the start of the last window of the row
+    if isinstance(window, TumblingWindow):
+        stream = stream.with_columns(**{start: last, end: last + lit(window.size_ms)})
+    elif isinstance(window, HoppingWindow):
+        steps = window.size_ms // every
+        stream = stream.with_columns(**{place: lit(list(range(steps)))}).explode(place)
+        begin = last - col(place) * lit(every)
+        stream = stream.with_columns(**{start: begin, end: begin + lit(window.size_ms)})
+    else:
+        steps = window.size_ms // window.step_ms
+        stream = stream.with_columns(**{place: lit(list(range(1, steps + 1)))}).explode(place)
+        stream = stream.with_columns(**{start: last, end: last + col(place) * lit(window.step_ms)})
+        stream = stream.filter(col(end) > col(at_ms))
+    type_ = pa.timestamp("ms", tz="UTC")
+    end_ms = names.free("window_time")
+    stream = stream.with_columns(
+        **{start: col(start).cast(type_), end: col(end).cast(type_), end_ms: (col(end) - lit(1)).cast(type_)}
+    )
+    columns = {"start": start, "end": end, "time": end_ms}
+    # rows of tumbling windows may be grouped by the bounds again, in windows of the same time
+    keeps = isinstance(window, TumblingWindow)
+    fields = tuple(
+        each
+        if each.window is None or each.window.window is not window
+        else replace(each, column=columns[each.window.edge], window=each.window if keeps else None)
+        for each in relation.fields
+    )
+    return replace(relation, stream=stream, fields=fields, window=None)
 
 
 _ARGUMENTS = {

@@ -108,3 +108,58 @@ def test_an_insert_by_position_that_crosses_names_is_warned_of(caplog):
     assert "by position" not in caplog.text
     app.sql("INSERT INTO t SELECT price, bidder FROM a")
     assert "INSERT INTO t goes by position: the column price of the query is written into bidder" in caplog.text
+
+
+WINDOWS = [
+    "TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND)",
+    "HOP(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+    "CUMULATE(TABLE orders, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_row_comes_once_for_each_of_its_windows(folder, window):  # noqa: F811
+    grouped = f"SELECT window_start, window_end, COUNT(*) AS n FROM TABLE({window}) GROUP BY window_start, window_end"
+    again = (
+        "SELECT window_start, window_end, COUNT(*) AS n FROM (SELECT id, window_start, window_end "
+        f"FROM TABLE({window}) WHERE id >= 0) t GROUP BY window_start, window_end"
+    )
+    assert counted(ours(folder, again)) == counted(ours(folder, grouped))
+    rows = ours(folder, f"SELECT * FROM TABLE({window})")
+    assert rows.column_names[-3:] == ["window_start", "window_end", "window_time"]
+    for row in rows.to_pylist():
+        assert row["window_start"].replace(tzinfo=None) <= row["ts"] < row["window_end"].replace(tzinfo=None)
+        assert (row["window_end"] - row["window_time"]).microseconds == 1000
+
+
+@pytest.mark.parametrize("columns", ["window_start, window_end", "window_start, window_end, customer"])
+def test_the_first_rows_of_each_window_come_when_it_closes(folder, columns):  # noqa: F811
+    text = (
+        f"SELECT id, n, window_start FROM (SELECT id, window_start, window_end, customer, ROW_NUMBER() OVER (PARTITION BY {columns} "
+        "ORDER BY price DESC, id) AS n FROM TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND))) t WHERE n <= 2"
+    )
+    plain = text.replace(
+        "TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND))",
+        "(SELECT *, time_bucket(INTERVAL '10' SECOND, ts) AS window_start, 1 AS window_end FROM orders)",
+    )
+    found = ours(folder, text)
+    expected = theirs(folder, plain)
+    assert counted(found.select(["id", "n"])) == counted(expected.select(["id", "n"]))
+    app = App("plan")
+    orders = app.stream(files(str(folder / "orders.parquet")), time="ts")
+    stream = app.sql(text, orders=orders)
+    assert not stream.changes
+    assert "top 2 of tumbling" in stream.explain()
+
+
+def test_windows_of_two_tables_are_joined(folder):  # noqa: F811
+    side = "(SELECT id, customer, window_start, window_end FROM TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND)))"
+    text = (
+        f"SELECT a.id, b.id AS other, a.window_start FROM {side} a JOIN {side} b ON a.customer = b.customer "
+        "AND a.window_start = b.window_start AND a.window_end = b.window_end WHERE a.id < b.id"
+    )
+    plain = (
+        "SELECT a.id, b.id AS other FROM orders a JOIN orders b ON a.customer = b.customer AND a.id < b.id "
+        "AND time_bucket(INTERVAL '10' SECOND, a.ts) = time_bucket(INTERVAL '10' SECOND, b.ts)"
+    )
+    assert counted(ours(folder, text).select(["id", "other"])) == counted(theirs(folder, plain))
