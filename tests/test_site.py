@@ -128,6 +128,7 @@ OWN = {  # classes that no user names: what others share, and what `collect` and
     "CountSink",
     "FileSink",
     "FileSource",
+    "GeneratorSource",
     "JournalSource",
     "KafkaDelivery",
     "KafkaReader",

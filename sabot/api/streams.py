@@ -10,9 +10,11 @@ from sabot.api.nodes.changes import table_node
 from sabot.api.nodes.read import Read, read_node
 from sabot.api.stream import Stream
 from sabot.api.stream.owner import Owner
+from sabot.checks import FLAG, check
 from sabot.codecs.base import Format
 from sabot.config import Duration
 from sabot.connectors.base import Sink, Source
+from sabot.connectors.generated import generator_source
 from sabot.connectors.places import Start, Until
 from sabot.connectors.rows import Rows, RowsSource, is_rows
 
@@ -160,6 +162,45 @@ class HasStreams(Owner):
         read, table = table_node(self._taken(source, schema), key, format, **options)
         self.begun_streams.append(read)
         return Stream(self, table)
+
+    def source(
+        self, *, schema: Schema, bounded: bool = False, name: str | None = None
+    ) -> Callable[[Callable[[int], Any]], Source]:
+        """Makes a Source of the generator function below this decorator, for `stream`, `table` and `agent`.
+
+        ```python
+        from sabot import App
+
+        app = App("numbers")
+
+
+        @app.source(schema={"n": "int64"}, bounded=True)
+        def numbers(position):
+            for n in range(position, 3):
+                yield {"n": n}
+
+
+        print(app.stream(numbers).collect().to_pylist())
+        ```
+
+        ```text
+        [{'n': 0}, {'n': 1}, {'n': 2}]
+        ```
+
+        The function, `def` or `async def`, yields rows: a dict, or a list of dicts. It gets the position at which to begin: at the
+        first start 0, after a restart the number of rows that it has yielded before the checkpoint. If another number suits the
+        place that it reads, such as an offset or a page, it yields `row, position` or `rows, position`: the position at which to
+        continue behind these rows. It runs in a thread of its own, and an async one in the event loop of that thread. An error that
+        it raises stops the app.
+
+        - `schema`: the columns of the rows. A row that does not fit becomes a dead letter.
+        - `bounded`: True if the function always ends, so that `collect()` needs no limit.
+        - `name`: the name in checkpoints, by default that of the function.
+
+        Raises UserError for a function that yields nothing, or takes no position.
+        """
+        columns, ends = schema_of(schema), check("source: bounded", bounded, FLAG)
+        return lambda function: generator_source(function, name, columns, ends)
 
     def _taken(self, source: Any, schema: Schema | None) -> Any:
         """Returns a Source of rows that are in memory, named by its number in the program; others unchanged."""

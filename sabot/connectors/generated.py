@@ -1,0 +1,226 @@
+"""Generator functions as sources: `@app.source(schema=…)`."""
+
+import asyncio
+import inspect
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, closing, suppress
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
+from sabot.config import checked_name
+from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Source
+from sabot.errors import SabotError, UserError
+
+_ITEMS = 1024  # what a generator may yield ahead of the reader
+_RETRY_SECONDS = 0.05  # between two tries to hand an item over to a reader that is behind
+_JOIN_SECONDS = 1.0  # the time that `close` gives a generator to end
+
+_Item = tuple[Sequence[Any], int | None] | BaseException | None
+"""Rows and the position after them, or None to count; the error of the generator; None at its end."""
+
+
+class GeneratorSource(Source, Bounded, ReadsInParallel):
+    """A source of the rows that a generator function of the user yields.
+
+    The generator runs in a thread of its own, which an async generator's event loop has too, so that a slow one holds
+    up neither checkpoints nor the stop of the app. `function`: see `App.source`. `bounded`: True if it ends.
+    """
+
+    def __init__(self, function: Callable[[int], Any], name: str, schema: pa.Schema, bounded: bool) -> None:
+        self.name = checked_name(name, "source")
+        self.bounded = bounded
+        self._function = function
+        self._schema = schema
+        self._at = 0
+        self._ended = False
+        self._run: _Generation | None = None
+        self._kept: _Item = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def readers(self, count: int) -> Sequence[Source]:
+        """Returns one new source: each stream that reads this one has a generator of its own."""
+        return [GeneratorSource(self._function, self.name, self._schema, self.bounded)]
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._at = (positions or {}).get((self.name, 0), 0)
+        self._ended, self._kept = False, None
+        self._run = _Generation(self._function, self._at, self.name)
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        assert self._run is not None
+        rows: list[Any] = []
+        before = self._at
+        while not self._ended and len(rows) < max_rows:
+            try:
+                item = self._kept or self._run.items.get(not rows, timeout)
+            except queue.Empty:
+                break
+            self._kept = None
+            if item is None:
+                self._ended = True
+            elif rows and (isinstance(item, BaseException) or len(rows) + len(item[0]) > max_rows):
+                self._kept = item
+                break
+            elif isinstance(item, SabotError | OSError | MemoryError):
+                raise item
+            elif isinstance(item, BaseException):
+                raise UserError(f"source {self.name}: the function raised {type(item).__name__}: {item}") from item
+            else:
+                rows += item[0]
+                self._at = self._at + len(item[0]) if item[1] is None else item[1]
+        if not rows and self._at == before:
+            return None
+        data, bad = self._decoded(rows, before)
+        return Batch(data, self.positions(), self.name, bad=bad)
+
+    def _decoded(self, rows: list[Any], before: int) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
+        """Returns the rows as columns, and those that do not fit as dead letters."""
+        try:
+            return pa.RecordBatch.from_pylist(rows, self._schema), None
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+            good, bad = [], []
+            for row in rows:
+                try:
+                    if not isinstance(row, Mapping):
+                        raise TypeError(f"a row is a dict, and this is {type(row).__name__}")
+                    pa.RecordBatch.from_pylist([row], self._schema)
+                    good.append(row)
+                except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                    bad.append((_payload(row), str(error)))
+        stamps = [int(SYSTEM_CLOCK.time() * 1000)] * len(bad)
+        records = build_records([payload for payload, _ in bad], None, stamps, 0, [before] * len(bad))
+        reasons = pa.array([reason for _, reason in bad], pa.string())
+        letters = pa.RecordBatch.from_arrays([*records.columns, reasons], schema=BAD_SCHEMA)
+        return pa.RecordBatch.from_pylist(good, self._schema), letters
+
+    @property
+    def exhausted(self) -> bool:
+        return self._ended
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self._at}
+
+    def close(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.stop()
+
+
+class _Generation:
+    """A generator that runs in a thread of its own, from a position on, until it ends or is stopped."""
+
+    def __init__(self, function: Callable[[int], Any], position: int, name: str) -> None:
+        self.items: queue.Queue[_Item] = queue.Queue(_ITEMS)
+        self._name = name
+        self._stopped = threading.Event()
+        self._cancel: Callable[[], object] = lambda: None
+        self._thread = threading.Thread(
+            target=self._work, args=(function, position), name=f"source-{name}", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the generator at its present `yield` or `await`. Waits for its end, but not long: one that blocks ends
+        when it yields next.
+        """
+        self._stopped.set()
+        self._cancel()
+        self._thread.join(_JOIN_SECONDS)
+
+    def _work(self, function: Callable[[int], Any], position: int) -> None:
+        end: _Item = None
+        try:
+            if inspect.isasyncgenfunction(function):
+                asyncio.run(self._pump_async(function(position)))
+            else:
+                self._pump(function(position))
+        except asyncio.CancelledError:
+            return
+        except BaseException as error:  # the reader raises it
+            end = error
+        self._hand_over(end)
+
+    def _pump(self, generator: Generator[Any, None, None]) -> None:
+        with closing(generator):
+            for given in generator:
+                if not self._hand_over(self._item(given)):
+                    return
+
+    async def _pump_async(self, generator: AsyncGenerator[Any, None]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def cancel() -> None:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(task.cancel)
+
+        self._cancel = cancel
+        if self._stopped.is_set():
+            return
+        async with aclosing(generator):
+            async for given in generator:
+                item = self._item(given)
+                while not self._stopped.is_set():
+                    try:
+                        self.items.put_nowait(item)
+                        break
+                    except queue.Full:
+                        await asyncio.sleep(_RETRY_SECONDS)
+                else:
+                    return
+
+    def _hand_over(self, item: _Item) -> bool:
+        """Waits until the item has a place in the queue. Returns False if the run was stopped before."""
+        while not self._stopped.is_set():
+            try:
+                self.items.put(item, timeout=_RETRY_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _item(self, given: Any) -> _Item:
+        rows, position = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        if position is not None and (isinstance(position, bool) or not isinstance(position, int) or position < 0):
+            raise UserError(
+                f"source {self._name}: position {position!r} is not a whole number of 0 or more",
+                hint="yield row, position: the generator is called with this position after a restart",
+            )
+        return (rows if isinstance(rows, list) else [rows]), position
+
+
+def _payload(row: Any) -> bytes:
+    """Returns a row as JSON for a dead letter, or as Python shows it if it is none."""
+    try:
+        return encode_json(row)
+    except (TypeError, ValueError, UserError):
+        return repr(row).encode()
+
+
+def generator_source(function: Any, name: str | None, schema: pa.Schema, bounded: bool) -> GeneratorSource:
+    """Returns the source of a generator function. Raises UserError for any other function, and for one that takes no
+    position.
+    """
+    shown = getattr(function, "__name__", repr(function))
+    if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
+        raise UserError(
+            f"source: {shown} is no generator function",
+            hint="def numbers(position): … yield {…}, or async def numbers(position): … yield {…}",
+        )
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError as error:
+        raise UserError(
+            f"source: {shown} takes no position, so it could not continue after a restart",
+            hint=f"def {shown}(position): … begins with the row at this position, 0 at the first start",
+        ) from error
+    return GeneratorSource(function, name or shown, schema, bounded)

@@ -1,0 +1,177 @@
+"""`@app.source`: generator functions as sources."""
+
+import asyncio
+import time
+
+import pytest
+
+from sabot import App, UserError, col
+from sabot.testing import MemoryBroker
+from tools.agent_tools import started, until
+
+NUMBERS = {"n": "int64"}
+
+
+def endless(app):
+    @app.source(schema=NUMBERS)
+    def numbers(position):
+        n = position
+        while True:
+            yield {"n": n}
+            n += 1
+
+    return numbers
+
+
+@pytest.mark.parametrize("batches", [1, 1000])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_generator_is_a_source(is_async, batches):
+    app = App("own")
+
+    if is_async:
+
+        @app.source(schema=NUMBERS, bounded=True)
+        async def numbers(position):
+            for n in range(position, 20_000, batches):
+                yield [{"n": m} for m in range(n, n + batches)]
+                if n % 5_000 == 0:
+                    await asyncio.sleep(0)
+    else:
+
+        @app.source(schema=NUMBERS, bounded=True)
+        def numbers(position):
+            for n in range(position, 20_000, batches):
+                yield [{"n": m} for m in range(n, n + batches)]
+
+    assert app.stream(numbers).collect().column("n").to_pylist() == list(range(20_000))
+    assert app.stream(numbers).filter(col("n") < 2).collect().num_rows == 2  # a generator for each stream
+
+
+def test_a_look_at_an_endless_generator_needs_a_limit():
+    app = App("own")
+    numbers = app.stream(endless(app))
+    assert numbers.collect(limit=3).to_pylist() == [{"n": 0}, {"n": 1}, {"n": 2}]
+    with pytest.raises(UserError, match=r"stream numbers has no end .*collect\(limit=20\)"):
+        numbers.collect()
+
+
+@pytest.mark.parametrize("own_positions", [False, True])
+async def test_each_row_counts_once_after_restarts(tmp_path, own_positions):
+    found, asked = [], []
+    for _ in range(3):
+        app = App("own", state=str(tmp_path))
+
+        @app.source(schema=NUMBERS)
+        def numbers(position):
+            asked.append(position)
+            for n in range(position // 10 if own_positions else position, 1_000_000):
+                yield ({"n": n}, (n + 1) * 10) if own_positions else {"n": n}
+                time.sleep(0.0005)
+
+        app.stream(numbers).to(found)
+        before = len(found)
+        await app.start()
+        await until(lambda n=before: len(found) > n + 50)
+        await app.stop()
+    assert [row["n"] for row in found] == list(range(len(found)))
+    assert asked[0] == 0
+    assert asked[1] % 10 == 0 or not own_positions
+    assert 0 < asked[1] < asked[2]
+
+
+async def test_an_app_ends_when_its_generator_ends():
+    app, found = App("own"), []
+
+    @app.source(schema=NUMBERS)  # not said to be bounded
+    async def numbers(position):
+        yield {"n": 1}
+
+    app.stream(numbers).to(found)
+    await asyncio.wait_for(app.run(), 20)
+    assert found == [{"n": 1}]
+
+
+async def test_a_generator_that_sleeps_does_not_hold_up_the_stop():
+    app, closed = App("own"), []
+
+    @app.source(schema=NUMBERS)
+    async def numbers(position):
+        try:
+            yield {"n": 1}
+            await asyncio.sleep(3600)
+        finally:
+            closed.append(True)
+
+    found = []
+    app.stream(numbers).to(found)
+    async with started(app):
+        await until(lambda: found)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5
+    assert closed == [True]
+
+
+async def test_an_agent_reads_a_generator():
+    app, seen = App("own"), []
+
+    @app.source(schema=NUMBERS, bounded=True)
+    def numbers(position):
+        yield from ({"n": n} for n in range(position, 3))
+
+    @app.agent(numbers)
+    async def show(ctx):
+        seen.append(ctx.message["n"])
+
+    await app.run()
+    assert seen == [0, 1, 2]
+
+
+async def test_rows_that_do_not_fit_are_dead_letters(memory_url):
+    app, found = App("own", broker=memory_url), []
+
+    @app.source(schema=NUMBERS, bounded=True)
+    def numbers(position):
+        yield {"n": 1}
+        yield [{"n": "two"}, 3, {"m": 4}]
+
+    app.stream(numbers).to(found)
+    await app.run()
+    assert found == [{"n": 1}, {"n": None}]
+    letters = [record.value for record in MemoryBroker.get(memory_url).records("numbers.dlq")]
+    assert letters == [{"n": "two"}, 3]
+
+
+def test_the_error_of_a_generator_ends_the_app_after_the_rows_before_it():
+    app = App("own")
+
+    @app.source(schema=NUMBERS, bounded=True)
+    def numbers(position):
+        yield {"n": 1}
+        raise RuntimeError("the place is gone")
+
+    with pytest.raises(
+        UserError, match="source numbers: the function raised RuntimeError: the place is gone"
+    ) as raised:
+        app.stream(numbers).collect()
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_function_that_cannot_be_a_source_is_refused():
+    app = App("own")
+
+    def rows(position):
+        return [{"n": 1}]
+
+    def deaf():
+        yield {"n": 1}
+
+    for function, message in ((rows, "rows is no generator function"), (deaf, "deaf takes no position")):
+        with pytest.raises(UserError, match=message):
+            app.source(schema=NUMBERS)(function)
+
+    @app.source(schema=NUMBERS, bounded=True)
+    def wrong(position):
+        yield {"n": 1}, "second"
+
+    with pytest.raises(UserError, match="position 'second' is not a whole number"):
+        app.stream(wrong).collect()
