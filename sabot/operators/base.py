@@ -332,7 +332,9 @@ class Restorable(Operator, ability=True):
 
 
 class Stateful(Restorable, ABC, ability=True):
-    """An operator whose state is part of every checkpoint. `StatefulOperator` makes snapshots and restores of most of them."""
+    """An operator whose state is part of every checkpoint. Most such operators extend `StatefulOperator`, which
+    implements snapshots and restores.
+    """
 
     parted_by: tuple[str, ...] = ()
     """The columns by whose key group rows come to the subtasks, if these are only some of the operator's keys; else empty."""

@@ -348,8 +348,8 @@ class SlotState(StatePart):
 
 
 def saved_rows(part: Saved, name: str) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of one file of a checkpoint, with those that were on disk, for a reader that does not know
-    their columns.
+    """Yields the rows of one file of a checkpoint, including the rows of keys that were on disk. For a reader that
+    does not know the columns.
     """
     yield from read_batches(part.directory, name)
     if told := part.facts.get("segments"):

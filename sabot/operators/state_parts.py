@@ -320,10 +320,10 @@ class SavesWatermark(StatefulOperator):
 
 
 def last_watermark(saved: Sequence[Saved], default: T, fact: str = "watermark") -> int | T:
-    """Returns the least watermark that the subtasks had saved.
+    """Returns the least of the watermarks that the subtasks had saved.
 
-    Returns `default` if a subtask had none, or if the app was drained, so that time begins anew. `fact`: the name of
-    the fact.
+    Returns `default` if a subtask had saved none. Returns it, too, if the app was drained, because event time then
+    starts again. `fact`: the name of the fact with the watermark.
     """
     marks = [part.facts[fact] for part in saved]
     return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else default

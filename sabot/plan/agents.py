@@ -74,8 +74,8 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
 
 def _check_durable(specs: Sequence[AgentSpec], fed: frozenset[str]) -> None:
     """Raises UserError for a durable agent without `job_id=` whose rows come from a stream, or from an agent that is
-    not durable: after a crash these may make other rows, and no row would identify its job. Also for a durable agent
-    that takes batches from a stream or another agent.
+    not durable: after a crash, these may make other rows, so a row would not identify its job. Raises UserError, too,
+    for a durable agent that takes batches from a stream or another agent.
     """
     for spec in specs:
         if not spec.durable or spec.job_id is not None:
@@ -192,5 +192,7 @@ def agreed_formats(specs: Sequence[AgentSpec]) -> dict[str | int, Format | None]
 
 
 def place_of_sink(sink: str | Sink) -> str | int:
-    """Returns one key for all writers of this sink."""
+    """Returns the value that identifies a sink among the sinks of an app: the topic, or the `id()` of the Sink
+    object.
+    """
     return sink if isinstance(sink, str) else id(sink)

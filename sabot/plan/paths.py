@@ -82,7 +82,7 @@ def _said(value: Any) -> str:
 
 
 def _computed(value: Any) -> Iterator[str]:
-    """Yields texts of what the functions in the value of a field compute."""
+    """Yields a text for the code of each function in the value of a field, with the values that are bound to it."""
     if isinstance(value, FunctionType):
         bound = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
         yield _code(value.__code__) + repr([each for each in (*bound, *(value.__defaults__ or ())) if _is_plain(each)])

@@ -115,7 +115,7 @@ class _TaskShares:
 
     @property
     def fill(self) -> float | None:
-        """How full its input was on average, or None if it reads a source."""
+        """The mean fill of its input at the two readings, from 0 to 1, or None if it reads a source."""
         fills = [float(each["input"]["fill"]) for each in (self.before, self.now) if "fill" in each.get("input", {})]
         return sum(fills) / 2 if len(fills) == 2 else None
 

@@ -154,7 +154,9 @@ class StreamFeed:
         self.go_on()
 
     def _read(self) -> None:
-        """Reads the next element, and schedules the next read, so that others have their turn on the event loop."""
+        """Reads the next element, and schedules the next read on the event loop, so that other callbacks run in
+        between.
+        """
         self._scheduled = False
         if self._arrived or self.over.is_set() or not self._may_take():
             return

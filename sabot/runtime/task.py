@@ -602,7 +602,10 @@ class StreamTask:
             chain.mark_time(element)
 
     def _finish(self) -> None:
-        """Continues with the end of the input, as far as rows in flight allow."""
+        """Continues to end the operators after END. If rows are still in flight, returns, and the next poll calls it
+        again. When all operators have ended, takes the last snapshot, sends END downstream, and detaches the task
+        from the coordinator.
+        """
         assert self._finishing is not None
         if next(self._finishing, self) is not self or self.stopping:
             return  # it was abandoned at a stop, and the app has gone on without it

@@ -49,7 +49,9 @@ class TimedWork(Protocol):
     """A piece of a task's work, whose seconds are counted."""
 
     seconds: float
-    """The wall seconds of the work until it was last left, without waits and without the pieces that it calls."""
+    """The seconds of the wall clock spent in this piece of work, up to the last time that the thread left it. Waits,
+    and the pieces that it calls, are not included.
+    """
 
 
 class OwnWork:
@@ -199,7 +201,7 @@ class TaskTimes:
         return _added(seconds, state, wall, cpu)
 
     def seconds_of(self, piece: TimedWork) -> float:
-        """Returns the seconds of a piece of work, up to now if the thread is at it."""
+        """Returns the seconds of a piece of work. If the thread is in this piece now, the time up to now is included."""
         while True:
             now = self._work
             seconds = piece.seconds

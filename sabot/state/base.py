@@ -119,8 +119,8 @@ class Snapshot(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """Yields (namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint
-        naming the file.
+        """Yields (namespace, key, stored value). The entries of one namespace follow each other. May block. Raises
+        CorruptCheckpoint naming the file.
         """
 
     @abstractmethod
@@ -205,8 +205,8 @@ class BackendCut(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """Yields (namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint
-        naming the file.
+        """Yields (namespace, key, stored value). The entries of one namespace follow each other. May block. Raises
+        CorruptCheckpoint naming the file.
         """
 
     @abstractmethod

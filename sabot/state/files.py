@@ -20,7 +20,8 @@ _IMMUTABLE = (".sst", ".blob")
 
 
 def claim_directory(directory: Path) -> FileClaim:
-    """Makes the directory, and returns the claim to it, taken; it lasts until `release`, or until the process ends in any way.
+    """Makes the directory if it is missing, and claims it for this process. Returns the claim. It lasts until its
+    `release` is called, or until the process ends.
 
     Raises AppLocked, naming the directory and the process that has it; UserError if the directory cannot be made.
     """

@@ -107,7 +107,9 @@ class Segments:
         self._forget_empty()
 
     def due_at(self, time: int) -> Iterator[pa.RecordBatch]:
-        """Yields the rows that are due at exactly this time, in pieces that end between keys. They stay."""
+        """Yields the rows that are due at exactly this time, in pieces; the rows of a key are in one piece. They are
+        not removed.
+        """
         for segment in self._segments:
             yield from joined(part.rows_at(part.due_at(time), self.schema) for part in segment.parts)
 
@@ -295,7 +297,7 @@ class _SegmentFile(Shared):
             yield part.take(part.of(asked[starts[place] : ends[place]]), schema)
 
     def read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yields the living rows, in pieces that end between keys."""
+        """Yields the living rows in pieces. All rows of a key are in one piece."""
         return joined(part.rows_at(part.living(), schema) for part in self.parts)
 
     def full_at(self, rows: int, kind: int) -> int:

@@ -202,8 +202,9 @@ def _below(path: str, name: str) -> str:
 
 
 def _sources(writer: AvroRecord, reader: AvroRecord) -> dict[str, int]:
-    """Returns for each reader's field that the writer has the index of the writer's field: by name, else by an alias
-    that is not the name of another field.
+    """Returns, by the name of a field of the reader, the index of the writer's field from which it is read. Fields
+    are matched by name, or else by an alias that is not the name of another field. Fields that the writer lacks are
+    left out.
     """
     places = {each.name: place for place, each in enumerate(writer.fields)}
     names = {each.name for each in reader.fields}

@@ -48,7 +48,9 @@ class RemotePath(str):
 
 
 def has_pattern(path: RemotePath) -> bool:
-    """Returns True if the path may be a glob, which is looked for if no file or folder has this name."""
+    """Returns True if the path has the characters of a glob. It is used as a glob only if no file or folder has this
+    name.
+    """
     return _MAGIC.search(path.inside) is not None
 
 

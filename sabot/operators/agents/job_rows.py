@@ -27,8 +27,8 @@ JOB_HEADER = "sabot.job"
 """The header with the id of a record's job, in dead letters and in records that are sent back."""
 
 RUN_HEADER = "sabot.run"
-"""The header beside JOB_HEADER or FROM_HEADER with the number of the run that has failed (`Begin.run`). 0 means that
-none has failed, and that the job may have begun.
+"""The header with the number of the run that has failed (`Begin.run`), beside JOB_HEADER or FROM_HEADER. 0 means that
+no run has failed, but that the job may have begun already.
 """
 
 LAST_RUN = 1 << 62

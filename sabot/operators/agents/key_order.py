@@ -117,8 +117,8 @@ class KeyOrder:
                 call.before = None
 
     def add_child(self, call: JobCall) -> None:
-        """Adds a job that another job has asked for. Raises UserError if the job that holds its key is one of its
-        parents, because each would wait for the other.
+        """Adds a child job: one that another job, its parent, has asked for. Raises UserError if the key is taken by
+        the parent, or by one of its ancestors, because both jobs would wait for each other.
         """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]

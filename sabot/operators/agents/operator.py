@@ -421,16 +421,17 @@ class AgentOperator(ABC):
         """Returns the place of the longest running call, and its time in seconds, or None if no call runs."""
 
     def earliest_read_ms(self) -> int | None:
-        """Returns the earliest time (ms since 1970) that a read of the agent's state may still use, or None for the
-        present.
+        """Returns the earliest time (ms since 1970) as of which the agent's state may still be read, or None if it is
+        only read as of now.
         """
         return None
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException, where: str) -> None:
-        """Ends the agent because of its own error with on_error="fail", or an error of its source or sink. Unfinished
-        rows stay in the queue. Only the first call has an effect.
+        """Ends the agent: because its function raised and on_error="fail", or because its source or sink has failed.
+        `error`: the cause. `where`: the record or place, for the message. Unfinished rows stay in the queue. Only the
+        first call has an effect.
         """
         if self.failure is not None:
             return
@@ -462,8 +463,8 @@ class AgentOperator(ABC):
         return "skip" if isinstance(error, self.spec.buried) else self.spec.calls.on_error
 
     def log_error(self, error: BaseException, where: str, attempts: int) -> None:
-        """Logs an error after which the agent continues. With on_error="fail" nothing is logged, since the agent's
-        failure has the error.
+        """Logs an error after which the agent continues. With on_error="fail" logs nothing, because the agent's
+        failure reports the error.
         """
         calls, policy = self.spec.calls, self.policy(error)
         if policy == "fail":

@@ -299,9 +299,7 @@ def _rows(due: Sequence[DueTimer], waiting: OpenRows) -> Iterator[pa.RecordBatch
 
 
 def _checked(directory: Path) -> Iterator[pa.RecordBatch]:
-    """Yields the timers of a checkpoint. Raises CorruptCheckpoint for other columns and for keys that are not valid,
-    whoever wrote the file.
-    """
+    """Yields the timers of a checkpoint. Raises CorruptCheckpoint for other columns and for keys that are not valid."""
     place = 0
     for batch in read_batches(directory, _FILE):
         if batch.schema.equals(_OLDER):

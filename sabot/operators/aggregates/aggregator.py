@@ -397,9 +397,10 @@ class Aggregator:
     def _sum_of_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """Resolves an exact sum of decimals. The number of its parts follows from the result type, so the state stays
-        the same when the precision of the column changes. The sum shares no accumulators with means: a checkpoint may
-        have the mean and not the sum.
+        """Finds or makes the accumulators of an exact sum of decimals, and returns the function for its column, as
+        `_resolve`. The number of parts follows from the result type, so the state stays the same when the precision
+        of the column changes. The sum shares no accumulators with means: a checkpoint may have the mean and not the
+        sum.
         """
         result, what = sum_type(self.input.field(argument).type), f"{aggregate.name}: a sum of {aggregate.argument!r}"
         columns = self._parts(argument, result.bit_width // 32)
@@ -410,10 +411,11 @@ class Aggregator:
     def _picked_decimals(
         self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """Resolves min, max, first, last or any of decimals, with an accumulator for each 64-bit word of the values.
+        """Finds or makes the accumulators of min, max, first, last or any of decimals: one for each 64-bit word of
+        the values. Returns the function for the column, as `_resolve`.
 
         The accumulators of all words choose the same row for first, last and any. For min and max they would choose
-        different rows, so a min or max of values of several words goes to the extras.
+        different rows, so a min or max of values of several words is stored in the extras.
         """
         count = word_count(kind)
         if count > 1 and aggregate.kind in ("min", "max"):

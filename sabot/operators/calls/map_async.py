@@ -120,9 +120,9 @@ class MapAsync(AsyncOperator):
 
 
 def _collect_results(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Wraps an async generator: returns a coroutine function that collects its rows into a list. So the rows of a
-    call are emitted together when it has ended, and a call that fails half way or is made again after a restore emits
-    none twice.
+    """Wraps an async generator in a coroutine function that collects its rows into a list. The rows of a call are
+    thus emitted together, when the call has ended. A call that fails half way, or that is made again after a restore,
+    emits no row twice.
     """
 
     async def gather(row: Any) -> list[Any]:

@@ -355,13 +355,13 @@ class Join(JoinOperator, FilledFromTable):
 
 
 class TableLookup(JoinOperator, FilledFromTable):
-    """Joins each row of the left with the row that its key has in the table on the right at that moment. Later
-    changes of the table do not change results.
+    """A join of each row of the left with a row of the table on the right: the row that the left row's key has there
+    when the left row arrives. Later changes of the table do not change results.
 
-    The right is a stream of changes with unique keys, or only adds rows; the last row of each key is the table's.
-    `how`: "left" (nulls if the table has no row) or "inner". The event time is that of the left's row. The result
-    depends on which rows of the right have arrived, and may differ between runs; an as-of join by event time gives
-    the same result each time.
+    The right is a stream of changes with unique keys, or only adds rows; the last row of each key is then the
+    table's. `how`: "left" (nulls if the table has no row) or "inner". The event time is that of the left's row. The
+    result depends on which rows of the right have arrived, and may differ between runs; an as-of join by event time
+    gives the same result each time.
 
     `broadcast`: True if every subtask gets all rows of the right, and rows of the left stay in their subtask.
     """

@@ -100,7 +100,10 @@ class Measures:
         return [each(values) for each in self._exprs]
 
     def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Returns rows of matches for the aggregators. Without `data` the kept columns are null."""
+        """Returns the rows of matches with the columns that the aggregators read: the match of each row (`matches`),
+        the number of input rows that it represents (`weights`), and the kept columns (`data`). If `data` is None, the
+        kept columns are null.
+        """
         columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
         return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
 

@@ -112,8 +112,8 @@ class BadRows:
             self._letters(self._letters_of(batch, errors))
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the number of rows that were set apart, and these by the class of their error, or an empty dict if
-        there are none.
+        """Returns the number of rows that were set apart, in total and by the class of their error. Returns an empty
+        dict if there are none.
         """
         return {"dead_rows": self.count, "dead_row_reasons": self._reasons.statistics()} if self.count else {}
 

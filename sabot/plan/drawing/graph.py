@@ -64,7 +64,7 @@ class BoxLink:
 
 @dataclass(eq=False)
 class TaskFrame:
-    """A task with its tree of boxes. `note`: a fact about all of them, or ""."""
+    """A task with its tree of boxes. `note`: a text about the task as a whole, or ""."""
 
     id: str
     parallelism: int

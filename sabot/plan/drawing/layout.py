@@ -43,7 +43,9 @@ Point: TypeAlias = tuple[float, float]
 
 @dataclass(eq=False)
 class PlacedBox:
-    """A box with its place, and its text as it fits. `subtasks`: the text behind its name that says how many there are."""
+    """A box with its place and size. `name`, `lines`: its texts, shortened to its width. `subtasks`: the text behind
+    the name that gives the number of subtasks, or "".
+    """
 
     box: Box
     task: TaskFrame
