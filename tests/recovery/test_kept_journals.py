@@ -1,13 +1,16 @@
 """Journals that an earlier Sabot has written, kept in `kept/`, are read, and their jobs go on: those that run, are parked, are in doubt,
-wait for approval or for a child. `kept_journals` has the app, `kept/make_journals.py` says what the files hold.
+wait for approval or for a child. Jobs of each kind write the same entries today, to the byte. `kept_journals` and `kept_jobs` have the
+apps, `kept/make_journals.py` says what the files hold.
 """
 
 import asyncio
 import json
 import tarfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import kept_jobs
 import pytest
 from kept_journals import (
     BEFORE,
@@ -26,7 +29,9 @@ from kept_journals import (
 
 from sabot import App
 from sabot.agents import ActionStatus
+from sabot.journal import JournalReader
 from sabot.journal.opening import open_reader
+from sabot.testing import ManualClock
 from tools.agent_tools import read_lines, started, until
 
 pytestmark = pytest.mark.integration
@@ -37,8 +42,8 @@ each_home = pytest.mark.parametrize(
 )
 
 
-def unpacked(home: str, folder: Path) -> Path:
-    with tarfile.open(ARCHIVES / f"journal-{home}.tar.xz") as archive:
+def unpacked(home: str, folder: Path, app: str = "journal") -> Path:
+    with tarfile.open(ARCHIVES / f"{app}-{home}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
 
@@ -112,3 +117,88 @@ async def test_the_jobs_of_a_kept_journal_go_on(
         "pay 5",
         *(f"refund {n}" for n in ("14 which hangs", "15 which returns", "8 which hangs")),
     ]
+
+
+def kept_expectations(folder: Path) -> dict[str, Any]:
+    expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
+    return expected
+
+
+def first_difference(found: dict[str, list[str]], kept: dict[str, list[str]]) -> list[Any]:
+    """The first entry that differs from the kept one: its job, its number, what it is and what it was. Empty if none differs."""
+    for job in sorted(found.keys() | kept.keys()):
+        pairs = zip_longest(found.get(job, []), kept.get(job, []), fillvalue="")
+        for number, (now, then) in enumerate(pairs):
+            if now != then:
+                return [job, number, bytes.fromhex(now), bytes.fromhex(then)]
+    return []
+
+
+async def test_jobs_write_the_entries_that_they_have_written(tmp_path: Path, memory_url: str) -> None:
+    """A job of each kind, to the byte; so it is up to the crash, and from there to the end in another life."""
+    kept, calls = kept_expectations(unpacked("sqlite", tmp_path / "kept", "jobs")), kept_jobs.Calls(hold=True)
+    app = kept_jobs.app_of_jobs(tmp_path, memory_url, None, ManualClock(kept_jobs.BEGAN_S), calls)
+    with kept_jobs.fixed_key():
+        await app.start()
+    try:
+        await kept_jobs.first_life(app, memory_url, calls)
+        reader = open_reader(tmp_path / "state")
+        await until(lambda: entries_in(reader) >= sum(map(len, kept["first"].values())), "entries")
+        found = kept_jobs.entries_of(reader)
+        reader.close()
+    finally:
+        calls.released.set()
+        await app.stop()
+    assert first_difference(found, kept["first"]) == []
+
+
+def entries_in(reader: JournalReader) -> int:
+    return sum(1 for _ in reader.read())
+
+
+@each_home
+async def test_jobs_of_each_kind_go_on_to_their_ends(
+    home: str, tmp_path: Path, topic: str, memory_url: str, request: pytest.FixtureRequest
+) -> None:
+    """Each call that is still to be made is made once, and each entry is that of the code that has written the journal."""
+    folder, calls = unpacked(home, tmp_path, "jobs"), kept_jobs.Calls()
+    kept = kept_expectations(folder)
+    with put_back(home, folder, address_of_broker(home, request), topic) as address:
+        reader = open_reader(address)
+        assert first_difference(kept_jobs.entries_of(reader), kept["first"]) == []
+        kept_jobs.publish_again(memory_url)
+        journal, clock = None if home == "sqlite" else address, ManualClock(kept_jobs.RESTORED_S)
+        await kept_jobs.second_life(kept_jobs.app_of_jobs(folder, memory_url, journal, clock, calls))
+        found = kept_jobs.entries_of(reader)
+        reader.close()
+    assert sorted(calls.made) == kept["calls"] == CALLS
+    assert {job: kept_jobs.outputs(folder).get(job) for job in SAID} == SAID
+    assert kept_jobs.outputs(folder) == kept["said"]
+    assert first_difference(found, kept["second"]) == []
+
+
+CALLS = [  # of the second life: those that were under way at the crash and may be made again, and those that come after it
+    "ask medium: 26 which asks a model that hangs",
+    "find 22 which hangs, and is looked up",
+    "look 24 which hangs, and only reads",
+    "pay 5 which needs approval",
+    "put 23 which hangs, and may be repeated sabot-2737953c1a06392dba93809474ad0e69",
+    "refund 21 which hangs and is cancelled",
+    "refund 30 which hangs",
+    "refund 32 which returns",
+    "refund 6 which sleeps",
+    "refund 8 which hangs",
+]
+SAID: dict[str, Any] = {
+    "kept.orders/n=7": 12.5,
+    "kept.orders/n=9": "mailed",
+    "kept.orders/n=10": {"chosen": {"choice": "blue"}},
+    "kept.orders/n=12": None,  # was cancelled
+    "kept.orders/n=15": "small says: 15 which is degraded",
+    "kept.orders/n=16": ["medium says: a", "small says: b"],
+    "kept.orders/n=17": "refunded 17 which is redacted to ***",
+    "kept.orders/n=19": [True, "bea"],
+    "kept.orders/n=20": None,
+    "kept.tries/n=1": ["refunded 1 of a second try", 2],
+    "kept.tries/n=2": "ValueError",
+}

@@ -1,8 +1,11 @@
-"""Writes the kept journals: `python tests/recovery/kept/make_journals.py [HOME …]`, by the code as it is now.
+"""Writes the kept journals: `python tests/recovery/kept/make_journals.py [ARCHIVE …]`, by the code as it is now.
 
-An archive for each home holds `state/`, of which the checkpoints and, in SQLite, the journal; `journal.sql` is a dump of PostgreSQL,
-`journal.ndjson` the records of a topic; `words.json` what all entries and letters say. A journal that is kept already is written again only
-when its format is meant to change: it stands for those that users have.
+An archive for each app and home, like `journal-sqlite` and `jobs-kafka`, holds `state/`, of which the checkpoints and, in SQLite, the
+journal; `journal.sql` is a dump of PostgreSQL, `journal.ndjson` the records of a topic. Of the app of `kept_journals` there is
+`words.json`: what all entries and letters say. Of that of `kept_jobs` there is `expected.json`: `first` and `second`, the entries of each
+job after the first life and after the second one, by the byte; `calls`, those that the second life has made; `said`, the outputs.
+
+A journal that is kept already is written again only when its format is meant to change: it stands for those that users have.
 """
 
 import asyncio
@@ -18,11 +21,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1]), str(HERE.parents[2])]
 
+import kept_jobs  # noqa: E402
 from kept_journals import BEFORE, BEHIND, EARLY, HOMES, WRITTEN_S, Calls, kept_app, publish, words_of  # noqa: E402
 from make import pack  # noqa: E402
 
 from sabot.journal.entries import Letter  # noqa: E402
 from sabot.journal.opening import open_inbox, open_reader  # noqa: E402
+from sabot.testing import ManualClock  # noqa: E402
 from tools.agent_tools import checkpoint, until  # noqa: E402
 from tools.broker import Broker  # noqa: E402
 from tools.kafka_eyes import messages  # noqa: E402
@@ -53,22 +58,36 @@ async def write(folder: Path, journal: str | None) -> None:
     os._exit(0)
 
 
-def make(home: str, folder: Path) -> None:
-    """One archive. folder: empty."""
+async def write_jobs(folder: Path, journal: str | None) -> None:
+    """The first life of `kept_jobs`, which ends in the middle."""
+    broker, calls = "memory://kept", kept_jobs.Calls(hold=True)
+    app = kept_jobs.app_of_jobs(folder, broker, journal, ManualClock(kept_jobs.BEGAN_S), calls)
+    with kept_jobs.fixed_key():
+        await app.start()
+    await kept_jobs.first_life(app, broker, calls)
+    await asyncio.sleep(1)  # the last entries are durable
+    os._exit(0)
+
+
+def make(app: str, home: str, folder: Path) -> None:
+    """One archive. `folder` is empty."""
+    finish = post_and_read if app == "journal" else post_letters
     kept, image = folder / "life", folder / "image"
     for each in (kept, image):
         each.mkdir()
     if home == "sqlite":
-        live(kept, None)
-        post_and_read(str(kept / "state"), image)
+        live(app, kept, None)
+        finish(str(kept / "state"), image)
         shutil.copytree(kept / "state" / "journal", image / "state" / "journal")
+        keep(app, kept, image, None)
     elif home == "postgres":
         server = Postgres()
         try:
-            live(kept, server.url)
-            post_and_read(f"{server.url}?app=kept", image)
+            live(app, kept, server.url)
+            finish(f"{server.url}?app=kept", image)
             dump = [server._bin / "pg_dump", "--inserts", "--no-owner", "--schema", "sabot_kept", server.url]
             (image / "journal.sql").write_text(subprocess.run(dump, check=True, capture_output=True, text=True).stdout)
+            keep(app, kept, image, f"{server.url}?app=kept")
         finally:
             server.remove()
     else:
@@ -76,22 +95,51 @@ def make(home: str, folder: Path) -> None:
         broker.start()
         try:
             address = f"{broker.url}/kept"
-            live(kept, address)
-            post_and_read(address, image)
+            live(app, kept, address)
+            finish(address, image)
             records = [
                 [each.partition(), base64.b64encode(each.value()).decode()] for each in messages(broker.url, "kept")
             ]
             (image / "journal.ndjson").write_text("".join(json.dumps(record) + "\n" for record in records))
+            keep(app, kept, image, address)
         finally:
             broker.stop()
-    shutil.copytree(kept / "state" / "checkpoints", image / "state" / "checkpoints")
-    pack(image, HERE / f"journal-{home}.tar.xz")
-    print(home, (HERE / f"journal-{home}.tar.xz").stat().st_size, "bytes")
+    target = HERE / f"{app}-{home}.tar.xz"
+    pack(image, target)
+    print(app, home, target.stat().st_size, "bytes")
 
 
-def live(folder: Path, journal: str | None) -> None:
+def live(app: str, folder: Path, journal: str | None) -> None:
     """The first life, in a process of its own."""
-    subprocess.run([sys.executable, __file__, "--write", str(folder), journal or ""], check=True, timeout=120)
+    subprocess.run([sys.executable, __file__, "--write", app, str(folder), journal or ""], check=True, timeout=120)
+
+
+def keep(app: str, folder: Path, image: Path, journal: str | None) -> None:
+    """Copies the checkpoints of the first life; then, for `kept_jobs`, makes the second one and writes down all of both."""
+    shutil.copytree(folder / "state" / "checkpoints", image / "state" / "checkpoints")
+    if app == "jobs":
+        reader = open_reader(journal or str(folder / "state"))
+        first = kept_jobs.entries_of(reader)
+        calls, again = kept_jobs.Calls(), folder.parent / "again"
+        shutil.copytree(image, again)
+        kept_jobs.publish_again("memory://second")
+        clock = ManualClock(kept_jobs.RESTORED_S)
+        asyncio.run(kept_jobs.second_life(kept_jobs.app_of_jobs(again, "memory://second", journal, clock, calls)))
+        reader.close()
+        reader = open_reader(journal or str(again / "state"))
+        second = kept_jobs.entries_of(reader)
+        reader.close()
+        expected = {"first": first, "second": second, "calls": sorted(calls.made), "said": kept_jobs.outputs(again)}
+        (image / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
+
+
+def post_letters(address: str, image: Path) -> None:
+    """Posts letters that no owner takes."""
+    inbox, reader = open_inbox(address, clock=ManualClock(kept_jobs.BEGAN_S)), open_reader(address)
+    for letter in kept_jobs.letters(reader):
+        inbox.post(letter)
+    inbox.close()
+    reader.close()
 
 
 def post_and_read(address: str, image: Path) -> None:
@@ -106,7 +154,8 @@ def post_and_read(address: str, image: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--write"]:
-        asyncio.run(write(Path(sys.argv[2]), sys.argv[3] or None))
-    for name in sys.argv[1:] or HOMES:
+        life = write if sys.argv[2] == "journal" else write_jobs
+        asyncio.run(life(Path(sys.argv[3]), sys.argv[4] or None))
+    for archive in sys.argv[1:] or [f"{app}-{home}" for app in ("journal", "jobs") for home in HOMES]:
         with tempfile.TemporaryDirectory() as temporary:
-            make(name, Path(temporary))
+            make(*archive.split("-"), Path(temporary))
