@@ -391,7 +391,7 @@ class _SlotStateCut:
 
 
 def _parted(rows: pa.RecordBatch, files: Mapping[str, pa.Schema]) -> Rows:
-    """Returns the rows with the columns of each file by themselves."""
+    """Divides the columns of rows among the files, and returns the columns of each file as a batch."""
     parts, start = [], 0
     for schema in files.values():
         parts.append(pa.RecordBatch.from_arrays(rows.columns[start : start + len(schema)], schema=schema))

@@ -99,8 +99,8 @@ def _computed(value: Any) -> Iterator[str]:
 
 
 def _code(code: CodeType) -> str:
-    """Returns the instructions and constants of a function. A set of constants has no order, and the repr of a code
-    object has an address.
+    """Returns the instructions and constants of a function as text, the same in every process: sets are sorted, and
+    nested code objects, whose repr has an address, are replaced by their own text.
     """
     constants = (
         _code(each) if isinstance(each, CodeType) else sorted(map(repr, each)) if isinstance(each, frozenset) else each

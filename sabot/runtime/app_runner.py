@@ -560,8 +560,8 @@ class AppRunner:
         return page_of({"app": self.app.id, "healthy": not why, "why": why, **report}, good=not why)
 
     def _readiness(self) -> Page:
-        """Answers whether everything is open and works. It is not during a start or a stop, and after the failure of
-        an agent.
+        """Answers whether the app is ready: everything is open and works. The app is not ready during a start or a
+        stop, and after the failure of an agent.
         """
         failed = self.failure or self.stalled_by
         why = "" if failed is None else failed.message

@@ -63,8 +63,8 @@ class Fill:
 
 
 class Filling:
-    """The filling of all operators that a start has to fill, as the verdicts on the program and the checkpoint
-    decide.
+    """The fillings of all operators that have to be filled at this start. The verdicts on the program and the
+    checkpoint say which these are.
     """
 
     def __init__(

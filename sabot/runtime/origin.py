@@ -65,11 +65,12 @@ class Origin:
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """Returns the checkpoint to restore: the savepoint that the user asked for, else the newest checkpoint, or
-        None if there is none. Raises UserError if it is missing.
+        """Returns the checkpoint to restore: the newest one of the app, or None if there is none. If the user asked
+        for a savepoint, returns the savepoint, unless the app has started from it before and made a checkpoint since.
 
-        State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the same
-        option, it is restored completely.
+        Raises UserError if the savepoint is missing, or, at a restart, if the checkpoint to which the app goes back
+        is. State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the
+        same option, it is restored completely.
         """
         found = self._find(storage)
         self.drop = (

@@ -1,8 +1,8 @@
 """The reader of a source as the input of a task. Between two polls it serves requests, and turns the rows that it has
 read into elements.
 
-Reader        common to streams and agents SourceInput   the input of a stream's task: decodes rows, reads their event
-time, sends bad rows to the dead letters, emits watermarks
+    Reader        the common base for streams and agents
+    SourceInput   the input of a stream's task: decodes rows, reads their event time, sends bad rows to the dead letters, emits watermarks
 """
 
 import logging

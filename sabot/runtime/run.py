@@ -424,8 +424,8 @@ class Run:
     async def stop(self, *, drain: bool) -> None:
         """Takes a last checkpoint, and stops everything. `drain`: True to process rows that were read first.
 
-        Raises CheckpointFailed for the last checkpoint, and the failure that broke the run if nothing else has raised
-        it.
+        Raises the failure that broke the run, unless `until_over` raises it; otherwise CheckpointFailed, if the last
+        checkpoint has failed.
         """
         self.running = False
         failure: CheckpointFailed | None = None

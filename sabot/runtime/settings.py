@@ -108,7 +108,9 @@ class RunSettings:
     start.
     """
     drop: frozenset[str] = frozenset()
-    """The operators of the restored checkpoint, and OPERATOR.NAME for a part of one, whose state is not taken over."""
+    """The ids of operators in the restored checkpoint whose state is not restored, and OPERATOR.NAME for a part of an
+    operator's state.
+    """
     first_record_s: float = math.inf
     """The seconds that a start waits for the first record of a stream without a schema."""
     has_dead_letters: bool = True

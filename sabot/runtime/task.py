@@ -468,7 +468,10 @@ class StreamTask:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def step(self, wait_seconds: float) -> bool | None:
-        """Processes one element: the turn of a thread (`threads.Turn`, which also defines the result)."""
+        """Processes one element, and waits at most `wait_seconds` for it. Returns True if it took an element, None if
+        there was none or output had no room, and False if the task has ended (`threads.Turn`). Never raises: an error
+        is stored in `error`.
+        """
         try:
             if not self.times.begun:
                 self._begin()

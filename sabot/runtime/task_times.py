@@ -160,9 +160,12 @@ class TaskTimes:
         return "" if now is None or self._ended is not None else now[0].label
 
     def figures(self) -> dict[str, Any]:
-        """Returns `time`, the seconds by state; `state`, the `label`; and `state_seconds`, for how long it lasts. If
-        the system tells, `queued_seconds`, for how long the thread was ready and had no processor, and `turns`, how
-        often it got one: a thread that waits for the interpreter's lock wakes up each 5 ms, one that sleeps does not.
+        """Returns `time`, the seconds by state; `state`, the label of the present state; and `state_seconds`, how
+        long the thread has been in it.
+
+        If the system counts them, returns two more: `queued_seconds`, how long the thread was ready and had no
+        processor; and `turns`, how often it got a processor. The turns tell two cases apart: a thread that waits for
+        the interpreter's lock wakes up every 5 ms, one that sleeps does not.
         """
         now, label = self._now, self.label
         seconds = max(0.0, self._wall() - now[1]) if now is not None and label else 0.0

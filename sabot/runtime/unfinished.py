@@ -16,7 +16,9 @@ from sabot.runtime.writing import OperatorPort
 
 
 def keep_unfinished(snapshot: TaskSnapshot, agent_id: str, batches: Iterable[Batch]) -> None:
-    """Adds rows that a restore must repeat to the snapshot, after those of this agent that it already has."""
+    """Adds rows to the snapshot that a restore must process again. They follow the rows of this agent that the
+    snapshot has already.
+    """
     kept = snapshot.meta["agents"][agent_id]["unfinished"]
     for batch in batches:
         kept.append({"file": f"{agent_id}.{len(kept)}.arrow", "topic": batch.topic})

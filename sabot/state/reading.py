@@ -168,8 +168,8 @@ def _by_namespace(
 
 
 def _values(entries: list[tuple[bytes, bytes]], where: Path) -> Iterator[tuple[list[Any], Any]]:
-    """Yields the parts of the key and the value, for each value, list and map. The entries of a list or a map follow
-    its head in key order.
+    """Yields, for each value, list and map, the parts of its key (`_parts`) and the value. `entries`: in key order,
+    so that the entries of a list or map follow its head.
     """
     place = 0
     while place < len(entries):

@@ -315,7 +315,9 @@ def _head(column: Any) -> bytes:
 
 
 def _narrowest(schema: pa.Schema) -> list[int]:
-    """Returns the index of the column whose rows take the fewest bytes, in a list; an empty list if there are no columns."""
+    """Returns a list with one index: that of the column whose rows take the fewest bytes. Returns an empty list if
+    there are no columns.
+    """
     return sorted(range(len(schema)), key=lambda number: _width(schema.field(number).type))[:1]
 
 

@@ -145,9 +145,9 @@ class CsvRecords:
     as Arrow's parser.
 
     A quote opens a quoted field only at the start of a field; elsewhere it is an ordinary character, as in `5" disk`.
-    If each opening quote (every other one) follows a delimiter, a line break or a quote, the number of quotes before
-    the end of a record is even, and the last end is searched for backwards. Otherwise, or if a \r stands alone, the
-    quoted fields are matched one by one from the beginning.
+    In a usual file, each quote that opens a field follows a delimiter, a line break or a quote. A line break then
+    ends a record if the number of quotes before it is even, so the last end is searched for backwards. In all other
+    files, or if a \r stands alone, the quoted fields are matched one by one from the beginning.
     """
 
     ends: Sequence[bytes] = (b"\n", b"\r")

@@ -321,7 +321,9 @@ class PendingFile(GrowingFile[Rows]):
 
 
 class _Borrowed:
-    """A file for a writer of pyarrow's, whose `close` must not close the file before it is synced."""
+    """A file that is passed to a writer of pyarrow. Its `close` does not close the underlying file, which the caller
+    still has to sync.
+    """
 
     closed = False
 

@@ -51,8 +51,8 @@ class Encoding(Protocol[Rows]):
     """
 
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
-        """Returns a writer into `file`. `first`: the first rows, which tell the columns. Without them it returns a
-        writer of an empty file if the columns are known, else None.
+        """Returns a writer into `file`. `first`: the first rows, from which the columns are taken. If it is None,
+        returns a writer of an empty file if the columns are known, else None.
         """
 
     def size(self, rows: Rows) -> int:

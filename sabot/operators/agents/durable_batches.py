@@ -205,8 +205,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return with_headers(records, headers)
 
     def _calls_of(self, held: QueuedRows, columns: pa.RecordBatch, nbytes: int, log: str) -> Iterator[_BatchCall]:
-        """Yields the calls of rows that came together. Rows that carry the id of a job are one call for each id. The
-        other rows are divided into pieces of limited size.
+        """Divides rows that arrived together into calls, and yields the calls. Rows that carry the id of a job become
+        one call for each id. The other rows are divided into pieces of limited size.
         """
         if not held.rows:
             return

@@ -323,8 +323,10 @@ class OrderedValues(SlotValues):
         return self._made(batch if self._call.argument is None else batch.column(0), bounds, counts)
 
     def _made(self, values: Any, bounds: Any, counts: Any) -> Array:
-        """Returns the results of the user's function over the rows of each slot, or null for a slot without rows.
-        Raises UserError with its name.
+        """Returns the result of the user's aggregate for each slot, or null for a slot without rows. `values`: the
+        values of all slots. `bounds`: where the values of each slot begin, and behind them the end of the last.
+        `counts`: the number of rows of each slot. Raises UserError, with the name of the function, if the function
+        fails.
         """
         function = self._call.function
         results: list[Any] = []

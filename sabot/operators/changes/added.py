@@ -24,8 +24,8 @@ class AddedGroups(StoredGroups):
     """Groups whose state is that of an `Aggregator`, with two hidden aggregates: the number of rows, and the event
     time of the result.
 
-    Distinct values are kept outside of the Aggregator (`aggregates.distinct`), which would count all values of a
-    group again after each batch.
+    Distinct values are kept outside of the Aggregator (`aggregates.distinct`): the Aggregator would count all
+    distinct values of a group anew for the result after each batch.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
 
 
 def _uncancelled(rows: Any, takes: Any) -> Any:
-    """Returns True for each row that no opposite change cancels (numpy bool).
+    """Returns True for each change that is left after opposite changes of equal rows have cancelled out (numpy bool).
 
     `rows`: a number for each row, the same for equal rows. `takes`: True for each row to be removed.
     """
