@@ -69,8 +69,9 @@ class Envelopes:
         self._wrapped = False  # True if most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """Decodes the payloads, except null ones. Returns pairs: the numbers of some rows, and these rows, with the
-        op as the last column. `bad` gets the error of each row that cannot be decoded.
+        """Decodes the payloads, except null ones. Returns pairs: a batch of decoded rows, with the op as the last
+        column, preceded by the numbers of their payloads. All pairs together have each decoded row once. `bad`:
+        receives the error of each payload that cannot be decoded, by its number.
         """
         numbers = np.arange(len(payloads))
         first = self._wrapped

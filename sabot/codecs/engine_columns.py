@@ -1,5 +1,5 @@
-"""The columns that the engine adds after the user's, known to every room: the event time of a row, and the op of a
-change.
+"""The columns that the engine adds behind the user's columns: the event time of a row, and the op of a change. Every
+package of Sabot may import them.
 """
 
 TIME_COLUMN = "__time"

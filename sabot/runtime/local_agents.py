@@ -502,8 +502,8 @@ class LocalAgents:
         return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
 
     async def finish(self, coordinator: Coordinator) -> None:
-        """Stops agents that run outside of an app: takes a last checkpoint, so that finished rows are committed, and
-        closes.
+        """Stops agents that run outside of an app. Takes a last checkpoint, so that the offsets of finished rows are
+        committed, and closes the agents. A failure of this checkpoint is only logged.
         """
         await self.stop(drain=False)
         try:

@@ -446,7 +446,9 @@ class StreamTask:
 
     @property
     def built(self) -> bool:
-        """True if the task has its input and its chain. An error while the app was built may have come before."""
+        """True if the task has its input and its chain. False if an error has ended the building of the app before
+        that.
+        """
         return hasattr(self, "input") and hasattr(self, "chain")
 
     def start(self) -> None:

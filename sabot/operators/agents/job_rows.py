@@ -218,9 +218,9 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Returns the rows with the ids of their jobs as headers if the topic has another log than `log`, from which
-        the rows came: their positions will not identify them later. Rows that are identified by a field or a header
-        are unchanged.
+        """Returns the rows with the ids of their jobs added as headers. This is needed if the topic has another log
+        now than `log`, from which the rows came: their positions will then not identify them any more. If the log is
+        the same, returns the batch unchanged. Rows that a field or a header identifies are unchanged, too.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch

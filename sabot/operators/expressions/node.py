@@ -44,7 +44,9 @@ class Compiled:
 
 
 Steps = dict[str, Callable[[Expr, list[Compiled]], Compiled]]
-"""By kind of expression, the function that makes its node from the expression and the nodes of its inputs."""
+"""The functions that make nodes, by kind of expression. Each is called with the expression and the nodes of its
+inputs.
+"""
 
 
 def is_int(value: Any) -> bool:

@@ -374,7 +374,9 @@ class _TaskLayers:
         self._straighten()
 
     def _levels(self) -> dict[int, int]:
-        """Returns the layer of each frame: below all that write to it, and sources directly above their target."""
+        """Returns the layer of each frame, by its `id()`. A task is in a layer below all tasks that write to it; a
+        source is in the layer directly above the highest task to which it writes.
+        """
         levels = {id(frame): 0 for frame in self._frames}
         order = self._in_order()
         for frame in order:

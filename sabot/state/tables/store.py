@@ -119,8 +119,8 @@ class TableStore:
         return table
 
     def whole(self, pane: int = 0) -> GroupTable | None:
-        """Returns the pane's table if all of its groups are in it, and none in RocksDB or being moved there; else
-        None.
+        """Returns the pane's table if it contains all groups of the pane whole. Returns None if some groups, or parts
+        of groups, are only in RocksDB.
         """
         table = self.table(pane)
         return None if isinstance(table, HotTable) and (table.parts or table.cold) else table
