@@ -130,7 +130,9 @@ class OperatorContext:
     dead_letters: Callable[[pa.RecordBatch], None] | None = None
 
     def owners(self, keys: Sequence[str]) -> list[int]:
-        """Returns the indices of those of `keys` whose hash decides to which subtask a row comes."""
+        """Returns the indices of the columns among `keys` whose hash decides to which subtask a row comes: those of
+        `parted_by`, or all keys.
+        """
         return [list(keys).index(key) for key in self.parted_by or keys]
 
 

@@ -400,8 +400,9 @@ class AppRunner:
         return not stopped
 
     def _may_take_back(self, error: SabotError) -> bool:
-        """Returns True if the app goes on with the number of workers before a rescale, because no run could begin
-        with the new number.
+        """Gives up a rescale if no run could begin with the new number of workers. Returns True if the app then
+        resumes from its last checkpoint with the earlier number. Returns False if there was no rescale, if a thread
+        of the last run still runs, or if a stop is requested. `error`: the reason, for the log.
         """
         maker, hanging = self.app.workers, any(thread.is_alive() for _, thread in self._left)
         if maker is None or hanging or self._stop_asked.is_set() or not maker.take_back(str(error)):

@@ -197,8 +197,8 @@ class Build:
         return {id for id in self.plan.before(self.stages[stage_id].stage) if self.stages[id].stage.agent is not None}
 
     def waits_for_calls(self) -> Iterator[tuple[str, StreamTask]]:
-        """Yields the tasks with calls of users' functions in flight, each with its stage. Such a task must accept the
-        rows before a barrier even if it has no room.
+        """Yields (stage id, task) for the tasks whose rows may wait, for calls of users' functions or for timers, and
+        which get barriers from channels. Such a task must accept the rows before a barrier even if it has no room.
         """
         for built in self.stages.values():
             for task in built.tasks.values():

@@ -487,7 +487,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Handles a job that is blocked: its key stays taken until the code or the job is corrected."""
+        """Handles a job that is blocked. No other job of its key begins until the code or the job is corrected."""
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error

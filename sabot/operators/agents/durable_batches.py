@@ -256,7 +256,7 @@ class DurableBatchOperator(DurableAgentOperator):
         )
 
     def _labels(self, records: pa.RecordBatch) -> tuple[str, ...]:
-        """Returns the labels of a job with these rows: those of all rows."""
+        """Returns the labels of a job with these rows: the agent's own labels and those of all rows."""
         headers = records.column(_HEADERS)
         if headers.null_count == len(headers):
             return self.spec.labels

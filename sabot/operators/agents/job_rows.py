@@ -175,8 +175,8 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 class JobNames:
     """Assigns job ids to the rows of an agent, and finds on whose behalf the jobs run.
 
-    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: the
-    number of records that have begun anew as other jobs.
+    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how
+    often `--reprocess` has made new jobs of the agent's records; with `job_id=`, job ids contain this number.
     """
 
     def __init__(self, spec: AgentSpec) -> None:

@@ -175,7 +175,9 @@ class LaneOperator(AgentOperator):
             self.on_broken(what, unexpected_end(what, error))
 
     def broke(self, what: str, error: SabotError) -> None:
-        """Reports the unexpected end of a callback of the crew."""
+        """Reports an error in a callback that the crew (`calls.Crew`) has called, after which the agent cannot
+        continue.
+        """
         self.on_broken(what, error)
 
     @abstractmethod

@@ -353,7 +353,7 @@ def restore_timers(
 
 
 def key_of(scope: bytes) -> Any:
-    """Returns the key of a scope, as the message had it."""
+    """Returns the key from which a scope was encoded."""
     return _decode(scope[_GROUP_BYTES:])
 
 

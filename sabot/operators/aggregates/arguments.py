@@ -15,7 +15,7 @@ from sabot.operators.rows.stateless import add_columns
 class Arguments:
     """The columns that must be computed for arguments that are expressions. They are called "__0", "__1", and so on.
 
-    `what`: the aggregates, or the columns of `over`, by name.
+    `what`: the aggregates whose arguments these are, or the columns of `over`, as pairs (name, aggregate or column).
     """
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:

@@ -31,7 +31,7 @@ def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
 
 
 def _one_value(kind: str) -> Any:
-    """Returns a reducer that keeps one value for each slot: pyarrow's aggregate `kind`."""
+    """Returns a reducer that keeps one value for each slot: the result of pyarrow's aggregate `kind`, such as "max"."""
 
     def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
         found = _grouped(batch, "value", kind)
