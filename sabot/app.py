@@ -190,6 +190,14 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         self._collected.update(id(read) for read in walk([node]))
         return collect_rows(self.agent_runtime.runner, node, limit, seconds)
 
+    def ended(self, node: Node) -> Node:
+        """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
+        from sabot.plan.optimise import ending
+
+        (end,) = ending([Write(node, TableSink("out"), None)], "now")
+        assert isinstance(end, Write)
+        return end.input
+
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node; called by `Stream.explain`."""
         plan = self._plan_of(node)

@@ -1,5 +1,6 @@
 """Methods that show a stream to a program or a notebook: its rows now, and its plan."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -125,9 +126,10 @@ class Looks:
             table, within = self._rows("print", None, seconds), ""
         else:
             wait = _PRINT_SECONDS if seconds is None else parse_seconds(seconds, name="print: seconds", zero=False)
+            begun = time.monotonic()
             table = self._rows("print", n, wait)
             most = min(n, self._node.n) if isinstance(self._node, Head) else n
-            within = f" in {wait:g} s" if table.num_rows < most else ""
+            within = f" in {time.monotonic() - begun:.3g} s" if table.num_rows < most else ""
         print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows{within}")
 
     def explain(self) -> str:

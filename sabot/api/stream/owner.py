@@ -27,6 +27,9 @@ class Owner(Protocol):
         seconds.
         """
 
+    def ended(self, node: Node) -> Node:
+        """Returns the same steps, in which each topic without an end of its own ends behind its present records."""
+
     def explain(self, node: Node) -> str:
         """Returns the plan of the steps up to this node."""
 

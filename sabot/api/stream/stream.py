@@ -46,9 +46,9 @@ from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upse
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
 from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
-from sabot.api.nodes.node import Node, check_columns, with_id
+from sabot.api.nodes.node import Node, check_columns, walk, with_id
 from sabot.api.nodes.patterns import Match
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.read import Read, Write
 from sabot.api.nodes.rows import (
     Broadcast,
     Drop,
@@ -689,19 +689,28 @@ class Stream(Looks, NamedElsewhere):
         mean, std, min, 25%, 50%, 75%, max.
 
         Mean, std and quartiles are given for numbers only; min and max are texts. The distinct count and the
-        quartiles are approximate (see `approx_count_distinct`, `approx_quantile`). Inputs must be bounded.
+        quartiles are approximate (see `approx_count_distinct`, `approx_quantile`). A topic is read up to its present
+        end.
         """
         schema = self.schema
-        found = self.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
+        found = (
+            Stream(self._owner, self._owner.ended(self._node))
+            .materialize()
+            .group_by()
+            .aggregate(**aggregates_of(schema))
+            .collect()
+        )
         return table_of(schema, found.to_pylist()[0] if found.num_rows else {})
 
     @property
     def schema(self) -> pa.Schema:
         """The names and types of the columns.
 
-        If the schema is not declared, the source is asked for it, which may read a file. Raises UserError for a topic
-        without a schema.
+        If the schema is not declared, the source is asked for it, which may read a file, or the first records of a
+        topic. Raises UserError for a topic without a schema and without records.
         """
+        if any(isinstance(each, Read) and each.found_schema() is None for each in walk([self._node])):
+            return Stream(self._owner, self._owner.ended(self._node)).collect(limit=0).schema
         return self._owner.schema(self._node)
 
     def _other(self, other: Any, where: str) -> Node:
