@@ -1,6 +1,6 @@
 """Checkpoints: which tasks take part and when a checkpoint is complete (`coordinator`), its storage (`storage`,
 `manifest`, `places`), the ownership of an app by one worker (`protocol`, `ownership`), and requests to a running app
-(`requests`).
+(`requests`). `inspection` gives checkpoints and savepoints as records.
 """
 
 from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot

@@ -1,18 +1,17 @@
 """Finds the checkpoints that the argument APP names: those of an app, of a directory, or of an object store."""
 
-import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.places import Location, is_local_place
+from sabot.checkpoint.inspection import AppCheckpoints
+from sabot.checkpoint.places import is_local_place
 from sabot.checkpoint.protocol import read_manifest_name
 from sabot.cli.loading import WrongUse, is_script, load_app
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
@@ -29,74 +28,6 @@ _AT = re.compile(r"(.+)@(\d+)")
 
 class KeepsNoCheckpoints(UserError):
     """The error for an app that has no place for checkpoints."""
-
-
-@dataclass
-class AppCheckpoints:
-    """The checkpoints of one app.
-
-    `location`: the place of the checkpoints. `chosen`: the id that the user gave as APP@ID, or 0 for the newest checkpoint. `state`: the
-    directory where the app may have its state, or None.
-    """
-
-    location: Location
-    chosen: int = 0
-    state: Path | None = None
-    storage: CheckpointStorage = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.storage = CheckpointStorage(self.location)
-
-    @property
-    def place(self) -> str:
-        """The place of the checkpoints, for messages."""
-        return str(self.storage.directory)
-
-    def below(self, name: str) -> Location:
-        """Returns the location of `name` below the place of the checkpoints."""
-        if isinstance(self.location, tuple):
-            return self.location[0], f"{self.location[1]}/{name}"
-        if isinstance(self.storage.directory, Path):
-            return self.storage.directory / name
-        path, question, settings = os.fspath(self.location).partition("?")
-        return f"{path.rstrip('/')}/{name}{question}{settings}"
-
-    def manifest(self, checkpoint_id: int | None = None) -> Manifest:
-        """Returns the manifest of the checkpoint with this id. Without an id, returns the one that the user has
-        named, or else the newest. Does not check its files.
-
-        Raises UserError if there is no such checkpoint, and CorruptCheckpoint if the manifest cannot be read.
-        """
-        ids = self.storage.ids()
-        if not ids:
-            self.storage.latest()  # raises if the checkpoints have another format
-            raise UserError(
-                f"{self.place} holds no checkpoint", hint="the app writes the first after checkpoint_interval="
-            )
-        wanted = checkpoint_id or self.chosen or ids[-1]
-        if wanted not in ids:
-            raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
-        try:
-            return self.storage.read(wanted)
-        except CorruptCheckpoint as error:
-            # The usual hint is about a restore.
-            error.hint = (
-                "name an older checkpoint by its id; `sabot checkpoints list` shows them" if len(ids) > 1 else ""
-            )
-            raise
-
-    def runs(self) -> bool:
-        """Returns True if a process on this machine runs the app now. Always False for checkpoints in an object store."""
-        return self.storage.in_use()
-
-
-def control_of(app: AppCheckpoints) -> Path | None:
-    """Returns the folder through which requests reach the app that runs on this machine, or None if no app runs there."""
-    beside = [] if app.state is None else [app.state / "scratch"]  # used if the checkpoints are in an object store
-    for place in [app.storage.directory, *beside]:
-        if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
-            return place
-    return None
 
 
 def find_checkpoints(word: str) -> AppCheckpoints:

@@ -2,21 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
 import typer
 
-from sabot.checkpoint import Manifest, ask
-from sabot.checkpoint.places import Location
-from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, control_of, find_checkpoints
+from sabot.checkpoint import Manifest
+from sabot.checkpoint.inspection import CheckpointRecord, checkpoint_records, create_savepoint, savepoint_place
+from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, moment, plain, size
 from sabot.cli.running import guarded
-from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery.tokens import in_words
-from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
+from sabot.errors import UserError
 from sabot.logs import set_up_logging
 from sabot.redaction import redacted_url
 
@@ -44,42 +43,16 @@ def list_(app: AppWord, json: Json = False) -> None:
 
     def work() -> None:
         found = find_checkpoints(app)
-        rows: list[list[object]] = []
-        damaged = ""
-        before: set[str] = set()
-        for checkpoint_id in found.storage.ids():
-            try:
-                manifest = found.manifest(checkpoint_id)
-            except CorruptCheckpoint as error:
-                damaged = damaged or error.message
-                continue
-            files = {file.name: file.size for file in manifest.contents.values()}
-            new = sum(nbytes for name, nbytes in files.items() if name not in before)
-            before = set(files)
-            waiting = sum(part.rows for track in manifest.lanes.values() for part in track.pending)
-            if json:
-                json_line(
-                    {
-                        "checkpoint": checkpoint_id,
-                        "generation": manifest.generation,
-                        "written": manifest.created_ms,
-                        "bytes": sum(files.values()),
-                        "new_bytes": new,
-                        "files": len(files),
-                        "tasks": len(manifest.tasks),
-                        "undelivered_rows": waiting,
-                        **_program(manifest),
-                    }
-                )
-            facts = _program(manifest)
-            what = " ".join(filter(None, (facts["app"], facts["version"])))
-            numbers = (len(files), size(sum(files.values())), size(new), len(manifest.tasks), waiting)
-            rows.append([checkpoint_id, manifest.generation, moment(manifest.created_ms), *numbers, what])
-        if not rows and not damaged:
-            found.manifest()
-        if not json:
+        records, damaged = checkpoint_records(found)
+        if not records and not damaged:
+            found.manifest()  # raises: there is no checkpoint
+        if json:
+            for each in records:
+                json_line(asdict(each))
+        else:
             columns(
-                ["checkpoint", "generation", "written", "files", "size", "new", "tasks", "undelivered", "app"], rows
+                ["checkpoint", "generation", "written", "files", "size", "new", "tasks", "undelivered", "app"],
+                [_line(each) for each in records],
             )
         if damaged:
             raise UserError(damaged)
@@ -153,18 +126,11 @@ def create(
     """
 
     def work() -> None:
-        found = find_checkpoints(app)
-        control = None if found.chosen else control_of(found)
-        if control is not None:
-            answer = ask(control, {"savepoint": str(_place(found, to, control))}, timeout)
-            checkpoint_id, where, running = answer["checkpoint"], answer["path"], True
-        else:
-            checkpoint_id, where = _copy_checkpoint(found, _place(found, to))
-            running = False
+        made = create_savepoint(find_checkpoints(app), to, timeout)
         if json:
-            json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
+            json_line(asdict(made))
         else:
-            typer.echo(f"checkpoint {checkpoint_id} is kept in {where}")
+            typer.echo(f"checkpoint {made.checkpoint} is kept in {made.savepoint}")
 
     _run(work)
 
@@ -194,7 +160,7 @@ def drop(
 
     def work() -> None:
         found = find_checkpoints(app)
-        found.storage.drop_savepoint(_place(found, place))
+        found.storage.drop_savepoint(savepoint_place(found, place))
         where = redacted_url(place)
         if json:
             json_line({"dropped": where})
@@ -204,41 +170,10 @@ def drop(
     _run(work)
 
 
-def _copy_checkpoint(app: AppCheckpoints, place: Location) -> tuple[int, str]:
-    """Copies the app's checkpoint to `place`. Returns the id of the checkpoint and the place of the copy.
-
-    Raises UserError if the running app removes the checkpoint meanwhile.
-    """
-    manifest = app.manifest()
-    try:
-        app.storage.verify(manifest)
-        return manifest.checkpoint_id, str(app.storage.copy_to(manifest, place))
-    except (CorruptCheckpoint, CheckpointFailed) as error:
-        if manifest.checkpoint_id in app.storage.ids():
-            raise
-        raise UserError(
-            f"the running app removed checkpoint {manifest.checkpoint_id} while it was copied, because it has newer ones",
-            hint="on the app's machine, name its --state directory, so that the app makes the savepoint; or stop the app",
-        ) from error
-
-
-def _place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
-    """Returns the place of a savepoint, with an absolute path because the running app may have another current
-    folder.
-
-    `to`: the place that the user gave, or None for a new folder beside the checkpoints. `control`: the folder through
-    which the running app is asked, or None if no app runs on this machine. Raises UserError if `to` is None and the
-    app runs with its checkpoints in an object store.
-    """
-    if to is None and control not in (None, app.storage.directory):
-        raise UserError(
-            f"the app on {app.place} has its checkpoints in an object store, not here",
-            hint="give the place of the savepoint: --to PLACE",
-        )
-    if to is None:
-        stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")
-        return app.below(f"savepoints/{stamp}")
-    return to if "://" in to else Path(to).absolute()
+def _line(record: CheckpointRecord) -> list[object]:
+    sizes = (record.files, size(record.bytes), size(record.new_bytes), record.tasks, record.undelivered_rows)
+    program = " ".join(filter(None, (record.app, record.version)))
+    return [record.checkpoint, record.generation, moment(record.written), *sizes, program]
 
 
 def _program(manifest: Manifest) -> dict[str, str]:

@@ -17,7 +17,8 @@ import typer
 
 import sabot
 from sabot.checkpoint import Manifest, ask
-from sabot.cli.app_checkpoints import AppCheckpoints, KeepsNoCheckpoints, find_checkpoints
+from sabot.checkpoint.inspection import AppCheckpoints
+from sabot.cli.app_checkpoints import KeepsNoCheckpoints, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded, leave_at_once
 from sabot.clock import SYSTEM_CLOCK

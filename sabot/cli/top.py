@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sabot.checkpoint import ask
-from sabot.cli.app_checkpoints import AppCheckpoints, AppWord, control_of, find_checkpoints
+from sabot.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, plain, size
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows

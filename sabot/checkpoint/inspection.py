@@ -1,0 +1,191 @@
+"""The checkpoints and savepoints of an app, running or not, as records: for the command line and the console."""
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sabot.checkpoint.manifest import Manifest
+from sabot.checkpoint.places import Location, is_local_place
+from sabot.checkpoint.requests import ask
+from sabot.checkpoint.storage import CheckpointStorage
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
+
+
+@dataclass
+class AppCheckpoints:
+    """The checkpoints of one app.
+
+    `location`: the place of the checkpoints. `chosen`: the id that the user gave as APP@ID, or 0 for the newest checkpoint. `state`: the
+    directory where the app may have its state, or None.
+    """
+
+    location: Location
+    chosen: int = 0
+    state: Path | None = None
+    storage: CheckpointStorage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = CheckpointStorage(self.location)
+
+    @property
+    def place(self) -> str:
+        """The place of the checkpoints, for messages."""
+        return str(self.storage.directory)
+
+    def below(self, name: str) -> Location:
+        """Returns the location of `name` below the place of the checkpoints."""
+        if isinstance(self.location, tuple):
+            return self.location[0], f"{self.location[1]}/{name}"
+        if isinstance(self.storage.directory, Path):
+            return self.storage.directory / name
+        path, question, settings = os.fspath(self.location).partition("?")
+        return f"{path.rstrip('/')}/{name}{question}{settings}"
+
+    def manifest(self, checkpoint_id: int | None = None) -> Manifest:
+        """Returns the manifest of the checkpoint with this id. Without an id, returns the one that the user has
+        named, or else the newest. Does not check its files.
+
+        Raises UserError if there is no such checkpoint, and CorruptCheckpoint if the manifest cannot be read.
+        """
+        ids = self.storage.ids()
+        if not ids:
+            self.storage.latest()  # raises if the checkpoints have another format
+            raise UserError(
+                f"{self.place} holds no checkpoint", hint="the app writes the first after checkpoint_interval="
+            )
+        wanted = checkpoint_id or self.chosen or ids[-1]
+        if wanted not in ids:
+            raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
+        try:
+            return self.storage.read(wanted)
+        except CorruptCheckpoint as error:
+            # The usual hint is about a restore.
+            error.hint = (
+                "name an older checkpoint by its id; `sabot checkpoints list` shows them" if len(ids) > 1 else ""
+            )
+            raise
+
+    def runs(self) -> bool:
+        """Returns True if a process on this machine runs the app now. Always False for checkpoints in an object store."""
+        return self.storage.in_use()
+
+
+def control_of(app: AppCheckpoints) -> Path | None:
+    """Returns the folder through which requests reach the app that runs on this machine, or None if no app runs there."""
+    beside = [] if app.state is None else [app.state / "scratch"]  # used if the checkpoints are in an object store
+    for place in [app.storage.directory, *beside]:
+        if isinstance(place, Path) and is_local_place(place) and CheckpointStorage(place).in_use():
+            return place
+    return None
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A complete checkpoint. `written`: milliseconds since 1970. `new_bytes`: the bytes of the files that the checkpoint before it does
+    not have. `undelivered_rows`: the rows of exactly-once sinks that were not delivered when it was written.
+    """
+
+    checkpoint: int
+    generation: int
+    written: int
+    bytes: int
+    new_bytes: int
+    files: int
+    tasks: int
+    undelivered_rows: int
+    app: str
+    version: str
+
+
+@dataclass(frozen=True)
+class SavepointRecord:
+    """A savepoint that has been made. `running`: True if the running app has made a checkpoint for it."""
+
+    checkpoint: int
+    savepoint: str
+    running: bool
+
+
+def checkpoint_records(app: AppCheckpoints) -> tuple[list[CheckpointRecord], str]:
+    """Returns the complete checkpoints, the oldest first, and the message about the first one that is damaged, or "". Blocks on the
+    disk, or on the object store.
+    """
+    found: list[CheckpointRecord] = []
+    damaged = ""
+    before: set[str] = set()
+    for checkpoint_id in app.storage.ids():
+        try:
+            manifest = app.manifest(checkpoint_id)
+        except CorruptCheckpoint as error:
+            damaged = damaged or error.message
+            continue
+        files = {file.name: file.size for file in manifest.contents.values()}
+        record = CheckpointRecord(
+            checkpoint=checkpoint_id,
+            generation=manifest.generation,
+            written=manifest.created_ms,
+            bytes=sum(files.values()),
+            new_bytes=sum(nbytes for name, nbytes in files.items() if name not in before),
+            files=len(files),
+            tasks=len(manifest.tasks),
+            undelivered_rows=sum(part.rows for track in manifest.lanes.values() for part in track.pending),
+            app=str(manifest.describe.get("app", "")),
+            version=str(manifest.describe.get("version", "")),
+        )
+        found.append(record)
+        before = set(files)
+    return found, damaged
+
+
+def create_savepoint(app: AppCheckpoints, to: str | None, timeout: float) -> SavepointRecord:
+    """Makes a savepoint. A running app makes a new checkpoint for it, unless `app` names a checkpoint; otherwise its newest, or the
+    named one, is copied. Blocks. Raises UserError, CheckpointFailed and CorruptCheckpoint.
+
+    `to`: the place of the copy, or None for a new folder beside the checkpoints. `timeout`: the longest wait for a running app, in
+    seconds.
+    """
+    control = None if app.chosen else control_of(app)
+    if control is not None:
+        answer = ask(control, {"savepoint": str(savepoint_place(app, to, control))}, timeout)
+        return SavepointRecord(answer["checkpoint"], answer["path"], True)
+    return copy_checkpoint(app, savepoint_place(app, to))
+
+
+def copy_checkpoint(app: AppCheckpoints, place: Location) -> SavepointRecord:
+    """Copies the app's checkpoint to `place`, which becomes a savepoint. Blocks.
+
+    Raises UserError if the running app removes the checkpoint meanwhile.
+    """
+    manifest = app.manifest()
+    try:
+        app.storage.verify(manifest)
+        return SavepointRecord(manifest.checkpoint_id, str(app.storage.copy_to(manifest, place)), False)
+    except (CorruptCheckpoint, CheckpointFailed) as error:
+        if manifest.checkpoint_id in app.storage.ids():
+            raise
+        raise UserError(
+            f"the running app removed checkpoint {manifest.checkpoint_id} while it was copied, because it has newer ones",
+            hint="on the app's machine, name its --state directory, so that the app makes the savepoint; or stop the app",
+        ) from error
+
+
+def savepoint_place(app: AppCheckpoints, to: str | None, control: Path | None = None) -> Location:
+    """Returns the place of a savepoint, with an absolute path because the running app may have another current
+    folder.
+
+    `to`: the place that the user gave, or None for a new folder beside the checkpoints. `control`: the folder through
+    which the running app is asked, or None if no app runs on this machine. Raises UserError if `to` is None and the
+    app runs with its checkpoints in an object store.
+    """
+    if to is None and control not in (None, app.storage.directory):
+        raise UserError(
+            f"the app on {app.place} has its checkpoints in an object store, not here",
+            hint="give the place of the savepoint: --to PLACE",
+        )
+    if to is None:
+        now = datetime.fromtimestamp(SYSTEM_CLOCK.time(), UTC).replace(tzinfo=None)
+        stamp = now.isoformat("-", "milliseconds").replace(":", "")
+        return app.below(f"savepoints/{stamp}")
+    return to if "://" in to else Path(to).absolute()
