@@ -161,14 +161,15 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
-        with _console_shown(app, port, origins or ()) if web else contextlib.nullcontext():
-            run_app(app)
+        with _console_shown(app, port, origins or ()) if web else contextlib.nullcontext(lambda: None) as after_run:
+            run_app(app, after_run)
 
 
 @contextlib.contextmanager
-def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iterator[None]:
-    """Opens the console of the app and prints its address. Raises WrongUse for an origin that is no address, and UserError if no port
-    is free.
+def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """Opens the console of the app and prints its address. Yields a function to be called after a run without an error.
+
+    Raises WrongUse for an origin that is no address, and UserError if no port is free.
     """
     from sabot.web.console import Console
     from sabot.web.server import DEFAULT_PORT
@@ -185,8 +186,13 @@ def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iter
         ) from error
     print(f"sabot: console of {visible(app.id, lines=False)}: {console.link}", file=sys.stderr, flush=True)
     print(f"sabot: to read only: {console.reading_link}", file=sys.stderr, flush=True)
+
+    def after_run() -> None:
+        if done := console.after_run():
+            print(f"sabot: {visible(done, lines=False)}", file=sys.stderr, flush=True)
+
     try:
-        yield
+        yield after_run
     finally:
         console.close()
 

@@ -28,17 +28,21 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def run_app(app: "App") -> None:
-    """Runs the app until its input ends, or until a signal and a final checkpoint. The caller holds the `StopSignals`."""
-    asyncio.run(_run(app))
+def run_app(app: "App", after_run: Callable[[], None] = lambda: None) -> None:
+    """Runs the app until its input ends, or until a signal and a final checkpoint. The caller holds the `StopSignals`.
+
+    `after_run`: called when the run has ended without an error.
+    """
+    asyncio.run(_run(app, after_run))
 
 
-async def _run(app: "App") -> None:
+async def _run(app: "App", after_run: Callable[[], None]) -> None:
     """Runs `app.run()`. If a user's call does not end when it is cancelled, the event loop cannot be closed: the process exits here."""
     code = 0
     try:
         with _progress_shown(app):
             await app.run()
+        after_run()
     except (Exception, *EXITS) as error:
         if not app.agent_runtime.runner.left_behind:
             raise

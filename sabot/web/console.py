@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.redaction import redacted_url
 from sabot.state import state_directory
 from sabot.web.access import Access
 from sabot.web.figures import FigureRings
@@ -36,8 +37,9 @@ class Console:
         self.port = self._server.port
         self.address = f"http://{HOST}:{self.port}"
         own = [self.address, f"http://localhost:{self.port}"]
+        self._screens = Screens(app, self.figures)
         self._pages = Pages(
-            Screens(app, self.figures),
+            self._screens,
             self.access,
             cookie_name(self.port, app.id),
             [*own, *(each.rstrip("/") for each in origins)],
@@ -53,6 +55,13 @@ class Console:
     def reading_link(self) -> str:
         """The address with the token of a session that may only read."""
         return f"{self.address}/enter?token={self.access.token('read')}"
+
+    def after_run(self) -> str:
+        """Does what was asked for with the stop of the app, and returns it in words, or "". Call it when the run has ended without an
+        error. Blocks. Raises SabotError.
+        """
+        made = self._screens.after_run()
+        return "" if made is None else f"checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
 
     def close(self) -> None:
         """Stops the server. Blocks up to three seconds."""

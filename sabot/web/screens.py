@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from sabot.api.settings import Settings
+from sabot.checkpoint.inspection import SavepointRecord, copy_checkpoint
+from sabot.checkpoint.places import Location
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
 from sabot.options import options_of
@@ -18,6 +20,7 @@ from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.web.charts import curve
 from sabot.web.figures import FigureRings
+from sabot.web.kept import KeptCheckpoints
 from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
 from sabot.web.texts import duration, nbytes, number
 
@@ -83,12 +86,29 @@ class Screens:
         self.figures = figures
         self._began = SYSTEM_CLOCK.time()
         self._known_plan: Plan | None = None
+        self._kept = KeptCheckpoints(app)
+        self._savepoint_at_stop: Location | None = None
         self._narrow_since: dict[tuple[str, Cause], float] = {}
         self.screens = {
             "app": Screen("App", "/", ("status", "narrow", "curves", "graph"), self._app_facts, self._settings),
             "steps": Screen("Steps", "/steps", ("steps",), self._steps_facts, self._steps_legend, self._steps_rows),
         }
+        if self._kept.app is not None:
+            self.screens["checkpoints"] = Screen(
+                "Checkpoints",
+                "/checkpoints",
+                ("checkpoints",),
+                self._checkpoints_facts,
+                self._read_checkpoints,
+                self._kept.rows,
+            )
         self.actions: dict[str, Action] = {"stop": self._stop}
+        if self._kept.app is not None:
+            self.actions |= {
+                "checkpoint": self._checkpoint,
+                "savepoint": self._savepoint,
+                "stop-with-savepoint": self._stop_with_savepoint,
+            }
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -105,6 +125,41 @@ class Screens:
 
     def _steps_rows(self, query: Query) -> list[dict[str, Any]]:
         return [flat(each) for each in self._steps(query)]
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
+        statistics = self.figures.last.statistics["checkpoints"]
+        self._kept.read_if_new(statistics["last_id"])
+        return {
+            "kept": list(reversed(self._kept.records)),
+            "damaged": self._kept.damaged,
+            "statistics": statistics,
+            "error": scrubbed(statistics["last_error"]),
+        }
+
+    async def _read_checkpoints(self, query: Query) -> dict[str, Any]:
+        return {"place": redacted_url(self._kept.place)}
+
+    async def _checkpoint(self, form: Mapping[str, str]) -> str:
+        taken = await self._kept.checkpoint()
+        return f"Checkpoint {taken} is complete."
+
+    async def _savepoint(self, form: Mapping[str, str]) -> str:
+        made = await self._kept.savepoint()
+        return f"Checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
+
+    async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
+        place = self._savepoint_at_stop = self._kept.new_place()
+        await self._stop(form)
+        return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
+
+    def after_run(self) -> SavepointRecord | None:
+        """Makes the savepoint that was asked for with the stop, and returns it; None if none was. Called when the run has ended without
+        an error, by any thread. Blocks. Raises SabotError.
+        """
+        place, app = self._savepoint_at_stop, self._kept.app
+        return None if place is None or app is None else copy_checkpoint(app, place)
 
     # -- the app ------------------------------------------------------------------------------------------------------
 
@@ -143,14 +198,16 @@ class Screens:
         return Markup(svg(self._known_plan, plan_figures(self.figures), title=self.app.id, styled=False))
 
     async def _settings(self, query: Query) -> dict[str, Any]:
-        """Returns the settings that a reader may see: no settings of clients, and no passwords in addresses."""
+        """Returns the settings that a reader may see: no settings of clients, and no passwords in addresses. `keeps`: True if the app keeps
+        checkpoints.
+        """
         settings, helps = self.app.settings, options_of(Settings)
         rows = []
         for name in _SHOWN:
             value = getattr(settings, name)
             text = redacted_url(value) if isinstance(value, str) else "" if value is None else repr(value)
             rows.append((name, scrubbed(text), helps[name].help))
-        return {"settings": rows}
+        return {"settings": rows, "keeps": self._kept.app is not None}
 
     async def _stop(self, form: Mapping[str, str]) -> str:
         self.app.agent_runtime.runner.request_stop()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, expect
 
+from sabot.checkpoint import CheckpointStorage
 from tools.browser import Visit, opened_browser
 from tools.command_line import ENV, SABOT, child
 
@@ -199,6 +200,33 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         page.get_by_role("button", name="Stop").click()
         expect(page.locator("h1")).to_have_text("Done")
         assert again.process.wait(60) == 0
+    visit.check()
+
+
+def test_checkpoints_and_savepoints_are_made_and_listed(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PROGRAM.replace('checkpoint_interval="1s"', 'checkpoint_interval="1h"'))
+    kept = tmp_path / "state" / "checkpoints"
+    visit = Visit(browser)
+    page = visit.page
+    with app_running(tmp_path) as running:
+        page.goto(running.link)
+        expect(page.locator(".badge")).to_have_text("running")
+        page.get_by_role("link", name="Checkpoints", exact=True).click()
+        expect(page.locator("tbody")).to_have_text("None yet.")
+        page.get_by_role("button", name="Checkpoint now").click()
+        expect(page.locator("main p").first).to_have_text("Checkpoint 1 is complete.")
+        page.get_by_role("link", name="Back to Checkpoints").click()
+        expect(page.locator("tbody th")).to_have_text("1")
+        page.get_by_role("button", name="Savepoint").click()
+        expect(page.locator("main p").first).to_contain_text("Checkpoint 2 is kept in")
+        page.get_by_role("link", name="App", exact=True).click()
+        page.get_by_role("button", name="Stop with savepoint").click()
+        expect(page.locator("main p").first).to_contain_text("is then kept in")
+        assert running.process.wait(60) == 0
+        said = re.search(r"checkpoint (\d+) is kept in (\S+)", (tmp_path / "log").read_text())
+        assert said is not None, (tmp_path / "log").read_text()
+        assert CheckpointStorage(said[2]).ids() == [int(said[1])] == CheckpointStorage(kept).ids()[-1:]
+        assert len(list((kept / "savepoints").iterdir())) == 2
     visit.check()
 
 

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from sabot import App, NdjsonSink, NdjsonSource, col
+from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.web.access import Access
@@ -227,7 +228,16 @@ def test_no_page_for_readers_has_a_token_or_a_secret(console: Console, app: App,
         "s3cr3t-word",
         reader.cookie.partition("=")[2],
     )
-    for path in ["/", "/steps", "/steps.json", "/nothing", "/enter", "/assets/console.js", "/assets/console.css"]:
+    for path in [
+        "/",
+        "/steps",
+        "/steps.json",
+        "/checkpoints",
+        "/nothing",
+        "/enter",
+        "/assets/console.js",
+        "/assets/console.css",
+    ]:
         page = reader.ask(path)[1]
         assert not [each for each in secrets if each in page], path
 
@@ -284,7 +294,7 @@ def test_every_answer_has_the_headers_that_bind_the_browser(browser: Browser) ->
 
 
 def test_no_page_needs_inline_code_or_another_site(browser: Browser) -> None:
-    for path, expected in {"/": 200, "/steps": 200, "/enter": 401, "/nothing": 404}.items():
+    for path, expected in {"/": 200, "/steps": 200, "/checkpoints": 200, "/enter": 401, "/nothing": 404}.items():
         status, page = browser.ask(path)
         assert status == expected
         assert not re.findall(r"\sstyle=|<style|\son\w+=|javascript:", page)
@@ -389,6 +399,50 @@ def test_no_cell_of_csv_is_a_formula(text: str) -> None:
     assert (cell(-1), cell("a=1"), cell(None)) == (-1, "a=1", None)
 
 
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoints_of_an_app_that_does_not_run(browser: Browser) -> None:
+    status, page = browser.ask("/checkpoints")
+    assert status == 200
+    assert "None yet." in page
+    assert browser.ask("/checkpoints.json") == (200, "[]")
+    status, page = browser.ask("/act/checkpoint", form={"back": "checkpoints"})
+    assert status == 409
+    assert "does not run" in page
+    assert 'href="/checkpoints"' in page
+    assert browser.ask("/act/savepoint", form={})[0] == 409
+
+
+def test_an_app_without_checkpoints_has_no_screen_and_no_actions_for_them() -> None:
+    console = Console(App("loose", broker="memory://"), port=0)
+    try:
+        browser = Browser(console).enter(console.access.token("act"))
+        page = browser.ask("/")[1]
+        assert "/act/stop" in page
+        assert "savepoint" not in page
+        assert "/checkpoints" not in page
+        assert browser.ask("/checkpoints")[0] == 404
+        assert browser.ask("/act/savepoint", form={})[0] == 404
+    finally:
+        console.close()
+
+
+async def test_the_kept_checkpoints_are_those_of_the_command_line(app: App, console: Console, browser: Browser) -> None:
+    await app.run()
+    deadline = time.monotonic() + 10
+    while not (found := json.loads((await asyncio.to_thread(browser.ask, "/checkpoints.json"))[1])):
+        assert time.monotonic() < deadline
+        await asyncio.to_thread(browser.ask, "/checkpoints")
+    storage = app.checkpoints()
+    assert storage is not None
+    expected = checkpoint_records(AppCheckpoints(storage.directory))[0]
+    assert found == [asdict(each) for each in expected]
+    status, _ = await asyncio.to_thread(browser.ask, "/act/stop-with-savepoint", form={})
+    assert status == 200
+    assert re.fullmatch(rf"checkpoint {expected[-1].checkpoint} is kept in .*/savepoints/\S+", console.after_run())
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -404,7 +458,7 @@ def test_the_port_is_the_next_free_one(console: Console) -> None:
 
 
 def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
-    for page in ("/", "/steps"):
+    for page in ("/", "/steps", "/checkpoints"):
         paths = [page, "/assets/console.js", "/assets/console.css", "/assets/icon.svg"]
         sizes = {path: len(gzip.compress(browser.ask(path)[1].encode())) for path in paths}
         assert sum(sizes.values()) <= 60_000, sizes
