@@ -5,8 +5,8 @@ text ─▶ syntax: tokens, tree ─▶ relations, select: tables, joins, groups
                                 values, functions: expressions
 ```
 
-`session` runs the statements of a text. `registered` calls functions of the program.
-`catalog` turns CREATE TABLE into sources and sinks. `relations` binds queries
-and the joins of FROM, `select` one SELECT, `windows` window tables, and `values` expressions, with the functions of
-`functions` and the types of `types`. `scope` has the bound tables and the names of their columns.
+`session` runs the statements of a text. `catalog` turns CREATE TABLE into sources and sinks, and `registered` calls
+functions and models of the program. `relations` binds queries and the joins of FROM, `select` one SELECT, `windows`
+window tables, `patterns` MATCH_RECOGNIZE, and `values` expressions, with the functions of `functions` and the types of
+`types`. `scope` has the bound tables and the names of their columns.
 """

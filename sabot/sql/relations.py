@@ -12,6 +12,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
 from sabot.config import parse_ms
+from sabot.sql.patterns import bind_match
 from sabot.sql.registered import RegisteredModel, predicted, with_calls
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of
 from sabot.sql.select import SelectBinder, has_aggregate, order_columns
@@ -224,7 +225,10 @@ class QueryBinder:
         if isinstance(source, TableFunction):
             return self._table_function(source)
         if isinstance(source, MatchRecognize):
-            raise SqlFault(source.span, "MATCH_RECOGNIZE is not supported yet", "use key_by(…).pattern(…) in Python")
+            relation = self._source(source.input, [])
+            check_plain(relation, source.input.span, "before MATCH_RECOGNIZE", clocks=True)
+            relation = bind_match(self._context, source, relation)
+            return relation if source.alias is None else renamed(relation, source.alias)
         return self._join(source, where)
 
     def _table_function(self, source: TableFunction) -> Relation:
@@ -369,7 +373,7 @@ class QueryBinder:
         binder = self._with(query) if query.tables else self
         conditions = conjuncts(body.where)
         inner = binder._source(body.source, conditions)
-        check_plain(inner, body.span, "before EXISTS")
+        check_plain(inner, body.span, "before EXISTS", clocks=True)
         inner = binder._semi_joins(inner, conditions)
         keys: list[tuple[TypedExpr, TypedExpr]] = []
         for node in conditions:
@@ -404,10 +408,12 @@ class QueryBinder:
             return None
 
 
-def check_plain(relation: Relation, span: Span, place: str) -> None:
-    """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them."""
+def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = False) -> None:
+    """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them. `clocks`: True
+    if columns of the time of processing are allowed.
+    """
     for each in relation.fields:
-        if each.clock:
+        if each.clock and not clocks:
             raise SqlFault(span, f"{each.name} is the time of processing, which has no value in a row")
     if relation.ranking is not None or relation.window is not None:
         raise SqlFault(span, f"group or bound the rows of this query {place}")
