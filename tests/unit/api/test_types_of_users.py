@@ -92,6 +92,7 @@ INNER = {
     "PoolProtocol": "a choice of texts, and no class",
     "Reference": "how a registry keeps what a Protobuf file imports: of Registry.refer, for the format",
     "SchemaRegistry": "what Registry is",
+    "Session": "of App.sql_session, for the SQL shell",
     "Snapshot": "of a backend of one's own, which sabot.state describes",
     "Steps": "of the graph behind a stream",
     "StreamEnd": "of App.write, which Stream.to calls",
