@@ -7,7 +7,8 @@ A line for each query, and at last a JSON object. Events are all that the stream
 `arrow`: the generator runs in the process, in the threads that read; of cpu_s it takes generator_cpu_s. `json`, `parquet`: files,
 decoded in the timed run. Without --out changes are dropped as they come, and with it the final result is written. --check compares that
 with DuckDB's; without --out it is a second run that writes it. q12 goes by the clock, and is not compared. Each query runs in a process of
-its own. --peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check
+its own. --api sql: after each query its text in SQL too, of `benchmarks/nexmark/sql` or of --sql FOLDER.
+ --peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check
 their results are compared too, of fewer events.
 """
 
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,6 +68,8 @@ def _run(options: argparse.Namespace) -> None:
             )
             figures = processes.submit(measure, query, settings).result()
             print(_line(figures), flush=True)
+            if options.api == "sql":
+                figures["sql"] = _measure_sql(processes, query, settings, options.sql, figures)
             figures["peers"] = {}
             for name in peers.names:
                 figures["peers"][name] = theirs = peers.measure(query, name, check)
@@ -79,6 +83,21 @@ def _run(options: argparse.Namespace) -> None:
     wrong = [text for each in results for theirs in each["peers"].values() if (text := theirs.get("wrong"))]
     if wrong:
         sys.exit("\n".join(wrong))
+
+
+def _measure_sql(
+    processes: ProcessPoolExecutor, query: str, settings: Settings, folder: Path | None, python: dict[str, Any]
+) -> dict[str, Any]:
+    """Runs the text of a query after its Python, and prints the factor of their speeds per core."""
+    try:
+        figures = processes.submit(measure, query, replace(settings, api="sql", sql=folder)).result()
+    except SabotError as error:
+        first = error.message.splitlines()[0]
+        print(f"    SQL: {first}", flush=True)
+        return {"error": first}
+    figures["factor"] = round(figures["events_per_core_s"] / python["events_per_core_s"], 2)
+    print(f"{_line(figures)}  SQL: {figures['factor']} times as fast per core as Python", flush=True)
+    return figures
 
 
 @contextmanager
@@ -119,6 +138,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the folder for the results, qN.parquet")
     parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")
     parser.add_argument("--check", action="store_true", help="compare the results with DuckDB's")
+    parser.add_argument("--api", choices=["python", "sql"], default="python", help="sql: each query in SQL too")
+    parser.add_argument("--sql", type=Path, help="the folder of the texts qN.sql; default: those of this suite")
     parser.add_argument("--peers", type=_peer_names, default=[], help=", ".join(PEERS))
     return parser.parse_args()
 

@@ -20,6 +20,7 @@ from sabot.connectors.files import NdjsonSource, ParquetSink, ParquetSource
 from .generator import SCHEMAS, Generator, count_rows
 from .oracle import Oracle
 from .source import NexmarkSource
+from .sql_queries import TEXTS, query_of
 from .streams import Nexmark, write_side
 
 QUERIES = [f"q{number}" for number in range(23)]
@@ -29,7 +30,7 @@ CHUNK_ROWS = 1 << 17
 @dataclass(frozen=True)
 class Settings:
     """How a query is run. checkpoint_ms: 0 for none. memory_budget: the app's, where state has a directory. out: the folder for its result;
-    None: rows are counted and dropped.
+    None: rows are counted and dropped. api: "python" or "sql". sql: the folder of the texts; None: those of this suite.
     """
 
     generator: Generator
@@ -41,6 +42,8 @@ class Settings:
     memory_budget: str | None = None
     out: Path | None = None
     check: bool = False
+    api: str = "python"
+    sql: Path | None = None
 
 
 class Dropped(Sink):
@@ -135,7 +138,10 @@ def _measure(query: str, settings: Settings) -> dict[str, Any]:
             checkpoint_dir=f"{state}/checkpoints" if settings.checkpoint_ms else None,
             checkpoint_interval=settings.checkpoint_ms / 1000 if settings.checkpoint_ms else None,
         )
-        stream = build(query, Nexmark(app, sources, folder / "side.csv"))
+        nexmark = Nexmark(app, sources, folder / "side.csv")
+        stream = (
+            query_of(query, app, nexmark, settings.sql or TEXTS) if settings.api == "sql" else build(query, nexmark)
+        )
         place, dropped = _write(query, stream, settings, folder)
         began, cpu = time.perf_counter(), time.process_time()
         app.main()
@@ -174,7 +180,7 @@ def _checked(query: str, place: Path, schema: pa.Schema, settings: Settings) -> 
     found = result_of(place, schema)
     if settings.check:
         oracle = Oracle(settings.generator, settings.events)
-        wrong = oracle.differences(query, found, any_of_equals=settings.parallelism > 1)
+        wrong = oracle.differences(query, found, any_of_equals=settings.parallelism > 1, flinks=settings.api == "sql")
         assert not wrong, wrong
     return found.num_rows
 

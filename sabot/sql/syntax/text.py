@@ -76,9 +76,14 @@ class SqlError(UserError):
     """A SQL text that has errors. The message shows all of them with their positions."""
 
     def __init__(self, text: SqlText, faults: Sequence[Fault]) -> None:
+        self.text = text
+        """The text that has the errors."""
         self.faults = tuple(sorted(faults, key=lambda fault: fault.span))
         """The errors, in the order of the text."""
         super().__init__("\n".join([text.show(fault) for fault in self.faults]))
+
+    def __reduce__(self) -> tuple[type["SqlError"], tuple[SqlText, tuple[Fault, ...]]]:
+        return SqlError, (self.text, self.faults)
 
 
 class SqlFault(Exception):

@@ -1,0 +1,58 @@
+"""Nexmark's queries in SQL: the answers are those of DuckDB with Flink's types, and simple plans are those of Python."""
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from sabot import App
+from sabot.sql.syntax.text import SqlError
+from tools.source_tree import PROJECT
+
+sys.path.append(str(PROJECT / "benchmarks"))
+from nexmark.generator import SCHEMAS, Config, Generator
+from nexmark.run import QUERIES, Settings, build, measure
+from nexmark.source import NexmarkSource
+from nexmark.sql_queries import query_of
+from nexmark.streams import Nexmark, write_side
+
+EVENTS = 6_000
+CONFIG = Config(rate=200, start_ms=1_436_918_400_000 + 86_390_000)  # half a minute, over midnight
+REFUSED, BY_THE_CLOCK = "q6", "q12"
+EQUAL = ["q0", "q2", "q15", "q16", "q19", "q22"]
+
+
+def nexmark(folder: Path) -> tuple[App, Nexmark]:
+    app, generator = App("nexmark"), Generator(3, CONFIG)
+    write_side(folder / "side.csv")
+    sources = {kind: NexmarkSource(kind, EVENTS, generator) for kind in SCHEMAS}
+    return app, Nexmark(app, sources, folder / "side.csv")
+
+
+@pytest.mark.parametrize("query", [query for query in QUERIES if query not in (REFUSED, BY_THE_CLOCK)])
+def test_a_text_has_the_answer_of_duckdb(query):
+    figures = measure(query, Settings(Generator(3, CONFIG), EVENTS, check=True, api="sql"))
+    assert figures["result_rows"] is not None
+
+
+@pytest.mark.parametrize("query", EQUAL)
+def test_a_text_has_the_plan_of_the_query_in_python(query, tmp_path):
+    app, streams = nexmark(tmp_path)
+    _, others = nexmark(tmp_path)
+    assert query_of(query, app, streams).explain() == build(query, others).explain()
+
+
+def test_an_over_of_updated_rows_is_refused_as_flink_does(tmp_path):
+    with pytest.raises(SqlError, match="AVG OVER needs ORDER BY the event time") as error:
+        query_of(REFUSED, *nexmark(tmp_path))
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value), "workers send errors to each other"
+
+
+def test_texts_of_another_folder_run_as_they_are(tmp_path):
+    (tmp_path / "ddl.sql").write_text("CREATE VIEW dear AS SELECT auction, price FROM bid WHERE price > ${TPS};")
+    (tmp_path / "q0.sql").write_text(
+        "CREATE TABLE out (auction BIGINT, price BIGINT) WITH ('connector' = 'blackhole'); INSERT INTO out SELECT * FROM dear;"
+    )
+    app, streams = nexmark(tmp_path)
+    assert "price > 10000" in query_of("q0", app, streams, tmp_path).explain().replace('col("price")', "price")
