@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, expect
 
 from sabot.checkpoint import CheckpointStorage
@@ -153,6 +154,20 @@ def test_the_pages_fit_the_window(browser: Browser, running: Running, dark: bool
         visit.page.wait_for_timeout(300)
         assert visit.fits(), name
     visit.check()
+    visit.context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_on_any_screen(browser: Browser, running: Running, dark: bool) -> None:
+    visit = Visit(browser, dark=dark)
+    visit.page.goto(running.link)
+    expect(visit.page.locator(".badge")).to_have_text("running")
+    for name in visit.page.locator("header nav a").all_inner_texts():
+        visit.page.get_by_role("link", name=name, exact=True).click()
+        expect(visit.page.locator("header nav a[aria-current]")).to_have_text(name)
+        found = Axe().run(visit.page).response
+        assert found["passes"]
+        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == [], name
     visit.context.close()
 
 
