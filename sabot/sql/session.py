@@ -191,7 +191,12 @@ class _Statements:
         if isinstance(statement, Query):
             if not last:
                 raise SqlFault(statement.span, "only the last statement is a query: its rows are the result")
-            return self._finished(self._queries.query(statement))
+            relation = self._queries.query(statement)
+            clock = next((each.name for each in relation.fields if each.clock), None)
+            if clock is not None:
+                message = f"{clock} is the time of processing, which has no value in a row"
+                raise SqlFault(statement.span, message, "leave it out of the select list")
+            return self._finished(relation)
         if isinstance(statement, CreateTable):
             self._create_table(statement)
         elif isinstance(statement, CreateView):
