@@ -383,10 +383,24 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         finally:
             await self._close_sender()
 
-    def main(self) -> None:
-        """`asyncio.run(app.run())`, for scripts, with log lines as `sabot run` has. A second SIGINT, SIGTERM or SIGHUP ends the process."""
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """`asyncio.run(app.run())`, for scripts, with log lines as `sabot run` has. A second SIGINT, SIGTERM or SIGHUP ends the process.
+
+        `argv`: the options of the script, `sys.argv[1:]`: those of `sabot run` that set the app, and `--loglevel`,
+        `--log-format` and `--help`. None takes no options. A wrong option ends the script with code 2.
+        """
+        level, form = "info", "text"
+        if argv is not None:
+            from sabot.api.script_options import script_parser, settings_of
+
+            parser = script_parser()
+            settings, level, form = settings_of(parser, argv)
+            try:
+                self.configure(**settings)
+            except UserError as error:
+                parser.error(str(error))
         with StopSignals.held():
-            set_up_logging("info")
+            set_up_logging(level, form)
             asyncio.run(self.run())
 
     async def start(self) -> None:

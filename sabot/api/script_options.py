@@ -1,0 +1,57 @@
+"""The options of a script that ends in `app.main(sys.argv[1:])`: those of `sabot run` that set the app."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from sabot.api.settings import Settings
+from sabot.logs import LOG_LEVELS
+from sabot.options import Option, options_of
+
+_NOT_OF_SCRIPTS = ("from_",)
+"""Settings whose option needs more of the command line than a script has."""
+
+
+def script_parser() -> argparse.ArgumentParser:
+    """Returns the parser of a script's options. It names the script in its messages, and exits with code 2 for wrong
+    options.
+    """
+    parser = argparse.ArgumentParser(
+        description="Runs the app until its input ends, or Ctrl-C. Options override the settings of the program.",
+        allow_abbrev=False,
+    )
+    for name, each in options_of(Settings).items():
+        if each.metavar and name not in _NOT_OF_SCRIPTS:
+            help = f"{each.help[0].upper()}{each.help[1:]}.".replace("%", "%%")
+            parser.add_argument(f"--{name.replace('_', '-')}", help=help, default=None, **_kind_of(each))
+    parser.add_argument("--loglevel", choices=LOG_LEVELS, default="info", help="The lowest level to log.")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="The format of log lines.")
+    return parser
+
+
+def settings_of(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], str, str]:
+    """Returns the settings that are given, the log level, and the format of log lines."""
+    given = vars(parser.parse_args(argv))
+    level, form = given.pop("loglevel"), given.pop("log_format")
+    if given["until"] is not None:
+        given["until"] = _time_of(given["until"])
+    return {name: value for name, value in given.items() if value is not None}, level, form
+
+
+def _kind_of(each: Option) -> dict[str, Any]:
+    if each.kind is bool:
+        return {"action": "store_true"}
+    if each.kind is list:
+        return {"action": "append", "metavar": each.metavar}
+    return {"type": int if each.kind is int else str, "metavar": each.metavar}
+
+
+def _time_of(given: str) -> Any:
+    """Returns ms or a time with a zone; other texts unchanged, which the setting accepts or refuses."""
+    if given.isdecimal():
+        return int(given)
+    with suppress(ValueError):
+        return datetime.fromisoformat(given)
+    return given
