@@ -212,7 +212,7 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         assert again.address == running.address
         expect(page.locator("#silence")).to_be_hidden(timeout=30_000)
         expect(page.locator(".badge")).to_have_text("running")
-        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("h1")).to_have_text("Done")
         assert again.process.wait(60) == 0
     visit.check()
