@@ -81,7 +81,8 @@ def _included(path: Path) -> str:
 def _drawing(found: re.Match[str], place: str) -> str:
     """Returns a drawing as part of the page, where it takes the colours of the page in place of its own."""
     drawing = ((ROOT / "docs" / place).parent / found[2]).read_text()
-    if 'class="sabot-plan"' in drawing:  # drawn by `sabot plan`: it keeps its colours, and follows the switch of the page
+    # A drawing of `sabot plan` keeps its colours, and follows the switch of the page.
+    if 'class="sabot-plan"' in drawing:
         drawing = drawing.replace("@media (prefers-color-scheme: dark)", '[data-md-color-scheme="slate"]')
     else:
         drawing = re.sub(r"<style>.*?</style>", "", drawing, flags=re.DOTALL)
