@@ -32,9 +32,10 @@ def test_version_is_the_one_of_the_installed_package() -> None:
     assert sabot.__version__ == version("sabot")
 
 
-def test_core_dependencies_are_the_seven_that_a_stream_needs() -> None:
+def test_core_dependencies_are_the_ten_that_a_stream_and_its_console_need() -> None:
     core = {line.split(">")[0].split(";")[0].strip() for line in requires("sabot") or [] if "extra ==" not in line}
-    assert core == {"pyarrow", "numpy", "confluent-kafka", "rocksdict", "msgspec", "typer", "rich"}
+    streams = {"pyarrow", "numpy", "confluent-kafka", "rocksdict", "msgspec"}
+    assert core == streams | {"typer", "rich"} | {"jinja2", "starlette", "uvicorn"}
 
 
 def test_every_kernel_has_a_type_stub_and_a_compiled_module() -> None:
