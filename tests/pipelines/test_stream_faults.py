@@ -177,7 +177,7 @@ async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    running = asyncio.ensure_future(_run(app))
+    running = asyncio.ensure_future(_run(app, lambda: None))
     try:
         await until(inside.is_set)
         done, total = app.progress()

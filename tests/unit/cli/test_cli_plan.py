@@ -12,6 +12,7 @@ from sabot.cli import load_app
 from sabot.errors import UserError
 from sabot.kafka import KafkaSource
 from sabot.testing import MemoryBroker
+from tools.agent_tools import until
 from tools.command_line import lines, sabot_says
 
 SOURCE = """
@@ -148,6 +149,7 @@ async def seen(ctx): ctx.timers.processing(2**60)
     async def run() -> None:
         app = load_app(program(tmp_path, timed))
         await app.start()
+        await until(lambda: app.statistics()["operators"]["shop.seen"]["timers"] == 1, "the timer")
         await app.stop(drain=True)
 
     asyncio.run(run())

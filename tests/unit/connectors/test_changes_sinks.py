@@ -335,7 +335,7 @@ def test_the_writer_leaves_out_what_was_before_and_event_time() -> None:
     assert [row[OP_COLUMN] for row in sink.rows] == [INSERT, UPDATE_AFTER]
     assert sink.rows[1] == {"region": "north", "n": 2, "day": 1, "x": 0.5, OP_COLUMN: UPDATE_AFTER}
     assert sink.current == [{"region": "north", "n": 2, "day": 1, "x": 0.5}]
-    assert operator.statistics() == {"rows_out": 2}
+    assert operator.statistics() == {"sink": "list", "rows_out": 2}
     operator.process(Batch(timed.slice(3)))
     operator.finish()
     assert sink.current == []

@@ -122,7 +122,7 @@ async def test_each_way_of_delivery_refuses_them(memory_url, tmp_path, delivery)
 def test_floats_within_other_values_and_of_any_width_are_seen(column, count, caplog):
     made = writer(console())
     made.process(Batch(pa.record_batch({"v": column}), {("orders", 0): 9}, "orders"))
-    assert made.statistics() == {"rows_out": 4, "nulled": count}
+    assert made.statistics() == {"sink": "console", "rows_out": 4, "nulled": count}
     [told] = warnings(caplog)
     assert "column 'v' " in told
     assert "in row 1 of 4 from orders, before orders[0]@9" in told
@@ -141,7 +141,7 @@ def test_a_batch_without_them_costs_no_word(caplog):
     made = writer(console())
     made.process(Batch(ROWS.slice(0, 1)))
     made.process(Batch(ROWS.slice(0, 0)))
-    assert made.statistics() == {"rows_out": 1}
+    assert made.statistics() == {"sink": "console", "rows_out": 1}
     assert warnings(caplog) == []
 
 

@@ -1,4 +1,4 @@
-"""EXISTS, QUALIFY, ORDER BY … LIMIT, UNNEST, hints and warnings. `folder`, `ours` and `theirs` are those of the queries."""
+"""EXISTS, QUALIFY, ORDER BY … LIMIT, UNNEST, hints and warnings."""
 
 import logging
 
@@ -8,7 +8,13 @@ import pytest
 
 from sabot import App, files
 from sabot.sql.syntax.text import SqlError
-from tests.unit.sql.test_queries import counted, folder, ours, theirs  # noqa: F401
+from tools.sql_tables import counted, ours, theirs, write_tables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tables(tmp_path_factory.mktemp("tables"))
+
 
 SAME = [
     "SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.id = o.customer AND c.name > 'c5')",
@@ -27,7 +33,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("text", SAME)
-def test_the_answer_of_a_clause_is_duckdbs(folder, text):  # noqa: F811
+def test_the_answer_of_a_clause_is_duckdbs(folder, text):
     found, expected = ours(folder, text), theirs(folder, text)
     assert found.column_names == expected.column_names
     assert counted(found) == counted(expected)
@@ -81,7 +87,7 @@ def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
         ("SELECT /*+ STATE_TTL('a' = 'soon') */ id FROM orders", "'soon' is no duration"),
     ],
 )
-def test_a_clause_that_cannot_be_is_refused(folder, text, message):  # noqa: F811
+def test_a_clause_that_cannot_be_is_refused(folder, text, message):
     with pytest.raises(SqlError, match=message):
         ours(folder, text)
 
@@ -119,7 +125,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_row_comes_once_for_each_of_its_windows(folder, window):  # noqa: F811
+def test_a_row_comes_once_for_each_of_its_windows(folder, window):
     grouped = f"SELECT window_start, window_end, COUNT(*) AS n FROM TABLE({window}) GROUP BY window_start, window_end"
     again = (
         "SELECT window_start, window_end, COUNT(*) AS n FROM (SELECT id, window_start, window_end "
@@ -134,7 +140,7 @@ def test_a_row_comes_once_for_each_of_its_windows(folder, window):  # noqa: F811
 
 
 @pytest.mark.parametrize("columns", ["window_start, window_end", "window_start, window_end, customer"])
-def test_the_first_rows_of_each_window_come_when_it_closes(folder, columns):  # noqa: F811
+def test_the_first_rows_of_each_window_come_when_it_closes(folder, columns):
     text = (
         f"SELECT id, n, window_start FROM (SELECT id, window_start, window_end, customer, ROW_NUMBER() OVER (PARTITION BY {columns} "
         "ORDER BY price DESC, id) AS n FROM TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND))) t WHERE n <= 2"
@@ -153,7 +159,7 @@ def test_the_first_rows_of_each_window_come_when_it_closes(folder, columns):  # 
     assert "top 2 of tumbling" in stream.explain()
 
 
-def test_windows_of_two_tables_are_joined(folder):  # noqa: F811
+def test_windows_of_two_tables_are_joined(folder):
     side = "(SELECT id, customer, window_start, window_end FROM TABLE(TUMBLE(TABLE orders, DESCRIPTOR(ts), INTERVAL '10' SECOND)))"
     text = (
         f"SELECT a.id, b.id AS other, a.window_start FROM {side} a JOIN {side} b ON a.customer = b.customer "

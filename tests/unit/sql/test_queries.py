@@ -1,8 +1,6 @@
 """Queries over rows, with DuckDB's answers: what SQL means must not depend on whose rows they are."""
 
-import random
 from collections import Counter
-from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
@@ -11,64 +9,12 @@ import pytest
 
 from sabot import App, files
 from sabot.sql.syntax.text import SqlError
-
-ROWS = 400
+from tools.sql_tables import counted, ours, theirs, write_tables
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("tables")
-    rng = random.Random(7)
-    base = 1_700_000_000_000
-    orders = {
-        "id": list(range(ROWS)),
-        "customer": [rng.choice([None, *range(12)]) for _ in range(ROWS)],
-        "amount": [rng.choice([None, rng.randrange(-50, 200)]) for _ in range(ROWS)],
-        "price": [round(rng.uniform(-5, 90), 2) for _ in range(ROWS)],
-        "note": [rng.choice([None, "a_b", "ab%", "Oslo", "rome ", ""]) for _ in range(ROWS)],
-        "ts": [base + 250 * i for i in range(ROWS)],
-    }
-    customers = {
-        "id": [*range(10), None],
-        "name": [f"c{i}" for i in range(11)],
-        "since": [base + 1000 * i for i in range(11)],
-    }
-    time = pa.timestamp("ms")
-    of_orders = {
-        "id": "int64",
-        "customer": "int64",
-        "amount": "int64",
-        "price": "float64",
-        "note": "string",
-        "ts": time,
-    }
-    of_customers = {"id": "int64", "name": "string", "since": time}
-    kinds = {"orders": pa.schema(list(of_orders.items())), "customers": pa.schema(list(of_customers.items()))}
-    for name, rows in (("orders", orders), ("customers", customers)):
-        pq.write_table(pa.table(rows, schema=kinds[name]), place / f"{name}.parquet", row_group_size=64)
-    return place
-
-
-def ours(folder, text, **values):
-    app = App("queries", parallelism=2)
-    orders = app.stream(files(str(folder / "orders.parquet")), time="ts", lateness="1s")
-    customers = app.stream(files(str(folder / "customers.parquet")), time="since", lateness="1h")
-    return app.sql(text, orders=orders, customers=customers, **values).materialize().collect()
-
-
-def theirs(folder, text):
-    with duckdb.connect() as connection:
-        for name in ("orders", "customers"):
-            connection.execute(f"create view {name} as select * from '{folder}/{name}.parquet'")
-        return connection.sql(text).to_arrow_table()
-
-
-def counted(table):
-    def value(each):
-        return round(each, 9) if isinstance(each, float) else float(each) if isinstance(each, Decimal) else each
-
-    columns = [[value(each) for each in table.column(i).to_pylist()] for i in range(table.num_columns)]
-    return Counter(zip(*columns, strict=True))
+    return write_tables(tmp_path_factory.mktemp("tables"))
 
 
 SAME = [
