@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from json import loads
@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.job_checks import CheckedJob, check_jobs
+from sabot.agents.job_reads import find_jobs, job_details
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
-from sabot.agents.progress import as_plain, value_of
-from sabot.agents.store import JobsOfJournal, as_json, cancel_letter
+from sabot.agents.progress import as_plain
+from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.journal import By, Json, Place, json_of, post, quietly, reading, this_user, value_text
@@ -25,7 +26,7 @@ from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 from sabot.jobs.tree import child_id
 from sabot.journal.base import JournalReader
-from sabot.journal.entries import Begin, End, Letter
+from sabot.journal.entries import Letter
 from sabot.journal.sqlite import DATABASE
 from sabot.runtime.restore import check_app
 
@@ -55,38 +56,15 @@ def list_jobs(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            seen = list(JobsOfJournal(reader).seen())
-            of = None if agent is None else _agents_named(agent, {job.agent for job in seen if job.agent}, reader.where)
-        found = [
-            job
-            for job in seen
-            if scope in (None, job.scope_id)
-            and (of is None or job.agent in of)
-            and (not status or job.status in status)
-        ]
+            listed = find_jobs(reader, agent=agent, scope=scope, statuses=status or ())
         if json:
-            for job in found:
+            for job in listed.found:
                 json_line(_facts(job))
             return
         titles = ["job", "of", "status", "attempt", "effects", "created", "updated", "open, or its outcome"]
-        known = {job.job_id: job for job in seen}
-        columns(titles, [_row(job, known) for job in found])
+        columns(titles, [_row(job, listed.known) for job in listed.found])
 
     quietly(work)
-
-
-def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
-    """Returns the ids of the agents that `word` names: the id `word` itself, or all ids APP.NAME where NAME is `word`.
-
-    Raises UserError if no agent of the journal has this id or name.
-    """
-    found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
-    if not found:
-        raise UserError(
-            f"{where} has no job of an agent {word}",
-            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "it has no job of any agent",
-        )
-    return found
 
 
 def _row(job: JobRecord, known: Mapping[str, JobRecord]) -> list[object]:
@@ -125,35 +103,20 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            known = JobsOfJournal(reader, job)
-            record = known.job(job)
-            if record is None:
-                raise UserError(f"{reader.where} has no job {job}", hint="sabot jobs list shows the jobs")
-            facts = _facts(record)
-            facts["actions"] = [each.action_id for each in known.actions.values()]
-            if record.agent:
-                facts |= _input_and_output(reader, job)
+            details = job_details(reader, job)
+        facts = _facts(details.record)
+        facts["actions"] = [each.action_id for each in details.actions]
+        facts |= details.values
         if json:
             json_line({name: as_plain(value) for name, value in facts.items()})
             return
         for name in ("created_at", "updated_at", "started_at", "completed_at", "deadline"):
             facts[name] = _moment(facts[name])
-        facts["open"] = "; ".join(map(_open_effect, record.open))
+        facts["open"] = "; ".join(map(_open_effect, details.record.open))
         rows = [[name, value] for name, value in facts.items() if value not in ("", [], {}, None)][1:]
         columns(["job", job], [[name, value if isinstance(value, str) else value_text(value)] for name, value in rows])
 
     quietly(work)
-
-
-def _input_and_output(reader: JournalReader, job: str) -> dict[str, Any]:
-    """Returns the input of an agent's job and, if the job has succeeded, its output."""
-    found: dict[str, Any] = {}
-    for _, entry in reader.read(job):
-        if isinstance(entry, Begin):
-            found = {"input": value_of(entry, reader.load(entry.body))}
-        elif isinstance(entry, End) and entry.outcome == JobStatus.SUCCEEDED:
-            found["output"] = value_of(entry, reader.load(entry.body))
-    return found
 
 
 @jobs.command("cancel")

@@ -1,0 +1,92 @@
+"""Reads of the jobs of a journal that return records: the command line and the page of an app only render them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sabot.agents.actions import ActionRecord
+from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.progress import value_of
+from sabot.agents.store import JobsOfJournal
+from sabot.errors import UserError
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import Begin, End
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """The jobs of a journal that a list shows.
+
+    `found`: the jobs that were asked for, the oldest first. `known`: all jobs of the journal by id, for the states of children.
+    """
+
+    found: list[JobRecord]
+    known: Mapping[str, JobRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetails:
+    """One job with its actions and, if it is a job of an agent, its values.
+
+    `values`: the decoded input under "input" and, if the job has succeeded, the output under "output".
+    """
+
+    record: JobRecord
+    actions: list[ActionRecord] = field(default_factory=list)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_jobs(
+    reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
+) -> JobList:
+    """Returns the jobs of an agent, of a scope and in one of `statuses`; None and () stand for all. Reads the whole journal and blocks.
+
+    `agent`: the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of the journal has it.
+    """
+    known = {job.job_id: job for job in JobsOfJournal(reader).seen()}
+    agents = None
+    if agent is not None:
+        agents = _agents_named(agent, {job.agent for job in known.values() if job.agent}, reader.where)
+    found = [
+        job
+        for job in known.values()
+        if scope in (None, job.scope_id)
+        and (agents is None or job.agent in agents)
+        and (not statuses or job.status in statuses)
+    ]
+    return JobList(found, known)
+
+
+def job_details(reader: JournalReader, job_id: str) -> JobDetails:
+    """Returns one job. Reads its entries and blocks. Raises UserError if the journal does not have the job."""
+    known = JobsOfJournal(reader, job_id)
+    record = known.job(job_id)
+    if record is None:
+        raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
+    values = _input_and_output(reader, job_id) if record.agent else {}
+    return JobDetails(record, list(known.actions.values()), values)
+
+
+def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
+    """Returns the ids of the agents that `word` names: the id `word` itself, or all ids APP.NAME where NAME is `word`.
+
+    Raises UserError if no agent of the journal has this id or name.
+    """
+    found = {word} & set(known) or {each for each in known if each.rpartition(".")[2] == word}
+    if not found:
+        raise UserError(
+            f"{where} has no job of an agent {word}",
+            hint=f"it has jobs of {', '.join(sorted(known))}" if known else "it has no job of any agent",
+        )
+    return found
+
+
+def _input_and_output(reader: JournalReader, job_id: str) -> dict[str, Any]:
+    """Returns the input of an agent's job and, if the job has succeeded, its output."""
+    found: dict[str, Any] = {}
+    for _, entry in reader.read(job_id):
+        if isinstance(entry, Begin):
+            found = {"input": value_of(entry, reader.load(entry.body))}
+        elif isinstance(entry, End) and entry.outcome == JobStatus.SUCCEEDED:
+            found["output"] = value_of(entry, reader.load(entry.body))
+    return found
