@@ -10,6 +10,7 @@ from sabot.state import state_directory
 from sabot.web.access import Access
 from sabot.web.figures import FigureRings
 from sabot.web.guard import cookie_name
+from sabot.web.log_ring import LogRing
 from sabot.web.pages import Pages
 from sabot.web.screens import Screens
 from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
@@ -37,13 +38,15 @@ class Console:
         self.port = self._server.port
         self.address = f"http://{HOST}:{self.port}"
         own = [self.address, f"http://localhost:{self.port}"]
-        self._screens = Screens(app, self.figures)
+        self._log = LogRing()
+        self._screens = Screens(app, self.figures, self._log)
         self._pages = Pages(
             self._screens,
             self.access,
             cookie_name(self.port, app.id),
             [*own, *(each.rstrip("/") for each in origins)],
         )
+        self._log.open()
         self._server.start(self._pages.app, self._tick)
 
     @property
@@ -66,6 +69,7 @@ class Console:
     def close(self) -> None:
         """Stops the server. Blocks up to three seconds."""
         self._server.close()
+        self._log.close()
 
     async def _tick(self) -> None:
         """Reads the figures once a second, and publishes them."""

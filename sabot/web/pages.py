@@ -29,7 +29,7 @@ from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.charts import bar
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
-from sabot.web.screens import Screens
+from sabot.web.screens import Screen, Screens
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Pages:
             *(Route(f"{ASSETS}{name}", self._asset) for name in _ASSETS),
             *(Route(screen.path, self._page_of(name)) for name, screen in screens.screens.items()),
             *(
-                Route(f"{screen.path}.{form}", self._table_of(screen.rows, form))
+                Route(f"{screen.path}.{form}", self._table_of(screen, screen.rows, form))
                 for screen in screens.screens.values()
                 if screen.rows is not None
                 for form in ("csv", "json")
@@ -123,8 +123,10 @@ class Pages:
     def _page_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def page(request: Request) -> Response:
             session, query = _session(request), _query(request)
-            parts = self._parts(name, query, session)
             screen = self._screens.screens[name]
+            if not screen.open_to(session):
+                return self._for_acting(session)
+            parts = self._parts(name, query, session)
             more = await screen.more(query) if screen.more is not None else {}
             events = f"/events/{name}?{urlencode(query)}"
             marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
@@ -135,9 +137,11 @@ class Pages:
         return page
 
     def _table_of(
-        self, rows: Callable[[dict[str, str]], list[dict[str, Any]]], form: str
+        self, screen: Screen, rows: Callable[[dict[str, str]], list[dict[str, Any]]], form: str
     ) -> Callable[..., Awaitable[Response]]:
         async def table(request: Request) -> Response:
+            if not screen.open_to(session := _session(request)):
+                return self._for_acting(session)
             found = rows(_query(request))
             if form == "json":
                 return Response(json.dumps(found, ensure_ascii=False), media_type="application/json")
@@ -165,7 +169,10 @@ class Pages:
         return known[1]
 
     def _html(self, template: str, status: int, *, session: ConsoleSession | None, **facts: Any) -> HTMLResponse:
-        shared = {"app": self._screens.app.id, "screens": self._screens.screens, "page": "", "events": ""}
+        screens = {
+            name: each for name, each in self._screens.screens.items() if session is not None and each.open_to(session)
+        }
+        shared = {"app": self._screens.app.id, "screens": screens, "page": "", "events": ""}
         text = self._templates.get_template(template).render({**shared, "session": session, **facts})
         return HTMLResponse(text, status)
 
@@ -182,6 +189,10 @@ class Pages:
 
         return act
 
+    def _for_acting(self, session: ConsoleSession) -> Response:
+        words, back = "This screen can show data. Enter with the token to act.", self._screens.screens["app"]
+        return self._html("said.html", 403, session=session, said=words, good=False, back=back)
+
     async def _not_found(self, request: Request, error: Exception) -> Response:
         session = request.scope.get("session")
         back = self._screens.screens["app"]
@@ -197,6 +208,8 @@ class Pages:
         name = request.path_params["page"]
         if name not in self._screens.screens:
             return PlainTextResponse("There is no such page.\n", 404)
+        if not self._screens.screens[name].open_to(_session(request)):
+            return PlainTextResponse("This session may only read.\n", 403)
         if len(self._tabs) >= _MOST_TABS:
             return PlainTextResponse(f"{_MOST_TABS} pages are open already. Reload the page to see new figures.\n", 503)
         return _Events(self, name, _query(request), _session(request), request.headers.get("last-event-id", ""))

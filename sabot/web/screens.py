@@ -13,14 +13,17 @@ from sabot.checkpoint.inspection import SavepointRecord, copy_checkpoint
 from sabot.checkpoint.places import Location
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
+from sabot.logs import LOG_LEVELS
 from sabot.options import options_of
 from sabot.plan import Plan
 from sabot.plan.drawing import SHARES, svg
 from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
+from sabot.web.access import ConsoleSession, Role
 from sabot.web.charts import curve
 from sabot.web.figures import FigureRings
 from sabot.web.kept import KeptCheckpoints
+from sabot.web.log_ring import LogLine, LogRing, first_page, log_rows
 from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
 from sabot.web.texts import duration, nbytes, number
 
@@ -67,7 +70,7 @@ _STEP_TITLES = {  # of the columns of the table of steps, by the name in the rec
 class Screen:
     """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
     page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
-    None if it has no table.
+    None if it has no table. `role`: "act" if it shows texts that can contain data, which sessions that may only read do not get.
     """
 
     title: str
@@ -76,13 +79,19 @@ class Screen:
     facts: Callable[[Query], dict[str, Any]]
     more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
     rows: Callable[[Query], list[dict[str, Any]]] | None = None
+    role: Role = "read"
+
+    def open_to(self, session: ConsoleSession) -> bool:
+        """Returns True if the session may see this screen."""
+        return self.role in ("read", session.role)
 
 
 class Screens:
     """The screens of a running app, and its actions. Used by the thread of the server."""
 
-    def __init__(self, app: "App", figures: FigureRings) -> None:
+    def __init__(self, app: "App", figures: FigureRings, log: LogRing) -> None:
         self.app = app
+        self._log = log
         self.figures = figures
         self._began = SYSTEM_CLOCK.time()
         self._known_plan: Plan | None = None
@@ -102,6 +111,9 @@ class Screens:
                 self._read_checkpoints,
                 self._kept.rows,
             )
+        self.screens["log"] = Screen(
+            "Log", "/log", ("log",), self._log_facts, self._log_levels, self._log_rows, role="act"
+        )
         self.actions: dict[str, Action] = {"stop": self._stop}
         if self._kept.app is not None:
             self.actions |= {
@@ -160,6 +172,21 @@ class Screens:
         """
         place, app = self._savepoint_at_stop, self._kept.app
         return None if place is None or app is None else copy_checkpoint(app, place)
+
+    # -- the log ------------------------------------------------------------------------------------------------------
+
+    def _log_lines(self, query: Query) -> list[LogLine]:
+        return self._log.lines(query.get("level", ""), query.get("q", ""))
+
+    def _log_facts(self, query: Query) -> dict[str, Any]:
+        lines = self._log_lines(query)
+        return {"shown": first_page(lines), "found": len(lines)}
+
+    async def _log_levels(self, query: Query) -> dict[str, Any]:
+        return {"levels": LOG_LEVELS}
+
+    def _log_rows(self, query: Query) -> list[dict[str, Any]]:
+        return log_rows(self._log_lines(query))
 
     # -- the app ------------------------------------------------------------------------------------------------------
 

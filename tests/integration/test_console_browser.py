@@ -131,6 +131,23 @@ def test_the_steps_are_sorted_and_searched(visit: Visit) -> None:
     assert "map_batches" not in text
 
 
+def test_the_log_is_searched_by_text_step_and_level(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Log", exact=True).click()
+    rows = page.locator("tbody tr")
+    line = rows.filter(has_text="the first row went to the dead letters")
+    expect(line).to_contain_text("warning", timeout=15_000)
+    page.get_by_label("Search").fill("NOTHING of this")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_text(["No line is like this."])
+    page.get_by_label("Search").fill("READ-1")
+    page.get_by_label("Level").select_option("warning")
+    page.get_by_role("button", name="Show").click()
+    expect(rows.first).to_contain_text("read-1")
+    page.wait_for_timeout(1_500)
+    expect(rows.first).to_contain_text("read-1")
+
+
 def test_the_keyboard_reaches_everything_and_keeps_its_place(visit: Visit) -> None:
     page = visit.page
     for _ in range(20):
