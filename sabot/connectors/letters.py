@@ -13,6 +13,7 @@ import base64
 import binascii
 import itertools
 import json
+import logging
 import re
 import secrets
 from bisect import bisect_right
@@ -25,14 +26,17 @@ import pyarrow as pa
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.arrays import shown
-from sabot.clock import SYSTEM_CLOCK
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, message_of
 from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
+_log = logging.getLogger(__name__)
+
 _MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
 _REASONS, _REASON_CHARACTERS = 16, 100
+_EVERY_S = 60.0  # the least time between two lines of the log about the dead letters of one place
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
 _PREFIX = "sabot."
 _ORIGIN = "sabot.topic"  # the first header that Sabot adds
@@ -91,6 +95,53 @@ class ReasonCounts:
     def statistics(self) -> dict[str, int]:
         """Returns the counts by reason."""
         return dict(self._counts)
+
+
+class LetterLog:
+    """A log of the dead letters of one place, such as a source. It logs the first one at once; later ones are counted,
+    and logged by reason at most once a minute and at the end. Belongs to one thread.
+    """
+
+    def __init__(self, reasons: ReasonCounts, clock: Clock) -> None:
+        """`reasons`: the counts of the place, which the caller has increased before it calls `note`."""
+        self._reasons, self._clock = reasons, clock
+        self._logged: dict[str, int] | None = None  # the counts that were logged; None before the first dead letter
+        self._logged_at = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """True once a dead letter was logged."""
+        return self._logged is not None
+
+    def begin(self, reason: str, first: str, *given: object) -> None:
+        """Logs the first dead letter. `reason`: its error, as in `ReasonCounts.add`. `first`, `given`: the message and
+        its arguments.
+        """
+        _log.warning(first, *given)
+        one = ReasonCounts()
+        one.add(reason)
+        self._logged, self._logged_at = one.statistics(), self._clock.monotonic()
+
+    def note(self, name: str) -> None:
+        """Logs the number of dead letters since the last line, if that line is a minute old. `name`: the place."""
+        if self._clock.monotonic() - self._logged_at >= _EVERY_S:
+            self.flush(name)
+
+    def flush(self, name: str) -> None:
+        """Logs the number of dead letters since the last line, if there are any. Called at the end."""
+        if self._logged is None:
+            return
+        counts, now = self._reasons.statistics(), self._clock.monotonic()
+        more = {reason: count - self._logged.get(reason, 0) for reason, count in counts.items()}
+        more = {reason: count for reason, count in more.items() if count}
+        if not more:
+            return
+        by_reason = "; ".join(f"{count:,} × {reason}" for reason, count in more.items())
+        _log.warning(
+            "%s: %s more dead letters in %.0f s: %s",
+            *(name, f"{sum(more.values()):,}", now - self._logged_at, by_reason),
+        )
+        self._logged, self._logged_at = counts, now
 
 
 def letter_headers(

@@ -19,6 +19,7 @@ from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
+from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, start_afresh
@@ -332,6 +333,7 @@ class Build:
             inferred=node.schema if node.inferred else None,
             format=format_facts(node.format, codec),
             clock=self.settings.clock,
+            letters_to=_letters_to(node) if self.settings.has_dead_letters else "",
         )
         task.input = source_input
         source_input.said_time = node.said_time if reading.timed else ""
@@ -532,3 +534,9 @@ def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:
     for node in walk(ends):
         sinks += [getattr(node, name, None) for name in ("late", "late_right", "dead_letter")]
     return [sink for sink in sinks if isinstance(sink, Sink)]
+
+
+def _letters_to(node: Read) -> str:
+    """Returns the name of the topic or sink of a stream's dead letters."""
+    given = node.dead_letter
+    return f"topic {dead_letter_topic(given, node.name)}" if isinstance(given, str) else f"sink {given.name}"

@@ -35,7 +35,7 @@ from sabot.connectors.defaults import (
     record_bytes_of,
     with_headers,
 )
-from sabot.connectors.letters import ReasonCounts, letters_of
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of
 from sabot.connectors.places import Place
 from sabot.errors import RegistryUnavailable, UserError
 from sabot.operators.base import COMPLETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
@@ -287,10 +287,14 @@ class SourceInput(Reader):
         inferred: pa.Schema | None,
         format: Mapping[str, Any],
         clock: Clock,
+        letters_to: str = "",
     ) -> None:
+        """`dead_letter`: writes dead letters. `letters_to`: the name of the topic or sink that gets them, for the log."""
         super().__init__(name, source)
         self.dead_letters = 0
         self.reasons = ReasonCounts()
+        self._letter_log = LetterLog(self.reasons, clock)
+        self._letters_to = letters_to
         # The sources that wait until the rows that were there at the start have been read, or "" if none waits.
         self.awaited_by = ""
         self._next_told_ms = 0
@@ -585,11 +589,15 @@ class SourceInput(Reader):
         self._bury(records, reasons, batch.topic or self.source.name)
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
-        if not self.dead_letters:
-            _log.warning("%s: the first row went to the dead letters: %.1000s", topic, reasons[0])
         self.dead_letters += records.num_rows
         for reason in reasons:
             self.reasons.add(reason)
+        if self._letter_log.begun:
+            self._letter_log.note(self.name)
+        else:
+            place = f" ({self._letters_to})" if self._letters_to else ""
+            first = "%s: the first row went to the dead letters%s: %.1000s"
+            self._letter_log.begin(reasons[0], first, topic, place, reasons[0])
         self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:
@@ -607,6 +615,10 @@ class SourceInput(Reader):
             "latest_ms": self.watermarks.latest_ms,
             "silent_ms": self.watermarks.silent(self._positions, self._now_ms()),
         }
+
+    def close(self) -> None:
+        self._letter_log.flush(self.name)
+        super().close()
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)

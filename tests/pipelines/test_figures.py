@@ -1,6 +1,7 @@
 """What `app.statistics()` says of a running app: where its time goes, and which rows came along which edge."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import sabot
 from sabot import App, CheckpointFailed, col, tumbling
 from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.connectors.letters import LetterLog, ReasonCounts
 from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 from tools.agent_tools import bounded, publish, until
 
@@ -164,6 +166,37 @@ async def test_dead_letters_are_counted_by_step_and_reason(memory_url: str) -> N
         assert sorted(value for (operator, _), value in reasons.items() if operator == "read-1/0") == [1, 2]
     finally:
         await bounded(app.stop())
+
+
+async def test_the_first_dead_letter_is_logged_with_its_reason_and_topic_and_the_others_by_reason_at_the_stop(
+    memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("shop", broker=memory_url)
+    app.stream("rows", schema={"n": "int64"}, until="now").to("checked")
+    MemoryBroker.get(memory_url).publish("rows", [b"{", b'{"n": "x"}', b'{"n": "y"}', {"n": 1}])
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        await bounded(app.run())
+    first, rest = [line for line in caplog.messages if "dead letters" in line]
+    assert first.startswith("rows: the first row went to the dead letters (topic rows.dlq): ")
+    assert rest.startswith("rows: 2 more dead letters in 0 s: 2 × ")
+
+
+def test_dead_letters_are_logged_at_once_then_once_a_minute_by_reason(caplog: pytest.LogCaptureFixture) -> None:
+    clock, reasons = ManualClock(), ReasonCounts()
+    log = LetterLog(reasons, clock)
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        reasons.add("row 1 is no JSON", 3)
+        log.begin("row 1 is no JSON", "%s: the first row", "rows")
+        assert log.begun
+        clock.advance(59)
+        reasons.add("row 7 has no time")
+        log.note("rows")
+        assert caplog.messages == ["rows: the first row"]
+        clock.advance(1)
+        log.note("rows")
+        assert caplog.messages[1:] == ["rows: 3 more dead letters in 60 s: 2 × row … is no JSON; 1 × row … has no time"]
+        log.flush("rows")
+        assert len(caplog.messages) == 2
 
 
 async def test_a_checkpoint_says_when_it_was_complete_and_why_it_failed(memory_url: str) -> None:
