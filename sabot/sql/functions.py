@@ -87,7 +87,8 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
     function = FUNCTIONS.get(name.text.upper())
     if function is None:
         known = [*FUNCTIONS, *AGGREGATES, *registered]
-        raise SqlFault(name.span, f"there is no function {name.text}", list_names(name.text, known))
+        hint = _ELSEWHERE.get(name.text.upper()) or list_names(name.text, known)
+        raise SqlFault(name.span, f"there is no function {name.text}", hint)
 
     def made(arguments: CallArguments) -> Expr:
         count = len(arguments)
@@ -98,6 +99,21 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
         return function.make(arguments)
 
     return made
+
+
+_WINDOW_TABLE = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
+_WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
+
+_ELSEWHERE = {
+    "DATE_TRUNC": "FLOOR(ts TO HOUR)",
+    "ISNULL": "IFNULL(x, y), or x IS NULL",
+    "NVL": "COALESCE(x, y)",
+    "TIME_BUCKET": _WINDOW_TABLE,
+    "WINDOW": _WINDOW_TABLE,
+    "TUMBLE_START": _WINDOW_GROUP,
+    "TUMBLE_END": _WINDOW_GROUP,
+}
+"""What to write for functions of other dialects, and for those that need their group."""
 
 
 def is_known(name: str) -> bool:
