@@ -29,6 +29,7 @@ from sabot.arrays import shown
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, message_of
+from sabot.logs import warn_of_users_error
 from sabot.redaction import scrubbed, visible
 from sabot.stored_names import stored_name
 
@@ -102,9 +103,11 @@ class LetterLog:
     and logged by reason at most once a minute and at the end. Belongs to one thread.
     """
 
-    def __init__(self, reasons: ReasonCounts, clock: Clock) -> None:
-        """`reasons`: the counts of the place, which the caller has increased before it calls `note`."""
-        self._reasons, self._clock = reasons, clock
+    def __init__(self, reasons: ReasonCounts, clock: Clock, rows: str = "dead letters") -> None:
+        """`reasons`: the counts of the place, which the caller has increased before it calls `note`. `rows`: the name of
+        the counted rows in the log.
+        """
+        self._reasons, self._clock, self._rows = reasons, clock, rows
         self._logged: dict[str, int] | None = None  # the counts that were logged; None before the first dead letter
         self._logged_at = 0.0
 
@@ -113,11 +116,14 @@ class LetterLog:
         """True once a dead letter was logged."""
         return self._logged is not None
 
-    def begin(self, reason: str, first: str, *given: object) -> None:
-        """Logs the first dead letter. `reason`: its error, as in `ReasonCounts.add`. `first`, `given`: the message and
-        its arguments.
+    def begin(self, reason: BaseException | str, first: str, *given: object) -> None:
+        """Logs the first dead letter. `reason`: its error, as in `ReasonCounts.add`; if it is an exception, the
+        traceback of the user's code is logged too. `first`, `given`: the message and its arguments.
         """
-        _log.warning(first, *given)
+        if isinstance(reason, BaseException):
+            warn_of_users_error(_log, reason, first, *given)
+        else:
+            _log.warning(first, *given)
         one = ReasonCounts()
         one.add(reason)
         self._logged, self._logged_at = one.statistics(), self._clock.monotonic()
@@ -138,8 +144,8 @@ class LetterLog:
             return
         by_reason = "; ".join(f"{count:,} × {reason}" for reason, count in more.items())
         _log.warning(
-            "%s: %s more dead letters in %.0f s: %s",
-            *(name, f"{sum(more.values()):,}", now - self._logged_at, by_reason),
+            "%s: %s more %s in %.0f s: %s",
+            *(name, f"{sum(more.values()):,}", self._rows, now - self._logged_at, by_reason),
         )
         self._logged, self._logged_at = counts, now
 

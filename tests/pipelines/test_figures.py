@@ -181,6 +181,41 @@ async def test_the_first_dead_letter_is_logged_with_its_reason_and_topic_and_the
     assert rest.startswith("rows: 2 more dead letters in 0 s: 2 × ")
 
 
+async def test_rows_that_an_expression_refuses_are_logged_by_step_at_the_stop(
+    memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("shop", broker=memory_url)
+    rows = app.stream("rows", schema={"n": "string"}, until="now", on_error="dead_letter")
+    rows.select(n=col("n").cast("int64")).to("checked")
+    MemoryBroker.get(memory_url).publish("rows", [{"n": text} for text in ("1", "x", "y")])
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        await bounded(app.run())
+    first, rest = caplog.messages
+    assert ", the first one: " in first
+    assert ": 1 more dead letters in 0 s: 1 × " in rest
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("dead_letter", "dead letters"), ("null", "rows with null")])
+async def test_rows_for_which_a_step_fails_are_logged_at_the_first_and_by_class_of_error_at_the_stop(
+    policy: str, rows: str, memory_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App("shop", broker=memory_url)
+
+    def check(row: dict[str, Any]) -> Any:
+        if row["n"] < 3:
+            raise KeyError(row["n"])
+        yield row
+
+    schema = {"n": "int64"}
+    app.stream("rows", schema=schema, until="now").flat_map(check, schema=schema, on_error=policy).to("checked")
+    MemoryBroker.get(memory_url).publish("rows", [{"n": n} for n in range(5)])
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        await bounded(app.run())
+    first, rest = caplog.messages
+    assert ", the first one: " in first
+    assert f": 2 more {rows} in 0 s: 2 × KeyError" in rest
+
+
 def test_dead_letters_are_logged_at_once_then_once_a_minute_by_reason(caplog: pytest.LogCaptureFixture) -> None:
     clock, reasons = ManualClock(), ReasonCounts()
     log = LetterLog(reasons, clock)

@@ -217,6 +217,7 @@ class Process(StatefulOperator, HasBranches):
 
     def close(self) -> None:
         if self._state is not None:
+            self._state.bad.close()
             self._state.values.shut()
             self._state.timer_state.close()
 

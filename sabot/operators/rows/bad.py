@@ -9,7 +9,6 @@ that, all its rows are treated as failed.
 A row that failed is *set apart*: it is counted, and becomes a dead letter or a row of nulls, as `on_error=` says.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,9 +19,8 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
 from sabot.codecs.engine_columns import UPDATE_AFTER
-from sabot.connectors.letters import ReasonCounts, letters_of_rows
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
-from sabot.logs import warn_of_users_error
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
@@ -30,8 +28,6 @@ from sabot.operators.rows.origin import of_selected
 from sabot.os_errors import is_environment_error
 from sabot.redaction import scrubbed
 from sabot.stored_names import stored_name
-
-_log = logging.getLogger(__name__)
 
 CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
@@ -54,6 +50,7 @@ class BadRows:
         self._context = context
         self._letters = context.dead_letters
         self.nulls = policy == "null"
+        self._log = LetterLog(self._reasons, context.clock, "rows with null" if self.nulls else "dead letters")
         self.fails = policy == "fail" or (policy == "dead_letter" and self._letters is None)
 
     def are_at_fault(self, error: Exception) -> bool:
@@ -94,22 +91,28 @@ class BadRows:
 
     def set_apart(self, batch: Batch, errors: Mapping[int, BaseException]) -> None:
         """Counts these rows as failed, and writes them to the dead letters if the policy says so. The first one is
-        logged.
+        logged at once, later ones by the class of their error at most once a minute.
 
         `errors`: the error of each row, by the row's index among the selected rows.
         """
         if not errors:
             return
-        if not self.count:
-            row, error = next(iter(errors.items()))
-            what = "null in a row" if self.nulls else "a row was set apart"
-            said = scrubbed(self.message(batch, row, error))
-            warn_of_users_error(_log, cause_of(error), "%s: %s, the first one: %s", self.step, what, said)
         self.count += len(errors)
         for error in errors.values():
             self._reasons.add(cause_of(error))
+        if self._log.begun:
+            self._log.note(self.step)
+        else:
+            row, error = next(iter(errors.items()))
+            what = "null in a row" if self.nulls else "a row was set apart"
+            said = scrubbed(self.message(batch, row, error))
+            self._log.begin(cause_of(error), "%s: %s, the first one: %s", self.step, what, said)
         if self._letters is not None and not self.nulls:
             self._letters(self._letters_of(batch, errors))
+
+    def close(self) -> None:
+        """Logs the failed rows that were only counted. Called at the end of the step."""
+        self._log.flush(self.step)
 
     def statistics(self) -> dict[str, Any]:
         """Returns the number of rows that were set apart, in total and by the class of their error. Returns an empty

@@ -108,6 +108,10 @@ class Explode(Operator):
             raise errors[int(numbers[0])]
         self._bad.set_apart(batch, errors)
 
+    def close(self) -> None:
+        if hasattr(self, "_bad"):
+            self._bad.close()
+
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics()
 

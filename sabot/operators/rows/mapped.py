@@ -88,6 +88,10 @@ class MapBatches(Operator):
         made = nulls_of(self._nullable, batch.num_rows)
         return made.append_column(TIME_COLUMN, batch.data.column(TIME_COLUMN)) if self._timed else made
 
+    def close(self) -> None:
+        if hasattr(self, "_bad"):
+            self._bad.close()
+
     def statistics(self) -> dict[str, Any]:
         return {"function": self.name, **self._bad.statistics()}
 
@@ -299,6 +303,10 @@ class FlatMap(Operator):
         if self._own_time:  # the rows in place of rows that failed have the input's time
             times = pc.coalesce(to_ms(made.column(self.time)), times)
         return made.append_column(TIME_COLUMN, times)
+
+    def close(self) -> None:
+        if hasattr(self, "_bad"):
+            self._bad.close()
 
     def statistics(self) -> dict[str, Any]:
         return {"function": self.name, **self._bad.statistics()}

@@ -76,6 +76,10 @@ class Filter(Operator):
             batch = pairs_split(batch)
         self.emit(reselected(batch, kept, hashes))
 
+    def close(self) -> None:
+        if hasattr(self, "_rows"):
+            self._rows.close()
+
     def statistics(self) -> dict[str, Any]:
         return {"rows_in": self.rows_in, "rows_out": self.rows_out, **self._rows.statistics()}
 
@@ -97,6 +101,10 @@ class Select(Operator):
         made = self._outputs(batch)
         if made is not None:
             self.emit(made)
+
+    def close(self) -> None:
+        if hasattr(self, "_outputs"):
+            self._outputs.close()
 
     def statistics(self) -> dict[str, Any]:
         return self._outputs.statistics()
@@ -122,6 +130,10 @@ class WithColumns(Operator):
         made = self._outputs(batch)
         if made is not None:
             self.emit(made)
+
+    def close(self) -> None:
+        if hasattr(self, "_outputs"):
+            self._outputs.close()
 
     def statistics(self) -> dict[str, Any]:
         return self._outputs.statistics()
@@ -170,6 +182,10 @@ class EndVersions(Operator):
             pc.fill_null(mask, pa.scalar(False)), batch.data.column(self._op), pa.scalar(DELETE, pa.int8())
         )
         self.emit(of_selected(batch, batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
+
+    def close(self) -> None:
+        if hasattr(self, "_rows"):
+            self._rows.close()
 
     def statistics(self) -> dict[str, Any]:
         return self._rows.statistics()
@@ -266,6 +282,9 @@ class _RowExpressions:
         kept = left if batch.selection is None else batch.selection.take(left)
         return reselected(batch, kept, batch.hashes), True, [each.take(left) for each in values]
 
+    def close(self) -> None:
+        self._bad.close()
+
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics()
 
@@ -318,6 +337,10 @@ class _OutputColumns:
             return of_selected(batch, made)
         made_of = with_columns_of(batch, made)
         return made_of if self._keep_hashes or batch.hashes is None else reselected(made_of, batch.selection, None)
+
+    def close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
 
     def statistics(self) -> dict[str, Any]:
         return {} if self._rows is None else self._rows.statistics()

@@ -212,6 +212,10 @@ class NewTime(StatefulOperator, HoldsMarks):
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "with_time"}
 
+    def close(self) -> None:
+        if hasattr(self, "_bad"):
+            self._bad.close()
+
     def statistics(self) -> dict[str, Any]:
         return self._bad.statistics() if hasattr(self, "_bad") else {}
 
