@@ -81,6 +81,12 @@ NOT_AN_ALIAS = frozenset(
 )
 """The words that are not read as an alias without AS, nor as a column without quotes: they begin a clause."""
 
+_ELSEWHERE = {
+    "CHANGES": "leave EMIT CHANGES out: a query without a window gives its changes",
+    "ILIKE": "LOWER(text) LIKE 'u%'",
+}
+"""What to write for words of other dialects."""
+
 _CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
 
 
@@ -230,6 +236,7 @@ class TokenCursor:
         """Raises SqlFault: something else was expected here."""
         token = self.token
         context = f" {where}" if where else ""
+        hint = hint or _ELSEWHERE.get(token.word, "")
         if not hint:
             wanted = [what] if what.isupper() else _CLAUSES
             for wrong in (token, self.tokens[max(0, self.at - 1)]):

@@ -160,7 +160,8 @@ class Parser(Queries):
             if what == "MATERIALIZED":
                 hint = "write CREATE TABLE … WITH (…) and INSERT INTO it"
                 raise SqlFault(self.token.span, "CREATE MATERIALIZED … is not supported", hint)
-            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind CREATE")
+            hint = "write CREATE VIEW … AS SELECT …, or CREATE TABLE … WITH (…)" if what == "STREAM" else ""
+            self.expected("TABLE, VIEW, FUNCTION or MODEL", "behind CREATE", hint)
         self.next()
         maybe = bool(self.is_word("IF") and self.expect_word("IF", "NOT", "EXISTS"))
         name = self.qualified(f"the name of the {what.lower()}")

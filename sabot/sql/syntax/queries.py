@@ -207,7 +207,7 @@ class Queries(Expressions):
             elif self.take_word("USING"):
                 using = self.in_parentheses(self.column_name, "of USING")
             elif not (isinstance(right, TableFunction) and right.lateral) and self._needs_condition(right):
-                self.expected("ON or USING", "behind the joined table")
+                self.expected("ON or USING", "behind the joined table", "FROM a JOIN b ON a.id = b.id")
         return JoinSource(kind, left, right, on, using, self.since(left.span))
 
     def _needs_condition(self, right: Source) -> bool:

@@ -111,6 +111,10 @@ def _runs_on(before: SqlToken, token: SqlToken) -> bool:
     return before.kind in numbers and token.kind in (TokenKind.NAME, *numbers)
 
 
+_ELSEWHERE = {"~": "REGEXP(text, pattern)"}
+"""What to write for operators of other dialects."""
+
+
 def _unreadable(source: str, at: int) -> SqlFault:
     begin = source[at]
     if begin in _UNFINISHED:
@@ -119,4 +123,4 @@ def _unreadable(source: str, at: int) -> SqlFault:
         return SqlFault(Span(at, len(source) if end < 0 else end), message, hint)
     if begin in "‘’“”":
         return SqlFault(Span(at, at + 1), f"{begin} is a typographic quote", "a string has single quotes: 'text'")
-    return SqlFault(Span(at, at + 1), f"{begin!r} has no meaning in SQL")
+    return SqlFault(Span(at, at + 1), f"{begin!r} has no meaning in SQL", _ELSEWHERE.get(begin, ""))

@@ -91,9 +91,24 @@ WRONG = [
         "FLOOR(ts TO HOUR)",
     ),
     (
+        "SELECT * FROM flights WHERE carrier ILIKE 'u%'",
+        "1:37: expected ; or the end of the statement, found ILIKE",
+        "LOWER(text) LIKE 'u%'",
+    ),
+    (
+        "SELECT * FROM flights WHERE carrier ~ 'U'",
+        "1:37: '~' has no meaning in SQL",
+        "REGEXP(text, pattern)",
+    ),
+    (
         "SELECT TUMBLE_START(ts, INTERVAL '1' HOUR), COUNT(*) FROM flights GROUP BY carrier",
         "1:8: there is no function TUMBLE_START",
         "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)",
+    ),
+    (
+        "SELECT carrier, COUNT(*) FROM flights GROUP BY carrier EMIT CHANGES",
+        "1:61: expected ON, found CHANGES",
+        "leave EMIT CHANGES out: a query without a window gives its changes",
     ),
     (
         "SELECT window(ts, '1 hour'), COUNT(*) FROM flights GROUP BY window(ts, '1 hour')",
@@ -146,6 +161,11 @@ WRONG = [
         "did you mean INTO?",
     ),
     (
+        "SELECT * FROM flights JOIN plain",
+        "1:33: expected ON or USING behind the joined table, found the end of the text",
+        "FROM a JOIN b ON a.id = b.id",
+    ),
+    (
         "SELECT * FROM flights JOIN plain ON flights.delay > plain.id",
         "1:15: a join needs a column of each table that are equal",
         "FROM a JOIN b ON a.id = b.id",
@@ -179,6 +199,11 @@ WRONG = [
         "ALTER TABLE flights ADD COLUMN x INT",
         "1:1: ALTER is not supported",
         "write a new CREATE TABLE",
+    ),
+    (
+        "CREATE STREAM s AS SELECT * FROM flights",
+        "1:8: expected TABLE, VIEW, FUNCTION or MODEL behind CREATE, found STREAM",
+        "write CREATE VIEW … AS SELECT …, or CREATE TABLE … WITH (…)",
     ),
     (
         "CREATE MATERIALIZED VIEW v AS SELECT * FROM flights",
