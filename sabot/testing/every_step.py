@@ -261,8 +261,12 @@ def _report(directory: Path) -> Path:
 
 
 def _log_of(directory: Path) -> str:
+    """Returns the end of the process's log, without faulthandler's long line of extension modules."""
     log = _log(directory)
-    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+    if not log.exists():
+        return ""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-20_000:]
 
 
 # -- in the process -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ GAP = 4_000
 WINDOWS = {"tumbling": tumbling("1m"), "hopping": hopping("1m", "20s"), "session": session("4s")}
 
 
+def rows_in(app):
+    return sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values())
+
+
 def make_rows(rng, count):
     """Event time rises about 100 ms a row, up to 3 s out of order; amounts are multiples of 1/64."""
     for number in range(count):
@@ -179,9 +183,6 @@ async def test_stop_keeps_windows_open_and_drain_closes_them(memory_url, tmp_pat
         stream.aggregate(n=sabot.count()).to("minutes")
         return app
 
-    def rows_in(app):
-        return sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values())
-
     first = app()
     publish(first, "orders", [{"k": "a", "ts": 1000}, {"k": "a", "ts": 2000}])
     await first.start()
@@ -279,6 +280,7 @@ async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refuse
     first = app(tumbling("1m"))
     publish(first, "orders", [{"k": "a", "ts": 1000}])
     await first.start()
+    await until(lambda: rows_in(first) == 1)
     await bounded(first.stop())
     with pytest.raises(UserError, match=r"tumbling window.*--drop tumbling-1"):
         await app(session("1m")).start()
