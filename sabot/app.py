@@ -230,12 +230,27 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             self._captured = None
 
     def explain_ends(self, ends: Sequence[StreamEnd], form: str, checkpoint: str | None) -> str:
-        """Returns the plan of these ends of streams; called by EXPLAIN of SQL. `form`, `checkpoint`: see
-        `runtime.explaining`.
-        """
-        from sabot.runtime.explaining import explain_ends
+        """Returns the plan of these ends of streams; called by EXPLAIN of SQL. `form`: see `runtime.explaining`.
 
-        return explain_ends(self.id, ends, self.settings.parallelism, form, checkpoint)
+        `checkpoint`: the place of checkpoints, or None. If it is given, returns what a start of the whole app with these
+        ends would do with each state.
+        """
+        from sabot.kafka import open_sink
+        from sabot.runtime.explaining import explain_against, explain_ends
+
+        runtime = self.agent_runtime
+        agents = {id: agent.spec for id, agent in runtime.agents.items()}
+        if checkpoint is None:
+            return explain_ends(ends, agents, self.settings.parallelism, form)
+        every = [*runtime.writes, *ends]
+        return explain_against(
+            self.id,
+            every,
+            agents,
+            self.settings.parallelism,
+            lambda topic: open_sink(topic, self.broker, self.settings.kafka),
+            checkpoint,
+        )
 
     def sql(self, text: str, /, **values: Any) -> Stream | pa.Table | str | None:
         """Runs SQL statements, in the language of Flink SQL, and returns the result of the last one: the stream of a

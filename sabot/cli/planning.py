@@ -1,15 +1,13 @@
 """`sabot plan`: shows the plan of a program, and whether the program could continue from a checkpoint."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sabot.api.agent import AgentSpec
 from sabot.app import App
-from sabot.checkpoint import Manifest, StoredTask
+from sabot.checkpoint import Manifest
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app, use_functions
 from sabot.cli.options import Functions, Target
@@ -17,28 +15,13 @@ from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.connectors.base import Source
 from sabot.connectors.defaults import columns_of
-from sabot.delivery import undelivered
 from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.logs import set_up_logging
-from sabot.operators.agents.timers import state_name
-from sabot.plan import Plan, Verdict, once_more, svg
-from sabot.runtime.decoding import changed_format
+from sabot.plan import Plan, once_more, svg
 from sabot.runtime.facts import check_facts
-from sabot.runtime.restore import check_app, plan_of, readers_in, sinks_of, verdicts_of
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """The outcome, after a start, for the stored state of one operator or agent, or for output that is not delivered yet."""
-
-    id: str
-    outcome: str  # one of keep, migrate, new, drop, refuse; for an aggregate one of keep, add, drop, refuse
-    before: str
-    now: str
-    why: str
-    lost: bool = False
-    ways: list[str] = field(default_factory=list)  # the options with which the user gives the state up
+from sabot.runtime.outcomes import outcomes_of
+from sabot.runtime.restore import check_app, plan_of
 
 
 def plan(
@@ -94,7 +77,12 @@ def plan(
         check_app(manifest, app.id)
         check_facts(manifest)
         spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop this state again
-        outcomes = _outcomes(app, manifest, frozenset(drop or ()) - spent)
+        outcomes = outcomes_of(
+            *(_plan(app, manifest), manifest, frozenset(drop or ()) - spent),
+            ends=app.agent_runtime.writes,
+            agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
+            open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
+        )
         if json:
             for one in outcomes:
                 json_line(asdict(one))
@@ -145,7 +133,7 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
     made = plan_of(
         app.agent_runtime.writes,
         manifest,
-        agents=_specs(app),
+        agents=[agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None],
         parallelism=app.settings.parallelism,
         infer=lambda node, readers: (
             columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
@@ -153,100 +141,3 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
     )
     made.check()
     return made
-
-
-def _outcomes(app: App, manifest: Manifest, drop: Iterable[str]) -> list[_Outcome]:
-    made = _plan(app, manifest)
-    outcomes = [one for each in verdicts_of(made, manifest, drop) for one in _stream_outcomes(each)]
-    return [
-        *outcomes,
-        *_format_outcomes(app, made, manifest),
-        *_agent_outcomes(app, manifest),
-        *_output_outcomes(app, made, manifest),
-    ]
-
-
-def _format_outcomes(app: App, made: Plan, manifest: Manifest) -> Iterator[_Outcome]:
-    """Yields an outcome for each topic whose records are now read in another format than at the checkpoint."""
-    sources = {name: facts for task in _agent_tasks(manifest) for name, facts in task.meta["sources"].items()}
-    reads = [(stage.id, stage.reading.node) for stage in made.stages if stage.reading is not None]
-    read = [(id, node.name, node.format, readers_in(manifest, node.name)) for id, node in reads]
-    for spec in _specs(app):
-        for topic in spec.topics:
-            name = f"{spec.agent_id}/{topic}"
-            read.append((name, topic, spec.format, [sources[name]] if name in sources else []))
-    for id, topic, format, readers in read:
-        if before := next(filter(None, (changed_format(format, facts) for facts in readers)), ""):
-            why = "the records after its positions are read in the new format"
-            yield _Outcome(id, "migrate", f"{topic} as {before}", f"{topic} as {format.description}", why)
-
-
-def _stream_outcomes(verdict: Verdict) -> Iterator[_Outcome]:
-    """Yields the outcome for an operator and, if one of its aggregates changes, the outcomes for all its aggregates."""
-    ways = verdict.ways if verdict.loses else []
-    yield _Outcome(
-        verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.why, verdict.loses, ways
-    )
-    if any(part.outcome != "keep" or part.why for part in verdict.parts):
-        for part in verdict.parts:
-            yield _Outcome(f"{verdict.id}.{part.name}", part.outcome, part.before or "", part.now or "", part.why)
-
-
-def _output_outcomes(app: App, made: Plan, manifest: Manifest) -> list[_Outcome]:
-    """Returns an outcome for each output that waits for a sink which the program no longer has: a start is refused."""
-    sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.settings.kafka))
-    return [
-        _Outcome(
-            track_id,
-            "refuse",
-            f"sink {track.sink}",
-            "",
-            f"{sum(part.rows for part in track.pending)} rows are not delivered into it, {why}",
-            True,
-        )
-        for track_id, track, why in undelivered(manifest, sinks)
-    ]
-
-
-def _specs(app: App) -> list[AgentSpec]:
-    return [agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None]
-
-
-def _agent_tasks(manifest: Manifest) -> list[StoredTask]:
-    return [task for task in manifest.tasks.values() if "agents" in task.meta]
-
-
-def _agent_outcomes(app: App, manifest: Manifest) -> list[_Outcome]:
-    """Returns the outcomes for agents, their positions and their timers.
-
-    Agents are matched by their id, and positions by agent and topic. The keyed state of an agent that the program no longer has stays in
-    the checkpoints.
-    """
-    stored = _agent_tasks(manifest)
-    kept = {agent: facts for task in stored for agent, facts in task.meta["agents"].items()}
-    positions = {name for task in stored for name in task.meta["sources"]}
-    outcomes = []
-    timed = {spec.agent_id for spec in _specs(app) if spec.on_timer is not None}
-    for agent in app.agent_runtime.agents:
-        known = agent in kept
-        outcomes.append(
-            _Outcome(
-                agent,
-                "keep" if known else "new",
-                "",
-                f"agent {agent}",
-                "" if known else "it begins at its start=",
-                False,
-            )
-        )
-    for agent, facts in kept.items():
-        if any(state_name(agent) in task.states for task in stored) and agent not in timed:
-            why = "no agent of this name has on_timer= now; the timers that it had set are dropped"
-            outcomes.append(_Outcome(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
-        if agent not in app.agent_runtime.agents:
-            sources = sorted(name.removeprefix(f"{agent}/") for name in positions if name.startswith(f"{agent}/"))
-            why = f"this program has no such agent; its position in {', '.join(sources)} is dropped"
-            if facts["unfinished"]:
-                why += ", and so are the records that it had not finished"
-            outcomes.append(_Outcome(agent, "drop", f"agent {agent}", "", why, True))
-    return outcomes

@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.api.nodes.origin import NO_ORIGIN, StepOrigin
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 from sabot.codecs.records import RECORD_SCHEMA
@@ -146,6 +147,7 @@ class StepInfo:
     `path`: a digest of all steps before the operator, by which a start finds the state of a step without a name.
     `event_time`: the expressions, as text, that gave the event times in the state, or "" if the state has none.
     `lineage`: for each input, the tables whose changes come through it, as JSON values (`plan.lineage`).
+    `origin`: the statement of a script that made the step.
     """
 
     id: str = ""
@@ -154,6 +156,7 @@ class StepInfo:
     path: str = ""
     event_time: str = ""
     lineage: Sequence[Any] = ()
+    origin: StepOrigin = NO_ORIGIN
 
 
 _ABILITIES: dict[str, type["Operator"]] = {}  # by the name of a member, the ability that defines it
@@ -387,6 +390,7 @@ class Stateful(Restorable, ABC, ability=True):
         step = self.step
         about = {"named": step.named, "path": step.path, "event_time": step.event_time, "groups": groups}
         about |= {"lineage": step.lineage} if step.lineage else {}
+        about |= {"origin": step.origin.name} if step.origin.name else {}
         return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
 

@@ -17,7 +17,7 @@ from sabot.plan.drawing import svg
 from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, walk, with_schemas
-from sabot.plan.planner import make_plan
+from sabot.plan.planner import SavedSource, make_plan
 from sabot.plan.stages import Plan, check_alike
 from sabot.plan.verdicts import Planned, Verdict
 
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Reading",
+    "SavedSource",
     "Stage",
     "Step",
     "Verdict",

@@ -3,9 +3,9 @@ state. Pure functions.
 
 An operator finds its state by the id that the user gave it (`.named("totals")`). An operator without such an id finds
 it by the contents of the state (`state_schema`), if no other state in the checkpoint has the same schema; otherwise
-by the steps that its rows have passed, and by the functions in these steps. The steps before and after an operator
-may change. So may its aggregates; a changed program finds the state of each aggregate by what the aggregate computes
-(`operators.aggregates.migration`).
+by the statement of a script that made it, then by the steps that its rows have passed, and by the functions in these
+steps. The steps before and after an operator may change. So may its aggregates; a changed program finds the state of
+each aggregate by what the aggregate computes (`operators.aggregates.migration`).
 """
 
 from collections import defaultdict
@@ -48,6 +48,7 @@ def planned(plan: Plan) -> list[Planned]:
                     *(step.named, step.path, step.event_time, operator.taken_over),
                     *(TIME_COLUMN in context.input.names and step.by_time, step.lineage),
                     *(isinstance(operator, GivesTable), unfit),
+                    origin=step.origin,
                 )
             )
 
@@ -81,9 +82,10 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
     left = {id: old for id, old in saved.items() if id not in gone}
     matched, unclear = _matched([new for new in operators if new.id not in whole], left)
     taken = {old.id for old in matched.values()}
+    same = _same_place(operators, left, matched)
     for new in operators:
         old = matched.get(new.id)
-        same_id = left.get(new.id)
+        same_id = same.get(new.id)
         if new.id in gone and old is None:
             taken.add(new.id)
             before = saved.get(new.id) or begun.get(new.id)
@@ -102,10 +104,13 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
             verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
     inputs = [task.meta.get("input") or {} for task in manifest.tasks.values()]
     verdicts = over_changes(operators, saved, verdicts, ended=any(each.get("over") for each in inputs))
+    places = {new.id: new.origin.place for new in operators}
+    verdicts = [replace(each, place=places.get(each.id, "")) for each in verdicts]
     for old in saved.values():
         if old.id not in taken:
             given_up = old.id in gone
             why = "as asked" if given_up else "this program has no such operator"
+            why += f" in {old.origin}" if old.origin and not given_up else ""
             why += "" if old.groups else "; it holds nothing"
             verdicts.append(Verdict(old.id, old.text, None, "drop", why, groups=old.groups, given_up=given_up))
     return verdicts
@@ -120,16 +125,19 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
     found: dict[str, str] = {}
     lost: list[str] = []
     ways: list[str] = []
+    beside = False
     for each in verdicts:
         if each.loses:
-            lost.append(f"{each.id} ({each.before}): {each.why}")
+            lost.append(f"{each.id} ({each.before}): {each.reason}")
             ways += each.ways
+            beside = beside or bool(each.place)
         elif each.saved_as is not None:
             found[each.id] = each.saved_as
     if lost:
+        keep = "; or leave the old statement, and write the changed one beside it, into another table" if beside else ""
         raise UserError(
             f"checkpoint {checkpoint} has state that would be lost with this program: {'; '.join(lost)}",
-            hint=f"run the program that wrote it; or give up only this state: {' '.join(ways)}{once_more(ways, spent)}",
+            hint=f"run the program that wrote it; or give up only this state: {' '.join(ways)}{once_more(ways, spent)}{keep}",
         )
     return found
 
@@ -193,7 +201,10 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
         event_time, lineage = first.get("event_time", ""), first.get("lineage", ())
         input = schema_of_text((first.get("reader") or {}).get("input"))
         timed = input is not None and TIME_COLUMN in input.names and not any(facts.get("untimed") for facts in parts)
-        yield SavedStep(operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
+        origin = first.get("origin", "")
+        yield SavedStep(
+            *(operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage, origin)
+        )
 
 
 def _matched(
@@ -203,11 +214,13 @@ def _matched(
     states that it may continue. Four rules are applied in turn to the operators and states that are not matched yet:
 
     1. The operator has an id of the user's, and a state has the same id.
-    2. Both keep the same state (equal schemas), and rows reach them through the same steps. Of several such operators
-       there are as many as saved states, and no operator among them has an id of the user's. `_pairs` says which two
-       belong together.
-    3. Both keep the same state, and one operator and one saved state are left.
-    4. The schemas differ only in aggregates, some of which are equal (`_share`), and no other operator or state fits.
+    2. Both keep the same state (equal schemas), and are of the same statement of a script. Of several such operators,
+       those through whose steps the same rows come belong together.
+    3. Both keep the same state, and rows reach them through the same steps. Of several such operators there are as many
+       as saved states, and no operator among them has an id of the user's. `_pairs` says which two belong together.
+    4. Both keep the same state, and one operator and one saved state are left.
+    5. The schemas differ only in aggregates, some of which are equal (`_share`), and no other operator or state fits, or
+       none of the same statement.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -219,7 +232,18 @@ def _matched(
     for old in saved.values():
         if old.id not in taken and not old.named:
             alike[_what(old.schema)][1].append(old)
-    for news, olds in alike.values():
+    for every, saved_alike in alike.values():
+        matched.update((new.id, old) for new, old in _of_one_statement(every, saved_alike))
+    # An operator of another statement does not continue state while an operator of its own statement has none.
+    waiting = {(new.origin.name, new.schema["kind"]) for new in operators if not new.named and new.id not in matched}
+
+    def is_free(old: SavedStep, news: Sequence[Planned]) -> bool:
+        belongs = old.origin and (old.origin, old.schema.get("kind")) in waiting
+        return not belongs or any(new.origin.name == old.origin for new in news)
+
+    for every, saved_alike in alike.values():
+        news = [new for new in every if new.id not in matched]
+        olds = [old for old in saved_alike if old not in matched.values() and is_free(old, news)]
         for path in {steps_of(new.path) for new in news}:
             here = [new for new in news if steps_of(new.path) == path]
             there = [old for old in olds if steps_of(old.path) == path]
@@ -234,14 +258,68 @@ def _matched(
             unclear.update((new.id, gone) for new in left)
     news = [new for new in operators if new.id not in matched and new.id not in unclear]
     free = [old for old in saved.values() if not old.named and old not in matched.values()]
-    candidates = {new.id: [old for old in free if _share(old.schema, new.schema)] for new in news}
+    candidates = {
+        new.id: [old for old in free if _share(old.schema, new.schema) and is_free(old, [new])] for new in news
+    }
     for new in news:
+        olds = [old for old in candidates[new.id] if new.origin.name and old.origin == new.origin.name]
+        rivals = [
+            each for each in news if each.origin.name == new.origin.name and olds and olds[0] in candidates[each.id]
+        ]
+        if len(olds) == len(rivals) == 1:
+            matched[new.id] = olds[0]
+            candidates = {id: [old for old in others if old != olds[0]] for id, others in candidates.items()}
+    for new in news:
+        if new.id in matched:
+            continue
         olds = candidates[new.id]
         if len(olds) == 1 and sum(olds[0] in others for others in candidates.values()) == 1:
             matched[new.id] = olds[0]
         elif olds:
             unclear[new.id] = olds
     return matched, unclear
+
+
+def _same_place(
+    operators: Sequence[Planned], left: Mapping[str, SavedStep], matched: Mapping[str, SavedStep]
+) -> dict[str, SavedStep]:
+    """Returns, for operators that match no saved state, the saved state with which the user should compare them: that of
+    the same statement of a script, if there is one of this kind, otherwise that of the same id.
+    """
+    free = {id: old for id, old in left.items() if old not in matched.values()}
+    news = [new for new in operators if new.id not in matched]
+    found: dict[str, SavedStep] = {}
+    for new in news:
+        same_id = free.get(new.id)
+        if not new.origin.name or new.named:
+            if same_id is not None:
+                found[new.id] = same_id
+            continue
+        sign = (new.origin.name, new.schema["kind"])
+        mine = [each for each in news if (each.origin.name, each.schema["kind"]) == sign and not each.named]
+        its = [old for old in free.values() if (old.origin, old.schema.get("kind")) == sign and not old.named]
+        if len(mine) == len(its):
+            found[new.id] = its[mine.index(new)]
+        elif same_id is not None and same_id.origin in ("", new.origin.name):
+            found[new.id] = same_id
+    return found
+
+
+def _of_one_statement(news: Sequence[Planned], olds: Sequence[SavedStep]) -> Iterator[tuple[Planned, SavedStep]]:
+    """Yields pairs of an operator and a saved state that the same statement of a script has made. The operators and
+    states all keep the same state. Operators with an id of the user's are left out.
+    """
+    for name in dict.fromkeys(new.origin.name for new in news if new.origin.name and not new.named):
+        mine = [new for new in news if new.origin.name == name and not new.named]
+        its = [old for old in olds if old.origin == name]
+        if len(mine) == len(its):
+            yield from _pairs(mine, its)
+            continue
+        for path in dict.fromkeys(steps_of(new.path) for new in mine):
+            here = [new for new in mine if steps_of(new.path) == path]
+            there = [old for old in its if steps_of(old.path) == path]
+            if len(here) == len(there):
+                yield from _pairs(here, there)
 
 
 def _share(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -2,8 +2,9 @@
 function that adds the node to the plan (`PLANNERS`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,35 +27,43 @@ from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
 
 
+class SavedSource(NamedTuple):
+    """A source in a checkpoint. `name`: its name (`Read.name`). `readers`: the number of its readers."""
+
+    stage: str
+    name: str
+    readers: int
+
+
 def make_plan(
     ends: Iterable[StreamEnd],
     *,
     agents: Sequence[AgentSpec] = (),
     parallelism: int = 1,
-    readers: Mapping[str, int] | None = None,
+    saved: Sequence[SavedSource] = (),
 ) -> Plan:
     """Returns the plan for these ends of streams, with all steps that lead to them, and for the agents. Raises
     UserError for a program that cannot run.
 
-    `readers`: by stage id, the number of readers that a source must have, because the checkpoint has the state of
-    this many readers.
+    `saved`: the sources in a checkpoint from which the plan continues. The stage of a source keeps its id and its
+    number of readers, although the program may read other sources before it.
     """
     ends = list(ends)
     check_nodes(ends)
-    return _Planner(optimise(ends), arranged(agents, ends), parallelism, readers or {}).plan()
+    return _Planner(optimise(ends), arranged(agents, ends), parallelism, saved).plan()
 
 
 class _Planner:
     def __init__(
-        self, ends: list[StreamEnd], agents: Sequence[AgentSpec], parallelism: int, readers: Mapping[str, int]
+        self, ends: list[StreamEnd], agents: Sequence[AgentSpec], parallelism: int, saved: Sequence[SavedSource]
     ) -> None:
         self._ends = ends
         self._agents = {spec.agent_id: Stage(spec.agent_id, 1, agent=spec) for spec in agents}  # downstream first
-        self._readers = readers
+        self._saved = list(saved)
         self._time = time_use(ends)
         used = used_columns(ends)
         self._present = present_columns(ends, used)
-        self._layout = Layout(parallelism, used, self._time.matters)
+        self._layout = Layout(parallelism, used, self._time.matters, {each.stage for each in saved})
         self._points: dict[int, PlanPoint] = {}
         self._lineages: dict[int, Lineages] = {}
         self._by_time: dict[str, bool] = {}  # by stage, True if one of its nodes uses event time
@@ -103,6 +112,7 @@ class _Planner:
         else:
             kept = times if node.keeps_times else frozenset()
         inputs = [replace(each, times=kept) for each in inputs]
+        self._layout.origin = node.origin
         point = self._read(node) if isinstance(node, Read) else self._step(node, inputs)
         matters = id(node) in self._time.matters
         if point.timed and matters:
@@ -151,12 +161,17 @@ class _Planner:
         closing = closing_time(self._ends, node) if node.idle_closes else None
         reading = Reading(node, columns, timed, closing)
         aligned = None if node.max_drift_ms is None else Aligned(frozenset([node]), node.max_drift_ms)
-        stage = layout.stage("read", layout.parallelism, reading=reading, aligned=aligned)
+        before = next((each for each in self._saved if each.name == node.name), None)
+        if before is not None:
+            self._saved.remove(before)
+        stage = layout.stage(
+            "read", layout.parallelism, id=None if before is None else before.stage, reading=reading, aligned=aligned
+        )
         if isinstance(node, AgentRead):
             stage.parallelism = 1  # so its rows stay in their order
             self._agents[node.agent.agent_id].targets.append(Edge(stage))
         else:
-            stage.parallelism = self._readers.get(stage.id) or layout.parallelism
+            stage.parallelism = layout.parallelism if before is None else before.readers
         letters = node.dead_letter
         letters = dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters
         stage.dead_letters = Edge(layout.sink(letters), timeless=True)

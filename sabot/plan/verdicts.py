@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from shlex import quote
 from typing import Any, Literal, NamedTuple
 
+from sabot.api.nodes.origin import NO_ORIGIN, StepOrigin
 from sabot.operators.aggregates.migration import AggregateVerdict
 from sabot.plan.fills import Way
 
@@ -34,6 +35,7 @@ class Planned:
     ways: Sequence[Way | None] = field(
         default=()
     )  # by input, the path from the step that makes its changes (`plan.fills`)
+    origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
 
     @property
     def makers(self) -> list[str]:
@@ -58,6 +60,7 @@ class Verdict:
       whole operator if no state is restored.
     - `instead`: for a refusal, the ids of the operators whose state the user must drop for the start; empty if it is
       enough to drop the state of this operator or of its refused `parts`.
+    - `place`: the position of the step in a script, such as "pipeline.sql:3:14", or "" for steps of Python.
     """
 
     id: str
@@ -72,11 +75,17 @@ class Verdict:
     given_up: bool = False
     fills: tuple[int, ...] = ()
     instead: tuple[str, ...] = ()
+    place: str = ""
 
     @property
     def loses(self) -> bool:
         """True if the start must be refused, because state would be lost that the user has not given up."""
         return self.outcome == "refuse" or (self.outcome == "drop" and self.groups > 0 and not self.given_up)
+
+    @property
+    def reason(self) -> str:
+        """`why`, with the place in the script if the state cannot continue."""
+        return f"{self.why} (at {self.place})" if self.place and self.outcome == "refuse" else self.why
 
     @property
     def ways(self) -> list[str]:
@@ -100,3 +109,4 @@ class SavedStep(NamedTuple):
     event_time: str  # as in Planned; also "" if the checkpoint does not contain it
     timed: bool  # True if its rows had event time
     lineage: Sequence[Any]  # as in Planned
+    origin: str  # the name of the statement of a script that made it, or ""

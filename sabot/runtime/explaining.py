@@ -1,40 +1,66 @@
 """The answers of EXPLAIN: the plan of an app's streams, which results change, and what a checkpoint keeps of it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import AgentRead, Feed
+from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd, Write
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.connectors.base import Source
+from sabot.connectors.base import Sink, Source
 from sabot.connectors.defaults import columns_of
 from sabot.errors import UserError
 from sabot.plan import Plan
-from sabot.runtime.restore import check_app, plan_of, verdicts_of
+from sabot.runtime.outcomes import outcomes_of
+from sabot.runtime.restore import check_app, plan_of
 
 
-def explain_ends(app: str, ends: Sequence[StreamEnd], parallelism: int, form: str, checkpoint: str | None) -> str:
+def explain_ends(ends: Sequence[StreamEnd], agents: Mapping[str, AgentSpec | None], parallelism: int, form: str) -> str:
     """Returns the answer of EXPLAIN for these ends of the streams of an app. Nothing runs.
 
-    `form`: "PLAN"; "CHANGELOG", which adds a line for each result; "JSON", one object per stage; or "AGAINST", the verdict
-    on each state of `checkpoint`, the place of checkpoints. Raises UserError for a program that cannot run.
+    `agents`: the agents of the app by id. `form`: "PLAN"; "CHANGELOG", which adds a line for each result; or "JSON", one
+    object per stage. Raises UserError for a program that cannot run.
     """
-    if form == "AGAINST":
-        manifest = _manifest(checkpoint or "")
-        check_app(manifest, app)
-        return _against(_plan(ends, parallelism, manifest), manifest)
-    made = _plan(ends, parallelism, None)
+    given = any(isinstance(node, Feed | AgentRead) for node in walk(ends))
+    made = _plan(ends, agents if given else {}, parallelism, None)
     made.check()
     if form == "JSON":
         return "\n".join(_stages(made))
     return "\n".join([made.text(), *(_changes(ends) if form == "CHANGELOG" else [])])
 
 
-def _plan(ends: Sequence[StreamEnd], parallelism: int, manifest: Manifest | None) -> Plan:
+def explain_against(
+    app: str,
+    ends: Sequence[StreamEnd],
+    agents: Mapping[str, AgentSpec | None],
+    parallelism: int,
+    open_topic: Callable[[str], Sink],
+    checkpoint: str,
+) -> str:
+    """Returns the answer of EXPLAIN AGAINST: a line for each stored state of `checkpoint`, the place of checkpoints,
+    which says whether a start with these ends and agents continues it. Nothing runs. `open_topic`: opens the sink of a topic.
+    """
+    manifest = _manifest(checkpoint)
+    check_app(manifest, app)
+    made = _plan(ends, agents, parallelism, manifest)
+    outcomes = outcomes_of(made, manifest, (), ends=ends, agents=agents, open_topic=open_topic)
+    lines = [f"checkpoint {manifest.checkpoint_id}"]
+    width = max((len(each.id) for each in outcomes), default=0)
+    for each in outcomes:
+        why = f" ({each.why})" if each.why else ""
+        lines.append(f"{each.id:{width}}  {each.outcome:7}  {each.now or each.before}{why}")
+    return "\n".join(lines)
+
+
+def _plan(
+    ends: Sequence[StreamEnd], agents: Mapping[str, AgentSpec | None], parallelism: int, manifest: Manifest | None
+) -> Plan:
     return plan_of(
         ends,
         manifest,
-        agents=(),
+        agents=[spec for spec in agents.values() if spec is not None],
         parallelism=parallelism,
         infer=lambda node, readers: (
             columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
@@ -57,16 +83,6 @@ def _changes(ends: Sequence[StreamEnd]) -> Iterable[str]:
             else:
                 key = end.input.unique
                 yield f"{name}: rows are updated" + (f", by the key {', '.join(key)}" if key else ", without a key")
-
-
-def _against(made: Plan, manifest: Manifest) -> str:
-    verdicts = verdicts_of(made, manifest)
-    lines = [f"checkpoint {manifest.checkpoint_id}"]
-    width = max((len(each.id) for each in verdicts), default=0)
-    for each in verdicts:
-        why = f" ({each.why})" if each.why else ""
-        lines.append(f"{each.id:{width}}  {each.outcome:7}  {each.now or each.before or ''}{why}")
-    return "\n".join(lines)
 
 
 def _manifest(place: str) -> Manifest:

@@ -30,6 +30,7 @@ from sabot.operators.event_time import ComputedTime
 from sabot.os_errors import restoring
 from sabot.plan import (
     Plan,
+    SavedSource,
     Verdict,
     compare,
     dead_letter_topics,
@@ -84,7 +85,10 @@ def plan_of(
     own = {sink for sink in sinks if isinstance(sink, str)}
     kept = {} if restored is None else {node.name: found for node in reads if (found := _kept_columns(node, restored))}
     tasks: Mapping[str, StoredTask] = {} if restored is None else restored.tasks
-    readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
+    counts = Counter(
+        (_stage_of(name), stored.meta["input"]["source"]) for name, stored in tasks.items() if _reads(stored)
+    )
+    saved = [SavedSource(stage, name, number) for (stage, name), number in sorted(counts.items(), key=_by_number)]
     for name, schema in () if refresh else kept.items():
         _log.info(
             "stream %s: its columns are those in the checkpoint: %s (--schema refresh infers them again)",
@@ -102,7 +106,7 @@ def plan_of(
             if found is not None:
                 _check_columns(replace(node, schema=found))
             schemas[id(node)] = found
-        plan = make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, readers=readers)
+        plan = make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, saved=saved)
         if kept:
             plan.check()
     return plan
@@ -224,21 +228,34 @@ def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
 
 
 def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> list[Verdict]:
-    """Returns the verdict on the state of each operator; `plan.check` refuses verdicts that would lose state. Raises
-    UserError if the program reads other sources than the one that wrote the checkpoint, because its positions belong
-    to those sources.
+    """Returns the verdict on the state of each operator, and on the position of each source that the program does not
+    read any more; `plan.check` refuses verdicts that would lose state. A further source begins at its start.
 
-    `drop`: the state that the user gives up, as for `plan.compare`.
+    Raises UserError if two streams of the program or of the checkpoint read one source, and their number differs,
+    because it is not known which of the positions is whose.
+
+    `drop`: the state that the user gives up, as for `plan.compare`; the position of a source has the id of its stage.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
     now = {stage.id: stage.reading.node.name for stage in plan.stages if stage.reading is not None}
-    if stored and before != now:
+    one, two = Counter(before.values()), Counter(now.values())
+    if any(one[name] != two[name] and max(one[name], two[name]) > 1 for name in one.keys() & two.keys()):
         raise UserError(
             f"the checkpoint is of a program that reads {_named(before)}, but this program reads {_named(now)}",
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
-    return compare(planned(plan), restored, drop)
+    gone = {stage: name for stage, name in before.items() if stage not in now}
+    drop = set(drop)
+    others = sorted(set(two) - set(one))
+    why = "this program does not read it" + (f", but {', '.join(others)}" if others else "")
+    return [
+        *compare(planned(plan), restored, drop - gone.keys()),
+        *(
+            Verdict(id, f"read {name}", None, "drop", "as asked" if id in drop else why, groups=1, given_up=id in drop)
+            for id, name in gone.items()
+        ),
+    ]
 
 
 def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:
@@ -276,6 +293,11 @@ def sinks_of(
             letters = list(dead_letter_topics(spec, agents, fed).values())
         for sink in letters:
             yield room, opened(sink), "at_least_once" if spec.delivery == "at_least_once" else None
+
+
+def _by_number(counted: tuple[tuple[str, str], int]) -> tuple[str, int]:
+    kind, _, number = counted[0][0].rpartition("-")
+    return kind, int(number) if number.isdigit() else 0
 
 
 def _stage_of(task: str) -> str:

@@ -14,7 +14,7 @@ from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, t
 from sabot.config import parse_ms
 from sabot.sql.patterns import bind_match
 from sabot.sql.registered import RegisteredModel, predicted, with_calls
-from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of
+from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of, part_of_statement
 from sabot.sql.select import SelectBinder, has_aggregate, order_columns
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
@@ -124,7 +124,8 @@ class QueryBinder:
 
         binder = QueryBinder(self._context, lookup)
         for alias, each in query.tables:
-            tables[alias.name.text.lower()] = renamed(binder.query(each), alias)
+            with part_of_statement(alias.name.text.lower()):
+                tables[alias.name.text.lower()] = renamed(binder.query(each), alias)
         return binder
 
     def _body(self, body: Body) -> Relation:
@@ -220,8 +221,10 @@ class QueryBinder:
         if isinstance(source, Derived):
             if source.lateral:
                 raise SqlFault(source.span, "LATERAL (SELECT …) is not supported")
-            relation = self.query(source.query)
-            return relation if source.alias is None else renamed(relation, source.alias)
+            if source.alias is None:
+                return self.query(source.query)
+            with part_of_statement(source.alias.name.text.lower()):
+                return renamed(self.query(source.query), source.alias)
         if isinstance(source, TableFunction):
             return self._table_function(source)
         if isinstance(source, MatchRecognize):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,11 +10,12 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
+from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
 from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.errors import UserError
-from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
 from sabot.sql.syntax.tree import Name
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow
@@ -191,10 +193,63 @@ def names_of(relation: Relation) -> Names:
     return Names({each.column for each in relation.fields} | set(node_of(relation.stream).column_names or ()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """The statement that is bound now. `name`: the name of its steps (`StepOrigin`). `span`: the place in its text."""
+
+    name: str
+    text: SqlText
+    span: Span
+
+
+_bound: ContextVar[_Statement | None] = ContextVar("bound", default=None)
+
+
+def _origin() -> StepOrigin:
+    statement = _bound.get()
+    if statement is None:
+        return StepOrigin()
+    row, column = statement.text.position(statement.span.start)
+    return StepOrigin(statement.name, f"{statement.text.name}:{row}:{column}")
+
+
+@contextmanager
+def stated(name: str, text: SqlText, span: Span) -> Iterator[None]:
+    """Returns a context in which the steps of the engine that are made have this statement as their origin.
+
+    `name`: a name that no change elsewhere in the text affects, such as "INSERT INTO totals"; "" for a query.
+    """
+    token = _bound.set(_Statement(name, text, span))
+    try:
+        with originating(_origin):
+            yield
+    finally:
+        _bound.reset(token)
+
+
+@contextmanager
+def part_of_statement(name: str) -> Iterator[None]:
+    """Returns a context in which steps are of a part of the statement that is bound now: a query that has a name."""
+    statement = _bound.get()
+    if statement is None or not statement.name:
+        yield
+        return
+    token = _bound.set(replace(statement, name=f"{statement.name}, {name}"))
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
 @contextmanager
 def at(span: Span) -> Iterator[None]:
-    """Turns a UserError of the engine into an error at this place of the text."""
+    """Turns a UserError of the engine into an error at this place of the text, which new steps have as their place."""
+    statement = _bound.get()
+    token = None if statement is None else _bound.set(replace(statement, span=span))
     try:
         yield
     except UserError as error:
         raise SqlFault(span, error.args[0] if error.args else str(error), getattr(error, "hint", "") or "") from error
+    finally:
+        if token is not None:
+            _bound.reset(token)

@@ -26,7 +26,7 @@ from sabot.sql.registered import (
     registered_function,
 )
 from sabot.sql.relations import QueryBinder, renamed
-from sabot.sql.scope import Relation, at, fields_of, node_of
+from sabot.sql.scope import Relation, at, fields_of, node_of, stated
 from sabot.sql.showing import (
     columns_table,
     declared_rows,
@@ -191,7 +191,8 @@ class _Statements:
         if isinstance(statement, Query):
             if not last:
                 raise SqlFault(statement.span, "only the last statement is a query: its rows are the result")
-            relation = self._queries.query(statement)
+            with stated("", self._text, statement.span):
+                relation = self._queries.query(statement)
             clock = next((each.name for each in relation.fields if each.clock), None)
             if clock is not None:
                 message = f"{clock} is the time of processing, which has no value in a row"
@@ -261,14 +262,15 @@ class _Statements:
             if not (parts[0].quoted and format_of(path)):
                 raise self._missing(parts)
             if path not in read:
-                with at(parts[0].span):
+                with stated(f"TABLE {path}", self._text, parts[0].span), at(parts[0].span):
                     read[path] = _relation_of(self._session._app.stream(files(path)), path)
             return read[path]
         table = found.table
         if isinstance(table, Relation):
             return table
         if key not in read:
-            read[key] = read_table(self._session._app, self._context, table)
+            with stated(f"TABLE {key}", found.text, found.span):
+                read[key] = read_table(self._session._app, self._context, table)
         return read[key]
 
     def _free(self, parts: tuple[Name, ...], maybe: bool) -> bool:
@@ -290,7 +292,11 @@ class _Statements:
         for each in statement.columns:
             if names.count(each.name.text.lower()) > 1:
                 raise SqlFault(each.name.span, f"two columns are called {each.name.text}")
-        rows = None if statement.query is None else self._queries.query(statement.query)
+        target = f"INSERT INTO {self._key(statement.name)}"
+        rows = None
+        if statement.query is not None:
+            with stated(target, self._text, statement.span):
+                rows = self._queries.query(statement.query)
         if rows is not None:
             names = [each.name.lower() for each in rows.fields]
         for name in (*statement.key, *statement.partition):
@@ -299,7 +305,8 @@ class _Statements:
         declared = Declared(statement.name[-1].text, statement, self._text, statement.span)
         if rows is not None:
             self._finished(rows)
-            write_table(self._session._app, statement, rows, (), statement.span)
+            with stated(target, self._text, statement.span):
+                write_table(self._session._app, statement, rows, (), statement.span)
         self._session._relations[self._key(statement.name)] = declared
 
     def _like(self, statement: CreateTable) -> CreateTable:
@@ -325,12 +332,17 @@ class _Statements:
     def _create_view(self, statement: CreateView) -> None:
         if not self._free(statement.name, statement.if_not_exists):
             return
-        relation = self._queries.query(statement.query)
         name = statement.name[-1]
+        with stated(f"VIEW {name.text.lower()}", self._text, statement.span):
+            relation = self._queries.query(statement.query)
         relation = renamed(relation, Alias(name, statement.columns))
         self._session._relations[self._key(statement.name)] = Declared(name.text, relation, self._text, statement.span)
 
     def _insert(self, statement: Insert) -> None:
+        with stated(f"INSERT INTO {self._key(statement.table)}", self._text, statement.span):
+            self._write(statement)
+
+    def _write(self, statement: Insert) -> None:
         key = self._key(statement.table)
         agent = self._session._registered.get(key)
         if isinstance(agent, RegisteredAgent):

@@ -38,7 +38,8 @@ NOT_BY_FIELDS = (
 
 
 def described(kind: type) -> str:
-    return f"{stored_name(kind)}: {' '.join(stored_field(kind, each.name) for each in fields(kind))}".strip()
+    names = [stored_field(kind, each.name) for each in fields(kind) if each.name != "origin"]  # no digest has it
+    return f"{stored_name(kind)}: {' '.join(names)}".strip()
 
 
 def subclasses(kind: type) -> Iterator[type]:

@@ -13,11 +13,12 @@ computed once.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, TypeAlias
 
 from sabot.api.expr import Expr
+from sabot.api.nodes.origin import StepOrigin, current_origin
 from sabot.api.words import check_names
 from sabot.codecs.engine_columns import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
@@ -34,6 +35,9 @@ class Node:
 
     word: ClassVar[str]
     """The step as users write it, such as "top_n". Errors begin with it."""
+
+    origin: StepOrigin = field(default_factory=current_origin, kw_only=True, repr=False)
+    """The statement of a script that made the step. Both of its texts are empty for steps of Python."""
 
     # -- the graph ----------------------------------------------------------------------------------------------------
 

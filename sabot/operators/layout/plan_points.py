@@ -13,7 +13,7 @@ adds an operator more, or adds them in another order, gives the state of one ope
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.joins import AsofJoin, Join, Lookup, TwoInputs
 from sabot.api.nodes.node import Columns, Node, walk
+from sabot.api.nodes.origin import NO_ORIGIN
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
@@ -173,13 +174,22 @@ class Layout:
     """The stages of a plan while it is made.
 
     `used`: by the id of a node, the columns of its rows that later steps use. `matters`: the ids of the nodes before
-    a result that depends on event time.
+    a result that depends on event time. `origin`: the origin of the node whose steps are added now.
+    `reserved`: ids of stages that are given to a stage only by name.
     """
 
-    def __init__(self, parallelism: int, used: Mapping[int, Columns], matters: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        parallelism: int,
+        used: Mapping[int, Columns],
+        matters: frozenset[int] = frozenset(),
+        reserved: Collection[str] = (),
+    ) -> None:
         self.parallelism = parallelism
         self.used = used
         self.matters = matters
+        self.origin = NO_ORIGIN
+        self._reserved = reserved
         self.stages: list[Stage] = []
         self._sinks: dict[int | str, Stage] = {}
         self._ids: set[str] = set()
@@ -191,12 +201,15 @@ class Layout:
         """Returns the next id of this kind. Ids name state, and each kind is counted by itself: an added filter does
         not change the ids of windows.
         """
-        self._counts[kind] += 1
-        return f"{kind}-{self._counts[kind]}"
+        while True:
+            self._counts[kind] += 1
+            id = f"{kind}-{self._counts[kind]}"
+            if id not in self._reserved:
+                return id
 
-    def stage(self, name: str, parallelism: int, **what: Any) -> Stage:
-        """Adds a stage. `what`: its other fields."""
-        stage = Stage(self._id(name), parallelism, **what)
+    def stage(self, name: str, parallelism: int, *, id: str | None = None, **what: Any) -> Stage:
+        """Adds a stage. `id`: a reserved id, or None for the next one of this kind. `what`: its other fields."""
+        stage = Stage(id or self._id(name), parallelism, **what)
         self.stages.append(stage)
         return stage
 
@@ -208,7 +221,7 @@ class Layout:
                 f"two steps are called {id!r}", hint="name each once, and not as others are called by themselves"
             )
         self._ids.add(id)
-        return Step(id, text, given, path, make=make)
+        return Step(id, text, given, path, origin=self.origin, make=make)
 
     def sink(
         self,

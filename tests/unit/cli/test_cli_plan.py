@@ -99,7 +99,13 @@ def test_agents_stand_among_streams_and_what_a_start_refuses_the_plan_does_too(s
     assert done.exit_code == 1
     assert "agents and streams write into each other in a ring: shop.seen -> shop.seen" in done.stderr
     done = sabot_says("plan", program(shop, LINKED), "--against", "state")
-    assert "this program reads rows (read-1), shop.seen (read-2)" in done.stderr
+    assert "tumbling-1: this program has no such operator" in done.stderr
+    gone = sabot_says(
+        "plan", program(shop, 'app.stream("others", schema={"a": "int64"}).to("x")\n'), "--against", "state"
+    )
+    assert gone.exit_code == 1
+    assert "read-1: this program does not read it" in gone.stderr
+    assert "--drop read-1" in gone.stderr
 
 
 def test_the_same_program_keeps_all_and_a_stateless_step_changes_nothing(shop: Path) -> None:
@@ -194,7 +200,7 @@ def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
     done = sabot_says("plan", f"{name}:app", "--against", "state")
     assert (
         done.exit_code,
-        "a program that reads rows (read-1), but this program reads lines (read-1)" in done.stderr,
+        "read-1: this program does not read it, but lines" in done.stderr,
     ) == (
         1,
         True,

@@ -1,0 +1,43 @@
+"""The origin of a step: the statement of a script that made it, and the place in the script.
+
+A start uses the name of the statement as a hint to find the state of the step in a checkpoint, so a script may change
+around the statement. The name of a step that a user gives (`.named("totals")`) comes before it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+
+class StepOrigin(NamedTuple):
+    """The statement of a script that made a step.
+
+    `name`: the name of the statement, such as "INSERT INTO totals" or "VIEW late". It does not depend on other
+    statements, and is stored in checkpoints. `place`: the position in the script, such as "pipeline.sql:3:14".
+    """
+
+    name: str = ""
+    place: str = ""
+
+
+NO_ORIGIN = StepOrigin()
+"""The origin of a step of Python."""
+
+_current: ContextVar[Callable[[], StepOrigin] | None] = ContextVar("origin", default=None)
+
+
+def current_origin() -> StepOrigin:
+    """Returns the origin of a step that is made now. Both of its texts are empty outside of `originating`."""
+    origin = _current.get()
+    return NO_ORIGIN if origin is None else origin()
+
+
+@contextmanager
+def originating(origin: Callable[[], StepOrigin]) -> Iterator[None]:
+    """Returns a context in which each new step has the origin that the function returns at that moment."""
+    token = _current.set(origin)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,168 @@
+"""A script whose text changes goes on from a checkpoint: the state of its statements stays that of these statements."""
+
+import asyncio
+
+import pytest
+
+from sabot import App
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import UserError
+from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import until
+
+TABLES = """
+CREATE TABLE orders (id BIGINT, customer BIGINT, amount BIGINT) WITH ('connector' = 'memory', 'topic' = 'orders', 'format' = 'json');
+CREATE TABLE paid (id BIGINT, price BIGINT) WITH ('connector' = 'memory', 'topic' = 'paid', 'format' = 'json');
+CREATE TABLE refunds (id BIGINT, price BIGINT) WITH ('connector' = 'memory', 'topic' = 'refunds', 'format' = 'json');
+CREATE TABLE totals WITH ('connector' = 'blackhole');
+CREATE TABLE pairs WITH ('connector' = 'blackhole');
+CREATE TABLE more WITH ('connector' = 'blackhole');
+"""
+TOTALS = "INSERT INTO totals SELECT customer, COUNT(*) AS n, SUM(amount) AS total FROM orders GROUP BY customer;"
+PAIRS = "INSERT INTO pairs SELECT o.id, o.amount, p.price FROM orders AS o JOIN paid AS p ON o.id = p.id;"
+ALIKE = (
+    "INSERT INTO more SELECT customer, COUNT(*) AS n, SUM(amount) AS total FROM orders WHERE id > 3 GROUP BY customer;"
+)
+
+
+def script(*statements: str) -> str:
+    return "EXPLAIN AGAINST 'state' STATEMENT SET BEGIN\n" + "\n".join(statements) + "\nEND"
+
+
+def rows_read(app: App) -> int:
+    inputs = [each["input"] for each in app.statistics()["streams"].values()]
+    return sum(each.get("rows_in", 0) for each in inputs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("changed")
+    app = App("shop", broker="memory://changed", state=str(place / "state"))
+    app.sql(TABLES + TOTALS + PAIRS)
+    broker = MemoryBroker.get("memory://changed")
+
+    async def run() -> None:
+        await app.start()
+        broker.publish("orders", [{"id": i, "customer": i % 3, "amount": i} for i in range(20)])
+        broker.publish("paid", [{"id": i, "price": i} for i in range(0, 20, 2)])
+        await until(lambda: rows_read(app) == 30, "the rows")
+        await app.stop(drain=True)
+
+    asyncio.run(run())
+    return place
+
+
+def verdicts(folder, monkeypatch, *statements: str) -> dict[str, str]:
+    """The outcomes by the text of their steps, those of the steps that write changes left out."""
+    monkeypatch.chdir(folder)
+    app = App("shop", broker="memory://changed")
+    app.sql(TABLES)
+    found: dict[str, str] = {}
+    for line in app.sql(script(*statements)).splitlines()[1:]:
+        _, outcome, text = line.split(maxsplit=2)
+        if not text.startswith("changelog"):
+            found[text] = outcome
+    return found
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (TOTALS, PAIRS),
+        (PAIRS, TOTALS),
+        (TOTALS.replace(" FROM", "\n    FROM").lower().replace("group by", "GROUP  BY"), PAIRS),
+        (TOTALS.replace("AS n", "AS cnt").replace("FROM orders", "FROM orders AS x"), PAIRS.replace("o.", "a.").replace("AS o", "AS a")),
+        (TOTALS.replace("SELECT customer,", "SELECT customer + 1 AS next,"), PAIRS.replace("p.price", "p.price, p.price * 2 AS twice")),
+        (TOTALS.replace("GROUP", "WHERE id > 1 GROUP"), PAIRS),
+    ],
+    ids=["same", "reordered", "formatted", "renamed", "a column added", "filtered"],
+)  # fmt: skip
+def test_a_change_of_the_text_moves_no_state(folder, monkeypatch, statements):
+    found = verdicts(folder, monkeypatch, *statements)
+    assert sorted(text.split()[0] for text in found if text.startswith(("group", "join"))) == ["group", "join"]
+    assert set(found.values()) <= {"keep", "migrate"}
+
+
+def test_a_statement_before_with_equal_state_does_not_take_that_of_another_one(folder, monkeypatch):
+    found = verdicts(folder, monkeypatch, ALIKE.replace("WHERE id > 3 ", ""), TOTALS, PAIRS)
+    assert sorted(found.values()) == ["keep", "migrate", "new"]
+    assert [outcome for text, outcome in found.items() if "the checkpoint calls it group-1" in text] == ["migrate"]
+    found = verdicts(folder, monkeypatch, ALIKE, TOTALS, PAIRS)
+    assert sorted(found.values()) == ["keep", "migrate", "new"]
+
+
+def test_a_changed_filter_keeps_the_state_of_its_statement_though_a_new_one_has_the_old_text(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    filtered, old = TOTALS.replace("GROUP", "WHERE id > 1 GROUP"), TOTALS.replace("totals", "more")
+    app = App("shop", broker="memory://changed")
+    app.sql(TABLES)
+    lines = app.sql(script(old, filtered, PAIRS)).splitlines()[1:]
+    groups = [line.split(maxsplit=2)[:2] for line in lines if line.startswith("group")]
+    assert groups == [["group-1", "new"], ["group-2", "migrate"]]
+
+
+def test_a_source_that_is_read_before_the_others_takes_no_position_of_theirs(folder, monkeypatch):
+    found = verdicts(
+        folder, monkeypatch,
+        "INSERT INTO more SELECT r.id, p.price FROM refunds AS r JOIN paid AS p ON r.id = p.id;", PAIRS, TOTALS,
+    )  # fmt: skip
+    assert sorted(found.values()) == ["keep", "migrate", "new"]
+
+
+def test_an_aggregate_is_added_and_the_others_go_on(folder, monkeypatch):
+    found = verdicts(folder, monkeypatch, TOTALS.replace(" FROM", ", MAX(amount) AS big FROM"), PAIRS)
+    text, outcome = next((text, outcome) for text, outcome in found.items() if text.startswith("group"))
+    assert outcome == "migrate"
+    assert "big is new" in text
+
+
+def test_another_group_by_is_refused_with_its_place(folder, monkeypatch):
+    found = verdicts(folder, monkeypatch, ALIKE, TOTALS.replace("customer", "id"), PAIRS)
+    text = next(text for text, outcome in found.items() if outcome == "refuse")
+    assert "key customer is gone (int64); key id is new (int64)" in text
+    assert "(at SQL:3:20)" in text
+
+
+def test_a_statement_that_is_gone_is_named(folder, monkeypatch):
+    found = verdicts(folder, monkeypatch, TOTALS)
+    gone = sorted(text for text, outcome in found.items() if outcome == "drop")
+    assert "this program has no such operator in INSERT INTO pairs" in gone[0]
+    assert gone[1] == "read paid (this program does not read it)"
+
+
+async def test_a_start_that_would_lose_state_says_where_and_what_to_do(folder):
+    app = App("shop", broker="memory://changed", state=str(folder / "state"))
+    app.sql(TABLES + TOTALS.replace("customer", "id") + PAIRS)
+    with pytest.raises(UserError) as error:
+        await app.run()
+    said = str(error.value)
+    assert "key id is new (int64) (at SQL:8:20)" in said
+    assert "--drop group-1" in said
+    assert "or leave the old statement, and write the changed one beside it, into another table" in said
+
+
+def test_explain_takes_the_agents_into_which_a_script_writes(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    app = App("shop", broker="memory://changed")
+
+    @app.agent()
+    async def check(order: dict) -> None:
+        return None
+
+    app.sql(TABLES)
+    app.register("check", check)
+    insert = "INSERT INTO check SELECT id, amount FROM orders WHERE amount > 3"
+    assert "agent" in app.sql(f"EXPLAIN {insert}")
+    said = app.sql(script(TOTALS, PAIRS, f"{insert};"))
+    assert "agent shop.check (it begins at its start=)" in said
+    assert "keep     join inner" in said
+
+
+def test_explain_against_knows_the_other_statements_of_the_app(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    app = App("shop", broker="memory://changed")
+    app.sql(TABLES + TOTALS)
+    said = app.sql(f"EXPLAIN AGAINST 'state' {PAIRS}")
+    assert "drop" not in said
+    with pytest.raises(SqlError, match="nowhere holds no checkpoint"):
+        app.sql(f"EXPLAIN AGAINST 'nowhere' {PAIRS}")
