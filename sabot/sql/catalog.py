@@ -191,7 +191,9 @@ def _computed(
         with at(each.span):
             stream = stream.with_columns(**{each.name.text: bound.expr})
         shift = 0 if each.name.text == time else None
-        fields.append(TableColumn(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift))
+        fields.append(
+            TableColumn(fields[0].qualifier, each.name.text, each.name.text, bound.type, shift, never_null=shift == 0)
+        )
     if time is not None and statement.watermark is not None:
         with at(statement.watermark.span):
             stream = stream.with_time(time, lateness=f"{lateness}ms")

@@ -87,7 +87,7 @@ class _MatchBinder:
             shown = taken.free(item.alias.text if item.alias is not None else "EXPR$0")
             column = name if name in given else engine.MATCH_END
             shift = None if name in given else 0
-            fields.append(TableColumn("", shown, column, schema.field(column).type, shift))
+            fields.append(TableColumn("", shown, column, schema.field(column).type, shift, never_null=shift == 0))
         return Relation(stream, tuple(fields))
 
     # -- PATTERN and DEFINE -------------------------------------------------------------------------------------------

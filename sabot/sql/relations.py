@@ -13,7 +13,7 @@ from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
 from sabot.config import parse_ms
 from sabot.sql.patterns import bind_match
-from sabot.sql.registered import RegisteredModel, predicted, with_calls
+from sabot.sql.registered import RegisteredModel, has_calls, predicted, with_calls
 from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of, part_of_statement
 from sabot.sql.select import SelectBinder, has_aggregate, order_columns
 from sabot.sql.syntax.text import Span, SqlFault
@@ -154,7 +154,9 @@ class QueryBinder:
                 message = f"column {mine.name} of UNION is {sql_type(mine.type)} and {sql_type(its.type)}"
                 raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.type)})")
             shift = mine.shift_ms if mine.shift_ms == its.shift_ms else None
-            fields.append(replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None))
+            never = mine.never_null and its.never_null
+            mine = replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None)
+            fields.append(replace(mine, never_null=never))
         with at(body.span):
             streams = [self._as_columns(relation, fields) for relation in (left, right)]
             stream = streams[0].union(streams[1])
@@ -295,7 +297,7 @@ class QueryBinder:
         for side, tree in ((left, join.left), (right, join.right)):
             if side.ranking is not None:
                 raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
-        return _JoinBinder(self._context, join, left, right, where if inner else [], self._ttl).bind()
+        return _JoinBinder(self._context, join, left, right, where if inner else [], self._ttl, where).bind()
 
     def _unnested(self, join: JoinSource, left: Relation, table: TableFunction) -> Relation:
         """Returns the rows of `left` with those of UNNEST(array): a row for each element."""
@@ -411,6 +413,22 @@ class QueryBinder:
             return None
 
 
+_CANNOT_FAIL = frozenset(
+    [
+        *("col", "lit", "alias", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^", "not", "is_null", "is_not_null"),
+        *("is_in", "between", "fill_null", "str.lower", "str.upper", "str.startswith", "str.endswith", "str.contains"),
+    ]
+)
+"""The kinds of expressions that have a value, or NULL, whatever the values of their inputs are."""
+
+
+def cannot_fail(expr: Expr) -> bool:
+    """Returns True if an expression has a value, or NULL, for each row. A cast, a sum or a division may fail."""
+    if expr.kind == "%" and expr.inputs[1].kind == "lit":
+        return bool(expr.inputs[1].option("value")) and cannot_fail(expr.inputs[0])
+    return expr.kind in _CANNOT_FAIL and all(map(cannot_fail, expr.inputs))
+
+
 def check_plain(relation: Relation, span: Span, place: str, *, clocks: bool = False) -> None:
     """Raises SqlFault for rows with columns that have no values yet. `place`: the clause that needs them. `clocks`: True
     if columns of the time of processing are allowed.
@@ -481,7 +499,10 @@ def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:
 
 
 class _JoinBinder:
-    """The binder of one join: which conditions are keys, which are bounds of time, and which are left for a filter."""
+    """The binder of one join: which conditions are keys, which are bounds of time, and which are left for a filter.
+
+    `where`: conditions of WHERE, from which the join takes those that it uses. `above`: all conditions of WHERE.
+    """
 
     def __init__(
         self,
@@ -491,6 +512,7 @@ class _JoinBinder:
         right: Relation,
         where: list[Expression],
         ttl: Mapping[str, str] | None = None,
+        above: Sequence[Expression] = (),
     ) -> None:
         self._context = context
         self._ttl = ttl or {}
@@ -503,6 +525,7 @@ class _JoinBinder:
         self._both = Relation(left.stream, (*self._left.fields, *self._right.fields))
         self._own = own + [self._using(name) for name in join.using]
         self._where = where
+        self._above = above
         self._keys: list[tuple[Expression, TypedExpr, TypedExpr]] = []
         self._lower: int | None = None  # bounds of (right event time - left event time), in ms
         self._upper: int | None = None
@@ -641,6 +664,7 @@ class _JoinBinder:
             left, right = self._beside_bounds(left, 1), self._beside_bounds(right, 2)
         if self._how != "inner" and self._residual:
             left, right = self._conditioned(left, right)
+        left, right = self._filtered(left, right)
         left, right, outer = self._copied(left, right)
         options: dict[str, Any] = {"how": self._how}
         if window is not None:
@@ -656,6 +680,26 @@ class _JoinBinder:
         with at(self._join.span):
             stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
         return self._joined(stream, left, right, outer)
+
+    def _filtered(self, left: Relation, right: Relation) -> tuple[Relation, Relation]:
+        """Filters the rows of each table before they are joined, by the conditions that are about this table alone.
+
+        The conditions stay behind the join too, for rows that the join of an earlier script has kept without them. A
+        condition that may fail for a row is left there, because a row without a partner must not fail.
+        """
+        sides = []
+        own = self._residual if self._how == "inner" else []
+        for side, mine, keeping in ((left, self._left, ("inner", "left")), (right, self._right, ("inner", "right"))):
+            stream = side.stream
+            for node in (*self._above, *own) if self._how in keeping and not stream.changes else ():
+                if self._side(node, mine) is None or has_calls(self._context, node):
+                    continue
+                predicate = Binder(self._context, side).predicate(node)
+                if cannot_fail(predicate):
+                    with at(node.span):
+                        stream = stream.filter(predicate)
+            sides.append(replace(side, stream=stream))
+        return sides[0], sides[1]
 
     def _beside_bounds(self, side: Relation, place: int) -> Relation:
         """Renames columns that have the names of the bounds which a join in windows adds. `place`: 1 for the left
@@ -747,14 +791,16 @@ class _JoinBinder:
         }
         node = node_of(stream)
         fields = []
-        for each in (*left.fields, *right.fields):
+        sides = [(each, self._how in ("inner", "left")) for each in left.fields]
+        sides += [(each, self._how in ("inner", "right")) for each in right.fields]
+        for each, kept in sides:
             column = outer.get(each.column, each.column)
             if each.clock:
                 continue
             if node.column_names is not None and column not in node.column_names:
                 column = same.get(each.column) or column
             shift = each.shift_ms if node.event_times.get(column) else None
-            fields.append(replace(each, column=column, shift_ms=shift))
+            fields.append(replace(each, column=column, shift_ms=shift, never_null=each.never_null and kept))
         relation = Relation(stream, tuple(fields))
         if self._join.using:
             relation = _merged(relation, self._join, sum(not each.clock for each in left.fields))

@@ -46,6 +46,7 @@ class TableColumn:
     - `shift_ms`: the distance of the values from the event time of the row; None for values that are no event time.
     - `window`: set if the values are the start or the end of the row's window.
     - `clock`: True for PROCTIME(), which has no value in a row.
+    - `never_null`: True if no value is NULL.
     - `merged`: True for a key that USING has made one column of two: only `qualifier.name` finds it.
     """
 
@@ -57,6 +58,7 @@ class TableColumn:
     window: WindowEdge | None = None
     clock: bool = False
     merged: bool = False
+    never_null: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,8 @@ def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = Non
     """Returns the fields of all columns of a stream. `times`: the columns that are event time, with their shift."""
     shifts = times or {}
     return tuple(
-        TableColumn(qualifier, each.name, each.name, each.type, shifts.get(each.name)) for each in stream.schema
+        TableColumn(qualifier, each.name, each.name, each.type, shifts.get(each.name), never_null=each.name in shifts)
+        for each in stream.schema
     )
 
 

@@ -156,7 +156,7 @@ class SelectBinder:
             fields.append(
                 TableColumn("", name, name, output.bound.type)
                 if passed is None
-                else TableColumn("", name, name, output.bound.type, passed.shift_ms, passed.window)
+                else replace(passed, qualifier="", name=name, column=name, merged=False)
             )
         if ranking is not None:
             ranking = self._kept_for(ranking, columns, names)
@@ -527,8 +527,8 @@ def order_columns(
         (name,), relation = _columns(context, relation, [sort.expression])
         # NULL is the smallest value in Flink, and comes last in the engine
         nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
-        is_time = any(each.column == name and each.shift_ms is not None for each in relation.fields)
-        if nulls_first and not is_time:
+        has_nulls = not any(each.column == name and each.never_null for each in relation.fields)
+        if nulls_first and has_nulls:
             present = names_of(relation).free(f"{name}_present")
             with at(sort.span):
                 stream = relation.stream.with_columns(**{present: col(name).is_not_null().cast("int64")})
@@ -677,7 +677,8 @@ class _WindowUse:
     def field_of(self, bound: TypedExpr) -> TableColumn | None:
         """Returns a field with the role of a window's bound, for a column that has it unchanged."""
         if bound is self._time and self.window is not None:
-            return TableColumn("", "window_time", "window_time", bound.type, 0, WindowEdge("time", self.window))
+            edge = WindowEdge("time", self.window)
+            return TableColumn("", "window_time", "window_time", bound.type, 0, edge, never_null=True)
         column = bound.expr.column
         if column is None or self.window is None:
             return None
@@ -688,4 +689,5 @@ class _WindowUse:
         if column not in edges:
             return None
         shift = 1 if edges[column] == "end" else None
-        return TableColumn("", column, column, bound.type, shift, WindowEdge(edges[column], window))
+        edge = WindowEdge(edges[column], window)
+        return TableColumn("", column, column, bound.type, shift, edge, never_null=True)

@@ -16,6 +16,7 @@ from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.sql.catalog import read_table, write_table
+from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.options import SqlHost, SqlOptions
 from sabot.sql.registered import (
@@ -191,8 +192,7 @@ class _Statements:
         if isinstance(statement, Query):
             if not last:
                 raise SqlFault(statement.span, "only the last statement is a query: its rows are the result")
-            with stated("", self._text, statement.span):
-                relation = self._queries.query(statement)
+            relation = self._query(statement, "")
             clock = next((each.name for each in relation.fields if each.clock), None)
             if clock is not None:
                 message = f"{clock} is the time of processing, which has no value in a row"
@@ -232,6 +232,14 @@ class _Statements:
         else:
             raise SqlFault(statement.span, "CREATE MODEL is not supported", 'app.register("m", engine, output={…})')
         return None
+
+    def _query(self, query: Query, name: str) -> Relation:
+        """Returns the rows of a query of the statement that is bound now. `name`: the name of the statement."""
+        with stated(name, self._text, query.span):
+            relation = self._queries.query(query)
+        node = node_of(relation.stream)
+        merged = without_repeats(node, name)
+        return relation if merged is node else replace(relation, stream=Stream(self._session._app, merged))
 
     def _finished(self, relation: Relation) -> Stream:
         if relation.ranking is not None:
@@ -293,10 +301,7 @@ class _Statements:
             if names.count(each.name.text.lower()) > 1:
                 raise SqlFault(each.name.span, f"two columns are called {each.name.text}")
         target = f"INSERT INTO {self._key(statement.name)}"
-        rows = None
-        if statement.query is not None:
-            with stated(target, self._text, statement.span):
-                rows = self._queries.query(statement.query)
+        rows = None if statement.query is None else self._query(statement.query, target)
         if rows is not None:
             names = [each.name.lower() for each in rows.fields]
         for name in (*statement.key, *statement.partition):
@@ -333,20 +338,20 @@ class _Statements:
         if not self._free(statement.name, statement.if_not_exists):
             return
         name = statement.name[-1]
-        with stated(f"VIEW {name.text.lower()}", self._text, statement.span):
-            relation = self._queries.query(statement.query)
+        relation = self._query(statement.query, f"VIEW {name.text.lower()}")
         relation = renamed(relation, Alias(name, statement.columns))
         self._session._relations[self._key(statement.name)] = Declared(name.text, relation, self._text, statement.span)
 
     def _insert(self, statement: Insert) -> None:
-        with stated(f"INSERT INTO {self._key(statement.table)}", self._text, statement.span):
-            self._write(statement)
+        target = f"INSERT INTO {self._key(statement.table)}"
+        with stated(target, self._text, statement.span):
+            self._write(statement, target)
 
-    def _write(self, statement: Insert) -> None:
+    def _write(self, statement: Insert, target: str) -> None:
         key = self._key(statement.table)
         agent = self._session._registered.get(key)
         if isinstance(agent, RegisteredAgent):
-            stream = self._finished(self._queries.query(statement.query))
+            stream = self._finished(self._query(statement.query, target))
             with at(statement.span):
                 stream.to(agent.function)
             return
@@ -356,7 +361,7 @@ class _Statements:
         table = found.table
         if not isinstance(table, CreateTable):
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
-        relation = self._queries.query(statement.query)
+        relation = self._query(statement.query, target)
         self._finished(relation)
         write_table(self._session._app, table, relation, statement.columns, statement.span)
 
@@ -417,7 +422,7 @@ class _Statements:
             inner = inner.query
         with self._unused(), host.captured() as ends:
             if isinstance(inner, Query):
-                stream = self._finished(self._queries.query(inner))
+                stream = self._finished(self._query(inner, ""))
                 ends.append(Write(node_of(stream), TableSink("result"), None))
             else:
                 self.run(inner, last=False)

@@ -46,9 +46,9 @@ def table_window(call: Call, relation: Relation) -> Relation:
     window = _window(kind, call.arguments[2:], call, time)
     type = pa.timestamp("ms", tz="UTC")
     added = (
-        TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window)),
-        TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window)),
-        TableColumn("", "window_time", "window_time", type, None, WindowEdge("time", window)),
+        TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window), never_null=True),
+        TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window), never_null=True),
+        TableColumn("", "window_time", "window_time", type, None, WindowEdge("time", window), never_null=True),
     )
     for name in ("window_start", "window_end", "window_time"):
         if any(each.name == name for each in relation.fields):

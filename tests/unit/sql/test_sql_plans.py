@@ -1,0 +1,72 @@
+"""The plans of queries: what is computed once, what is filtered before a join, and what needs no column more."""
+
+import pytest
+
+from sabot import App
+
+SCHEMA = {"id": "int64", "kind": "int64", "name": "string", "ts": "int64"}
+OTHERS = {"key": "int64", "state": "string", "price": "int64", "ts": "int64"}
+
+
+@pytest.fixture
+def app() -> App:
+    app = App("plans")
+    some = [{"id": i, "kind": i % 4, "name": f"n{i % 3}", "ts": i * 1000} for i in range(40)]
+    more = [{"key": i, "state": "OR" if i % 2 else "CA", "price": i % 5, "ts": i * 1000} for i in range(40)]
+    app.register("a", app.stream(some, schema=SCHEMA, time="ts"))
+    app.register("b", app.stream(more, schema=OTHERS, time="ts"))
+    return app
+
+
+COUNTS = (
+    "SELECT kind, COUNT(*) AS n, window_start AS ws, window_end AS we "
+    "FROM TABLE(TUMBLE(TABLE a, DESCRIPTOR(ts), INTERVAL '10' SECOND)) GROUP BY kind, window_start, window_end"
+)
+
+
+def test_conditions_of_one_table_filter_its_rows_before_an_inner_join(app):
+    plan = app.sql("EXPLAIN SELECT name, price FROM a JOIN b ON a.id = b.key WHERE kind = 1 AND b.state = 'OR'")
+    before, after = plan.split("stage join-1\n")
+    assert 'filter col("kind") == 1' in before
+    assert 'filter col("state") == "OR"' in before
+    assert 'filter col("kind") == 1' in after, "rows that an earlier script has kept must not pass"
+
+
+def test_an_outer_join_filters_only_the_table_whose_rows_it_keeps(app):
+    plan = app.sql("EXPLAIN SELECT name, price FROM a LEFT JOIN b ON a.id = b.key WHERE kind = 1 AND b.state IS NULL")
+    before = plan.split("stage join-1\n")[0]
+    assert 'filter col("kind") == 1' in before
+    assert "state" not in before.split("filter", 2)[-1].split("\n")[0]
+    found = app.sql(
+        "SELECT id, price FROM a LEFT JOIN b ON a.id = b.key AND b.price < 2 WHERE kind = 1 AND price IS NULL"
+    )
+    rows = found.materialize().collect().to_pylist()
+    assert sorted(row["id"] for row in rows) == [i for i in range(40) if i % 4 == 1 and i % 5 >= 2]
+
+
+@pytest.mark.parametrize("condition", ["100 / b.price > 30", "CAST(a.name AS BIGINT) = 1", "a.id * a.id > 3"])
+def test_a_condition_that_may_fail_is_not_computed_for_rows_without_a_partner(app, condition):
+    plan = app.sql(f"EXPLAIN SELECT name, price FROM a JOIN b ON a.id = b.key WHERE {condition}")
+    assert "filter" not in plan.split("stage join-1\n")[0]
+
+
+def test_equal_windows_of_a_statement_are_computed_once(app):
+    most = f"SELECT MAX(n) AS m, ws, we FROM ({COUNTS}) c GROUP BY ws, we"
+    query = f"SELECT x.kind, x.n FROM ({COUNTS}) x JOIN ({most}) y ON x.ws = y.ws AND x.we = y.we AND x.n >= y.m"
+    assert app.sql(f"EXPLAIN {query}").count("by kind: n = count()") == 1
+
+
+def test_equal_windows_of_two_statements_stay_apart(app):
+    app.sql("CREATE TABLE one WITH ('connector' = 'blackhole'); CREATE TABLE two WITH ('connector' = 'blackhole')")
+    plan = app.sql(f"EXPLAIN STATEMENT SET BEGIN INSERT INTO one {COUNTS}; INSERT INTO two {COUNTS}; END")
+    assert plan.count("by kind: n = count()") == 2
+
+
+def test_the_order_of_event_time_needs_no_column_for_nulls(app):
+    query = (
+        "SELECT * FROM (SELECT x.id, b.ts, ROW_NUMBER() OVER (PARTITION BY x.id ORDER BY b.{}) AS r "
+        "FROM a x {} JOIN b ON x.id = b.key) WHERE r <= 1"
+    )
+    assert "present" not in app.sql("EXPLAIN " + query.format("ts", ""))
+    assert "present" in app.sql("EXPLAIN " + query.format("price", ""))
+    assert "present" in app.sql("EXPLAIN " + query.format("ts", "LEFT"))
