@@ -4,7 +4,7 @@ FROM (SELECT id, COUNT(*) … GROUP BY id, window) JOIN (SELECT MAX(n) FROM (SEL
 ->  one step counts, and both sides of the join read it
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,15 +15,15 @@ from sabot.api.nodes.node import Node, walk
 _INPUTS = ("input", "left", "right", "streams")
 
 
-def without_repeats(node: Node, statement: str) -> Node:
-    """Returns the same rows over a graph in which equal steps of the statement are one step.
+def without_repeats(ends: Sequence[Node], statement: str) -> list[Node]:
+    """Returns the same steps over a graph in which equal steps of the statement are one step.
 
     Two steps are equal if they do the same with the same rows. Steps of other statements stay apart, since their state
     belongs to these statements. `statement`: the name of the statement (`StepOrigin`).
     """
     made: dict[int, Node] = {}
     known: dict[Any, Node] = {}
-    for each in walk([node]):
+    for each in walk(ends):
         inputs = tuple(made[id(upstream)] for upstream in each.inputs)
         same = all(new is old for new, old in zip(inputs, each.inputs, strict=True))
         found = each if same else each.over(*inputs)
@@ -31,7 +31,7 @@ def without_repeats(node: Node, statement: str) -> Node:
         if inputs and of_statement:
             found = known.setdefault((type(found), tuple(map(id, inputs)), _facts(found)), found)
         made[id(each)] = found
-    return made[id(node)]
+    return [made[id(each)] for each in ends]
 
 
 def _facts(node: Node) -> tuple[Any, ...]:

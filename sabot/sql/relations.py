@@ -12,9 +12,21 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
 from sabot.config import parse_ms
+from sabot.sql.equal_steps import without_repeats
 from sabot.sql.patterns import bind_match
 from sabot.sql.registered import RegisteredModel, has_calls, predicted, with_calls
-from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of, node_of, part_of_statement
+from sabot.sql.scope import (
+    Names,
+    Relation,
+    StarName,
+    TableColumn,
+    TypedExpr,
+    at,
+    names_of,
+    node_of,
+    part_of_statement,
+    statement_name,
+)
 from sabot.sql.select import SelectBinder, has_aggregate, order_columns
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
@@ -50,6 +62,7 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt
+from sabot.sql.window_tops import window_top
 from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
@@ -662,6 +675,9 @@ class _JoinBinder:
         left, right = self._left, self._right
         if window is not None:
             left, right = self._beside_bounds(left, 1), self._beside_bounds(right, 2)
+            plain = self._how == "inner" and not self._join.using
+            if plain and (ranked := self._ranked(left, right, window)) is not None:
+                return ranked
         if self._how != "inner" and self._residual:
             left, right = self._conditioned(left, right)
         left, right = self._filtered(left, right)
@@ -680,6 +696,49 @@ class _JoinBinder:
         with at(self._join.span):
             stream = left.stream.join(right.stream, left_on=left_on, right_on=right_on, **options)
         return self._joined(stream, left, right, outer)
+
+    def _ranked(self, left: Relation, right: Relation, window: TumblingWindow) -> Relation | None:
+        """Returns the joined rows as the first rows of each window, if the right table has the greatest value of each
+        window of the left one (`window_tops`); None for any other join.
+        """
+        edges = {each.column for each in left.fields if each.window is not None}
+        keys = {str(its.expr.column): str(mine.expr.column) for _, mine, its in self._keys}
+        others = {its: mine for its, mine in keys.items() if mine not in edges}
+        compared = [(self._compared(node, left, right), node) for node in self._residual]
+        compared += [((mine, "=", its), None) for its, mine in others.items()]
+        if len(compared) != 1 or (condition := compared[0][0]) is None:
+            return None
+        value = next((each for each in left.fields if each.column == condition[0]), None)
+        if value is None or not (pa.types.is_integer(value.type) or pa.types.is_temporal(value.type)):
+            return None
+        bounds = {its: mine for its, mine in keys.items() if its not in others}
+        mine, its = without_repeats([node_of(left.stream), node_of(right.stream)], statement_name())
+        found = window_top(mine, its, bounds, window, condition)
+        if found is None or not {each.column for each in right.fields} <= found.columns.keys():
+            return None
+        with at(self._join.span):
+            stream = left.stream
+            stream = stream.filter(col(found.by).is_not_null()) if found.has_nulls else stream
+            keyed = stream.key_by(every=lit(0)).window(window)
+            first = keyed.top_n(1, by=[found.by], descending=[found.descending], ties="rank")
+        fields = [replace(each, shift_ms=None) for each in left.fields]
+        fields += [replace(each, column=found.columns[each.column], shift_ms=None) for each in right.fields]
+        return Relation(first, tuple(fields))
+
+    def _compared(self, node: Expression, left: Relation, right: Relation) -> tuple[str, str, str] | None:
+        """Returns a condition as a column of the left table, >= or <=, and a column of the right one."""
+        if not isinstance(node, Binary) or node.operator not in (">=", "<="):
+            return None
+        operator = node.operator
+        one, other = self._side(node.left, self._left), self._side(node.right, self._right)
+        if one is None or other is None:
+            one, other = self._side(node.right, self._left), self._side(node.left, self._right)
+            operator = mirrored(operator)
+        if one is None or other is None or one.expr.column is None or other.expr.column is None:
+            return None
+        names = {each.column for each in left.fields}, {each.column for each in right.fields}
+        is_here = one.expr.column in names[0] and other.expr.column in names[1]
+        return (one.expr.column, operator, other.expr.column) if is_here else None
 
     def _filtered(self, left: Relation, right: Relation) -> tuple[Relation, Relation]:
         """Filters the rows of each table before they are joined, by the conditions that are about this table alone.

@@ -216,6 +216,12 @@ def _origin() -> StepOrigin:
     return StepOrigin(statement.name, f"{statement.text.name}:{row}:{column}")
 
 
+def statement_name() -> str:
+    """Returns the name of the statement that is bound now, without the names of queries in it; "" if it has none."""
+    statement = _bound.get()
+    return "" if statement is None else statement.name.split(", ")[0]
+
+
 @contextmanager
 def stated(name: str, text: SqlText, span: Span) -> Iterator[None]:
     """Returns a context in which the steps of the engine that are made have this statement as their origin.

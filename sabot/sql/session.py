@@ -238,7 +238,7 @@ class _Statements:
         with stated(name, self._text, query.span):
             relation = self._queries.query(query)
         node = node_of(relation.stream)
-        merged = without_repeats(node, name)
+        (merged,) = without_repeats([node], name)
         return relation if merged is node else replace(relation, stream=Stream(self._session._app, merged))
 
     def _finished(self, relation: Relation) -> Stream:

@@ -1,5 +1,7 @@
 """The plans of queries: what is computed once, what is filtered before a join, and what needs no column more."""
 
+import random
+
 import pytest
 
 from sabot import App
@@ -51,9 +53,73 @@ def test_a_condition_that_may_fail_is_not_computed_for_rows_without_a_partner(ap
 
 
 def test_equal_windows_of_a_statement_are_computed_once(app):
-    most = f"SELECT MAX(n) AS m, ws, we FROM ({COUNTS}) c GROUP BY ws, we"
+    most = f"SELECT SUM(n) AS m, ws, we FROM ({COUNTS}) c GROUP BY ws, we"
     query = f"SELECT x.kind, x.n FROM ({COUNTS}) x JOIN ({most}) y ON x.ws = y.ws AND x.we = y.we AND x.n >= y.m"
     assert app.sql(f"EXPLAIN {query}").count("by kind: n = count()") == 1
+
+
+VALUES = (
+    "SELECT kind, {}(half) AS n, window_start AS ws, window_end AS we "
+    "FROM TABLE({}) GROUP BY kind, window_start, window_end"
+)
+WINDOWS = [
+    "TUMBLE(TABLE r, DESCRIPTOR(ts), INTERVAL '10' SECOND)",
+    "HOP(TABLE r, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '10' SECOND)",
+    "CUMULATE(TABLE r, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=["tumble", "hop", "cumulate"])
+@pytest.mark.parametrize(
+    ("inner", "most", "condition"),
+    [
+        *(("COUNT", "MAX", "x.n >= y.m"), ("COUNT", "MAX", "x.n = y.m"), ("SUM", "MAX", "y.m <= x.n")),
+        *(("MIN", "MIN", "x.n <= y.m"), ("MAX", "MIN", "y.m = x.n")),
+    ],
+)
+def test_the_rows_with_the_greatest_value_of_their_window_are_those_of_the_join(window, inner, most, condition):
+    numbers = random.Random(7)
+    given = [
+        {
+            "kind": numbers.randrange(5),
+            "half": numbers.choice([None, 1, 2, 3]),
+            "ts": i * 700 - numbers.randrange(3) * 300,
+        }
+        for i in range(200)
+    ] + [{"kind": k, "half": None, "ts": 300_000 + k} for k in range(3)]
+    values = VALUES.format(inner, window)
+    query = (
+        f"SELECT x.kind, x.n, y.m, y.ws, x.we FROM ({values}) x JOIN (SELECT {most}(n) AS m, ws, we FROM ({values}) c GROUP BY ws, we) y "
+        f"ON x.ws = y.ws AND x.we = y.we AND "
+    )
+    found = []
+    for text in (condition, condition.replace("x.n", "x.n + 0")):
+        app = App("tops")
+        app.register(
+            "r", app.stream(given, schema={"kind": "int64", "half": "int64", "ts": "int64"}, time="ts", lateness="5s")
+        )
+        plan = app.sql(f"EXPLAIN {query}{text}")
+        found.append((plan.count("top 1 of"), sorted(map(repr, app.sql(query + text).collect().to_pylist()))))
+    assert [tops for tops, _ in found] == [1, 0]
+    assert found[0][1] == found[1][1]
+    assert len(found[0][1]) > 10
+
+
+@pytest.mark.parametrize(
+    ("most", "where", "condition"),
+    [
+        ("SELECT MAX(n) AS m, ws, we FROM ({}) c WHERE n > 1 GROUP BY ws, we", "", "x.n >= y.m"),
+        ("SELECT MAX(n) AS m, ws, we FROM ({}) c GROUP BY ws, we", " WHERE kind > 1", "x.n >= y.m"),
+        ("SELECT MAX(n) FILTER (WHERE kind > 1) AS m, ws, we FROM ({}) c GROUP BY ws, we", "", "x.n >= y.m"),
+        ("SELECT MAX(n) AS m, ws, we FROM ({}) c GROUP BY ws, we", "", "x.n <= y.m"),
+        ("SELECT MAX(n) AS m, ws, we FROM ({}) c GROUP BY ws, we", "", "x.kind >= y.m"),
+        ("SELECT MAX(n) AS m, ws, we, kind FROM ({}) c GROUP BY ws, we, kind", "", "x.n >= y.m"),
+        ("SELECT MAX(n) AS m, COUNT(*) AS k, ws, we FROM ({}) c GROUP BY ws, we", "", "x.n >= y.m"),
+    ],
+)
+def test_a_join_with_other_rows_is_no_ranking(app, most, where, condition):
+    query = f"SELECT x.kind, x.n FROM (SELECT * FROM ({COUNTS}) z{where}) x JOIN ({most.format(COUNTS)}) y "
+    assert "top 1" not in app.sql(f"EXPLAIN {query} ON x.ws = y.ws AND x.we = y.we AND {condition}")
 
 
 def test_equal_windows_of_two_statements_stay_apart(app):

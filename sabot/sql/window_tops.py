@@ -1,0 +1,79 @@
+"""Finds joins of windows' rows with the greatest value of each window, which are the first rows of each window.
+
+    FROM counts JOIN (SELECT MAX(n) AS m, ws, we FROM counts GROUP BY ws, we) tops
+        ON counts.ws = tops.ws AND counts.we = tops.we AND counts.n >= tops.m
+
+Both sides read the same step `counts`. So for each window that has a row there is one m, the greatest n that is not
+NULL, and the join gives the rows with n >= m, which are those with n = m: the rows of rank 1 by n, ties included. A
+window in which all n are NULL gives no row. Floats are left out, since NaN equals nothing and is the greatest of an
+order. The ranking keeps no row of the others, and compares each row once.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.rows import Rename, Select
+from sabot.api.nodes.windows import AggregateWindow
+from sabot.api.windows import TumblingWindow
+
+_KINDS = {">=": "max", "<=": "min"}
+
+
+class WindowTop(NamedTuple):
+    """The ranking that a join is. `columns`: for each column of the right table, the equal column of the left one."""
+
+    by: str
+    descending: bool
+    columns: Mapping[str, str]
+    has_nulls: bool
+
+
+def window_top(
+    left: Node, right: Node, keys: Mapping[str, str], window: TumblingWindow, compared: tuple[str, str, str]
+) -> WindowTop | None:
+    """Returns the ranking that an inner join of windows is, or None if it is another join.
+
+    `keys`: the bounds of the windows, as columns of the left by those of the right. `window`: the window of the join.
+    `compared`: the other condition: a column of the left, the operator, and a column of the right.
+    """
+    value, operator, greatest = compared
+    made, columns = _source_of(right, [*keys, greatest])
+    if (
+        not isinstance(made, AggregateWindow)
+        or made.window != window
+        or set(made.keys) != {columns[key] for key in keys}
+    ):
+        return None
+    aggregate = dict(made.aggregates).get(columns[greatest])
+    if aggregate is None or aggregate.predicate is not None or aggregate.argument is None:
+        return None
+    wanted = {_KINDS[operator]} if operator in _KINDS else {"max", "min"}
+    argument = aggregate.argument.column
+    if aggregate.kind not in wanted or argument is None:
+        return None
+    base, below = _source_of(made.input, [*made.keys, argument])
+    rows, own = _source_of(left, [*keys.values(), value])
+    if rows is not base or own[value] != below[argument]:
+        return None
+    if any(own[mine] != below[columns[its]] for its, mine in keys.items()):
+        return None
+    counted = isinstance(base, AggregateWindow) and dict(base.aggregates).get(own[value])
+    has_nulls = not counted or counted.kind != "count"
+    return WindowTop(value, aggregate.kind == "max", {**keys, greatest: value}, has_nulls)
+
+
+def _source_of(node: Node, names: list[str]) -> tuple[Node, dict[str, str]]:
+    """Returns the step that makes these columns, behind steps that only choose and rename columns, and their names there."""
+    found = {name: name for name in names}
+    while isinstance(node, Select | Rename):
+        if isinstance(node, Select):
+            before = {name: expr.column for name, expr in node.columns}
+        else:
+            before = {name: name for name in node.input.column_names or ()} | {new: old for old, new in node.names}
+        passed = {name: before.get(column) for name, column in found.items()}
+        if None in passed.values():
+            break
+        found = {name: column for name, column in passed.items() if column is not None}
+        node = node.input
+    return node, found
