@@ -142,7 +142,7 @@ def _columns_added(
             results = results.cast(type) if isinstance(results, pa.Array) else pa.array(results, type)
         return pa.RecordBatch.from_arrays([*batch.columns, results], schema=schema)
 
-    call.__name__ = registered.name
+    call.__name__ = call.__qualname__ = registered.name
     return call
 
 

@@ -80,6 +80,8 @@ class SelectBinder:
         relation = self._filtered(relation, [each for each in self._where if each not in calling])
         relation = self._filtered(with_calls(self._context, relation, calling), calling)
         items = list(self._items(relation))
+        if not grouped:
+            relation = self._narrowed(relation, items)
         relation = with_calls(self._context, relation, [*items, *select.group])
         if grouped:
             return self._grouped(relation, items)
@@ -87,6 +89,23 @@ class SelectBinder:
         binder = Binder(self._context, relation, None)
         outputs = [self._output(item, relation, binder, replaced) for item in items]
         return self._finish(relation, outputs)
+
+    def _narrowed(self, relation: Relation, items: Sequence[Item]) -> Relation:
+        """Drops columns that the select list does not use, before a function of the user takes whole batches."""
+        used = {str(each.expr.column) for each in relation.calls.values()}
+        calls = False
+        for node in [node for item in items for node in walk(item)]:
+            if isinstance(node, Call) and node.over is not None:
+                return relation
+            calls = calls or (isinstance(node, Call) and has_calls(self._context, node))
+            if isinstance(node, Column):
+                used.add(relation.find(node.parts)[0].column)
+        names = node_of(relation.stream).column_names or ()
+        kept = [name for name in names if name in used]
+        if not calls or not kept or len(kept) == len(names) or relation.ranking is not None:
+            return relation
+        fields = tuple(each for each in relation.fields if each.column in used or each.clock)
+        return replace(relation, stream=relation.stream.select(*kept), fields=fields)
 
     def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
         binder = Binder(self._context, relation)
