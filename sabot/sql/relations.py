@@ -704,9 +704,10 @@ class _JoinBinder:
         edges = {each.column for each in left.fields if each.window is not None}
         keys = {str(its.expr.column): str(mine.expr.column) for _, mine, its in self._keys}
         others = {its: mine for its, mine in keys.items() if mine not in edges}
-        compared = [(self._compared(node, left, right), node) for node in self._residual]
-        compared += [((mine, "=", its), None) for its, mine in others.items()]
-        if len(compared) != 1 or (condition := compared[0][0]) is None:
+        compared = [self._compared(node, left, right) for node in self._residual]
+        compared += [(mine, "=", its) for its, mine in others.items()]
+        condition = compared[0] if len(compared) == 1 else None
+        if condition is None:
             return None
         value = next((each for each in left.fields if each.column == condition[0]), None)
         if value is None or not (pa.types.is_integer(value.type) or pa.types.is_temporal(value.type)):

@@ -67,10 +67,12 @@ def _source_of(node: Node, names: list[str]) -> tuple[Node, dict[str, str]]:
     """Returns the step that makes these columns, behind steps that only choose and rename columns, and their names there."""
     found = {name: name for name in names}
     while isinstance(node, Select | Rename):
+        before: dict[str, str | None]
         if isinstance(node, Select):
             before = {name: expr.column for name, expr in node.columns}
         else:
-            before = {name: name for name in node.input.column_names or ()} | {new: old for old, new in node.names}
+            before = {name: name for name in node.input.column_names or ()}
+            before |= {new: old for old, new in node.names}
         passed = {name: before.get(column) for name, column in found.items()}
         if None in passed.values():
             break

@@ -71,7 +71,8 @@ def opened(relation: Relation, span: Span) -> Relation:
             "SELECT window_start, window_end, COUNT(*) FROM TABLE(…) GROUP BY window_start, window_end",
         )
     time = next(each for each in relation.fields if each.shift_ms is not None)
-    if not pa.types.is_timestamp(time.type):
+    whole = pa.types.is_integer(time.type)  # ms since 1970
+    if not whole and not pa.types.is_timestamp(time.type):
         raise SqlFault(span, f"the event time {time.name} is {sql_type(time.type)}", "declare it as TIMESTAMP(3)")
     names = names_of(relation)
     start, end, at_ms, place = (
@@ -79,7 +80,7 @@ def opened(relation: Relation, span: Span) -> Relation:
     )
     slide = {HoppingWindow: "slide_ms", CumulativeWindow: "size_ms", TumblingWindow: "size_ms"}[type(window)]
     every = getattr(window, slide)
-    ms = col(time.column).dt.epoch("ms") - lit(time.shift_ms or 0)
+    ms = (col(time.column) if whole else col(time.column).dt.epoch("ms")) - lit(time.shift_ms or 0)
     stream = relation.stream.with_columns(**{at_ms: ms})
     last = col(at_ms) - (col(at_ms) - lit(window.offset_ms)) % lit(every)  # the start of the last window of the row
     if isinstance(window, TumblingWindow):
