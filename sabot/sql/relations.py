@@ -82,10 +82,13 @@ class QueryBinder:
         self._lookup = lookup
         self._ttl = ttl or {}  # of STATE_TTL, by the alias of a table in lower case
 
-    def query(self, query: Query) -> Relation:
-        """Returns the rows of a query."""
+    def query(self, query: Query, *, waits: bool = False) -> Relation:
+        """Returns the rows of a query. `waits`: True if the rows of a window table may wait for an outer GROUP BY."""
         binder = self._with(query) if query.tables else self
-        relation = binder._body(query.body)
+        waits = waits and query.limit is None and not query.order
+        relation = (
+            binder._select(query.body, waits=waits) if isinstance(query.body, SelectBody) else binder._body(query.body)
+        )
         if query.offset is not None:
             raise SqlFault(query.offset.span, "OFFSET is not supported")
         if query.order:
@@ -188,7 +191,7 @@ class QueryBinder:
             return relation.stream
         return relation.stream.select(**columns)
 
-    def _select(self, select: SelectBody) -> Relation:
+    def _select(self, select: SelectBody, *, waits: bool = False) -> Relation:
         if select.source is None:
             raise SqlFault(select.span, "a SELECT without FROM has no rows to run over")
         if select.qualify is not None:
@@ -197,7 +200,7 @@ class QueryBinder:
         binder = QueryBinder(self._context, self._lookup, state_ttl(select.hints))
         relation = binder._source(select.source, where)
         relation = self._semi_joins(relation, where)
-        return SelectBinder(self._context, select, relation, where).bind()
+        return SelectBinder(self._context, select, relation, where, waits=waits).bind()
 
     def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
         """Returns the rows of SELECT … QUALIFY: those of a query inside that meet the condition outside."""
@@ -237,13 +240,13 @@ class QueryBinder:
             if source.lateral:
                 raise SqlFault(source.span, "LATERAL (SELECT …) is not supported")
             if source.alias is None:
-                return self.query(source.query)
+                return self.query(source.query, waits=True)
             with part_of_statement(source.alias.name.text.lower()):
-                return renamed(self.query(source.query), source.alias)
+                return renamed(self.query(source.query, waits=True), source.alias)
         if isinstance(source, TableFunction):
             return self._table_function(source)
         if isinstance(source, MatchRecognize):
-            relation = self._source(source.input, [])
+            relation = self._opened(source.input, self._source(source.input, []))
             check_plain(relation, source.input.span, "before MATCH_RECOGNIZE", clocks=True)
             relation = bind_match(self._context, source, relation)
             return relation if source.alias is None else renamed(relation, source.alias)
@@ -299,18 +302,23 @@ class QueryBinder:
     def _join(self, join: JoinSource, where: list[Expression]) -> Relation:
         inner = join.kind in ("INNER", "COMMA", "CROSS")
         left = self._source(join.left, where if inner else [])
+        left = self._opened(join.left, left)
         if isinstance(join.right, TableFunction) and join.right.call.name.text.upper() == "UNNEST":
             return self._unnested(join, left, join.right)
         if isinstance(join.right, TableName) and join.right.as_of is not None:
             return self._as_of(join, left, join.right)
-        right = self._source(join.right, where if inner else [])
-        with at(join.span):
-            left = left if left.window is None else opened(left, join.left.span)
-            right = right if right.window is None else opened(right, join.right.span)
+        right = self._opened(join.right, self._source(join.right, where if inner else []))
         for side, tree in ((left, join.left), (right, join.right)):
             if side.ranking is not None:
                 raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
         return _JoinBinder(self._context, join, left, right, where if inner else [], self._ttl, where).bind()
+
+    def _opened(self, tree: Source, relation: Relation) -> Relation:
+        """Returns the rows of a window table, each once for each of its windows; the rows of any other table unchanged."""
+        if relation.window is None:
+            return relation
+        with at(tree.span):
+            return opened(relation, tree.span)
 
     def _unnested(self, join: JoinSource, left: Relation, table: TableFunction) -> Relation:
         """Returns the rows of `left` with those of UNNEST(array): a row for each element."""

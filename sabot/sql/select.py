@@ -34,6 +34,7 @@ from sabot.sql.syntax.tree import (
     Call,
     Column,
     Constant,
+    Derived,
     Expression,
     Item,
     SelectBody,
@@ -59,13 +60,24 @@ class OutputColumn:
 
 
 class SelectBinder:
-    """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used."""
+    """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used. `waits`:
+    True if the rows of a window table may stay without their windows, for a GROUP BY of the query outside.
+    """
 
-    def __init__(self, context: Context, select: SelectBody, relation: Relation, where: Sequence[Expression]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        select: SelectBody,
+        relation: Relation,
+        where: Sequence[Expression],
+        *,
+        waits: bool = False,
+    ) -> None:
         self._context = context
         self._select = select
         self._relation = relation
         self._where = list(where)
+        self._waits = waits
         self._separators: dict[Any, str] = {}  # of calls of LISTAGG, by `key_of`
 
     def bind(self) -> Relation:
@@ -73,7 +85,15 @@ class SelectBinder:
         select = self._select
         relation = self._rank_by_conditions(self._relation)
         grouped = bool(select.group) or select.having is not None or has_aggregate(select.items)
-        if relation.window is not None and not grouped:
+        if isinstance(relation.window, SessionWindow) and self._where:
+            raise SqlFault(
+                self._where[0].span,
+                "WHERE of a table of sessions is not supported: it would change which rows are together",
+                "filter the rows before, in a view or in SESSION(TABLE (SELECT … WHERE …), …)",
+            )
+        waits = relation.window is not None and not grouped and self._may_wait(relation)
+        waited = isinstance(select.source, Derived) and not self._groups_windows(relation)
+        if relation.window is not None and (waited if grouped else not waits):
             with at(select.span):
                 relation = opened(relation, select.span)
         calling = [condition for condition in self._where if has_calls(self._context, condition)]
@@ -88,7 +108,53 @@ class SelectBinder:
         relation, replaced = self._over(relation, items)
         binder = Binder(self._context, relation, None)
         outputs = [self._output(item, relation, binder, replaced) for item in items]
-        return self._finish(relation, outputs)
+        if not waits:
+            return self._finish(relation, outputs)
+        bounds = [(i, output) for i, output in enumerate(outputs) if _is_bound(relation, output)]
+        finished = self._finish(relation, [output for output in outputs if not _is_bound(relation, output)])
+        fields = list(finished.fields)
+        names = Names({each.name for each in fields})
+        for i, output in bounds:
+            assert output.passed is not None
+            fields.insert(i, replace(output.passed, qualifier="", name=names.free(output.name)))
+        return replace(finished, fields=tuple(fields), window=relation.window)
+
+    def _groups_windows(self, relation: Relation) -> bool:
+        """Returns True if GROUP BY has both bounds of the window table, and nothing else needs them in each row."""
+        edges = set()
+        for node in self._resolved_groups(relation, list(self._items(relation))):
+            field = relation.find(node.parts)[0] if isinstance(node, Column) else None
+            if field is not None and field.window is not None:
+                edges.add(field.window.edge)
+        trees = [*self._select.items, *([self._select.having] if self._select.having is not None else [])]
+        inside: list[Any] = [node for tree in trees for node in walk(tree) if _is_aggregate(node)]
+        return {"start", "end"} <= edges and not self._has_bounds([*self._where, *inside], relation)
+
+    def _has_bounds(self, trees: Sequence[Any], relation: Relation) -> bool:
+        columns = [node for tree in trees for node in walk(tree) if isinstance(node, Column)]
+        return any(relation.find(node.parts)[0].window is not None for node in columns)
+
+    def _may_wait(self, relation: Relation) -> bool:
+        """Returns True if a query outside may group the rows by their windows: if this one only filters the rows of a
+        window table, computes columns of each row, and passes on the bounds and the event time.
+
+            SELECT window_start, window_end, SUM(half) FROM (
+                SELECT amount / 2 AS half, ts, window_start, window_end FROM TABLE(HOP(…)) WHERE amount > 0)
+            GROUP BY window_start, window_end
+        """
+        if not self._waits or self._select.distinct or relation.ranking is not None:
+            return False
+        items = list(self._items(relation))
+        plain = [item.expression for item in items if isinstance(item.expression, Column)]
+        passed = [relation.find(node.parts)[0] for node in plain if isinstance(node, Column) and len(node.parts) < 3]
+        edges = {each.window.edge for each in passed if each.window is not None}
+        if not {"start", "end"} <= edges or not any(
+            each.shift_ms is not None and each.window is None for each in passed
+        ):
+            return False
+        inside: list[Any] = [*self._where, *(item.expression for item in items if item.expression not in plain)]
+        running = any(isinstance(node, Call) and node.over is not None for tree in inside for node in walk(tree))
+        return not running and not self._has_bounds(inside, relation)
 
     def _narrowed(self, relation: Relation, items: Sequence[Item]) -> Relation:
         """Drops columns that the select list does not use, before a function of the user takes whole batches."""
@@ -555,6 +621,12 @@ def order_columns(
             by.append((present, False))
         by.append((name, sort.descending))
     return tuple(by), relation
+
+
+def _is_bound(relation: Relation, output: OutputColumn) -> bool:
+    """Returns True for a bound of a window table's windows, which the rows do not have yet."""
+    edge = None if output.passed is None else output.passed.window
+    return edge is not None and edge.window is relation.window
 
 
 _SIDES = ("=", "<", "<=", ">", ">=", "<>")

@@ -1,0 +1,82 @@
+"""Rows of window tables that an inner query passes on, and an outer one groups by their windows."""
+
+from collections import Counter
+
+import pytest
+
+from sabot import App
+from sabot.sql.syntax.text import SqlError
+
+SCHEMA = {"id": "int64", "k": "int64", "ts": "timestamp[ms]"}
+ROWS = [{"id": i, "k": i % 3, "ts": i * 700} for i in range(100)]
+
+
+@pytest.fixture
+def app() -> App:
+    app = App("rows")
+    app.register("t", app.stream(ROWS, schema=SCHEMA, time="ts"))
+    return app
+
+
+HOP = "TABLE(HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '10' SECOND))"
+CUMULATE = "TABLE(CUMULATE(TABLE t, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '15' SECOND))"
+TUMBLE = "TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' SECOND))"
+
+
+def ends(window: str, ts: int) -> list[int]:
+    if window == TUMBLE:
+        return [ts // 10_000 * 10_000 + 10_000]
+    if window == HOP:
+        return [ts // 5_000 * 5_000 + 5_000, ts // 5_000 * 5_000 + 10_000]
+    return [end for end in range(ts // 15_000 * 15_000 + 5_000, ts // 15_000 * 15_000 + 15_001, 5_000) if end > ts]
+
+
+@pytest.mark.parametrize("window", [TUMBLE, HOP, CUMULATE], ids=["tumble", "hop", "cumulate"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT window_end AS e, SUM(half) AS n FROM (SELECT id * 2 AS half, ts, window_start, window_end FROM {} WHERE k <> 1) "
+        "GROUP BY window_start, window_end",
+        "SELECT e, SUM(half) AS n FROM (SELECT * FROM (SELECT window_end AS e, window_start AS s, id * 2 AS half, ts, k FROM {}) x "
+        "WHERE k <> 1) y GROUP BY s, e",
+        "SELECT e, SUM(half) AS n FROM (SELECT window_end AS e, window_start AS s, id * 2 AS half, ts, k FROM {}) x "
+        "WHERE k <> 1 AND e > s GROUP BY s, e",
+    ],
+    ids=["grouped", "twice", "filtered by bounds"],
+)
+def test_rows_of_an_inner_query_are_grouped_by_their_windows(app, window, query):
+    expected: Counter[int] = Counter()
+    for row in ROWS:
+        for end in ends(window, row["ts"]):
+            expected[end] += row["id"] * 2 if row["k"] != 1 else 0
+    stream = app.sql(query.format(window))
+    found = stream.materialize().collect().to_pylist()
+    assert {int(row["e"].timestamp() * 1000): row["n"] for row in found} == {end: n for end, n in expected.items() if n}
+
+
+@pytest.mark.parametrize("window", [TUMBLE, HOP, CUMULATE], ids=["tumble", "hop", "cumulate"])
+def test_results_of_such_windows_are_not_updated(app, window):
+    query = f"SELECT window_end, COUNT(*) FROM (SELECT id, ts, window_start, window_end FROM {window}) GROUP BY window_start, window_end"
+    assert app.sql(f"EXPLAIN CHANGELOG {query}").endswith("rows are appended, and never change")
+
+
+def test_sessions_of_an_inner_query_are_grouped(app):
+    session = "TABLE(SESSION(TABLE (SELECT * FROM t WHERE k = 0 OR id < 3), DESCRIPTOR(ts), INTERVAL '1' SECOND))"
+    inner = f"SELECT id, ts, window_start, window_end FROM {session}"
+    query = f"SELECT window_start, window_end, COUNT(*) AS n FROM ({inner}) GROUP BY window_start, window_end"
+    assert sorted(app.sql(query).collect()["n"].to_pylist()) == [1] * 32 + [4]
+    with pytest.raises(SqlError, match="it would change which rows are together"):
+        app.sql(query.replace("FROM (", "FROM (SELECT * FROM (").replace(") GROUP", ") WHERE id > 3) GROUP"))
+
+
+def test_rows_without_a_group_and_joined_rows_have_each_of_their_windows(app):
+    rows = app.sql(
+        f"SELECT id, e FROM (SELECT id, ts, window_start, window_end AS e FROM {HOP}) WHERE id < 2"
+    ).collect()
+    assert rows.num_rows == 4
+    joined = app.sql(
+        f"SELECT a.id, a.window_end FROM (SELECT id, ts, window_start, window_end FROM {HOP}) a JOIN t ON a.id = t.id WHERE a.id < 2"
+    )
+    assert joined.collect().num_rows == 4
+    count = app.sql(f"SELECT COUNT(*) AS n FROM (SELECT id, ts, window_start, window_end FROM {HOP})")
+    assert count.materialize().collect()["n"].to_pylist() == [200]
