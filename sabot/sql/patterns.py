@@ -4,6 +4,7 @@ PATTERN (A B+ C) DEFINE B AS B.price < A.price     ->     pattern("A").next("B",
 """
 
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from sabot.sql.syntax.tree import (
     Is,
     Item,
     MatchRecognize,
+    Name,
     Pattern,
     Repeat,
     Succession,
@@ -173,14 +175,20 @@ class _MatchBinder:
             return self._of_call(node, own)
         if not isinstance(node, Column):
             return node
-        variable = self._variable(node)
+        variable = self._variable(node, own)
         if variable == own:
-            return Column(node.parts[1:], node.span)
+            return Column(_column_of(node), node.span)
         return self._value(node, variable, "last")
 
-    def _variable(self, node: Column) -> str:
-        """Returns the variable of `A.price`."""
+    def _variable(self, node: Column, own: str | None) -> str:
+        """Returns the variable of `A.price`. A column alone is that of the current row: in a measure, of the last row."""
         name = node.parts[0].text
+        if len(node.parts) == 1 and node.parts[0].text not in self._variables:
+            last = self._steps()[-1][2]
+            if own is not None:
+                return own
+            if last is None or last.least > 0:
+                return self._variables[-1]
         if len(node.parts) < 2 or name not in self._variables:
             example = f"{self._variables[0]}.{node.parts[-1].text}"
             raise SqlFault(node.span, "a column of a pattern has the variable before it", f"write {example}")
@@ -189,9 +197,12 @@ class _MatchBinder:
     def _of_call(self, node: Call, own: str | None) -> Column:
         kind = node.name.text.upper()
         argument = node.arguments[0] if node.arguments else None
+        if node.star and own is None and node.filter is None:
+            rows = [engine.step(name).count() for name in self._variables]
+            return self._column(node.span, pa.int64(), reduce(lambda one, more: one + more, rows))
         if not isinstance(argument, Column) or node.distinct or node.filter is not None:
             raise SqlFault(node.span, f"{kind} takes one column of a variable here", f"{kind}({self._variables[0]}.x)")
-        variable = self._variable(argument)
+        variable = self._variable(argument, own)
         offset = 0
         if len(node.arguments) == 2 and isinstance(node.arguments[1], Constant) and kind in ("FIRST", "LAST"):
             offset = int(node.arguments[1].text)
@@ -202,13 +213,22 @@ class _MatchBinder:
                 node.span, f"{kind} of {variable} is not supported in DEFINE", "FIRST or LAST of a variable before it"
             )
         if variable == own and offset == 0:
-            return Column(argument.parts[1:], node.span)
+            return Column(_column_of(argument), node.span)
+        if own is None and offset:
+            return self._row_of(argument, variable, kind, offset)
         if offset != (1 if variable == own else 0):
             raise SqlFault(node.span, f"{kind} with the offset {offset} is not supported here", "FIRST(A.x), LAST(A.x)")
         return self._value(argument, variable, kind.lower())
 
+    def _row_of(self, node: Column, variable: str, kind: str, offset: int) -> Column:
+        """Returns the value of a row of a variable, counted from its first or its last row; NULL if there is none."""
+        bound = Binder(self._context, self._relation).bind(Column(_column_of(node), node.span))
+        values = engine.step(variable).list(bound.expr)
+        index = offset if kind == "FIRST" else -1 - offset
+        return self._column(node.span, bound.type, values.list.get(index, null_on_oob=True))
+
     def _value(self, node: Column, variable: str, kind: str) -> Column:
-        bound = Binder(self._context, self._relation).bind(Column(node.parts[1:], node.span))
+        bound = Binder(self._context, self._relation).bind(Column(_column_of(node), node.span))
         rows, number = engine.step(variable), pa.types.is_integer(bound.type)
         if kind in ("first", "last", "min", "max"):
             return self._column(node.span, bound.type, getattr(rows, kind)(bound.expr))
@@ -230,6 +250,11 @@ class _MatchBinder:
         self._added.append(field)
         self._values[name] = value
         return Column((StarName(name, span, True, field),), span)
+
+
+def _column_of(node: Column) -> tuple[Name, ...]:
+    """Returns the name of a column without the variable before it."""
+    return node.parts[1:] if len(node.parts) > 1 else node.parts
 
 
 def _without_first(node: Expression, own: str) -> Expression:

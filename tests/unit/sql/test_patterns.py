@@ -83,7 +83,7 @@ def test_the_results_are_grouped_and_joined_like_others(app):
         (clause("A (B | C)", "A.p AS a", "B AS B.p < A.p"), "a sequence of variables"),
         (clause("A B A", "A.p AS a", "B AS B.p < A.p"), "A is in the pattern twice"),
         (clause("A B", "A.p AS a", "C AS C.p < A.p"), "the pattern has no variable C"),
-        (clause("A B", "A.p AS a", "B AS p < A.p"), "has the variable before it"),
+        (clause("A B??", "p AS a", "B AS B.p < A.p"), "has the variable before it"),
         (clause("A B", "A.p AS a", "B AS B.q < A.p"), 'there is no column "q"'),
         (clause("A B", "A.p + 1, B.p AS b", "B AS B.p < A.p"), "a measure needs a name"),
         (clause("A B", "A.p AS a", "B AS B.p < A.p", order="p"), "needs ORDER BY the event time"),
@@ -94,9 +94,18 @@ def test_the_results_are_grouped_and_joined_like_others(app):
         (clause("A B+ C", "A.p AS a", "B AS B.p < LAST(B.p, 1)"), "the row before is NULL for the first row of B"),
         (clause("A B+ C", "A.p AS a", "C AS C.p < SUM(B.p)"), "SUM of B is not supported in DEFINE"),
         (clause("A B C", "A.p AS a", "C AS C.p < A.p + B.p"), "cannot compare a row with rows before it"),
-        (clause("A B", "LAST(A.p, 2) AS a", "B AS B.p < A.p"), "with the offset 2"),
+        (clause("A+ B", "A.p AS a", "B AS B.p < LAST(A.p, 2)"), "with the offset 2"),
     ],
 )
 def test_what_the_patterns_of_the_engine_cannot_do_is_refused(app, text, message):
     with pytest.raises(SqlError, match=message):
         app.sql(text)
+
+
+def test_measures_take_rows_by_their_number_and_count_all_rows(app):
+    text = clause(
+        "A B+ C",
+        "FIRST(B.p, 1) AS second, LAST(B.p, 1) AS last_but_one, LAST(B.p, 9) AS none, COUNT(*) AS n, p AS last",
+        "A AS p IN (6, 10), B AS B.p < A.p, C AS p > A.p",
+    )
+    assert matches(app, text) == [("x", 7, 7, None, 5, 11), ("y", 3, 4, None, 4, 8)]
