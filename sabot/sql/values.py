@@ -434,19 +434,27 @@ def mirrored(operator: str) -> str:
 
 def walk(node: Any) -> Iterator[Any]:
     """Yields a node and all nodes below it; it does not enter queries."""
-    yield node
-    if isinstance(node, Query):
-        return
-    for each in fields(node):
-        yield from _walk_value(getattr(node, each.name))
+    waiting = [node]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple):
+            if not isinstance(value, Span):
+                waiting += reversed(value)
+        elif names := _field_names(type(value)):
+            yield value
+            if not isinstance(value, Query):
+                waiting += [getattr(value, name) for name in reversed(names)]
 
 
-def _walk_value(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple) and not isinstance(value, Span):
-        for each in value:
-            yield from _walk_value(each)
-    elif is_dataclass(value):
-        yield from walk(value)
+_field_names_of: dict[type, tuple[str, ...]] = {}
+
+
+def _field_names(kind: type) -> tuple[str, ...]:
+    """Returns the names of the fields of a class of the tree; empty for any other class."""
+    known = _field_names_of.get(kind)
+    if known is None:
+        known = _field_names_of[kind] = tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+    return known
 
 
 def rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
@@ -458,7 +466,7 @@ def rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
     changed = change(node)
     if changed is not node:
         return changed
-    return replace(node, **{each.name: rebuilt(getattr(node, each.name), change) for each in fields(node)})
+    return replace(node, **{name: rebuilt(getattr(node, name), change) for name in _field_names(type(node))})
 
 
 def key_of(node: Any, relation: Relation) -> Any:
@@ -473,5 +481,5 @@ def key_of(node: Any, relation: Relation) -> Any:
     if isinstance(node, tuple):
         return tuple(key_of(each, relation) for each in node)
     if is_dataclass(node):
-        return (type(node).__name__, *(key_of(getattr(node, each.name), relation) for each in fields(node)))
+        return (type(node).__name__, *(key_of(getattr(node, name), relation) for name in _field_names(type(node))))
     return node

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.append(str(PROJECT / "benchmarks"))
 from nexmark.generator import SCHEMAS, Config, Generator
 from nexmark.run import QUERIES, Settings, build, measure
 from nexmark.source import NexmarkSource
-from nexmark.sql_queries import query_of
+from nexmark.sql_queries import TEXTS, count_char, filled, query_of
 from nexmark.streams import Nexmark, write_side
 
 EVENTS = 6_000
@@ -56,3 +57,22 @@ def test_texts_of_another_folder_run_as_they_are(tmp_path):
     )
     app, streams = nexmark(tmp_path)
     assert "price > 10000" in query_of("q0", app, streams, tmp_path).explain().replace('col("price")', "price")
+
+
+def test_all_texts_are_read_and_bound_in_less_than_150_ms_of_cpu(tmp_path):
+    texts = {query: filled((TEXTS / f"{query}.sql").read_text()) for query in QUERIES if query != REFUSED}
+
+    def seconds() -> float:
+        spent = 0.0
+        for text in texts.values():
+            app, streams = nexmark(tmp_path)
+            app.register("count_char", count_char, batch=True, returns="int64")
+            for table in ("bid", "auction", "person", "side"):
+                app.register(table, getattr(streams, table))
+            began = time.process_time()
+            with app.captured():
+                app.sql(text)
+            spent += time.process_time() - began
+        return spent
+
+    assert min(seconds() for _ in range(3)) < 0.15
