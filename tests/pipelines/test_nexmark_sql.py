@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from sabot import App
+from sabot.api.nodes.read import Read
+from sabot.connectors.defaults import columns_of
+from sabot.plan import Plan, make_plan, planned, walk, with_schemas
 from sabot.sql.syntax.text import SqlError
 from tools.source_tree import PROJECT
 
@@ -76,3 +79,30 @@ def test_all_texts_are_read_and_bound_in_less_than_150_ms_of_cpu(tmp_path):
         return spent
 
     assert min(seconds() for _ in range(3)) < 0.15
+
+
+def digests(folder: Path) -> list[str]:
+    """A line for each step with state of the texts: its query, its id, the statement that made it, and its path."""
+    lines = []
+    for query in [query for query in QUERIES if query != REFUSED]:
+        app, streams = nexmark(folder)
+        stream = query_of(query, app, streams)
+        (stream.changelog() if stream.changes else stream).to("out")
+        lines += [
+            f"{query} {each.id} {each.origin.name or '-'}: {each.path.partition('+')[0]}"
+            for each in planned(plan_of(app))
+        ]
+    return lines
+
+
+def plan_of(app: App) -> Plan:
+    runtime = app.agent_runtime
+    reads = [node for node in walk(runtime.writes) if isinstance(node, Read)]
+    schemas = {id(node): columns_of(node.source) if node.schema is None else node.schema for node in reads}
+    return make_plan(with_schemas(runtime.writes, schemas))
+
+
+def test_the_digests_of_steps_are_those_of_earlier_versions(tmp_path, monkeypatch):
+    """A digest that moves gives up the state of scripts that run: change `sql_digests.txt` only for a plan that is another."""
+    monkeypatch.chdir(tmp_path)
+    assert digests(Path(".")) == (Path(__file__).parent / "sql_digests.txt").read_text().splitlines()
