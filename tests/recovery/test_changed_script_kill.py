@@ -58,7 +58,8 @@ REGROUPED = FIRST.replace("SELECT customer, COUNT(*)", "SELECT CAST(id AS STRING
 
 
 @pytest.mark.slow  # some five processes
-async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path):
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "two workers"])
+async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path, workers):
     orders = [{"id": i, "customer": f"c{i % CUSTOMERS}", "amount": i % 1000} for i in range(ROWS)]
     paid = [{"id": (i * 7919) % ROWS, "price": i} for i in range(ROWS)]
     refunds = [{"id": i, "customer": f"c{i % 3}", "amount": i} for i in range(1000)]
@@ -67,7 +68,7 @@ async def test_a_script_that_was_killed_goes_on_with_another_text(tmp_path):
     script, log = tmp_path / "shop.sql", tmp_path / "log"
     script.write_text(FIRST)
     checkpoints = tmp_path / "state" / "checkpoints"
-    words = ["shop.sql", "--state", "state", "--checkpoint-interval", "0.02"]
+    words = ["shop.sql", "--state", "state", "--checkpoint-interval", "0.02", *workers]
     for _ in range(2):
         known = manifests(checkpoints)
         with running(log, *words, folder=tmp_path) as process:
