@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PROGRAMS = ("chromium-headless-shell", "chromium")
 
@@ -29,6 +29,7 @@ def browser_or_skip() -> str:
 @contextmanager
 def opened_browser() -> Iterator[Browser]:
     path = browser_or_skip()
+    expect.set_options(timeout=20_000)  # a loaded machine takes its time; what is there is seen at once
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
