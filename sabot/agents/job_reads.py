@@ -1,5 +1,6 @@
 """Reads of the jobs of a journal that return records: the command line and the page of an app only render them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,64 @@ class JobDetails:
     record: JobRecord
     actions: list[ActionRecord] = field(default_factory=list)
     values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """One page of a list of jobs.
+
+    `jobs`: the jobs of the page, the newest first. `found`: the number of jobs on all pages. `counts`: the number of jobs by status, in
+    any status, that the other conditions select. `following`: the cursor of the next page, or "" if there is none.
+    """
+
+    jobs: list[JobRecord]
+    found: int
+    counts: Mapping[str, int]
+    following: str
+
+
+def jobs_page(
+    reader: JournalReader,
+    *,
+    agent: str = "",
+    scope: str = "",
+    status: str = "",
+    text: str = "",
+    since: float = 0.0,
+    after: str = "",
+    most: int = 200,
+) -> JobPage:
+    """Returns a page of the jobs that all conditions select; "" and 0 stand for all. Reads the whole journal and blocks.
+
+    `agent`: the id APP.NAME, or NAME alone. `text`: a text in the id, the agent, the scope or the principal, in any letter case.
+    `since`: the earliest time at which a job was created, in seconds since 1970. `after`: the cursor of this page, from the page before.
+    `most`: the number of jobs of a page.
+    """
+    wanted = text.casefold()
+    selected = [
+        job
+        for job in JobsOfJournal(reader).seen()
+        if agent in ("", job.agent, job.agent.rpartition(".")[2])
+        and scope in ("", job.scope_id)
+        and job.created_at >= since
+        and wanted in "\n".join((job.job_id, job.agent, job.scope_id, job.principal_id)).casefold()
+    ]
+    counts = Counter(str(job.status) for job in selected)
+    found = sorted((job for job in selected if status in ("", job.status)), key=_age, reverse=True)
+    at, _, last = after.partition(":")
+    rest = found
+    if after:
+        try:
+            rest = [job for job in found if _age(job) < (float(at), last)]
+        except ValueError:
+            raise UserError(f"{after!r} is no cursor of a list of jobs", hint="begin with the first page") from None
+    page = rest[:most]
+    following = f"{page[-1].created_at!r}:{page[-1].job_id}" if len(rest) > most else ""
+    return JobPage(page, len(found), dict(counts), following)
+
+
+def _age(job: JobRecord) -> tuple[float, str]:
+    return job.created_at, job.job_id
 
 
 def find_jobs(

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sabot.errors import SabotError
+from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import style_rules
 from sabot.redaction import scrubbed
 from sabot.web import texts
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _MOST_TABS = 32
 _SEND_SECONDS = 5.0  # for a browser to take an event
+Rows: TypeAlias = list[dict[str, Any]]
 _ASSETS = {"console.js": "text/javascript", "console.css": "text/css", "icon.svg": "image/svg+xml"}
 
 
@@ -127,7 +128,11 @@ class Pages:
             if not screen.open_to(session):
                 return self._for_acting(session)
             parts = self._parts(name, query, session)
-            more = await screen.more(query) if screen.more is not None else {}
+            try:
+                more = await screen.more(query) if screen.more is not None else {}
+            except UserError as error:
+                back = self._screens.screens["app"]
+                return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
             events = f"/events/{name}?{urlencode(query)}"
             marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
             return self._html(
@@ -137,12 +142,16 @@ class Pages:
         return page
 
     def _table_of(
-        self, screen: Screen, rows: Callable[[dict[str, str]], list[dict[str, Any]]], form: str
+        self, screen: Screen, rows: Callable[[dict[str, str]], Rows | Awaitable[Rows]], form: str
     ) -> Callable[..., Awaitable[Response]]:
         async def table(request: Request) -> Response:
             if not screen.open_to(session := _session(request)):
                 return self._for_acting(session)
-            found = rows(_query(request))
+            try:
+                made = rows(_query(request))
+                found = await made if isinstance(made, Awaitable) else made
+            except UserError as error:
+                return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
             if form == "json":
                 return Response(json.dumps(found, ensure_ascii=False), media_type="application/json")
             text = io.StringIO()

@@ -22,6 +22,7 @@ from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.web.access import ConsoleSession, Role
 from sabot.web.charts import curve
 from sabot.web.figures import FigureRings
+from sabot.web.job_screens import JobReads, has_jobs
 from sabot.web.kept import KeptCheckpoints
 from sabot.web.log_ring import LogLine, LogRing, first_page, log_rows
 from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
@@ -71,6 +72,7 @@ class Screen:
     """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
     page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
     None if it has no table. `role`: "act" if it shows texts that can contain data, which sessions that may only read do not get.
+    `listed`: True if the head of each page has a link to it.
     """
 
     title: str
@@ -78,8 +80,9 @@ class Screen:
     parts: Sequence[str]
     facts: Callable[[Query], dict[str, Any]]
     more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
-    rows: Callable[[Query], list[dict[str, Any]]] | None = None
+    rows: Callable[[Query], list[dict[str, Any]] | Awaitable[list[dict[str, Any]]]] | None = None
     role: Role = "read"
+    listed: bool = True
 
     def open_to(self, session: ConsoleSession) -> bool:
         """Returns True if the session may see this screen."""
@@ -111,6 +114,10 @@ class Screens:
                 self._read_checkpoints,
                 self._kept.rows,
             )
+        jobs = JobReads(app) if has_jobs(app) else None
+        if jobs is not None:
+            self.screens["jobs"] = Screen("Jobs", "/jobs", (), _no_facts, jobs.list_facts, jobs.rows, role="act")
+            self.screens["job"] = Screen("Job", "/job", (), _no_facts, jobs.job_facts, jobs.effect_rows, "act", False)
         self.screens["log"] = Screen(
             "Log", "/log", ("log",), self._log_facts, self._log_levels, self._log_rows, role="act"
         )
@@ -121,6 +128,9 @@ class Screens:
                 "savepoint": self._savepoint,
                 "stop-with-savepoint": self._stop_with_savepoint,
             }
+
+        if jobs is not None:
+            self.actions |= {"cancel-job": jobs.cancel, "cancel-jobs": jobs.cancel_all, "signal-job": jobs.signal}
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -239,6 +249,10 @@ class Screens:
     async def _stop(self, form: Mapping[str, str]) -> str:
         self.app.agent_runtime.runner.request_stop()
         return "The app stops: it takes a last checkpoint, and its process ends."
+
+
+def _no_facts(query: Query) -> dict[str, Any]:
+    return {}
 
 
 def _sorted_link(query: Query, column: str) -> str:

@@ -1,0 +1,159 @@
+"""The screens of the jobs of an app: their list, one job with its effects, and the actions on them.
+
+The journal is read in threads, because a read blocks: the server's loop goes on meanwhile.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
+
+from sabot.agents.job_effects import EffectRecord, JobStory, job_story
+from sabot.agents.job_reads import JobPage, jobs_page
+from sabot.agents.jobs import ENDS, JobRecord, JobStatus
+from sabot.agents.store import cancel_letter
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import LetterRefused, UserError
+from sabot.redaction import scrubbed
+from sabot.threads import run_in_thread
+
+if TYPE_CHECKING:
+    from sabot.app import App
+
+T = TypeVar("T")
+
+_BY = "console"
+_MOST_ROWS = 100_000  # of a table as CSV or JSON
+_MOST_CANCELLED = 1_000  # by one form
+_AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+_FILTERS = ("q", "agent", "scope", "status", "age")
+
+
+def has_jobs(app: "App") -> bool:
+    """Returns True if the app has durable agents, whose runs are jobs."""
+    return any(agent.spec is not None and agent.spec.durable for agent in app.agent_runtime.agents.values())
+
+
+class JobReads:
+    """The facts of the screens of jobs, and their actions. Used by the thread of the server."""
+
+    def __init__(self, app: "App") -> None:
+        self._app = app
+
+    async def list_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the facts of the list of jobs. Raises UserError for a cursor that is none, and if the journal cannot be read."""
+        page = await run_in_thread(self._page, query)
+        filters = {name: query[name] for name in _FILTERS if query.get(name)}
+        following = urlencode(filters | {"after": page.following}) if page.following else ""
+        going = sum(count for status, count in page.counts.items() if JobStatus(status) not in ENDS)
+        status = query.get("status", "")
+        if status:
+            going = page.found if status not in ENDS else 0
+        return {
+            "jobs": [(job, _open_text(job), scrubbed(job.error)) for job in page.jobs],
+            "found": page.found,
+            "counts": page.counts,
+            "going": going,
+            "filters": filters,
+            "following": following,
+            "statuses": list(JobStatus),
+            "ages": list(_AGES),
+            "at": SYSTEM_CLOCK.time(),
+            "most_cancelled": _MOST_CANCELLED,
+        }
+
+    async def rows(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Returns the rows of the list for CSV and JSON: those of all pages."""
+        page = await run_in_thread(self._page, {**query, "after": ""}, _MOST_ROWS)
+        return [_flat(job) for job in page.jobs]
+
+    async def job_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the facts of one job. Raises UserError if the journal does not have it."""
+        story = await run_in_thread(self._story, query.get("id", ""))
+        now = SYSTEM_CLOCK.time()
+        begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
+        ends = [each.ended_at for each in story.effects if each.ended_at is not None]
+        end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
+        return {
+            "story": story,
+            "job": story.record,
+            "error": scrubbed(story.record.error),
+            "effects": [(each, *_place(each, begin, end)) for each in story.effects],
+            "at": now,
+            "span": end - begin,
+        }
+
+    async def effect_rows(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Returns the effects of one job for CSV and JSON."""
+        story = await run_in_thread(self._story, query.get("id", ""))
+        return [asdict(each) | {"dollars": str(each.dollars)} for each in story.effects]
+
+    async def cancel(self, form: Mapping[str, str]) -> str:
+        """Asks the job of the form to end."""
+        job = form.get("job", "")
+        await run_in_thread(self._cancel, job, form.get("reason", ""))
+        return f"Job {job} will be cancelled."
+
+    async def cancel_all(self, form: Mapping[str, str]) -> str:
+        """Asks all jobs that the filters of the form select to end. Raises UserError if their number is no longer that of the form, or
+        above 1,000.
+        """
+        jobs = [job for job in (await run_in_thread(self._page, form, _MOST_ROWS)).jobs if not job.ended]
+        if form.get("count") != str(len(jobs)):
+            raise UserError(f"{len(jobs):,} jobs are open now", hint="load the list again, then cancel them")
+        if len(jobs) > _MOST_CANCELLED:
+            raise UserError(f"{len(jobs):,} jobs are more than {_MOST_CANCELLED:,}", hint="select fewer jobs")
+        asked = 0
+        for job in jobs:
+            try:
+                await run_in_thread(self._cancel, job.job_id, form.get("reason", ""))
+                asked += 1
+            except LetterRefused as refused:  # it has ended, or was cancelled meanwhile
+                if refused.reason not in ("second", "closed"):
+                    raise
+        return f"{asked:,} jobs will be cancelled."
+
+    async def signal(self, form: Mapping[str, str]) -> str:
+        """Sends the signal of the form to its job, without a value."""
+        await self._app.jobs.signal(form.get("job", ""), form.get("name", ""), by=_BY)
+        return f"Job {form.get('job', '')} has signal {form.get('name', '')}."
+
+    def _page(self, query: Mapping[str, str], most: int = 200) -> JobPage:
+        age = _AGES.get(query.get("age", ""))
+        with self._app.jobs.store.reader() as reader:
+            return jobs_page(
+                reader,
+                agent=query.get("agent", ""),
+                scope=query.get("scope", ""),
+                status=query.get("status", ""),
+                text=query.get("q", ""),
+                since=self._app.clock.time() - age if age else 0.0,
+                after=query.get("after", ""),
+                most=most,
+            )
+
+    def _story(self, job_id: str) -> JobStory:
+        with self._app.jobs.store.reader() as reader:
+            return job_story(reader, job_id)
+
+    def _cancel(self, job: str, reason: str) -> None:
+        self._app.jobs.store.post(cancel_letter(job, reason, _BY))
+
+
+def _open_text(job: JobRecord) -> str:
+    words = {"ask": "question", "sleep": "timer", "wait": "signal"}
+    named = [f"{words.get(each.kind, each.kind)} {each.name}".strip() for each in job.open[:2]]
+    return "; ".join(named) + (f"; {len(job.open) - 2} more" if len(job.open) > 2 else "")
+
+
+def _flat(job: JobRecord) -> dict[str, Any]:
+    names = ("job_id", "agent", "scope_id", "principal_id", "status", "attempt", "effects", "created_at", "updated_at")
+    facts = {name: getattr(job, name) for name in names}
+    return facts | {"completed_at": job.completed_at, "open": _open_text(job), "error": scrubbed(job.error)}
+
+
+def _place(effect: EffectRecord, begin: float, end: float) -> tuple[str, str]:
+    """Returns the start and the width of the bar of an effect, in hundredths of the time from `begin` to `end`."""
+    start = max(0.0, (effect.asked_at - begin) / (end - begin)) * 100
+    wide = ((end if effect.ended_at is None else effect.ended_at) - effect.asked_at) / (end - begin) * 100
+    return f"{min(start, 99.5):.2f}", f"{max(wide, 0.5):.2f}"
