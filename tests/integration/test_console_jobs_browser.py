@@ -1,0 +1,52 @@
+"""The screens of jobs in a real browser."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+from unit.web.test_job_screens import running
+
+from sabot.web.console import Console
+from tools.agent_tools import until
+from tools.browser import Visit, opened_browser
+
+
+def look(visit: Visit, picture: Path) -> None:
+    """Fails if axe finds anything on the page, or if the page is wider than the window."""
+    found = Axe().run(visit.page).response
+    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
+    visit.page.screenshot(path=picture, full_page=True)
+    assert visit.fits()
+
+
+def find_and_cancel(console: Console, folder: Path, dark: bool, width: int) -> None:
+    with opened_browser() as browser:
+        visit = Visit(browser, dark=dark, width=width)
+        page = visit.page
+        page.goto(console.link)
+        page.get_by_role("link", name="Jobs", exact=True).click()
+        expect(page.locator("tbody tr")).to_have_count(2)
+        look(visit, folder / "jobs.png")
+        page.get_by_label("Agent").fill("nobody")
+        page.get_by_role("button", name="Show").click()
+        expect(page.locator("tbody")).to_contain_text("No job is like this.")
+        page.get_by_label("Agent").fill("handle")
+        page.keyboard.press("Enter")
+        page.locator("tbody th a").first.click()
+        expect(page.locator(".badge")).to_have_text("waiting_action")
+        expect(page.locator("tbody tr")).to_have_count(1)
+        look(visit, folder / "job.png")
+        page.get_by_label("Reason").fill("not wanted")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("h1")).to_have_text("Done")
+        visit.check()
+        visit.context.close()
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
+async def test_a_job_is_found_looked_at_and_cancelled(memory_url: str, tmp_path: Path, dark: bool, width: int) -> None:
+    async with running(memory_url, tmp_path / "state", ["ann", "bob"]) as (app, console):
+        await asyncio.to_thread(find_and_cancel, console, tmp_path, dark, width)
+        await until(lambda: app.statistics()["jobs"]["ended"] == 1)
