@@ -35,7 +35,7 @@ def find_and_cancel(console: Console, folder: Path, dark: bool, width: int) -> N
         page.get_by_label("Agent").fill("handle")
         page.keyboard.press("Enter")
         page.locator("tbody th a").first.click()
-        expect(page.locator(".badge")).to_have_text("waiting_action")
+        expect(page.locator(".badge")).to_have_text("waiting action")
         expect(page.locator("tbody tr")).to_have_count(1)
         look(visit, folder / "job.png")
         page.get_by_label("Reason").fill("not wanted")
