@@ -72,7 +72,7 @@ async def test_a_worker_that_had_too_much_memory_is_named_as_that_and_the_app_go
         assert await asyncio.to_thread(process.wait, SECONDS) == 0, lines_of(log)
     assert re.search(
         r"worker [12] \(pid \d+\) was killed by the system because memory ran out"
-        r" \(its control group may have 900 MB\)(; it had [\d,]+ MB a second before)?",
+        r" \(the limit of its control group is 900 MB\)(; it had [\d,]+ MB a second before)?",
         lines_of(log),
     ), lines_of(log)
     found = read_lines(out)
