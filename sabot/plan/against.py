@@ -102,8 +102,7 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
             verdicts.append(_verdict(same_id, new, parts))
         else:
             verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
-    inputs = [task.meta.get("input") or {} for task in manifest.tasks.values()]
-    verdicts = over_changes(operators, saved, verdicts, ended=any(each.get("over") for each in inputs))
+    verdicts = over_changes(operators, saved, verdicts, spent=_spent(manifest))
     places = {new.id: new.origin.place for new in operators}
     verdicts = [replace(each, place=places.get(each.id, "")) for each in verdicts]
     for old in saved.values():
@@ -412,6 +411,16 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
         changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
     outcome: Outcome = "migrate" if changes else "keep"
     return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
+
+
+def _spent(manifest: SavedApp) -> frozenset[str] | None:
+    """Returns the ids of the steps whose state the checkpoint leaves out because all inputs of the app had ended
+    (decision 031), or None if some had not.
+    """
+    metas = [task.meta for task in manifest.tasks.values()]
+    if not any((meta.get("input") or {}).get("over") for meta in metas):
+        return None
+    return frozenset(id for meta in metas for id in meta.get("operators", ()) if id not in meta.get("texts", ()))
 
 
 def _listed(schema: Mapping[str, Any]) -> str | None:

@@ -16,14 +16,18 @@ _ALL: frozenset[str] = frozenset()
 
 
 def over_changes(
-    operators: Sequence[Planned], saved: Mapping[str, SavedStep], verdicts: Sequence[Verdict], *, ended: bool = False
+    operators: Sequence[Planned],
+    saved: Mapping[str, SavedStep],
+    verdicts: Sequence[Verdict],
+    *,
+    spent: frozenset[str] | None = None,
 ) -> list[Verdict]:
     """Returns the verdicts, changed for steps over changes: they also say what is filled, and refuse state that would
     be wrong.
 
-    `operators`: upstream first, each with its verdict. `saved`: the state in the checkpoint, by its ids. `ended`:
-    True if all inputs of the app had ended. Such a checkpoint lacks the rows of joins (decision 031), and no change
-    will come any more.
+    `operators`: upstream first, each with its verdict. `saved`: the state in the checkpoint, by its ids. `spent`:
+    if all inputs of the app had ended, the ids of the steps whose state the checkpoint leaves out for that reason
+    (joins, decision 031), else None. No change will come to these any more, and they have emitted all their rows.
     """
     known = {each.id: each for each in operators}
     found: dict[str, Verdict] = {}
@@ -33,13 +37,16 @@ def over_changes(
             continue
         before = verdict.saved_as or (new.id if verdict.outcome == "refuse" and new.id in saved else None)
         old = None if before is None else saved[before]
-        broken = [] if old is None else list(_broken(old, new, known, found, ended))
+        broken = [] if old is None else list(_broken(old, new, known, found, spent is not None))
         begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
         if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
             if broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
                 why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
                 ways = [new.id, *_filled(new, begun, known, found, _ALL).instead]
                 verdict = Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, instead=tuple(ways))
+        elif old is None and spent is not None and new.id in spent:
+            why = "it begins empty, because all inputs had ended and its rows wait for nothing any more"
+            verdict = replace(verdict, why=why)
         elif old is None or broken:
             verdict = _filled(new, begun if broken else verdict, known, found, _ALL)
         elif added := frozenset(part.name for part in verdict.parts if part.now and part.source is None):

@@ -144,3 +144,23 @@ async def test_a_group_over_a_join_is_started_again_when_the_rows_of_the_join_ar
     plan = make_plan(with_schemas(writes, {id(read): read.source.infer_schema() for read in reads}))
     outcomes = {each.id: each.outcome for each in compare(planned(plan), newest(folder))}
     assert "refuse" not in outcomes.values()
+
+
+async def test_a_join_with_changes_does_not_begin_with_their_table_again_when_its_rows_are_gone(folder: Path) -> None:
+    """A start that completes the output of an app that has ended filled the join from the table, and wrote its rows twice."""
+
+    def build() -> App:
+        app = App("grouped", checkpoint_dir=folder / "checkpoints", checkpoint_interval="1h", restart="none")
+        bids, people = (app.stream(NdjsonSource(folder / f"{each}.ndjson")) for each in ("bids", "people"))
+        counts = bids.group_by("who").aggregate(n=count())
+        people.join(counts, left_on="id", right_on="who", how="right").changelog().to(ListSink())
+        return app
+
+    await bounded(build().run())
+    writes = build().agent_runtime.writes
+    reads = [node for node in walk(writes) if isinstance(node, Read)]
+    plan = make_plan(with_schemas(writes, {id(read): read.source.infer_schema() for read in reads}))
+    verdicts = compare(planned(plan), newest(folder))
+    (join,) = [each for each in verdicts if each.id.startswith("join")]
+    assert (join.outcome, join.fills) == ("new", ())
+    assert "all inputs had ended" in join.why
