@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sabot.journal.memory import MemoryStorage
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
+    from sabot.runtime.reports import Summary
     from sabot.runtime.settings import StreamsMaker
     from sabot.sql.session import Session
 
@@ -549,6 +550,13 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """
         return self.agent_runtime.runner.progress()
 
+    @property
+    def summary(self) -> "Summary":
+        """The counts of this run, or of the last one: rows in and out, late rows, dead letters, seconds. `print(app.summary)` shows
+        them as text. From any thread.
+        """
+        return self.agent_runtime.runner.summary
+
     def statistics(self) -> dict[str, Any]:
         """Returns figures of this app. May be called from any thread. Entries about running parts are empty while the
         app does not run.
@@ -563,7 +571,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total, nulled; of calls
                           in_flight, limit, attempts (ended), attempt_seconds, running_seconds, retries, timeouts, overloads
             agent_tasks   by task of agents: time, state and state_seconds, as for a task below; busy is the CPU time of the event loop
-            sinks         by name: rows_out, waiting, channel
+            sinks         by name: rows_out, waiting, channel; sources and sinks have the last figures after a run
             jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run the last figures of the run
             workers       with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks

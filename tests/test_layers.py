@@ -17,6 +17,7 @@ from tools.source_tree import ROOT, nodes_of, sources, text_of
 ORDER = [
     "lazy_imports",
     "redaction",
+    "quantities",
     "logs",
     "errors",
     "stored_names",

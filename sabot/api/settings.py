@@ -147,6 +147,9 @@ class Settings:
         "the longest time that a stop by Ctrl-C or SIGTERM may take, before the process ends at once",
         check=_seconds("stop_timeout"),
     )
+    report: Duration = option(
+        "60s", "the time between two lines of figures in the log; 0 for none", check=_seconds("report"), metavar="TIME"
+    )
     restart: str = option(
         "fixed(3, 1s)",
         'the restarts after a failure: the most in 10 minutes, and the wait before each; or "none"',
@@ -264,6 +267,11 @@ class Settings:
     def stop_timeout_s(self) -> float:
         """`stop_timeout` in seconds."""
         return parse_seconds(self.stop_timeout)
+
+    @property
+    def report_s(self) -> float:
+        """`report` in seconds."""
+        return parse_seconds(self.report)
 
     @property
     def memory_budget_bytes(self) -> int:

@@ -12,11 +12,12 @@ import typer
 from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import CheckpointRecord, checkpoint_records, create_savepoint, savepoint_place
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
-from sabot.cli.printing import columns, json_line, moment, plain, size
+from sabot.cli.printing import columns, json_line, moment, plain
 from sabot.cli.running import guarded
 from sabot.delivery.tokens import in_words
 from sabot.errors import UserError
 from sabot.logs import set_up_logging
+from sabot.quantities import bytes_words
 from sabot.redaction import redacted_url
 
 checkpoints = typer.Typer(
@@ -75,7 +76,7 @@ def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
             **_program(manifest),
             "generation": manifest.generation,
             "incarnation": manifest.incarnation,
-            "files": f"{len(manifest.contents)}, {size(manifest.nbytes)}",
+            "files": f"{len(manifest.contents)}, {bytes_words(manifest.nbytes)}",
         }.items():
             typer.echo(f"{name:<12} {plain(str(value))}".rstrip())
         _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
@@ -102,7 +103,9 @@ def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
             if json:
                 json_line({"checkpoint": manifest.checkpoint_id, "files": files, "bytes": nbytes, "whole": True})
             else:
-                typer.echo(f"checkpoint {manifest.checkpoint_id}: {files} files, {size(nbytes)}, all hashes match")
+                typer.echo(
+                    f"checkpoint {manifest.checkpoint_id}: {files} files, {bytes_words(nbytes)}, all hashes match"
+                )
 
     _run(work)
 
@@ -171,7 +174,13 @@ def drop(
 
 
 def _line(record: CheckpointRecord) -> list[object]:
-    sizes = (record.files, size(record.bytes), size(record.new_bytes), record.tasks, record.undelivered_rows)
+    sizes = (
+        record.files,
+        bytes_words(record.bytes),
+        bytes_words(record.new_bytes),
+        record.tasks,
+        record.undelivered_rows,
+    )
     program = " ".join(filter(None, (record.app, record.version)))
     return [record.checkpoint, record.generation, moment(record.written), *sizes, program]
 
@@ -204,7 +213,7 @@ def _states(manifest: Manifest) -> Iterable[list[object]]:
     for task, stored in manifest.tasks.items():
         texts = stored.meta.get("texts", {})
         for name, folder in stored.states.items():
-            yield [task, name, size(sizes[folder]), texts.get(name, "")]
+            yield [task, name, bytes_words(sizes[folder]), texts.get(name, "")]
         for name, text in texts.items():
             if name not in stored.states:
                 yield [task, name, "-", text]

@@ -11,7 +11,7 @@ import typer
 from sabot.agents.progress import as_plain, readable, text_or_hex, value_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
-from sabot.cli.printing import columns, json_line, moment, shortened, size
+from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import decode_verdict
@@ -36,6 +36,7 @@ from sabot.journal.entries import (
 )
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.logs import set_up_logging
+from sabot.quantities import bytes_words
 
 journal = typer.Typer(help="Show the journal of a durable job.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -186,7 +187,7 @@ def _intent_words(intent: Intent, said: str) -> list[str]:
 def _body_text(entry: Entry) -> str:
     body = body_of(entry)
     if isinstance(body, StoredBody):
-        return f"[{size(body.size)}]"
+        return f"[{bytes_words(body.size)}]"
     value = value_of(entry, body or b"")
     if isinstance(entry, Intent) and entry.kind == "call":
         return arguments_text(value)

@@ -40,13 +40,3 @@ def moment(ms: int) -> str:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
     except (OverflowError, ValueError, OSError):
         return f"{ms} ms"
-
-
-def size(nbytes: int) -> str:
-    """Returns a number of bytes as text in a readable unit."""
-    value, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,13 +1,12 @@
-"""Runs one App in the foreground: its signals, progress, errors and exit codes."""
+"""Runs one App in the foreground: its signals, errors and exit codes."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,6 @@ from sabot.redaction import scrubbed, visible
 from sabot.sql.syntax.text import SqlError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from sabot.app import App
 
 
@@ -40,8 +37,7 @@ async def _run(app: "App", after_run: Callable[[], None]) -> None:
     """Runs `app.run()`. If a user's call does not end when it is cancelled, the event loop cannot be closed: the process exits here."""
     code = 0
     try:
-        with _progress_shown(app):
-            await app.run()
+        await app.run()
         after_run()
     except (Exception, *EXITS) as error:
         if not app.agent_runtime.runner.left_behind:
@@ -60,39 +56,6 @@ def _exit_code(asked: Exit) -> int:
         return asked.code or 0
     print(asked.code, file=sys.stderr)
     return 1
-
-
-@contextlib.contextmanager
-def _progress_shown(app: "App") -> Iterator[None]:
-    """Shows on a terminal how much of its files the app has read. Shows nothing if an input has no end."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=console, transient=True)
-    shown.start()
-    showing = asyncio.get_running_loop().create_task(_show_progress(app, shown))
-    try:
-        yield
-    finally:
-        showing.cancel()
-        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
-            shown.stop()
-
-
-async def _show_progress(app: "App", shown: "Progress") -> None:
-    bar = None
-    while True:
-        await asyncio.sleep(0.2)
-        progress = app.progress()
-        if progress is not None:
-            done, total = progress
-            bar = shown.add_task("read", total=total) if bar is None else bar
-            shown.update(bar, completed=done, total=total)
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:

@@ -20,10 +20,11 @@ from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import By, Json, Place, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
-from sabot.cli.printing import columns, json_line, moment, size
+from sabot.cli.printing import columns, json_line, moment
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import checked_name, parse_bytes
 from sabot.errors import LetterRefused
+from sabot.quantities import bytes_words
 
 
 @jobs.command()
@@ -76,7 +77,7 @@ def list_checkpoints(job: JobId, place: Place, kafka: Kafka = None, json: Json =
         titles = ["checkpoint", "type", "made", "by", "effects", "entries", "size"]
         made = [moment(round(each.created_at * 1000)) for each in found]
         rows = [
-            [each.name, each.type, at, each.by, each.effects, each.entries, size(each.size_bytes)]
+            [each.name, each.type, at, each.by, each.effects, each.entries, bytes_words(each.size_bytes)]
             for each, at in zip(found, made, strict=True)
         ]
         columns(titles, rows)

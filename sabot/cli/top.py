@@ -16,12 +16,13 @@ import typer
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
-from sabot.cli.printing import columns, json_line, plain, size
+from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
 from sabot.errors import UserError
 from sabot.logs import set_up_logging
 from sabot.plan.drawing import SHARES
+from sabot.quantities import bytes_words
 from sabot.runtime.app_rates import AppRates, AppReading, TaskRates, rates_between
 from sabot.runtime.bottleneck import NarrowPlace, narrow_places
 
@@ -130,7 +131,7 @@ def _checkpoints(figures: Mapping[str, Any], now: float) -> str:
         said = "none so far"
     else:
         ago = f"{_span(now - figures['last_at'])} ago, " if figures.get("last_at") else ""
-        said = f"{figures['last_id']}, {ago}took {figures['last_seconds']:.2f} s, {size(int(figures['last_bytes']))}"
+        said = f"{figures['last_id']}, {ago}took {figures['last_seconds']:.2f} s, {bytes_words(int(figures['last_bytes']))}"
     failed = f"; failed {figures['failed']}: {figures.get('last_error', '')}" if figures.get("failed") else ""
     return f"checkpoint: {said}{failed}"
 

@@ -9,10 +9,11 @@ import typer
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
-from sabot.cli.printing import columns, json_line, plain, size
+from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.errors import UserError
 from sabot.logs import set_up_logging
+from sabot.quantities import bytes_words
 
 _ASK_SECONDS = 20.0
 
@@ -109,7 +110,7 @@ def worker_rows(workers: Sequence[Mapping[str, Any]]) -> list[list[object]]:
             len(each["tasks"]),
             *_flow(each),
             "-" if each["cpu_percent"] is None else f"{each['cpu_percent']:.0f} %",
-            "-" if each["memory_bytes"] is None else size(each["memory_bytes"]),
+            "-" if each["memory_bytes"] is None else bytes_words(each["memory_bytes"]),
         ]
         for each in workers
     ]

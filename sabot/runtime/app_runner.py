@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,12 @@ from sabot.kafka import open_source
 from sabot.metrics import Health, Metrics, Sample
 from sabot.probes import Page, page_of
 from sabot.process_exit import Exit, find_exit
+from sabot.runtime.app_rates import AppReading
 from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
+from sabot.runtime.reports import Reporter, Summary, screen_of_person, summary_of
 from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
@@ -77,6 +79,8 @@ class AppRunner:
         self.restarts = 0
         self._origin = Origin(app)
         self._watch: BlockingMonitor | None = None
+        self._reporter: Reporter | None = None
+        self._began = self._ended = 0.0  # the last run, on the app's steady clock
         self._run: Run | None = None  # set from the start to the end of the stop
         self._last_figures: dict[str, Any] = {name: {} for name in LASTING}  # those of the last run
         self._failure: SabotError | None = None  # the failure that ended the last run
@@ -196,8 +200,12 @@ class AppRunner:
             self._has_run = True
             if self.app.workers is not None:
                 self.app.workers.begun()
+            self._began = self.app.clock.monotonic()
             if not threads.simulated:
                 self._watch = BlockingMonitor(run.busy)
+                screen = screen_of_person() if self._in_run else None
+                every = self.app.settings.report_s
+                self._reporter = Reporter(self._read, self.progress, every, screen=screen, clock=self.app.clock)
         except BaseException:
             self._run_is_over()
             for agent in self.agents.values():
@@ -209,9 +217,11 @@ class AppRunner:
 
     def _run_is_over(self) -> None:
         """Stores the results of a run that are needed after its end."""
-        if self._watch is not None:
-            self._watch.close()
-        run, self._run, self._watch = self._run, None, None
+        for watching in (self._watch, self._reporter):
+            if watching is not None:
+                watching.close()
+        self._ended = self.app.clock.monotonic()
+        run, self._run, self._watch, self._reporter = self._run, None, None, None
         if run is not None:
             self._failure, self._stalled_by = run.failure, run.stalled_by
             self._last_figures = run.last_figures
@@ -295,6 +305,8 @@ class AppRunner:
                 await self._run_again_and_again()
         finally:
             self._in_run = before
+            if self._has_run:
+                self._print_summary()
 
     async def _run_again_and_again(self) -> None:
         failed_at: list[float] = []
@@ -521,6 +533,24 @@ class AppRunner:
             "process": {"cpu_seconds": process_cpu_seconds(), "cpus": _processors()},
             "failure": None if failure is None else str(failure),
         }
+
+    @property
+    def summary(self) -> Summary:
+        """The counts of this run or the last one. From any thread."""
+        end = self._ended if self._run is None else self.app.clock.monotonic()
+        return summary_of(self.app.id, self.report(), end - self._began, self.restarts)
+
+    def _read(self) -> AppReading:
+        clock = self.app.clock
+        return AppReading(self.app.id, clock.monotonic(), clock.time() * 1000, self.restarts, self.report())
+
+    def _print_summary(self) -> None:
+        said, screen = str(self.summary), screen_of_person()
+        if screen is None:
+            _log.info("%s", "; ".join(line.strip() for line in said.splitlines()))
+        else:
+            with suppress(OSError, ValueError):  # after SIGHUP the terminal is gone
+                print(said, file=screen)
 
     def _samples(self) -> Iterator[Sample]:
         """Yields metrics samples of the checkpoints and of the open parts. Streams and agents have samples of their

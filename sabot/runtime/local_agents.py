@@ -370,8 +370,11 @@ class LocalAgents:
         """
         if isinstance(spec.dead_letter, Sink):
             port = self._sink(spec.dead_letter)
+            port.takes_dead_letters = True
             return lambda topic: port
         ports = {topic: self._sink(name) for topic, name in self.sinks.dead_letter_topics(spec).items()}
+        for each in ports.values():
+            each.takes_dead_letters = True
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent used to read
         return lambda topic: ports.get(topic, other)
 

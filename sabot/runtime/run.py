@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LASTING = ("delivery", "streams", "engines")  # figures that stay readable after the run
+LASTING = ("delivery", "streams", "engines", "sources", "sinks")  # figures that stay readable after the run
 _AGAIN_SECONDS = 1.0  # between a failed checkpoint and the next request, if output waits for it
 _DELIVER_SECONDS = 60.0  # for the delivery after all inputs have ended
 _STOP_SECONDS = 10.0  # for the delivery at a stop
@@ -536,15 +536,18 @@ class Run:
         if self._over:
             return self.last_figures
         return {
+            **self._last_figures(),
             "state": {} if self._backend is None else self._backend.statistics(),
             **({} if self._agents is None else self._agents.task.statistics()),
             **({} if self._spread is None else self._spread.agents.statistics()),
             "workers": [] if self._streams is None else self._streams.workers(),
-            **self._last_figures(),
         }
 
     def _last_figures(self) -> dict[str, Any]:
+        agents: Mapping[str, Any] = {} if self._agents is None else self._agents.task.statistics()
         return {
+            "sources": agents.get("sources", {}),
+            "sinks": agents.get("sinks", {}),
             "delivery": {} if self._delivery is None else self._delivery.statistics(),
             "streams": {} if self._streams is None else self._streams.statistics(),
             "engines": self._engines.statistics(),

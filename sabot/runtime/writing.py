@@ -118,6 +118,7 @@ class SinkPort:
     def __init__(self, name: str, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
         self.rows = 0  # the rows that were put in this run
+        self.takes_dead_letters = False
         self._loop = loop
         self._channel = channel
         # Elements that the full channel refused; operators stop while the port is `full`.
@@ -258,9 +259,11 @@ class SinkPort:
 
     def statistics(self) -> dict[str, Any]:
         """Returns `rows_out` (in this run), `waiting` (elements that the full channel refused), the figures of the
-        channel, and `nulled`, if any.
+        channel, `nulled`, if any, and `dead_letters`: True for a sink of dead letters.
         """
         figures = {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+        if self.takes_dead_letters:
+            figures["dead_letters"] = True
         return {**figures, "nulled": self.nulled} if self.nulled else figures
 
     def samples(self) -> Iterator[Sample]:

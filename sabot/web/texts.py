@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from sabot.quantities import bytes_words, count_words, duration_words
+
 NOTHING = "–"
 
 
 def number(value: float | None) -> str:
-    """Returns a count or a rate with separators: 12,345; 0.25; "–" for None."""
-    if value is None:
-        return NOTHING
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 10 else f"{value:.2g}"
+    """Returns a count or a rate with separators; "–" for None."""
+    return NOTHING if value is None else count_words(value)
 
 
 def share(value: float | None) -> str:
@@ -21,27 +21,12 @@ def share(value: float | None) -> str:
 
 def nbytes(value: float | None) -> str:
     """Returns a number of bytes in a readable unit; "–" for None."""
-    if value is None:
-        return NOTHING
-    power = 0
-    while value >= 1000 and power < 4:
-        value, power = value / 1000, power + 1
-    return f"{value:.1f} {'kMGT'[power - 1]}B" if power else f"{value:.0f} B"
+    return NOTHING if value is None else bytes_words(value)
 
 
 def duration(seconds: float | None) -> str:
-    """Returns seconds as text of two units at most: 0.2 s, 48 s, 4 min 3 s, 2 h 5 min, 3 d; "–" for None."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24:,} d"
+    """Returns seconds as text of two units at most; "–" for None."""
+    return NOTHING if seconds is None else duration_words(seconds)
 
 
 def moment(at: float | None) -> Markup:

@@ -12,7 +12,6 @@ import pytest
 
 import sabot
 from sabot import App, CsvSink, NdjsonSource, SabotError, StorageLost, UserError, col, files, tumbling
-from sabot.cli.running import _run
 from sabot.testing import ListSink, ManualClock, MemoryBroker
 from tools.agent_tools import bounded, until
 
@@ -176,13 +175,12 @@ async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    running = asyncio.ensure_future(_run(app, lambda: None))
+    running = asyncio.ensure_future(app.run())
     try:
         await until(inside.is_set)
         done, total = app.progress()
         assert 0 < done < total == path.stat().st_size
-        await until(lambda: "kB" in screen.getvalue(), "the bar")
+        await until(lambda: "kB" in screen.getvalue(), "the line of progress")
     finally:
         go_on.set()
         await bounded(running)

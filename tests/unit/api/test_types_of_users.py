@@ -98,6 +98,7 @@ INNER = {
     "StreamEnd": "of App.write, which Stream.to calls",
     "StringExpr": "a namespace of Expr: .str",
     "StructExpr": "a namespace of Expr: .struct",
+    "Summary": "what app.summary returns: nobody makes one",
 }
 
 
