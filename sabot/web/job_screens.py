@@ -16,6 +16,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import LetterRefused, UserError
 from sabot.redaction import scrubbed
 from sabot.threads import run_in_thread
+from sabot.web.screen import Rows, Screen, ScreenGroup
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -29,16 +30,28 @@ _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 _FILTERS = ("q", "agent", "scope", "status", "age")
 
 
-def has_jobs(app: "App") -> bool:
+def _has_jobs(app: "App") -> bool:
     """Returns True if the app has durable agents, whose runs are jobs."""
     return any(agent.spec is not None and agent.spec.durable for agent in app.agent_runtime.agents.values())
 
 
-class JobReads:
+class JobScreens:
     """The facts of the screens of jobs, and their actions. Used by the thread of the server."""
 
     def __init__(self, app: "App") -> None:
         self._app = app
+
+    def group(self) -> ScreenGroup:
+        """Returns both screens and their actions; none if the app has no durable agents."""
+        if not _has_jobs(self._app):
+            return ScreenGroup()
+        screens = {
+            "jobs": Screen("Jobs", "/jobs", more=self.list_facts, rows=self.rows, role="act"),
+            "job": Screen("Job", "/job", more=self.job_facts, rows=self.effect_rows, role="act", listed=False),
+        }
+        return ScreenGroup(
+            screens, {"cancel-job": self.cancel, "cancel-jobs": self.cancel_all, "signal-job": self.signal}
+        )
 
     async def list_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
         """Returns the facts of the list of jobs. Raises UserError for a cursor that is none, and if the journal cannot be read."""
@@ -62,7 +75,7 @@ class JobReads:
             "most_cancelled": _MOST_CANCELLED,
         }
 
-    async def rows(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+    async def rows(self, query: Mapping[str, str]) -> Rows:
         """Returns the rows of the list for CSV and JSON: those of all pages."""
         page = await run_in_thread(self._page, {**query, "after": ""}, _MOST_ROWS)
         return [_flat(job) for job in page.jobs]
@@ -83,7 +96,7 @@ class JobReads:
             "span": end - begin,
         }
 
-    async def effect_rows(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
+    async def effect_rows(self, query: Mapping[str, str]) -> Rows:
         """Returns the effects of one job for CSV and JSON."""
         story = await run_in_thread(self._story, query.get("id", ""))
         return [asdict(each) | {"dollars": str(each.dollars)} for each in story.effects]

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,14 +29,14 @@ from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.charts import bar
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
-from sabot.web.screens import Screen, Screens
+from sabot.web.screen import Rows, Screen
+from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _MOST_TABS = 32
 _SEND_SECONDS = 5.0  # for a browser to take an event
-Rows: TypeAlias = list[dict[str, Any]]
 _ASSETS = {"console.js": "text/javascript", "console.css": "text/css", "icon.svg": "image/svg+xml"}
 
 

@@ -1,7 +1,8 @@
-"""The checkpoints of the app that a console belongs to, read in a thread: disks and object stores may be slow."""
+"""The screen of the checkpoints of an app, read in a thread: disks and object stores may be slow."""
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,16 @@ from sabot.checkpoint.inspection import (
     SavepointRecord,
     checkpoint_records,
     control_of,
+    copy_checkpoint,
     create_savepoint,
     savepoint_place,
 )
 from sabot.checkpoint.places import Location
 from sabot.errors import SabotError, UserError
+from sabot.redaction import redacted_url, scrubbed
 from sabot.state import state_directory
+from sabot.web.figures import FigureRings
+from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -53,7 +58,7 @@ class KeptCheckpoints:
             self._read_at = last_id
             self._reading = asyncio.get_running_loop().create_task(self._read(self.app))
 
-    def rows(self, query: Any) -> list[dict[str, Any]]:
+    def rows(self, query: Query) -> Rows:
         """Returns the records for CSV and JSON."""
         return [asdict(each) for each in self.records]
 
@@ -84,3 +89,66 @@ class KeptCheckpoints:
         except (SabotError, OSError) as error:
             self._read_at = None
             _log.warning("the checkpoints cannot be read for the console: %s", error)
+
+
+class CheckpointScreens:
+    """The facts of the screen of checkpoints, and its actions. Used by the thread of the server."""
+
+    def __init__(self, kept: KeptCheckpoints, figures: FigureRings, stop: Action) -> None:
+        """`stop`: stops the app."""
+        self._kept = kept
+        self._figures = figures
+        self._stop = stop
+        self._savepoint_at_stop: Location | None = None
+
+    def group(self) -> ScreenGroup:
+        """Returns the screen and its actions; none if the app keeps no checkpoints."""
+        if self._kept.app is None:
+            return ScreenGroup()
+        screen = Screen(
+            "Checkpoints",
+            "/checkpoints",
+            ("checkpoints",),
+            self._checkpoints_facts,
+            self._read_checkpoints,
+            self._kept.rows,
+        )
+        actions: dict[str, Action] = {
+            "checkpoint": self._checkpoint,
+            "savepoint": self._savepoint,
+            "stop-with-savepoint": self._stop_with_savepoint,
+        }
+        return ScreenGroup({"checkpoints": screen}, actions)
+
+    def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
+        statistics = self._figures.last.statistics["checkpoints"]
+        self._kept.read_if_new(statistics["last_id"])
+        return {
+            "kept": list(reversed(self._kept.records)),
+            "damaged": self._kept.damaged,
+            "statistics": statistics,
+            "error": scrubbed(statistics["last_error"]),
+        }
+
+    async def _read_checkpoints(self, query: Query) -> dict[str, Any]:
+        return {"place": redacted_url(self._kept.place)}
+
+    async def _checkpoint(self, form: Mapping[str, str]) -> str:
+        taken = await self._kept.checkpoint()
+        return f"Checkpoint {taken} is complete."
+
+    async def _savepoint(self, form: Mapping[str, str]) -> str:
+        made = await self._kept.savepoint()
+        return f"Checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
+
+    async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
+        place = self._savepoint_at_stop = self._kept.new_place()
+        await self._stop(form)
+        return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
+
+    def after_run(self) -> SavepointRecord | None:
+        """Makes the savepoint that was asked for with the stop, and returns it; None if none was. Called when the run has ended without
+        an error, by any thread. Blocks. Raises SabotError.
+        """
+        place, app = self._savepoint_at_stop, self._kept.app
+        return None if place is None or app is None else copy_checkpoint(app, place)

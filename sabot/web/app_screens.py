@@ -1,0 +1,152 @@
+"""The screens App and Steps: what a running app does now, and where its time goes."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from markupsafe import Markup
+
+from sabot.api.settings import Settings
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import SabotError
+from sabot.options import options_of
+from sabot.plan import Plan
+from sabot.plan.drawing import SHARES, svg
+from sabot.redaction import redacted_url, scrubbed
+from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
+from sabot.web.charts import curve
+from sabot.web.figures import FigureRings
+from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
+from sabot.web.screen import Query, Rows, Screen, ScreenGroup
+from sabot.web.texts import duration, nbytes, number
+
+if TYPE_CHECKING:
+    from sabot.app import App
+
+_SHOWN = (
+    "broker",
+    "state",
+    "checkpoint_dir",
+    "checkpoint_interval",
+    "parallelism",
+    "memory_budget",
+    "restart",
+    "start",
+    "until",
+)
+
+_STEP_TITLES = {  # of the columns of the table of steps, by the name in the record
+    "step": "step",
+    "task": "task",
+    "busy": "task's time",
+    "seconds": "own time",
+    "rows_per_second": "rows/s",
+    "rows_in": "rows in",
+    "rows_out": "rows out",
+    "skew": "skew",
+    "behind": "behind",
+    "fill": "input full",
+    "queue": "queue",
+    "lag": "lag",
+    "state_keys": "keys",
+    "state_bytes": "state",
+    "late_rows": "late",
+    "dead_letters": "dead letters",
+}
+
+
+class AppScreens:
+    """The facts of the screens App and Steps, and the action that stops the app. Used by the thread of the server."""
+
+    def __init__(self, app: "App", figures: FigureRings, *, keeps: bool) -> None:
+        """`keeps`: True if the app keeps checkpoints, so that a stop can make a savepoint."""
+        self._app = app
+        self._figures = figures
+        self._keeps = keeps
+        self._began = SYSTEM_CLOCK.time()
+        self._known_plan: Plan | None = None
+        self._narrow_since: dict[tuple[str, Cause], float] = {}
+
+    def group(self) -> ScreenGroup:
+        """Returns both screens and their actions."""
+        screens = {
+            "app": Screen("App", "/", ("status", "narrow", "curves", "graph"), self._app_facts, self._settings),
+            "steps": Screen("Steps", "/steps", ("steps",), self._steps_facts, self._steps_legend, self._steps_rows),
+        }
+        return ScreenGroup(screens, {"stop": self.stop})
+
+    def _app_facts(self, query: Query) -> dict[str, Any]:
+        curves = self._figures.curves
+        drawn = [
+            curve(curves["rows"].fine, "rows/s", number, "15 min"),
+            curve(curves["lag"].fine, "lag", number, "15 min"),
+            curve(curves["watermark_lag"].fine, "watermark lag", duration, "15 min"),
+            curve(curves["memory"].fine, "memory", nbytes, "15 min"),
+        ]
+        return {
+            "record": app_record(self._app, self._figures, self._began),
+            "places": self._narrow_places(),
+            "known": self._figures.known,
+            "curves": drawn,
+            "graph": self._graph(),
+        }
+
+    def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:
+        """Returns at most three narrow places, the narrowest first, each with the time since when it is one."""
+        before, now = self._figures.span
+        places = narrow_places(before.statistics, now.statistics)[:3] if self._figures.known else []
+        self._narrow_since = {
+            (each.task, each.cause): self._narrow_since.get((each.task, each.cause), now.at) for each in places
+        }
+        return [(each, self._narrow_since[each.task, each.cause]) for each in places]
+
+    def _graph(self) -> Markup:
+        """Returns the plan with its figures as SVG, in which the drawing has escaped all names."""
+        if self._known_plan is None:
+            try:
+                self._known_plan = self._app.plan()
+            except SabotError as error:
+                return Markup("<p>{}</p>").format(scrubbed(str(error)))
+        return Markup(svg(self._known_plan, plan_figures(self._figures), title=self._app.id, styled=False))
+
+    async def _settings(self, query: Query) -> dict[str, Any]:
+        """Returns the settings that a reader may see: no settings of clients, and no passwords in addresses. `keeps`: True if the app keeps
+        checkpoints.
+        """
+        settings, helps = self._app.settings, options_of(Settings)
+        rows = []
+        for name in _SHOWN:
+            value = getattr(settings, name)
+            text = redacted_url(value) if isinstance(value, str) else "" if value is None else repr(value)
+            rows.append((name, scrubbed(text), helps[name].help))
+        return {"settings": rows, "keeps": self._keeps}
+
+    async def stop(self, form: Mapping[str, str]) -> str:
+        """Stops the app in good order."""
+        self._app.agent_runtime.runner.request_stop()
+        return "The app stops: it takes a last checkpoint, and its process ends."
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _steps(self, query: Query) -> list[StepRecord]:
+        steps = step_records(self._figures)
+        shown = steps if query.get("subtasks") else folded(steps)
+        return chosen(shown, query.get("q", ""), query.get("sort", ""))
+
+    def _steps_facts(self, query: Query) -> dict[str, Any]:
+        return {"steps": self._steps(query), "columns": _STEP_TITLES, "link": partial(_sorted_link, query)}
+
+    async def _steps_legend(self, query: Query) -> dict[str, Any]:
+        return {"states": SHARES}
+
+    def _steps_rows(self, query: Query) -> Rows:
+        return [flat(each) for each in self._steps(query)]
+
+
+def _sorted_link(query: Query, column: str) -> str:
+    """Returns the address of the same table in the order of this column: the greatest first, or the least if it is so already."""
+    order = column if query.get("sort") == f"-{column}" or column in ("step", "task") else f"-{column}"
+    if query.get("sort") == order:
+        order = f"-{column}"
+    return "?" + urlencode({**query, "sort": order})

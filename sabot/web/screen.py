@@ -1,0 +1,47 @@
+"""The types of the screens of the console: a screen, and a group of screens with their actions."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sabot.web.access import ConsoleSession, Role
+
+Query: TypeAlias = Mapping[str, str]
+Rows: TypeAlias = list[dict[str, Any]]
+Action: TypeAlias = Callable[[Mapping[str, str]], Awaitable[str]]
+"""Does what a form asks for. Returns what was done, in words. Raises SabotError if it is not possible."""
+
+
+def no_facts(query: Query) -> dict[str, Any]:
+    """Returns no facts: those of a screen without fragments."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
+    page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
+    None if it has no table. `role`: "act" if it shows texts that can contain data, which sessions that may only read do not get.
+    `listed`: True if the head of each page has a link to it.
+    """
+
+    title: str
+    path: str
+    parts: Sequence[str] = ()
+    facts: Callable[[Query], dict[str, Any]] = no_facts
+    more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
+    rows: Callable[[Query], Rows | Awaitable[Rows]] | None = None
+    role: Role = "read"
+    listed: bool = True
+
+    def open_to(self, session: ConsoleSession) -> bool:
+        """Returns True if the session may see this screen."""
+        return self.role in ("read", session.role)
+
+
+@dataclass(frozen=True)
+class ScreenGroup:
+    """The screens of one theme, by the name of their template, and their actions, by the last part of their address."""
+
+    screens: Mapping[str, Screen] = field(default_factory=dict)
+    actions: Mapping[str, Action] = field(default_factory=dict)
