@@ -24,6 +24,7 @@ from sabot.redaction import redacted_url, visible
 
 if TYPE_CHECKING:
     from sabot.app import App
+    from sabot.web.payloads import Payloads
     from sabot.workers import Launcher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +67,17 @@ class RunOptions(Settings):
         (),
         "a further address under which browsers reach the console, such as that of a tunnel",
         metavar="URL",
+        kind=list,
+    )
+    web_payloads: str | None = option(
+        None,
+        "the values of rows, questions and calls in the console: none, scrubbed (those that --web-show names), or all",
+        metavar="none|scrubbed|all",
+    )
+    web_show: Iterable[str] = option(
+        (),
+        "a column, a field or a tool whose values the console shows to sessions that may act",
+        metavar="NAME",
         kind=list,
     )
     loglevel: str = option(
@@ -153,32 +165,43 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
     from sabot.runtime.signals import StopSignals
 
     settings = dict(settings)
-    web, port, origins = (settings.pop(name, None) for name in ("web", "web_port", "web_origin"))
-    if not web and (port is not None or origins):
-        raise WrongUse("--web-port and --web-origin are for the console", hint="give --web too")
+    web, *console = (settings.pop(name, None) for name in ("web", "web_port", "web_origin", "web_payloads", "web_show"))
+    if not web and any(given is not None for given in console):
+        raise WrongUse(
+            "--web-port, --web-origin, --web-payloads and --web-show are for the console", hint="give --web too"
+        )
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
-        with _console_shown(app, port, origins or ()) if web else contextlib.nullcontext(lambda: None) as after_run:
+        with console_shown(app, *console) if web else contextlib.nullcontext(lambda: None) as after_run:
             run_app(app, after_run)
 
 
 @contextlib.contextmanager
-def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iterator[Callable[[], None]]:
+def console_shown(
+    app: "App",
+    port: int | None = None,
+    origins: Sequence[str] | None = None,
+    payloads: str | None = None,
+    show: Sequence[str] | None = None,
+) -> Iterator[Callable[[], None]]:
     """Opens the console of the app and prints its address. Yields a function to be called after a run without an error.
 
-    Raises WrongUse for an origin that is no address, and UserError if no port is free.
+    Raises WrongUse for a value that the options --web-… do not take, and UserError if no port is free.
     """
     from sabot.web.console import Console
     from sabot.web.server import DEFAULT_PORT
 
-    for each in origins:
+    for each in origins or ():
         if re.fullmatch(r"https?://[^/?#@\s]+/?", each) is None:
             raise WrongUse(f"--web-origin {redacted_url(each)} is no origin", hint="write it as https://name:port")
+    shown = _payloads_of(payloads, show or ())
     try:
-        console = Console(app, port=DEFAULT_PORT if port is None else port, origins=tuple(origins))
+        console = Console(
+            app, port=DEFAULT_PORT if port is None else port, origins=tuple(origins or ()), payloads=shown
+        )
     except OSError as error:
         raise UserError(
             f"the console cannot keep its token in the state directory: {error.strerror or error}",
@@ -195,6 +218,16 @@ def _console_shown(app: "App", port: int | None, origins: Sequence[str]) -> Iter
         yield after_run
     finally:
         console.close()
+
+
+def _payloads_of(mode: str | None, names: Sequence[str]) -> "Payloads":
+    """Returns the decision on the values that the console shows. Raises WrongUse for a mode that there is not."""
+    from sabot.web.payloads import PAYLOAD_MODES, Payloads
+
+    for each in PAYLOAD_MODES:
+        if each == (mode or "scrubbed"):
+            return Payloads(each, frozenset(names))
+    raise WrongUse(f"--web-payloads {mode} is no mode", hint=f"give one of {', '.join(PAYLOAD_MODES)}")
 
 
 def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":

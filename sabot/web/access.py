@@ -39,6 +39,11 @@ class ConsoleSession:
         """The token of the forms of this session."""
         return hmac.new(self.secret.encode(), b"form", hashlib.sha256).hexdigest()
 
+    @property
+    def principal(self) -> str:
+        """The name under which this session acts: `console:` and digits that tell sessions apart, and nothing of the secret."""
+        return f"console:{_hash(self.secret)[:12]}"
+
 
 @dataclass
 class _AccessFile:

@@ -12,6 +12,7 @@ from sabot.web.figures import FigureRings
 from sabot.web.guard import cookie_name
 from sabot.web.log_ring import LogRing
 from sabot.web.pages import Pages
+from sabot.web.payloads import Payloads
 from sabot.web.screens import Screens
 from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
 
@@ -26,9 +27,16 @@ _TICK_SECONDS = 1.0
 class Console:
     """The console of an app. It is open from its construction to `close`."""
 
-    def __init__(self, app: "App", *, port: int = DEFAULT_PORT, origins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: "App",
+        *,
+        port: int = DEFAULT_PORT,
+        origins: tuple[str, ...] = (),
+        payloads: Payloads | None = None,
+    ) -> None:
         """`port`: the wanted port; the next free one is taken if it is not free, and any free one for 0. `origins`: further addresses
-        under which browsers reach this server, such as that of a tunnel.
+        under which browsers reach this server, such as that of a tunnel. `payloads`: the values that pages may show; default: none.
 
         Raises UserError if no port is free, and OSError if the state directory cannot be written.
         """
@@ -39,7 +47,7 @@ class Console:
         self.address = f"http://{HOST}:{self.port}"
         own = [self.address, f"http://localhost:{self.port}"]
         self._log = LogRing()
-        self._screens = Screens(app, self.figures, self._log)
+        self._screens = Screens(app, self.figures, self._log, payloads or Payloads())
         self._pages = Pages(
             self._screens,
             self.access,

@@ -16,14 +16,13 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import LetterRefused, UserError
 from sabot.redaction import scrubbed
 from sabot.threads import run_in_thread
-from sabot.web.screen import Rows, Screen, ScreenGroup
+from sabot.web.screen import BY, Rows, Screen, ScreenGroup
 
 if TYPE_CHECKING:
     from sabot.app import App
 
 T = TypeVar("T")
 
-_BY = "console"
 _MOST_ROWS = 100_000  # of a table as CSV or JSON
 _MOST_CANCELLED = 1_000  # by one form
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
@@ -104,7 +103,7 @@ class JobScreens:
     async def cancel(self, form: Mapping[str, str]) -> str:
         """Asks the job of the form to end."""
         job = form.get("job", "")
-        await run_in_thread(self._cancel, job, form.get("reason", ""))
+        await run_in_thread(self._cancel, job, form)
         return f"Job {job} will be cancelled."
 
     async def cancel_all(self, form: Mapping[str, str]) -> str:
@@ -119,7 +118,7 @@ class JobScreens:
         asked = 0
         for job in jobs:
             try:
-                await run_in_thread(self._cancel, job.job_id, form.get("reason", ""))
+                await run_in_thread(self._cancel, job.job_id, form)
                 asked += 1
             except LetterRefused as refused:  # it has ended, or was cancelled meanwhile
                 if refused.reason not in ("second", "closed"):
@@ -128,7 +127,7 @@ class JobScreens:
 
     async def signal(self, form: Mapping[str, str]) -> str:
         """Sends the signal of the form to its job, without a value."""
-        await self._app.jobs.signal(form.get("job", ""), form.get("name", ""), by=_BY)
+        await self._app.jobs.signal(form.get("job", ""), form.get("name", ""), by=form[BY])
         return f"Job {form.get('job', '')} has signal {form.get('name', '')}."
 
     def _page(self, query: Mapping[str, str], most: int = 200) -> JobPage:
@@ -149,8 +148,8 @@ class JobScreens:
         with self._app.jobs.store.reader() as reader:
             return job_story(reader, job_id)
 
-    def _cancel(self, job: str, reason: str) -> None:
-        self._app.jobs.store.post(cancel_letter(job, reason, _BY))
+    def _cancel(self, job: str, form: Mapping[str, str]) -> None:
+        self._app.jobs.store.post(cancel_letter(job, form.get("reason", ""), form[BY]))
 
 
 def _open_text(job: JobRecord) -> str:

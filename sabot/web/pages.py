@@ -29,7 +29,7 @@ from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.charts import bar
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
-from sabot.web.screen import Rows, Screen
+from sabot.web.screen import BY, Rows, Screen
 from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Pages:
         async def act(request: Request) -> Response:
             session = _session(request)
             try:
-                said, good = await self._screens.actions[name](request.scope["form"]), True
+                said, good = await self._screens.actions[name](request.scope["form"] | {BY: session.principal}), True
             except SabotError as error:
                 said, good = scrubbed(str(error)), False
             back = request.scope["form"].get("back", "")

@@ -9,7 +9,12 @@ from sabot.web.access import ConsoleSession, Role
 Query: TypeAlias = Mapping[str, str]
 Rows: TypeAlias = list[dict[str, Any]]
 Action: TypeAlias = Callable[[Mapping[str, str]], Awaitable[str]]
-"""Does what a form asks for. Returns what was done, in words. Raises SabotError if it is not possible."""
+"""Does what a form asks for. Returns what was done, in words. Raises SabotError if it is not possible. The server sets the form's field
+BY, whatever the browser has sent.
+"""
+
+BY = "by"
+"""The field of a form with the principal who has sent it, for the records of what was done."""
 
 
 def no_facts(query: Query) -> dict[str, Any]:

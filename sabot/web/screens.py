@@ -9,6 +9,7 @@ from sabot.web.figures import FigureRings
 from sabot.web.job_screens import JobScreens
 from sabot.web.log_ring import LogRing
 from sabot.web.log_screens import LogScreens
+from sabot.web.payloads import Payloads
 from sabot.web.screen import Action, Screen
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ class Screens:
     server.
     """
 
-    def __init__(self, app: "App", figures: FigureRings, log: LogRing) -> None:
+    def __init__(self, app: "App", figures: FigureRings, log: LogRing, payloads: Payloads) -> None:
         self.app = app
         self.figures = figures
+        self.payloads = payloads
         kept = KeptCheckpoints(app)
         steps = AppScreens(app, figures, keeps=kept.app is not None)
         self._checkpoints = CheckpointScreens(kept, figures, steps.stop)

@@ -13,6 +13,7 @@ from unit.web.test_console import MARKUP, Browser
 
 from sabot import App
 from sabot.agents import DurableContext, JobStatus
+from sabot.journal.entries import Cancel, Signal
 from sabot.web.console import Console
 from tools.agent_tools import publish, started, until
 
@@ -65,9 +66,13 @@ async def test_jobs_are_listed_and_one_is_shown_signalled_and_cancelled(memory_u
         (effect,) = json.loads((await ask(browser, unescape(found[1]).replace("/job?", "/job.json?")))[1])
         assert (effect["kind"], effect["state"]) == ("ask", "open")
         assert (await ask(browser, "/act/signal-job", {"job": job.job_id, "name": "paid"}))[0] == 200
-        assert (await ask(browser, "/act/cancel-job", {"job": job.job_id, "reason": MARKUP}))[0] == 200
+        assert (await ask(browser, "/act/cancel-job", {"job": job.job_id, "reason": MARKUP, "by": "admin"}))[0] == 200
         await until(lambda: app.statistics()["jobs"]["ended"] == 1)
         await app.agent_runtime.trigger_checkpoint()
+        with app.jobs.store.reader() as reader:
+            told = [entry.by for _, entry in reader.read(job.job_id) if isinstance(entry, Cancel | Signal)]
+        assert len(told) == 2
+        assert all(re.fullmatch("console:[0-9a-f]{12}", each) for each in told), "the browser does not choose its name"
         status, page = await ask(browser, unescape(found[1]))
         assert "cancelled" in page
         assert "/act/" not in page

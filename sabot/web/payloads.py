@@ -1,0 +1,82 @@
+"""The values of rows, questions, arguments and answers that pages may show.
+
+A mode and names decide: `--web-payloads none|scrubbed|all` and `--web-show NAME`. Values of other fields never leave the server.
+Known secrets are hidden in every mode; personal data is not known, so it is shown in fields that were named.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from sabot.redaction import clean_value, scrubbed, visible
+
+PayloadMode: TypeAlias = Literal["none", "scrubbed", "all"]
+"""none: no values. scrubbed: values of the named fields. all: values of all fields."""
+
+PAYLOAD_MODES: tuple[PayloadMode, ...] = get_args(PayloadMode)
+_MOST_FIELDS = 50  # of a value
+_MOST_CHARS = 2_000  # of a field
+_HIDDEN = object()
+
+
+@dataclass(frozen=True)
+class ShownPayload:
+    """The part of a value that a page may show. `fields`: pairs of a name and a text; a value without fields has the name "". `hidden`:
+    the number of values that are left out because no option names them. `more`: the number of fields that are too many for a page.
+    """
+
+    fields: Sequence[tuple[str, str]] = ()
+    hidden: int = 0
+    more: int = 0
+
+
+@dataclass(frozen=True)
+class Payloads:
+    """Decides which values pages may show. `names`: of columns and fields, and of tools, whose arguments and answers are then whole."""
+
+    mode: PayloadMode = "scrubbed"
+    names: frozenset[str] = frozenset()
+
+    def shows(self, name: str) -> bool:
+        """Returns True if values under this name may be shown."""
+        return self.mode == "all" or (self.mode == "scrubbed" and name in self.names)
+
+    def shown(self, value: Any, name: str = "") -> ShownPayload:
+        """Returns the part of a value, which JSON can say, that may be shown. `name`: the column or the tool that the value is of."""
+        kept, hidden = (value, 0) if self.shows(name) else self._visible(value)
+        if kept is _HIDDEN:
+            return ShownPayload(hidden=hidden)
+        pairs = [*kept.items()] if isinstance(kept, Mapping) else [("", kept)]
+        fields = [(_text(str(each)), _text(_written(found))) for each, found in pairs[:_MOST_FIELDS]]
+        return ShownPayload(fields, hidden, max(0, len(pairs) - _MOST_FIELDS))
+
+    def cell(self, value: Any, name: str) -> str:
+        """Returns the value of a column or a field as text, "" if it may not be shown."""
+        return _text(_written(value)) if self.shows(name) else ""
+
+    def _visible(self, value: Any) -> tuple[Any, int]:
+        """Returns the fields of a value that may be shown, or _HIDDEN if there are none, and the number of values that are left out."""
+        if isinstance(value, Mapping):
+            found = {name: (each, 0) if self.shows(str(name)) else self._visible(each) for name, each in value.items()}
+            kept = {name: each for name, (each, _) in found.items() if each is not _HIDDEN}
+            return kept or _HIDDEN, sum(hidden for _, hidden in found.values())
+        if isinstance(value, list | tuple):
+            parts = [self._visible(each) for each in value]
+            items = [each for each, _ in parts if each is not _HIDDEN]
+            return items or _HIDDEN, sum(hidden for _, hidden in parts)
+        return _HIDDEN, 1
+
+
+def _written(value: Any) -> str:
+    return (
+        value
+        if isinstance(value, str)
+        else json.dumps(clean_value(value, fields=True), ensure_ascii=False, default=str)
+    )
+
+
+def _text(text: str) -> str:
+    """Returns a text without known secrets, cut to a length for a page."""
+    clean = visible(scrubbed(text))
+    return clean if len(clean) <= _MOST_CHARS else f"{clean[:_MOST_CHARS]}…"
