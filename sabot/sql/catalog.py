@@ -28,7 +28,7 @@ from sabot.sql.syntax.tree import (
     TableOption,
     WatermarkDefinition,
 )
-from sabot.sql.types import arrow_type, interval_ms
+from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
 
 if TYPE_CHECKING:
@@ -100,13 +100,17 @@ class Options:
         names = [name for name in self._options if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._value(self._options.pop(name)) for name in names}
 
-    def finish(self) -> None:
-        """Warns of options that have no meaning here. Raises SqlFault for those that are unknown."""
+    def check_known(self, others: "Options | None" = None) -> None:
+        """Raises SqlFault for an option that is unknown: that neither this direction nor `others`, the other one, has."""
+        asked = self._asked if others is None else self._asked | others._asked
         for name, option in self._options.items():
-            if any(pattern.fullmatch(name) for pattern in _IGNORED):
-                _log.warning("table %s: the option '%s' has no effect", self.table, name)
-                continue
-            raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, self._asked))
+            if not (_is_ignored(name) or (others is not None and name not in others._options)):
+                raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, asked))
+
+    def finish(self) -> None:
+        """Warns of options that have no meaning here."""
+        for name in filter(_is_ignored, self._options):
+            _log.warning("table %s: the option '%s' has no effect", self.table, name)
 
     def _value(self, option: TableOption) -> str:
         def environment(match: re.Match[str]) -> str:
@@ -116,6 +120,10 @@ class Options:
             return value
 
         return _SECRET.sub(environment, option.value)
+
+
+def _is_ignored(option: str) -> bool:
+    return any(pattern.fullmatch(option) for pattern in _IGNORED)
 
 
 class BlackholeSink(Sink):
@@ -137,13 +145,77 @@ class BlackholeSink(Sink):
         """There is nothing to close."""
 
 
+# -- declaring --------------------------------------------------------------------------------------------------------
+
+
+_NO_ROWS: Any = None  # an expression is bound to columns alone
+
+
+def check_table(context: Context, statement: CreateTable) -> None:
+    """Raises SqlFault for a table that cannot be: a column, a watermark or an option that is wrong."""
+    types = {each.name.text: arrow_type(each.type) for each in statement.columns if each.type is not None}
+    for each in statement.columns:
+        if each.metadata is not None:
+            _metadata(each)
+    fields = [TableColumn("", name, name, type) for name, type in types.items()]
+    for each in statement.columns:
+        if each.computed is not None and not _is_clock(each):
+            bound = Binder(context, Relation(_NO_ROWS, tuple(fields))).bind(each.computed)
+            types[each.name.text] = bound.type
+            fields.append(TableColumn("", each.name.text, each.name.text, bound.type))
+    time, _ = time_of(statement)
+    if time is not None and time in types and not _may_be_time(types[time]):
+        assert statement.watermark is not None
+        message = f"{time} is {sql_type(types[time])}, which is no event time"
+        raise SqlFault(statement.watermark.column[-1].span, message, f"declare it as TIMESTAMP(3): {time} TIMESTAMP(3)")
+    _check_options(statement)
+
+
+def _is_clock(column: ColumnDefinition) -> bool:
+    tree = column.computed
+    return isinstance(tree, Call) and tree.name.text.upper() == "PROCTIME" and not tree.arguments
+
+
+def _may_be_time(type: pa.DataType) -> bool:
+    """Returns True for timestamps and dates, for numbers of ms since 1970, and for texts in ISO 8601."""
+    return bool(
+        pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_int64(type) or pa.types.is_string(type)
+    )
+
+
+def _check_options(statement: CreateTable) -> None:
+    """Raises SqlFault for a wrong value, and for options with which the table can neither be read nor written."""
+    missing: list[SqlFault] = []
+    known: list[Options] = []
+    for connect in ("read", "write"):
+        options = _options_of(statement)
+        direction = getattr(_connector(options), connect)
+        if direction is None:
+            continue
+        try:
+            direction(options, statement)
+            known.append(options)
+        except SqlFault as fault:
+            if fault.fault.span != options.span:
+                raise
+            missing.append(fault)
+    if not known:
+        raise missing[0]
+    known[0].check_known(*known[1:])
+
+
+def _options_of(statement: CreateTable) -> Options:
+    name = statement.name[-1]
+    return Options(name.text, statement.options, name.span)
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_table(app: "HasStreams", context: Context, statement: CreateTable) -> Relation:
     """Returns the rows of a table. Raises SqlFault for options and columns that cannot be."""
     name = statement.name[-1].text
-    options = Options(name, statement.options, statement.name[-1].span)
+    options = _options_of(statement)
     connector = _connector(options)
     if connector.read is None:
         raise SqlFault(statement.name[-1].span, f"table {name} can only be written: its connector has no rows to read")
@@ -160,7 +232,7 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable) -> R
     if time is not None and not later:
         given |= {"time": time, "lateness": f"{lateness}ms"}
     with at(statement.span):
-        stream = connector.read(app, options, given, statement)
+        stream = connector.read(options, statement)(app, given)
     options.finish()
     with at(statement.span):
         relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not later else None))
@@ -179,7 +251,7 @@ def _computed(
     fields = list(relation.fields)
     for each in computed:
         tree = each.computed
-        if isinstance(tree, Call) and tree.name.text.upper() == "PROCTIME" and not tree.arguments:
+        if _is_clock(each):
             fields.append(
                 TableColumn(
                     fields[0].qualifier if fields else "", each.name.text, each.name.text, pa.null(), clock=True
@@ -216,6 +288,8 @@ def time_of(statement: CreateTable) -> tuple[str | None, int]:
         return None, 0
     names = {each.name.text.lower(): each.name.text for each in statement.columns}
     wanted = watermark.column[-1]
+    if not any(each.type is not None for each in statement.columns):  # the columns are those of the rows
+        names.setdefault(wanted.text.lower(), wanted.text)
     if len(watermark.column) != 1 or wanted.text.lower() not in names:
         name = ".".join(part.text for part in watermark.column)
         raise SqlFault(wanted.span, f'there is no column "{name}"', list_names(name, names.values()))
@@ -238,26 +312,32 @@ def _lateness(watermark: WatermarkDefinition, column: Name) -> int:
 
 # -- connectors -------------------------------------------------------------------------------------------------------
 
-Read = Callable[["HasStreams", Options, dict[str, Any], CreateTable], Stream]
-Write = Callable[["HasStreams", Options, CreateTable], tuple[str | Sink, dict[str, Any]]]
+OpenRead = Callable[["HasStreams", dict[str, Any]], Stream]
+"""A function that returns the rows of a table. It is called with the app and with further options of `App.stream`."""
+
+OpenWrite = Callable[["HasStreams"], tuple[str | Sink, dict[str, Any]]]
+"""A function that returns the sink of a table, and the options of `Stream.to`."""
+
+Read = Callable[[Options, CreateTable], OpenRead]
+Write = Callable[[Options, CreateTable], OpenWrite]
 
 
 @dataclass(frozen=True, slots=True)
 class Connector:
-    """A connector: how its rows are read, and how they are written; None if it cannot."""
+    """A connector: how its rows are read, and how they are written; None if it cannot. Each takes its options first,
+    so that they are checked when the table is declared, and opens nothing before the table is used.
+    """
 
     read: Read | None
     write: Write | None
 
 
 def _connector(options: Options) -> Connector:
-    name = options.take("connector", "connector.type")
-    if name is None:
+    found: Connector | None = options.choose("connector", CONNECTORS) or options.choose("connector.type", CONNECTORS)
+    if found is None:
         hint = f"WITH ('connector' = '…'): {', '.join(CONNECTORS)}"
         raise SqlFault(options.span, f"table {options.table} has no connector", hint)
-    if name not in CONNECTORS:
-        raise SqlFault(options.span, f"there is no connector '{name}'", list_names(name, CONNECTORS))
-    return CONNECTORS[name]
+    return found
 
 
 def _format(options: Options) -> str | None:
@@ -275,35 +355,55 @@ _STARTS = {
 }
 
 
-def _read_topic(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
-    if (start := options.choose("scan.startup.mode", _STARTS)) is not None:
-        given["start"] = start
-    if options.choose("scan.bounded.mode", {"latest-offset": True, "unbounded": False}):
-        given["until"] = "now"
-    source, format = _topic(app, options), _format(options)
-    if format is not None:
-        given["format"] = format
-    return app.stream(source, **given)
+def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
+    start = options.choose("scan.startup.mode", _STARTS)
+    bounded = options.choose("scan.bounded.mode", {"latest-offset": True, "unbounded": False})
+    source, format = _topic(options), _format(options)
+
+    def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
+        more = {"start": start, "until": "now" if bounded else None, "format": format}
+        return app.stream(source(app), **given, **{name: value for name, value in more.items() if value is not None})
+
+    return open_rows
 
 
-def _read_upserts(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
+def _read_upserts(options: Options, statement: CreateTable) -> OpenRead:
+    _check_key(options, statement)
+    options.take("key.format")
+    source, format = _topic(options), _format(options)
+    key = [name.text for name in statement.key]
+
+    def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
+        if format is not None:
+            given = {**given, "format": format}
+        return app.table(source(app), key=key, **given)
+
+    return open_rows
+
+
+def _write_upserts(options: Options, statement: CreateTable) -> OpenWrite:
+    _check_key(options, statement)
+    return _write_topic(options, statement)
+
+
+def _check_key(options: Options, statement: CreateTable) -> None:
     if not statement.key:
         raise SqlFault(options.span, f"table {options.table} needs PRIMARY KEY (…) NOT ENFORCED")
-    options.take("key.format")
-    source, format = _topic(app, options), _format(options)
-    if format is not None:
-        given["format"] = format
-    return app.table(source, key=[name.text for name in statement.key], **given)
 
 
-def _topic(app: "HasStreams", options: Options) -> Any:
-    from sabot.kafka import KafkaSource
-
+def _topic(options: Options) -> Callable[["HasStreams"], Any]:
+    """Returns a function that returns the topic of an app, with its server if the options have one."""
     topic = options.need("topic")
     servers, settings = _client(options)
-    if servers is None and not settings:
-        return topic
-    return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), **settings)
+
+    def source(app: "HasStreams") -> Any:
+        from sabot.kafka import KafkaSource
+
+        if servers is None and not settings:
+            return topic
+        return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), **settings)
+
+    return source
 
 
 def _broker(app: "HasStreams") -> str:
@@ -315,11 +415,9 @@ def _client(options: Options) -> tuple[str | None, dict[str, str]]:
     return settings.pop("bootstrap.servers", None), settings
 
 
-def _write_topic(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
-    from sabot.kafka import KafkaSink
-
+def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     topic = options.need("topic")
-    options.take("key.format", "scan.startup.mode", "scan.bounded.mode")
+    options.take("key.format")
     servers, settings = _client(options)
     written: dict[str, Any] = {}
     if (format := _format(options)) is not None:
@@ -327,11 +425,17 @@ def _write_topic(app: "HasStreams", options: Options, statement: CreateTable) ->
     if (key := options.take("key.fields")) is not None:
         written["key"] = key
     _delivery(options, written)
-    if servers is None and not settings:
-        return topic, written
-    settings.pop("group.id", None)
-    sink: Any = KafkaSink
-    return sink(topic, f"kafka://{servers}" if servers else _broker(app), **settings), written
+
+    def open_sink(app: "HasStreams") -> tuple[str | Sink, dict[str, Any]]:
+        from sabot.kafka import KafkaSink
+
+        if servers is None and not settings:
+            return topic, written
+        of_producer = {name: value for name, value in settings.items() if name != "group.id"}
+        sink: Any = KafkaSink
+        return sink(topic, f"kafka://{servers}" if servers else _broker(app), **of_producer), written
+
+    return open_sink
 
 
 _GUARANTEES = {"exactly-once": "exactly_once", "at-least-once": "at_least_once", "none": "at_least_once"}
@@ -349,34 +453,33 @@ def _path(options: Options) -> str:
     return options.need("path", "connector.path").removeprefix("file://")
 
 
-def _read_files(app: "HasStreams", options: Options, given: dict[str, Any], statement: CreateTable) -> Stream:
+def _file_format(options: Options) -> str | None:
+    found: str | None = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
+    return found
+
+
+def _read_files(options: Options, statement: CreateTable) -> OpenRead:
     from sabot.connectors.files import files
 
-    path = _path(options)
-    format = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
-    return app.stream(files(path, format), **given)
+    path, format = _path(options), _file_format(options)
+    return lambda app, given: app.stream(files(path, format), **given)
 
 
-def _write_files(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
+def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.connectors.files import ArrowSink, CsvSink, NdjsonSink, ParquetSink
 
-    path = _path(options)
     sinks: dict[str, Any] = {"ndjson": NdjsonSink, "csv": CsvSink, "parquet": ParquetSink, "arrow": ArrowSink}
-    format = options.choose("format", _FILE_FORMATS) or options.choose("format.type", _FILE_FORMATS)
+    path = _path(options)
+    format = _file_format(options) or _FILE_FORMATS.get(path.rsplit(".", 1)[-1].lower())
     if format is None:
-        ending = path.rsplit(".", 1)[-1].lower()
-        format = _FILE_FORMATS.get(ending)
-        if format is None:
-            raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
+        raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
     written: dict[str, Any] = {}
     _delivery(options, written)
-    more: dict[str, Any] = {}
-    if statement.partition:
-        more["partition_by"] = [name.text for name in statement.partition]
-    return sinks[format](path, **more), written
+    more = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
+    return lambda app: (sinks[format](path, **more), written)
 
 
-def _write_sql(app: "HasStreams", options: Options, statement: CreateTable) -> tuple[str | Sink, dict[str, Any]]:
+def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.connectors.sql import SqlSink
 
     url = options.need("url").removeprefix("jdbc:")
@@ -386,7 +489,7 @@ def _write_sql(app: "HasStreams", options: Options, statement: CreateTable) -> t
         url = _with_login(url, user, password)
     written: dict[str, Any] = {}
     _delivery(options, written)
-    return SqlSink(url, table), written
+    return lambda app: (SqlSink(url, table), written)
 
 
 def _with_login(url: str, user: str | None, password: str | None) -> str:
@@ -400,11 +503,11 @@ def _with_login(url: str, user: str | None, password: str | None) -> str:
 _TOPIC = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
-_PRINT = Connector(None, lambda app, options, statement: (ConsoleSink(), {}))
+_PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(), {}))
 
 CONNECTORS: dict[str, Connector] = {
     "kafka": _TOPIC,
-    "upsert-kafka": Connector(_read_upserts, _write_topic),
+    "upsert-kafka": Connector(_read_upserts, _write_upserts),
     "memory": _TOPIC,
     "files": _FILES,
     "filesystem": _FILES,
@@ -413,7 +516,7 @@ CONNECTORS: dict[str, Connector] = {
     "jdbc": _SQL,
     "print": _PRINT,
     "console": _PRINT,
-    "blackhole": Connector(None, lambda app, options, statement: (BlackholeSink(options.table), {})),
+    "blackhole": Connector(None, lambda options, statement: lambda app: (BlackholeSink(options.table), {})),
 }
 """The connectors, by the value of 'connector'."""
 
@@ -426,14 +529,14 @@ def write_table(
 ) -> None:
     """Writes rows into a table, by the position of their columns. Raises SqlFault for columns that do not fit."""
     name = statement.name[-1].text
-    options = Options(name, statement.options, statement.name[-1].span)
+    options = _options_of(statement)
     connector = _connector(options)
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
     target = [each for each in statement.columns if each.computed is None and each.metadata is None]
     stream = _fitting(relation, target, columns, name, span)
     with at(span):
-        sink, written = connector.write(app, options, statement)
+        sink, written = connector.write(options, statement)(app)
         options.finish()
         key = [each.text for each in statement.key]
         plain = isinstance(sink, ConsoleSink | BlackholeSink)

@@ -15,7 +15,7 @@ from sabot.connectors.files import files
 from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
-from sabot.sql.catalog import read_table, write_table
+from sabot.sql.catalog import check_table, read_table, write_table
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.options import SqlHost, SqlOptions
@@ -307,6 +307,7 @@ class _Statements:
         for name in (*statement.key, *statement.partition):
             if names and name.text.lower() not in names:
                 raise SqlFault(name.span, f'there is no column "{name.text}"', list_names(name.text, names))
+        check_table(self._context, statement)
         declared = Declared(statement.name[-1].text, statement, self._text, statement.span)
         if rows is not None:
             self._finished(rows)

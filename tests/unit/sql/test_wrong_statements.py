@@ -290,6 +290,61 @@ WRONG = [
         "1:35: column carrier of UNION is STRING and BIGINT",
         "CAST(id AS STRING)",
     ),
+    (
+        "CREATE TABLE x (a INTT) WITH ('connector' = 'print')",
+        "1:19: there is no type INTT",
+        "did you mean INT or BIGINT?",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'kafak', 'topic' = 'x')",
+        "1:44: 'connector' cannot be 'kafak'",
+        "did you mean kafka?",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'format' = 'csv')",
+        "1:14: table x needs the option 'path'",
+        "'path' = '…'",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'path' = 'x', 'formt' = 'csv')",
+        "1:67: there is no option 'formt'",
+        "did you mean format or format.type?",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'files', 'path' = 'x', 'format' = 'cvs')",
+        "1:78: 'format' cannot be 'cvs'",
+        "did you mean csv?",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'kafka', 'topic' = 'x', 'scan.startup.mode' = 'earlist')",
+        "1:90: 'scan.startup.mode' cannot be 'earlist'",
+        "did you mean earliest or earliest-offset?",
+    ),
+    (
+        "CREATE TABLE x (a INT, WATERMARK FOR ts AS ts) WITH ('connector' = 'print')",
+        '1:38: there is no column "ts"',
+        "there is a",
+    ),
+    (
+        "CREATE TABLE x (a DOUBLE, WATERMARK FOR a AS a) WITH ('connector' = 'print')",
+        "1:41: a is DOUBLE, which is no event time",
+        "declare it as TIMESTAMP(3): a TIMESTAMP(3)",
+    ),
+    (
+        "CREATE TABLE x (a INT, PRIMARY KEY (b) NOT ENFORCED) WITH ('connector' = 'print')",
+        '1:37: there is no column "b"',
+        "there is a",
+    ),
+    (
+        "CREATE TABLE x (a INT, b AS c + 1) WITH ('connector' = 'print')",
+        '1:29: there is no column "c"',
+        "there is a",
+    ),
+    (
+        "CREATE TABLE x (a INT, o BIGINT METADATA FROM 'ofset') WITH ('connector' = 'kafka', 'topic' = 'x')",
+        "1:24: there is no metadata 'ofset'",
+        "there are partition, offset, timestamp, key, headers",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
