@@ -4,6 +4,7 @@
 answers while a function of the user blocks the app's loop. `guard` stands before all pages: names of the host, sessions,
 origins and forms; `access` keeps tokens and sessions, and `payloads` decides which values of data pages may show.
 `figures` reads the app's statistics once a second, `records` makes records of them, and `log_ring` keeps the last lines of
-the log. Each module `*_screens` has the screens of one theme with their actions, as a `ScreenGroup` of `screen`; `screens`
-puts the groups together, and `pages` and `charts` only render them.
+the log. `reader` has processes for reads that may be large. Each module `*_screens` has the screens of one theme with
+their actions, as a `ScreenGroup` of `screen`; `screens` puts the groups together, and `pages` and `charts` only render
+them.
 """

@@ -80,13 +80,16 @@ class Console:
         self._log.close()
 
     async def _tick(self) -> None:
-        """Reads the figures once a second, and publishes them."""
+        """Reads the figures once a second, and publishes them, until the server stops."""
         following = SYSTEM_CLOCK.monotonic()
-        while True:
-            try:
-                self.figures.take()
-                await self._pages.tick()
-            except Exception:
-                _log.exception("the console could not read the figures of the app")
-            following = max(following + _TICK_SECONDS, SYSTEM_CLOCK.monotonic())
-            await asyncio.sleep(following - SYSTEM_CLOCK.monotonic())
+        try:
+            while True:
+                try:
+                    self.figures.take()
+                    await self._pages.tick()
+                except Exception:
+                    _log.exception("the console could not read the figures of the app")
+                following = max(following + _TICK_SECONDS, SYSTEM_CLOCK.monotonic())
+                await asyncio.sleep(following - SYSTEM_CLOCK.monotonic())
+        finally:
+            self._screens.reader.close()

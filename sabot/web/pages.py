@@ -11,13 +11,13 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,6 +33,8 @@ from sabot.web.screen import BY, Rows, Screen
 from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _HERE = Path(__file__).parent
 _MOST_TABS = 32
@@ -73,7 +75,8 @@ class Pages:
             ),
             *(Route(f"/act/{name}", self._action_of(name), methods=["POST"]) for name in screens.actions),
         ]
-        app = Starlette(routes=routes, exception_handlers={404: self._not_found, Exception: self._failed})
+        handlers: dict[Any, Any] = {404: self._not_found, ClientDisconnect: _unread, Exception: self._failed}
+        app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
         self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on)
 
@@ -129,7 +132,7 @@ class Pages:
                 return self._for_acting(session)
             parts = self._parts(name, query, session)
             try:
-                more = await screen.more(query) if screen.more is not None else {}
+                more = {} if screen.more is None else await _while_wanted(screen.more(query), request)
             except UserError as error:
                 back = self._screens.screens["app"]
                 return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
@@ -149,7 +152,7 @@ class Pages:
                 return self._for_acting(session)
             try:
                 made = rows(_query(request))
-                found = await made if isinstance(made, Awaitable) else made
+                found = await _while_wanted(made, request) if isinstance(made, Awaitable) else made
             except UserError as error:
                 return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
             if form == "json":
@@ -262,11 +265,10 @@ class _Events(Response):
         async def body(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        async def gone() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
-        streaming, waiting = asyncio.ensure_future(self._pages.stream(self, body)), asyncio.ensure_future(gone())
+        streaming, waiting = (
+            asyncio.ensure_future(self._pages.stream(self, body)),
+            asyncio.ensure_future(_gone(receive)),
+        )
         try:
             await asyncio.wait({streaming, waiting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -277,6 +279,31 @@ class _Events(Response):
             _log.error("the page %s could not be kept up to date", self.page, exc_info=done[0])
         if not isinstance(done[0], TimeoutError):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    """Waits until the browser has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _while_wanted(work: Awaitable[T], request: Request) -> T:
+    """Returns the result of the work. If the browser gives the request up, the work is cancelled. Raises ClientDisconnect then."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for each in (doing, waiting):
+            each.cancel()
+        await asyncio.gather(doing, waiting, return_exceptions=True)
+
+
+async def _unread(request: Request, error: Exception) -> Response:
+    """Returns the answer to a request that the browser has given up: nobody reads it."""
+    return Response(status_code=499)
 
 
 def _session(request: Request) -> ConsoleSession:

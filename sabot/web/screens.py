@@ -10,6 +10,7 @@ from sabot.web.job_screens import JobScreens
 from sabot.web.log_ring import LogRing
 from sabot.web.log_screens import LogScreens
 from sabot.web.payloads import Payloads
+from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Action, Screen
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 
 class Screens:
     """The screens of a running app, in the order of the links in the head of each page, and its actions. Used by the thread of the
-    server.
+    server. `reader`: for reads that may be large.
     """
 
     def __init__(self, app: "App", figures: FigureRings, log: LogRing, payloads: Payloads) -> None:
         self.app = app
         self.figures = figures
         self.payloads = payloads
+        self.reader = ConsoleReader()
         kept = KeptCheckpoints(app)
         steps = AppScreens(app, figures, keeps=kept.app is not None)
         self._checkpoints = CheckpointScreens(kept, figures, steps.stop)

@@ -1,0 +1,167 @@
+"""The reader processes of the console: results, errors, bounds of memory and time, and reads that nobody wants any more."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sabot.errors import InternalError, UserError
+from sabot.web.reader import ConsoleReader
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record that a read returns."""
+
+    name: str
+    process: int
+    size: int | None = None
+
+
+def found(name: str) -> Found:
+    print("this does not get into the answer")
+    return Found(name, os.getpid())
+
+
+def numbers(most: int, taken: str) -> Iterator[list[int]]:
+    for number in range(most):
+        Path(taken).write_text(str(number))
+        yield [number] * 10_000
+
+
+def renamed(each: Found, names: list[str]) -> list[Found]:
+    return [replace(each, name=name) for name in names]
+
+
+def refused() -> int:
+    raise UserError("there is no such key", hint="name another")
+
+
+def failing() -> int:
+    return int("not a number")
+
+
+def hungry(nbytes: int) -> int:
+    return len(bytearray(nbytes))
+
+
+def killed() -> int:
+    os.abort()
+
+
+def endless(mark: str) -> int:
+    Path(mark).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[ConsoleReader]:
+    made = ConsoleReader(memory_bytes=400_000_000)
+    yield made
+    made.close()
+
+
+async def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def ended(process: int) -> None:
+    facts = Path(f"/proc/{process}/stat")
+    await until(lambda: not facts.exists() or facts.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+async def begun(mark: Path) -> int:
+    await until(lambda: mark.exists() and mark.read_text() != "")
+    return int(mark.read_text())
+
+
+async def test_a_record_comes_from_another_process_which_is_used_again(reader: ConsoleReader) -> None:
+    first, second = await reader.read(found, "a"), await reader.read(found, name="b")
+    assert (first.name, second.name) == ("a", "b")
+    assert first.process == second.process != os.getpid()
+
+
+async def test_records_are_arguments_too(reader: ConsoleReader) -> None:
+    assert await reader.read(renamed, Found("a", 1), ["b", "c"]) == [Found("b", 1), Found("c", 1)]
+
+
+async def test_two_calls_run_at_a_time(reader: ConsoleReader) -> None:
+    first, second, third = await asyncio.gather(*(reader.read(found, name) for name in "abc"))
+    assert first.process != second.process
+    assert third.process in (first.process, second.process)
+
+
+async def test_pages_are_made_as_they_are_taken(reader: ConsoleReader, tmp_path: Path) -> None:
+    async with aclosing(reader.pages(numbers, 1000, str(tmp_path / "taken"))) as pages:
+        assert [(await anext(pages))[0] for _ in range(3)] == [0, 1, 2]
+    assert int((tmp_path / "taken").read_text()) < 100, "a pipe and a buffer hold a few pages"
+    assert [page[0] async for page in reader.pages(numbers, 3, str(tmp_path / "taken"))] == [0, 1, 2]
+
+
+async def test_errors_of_the_user_keep_the_process(reader: ConsoleReader) -> None:
+    before = await reader.read(found, "a")
+    with pytest.raises(UserError, match=r"there is no such key \(name another\)"):
+        await reader.read(refused)
+    assert (await reader.read(found, "a")).process == before.process
+
+
+async def test_other_errors_have_their_traceback(reader: ConsoleReader) -> None:
+    with pytest.raises(InternalError, match=r"(?s)in failing.*not a number"):
+        await reader.read(failing)
+
+
+async def test_memory_is_bounded(reader: ConsoleReader) -> None:
+    assert await reader.read(hungry, 10 << 20) == 10 << 20
+    with pytest.raises(UserError, match=r"more than 400\.0 MB of memory"):
+        await reader.read(hungry, 500 << 20)
+    assert (await reader.read(found, "a")).name == "a"
+
+
+async def test_a_process_that_has_ended_meanwhile_is_replaced(reader: ConsoleReader) -> None:
+    before = await reader.read(found, "a")
+    os.kill(before.process, signal.SIGKILL)
+    await ended(before.process)
+    assert (await reader.read(found, "a")).process != before.process
+
+
+async def test_the_end_of_a_process_is_said(reader: ConsoleReader) -> None:
+    with pytest.raises(UserError, match=r"the process that reads has ended \(SIGABRT\)"):
+        await reader.read(killed)
+
+
+async def test_a_read_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    reader = ConsoleReader(seconds=2)
+    with pytest.raises(UserError, match="takes longer than 2 s"):
+        await reader.read(endless, str(tmp_path / "mark"))
+    await ended(await begun(tmp_path / "mark"))
+    reader.close()
+
+
+async def test_a_read_that_is_cancelled_is_ended(reader: ConsoleReader, tmp_path: Path) -> None:
+    reading = asyncio.create_task(reader.read(endless, str(tmp_path / "mark")))
+    process = await begun(tmp_path / "mark")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await ended(process)
+
+
+async def test_a_process_ends_with_its_console(reader: ConsoleReader, tmp_path: Path) -> None:
+    reading = asyncio.create_task(reader.read(endless, str(tmp_path / "mark")))
+    process = await begun(tmp_path / "mark")
+    (child,) = reader._busy
+    child._socket.shutdown(socket.SHUT_WR)  # as the end of the console's process does
+    await ended(process)
+    with pytest.raises(UserError, match=r"has ended \(code 0\)"):
+        await reading
