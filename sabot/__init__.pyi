@@ -14,7 +14,9 @@ from sabot.api.aggregates import first as first
 from sabot.api.aggregates import last as last
 from sabot.api.aggregates import max as max
 from sabot.api.aggregates import mean as mean
+from sabot.api.aggregates import median as median
 from sabot.api.aggregates import min as min
+from sabot.api.aggregates import quantile as quantile
 from sabot.api.aggregates import stddev as stddev
 from sabot.api.aggregates import sum as sum
 from sabot.api.aggregates import top_k as top_k
@@ -26,10 +28,16 @@ from sabot.api.context import StateAccessor as StateAccessor
 from sabot.api.expr import Expr as Expr
 from sabot.api.expr import Then as Then
 from sabot.api.expr import When as When
+from sabot.api.expr import all_horizontal as all_horizontal
+from sabot.api.expr import any_horizontal as any_horizontal
 from sabot.api.expr import coalesce as coalesce
 from sabot.api.expr import col as col
+from sabot.api.expr import concat_str as concat_str
 from sabot.api.expr import lit as lit
+from sabot.api.expr import max_horizontal as max_horizontal
+from sabot.api.expr import min_horizontal as min_horizontal
 from sabot.api.expr import struct as struct
+from sabot.api.expr import sum_horizontal as sum_horizontal
 from sabot.api.expr import when as when
 from sabot.api.functions import BatchProcessContext as BatchProcessContext
 from sabot.api.functions import BatchState as BatchState

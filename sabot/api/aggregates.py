@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.expr import Expr, as_column, as_expr, struct
+from sabot.api.expr.words import fraction_of
 from sabot.arrays import python_value
 from sabot.checks import is_whole
 from sabot.errors import UserError
@@ -297,12 +298,27 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
     UserError for another `q`.
     """
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
-    for each in several:
-        if not isinstance(each, int | float) or not 0 <= each <= 1:
-            raise UserError(f"approx_quantile: q={each!r} is not a fraction from 0 to 1", hint="0.5 is the median")
-    wanted = [float(each) for each in several]
+    wanted = [fraction_of("approx_quantile: q", each) for each in several]
     options = {"q": wanted if isinstance(q, Sequence) else wanted[0]}
     return Aggregate("approx_quantile", as_column(x), options=MappingProxyType(options))
+
+
+def quantile(x: str | Expr, q: float, interpolation: str = "nearest") -> Expr:
+    """Returns the exact value below which the fraction `q` of the values lies, as float64. The state keeps all values: for many values
+    in a group use `approx_quantile`.
+
+    Null and NaN do not count. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies between two
+    values. To leave out rows, use `when`: `quantile(when(col("ok")).then("x"), 0.9)`. Raises UserError for another `q` or word.
+    """
+    return collect_list(x).expression().list.quantile(q, interpolation)
+
+
+def median(x: str | Expr) -> Expr:
+    """Returns the exact median, as float64: of an even number of values the mean of the two in the middle. The state keeps all values.
+
+    Null and NaN do not count. To leave out rows, use `when`: `median(when(col("ok")).then("x"))`.
+    """
+    return collect_list(x).expression().list.median()
 
 
 def top_k(x: str | Expr, k: int) -> Aggregate:

@@ -188,6 +188,34 @@ def test_arithmetic_with_running_aggregates(case: Case) -> None:
     )
 
 
+def test_exact_quantiles_in_groups_in_windows_and_over_changes(case: Case) -> None:
+    asked = {
+        "half": sabot.median("n"),
+        "q": sabot.quantile("n", 0.75, "linear"),
+        "late": sabot.median(when(col("m") > 1).then("n")),
+    }
+    quantiles = "median(n) as half, quantile_cont(n, 0.75) as q, median(n) filter (m > 1) as late"
+    case.agrees(case.orders.group_by("m").aggregate(**asked), f"select m, {quantiles} from orders group by m")
+    window = case.orders.key_by("m").window(tumbling("20s")).aggregate(**asked).drop("window_start", "window_end")
+    case.agrees(window, f"select m, {quantiles} from orders group by m, ts // 20000")
+    of_each = case.orders.group_by("m", "name").aggregate(n=sabot.max("n"))
+    case.agrees(
+        of_each.group_by("name").aggregate(m=sabot.median("n")),
+        "select name, median(n) as m from (select name, max(n) as n from orders group by m, name) group by name",
+    )
+
+
+def test_rows_are_filtered_by_values_of_columns(case: Case) -> None:
+    case.agrees(
+        case.orders.filter(col("n") > 0, name="Ada", m=2).drop("ts"),
+        "from orders where n > 0 and name = 'Ada' and m = 2",
+    )
+    with pytest.raises(UserError, match="there is no column 'nmae'"):
+        case.orders.filter(nmae="Ada")
+    with pytest.raises(UserError, match="filter needs a predicate"):
+        case.orders.filter()
+
+
 def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:
     orders = App("shop").stream("orders", schema={"k": "string", "n": "int64"})
     plan = orders.group_by("k").aggregate(total=sabot.sum("n"), share=SHARE, twice=2 * sabot.sum("n")).explain()

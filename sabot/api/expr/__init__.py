@@ -4,7 +4,19 @@
 `nested` have the methods for columns of one type.
 """
 
-from sabot.api.expr.cases import Then, When, coalesce, struct, when
+from sabot.api.expr.cases import (
+    Then,
+    When,
+    all_horizontal,
+    any_horizontal,
+    coalesce,
+    concat_str,
+    max_horizontal,
+    min_horizontal,
+    struct,
+    sum_horizontal,
+    when,
+)
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
@@ -19,12 +31,18 @@ __all__ = [
     "StructExpr",
     "Then",
     "When",
+    "all_horizontal",
+    "any_horizontal",
     "as_column",
     "as_expr",
     "as_type",
     "coalesce",
     "col",
+    "concat_str",
     "lit",
+    "max_horizontal",
+    "min_horizontal",
     "struct",
+    "sum_horizontal",
     "when",
 ]

@@ -1,9 +1,12 @@
-"""Expressions that choose between others or combine them: `when(…).then(…)`, `coalesce`, `struct`."""
+"""Expressions that choose between others or combine them: `when(…).then(…)`, `coalesce`, `struct`, `concat_str`, `min_horizontal`."""
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
+from sabot.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
 
@@ -55,9 +58,7 @@ def coalesce(*exprs: Any) -> Expr:
 
     `exprs`: expressions, names of columns, or values. Raises UserError without any.
     """
-    if not exprs:
-        raise UserError("coalesce needs at least one expression")
-    return Expr("coalesce", tuple(as_column(each) for each in exprs))
+    return Expr("coalesce", _columns("coalesce", exprs))
 
 
 def struct(**fields: Any) -> Expr:
@@ -70,10 +71,61 @@ def struct(**fields: Any) -> Expr:
     return Expr("struct", tuple(as_column(each) for each in fields.values()), (("names", tuple(fields)),))
 
 
+def concat_str(*exprs: Any, separator: str = "", ignore_nulls: bool = False) -> Expr:
+    """Returns an expression that joins the texts of several expressions, with `separator` between them. Values that are no texts are
+    converted as by `cast("string")`.
+
+    The result is null if one of the texts is null; with `ignore_nulls=True` such texts are left out. `exprs`: expressions, names of
+    columns, or values. Raises UserError without any.
+    """
+    options = (
+        ("separator", check("concat_str: separator", separator, TEXT)),
+        ("ignore_nulls", check("concat_str: ignore_nulls", ignore_nulls, FLAG)),
+    )
+    return Expr("concat_str", _columns("concat_str", exprs), options)
+
+
+def min_horizontal(*exprs: Any) -> Expr:
+    """Returns an expression that gives the least value of each row; null only if all are null, NaN only if there is no other value.
+
+    `exprs`: expressions, names of columns, or values. Raises UserError without any.
+    """
+    return Expr("min_horizontal", _columns("min_horizontal", exprs))
+
+
+def max_horizontal(*exprs: Any) -> Expr:
+    """Returns an expression that gives the greatest value of each row, with nulls and NaN as in `min_horizontal`."""
+    return Expr("max_horizontal", _columns("max_horizontal", exprs))
+
+
+def sum_horizontal(*exprs: Any, ignore_nulls: bool = True) -> Expr:
+    """Returns an expression that gives the sum of each row. Nulls count as 0; with `ignore_nulls=False` the sum is null if a value is.
+
+    `exprs`: expressions, names of columns, or values. Raises UserError without any.
+    """
+    given = _columns("sum_horizontal", exprs)
+    if check("sum_horizontal: ignore_nulls", ignore_nulls, FLAG):
+        given = tuple(each.fill_null(0) for each in given)
+    return functools.reduce(operator.add, given)
+
+
+def all_horizontal(*exprs: Any) -> Expr:
+    """Returns an expression that is true if all values of the row are true: the values joined by `&`."""
+    return functools.reduce(operator.and_, _columns("all_horizontal", exprs))
+
+
+def any_horizontal(*exprs: Any) -> Expr:
+    """Returns an expression that is true if one of the values of the row is true: the values joined by `|`."""
+    return functools.reduce(operator.or_, _columns("any_horizontal", exprs))
+
+
+def _columns(where: str, exprs: tuple[Any, ...]) -> tuple[Expr, ...]:
+    if not exprs:
+        raise UserError(f"{where} needs at least one expression", hint=f'{where}("a", col("b") + 1)')
+    return tuple(as_column(each) for each in exprs)
+
+
 def _all(predicates: tuple[Any, ...]) -> Expr:
     if not predicates:
         raise UserError("when needs a predicate", hint='when(col("amount") > 10).then(1).otherwise(0)')
-    first, *rest = [as_expr(each) for each in predicates]
-    for each in rest:
-        first = first & each
-    return first
+    return functools.reduce(operator.and_, map(as_expr, predicates))

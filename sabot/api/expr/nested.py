@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from sabot.api.expr.made import E, Make
-from sabot.api.expr.words import whole_of
-from sabot.checks import FLAG, TEXT, check
+from sabot.api.expr.words import fraction_of, whole_of
+from sabot.checks import FLAG, TEXT, OneOf, check
+
+INTERPOLATIONS = ("nearest", "lower", "higher", "midpoint", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,21 @@ class ListExpr(Generic[E]):
     def len(self) -> E:
         """Returns the number of values, nulls included, as int32."""
         return self.make("list.len")
+
+    def quantile(self, quantile: float, interpolation: str = "nearest") -> E:
+        """Returns the value below which this fraction of the values lies, as float64. Null and NaN do not count; without a value the
+        result is null.
+
+        `quantile`: a fraction from 0 to 1. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies
+        between two values. Raises UserError for others.
+        """
+        fraction = fraction_of("list.quantile", quantile)
+        check("list.quantile: interpolation", interpolation, OneOf(INTERPOLATIONS))
+        return self.make("list.quantile", quantile=fraction, interpolation=interpolation)
+
+    def median(self) -> E:
+        """Returns the median of the numbers, as float64: of an even number of values the mean of the two in the middle."""
+        return self.quantile(0.5, "linear")
 
     def contains(self, value: Any) -> E:
         """Returns True if the list contains the value, or the value of another expression. None tests for a null in

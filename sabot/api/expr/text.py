@@ -1,10 +1,12 @@
 """The methods of `col("name").str`, for columns of texts."""
 
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
+
+import pyarrow as pa
 
 from sabot.api.expr.made import E, Make
-from sabot.api.expr.words import whole_of
+from sabot.api.expr.words import as_type, whole_of
 from sabot.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
@@ -124,6 +126,20 @@ class StringExpr(Generic[E]):
         becomes null.
         """
         return self.make("str.to_datetime", format=_format(format), strict=check("to_datetime: strict", strict, FLAG))
+
+    def strptime(self, dtype: Any, format: str | None = None, strict: bool = True) -> E:
+        """Reads a date or a time: `to_date` if `dtype` is a date ("date32"), and `to_datetime` if it is "timestamp[us]".
+
+        Raises UserError for another type: `cast` converts the result.
+        """
+        type = as_type(dtype)
+        if type == pa.date32():
+            return self.to_date(format, strict)
+        if type == pa.timestamp("us"):
+            return self.to_datetime(format, strict)
+        raise UserError(
+            f"str.strptime: {type} is neither date32 nor timestamp[us]", hint=f'str.to_datetime(…).cast("{type}")'
+        )
 
     def to_date(self, format: str | None = None, strict: bool = True) -> E:
         """Reads a date such as 2024-02-29, or a date in a format with the codes of `to_datetime`.

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import zoneinfo
 from dataclasses import dataclass
 from typing import Generic
 
@@ -110,9 +111,61 @@ class DateExpr(Generic[E]):
         """Returns the day of the week, Monday 1 to Sunday 7."""
         return self.make("dt.day_of_week")
 
+    def total_days(self) -> E:
+        """Returns a duration in whole days, rounded towards zero."""
+        return self.make("dt.total_days")
+
+    def total_hours(self) -> E:
+        """Returns a duration in whole hours, rounded towards zero."""
+        return self.make("dt.total_hours")
+
+    def total_minutes(self) -> E:
+        """Returns a duration in whole minutes, rounded towards zero."""
+        return self.make("dt.total_minutes")
+
+    def total_seconds(self) -> E:
+        """Returns a duration in whole seconds, rounded towards zero."""
+        return self.make("dt.total_seconds")
+
+    def total_milliseconds(self) -> E:
+        """Returns a duration in whole milliseconds, rounded towards zero."""
+        return self.make("dt.total_milliseconds")
+
+    def total_microseconds(self) -> E:
+        """Returns a duration in whole microseconds, rounded towards zero."""
+        return self.make("dt.total_microseconds")
+
+    def replace_time_zone(self, time_zone: str | None, *, ambiguous: str = "raise", non_existent: str = "raise") -> E:
+        """Reads the clock time of a timestamp as the time of another zone: 12:00 stays 12:00. None removes the zone.
+
+        `time_zone`: a name such as "Europe/Berlin". `ambiguous`: what to do with a clock time that occurs twice, in autumn: "raise" (a
+        DataError of the row), "earliest", "latest" or "null". `non_existent`: what to do with a clock time that is skipped, in spring:
+        "raise" or "null". Raises UserError for an unknown zone or word.
+        """
+        check("replace_time_zone: ambiguous", ambiguous, OneOf(("raise", "earliest", "latest", "null")))
+        check("replace_time_zone: non_existent", non_existent, OneOf(("raise", "null")))
+        zone = None if time_zone is None else zone_of("replace_time_zone", time_zone)
+        return self.make("dt.replace_time_zone", time_zone=zone, ambiguous=ambiguous, non_existent=non_existent)
+
+    def convert_time_zone(self, time_zone: str) -> E:
+        """Shows a timestamp on the clock of another zone: the moment stays the same. A timestamp without a zone is read as UTC.
+
+        `time_zone`: a name such as "Europe/Berlin". Raises UserError for an unknown zone.
+        """
+        return self.make("dt.convert_time_zone", time_zone=zone_of("convert_time_zone", time_zone))
+
     truncate = date_trunc
     weekday = day_of_week
     to_string = strftime
+
+
+def zone_of(where: str, time_zone: str) -> str:
+    """Returns the name of a time zone. Raises UserError if there is none of this name."""
+    try:
+        zoneinfo.ZoneInfo(check(f"{where}: time_zone", time_zone, TEXT))
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UserError(f"{where}: there is no time zone {time_zone!r}", hint='"Europe/Berlin", "UTC"') from error
+    return time_zone
 
 
 def _length_of(every: str | datetime.timedelta) -> str:

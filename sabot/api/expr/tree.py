@@ -6,7 +6,7 @@ expected (`select`, `then`, `coalesce`, `struct`, aggregates), a string is the n
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,13 +17,28 @@ from sabot.api.expr.elsewhere import MissingMethods
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
-from sabot.api.expr.words import as_type, literal_of, option_text, quoted, type_text, value_text, whole_of
+from sabot.api.expr.words import (
+    as_type,
+    literal_of,
+    numbers_of,
+    option_text,
+    quoted,
+    replacements_of,
+    texts_of,
+    type_text,
+    value_text,
+    whole_of,
+)
 from sabot.checks import FLAG, TEXT, OneOf, check
 from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
 _UNARY = {"neg": "-", "not": "~"}
+_FUNCTIONS = frozenset(
+    ["coalesce", "concat_str", "min_horizontal", "max_horizontal"]
+)  # not methods of their first input
 _DEFAULTS = {
+    "ambiguous": "raise",
     "base": math.e,
     "closed": "both",
     "characters": None,
@@ -31,9 +46,15 @@ _DEFAULTS = {
     "fill_char": " ",
     "format": None,
     "group": 1,
+    "ignore_nulls": False,
+    "interpolation": "nearest",
+    "labels": None,
+    "left_closed": False,
     "length": None,
     "literal": False,
+    "non_existent": "raise",
     "null_on_oob": True,
+    "separator": "",
     "strict": True,
     "unit": "us",
 }
@@ -348,6 +369,41 @@ class Expr(MissingMethods):
             raise UserError("clip: there is no bound", hint="clip(0, 100), clip(upper=100)")
         return Expr("clip", (self, as_expr(lower), as_expr(upper)))
 
+    def cut(self, breaks: Sequence[float], labels: Sequence[str] | None = None, left_closed: bool = False) -> "Expr":
+        """Returns the label of the interval that the value is in, as a text. Null and NaN are in no interval, and give null.
+
+        `breaks`: the bounds between the intervals, in ascending order; n bounds make n + 1 intervals. `labels`: one for each interval,
+        by default such as "(0, 1]". `left_closed`: True if a value that equals a bound is in the interval above it. Raises UserError
+        for bounds that are not numbers in ascending order, and for another number of labels.
+        """
+        bounds = numbers_of("cut", breaks)
+        if labels is not None and len(texts := texts_of("cut: labels", labels)) != len(bounds) + 1:
+            raise UserError(
+                f"cut: {len(bounds)} breaks make {len(bounds) + 1} intervals, but there are {len(texts)} labels"
+            )
+        options = (
+            ("breaks", bounds),
+            ("labels", None if labels is None else texts),
+            ("left_closed", check("cut: left_closed", left_closed, FLAG)),
+        )
+        return Expr("cut", (self,), options)
+
+    def replace(self, old: Any, new: Any = None) -> "Expr":
+        """Replaces values by others: `replace({"NYC": "New York"})` or `replace(["a", "b"], ["x", "y"])`. Other values, and the type,
+        stay the same.
+
+        Raises UserError for lists of different length, a value that is given twice, and a new value that the type cannot hold.
+        """
+        return Expr("replace", (self, self), replacements_of("replace", old, new))
+
+    def replace_strict(self, old: Any, new: Any = None, *, default: Any = None) -> "Expr":
+        """Replaces values by others, as `replace` does; values without a replacement become `default`. The type is that of the new
+        values and of `default`.
+
+        `default`: a value or an expression; None gives null.
+        """
+        return Expr("replace_strict", (self, as_expr(default)), replacements_of("replace_strict", old, new))
+
     def cast(self, type: Any, strict: bool = True) -> "Expr":
         """Converts to a type: a pa.DataType, or a name such as "int64", "float64", "string", "timestamp[ms]",
         "timestamp[ms, UTC]".
@@ -385,11 +441,18 @@ class Expr(MissingMethods):
         if kind == "when":
             steps = [f"when({inputs[i]!r}).then({_argument(inputs[i + 1])})" for i in range(0, len(inputs) - 1, 2)]
             return f"{'.'.join(steps)}.otherwise({_argument(inputs[-1])})"
-        if kind == "coalesce":
-            return f"coalesce({', '.join(_argument(each) for each in inputs)})"
+        if kind in _FUNCTIONS:
+            words = [_argument(each) for each in inputs]
+            words += [f"{name}={option_text(value)}" for name, value in self.options if _DEFAULTS.get(name) != value]
+            return f"{kind}({', '.join(words)})"
         if kind == "struct":
             pairs = zip(self.option("names"), inputs, strict=True)
             return f"struct({', '.join(f'{name}={_argument(each)}' for name, each in pairs)})"
+        if kind in ("replace", "replace_strict"):
+            pairs = zip(self.option("old"), self.option("new"), strict=True)
+            words = [f"{{{', '.join(f'{value_text(old)}: {value_text(new)}' for old, new in pairs)}}}"]
+            words += [f"default={_operand(inputs[1])}"] if kind == "replace_strict" else []
+            return f"{inputs[0]!r}.{kind}({', '.join(words)})"
         words = [_operand(each) for each in inputs[1:]]
         for name, value in self.options:
             if name in _DEFAULTS and _DEFAULTS[name] == value:

@@ -5,7 +5,10 @@ expressions.
 import datetime
 import decimal
 import hashlib
+import itertools
 import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,13 @@ from sabot.errors import UserError
 
 __all__ = [
     "as_type",
+    "fraction_of",
     "literal_of",
+    "numbers_of",
     "option_text",
     "quoted",
+    "replacements_of",
+    "texts_of",
     "type_text",
     "value_text",
     "whole_of",
@@ -73,6 +80,51 @@ def whole_of(where: str, value: Any) -> int:
     if not -(2**63) <= value < 2**63:
         raise UserError(f"{where}: {value} has more than 64 bits")
     return int(value)
+
+
+def fraction_of(where: str, value: Any) -> float:
+    """Returns a number from 0 to 1. Raises UserError for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
+        raise UserError(f"{where}: {value!r} is not a fraction from 0 to 1", hint="0.5 is the median")
+    return float(value)
+
+
+def numbers_of(where: str, values: Any) -> tuple[float, ...]:
+    """Returns numbers as floats. Raises UserError unless they are in ascending order, at least one."""
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    good = all(isinstance(each, int | float | np.number) and not isinstance(each, bool) for each in given)
+    if not given or not good or math.isnan(given[0]) or not all(a < b for a, b in itertools.pairwise(given)):
+        raise UserError(f"{where}: {values!r} are not numbers in ascending order", hint=f"{where}([0, 10, 100])")
+    return tuple(float(each) for each in given)
+
+
+def texts_of(where: str, values: Any) -> tuple[str, ...]:
+    """Returns a list of texts. Raises UserError for anything else."""
+    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    if not all(isinstance(each, str) for each in given):
+        raise UserError(f"{where}: {values!r} is not a list of texts", hint=f'{where}=["low", "high"]')
+    return tuple(given)
+
+
+def replacements_of(where: str, old: Any, new: Any) -> tuple[tuple[str, Any], ...]:
+    """Returns the options `old` and `new` of an expression that replaces values. Raises UserError."""
+    if isinstance(old, Mapping) and new is None:
+        pairs = list(old.items())
+    else:
+        olds, news = (list(each) if isinstance(each, list | tuple) else [each] for each in (old, new))
+        news = news * len(olds) if len(news) == 1 else news
+        if len(olds) != len(news):
+            raise UserError(f"{where}: {len(olds)} values have {len(news)} replacements", hint=f'{where}({{"a": "x"}})')
+        pairs = list(zip(olds, news, strict=True))
+    if not pairs:
+        raise UserError(f"{where}: there is nothing to replace", hint=f'{where}({{"a": "x"}})')
+    given = [literal_of(each, None)[0] for each, _ in pairs]
+    for place, each in enumerate(given):
+        if each is None:
+            raise UserError(f"{where}: null has no replacement here", hint=".fill_null(…)")
+        if each in given[:place]:
+            raise UserError(f"{where}: {each!r} is given twice")
+    return ("old", tuple(given)), ("new", tuple(literal_of(each, None)[0] for _, each in pairs))
 
 
 # -- as text ---------------------------------------------------------------------------------------------------------

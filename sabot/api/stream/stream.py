@@ -150,12 +150,15 @@ class Stream(Looks, NamedElsewhere):
 
     # -- rows and columns ---------------------------------------------------------------------------------------------
 
-    def filter(self, *predicates: Expr) -> "Stream":
-        """Keeps the rows for which all predicates are true. A row for which a predicate is null is dropped."""
-        if not predicates:
-            raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
+    def filter(self, *predicates: Expr, **constraints: Any) -> "Stream":
+        """Keeps the rows for which all predicates are true. A row for which a predicate is null is dropped.
+
+        `constraints`: values that columns have to equal: `filter(carrier="UA")` is `filter(col("carrier") == "UA")`.
+        """
+        if not predicates and not constraints:
+            raise UserError("filter needs a predicate", hint='filter(col("amount") > 10), filter(carrier="UA")')
         node = self._node
-        for predicate in predicates:
+        for predicate in (*predicates, *(col(name) == value for name, value in constraints.items())):
             node = Filter(node, expression_of(predicate, "filter"))
         return self._then(node)
 

@@ -133,12 +133,17 @@ class RefusedValues(DataError):
     `rows`: True for each of these values, in the order of the rows that were cast.
     """
 
-    def __init__(self, what: str, values: pa.Array, target: pa.DataType, rows: pa.BooleanArray) -> None:
+    def __init__(
+        self,
+        what: str,
+        values: pa.Array,
+        target: pa.DataType,
+        rows: pa.BooleanArray,
+        hint: str = "cast(…, strict=False) makes such values null",
+    ) -> None:
         self.rows = rows
         self._what, self._values, self._target = what, values, target
-        super().__init__(
-            self.text_of(pc.index(rows, True).as_py()), hint="cast(…, strict=False) makes such values null"
-        )
+        super().__init__(self.text_of(pc.index(rows, True).as_py()), hint=hint)
 
     def text_of(self, row: int) -> str:
         """Returns the message for the value of one row."""
@@ -248,6 +253,12 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         if types.is_integer(source) or types.is_temporal(source) or types.is_decimal(source):
             return plain, True
     if types.is_timestamp(target):
+        if types.is_timestamp(source) and source.tz is None and not is_utc(target.tz):
+            raise UserError(
+                f"{source} has no time zone, so a cast to {target} could mean two things",
+                hint=f'.dt.replace_time_zone("{target.tz}") if it is the time on clocks there; '
+                f'.dt.convert_time_zone("{target.tz}") if it is UTC',
+            )
         if types.is_timestamp(source):
             step = _UNITS.index(source.unit) >= _UNITS.index(target.unit)
             return lambda array: pc.cast(to_unit(array, target.unit), target), step

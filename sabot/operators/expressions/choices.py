@@ -1,7 +1,9 @@
 """Expressions over values of any type: fill_null, coalesce, when, struct, cast."""
 
+import itertools
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,7 +11,7 @@ from sabot.api.expr import Expr
 from sabot.arrays import broadcast
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import caster
-from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, to_type, unified
+from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, number, to_type, unified
 
 
 def _fill_null(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -77,7 +79,72 @@ def _struct_field(expr: Expr, nodes: list[Compiled]) -> Compiled:
     return apply(expr, lambda x: pc.struct_field(x, [place]), node)
 
 
+def _concat_str(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    texts = [apply(expr, caster(each.type, pa.string(), strict=True, what=expr.text())[0], each) for each in nodes]
+    separator = pa.scalar(expr.option("separator"), pa.string())
+    if not expr.option("ignore_nulls"):
+        return apply(expr, lambda *values: pc.binary_join_element_wise(*values, separator), *texts)
+
+    def joined(*values: Any) -> Any:  # pyarrow's null_handling="skip" leaves out rows without a text
+        made = values[0]
+        for value in values[1:]:
+            made = pc.coalesce(pc.binary_join_element_wise(made, value, separator), made, value)
+        return pc.coalesce(made, pa.scalar("", pa.string()))
+
+    return apply(expr, joined, *texts)
+
+
+def _extreme(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    pick = pc.min_element_wise if expr.kind == "min_horizontal" else pc.max_element_wise
+    return apply(expr, pick, *unified(expr, nodes))
+
+
+def _cut(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node that finds the interval of each number by binary search."""
+    breaks = np.array(expr.option("breaks"))
+    left = expr.option("left_closed")
+    ends = ["-inf", *(np.format_float_positional(each, trim="-") for each in breaks), "inf"]
+    open_, close = ("[", ")") if left else ("(", "]")
+    labels = expr.option("labels") or [f"{open_}{low}, {high}{close}" for low, high in itertools.pairwise(ends)]
+    texts = pa.array(labels, pa.string())
+
+    def placed(x: pa.Array) -> pa.Array:
+        values = x.to_numpy(zero_copy_only=False)
+        found = np.searchsorted(breaks, values, "right" if left else "left")
+        return texts.take(pa.array(found, pa.int64(), mask=np.isnan(values)))
+
+    return apply(expr, placed, to_type(number(expr, nodes[0]), pa.float64()))
+
+
+def _replace(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Makes the node that looks each value up among the old ones."""
+    x, default = nodes
+    try:
+        old = pa.array(expr.option("old"), x.type)
+        new = pa.array(expr.option("new"), x.type if expr.kind == "replace" else None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        hint = "replace_strict gives another type" if expr.kind == "replace" else ""
+        raise UserError(
+            f"{expr.text()} cannot be computed: a value does not fit {x.type}: {error}", hint=hint
+        ) from error
+    if expr.kind == "replace_strict":
+        type = unified(expr, [Compiled(new.type, lambda data: new), default])[0].type
+        new, default = pc.cast(new, type), to_type(default, type)
+
+    def replaced(values: Any, otherwise: Any) -> pa.Array:
+        places = pc.index_in(values, value_set=old)
+        return pc.if_else(pc.is_valid(places), new.take(places), otherwise)
+
+    return apply(expr, replaced, x, default)
+
+
 STEPS: Steps = {
+    "concat_str": _concat_str,
+    "min_horizontal": _extreme,
+    "max_horizontal": _extreme,
+    "cut": _cut,
+    "replace": _replace,
+    "replace_strict": _replace,
     "alias": lambda expr, nodes: nodes[0],
     "is_null": lambda expr, nodes: apply(expr, pc.is_null, *nodes),
     "is_not_null": lambda expr, nodes: apply(expr, pc.is_valid, *nodes),

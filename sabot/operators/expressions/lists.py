@@ -1,6 +1,7 @@
 """Expressions of lists."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sabot.api.expr import Expr
 from sabot.arrays import integer_array, integers
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.comparisons import comparable, comparison_of
-from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, to_type
+from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, number, to_type
 
 
 def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -29,6 +30,13 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         strict = not expr.option("null_on_oob")
         get = functools.partial(_list_get, index=expr.option("index"), strict=strict, what=expr.text())
         return apply(expr, get, node, can_fail=strict)
+    if expr.kind == "list.quantile":
+        inner = number(expr, Compiled(node.type.value_type, node.run))
+        node = to_type(node, pa.list_(pa.float64())) if inner.type != pa.float64() else node
+        find = functools.partial(
+            _quantile, fraction=expr.option("quantile"), between=_BETWEEN[expr.option("interpolation")]
+        )
+        return apply(expr, find, node)
     inner = Compiled(node.type.value_type, node.run)
     typed, wanted = comparable(expr, [inner, others[0]])
     if others[0].value is not None and not others[0].value.is_valid:
@@ -54,6 +62,37 @@ def no_value_at_index(what: str, values: list[Any]) -> DataError:
     return DataError(
         f"{what}: the list has only {len(values)} values: {values!r}", hint="with null_on_oob=True the result is null"
     )
+
+
+_BETWEEN: dict[str, Callable[[Any, Any, Any], Any]] = {  # two neighbours and the place between them, from 0 to 1
+    "nearest": lambda low, high, place: np.where(place < 0.5, low, high),
+    "lower": lambda low, high, place: low,
+    "higher": lambda low, high, place: np.where(place > 0, high, low),
+    "midpoint": lambda low, high, place: np.where(place > 0, low / 2 + high / 2, low),
+    "linear": lambda low, high, place: np.where(place > 0, low * (1 - place) + high * place, low),
+}
+
+
+def _quantile(lists: pa.Array, *, fraction: float, between: Callable[[Any, Any, Any], Any]) -> pa.Array:
+    """Sorts the values of all lists at once, by list and value, and picks those at the rank of the fraction."""
+    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    known = ~np.isnan(values)
+    parents, values = parents[known], values[known]
+    values = values[np.lexsort((values, parents))]
+    sizes = np.bincount(parents, minlength=len(lists))
+    first = np.cumsum(sizes) - sizes
+    rank = np.maximum(sizes - 1, 0) * fraction
+    low = np.floor(rank).astype(np.int64)
+    high = np.ceil(rank).astype(np.int64)
+    empty = sizes == 0
+    if not len(values):
+        return pa.nulls(len(lists), pa.float64())
+    at = np.where(empty, 0, first)
+    made = between(
+        values[np.minimum(at + low, len(values) - 1)], values[np.minimum(at + high, len(values) - 1)], rank - low
+    )
+    return pa.array(made, pa.float64(), mask=empty)
 
 
 def _list_has_null(lists: pa.Array) -> pa.Array:
@@ -101,4 +140,4 @@ def _bounds(lists: pa.Array) -> tuple[Any, Any]:
     return offsets[:-1], offsets[1:]
 
 
-STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.join", "list.contains"], _list_step)
+STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.join", "list.contains", "list.quantile"], _list_step)

@@ -117,6 +117,19 @@ def times_at(clock: Any, array: pa.Array) -> pa.Array:
     return integer_array(made + found.cycles, array.type, array)
 
 
+def later_times(made: pa.Array) -> tuple[pa.Array, Any]:
+    """Returns, for times of a zone, the next time at which the clock of the zone shows the same, and True for each time that has one.
+
+    `made`: times of which the clock shows the first occurrence, as `times_at` gives them.
+    """
+    found, values = intervals_of(made), _valid(made)
+    rows = np.broadcast_to(found.rows, len(made))
+    after = np.minimum(rows + 1, len(found.offsets) - 1)
+    later = values + found.offsets[rows] - found.offsets[after]
+    twice = (after > rows) & (later - found.cycles >= found.starts[after])
+    return integer_array(np.where(twice, later, values), made.type, made), twice
+
+
 def times_before(past: Any, array: pa.Array, found: Intervals) -> pa.Array:
     """Returns, for each time of `array`, the last earlier time at which the zone's clock shows `past` less. If the
     clock skips that local time, returns the end of the gap.

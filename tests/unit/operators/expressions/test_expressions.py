@@ -64,6 +64,9 @@ class Ours:
     """What a case is written with: our functions, or polars'."""
 
     col, lit, when, coalesce, struct = map(staticmethod, (col, lit, when, coalesce, struct))
+    min_horizontal, max_horizontal = map(staticmethod, (sabot_expr.min_horizontal, sabot_expr.max_horizontal))
+    sum_horizontal, concat_str = map(staticmethod, (sabot_expr.sum_horizontal, sabot_expr.concat_str))
+    all_horizontal, any_horizontal = map(staticmethod, (sabot_expr.all_horizontal, sabot_expr.any_horizontal))
 
 
 def plain(values: list[Any]) -> list[Any]:
@@ -275,6 +278,27 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "slice nothing": lambda m: m.col("s").str.slice(1, 0),
     "replace": lambda m: m.col("s").str.replace("[a-z]", "<$0>"),
     "replace_all": lambda m: m.col("s").str.replace_all("([a-z])", "${1}\\$$"),
+    "min_horizontal": lambda m: m.min_horizontal("f", "g", "i"),
+    "max_horizontal": lambda m: m.max_horizontal("f", "g", "i"),
+    "min_horizontal of times": lambda m: m.min_horizontal("ts", m.lit(dt.datetime(2000, 1, 1))),
+    "max_horizontal of texts": lambda m: m.max_horizontal("s", "t"),
+    "min_horizontal of one": lambda m: m.min_horizontal("i"),
+    "sum_horizontal": lambda m: m.sum_horizontal("i", "j", "n"),
+    "sum_horizontal of floats": lambda m: m.sum_horizontal("f", "j"),
+    "sum_horizontal with nulls": lambda m: m.sum_horizontal("i", "j", ignore_nulls=False),
+    "all_horizontal": lambda m: m.all_horizontal("p", "q"),
+    "any_horizontal": lambda m: m.any_horizontal("p", "q"),
+    "concat_str": lambda m: m.concat_str("s", "i", m.col("p"), "f"),
+    "concat_str separated": lambda m: m.concat_str("s", "i", "t", separator=", "),
+    "concat_str without nulls": lambda m: m.concat_str("s", "i", "t", separator=", ", ignore_nulls=True),
+    "replace values": lambda m: m.col("n").replace({1: 10, 3: None}),
+    "replace values of a list": lambda m: m.col("s").replace(["x,y,,z", ""], ["list", "none"]),
+    "replace several by one": lambda m: m.col("n").replace([1, 2, 3], 0),
+    "replace NaN": lambda m: m.col("f").replace({NAN: 0.0}),
+    "replace_strict": lambda m: m.col("n").replace_strict({0: "zero", 1: "one"}, default="many"),
+    "replace_strict by a column": lambda m: m.col("n").replace_strict({0: 7, 1: 8}, default=m.col("i")),
+    "list.median": lambda m: m.col("l").list.median(),
+    "strptime": lambda m: m.col("t").str.strptime(pl.Date if m is pl else "date32", "%Y-%m-%d", strict=False),
     "replace literal": lambda m: m.col("s").str.replace_all(",", "$0", literal=True),
 }
 for unit in ("1h", "15m", "7m", "3h", "1d", "2d", "1w", "3w", "1mo", "5mo", "1q", "1y", "3y", "10s"):
@@ -288,6 +312,13 @@ for unit in ("1h", "15m", "7m", "3h", "1d", "2d", "1w", "3w", "1mo", "5mo", "1q"
 for part in ("year", "month", "day", "hour", "minute", "second", "weekday"):
     for column in ("ts", "ms", "z", *(["d"] if part in ("year", "month", "day", "weekday") else [])):
         SAME[f"{part} {column}"] = lambda m, c=column, p=part: getattr(m.col(c).dt, p)()
+for total in ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds"):
+    SAME[f"total_{total}"] = lambda m, t=total: getattr((m.col("ts") - dt.datetime(2000, 1, 1)).dt, f"total_{t}")()
+SAME["convert_time_zone"] = lambda m: m.col("z").dt.convert_time_zone("Asia/Tokyo")
+SAME["convert_time_zone of clocks"] = lambda m: m.col("ts").dt.convert_time_zone("Asia/Tokyo")
+SAME["replace_time_zone"] = lambda m: m.col("ts").dt.replace_time_zone("Europe/Berlin")
+SAME["replace_time_zone by another"] = lambda m: m.col("z").dt.replace_time_zone("Asia/Tokyo")
+SAME["replace_time_zone by none"] = lambda m: m.col("z").dt.replace_time_zone(None)
 for unit in ("ns", "us", "ms", "s", "d"):
     for column in ("ts", "ms", "z", "d"):
         SAME[f"epoch {column} {unit}"] = lambda m, c=column, u=unit: m.col(c).dt.epoch(u)
@@ -332,6 +363,37 @@ def test_logarithms_are_those_of_polars_but_for_the_last_digit(name: str, base: 
     assert [each for each in made if not isinstance(each, float)] == [e for e in expected if not isinstance(e, float)]
     numbers = [each for each in made if isinstance(each, float)]
     assert numbers == pytest.approx([each for each in expected if isinstance(each, float)], rel=1e-6)
+
+
+@pytest.mark.parametrize("between", ["nearest", "lower", "higher", "midpoint", "linear"])
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.375, 0.5, 0.99, 1])
+def test_a_quantile_of_a_list_is_that_of_polars(between: Any, fraction: float) -> None:
+    lists = [[3.0, 1.0, None, 2.0], [], None, [5.0], [7.0, -1.0], [1.0, 1.0, 2.0, 9.0, 4.0], [None]]
+    column = pa.array(lists, pa.list_(pa.float64()))
+    made = evaluate(col("l").list.quantile(fraction, between), pa.record_batch({"l": column}).slice(0))
+    expected = [
+        None if each is None else pl.Series(each, dtype=pl.Float64).quantile(fraction, between) for each in lists
+    ]
+    assert made.to_pylist() == pytest.approx(expected, nan_ok=True)
+    sliced = evaluate(col("l").list.quantile(fraction, between), pa.record_batch({"l": column}).slice(3, 2))
+    assert sliced.to_pylist() == pytest.approx(expected[3:5])
+
+
+def test_a_cut_has_the_labels_of_polars() -> None:
+    values = pa.record_batch({"f": pa.array([-5.0, 0, 0.5, 1, 1.5, None, NAN, 3, INF, -INF])})
+    assert evaluate(col("f").cut([0, 1, 1.5]), values).to_pylist() == [
+        *["(-inf, 0]", "(-inf, 0]", "(0, 1]", "(0, 1]", "(1, 1.5]", None, None],
+        *["(1.5, inf]", "(1.5, inf]", "(-inf, 0]"],
+    ]
+    assert evaluate(col("f").cut([0, 1], ["a", "b", "c"], left_closed=True), values).to_pylist() == [
+        *["a", "b", "b", "c", "c", None, None, "c", "c", "a"],
+    ]
+    whole = pa.record_batch({"i": pa.array([1, None, 100], pa.uint8())})
+    assert evaluate(col("i").cut([1, 1e20]), whole).to_pylist() == [
+        "(-inf, 1]",
+        None,
+        "(1, 100000000000000000000]",
+    ]
 
 
 def test_every_name_of_the_list_is_there() -> None:
@@ -821,6 +883,24 @@ def test_an_expression_has_no_truth_value() -> None:
         lambda: col("a").dt.epoch("years"),
         lambda: coalesce(),
         lambda: when(),
+        lambda: sabot_expr.min_horizontal(),
+        lambda: sabot_expr.concat_str("a", separator=1),
+        lambda: col("a").cut([]),
+        lambda: col("a").cut([2, 1]),
+        lambda: col("a").cut([math.nan]),
+        lambda: col("a").cut(["x"]),
+        lambda: col("a").cut([1, 2], ["low", "high"]),
+        lambda: col("a").cut([1], "ab"),
+        lambda: col("a").replace({}),
+        lambda: col("a").replace([1, 2], [3, 4, 5]),
+        lambda: col("a").replace([1, 1], [3, 4]),
+        lambda: col("a").replace({None: 1}),
+        lambda: col("a").list.quantile(1.5),
+        lambda: col("a").list.quantile(0.5, "middle"),
+        lambda: col("a").str.strptime("int64"),
+        lambda: col("a").dt.replace_time_zone("Europe/Nowhere"),
+        lambda: col("a").dt.convert_time_zone(None),
+        lambda: col("a").dt.replace_time_zone("Asia/Tokyo", ambiguous="first"),
     ],
 )
 def test_wrong_use_is_a_user_error_where_it_is_written(make: Callable[[], Any]) -> None:

@@ -170,3 +170,38 @@ def test_a_time_at_the_end_of_64_bits_is_refused_and_an_unknown_zone_too() -> No
         evaluate(col("t").dt.hour(), pa.array([0, 2**63 - 1]).view(pa.timestamp("ns", "Europe/Berlin")))
     with pytest.raises(UserError, match="Mars/Olympus"):
         evaluate(col("t").dt.hour(), pa.array([0]).view(pa.timestamp("ns", "Mars/Olympus")))
+
+
+@settings(max_examples=300)
+@given(st.lists(seconds, min_size=1, max_size=20), zones)
+def test_a_clock_time_is_read_in_its_zone_as_zoneinfo_reads_it(values: list[int], zone: str) -> None:
+    clock = pa.array(values, pa.int64()).view(pa.timestamp("s"))
+    known = ZoneInfo(zone)
+
+    def expected(second: int, fold: int) -> int | None:
+        naive = (EPOCH + dt.timedelta(seconds=second)).replace(tzinfo=None)
+        made = naive.replace(tzinfo=known, fold=fold).astimezone(dt.UTC)
+        back = made.astimezone(known).replace(tzinfo=None)
+        return round((made - EPOCH).total_seconds()) if back == naive else None
+
+    earliest = evaluate(col("t").dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null"), clock)
+    latest = evaluate(col("t").dt.replace_time_zone(zone, ambiguous="latest", non_existent="null"), clock)
+    assert earliest == [expected(each, 0) for each in values]
+    assert latest == [expected(each, 1) for each in values]
+    once = evaluate(col("t").dt.replace_time_zone(zone, ambiguous="null", non_existent="null"), clock)
+    assert once == [a if a == b else None for a, b in zip(earliest, latest, strict=True)]
+
+
+@pytest.mark.parametrize("clock", ["2024-03-31 02:30:00", "2024-10-27 02:30:00"])
+def test_a_clock_time_that_is_skipped_or_occurs_twice_is_refused_with_the_way_out(clock: str) -> None:
+    times = pa.array(["2024-07-01 12:00:00", clock]).cast(pa.timestamp("s"))
+    with pytest.raises(DataError, match=r"2024.* is no timestamp\[s, tz=Europe/Berlin\].*ambiguous=") as caught:
+        evaluate(col("t").dt.replace_time_zone("Europe/Berlin"), times)
+    assert caught.value.rows.to_pylist() == [False, True]
+
+
+def test_a_cast_of_a_clock_time_to_a_zone_names_the_two_ways() -> None:
+    times = pa.array([dt.datetime(2024, 7, 1)])
+    with pytest.raises(UserError, match=r"could mean two things.*replace_time_zone\(.*convert_time_zone\("):
+        evaluate(col("t").cast("timestamp[us, Europe/Berlin]"), times)
+    assert evaluate(col("t").cast("timestamp[us, UTC]"), times) == [1719792000]
