@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
-from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json, cancel_letter
+from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.checks import Of, check
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.questions import CALL
@@ -189,10 +190,10 @@ class AppJobStore(JobsAndActions):
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    def _known(self, reader: JournalReader, job_id: str | None = None) -> JobsOfJournal:
+    def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
         """What the journal says, and the letters that its owner has not taken."""
         letters = reader.letters()  # first: what the owner takes meanwhile is then seen twice, and not missed
-        known = JobsOfJournal(reader, job_id)
+        known = JobView.of(reader, job_id)
         now_ms = round(self.clock.time() * 1000)
         for letter in letters:
             question = reader.question(letter.token) if letter.kind in ("answer", "withdraw") else None

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sabot.agents.actions import ActionRecord
+from sabot.agents.entry_values import value_of
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
-from sabot.agents.progress import value_of
-from sabot.agents.store import JobsOfJournal
 from sabot.errors import UserError
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End
@@ -71,7 +71,7 @@ def jobs_page(
     wanted = text.casefold()
     selected = [
         job
-        for job in JobsOfJournal(reader).seen()
+        for job in JobView.of(reader).seen()
         if agent in ("", job.agent, job.agent.rpartition(".")[2])
         and scope in ("", job.scope_id)
         and job.created_at >= since
@@ -102,7 +102,7 @@ def find_jobs(
 
     `agent`: the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of the journal has it.
     """
-    known = {job.job_id: job for job in JobsOfJournal(reader).seen()}
+    known = {job.job_id: job for job in JobView.of(reader).seen()}
     agents = None
     if agent is not None:
         agents = _agents_named(agent, {job.agent for job in known.values() if job.agent}, reader.where)
@@ -118,7 +118,7 @@ def find_jobs(
 
 def job_details(reader: JournalReader, job_id: str) -> JobDetails:
     """Returns one job. Reads its entries and blocks. Raises UserError if the journal does not have the job."""
-    known = JobsOfJournal(reader, job_id)
+    known = JobView.of(reader, job_id)
     record = known.job(job_id)
     if record is None:
         raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")

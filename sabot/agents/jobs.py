@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -141,7 +142,7 @@ class JobRecord:
 
     result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
     run, up to `updated_at`. Of a job of a durable agent: agent: its id; attempt: from 1; effects: how many it has asked for; open: those of
-    them that nothing has come of yet, the last one first.
+    them that nothing has come of yet, the last one first. tokens, dollars: what its own calls have used, as budgets count.
     """
 
     job_id: str
@@ -168,6 +169,8 @@ class JobRecord:
     attempt: int = 1
     effects: int = 0
     open: tuple[OpenEffect, ...] = ()
+    tokens: int = 0
+    dollars: Decimal = Decimal(0)
 
     @property
     def ended(self) -> bool:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
-from sabot.agents.store import JobsOfJournal, as_json
+from sabot.agents.job_view import JobView
+from sabot.agents.store import as_json
 from sabot.cli.journal import By, Json, Place, arguments_text, json_of, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka
@@ -30,7 +31,7 @@ def list_actions(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            known, waiting = JobsOfJournal(reader), _answers(reader)
+            known, waiting = JobView.of(reader), _answers(reader)
         found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
         if json:
             for action in found:
@@ -95,7 +96,7 @@ def show_action(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            known, waiting = JobsOfJournal(reader), _answers(reader)
+            known, waiting = JobView.of(reader), _answers(reader)
         record = known.actions.get(action) or known.of_token(action)
         if record is None:
             raise UserError(
@@ -147,7 +148,7 @@ def resolve_action(
         answer = _answer(said, None if with_ is None else json_of(with_, "--with"), given=with_ is not None)
         with reading(place, kafka) as reader:
             question = reader.question(token)
-            asked = None if question is None else JobsOfJournal(reader, question.job).of_token(token)
+            asked = None if question is None else JobView.of(reader, question.job).of_token(token)
         if asked is not None:
             _check(asked, next(iter(said), "--with"), answer)
         post(place, kafka, Letter("answer", token, body=as_json(answer, "the answer"), by=by or this_user()))

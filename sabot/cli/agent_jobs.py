@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checks import CheckedJob, check_jobs
 from sabot.agents.job_reads import find_jobs, job_details
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
-from sabot.agents.progress import as_plain
 from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
 from sabot.cli.app_checkpoints import find_checkpoints

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.progress import as_plain, readable, text_or_hex, value_of
+from sabot.agents.entry_values import as_plain, readable, text_or_hex, value_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened

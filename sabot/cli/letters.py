@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.progress import text_or_hex
+from sabot.agents.entry_values import text_or_hex
 from sabot.api.nodes.node import walk
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
+from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checkpoints import checkpoints_of
 from sabot.agents.kernel import RuntimeKernel
-from sabot.agents.progress import as_plain
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, code_of, steps_of, verified

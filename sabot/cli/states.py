@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checkpoints import (
     MOST_BYTES,
     CheckpointType,
@@ -15,7 +16,6 @@ from sabot.agents.job_checkpoints import (
     refused,
 )
 from sabot.agents.kernel import ExecutionResult, RuntimeKernel
-from sabot.agents.progress import as_plain
 from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import By, Json, Place, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse, load_program

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sabot.agents.progress import text_or_hex
+from sabot.agents.entry_values import text_or_hex
 from sabot.cli.letters import Broker, address_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
-from sabot.agents.progress import as_plain, value_of
+from sabot.agents.job_view import EffectView, JobState, JobView
 from sabot.errors import EffectError
 from sabot.jobs.guard import Decision, decode_verdict
 from sabot.jobs.history import IN_DOUBT
@@ -28,20 +29,6 @@ from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Ent
 _TYPE = RuntimeEventType
 _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
 _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
-
-
-class _PublishedJob(msgspec.Struct):
-    """What later events of an open job need. calls: without a result, by ordinal. questions: open ones, by token. untaken: entries that
-    come and are those of the job from whose checkpoint this one goes on: they were told of there.
-    """
-
-    agent: str = ""
-    scope: str = ""
-    principal: str = ""
-    attempt: int = 1
-    calls: dict[int, Intent] = {}
-    questions: dict[str, Intent] = {}
-    untaken: int = 0
 
 
 class Publishing(Protocol):
@@ -59,7 +46,7 @@ class JobEvents:
 
     def __init__(self, bus: Publishing) -> None:
         self._bus = bus
-        self._jobs: dict[str, _PublishedJob] = {}  # that have not ended
+        self._view = JobView()  # of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
         """As of a Listener."""
@@ -67,19 +54,20 @@ class JobEvents:
 
     async def publish(self, notice: Notice) -> None:
         """As of a Listener."""
-        job = self._jobs.get(notice.job)
-        if job is None:
-            job = self._jobs[notice.job] = _PublishedJob()
-        if isinstance(notice, Begin) and notice.origin is not None:
-            job.untaken = notice.origin.entries
-        elif job.untaken and not isinstance(notice, Fragment | Blocked):
-            job.untaken -= 1
+        if isinstance(notice, Fragment | Blocked):
+            job = self._view.states.get(notice.job, JobState(notice.job))
+            if isinstance(notice, Fragment):
+                await self._piece(job, notice)
+            else:
+                await self._status(job, notice, "blocked", {"error": str(notice.error)})
+            return
+        job, effects, question, inherited = self._view.apply(notice)
+        if inherited:  # it was told of the job from whose checkpoint this one goes on
             return
         match notice:
             case Begin():
                 await self._began(job, notice)
             case Intent(kind="call"):
-                job.calls[notice.ordinal] = notice
                 verdict = decode_verdict(notice.note)
                 if verdict is None or verdict.decision not in (
                     Decision.DENY,
@@ -89,33 +77,26 @@ class JobEvents:
             case Intent(kind="ask"):
                 await self._asked(job, notice)
             case Attempt(ordinal=0):
-                job.attempt = notice.attempt
                 await self._status(job, notice, "running", {"attempt": notice.attempt})
             case Attempt() if not notice.note:  # else the same attempt asks another model
-                intent = job.calls.get(notice.ordinal)
-                if intent is not None:
+                for intent in _calls(effects):
                     await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
-            case Fragment():
-                await self._piece(job, notice)
             case EffectResult():
-                intent = job.calls.pop(notice.ordinal, None)
-                if intent is not None:
+                for intent in _calls(effects):
                     await self._result(job, intent, notice)
             case Answer():
-                await self._answered(job, notice)
-            case Blocked():
-                await self._status(job, notice, "blocked", {"error": str(notice.error)})
+                await self._answered(job, question, notice)
             case End():
-                del self._jobs[notice.job]
+                self._view.forget(notice.job)
                 await self._ended(job, notice)
 
     async def _publish(
-        self, job: _PublishedJob, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
+        self, job: JobState, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
     ) -> None:
         event_id = f"{job_id}/{name}/{kind}"
         await self._bus.publish(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
 
-    async def _status(self, job: _PublishedJob, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
+    async def _status(self, job: JobState, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
         if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
             name = f"0/{job.attempt}/{notice.at_ms}/{status}"
             await self._publish(
@@ -127,9 +108,7 @@ class JobEvents:
                 {"status": status, "agent": job.agent, **data},
             )
 
-    async def _began(self, job: _PublishedJob, begin: Begin) -> None:
-        job.agent, job.scope, job.principal = begin.agent, begin.scope, begin.principal
-        job.calls, job.questions = {}, {}
+    async def _began(self, job: JobState, begin: Begin) -> None:
         if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
             data = {"agent": begin.agent, "code": begin.code, "input": _input(_said(begin))}
             at_ms, origin = begin.at_ms, begin.origin
@@ -138,7 +117,7 @@ class JobEvents:
             name = f"0/{job.attempt}/{at_ms}"
             await self._publish(job, _TYPE.JOB_STARTED, begin.job, at_ms, name, data)
 
-    async def _call(self, job: _PublishedJob, intent: Intent, attempt: int) -> None:
+    async def _call(self, job: JobState, intent: Intent, attempt: int) -> None:
         if _asks_model(intent) or not self._bus.wants(_TYPE.TOOL_START, intent.job):
             return
         said = _said(intent)
@@ -153,14 +132,14 @@ class JobEvents:
         data |= _decided(intent)
         await self._publish(job, _TYPE.TOOL_START, intent.job, intent.at_ms, f"{intent.ordinal}/{attempt}", data)
 
-    async def _piece(self, job: _PublishedJob, piece: Fragment) -> None:
+    async def _piece(self, job: JobState, piece: Fragment) -> None:
         name = f"{piece.ordinal}/{piece.attempt}/{piece.number}"
         for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
             if text and self._bus.wants(kind, piece.job):
                 data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
                 await self._publish(job, kind, piece.job, piece.at_ms, name, data)
 
-    async def _result(self, job: _PublishedJob, intent: Intent, result: EffectResult) -> None:
+    async def _result(self, job: JobState, intent: Intent, result: EffectResult) -> None:
         failed, model = result.outcome != "ok", _asks_model(intent)
         kind = _TYPE.MODEL_DONE if model else _TYPE.TOOL_ERROR if failed else _TYPE.TOOL_END
         if not self._bus.wants(kind, result.job):
@@ -179,9 +158,7 @@ class JobEvents:
         name = f"{result.ordinal}/{result.attempt}"
         await self._publish(job, kind, result.job, result.at_ms, name, data)
 
-    async def _asked(self, job: _PublishedJob, question: Intent) -> None:
-        first = not job.questions
-        job.questions[question.token] = question
+    async def _asked(self, job: JobState, question: Intent) -> None:
         if self._bus.wants(_TYPE.ACTION_REQUIRED, question.job):
             data = {
                 **_action(question),
@@ -191,11 +168,10 @@ class JobEvents:
             }
             name = _action_name(question)
             await self._publish(job, _TYPE.ACTION_REQUIRED, question.job, question.at_ms, name, data)
-        if first:
+        if len(job.questions) == 1:
             await self._status(job, question, "waiting_action", {})
 
-    async def _answered(self, job: _PublishedJob, answer: Answer) -> None:
-        question = job.questions.pop(answer.token, None)
+    async def _answered(self, job: JobState, question: Intent | None, answer: Answer) -> None:
         kind = _CLOSED.get(answer.outcome, _TYPE.ACTION_CANCELLED)
         if self._bus.wants(kind, answer.job):
             known = {} if question is None else _action(question)
@@ -205,7 +181,7 @@ class JobEvents:
         if not job.questions:
             await self._status(job, answer, "running", {})
 
-    async def _ended(self, job: _PublishedJob, end: End) -> None:
+    async def _ended(self, job: JobState, end: End) -> None:
         kind = _ENDS.get(end.outcome, _TYPE.JOB_FAILED)
         final = _TYPE.FINAL_RESULT if kind is _TYPE.JOB_COMPLETED else _TYPE.FINAL_ERROR
         name = f"0/{job.attempt}/{end.at_ms}"
@@ -240,6 +216,11 @@ async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
     for entry in entries:
         await told.publish(entry)
     return collected.events
+
+
+def _calls(effects: Iterable[EffectView]) -> list[Intent]:
+    """Returns the intents of those effects that are calls."""
+    return [effect.intent for effect in effects if effect.intent.kind == "call"]
 
 
 def _asks_model(intent: Intent) -> bool:

@@ -19,7 +19,7 @@ from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
-from sabot.agents.store import JobView
+from sabot.agents.store import LentStore
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
@@ -50,7 +50,7 @@ class KernelHost:
         agents: Mapping[str, KernelAgent],
         handle: Callable[[str, KernelAgent, bytes], ExecutionHandle],
         events: InMemoryEventBus,
-        shown: Sequence[JobView] = (),
+        shown: Sequence[LentStore] = (),
         *,
         clock: Clock,
         max_jobs: int,

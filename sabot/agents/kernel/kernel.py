@@ -25,7 +25,7 @@ from sabot.agents.kernel.handle import ExecutionHandle
 from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.replay import JobCode, Recording, record_job
-from sabot.agents.store import JobView
+from sabot.agents.store import LentStore
 from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, checked_name, checked_text, parse_seconds
@@ -417,11 +417,11 @@ class _KernelStore(AppJobStore):
             inbox.post(letter)
 
 
-def _stores_of(job_store: Any, action_store: Any) -> list[JobView]:
+def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
     """Those of which somebody reads, each once. Raises UserError for one that cannot show the jobs of another owner."""
-    found: list[JobView] = []
+    found: list[LentStore] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
-        while store is not None and not isinstance(store, JobView):
+        while store is not None and not isinstance(store, LentStore):
             if not isinstance(inner := getattr(store, "store", None), JobStore):
                 raise UserError(
                     f"{name}={short_repr(store)} does not show the jobs of a kernel",

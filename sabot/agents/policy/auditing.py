@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sabot.agents.progress import as_plain, value_of
+from sabot.agents.entry_values import as_plain, value_of
 from sabot.errors import PolicyDenied
 from sabot.jobs.effects import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in

@@ -18,7 +18,7 @@ import msgspec
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
-from sabot.agents.progress import as_plain
+from sabot.agents.entry_values import as_plain
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.api.models import ASKS, request_body

@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
-from sabot.agents.progress import as_plain, value_of
 from sabot.checks import Of, check, is_whole
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path, checked_text

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.progress import as_plain, readable, value_of
+from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
 from sabot.checks import Of, check

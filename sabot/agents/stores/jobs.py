@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionStatus
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
-from sabot.agents.store import JobsOfJournal
 from sabot.agents.stores.tables import PostgresTables
 from sabot.journal.base import JournalReader
 from sabot.threads import run_in_thread, run_to_end
@@ -80,7 +80,7 @@ class PostgresJobViews:
         psycopg.
         """
         self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
-        self._known: JobsOfJournal | None = None
+        self._known: JobView | None = None
         self._ends: dict[int, int] = {}
         self._turn = asyncio.Lock()
 
@@ -105,7 +105,7 @@ class PostgresJobViews:
             return await run_to_end(run_in_thread(self._wrong, journal))
 
     def _wrong(self, journal: JournalReader) -> list[str]:
-        known, last = JobsOfJournal(journal, blank=True), dict[str, int]()
+        known, last = JobView(journal), dict[str, int]()
         end = max(journal.positions().values(), default=0)
         for position, entry in journal.read():
             known.apply(entry)
@@ -130,8 +130,8 @@ class PostgresJobViews:
     def _refresh(self, journal: JournalReader, anew: bool = False) -> int:
         known = self._known
         self._known = None
-        if known is None or known.reader is not journal or anew:
-            known, self._ends = JobsOfJournal(journal, blank=True), {}
+        if known is None or known.bodies is not journal or anew:
+            known, self._ends = JobView(journal), {}
         last: dict[str, int] = {}
         for position, entry in journal.read(start=self._ends):
             known.apply(entry)
@@ -156,7 +156,7 @@ def forget_jobs(connection: Any, identity: str) -> None:
         connection.execute(statement, (identity,))
 
 
-def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobsOfJournal) -> int:
+def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
     """Writes the rows of jobs, where they are newer than those that are there. identity: of the journal. last: the sequence of each job
     that is to be shown. -> how many were newer.
     """

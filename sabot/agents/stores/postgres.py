@@ -19,8 +19,9 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_r
 from sabot.agents.app_jobs import AppJobStore
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
-from sabot.agents.store import JobsAndActions, JobsOfJournal
+from sabot.agents.store import JobsAndActions
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
 from sabot.checks import TEXTS, Of, check
@@ -83,7 +84,7 @@ _TRIM = (
 
 
 class _Stored:
-    """Entries whose bodies stand in them (`store.HasBodies`)."""
+    """Entries whose bodies stand in them (`job_view.HasBodies`)."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -153,31 +154,31 @@ class PostgresJobStore(JobsAndActions):
 
     # -- one job's entries --------------------------------------------------------------------------------------------
 
-    def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobsOfJournal, dict[str, int]]:
+    def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobView, dict[str, int]]:
         """What the entries of these jobs say, and how many each has."""
-        known, counts = JobsOfJournal(self._stored, blank=True), dict[str, int]()
+        known, counts = JobView(self._stored), dict[str, int]()
         for job_id, data in connection.execute(_READ, (list(job_ids),)).fetchall():
             known.apply(decode_entry(bytes(data), f"{self._tables.where}: runtime_entries"))
             counts[job_id] = counts.get(job_id, 0) + 1
         return known, counts
 
-    async def _read(self, job_ids: Collection[str]) -> JobsOfJournal:
-        def read() -> JobsOfJournal:
+    async def _read(self, job_ids: Collection[str]) -> JobView:
+        def read() -> JobView:
             with self._tables.transaction() as connection:
                 return self._known(connection, job_ids)[0]
 
         return await self._patiently(read)
 
     async def _change(
-        self, job_id: str, next_entry: Callable[[JobsOfJournal], Entry | None], *, known_only: bool = False
-    ) -> JobsOfJournal | None:
+        self, job_id: str, next_entry: Callable[[JobView], Entry | None], *, known_only: bool = False
+    ) -> JobView | None:
         """Adds the next entry of a job, which `next_entry` makes of those before, and shows it. known_only: None, and nothing is done,
         where the job has no entries here. What `next_entry` raises is raised.
         """
 
         tried: tuple[int, bytes] | None = None  # by a transaction whose outcome is not known
 
-        def change() -> JobsOfJournal | SabotError | None:
+        def change() -> JobView | SabotError | None:
             nonlocal tried
             with self._tables.transaction() as connection:
                 connection.execute(_LOCK, (job_id,))
@@ -265,15 +266,16 @@ class PostgresJobStore(JobsAndActions):
         check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         job_id, content, new = name_of(spec), digest_of(spec, _KEY), False
 
-        def begin(known: JobsOfJournal) -> Entry | None:
+        def begin(known: JobView) -> Entry | None:
             nonlocal new
-            new = job_id not in known.jobs
-            check_same(job_id, spec, content, known.digests.get(job_id, content))
+            before = known.digest_of(job_id)
+            new = before is None
+            check_same(job_id, spec, content, content if before is None else before)
             return begin_entry(job_id, spec, content, self._now_ms()) if new else None
 
         known = await self._change(job_id, begin)
         assert known is not None
-        return known.jobs[job_id], new
+        return known.present(job_id), new
 
     async def get(self, job_id: str) -> JobRecord | None:
         job = (await self._read([checked_word(job_id, "job_id")])).job(job_id)
@@ -290,12 +292,12 @@ class PostgresJobStore(JobsAndActions):
         check("move: status", status, Of(JobStatus, "JobStatus.SUCCEEDED, …"))
         checked_word(job_id, "job_id")
 
-        def move(known: JobsOfJournal) -> Entry:
-            return move_entry(known.jobs.get(job_id), job_id, status, self._now_ms(), result_ref, error)
+        def move(known: JobView) -> Entry:
+            return move_entry(known.job(job_id), job_id, status, self._now_ms(), result_ref, error)
 
         known = await self._change(job_id, move, known_only=True)
         if known is not None:
-            return known.jobs[job_id]
+            return known.present(job_id)
         owner = await self._owner(job_id)
         if owner is None:
             raise UserError(f"job {job_id}: there is none of this name")
@@ -306,7 +308,7 @@ class PostgresJobStore(JobsAndActions):
         words = list(map(str, statuses))
         rows = await self._asked(_FIND_JOBS, (scope_id, scope_id, words, words, None, None))
         ours = await self._read([row[1] for row in rows if row[0] == _OURS])
-        found = [ours.jobs[row[1]] if row[0] == _OURS else _job_of(row[1:]) for row in rows if row[0] != self._mine]
+        found = [ours.present(row[1]) if row[0] == _OURS else _job_of(row[1:]) for row in rows if row[0] != self._mine]
         if self._lent is not None:
             found += await self._lent.find(scope_id=scope_id, statuses=statuses)
         return found
@@ -319,8 +321,8 @@ class PostgresJobStore(JobsAndActions):
         if owner is not None:
             return await owner.require(spec)
 
-        def ask(known: JobsOfJournal) -> Entry:
-            job, ordinal = known.jobs.get(spec.job_id), known.next_ordinal(spec.job_id)
+        def ask(known: JobView) -> Entry:
+            job, ordinal = known.job(spec.job_id), known.next_ordinal(spec.job_id)
             return question_entry(job, ordinal, spec, self._now_ms(), _KEY)
 
         known = await self._change(spec.job_id, ask)
@@ -389,11 +391,11 @@ class PostgresJobStore(JobsAndActions):
     async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:
         """A question of a job that has its entries here is answered, or withdrawn. Raises LetterRefused."""
 
-        def answer(known: JobsOfJournal) -> Entry:
+        def answer(known: JobView) -> Entry:
             action, now_ms = known.of_token(letter.token), self._now_ms()
             if action is None:
                 raise LetterRefused("no question has this token", reason="unknown")
-            job, pending = known.jobs.get(job_id), action.status is ActionStatus.PENDING
+            job, pending = known.job(job_id), action.status is ActionStatus.PENDING
             due_ms = 0 if action.expires_at is None else round(action.expires_at * 1000)
             ordinal = int(action.action_id.rpartition("/")[2])
             asked = Question(job_id, ordinal, due_ms, "" if pending else str(action.status))
@@ -442,7 +444,7 @@ class PostgresJobStore(JobsAndActions):
     # -- of a kernel --------------------------------------------------------------------------------------------------
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `JobView.lend`."""
+        """As `LentStore.lend`."""
         if self._lent is not None:
             raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
         self._lent = to
@@ -475,7 +477,7 @@ class PostgresJobStore(JobsAndActions):
             self._told = True
 
     async def leave(self) -> None:
-        """As `JobView.leave`."""
+        """As `LentStore.leave`."""
         self._shown = None
 
 

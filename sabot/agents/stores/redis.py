@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, LocalSignals, check_resolution
+from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
-from sabot.agents.store import JobsAndActions, JobsOfJournal, as_json
+from sabot.agents.store import JobsAndActions, as_json
 from sabot.backoff import Backoff
 from sabot.checks import Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -360,16 +361,16 @@ class RedisActionStore(ActionStore):
 
     # -- of a kernel ----------------------------------------------------------------------------------------------------
 
-    home = None  # as of `JobView`: there is no journal in Redis
+    home = None  # as of `LentStore`: there is no journal in Redis
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `JobView.lend`."""
+        """As `LentStore.lend`."""
         if self._mirror is not None:
             raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
         self._mirror = _Mirror(to)
 
     async def show(self, journal: Journal) -> None:
-        """As `JobView.show`. Raises TransientError where no server answers."""
+        """As `LentStore.show`. Raises TransientError where no server answers."""
         assert self._mirror is not None
         await self.start()
         self._mirror.journal, self._mirror.anew = journal, True
@@ -378,7 +379,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """As `JobView.leave`."""
+        """As `LentStore.leave`."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
@@ -386,7 +387,7 @@ class RedisActionStore(ActionStore):
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def became_durable(self) -> None:
-        """As `JobView.became_durable`."""
+        """As `LentStore.became_durable`."""
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
             return
@@ -478,7 +479,7 @@ class _Mirror:
 
     of: JobsAndActions
     journal: Journal | None = None
-    known: JobsOfJournal | None = None
+    known: JobView | None = None
     ends: dict[int, int] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     hearing: asyncio.Task[None] | None = None
@@ -490,7 +491,7 @@ class _Mirror:
         """The actions of jobs of which something has come since the last call. Blocks."""
         known, anew, self.anew = self.known, self.anew, False
         if known is None or anew:
-            known, self.ends = JobsOfJournal(journal, blank=True), {}
+            known, self.ends = JobView(journal), {}
         changed = set()
         for position, entry in journal.read(start=self.ends):
             known.apply(entry)

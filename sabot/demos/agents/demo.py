@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sabot.agents.store import JobsOfJournal
+from sabot.agents.job_view import JobView
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
@@ -252,7 +252,7 @@ class _SupportDemo:
     def _order(self, question: Intent) -> str:
         """Returns the order whose refund has to be approved, as `sabot actions list` shows it."""
         with closing(open_reader(str(self._folder / "state"))) as reader:
-            action = JobsOfJournal(reader, question.job).of_token(question.token)
+            action = JobView.of(reader, question.job).of_token(question.token)
         assert action is not None
         _, arguments = action.payload["arguments"]
         order: str = arguments["order"]

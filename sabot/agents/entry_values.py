@@ -1,0 +1,104 @@
+"""The values in the bodies of entries, for people and programs that only look."""
+
+import math
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError
+from sabot.jobs.values import unpack, unpack_error
+from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.operators.agents.job_batches import from_ipc, place_of_rows, read_batch
+from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
+from sabot.operators.agents.rows import place_of
+
+_DIGITS = 12  # of a digest, as people see it
+
+
+def value_of(entry: Entry, body: bytes) -> Any:
+    """What the body of an entry says: a value; the EffectError of what has failed; of a call [args, kwargs]; of the BEGIN of an agent's job
+    its message, and the place of the record; None where there is none. Bytes that are nothing of that come back as they are.
+    """
+    if not body:
+        return None
+    if isinstance(entry, Begin) and entry.agent:
+        with suppress(*UNREADABLE):
+            record = decode_record(body)
+            return {"message": _message(record), "record": place_of(row_of(record))}
+        with suppress(CorruptJournal):
+            batch = read_batch(body, entry.job)
+            return {"records": place_of_rows(batch.topic, from_ipc(batch.records))}
+    try:
+        match entry:
+            case Begin(agent="") | Intent(kind="ask") | Answer() | Signal():
+                return msgspec.json.decode(body)
+            case EffectResult() if entry.outcome != "ok":
+                return unpack_error(body)
+            case End() if entry.outcome != "succeeded":
+                return unpack_error(body)
+            case _:
+                return unpack(body)
+    except (CorruptJournal, *UNREADABLE):
+        return body
+
+
+def _message(record: JobInput) -> Any:
+    if record.columns:
+        return from_ipc(record.columns).to_pylist()[0]
+    if record.payload is None:
+        return None
+    try:
+        return msgspec.json.decode(record.payload)
+    except UNREADABLE:
+        return record.payload
+
+
+def as_plain(value: Any) -> Any:
+    """The value as JSON can say it. Secrets are references; what JSON has no word for is text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case dict():
+            return {key if isinstance(key, str) else str(key): as_plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [as_plain(each) for each in value]
+        case EffectError():
+            return {"type": value.type, "message": value.message}
+        case pa.RecordBatch():
+            return {"rows": value.num_rows, "columns": value.schema.names}
+        case bytes():
+            return text_or_hex(value)
+        case _:
+            return str(value)
+
+
+def text_or_hex(data: bytes | None) -> str:
+    """Bytes as text where they are UTF-8, else as hexadecimal digits; "" for None."""
+    if data is None:
+        return ""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()
+
+
+def readable(value: Any) -> Any:
+    """The value with bytes in it that are no text, like digests, as their first hexadecimal digits, for people who compare them."""
+    match value:
+        case bytes() if (text := text_or_hex(value)) == value.hex():
+            return _Digits(text if len(text) <= _DIGITS else f"{text[:_DIGITS]}…")
+        case list() | tuple():
+            return [readable(each) for each in value]
+        case dict():
+            return {key: readable(each) for key, each in value.items()}
+    return value
+
+
+class _Digits(str):
+    def __repr__(self) -> str:
+        return str(self)

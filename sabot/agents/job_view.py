@@ -1,0 +1,518 @@
+"""The one fold of the entries of a journal into jobs, their effects and their questions.
+
+    entry ─▶ JobView.apply ─▶ JobChange     the job, the effects that the entry changed, the question that it asks or closes
+
+Job stores, events, the command line and the console read this fold, live as at a start. A view keeps of each job what is open and how
+far it is, and not the effects that are over: who wants those keeps them out of the changes, as `job_effects` does.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
+
+import msgspec
+
+from sabot.agents.accounts.guard import rows_of
+from sabot.agents.actions import ActionRecord, ActionStatus
+from sabot.agents.entry_values import as_plain, value_of
+from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
+from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
+from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
+from sabot.jobs.history import IN_DOUBT
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import (
+    Answer,
+    Attempt,
+    Begin,
+    Body,
+    Cancel,
+    EffectResult,
+    End,
+    Entry,
+    Intent,
+    JobOrigin,
+    Signal,
+)
+
+EffectState: TypeAlias = Literal[
+    "open", "in_doubt", "needs_approval", "done", "failed", "denied", "answered", "expired", "withdrawn", "closed"
+]
+"""The state of an effect. in_doubt: a person is asked whether the effect was made. needs_approval: a person is asked whether it may be
+made. withdrawn: its question was taken back. closed: the job ended, or began anew, while the effect was open.
+"""
+
+_ANSWERS: dict[str, EffectState] = {"resolved": "answered", "expired": "expired"}
+_QUESTIONS: dict[str, EffectState] = {IN_DOUBT: "in_doubt", CONFIRM: "needs_approval"}
+_CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
+_OF_SPEC = [each.name for each in fields(JobSpec)]
+
+
+class HasBodies(Protocol):
+    """What entries are loaded from. `where`: its name in messages."""
+
+    where: str
+
+    def load(self, body: Body) -> bytes:
+        """As `JournalReader.load`."""
+
+
+@dataclass(slots=True, eq=False)
+class EffectView:
+    """An effect of a job, as the entries so far say. The view changes it with the job's next entries.
+
+    `question`: the open question to a person about the effect, if there is one. `attempts`: how often the effect was made or may have been
+    made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
+    who answered last. `tokens`, `dollars`: the use that budgets count.
+    """
+
+    intent: Intent
+    state: EffectState = "open"
+    question: Intent | None = None
+    attempts: int = 1
+    ended_at: float | None = None
+    outcome: str = ""
+    by: str = ""
+    tokens: int = 0
+    dollars: Decimal = Decimal(0)
+
+    def close(self, state: EffectState, at: float) -> None:
+        """Ends the effect in this state."""
+        self.state, self.question, self.ended_at = state, None, at
+
+    def reopen(self) -> None:
+        """Makes the effect one of which nothing has come yet."""
+        self.state, self.question, self.ended_at, self.outcome = "open", None, None, ""
+
+    def of_record(self) -> OpenEffect:
+        """Returns the effect as a `JobRecord` has it."""
+        intent, question = self.intent, self.question
+        return OpenEffect(
+            intent.ordinal,
+            intent.kind,
+            intent.name,
+            asked_at=intent.at_ms / 1000,
+            due_at=intent.due_ms / 1000 if intent.due_ms else None,
+            in_doubt=question is not None and question.name == IN_DOUBT,
+            needs_approval=question is not None and question.name == CONFIRM,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class JobState:
+    """A job, as the entries so far say. Times are seconds since 1970.
+
+    `begun`: False where the view has seen entries of the job, and not its BEGIN. `spec`: what was asked for; None for a job of an agent,
+    whose input is a record. `moved_at`: when the status changed last; `last_at`: the time of the last entry. `open`: the effects of which
+    nothing has come, by ordinal; `failed`: those that came to an error, which another attempt may make again. `early`: the signals that
+    nobody waited for when they came. `questions`: the open ones, by token. `inherited`: how many of the entries to come are those of the
+    job from whose checkpoint this one goes on.
+    """
+
+    job_id: str
+    begun: bool = False
+    agent: str = ""
+    scope: str = ""
+    principal: str = ""
+    spec: JobSpec | None = None
+    origin: JobOrigin | None = None
+    digest: bytes = b""
+    status: JobStatus = JobStatus.QUEUED
+    created_at: float = 0.0
+    moved_at: float = 0.0
+    last_at: float = 0.0
+    started_at: float | None = None
+    completed_at: float | None = None
+    ran_seconds: float = 0.0
+    result_ref: str = ""
+    error: str = ""
+    attempt: int = 1
+    effects: int = 0
+    last_ordinal: int = 0
+    tokens: int = 0
+    dollars: Decimal = Decimal(0)
+    inherited: int = 0
+    open: dict[int, EffectView] = field(default_factory=dict)
+    failed: dict[int, EffectView] = field(default_factory=dict)
+    early: Counter[str] = field(default_factory=Counter)
+    questions: dict[str, Intent] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """True if the job is over."""
+        return self.status in ENDS
+
+    def move(self, status: JobStatus, at: float) -> None:
+        """Gives the job another status, and counts the time that it has run."""
+        if self.status is JobStatus.RUNNING:
+            self.ran_seconds += max(0.0, at - self.moved_at)
+        self.status, self.moved_at = status, at
+
+    def open_effects(self) -> tuple[OpenEffect, ...]:
+        """Returns what is open, the last effect first. A timer that the function has cancelled leaves no entry: it is among them until the
+        job goes on at a time at which it would have been due.
+        """
+        if self.ended:
+            return ()
+        return tuple(
+            effect.of_record()
+            for _, effect in sorted(self.open.items(), reverse=True)
+            if effect.intent.kind != "sleep" or effect.intent.due_ms / 1000 > self.last_at
+        )
+
+    def record(self) -> JobRecord:
+        """Returns the job as it is now."""
+        shared = {
+            "job_id": self.job_id,
+            "status": self.status,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "completed_at": self.completed_at,
+            "ran_seconds": self.ran_seconds,
+            "result_ref": self.result_ref,
+            "error": self.error,
+            "tokens": self.tokens,
+            "dollars": self.dollars,
+        }
+        if self.spec is not None:
+            said = {name: getattr(self.spec, name) for name in _OF_SPEC}
+            return JobRecord(updated_at=self.moved_at, **said, **shared)  # type: ignore[arg-type]
+        origin = self.origin
+        return JobRecord(
+            scope_id=self.scope,
+            principal_id=self.principal,
+            updated_at=self.last_at,
+            agent=self.agent,
+            metadata={} if origin is None else {"restored": {"job": origin.job, "checkpoint": origin.checkpoint}},
+            attempt=self.attempt,
+            effects=self.effects,
+            open=self.open_effects(),
+            **shared,  # type: ignore[arg-type]
+        )
+
+
+class JobChange(NamedTuple):
+    """What an entry has changed. `effects`: those that it changed, as they are now. `question`: the one that it asks or closes.
+    `inherited`: True if the entry was one of the job from whose checkpoint this job goes on.
+    """
+
+    job: JobState
+    effects: tuple[EffectView, ...] = ()
+    question: Intent | None = None
+    inherited: bool = False
+
+
+class JobView:
+    """The jobs and questions of a journal, as the entries so far say. `apply` takes the entries in the journal's order.
+
+    `states`: by id, in the order in which the jobs began. `actions`: by id. `cancelled`: the reasons of the jobs that somebody outside
+    wants to end, and that have not ended.
+    """
+
+    def __init__(self, bodies: HasBodies | None = None) -> None:
+        """`bodies`: where bodies are loaded from; None: questions, the input of jobs and their errors are not read."""
+        self.bodies = bodies
+        self.states: dict[str, JobState] = {}
+        self.actions: dict[str, ActionRecord] = {}
+        self.cancelled: dict[str, str] = {}
+        self._tokens: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
+        """Returns the view of all jobs of a journal, or of one. Blocks. Raises CorruptJournal."""
+        view = cls(reader)
+        for _, entry in reader.read(job_id):
+            view.apply(entry)
+        return view
+
+    def seen(self) -> Iterator[JobRecord]:
+        """Returns the jobs, in the order in which they began."""
+        return (job.record() for job in self.states.values() if job.begun)
+
+    def job(self, job_id: str) -> JobRecord | None:
+        """Returns one job, or None if its BEGIN was not seen."""
+        job = self.states.get(job_id)
+        return None if job is None or not job.begun else job.record()
+
+    def present(self, job_id: str) -> JobRecord:
+        """Returns one job, whose BEGIN was applied."""
+        job = self.job(job_id)
+        if job is None:
+            raise InternalError(f"job {job_id} was written, and is not known")
+        return job
+
+    def of_token(self, token: str) -> ActionRecord | None:
+        """Returns the action of a token, or None."""
+        return self.actions.get(self._tokens.get(token, ""))
+
+    def next_ordinal(self, job_id: str) -> int:
+        """Returns the ordinal of the next effect of a job."""
+        job = self.states.get(job_id)
+        return 1 if job is None else job.last_ordinal + 1
+
+    def digest_of(self, job_id: str) -> bytes | None:
+        """Returns the digest of what a job was asked for with, or None if the job is not known."""
+        job = self.states.get(job_id)
+        return None if job is None or not job.begun else job.digest
+
+    def forget(self, job_id: str) -> None:
+        """Drops a job, but not its actions."""
+        self.states.pop(job_id, None)
+
+    def forget_ended(self) -> None:
+        """Drops the jobs that have ended, and their actions."""
+        for job_id in [job_id for job_id, job in self.states.items() if job.ended]:
+            del self.states[job_id]
+        for action in [action for action in self.actions.values() if action.job_id not in self.states]:
+            del self.actions[action.action_id], self._tokens[action.resume_token]
+
+    def apply(self, entry: Entry) -> JobChange:
+        """Takes the next entry of the journal. Raises CorruptJournal for one that cannot be read."""
+        at, job = entry.at_ms / 1000, self.states.get(entry.job)
+        if job is None:
+            job = self.states[entry.job] = JobState(entry.job)
+        job.last_at = at
+        inherited = job.inherited > 0
+        job.inherited -= inherited
+        effects: tuple[EffectView, ...] = ()
+        question: Intent | None = None
+        match entry:
+            case Begin():
+                inherited = False
+                effects = self._begin(job, entry, at)
+            case Attempt(ordinal=0):
+                job.attempt = entry.attempt
+                if job.begun and not job.ended:
+                    job.move(JobStatus.RUNNING, at)
+                    job.started_at = at if job.started_at is None else job.started_at
+            case Attempt():
+                effects = _attempt(job, entry)
+            case Intent():
+                effects = _intend(job, entry, at)
+                if entry.kind == "ask":
+                    question = entry
+                    self._ask(job, entry, at)
+            case EffectResult():
+                effects = _result(job, entry, at)
+            case Answer():
+                effects = _answer(job, entry, at)
+                question = self._answer(job, entry, at)
+            case Signal():
+                effects = _signal(job, entry, at)
+            case Cancel() if job.begun and not job.ended:
+                self.cancelled[entry.job] = entry.reason
+            case End():
+                effects = self._end(job, entry, at)
+        return JobChange(job, effects, question, inherited)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def _begin(self, job: JobState, entry: Begin, at: float) -> tuple[EffectView, ...]:
+        if entry.origin is not None:
+            job.inherited, at = entry.origin.entries, entry.origin.at_ms / 1000
+        closed: tuple[EffectView, ...] = ()
+        if job.ended:  # its dead letter was sent again, and what was open is so again
+            job.attempt += 1
+            closed = tuple(job.open.values())
+            for effect in closed:
+                effect.reopen()
+        elif job.begun:  # ctx.continue_as
+            job.attempt = 1
+            closed = _closed(job, at)
+            job.open, job.failed, job.early = {}, {}, Counter()
+        if not job.begun or not entry.agent:
+            job.created_at, job.origin = at, entry.origin
+            job.started_at = at if entry.agent else None
+        job.begun, job.agent, job.digest = True, entry.agent, entry.digest
+        job.scope, job.principal, job.questions = entry.scope, entry.principal, {}
+        job.status = JobStatus.RUNNING if entry.agent else JobStatus.QUEUED
+        job.moved_at, job.completed_at, job.ran_seconds, job.result_ref, job.error = at, None, 0.0, "", ""
+        if not entry.agent and self.bodies is not None:
+            job.spec = self._decoded(self.bodies, entry.body, JobSpec, entry.job)
+            job.scope, job.principal = job.spec.scope_id, job.spec.principal_id
+        return closed
+
+    def _end(self, job: JobState, entry: End, at: float) -> tuple[EffectView, ...]:
+        for token in job.questions:
+            if (action := self.of_token(token)) is not None:
+                action.status, action.resolved_at = ActionStatus.CANCELLED, at
+        job.questions = {}
+        self.cancelled.pop(entry.job, None)
+        _use(job, None, entry)
+        closed = _closed(job, at)
+        if not job.begun:
+            del self.states[entry.job]
+            return closed
+        job.move(end_of(entry.outcome), at)
+        job.completed_at = at
+        if job.status is JobStatus.SUCCEEDED:
+            job.result_ref = entry.result
+        else:
+            job.error = self._why(entry)
+        return closed
+
+    def _why(self, end: End) -> str:
+        """Returns why a job has not succeeded: of a job of an agent that has failed, the class of its error and the message."""
+        if end.outcome == JobStatus.FAILED and self.bodies is not None:
+            error = value_of(end, self.bodies.load(end.body))
+            if isinstance(error, EffectError):
+                return f"{error.type}: {error.message}"
+        return end.result
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def _decoded(self, bodies: HasBodies, body: Body, kind: Any, what: str) -> Any:
+        try:
+            return msgspec.json.decode(bodies.load(body) or b"{}", type=kind)
+        except (*UNREADABLE, UserError) as error:
+            raise CorruptJournal(f"{bodies.where}: {what}: what it was asked cannot be read: {error}") from error
+
+    def _ask(self, job: JobState, entry: Intent, at: float) -> None:
+        job.questions[entry.token] = entry
+        if job.status is JobStatus.RUNNING:
+            job.move(JobStatus.WAITING_ACTION, at)
+        if self.bodies is None:
+            return
+        action_id = f"{entry.job}/{entry.ordinal}"
+        payload = self._decoded(self.bodies, entry.body, dict[str, Any], action_id)
+        if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
+            action_id = f"{action_id}.{payload['attempt']}"
+            payload |= _arguments(job, entry)
+        elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:  # a tool's own question is complete
+            payload |= _arguments(job, entry)
+        self.actions[action_id] = ActionRecord(
+            action_id=action_id,
+            job_id=entry.job,
+            type=entry.name,
+            payload=payload,
+            resume_token=entry.token,
+            created_at=at,
+            expires_at=entry.due_ms / 1000 if entry.due_ms else None,
+        )
+        self._tokens[entry.token] = action_id
+
+    def _answer(self, job: JobState, entry: Answer, at: float) -> Intent | None:
+        question = job.questions.pop(entry.token, None)
+        action = self.of_token(entry.token)
+        if action is not None and action.status is ActionStatus.PENDING:
+            assert self.bodies is not None
+            action.status = _CLOSED.get(entry.outcome, ActionStatus.CANCELLED)
+            action.resolved_at, action.by = at, entry.by
+            if action.status is ActionStatus.RESOLVED:
+                action.resolution = _resolution(self.bodies.load(entry.body))
+        if question is not None and job.status is JobStatus.WAITING_ACTION and not job.questions:
+            job.move(JobStatus.RUNNING, at)
+        return question
+
+
+def end_of(outcome: str) -> JobStatus:
+    """Returns the status of a job that ended so; an agent of an app may have other words for a failure."""
+    return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
+
+
+def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
+    """Returns what the effect that the question is about is called with, unless that is long."""
+    effect = job.open.get(question.ordinal)
+    if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
+        return {}
+    return {"arguments": as_plain(value_of(effect.intent, effect.intent.body))}
+
+
+def _resolution(answered: bytes) -> dict[str, Any]:
+    """Returns what was answered. Who has a token may put any bytes into the inbox, and they must not make the journal unreadable: what is
+    no JSON object is the text of an answer.
+    """
+    try:
+        resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])
+    except UNREADABLE:
+        return {"answer": answered.decode(errors="replace")}
+    return resolution
+
+
+# -- effects ------------------------------------------------------------------------------------------------------------
+
+
+def _intend(job: JobState, intent: Intent, at: float) -> tuple[EffectView, ...]:
+    job.last_ordinal = max(intent.ordinal, job.last_ordinal)
+    known = job.open.get(intent.ordinal)
+    if known is not None and intent.kind == "ask":  # a question about an effect, which has the effect's ordinal
+        known.question, known.state = intent, _QUESTIONS.get(intent.name, "open")
+        return (known,)
+    job.effects += 1
+    made = EffectView(intent)
+    if intent.kind == "wait" and job.early[intent.name]:
+        job.early[intent.name] -= 1
+        made.close("done", at)
+    elif intent.kind == "patch":
+        made.close("done", at)
+    else:
+        job.open[intent.ordinal] = made
+    return (made,)
+
+
+def _attempt(job: JobState, entry: Attempt) -> tuple[EffectView, ...]:
+    known = job.failed.pop(entry.ordinal, None)
+    if known is not None:
+        known.reopen()
+        job.open[entry.ordinal] = known
+    else:
+        known = job.open.get(entry.ordinal)
+    if known is None:
+        return ()
+    known.attempts = max(entry.attempt, known.attempts)
+    return (known,)
+
+
+def _result(job: JobState, entry: EffectResult, at: float) -> tuple[EffectView, ...]:
+    known = job.open.pop(entry.ordinal, None)
+    _use(job, known, entry)
+    if known is None:
+        return ()
+    known.attempts, known.outcome = max(entry.attempt, known.attempts), entry.outcome
+    if entry.outcome == "ok":
+        known.close("done", at)
+    else:
+        verdict = decode_verdict(known.intent.note)
+        known.close("denied" if verdict is not None and verdict.decision is Decision.DENY else "failed", at)
+        job.failed[entry.ordinal] = known
+    return (known,)
+
+
+def _answer(job: JobState, entry: Answer, at: float) -> tuple[EffectView, ...]:
+    known = job.open.get(entry.ordinal)
+    if known is None:
+        return ()
+    known.by = entry.by
+    if known.question is not None:
+        known.question, known.state = None, "open"
+    else:
+        del job.open[entry.ordinal]
+        known.close(_ANSWERS.get(entry.outcome, "withdrawn"), at)
+    return (known,)
+
+
+def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
+    for ordinal, known in job.open.items():
+        if known.intent.kind == "wait" and known.intent.name == entry.name:
+            del job.open[ordinal]
+            known.by = entry.by
+            known.close("done", at)
+            return (known,)
+    job.early[entry.name] += 1
+    return ()
+
+
+def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
+    """Closes what is open, and returns it. The job keeps it: it is open again if the job begins again."""
+    for effect in job.open.values():
+        effect.close("closed", at)
+    return tuple(job.open.values())
+
+
+def _use(job: JobState, effect: EffectView | None, entry: EffectResult | End) -> None:
+    if entry.usage:
+        for row in rows_of([entry]):
+            job.tokens, job.dollars = job.tokens + row.adds.tokens, job.dollars + row.adds.cost
+            if effect is not None:
+                effect.tokens, effect.dollars = effect.tokens + row.adds.tokens, effect.dollars + row.adds.cost
