@@ -2,39 +2,20 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from sabot.api.settings import Settings
-from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
-from sabot.options import options_of
-from sabot.plan import Plan
-from sabot.plan.drawing import SHARES, svg
-from sabot.redaction import redacted_url, scrubbed
+from sabot.plan.drawing import SHARES, render
+from sabot.redaction import scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.web.charts import curve
-from sabot.web.figures import FigureRings
 from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
 from sabot.web.texts import duration, nbytes, number
-
-if TYPE_CHECKING:
-    from sabot.app import App
-
-_SHOWN = (
-    "broker",
-    "state",
-    "checkpoint_dir",
-    "checkpoint_interval",
-    "parallelism",
-    "memory_budget",
-    "restart",
-    "start",
-    "until",
-)
 
 _STEP_TITLES = {  # of the columns of the table of steps, by the name in the record
     "step": "step",
@@ -59,13 +40,9 @@ _STEP_TITLES = {  # of the columns of the table of steps, by the name in the rec
 class AppScreens:
     """The facts of the screens App and Steps, and the action that stops the app. Used by the thread of the server."""
 
-    def __init__(self, app: "App", figures: FigureRings, *, keeps: bool) -> None:
-        """`keeps`: True if the app keeps checkpoints, so that a stop can make a savepoint."""
+    def __init__(self, app: ShownApp) -> None:
         self._app = app
-        self._figures = figures
-        self._keeps = keeps
-        self._began = SYSTEM_CLOCK.time()
-        self._known_plan: Plan | None = None
+        self._figures = app.figures
         self._narrow_since: dict[tuple[str, Cause], float] = {}
 
     def group(self) -> ScreenGroup:
@@ -85,7 +62,7 @@ class AppScreens:
             curve(curves["memory"].fine, "memory", nbytes, "15 min"),
         ]
         return {
-            "record": app_record(self._app, self._figures, self._began),
+            "record": app_record(self._app.id, self._app.run(), self._figures),
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,
@@ -103,28 +80,19 @@ class AppScreens:
 
     def _graph(self) -> Markup:
         """Returns the plan with its figures as SVG, in which the drawing has escaped all names."""
-        if self._known_plan is None:
-            try:
-                self._known_plan = self._app.plan()
-            except SabotError as error:
-                return Markup("<p>{}</p>").format(scrubbed(str(error)))
-        return Markup(svg(self._known_plan, plan_figures(self._figures), title=self._app.id, styled=False))
+        try:
+            tasks = self._app.tasks()
+        except SabotError as error:
+            return Markup("<p>{}</p>").format(scrubbed(str(error)))
+        return Markup(render(tasks, plan_figures(self._figures), title=self._app.id, styled=False))
 
     async def _settings(self, query: Query) -> dict[str, Any]:
-        """Returns the settings that a reader may see: no settings of clients, and no passwords in addresses. `keeps`: True if the app keeps
-        checkpoints.
-        """
-        settings, helps = self._app.settings, options_of(Settings)
-        rows = []
-        for name in _SHOWN:
-            value = getattr(settings, name)
-            text = redacted_url(value) if isinstance(value, str) else "" if value is None else repr(value)
-            rows.append((name, scrubbed(text), helps[name].help))
-        return {"settings": rows, "keeps": self._keeps}
+        """Returns the settings. `keeps`: True if the app keeps checkpoints, so that a stop can make a savepoint."""
+        return {"settings": self._app.settings(), "keeps": self._app.checkpoints is not None}
 
     async def stop(self, form: Mapping[str, str]) -> str:
         """Stops the app in good order."""
-        self._app.agent_runtime.runner.request_stop()
+        await self._app.stop()
         return "The app stops: it takes a last checkpoint, and its process ends."
 
     # -- steps --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import (
@@ -20,12 +20,8 @@ from sabot.checkpoint.inspection import (
 from sabot.checkpoint.places import Location
 from sabot.errors import SabotError, UserError
 from sabot.redaction import redacted_url, scrubbed
-from sabot.state import state_directory
-from sabot.web.figures import FigureRings
 from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
-
-if TYPE_CHECKING:
-    from sabot.app import App
+from sabot.web.shown import ShownApp
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +34,8 @@ class KeptCheckpoints:
     `app`: None if the app keeps no checkpoints. `records`: the oldest first. `damaged`: the message about a damaged one, or "".
     """
 
-    def __init__(self, app: "App") -> None:
-        base = state_directory(app.settings.state)
-        location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
-        self.app = None if location is None else AppCheckpoints(location, state=base)
+    def __init__(self, app: AppCheckpoints | None) -> None:
+        self.app = app
         self.records: list[CheckpointRecord] = []
         self.damaged = ""
         self._read_at: int | None = None  # the id of the newest checkpoint when they were read
@@ -94,11 +88,9 @@ class KeptCheckpoints:
 class CheckpointScreens:
     """The facts of the screen of checkpoints, and its actions. Used by the thread of the server."""
 
-    def __init__(self, kept: KeptCheckpoints, figures: FigureRings, stop: Action) -> None:
-        """`stop`: stops the app."""
-        self._kept = kept
-        self._figures = figures
-        self._stop = stop
+    def __init__(self, app: ShownApp) -> None:
+        self._app = app
+        self._kept = KeptCheckpoints(app.checkpoints)
         self._savepoint_at_stop: Location | None = None
 
     def group(self) -> ScreenGroup:
@@ -121,7 +113,7 @@ class CheckpointScreens:
         return ScreenGroup({"checkpoints": screen}, actions)
 
     def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
-        statistics = self._figures.last.statistics["checkpoints"]
+        statistics = self._app.figures.last.statistics["checkpoints"]
         self._kept.read_if_new(statistics["last_id"])
         return {
             "kept": list(reversed(self._kept.records)),
@@ -143,7 +135,7 @@ class CheckpointScreens:
 
     async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
         place = self._savepoint_at_stop = self._kept.new_place()
-        await self._stop(form)
+        await self._app.stop()
         return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
 
     def after_run(self) -> SavepointRecord | None:

@@ -13,8 +13,10 @@ from sabot.web.guard import cookie_name
 from sabot.web.log_ring import LogRing
 from sabot.web.pages import Pages
 from sabot.web.payloads import Payloads
+from sabot.web.reader import ConsoleReader
 from sabot.web.screens import Screens
 from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
+from sabot.web.shown import LiveApp
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -47,12 +49,13 @@ class Console:
         self.address = f"http://{HOST}:{self.port}"
         own = [self.address, f"http://localhost:{self.port}"]
         self._log = LogRing()
-        self._screens = Screens(app, self.figures, self._log, payloads or Payloads())
+        self._screens = Screens(LiveApp(app, self.figures, self._log, payloads or Payloads()), ConsoleReader())
         self._pages = Pages(
-            self._screens,
+            {"": self._screens},
             self.access,
             cookie_name(self.port, app.id),
             [*own, *(each.rstrip("/") for each in origins)],
+            title=app.id,
         )
         self._log.open()
         self._server.start(self._pages.app, self._tick)

@@ -19,7 +19,7 @@ from sabot.threads import run_in_thread
 from sabot.web.screen import BY, Rows, Screen, ScreenGroup
 
 if TYPE_CHECKING:
-    from sabot.app import App
+    from sabot.agents.app_jobs import AppJobs
 
 T = TypeVar("T")
 
@@ -29,20 +29,16 @@ _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 _FILTERS = ("q", "agent", "scope", "status", "age")
 
 
-def _has_jobs(app: "App") -> bool:
-    """Returns True if the app has durable agents, whose runs are jobs."""
-    return any(agent.spec is not None and agent.spec.durable for agent in app.agent_runtime.agents.values())
-
-
 class JobScreens:
     """The facts of the screens of jobs, and their actions. Used by the thread of the server."""
 
-    def __init__(self, app: "App") -> None:
-        self._app = app
+    def __init__(self, jobs: "AppJobs | None") -> None:
+        """`jobs`: None if the app has no durable agents."""
+        self._known = jobs
 
     def group(self) -> ScreenGroup:
         """Returns both screens and their actions; none if the app has no durable agents."""
-        if not _has_jobs(self._app):
+        if self._known is None:
             return ScreenGroup()
         screens = {
             "jobs": Screen("Jobs", "/jobs", more=self.list_facts, rows=self.rows, role="act"),
@@ -51,6 +47,11 @@ class JobScreens:
         return ScreenGroup(
             screens, {"cancel-job": self.cancel, "cancel-jobs": self.cancel_all, "signal-job": self.signal}
         )
+
+    @property
+    def _jobs(self) -> "AppJobs":
+        assert self._known is not None  # without jobs there are no such screens
+        return self._known
 
     async def list_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
         """Returns the facts of the list of jobs. Raises UserError for a cursor that is none, and if the journal cannot be read."""
@@ -127,29 +128,29 @@ class JobScreens:
 
     async def signal(self, form: Mapping[str, str]) -> str:
         """Sends the signal of the form to its job, without a value."""
-        await self._app.jobs.signal(form.get("job", ""), form.get("name", ""), by=form[BY])
+        await self._jobs.signal(form.get("job", ""), form.get("name", ""), by=form[BY])
         return f"Job {form.get('job', '')} has signal {form.get('name', '')}."
 
     def _page(self, query: Mapping[str, str], most: int = 200) -> JobPage:
         age = _AGES.get(query.get("age", ""))
-        with self._app.jobs.store.reader() as reader:
+        with self._jobs.store.reader() as reader:
             return jobs_page(
                 reader,
                 agent=query.get("agent", ""),
                 scope=query.get("scope", ""),
                 status=query.get("status", ""),
                 text=query.get("q", ""),
-                since=self._app.clock.time() - age if age else 0.0,
+                since=self._jobs.store.clock.time() - age if age else 0.0,
                 after=query.get("after", ""),
                 most=most,
             )
 
     def _story(self, job_id: str) -> JobStory:
-        with self._app.jobs.store.reader() as reader:
+        with self._jobs.store.reader() as reader:
             return job_story(reader, job_id)
 
     def _cancel(self, job: str, form: Mapping[str, str]) -> None:
-        self._app.jobs.store.post(cancel_letter(job, form.get("reason", ""), form[BY]))
+        self._jobs.store.post(cancel_letter(job, form.get("reason", ""), form[BY]))
 
 
 def _open_text(job: JobRecord) -> str:

@@ -10,7 +10,7 @@ from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.web.figures import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
 
 if TYPE_CHECKING:
-    from sabot.app import App
+    from sabot.web.shown import RunFacts
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,22 @@ class StepRecord:
 STEP_COLUMNS = tuple(each.name for each in fields(StepRecord) if each.name != "shares")
 
 
-def app_record(app: "App", figures: FigureRings, began: float) -> AppRecord:
-    """Returns the record of an app. `began`: the time when its process began to run it."""
+def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
+    """Returns the record of an app."""
     before, now = figures.span
-    statistics, runner = now.statistics, app.agent_runtime.runner
+    statistics = now.statistics
     checkpoints = statistics["checkpoints"]
     watermark = watermark_of(statistics)
     span = now.steady - before.steady
     steps = step_records(figures)
-    state = (
-        "running" if runner.started else "starting" if runner.starting else "stopping" if runner.running else "stopped"
-    )
-    failure = statistics["failure"]
     return AppRecord(
-        id=app.id,
-        version=app.settings.version,
-        state="failed" if failure and state != "starting" else state,
-        why=scrubbed(failure or ""),
+        id=id,
+        version=run.version,
+        state=run.state,
+        why=run.why,
         at=now.at,
-        began=began,
-        restarts=runner.restarts,
+        began=run.began,
+        restarts=run.restarts,
         rows_per_second=max(0, rows_read(statistics) - rows_read(before.statistics)) / span if span else 0.0,
         rows=rows_read(statistics),
         lag=lag_of(statistics),

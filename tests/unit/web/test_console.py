@@ -21,9 +21,10 @@ from sabot import App, NdjsonSink, NdjsonSource, col
 from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records
 from sabot.clock import ManualClock
 from sabot.errors import UserError
+from sabot.web import pages
 from sabot.web.access import Access
+from sabot.web.app_pages import cell
 from sabot.web.console import Console
-from sabot.web.pages import cell
 from sabot.web.records import StepRecord, chosen, folded
 from sabot.web.server import ConsoleServer
 
@@ -302,6 +303,17 @@ def test_no_page_needs_inline_code_or_another_site(browser: Browser) -> None:
         assert re.findall(r'(?:src|href|action)="(?![/?])[^"]*"', page) == []
 
 
+def test_links_and_forms_stay_below_the_path_of_their_app() -> None:
+    folder = Path(pages.__file__).parent / "templates"
+    found = {
+        each.name: re.findall(r'(?:href|action|src)="(/[^"]*)"', each.read_text()) for each in folder.rglob("*.html")
+    }
+    assert found.keys() >= {"base.html", "jobs.html", "steps.html"}
+    of_server = ("/assets/", "/enter", "/leave")
+    wrong = {name: link for name, links in found.items() for link in links if not link.startswith(of_server)}
+    assert wrong == {}, 'write href="{{ root }}/…": `sabot web` shows each app below a path of its own'
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
 def test_other_methods_are_refused(browser: Browser, method: str) -> None:
     assert browser.ask("/", method=method)[0] == 405
@@ -484,7 +496,7 @@ def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, 
 
 def test_events_have_the_fragments_that_have_changed(browser: Browser) -> None:
     (_, whole), *more = events(browser, 2.5)
-    assert whole.keys() == {"status", "narrow", "curves", "graph"}
+    assert whole.keys() == {"notice", "status", "narrow", "curves", "graph"}
     assert more
     assert all("graph" not in parts for _, parts in more), "the app does not run"
     (again, parts), *_ = events(browser, 0.5, **{"Last-Event-ID": more[-1][0]})

@@ -1,0 +1,274 @@
+"""The pages of one app: its screens as pages and tables, its actions, and the streams of fragments that keep pages up to date.
+
+A page is whole when it is loaded. Its fragments, the elements with `data-part`, are rendered by the same templates once a
+second for all viewers together, and are sent to those who do not have them yet.
+"""
+
+import asyncio
+import csv
+import io
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from jinja2 import Environment
+from markupsafe import Markup
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from sabot.errors import SabotError, UserError
+from sabot.redaction import scrubbed
+from sabot.web.access import Access, ConsoleSession
+from sabot.web.screen import BY, Rows, Screen
+from sabot.web.screens import Screens
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MOST_TABS = 32
+_SEND_SECONDS = 5.0  # for a browser to take an event
+_NOTICE = "notice"  # the fragment that all pages have
+
+
+class OpenTabs:
+    """The open pages of a server, and its ticks, one each second."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.open: set[object] = set()
+        self._ticked = asyncio.Condition()
+
+    async def tick(self) -> None:
+        """Wakes those that wait for the next tick."""
+        self.number += 1
+        async with self._ticked:
+            self._ticked.notify_all()
+
+    async def wait(self) -> None:
+        """Waits for the next tick."""
+        async with self._ticked:
+            await self._ticked.wait()
+
+
+class AppPages:
+    """The pages of one app. Used by the thread of the server."""
+
+    def __init__(self, screens: Screens, access: Access, templates: Environment, tabs: OpenTabs, *, root: str) -> None:
+        """`root`: the path below which the pages are, or ""."""
+        self._screens = screens
+        self._access = access
+        self._templates = templates
+        self._tabs = tabs
+        self._root = root
+        self._made: dict[tuple[str, str, str], tuple[int, dict[str, str]]] = {}
+
+    def routes(self) -> Iterator[Route]:
+        """Yields the routes of all pages."""
+        root, screens = self._root, self._screens.screens
+        yield Route(f"{root}/events/{{page}}", self._events_page)
+        for name, screen in screens.items():
+            yield Route(f"{root}{screen.path}", self._page_of(name))
+            if screen.rows is not None:
+                for form in ("csv", "json"):
+                    yield Route(f"{root}{screen.path}.{form}", self._table_of(screen, screen.rows, form))
+        for name in self._screens.actions:
+            yield Route(f"{root}/act/{name}", self._action_of(name), methods=["POST"])
+        yield Route(f"{root}/{{rest:path}}", self._not_found, methods=["GET", "POST"])
+
+    def _page_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def page(request: Request) -> Response:
+            session, query = session_of(request), _query(request)
+            screen = self._screens.screens[name]
+            if not screen.open_to(session):
+                return self._for_acting(session)
+            parts = self._parts(name, query, session)
+            try:
+                more = {} if screen.more is None else await _while_wanted(screen.more(query), request)
+            except UserError as error:
+                back = self._screens.screens["app"]
+                return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
+            events = f"{self._root}/events/{name}?{urlencode(query)}"
+            marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
+            return self._html(
+                f"{name}.html", 200, session=session, parts=marked, events=events, page=name, query=query, **more
+            )
+
+        return page
+
+    def _table_of(
+        self, screen: Screen, rows: Callable[[dict[str, str]], Rows | Awaitable[Rows]], form: str
+    ) -> Callable[..., Awaitable[Response]]:
+        async def table(request: Request) -> Response:
+            if not screen.open_to(session := session_of(request)):
+                return self._for_acting(session)
+            try:
+                made = rows(_query(request))
+                found = await _while_wanted(made, request) if isinstance(made, Awaitable) else made
+            except UserError as error:
+                return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
+            if form == "json":
+                return Response(json.dumps(found, ensure_ascii=False), media_type="application/json")
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerows([found[0].keys(), *(map(cell, each.values()) for each in found)] if found else [])
+            return Response(text.getvalue(), media_type="text/csv", headers={"content-disposition": "attachment"})
+
+        return table
+
+    def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
+        """Returns the fragments of a page, rendered once for each tick of the figures."""
+        key, number = (name, urlencode(query), session.role), self._tabs.number
+        known = self._made.get(key)
+        if known is None or known[0] != number:
+            if len(self._made) > _MOST_TABS:
+                self._made.clear()
+            screen = self._screens.screens[name]
+            facts = {"session": session, "query": query, "notice": self._screens.app.notice(), **screen.facts(query)}
+            parts = [_NOTICE, *screen.parts]
+            known = number, {part: self._templates.get_template(f"parts/{part}.html").render(facts) for part in parts}
+            self._made[key] = known
+        return known[1]
+
+    def _html(self, template: str, status: int, *, session: ConsoleSession | None, **facts: Any) -> HTMLResponse:
+        screens = {
+            name: each for name, each in self._screens.screens.items() if session is not None and each.open_to(session)
+        }
+        shared = {"app": self._screens.app.id, "screens": screens, "page": "", "events": "", "parts": {}}
+        text = self._templates.get_template(template).render({**shared, "session": session, **facts})
+        return HTMLResponse(text, status)
+
+    def _action_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def act(request: Request) -> Response:
+            session = session_of(request)
+            try:
+                said, good = await self._screens.actions[name](request.scope["form"] | {BY: session.principal}), True
+            except SabotError as error:
+                said, good = scrubbed(str(error)), False
+            back = request.scope["form"].get("back", "")
+            page = self._screens.screens[back if back in self._screens.screens else "app"]
+            return self._html("said.html", 200 if good else 409, session=session, said=said, good=good, back=page)
+
+        return act
+
+    def _for_acting(self, session: ConsoleSession) -> Response:
+        words, back = "This screen can show data. Enter with the token to act.", self._screens.screens["app"]
+        return self._html("said.html", 403, session=session, said=words, good=False, back=back)
+
+    async def _not_found(self, request: Request) -> Response:
+        words, back = "There is no such page.", self._screens.screens["app"]
+        return self._html("said.html", 404, session=session_of(request), said=words, good=False, back=back)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    async def _events_page(self, request: Request) -> Response:
+        name = request.path_params["page"]
+        if name not in self._screens.screens:
+            return PlainTextResponse("There is no such page.\n", 404)
+        if not self._screens.screens[name].open_to(session_of(request)):
+            return PlainTextResponse("This session may only read.\n", 403)
+        if len(self._tabs.open) >= _MOST_TABS:
+            return PlainTextResponse(f"{_MOST_TABS} pages are open already. Reload the page to see new figures.\n", 503)
+        return _Events(self, name, _query(request), session_of(request), request.headers.get("last-event-id", ""))
+
+    async def stream(self, events: "_Events", send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Sends an event for each tick, with the fragments that have changed, until the session or the connection ends."""
+        sent: dict[str, str] = {}
+        last = events.last_id
+        self._tabs.open.add(events)
+        try:
+            while self._access.session(events.session.secret) is not None:
+                run = self._screens.app.figures.run
+                if last != (now := f"{run}:{self._tabs.number}"):
+                    parts = self._parts(events.page, events.query, events.session)
+                    changed = {part: text for part, text in parts.items() if sent.get(part) != text}
+                    sent, last = dict(parts), now
+                    data = json.dumps({"run": run, "parts": changed})
+                    async with asyncio.timeout(_SEND_SECONDS):
+                        await send(f"id: {last}\ndata: {data}\n\n".encode())
+                await self._tabs.wait()
+        finally:
+            self._tabs.open.discard(events)
+
+
+class _Events(Response):
+    """The stream of events of one tab."""
+
+    def __init__(
+        self, pages: AppPages, page: str, query: dict[str, str], session: ConsoleSession, last_id: str
+    ) -> None:
+        super().__init__(media_type="text/event-stream")
+        self.page = page
+        self.query = query
+        self.session = session
+        self.last_id = last_id
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+        async def body(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        streaming, waiting = (
+            asyncio.ensure_future(self._pages.stream(self, body)),
+            asyncio.ensure_future(_gone(receive)),
+        )
+        try:
+            await asyncio.wait({streaming, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in (streaming, waiting):
+                each.cancel()
+            done = await asyncio.gather(streaming, waiting, return_exceptions=True)
+        if isinstance(done[0], Exception) and not isinstance(done[0], TimeoutError):
+            _log.error("the page %s could not be kept up to date", self.page, exc_info=done[0])
+        if not isinstance(done[0], TimeoutError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    """Waits until the browser has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _while_wanted(work: Awaitable[T], request: Request) -> T:
+    """Returns the result of the work. If the browser gives the request up, the work is cancelled. Raises ClientDisconnect then."""
+    doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientDisconnect
+        return doing.result()
+    finally:
+        for each in (doing, waiting):
+            each.cancel()
+        await asyncio.gather(doing, waiting, return_exceptions=True)
+
+
+async def unread(request: Request, error: Exception) -> Response:
+    """Returns the answer to a request that the browser has given up: nobody reads it."""
+    return Response(status_code=499)
+
+
+def session_of(request: Request) -> ConsoleSession:
+    """Returns the session of a request that the guard has passed."""
+    session = request.scope["session"]
+    assert isinstance(session, ConsoleSession)  # the guard has refused requests without one
+    return session
+
+
+def _query(request: Request) -> dict[str, str]:
+    """Returns the parameters of the address, the last of several values of one name, cut to a length for a search box."""
+    found: Mapping[str, str] = request.query_params
+    return {name[:40]: value[:200] for name, value in list(found.items())[:20]}
+
+
+def cell(value: object) -> object:
+    """Returns a value for CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

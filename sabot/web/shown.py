@@ -1,0 +1,135 @@
+"""An app as the screens see it: an App of this process, or the places of an app that runs elsewhere, or not at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sabot.api.settings import Settings
+from sabot.checkpoint.inspection import AppCheckpoints
+from sabot.clock import SYSTEM_CLOCK
+from sabot.options import options_of
+from sabot.plan.drawing import TaskFrame, frames_of
+from sabot.redaction import redacted_url, scrubbed
+from sabot.state import state_directory
+from sabot.web.figures import FigureRings
+from sabot.web.log_ring import LogRing
+from sabot.web.payloads import Payloads
+
+if TYPE_CHECKING:
+    from sabot.agents.app_jobs import AppJobs
+    from sabot.app import App
+
+_SETTINGS = (
+    "broker",
+    "state",
+    "checkpoint_dir",
+    "checkpoint_interval",
+    "parallelism",
+    "memory_budget",
+    "restart",
+    "start",
+    "until",
+)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The facts of the present run of an app, or of its last one. `state`: starting, running, stopping, failed or stopped. `why`: the
+    failure that has ended it, or "". `began`: the time when its process began to run it, in seconds since 1970.
+    """
+
+    version: str
+    state: str
+    why: str
+    began: float
+    restarts: int
+
+
+class ShownApp(Protocol):
+    """The facts of one app that its screens know, and their ways to it. Used by the thread of the server.
+
+    `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
+    it has no such agents. `live`: the App, if it is one of this process: only then can its code be asked.
+    """
+
+    id: str
+    figures: FigureRings
+    log: LogRing
+    payloads: Payloads
+    checkpoints: AppCheckpoints | None
+    jobs: "AppJobs | None"
+    live: "App | None"
+
+    def run(self) -> RunFacts:
+        """Returns the facts of the present run, or of the last one."""
+
+    def tasks(self) -> Sequence[TaskFrame]:
+        """Returns the tasks of the plan, to be drawn. Raises SabotError if they are not known."""
+
+    def settings(self) -> Sequence[tuple[str, str, str]]:
+        """Returns the name, the value and the meaning of the settings that a reader may see."""
+
+    def notice(self) -> str:
+        """Returns the words that each screen shows above all others, or ""."""
+
+    async def stop(self) -> None:
+        """Asks the app to stop in good order. Raises SabotError."""
+
+
+class LiveApp(ShownApp):
+    """An App of this process, as the screens see it."""
+
+    def __init__(self, app: "App", figures: FigureRings, log: LogRing, payloads: Payloads) -> None:
+        self.id = app.id
+        self.figures = figures
+        self.log = log
+        self.payloads = payloads
+        base = state_directory(app.settings.state)
+        location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
+        self.checkpoints = None if location is None else AppCheckpoints(location, state=base)
+        agents = app.agent_runtime.agents.values()
+        self.jobs = app.jobs if any(each.spec is not None and each.spec.durable for each in agents) else None
+        self.live = self._app = app
+        self._began = SYSTEM_CLOCK.time()
+        self._tasks: Sequence[TaskFrame] | None = None
+
+    def run(self) -> RunFacts:
+        runner = self._app.agent_runtime.runner
+        state = (
+            "running"
+            if runner.started
+            else "starting"
+            if runner.starting
+            else "stopping"
+            if runner.running
+            else "stopped"
+        )
+        failure = self.figures.last.statistics["failure"]
+        return RunFacts(
+            version=self._app.settings.version,
+            state="failed" if failure and state != "starting" else state,
+            why=scrubbed(failure or ""),
+            began=self._began,
+            restarts=runner.restarts,
+        )
+
+    def tasks(self) -> Sequence[TaskFrame]:
+        if self._tasks is None:
+            self._tasks = frames_of(self._app.plan())
+        return self._tasks
+
+    def settings(self) -> Sequence[tuple[str, str, str]]:
+        # No settings of clients, and no passwords in addresses.
+        settings, helps = self._app.settings, options_of(Settings)
+        rows = []
+        for name in _SETTINGS:
+            value = getattr(settings, name)
+            text = redacted_url(value) if isinstance(value, str) else "" if value is None else repr(value)
+            rows.append((name, scrubbed(text), helps[name].help))
+        return rows
+
+    def notice(self) -> str:
+        return ""
+
+    async def stop(self) -> None:
+        self._app.request_stop()
