@@ -289,7 +289,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         from sabot.sql.session import Session
 
         if self._sql is None:
-            self._sql = Session(self, self, lambda expr, schema: compile_expr(expr, schema).type)
+            self._sql = Session(self, self, compile_expr)
         return self._sql
 
     def register(self, name: str, thing: Any, **options: Any) -> None:

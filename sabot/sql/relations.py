@@ -28,6 +28,7 @@ from sabot.sql.scope import (
     statement_name,
 )
 from sabot.sql.select import SelectBinder, has_aggregate, order_columns
+from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Alias,
@@ -45,6 +46,7 @@ from sabot.sql.syntax.tree import (
     In,
     Interval,
     Item,
+    Items,
     JoinSource,
     MatchRecognize,
     ModelArgument,
@@ -54,6 +56,7 @@ from sabot.sql.syntax.tree import (
     SelectBody,
     SetOperation,
     Source,
+    Subquery,
     TableArgument,
     TableFunction,
     TableName,
@@ -61,7 +64,7 @@ from sabot.sql.syntax.tree import (
     ValuesBody,
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
-from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt
+from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt, walk
 from sabot.sql.window_tops import window_top
 from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
 
@@ -150,8 +153,40 @@ class QueryBinder:
         if isinstance(body, SelectBody):
             return self._select(body)
         if isinstance(body, ValuesBody):
-            raise SqlFault(body.span, "VALUES is not supported here", "give the rows to app.sql(…, t=app.stream(…))")
+            return self._values(body)
         return self._union(body)
+
+    def _values(self, body: ValuesBody) -> Relation:
+        """Returns the rows of VALUES. Their columns are called EXPR$0, EXPR$1, … as in Flink."""
+        binder = Binder(self._context, _nothing())
+        width = len(body.rows[0])
+        columns: list[list[TypedExpr]] = [[] for _ in range(width)]
+        for row in body.rows:
+            if len(row) != width:
+                span = row[0].span.to(row[-1].span)
+                raise SqlFault(span, f"this row has {len(row)} values, and the first one {width}")
+            for column, node in zip(columns, row, strict=True):
+                bound = binder.bind(node)
+                type = bound.type if not column else common_type(column[0].type, bound.type)
+                if type is None:
+                    message = f"this value is {sql_type(bound.type)}, and those above it are {sql_type(column[0].type)}"
+                    raise SqlFault(node.span, message, f"CAST(… AS {sql_type(column[0].type)})")
+                column.append(bound)
+                column[0] = TypedExpr(column[0].expr, type)
+        return self._constant_rows(
+            {f"EXPR${i}": [each.expr.cast(column[0].type) for each in column] for i, column in enumerate(columns)},
+            body.span,
+        )
+
+    def _constant_rows(self, columns: Mapping[str, Sequence[Expr]], span: Span) -> Relation:
+        """Returns rows whose values are expressions without columns."""
+        made = {}
+        with at(span):
+            for name, exprs in columns.items():
+                values = [self._context.compile(expr, pa.schema([])).value for expr in exprs]
+                made[name] = pa.array([value.as_py() for value in values], values[0].type)
+            stream = self._context.rows(pa.table(made))
+        return Relation(stream, tuple(TableColumn("", name, name, each.type) for name, each in made.items()))
 
     def _union(self, body: SetOperation) -> Relation:
         if body.operator != "UNION":
@@ -192,14 +227,16 @@ class QueryBinder:
         return relation.stream.select(**columns)
 
     def _select(self, select: SelectBody, *, waits: bool = False) -> Relation:
-        if select.source is None:
-            raise SqlFault(select.span, "a SELECT without FROM has no rows to run over")
         if select.qualify is not None:
             return self._qualified(select, select.qualify)
         where = conjuncts(select.where)
         binder = QueryBinder(self._context, self._lookup, state_ttl(select.hints))
-        relation = binder._source(select.source, where)
+        if select.source is None:
+            relation = replace(self._constant_rows({"row": [lit(1)]}, select.span), fields=())
+        else:
+            relation = binder._source(select.source, where)
         relation = self._semi_joins(relation, where)
+        relation, select, where = self._values_of_queries(relation, select, where)
         return SelectBinder(self._context, select, relation, where, waits=waits).bind()
 
     def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
@@ -360,6 +397,42 @@ class QueryBinder:
             raise SqlFault(node.span, f"{node.parts[-1].text} is neither the event time nor PROCTIME()")
         return binder.bind_as_of()
 
+    def _values_of_queries(
+        self, relation: Relation, select: SelectBody, where: list[Expression]
+    ) -> tuple[Relation, SelectBody, list[Expression]]:
+        """Joins the rows with the queries that stand in the place of values, and puts columns into their places."""
+
+        def column_of(node: Any) -> Any:
+            nonlocal relation
+            if not isinstance(node, Subquery):
+                return node
+            if relation.window is not None:
+                raise SqlFault(
+                    node.span, "a query as a value cannot stand beside a window table", "write it in a query outside"
+                )
+            check_one_row(node.query)
+            inner = self._not_correlated(node.query, relation)
+            with at(node.span):
+                relation, field = with_value(relation, inner, node.query, node.span)
+            return Column((StarName("", node.span, True, field),), node.span)
+
+        where = list(rebuilt(tuple(where), column_of))
+        if not (select.group or select.having is not None or has_aggregate(select.items)):
+            select = replace(select, items=rebuilt(select.items, column_of))
+        return relation, select, where
+
+    def _not_correlated(self, query: Query, outer: Relation) -> Relation:
+        try:
+            return self.query(query)
+        except SqlFault as error:
+            for node in walk(query.body):
+                at_fault = isinstance(node, Column) and node.span.start <= error.fault.span.start < node.span.end
+                if at_fault and self._bound(node, outer) is not None:
+                    hint = "join it: LEFT JOIN (SELECT key, MAX(x) AS x FROM t GROUP BY key) m ON …"
+                    message = "this query cannot use columns of the query outside"
+                    raise SqlFault(node.span, message, hint) from error
+            raise
+
     def _semi_joins(self, relation: Relation, where: list[Expression]) -> Relation:
         """Joins with the queries of IN (SELECT …) and EXISTS (SELECT …) in WHERE."""
         for node in list(where):
@@ -371,20 +444,26 @@ class QueryBinder:
                 continue
             if not (isinstance(node, In) and isinstance(node.values, Query)):
                 continue
-            if node.negated:
+            inner = self._not_correlated(node.values, relation)
+            check_plain(inner, node.values.span, "before IN")
+            operands = node.operand.items if isinstance(node.operand, Items) else (node.operand,)
+            if len(inner.fields) != len(operands):
                 raise SqlFault(
-                    node.span, "NOT IN (SELECT …) is not supported: with a NULL in it, no row would pass",
-                    "write a LEFT JOIN, and WHERE … IS NULL",
-                )  # fmt: skip
-            inner = self.query(node.values)
-            if len(inner.fields) != 1:
-                raise SqlFault(node.values.span, "the query of IN has one column")
-            its = inner.fields[0]
-            key, other = same_type(
-                node, Binder(self._context, relation).bind(node.operand), TypedExpr(col(its.column), its.type)
-            )
+                    node.values.span, f"the query of IN has {len(operands)} column{'s' * (len(operands) > 1)}"
+                )
+            if node.negated and len(operands) > 1:
+                raise SqlFault(node.span, "NOT IN of several columns is not supported", "write NOT EXISTS (SELECT …)")
+            binder = Binder(self._context, relation)
+            keys = [
+                same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type))
+                for operand, its in zip(operands, inner.fields, strict=True)
+            ]
             with at(node.span):
-                stream = relation.stream.join(inner.stream, left_on=key.expr, right_on=other.expr, how="semi")
+                if node.negated:
+                    stream = without_partners(relation.stream, inner.stream, *keys[0])
+                else:
+                    left_on, right_on = [mine.expr for mine, _ in keys], [its.expr for _, its in keys]
+                    stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, how="semi")
             relation = replace(relation, stream=stream)
             where.remove(node)
         return relation
@@ -432,6 +511,12 @@ class QueryBinder:
             return Binder(self._context, relation).bind(node)
         except SqlFault:
             return None
+
+
+def _nothing() -> Relation:
+    """Returns a table without columns, for expressions without columns."""
+    no_rows: Any = None
+    return Relation(no_rows, ())
 
 
 _CANNOT_FAIL = frozenset(

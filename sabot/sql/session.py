@@ -1,19 +1,20 @@
 """SQL programs: the statements of a text, one after the other, over the tables of one app."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
 from sabot.connectors.files import files
 from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
+from sabot.connectors.rows import RowsSource
 from sabot.errors import UserError
 from sabot.sql.catalog import check_table, read_table, write_table
 from sabot.sql.equal_steps import without_repeats
@@ -27,7 +28,7 @@ from sabot.sql.registered import (
     registered_function,
 )
 from sabot.sql.relations import QueryBinder, renamed
-from sabot.sql.scope import Relation, at, fields_of, node_of, stated
+from sabot.sql.scope import Relation, at, fields_of, node_of, stated, statement_name
 from sabot.sql.showing import (
     columns_table,
     declared_rows,
@@ -55,7 +56,7 @@ from sabot.sql.syntax.tree import (
     Statement,
     StatementSet,
 )
-from sabot.sql.values import Context
+from sabot.sql.values import Compile, Context
 
 if TYPE_CHECKING:
     from sabot.api.streams import HasStreams
@@ -81,14 +82,14 @@ class Declared:
 class Session:
     """The tables, views and streams that SQL statements of an app know, and the statements that run over them.
 
-    `host`: the app once more, whose settings SET changes. `type_of`: see `Context`.
+    `host`: the app once more, whose settings SET changes. `compile`: see `Context`.
     """
 
-    def __init__(self, app: "HasStreams", host: SqlHost, type_of: Callable[[Expr, pa.Schema], pa.DataType]) -> None:
+    def __init__(self, app: "HasStreams", host: SqlHost, compile: Compile) -> None:
         self._app = app
         self._host = host
         self._options = SqlOptions(host)
-        self._type_of = type_of
+        self._compile = compile
         self._relations: dict[str, Declared] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
         self._registered: dict[str, Registered] = {}  # by the name in lower case
@@ -149,7 +150,8 @@ class Session:
         """Runs statements that `parse` has read from a text; see `run`."""
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        scope = _Statements(self, Context(self._type_of, parameters, self._registered), tables, source)
+        context = Context(self._compile, parameters, self._registered, self._rows)
+        scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []
         result: Result = None
         broken: set[str] = set()
@@ -164,6 +166,15 @@ class Session:
         if faults:
             raise SqlError(source, faults)
         return result
+
+    def _rows(self, table: pa.Table) -> Stream:
+        """Returns the rows of VALUES. The name of their source is that of the statement, so that other statements do not
+        change it.
+        """
+        base = "-".join(re.findall(r"\w+", statement_name().lower())) or "values"
+        sources = [read.source.name for read in self._host.begun_streams if isinstance(read.source, RowsSource)]
+        number = 1 + sum(name.startswith(f"{base}-") for name in sources)
+        return self._app.stream(RowsSource(table, f"{base}-{number}"))
 
 
 def _is_about(fault: Fault, names: set[str]) -> bool:

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
+from sabot.api.stream import Stream
 from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TypedExpr, at
@@ -46,8 +47,19 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import arrow_type, interval_ms, literal_time, sql_type
 
-TypeOf = Callable[[Expr, pa.Schema], pa.DataType]
-"""A function that returns the type of an expression over columns of a schema; raises UserError if it has none."""
+
+class CompiledExpr(Protocol):
+    """An expression that is ready to run. `value`: its value if it reads no column, a pa.Scalar, or None."""
+
+    @property
+    def type(self) -> pa.DataType: ...
+
+    @property
+    def value(self) -> Any: ...
+
+
+Compile = Callable[[Expr, pa.Schema], CompiledExpr]
+"""A function that compiles an expression over columns of a schema; raises UserError if their types do not fit."""
 
 _COMPARED = {"=": "==", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
@@ -55,11 +67,15 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The values of the parameters of a text, the functions registered for it, and the types of the engine."""
+    """The values of the parameters of a text, the functions registered for it, and two functions of the engine.
 
-    type_of: TypeOf
+    `rows`: returns the rows of a table in memory.
+    """
+
+    compile: Compile
     parameters: Mapping[str, Any]
     registered: Mapping[str, Any]
+    rows: Callable[[pa.Table], Stream]
 
 
 class Binder:
@@ -112,7 +128,7 @@ class Binder:
     def typed(self, expr: Expr, span: Span) -> TypedExpr:
         """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
         try:
-            return TypedExpr(expr, self.context.type_of(expr, self._schema))
+            return TypedExpr(expr, self.context.compile(expr, self._schema).type)
         except UserError as error:
             raise _in_words_of_sql(error, span) from error
 
@@ -254,6 +270,8 @@ class Binder:
     def _in(self, node: In) -> TypedExpr:
         if isinstance(node.values, Query):
             raise SqlFault(node.span, "IN (SELECT …) stands in WHERE, joined by AND with other conditions")
+        if isinstance(node.operand, Items):
+            return self._in_rows(node, node.operand)
         operand = self.bind(node.operand)
         values = [self._alike(operand, self.bind(tree), node.span)[1].expr for tree in node.values]
         if all(value.kind == "lit" and value.option("value") is not None for value in values):
@@ -262,6 +280,25 @@ class Binder:
             made = operand.expr == values[0]
             for value in values[1:]:
                 made = made | (operand.expr == value)
+        return self.typed(~made if node.negated else made, node.span)
+
+    def _in_rows(self, node: In, row: Items) -> TypedExpr:
+        """Returns (a, b) IN ((1, 2), (3, 4)): a = 1 AND b = 2 OR a = 3 AND b = 4."""
+        assert isinstance(node.values, tuple)
+        found: Expression | None = None
+        for value in node.values:
+            if not isinstance(value, Items) or len(value.items) != len(row.items):
+                raise SqlFault(
+                    value.span, f"IN compares with rows of {len(row.items)} values", "(a, b) IN ((1, 2), (3, 4))"
+                )
+            same: Expression | None = None
+            for mine, its in zip(row.items, value.items, strict=True):
+                equal = Binary("=", mine, its, value.span)
+                same = equal if same is None else Binary("AND", same, equal, value.span)
+            assert same is not None
+            found = same if found is None else Binary("OR", found, same, node.span)
+        assert found is not None
+        made = self.predicate(found)
         return self.typed(~made if node.negated else made, node.span)
 
     def _like(self, node: Like) -> TypedExpr:
@@ -368,7 +405,7 @@ _BINDERS: dict[type, Callable[..., TypedExpr]] = {
 
 _HINTS = {
     Star: "* stands in the select list and in COUNT(*)",
-    Subquery: "a query as a value is not supported: join it",
+    Subquery: "a query as a value stands in WHERE, or in a select list without aggregates",
     Exists: "EXISTS (SELECT …) stands in WHERE, joined by AND with other conditions",
     Items: "compare the columns one by one",
     Descriptor: "DESCRIPTOR is an argument of a table function",

@@ -221,14 +221,14 @@ WRONG = [
         "ORDER BY … LIMIT 10; of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) and WHERE n <= 10",
     ),
     (
-        "SELECT * FROM flights WHERE delay NOT IN (SELECT id FROM plain)",
-        "1:29: NOT IN (SELECT …) is not supported: with a NULL in it, no row would pass",
-        "write a LEFT JOIN, and WHERE … IS NULL",
+        "SELECT * FROM flights WHERE (delay, origin) NOT IN (SELECT id, name FROM plain)",
+        "1:29: NOT IN of several columns is not supported",
+        "write NOT EXISTS (SELECT …)",
     ),
     (
-        "SELECT (SELECT MAX(id) FROM plain) FROM flights",
-        "1:8: this has no value here",
-        "a query as a value is not supported: join it",
+        "SELECT carrier, COUNT(*) FROM flights GROUP BY carrier HAVING COUNT(*) > (SELECT 5)",
+        "1:74: this has no value here",
+        "a query as a value stands in WHERE, or in a select list without aggregates",
     ),
     (
         "SELECT name FROM flights, plain",

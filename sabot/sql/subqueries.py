@@ -1,0 +1,72 @@
+"""Joins of rows with queries: of NOT IN (SELECT …), and of a query in the place of a value."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from sabot.api.aggregates import max as greatest
+from sabot.api.expr import Expr, coalesce, col, lit
+from sabot.api.nodes.read import endless_read
+from sabot.api.stream import Stream
+from sabot.sql.scope import Names, Relation, TableColumn, TypedExpr, names_of, node_of
+from sabot.sql.select import has_aggregate
+from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.tree import Call, Constant, Query, SelectBody, ValuesBody
+
+
+def without_partners(stream: Stream, inner: Stream, mine: TypedExpr, its: TypedExpr) -> Stream:
+    """Returns the rows for which `mine NOT IN (SELECT its …)` is true.
+
+    A row whose key is in the query is dropped. A comparison with NULL is neither true nor false, so a NULL on
+    either side drops the row too, but for one case: the query has no rows.
+
+        key     query         NOT IN
+        1       2, 3          true
+        1       2, NULL       NULL
+        NULL    2             NULL
+        NULL    (no rows)     true
+    """
+    found = stream.join(inner, left_on=mine.expr, right_on=its.expr, how="anti")
+    names = Names(set(node_of(stream).column_names or ()))
+    nulls = names.free("nulls")  # 1 if the query has a NULL, 0 if it has none, NULL if it has no rows
+    rows = inner.group_by(every=lit(0)).aggregate(**{nulls: greatest(its.expr.is_null().cast("int64"))}).select(nulls)
+    passes = col(nulls).is_null() | ((col(nulls) == 0) & mine.expr.is_not_null())
+    return found.join(rows, left_on=lit(0), right_on=lit(0), how="left").filter(passes).drop(nulls)
+
+
+def check_one_row(query: Query) -> None:
+    """Raises SqlFault for a query in the place of a value that may have several rows."""
+    body = query.body
+    limited = isinstance(query.limit, Constant) and query.limit.text == "1"
+    single = isinstance(body, ValuesBody) and len(body.rows) == 1
+    if isinstance(body, SelectBody) and not body.group:
+        single = body.source is None or has_aggregate(body.items)
+    if not (limited or single):
+        raise SqlFault(
+            query.span,
+            "a query as a value has one row: one aggregate without GROUP BY, or LIMIT 1",
+            "SELECT MAX(x) FROM t",
+        )
+
+
+def with_value(relation: Relation, inner: Relation, query: Query, span: Span) -> tuple[Relation, TableColumn]:
+    """Returns the rows with the value of a query in a column that only its own place in the statement finds.
+
+    While the query has no row, the value is NULL, and 0 for COUNT. The rows are updated when the value changes. A
+    query whose input ends gives its value then, and never changes it.
+    """
+    if len(inner.fields) != 1:
+        raise SqlFault(query.span, "a query as a value has one column")
+    (field,) = inner.fields
+    name = names_of(relation).free("value")
+    made = query.body.items[0].expression if isinstance(query.body, SelectBody) else None
+    counts = isinstance(made, Call) and made.name.text.upper() == "COUNT" and not query.body.group  # type: ignore[union-attr]
+    rows = inner.stream.select(**{name: col(field.column)})
+    if rows.changes and endless_read(node_of(rows)) is None:
+        rows = rows.materialize()
+    stream = relation.stream.join(rows, left_on=lit(0), right_on=lit(0), how="left")
+    if counts:
+        value: Expr = coalesce(col(name), lit(0))
+        stream = stream.with_columns(**{name: value})
+    added = TableColumn("", "", name, pa.int64() if counts else field.type, merged=True)
+    return replace(relation, stream=stream, fields=(*relation.fields, added)), added
