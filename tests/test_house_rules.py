@@ -196,6 +196,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "the jobs of the durable agents of a run",
     ),
     "mcp/pool.py": "a server may ask people through a job",
+    "runtime/dead_letters.py": "dead letters of durable agents are selected by their job",
 }
 
 SAYS_DURABLE = re.compile(  # lines of other modules that name a job of a durable agent

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from sabot.codecs.records import text_or_hex
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError
 from sabot.jobs.values import unpack, unpack_error
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
@@ -74,17 +75,6 @@ def as_plain(value: Any) -> Any:
             return text_or_hex(value)
         case _:
             return str(value)
-
-
-def text_or_hex(data: bytes | None) -> str:
-    """Bytes as text where they are UTF-8, else as hexadecimal digits; "" for None."""
-    if data is None:
-        return ""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return data.hex()
-    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()
 
 
 def readable(value: Any) -> Any:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.entry_values import as_plain, readable, text_or_hex, value_of
+from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
+from sabot.codecs.records import text_or_hex
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import decode_verdict
 from sabot.jobs.history import IN_DOUBT

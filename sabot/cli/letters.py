@@ -8,23 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.entry_values import text_or_hex
-from sabot.api.nodes.node import walk
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
-from sabot.config import dead_letter_topic, legal_topic, parse_broker
+from sabot.codecs.records import text_or_hex
+from sabot.config import dead_letter_topic, parse_broker
 from sabot.connectors.base import Sink
-from sabot.connectors.files.letters import FileHome
-from sabot.connectors.files.paths import bare_suffix
-from sabot.connectors.letters import DeadLetter, Home, Letters
-from sabot.connectors.sql.letters import TableHome
+from sabot.connectors.letters import DeadLetter, Letters
+from sabot.connectors.redrive import Selection
 from sabot.errors import UserError
 from sabot.logs import set_up_logging
-from sabot.operators.agents.job_rows import JOB_HEADER
 from sabot.redaction import redacted_url
+from sabot.runtime.dead_letters import (
+    LetterFilter,
+    LetterPlace,
+    job_of,
+    letter_facts,
+    opened_letters,
+    origin_of,
+    record_facts,
+    steps_dropping_late,
+)
+from sabot.runtime.dead_letters import redrive as send_back
 
+_REMEDIES = {"to": "--to TOPIC sends them there", "now": "--now gives them the current time"}
 _WHICH = "give --broker kafka://host:port, or write sabot -A module:app dlq …"
 
 dlq = typer.Typer(help="List, show and redrive dead letters.", no_args_is_help=True, rich_markup_mode=None)
@@ -77,15 +85,13 @@ def list_(
 
     def work() -> None:
         with _opened(context, topic, table, broker, kafka) as dead:
-            found = (
-                each for each in dead.letters(redriven=everything) if each.says(error) and job in (None, _job_of(each))
-            )
-            chosen = islice(found, limit or 20)
+            chosen = LetterFilter(error=error, job=job or "")
+            found = islice(filter(chosen.selects, dead.letters(redriven=everything)), limit or 20)
             if json:
-                for letter in chosen:
+                for letter in found:
                     json_line(_facts(letter))
                 return
-            rows = [_row(letter, everything) for letter in chosen]
+            rows = [_row(letter, everything) for letter in found]
             titles = ["letter", "written", "record", "agent", "version", "error", "payload"]
             columns([*titles, "redriven"] if everything else titles, rows)
 
@@ -161,12 +167,15 @@ def redrive(
     places = None if not only else [_place(text) for text in only]
     skipped = {_place(text) for text in skip or []}
 
+    def wanted(letter: DeadLetter) -> bool:
+        return letter.says(error) and (letter.partition, letter.offset) not in skipped
+
     def work() -> None:
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
             chosen = places if job is None else _places_of(dead, job, places)
             if said := _late_note(context):
                 typer.echo(said, err=True)
-            _send_back(dead, json, to=to, only=chosen, error=error, limit=limit, skip=skipped, now=now)
+            _send_back(dead, json, Selection(to or "", chosen, wanted, limit, now))
 
     _run(work)
 
@@ -182,7 +191,7 @@ def redrive_job(
 ) -> None:
     """Redrives the dead letters of a job and prints how many. `place`: their place, or None for that of its agent in the app of -A."""
     with _opened(context, place or _letters_of(context, job), table, broker, kafka, sends=True) as dead:
-        _send_back(dead, json, only=_places_of(dead, job, None))
+        _send_back(dead, json, Selection(only=_places_of(dead, job, None)))
 
 
 def _letters_of(context: typer.Context, job: str) -> str:
@@ -216,33 +225,22 @@ def _late_note(context: typer.Context) -> str:
     target = context.find_root().obj
     if target is None:
         return f"records keep their event time: a window, join or pattern that has passed it and has no late= {fate}"
-    dropping = [
-        node.text() for node in walk(load_app(target).ends()) if node.needs_time and vars(node).get("late", "") is None
-    ]
+    dropping = steps_dropping_late(load_app(target).ends())
     return f"records keep their event time: {'; '.join(dropping)} {fate}" if dropping else ""
 
 
-def _send_back(dead: Letters, json: bool, **chosen: Any) -> None:
+def _send_back(dead: Letters, json: bool, selection: Selection) -> None:
     """Redrives dead letters and prints how many went to which topic. Raises UserError if some could not be redriven."""
-    from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
-    from sabot.kafka.redrive import redrive as send_back
-
-    assert isinstance(dead, DeadLetters)
-    done = send_back(dead, **chosen)
+    done = send_back(dead, selection)
+    left = {f"{why} ({_REMEDIES[done.remedies[why]]})": count for why, count in done.left.items()}
     if json:
-        json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
+        json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": left})
     else:
         went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
         before = f"; {done.already} were redriven before" if done.already else ""
         typer.echo(f"{done.letters} dead letters are redriven{': ' + went if went else ''}{before}")
-    if done.left:
-        raise UserError("; ".join(f"{count} dead letters are not redriven: {why}" for why, count in done.left.items()))
-
-
-def _job_of(letter: DeadLetter) -> str | None:
-    """Returns the id of the durable agent's job that the dead letter is about, or None for other records."""
-    found = next((value for name, value in reversed(letter.headers) if name == JOB_HEADER), None)
-    return None if found is None else found.decode(errors="replace")
+    if left:
+        raise UserError("; ".join(f"{count} dead letters are not redriven: {why}" for why, count in left.items()))
 
 
 def _places_of(dead: Letters, job: str, places: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
@@ -250,7 +248,7 @@ def _places_of(dead: Letters, job: str, places: list[tuple[int, int]] | None) ->
 
     `places`: the places to choose from, or None for all.
     """
-    found = [(each.partition, each.offset) for each in dead.letters(redriven=True) if _job_of(each) == job]
+    found = [(each.partition, each.offset) for each in dead.letters(redriven=True) if job_of(each) == job]
     chosen = [place for place in found if places is None or place in places]
     if not chosen:
         raise UserError(
@@ -274,37 +272,11 @@ def _opened(
     *,
     sends: bool = False,
 ) -> Iterator[Letters]:
-    """Opens the dead letters of a place. `sends`: True if they are to be redriven.
-
-    The notes on which dead letters were redriven are on a broker, for every kind of place. Dead letters in a file or table can be read
-    without a broker; then all of them count as not redriven.
-    """
-    home = _home(place, table)
-    try:
-        address, settings = address_of(context, broker, kafka, needed=sends or home is None)
-        if address is None:
-            assert home is not None
-            yield Letters(home)
-            return
-        from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
-
-        dead = DeadLetters(place if home is None else legal_topic(home.name), address, settings, home=home)
-        try:
-            if not sends:
-                dead.read_notes()
-            yield dead
-        finally:
-            dead.close()
-    finally:
-        if home is not None:
-            home.close()
-
-
-def _home(place: str, table: str | None) -> Home | None:
-    """Returns the file or table that `place` names, or None for a topic. A name with a slash or the suffix .ndjson is a path."""
-    if table is not None:
-        return TableHome(place, table)
-    return FileHome(place) if "/" in place or bare_suffix(place) == ".ndjson" else None
+    """Opens the dead letters of a place, as `opened_letters` does, with the broker of the command line or of the app in -A."""
+    at = LetterPlace(place, table or "")
+    address, settings = address_of(context, broker, kafka, needed=sends or not (at.is_file or at.table))
+    with opened_letters(at, address, settings, sends=sends) as dead:
+        yield dead
 
 
 def address_of(
@@ -341,8 +313,7 @@ def address_of(
 
 
 def _row(letter: DeadLetter, everything: bool) -> list[str]:
-    facts = letter.facts
-    where = f"{facts.get('topic', '?')}[{facts.get('partition', '?')}]@{facts.get('offset', '?')}"
+    facts, where = letter.facts, origin_of(letter)
     error = shortened(f"{facts.get('error', '?')}: {facts.get('message', '')}", 60)
     payload = "null" if letter.payload is None else shortened(text_or_hex(letter.payload), 40)
     row = [
@@ -358,17 +329,7 @@ def _row(letter: DeadLetter, everything: bool) -> list[str]:
 
 
 def _facts(letter: DeadLetter) -> dict[str, Any]:
-    numbers = {"partition", "offset", "timestamp", "attempts"}
-    record = {name: letter.number(name) if name in numbers else value for name, value in letter.facts.items()}
-    return {
-        "letter": letter.place,
-        "written": letter.timestamp,
-        "redriven": letter.redriven,
-        **record,
-        "key": None if letter.key is None else text_or_hex(letter.key),
-        "headers": [[name, text_or_hex(value)] for name, value in letter.headers],
-        "payload": None if letter.payload is None else text_or_hex(letter.payload),
-    }
+    return {**letter_facts(letter), **record_facts(letter)}
 
 
 def _value_shown(name: str, value: Any) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sabot.agents.entry_values import text_or_hex
 from sabot.cli.letters import Broker, address_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
+from sabot.codecs.records import text_or_hex
 from sabot.config import checked_topic
 from sabot.errors import UserError
 from sabot.logs import set_up_logging

@@ -405,3 +405,14 @@ def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
             strict=True,
         )
     ]
+
+
+def text_or_hex(data: bytes | None) -> str:
+    """Returns bytes as text if they are readable UTF-8, else as hexadecimal digits; "" for None."""
+    if data is None:
+        return ""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()

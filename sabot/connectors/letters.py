@@ -450,6 +450,12 @@ class Ranges:
         at = bisect_right(self._first, offset)
         return at > 0 and self._last[at - 1] >= offset
 
+    def copy(self) -> "Ranges":
+        """Returns an equal set."""
+        other = Ranges()
+        other._first, other._last = list(self._first), list(self._last)
+        return other
+
     def behind(self, offset: int) -> int:
         """Returns the first offset, from `offset` on, that is not in the set."""
         at = bisect_right(self._first, offset)
@@ -492,11 +498,15 @@ class Letters:
         self.home = home
         self.redriven: dict[int, Ranges] = {index: Ranges() for index in home.bounds}
 
-    def letters(self, *, redriven: bool = False) -> Iterator[DeadLetter]:
-        """Yields the dead letters by partition and offset. `redriven`: True includes those that were redriven before."""
-        for index, (_, end) in self.home.bounds.items():
-            done = self.redriven[index]
-            for letter in self.home.read(index, self.begin(index, redriven=redriven), end):
+    def letters(self, *, redriven: bool = False, after: tuple[int, int] = (-1, -1)) -> Iterator[DeadLetter]:
+        """Yields the dead letters by partition and offset. `redriven`: True includes those that were redriven before.
+        `after`: the place behind which to begin.
+        """
+        for index, (_, end) in sorted(self.home.bounds.items()):
+            if index < after[0]:
+                continue
+            done, begin = self.redriven[index], self.begin(index, redriven=redriven)
+            for letter in self.home.read(index, max(begin, after[1] + 1) if index == after[0] else begin, end):
                 if redriven or letter.offset not in done:
                     yield replace(letter, redriven=letter.offset in done)
 

@@ -17,6 +17,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer
 from typer.testing import CliRunner
 
+import sabot.connectors.redrive as selecting
 import sabot.kafka.redrive as redriving
 from sabot import App, NdjsonSink, SqlSink, steps
 from sabot._cython.arrow.batch import Batch
@@ -395,7 +396,7 @@ class Watching:
 
 @pytest.fixture
 def small_transactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(redriving, "_LETTERS", 3)
+    monkeypatch.setattr(selecting, "_LETTERS", 3)
     yield
     steps.watch(None)
 
@@ -452,6 +453,7 @@ def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
 
 KILLED = """
 import os, signal, sys, threading
+import sabot.connectors.redrive as selecting
 import sabot.kafka.redrive as redriving
 from sabot import steps
 from sabot.kafka.letters import DeadLetters
@@ -474,7 +476,7 @@ class Killer:
         return size
 
 seen = []
-redriving._LETTERS = 3
+selecting._LETTERS = 3
 steps.watch(Killer())
 redriving.redrive(DeadLetters(topic, url))
 print("not killed")

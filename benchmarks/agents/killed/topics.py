@@ -9,6 +9,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from killed.shop import Order, World
 
+from sabot.connectors.redrive import Selection
 from sabot.kafka.admin import create_topic
 from sabot.kafka.letters import DeadLetters
 from sabot.kafka.redrive import redrive
@@ -105,6 +106,6 @@ class Redriver:
                 self._world.mended(number).touch()
         dead = DeadLetters(self._world.topic("dead"), self._world.broker)
         try:
-            self.sent += redrive(dead, only=list(first.values())).letters
+            self.sent += redrive(dead, Selection(only=list(first.values()))).letters
         finally:
             dead.close()

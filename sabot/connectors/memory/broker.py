@@ -18,8 +18,10 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, encode_json, encode_key
 from sabot.config import parse_broker
 from sabot.connectors.base import Token, Track
+from sabot.connectors.letters import Ranges
 from sabot.connectors.memory.topic import Topic, size_of
 from sabot.errors import AppLocked, UserError
+from sabot.steps import step
 
 
 class MemoryBroker:
@@ -44,6 +46,10 @@ class MemoryBroker:
         self._tracks: dict[
             str, tuple[object, Token | None]
         ] = {}  # by key of the track: the owner that claimed it last, and its token
+        self._notes_lock = threading.Lock()
+        self._notes: dict[
+            str, dict[int, Ranges]
+        ] = {}  # by id of the place of dead letters, and partition: the offsets that were sent back
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":
@@ -131,6 +137,8 @@ class MemoryBroker:
             self._topics.clear()
             self._groups.clear()
             self._tracks.clear()
+        with self._notes_lock:
+            self._notes.clear()
         for topic in topics:
             topic.forget()
 
@@ -166,6 +174,30 @@ class MemoryBroker:
             if anyhow or token is None or token.incarnation != track.incarnation or token.seq < seq:
                 then()
                 self._tracks[track.key] = (owner, Token(seq, track.incarnation))
+
+    def send_back(self, home: str, begin: int, letter: Record, topic: str, partition: int | None) -> bool:
+        """Appends the record of a dead letter to a topic, and notes that it was sent, in one step. Returns False, and
+        appends nothing, if there is a note already. Never waits: raises TransientError if the topic is full.
+
+        `home`: the id of the place of the dead letter. `letter`: its record, with the partition and offset of the dead
+        letter. `begin`: the first offset that the note covers. `partition`: that of the topic, or None to let the key
+        decide.
+        """
+        where = self.topic(topic)
+        with self._notes_lock:
+            sent = self._notes.setdefault(home, {}).setdefault(letter.partition, Ranges())
+            if letter.offset in sent:
+                return False
+            with step("append", topic):
+                if where.publish([letter.payload], letter.key, partition, letter.headers, letter.timestamp) is None:
+                    raise where.full()
+                sent.add(begin, letter.offset)
+        return True
+
+    def sent_back(self, home: str) -> dict[int, Ranges]:
+        """Returns the offsets of the dead letters of a place that were sent back, by partition."""
+        with self._notes_lock:
+            return {partition: sent.copy() for partition, sent in self._notes.get(home, {}).items()}
 
     def _lost(self, track: Track) -> AppLocked:
         return AppLocked(

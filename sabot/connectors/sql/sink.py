@@ -47,9 +47,10 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         if isinstance(keys, str):
             raise UserError(f"table {table}: keys={keys!r} is no list", hint=f"keys=[{keys!r}]")
         self.name = table
+        self.url = str(url)
         self._keys = list(keys)
         self._schema = schema
-        self._database = database_of(str(url), table, keys)
+        self._database = database_of(self.url, table, keys)
         self._track: Track | None = None
         self._owner = ""  # the name under which this sink has claimed the track, from its first claim until `close`
         self._fitting: pa.Schema | None = None  # the last schema whose columns were found in the table

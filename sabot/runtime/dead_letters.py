@@ -1,0 +1,258 @@
+"""The dead letters of an app, for people: the places where they lie, pages of them with counts, and what a redrive needs to know.
+
+`sabot dlq` and the console render what these functions return. All of them block.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.node import walk
+from sabot.api.nodes.read import Read, StreamEnd
+from sabot.codecs.records import text_or_hex
+from sabot.config import dead_letter_topic, legal_topic, parse_broker
+from sabot.connectors.base import Sink
+from sabot.connectors.files import NdjsonSink
+from sabot.connectors.files.letters import FileHome
+from sabot.connectors.files.paths import bare_suffix
+from sabot.connectors.letters import DeadLetter, Home, Letters
+from sabot.connectors.memory import MemoryBroker
+from sabot.connectors.memory.letters import MemoryLetters
+from sabot.connectors.memory.letters import redrive as redrive_in_memory
+from sabot.connectors.redrive import Redriven, Selection
+from sabot.connectors.sql import SqlSink
+from sabot.connectors.sql.letters import TableHome
+from sabot.errors import UserError
+from sabot.operators.agents.job_rows import JOB_HEADER
+from sabot.plan import dead_letter_topics, fed_by_streams
+
+_NUMBERS = {"partition", "offset", "timestamp", "attempts"}
+_MOST_READ = 20_000  # dead letters that are read for one page, and for its counts
+
+
+@dataclass(frozen=True)
+class LetterPlace:
+    """A place of dead letters. `name`: a topic, the path of an NDJSON file or folder, or, with a `table`, the address of a
+    database. `table`: its name, or "". `broker`: the address of the broker of a topic if it is not that of the app, or "".
+    `unread`: the reason why no dead letters can be read there, or "".
+    """
+
+    name: str
+    table: str = ""
+    broker: str = ""
+    unread: str = ""
+
+    def opened_home(self) -> Home | None:
+        """Returns the file or table, or None for a topic. A name with a slash or the suffix .ndjson is a path. Raises UserError."""
+        if self.unread:
+            raise UserError(self.unread)
+        if self.table:
+            return TableHome(self.name, self.table)
+        return FileHome(self.name) if self.is_file else None
+
+    @property
+    def is_file(self) -> bool:
+        """True if the place is a file or folder."""
+        return not self.table and ("/" in self.name or bare_suffix(self.name) == ".ndjson")
+
+
+@contextmanager
+def opened_letters(
+    place: LetterPlace, broker: str | None, kafka: Mapping[str, Any], *, sends: bool = False
+) -> Iterator[Letters]:
+    """Opens the dead letters of a place. `sends`: True if they are to be redriven.
+
+    The notes on which dead letters were redriven are on the broker, for every kind of place. Dead letters in a file or table can be
+    read without a broker (None); then all of them count as not redriven.
+    """
+    home = place.opened_home()
+    try:
+        if broker is None:
+            if home is None:
+                raise UserError(f"topic {place.name!r} cannot be read without a broker")
+            yield Letters(home)
+            return
+        name = place.name if home is None else legal_topic(home.name)
+        if parse_broker(broker)[0] == "memory":
+            dead: Any = MemoryLetters(name, MemoryBroker.get(broker), home=home)
+        else:
+            from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
+
+            dead = DeadLetters(name, broker, kafka, home=home)
+        try:
+            if not sends:
+                dead.read_notes()
+            yield dead
+        finally:
+            dead.close()
+    finally:
+        if home is not None:
+            home.close()
+
+
+def redrive(dead: Letters, selection: Selection) -> Redriven:
+    """Sends the selected dead letters back through the broker with which they were opened, each once. Raises UserError if there is
+    none.
+    """
+    if isinstance(dead, MemoryLetters):
+        return redrive_in_memory(dead, selection)
+    if type(dead) is Letters:
+        raise UserError("dead letters are sent back to the topics of a broker, and none is given")
+    from sabot.kafka.letters import DeadLetters  # here, because this loads the Kafka client
+    from sabot.kafka.redrive import redrive as redrive_in_kafka
+
+    assert isinstance(dead, DeadLetters)
+    return redrive_in_kafka(dead, selection)
+
+
+def letter_places(ends: Sequence[StreamEnd], specs: Sequence[AgentSpec]) -> list[LetterPlace]:
+    """Returns the places into which the streams and agents of an app write dead letters, each once, in the order of the program."""
+    found: list[LetterPlace] = []
+    for node in walk(ends):
+        given = getattr(node, "dead_letter", None)
+        if isinstance(node, Read) and isinstance(given, str):
+            found.append(LetterPlace(dead_letter_topic(given, node.name)))
+        elif given is not None:
+            found.append(_place_of(given))
+    fed = fed_by_streams(ends)
+    for spec in specs:
+        if isinstance(spec.dead_letter, str):
+            found += [LetterPlace(topic) for topic in dead_letter_topics(spec, specs, fed).values()]
+        else:
+            found.append(_place_of(spec.dead_letter))
+    return list(dict.fromkeys(found))
+
+
+def _place_of(sink: str | Sink) -> LetterPlace:
+    if isinstance(sink, str):
+        return LetterPlace(sink)
+    if isinstance(sink, SqlSink):
+        return LetterPlace(sink.url, sink.name)
+    if isinstance(sink, NdjsonSink):
+        name = sink.name if "/" in sink.name else f"./{sink.name}"
+        return LetterPlace(name)
+    if isinstance(broker := getattr(sink, "broker", None), str):  # a KafkaSink, whose module loads the Kafka client
+        return LetterPlace(sink.name, broker=broker)
+    return LetterPlace(sink.name, unread=f"dead letters in {type(sink).__name__} cannot be read back")
+
+
+def steps_dropping_late(ends: Iterable[StreamEnd]) -> list[str]:
+    """Returns the texts of the steps that drop late rows, because they have no place for them. A record that is sent back keeps its
+    event time, so these steps may drop it.
+    """
+    return [node.text() for node in walk(ends) if node.needs_time and vars(node).get("late", "") is None]
+
+
+# -- pages of dead letters --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LetterFilter:
+    """A filter of dead letters. An empty value selects all.
+
+    `error`: a text in the name of the error or in its message. `reason`: the name of the error. `step`: the step, or the agent or
+    task if the dead letter has no step. `job`: the id of a durable agent's job. `text`: a text in one of the facts, in any letter
+    case; keys, headers and payloads are not searched.
+    """
+
+    error: str = ""
+    reason: str = ""
+    step: str = ""
+    job: str = ""
+    text: str = ""
+
+    def selects(self, letter: DeadLetter) -> bool:
+        """Returns True if all parts of the filter select the dead letter."""
+        return (
+            letter.says(self.error)
+            and self.reason in ("", reason_of(letter))
+            and self.step in ("", step_of(letter))
+            and self.job in ("", job_of(letter))
+            and (not self.text or self.text.casefold() in "\n".join([letter.place, *letter.facts.values()]).casefold())
+        )
+
+
+@dataclass(frozen=True)
+class LetterPage:
+    """A page of dead letters. `following`: the place behind which the next page begins, or None. `counts`: the number of selected dead
+    letters by reason and step. `complete`: False if there are more than were counted.
+    """
+
+    letters: list[DeadLetter]
+    following: tuple[int, int] | None
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    complete: bool = True
+
+    @property
+    def found(self) -> int:
+        """The number of counted dead letters."""
+        return self.counts.total()
+
+
+def letters_page(
+    dead: Letters, chosen: LetterFilter, *, after: tuple[int, int] = (-1, -1), redriven: bool = False, most: int = 50
+) -> LetterPage:
+    """Returns the selected dead letters behind a place, at most `most`, the oldest first. `redriven`: True includes those that were
+    redriven before.
+
+    At most 20,000 dead letters are read for the page, and for the counts, which are those of all pages.
+    """
+    letters: list[DeadLetter] = []
+    following: tuple[int, int] | None = None
+    at = after
+    for read, letter in enumerate(dead.letters(redriven=redriven, after=after)):
+        if len(letters) == most or read == _MOST_READ:
+            following = at
+            break
+        at = (letter.partition, letter.offset)
+        if chosen.selects(letter):
+            letters.append(letter)
+    counts: Counter[tuple[str, str]] = Counter()
+    complete = True
+    for read, letter in enumerate(dead.letters(redriven=redriven)):
+        if read == _MOST_READ:
+            complete = False
+            break
+        if chosen.selects(letter):
+            counts[reason_of(letter), step_of(letter)] += 1
+    return LetterPage(letters, following, counts, complete)
+
+
+def reason_of(letter: DeadLetter) -> str:
+    """Returns the name of the error, or "?" for a record that Sabot did not write as a dead letter."""
+    return letter.facts.get("error", "?")
+
+
+def step_of(letter: DeadLetter) -> str:
+    """Returns the step of the row, or the agent or task that set a whole record apart, or "?"."""
+    return letter.facts.get("step") or letter.facts.get("agent", "?")
+
+
+def job_of(letter: DeadLetter) -> str | None:
+    """Returns the id of the durable agent's job that the dead letter is about, or None for other records."""
+    found = next((value for name, value in reversed(letter.headers) if name == JOB_HEADER), None)
+    return None if found is None else found.decode(errors="replace")
+
+
+def origin_of(letter: DeadLetter) -> str:
+    """Returns the place from which the record came, as topic[partition]@offset."""
+    facts = letter.facts
+    return f"{facts.get('topic', '?')}[{facts.get('partition', '?')}]@{facts.get('offset', '?')}"
+
+
+def letter_facts(letter: DeadLetter) -> dict[str, Any]:
+    """Returns what is known of a dead letter, without its record: place, time, origin, error, agent and step."""
+    facts = {name: letter.number(name) if name in _NUMBERS else value for name, value in letter.facts.items()}
+    return {"letter": letter.place, "written": letter.timestamp, "redriven": letter.redriven, **facts}
+
+
+def record_facts(letter: DeadLetter) -> dict[str, Any]:
+    """Returns the record of a dead letter: key, headers and payload, as text or hexadecimal digits."""
+    return {
+        "key": None if letter.key is None else text_or_hex(letter.key),
+        "headers": [[name, text_or_hex(value)] for name, value in letter.headers],
+        "payload": None if letter.payload is None else text_or_hex(letter.payload),
+    }
