@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
+from sabot.agents.actions import ActionRecord, ActionStatus
+from sabot.agents.inbox import ANSWERS, InboxQuestion, check_answer, find_question, read_questions
 from sabot.agents.job_view import JobView
 from sabot.agents.store import as_json
 from sabot.cli.journal import By, Json, Place, arguments_text, json_of, post, quietly, reading, this_user
@@ -14,7 +15,6 @@ from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
 from sabot.jobs.history import IN_DOUBT
-from sabot.journal.base import JournalReader
 from sabot.journal.entries import Letter
 
 actions = typer.Typer(help="List and answer questions to people.", no_args_is_help=True, rich_markup_mode=None)
@@ -31,29 +31,24 @@ def list_actions(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            known, waiting = JobView.of(reader), _answers(reader)
-        found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
+            found = read_questions(reader, everything=everything)
         if json:
-            for action in found:
-                json_line(_action_facts(action, waiting))
+            for each in found:
+                json_line(_facts(each))
             return
-        rows = [
-            [
-                each.action_id,
-                each.type,
-                _status(each, waiting),
-                "" if each.expires_at is None else moment(round(each.expires_at * 1000)),
-                each.resume_token,
-                shortened(_question(each), 90),
-            ]
-            for each in found
-        ]
-        columns(["action", "type", "status", "until", "token", "question"], rows)
+        columns(["action", "type", "status", "until", "token", "question"], [_row(each) for each in found])
 
     quietly(work)
 
 
-def _question(action: ActionRecord) -> str:
+def _row(question: InboxQuestion) -> list[object]:
+    action = question.action
+    until = "" if action.expires_at is None else moment(round(action.expires_at * 1000))
+    text = shortened(_text(action), 90)
+    return [action.action_id, action.type, question.status, until, action.resume_token, text]
+
+
+def _text(action: ActionRecord) -> str:
     if action.type == IN_DOUBT and "effect" in action.payload:
         return f"was {action.payload['effect']}{arguments_text(action.payload.get('arguments'))} done?"
     if action.approves_effect:
@@ -70,20 +65,9 @@ def _arguments_shown(action: ActionRecord) -> str:
     return arguments_text(arguments)
 
 
-def _answers(reader: JournalReader) -> dict[str, Letter]:
-    """Returns the answers in the inbox that the journal's owner has not read yet, by token."""
-    return {letter.token: letter for letter in reader.letters() if letter.kind == "answer"}
-
-
-def _status(action: ActionRecord, waiting: dict[str, Letter]) -> str:
-    if action.status is ActionStatus.PENDING and action.resume_token in waiting:
-        return "answered, not taken yet"
-    return action.status
-
-
-def _action_facts(action: ActionRecord, waiting: dict[str, Letter]) -> dict[str, Any]:
-    facts: dict[str, Any] = loads(as_json(action, "the action"))
-    return {**facts, "answered": action.resume_token in waiting or action.status is ActionStatus.RESOLVED}
+def _facts(question: InboxQuestion) -> dict[str, Any]:
+    facts: dict[str, Any] = loads(as_json(question.action, "the action"))
+    return {**facts, "answered": question.answered or question.action.status is ActionStatus.RESOLVED}
 
 
 @actions.command("show")
@@ -96,14 +80,8 @@ def show_action(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            known, waiting = JobView.of(reader), _answers(reader)
-        record = known.actions.get(action) or known.of_token(action)
-        if record is None:
-            raise UserError(
-                f"{reader.where} has no action with the id or token {action}",
-                hint="sabot actions list --all shows them",
-            )
-        json_line(_action_facts(record, waiting))
+            found = find_question(reader, action)
+        json_line(_facts(found))
 
     quietly(work)
 
@@ -135,16 +113,10 @@ def resolve_action(
 
     The answer is stored durably when the command ends, whether the journal's owner runs or not.
     """
-    words: dict[str, tuple[bool, dict[str, Any]]] = {
-        "--approve": (approve, {"approved": True}),
-        "--reject": (reject, {"approved": False}),
-        "--done": (done, {"outcome": "done"}),
-        "--not-done": (not_done, {"outcome": "not_done"}),
-        "--abandon": (abandon, {"outcome": "abandon"}),
-    }
+    given = {"approve": approve, "reject": reject, "done": done, "not-done": not_done, "abandon": abandon}
 
     def work() -> None:
-        said = {word: answer for word, (chosen, answer) in words.items() if chosen}
+        said = {f"--{word}": ANSWERS[word] for word, chosen in given.items() if chosen}
         answer = _answer(said, None if with_ is None else json_of(with_, "--with"), given=with_ is not None)
         with reading(place, kafka) as reader:
             question = reader.question(token)
@@ -177,19 +149,14 @@ def _answer(said: dict[str, dict[str, Any]], value: Any, *, given: bool) -> dict
     return value
 
 
-def _check(asked: ActionRecord, word: str, answer: dict[str, Any]) -> None:
+def _check(asked: ActionRecord, option: str, answer: dict[str, Any]) -> None:
     """Raises WrongUse if the answer does not fit the kind of the question."""
     try:
-        check_resolution(asked, answer)
+        check_answer(asked, option.removeprefix("--"), answer)
     except UserError as error:
-        hint = (
-            "give --done (with --with JSON for the result of the call), --not-done (makes the call again), or --abandon"
-        )
-        if asked.approves_effect:
+        hint = "give --approve, --reject, or --with JSON"
+        if asked.type == IN_DOUBT:
+            hint = "give --done (with --with JSON for the result of the call), --not-done (makes the call again), or --abandon"
+        elif asked.approves_effect:
             hint = "give --approve or --reject"
-        raise WrongUse(f"{word} does not answer this question: {error.message}", hint=hint) from error
-    if asked.type != IN_DOUBT and word in ("--done", "--not-done", "--abandon"):
-        raise WrongUse(
-            f"{word} answers only effects in doubt, and action {asked.action_id} is a question of type {asked.type}",
-            hint="give --approve, --reject, or --with JSON",
-        )
+        raise WrongUse(f"{option} does not answer this question: {error.message}", hint=hint) from error

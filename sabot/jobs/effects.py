@@ -420,11 +420,10 @@ class Effects:
     def _approval(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
         """Whether a person allows it. An entry says so before it is made: only behind that it may be in doubt."""
         ask.token, ask.due_ms = "", 0
-        by = f" by {answer.by}" if answer.by else ""
         if answer.outcome != "resolved":
             self._refused(running, ask, f"nobody has approved it: the question was {answer.outcome}")
         elif not is_approved(answer):
-            self._refused(running, ask, f"it was rejected{by}")
+            self._refused(running, ask, _rejection(answer))
         elif ask.kind == "child":
             ask.attempt = 1
             self.children.begin(running, ask)
@@ -553,20 +552,26 @@ def _refusal(ask: Ask, why: str, rule: str) -> str:
 
 def is_approved(answer: Answer) -> bool:
     """Whether it says yes: {"approved": true}, and nothing else counts."""
+    return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
+
+
+def _resolution(answer: Answer) -> dict[str, Any]:
+    """Returns what a person has answered; {} if it is no JSON object."""
     try:
-        body = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
+        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
     except UNREADABLE:
-        return False
-    return answer.outcome == "resolved" and body.get("approved") is True
+        return {}
+    return body
+
+
+def _rejection(answer: Answer) -> str:
+    """Returns who has rejected an effect and why, as far as the answer says it, for the error in the job."""
+    by, reason = f" by {answer.by}" if answer.by else "", _resolution(answer).get("reason")
+    return f"it was rejected{by}" + (f": {reason}" if isinstance(reason, str) and reason else "")
 
 
 def _said(answer: Answer) -> tuple[str, Any]:
     """The verdict of a person, and the result that goes with it. Any other word means `abandon`: nothing is repeated by mistake."""
-    if answer.outcome != "resolved":
-        return "abandon", None
-    try:
-        body = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
-    except UNREADABLE:
-        return "abandon", None
+    body = _resolution(answer) if answer.outcome == "resolved" else {}
     said = body.get("outcome", body.get("answer"))
     return (said if said in VERDICTS else "abandon"), body.get("result")

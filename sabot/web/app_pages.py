@@ -138,9 +138,22 @@ class AppPages:
         screens = {
             name: each for name, each in self._screens.screens.items() if session is not None and each.open_to(session)
         }
-        shared = {"app": self._screens.app.id, "screens": screens, "page": "", "events": "", "parts": {}}
+        badges = {} if session is None else self._badges(session)
+        shared = {
+            "app": self._screens.app.id,
+            "screens": screens,
+            "page": "",
+            "events": "",
+            "parts": {},
+            "badges": badges,
+        }
         text = self._templates.get_template(template).render({**shared, "session": session, **facts})
         return HTMLResponse(text, status)
+
+    def _badges(self, session: ConsoleSession) -> dict[str, int]:
+        """Returns the numbers in the head of the pages, by the name of the screen."""
+        screens = self._screens.screens.items()
+        return {name: each.badge() for name, each in screens if each.badge is not None and each.open_to(session)}
 
     def _action_of(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def act(request: Request) -> Response:
@@ -187,7 +200,8 @@ class AppPages:
                     parts = self._parts(events.page, events.query, events.session)
                     changed = {part: text for part, text in parts.items() if sent.get(part) != text}
                     sent, last = dict(parts), now
-                    data = json.dumps({"run": run, "parts": changed})
+                    badges = self._badges(events.session)
+                    data = json.dumps({"run": run, "parts": changed, "badges": badges})
                     async with asyncio.timeout(_SEND_SECONDS):
                         await send(f"id: {last}\ndata: {data}\n\n".encode())
                 await self._tabs.wait()

@@ -96,7 +96,7 @@ class Pages:
         return Response(self._assets[name], media_type=_ASSETS[name])
 
     def _html(self, template: str, status: int, *, session: ConsoleSession | None, **facts: Any) -> HTMLResponse:
-        shared = {"app": self._title, "screens": {}, "page": "", "events": "", "parts": {}}
+        shared = {"app": self._title, "screens": {}, "page": "", "events": "", "parts": {}, "badges": {}}
         text = self._templates.get_template(template).render({**shared, "session": session, **facts})
         return HTMLResponse(text, status)
 

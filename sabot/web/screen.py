@@ -27,7 +27,8 @@ class Screen:
     """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
     page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
     None if it has no table. `role`: "act" if it shows texts that can contain data, which sessions that may only read do not get.
-    `listed`: True if the head of each page has a link to it.
+    `listed`: True if the head of each page has a link to it. `badge`: returns the number that this link shows, such as that of open
+    questions; it is asked once a second.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Screen:
     rows: Callable[[Query], Rows | Awaitable[Rows]] | None = None
     role: Role = "read"
     listed: bool = True
+    badge: Callable[[], int] | None = None
 
     def open_to(self, session: ConsoleSession) -> bool:
         """Returns True if the session may see this screen."""

@@ -3,6 +3,7 @@
 from sabot.checkpoint.inspection import SavepointRecord
 from sabot.web.app_screens import AppScreens
 from sabot.web.checkpoint_screens import CheckpointScreens
+from sabot.web.inbox_screens import InboxScreens
 from sabot.web.job_screens import JobScreens
 from sabot.web.log_screens import LogScreens
 from sabot.web.reader import ConsoleReader
@@ -23,6 +24,7 @@ class Screens:
             AppScreens(app).group(),
             self._checkpoints.group(),
             JobScreens(app.jobs).group(),
+            InboxScreens(app).group(),
             LogScreens(app.log).group(),
         ]
         self.screens: dict[str, Screen] = {name: each for group in groups for name, each in group.screens.items()}

@@ -34,6 +34,16 @@ function replace(part, html) {
   if (way) way.reduce((at, child) => at && at.children[child], part)?.focus?.({ preventScroll: true });
 }
 
+// The numbers in the head of the page, and their sum in its title.
+function showBadges(badges) {
+  for (const badge of document.querySelectorAll("[data-badge]")) {
+    badge.textContent = badges[badge.dataset.badge];
+    badge.hidden = !badges[badge.dataset.badge];
+  }
+  const sum = Object.values(badges).reduce((all, each) => all + each, 0);
+  document.title = (sum ? `(${sum}) ` : "") + document.title.replace(/^\(\d+\) /, "");
+}
+
 function follow(address) {
   const events = new EventSource(address);
   events.onmessage = (event) => {
@@ -41,6 +51,7 @@ function follow(address) {
     const told = JSON.parse(event.data);
     if (run && run !== told.run) location.reload();
     run = told.run;
+    showBadges(told.badges);
     for (const part of document.querySelectorAll("[data-part]")) {
       const html = told.parts[part.dataset.part];
       const selecting = !document.getSelection().isCollapsed && part.contains(document.getSelection().anchorNode);

@@ -1,0 +1,171 @@
+"""The questions of a journal to people, and their answers: the command line and the console only render them.
+
+`read_questions` and `find_question` read a whole journal once. `OpenQuestions` follows a journal that is looked at again and again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
+from sabot.agents.job_view import JobView
+from sabot.agents.jobs import JobRecord
+from sabot.agents.store import as_json
+from sabot.errors import LetterRefused, UserError
+from sabot.jobs.history import IN_DOUBT
+from sabot.journal.base import JournalReader
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Letter
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "approve": {"approved": True},
+    "reject": {"approved": False},
+    "done": {"outcome": "done"},
+    "not-done": {"outcome": "not_done"},
+    "abandon": {"outcome": "abandon"},
+}
+"""Answers by their short names. The last three are for effects in doubt: the call was made; make it again; raise an error in the job."""
+
+OF_DOUBTS = ("done", "not-done", "abandon")
+
+
+@dataclass(frozen=True, slots=True)
+class InboxQuestion:
+    """A question to a person. `job`: the job that asks, or None if the journal does not have its beginning. `answered`: True if an answer
+    is in the inbox of the journal, and its owner has not taken it yet.
+    """
+
+    action: ActionRecord
+    job: JobRecord | None = None
+    answered: bool = False
+
+    @property
+    def status(self) -> str:
+        """The state of the question, in words."""
+        pending = self.action.status is ActionStatus.PENDING
+        return "answered, not taken yet" if pending and self.answered else str(self.action.status)
+
+    @property
+    def effect(self) -> str:
+        """The name of the effect that the question is about, or "" if it is about none."""
+        asks = self.in_doubt or self.action.approves_effect
+        return str(self.action.payload["effect"]) if asks else ""
+
+    @property
+    def in_doubt(self) -> bool:
+        """True if a person is asked whether an effect was made."""
+        return self.action.type == IN_DOUBT and "effect" in self.action.payload
+
+    @property
+    def key(self) -> str:
+        """The idempotency key with which an effect in doubt was called, by which a person can look the call up; "" for other questions."""
+        return EffectId(self.action.job_id, int(self.action.payload["ordinal"])).key if self.in_doubt else ""
+
+    @property
+    def context(self) -> Any:
+        """The value that the person is shown: the arguments of the effect by their names or numbers, or the payload of the question."""
+        if not self.effect:
+            return dict(self.action.payload)
+        match self.action.payload.get("arguments"):
+            case [list() as args, dict() as named]:
+                return {str(number): each for number, each in enumerate(args, 1)} | named
+            case [*_, last] if self.action.payload.get("kind") == "model":
+                return last  # the last message of the request
+            case other:
+                return {} if other is None else other
+
+
+def _questions(known: JobView, reader: JournalReader, actions: Collection[ActionRecord]) -> list[InboxQuestion]:
+    answered = {letter.token for letter in reader.letters() if letter.kind == "answer"}
+    return [InboxQuestion(each, known.job(each.job_id), each.resume_token in answered) for each in actions]
+
+
+def read_questions(reader: JournalReader, *, everything: bool = False) -> list[InboxQuestion]:
+    """Returns the open questions in the order in which they were asked; with `everything` closed ones too. Reads the journal, blocks."""
+    known = JobView.of(reader)
+    found = [each for each in known.actions.values() if everything or each.status is ActionStatus.PENDING]
+    return _questions(known, reader, found)
+
+
+def find_question(reader: JournalReader, word: str) -> InboxQuestion:
+    """Returns the question with this id or token. Reads the journal and blocks. Raises UserError if there is none."""
+    known = JobView.of(reader)
+    action = known.actions.get(word) or known.of_token(word)
+    if action is None:
+        raise UserError(
+            f"{reader.where} has no action with the id or token {word}", hint="sabot actions list --all shows them"
+        )
+    return _questions(known, reader, [action])[0]
+
+
+class OpenQuestions:
+    """The open questions of a journal, for a reader who looks again and again: each `read` takes only the entries that are new. It keeps
+    the jobs that have not ended. Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._identity = ""
+        self._known: JobView | None = None
+        self._start: dict[int, int] = {}
+
+    def read(self, reader: JournalReader) -> list[InboxQuestion]:
+        """Returns the open questions, the oldest first. Blocks."""
+        if self._known is None or reader.identity != self._identity:
+            self._identity, self._known, self._start = reader.identity, JobView(reader), {}
+        known = self._known
+        known.bodies = reader
+        for position, entry in reader.read(start=self._start):
+            self._start[position.partition] = position.offset + 1
+            known.apply(entry)
+        known.forget_ended()
+        for job_id in [job_id for job_id, job in known.states.items() if not job.begun]:
+            known.forget(job_id)  # entries behind the end of a job
+        return _questions(
+            known, reader, [each for each in known.actions.values() if each.status is ActionStatus.PENDING]
+        )
+
+
+class PostsLetters(Protocol):
+    """A place that takes letters for a journal, such as `app.jobs.store`."""
+
+    def post(self, letter: Letter) -> None:
+        """Does the same as `Inbox.post`."""
+
+
+@dataclass(slots=True)
+class AnswerCount:
+    """The number of answers that were taken, and those that were refused: pairs of the id of a question and the reason."""
+
+    answered: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def check_answer(action: ActionRecord, word: str, answer: Mapping[str, Any]) -> None:
+    """Raises UserError if the answer does not fit the kind of the question. `word`: the short name of the answer, "" if it has none."""
+    check_resolution(action, answer)
+    if action.type != IN_DOUBT and word in OF_DOUBTS:
+        raise UserError(
+            f"{word} answers only effects in doubt, and action {action.action_id} is a question of type {action.type}",
+            hint="approve, reject, or answer with a JSON object",
+        )
+
+
+def answer_questions(
+    inbox: PostsLetters, questions: Sequence[InboxQuestion], word: str, answer: Mapping[str, Any], by: str
+) -> AnswerCount:
+    """Gives the same answer to several questions, one after the other, and returns what became of them. `word`: as in `check_answer`.
+    Blocks.
+
+    Each answer is durable before the next one is given, and a question takes one answer: after a crash in the middle the same call
+    answers the rest.
+    """
+    count = AnswerCount()
+    for each in questions:
+        try:
+            check_answer(each.action, word, answer)
+            inbox.post(Letter("answer", each.action.resume_token, body=as_json(dict(answer), "the answer"), by=by))
+        except (LetterRefused, UserError) as error:
+            count.refused.append((each.action.action_id, error.message))
+        else:
+            count.answered += 1
+    return count

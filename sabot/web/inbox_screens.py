@@ -1,0 +1,161 @@
+"""The screen of the questions to people, and its action: the answers. Tokens of questions stay here, forms have the ids of questions."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sabot.agents.inbox import ANSWERS, OF_DOUBTS, InboxQuestion, OpenQuestions, answer_questions
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import SabotError, UserError
+from sabot.redaction import scrubbed
+from sabot.threads import run_in_thread
+from sabot.web.payloads import ShownPayload
+from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
+
+if TYPE_CHECKING:
+    from sabot.agents.app_jobs import AppJobStore
+
+_FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the head of the pages
+_MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
+_ASK = "ask:"  # before the id of a question, in the name of a field
+
+_SAID = {
+    "approve": "approved",
+    "reject": "rejected",
+    "done": "known to be done",
+    "not-done": "made again",
+    "abandon": "given up",
+    "value": "answered",
+}
+"""What became of questions, by the answer of a form."""
+
+
+class InboxScreens:
+    """The facts of the screen, and the answers. Used by the thread of the server."""
+
+    def __init__(self, app: ShownApp) -> None:
+        self._known = app.jobs
+        self._payloads = app.payloads
+        self._following = OpenQuestions()
+        self._lock = asyncio.Lock()
+        self._questions: list[InboxQuestion] = []
+        self._read_at = 0.0
+        self._reading: asyncio.Task[list[InboxQuestion]] | None = None
+
+    def group(self) -> ScreenGroup:
+        """Returns the screen and its action; none if the app has no durable agents."""
+        if self._known is None:
+            return ScreenGroup()
+        screen = Screen("Inbox", "/inbox", more=self._list, rows=self._rows, role="act", badge=self._count)
+        return ScreenGroup({"inbox": screen}, {"answer": self._answer})
+
+    @property
+    def _store(self) -> "AppJobStore":
+        assert self._known is not None  # without jobs there is no such screen
+        return self._known.store
+
+    def _count(self) -> int:
+        """Returns the number of questions that nobody has answered, as of the last look, and begins another one if that was long ago."""
+        now = SYSTEM_CLOCK.monotonic()
+        if now - self._read_at > _FRESH_SECONDS and (self._reading is None or self._reading.done()):
+            self._read_at = now
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+            self._reading.add_done_callback(_look)
+        return len(self._questions)
+
+    async def _read(self) -> list[InboxQuestion]:
+        """Returns the questions that nobody has answered. Raises SabotError if the journal cannot be read."""
+
+        def read() -> list[InboxQuestion]:
+            with self._store.reader() as reader:
+                return [each for each in self._following.read(reader) if not each.answered]
+
+        async with self._lock:
+            self._questions = await run_in_thread(read)
+        return self._questions
+
+    async def _found(self, query: Query) -> list[InboxQuestion]:
+        wanted = query.get("q", "").casefold()
+        return [each for each in await self._read() if wanted in _searched(each).casefold()]
+
+    async def _list(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of the list, the oldest question first. Raises UserError if the journal cannot be read."""
+        found = await self._found(query)
+        now = self._store.clock.time()
+        cards = [(each, self._context(each), each.action.overdue(now)) for each in found[:_MOST_SHOWN]]
+        return {
+            "doubts": [each for each in cards if each[0].in_doubt],
+            "asked": [each for each in cards if not each[0].in_doubt],
+            "found": len(found),
+            "shown": len(cards),
+            "at": SYSTEM_CLOCK.time(),
+            "field": _ASK,
+            "scrubbed": scrubbed,
+        }
+
+    def _context(self, question: InboxQuestion) -> ShownPayload:
+        """Returns the part of the context that the page may show. If it is about an effect, its name shows all arguments."""
+        return self._payloads.shown(question.context, question.effect or question.action.type)
+
+    async def _rows(self, query: Query) -> Rows:
+        return [
+            {
+                "id": each.action.action_id,
+                "job": each.action.job_id,
+                "agent": "" if each.job is None else each.job.agent,
+                "type": each.action.type,
+                "effect": each.effect,
+                "asked_at": each.action.created_at,
+                "until": each.action.expires_at,
+                "context": "; ".join(f"{name}: {text}" if name else text for name, text in self._context(each).fields),
+            }
+            for each in await self._found(query)
+        ]
+
+    async def _answer(self, form: Mapping[str, str]) -> str:
+        """Answers the questions that the form has. Raises UserError if it has none, or if an answer was not taken."""
+        word, wanted = form.get("answer", ""), {name.removeprefix(_ASK) for name in form if name.startswith(_ASK)}
+        answer = _answer_of(word, form)
+        if not wanted:
+            raise UserError("no question is selected", hint="select the questions of this answer, then send it")
+        questions = [each for each in await self._read() if each.action.action_id in wanted]
+        count = await run_in_thread(answer_questions, self._store, questions, word, answer, form[BY])
+        await self._read()
+        gone = len(wanted) - len(questions)
+        said = [f"{count.answered:,} of {len(wanted):,} questions: {_SAID[word]}."] if count.answered else []
+        said += [f"{gone:,} were answered, or over, before."] if gone else []
+        said += [f"{name}: {why}" for name, why in count.refused]
+        if count.refused or not count.answered:
+            raise UserError(" ".join(said))
+        return " ".join(said)
+
+
+def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the answer that the form gives. Raises UserError for a word that is no answer, and for a value that is not JSON."""
+    if word != "value" and word not in ANSWERS:
+        raise UserError("the form has no answer", hint="send it by one of its buttons")
+    answer = dict(ANSWERS.get(word, {}))
+    if word == "value" or (word == "done" and form.get("value")):
+        try:
+            value = json.loads(form.get("value", ""))
+        except (ValueError, RecursionError):
+            raise UserError("the value is not JSON", hint='write JSON, as in {"choice": 2}') from None
+        if word == "value" and not isinstance(value, dict):
+            raise UserError("the value is not a JSON object", hint='write an object, as in {"choice": 2}')
+        answer |= value if word == "value" else {"result": value}
+    if word not in OF_DOUBTS and form.get("reason"):
+        answer.setdefault("reason", form["reason"])
+    return answer
+
+
+def _searched(question: InboxQuestion) -> str:
+    agent = "" if question.job is None else f"{question.job.agent}\n{question.job.scope_id}"
+    return "\n".join((question.action.action_id, question.action.type, question.effect, agent))
+
+
+def _look(reading: "asyncio.Task[list[InboxQuestion]]") -> None:
+    """Takes the error of a look at the journal: the page of the inbox raises it again, and shows it."""
+    if not reading.cancelled() and (error := reading.exception()) is not None and not isinstance(error, SabotError):
+        raise error

@@ -1,0 +1,200 @@
+"""The inbox over HTTP: questions to people and effects in doubt, and their answers."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from unit.web.test_console import MARKUP
+from unit.web.test_job_screens import ask, enter
+
+from sabot import App
+from sabot.agents import DurableContext, PolicyEngine, ToolPolicy, tool
+from sabot.web.console import Console
+from sabot.web.payloads import Payloads
+from tools.agent_tools import publish, started, until, values
+
+
+class Bank:
+    """A bank whose first transfer of each order breaks off in the middle."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.refunded: list[str] = []
+
+    def tools(self) -> tuple[Any, Any]:
+        @tool
+        async def transfer(order: str, amount: int) -> str:
+            self.asked.append(order)
+            if self.asked.count(order) == 1:
+                raise TimeoutError("the bank does not answer")
+            return f"paid {order}"
+
+        @tool
+        async def refund(order: str, amount: int) -> str:
+            self.refunded.append(order)
+            return f"refunded {order}"
+
+        return transfer, refund
+
+
+@asynccontextmanager
+async def office(
+    url: str, folder: Path, messages: list[dict[str, Any]], payloads: Payloads | None = None
+) -> AsyncIterator[tuple[App, Console, Bank]]:
+    """An app whose jobs wait for a person: by `ask`, for the approval of a refund, or about a transfer in doubt."""
+    bank = Bank()
+    transfer, refund = bank.tools()
+    policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True, reason=f"refunds need a person {MARKUP}")])
+    app = App("shop", url, state=str(folder), checkpoint_interval=3600, policy=policy)
+
+    @app.agent("tickets", name="handle", sink="answers", durable=True, concurrency=100)
+    async def handle(ctx: DurableContext) -> Any:
+        message = ctx.message
+        try:
+            match message["what"]:
+                case "refund":
+                    return await ctx.call(refund, order=message["order"], amount=message["amount"])
+                case "transfer":
+                    return await ctx.call(transfer, message["order"], amount=message["amount"])
+                case _:
+                    answer = await ctx.ask("choose", {"customer": message["order"], "amount": message["amount"]})
+                    return [answer.by, dict(answer.resolution)]
+        except Exception as error:
+            return str(error)
+
+    async with started(app):
+        publish(app, "tickets", messages)
+        await until(lambda: app.statistics()["jobs"]["parked"] == len(messages))
+        await app.agent_runtime.trigger_checkpoint()
+        console = Console(app, port=0, payloads=payloads)
+        try:
+            yield app, console, bank
+        finally:
+            console.close()
+
+
+def ticket(what: str, order: str = f"o-1{MARKUP}") -> dict[str, Any]:
+    return {"what": what, "order": order, "amount": 4711}
+
+
+def fields(page: str) -> list[str]:
+    """The names of the fields that select questions, each once."""
+    return sorted(set(re.findall(r'name="(ask:[^"]+)"', page)))
+
+
+async def test_questions_are_listed_without_values_and_without_tokens(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("refund"), ticket("transfer"), ticket("ask")]) as (app, console, _):
+        browser = await enter(console, "act")
+        status, page = await ask(browser, "/inbox")
+        assert status == 200
+        assert "May refund be done?" in page
+        assert "Was transfer done?" in page
+        assert "sabot-" in page, "the idempotency key, to look the transfer up"
+        assert "refunds need a person &lt;script&gt;" in page
+        assert "2 values hidden" in page
+        assert MARKUP not in page
+        rows = (await ask(browser, "/inbox.json"))[1]
+        assert {each["effect"] for each in json.loads(rows)} == {"refund", "transfer", ""}
+        table = (await ask(browser, "/inbox.csv"))[1]
+        tokens = [each.resume_token for each in await app.actions.find()]
+        assert len(tokens) == 3
+        for text in (page, rows, table):
+            assert "4711" not in text
+            assert not [each for each in tokens if each in text]
+
+
+async def test_named_values_are_shown_and_a_tool_shows_its_arguments(memory_url: str, tmp_path: Path) -> None:
+    payloads = Payloads(names=frozenset({"transfer", "customer"}))
+    async with office(memory_url, tmp_path, [ticket("transfer"), ticket("ask")], payloads) as (_, console, _bank):
+        browser = await enter(console, "act")
+        rows = {each["type"]: each["context"] for each in json.loads((await ask(browser, "/inbox.json"))[1])}
+        assert rows == {"in_doubt": f"1: o-1{MARKUP}; amount: 4711", "choose": f"customer: o-1{MARKUP}"}
+        page = (await ask(browser, "/inbox?q=transfer"))[1]
+        assert page.count("4711") == 1
+        assert MARKUP not in page
+
+
+async def test_several_questions_are_answered_at_once_with_a_reason(memory_url: str, tmp_path: Path) -> None:
+    messages = [ticket("refund", f"o-{n}") for n in range(3)]
+    async with office(memory_url, tmp_path, messages) as (app, console, bank):
+        browser = await enter(console, "act")
+        first, *others = fields((await ask(browser, "/inbox"))[1])
+        answer = {"answer": "reject", "reason": "too much", "by": "admin"}
+        status, page = await ask(browser, "/act/answer", dict.fromkeys(others, "1") | answer)
+        assert (status, "2 of 2 questions: rejected." in page) == (200, True)
+        await until(lambda: app.statistics()["jobs"]["ended"] == 2)
+        assert bank.refunded == []
+        said = values(app, "answers")
+        assert all(re.search(r"rejected by console:[0-9a-f]{12}: too much", each) for each in said), said
+        status, page = await ask(browser, "/act/answer", {others[0]: "1", "answer": "approve"})
+        assert (status, "1 were answered, or over, before" in page) == (409, True)
+        assert (await ask(browser, "/act/answer", {first: "1", others[0]: "1", "answer": "approve"}))[0] == 200
+        await until(lambda: app.statistics()["jobs"]["ended"] == 3)
+        assert len(bank.refunded) == 1
+        assert "Nobody is asked now." in (await ask(browser, "/inbox"))[1]
+
+
+async def test_effects_in_doubt_are_decided_by_a_person(memory_url: str, tmp_path: Path) -> None:
+    messages = [ticket("transfer", f"o-{n}") for n in range(3)]
+    async with office(memory_url, tmp_path, messages) as (app, console, bank):
+        browser = await enter(console, "act")
+        done, again, given_up = fields((await ask(browser, "/inbox"))[1])
+        assert (await ask(browser, "/act/answer", {done: "1", "answer": "approve"}))[0] == 409
+        assert (await ask(browser, "/act/answer", {done: "1", "answer": "done", "value": "nope"}))[0] == 409
+        assert app.statistics()["jobs"]["ended"] == 0
+        for field, answer in [
+            (done, {"answer": "done", "value": '"looked up"'}),
+            (again, {"answer": "not-done"}),
+            (given_up, {"answer": "abandon"}),
+        ]:
+            assert (await ask(browser, "/act/answer", {field: "1"} | answer))[0] == 200
+        await until(lambda: app.statistics()["jobs"]["ended"] == 3)
+        assert sorted(bank.asked)[0] == "o-0"
+        assert len(bank.asked) == 4, "one transfer is made again"
+        said = sorted(values(app, "answers"))
+        assert said[0] == "looked up"
+        assert re.fullmatch(r"paid o-\d", said[1])
+        assert "abandoned by console:" in said[2]
+
+
+async def test_a_question_of_a_job_takes_an_object(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
+        browser = await enter(console, "act")
+        (field,) = fields((await ask(browser, "/inbox"))[1])
+        for wrong in ({"answer": "done"}, {"answer": "value", "value": "[1]"}, {"answer": "value", "value": "{"}, {}):
+            assert (await ask(browser, "/act/answer", {field: "1"} | wrong))[0] == 409
+        assert (await ask(browser, "/act/answer", {"answer": "approve"}))[0] == 409, "no question is selected"
+        assert (await ask(browser, "/act/answer", {"ask:nobody/1": "1", "answer": "approve"}))[0] == 409
+        assert (await ask(browser, "/act/answer", {field: "1", "answer": "value", "value": '{"choice": 2}'}))[0] == 200
+        await until(lambda: app.statistics()["jobs"]["ended"] == 1)
+        ((by, resolution),) = values(app, "answers")
+        assert by.startswith("console:")
+        assert resolution == {"choice": 2}
+
+
+async def test_the_head_of_each_page_has_the_number_of_open_questions(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("refund"), ticket("ask")]) as (_, console, _bank):
+        browser = await enter(console, "act")
+        page = ""
+        while "<title>(2) App" not in page:
+            page = (await ask(browser, "/"))[1]
+            await asyncio.sleep(0.01)
+        assert re.search(r'data-badge="inbox">2<', page)
+        reader = await enter(console, "read")
+        page = (await ask(reader, "/"))[1]
+        assert "<title>App" in page
+        assert "/inbox" not in page
+
+
+async def test_a_session_that_may_read_has_no_inbox(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
+        (field,) = fields((await ask(await enter(console, "act"), "/inbox"))[1])
+        reader = await enter(console, "read")
+        for path in ("/inbox", "/inbox.json", "/inbox.csv", "/events/inbox"):
+            assert (await ask(reader, path))[0] == 403
+        assert (await ask(reader, "/act/answer", {field: "1", "answer": "approve"}))[0] == 403
+        assert app.statistics()["jobs"]["ended"] == 0
