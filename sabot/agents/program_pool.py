@@ -26,7 +26,6 @@ from sabot.agents.program_runs import (
     ErrorTail,
     ProgramOutput,
     RunId,
-    how_ended,
 )
 from sabot.backoff import Backoff
 from sabot.codecs.records import encode_json
@@ -208,7 +207,7 @@ class ProgramPool:
         """The child has ended, or is ended now, and had a record in hand. why: "": as its status says."""
         try:
             await instance.end()
-            why = why or how_ended(await instance.child.wait())
+            why = why or (await instance.child.wait()).how
         except CommunicationError as error:  # the supervisor was killed
             why = why or f"was ended: {error.message}"
         return CommunicationError(

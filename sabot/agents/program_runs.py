@@ -13,7 +13,6 @@ from sabot.llm.tools import Effect
 from sabot.process.client import Child, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
-from sabot.process.status import ExitStatus
 from sabot.threads import run_to_end
 
 MAX_OUTPUT_BYTES = 10 << 20
@@ -167,7 +166,7 @@ class ProgramRuns:
         if too_much and status.limit is None:
             why = f"was ended, because it wrote more than {MAX_OUTPUT_BYTES >> 20} MB, or {MAX_LINES:,} lines"
         elif status.limit is not None or status.code not in self._codes:
-            why = how_ended(status)
+            why = status.how
         else:
             if heard is not None and said[told:]:
                 await heard(_lines(said[told:]))
@@ -188,10 +187,3 @@ async def _ended(child: Child, tail: ErrorTail) -> None:
 def _lines(said: bytes | bytearray) -> list[str]:
     lines = said.decode(errors="replace").split("\n")
     return lines if lines[-1] else lines[:-1]
-
-
-def how_ended(status: ExitStatus) -> str:
-    """What an error says of it."""
-    if status.limit is not None:
-        return f"was ended, because it had more than its {status.limit}"
-    return f"ended with {status.code}" if status.signal is None else f"was ended by signal {status.signal}"

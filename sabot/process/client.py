@@ -87,8 +87,8 @@ class Child:
 
     @property
     def how(self) -> str:
-        """How it has ended, in words."""
-        return "its supervisor was killed" if self.status is None else self.status.how
+        """The end of the child, as a sentence: say `it ended with 3`."""
+        return "its supervisor was killed" if self.status is None else f"it {self.status.how}"
 
     @property
     def is_over(self) -> bool:

@@ -20,7 +20,7 @@ from sabot.config import check_numbers, checked_durations
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.command import are_texts
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
-from sabot.process.worker import RuntimeAgent, WorkerProcess
+from sabot.process.worker import RuntimeAgent, TaskLines
 from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
@@ -177,10 +177,10 @@ class AgentExecutor:
         await self._tell("task.submitted", instance.id, task.task_id, None)
         while True:
             some: AbstractAsyncContextManager[Any] = nullcontext() if slots is None else slots
-            async with instance.lock, some:
-                process = await instance.usable()
-                if process is not None:
-                    return await self._counted(instance, process, task)
+            async with instance.turn, some:
+                lines = await instance.usable()
+                if lines is not None:
+                    return await self._counted(instance, lines, task)
             instance = self._choose(agent_id)  # it was terminated, or is degraded
 
     async def execute_tasks_parallel(
@@ -201,7 +201,7 @@ class AgentExecutor:
             running = [group.create_task(one(*each)) for each in tasks]
         return [each.result() for each in running]
 
-    async def _counted(self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> TaskResult:
+    async def _counted(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> TaskResult:
         """One task of an instance that is acquired and lives."""
         began = self._clock.monotonic()
         try:
@@ -210,7 +210,7 @@ class AgentExecutor:
             if self.tools is not None:
                 await self.tools.get_or_create(instance.id)
             await self._tell("task.tools_checked", instance.id, task.task_id, None)
-            result, calls = await self._executed(instance, process, task)
+            result, calls = await self._executed(instance, lines, task)
         except BaseException:
             self._failed += 1
             raise
@@ -223,48 +223,48 @@ class AgentExecutor:
             self._seconds += self._clock.monotonic() - began
             await self._tell("task.released", instance.id, task.task_id, None)
 
-    async def _executed(self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation) -> tuple[Any, int]:
+    async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:
         """What it has answered, and how many tools it has called. A process that may still be at the task afterwards is ended."""
         seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
-        async with process.busy():
+        async with instance.busy():
             try:
                 async with asyncio.timeout(seconds):
-                    answer, calls = await self._conversation(instance, process, task)
+                    answer, calls = await self._conversation(instance, lines, task)
             except TimeoutError as error:
                 raise Timeout(
-                    f"task {task.task_id} of instance {instance.name!r} was not done in {seconds:g} s"
+                    f"task {task.task_id} of instance {instance.label} was not done in {seconds:g} s"
                 ) from error
             finally:
                 if answer is None:
-                    await run_to_end(process.stop(why="its task was ended", by_task=True))
+                    await run_to_end(instance.end_task(lines))
         if (
             answer.get("error") is not None or "result" not in answer
         ):  # older programs write "error": null beside a result
             wrong = answer["error"]
             said = wrong.get("message", wrong) if isinstance(wrong, Mapping) else wrong
-            raise ExecutionError(f"task {task.task_id} of instance {instance.name!r} has failed: {said}")
+            raise ExecutionError(f"task {task.task_id} of instance {instance.label} has failed: {said}")
         return answer["result"], calls
 
     async def _conversation(
-        self, instance: RuntimeAgent, process: WorkerProcess, task: TaskDelegation
+        self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation
     ) -> tuple[dict[str, Any], int]:
         most = _lower(task.max_tool_calls, instance.limits.max_tool_calls_per_task)
         calls = 0
-        await process.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
+        await lines.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
         await self._tell("task.started", instance.id, task.task_id, None)
         while True:
-            message = await process.hear()
+            message = await lines.hear()
             if message.get("method") != "tools/call":
                 if message.get("id", task.task_id) == task.task_id:
                     return message, calls
                 continue
             calls += 1
             if most is not None and calls > most:
-                why = f"task {task.task_id} of instance {instance.name!r} has called more than {most:g} tools"
+                why = f"task {task.task_id} of instance {instance.label} has called more than {most:g} tools"
                 await self._audit(instance, task, message.get("params"), "refused", why)
                 raise ResourceLimitExceeded(why, limit="max_tool_calls_per_task")
-            await process.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
+            await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
         """What the process is told of its call of a tool: what went wrong is its model's to know."""

@@ -5,18 +5,17 @@ import json
 import os
 import signal
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.errors import (
     AgentError,
@@ -28,6 +27,7 @@ from sabot.process.errors import (
     SpawnFailed,
     Timeout,
 )
+from sabot.process.instance import Instance, Phase
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
@@ -38,9 +38,7 @@ _ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
 
 
 class AgentStatus(StrEnum):
-    """Where an instance is. A process says by itself only that it runs, is stopped, or has ended: the others are for instances that say
-    more.
-    """
+    """The status of an instance in document 003."""
 
     IDLE = "Idle"
     INITIALIZING = "Initializing"
@@ -50,6 +48,22 @@ class AgentStatus(StrEnum):
     COMPLETED = "Completed"
     FAILED = "Failed"
     TERMINATED = "Terminated"
+
+
+AGENT_STATUSES: Final[Mapping[Phase, AgentStatus]] = {
+    Phase.NEW: AgentStatus.IDLE,
+    Phase.STARTING: AgentStatus.INITIALIZING,
+    Phase.READY: AgentStatus.RUNNING,
+    Phase.BUSY: AgentStatus.THINKING,
+    Phase.IDLE: AgentStatus.IDLE,
+    Phase.SUSPENDED: AgentStatus.PAUSED,
+    Phase.STOPPING: AgentStatus.RUNNING,
+    Phase.WAITING: AgentStatus.INITIALIZING,
+    Phase.COMPLETED: AgentStatus.COMPLETED,
+    Phase.TERMINATED: AgentStatus.TERMINATED,
+    Phase.FAILED: AgentStatus.FAILED,
+}
+"""The status of each phase. An instance of a runner has one task from its start on: it is Running, Paused or over."""
 
 
 class AgentSignal(StrEnum):
@@ -137,21 +151,23 @@ class AgentInfo:
 class AgentHandle:
     """An instance that was spawned. Its streams belong to the event loop that spawned it.
 
-    id: unlike any other's. session_id: by which the program's session can be resumed, once it was read in its output.
+    id: the instance's own. session_id: the id by which the program's session can be resumed, once it was read in the
+    output.
     """
 
-    def __init__(self, config: AgentConfig, program: AgentProgram, child: Child, *, events: bool) -> None:
-        self.id = uuid.uuid4().hex
+    def __init__(self, config: AgentConfig, program: AgentProgram, instance: Instance, *, events: bool) -> None:
+        assert instance.child is not None
+        self._instance = instance
+        self.id = instance.id
         self.config = config
-        self.child = child
+        self.child = instance.child
         self.session_id = config.resume
         self.metrics: AgentMetrics | None = None
         self._program = program
         self._events = events and program.answer is not None
-        self._ended_by_us = False
         self._sent = 0
         self._received = 0
-        self._measured_at = child.started_at
+        self._measured_at = self.child.started_at
         self._measured_cpu = 0.0
 
     def __repr__(self) -> str:
@@ -166,14 +182,8 @@ class AgentHandle:
         )
 
     def status(self) -> AgentStatus:
-        """Where it is now."""
-        if not self.child.is_over:
-            return AgentStatus.PAUSED if self.child.paused else AgentStatus.RUNNING
-        ended = self.child.status
-        if ended is not None and ended.success:
-            return AgentStatus.COMPLETED
-        killed = ended is not None and ended.signal is not None and ended.limit is None
-        return AgentStatus.TERMINATED if self._ended_by_us and killed else AgentStatus.FAILED
+        """Returns the present status."""
+        return AGENT_STATUSES[self._instance.see()]
 
     async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
         """How it ended, when nothing of it is left. Raises Timeout when it runs longer; it goes on then."""
@@ -198,7 +208,7 @@ class AgentHandle:
         else:
             answer = "\n".join(said)
         if not status.success:
-            raise ExecutionError(f"instance {self.config.name!r} {_how(status)}{await self._last_words()}")
+            raise ExecutionError(f"instance {self.config.name!r} {status.how}{await self._last_words()}")
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
@@ -248,13 +258,13 @@ class AgentHandle:
         """
         match what:
             case AgentSignal.INTERRUPT:
-                self._ended_by_us = True
+                self._instance.given_up = True
                 self.child.signal(signal.SIGINT)
             case AgentSignal.TERMINATE:
-                self._ended_by_us = True
+                self._instance.given_up = True
                 self.child.signal(signal.SIGTERM)
             case AgentSignal.KILL:
-                self._ended_by_us = True
+                self._instance.given_up = True
                 self.child.kill()
             case AgentSignal.PAUSE:
                 self.child.pause()
@@ -274,7 +284,7 @@ class AgentHandle:
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Closes its stdin, SIGTERM to all of it, and SIGKILL to who lives `grace_seconds` later. -> how it ended"""
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
-        self._ended_by_us = True
+        self._instance.given_up = True
         return await self.child.stop(grace_s)
 
     async def measure(self) -> AgentMetrics:
@@ -349,9 +359,10 @@ class LocalProcessRunner:
                 f"instance {config.name!r}: max_concurrent_agents={most} run already",
                 hint="wait for one, or allow more",
             )
+        instance = Instance(command, name=config.name)
         self._starting += 1
         try:
-            child = await (await Supervisor.running()).spawn(command)
+            await instance.start()
         except AgentError:
             raise
         except UserError as error:  # this is not Linux
@@ -362,7 +373,7 @@ class LocalProcessRunner:
             raise IoError(f"instance {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
             self._starting -= 1
-        handle = AgentHandle(config, program, child, events=self.config.enable_json_streaming)
+        handle = AgentHandle(config, program, instance, events=self.config.enable_json_streaming)
         self._running[handle.id] = handle
         if self.config.enable_health_checks and (self._health is None or self._health.done()):
             self._health = asyncio.ensure_future(self._check_health())
@@ -471,9 +482,3 @@ def _json(line: str) -> Any:
         return json.loads(line)
     except UNREADABLE:
         return None
-
-
-def _how(status: ExitStatus) -> str:
-    if status.limit is not None:
-        return f"was ended, because it had more than its {status.limit}"
-    return f"ended with {status.code}" if status.signal is None else f"was ended by signal {status.signal}"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
-from sabot.backoff import Backoff
 from sabot.checks import Of, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
+from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
-from sabot.process.errors import AgentError, AgentNotFound, CommunicationError, ExecutionError, SpawnFailed
+from sabot.process.errors import AgentNotFound, CommunicationError, ExecutionError, SpawnFailed, Timeout
 from sabot.process.executor import (
     AgentExecutor,
     ExecutorStatistics,
@@ -24,13 +24,13 @@ from sabot.process.executor import (
     ToolServerConfig,
     ToolServers,
 )
+from sabot.process.instance import RUNS, Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
-from sabot.process.worker import AgentLog, ProcessState, RuntimeAgent, WorkerProcess
+from sabot.process.worker import PROCESS_STATES, AgentLog, ProcessState, RuntimeAgent, TaskLines
 from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
-_LONGEST_BACKOFF_SECONDS = 60.0  # unless `backoff_seconds` is longer
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
 # Limits that are held here, and not by the supervisor of the process.
 _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task", "max_tool_calls_per_minute")
@@ -93,6 +93,10 @@ class RecoveryConfig:
         check_numbers(self, "failure_threshold", whole=True)
         check_numbers(self, "max_restart_attempts", zero=True, whole=True)
         checked_durations(self, "backoff_seconds", zero=True)
+
+    def policy(self) -> RestartPolicy:
+        """Returns the restart policy that these settings describe. A task that is done begins the row anew."""
+        return RestartPolicy(most=self.max_restart_attempts, first_wait_s=self.backoff_seconds, after_success=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,12 +254,29 @@ class ProcessRuntime:
             output_bytes=(whole.max_output_bytes or _LINE_BYTES) + 1,
             lossless=True,
         )
-        log = AgentLog(watch.log_buffer_bytes if watch.enable_log_aggregation else 0)
-        instance = RuntimeAgent(name, type, command, whole, log)
-        instance.wait_ready = wait_ready
+        recovery = self.config.recovery
+        instance: RuntimeAgent = RuntimeAgent(
+            command,
+            type,
+            whole,
+            AgentLog(watch.log_buffer_bytes if watch.enable_log_aggregation else 0),
+            name=name,
+            policy=recovery.policy() if recovery.enable_auto_restart else None,
+            ready=lambda child: self._ready(instance, child, wait_ready),
+            ready_within_s=own.spawn_timeout,
+            ended=lambda child: self._ended(instance, child),
+            on_phase=self._told,
+            tasks=self._tasks,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
         self._starting += 1
         try:
-            await self._start(instance)
+            await instance.start()
+        except Timeout as error:
+            raise Timeout(
+                f"instance {name!r}: {error.message}", hint='it says {"method": "ready"} on its stdout'
+            ) from error
         finally:
             self._starting -= 1
         if not self._running:
@@ -313,20 +334,18 @@ class ProcessRuntime:
         """Looks at all instances once, and ends processes that hang. -> the ids of their agents"""
         hung = []
         for instance in self.list_agents():
-            if (process := instance.process) is None or process.state in (
-                ProcessState.SHUTTING_DOWN,
-                ProcessState.TERMINATED,
-            ):
+            lines = instance.lines
+            if lines is None or instance.phase not in RUNS:
                 continue
-            process.strikes = process.strikes + 1 if process.is_stopped else 0
-            silent = process.silent_seconds
-            if process.strikes >= self.config.recovery.failure_threshold:
+            lines.strikes = lines.strikes + 1 if instance.is_stopped else 0
+            silent = lines.silent_seconds
+            if lines.strikes >= self.config.recovery.failure_threshold:
                 why = "it is stopped (SIGSTOP)"
             elif silent > self.config.monitoring.heartbeat_timeout:
                 why = f"its last heartbeat was {silent:.0f} s ago"
             else:
                 continue
-            await process.stop(why=why)
+            await instance.replace(lines.child, why)
             hung.append(instance.id)
         return hung
 
@@ -360,79 +379,49 @@ class ProcessRuntime:
         if self.config.recovery.enable_graceful_degradation:
             others = [each for each in self._instances.values() if each.type == instance.type and not each.is_over]
             if others:
-                return min(others, key=lambda each: each.lock.locked())
+                return min(others, key=lambda each: each.turn.locked())
         raise ExecutionError(
             f"instance {instance.name!r} is not started any more: {instance.why}",
             hint="terminate it, and spawn another one",
         )
 
-    async def _start(self, instance: RuntimeAgent) -> None:
-        instance.process = WorkerProcess(
-            instance.name,
-            instance.log,
-            self._clock,
-            max_output_bytes=instance.limits.max_output_bytes,
-            max_memory_bytes=instance.limits.max_memory_bytes,
-            changed=lambda before, state: self._changed(instance, before, state),
-            ended=lambda process: self._ended(instance, process),
-        )
-        await instance.process.start(
-            instance.command, within=self.config.process.spawn_timeout, wait_ready=instance.wait_ready
-        )
+    def _told(self, instance: RuntimeAgent, before: Phase, phase: Phase) -> None:
+        kinds = []
+        if before is Phase.STOPPING and phase in (Phase.WAITING, Phase.FAILED):
+            kinds.append("agent.failed")
+        if instance.degraded:
+            kinds.append("agent.degraded")
+        if phase is Phase.READY and before is Phase.STARTING:
+            kinds.append("agent.restarted")
+        if instance.id in self._instances:  # else its first process is being started
+            for each in kinds:
+                self._tasks.begin(self._publish(each, instance.id))
+        was, now = PROCESS_STATES[before], PROCESS_STATES[phase]
+        if self._on_state is not None and was is not now:
+            self._on_state(instance, was, now)
 
-    def _changed(self, instance: RuntimeAgent, before: ProcessState, state: ProcessState) -> None:
-        if state is ProcessState.READY:
-            instance.changed.set()
-        if self._on_state is not None:
-            try:
-                self._on_state(instance, before, state)
-            except Exception:  # who listens has no say
-                _log.exception("on_state of the runtime failed at %s of instance %r", state, instance.name)
+    async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
+        """Begins to read a new process, and returns when that is ready."""
+        instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, self._clock)
+        if wait_ready:
+            await instance.lines.ready.wait()
 
-    def _ended(self, instance: RuntimeAgent, process: WorkerProcess) -> None:
+    async def _ended(self, instance: RuntimeAgent, child: Child) -> bool:
+        """Takes leave of a process that has ended. Returns True if the program is at fault."""
         instance.usage = None
-        self._cpu_of_ended += 0.0 if process.status is None else process.status.cpu_seconds
-        if process.was_ready and instance.id in self._instances and not instance.is_over:
-            self._tasks.begin(self._recover(instance, process))
-
-    async def _recover(self, instance: RuntimeAgent, process: WorkerProcess) -> None:
-        own = self.config.recovery
-        why, counts = process.how(), not process.by_task
-        await self._publish("agent.failed", instance.id)
-        while not instance.is_over:
-            if not own.enable_auto_restart:
-                instance.over(why)
-                return
-            instance.failures += counts
-            if instance.failures > own.max_restart_attempts:
-                _log.warning(
-                    "instance %r is degraded after %d restarts: %s", instance.name, own.max_restart_attempts, why
-                )
-                instance.over(why, degraded=True)
-                await self._publish("agent.degraded", instance.id)
-                return
-            if counts:
-                longest_s = max(own.backoff_seconds, _LONGEST_BACKOFF_SECONDS)
-                await self._sleep(Backoff(own.backoff_seconds, longest_s).wait_s(instance.failures))
-            try:
-                if not instance.is_over:
-                    instance.restarts += 1
-                    await self._start(instance)
-                    if instance.is_over:  # meanwhile
-                        await self._end(instance, instance.why)
-                    await self._publish("agent.restarted", instance.id)
-                    return
-            except (AgentError, OSError) as error:
-                why, counts = str(error), True
+        self._cpu_of_ended += 0.0 if child.status is None else child.status.cpu_seconds
+        lines = instance.lines
+        if lines is None or lines.child is not child:  # the process has ended before it was read
+            return True
+        await lines.read_to_end(instance.why)
+        return lines.is_at_fault
 
     async def _end(self, instance: RuntimeAgent, why: str) -> None:
-        instance.over(why, degraded=instance.degraded)
-        if instance.process is not None and instance.process.child is not None:
-            await instance.process.stop(self.config.process.shutdown_grace_period, why=why)
+        await instance.end(self.config.process.shutdown_grace_period, why)
 
     async def _measure(self) -> None:
         async def one(instance: RuntimeAgent) -> None:
-            child = None if instance.process is None else instance.process.child
+            child = instance.child
             if child is not None and not child.is_over:
                 try:
                     instance.usage = await child.usage()

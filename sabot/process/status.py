@@ -1,14 +1,14 @@
-"""How a child has ended, and what it uses."""
+"""The end of a child, and its usage."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a program ended: by itself with `code`, or by `signal`; the other one is None.
+    """The end of a program: by itself with `code`, or by `signal`; the other one is None.
 
-    cpu_seconds: what it used, and those of its descendants that it waited for. limit: the field of its ResourceLimits for which it was
-    ended.
+    cpu_seconds: the CPU time of the program and of those of its descendants that it waited for. limit: the field of
+    ResourceLimits for which it was ended, or None.
     """
 
     code: int | None
@@ -18,20 +18,20 @@ class ExitStatus:
 
     @property
     def success(self) -> bool:
-        """Whether it ended by itself with 0."""
+        """True if the program ended by itself with 0."""
         return self.code == 0
 
     @property
     def how(self) -> str:
-        """In words, say `it ended with 3`."""
+        """How the program ended, to be put behind its name: say `ended with 3`."""
         if self.limit is not None:
-            return f"it had more than its {self.limit}"
-        return f"it ended with {self.code}" if self.signal is None else f"it was ended by signal {self.signal}"
+            return f"was ended, because it had more than its {self.limit}"
+        return f"ended with {self.code}" if self.signal is None else f"was ended by signal {self.signal}"
 
 
 @dataclass(frozen=True)
 class ProcessUsage:
-    """What a child and all its descendants use: resident memory now, CPU time since the beginning."""
+    """The usage of a child and all its descendants: resident memory now, CPU time since the beginning."""
 
     processes: int
     memory_bytes: int

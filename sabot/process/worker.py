@@ -1,18 +1,17 @@
-"""One process of an instance of the runtime: its states, and what is said with it on stdin and stdout, a JSON value a line (JSON-RPC 2.0).
+"""The conversation with one process of an instance of the runtime, on its stdin and stdout: a JSON value a line (JSON-RPC 2.0).
 
     to it      {"id": …, "method": "task/execute", "params": {…}}                       a task, one at a time
     from it    {"id": …, "result": …}, or {"id": …, "error": {"message": …}}            its answer; the id may be left out
     from it    {"id": …, "method": "tools/call", "params": {"name": …, "arguments": {…}}}    answered by a line with this id
     from it    {"method": "ready"}, {"method": "heartbeat"}
 
-What it writes besides, and its stderr, is its log.
+Other lines of its stdout, and its stderr, are its log.
 """
 
 import asyncio
 import json
-import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Any, Final
@@ -20,20 +19,13 @@ from typing import Any, Final
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, IllegalTransition
-from sabot.process.client import Child, Supervisor
+from sabot.errors import UNREADABLE
+from sabot.process.client import Child
 from sabot.process.command import Command
-from sabot.process.errors import (
-    AgentError,
-    CommunicationError,
-    ExecutionError,
-    ResourceLimitExceeded,
-    SpawnFailed,
-    Timeout,
-)
+from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
+from sabot.process.instance import Instance, Phase
 from sabot.process.limits import ResourceLimits
-from sabot.process.status import ExitStatus, ProcessUsage
-from sabot.threads import run_to_end
+from sabot.process.status import ProcessUsage
 
 _LAST_WORDS = 4000  # characters
 _NO_MEMORY = (
@@ -47,7 +39,7 @@ _NO_MEMORY = (
 
 
 class ProcessState(StrEnum):
-    """Where a process of the runtime is."""
+    """The state of an instance's process in document 004."""
 
     INITIAL = "Initial"
     STARTING = "Starting"
@@ -58,19 +50,25 @@ class ProcessState(StrEnum):
     TERMINATED = "Terminated"
 
 
-_NEXT: Final[Mapping[ProcessState, tuple[ProcessState, ...]]] = {
-    ProcessState.INITIAL: (ProcessState.STARTING,),
-    ProcessState.STARTING: (ProcessState.READY, ProcessState.SHUTTING_DOWN),
-    ProcessState.READY: (ProcessState.BUSY, ProcessState.SHUTTING_DOWN),
-    ProcessState.BUSY: (ProcessState.IDLE, ProcessState.SHUTTING_DOWN),
-    ProcessState.IDLE: (ProcessState.BUSY, ProcessState.SHUTTING_DOWN),
-    ProcessState.SHUTTING_DOWN: (ProcessState.TERMINATED,),
-    ProcessState.TERMINATED: (),
+PROCESS_STATES: Final[Mapping[Phase, ProcessState]] = {
+    Phase.NEW: ProcessState.INITIAL,
+    Phase.STARTING: ProcessState.STARTING,
+    Phase.READY: ProcessState.READY,
+    Phase.BUSY: ProcessState.BUSY,
+    Phase.IDLE: ProcessState.IDLE,
+    Phase.SUSPENDED: ProcessState.IDLE,
+    Phase.STOPPING: ProcessState.SHUTTING_DOWN,
+    Phase.WAITING: ProcessState.TERMINATED,
+    Phase.COMPLETED: ProcessState.TERMINATED,
+    Phase.TERMINATED: ProcessState.TERMINATED,
+    Phase.FAILED: ProcessState.TERMINATED,
 }
 
 
 class AgentLog:
-    """The newest that the processes of an instance have written, apart from answers. dropped_bytes: how much is not kept any more."""
+    """The newest output of the processes of an instance, apart from answers. dropped_bytes: a count of the bytes that
+    are no longer kept.
+    """
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -78,7 +76,7 @@ class AgentLog:
         self.dropped_bytes = 0
 
     def add(self, piece: bytes) -> None:
-        """Keeps it, in the place of the oldest."""
+        """Keeps the piece, in the place of the oldest bytes."""
         self._kept += piece
         if (excess := len(self._kept) - self._capacity) > 0:
             del self._kept[:excess]
@@ -86,112 +84,46 @@ class AgentLog:
 
     @property
     def size(self) -> int:
-        """Bytes that were ever added."""
+        """The number of bytes that were ever added."""
         return self.dropped_bytes + len(self._kept)
 
     def text(self, start: int = 0) -> str:
-        """What is kept, of what was added behind the first `start` bytes."""
+        """Returns the kept part of the bytes that were added after the first `start` ones."""
         return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
 
 
-class WorkerProcess:
-    """A process, from its start to its end: there is no second one. It gets one task at a time.
+class TaskLines:
+    """The conversation with one process. The process gets one task at a time.
 
-    changed: called with the state before and the new one. ended: called once, when nothing of it is left. limits that count for each task
-    are held here, the others by the command. why: what it was ended for by the runtime. by_task: it was ended because of its task.
-    strikes: health checks in a row that found it stopped.
+    - `ready`: set when the process has said that it is ready. `strikes`: health checks in a row that found it stopped.
+    - `is_at_fault`: False if the process is ended because of its task, which says nothing of the program.
     """
 
-    def __init__(
-        self,
-        name: str,
-        log: AgentLog,
-        clock: Clock,
-        *,
-        max_output_bytes: int | None,
-        max_memory_bytes: int | None,
-        changed: Callable[[ProcessState, ProcessState], None],
-        ended: Callable[["WorkerProcess"], None],
-    ) -> None:
-        self._name = name
+    def __init__(self, label: str, child: Child, log: AgentLog, limits: ResourceLimits, clock: Clock) -> None:
+        """`limits`: of them the output of a task is limited here, and a lack of memory is told by the last words."""
+        self.child = child
+        self.ready = asyncio.Event()
+        self.strikes = 0
+        self.is_at_fault = True
+        self._label = label
         self._log = log
+        self._limits = limits
         self._clock = clock
-        self._max_output = max_output_bytes
-        self._max_memory = max_memory_bytes
-        self._changed = changed
-        self._ended = ended
         self._said: asyncio.Queue[dict[str, Any] | AgentError] | None = None
         self._output_before = self._log_before = 0
         self._has_exceeded = False
-        self._ready = asyncio.Event()
-        self._life: asyncio.Task[None] | None = None
         self._beats = False
-        self._heard_at = 0.0
-        self.state = ProcessState.INITIAL
-        self.child: Child | None = None
-        self.status: ExitStatus | None = None
-        self.why = ""
-        self.by_task = False
-        self.was_ready = False
-        self.strikes = 0
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it can be given a task."""
-        return self.state in (ProcessState.READY, ProcessState.IDLE)
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether somebody has stopped it (SIGSTOP)."""
-        return self.child is not None and self.child.paused
+        self._heard_at = clock.monotonic()
+        self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
 
     @property
     def silent_seconds(self) -> float:
-        """For how long nothing was heard of it; 0 where it has never sent a heartbeat."""
+        """The seconds since the last line; 0 if the process has never sent a heartbeat."""
         return self._clock.monotonic() - self._heard_at if self._beats else 0.0
 
-    async def start(self, command: Command, *, within: float, wait_ready: bool) -> None:
-        """Starts it. wait_ready: it is ready when it says so. Raises SpawnFailed; Timeout, if it is not ready `within` so many seconds."""
-        self._to(ProcessState.STARTING)
-        try:
-            async with asyncio.timeout(within):
-                await run_to_end(self._begin(command))
-                if wait_ready:
-                    await self._ready.wait()
-                if self.state is not ProcessState.STARTING:
-                    raise SpawnFailed(f"instance {self._name!r} has ended before it was ready: {self.how()}")
-        except TimeoutError as error:
-            await run_to_end(self.stop())
-            raise Timeout(
-                f"instance {self._name!r} was not ready in {within:g} s",
-                hint='it says {"method": "ready"} on its stdout',
-            ) from error
-        except BaseException:
-            await run_to_end(self.stop())
-            raise
-        self.was_ready = True
-        self._to(ProcessState.READY)
-
-    async def stop(self, grace_seconds: float = 0.0, *, why: str = "", by_task: bool = False) -> None:
-        """Ends it and all that it has started; returns when nothing of it is left."""
-        if self._life is None:  # it was never there
-            if self.state is ProcessState.STARTING:
-                self._to(ProcessState.SHUTTING_DOWN)
-                self._to(ProcessState.TERMINATED)
-            return
-        assert self.child is not None
-        if self.state not in (ProcessState.SHUTTING_DOWN, ProcessState.TERMINATED):
-            self.why, self.by_task = why, by_task
-            self._to(ProcessState.SHUTTING_DOWN)
-        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
-            await self.child.stop(grace_seconds)
-        await asyncio.wait([self._life])
-
     @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """It is at a task, inside."""
-        assert self.child is not None
-        self._to(ProcessState.BUSY)
+    async def task(self) -> AsyncIterator[None]:
+        """Takes answers for one task inside."""
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
@@ -199,12 +131,11 @@ class WorkerProcess:
             yield
         finally:
             self._said = None
-            if self.state is ProcessState.BUSY:
-                self._to(ProcessState.IDLE)
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        """Gives it a line. Does nothing when it does not read any more: then it ends, or its answer does not come."""
-        assert self.child is not None
+        """Writes the message as a line. Does nothing if the process does not read any more: then it ends, or its answer
+        does not come.
+        """
         assert self.child.stdin is not None
         whole = {"jsonrpc": "2.0", **message}
         try:
@@ -216,71 +147,58 @@ class WorkerProcess:
             await self.child.stdin.drain()
 
     async def hear(self) -> dict[str, Any]:
-        """What it says next: an answer, or a call of a tool. Raises ResourceLimitExceeded; ExecutionError, when it has ended."""
+        """Waits for the next message: an answer, or a call of a tool. Raises ResourceLimitExceeded; ExecutionError if
+        the process has ended.
+        """
         assert self._said is not None
         message = await self._said.get()
         if isinstance(message, AgentError):
             raise message
         return message
 
-    def how(self) -> str:
-        """How it has ended."""
-        if self.why:
-            return self.why
-        return "its supervisor was killed" if self.status is None else self.status.how
-
-    async def _begin(self, command: Command) -> None:
-        self.child = await (await Supervisor.running()).spawn(command)
-        self._heard_at = self._clock.monotonic()
-        self._life = asyncio.create_task(self._live(self.child))
-
-    async def _live(self, child: Child) -> None:
-        """Its life: reads it, and tells of its end."""
-        reading = [asyncio.ensure_future(self._read_answers(child)), asyncio.ensure_future(self._read_log(child))]
-        with suppress(CommunicationError):  # the supervisor was killed: `status` stays None
-            self.status = await child.wait()
-        await asyncio.wait(reading)
-        if self.state is not ProcessState.SHUTTING_DOWN:
-            self._to(ProcessState.SHUTTING_DOWN)
-        self._to(ProcessState.TERMINATED)
+    async def read_to_end(self, why: str) -> None:
+        """Reads the rest of a process that has ended for this reason, and tells its task."""
+        await asyncio.wait(self._reading)
         if self._said is not None:
-            what = f"instance {self._name!r} has ended in its task: {self.how()}"
-            limit = None if self.status is None else self.status.limit
+            what = f"instance {self._label} has ended in its task: {why}"
+            limit = None if self.child.status is None else self.child.status.limit
             if limit is None and self._was_denied_memory():
                 limit = "max_memory_bytes"
                 what = f"{what}, and its last words are those of a program that was denied memory"
-            self.by_task |= limit is not None
+            self.is_at_fault &= limit is None
             self._said.put_nowait(ExecutionError(what) if limit is None else ResourceLimitExceeded(what, limit=limit))
-        self._ready.set()
-        self._ended(self)
 
     def _was_denied_memory(self) -> bool:
-        """Whether the program ended badly and says that it got no memory. What no machine has is denied at once, and never measured."""
-        if self.status is None or self.status.code == 0 or self._max_memory is None:
+        """Returns True if the program ended badly and says that it got no memory. An amount that no machine has is
+        denied at once, and never measured.
+        """
+        status = self.child.status
+        if status is None or status.code == 0 or self._limits.max_memory_bytes is None:
             return False
         words = self._log.text(self._log_before)[-_LAST_WORDS:]
         return any(each in words for each in _NO_MEMORY)
 
-    async def _read_answers(self, child: Child) -> None:
-        assert child.stdout is not None
+    async def _read_answers(self) -> None:
+        stdout = self.child.stdout
+        assert stdout is not None
         try:
-            async for line in child.stdout.lines():
+            async for line in stdout.lines():
                 self._heard_at = self._clock.monotonic()
-                self._count_output(child)
+                self._count_output()
                 if self._has_exceeded:
-                    break  # it is being ended: nobody wants to know what it still says
+                    break  # the process is being ended, and its further answers are of no use
                 self._take(line)
-                if self.by_task or (self.why and self._said is None):  # likewise; its log is read
-                    while rest := child.stdout.read_nowait():
+                if not self.is_at_fault:  # likewise; only its log is of use
+                    while rest := stdout.read_nowait():
                         self._log.add(rest)
-        except CommunicationError:  # a line that is longer than all its output may be
+        except CommunicationError:  # a line that is longer than the limit of the whole output
             self._exceeded()
-        child.stdout.close()
+        stdout.close()
 
-    async def _read_log(self, child: Child) -> None:
-        if child.stderr is not None:
-            while piece := await child.stderr.read():
-                self._count_output(child)
+    async def _read_log(self) -> None:
+        if self.child.stderr is not None:
+            while piece := await self.child.stderr.read():
+                self._count_output()
                 self._log.add(piece)
 
     def _take(self, line: bytes) -> None:
@@ -290,7 +208,7 @@ class WorkerProcess:
                 message = json.loads(line)
         match message:
             case {"method": "ready"}:
-                self._ready.set()
+                self.ready.set()
             case {"method": "heartbeat"}:
                 self._beats = True
             case {"method": "tools/call"} | {"result": _} | {"error": _} if self._said is not None:
@@ -298,73 +216,80 @@ class WorkerProcess:
             case _:
                 self._log.add(line + b"\n")
 
-    def _count_output(self, child: Child) -> None:
-        if self._max_output is not None and child.output_bytes - self._output_before > self._max_output:
+    def _count_output(self) -> None:
+        most = self._limits.max_output_bytes
+        if most is not None and self.child.output_bytes - self._output_before > most:
             self._exceeded()
 
     def _exceeded(self) -> None:
         if self._said is not None and not self._has_exceeded:
             self._has_exceeded = True
-            what = f"instance {self._name!r} has written more for its task than {self._max_output} bytes"
+            what = f"instance {self._label} has written more for its task than {self._limits.max_output_bytes} bytes"
             self._said.put_nowait(ResourceLimitExceeded(what, limit="max_output_bytes"))
 
-    def _to(self, state: ProcessState) -> None:
-        before = self.state
-        if state not in _NEXT[before]:
-            raise IllegalTransition(f"instance {self._name!r}: a process that is {before} does not become {state}")
-        self.state = state
-        self._changed(before, state)
 
+class RuntimeAgent(Instance):
+    """An instance of a runtime.
 
-class RuntimeAgent:
-    """An instance of a runtime, over all its processes.
-
-    failures: processes that have ended by themselves since a task was done. restarts: since the beginning. usage: as last measured.
+    - `type`: the kind of its work. `limits`: its limits, also those that hold for each task. `log`: its output.
+    - `lines`: the conversation with the present process, or with the last one. `turn`: held by the task that the
+      instance works on. `usage`: as last measured.
     """
 
-    def __init__(self, name: str, kind: str, command: Command, limits: ResourceLimits, log: AgentLog) -> None:
-        self.id = uuid.uuid4().hex
-        self.name = name
+    def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: AgentLog, **options: Any) -> None:
+        """`options`: those of Instance."""
+        super().__init__(command, **options)
         self.type = kind
-        self.command = command
         self.limits = limits
         self.log = log
-        self.lock = asyncio.Lock()
-        self.process: WorkerProcess | None = None
-        self.wait_ready = False
-        self.failures = 0
-        self.restarts = 0
-        self.is_over = False
-        self.degraded = False
-        self.why = ""
+        self.lines: TaskLines | None = None
+        self.turn = asyncio.Lock()
         self.usage: ProcessUsage | None = None
-        self.tool_calls = deque[float]()  # when it called tools, in the last minute
-        self.changed = asyncio.Event()
-
-    def __repr__(self) -> str:
-        return f"<RuntimeAgent {self.name!r} {self.id} {'degraded' if self.degraded else self.state}>"
+        self.tool_calls = deque[float]()  # times of the calls of tools in the last minute
 
     @property
     def state(self) -> ProcessState:
-        """That of its process, of which it has one after the other."""
-        return ProcessState.INITIAL if self.process is None else self.process.state
+        """The state of its process in document 004."""
+        return PROCESS_STATES[self.phase]
 
     @property
-    def pid(self) -> int:
-        """Its process; 0 for none."""
-        child = None if self.process is None else self.process.child
-        return 0 if child is None or child.is_over else child.pid
+    def is_stopped(self) -> bool:
+        """True if somebody has stopped its process (SIGSTOP)."""
+        return self.child is not None and self.child.paused
 
-    async def usable(self) -> WorkerProcess | None:
-        """Its process, once it lives; None when there will be none any more."""
-        while not self.is_over:
-            if self.process is not None and self.process.is_usable:
-                return self.process
-            self.changed.clear()
-            await self.changed.wait()
-        return None
+    @property
+    def is_over(self) -> bool:
+        """True if the instance gets no other process, also while it is being ended."""
+        return self.given_up or super().is_over
 
-    def over(self, why: str, *, degraded: bool = False) -> None:
-        """It gets no other process."""
-        self.is_over, self.degraded, self.why = True, degraded, why
-        self.changed.set()
+    @property
+    def degraded(self) -> bool:
+        """True if the instance has used up its restarts."""
+        return self.phase is Phase.FAILED and self.policy is not None
+
+    async def usable(self) -> TaskLines | None:
+        """Waits until the instance can be given a task, and returns the conversation with its process; None if there
+        will be no process any more.
+        """
+        await self.until(lambda phase: self.is_over or phase in (Phase.READY, Phase.IDLE))
+        return None if self.is_over else self.lines
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """Keeps the instance busy inside. Raises IllegalTransition if it has a task, or cannot be given one."""
+        lines = self.lines
+        assert lines is not None
+        self.become(Phase.BUSY)
+        try:
+            async with lines.task():
+                yield
+        finally:
+            if self.phase is Phase.BUSY and self.lines is lines:
+                self.become(Phase.IDLE)
+
+    async def end_task(self, lines: TaskLines) -> None:
+        """Ends the process whose task was not answered, so that its late answer is taken for no other one. The next
+        process is started at once, and no failure is counted.
+        """
+        lines.is_at_fault = False
+        await self.replace(lines.child, "its task was ended", counts=False)

@@ -1,23 +1,22 @@
-"""A child process, as its lifecycle manager has it: where it is, what it was told, and its configuration."""
+"""The names of document 002 for an instance: the states of its lifecycle, its configuration, and a view of it."""
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from sabot.checks import is_whole
 from sabot.config import parse_seconds
-from sabot.errors import IllegalTransition, UserError, short_repr
-from sabot.process.client import Child
+from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
+from sabot.process.instance import OVER, Instance, Phase, RestartPolicy
 
-_log = logging.getLogger(__name__)
+IDLE = "it was idle"
+"""Why an instance is suspended that goes on as soon as it is used."""
 
 
 class LifecycleState(StrEnum):
-    """Where an instance is in its life."""
+    """The state of an instance in document 002."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -26,35 +25,31 @@ class LifecycleState(StrEnum):
     FAILED = "failed"
 
 
-_NEXT: Final[Mapping[LifecycleState, tuple[LifecycleState, ...]]] = {
-    LifecycleState.PENDING: (
-        LifecycleState.RUNNING,
-        LifecycleState.SUSPENDED,
-        LifecycleState.FAILED,
-        LifecycleState.TERMINATED,
-    ),
-    LifecycleState.RUNNING: (
-        LifecycleState.PENDING,
-        LifecycleState.SUSPENDED,
-        LifecycleState.FAILED,
-        LifecycleState.TERMINATED,
-    ),
-    LifecycleState.SUSPENDED: (LifecycleState.PENDING, LifecycleState.RUNNING, LifecycleState.TERMINATED),
-    LifecycleState.FAILED: (LifecycleState.PENDING, LifecycleState.TERMINATED),
-    LifecycleState.TERMINATED: (),
+LIFECYCLE_STATES: Final[Mapping[Phase, LifecycleState]] = {
+    Phase.NEW: LifecycleState.PENDING,
+    Phase.STARTING: LifecycleState.PENDING,
+    Phase.READY: LifecycleState.RUNNING,
+    Phase.BUSY: LifecycleState.RUNNING,
+    Phase.IDLE: LifecycleState.RUNNING,
+    Phase.SUSPENDED: LifecycleState.SUSPENDED,
+    Phase.STOPPING: LifecycleState.RUNNING,
+    Phase.WAITING: LifecycleState.PENDING,
+    Phase.COMPLETED: LifecycleState.TERMINATED,
+    Phase.TERMINATED: LifecycleState.TERMINATED,
+    Phase.FAILED: LifecycleState.FAILED,
 }
-OVER = (LifecycleState.TERMINATED, LifecycleState.FAILED)
-"""An instance that is in one of these is started again only when somebody restarts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """Times in seconds.
+    """The settings of a lifecycle manager. Times are in seconds.
 
-    spawn_timeout: until an instance is ready. shutdown_timeout: from SIGTERM to SIGKILL, and for a checkpoint.
-    max_restarts: of an instance that fails, after `restart_backoff`, and twice as long each time, at most 60 s; who has run for
-    `stable_after` begins the count anew. idle_suspend: who does nothing for so long is suspended; None: nobody is. release_idle: its memory
-    is given back then.
+    - `spawn_timeout`: the longest time until an instance is ready. `shutdown_timeout`: the time from SIGTERM to
+      SIGKILL, and the longest time of a checkpoint.
+    - `max_restarts`: restarts of an instance that fails, before which it waits for `restart_backoff`, and twice as
+      long each time, at most 60 s. An instance that has run for `stable_after` begins the count anew.
+    - `idle_suspend`: the time without work after which an instance is suspended; None: never. `release_idle`: True to
+      give its memory back then.
     """
 
     spawn_timeout: float = 60.0
@@ -76,13 +71,20 @@ class LifecycleConfig:
                 f"LifecycleConfig: max_restarts={short_repr(self.max_restarts)}", hint="a whole number from 0 up"
             )
 
+    def policy(self) -> RestartPolicy:
+        """Returns the restart policy that these settings describe."""
+        return RestartPolicy(
+            most=self.max_restarts, first_wait_s=self.restart_backoff, stable_after_s=self.stable_after
+        )
+
 
 @dataclass(frozen=True)
 class InstanceInfo:
     """An instance at this moment.
 
-    pid: 0 for none. started_at: of its process, in seconds since 1970; 0 for none. restarts: since the beginning. why: what ended its last
-    process, or suspended it. next_start_at: when it is started again, in seconds since 1970; None: nothing is planned.
+    - `pid`: 0 if there is no process. `started_at`: the start of the process in seconds since 1970; 0 if there is none.
+    - `restarts`: a count since the beginning. `why`: the reason of the last end or suspension.
+    - `next_start_at`: the time of the planned start in seconds since 1970, or None.
     """
 
     id: str
@@ -95,82 +97,40 @@ class InstanceInfo:
     next_start_at: float | None
 
 
-class AgentInstance:
-    """An instance of a LifecycleManager, over all its processes, of which it has at most one at a time.
+class AgentInstance(Instance):
+    """An instance as document 002 names it: with its state, and with the figures by which it is found idle."""
 
-    name: that of its program where none was given. label: names it in errors, by its own name or its id.
-    child: its process, None where it has none. command: with which it is started the next time. failures: since it has run long enough.
-    """
-
-    def __init__(
-        self,
-        agent_id: str,
-        name: str,
-        command: Command,
-        *,
-        ready: Callable[[Child], Awaitable[object]] | None = None,
-        on_state: "OnState | None" = None,
-    ) -> None:
-        self.id = agent_id
-        self.name = name or command.argv[0]
-        self.label = repr(name) if name else f"{agent_id!r} ({self.name})"
-        self.command = command
+    def __init__(self, command: Command, **options: Any) -> None:
+        """`options`: those of Instance."""
+        super().__init__(command, **options)
         self.first_command = command
-        self.state = LifecycleState.PENDING
-        self.child: Child | None = None
-        self.restarts = 0
-        self.failures = 0
-        self.why = ""
-        self.next_start_at: float | None = None
-        self.ready = ready
-        self.users = 0  # who are inside of `in_use`
-        self.is_asleep = False  # suspended because it was idle
-        self.running_since = 0.0
-        self.active_at = 0.0
-        self.seen = (0, 0.0)  # output and CPU seconds, when it was last looked at
-        self.lock = asyncio.Lock()
-        self.given_up = asyncio.Event()  # it is to be terminated
         self.is_adopted = False  # something else starts it, and ends it
-        self._changed = asyncio.Event()
-        self._on_state = on_state
-        self.waiting: asyncio.Task[None] | None = None  # for its next start
-
-    def __repr__(self) -> str:
-        return f"<AgentInstance {self.name!r} {self.id} {self.state}>"
+        self.users = 0  # callers inside of `in_use`
+        self.active_at = 0.0
+        self.seen = (0, 0.0)  # bytes of output and CPU seconds at the last look
 
     @property
-    def is_over(self) -> bool:
-        """Whether it is not started any more, unless somebody restarts it."""
-        return self.state in OVER
+    def state(self) -> LifecycleState:
+        """The state in document 002."""
+        return LIFECYCLE_STATES[self.phase]
+
+    @property
+    def is_asleep(self) -> bool:
+        """True if the instance was suspended because it was idle."""
+        return self.phase is Phase.SUSPENDED and self.suspended_for is IDLE
 
     @property
     def info(self) -> InstanceInfo:
-        """What there is to say of it now."""
+        """A view of the instance at this moment."""
         pid, started_at = (0, 0.0) if self.child is None else (self.child.pid, self.child.started_at)
         return InstanceInfo(
             self.id, self.name, self.state, pid, started_at, self.restarts, self.why, self.next_start_at
         )
 
-    def become(self, state: LifecycleState) -> None:
-        """Goes to this state, and tells of it. Raises IllegalTransition."""
-        before = self.state
-        if state not in _NEXT[before]:
-            raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {state}")
-        self.state = state
-        self._changed.set()
-        if self._on_state is not None:
-            try:
-                self._on_state(self, before, state)
-            except Exception:  # who listens has no say
-                _log.exception("on_state of the lifecycle manager has failed for instance %s", self.label)
-
-    async def until(self, *states: LifecycleState) -> LifecycleState:
-        """Returns when it is in one of these states, with that one."""
-        while self.state not in states:
-            self._changed.clear()
-            await self._changed.wait()
-        return self.state
+    async def until_over(self) -> LifecycleState:
+        """Waits until the instance is terminated or has failed for good, and returns that state."""
+        return LIFECYCLE_STATES[await self.until(lambda phase: phase in OVER)]
 
 
 OnState = Callable[[AgentInstance, LifecycleState, LifecycleState], None]
-"""Is told of an instance, its state before, and the new one."""
+"""A listener, called with an instance, its state before, and the new one."""

@@ -25,7 +25,7 @@ from sabot.process.errors import (
     QuotaTerminateFailed,
     QuotaUpdateFailed,
 )
-from sabot.process.fleet.instances import OVER, AgentInstance, LifecycleState
+from sabot.process.fleet.instances import AgentInstance, LifecycleState
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.quotas import (
     CountsTokens,
@@ -251,7 +251,9 @@ class ResourceManager:
             del self._accounts[agent_id]
         reports = []
         for info in infos.values():
-            if info.state not in OVER and (info.id in self._accounts or self._default is not None):
+            if info.state in (LifecycleState.TERMINATED, LifecycleState.FAILED):
+                continue
+            if info.id in self._accounts or self._default is not None:
                 try:
                     reports.append(await self.check(info.id))
                 except SabotError as error:

@@ -33,7 +33,8 @@ from sabot.process import (
     TerminateFailed,
     UnknownAgent,
 )
-from sabot.process.fleet import lifecycle
+from sabot.process import instance as instances
+from sabot.process.instance import Phase
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 
@@ -333,10 +334,10 @@ async def test_verbs_that_do_not_fit_are_refused(make: Make) -> None:
 
 
 def test_states_follow_the_table() -> None:
-    agent = AgentInstance("a", "a", SLEEP)
-    agent.state = TERMINATED
-    with pytest.raises(IllegalTransition, match="one that is terminated does not become running"):
-        agent.become(RUNNING)
+    agent = AgentInstance(SLEEP, name="a")
+    agent.phase = Phase.TERMINATED
+    with pytest.raises(IllegalTransition, match="one that is terminated does not become ready"):
+        agent.become(Phase.READY)
 
 
 # -- restarts -----------------------------------------------------------------------------------------------------------
@@ -458,8 +459,8 @@ async def test_what_cannot_be_ended_is_told(
     make: Make, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its supervisor is stopped, so nobody ends or stops anything."""
-    monkeypatch.setattr(lifecycle, "_KILL_SECONDS", 0.02)
-    monkeypatch.setattr(lifecycle, "_ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr(instances, "_KILL_SECONDS", 0.02)
+    monkeypatch.setattr(instances, "_ANSWER_SECONDS", 0.02)
     manager = make()
     agent = await manager.spawn(SLEEP)
     os.kill(supervisor.pid, signal.SIGSTOP)
@@ -478,7 +479,7 @@ async def test_an_id_is_free_again_when_nothing_of_its_agent_is_left(
     make: Make, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was not ready, and could not be ended then: its supervisor is stopped."""
-    monkeypatch.setattr(lifecycle, "_KILL_SECONDS", 0.02)
+    monkeypatch.setattr(instances, "_KILL_SECONDS", 0.02)
 
     async def hangs(child: Child) -> None:
         os.kill(supervisor.pid, signal.SIGSTOP)

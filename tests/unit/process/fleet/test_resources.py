@@ -45,7 +45,7 @@ from sabot.process import (
     WarmPool,
     WarmPoolConfig,
 )
-from sabot.process.fleet import lifecycle
+from sabot.process import instance as instances
 from sabot.process.fleet.quotas import parse_cpu, parse_memory
 
 pytestmark = pytest.mark.usefixtures("supervisor")
@@ -436,8 +436,8 @@ async def test_an_action_that_fails_is_told_and_tried_again(
     os.kill(supervisor.pid, signal.SIGSTOP)
     try:
         with monkeypatch.context() as impatient:
-            impatient.setattr(lifecycle, "_KILL_SECONDS", 0.02)
-            impatient.setattr(lifecycle, "_ANSWER_SECONDS", 0.02)
+            impatient.setattr(instances, "_KILL_SECONDS", 0.02)
+            impatient.setattr(instances, "_ANSWER_SECONDS", 0.02)
             impatient.setattr(lives, "config", LifecycleConfig(shutdown_timeout=0))
             with pytest.raises(QuotaSuspendFailed, match=r"uses 2 of tokens, more than 1: suspend: .*has not answered"):
                 await resources.report_tokens("s", 2)

@@ -1,0 +1,553 @@
+"""One child process and its successors: an instance, its phases, and the verbs that change them.
+
+                 start                 work                 suspend
+    new ──> starting ──> ready ──> busy <──> idle   (each) <──────> suspended
+              │   ^         └─────────┬────────┘                        │
+              │   │                   v  end, replace, or by itself     │
+              │   └── waiting <── stopping                              │
+              v                       v                                 v
+           failed            completed, terminated, failed      terminated, failed
+
+Documents 002, 003 and 004 have other names for these phases. Each of them is a table over `Phase`: `fleet.instances`,
+`runner` and `runtime`.
+"""
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from sabot.backoff import Backoff
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import IllegalTransition, message_of
+from sabot.process.client import Child, Supervisor
+from sabot.process.command import Command
+from sabot.process.errors import (
+    CommunicationError,
+    RestartFailed,
+    ResumeFailed,
+    SpawnFailed,
+    SuspendFailed,
+    TerminateFailed,
+    Timeout,
+)
+from sabot.process.status import ExitStatus
+from sabot.supervision import TaskSet
+from sabot.threads import run_to_end
+
+_log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
+_KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
+LONGEST_BACKOFF_S = 60.0
+"""The longest wait before a restart, unless the first one is longer."""
+STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
+"""Why an instance is suspended that nobody has suspended through its verbs."""
+
+
+class Phase(StrEnum):
+    """The phase of an instance."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    IDLE = "idle"
+    SUSPENDED = "suspended"
+    STOPPING = "stopping"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    TERMINATED = "terminated"
+    FAILED = "failed"
+
+
+RUNS: Final = (Phase.READY, Phase.BUSY, Phase.IDLE)
+"""Phases in which the process runs: it was given no work yet, has work, or has done work."""
+
+OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)
+"""Phases in which there is no process, and none is planned."""
+
+NEXT: Final[Mapping[Phase, tuple[Phase, ...]]] = {
+    Phase.NEW: (Phase.STARTING, Phase.TERMINATED),
+    # A start that fails: tried again, given up, or (the start of a resume) suspended as before.
+    Phase.STARTING: (Phase.READY, Phase.WAITING, Phase.SUSPENDED, Phase.TERMINATED, Phase.FAILED),
+    Phase.READY: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
+    Phase.BUSY: (Phase.IDLE, Phase.SUSPENDED, Phase.STOPPING),
+    Phase.IDLE: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
+    # It goes on where it was, or in a new process; or its process ends, by a verb or by itself.
+    Phase.SUSPENDED: (*RUNS, Phase.STARTING, Phase.WAITING, *OVER),
+    Phase.STOPPING: (Phase.WAITING, *OVER),
+    Phase.WAITING: (Phase.STARTING, Phase.TERMINATED),
+    Phase.COMPLETED: (),
+    Phase.TERMINATED: (),
+    Phase.FAILED: (Phase.WAITING, Phase.TERMINATED),  # `restart` begins anew, `end` is for good
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """The rule by which a process that has ended gets a successor.
+
+    most: restarts in a row, after which the instance has failed. first_wait_s: seconds before the first restart in a
+    row; each further one waits twice as long. stable_after_s: a process that has run for so many seconds begins the
+    row anew. after_success: a process that has ended with 0 gets a successor, too.
+    """
+
+    most: int = 0
+    first_wait_s: float = 1.0
+    stable_after_s: float = math.inf
+    after_success: bool = False
+
+    def wait_s(self, failures: int) -> float:
+        """Returns the seconds to wait before the restart after so many failures in a row."""
+        return Backoff(self.first_wait_s, max(self.first_wait_s, LONGEST_BACKOFF_S)).wait_s(failures)
+
+
+class Instance:
+    """A program that runs as a child of this machine, over all its processes, of which it has at most one at a time.
+
+    - `name`: the program's name if none was given. `label`: the name for messages, with the id if no name was given.
+    - `child`: the present process, or None. `command`: the command of the next process.
+    - `why`: the reason of the last end or suspension. `suspended_for`: the reason of the last suspension.
+    - `restarts`: a count since the beginning. `failures`: a count of those in a row.
+    - `next_start_at`: the time of the planned start in seconds since 1970, or None.
+    - `lock`: held by each verb, so that one works at a time.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        *,
+        name: str = "",
+        instance_id: str | None = None,
+        policy: RestartPolicy | None = None,
+        ready: Callable[[Child], Awaitable[object]] | None = None,
+        ready_within_s: float | None = None,
+        ended: Callable[[Child], Awaitable[bool]] | None = None,
+        on_phase: "Callable[[Any, Phase, Phase], object] | None" = None,
+        tasks: TaskSet | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """
+        - `policy`: None for an instance that has one process and no successor of it.
+        - `ready`: awaited with each new process, which is ready when it returns; it has `ready_within_s` seconds.
+        - `ended`: awaited with each process that has ended, before anything follows from that. It returns False if
+          the end is no failure of the program; then the successor is started at once.
+        - `on_phase`: called with the instance, the phase before, and the new one.
+        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without them an end is seen when
+          somebody calls `see`, and there are no restarts.
+        """
+        self.id = instance_id or uuid.uuid4().hex
+        self.name = name or command.argv[0]
+        self.label = repr(name) if name else f"{self.id!r} ({self.name})"
+        self.command = command
+        self.policy = policy
+        self.phase = Phase.NEW
+        self.child: Child | None = None
+        self.why = ""
+        self.restarts = 0
+        self.failures = 0
+        self.next_start_at: float | None = None
+        self.lock = asyncio.Lock()
+        self.given_up = False
+        self._give_up = asyncio.Event()
+        self._ready = ready
+        self._ready_within_s = ready_within_s
+        self._ended = ended
+        self._on_phase = on_phase
+        self._tasks = tasks
+        self._clock = clock
+        self._sleep = sleep
+        self._changed = asyncio.Event()
+        self._running_since = 0.0
+        self._runs_as = Phase.READY  # the phase to which a resumed instance returns
+        self.suspended_for = ""
+        self._planned: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()  # the process has ended, and `ended` has returned
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self.id} {self.phase}>"
+
+    @property
+    def is_over(self) -> bool:
+        """True if there is no process, and none is planned."""
+        return self.phase in OVER
+
+    @property
+    def pid(self) -> int:
+        """The pid of the present process; 0 if there is none."""
+        return 0 if self.child is None or self.child.is_over else self.child.pid
+
+    def become(self, phase: Phase) -> None:
+        """Enters the phase, and calls `on_phase`. Raises IllegalTransition if NEXT does not have the change."""
+        before = self.phase
+        if phase not in NEXT[before]:
+            raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {phase}")
+        self.phase = phase
+        self._changed.set()
+        if self._on_phase is not None:
+            try:
+                self._on_phase(self, before, phase)
+            except Exception:  # a listener has no say
+                _log.exception("the listener to phases has failed for instance %s", self.label)
+
+    async def until(self, condition: Callable[[Phase], bool]) -> Phase:
+        """Waits until the condition holds for the phase, and returns the phase."""
+        while not condition(self.phase):
+            self._changed.clear()
+            await self._changed.wait()
+        return self.phase
+
+    # -- verbs --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts the first process, and returns when it is ready. Does nothing for an instance that was ended before.
+
+        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends first or the instance
+        is ended; Timeout. Then the process has ended, and the instance has failed (or is terminated, if it was ended
+        or the caller was cancelled).
+        """
+        async with self.lock:
+            if self.phase is not Phase.NEW:
+                return
+            try:
+                await self._start()
+            except BaseException as error:
+                was_ended = self.given_up or not isinstance(error, Exception)
+                self.become(Phase.TERMINATED if was_ended else Phase.FAILED)
+                raise
+
+    def take(self, child: Child) -> None:
+        """Takes a process that another owner has started and ends."""
+        self.child = child
+        self.become(Phase.STARTING)
+        if self._tasks is not None:
+            self._gone = asyncio.Event()
+            self._watching = self._tasks.begin(self._watch(child, self._gone))
+        self.become(Phase.READY)
+
+    async def end(self, grace_s: float, why: str) -> None:
+        """Ends the process and the instance: closes stdin, sends SIGTERM, and after `grace_s` seconds SIGKILL.
+
+        Raises TerminateFailed if some of it still runs.
+        """
+        self.given_up = True
+        self._give_up.set()
+        self._changed.set()
+        if grace_s == 0 and self.child is not None:
+            self.child.kill()  # overtakes an end with a grace that holds the lock
+        async with self.lock:
+            self._drop_plan()
+            if self.phase in (Phase.COMPLETED, Phase.TERMINATED):
+                return
+            if self.child is not None:
+                await self._stop(self.child, grace_s, why)
+            self.why = why
+            self.become(Phase.TERMINATED)
+
+    async def replace(self, child: Child, why: str, *, grace_s: float = 0.0, counts: bool = True) -> None:
+        """Ends this process, and plans the next one as after a failure; `counts` False: at once, and uncounted.
+
+        Does nothing if the instance has another process by now, or none. Raises TerminateFailed.
+        """
+        async with self.lock:
+            if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
+                await self._stop(child, grace_s, why)
+                self._plan(counts=counts)
+
+    async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:
+        """Ends the process, if there is one, and plans the next one as after a failure. Does nothing if one is
+        planned. `at_once`: begins the row of failures anew, and does not wait.
+
+        Raises RestartFailed if the instance is over for good, its restarts are used up, or its process still runs.
+        """
+        async with self.lock:
+            if self.given_up or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
+                raise RestartFailed(f"instance {self.label} is terminated: {self.why}", hint="spawn another one")
+            if self.phase in (Phase.NEW, Phase.WAITING) and not at_once:
+                return
+            if not at_once and self.failures >= self.policy.most:
+                raise RestartFailed(
+                    f"instance {self.label} was started again {self.policy.most} times: {self.why}",
+                    hint="restart(at_once=True) begins the count anew",
+                )
+            if self.child is not None:
+                try:
+                    await self._stop(self.child, grace_s, why)
+                except TerminateFailed as error:
+                    raise RestartFailed(error.message) from error
+            self.why = why
+            if at_once:
+                self.failures = 0
+            self._plan(counts=not at_once)
+
+    async def suspend(self, why: str, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """Stops all processes of the instance where they are (SIGSTOP). `unless`: asked when the lock is held.
+
+        Raises SuspendFailed.
+        """
+        async with self.lock:
+            child = self.child
+            if unless():
+                return
+            if self.phase is not Phase.SUSPENDED:
+                child = self._suspendable()
+                child.pause()
+                try:
+                    await self._sent(child)
+                except CommunicationError as error:
+                    child.resume()
+                    raise SuspendFailed(f"instance {self.label} was not suspended: {error.message}") from error
+            self._suspended(why)
+
+    async def release(
+        self,
+        checkpoint: Callable[[Any], Awaitable[Command]],
+        grace_s: float,
+        why: str,
+        *,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Suspends the instance, and gives its memory back: `checkpoint` saves it and returns the command with which
+        it goes on, and the process ends. `unless`: asked when the lock is held.
+
+        Raises SuspendFailed; then the instance is where it was.
+        """
+        async with self.lock:
+            if unless():
+                return
+            if not (self.phase is Phase.SUSPENDED and self.child is None):
+                child = self._suspendable()
+                child.resume()  # it may have to answer the checkpoint
+                try:
+                    async with asyncio.timeout(grace_s):
+                        command = await checkpoint(self)
+                    await self._kill_after(child, grace_s)
+                except Exception as error:
+                    if self.phase is Phase.SUSPENDED:
+                        child.pause()
+                    raise SuspendFailed(f"instance {self.label} was not suspended: {message_of(error)}") from error
+                self.child, self.command = None, command
+            self._suspended(why)
+
+    async def resume(self, *, only_if: Callable[[], bool] = lambda: True) -> None:
+        """Lets a suspended instance go on, in a new process if the old one has ended. `only_if`: asked when the lock
+        is held. Raises ResumeFailed.
+        """
+        async with self.lock:
+            if self.phase in OVER:
+                raise ResumeFailed(
+                    f"instance {self.label} does not go on: it is {self.phase}, {self.why}", hint="spawn another one"
+                )
+            if self.see() is not Phase.SUSPENDED or not only_if():
+                return
+            if self.child is not None and not self.child.is_over:
+                self.child.resume()
+                try:
+                    await self._sent(self.child)
+                except CommunicationError as error:
+                    self.child.pause()
+                    raise ResumeFailed(f"instance {self.label} does not go on: {error.message}") from error
+                self.become(self._runs_as)
+            else:
+                try:
+                    await self._start()
+                except Exception as error:
+                    self.become(Phase.SUSPENDED)
+                    raise ResumeFailed(f"instance {self.label} does not go on: {self.why}") from error
+
+    def see(self) -> Phase:
+        """Notices what the process did without a verb, and returns the phase: it was stopped by somebody else, or let
+        go on; or it has ended, if nobody awaits that.
+        """
+        child = self.child
+        if child is None:
+            return self.phase
+        if child.is_over:
+            if self._tasks is None and self.phase not in OVER:
+                self.why = child.how
+                if self.phase in RUNS:
+                    self.become(Phase.STOPPING)
+                self.become(self._end_of(child.status))
+        elif self.phase in RUNS and child.paused:
+            self._suspended(STOPPED_BY_OTHERS)
+        elif self.phase is Phase.SUSPENDED and self.suspended_for is STOPPED_BY_OTHERS and not child.paused:
+            self.become(self._runs_as)
+        return self.phase
+
+    # -- starts -------------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        """Gives the instance a process that is ready. The lock is held. If this raises, `why` says why, and nothing of
+        the process is left, unless it could not be killed: then it stays `child` until it has ended.
+        """
+        self.next_start_at = None
+        self.become(Phase.STARTING)
+        try:
+            async with asyncio.timeout(self._ready_within_s) as limit:
+                child = self.child = await (await Supervisor.running()).spawn(self.command)
+                self._gone = asyncio.Event()
+                if self._tasks is not None:
+                    self._watching = self._tasks.begin(self._watch(child, self._gone))
+                await self._until_ready(child)
+        except BaseException as error:
+            self.why = f"it was not ready in {self._ready_within_s:g} s" if limit.expired() else message_of(error)
+            if self.child is not None:
+                await run_to_end(self._undo(self.child))
+            if limit.expired():
+                raise Timeout(self.why) from error
+            raise
+        self._running_since = self._clock.monotonic()
+        self.become(Phase.READY)
+
+    async def _undo(self, child: Child) -> None:
+        """Ends a process that has not become ready."""
+        why = self.why
+        try:
+            await self._stop(child, 0.0, why)
+        except TerminateFailed as worse:
+            self.why = f"{why}; {worse.message}"
+
+    async def _until_ready(self, child: Child) -> None:
+        """Raises what `ready` raises, and SpawnFailed if the process has ended, or the instance is to end."""
+        if self._ready is not None:
+            ready = asyncio.ensure_future(self._ready(child))
+            others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._give_up.wait())]
+            try:
+                await asyncio.wait([ready, *others], return_when=asyncio.FIRST_COMPLETED)
+                if ready.done():
+                    ready.result()
+                elif others[0].done():
+                    raise SpawnFailed(f"it was not ready before {child.how}")
+            finally:
+                for each in (ready, *others):
+                    each.cancel()
+                await asyncio.wait([ready, *others])
+        if self.given_up:
+            raise SpawnFailed("it was terminated before it was ready")
+
+    def _plan(self, *, counts: bool = True) -> None:
+        """Plans the next start as after a failure; if the restarts are used up, the instance has failed. The lock is
+        held. `counts` False: the start is not counted as one after a failure, and does not wait.
+        """
+        policy = self.policy
+        if policy is None or self._tasks is None or (counts and self.failures >= policy.most):
+            times = f" after {self.failures} restarts" if self.failures else ""
+            _log.warning("instance %s has failed%s: %s", self.label, times, self.why)
+            self.become(Phase.FAILED)
+            return
+        self.failures += counts
+        seconds = policy.wait_s(self.failures) if counts else 0.0
+        self._drop_plan()
+        self.next_start_at = self._clock.time() + seconds
+        if self.phase is not Phase.WAITING:
+            self.become(Phase.WAITING)
+        self._planned = self._tasks.begin(self._start_later(seconds))
+
+    def _drop_plan(self) -> None:
+        self.next_start_at = None
+        if self._planned is not None:
+            self._planned.cancel()
+            self._planned = None
+
+    async def _start_later(self, seconds: float) -> None:
+        if seconds:
+            await self._sleep(seconds)
+        async with self.lock:
+            self._planned = None  # from here on it is not cancelled
+            self.restarts += 1
+            try:
+                await self._start()
+            except Exception:  # `why` has it
+                if self.given_up:
+                    self.become(Phase.TERMINATED)
+                else:
+                    self._plan()
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    async def _watch(self, child: Child, gone: asyncio.Event) -> None:
+        """Awaits the end of this process, and does what follows from an end that no verb has brought about."""
+        with suppress(CommunicationError):  # its supervisor was killed, and the process with it
+            await child.wait()
+        if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
+            self.why = child.how
+        counts = self._ended is None or await self._ended(child)
+        gone.set()
+        async with self.lock:
+            if self.child is not child:  # a verb has ended it, and goes on from there
+                return
+            self.child = None
+            if self.phase in RUNS:
+                self.become(Phase.STOPPING)
+            if self.phase is not Phase.STOPPING:  # suspended: `resume` starts another one
+                return
+            policy, end = self.policy, self._end_of(child.status)
+            if self.given_up:
+                self.become(Phase.TERMINATED)
+            elif policy is None or (end is Phase.COMPLETED and not policy.after_success):
+                self.become(end)
+            else:
+                if self._clock.monotonic() - self._running_since >= policy.stable_after_s:
+                    self.failures = 0
+                self._plan(counts=counts)
+
+    def _end_of(self, status: ExitStatus | None) -> Phase:
+        """Returns the phase of an instance whose process has ended so and gets no successor."""
+        if status is not None and status.success:
+            return Phase.COMPLETED
+        is_killed = status is None or (status.signal is not None and status.limit is None)
+        return Phase.TERMINATED if self.given_up and is_killed else Phase.FAILED
+
+    async def _stop(self, child: Child, grace_s: float, why: str) -> None:
+        """Ends the process, and forgets it when `ended` has returned. The lock is held. Raises TerminateFailed."""
+        if self.phase in RUNS:
+            self.become(Phase.STOPPING)
+        self.why = why
+        await self._kill_after(child, grace_s)
+        if self._tasks is not None:
+            await self._gone.wait()
+        self.child = None
+
+    async def _kill_after(self, child: Child, grace_s: float) -> None:
+        """Ends the process. Raises TerminateFailed."""
+        try:
+            async with asyncio.timeout(grace_s + _KILL_SECONDS):
+                await child.stop(grace_s)
+        except TimeoutError as error:
+            raise TerminateFailed(
+                f"instance {self.label} (pid {child.pid}) was sent SIGKILL, and has not ended in {_KILL_SECONDS:g} s",
+                hint="it hangs in the kernel, or its supervisor is stopped",
+            ) from error
+        except CommunicationError:  # its supervisor was killed, and the process with it
+            pass
+
+    # -- suspended ----------------------------------------------------------------------------------------------------
+
+    def _suspendable(self) -> Child:
+        if self.child is None or self.child.is_over or self.phase not in (*RUNS, Phase.SUSPENDED):
+            raise SuspendFailed(f"instance {self.label} is not suspended: it is {self.phase}, and has no process")
+        return self.child
+
+    def _suspended(self, why: str) -> None:
+        self.why = self.suspended_for = why
+        if self.phase is not Phase.SUSPENDED:
+            self._runs_as = self.phase
+            self.become(Phase.SUSPENDED)
+
+    async def _sent(self, child: Child) -> None:
+        """Returns when the supervisor has done what it was asked before: it answers in order. Raises
+        CommunicationError.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await child.usage()
+        except TimeoutError as error:
+            raise CommunicationError(f"its supervisor has not answered in {_ANSWER_SECONDS:g} s") from error
