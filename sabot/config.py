@@ -23,7 +23,7 @@ FIELDS = 10_000
 
 Duration = str | int | float | timedelta
 
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATIONS = 'write "5s", "100ms" or a number of seconds; the units are ' + ", ".join(_SECONDS)
 _BYTES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _MOST_BYTES = 1 << 62
@@ -47,7 +47,7 @@ def parse_seconds(value: Duration, *, name: str = "duration", zero: bool = True)
             seconds = float("inf")
     else:
         known = isinstance(value, str)
-        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)?\s*", value) if known else None
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|min|m|h|d|w)?\s*", value) if known else None
         if match is None:
             raise UserError(f"{name}: {value!r} is no duration", hint=_DURATIONS)
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]

@@ -1,9 +1,11 @@
 """Windows as users write them: groups of rows by event time, by processing time, or by count."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from sabot.arrays import python_value
+from sabot.api.expr.time import zone_of
+from sabot.arrays import is_utc, python_value
 from sabot.checks import is_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
@@ -22,6 +24,23 @@ class TumblingWindow:
 
     size_ms: int
     offset_ms: int = 0
+    time: WindowTime = "event"
+
+
+CalendarUnit = Literal["d", "w", "mo", "q", "y"]
+"""A day, a week from Monday, a month, a quarter, a year."""
+
+
+@dataclass(frozen=True)
+class CalendarWindow:
+    """Windows of `count` units of the calendar of `time_zone` without overlap. A day on which the clock is changed has 23 or 25 hours.
+
+    Days and weeks are counted from 1 and 5 January 1970, months from January 1970.
+    """
+
+    count: int
+    unit: CalendarUnit
+    time_zone: str = "UTC"
     time: WindowTime = "event"
 
 
@@ -66,17 +85,42 @@ class CountWindow:
     size: int
 
 
-Window = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow | CountWindow
+TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow
+"""Windows whose bounds do not depend on the rows, so that several streams have the same ones."""
+
+Window = TimeWindow | SessionWindow | CountWindow
+
+_DAY_MS = 86_400_000
+_FIRST_MONDAY_MS = 4 * _DAY_MS  # 5 January 1970
 
 
-def tumbling(size: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> TumblingWindow:
+def tumbling(
+    size: Duration, *, offset: Duration = 0, time: WindowTime = "event", time_zone: str | None = None
+) -> TumblingWindow | CalendarWindow:
     """Returns windows that follow each other without overlap: `tumbling("1m")` begins one at each full minute UTC.
 
-    `offset`: the time by which each window begins later. `time`: "event", or "processing", which puts each row into
-    the window of its arrival, and closes windows by the clock. Raises UserError for a size that is not a whole number
-    of ms, 1 or more.
+    `size`: a duration; "1w" begins on Mondays, and "1mo", "1q", "1y" are months, quarters and years. `offset`: the time by which each
+    window begins later. `time`: "event", or "processing", which puts each row into the window of its arrival, and closes windows by the
+    clock. `time_zone`: a name such as "Europe/Berlin": windows of days or more then begin at midnight there. Raises UserError for a
+    size that is not a whole number of ms, 1 or more, and for an offset of windows of a calendar.
     """
-    return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True), _time(time))
+    calendar = re.fullmatch(r"\s*(\d+)\s*(d|w|mo|q|y)\s*", size) if isinstance(size, str) else None
+    zone = "UTC" if time_zone is None else zone_of("tumbling", time_zone)
+    if calendar is None and not is_utc(zone):
+        raise UserError(
+            f"tumbling: time_zone={zone!r} needs a size in days, weeks or months, not {size!r}",
+            hint='tumbling("1d", time_zone="Europe/Berlin"); shorter windows begin at full hours and minutes UTC',
+        )
+    if calendar is None or (calendar[2] in ("d", "w") and is_utc(zone)):
+        return TumblingWindow(_ms(size, "size"), _offset_ms(offset, size), _time(time))
+    if _ms(offset, "offset", zero=True):
+        raise UserError(
+            f"tumbling: a window of {size!r} begins at midnight, so it has no offset", hint='tumbling("1h")'
+        )
+    if not 0 < int(calendar[1]) <= 9999:
+        raise UserError(f"tumbling: {size!r} is not a size of a window", hint="1 to 9,999 units")
+    unit = cast(CalendarUnit, calendar[2])
+    return CalendarWindow(int(calendar[1]), unit, "UTC" if is_utc(zone) else zone, _time(time))
 
 
 def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> HoppingWindow:
@@ -87,7 +131,7 @@ def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: Wind
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
         raise UserError(f"hopping: {size!r} is not a multiple of {slide!r}", hint="a window is made of whole slides")
-    return HoppingWindow(size_ms, slide_ms, _ms(offset, "offset", zero=True), _time(time))
+    return HoppingWindow(size_ms, slide_ms, _offset_ms(offset, slide), _time(time))
 
 
 def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> CumulativeWindow:
@@ -98,7 +142,7 @@ def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: Wi
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
         raise UserError(f"cumulative: {size!r} is not a multiple of {step!r}", hint="a window is made of whole steps")
-    return CumulativeWindow(size_ms, step_ms, _ms(offset, "offset", zero=True), _time(time))
+    return CumulativeWindow(size_ms, step_ms, _offset_ms(offset, size), _time(time))
 
 
 def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
@@ -123,7 +167,17 @@ def _time(time: WindowTime) -> WindowTime:
     return time
 
 
+def _offset_ms(offset: Duration, every: Duration) -> int:
+    """Returns the offset in ms of windows that begin once in `every`: those of whole weeks begin on Mondays."""
+    weeks = isinstance(every, str) and every.strip().endswith("w")
+    return _ms(offset, "offset", zero=True) + (_FIRST_MONDAY_MS if weeks else 0)
+
+
 def _ms(value: Duration, name: str, *, zero: bool = False) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(mo|q|y)\s*", value):
+        raise UserError(
+            f"{name}: {value!r} has no fixed length", hint='windows of months, quarters and years are tumbling("1mo")'
+        )
     seconds = parse_seconds(value, name=name)
     ms = round(seconds * 1000)
     if abs(ms - seconds * 1000) > 1e-6 or (ms == 0 and not zero):

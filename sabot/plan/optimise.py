@@ -16,9 +16,9 @@ from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter
-from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.api.windows import SessionWindow, TimeWindow
 from sabot.connectors.places import Place
-from sabot.operators.windows.panes import WindowShape
+from sabot.operators.windows.panes import shape_of
 
 __all__ = [
     "TimeUse",
@@ -184,8 +184,8 @@ def closing_time(ends: Iterable[StreamEnd], read: Read) -> Callable[[int], int]:
             time_ms, window = max(before), getattr(node, "window", None)
             if isinstance(window, SessionWindow):
                 time_ms += window.gap_ms - 1
-            elif isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
-                shape = WindowShape(window)
+            elif isinstance(window, TimeWindow):
+                shape = shape_of(window)
                 time_ms = shape.last_end(shape.pane(time_ms)) - 1
             times[id(node)] = time_ms
             watermark_ms = max(watermark_ms, time_ms + 1)

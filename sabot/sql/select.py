@@ -671,7 +671,7 @@ def windows_again(window: TimeWindow, span: Span) -> TumblingWindow:
     if isinstance(window, SessionWindow):
         raise SqlFault(span, "sessions cannot be grouped by their bounds again")
     every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
-    return tumbling(f"{getattr(window, every)}ms", offset=f"{window.offset_ms % getattr(window, every)}ms")
+    return TumblingWindow(getattr(window, every), window.offset_ms % getattr(window, every))
 
 
 class _WindowUse:

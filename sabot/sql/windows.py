@@ -174,7 +174,7 @@ def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str) -> Ti
         if len(lengths) == wanted[1]:
             options["offset"] = lengths[-1]
         if kind == "TUMBLE":
-            return tumbling(lengths[0], **options)  # type: ignore[arg-type]
+            return tumbling(lengths[0], **options)  # type: ignore[arg-type, return-value]  # ms are no units of the calendar
         if kind == "HOP":
             return hopping(lengths[1], lengths[0], **options)  # type: ignore[arg-type]
         return cumulative(lengths[1], lengths[0], **options)  # type: ignore[arg-type]

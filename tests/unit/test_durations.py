@@ -61,7 +61,7 @@ def test_settings_of_apps_and_steps_say_that_a_duration_is_negative() -> None:
 def test_what_is_no_duration_is_told_the_units() -> None:
     with pytest.raises(UserError, match="no duration") as refused:
         parse_seconds("1 minute")
-    assert refused.value.hint.endswith("us, ms, s, m, h, d")
+    assert refused.value.hint.endswith("us, ms, s, m, min, h, d, w")
 
 
 # -- one rule for all public signatures ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Columns, Node
 from sabot.api.nodes.rows import Broadcast, RowStep
 from sabot.api.nodes.windows import WINDOW_COLUMNS
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.api.windows import TimeWindow, TumblingWindow
 from sabot.api.words import window_text
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
@@ -195,7 +195,7 @@ class WindowJoin(JoinByTime):
     """A join of rows that are in the same window."""
 
     word = "join(…, window=)"
-    window: TumblingWindow | HoppingWindow | CumulativeWindow = field(default_factory=lambda: TumblingWindow(1))
+    window: TimeWindow = field(default_factory=lambda: TumblingWindow(1))
 
     def _more_text(self) -> str:
         return f", {window_text(self.window)}"

@@ -10,9 +10,7 @@ from sabot.api.windows import (
     WINDOW_END,
     WINDOW_START,
     CountWindow,
-    CumulativeWindow,
-    HoppingWindow,
-    TumblingWindow,
+    TimeWindow,
     Window,
 )
 from sabot.api.words import by_keys, named_texts, order_text, window_text
@@ -67,7 +65,7 @@ class WindowTopN(FirstRows):
     keeps_time = False
     input: Node
     keys: tuple[str, ...]
-    window: TumblingWindow | HoppingWindow | CumulativeWindow
+    window: TimeWindow
     n: int
     by: tuple[tuple[str, bool], ...]
     ties: Ties

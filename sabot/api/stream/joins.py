@@ -11,7 +11,7 @@ from sabot.api.nodes.calls import LookupAsync
 from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinByTime, Lookup, WindowJoin
 from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.api.windows import TimeWindow
 from sabot.checks import OneOf, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
@@ -86,7 +86,7 @@ def join_node(
         lower_ms, upper_ms = interval_ms(between, how)
         node = IntervalJoin(*given, lower_ms=lower_ms, upper_ms=upper_ms)
     elif window is not None:
-        if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
+        if not isinstance(window, TimeWindow):
             raise UserError(f"join: two streams cannot share {window!r}", hint='tumbling("1m"), hopping("1h", "1m")')
         if window.time == "processing":
             raise UserError(

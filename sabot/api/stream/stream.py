@@ -73,7 +73,7 @@ from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_asy
 from sabot.api.stream.looks import Looks
 from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
-from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
+from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
 from sabot.arrays import python_value
 from sabot.checks import FLAG, OneOf, check, is_whole
 from sabot.codecs.base import Format
@@ -1026,7 +1026,7 @@ class WindowedStream(NamedElsewhere):
         with `emit_every`.
         """
         window = self._window
-        if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
+        if not isinstance(window, TimeWindow) or self._emit_every_ms is not None:
             raise UserError(
                 "top_n needs tumbling, hopping or cumulative windows, without emit_every=",
                 hint='window(tumbling("1m"))',

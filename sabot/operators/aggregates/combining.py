@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.windows.window import split_panes
+from sabot.api.windows import TimeWindow
 from sabot.errors import InternalError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.aggregates.gather import joined
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.columns import time_index
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.windows.panes import PANE_COLUMN, shape_of
 
 ROWS_COLUMN = "__rows"  # the number of rows that a partial state combines
 
@@ -31,7 +31,7 @@ class LocalCombine(Operator):
     """
 
     def __init__(self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn]) -> None:
-        self._shape = WindowShape(window)
+        self._shape = shape_of(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._rows_in = self._rows_out = 0
 
@@ -47,7 +47,7 @@ class LocalCombine(Operator):
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        _, panes = split_panes(batch.data.column(self._time), self._shape.step, self._shape.offset, batch.selection)
+        _, panes = self._shape.split(batch.data.column(self._time), batch.selection)
         states = []
         for pane, rows in panes:
             self._aggregator.add(self._table, self._extras, batch.data, rows, batch.hashes)

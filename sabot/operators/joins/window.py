@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import joins as nodes
-from sabot.api.windows import Window
+from sabot.api.windows import TimeWindow, Window
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext, Saved
 from sabot.operators.joins.join import plan_sides
@@ -18,7 +17,7 @@ from sabot.operators.joins.sides import JoinOperator, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
-from sabot.operators.windows.panes import TimeWindow, WindowShape, stored_window, window_of, window_text
+from sabot.operators.windows.panes import shape_of, stored_window, window_of, window_text
 
 
 class WindowJoin(TimedJoin):
@@ -40,7 +39,7 @@ class WindowJoin(TimedJoin):
                 f"window join: the two sides would not have the same windows with a {type(window).__name__}",
                 hint="use tumbling, hopping or cumulative windows, or between=(…) for rows that are near each other",
             )
-        self._window, self._shape = window, WindowShape(window)
+        self._window, self._shape = window, shape_of(window)
 
     def _open_sides(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, how = self.sides, self.how
@@ -66,8 +65,7 @@ class WindowJoin(TimedJoin):
         if not self._keeps_unmatched[side.name]:
             rows = side.with_keys(rows)[0]
         if len(rows):
-            shape = self._shape
-            _, panes = split_panes(rows.data.column(side.time), shape.step, shape.offset, rows.selection)
+            _, panes = self._shape.split(rows.data.column(side.time), rows.selection)
             self._add_panes([pane for pane, _ in panes])
             side.insert(rows)
 
@@ -137,8 +135,8 @@ class WindowJoin(TimedJoin):
     def after_restore(self, saved: Sequence[Saved]) -> None:
         super().after_restore(saved)
         for side in (self.left, self.right):
-            times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
-            self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())
+            _, panes = self._shape.split(side.table.orders(side.table.below(END_OF_TIME)), None)
+            self._add_panes([pane for pane, _ in panes])
 
     def _state_options(self) -> dict[str, Any]:
         return {"window": window_text(self._window)}

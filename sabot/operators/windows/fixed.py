@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
-from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
-from sabot.api.windows import CountWindow, SessionWindow
+from sabot.api.windows import CountWindow, SessionWindow, TimeWindow
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
@@ -43,7 +42,7 @@ from sabot.operators.state_parts import (
     last_watermark,
 )
 from sabot.operators.windows.merged import MergedPanes
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_text
+from sabot.operators.windows.panes import PANE_COLUMN, shape_of, stored_window, window_of, window_text
 from sabot.operators.windows.sessions import SessionAggregate
 
 _INT64 = pa.int64()
@@ -83,7 +82,7 @@ class WindowAggregate(StatefulOperator):
             raise UserError(f"emit_every: {emit_every_ms} ms is too short", hint="give 1 ms or more")
         self.parted_by = parted_by
         self._window = window
-        self._shape = WindowShape(window)
+        self._shape = shape_of(window)
         self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
         self._windows_emitted = self._rows_emitted = 0
@@ -122,13 +121,7 @@ class WindowAggregate(StatefulOperator):
         hashes = (
             None if self.parted_by else batch.hashes
         )  # with `parted_by`, the hashes are those of a part of the keys
-        late, panes = split_panes(
-            data.column(self._time),
-            self._shape.step,
-            self._shape.offset,
-            batch.selection,
-            late_before=self._late_before,
-        )
+        late, panes = self._shape.split(data.column(self._time), batch.selection, self._late_before)
         if late is not None:
             self._reject_late(batch, late)
         with self._open_rows.changing:
@@ -150,7 +143,7 @@ class WindowAggregate(StatefulOperator):
             self._aggregator.merge(table, self._extras_of(pane), data, rows)
         else:
             self._aggregator.add(table, self._extras_of(pane), data, rows, hashes)
-        if pane + self._shape.step <= self._watermark:
+        if self._shape.pane_end(pane) <= self._watermark:
             self._merged.forget()
             if self._lateness:
                 if pane not in self._reopened:

@@ -1,23 +1,29 @@
 """Panes: the pieces into which windows of event time are divided. The functions compute the pane of a row, the
 windows of a pane, and which rows are late.
 
-Panes do not overlap. A tumbling window is one pane, a hopping window has size / slide panes. A cumulative window
-grows by a pane with each step.
+Panes do not overlap. A tumbling window and a window of the calendar are one pane, a hopping window has size / slide
+panes. A cumulative window grows by a pane with each step.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
-from sabot.errors import UserError
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.windows.window import min_max, split_panes
+from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TimeWindow, TumblingWindow, Window
+from sabot.errors import DataError, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.operators.expressions.zones import clock_of, times_at
 from sabot.stored_names import stored_field, stored_name
 
 PANE_COLUMN = "__pane"  # the start of the pane in ms, in partial states and in checkpoints
 
-TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
+RowsOfPanes: TypeAlias = list[tuple[int, pa.Int32Array | None]]
+"""Pairs of the start of a pane and the indices of its rows (None for all rows of the batch), by ascending starts."""
 
 
 class WindowShape:
@@ -25,7 +31,10 @@ class WindowShape:
     Raises UserError if the size is not a multiple of the slide or step.
     """
 
-    def __init__(self, window: TimeWindow) -> None:
+    grows = False
+    """True if all windows that begin together have the same first pane."""
+
+    def __init__(self, window: TumblingWindow | HoppingWindow | CumulativeWindow) -> None:
         self.size = window.size_ms
         self.offset = window.offset_ms
         self.step = window.size_ms
@@ -43,6 +52,20 @@ class WindowShape:
     def pane(self, time: int) -> int:
         """Returns the start of the pane of a row with this time."""
         return time - (time - self.offset) % self.step
+
+    def pane_end(self, pane: int) -> int:
+        """Returns the end of the pane with this start, which is the start of the next one."""
+        return pane + self.step
+
+    def split(
+        self, times: pa.Int64Array, selection: pa.Int32Array | None, late_before: int = START_OF_TIME
+    ) -> tuple[pa.Int32Array | None, RowsOfPanes]:
+        """Divides rows by pane: returns (the indices of late rows or None, the rows of each pane).
+
+        `selection`: the indices of the rows that count, or None for all. `late_before`: the time below which rows are late. Raises
+        DataError for a time that is out of range.
+        """
+        return split_panes(times, self.step, self.offset, selection, late_before=late_before)
 
     def start(self, end: int) -> int:
         """Returns the start of the window with this end."""
@@ -69,16 +92,16 @@ class WindowShape:
             return
         if upto is None:
             upto = self.last_end(panes[-1])
-        end = self.pane(after) + self.step
+        end = self.pane_end(self.pane(after))
         while end <= upto:
             at = bisect_left(panes, self.start(end))
             if at == len(panes):
                 return
             if panes[at] < end:
                 yield end
-                end += self.step
+                end = self.pane_end(end)
             else:
-                end = panes[at] + self.step
+                end = self.pane_end(panes[at])
 
     def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
         """Returns, ascending, the ends of windows that contain one of these panes, are over at this watermark, and
@@ -86,10 +109,115 @@ class WindowShape:
         """
         ends: set[int] = set()
         for pane in panes:
-            first = max(pane, self.pane(watermark - lateness)) + self.step
+            end = self.pane_end(max(pane, self.pane(watermark - lateness)))
             last = min(self.last_end(pane), self.pane(watermark))
-            ends.update(range(first, last + 1, self.step))
+            while end <= last:
+                ends.add(end)
+                end = self.pane_end(end)
         return sorted(ends)
+
+
+class CalendarShape(WindowShape):
+    """The times of windows of a calendar, each of which is one pane, from the start of one unit to the start of the next, in ms UTC.
+
+    A unit starts when the clock of the zone first shows its midnight. If the clock skips that midnight, the unit starts with the end of
+    the gap.
+    """
+
+    def __init__(self, window: CalendarWindow) -> None:
+        self._count, self._unit = window.count, window.unit
+        self._type = pa.timestamp("ms", window.time_zone)
+        self._known = (0, 0)  # the pane that was computed last: its start and end
+
+    def pane(self, time: int) -> int:
+        return self._bounds(time)[0]
+
+    def pane_end(self, pane: int) -> int:
+        return self._bounds(pane)[1]
+
+    def start(self, end: int) -> int:
+        return self.pane(end - 1)
+
+    def last_end(self, pane: int) -> int:
+        return self.pane_end(pane)
+
+    def late_before(self, watermark: int) -> int:
+        return self.pane(watermark)
+
+    def split(
+        self, times: pa.Int64Array, selection: pa.Int32Array | None, late_before: int = START_OF_TIME
+    ) -> tuple[pa.Int32Array | None, RowsOfPanes]:
+        ends = min_max(times, selection)
+        if ends is None:
+            return None, []
+        least, greatest = ends
+        if least < -_FARTHEST or greatest > _FARTHEST:
+            raise DataError(
+                f"the event time {least if least < -_FARTHEST else greatest} ms is out of range for windows of a calendar",
+                hint="event time is milliseconds since 1970; is the column in another unit?",
+            )
+        start, end = self._bounds(least)
+        if least >= late_before and greatest < end:
+            return None, [(start, selection)]
+        rows = np.arange(len(times), dtype=np.int32) if selection is None else selection.to_numpy()
+        values = times.to_numpy(zero_copy_only=False)[rows]
+        late = rows[values < late_before]
+        rows, values = rows[values >= late_before], values[values >= late_before]
+        starts, found = np.unique(self._starts(values), return_inverse=True)
+        order = np.argsort(found, kind="stable")
+        parts = np.split(rows[order], np.cumsum(np.bincount(found, minlength=len(starts)))[:-1])
+        panes = [(int(start), pa.array(part)) for start, part in zip(starts, parts, strict=True)]
+        return (pa.array(late) if len(late) else None), panes
+
+    def _bounds(self, time: int) -> tuple[int, int]:
+        """Returns the start and the end of the pane of a time. Beyond the range of times of rows, each ms is a pane."""
+        start, end = self._known
+        if start <= time < end:
+            return self._known
+        if not -_FARTHEST <= time <= _FARTHEST:
+            return time, time + 1
+        start = int(self._starts(np.array([time]))[0])
+        after = self._begin(
+            self._number(np.array([start])) + np.arange(1, 3)
+        )  # the first may be a day that the zone has skipped
+        self._known = start, int(after[after > start][0])
+        return self._known
+
+    def _starts(self, times: Any) -> Any:
+        """Returns the start of the pane of each time (numpy, ms)."""
+        numbers, found = np.unique(self._number(times), return_inverse=True)
+        before, start, after = (self._begin(numbers + step)[found] for step in (-1, 0, 1))
+        # The clock may show a day whose midnight is still to come, or the day before after it was put back over midnight.
+        return np.where(times < start, before, np.where(times >= after, after, start))
+
+    def _number(self, times: Any) -> Any:
+        """Returns the number of the unit that the clock of the zone shows at each time, counted from 1970."""
+        clock = clock_of(pa.array(times).view(self._type)).view(pa.int64()).to_numpy()
+        if self._unit in _DAYS:
+            return np.floor_divide(clock - _FIRST_DAY_MS[self._unit], self._count * _DAYS[self._unit] * _DAY_MS)
+        months = clock.view("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+        return np.floor_divide(months, self._count * _MONTHS[self._unit])
+
+    def _begin(self, numbers: Any) -> Any:
+        """Returns the time at which each of these units starts."""
+        if self._unit in _DAYS:
+            clock = numbers * (self._count * _DAYS[self._unit] * _DAY_MS) + _FIRST_DAY_MS[self._unit]
+        else:
+            months = (numbers * (self._count * _MONTHS[self._unit])).view("datetime64[M]")
+            clock = months.astype("datetime64[ms]").astype(np.int64)
+        return times_at(clock, pa.array(clock).view(self._type)).view(pa.int64()).to_numpy()
+
+
+_DAY_MS = 86_400_000
+_DAYS = {"d": 1, "w": 7}
+_FIRST_DAY_MS = {"d": 0, "w": 4 * _DAY_MS}  # weeks begin on Mondays: 5 January 1970
+_MONTHS = {"mo": 1, "q": 3, "y": 12}
+_FARTHEST = 2**55  # ms from 1970: a million years, more than the units of the calendar need
+
+
+def shape_of(window: TimeWindow) -> WindowShape:
+    """Returns the shape of a window. Raises UserError as `WindowShape` does."""
+    return CalendarShape(window) if isinstance(window, CalendarWindow) else WindowShape(window)
 
 
 def window_text(window: Window) -> str:
@@ -115,4 +243,4 @@ def window_of(reader: Mapping[str, Any]) -> Any:
     )
 
 
-_WINDOWS = {stored_name(each): each for each in (TumblingWindow, HoppingWindow, CumulativeWindow)}
+_WINDOWS = {stored_name(each): each for each in (TumblingWindow, CalendarWindow, HoppingWindow, CumulativeWindow)}

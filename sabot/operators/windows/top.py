@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
-from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
-from sabot.api.windows import WINDOW_END, WINDOW_START
+from sabot.api.windows import WINDOW_END, WINDOW_START, TimeWindow
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_marks
@@ -32,7 +31,7 @@ from sabot.operators.readers import StateReaders
 from sabot.operators.rows.timed import by_arrival
 from sabot.operators.spilled import SpilledGroups
 from sabot.operators.state_parts import Batches, RowsPart, StateParts, last_watermark, only_columns_of
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, stored_window, window_of, window_text
+from sabot.operators.windows.panes import PANE_COLUMN, shape_of, stored_window, window_of, window_text
 from sabot.state.tables.idle import longest_idle
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -68,7 +67,7 @@ class WindowTopN(RankedOperator):
     ) -> None:
         super().__init__(keys, n, by, ties, rank)
         self.parted_by = parted_by
-        self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
+        self._window, self._shape, self._lateness = window, shape_of(window), allowed_lateness_ms
         self._windows_emitted = self._arrivals = 0
         self._panes: _Panes | None = None
         self._fewer_columns: _FewerColumns | None = None
@@ -111,7 +110,7 @@ class WindowTopN(RankedOperator):
             None if self.parted_by else batch.hashes
         )  # with `parted_by`, the hashes are those of a part of the keys
         times = data.column(self._time)
-        late, panes = split_panes(times, shape.step, shape.offset, batch.selection, late_before=self._late_before)
+        late, panes = shape.split(times, batch.selection, self._late_before)
         if late is not None:
             self._late.reject(batch, late, self._watermark)
         with self._kept_rows.changing:
@@ -124,7 +123,7 @@ class WindowTopN(RankedOperator):
                 pane.rows.settle()
             self._settle()
         for start, rows in panes:
-            if start + shape.step <= self._watermark and self._lateness:
+            if shape.pane_end(start) <= self._watermark and self._lateness:
                 if start not in self._reopened:
                     self._reopened[start] = self._keys_table()
                 self._reopened[start].resolve(data, self.key_indices, hashes=hashes, selection=rows)
