@@ -11,7 +11,7 @@ from sabot.api.aggregates import Aggregate, count
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
-from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, tumbling
+from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
