@@ -1,6 +1,7 @@
 """`sabot state`: prints the state of an app as tables."""
 
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import typer
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.checkpoint import ask
+from sabot.checkpoint.state_reads import MOST_DIFFERENCES, KeyChange, StateDifference, state_difference
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment
@@ -43,6 +45,14 @@ def state(
     as_of: Annotated[
         int | None, typer.Option(min=1, metavar="ID", help="The id of the checkpoint; default: the newest.")
     ] = None,
+    against: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="ID",
+            help=f"An older checkpoint: print the keys whose state differs, at most {MOST_DIFFERENCES:,}.",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask the running app for a new checkpoint first.")] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", callback=_format, help=f"The format: {', '.join(_FORMATS)}.")
@@ -58,6 +68,10 @@ def state(
     def work() -> None:
         if operator is None and key is not None:
             raise WrongUse("--key needs an OPERATOR", hint="without one the operators are listed")
+        if against is not None and (operator is None or key is not None or wanted == "csv"):
+            raise WrongUse(
+                "--against needs an OPERATOR, and takes neither --key nor csv", hint="name the OPERATOR alone"
+            )
         if fresh and as_of is not None:
             raise WrongUse("--fresh makes a new checkpoint, and --as-of names an old one", hint="leave one of them out")
         found = find_checkpoints(app)
@@ -70,6 +84,12 @@ def state(
         try:
             if operator is None:
                 _list(operators_of(manifest), wanted)
+                return
+            if against is not None:
+                older = found.manifest(against)
+                _print_difference(state_difference(older, manifest, operator, most=limit or MOST_DIFFERENCES), wanted)
+                if wanted == "table":
+                    typer.echo(f"from checkpoint {older.checkpoint_id} to {manifest.checkpoint_id}", err=True)
                 return
             table = state_of(manifest, operator, key)
             shown = table if limit is None else table.slice(0, limit)
@@ -112,6 +132,25 @@ def _print(table: pa.Table, form: str) -> None:
     else:
         head = table.slice(0, _TABLE_ROWS)
         columns(table.schema.names, [[_cell(row[name]) for name in table.schema.names] for row in head.to_pylist()])
+
+
+def _print_difference(found: StateDifference, form: str) -> None:
+    if form == "json":
+        for change in found.changes:
+            json_line(asdict(change))
+        return
+    columns(["", *found.keys, "before", "after"], [_change_line(each) for each in found.changes])
+    if found.more:
+        typer.echo(f"there are more than these {len(found.changes):,} keys", err=True)
+
+
+def _change_line(change: KeyChange) -> list[object]:
+    return [change.kind, *map(_cell, change.key.values()), _values(change.before), _values(change.after)]
+
+
+def _values(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows of a key as text."""
+    return "; ".join(", ".join(f"{name}={_cell(value)}" for name, value in row.items()) for row in rows) or "-"
 
 
 def _csv(table: pa.Table) -> None:

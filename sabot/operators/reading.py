@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import OperatorContext, Restorable, Saved, StepInfo, without_marks
 from sabot.operators.layout.operator_table import reader_of
 from sabot.os_errors import restoring
-from sabot.state.reading import SavedApp, key_candidates, namespaces_in, plain_column, read_namespaces
+from sabot.state.reading import SavedApp, json_column, key_candidates, namespaces_in, plain_column, read_namespaces
 
 _AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # AGENT:timers is the name of the timers that an agent has set
@@ -89,7 +90,7 @@ def parts_of(manifest: SavedApp, operator: str) -> dict[str, Saved]:
     return parts
 
 
-def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
+def state_of(manifest: SavedApp, operator: str, key: Any = None, groups: range | None = None) -> pa.Table:
     """Returns the state of a stream's operator, of an agent, or of a namespace of agents' state, as it was at the
     checkpoint.
 
@@ -100,17 +101,27 @@ def state_of(manifest: SavedApp, operator: str, key: Any = None) -> pa.Table:
     timers, as key, name and at (ms).
 
     `key`: gives only the rows of this key. It is a value, or a list with a value for each key column (as text, a JSON
-    list). Text is cast to the type of the key column.
+    list). Text is cast to the type of the key column. `groups`: gives only the rows of keys in these key groups, if
+    `is_divided`.
 
     Raises UserError for an operator that does not exist or keeps no state, and CorruptCheckpoint.
     """
     with _reading(manifest):
         parts = parts_of(manifest, operator)
         if any(part.facts for part in parts.values()):
-            return _stream_state(operator, [part for part in parts.values() if part.facts], key)
+            return _stream_state(operator, [part for part in parts.values() if part.facts], key, groups)
     if parts:
         raise UserError(f"{operator} keeps no state", hint=_names_hint(manifest))
-    return _agent_state(manifest, operator, key)
+    return _agent_state(manifest, operator, key, groups)
+
+
+def is_divided(manifest: SavedApp, operator: str) -> bool:
+    """Returns True if `state_of` can read single key groups of the state."""
+    for task in manifest.tasks.values():
+        facts = task.meta.get("operators", {}).get(operator)
+        if facts:
+            return _divides(facts.get("reader") or {})
+    return not operator.endswith(_TIMERS)
 
 
 def keys_of(manifest: SavedApp, operator: str, table: pa.Table) -> list[str]:
@@ -129,7 +140,7 @@ def _names_hint(manifest: SavedApp) -> str:
 # Streams
 
 
-def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
+def _stream_state(name: str, parts: list[Saved], key: Any, groups: range | None) -> pa.Table:
     reader = parts[0].facts.get("reader")
     schema = parts[0].facts.get("schema")
     make = _reader_of(schema)
@@ -149,6 +160,8 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
         wanted = _key_row(name, [input.field(column) for column in reader["keys"]], key)
         wanted_hash = hash_columns(wanted.columns)[0]
         context.only = lambda hashes: pc.equal(hashes, wanted_hash)
+    elif groups is not None and _divides(reader):
+        context.only = lambda hashes: pa.array(np.isin(hashes.to_numpy() % np.uint64(KEY_GROUPS), groups))
     columns = operator.open(context)
     try:
         operator.restore(parts)
@@ -157,6 +170,11 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
         operator.close()
     table = pa.Table.from_batches(pieces) if pieces else columns.empty_table()
     return table.select(without_marks(table.schema).names)
+
+
+def _divides(reader: Mapping[str, Any]) -> bool:
+    """Returns True if each row of the state belongs to one key group: not without keys, nor if each subtask has all rows of a side."""
+    return bool(reader.get("keys")) and not reader.get("broadcast")
 
 
 def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Restorable] | str | None:
@@ -227,25 +245,27 @@ def _agents(manifest: SavedApp) -> dict[str, list[str]]:
     return found
 
 
-def _agent_state(manifest: SavedApp, name: str, key: Any) -> pa.Table:
+def _agent_state(manifest: SavedApp, name: str, key: Any, groups: range | None) -> pa.Table:
     """Returns the state of an agent with `key=`, the shared state for an agent without it, or a namespace."""
     agents = _agents(manifest)
     agent = name.removesuffix(_TIMERS)
     alike = [agent] if agent in agents else [each for each in agents if each.endswith(f".{agent}")]
     tasks = agents[alike[0]] if len(alike) == 1 else [_AGENTS]
     return pa.concat_tables(
-        [_state_in(manifest, task, list(agents), name, key) for task in tasks], promote_options="permissive"
+        [_state_in(manifest, task, list(agents), name, key, groups) for task in tasks], promote_options="permissive"
     )
 
 
-def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key: Any) -> pa.Table:
+def _state_in(
+    manifest: SavedApp, within: str, agents: list[str], name: str, key: Any, groups: range | None
+) -> pa.Table:
     """Returns the rows that one task of agents has of the state."""
     name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]
     if name not in agents and len(alike) == 1:
         name = alike[0]  # without the app's id before it
     if of_timers:
-        return _timers_of(manifest, within, name, key)
+        return _timers_of(manifest, within, name, key, groups)
     task = manifest.tasks.get(within)
     if task is None or "state" not in task.states:
         if name in agents:
@@ -264,16 +284,20 @@ def _state_in(manifest: SavedApp, within: str, agents: list[str], name: str, key
     own = {space for space in known if space.startswith(f"{name}/")} if name in agents else set()
     if own:
         with _reading(manifest):
-            return read_namespaces(directory, manifest.created_ms, own.__contains__, by_record=True, key=key)
+            return read_namespaces(
+                directory, manifest.created_ms, own.__contains__, by_record=True, key=key, groups=groups
+            )
     if name not in agents and name not in known:
         raise _unknown(manifest, name, known)
     spaces = {name} if name in known else {space for space in known if space.partition("/")[0] not in agents}
     with _reading(manifest):
-        return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
+        return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key, groups=groups)
 
 
-def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Table:
-    """Returns the timers that an agent has set in one of its tasks, or only those of `key`."""
+def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any, groups: range | None) -> pa.Table:
+    """Returns the timers that an agent has set in one of its tasks, or only those of `key`; with groups, those of all groups, with keys
+    as JSON text.
+    """
     task = manifest.tasks.get(within)
     if task is None or state_name(agent) not in task.states:
         raise _unknown(manifest, agent + _TIMERS)
@@ -282,7 +306,8 @@ def _timers_of(manifest: SavedApp, within: str, agent: str, key: Any) -> pa.Tabl
         found = saved_timers(manifest.state_directory(within, state_name(agent)))
         rows = [row for row in found if wanted is None or row[0] in wanted]
     keys, names, times = zip(*rows, strict=True) if rows else ((), (), ())
-    columns = {"key": plain_column(list(keys)), "name": pa.array(names, pa.string()), "at": pa.array(times, pa.int64())}
+    column = plain_column if groups is None else json_column
+    columns = {"key": column(list(keys)), "name": pa.array(names, pa.string()), "at": pa.array(times, pa.int64())}
     return pa.table(columns)
 
 

@@ -57,34 +57,42 @@ def namespaces_in(directory: Path) -> list[str]:
 
 
 def read_namespaces(
-    directory: Path, now_ms: int, wanted: Callable[[str], bool], *, by_record: bool | None = None, key: Any = None
+    directory: Path,
+    now_ms: int,
+    wanted: Callable[[str], bool],
+    *,
+    by_record: bool | None = None,
+    key: Any = None,
+    groups: range | None = None,
 ) -> pa.Table:
     """Returns a table of the values that a backend saved in `directory`: namespace, [record_key,] key, value, in the
     order of namespaces and stored keys.
 
     `by_record`: True if keys are scoped by the key of the record, which then is the column record_key; None to find
     out whether all are. `key`: only the rows of this key (of the record, if there is one); a text is also tried as
-    JSON. A column of keys or values has their own type if all are of one scalar type, else JSON text. A list becomes
-    a JSON list; a map becomes a JSON object, or a list of pairs if some field is not text. Values that had expired at
+    JSON. `groups`: only the rows of these key groups, with keys and values as JSON text, so that all pages are alike.
+    Else a column of keys or values has their own type if all are of one scalar type, or is JSON text. A list becomes a
+    JSON list; a map becomes a JSON object, or a list of pairs if some field is not text. Values that had expired at
     `now_ms` are left out. Raises CorruptCheckpoint for files that are not state of Sabot, UserError for a key that
     cannot be one.
     """
     spaces: list[str] = []
     keys: list[list[Any]] = []
     values: list[Any] = []
-    prefixes = None if key is None else tuple(_prefixes(key))
-    for namespace, entries in _by_namespace(directory, now_ms, wanted, prefixes):
+    chosen = None if key is None and groups is None else _choice(key, groups)
+    for namespace, entries in _by_namespace(directory, now_ms, wanted, chosen):
         for parts, value in _values(sorted(entries), directory):
             spaces.append(namespace)
             keys.append(parts)
             values.append(value)
     if by_record is None:
         by_record = bool(keys) and all(len(parts) == 2 for parts in keys)
+    column = plain_column if groups is None else json_column
     columns = {"namespace": pa.array(spaces, pa.string())}
     if by_record:
-        columns["record_key"] = plain_column([parts[0] for parts in keys])
-    columns["key"] = plain_column([parts[-1] for parts in keys])
-    columns["value"] = plain_column(values)
+        columns["record_key"] = column([parts[0] for parts in keys])
+    columns["key"] = column([parts[-1] for parts in keys])
+    columns["value"] = column(values)
     return pa.table(columns)
 
 
@@ -100,6 +108,15 @@ def key_candidates(key: Any) -> list[Any]:
     except UNREADABLE:
         return found
     return found if not isinstance(found[-1], dict) else found[:-1]
+
+
+def _choice(key: Any, groups: range | None) -> Callable[[bytes], bool]:
+    """Returns a function that says of a stored key if it is `key`, or, if that is None, if it is in one of the groups."""
+    if key is None:
+        assert groups is not None
+        return lambda stored: int.from_bytes(stored[:_GROUP_BYTES], "big") in groups
+    prefixes = tuple(_prefixes(key))
+    return lambda stored: stored.startswith(prefixes)
 
 
 def _prefixes(key: Any) -> Iterator[bytes]:
@@ -127,6 +144,11 @@ def plain_column(values: list[Any]) -> "pa.Array[Any]":
     return pa.array([None if value is None else json_text(value) for value in values], pa.string())
 
 
+def json_column(values: list[Any]) -> "pa.Array[Any]":
+    """Returns a column of the values as JSON text."""
+    return pa.array(map(json_text, values), pa.string())
+
+
 def json_text(value: Any) -> str:
     """Returns the value as JSON text. Bytes become base64; a dict with keys that JSON does not allow becomes a list
     of pairs.
@@ -145,17 +167,15 @@ def _jsonable(value: Any) -> Any:
 
 
 def _by_namespace(
-    directory: Path, now_ms: int, wanted: Callable[[str], bool], prefixes: tuple[bytes, ...] | None
+    directory: Path, now_ms: int, wanted: Callable[[str], bool], chosen: Callable[[bytes], bool] | None
 ) -> Iterator[tuple[str, Iterator[tuple[bytes, bytes]]]]:
-    """Yields pairs of a namespace and its keys and values, without expired values, limited to keys that begin with
-    one of the prefixes.
-    """
+    """Yields pairs of a namespace and its keys and values, without expired values, limited to the chosen keys."""
     snapshot = load_snapshot(directory)
     now_mark = now_ms.to_bytes(_EXPIRY_BYTES, "big")
 
     def alive(entries: Iterator[tuple[str, bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         for _, key, value in entries:
-            if prefixes is not None and not key.startswith(prefixes):
+            if chosen is not None and not chosen(key):
                 continue
             if not snapshot.sealed:
                 yield key, value

@@ -15,6 +15,8 @@ from kept_apps import HALF, PROGRAMS, RESTORED_S, WRITTEN_S, Program, Scene, con
 
 from sabot.api.nodes.read import Read
 from sabot.checkpoint import CheckpointStorage
+from sabot.checkpoint.state_reads import state_difference, state_owners, state_rows
+from sabot.errors import UserError
 from sabot.plan import make_plan, walk, with_schemas
 from sabot.plan.against import compare, planned
 from sabot.testing import lives
@@ -95,6 +97,29 @@ each_way = pytest.mark.parametrize(
 @each_program
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
+
+
+@pytest.mark.one_in(10, "each kind of state is in several apps")
+@each_program
+def test_the_pages_of_a_kept_checkpoint_have_each_row_of_its_state_once(kept: Kept) -> None:
+    """The console reads state by key group: 3 rows and more at a time, as far as the step keeps its rows by key."""
+    manifest = CheckpointStorage(kept.folder / "checkpoints").latest()
+    assert manifest is not None
+    for owner in state_owners(manifest):
+        if "rows" not in kept.state[owner.name]:
+            with pytest.raises(UserError):
+                state_rows(manifest, owner.name)
+            continue
+        cursors, found = [""], []
+        while len(cursors) == 1 or cursors[-1]:
+            page = state_rows(manifest, owner.name, cursor=cursors[-1], most=3)
+            found += page.rows
+            cursors.append(page.following)
+        whole = state_rows(manifest, owner.name, most=1_000_000)
+        assert whole.following == ""
+        assert len(whole.rows) == len(kept.state[owner.name]["rows"])
+        assert sorted(map(json.dumps, found)) == sorted(map(json.dumps, whole.rows)), owner
+        assert state_difference(manifest, manifest, owner.name).changes == []
 
 
 @pytest.mark.one_in(4, "some hundredths of a second of a core each")
