@@ -115,10 +115,15 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
     names = column_names(flat([by]), where)
     if not names:
         raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
-    ways = [descending] * len(names) if not isinstance(descending, list | tuple) else list(descending)
-    if len(ways) != len(names):
-        raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
-    return n, tuple(zip(names, [check(f"{where}: descending", way, FLAG) for way in ways], strict=True))
+    return n, tuple(zip(names, flags_of(where, "descending", descending, len(names)), strict=True))
+
+
+def flags_of(where: str, name: str, given: Any, count: int) -> list[bool]:
+    """Returns the flags of an option that has one value for all columns, or one for each of them."""
+    flags = [given] * count if not isinstance(given, list | tuple) else list(given)
+    if len(flags) != count:
+        raise UserError(f"{where}: {name}= has {len(flags)} values for {count} columns", hint=f"{name}=[True, False]")
+    return [check(f"{where}: {name}", flag, FLAG) for flag in flags]
 
 
 def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.api.expr import Expr, coalesce, col, lit, when
+from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
@@ -26,8 +27,9 @@ from sabot.sql.scope import (
     node_of,
     part_of_statement,
     statement_name,
+    steps_of,
 )
-from sabot.sql.select import SelectBinder, has_aggregate, order_columns
+from sabot.sql.select import SelectBinder, columns_of, has_aggregate, order_columns
 from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
@@ -55,7 +57,9 @@ from sabot.sql.syntax.tree import (
     Query,
     SelectBody,
     SetOperation,
+    Sort,
     Source,
+    Star,
     Subquery,
     TableArgument,
     TableFunction,
@@ -88,6 +92,9 @@ class QueryBinder:
     def query(self, query: Query, *, waits: bool = False) -> Relation:
         """Returns the rows of a query. `waits`: True if the rows of a window table may wait for an outer GROUP BY."""
         binder = self._with(query) if query.tables else self
+        added = 0
+        if query.order and isinstance(query.body, SelectBody):
+            query, added = _with_columns_of_order(query, query.body)
         waits = waits and query.limit is None and not query.order
         relation = (
             binder._select(query.body, waits=waits) if isinstance(query.body, SelectBody) else binder._body(query.body)
@@ -95,20 +102,16 @@ class QueryBinder:
         if query.offset is not None:
             raise SqlFault(query.offset.span, "OFFSET is not supported")
         if query.order:
-            return self._first_rows(query, relation)
+            return self._ordered(query, relation, added)
         if query.limit is None:
             return relation
         with at(query.limit.span):
             return replace(relation, stream=relation.stream.head(self._limit(query.limit)))
 
-    def _first_rows(self, query: Query, relation: Relation) -> Relation:
-        """Returns the rows of ORDER BY … LIMIT n, which are updated as rows come."""
-        if query.limit is None:
-            raise SqlFault(
-                query.order[0].span,
-                "ORDER BY of a whole stream has no end to wait for",
-                "ORDER BY … LIMIT 10; of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) and WHERE n <= 10",
-            )
+    def _ordered(self, query: Query, relation: Relation, added: int) -> Relation:
+        """Returns the rows of ORDER BY: with LIMIT, the first ones, which are updated as rows come; without, all rows,
+        at the end of the input, or by event time. `added`: the number of columns at the end that only the order needs.
+        """
         check_plain(relation, query.span, "before ORDER BY")
         order = []
         for sort in query.order:
@@ -119,12 +122,36 @@ class QueryBinder:
                 field = relation.fields[int(node.text) - 1]
                 node = Column((StarName(field.name, node.span, True, field),), node.span)
             order.append(replace(sort, expression=node))
+        fields = relation.fields[: len(relation.fields) - added]
+        if query.limit is None:
+            return replace(relation, stream=self._sorted(query, relation, order, fields), fields=fields)
         by, ordered = order_columns(self._context, relation, order)
         names = [name for name, _ in by]
         with at(query.span):
             keyed = ordered.stream.key_by(every=lit(0))
             stream = keyed.top_n(self._limit(query.limit), by=names, descending=[down for _, down in by])
-            return replace(relation, stream=stream.select(*(each.column for each in relation.fields)))
+            if endless_read(node_of(stream)) is None:  # the first rows are final, and come in their order
+                stream = stream.sort(names, descending=[down for _, down in by], nulls_last=True)
+            return replace(relation, stream=stream.select(*(each.column for each in fields)), fields=fields)
+
+    def _sorted(self, query: Query, relation: Relation, order: Sequence[Sort], fields: Sequence[TableColumn]) -> Stream:
+        names, ordered = columns_of(self._context, relation, [sort.expression for sort in order])
+        by_time = endless_read(node_of(relation.stream)) is not None
+        first = next((each for each in relation.fields if each.column == names[0]), None)
+        if by_time and (relation.stream.changes or order[0].descending or first is None or not _is_time(first)):
+            raise SqlFault(
+                query.order[0].span,
+                "ORDER BY of a stream without an end begins with its event time, ascending",
+                "ORDER BY … LIMIT 10; of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) and WHERE n <= 10",
+            )
+        # NULL is the smallest value
+        last = [sort.descending if sort.nulls_first is None else not sort.nulls_first for sort in order]
+        keys = tuple(zip(names, [sort.descending for sort in order], last, strict=True))
+        with at(query.span):
+            node = SortRows(node_of(ordered.stream), keys, by_time)
+            stream = steps_of(ordered.stream).then(node)
+            columns = [each.column for each in fields]
+            return stream if node.column_names == columns else stream.select(*columns)
 
     def _limit(self, node: Expression) -> int:
         value: Any = int(node.text) if isinstance(node, Constant) and node.kind == "integer" else None
@@ -511,6 +538,47 @@ class QueryBinder:
             return Binder(self._context, relation).bind(node)
         except SqlFault:
             return None
+
+
+def _is_time(column: TableColumn) -> bool:
+    """Returns True for the event time of the rows, and for bounds of windows that have a fixed distance from it."""
+    edge = column.window
+    fixed = edge is not None and isinstance(edge.window, TumblingWindow | HoppingWindow)
+    return column.shift_ms is not None or fixed
+
+
+def _with_columns_of_order(query: Query, body: SelectBody) -> tuple[Query, int]:
+    """Returns the query with further columns for entries of ORDER BY that are no columns of the result, and their number.
+
+    SELECT a FROM t ORDER BY b     ->     SELECT a, b AS order0 FROM t ORDER BY order0, and then a alone
+    """
+    names = set()
+    for item in body.items:
+        node = item.expression
+        if item.alias is not None:
+            names.add(item.alias.text.lower())
+        elif isinstance(node, Column):
+            names.add(node.parts[-1].text.lower())
+        elif isinstance(node, Star) and not node.qualifier:
+            return query, 0
+    added: list[Item] = []
+    order = []
+    for sort in query.order:
+        node = sort.expression
+        columns = [each for each in walk(node) if isinstance(each, Column)]
+        own = all(len(each.parts) == 1 and each.parts[0].text.lower() in names for each in columns)
+        if own and not has_aggregate([Item(node, None, node.span)]):
+            order.append(sort)
+            continue
+        name = Name(f"order{len(added)}", node.span, True)
+        added.append(Item(node, name, node.span))
+        order.append(replace(sort, expression=Column((name,), node.span)))
+    if not added:
+        return query, 0
+    if body.distinct:
+        span = added[0].span
+        raise SqlFault(span, "ORDER BY of SELECT DISTINCT goes by columns of the select list", "select it too")
+    return replace(query, body=replace(body, items=(*body.items, *added)), order=tuple(order)), len(added)
 
 
 def _nothing() -> Relation:

@@ -161,10 +161,15 @@ class Relation:
 
 def node_of(stream: Stream) -> Node:
     """Returns the step of a stream, which knows its columns and its event time."""
+    return steps_of(stream).node
+
+
+def steps_of(stream: Stream) -> Steps:
+    """Returns the steps of a stream, to which a step can be added."""
     steps = Steps.of(stream)
     if steps is None:
         raise UserError(f"{stream!r} is not a stream", hint="app.stream(…)")
-    return steps.node
+    return steps
 
 
 def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[TableColumn, ...]:

@@ -427,7 +427,7 @@ class SelectBinder:
                 raise SqlFault(calls[0].span, "… OVER stands in the select list by itself", "compute in an outer query")
             call = calls[0]
             window = self._window_of(call)
-            partition, relation = _columns(self._context, relation, window.partition)
+            partition, relation = columns_of(self._context, relation, window.partition)
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
@@ -588,7 +588,7 @@ class SelectBinder:
         return False
 
 
-def _columns(context: Context, relation: Relation, nodes: Sequence[Expression]) -> tuple[tuple[str, ...], Relation]:
+def columns_of(context: Context, relation: Relation, nodes: Sequence[Expression]) -> tuple[tuple[str, ...], Relation]:
     """Returns the columns of these expressions; one that is computed becomes a column of the rows first."""
     names = []
     for node in nodes:
@@ -609,7 +609,7 @@ def order_columns(
     """Returns the columns of ORDER BY, as pairs of a column and True for the greatest first, and the rows with them."""
     by = []
     for sort in order:
-        (name,), relation = _columns(context, relation, [sort.expression])
+        (name,), relation = columns_of(context, relation, [sort.expression])
         # NULL is the smallest value in Flink, and comes last in the engine
         nulls_first = not sort.descending if sort.nulls_first is None else sort.nulls_first
         has_nulls = not any(each.column == name and each.never_null for each in relation.fields)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ from sabot.operators.calls.map_async import MapAsync
 from sabot.operators.calls.map_llm import MapLlm
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
+from sabot.operators.changes.sorting import SortRows, places_of
 from sabot.operators.changes.steps import Changelog, Upsert
 from sabot.operators.functions.process import process_operator
 from sabot.operators.joins.asof import AsofJoin
@@ -432,6 +434,12 @@ CASES = [
     ),
     Case("without pairs", WithoutPairs, CHANGED, CHANGES),
     Case("event order", lambda: EventOrder(("user",)), APPEND),
+    Case(
+        "sort by event time",
+        lambda: EventOrder((), partial(places_of, by=((TIME_COLUMN, False, False), ("x", True, False)))),
+        APPEND,
+        keys=(),
+    ),
     Case("changelog", Changelog, CHANGED, CHANGES),
     *(
         Case(f"{name} window", lambda window=window: WindowAggregate(window, ["user"], [*CALLS, *GATHERED]), APPEND)
@@ -462,6 +470,7 @@ CASES = [
     Case("upsert of changes", lambda: Upsert(["n"], changes=True), CHANGED, CHANGES, keys=("n",)),
     Case("upsert with deletes", lambda: Upsert(["shop"], changes=True, deletes=True), TABLE, CHANGES, keys=("shop",)),
     Case("materialize", lambda: Materialize(["user"]), CHANGED, CHANGES, punctual=False),
+    Case("sort", lambda: SortRows((("x", True, False), ("n", False, True))), CHANGED, CHANGES, keys=(), punctual=False),
     Case("materialize without keys", Materialize, CHANGED, CHANGES, keys=(), punctual=False),
     *(
         Case(f"top_n, {ties}", lambda ties=ties: TopN(["user"], 2, [("x", True)], ties=ties, rank="place"), APPEND)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from sabot.api.aggregates import Aggregate
+from sabot.api.arguments import column_names, flags_of, flat
 from sabot.api.nodes.keyed import Aggregates, ByKey
-from sabot.api.nodes.node import Columns, Node, with_more, without
-from sabot.api.nodes.read import Read, TableFormat, read_node
+from sabot.api.nodes.node import Columns, Node, time_column, with_more, without
+from sabot.api.nodes.read import Read, TableFormat, endless_read, read_node
 from sabot.api.words import by_keys, named_texts
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
@@ -169,3 +170,64 @@ class Materialize(Node):
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (wanted,)
+
+
+SortKey: TypeAlias = tuple[str, bool, bool]
+"""A column of an order, True if the greatest comes first, and True if null comes last."""
+
+
+@dataclass(frozen=True, eq=False)
+class SortRows(Node):
+    """A step that emits the rows of a table in an order, when the input has ended; or, `by_time`, the rows of a stream
+    in an order that begins with their event time, as event time passes.
+    """
+
+    word = "sort"
+    takes_changes = True
+    input: Node
+    by: tuple[SortKey, ...]
+    by_time: bool = False
+    id: str = ""
+
+    def text(self) -> str:
+        words = [f"{name}{' descending' * descending}{' nulls last' * last}" for name, descending, last in self.by]
+        return f"sort by {', '.join(words)}{', as event time passes' * self.by_time}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(name for name, _, _ in self.by),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, *self.mentioned),)
+
+    @property
+    def needs_time(self) -> bool:
+        return self.by_time
+
+
+def sort_node(
+    input: Node,
+    by: Sequence[str | Sequence[str]],
+    descending: bool | Sequence[bool],
+    nulls_last: bool | Sequence[bool],
+) -> SortRows:
+    """Returns the step that sorts. Raises UserError for a stream without an end whose order does not begin with its
+    event time.
+    """
+    names = column_names(flat(by), "sort")
+    if not names:
+        raise UserError("sort needs the columns to sort by", hint='sort("amount")')
+    down = flags_of("sort", "descending", descending, len(names))
+    keys = tuple(zip(names, down, flags_of("sort", "nulls_last", nulls_last, len(names)), strict=True))
+    if endless_read(input) is None:
+        return SortRows(input, keys)
+    time = time_column(input)
+    if input.changes or names[0] != time or down[0]:
+        first = (
+            "the rows are changes" if input.changes else f"its event time is {time}" if time else "it has no event time"
+        )
+        raise UserError(
+            f"sort by {names[0]!r}: the stream has no end to sort at, and {first}",
+            hint='sort by event time first, ascending; or top_n(n, by="x") after key_by or window',
+        )
+    return SortRows(input, keys, by_time=True)

@@ -42,7 +42,7 @@ from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
 from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
-from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert
+from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert, sort_node
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
 from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
@@ -627,6 +627,24 @@ class Stream(Looks, NamedElsewhere):
         With `.named("x")`, `app.state("x")` reads the table before that.
         """
         return self._then(Materialize(self._node)) if self._node.changes else self
+
+    def sort(
+        self,
+        by: str | Sequence[str],
+        *more_by: str,
+        descending: bool | Sequence[bool] = False,
+        nulls_last: bool | Sequence[bool] = False,
+    ) -> "Stream":
+        """Emits the rows in the order of these columns, when the input has ended. Of changes it emits the final rows.
+
+        A stream without an end is sorted by its event time: it is the first column, ascending, and rows are emitted as
+        event time passes. Steps that divide rows by key, after this one, do not keep the order.
+
+        `descending`, `nulls_last`: one value for all columns, or one for each. NaN is greater than all numbers. Rows
+        of more than `memory_budget=` are sorted on disk, if the app has a `state=` directory. Raises UserError for any
+        other order of a stream without an end.
+        """
+        return self._then(sort_node(self._node, [by, *more_by], descending, nulls_last))
 
     # -- out ----------------------------------------------------------------------------------------------------------
 

@@ -84,9 +84,13 @@ class Materialize(StatefulOperator, FilledFromTable):
     def finish(self) -> None:
         if not self._given:
             self._given = True
-            for rows in self._require_table().rows(self._schema):
+            for rows in self.in_order(self._require_table().rows(self._schema)):
                 self.emit(Batch(rows))
             self._require_table().store.drop(0)
+
+    def in_order(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Returns the table's rows in the order in which they are emitted."""
+        return rows
 
     def group_count(self) -> int:
         return self._require_table().store.statistics()["groups"]

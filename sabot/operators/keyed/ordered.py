@@ -1,6 +1,6 @@
 """Rows in the order of event time, for steps whose result depends on the order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,13 @@ class EventOrder(SavesWatermark):
 
     The readers of a source progress through event time at different speeds, so the order of arrival is arbitrary.
     With this operator before them, steps that depend on the order have the same result for any number of readers.
+
+    `order`: a function that returns the numbers of rows in an order which begins with their event time, or None.
     """
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
+    def __init__(self, keys: tuple[str, ...], order: Callable[[pa.RecordBatch], pa.Array] | None = None) -> None:
         self._keys = keys
+        self._order = order
         self._held: list[pa.RecordBatch] = []
         self._topic = ""  # the topic of the newest rows
         self._small = 0  # the number of rows in the small batches at the end of `_held`
@@ -83,7 +86,9 @@ class EventOrder(SavesWatermark):
         self._held, self._small = held, sum(data.num_rows for data in held if data.num_rows < _SMALL_ROWS)
         rows = ready[0] if len(ready) == 1 else pa.concat_batches(ready)
         times = rows.column(self._time).to_numpy()
-        if (times[1:] < times[:-1]).any():
+        if self._order is not None:
+            rows = rows.take(self._order(rows))
+        elif (times[1:] < times[:-1]).any():
             rows = rows.take(pa.array(np.argsort(times, kind="stable")))
         for start in range(0, rows.num_rows, CHUNK_ROWS):
             self.emit(Batch(rows.slice(start, CHUNK_ROWS), None, self._topic))

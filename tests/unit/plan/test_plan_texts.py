@@ -164,6 +164,10 @@ PROGRAMS: dict[str, Any] = {
         s.rows.select("k").union(s.others.select("k")).key_by("k").window(tumbling("1m")).aggregate(n=sabot.count())
     ),
     "union of timed and not": lambda s: s.by.over(preceding=3, a=sabot.lag("x")).select("k").union(s.plain.select("k")),
+    "sort": lambda s: (
+        s.app.stream("ended", schema=SCHEMA, until="now").sort("x", "k", descending=[True, False]).named("sorted")
+    ),
+    "sort by event time": lambda s: s.rows.sort("ts", "k").select("k", "x"),
     "materialize": lambda s: s.rows.upsert("k").materialize().named("newest"),
     "top_n": lambda s: s.by.top_n(3, ["x", "n"], descending=[True, False], rank="place").changelog(),
     "top_n by rank": lambda s: s.by.top_n(3, "x", ties="dense_rank").materialize(),
@@ -237,6 +241,10 @@ def said(program: Any, parallelism: int) -> str:
 
 
 REFUSED: dict[str, Any] = {
+    "sort of a stream without an end": lambda s: s.rows.sort("x"),
+    "sort of changes without an end": lambda s: s.table.sort("k"),
+    "sort without columns": lambda s: s.rows.sort([]),
+    "sort with a flag too few": lambda s: s.rows.sort("ts", "x", descending=[True]),
     "filter by a misspelt column": lambda s: s.rows.filter(col("xx") > 3),
     "filter by a name": lambda s: s.rows.filter("x"),
     "filter by nothing": lambda s: s.rows.filter(),

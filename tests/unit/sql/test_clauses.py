@@ -79,7 +79,7 @@ def test_unnest_makes_a_row_of_each_element(baskets, text, expected):
         ("SELECT id FROM orders o WHERE EXISTS (SELECT 1 FROM customers c WHERE c.di = o.id)", 'c has no column "di"'),
         ("SELECT id FROM orders o WHERE EXISTS (SELECT MAX(id) FROM customers c WHERE c.id = o.id)", "no groups"),
         ("SELECT id, PROCTIME() AS at FROM orders", "at is the time of processing, which has no value in a row"),
-        ("SELECT id FROM orders ORDER BY id", "no end to wait for"),
+        ("SELECT DISTINCT id FROM orders ORDER BY amount", "goes by columns of the select list"),
         ("SELECT id FROM orders ORDER BY 4 LIMIT 3", "the select list has no entry 4"),
         ("SELECT x FROM orders CROSS JOIN UNNEST(id) AS t (x)", "UNNEST of BIGINT"),
         ("SELECT id FROM UNNEST(x)", "needs a table before it"),

@@ -217,7 +217,7 @@ WRONG = [
     ),
     (
         "SELECT * FROM flights ORDER BY delay",
-        "1:32: ORDER BY of a whole stream has no end to wait for",
+        "1:32: ORDER BY of a stream without an end begins with its event time, ascending",
         "ORDER BY … LIMIT 10; of a group: ROW_NUMBER() OVER (PARTITION BY … ORDER BY …) and WHERE n <= 10",
     ),
     (
