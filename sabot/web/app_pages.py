@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from sabot.errors import SabotError, UserError
 from sabot.redaction import scrubbed
 from sabot.web.access import Access, ConsoleSession
-from sabot.web.screen import BY, Rows, Screen
+from sabot.web.screen import BY, Download, Rows, Screen
 from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
@@ -76,6 +76,8 @@ class AppPages:
             if screen.rows is not None:
                 for form in ("csv", "json"):
                     yield Route(f"{root}{screen.path}.{form}", self._table_of(screen, screen.rows, form))
+            if screen.file is not None:
+                yield Route(f"{root}{screen.path}.bin", self._file_of(screen, screen.file))
         for name in self._screens.actions:
             yield Route(f"{root}/act/{name}", self._action_of(name), methods=["POST"])
         yield Route(f"{root}/{{rest:path}}", self._not_found, methods=["GET", "POST"])
@@ -119,6 +121,21 @@ class AppPages:
             return Response(text.getvalue(), media_type="text/csv", headers={"content-disposition": "attachment"})
 
         return table
+
+    def _file_of(
+        self, screen: Screen, file: Callable[[dict[str, str]], Awaitable[Download]]
+    ) -> Callable[..., Awaitable[Response]]:
+        async def save(request: Request) -> Response:
+            if not screen.open_to(session := session_of(request)):
+                return self._for_acting(session)
+            try:
+                found = await _while_wanted(file(_query(request)), request)
+            except UserError as error:
+                return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
+            headers = {"content-disposition": f'attachment; filename="{found.name}"'}
+            return Response(found.data, media_type="application/octet-stream", headers=headers)
+
+        return save
 
     def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
         """Returns the fragments of a page, rendered once for each tick of the figures."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from sabot.web.access import ConsoleSession, Role
 
@@ -22,13 +22,20 @@ def no_facts(query: Query) -> dict[str, Any]:
     return {}
 
 
+class Download(NamedTuple):
+    """A file for the browser to save. `name`: ASCII letters, digits, "-" and "."."""
+
+    name: str
+    data: bytes
+
+
 @dataclass(frozen=True)
 class Screen:
     """A screen. `parts`: the names of its fragments. `facts`: the facts that these show. `more`: the facts of the rest of the
     page, which stay as they are until it is loaded again; None if there are none. `rows`: the rows of its table for CSV and JSON, or
-    None if it has no table. `role`: "act" if it shows texts that can contain data, which sessions that may only read do not get.
-    `listed`: True if the head of each page has a link to it. `badge`: returns the number that this link shows, such as that of open
-    questions; it is asked once a second.
+    None if it has no table. `file`: the bytes of the page to be saved, or None. `role`: "act" if it shows texts that can contain
+    data, which sessions that may only read do not get. `listed`: True if the head of each page has a link to it. `badge`: returns
+    the number that this link shows, such as that of open questions; it is asked once a second.
     """
 
     title: str
@@ -37,6 +44,7 @@ class Screen:
     facts: Callable[[Query], dict[str, Any]] = no_facts
     more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
     rows: Callable[[Query], Rows | Awaitable[Rows]] | None = None
+    file: Callable[[Query], Awaitable[Download]] | None = None
     role: Role = "read"
     listed: bool = True
     badge: Callable[[], int] | None = None

@@ -5,6 +5,7 @@ from sabot.web.app_screens import AppScreens
 from sabot.web.checkpoint_screens import CheckpointScreens
 from sabot.web.inbox_screens import InboxScreens
 from sabot.web.job_screens import JobScreens
+from sabot.web.letter_screens import LetterScreens
 from sabot.web.log_screens import LogScreens
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Action, Screen
@@ -23,6 +24,7 @@ class Screens:
         groups = [
             AppScreens(app).group(),
             self._checkpoints.group(),
+            LetterScreens(app).group(),
             JobScreens(app.jobs).group(),
             InboxScreens(app).group(),
             LogScreens(app.log).group(),

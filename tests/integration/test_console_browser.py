@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,10 +51,12 @@ class Running:
 
 
 @contextmanager
-def app_running(folder: Path, port: int = 0) -> Iterator[Running]:
+def app_running(
+    folder: Path, port: int = 0, words: Sequence[str] = (), env: Mapping[str, str] = {}
+) -> Iterator[Running]:
     log = folder / "log"
-    words = ["run", "shop:app", "--web", "--web-port", str(port), "--loglevel", "warning"]
-    with open(log, "w") as file, child(*SABOT, *words, cwd=folder, env=ENV, stdout=file, stderr=file) as process:
+    command = [*SABOT, "run", "shop:app", "--web", "--web-port", str(port), "--loglevel", "warning", *words]
+    with open(log, "w") as file, child(*command, cwd=folder, env=ENV | env, stdout=file, stderr=file) as process:
         deadline = time.monotonic() + 60
         while len(links := re.findall(r"http://\S+/enter\?token=\S+", log.read_text())) < 2:
             assert time.monotonic() < deadline, log.read_text()

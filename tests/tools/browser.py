@@ -65,4 +65,5 @@ class Visit:
 
     def fits(self) -> bool:
         """True if the page is no wider than the window."""
+        self.page.wait_for_load_state()  # with its style sheet
         return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))

@@ -1,0 +1,296 @@
+"""The screens of the dead letters of an app: a list with counts, one dead letter with its record, and the redrive.
+
+Dead letters are read and sent in threads, because brokers, disks and databases may be slow.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import text_or_hex
+from sabot.connectors.letters import DeadLetter, Letters
+from sabot.connectors.redrive import Redriven, Selection
+from sabot.errors import UNREADABLE, SabotError, UserError
+from sabot.redaction import redacted_url, scrubbed
+from sabot.runtime.dead_letters import (
+    LetterFilter,
+    LetterPage,
+    LetterPlace,
+    letter_facts,
+    letter_places,
+    letters_page,
+    opened_letters,
+    origin_of,
+    redrive,
+    step_of,
+    steps_dropping_late,
+)
+from sabot.threads import run_in_thread
+from sabot.web.payloads import Payloads, ShownPayload
+from sabot.web.screen import Download, Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
+
+if TYPE_CHECKING:
+    from sabot.app import App
+
+T = TypeVar("T")
+
+_MOST_ROWS = 10_000  # of a table as CSV or JSON
+_MOST_SENT = 100_000  # by one form
+_FILTERS = ("place", "q", "reason", "step", "all")
+_REMEDIES = {"to": "give a target topic", "now": "choose to give them the current time"}
+_PLACE = re.compile(r"(\d{1,19}):(\d{1,19})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ShownLetter:
+    """A dead letter with its record, as far as it may be shown. Times are seconds since 1970. `at`: the time of the record, or None.
+    `nbytes`: the size of the payload, or None for a null payload. `asks_target`: True if it cannot go
+    back to a topic that it came from: a row of a step, or a record of a file.
+    """
+
+    place: str
+    written: float
+    at: float | None
+    origin: str
+    step: str
+    agent: str
+    error: str
+    message: str
+    attempts: str
+    version: str
+    redriven: bool
+    nbytes: int | None
+    asks_target: bool
+    key: str
+    headers: list[tuple[str, str]]
+    payload: ShownPayload
+
+
+def _record_of(letter: DeadLetter, payloads: Payloads) -> ShownLetter:
+    facts = {name: scrubbed(value) for name, value in letter.facts.items()}
+    at = letter.number("timestamp")
+    return ShownLetter(
+        place=letter.place,
+        written=letter.timestamp / 1000,
+        at=None if at is None else at / 1000,
+        origin=scrubbed(origin_of(letter)),
+        step=scrubbed(step_of(letter)),
+        agent=facts.get("agent", ""),
+        error=facts.get("error", "?"),
+        message=facts.get("message", ""),
+        attempts=facts.get("attempts", ""),
+        version=facts.get("version", ""),
+        redriven=letter.redriven,
+        nbytes=None if letter.payload is None else len(letter.payload),
+        asks_target="step" in letter.facts or "/" in letter.facts.get("topic", "/"),
+        key=payloads.cell(text_or_hex(letter.key), "key"),
+        headers=[(scrubbed(name), payloads.cell(text_or_hex(value), name)) for name, value in letter.headers],
+        payload=payloads.shown(_value_of(letter.payload)),
+    )
+
+
+def _value_of(payload: bytes | None) -> Any:
+    """Returns the value of a JSON payload, or another payload as text or hexadecimal digits."""
+    try:
+        return json.loads(payload or b"null")
+    except UNREADABLE:
+        return text_or_hex(payload)
+
+
+class LetterScreens:
+    """The facts of the screens of dead letters, and the redrive. Used by the thread of the server."""
+
+    def __init__(self, app: ShownApp) -> None:
+        self._live = app.live
+        self._payloads = app.payloads
+        self._sending = asyncio.Lock()  # a second redrive of a topic would end the first one
+
+    def group(self) -> ScreenGroup:
+        """Returns both screens and their actions; none if the app does not run in this process, or writes no dead letters."""
+        if self._live is None or not _places(self._live):
+            return ScreenGroup()
+        screens = {
+            "letters": Screen("Dead letters", "/letters", more=self.list_facts, rows=self.rows, role="act"),
+            "letter": Screen(
+                "Dead letter", "/letter", more=self.letter_page, file=self.payload, role="act", listed=False
+            ),
+        }
+        return ScreenGroup(screens, {"redrive": self.redrive_one, "redrive-all": self.redrive_all})
+
+    @property
+    def _app(self) -> "App":
+        assert self._live is not None  # without an app there are no such screens
+        return self._live
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    async def list_facts(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of the list. A place that cannot be read is a fact too, because a file begins with its first dead letter."""
+        places = _places(self._app)
+        place = _chosen(places, query)
+        page, problem = LetterPage([], None), ""
+        try:
+            after = _place_of(query["after"]) if query.get("after") else (-1, -1)
+            page = await self._read(
+                place, lambda dead: letters_page(dead, _filter(query), after=after, redriven=_all(query))
+            )
+        except SabotError as error:
+            problem = scrubbed(str(error))
+        letters = [_record_of(each, self._payloads) for each in page.letters]
+        filters = {name: query[name] for name in _FILTERS if query.get(name)} | {"place": _key(place)}
+        following = page.following and urlencode(filters | {"after": "{}:{}".format(*page.following)})
+        counts = sorted(page.counts.items(), key=lambda each: -each[1])
+        return {
+            "places": {_key(each): _words(each) for each in places},
+            "place": _key(place),
+            "problem": problem,
+            "letters": letters,
+            "found": page.found,
+            "complete": page.complete,
+            "counts": [(scrubbed(reason), reason, scrubbed(step), step, count) for (reason, step), count in counts],
+            "asks_target": any(each.asks_target for each in letters),
+            "filters": filters,
+            "following": following,
+            "at": SYSTEM_CLOCK.time(),
+            **self._redrive_facts(place),
+        }
+
+    async def rows(self, query: Query) -> Rows:
+        """Returns the selected dead letters for CSV and JSON, without their records: those of all pages."""
+        place = _chosen(_places(self._app), query)
+        page = await self._read(
+            place, lambda dead: letters_page(dead, _filter(query), redriven=_all(query), most=_MOST_ROWS)
+        )
+        names = (
+            "topic",
+            "partition",
+            "offset",
+            "timestamp",
+            "agent",
+            "step",
+            "error",
+            "message",
+            "attempts",
+            "version",
+        )
+        found = []
+        for each in page.letters:
+            facts = dict.fromkeys(names) | letter_facts(each)
+            found.append({name: scrubbed(value) if isinstance(value, str) else value for name, value in facts.items()})
+        return found
+
+    async def letter_page(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of one dead letter. Raises UserError if there is none at this place."""
+        place, letter = await self._found(query)
+        return {
+            "place": _key(place),
+            "words": _words(place),
+            "letter": _record_of(letter, self._payloads),
+            "downloads": self._payloads.mode == "all",
+            "at": SYSTEM_CLOCK.time(),
+            **self._redrive_facts(place),
+        }
+
+    async def payload(self, query: Query) -> Download:
+        """Returns the payload of one dead letter as it is. Raises UserError if payloads are not shown whole."""
+        if self._payloads.mode != "all":
+            raise UserError("payloads are not shown whole", hint="start the console with --web-payloads all")
+        _, letter = await self._found(query)
+        return Download(f"letter-{letter.partition}-{letter.offset}.bin", letter.payload or b"")
+
+    def _redrive_facts(self, place: LetterPlace) -> dict[str, Any]:
+        """Returns the reason why dead letters of a place cannot be sent back, or "", and the steps that would drop them as late."""
+        late = [] if place.unread else steps_dropping_late(self._app.agent_runtime.writes)
+        broker = redacted_url(place.broker or self._app.broker)
+        return {"refusal": scrubbed(place.unread), "late": [scrubbed(each) for each in late], "broker": broker}
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    async def redrive_one(self, form: Mapping[str, str]) -> str:
+        """Sends the dead letter of the form back, to the topic of the form if it names one."""
+        return await self._redrive(form, [_place_of(form.get("letter", ""))], None)
+
+    async def redrive_all(self, form: Mapping[str, str]) -> str:
+        """Sends all dead letters back that the filters of the form select, at most 100,000."""
+        return await self._redrive(form, None, _MOST_SENT)
+
+    async def _redrive(self, form: Mapping[str, str], only: list[tuple[int, int]] | None, limit: int | None) -> str:
+        place = _chosen(_places(self._app), form)
+        selection = Selection(form.get("to", "").strip(), only, _filter(form).selects, limit, bool(form.get("now")))
+        async with self._sending:
+            return _said(await self._read(place, lambda dead: redrive(dead, selection), sends=True))
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    async def _found(self, query: Query) -> tuple[LetterPlace, DeadLetter]:
+        place, at = _chosen(_places(self._app), query), _place_of(query.get("at", ""))
+        return place, await self._read(place, lambda dead: dead.find(*at))
+
+    async def _read(self, place: LetterPlace, use: Callable[[Letters], T], *, sends: bool = False) -> T:
+        """Opens the dead letters of a place and uses them, in a thread."""
+        broker, kafka = place.broker or self._app.broker, {} if place.broker else self._app.settings.kafka
+
+        def work() -> T:
+            with opened_letters(place, broker, kafka, sends=sends) as dead:
+                return use(dead)
+
+        return await run_in_thread(work)
+
+
+def _places(app: "App") -> list[LetterPlace]:
+    return letter_places(app.agent_runtime.writes, app.agent_runtime.specs)
+
+
+def _key(place: LetterPlace) -> str:
+    """Returns the name of a place in addresses and forms, without passwords."""
+    return "/".join(filter(None, (redacted_url(place.name), place.table, redacted_url(place.broker))))
+
+
+def _words(place: LetterPlace) -> str:
+    name = scrubbed(redacted_url(place.name))
+    if place.table:
+        return f"table {place.table} of {name}"
+    return f"{'file' if place.is_file else 'topic'} {name}"
+
+
+def _chosen(places: list[LetterPlace], query: Mapping[str, str]) -> LetterPlace:
+    """Returns the place that a query names, or the first one. Raises UserError for a name that is none."""
+    wanted = query.get("place", "")
+    for each in places:
+        if wanted in ("", _key(each)):
+            return each
+    raise UserError(f"the app writes no dead letters to {wanted!r}")
+
+
+def _filter(query: Mapping[str, str]) -> LetterFilter:
+    return LetterFilter(reason=query.get("reason", ""), step=query.get("step", ""), text=query.get("q", ""))
+
+
+def _all(query: Mapping[str, str]) -> bool:
+    return bool(query.get("all"))
+
+
+def _place_of(text: str) -> tuple[int, int]:
+    match = _PLACE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{text!r} is not the place of a dead letter", hint="it is a partition and an offset, as 0:17")
+    return int(match[1]), int(match[2])
+
+
+def _said(done: Redriven) -> str:
+    """Returns the result of a redrive in words. Raises UserError if nothing was sent, and something was left."""
+    went = ", ".join(f"{count:,} to {topic}" for topic, count in done.topics.items())
+    left = "; ".join(f"{count:,} stay: {why} ({_REMEDIES[done.remedies[why]]})" for why, count in done.left.items())
+    if left and not done.letters:
+        raise UserError(f"No dead letter is sent back. {left}")
+    before = f"; {done.already:,} were sent back before" if done.already else ""
+    more = " There may be more: repeat the redrive." if done.letters == _MOST_SENT else ""
+    sent = "1 dead letter is" if done.letters == 1 else f"{done.letters:,} dead letters are"
+    said = f"{sent} sent back{': ' + went if went else ''}{before}."
+    return f"{said}{more}{' ' + left if left else ''}"
