@@ -1,17 +1,16 @@
 """`sabot ledger` sums up the usage of jobs; `sabot budgets` shows the budgets of an app or a kernel, and their use so far."""
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
 
 import typer
 
-from sabot.agents.accounts.budgets import Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerWriter
 from sabot.agents.accounts.guard import update_ledger
 from sabot.agents.accounts.ledger import Ledger
+from sabot.agents.accounts.reads import LimitRecord, limit_records, sum_facts
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.stores.ledger import PostgresLedgerWriter
@@ -87,19 +86,7 @@ def ledger(
                 await writer.close()
 
         found = asyncio.run(sums())
-        rows = [
-            {
-                **dict(zip(words, each.group, strict=True)),
-                "calls": each.calls,
-                "read": each.input_tokens,
-                "written": each.output_tokens,
-                "in_doubt": each.doubt_tokens,
-                "cost": str(each.cost),
-                "cost_in_doubt": str(each.doubt_cost),
-                "unpriced": each.unpriced,
-            }
-            for each in found
-        ]
+        rows = [sum_facts(words, each) for each in found]
         _print(rows, json, [*words, "calls", "read", "written", "in_doubt", "cost", "cost_in_doubt", "unpriced"])
 
     quietly(work)
@@ -116,7 +103,7 @@ def budgets(
     def work() -> None:
         program = load_program(target)
         rows = asyncio.run(_used(program))
-        _print(rows, json, ["scope", "window", "limit", "used", "of", "part"])
+        _print(rows, json, ["scope", "window", "limit", "used", "in_doubt", "reserved", "of", "part"])
 
     quietly(work)
 
@@ -146,26 +133,22 @@ async def _used(program: App | RuntimeKernel) -> list[dict[str, Any]]:
         made = type(program).__name__
         raise UserError(f"{what} has no budgets", hint=f'{made}(…, budgets=[Budget("scope", max_cost_daily=…)])')
     try:
-        return [row for each in accounts.budgets for row in _rows(each, await accounts.used(each.scope_id))]
+        return list(map(_row, await limit_records(accounts)))
     finally:
         await accounts.close()
 
 
-def _rows(budget: Budget, used: Mapping[Window, Amounts]) -> list[dict[str, Any]]:
-    rows = []
-    for window, measure, limit in budget.limits():
-        so_far = getattr(used[window], measure)
-        rows.append(
-            {
-                "scope": budget.scope_id,
-                "window": window,
-                "limit": measure,
-                "used": str(so_far),
-                "of": str(limit),
-                "part": f"{so_far / limit:.0%}" if limit else "100%",
-            }
-        )
-    return rows
+def _row(limit: LimitRecord) -> dict[str, Any]:
+    return {
+        "scope": limit.scope,
+        "window": limit.window,
+        "limit": limit.measure,
+        "used": str(limit.used),
+        "in_doubt": str(limit.in_doubt),
+        "reserved": str(limit.reserved),
+        "of": str(limit.limit),
+        "part": f"{limit.part:.0%}",
+    }
 
 
 def _print(rows: list[dict[str, Any]], json: bool, titles: list[str]) -> None:

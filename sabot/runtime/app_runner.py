@@ -157,6 +157,11 @@ class AppRunner:
                 raise asked from None
             raise
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop of this run, or of the last one; None before the first one. It may be closed."""
+        return self._loop
+
     def _expect_stop(self) -> None:
         """Makes `request_stop` apply to the run that begins. Idempotent until that run is over."""
         if self.started or self._in_run or self._starting is not None:

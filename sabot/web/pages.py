@@ -115,6 +115,11 @@ def templates_of(root: str) -> Environment:
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, auto_reload=False)
     made.globals.update(bar=bar, root=root)
     made.filters.update(
-        number=texts.number, share=texts.share, nbytes=texts.nbytes, duration=texts.duration, moment=texts.moment
+        number=texts.number,
+        share=texts.share,
+        nbytes=texts.nbytes,
+        duration=texts.duration,
+        money=texts.money,
+        moment=texts.moment,
     )
     return made

@@ -2,6 +2,7 @@
 
 from sabot.checkpoint.inspection import SavepointRecord
 from sabot.web.app_screens import AppScreens
+from sabot.web.budget_screens import BudgetScreens
 from sabot.web.checkpoint_screens import CheckpointScreens
 from sabot.web.inbox_screens import InboxScreens
 from sabot.web.job_screens import JobScreens
@@ -27,6 +28,7 @@ class Screens:
             LetterScreens(app).group(),
             JobScreens(app.jobs).group(),
             InboxScreens(app).group(),
+            BudgetScreens(app).group(),
             LogScreens(app.log).group(),
         ]
         self.screens: dict[str, Screen] = {name: each for group in groups for name, each in group.screens.items()}

@@ -1,6 +1,7 @@
 """Values as text for people: the filters of the templates."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from markupsafe import Markup
 
@@ -27,6 +28,14 @@ def nbytes(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """Returns seconds as text of two units at most; "–" for None."""
     return NOTHING if seconds is None else duration_words(seconds)
+
+
+def money(value: Decimal | float | None) -> str:
+    """Returns US dollars, with as many digits as small amounts need; "–" for None."""
+    if value is None:
+        return NOTHING
+    dollars = float(value)
+    return f"${dollars:,.2f}" if not dollars or abs(dollars) >= 1 else f"${float(f'{dollars:.2g}'):.8f}".rstrip("0")
 
 
 def moment(at: float | None) -> Markup:

@@ -156,6 +156,8 @@ async def test_the_command_line_says_what_was_used_and_what_may_be(
         "window": "daily",
         "limit": "tokens",
         "used": "150",
+        "in_doubt": "0",
+        "reserved": "0",
         "of": "300",
         "part": "50%",
     }

@@ -150,6 +150,27 @@ class Judgement(NamedTuple):
     window: str = ""
 
 
+class Standing(NamedTuple):
+    """The account of a scope at one time. `used`: in the windows of `at`, seconds since 1970. `reserved`: for the calls in flight, in
+    addition.
+    """
+
+    used: Mapping[Window, Amounts]
+    reserved: Amounts
+    at: float
+
+
+class JudgedCall(NamedTuple):
+    """A call that a budget has not simply allowed. `at`: seconds since 1970. `name`: the model or the tool, "" if it is not known."""
+
+    at: float
+    scope: str
+    job: str
+    principal: str
+    name: str
+    judgement: Judgement
+
+
 _ALLOWED = Judgement(BudgetDecision.ALLOW)
 
 

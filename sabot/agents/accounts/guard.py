@@ -154,6 +154,7 @@ class LedgerGuard(EffectGuard):
     ) -> GuardVerdict:
         if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             self._reserve(call.effect, opened, attempts)
+            self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
             return GuardVerdict(
                 Decision.DENY, f"{judged.window} budget", _VERSION, judged.reason, error="BudgetExceeded"
             )
@@ -202,6 +203,7 @@ class LedgerGuard(EffectGuard):
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN) and (refused := self._unpriced(call)):
             self.ledger.release(_name(call.effect), call.scope)
             judged = refused
+        self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
         decision = _DECISIONS[judged.decision]
         model = ""
         if decision is Decision.DEGRADE:

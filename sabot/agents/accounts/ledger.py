@@ -20,7 +20,9 @@ from sabot.agents.accounts.budgets import (
     Amounts,
     Budget,
     BudgetDecision,
+    JudgedCall,
     Judgement,
+    Standing,
     Window,
     window_start,
 )
@@ -40,6 +42,7 @@ BudgetExceededError = BudgetExceeded
 
 _log = logging.getLogger(__name__)
 
+_MOST_JUDGED = 200  # calls that were not simply allowed, for people who look
 _MOST_WAITING = 10_000  # rows that wait for the writer
 _CONTEXT = "ExecutionContext(scope_id=…)"
 BUDGETS = (
@@ -63,7 +66,7 @@ class Ledger:
     several share an owner of them.
 
     reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more. refused_rows: how many rows
-    the writer did not take for what they say; the log has them.
+    the writer did not take for what they say; the log has them. judged: the last calls that were not simply allowed.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Ledger:
         self._asked: dict[str, asyncio.Event] = {}
         self._named: set[str] = set()  # of rows that wait for the writer
         self.refused_rows = 0
+        self.judged: deque[JudgedCall] = deque(maxlen=_MOST_JUDGED)
         for budget in merge_budgets(budgets):
             self.set_budget(budget)
 
@@ -165,13 +169,25 @@ class Ledger:
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """In the windows of now. Raises UserError for a scope without a budget."""
+        return (await self.standing(scope_id)).used
+
+    async def standing(self, scope_id: str) -> Standing:
+        """Returns the account of a scope in the windows of now. Raises UserError for a scope without a budget, BudgetUnavailable if the
+        owner of shared budgets does not answer.
+        """
         budget = self.budget(scope_id)
         if self._shared is not None:
             await self.flush()
-            return await self._shared.used(budget)
+            return await self._shared.standing(budget)
         account = await self._account(scope_id)
         assert account is not None
-        return account.used(self._clock.time())
+        now = self._clock.time()
+        return Standing(account.used(now), account.reserved, now)
+
+    def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
+        """Keeps the judgement on a call that is not simply allowed among the last ones (`judged`). `call`: the id of its job."""
+        if judgement.decision is not BudgetDecision.ALLOW:
+            self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
 
     async def _account(self, scope_id: str) -> Account | None:
         """With what its rows say."""
@@ -302,6 +318,7 @@ class Ledger:
             judged = await self.reserve_shared(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)])
         if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
             self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
+        self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
         if judged.decision is not BudgetDecision.ALLOW and self._on_decision is not None:
             self._on_decision(context, judged)
         return judged.decision

@@ -10,6 +10,7 @@ takes their place.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
@@ -88,13 +89,15 @@ class BudgetBatch(NamedTuple):
 
 class BatchResult(NamedTuple):
     """judgements: of the steps that reserve, in their order. used: by the scopes of the steps in the windows of now, without what is
-    reserved. corrected: how many rows were. now_s: when it was, by the clock that windows end by.
+    reserved. corrected: how many rows were. now_s: when it was, by the clock that windows end by. reserved: by scope, for the calls in
+    flight of all processes.
     """
 
     judgements: list[Judgement]
     used: Mapping[str, Mapping[Window, Amounts]]
     corrected: int = 0
     now_s: float = 0.0
+    reserved: Mapping[str, Amounts] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -292,7 +295,8 @@ def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
     if batch.holder:
         book.hold(batch.holder, now_s + batch.lease_s, now_s)
     used = {scope: account.used(now_s) for scope, account in working.accounts.items()}
-    return BatchResult([each for each in judged if each is not None], used, working.corrected, now_s)
+    reserved = {scope: account.reserved for scope, account in working.accounts.items()}
+    return BatchResult([each for each in judged if each is not None], used, working.corrected, now_s, reserved)
 
 
 def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:

@@ -8,11 +8,11 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
-from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Window
+from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Standing
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import REPORT_PART, BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
 from sabot.backoff import Backoff
@@ -134,10 +134,10 @@ class SharedAccounts:
         corrected: int = await self._answer(None, rows, corrects=corrects)
         return corrected
 
-    async def used(self, budget: Budget) -> Mapping[Window, Amounts]:
-        """What the scope has used in the windows of now. Raises BudgetUnavailable."""
-        used: Mapping[Window, Amounts] = await self._answer(BudgetStep("release", budget, "", 0))
-        return used
+    async def standing(self, budget: Budget) -> Standing:
+        """Returns the account of the scope, with the calls in flight of all processes. Raises BudgetUnavailable."""
+        standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))
+        return standing
 
     async def ready(self) -> None:
         """Returns when the owner knows all that was held and released so far. Raises TransientError, UserError."""
@@ -262,6 +262,10 @@ class SharedAccounts:
             step, answer = each.step, each.answer
             said: object = worked.corrected
             if step is not None:
-                said = next(judged) if step.kind == "reserve" else worked.used[step.scope]
+                scope = step.scope
+                standing = Standing(
+                    worked.used[scope], worked.reserved.get(scope, Amounts()), worked.now_s or self._clock.time()
+                )
+                said = next(judged) if step.kind == "reserve" else standing
             if answer is not None and not answer.done():
                 answer.set_result(said)

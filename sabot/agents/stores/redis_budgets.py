@@ -384,6 +384,7 @@ class RedisBudgets:
         beats = [name for name, scope in self._scopes.items() if scope.mine] if batch.holder else []
         judged: dict[int, Judgement] = {}
         used: dict[str, dict[Window, Amounts]] = {}
+        reserved: dict[str, Amounts] = {}
         silent: dict[str, float] = {}
         for name in sorted({*steps, *rows, *beats}):
             numbered = steps.get(name, [])
@@ -395,13 +396,14 @@ class RedisBudgets:
                 else:
                     judged[at] = _judgement(step, said)
             used[name] = {window: _amounts(answer.spans[at]) for at, window in enumerate(WINDOWS)}
+            reserved[name] = _amounts(answer.spans[len(WINDOWS)])
         if silent:
             name = max(silent, key=lambda each: silent[each])
             raise TransientError(
                 f"{self.where} has lost the account of scope {name}: no call is granted for {silent[name]:.1f} s, in which living "
                 "processes tell what they have in flight"
             )
-        return BatchResult([judged[at] for at in sorted(judged)], used, corrected)
+        return BatchResult([judged[at] for at in sorted(judged)], used, corrected, reserved=reserved)
 
     async def _asked(
         self, name: str, batch: BudgetBatch, steps: Sequence[BudgetStep], rows: Sequence[SettledRow]

@@ -1,0 +1,84 @@
+"""Reads of budgets and ledgers that return records: the command line and the console only render them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from sabot.agents.accounts.budgets import Window, window_start
+from sabot.agents.accounts.contract import LedgerSum
+from sabot.agents.accounts.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRecord:
+    """A limit of a budget, and what counts in it in its present window, which began at `began`, in seconds since 1970.
+
+    `measure`: tokens, cost (US dollars) or calls. `spent`: by calls whose use is known. `in_doubt`: the most that calls have used of which
+    nobody knows whether they were paid. `reserved`: the most that the calls in flight may use.
+    """
+
+    scope: str
+    window: Window
+    measure: str
+    limit: Decimal
+    spent: Decimal
+    reserved: Decimal
+    in_doubt: Decimal
+    began: float
+
+    @property
+    def used(self) -> Decimal:
+        """The amount that counts in the budget, without the reservations."""
+        return self.spent + self.in_doubt
+
+    @property
+    def part(self) -> float:
+        """The part of the limit that is used: 1 if the limit is 0."""
+        return float(self.used / self.limit) if self.limit else 1.0
+
+
+async def limit_records(ledger: Ledger) -> list[LimitRecord]:
+    """Returns the limits of all budgets of a ledger. Called on its event loop. Raises BudgetUnavailable if their owner does not answer."""
+    doubts: dict[Window, dict[str, LedgerSum]] = {}
+    found = []
+    for budget in ledger.budgets:
+        standing = await ledger.standing(budget.scope_id)
+        for window, measure, limit in budget.limits():
+            began = window_start(window, standing.at)
+            if window not in doubts:
+                sums = await ledger.writer.sums(["scope"], round(began * 1000))
+                doubts[window] = {each.group[0]: each for each in sums}
+            used = Decimal(getattr(standing.used[window], measure))
+            in_doubt = min(used, _in_doubt(doubts[window].get(budget.scope_id), measure))
+            reserved = Decimal(getattr(standing.reserved, measure))
+            found.append(
+                LimitRecord(budget.scope_id, window, measure, limit, used - in_doubt, reserved, in_doubt, began)
+            )
+    return found
+
+
+def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
+    """Returns what rows in doubt have of a measure. Rows are not counted apart by calls, so there is none of calls."""
+    if rows is None or measure == "calls":
+        return Decimal(0)
+    return Decimal(rows.doubt_tokens) if measure == "tokens" else rows.doubt_cost
+
+
+async def day_sums(ledger: Ledger, since_s: float) -> Sequence[LedgerSum]:
+    """Returns what each scope has used on each day since then, by scope and day. Called on the ledger's event loop."""
+    return await ledger.writer.sums(["scope", "day"], round(since_s * 1000))
+
+
+def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
+    """Returns the figures of rows that were put together by these words, by name."""
+    return {
+        **dict(zip(words, found.group, strict=True)),
+        "calls": found.calls,
+        "read": found.input_tokens,
+        "written": found.output_tokens,
+        "in_doubt": found.doubt_tokens,
+        "cost": str(found.cost),
+        "cost_in_doubt": str(found.doubt_cost),
+        "unpriced": found.unpriced,
+    }
