@@ -3,14 +3,16 @@
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 
 from sabot.checkpoint.manifest import Manifest
-from sabot.checkpoint.places import Location, is_local_place
+from sabot.checkpoint.places import Location, is_local_place, place_of
 from sabot.checkpoint.requests import ask
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
+from sabot.redaction import redacted_url
 
 
 @dataclass
@@ -106,6 +108,41 @@ class SavepointRecord:
     checkpoint: int
     savepoint: str
     running: bool
+
+
+@dataclass(frozen=True)
+class KeptSavepoint:
+    """A savepoint that is there. `name`: a word that stands for its place. `written`: the time of its checkpoint, in milliseconds since
+    1970. `place`: for people, without secrets. `problem`: the reason why it cannot be read, or "".
+    """
+
+    name: str
+    checkpoint: int
+    written: int
+    bytes: int
+    place: str
+    problem: str = ""
+
+
+def savepoint_records(app: AppCheckpoints) -> dict[str, KeptSavepoint]:
+    """Returns the savepoints that are known, by their location, the oldest first: those in the folder `savepoints` beside local
+    checkpoints, and those that the journal of the app keeps entries for. Blocks. Raises CheckpointFailed and CorruptCheckpoint.
+    """
+    beside = app.below("savepoints")
+    folder = None if isinstance(beside, tuple) else place_of(beside).where
+    folders = sorted(folder.iterdir()) if isinstance(folder, Path) and folder.is_dir() else []
+    noted = [note.location for note in app.storage.savepoints() if note.readable]
+    found = {}
+    for location in [*map(str, filter(Path.is_dir, folders)), *noted]:
+        kept = AppCheckpoints(location)
+        name, place = blake2b(location.encode(), digest_size=8).hexdigest(), redacted_url(location)
+        try:
+            if kept.storage.ids():  # else it is being made, or removed
+                read = kept.manifest()
+                found[location] = KeptSavepoint(name, read.checkpoint_id, read.created_ms, read.nbytes, place)
+        except UserError as error:
+            found[location] = KeptSavepoint(name, 0, 0, 0, place, error.message)
+    return dict(sorted(found.items(), key=lambda each: (each[1].written, each[0])))
 
 
 def checkpoint_records(app: AppCheckpoints) -> tuple[list[CheckpointRecord], str]:

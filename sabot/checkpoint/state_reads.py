@@ -6,6 +6,7 @@ is read whole.
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot._cython.groups.partition import KEY_GROUPS
+from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.checkpoint.manifest import Manifest
 from sabot.errors import UserError
 from sabot.operators.reading import is_divided, keys_of, operators_of, state_of
@@ -138,6 +140,55 @@ def state_difference(before: Manifest, after: Manifest, owner: str, *, most: int
                 return StateDifference([*columns], [*keys], found, unread, True)
             found.append(change)
     return StateDifference([*columns], [*keys], found, unread, False)
+
+
+# The same for another process, which opens the checkpoint at its place. An id of 0 names the newest checkpoint.
+
+
+@dataclass(frozen=True)
+class OwnersOfState:
+    """The owners of the state in one checkpoint. `written`: milliseconds since 1970."""
+
+    checkpoint: int
+    written: int
+    owners: list[StateOwner]
+
+
+def owners_in(place: str, checkpoint_id: int) -> OwnersOfState:
+    """Returns the result of `state_owners`. Raises UserError for a checkpoint that is not there."""
+    with _opened(place, checkpoint_id) as manifest:
+        return OwnersOfState(manifest.checkpoint_id, manifest.created_ms, state_owners(manifest))
+
+
+def rows_in(place: str, checkpoint_id: int, owner: str, key: str | None, cursor: str) -> StatePage:
+    """Returns the result of `state_rows`, and raises its errors."""
+    with _opened(place, checkpoint_id) as manifest:
+        return state_rows(manifest, owner, key=key, cursor=cursor)
+
+
+def all_rows_in(place: str, checkpoint_id: int, owner: str) -> Iterator[StatePage]:
+    """Yields all pages of `state_rows`, with more rows each, and raises its errors."""
+    with _opened(place, checkpoint_id) as manifest:
+        page = state_rows(manifest, owner, most=_ROWS_AT_ONCE)
+        yield page
+        while page.following:
+            page = state_rows(manifest, owner, cursor=page.following, most=_ROWS_AT_ONCE)
+            yield page
+
+
+def difference_in(place: str, checkpoint_id: int, older_place: str, older_id: int, owner: str) -> StateDifference:
+    """Returns the result of `state_difference`, and raises its errors."""
+    with _opened(place, checkpoint_id) as manifest, _opened(older_place, older_id) as older:
+        return state_difference(older, manifest, owner)
+
+
+@contextmanager
+def _opened(place: str, checkpoint_id: int) -> Iterator[Manifest]:
+    app = AppCheckpoints(place)
+    try:
+        yield app.manifest(checkpoint_id or None)
+    finally:
+        app.storage.release_restored()
 
 
 def _groups_for(manifest: Manifest, owner: str, most: int) -> int:

@@ -11,6 +11,7 @@ from sabot.web.log_screens import LogScreens
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Action, Screen
 from sabot.web.shown import ShownApp
+from sabot.web.state_screens import StateScreens
 
 
 class Screens:
@@ -26,6 +27,7 @@ class Screens:
             AppScreens(app).group(),
             self._checkpoints.group(),
             LetterScreens(app).group(),
+            StateScreens(app, reader).group(),
             JobScreens(app.jobs).group(),
             InboxScreens(app).group(),
             BudgetScreens(app).group(),

@@ -11,43 +11,55 @@ from sabot import App
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.state_reads import KeyChange, state_difference, state_owners, state_rows
 from sabot.errors import UserError
-from tools.agent_tools import checkpoint, processed, publish, until, values
+from tools.agent_tools import checkpoint, processed, publish, started, until, values
 from tools.command_line import lines, sabot_says
 
 FIRST = [{"account": f"a{n % 40}", "amount": n} for n in range(200)]
 LATER = [{"account": "a7", "amount": 1_000}, {"account": "<b>new</b>", "amount": 5}]
 
 
-async def two_checkpoints(url: str, folder: Path, state: str, *, parallelism: int = 1) -> tuple[Manifest, Manifest]:
-    """Returns the checkpoints of an app of totals and of an agent's notes, before and after the later rows."""
+def shop(url: str, folder: Path, state: str, *, parallelism: int = 1) -> App:
+    """Returns an app of totals and of an agent's notes, with its checkpoints in the folder `kept`."""
     settings: dict[str, Any] = {"checkpoint_interval": "1h", "checkpoint_dir": str(folder / "kept")}
-    app = App(
-        "shop", url, state="memory" if state == "memory" else str(folder / state), parallelism=parallelism, **settings
-    )
-    orders = app.stream("orders", schema={"account": "string", "amount": "int64"})
-    orders.key_by("account").aggregate(n=sabot.count(), total=sabot.sum("amount")).named("totals").to(
-        "totals", delivery="at_least_once"
-    )
-    first = app.stream("first", schema={"account": "string", "amount": "int64"})
-    first.key_by("account").aggregate(n=sabot.count()).named("steady").to("steady", delivery="at_least_once")
+    home = "memory" if state == "memory" else str(folder / state)
+    app = App("shop", url, state=home, parallelism=parallelism, **settings)
+    for topic, name in (("orders", "totals"), ("first", "steady")):
+        rows = app.stream(topic, schema={"account": "string", "amount": "int64"}).key_by("account")
+        totals = rows.aggregate(n=sabot.count(), total=sabot.sum("amount"))
+        totals.named(name).to(name, delivery="at_least_once")
 
     @app.agent("notes", key="account", name="notes")
     async def note(ctx: Any) -> None:
         seen = await ctx.state("seen").get("rows") or []
         await ctx.state("seen").put("rows", [*seen, ctx.message["amount"]][-3:])
 
+    return app
+
+
+async def count_first(app: App) -> None:
+    """Publishes the first rows, and waits until all are counted."""
     for topic in ("orders", "first", "notes"):
         publish(app, topic, FIRST)
-    await app.start()
-    await until(lambda: all(sum(row["n"] == 5 for row in values(app, topic)) == 40 for topic in ("totals", "steady")))
+    await until(lambda: all(sum(row["n"] == 5 for row in values(app, name)) == 40 for name in ("totals", "steady")))
     await until(lambda: processed(app, "notes") == len(FIRST))
-    before = await checkpoint(app)
+
+
+async def count_later(app: App) -> None:
+    """Publishes the later rows, and waits until all are counted."""
     for topic in ("orders", "notes"):
         publish(app, topic, LATER)
-    await until(lambda: any(row["account"] == "<b>new</b>" for row in values(app, "totals")))
+    await until(lambda: {row["account"]: row["n"] for row in values(app, "totals")}.get("<b>new</b>") == 1)
     await until(lambda: processed(app, "notes") == len(FIRST) + len(LATER))
-    after = await checkpoint(app)
-    await app.stop()
+
+
+async def two_checkpoints(url: str, folder: Path, state: str, *, parallelism: int = 1) -> tuple[Manifest, Manifest]:
+    """Returns the checkpoints of the shop before and after the later rows."""
+    app = shop(url, folder, state, parallelism=parallelism)
+    async with started(app):
+        await count_first(app)
+        before = await checkpoint(app)
+        await count_later(app)
+        after = await checkpoint(app)
     storage = CheckpointStorage(folder / "kept")
     return storage.read(before), storage.read(after)
 

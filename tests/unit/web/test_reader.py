@@ -130,8 +130,9 @@ async def test_memory_is_bounded(reader: ConsoleReader) -> None:
 
 async def test_a_process_that_has_ended_meanwhile_is_replaced(reader: ConsoleReader) -> None:
     before = await reader.read(found, "a")
+    (idle,) = reader._idle
     os.kill(before.process, signal.SIGKILL)
-    await ended(before.process)
+    await until(idle.has_ended)
     assert (await reader.read(found, "a")).process != before.process
 
 

@@ -1,0 +1,217 @@
+"""The screen of the state in a checkpoint: its owners, the rows of one, and the difference of two checkpoints."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from sabot.checkpoint.inspection import AppCheckpoints, savepoint_records
+from sabot.checkpoint.state_reads import (
+    MOST_DIFFERENCES,
+    KeyChange,
+    OwnersOfState,
+    StateDifference,
+    all_rows_in,
+    difference_in,
+    owners_in,
+    rows_in,
+)
+from sabot.errors import SabotError, UserError
+from sabot.redaction import scrubbed
+from sabot.threads import run_in_thread
+from sabot.web.payloads import ShownPayload
+from sabot.web.reader import ConsoleReader
+from sabot.web.screen import Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
+
+_MOST_ROWS = 20_000  # of CSV and JSON
+# Columns that Sabot adds. They say which row it is, and have no values of the user's rows.
+_OWN_COLUMNS = {
+    "agent": {"namespace"},
+    "timers": {"name", "at"},
+    "window": {"window_start", "window_end"},
+    "window top_n": {"window_start", "window_end"},
+    **{kind: {"side"} for kind in ("join", "interval join", "window join", "as-of join", "lookup")},
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint or savepoint that the page can show. `name`: its word in an address."""
+
+    name: str
+    label: str
+    place: str
+    checkpoint: int
+
+
+class StateScreens:
+    """The facts of the screen of state. State is read in processes of `reader`. Used by the thread of the server."""
+
+    def __init__(self, app: ShownApp, reader: ConsoleReader) -> None:
+        self._app = app.checkpoints
+        self._payloads = app.payloads
+        self._reader = reader
+
+    def group(self) -> ScreenGroup:
+        """Returns the screen; none if the app keeps no checkpoints."""
+        if self._app is None:
+            return ScreenGroup()
+        return ScreenGroup({"state": Screen("State", "/state", more=self.facts, rows=self.rows, role="act")})
+
+    async def facts(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of the page. Raises UserError for a checkpoint that is not there."""
+        sources = await self._sources()
+        step, key, beside = query.get("step", ""), query.get("q", ""), query.get("beside", "")
+        facts: dict[str, Any] = {
+            "sources": sources,
+            "step": step,
+            "read": None,
+            "most_keys": MOST_DIFFERENCES,
+            "columns": [],
+            "lines": None,
+            "changes": None,
+            "following": "",
+            "hidden": [],
+            "older": None,
+            "problem": "" if sources else "The app has no checkpoint yet.",
+        }
+        if not sources:
+            return facts
+        of = _named(sources, query.get("of", ""))
+        facts["of"], facts["read"] = of, (read := await self._reader.read(owners_in, of.place, of.checkpoint))
+        if not step:
+            return facts
+        try:
+            if beside:
+                older = facts["older"] = _named(sources, beside)
+                return facts | self._difference_facts(await self._difference(of, older, step), _kind(read, step))
+            page = await self._reader.read(
+                rows_in, of.place, of.checkpoint, step, key or None, "" if key else query.get("at", "")
+            )
+        except UserError as error:
+            return facts | {"problem": scrubbed(str(error))}
+        kind = _kind(read, step)
+        # The id, not "newest": the next page is one of the same checkpoint.
+        following = {"of": of.name or str(read.checkpoint), "step": step, "at": page.following}
+        return facts | {
+            "columns": page.columns,
+            "lines": [self._cells(row, page.columns, kind) for row in page.rows],
+            "hidden": self._hidden(page.columns, kind),
+            "following": urlencode(following) if page.following else "",
+        }
+
+    async def rows(self, query: Query) -> Rows:
+        """Returns the rows of the state for CSV and JSON, with the values that the page may show: at most 20,000, of all pages. Without a
+        step, the owners of the state. Raises UserError.
+        """
+        sources = await self._sources()
+        of, step = _named(sources, query.get("of", "")), query.get("step", "")
+        read = await self._reader.read(owners_in, of.place, of.checkpoint)
+        if not step:
+            return [asdict(each) for each in read.owners]
+        kind, key = _kind(read, step), query.get("q", "")
+        if query.get("beside"):
+            found = await self._difference(of, _named(sources, query["beside"]), step)
+            return [self._flat(each, found, kind) for each in found.changes]
+        if key:
+            page = await self._reader.read(rows_in, of.place, of.checkpoint, step, key, "")
+            return self._flat_rows(page.rows, page.columns, kind)
+        rows: Rows = []
+        async with aclosing(self._reader.pages(all_rows_in, of.place, of.checkpoint, step)) as pages:
+            async for page in pages:
+                rows += self._flat_rows(page.rows, page.columns, kind)
+                if len(rows) >= _MOST_ROWS:
+                    break
+        return rows[:_MOST_ROWS]
+
+    async def _sources(self) -> list[_Source]:
+        assert self._app is not None  # else there is no such screen
+        return await run_in_thread(_sources_of, self._app)
+
+    async def _difference(self, of: _Source, older: _Source, step: str) -> StateDifference:
+        return await self._reader.read(difference_in, of.place, of.checkpoint, older.place, older.checkpoint, step)
+
+    def _difference_facts(self, found: StateDifference, kind: str) -> dict[str, Any]:
+        values = [name for name in found.columns if name not in found.keys]
+        return {
+            "difference": found,
+            "columns": found.keys,
+            "hidden": self._hidden(found.columns, kind),
+            "changes": [
+                (
+                    each.kind,
+                    self._cells(each.key, found.keys, kind),
+                    *([self._cells(row, values, kind) for row in rows] for rows in (each.before, each.after)),
+                )
+                for each in found.changes
+            ],
+            "values": values,
+        }
+
+    def _cells(self, row: dict[str, Any], columns: Iterable[str], kind: str) -> list[ShownPayload]:
+        return [self._cell(row.get(name), name, kind) for name in columns]
+
+    def _cell(self, value: Any, column: str, kind: str) -> ShownPayload:
+        if column in _OWN_COLUMNS.get(kind, ()):
+            return ShownPayload([("", scrubbed(str(value)))])
+        return self._payloads.shown(value, column)
+
+    def _hidden(self, columns: Sequence[str], kind: str) -> list[str]:
+        """Returns the columns whose values are hidden, at least in part."""
+        own = _OWN_COLUMNS.get(kind, ())
+        return [name for name in columns if name not in own and not self._payloads.shows(name)]
+
+    def _flat_rows(self, rows: Rows, columns: Sequence[str], kind: str) -> Rows:
+        cells = (zip(columns, self._cells(row, columns, kind), strict=True) for row in rows)
+        return [{name: _text(cell) for name, cell in each} for each in cells]
+
+    def _flat(self, change: KeyChange, found: StateDifference, kind: str) -> dict[str, Any]:
+        values = [name for name in found.columns if name not in found.keys]
+        key = dict(zip(found.keys, map(_text, self._cells(change.key, found.keys, kind)), strict=True))
+        sides = {"before": change.before, "after": change.after}
+        rows = {
+            side: "; ".join(
+                ", ".join(f"{name}={text}" for name, text in row.items())
+                for row in self._flat_rows(found_rows, values, kind)
+            )
+            for side, found_rows in sides.items()
+        }
+        return {"change": change.kind, **key, **rows}
+
+
+def _sources_of(app: AppCheckpoints) -> list[_Source]:
+    """Returns the kept checkpoints, the newest first, and the savepoints. Blocks. Raises UserError if they cannot be read."""
+    if isinstance(app.location, tuple):
+        raise UserError(
+            "the checkpoints are in a file system that only the program can open",
+            hint="App.state() reads them in the program; or give checkpoint_dir= as a path or a URI",
+        )
+    place = str(app.location)
+    found = [_Source(str(each), f"checkpoint {each}", place, each) for each in reversed(app.storage.ids())]
+    try:
+        savepoints = savepoint_records(app)
+    except SabotError as error:
+        raise UserError(error.message, hint=error.hint) from error
+    return found + [
+        _Source(each.name, f"savepoint of checkpoint {each.checkpoint} in {each.place}", location, each.checkpoint)
+        for location, each in savepoints.items()
+        if not each.problem
+    ]
+
+
+def _named(sources: Sequence[_Source], name: str) -> _Source:
+    """Returns the source of this name, or the newest one for "". Raises UserError if there is none."""
+    found = [each for each in sources if each.name == name or not name]
+    if not found:
+        raise UserError("there is no such checkpoint any more", hint="choose another one")
+    return found[0]
+
+
+def _kind(read: OwnersOfState, step: str) -> str:
+    return next((each.kind for each in read.owners if each.name == step), "")
+
+
+def _text(cell: ShownPayload) -> str:
+    return ", ".join(f"{name}={text}" if name else text for name, text in cell.fields)
