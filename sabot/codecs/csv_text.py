@@ -20,13 +20,24 @@ def parse_options(delimiter: str, **more: Any) -> csv.ParseOptions:
     return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, **more)
 
 
-def convert_options(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.ConvertOptions:
+def convert_options(
+    wanted: pa.Schema | None,
+    names: Sequence[str] = (),
+    null_values: Sequence[str] = (),
+    decimal_point: str = ".",
+) -> csv.ConvertOptions:
     """Returns options for the conversion of fields to columns. `wanted`: the columns, found by name, or None to guess
-    their types. `names`: the names of all fields. An empty field is null, and a quoted empty field is an empty text.
+    their types. `names`: the names of all fields. `null_values`: further texts that are null. `decimal_point`: the
+    character before the fraction of a number. An empty field is null, and a quoted empty field is an empty text.
 
     Raises UserError for a type that cannot be read from text.
     """
-    options = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""])
+    options = csv.ConvertOptions(
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        null_values=["", *null_values],
+        decimal_point=decimal_point,
+    )
     if wanted is not None:
         for field in wanted:
             if pa.types.is_nested(field.type) or pa.types.is_interval(field.type):

@@ -24,12 +24,11 @@ from sabot.api.expr.words import (
     option_text,
     quoted,
     replacements_of,
-    texts_of,
     type_text,
     value_text,
     whole_of,
 )
-from sabot.checks import FLAG, TEXT, OneOf, check
+from sabot.checks import FLAG, TEXT, TEXTS, OneOf, check
 from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])
@@ -377,7 +376,7 @@ class Expr(MissingMethods):
         for bounds that are not numbers in ascending order, and for another number of labels.
         """
         bounds = numbers_of("cut", breaks)
-        if labels is not None and len(texts := texts_of("cut: labels", labels)) != len(bounds) + 1:
+        if labels is not None and len(texts := tuple(check("cut: labels", labels, TEXTS))) != len(bounds) + 1:
             raise UserError(
                 f"cut: {len(bounds)} breaks make {len(bounds) + 1} intervals, but there are {len(texts)} labels"
             )

@@ -25,7 +25,6 @@ __all__ = [
     "option_text",
     "quoted",
     "replacements_of",
-    "texts_of",
     "type_text",
     "value_text",
     "whole_of",
@@ -96,14 +95,6 @@ def numbers_of(where: str, values: Any) -> tuple[float, ...]:
     if not given or not good or math.isnan(given[0]) or not all(a < b for a, b in itertools.pairwise(given)):
         raise UserError(f"{where}: {values!r} are not numbers in ascending order", hint=f"{where}([0, 10, 100])")
     return tuple(float(each) for each in given)
-
-
-def texts_of(where: str, values: Any) -> tuple[str, ...]:
-    """Returns a list of texts. Raises UserError for anything else."""
-    given = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
-    if not all(isinstance(each, str) for each in given):
-        raise UserError(f"{where}: {values!r} is not a list of texts", hint=f'{where}=["low", "high"]')
-    return tuple(given)
 
 
 def replacements_of(where: str, old: Any, new: Any) -> tuple[tuple[str, Any], ...]:

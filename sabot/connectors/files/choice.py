@@ -1,5 +1,8 @@
 """Chooses the source for files by their suffix."""
 
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
@@ -16,17 +19,30 @@ _SOURCES: dict[str, type[FileSource]] = {
 }
 
 
-def files(path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES) -> FileSource:
+class CsvOptions(TypedDict, total=False):
+    """The options of `files` for CSV, which are those of `CsvSource`."""
+
+    delimiter: str | None
+    columns: Sequence[str] | None
+    null_values: Sequence[str]
+    decimal_comma: bool
+    encoding: str
+
+
+def files(
+    path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES, **csv: Unpack[CsvOptions]
+) -> FileSource:
     """Returns the source for these files. `format`: "ndjson", "csv", "parquet" or "arrow", or None: the suffixes of
     the files tell it.
 
+    `csv`: `delimiter`, `columns`, `null_values`, `decimal_comma` and `encoding` of CSV files, as in `CsvSource`.
     A record of more than `record_bytes` goes to the dead letters. Raises UserError if no file is found, if the files
     have several formats, or if a suffix names no format.
     """
     if format is not None:
         if format not in _SOURCES:
             raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_SOURCES)}")
-        return _SOURCES[format](path, record_bytes=record_bytes)
+        return _source(format, path, record_bytes, csv)
     first: dict[str, str] = {}  # by format
     for file in find_files(path, FORMATS)[0]:
         found_format = format_of(file.path)
@@ -41,4 +57,15 @@ def files(path: Paths, format: str | None = None, *, record_bytes: int | str = R
         raise UserError(
             f"{name_of(path)!r} has files of several formats: {found}", hint='give format=, or a glob: "folder/*.csv"'
         )
-    return _SOURCES[next(iter(first))](path, record_bytes=record_bytes)
+    return _source(next(iter(first)), path, record_bytes, csv)
+
+
+def _source(format: str, path: Paths, record_bytes: int | str, csv: CsvOptions) -> FileSource:
+    if format == "csv":
+        return CsvSource(path, record_bytes=record_bytes, **csv)
+    unknown = [name for name in csv if name not in CsvOptions.__annotations__]
+    if unknown:
+        raise TypeError(f"files() got an unexpected keyword argument {unknown[0]!r}")
+    if csv:
+        raise UserError(f"files: {', '.join(csv)} is for CSV, and these files are {format}", hint='format="csv"')
+    return _SOURCES[format](path, record_bytes=record_bytes)

@@ -1,15 +1,19 @@
 """CSV files as sources: column types are given or inferred, and rows that do not fit them are set apart."""
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
+from sabot.checks import FLAG, TEXT, TEXTS, check
 from sabot.codecs.csv_text import convert_options, failing_texts, parse_error, parse_options
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
@@ -31,6 +35,9 @@ class CsvSource(FileSource):
     r"""A source that reads the rows of CSV files with a header line, or without one if `columns` gives the names. The
     default `delimiter` is ",", in .tsv files "\t".
 
+    `null_values`: texts of fields without quotes that are null, such as "NA", besides the empty field. `decimal_comma`: True if numbers
+    are written as 1,5. `encoding`: that of the files, in which ASCII characters are single bytes: "utf-8", "latin-1", "cp1252".
+
     A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty
     string. Without a schema, types are inferred from the first block of the first file (UserError if that is not
     UTF-8). A row is set apart if it has too many or too few fields, or a value that does not convert to its column's
@@ -45,11 +52,23 @@ class CsvSource(FileSource):
         *,
         delimiter: str | None = None,
         columns: Sequence[str] | None = None,
+        null_values: Sequence[str] = (),
+        decimal_comma: bool = False,
+        encoding: str = "utf-8",
         block_bytes: int = BLOCK_BYTES,
         record_bytes: int | str = RECORD_BYTES,
     ) -> None:
         super().__init__(path, record_bytes)
         self._delimiter = delimiter
+        self._words = CsvWords(
+            tuple(check("null_values", null_values, TEXTS)),
+            "," if check("decimal_comma", decimal_comma, FLAG) else ".",
+            _encoding(encoding),
+        )
+        if decimal_comma and delimiter is None:
+            raise UserError(
+                "decimal_comma=True, and fields end with a comma too", hint='such files have delimiter=";" or "\t"'
+            )
         self._columns = None if columns is None else list(columns)
         self._block_bytes = block_bytes
 
@@ -61,7 +80,7 @@ class CsvSource(FileSource):
         if wanted is None:
             wanted = self._schema = self.infer_schema()
         if not self._share.has(file.number, 0):
-            return _Rows(NoBlocks(offset), None, wanted)
+            return _Rows(NoBlocks(offset), None, wanted, self._words)
         dialect = self._dialect(file)
         for name in wanted.names:
             if name not in dialect.names and file.size > 0:
@@ -70,7 +89,8 @@ class CsvSource(FileSource):
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
                 )
         begin = max(offset, dialect.header_bytes)
-        return _Rows(self._stream(file, begin, self._block_bytes, CsvRecords(dialect.delimiter)), dialect, wanted)
+        stream = self._stream(file, begin, self._block_bytes, CsvRecords(dialect.delimiter))
+        return _Rows(stream, dialect, wanted, self._words)
 
     def _stream(self, file: DataFile, offset: int, block_bytes: int, records: "CsvRecords") -> StreamedFile:
         return StreamedFile(file, offset, block_bytes, records, self._record_bytes)
@@ -86,13 +106,15 @@ class CsvSource(FileSource):
                 if blocks.long is not None:
                     raise UserError(f"file {file.path!r}: its header: {blocks.reason(blocks.long)}", hint=_NAMES)
                 end = records.first(blocks.buffer, blocks.low, blocks.high)
-                header = bytes(blocks.buffer[blocks.low : end])
+                header = self._words.utf8(bytes(blocks.buffer[blocks.low : end]))
                 blocks.take(end)
                 if header.strip():
                     try:
                         names = csv.read_csv(pa.py_buffer(header), parse_options=parse_options(delimiter)).column_names
                     except UnicodeDecodeError as error:
                         raise _no_utf8(file.path, "its header") from error
+                    if len(names) == 1 and self._delimiter is None:
+                        _refuse_other_delimiter(names[0], file.path)
                     return _Dialect(delimiter, _distinct(names, file.path), blocks.offset)
         finally:
             blocks.close()
@@ -108,7 +130,7 @@ class CsvSource(FileSource):
                     pass  # this record is above the size bound
                 if blocks.low == blocks.high:
                     continue
-                view = memoryview(blocks.buffer)[blocks.low : blocks.high]
+                view = memoryview(self._words.utf8(bytes(blocks.buffer[blocks.low : blocks.high])))
                 # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
                 skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
                 parsing = parse_options(dialect.delimiter, **skip)
@@ -116,7 +138,7 @@ class CsvSource(FileSource):
                     use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names
                 )
                 try:
-                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, convert_options(None)).schema
+                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, self._words.options(None)).schema
                 except pa.ArrowInvalid as error:
                     if not _is_text(view):
                         raise _no_utf8(file.path, "a row with more or fewer fields than its header") from error
@@ -129,6 +151,23 @@ class CsvSource(FileSource):
             return pa.schema([_text_if_null(field) for field in schema])
         names = self._dialect(files[0]).names
         return pa.schema([(name, pa.string()) for name in names])
+
+
+@dataclass(frozen=True)
+class CsvWords:
+    """How the fields of CSV files are written: the texts that are null, the decimal point, and the encoding (None for UTF-8)."""
+
+    null_values: tuple[str, ...]
+    decimal_point: str
+    encoding: str | None
+
+    def options(self, wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.ConvertOptions:
+        """Returns the options of `convert_options`."""
+        return convert_options(wanted, names, self.null_values, self.decimal_point)
+
+    def utf8(self, text: Any) -> Any:
+        """Returns the text in UTF-8. Bytes that are no character of the encoding become U+FFFD."""
+        return text if self.encoding is None else bytes(text).decode(self.encoding, "replace").encode()
 
 
 class _Dialect:
@@ -223,14 +262,15 @@ class CsvRecords:
 class _Rows(BlockReader):
     """A reader that decodes CSV records into columns."""
 
-    def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema) -> None:
+    def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema, words: CsvWords) -> None:
         super().__init__(blocks, CsvRecords(dialect.delimiter if dialect is not None else ","))
         self.wanted = wanted
+        self.words = words
         if dialect is not None:
             self.names = dialect.names
             self.delimiter = dialect.delimiter
             self._parsing = parse_options(dialect.delimiter)
-            self._converting = convert_options(wanted, dialect.names)
+            self._converting = words.options(wanted, dialect.names)
 
     def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         try:
@@ -247,7 +287,7 @@ class _Rows(BlockReader):
 
     def fields(self, text: Any) -> pa.RecordBatch:
         """Returns the wanted columns as bytes. Raises ArrowInvalid if a row has too many or too few fields."""
-        options = convert_options(None)
+        options = self.words.options(None)
         options.column_types = dict.fromkeys(self.wanted.names, pa.binary())
         options.include_columns = self._converting.include_columns
         return _one(self._table(text, self._parsing, options).select(self.wanted.names))
@@ -260,6 +300,7 @@ class _Rows(BlockReader):
         return bool(self._table(whole, parsing, csv.ConvertOptions()).num_rows == 0)
 
     def _table(self, text: Any, parsing: csv.ParseOptions, converting: csv.ConvertOptions) -> pa.Table:
+        text = self.words.utf8(text)
         reading = csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=self.names)
         return csv.read_csv(pa.py_buffer(text), reading, parsing, converting)
 
@@ -328,6 +369,10 @@ class _Apart:
             return
         for field in self._rows.wanted:
             texts = data.column(field.name)
+            if self._rows.words.decimal_point == "," and (
+                pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+            ):
+                texts = pc.replace_substring(texts, ",", ".")
             failing = failing_texts(texts, field.type)
             where = f"In CSV column #{self._rows.names.index(field.name)}: Row #1: CSV conversion error to {field.type}"
             for n, text in zip(
@@ -368,8 +413,35 @@ def _text_if_null(field: Any) -> Any:
     return field.with_type(pa.string()) if pa.types.is_null(field.type) else field
 
 
+def _encoding(name: str) -> str | None:
+    """Returns the name of the encoding, or None for UTF-8. Raises UserError for one that is unknown, or in which ASCII characters are
+    not single bytes.
+    """
+    try:
+        known = codecs.lookup(check("encoding", name, TEXT)).name
+        same = (
+            bytes(range(128)).decode(known) == bytes(range(128)).decode("ascii") and 'a,"\n'.encode(known) == b'a,"\n'
+        )
+    except (LookupError, UnicodeError) as error:
+        raise UserError(f"encoding={name!r} is unknown", hint='"utf-8", "latin-1", "cp1252"') from error
+    if not same:
+        raise UserError(
+            f"encoding={name!r}: its characters of ASCII are not single bytes", hint="iconv -f utf-16 -t utf-8 converts"
+        )
+    return None if known in ("utf-8", "utf-8-sig", "ascii") else known
+
+
+def _refuse_other_delimiter(name: str, path: str) -> None:
+    for mark in (";", "\t", "|"):
+        if mark in name:
+            raise UserError(
+                f"file {path!r}: its header is one column {name!r}",
+                hint=f'its fields seem to end with another character: files(…, delimiter={mark!r}); or delimiter=","',
+            )
+
+
 def _no_utf8(path: str, what: str) -> UserError:
-    hint = "convert it (iconv -f latin1 -t utf-8)"
+    hint = 'files(…, encoding="latin-1"), or "cp1252"'
     if what.startswith("column"):
         hint += '; or schema={"name": "binary"} takes the bytes of a column as they are'
     return UserError(f"file {path!r} is not in UTF-8: {what}", hint=hint)

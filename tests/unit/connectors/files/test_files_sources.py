@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -853,7 +854,9 @@ def test_two_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path,
 def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path: Path) -> None:
     path = tmp_path / "people.csv"
     path.write_bytes("n,name\n1,Ada\n2,Jos\xe9\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: column 'name' \(convert it .*\"binary\""):
+    with pytest.raises(
+        UserError, match=r"people\.csv' is not in UTF-8: column 'name' \(files\(…, encoding=\"latin-1\"\).*\"binary\""
+    ):
         CsvSource(path).infer_schema()
     found = scanned(CsvSource(path), pa.schema({"n": pa.int64(), "name": pa.string()}))
     assert found == [{"bad": b"2,Jos\xe9"}, {"n": 1, "name": "Ada"}]
@@ -937,3 +940,67 @@ def test_a_file_whose_name_is_not_utf8_is_refused_by_name(tmp_path: Path) -> Non
         file.write("a\n1\n")
     with pytest.raises(UserError, match=r"the name of file '.*\\udcff\.csv' is not UTF-8"):
         App("names").stream(files(tmp_path / "nu", "csv")).collect()
+
+
+def collected(path: Path, schema: dict[str, str] | None = None, **options: Any) -> list[dict[str, Any]]:
+    app = App("words")
+    return app.stream(files(path, **options), schema=schema).collect().to_pylist()
+
+
+def test_words_for_null_decimal_commas_and_other_encodings_of_csv_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "orte.csv"
+    path.write_bytes('ort;grad;n\nMünchen;1,5;3\nKöln;NA;-\n"NA";-0,25;4\n'.encode("cp1252"))
+    given = {"delimiter": ";", "decimal_comma": True, "null_values": ["NA", "-"], "encoding": "cp1252"}
+    assert collected(path, **given) == [
+        {"ort": "München", "grad": 1.5, "n": 3},
+        {"ort": "Köln", "grad": None, "n": None},
+        {"ort": "NA", "grad": -0.25, "n": 4},  # in quotes it is a text
+    ]
+
+
+def test_a_bad_row_of_such_a_file_is_set_apart_alone_with_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "orte.csv"
+    rows = ["München;1,5", "Köln;zwei", "Ulm;NA", "Hof;1;2", "Ürzig;4,25"]
+    path.write_bytes(b"ort;grad\n" + "\n".join(rows).encode("cp1252"))
+    source = files(path, delimiter=";", decimal_comma=True, null_values=["NA"], encoding="cp1252")
+    source.scan(pa.schema({"ort": pa.string(), "grad": pa.decimal128(10, 2)}), None)
+    source.open(None)
+    batch = source.read_batch(1000, 0)
+    source.close()
+    assert batch.data.to_pylist() == [
+        {"ort": "München", "grad": Decimal("1.50")},
+        {"ort": "Ulm", "grad": None},
+        {"ort": "Ürzig", "grad": Decimal("4.25")},
+    ]
+    assert batch.bad["payload"].to_pylist() == ["Köln;zwei".encode("cp1252"), b"Hof;1;2"]
+
+
+def test_a_header_of_one_column_names_the_delimiter_that_it_seems_to_have(tmp_path: Path) -> None:
+    path = tmp_path / "semicolons.csv"
+    path.write_text("a;b\n1;2\n")
+    with pytest.raises(UserError, match=r"its header is one column 'a;b' .*delimiter=';'\)"):
+        collected(path)
+    assert collected(path, delimiter=",") == [{"a;b": "1;2"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"encoding": "utf-16"}, "its characters of ASCII are not single bytes"),
+        ({"encoding": "latin-99"}, "encoding='latin-99' is unknown"),
+        ({"decimal_comma": True}, "fields end with a comma too"),
+        ({"null_values": "NA"}, "null_values='NA'"),
+    ],
+)
+def test_words_of_csv_that_cannot_be_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=said):
+        files(path, **options)
+
+
+def test_words_of_csv_are_refused_for_other_formats(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="files: encoding is for CSV, and these files are ndjson"):
+        files(path, encoding="latin-1")
