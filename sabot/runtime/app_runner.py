@@ -45,9 +45,10 @@ from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
 from sabot.runtime.reports import Reporter, Summary, screen_of_person, summary_of
 from sabot.runtime.run import LASTING, Run, Undelivered
+from sabot.runtime.run_record import RunRecorder
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
-from sabot.threads import Handle, call_on_loop, run_to_end, threads
+from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads
 
 if TYPE_CHECKING:
     from sabot.journal import Journal
@@ -71,12 +72,14 @@ class AppRunner:
         self.writes = writes
         self.coordinator = Coordinator(timeout=app.settings.checkpoint_timeout_s, clock=app.clock)
         self.coordinator.on_complete.append(lambda manifest: self._followed())
-        self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_ended(failed=True)
+        self.coordinator.on_failed = self._checkpoint_failed
         self.metrics = Metrics(app.id, self._samples, {"/healthz": self._healthz, "/ready": self._readiness})
         self.health: Health | None = None  # of child processes
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
+        self.recorder = RunRecorder(app, agents, self.report, lambda: self.state, lambda: self.restarts)
+        self._recording = False
         self._origin = Origin(app)
         self._watch: BlockingMonitor | None = None
         self._reporter: Reporter | None = None
@@ -115,6 +118,14 @@ class AppRunner:
     def starting(self) -> bool:
         """True while everything is being opened."""
         return self._starting is not None
+
+    @property
+    def state(self) -> str:
+        """The state of the app in words: starting, running, stopping, failed or stopped."""
+        state = (
+            "running" if self.started else "starting" if self.starting else "stopping" if self.running else "stopped"
+        )
+        return "failed" if (self.failure or self.stalled_by) and state != "starting" else state
 
     @property
     def failure(self) -> SabotError | None:
@@ -181,6 +192,9 @@ class AppRunner:
                     f"app {self.app.id}: a thread of the earlier run has not ended: {left[0]}",
                     hint="restart the process, because two runs cannot use the same objects at once",
                 )
+            if not self._recording and not threads.simulated:
+                self._recording = True
+                self.recorder.open()
             self._run = run = Run(
                 self.app,
                 self.agents,
@@ -203,6 +217,8 @@ class AppRunner:
             finally:
                 self.restored_from = run.restored_from
             self._has_run = True
+            if self._recording:
+                await run_in_thread(self.recorder.begun)
             if self.app.workers is not None:
                 self.app.workers.begun()
             self._began = self.app.clock.monotonic()
@@ -234,6 +250,22 @@ class AppRunner:
             self._goes_on = run.goes_on.is_set()
             self._left += run.left
             self.left_behind[:] = run.left_behind
+        if not self._in_run:
+            self._end_record()
+
+    def _end_record(self) -> None:
+        """Writes the record of the run for the last time. Blocks for a moment."""
+        if self._recording:
+            self._recording = False
+            if self._failure is not None:
+                self.recorder.note("failed", str(self._failure))
+            self.recorder.ended()
+            self.recorder.close()
+
+    def _checkpoint_failed(self) -> None:
+        self.recorder.note("checkpoint", self.coordinator.statistics()["last_error"])
+        if self._run is not None:
+            self._run.checkpoint_ended(failed=True)
 
     async def stop(self, *, drain: bool = False) -> None:
         """Takes a last checkpoint, and stops everything. `drain`: rows that were read are processed first. Idempotent."""
@@ -312,6 +344,8 @@ class AppRunner:
             self._in_run = before
             if self._has_run:
                 self._print_summary()
+            if not self.started:
+                self._end_record()
 
     async def _run_again_and_again(self) -> None:
         failed_at: list[float] = []
@@ -328,6 +362,8 @@ class AppRunner:
             if cause is None and self._goes_on and not self._stop_asked.is_set():
                 if unfinished is not None:
                     _log.warning("app %s: %s", self.app.id, unfinished)
+                if self.app.workers is not None:
+                    self.recorder.note("rescale", f"to {self.app.workers.workers} workers, as asked for")
                 self._origin.restarts(self.coordinator.statistics()["last_id"])
                 continue
             if cause is None:
@@ -406,6 +442,7 @@ class AppRunner:
         if len(failed_at) > attempts:
             return False
         self.restarts += 1
+        self.recorder.note("restart", str(error))
         self._origin.restarts(self.coordinator.statistics()["last_id"])
         _log.error(
             "app %s: %s; restart %d of %d from the last checkpoint in %g s",
@@ -425,6 +462,7 @@ class AppRunner:
         if maker is None or hanging or self._stop_asked.is_set() or not maker.take_back(str(error)):
             return False
         self._origin.restarts(self.coordinator.statistics()["last_id"])
+        self.recorder.note("rescale", f"taken back to {maker.workers} workers: {error}")
         _log.error(
             "app %s: %s; it resumes from the last checkpoint with %d workers, as before",
             self.app.id,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.log import Listener
     from sabot.journal import Journal
+    from sabot.plan import Plan
 
 _WHOLE = SingleProcess()
 _EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
@@ -53,6 +54,9 @@ class RunnableApp(Protocol):
     @property
     def guards(self) -> "Sequence[EffectGuard]":
         """The guards of durable jobs; the first one decides first."""
+
+    def plan(self) -> "Plan":
+        """Returns the plan of streams and agents, as far as it is known without their data."""
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams, or None if they stay in memory."""

@@ -17,6 +17,15 @@ from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 from sabot.web.texts import duration, nbytes, number
 
+_EVENTS = {  # failed checkpoints are on their own screen
+    "start": "started",
+    "restart": "restarted",
+    "rescale": "rescaled",
+    "killed": "killed",
+    "failed": "failed",
+}
+_MOST_EVENTS = 20
+
 _STEP_TITLES = {  # of the columns of the table of steps, by the name in the record
     "step": "step",
     "task": "task",
@@ -48,7 +57,9 @@ class AppScreens:
     def group(self) -> ScreenGroup:
         """Returns both screens and their actions."""
         screens = {
-            "app": Screen("App", "/", ("status", "narrow", "curves", "graph"), self._app_facts, self._settings),
+            "app": Screen(
+                "App", "/", ("status", "narrow", "curves", "graph", "events"), self._app_facts, self._settings
+            ),
             "steps": Screen("Steps", "/steps", ("steps",), self._steps_facts, self._steps_legend, self._steps_rows),
         }
         return ScreenGroup(screens, {"stop": self.stop})
@@ -67,6 +78,8 @@ class AppScreens:
             "known": self._figures.known,
             "curves": drawn,
             "graph": self._graph(),
+            "events": [each for each in reversed(self._app.run().events) if each.kind in _EVENTS][:_MOST_EVENTS],
+            "event_words": _EVENTS,
         }
 
     def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:

@@ -1,22 +1,21 @@
-"""The console of an app that runs in this process."""
+"""The console: a server with the pages of the app that runs in this process, or of apps elsewhere."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 from sabot.web.access import Access
-from sabot.web.figures import FigureRings
 from sabot.web.guard import cookie_name
-from sabot.web.log_ring import LogRing
 from sabot.web.pages import Pages
 from sabot.web.payloads import Payloads
 from sabot.web.reader import ConsoleReader
 from sabot.web.screens import Screens
 from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
-from sabot.web.shown import LiveApp
+from sabot.web.shown import LiveApp, ShownApp
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -26,38 +25,40 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 
 
-class Console:
-    """The console of an app. It is open from its construction to `close`."""
+class ConsoleSite:
+    """A server with the pages of some apps. It is open from its construction to `close`."""
 
     def __init__(
         self,
-        app: "App",
+        apps: Mapping[str, ShownApp],
+        access: Access,
         *,
+        title: str,
         port: int = DEFAULT_PORT,
         origins: tuple[str, ...] = (),
-        payloads: Payloads | None = None,
+        refresh: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`port`: the wanted port; the next free one is taken if it is not free, and any free one for 0. `origins`: further addresses
-        under which browsers reach this server, such as that of a tunnel. `payloads`: the values that pages may show; default: none.
+        """`apps`: by the path below which each is, "" for a single one. `title`: names the server, and its cookie. `port`: the wanted port;
+        the next free one is taken if it is not free, and any free one for 0. `origins`: further addresses under which browsers reach
+        this server, such as that of a tunnel. `refresh`: reads anew what the pages show; called each second.
 
-        Raises UserError if no port is free, and OSError if the state directory cannot be written.
+        Raises UserError if no port is free.
         """
-        self.access = Access(state_directory(app.settings.state))
-        self.figures = FigureRings(app.statistics)
+        self.access = access
+        self._refresh = refresh
+        self._reader = ConsoleReader()
         self._server = ConsoleServer(port)
         self.port = self._server.port
         self.address = f"http://{HOST}:{self.port}"
         own = [self.address, f"http://localhost:{self.port}"]
-        self._log = LogRing()
-        self._screens = Screens(LiveApp(app, self.figures, self._log, payloads or Payloads()), ConsoleReader())
+        self.screens = {root: Screens(app, self._reader) for root, app in apps.items()}
         self._pages = Pages(
-            {"": self._screens},
-            self.access,
-            cookie_name(self.port, app.id),
+            self.screens,
+            access,
+            cookie_name(self.port, title),
             [*own, *(each.rstrip("/") for each in origins)],
-            title=app.id,
+            title=title,
         )
-        self._log.open()
         self._server.start(self._pages.app, self._tick)
 
     @property
@@ -70,29 +71,55 @@ class Console:
         """The address with the token of a session that may only read."""
         return f"{self.address}/enter?token={self.access.token('read')}"
 
-    def after_run(self) -> str:
-        """Does what was asked for with the stop of the app, and returns it in words, or "". Call it when the run has ended without an
-        error. Blocks. Raises SabotError.
-        """
-        made = self._screens.after_run()
-        return "" if made is None else f"checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
-
     def close(self) -> None:
         """Stops the server. Blocks up to three seconds."""
         self._server.close()
-        self._log.close()
 
     async def _tick(self) -> None:
-        """Reads the figures once a second, and publishes them, until the server stops."""
+        """Publishes the figures once a second, until the server stops."""
         following = SYSTEM_CLOCK.monotonic()
         try:
             while True:
                 try:
-                    self.figures.take()
+                    if self._refresh is not None:
+                        await self._refresh()
                     await self._pages.tick()
                 except Exception:
-                    _log.exception("the console could not read the figures of the app")
+                    _log.exception("the console could not show new figures")
                 following = max(following + _TICK_SECONDS, SYSTEM_CLOCK.monotonic())
                 await asyncio.sleep(following - SYSTEM_CLOCK.monotonic())
         finally:
-            self._screens.reader.close()
+            self._reader.close()
+
+
+class Console(ConsoleSite):
+    """The console of an app of this process."""
+
+    def __init__(
+        self,
+        app: "App",
+        *,
+        port: int = DEFAULT_PORT,
+        origins: tuple[str, ...] = (),
+        payloads: Payloads | None = None,
+    ) -> None:
+        """`port`, `origins`: as in `ConsoleSite`. `payloads`: the values that pages may show; default: none.
+
+        Raises UserError if no port is free, and OSError if the state directory cannot be written.
+        """
+        access = Access(state_directory(app.settings.state))
+        shown = LiveApp(app, payloads or Payloads())
+        super().__init__({"": shown}, access, title=app.id, port=port, origins=origins)
+        self._recorder = app.agent_runtime.runner.recorder
+        self._recorder.open()
+
+    def after_run(self) -> str:
+        """Does what was asked for with the stop of the app, and returns it in words, or "". Call it when the run has ended without an
+        error. Blocks. Raises SabotError.
+        """
+        made = self.screens[""].after_run()
+        return "" if made is None else f"checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
+
+    def close(self) -> None:
+        super().close()
+        self._recorder.close()

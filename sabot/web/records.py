@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sabot.plan.drawing import SHARES, PlanFigures
 from sabot.redaction import scrubbed
 from sabot.runtime.app_rates import AppReading, rates_between
-from sabot.web.figures import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
+from sabot.runtime.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts

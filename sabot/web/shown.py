@@ -4,38 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sabot.api.settings import Settings
 from sabot.checkpoint.inspection import AppCheckpoints
-from sabot.clock import SYSTEM_CLOCK
-from sabot.options import options_of
 from sabot.plan.drawing import TaskFrame, frames_of
-from sabot.redaction import redacted_url, scrubbed
+from sabot.redaction import scrubbed
+from sabot.runtime.figure_rings import FigureRings
+from sabot.runtime.log_ring import LogRing
+from sabot.runtime.run_record import RunEvent, shown_settings
 from sabot.state import state_directory
-from sabot.web.figures import FigureRings
-from sabot.web.log_ring import LogRing
 from sabot.web.payloads import Payloads
 
 if TYPE_CHECKING:
     from sabot.agents.app_jobs import AppJobs
     from sabot.app import App
 
-_SETTINGS = (
-    "broker",
-    "state",
-    "checkpoint_dir",
-    "checkpoint_interval",
-    "parallelism",
-    "memory_budget",
-    "restart",
-    "start",
-    "until",
-)
-
 
 @dataclass(frozen=True)
 class RunFacts:
     """The facts of the present run of an app, or of its last one. `state`: starting, running, stopping, failed or stopped. `why`: the
-    failure that has ended it, or "". `began`: the time when its process began to run it, in seconds since 1970.
+    failure that has ended it, or "". `began`: the time when its process began to run it, in seconds since 1970. `events`: those of
+    this run and of earlier ones, the oldest first.
     """
 
     version: str
@@ -43,6 +30,7 @@ class RunFacts:
     why: str
     began: float
     restarts: int
+    events: Sequence[RunEvent] = ()
 
 
 class ShownApp(Protocol):
@@ -79,10 +67,10 @@ class ShownApp(Protocol):
 class LiveApp(ShownApp):
     """An App of this process, as the screens see it."""
 
-    def __init__(self, app: "App", figures: FigureRings, log: LogRing, payloads: Payloads) -> None:
+    def __init__(self, app: "App", payloads: Payloads) -> None:
         self.id = app.id
-        self.figures = figures
-        self.log = log
+        recorder = app.agent_runtime.runner.recorder
+        self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads
         base = state_directory(app.settings.state)
         location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
@@ -90,27 +78,17 @@ class LiveApp(ShownApp):
         agents = app.agent_runtime.agents.values()
         self.jobs = app.jobs if any(each.spec is not None and each.spec.durable for each in agents) else None
         self.live = self._app = app
-        self._began = SYSTEM_CLOCK.time()
         self._tasks: Sequence[TaskFrame] | None = None
 
     def run(self) -> RunFacts:
         runner = self._app.agent_runtime.runner
-        state = (
-            "running"
-            if runner.started
-            else "starting"
-            if runner.starting
-            else "stopping"
-            if runner.running
-            else "stopped"
-        )
-        failure = self.figures.last.statistics["failure"]
         return RunFacts(
             version=self._app.settings.version,
-            state="failed" if failure and state != "starting" else state,
-            why=scrubbed(failure or ""),
-            began=self._began,
+            state=runner.state,
+            why=scrubbed(self.figures.last.statistics["failure"] or ""),
+            began=runner.recorder.began,
             restarts=runner.restarts,
+            events=runner.recorder.events,
         )
 
     def tasks(self) -> Sequence[TaskFrame]:
@@ -119,14 +97,7 @@ class LiveApp(ShownApp):
         return self._tasks
 
     def settings(self) -> Sequence[tuple[str, str, str]]:
-        # No settings of clients, and no passwords in addresses.
-        settings, helps = self._app.settings, options_of(Settings)
-        rows = []
-        for name in _SETTINGS:
-            value = getattr(settings, name)
-            text = redacted_url(value) if isinstance(value, str) else "" if value is None else repr(value)
-            rows.append((name, scrubbed(text), helps[name].help))
-        return rows
+        return shown_settings(self._app.settings)
 
     def notice(self) -> str:
         return ""

@@ -5,7 +5,7 @@ the drawing. The same plan gives the same drawing, to the byte.
 """
 
 from sabot.plan.drawing.figures import SHARES, BoxFigures, LinkFigures, PlanFigures
-from sabot.plan.drawing.graph import AGENT_SINK, LinkKey, TaskFrame, frames_of
+from sabot.plan.drawing.graph import AGENT_SINK, LinkKey, TaskFrame, flat_frames, frames_from, frames_of
 from sabot.plan.drawing.render import render, style_rules, svg
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "LinkKey",
     "PlanFigures",
     "TaskFrame",
+    "flat_frames",
+    "frames_from",
     "frames_of",
     "render",
     "style_rules",

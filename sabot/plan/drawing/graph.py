@@ -4,9 +4,9 @@ A box is a source, a step, a sink or an agent. The steps of a task are a tree of
 joins; the tasks are a graph. The subtasks of a task are folded into one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sabot.api.agent import AgentSpec
 from sabot.connectors.base import Sink, Source
@@ -113,6 +113,48 @@ def frames_of(plan: Plan) -> list[TaskFrame]:
             found += _agent_sinks(stage.agent, frames[id(stage)], sinks)
     _mark_dead_letters(found)
     return found
+
+
+def flat_frames(frames: Sequence[TaskFrame]) -> list[dict[str, Any]]:
+    """Returns the frames as values of JSON, in which a link names its target by the number of the frame."""
+    numbers = {id(frame): number for number, frame in enumerate(frames)}
+
+    def flat(box: Box) -> dict[str, Any]:
+        links = [
+            {
+                "key": [*link.key],
+                "label": link.label,
+                "aside": link.aside,
+                "right": link.right,
+                "target": flat(link.target) if isinstance(link.target, Box) else numbers[id(link.target)],
+            }
+            for link in box.links
+        ]
+        return {"id": box.id, "kind": box.kind, "name": box.name, "text": box.text, "links": links}
+
+    return [
+        {"id": each.id, "parallelism": each.parallelism, "note": each.note, "root": flat(each.root)} for each in frames
+    ]
+
+
+def frames_from(flat: Iterable[Mapping[str, Any]]) -> list[TaskFrame]:
+    """Returns the frames that `flat_frames` has written. Raises KeyError, IndexError, TypeError or ValueError for other values."""
+    known = list(flat)
+    frames = [
+        TaskFrame(str(each["id"]), int(each["parallelism"]), Box("", "gate", ""), str(each["note"])) for each in known
+    ]
+
+    def box_of(given: Mapping[str, Any]) -> Box:
+        box = Box(str(given["id"]), given["kind"], str(given["name"]), str(given["text"]))
+        for link in given["links"]:
+            target, key = link["target"], LinkKey(*map(str, link["key"]))
+            to = frames[target] if isinstance(target, int) else box_of(target)
+            box.links.append(BoxLink(key, to, str(link["label"]), bool(link["aside"]), bool(link["right"])))
+        return box
+
+    for frame, each in zip(frames, known, strict=True):
+        frame.root = box_of(each["root"])
+    return frames
 
 
 def _root(stage: Stage) -> Box:

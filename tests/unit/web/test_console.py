@@ -496,7 +496,7 @@ def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, 
 
 def test_events_have_the_fragments_that_have_changed(browser: Browser) -> None:
     (_, whole), *more = events(browser, 2.5)
-    assert whole.keys() == {"notice", "status", "narrow", "curves", "graph"}
+    assert whole.keys() == {"notice", "status", "narrow", "curves", "graph", "events"}
     assert more
     assert all("graph" not in parts for _, parts in more), "the app does not run"
     (again, parts), *_ = events(browser, 0.5, **{"Last-Event-ID": more[-1][0]})

@@ -13,8 +13,8 @@ from test_console import MARKUP, Browser
 
 from sabot import App
 from sabot.redaction import keep_secret
+from sabot.runtime.log_ring import LogRing, first_page
 from sabot.web.console import Console
-from sabot.web.log_ring import LogRing, first_page
 
 LOG = logging.getLogger("sabot.test_log")
 

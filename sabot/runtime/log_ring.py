@@ -54,8 +54,11 @@ class LogRing(logging.Handler):
         self._number = 0
 
     def open(self) -> None:
-        """Begins to keep lines."""
-        logging.getLogger().addHandler(self)
+        """Begins to keep lines, if the program has set logging up. Otherwise a handler would change where its lines go: Python writes
+        warnings to stderr only while there is no handler, and `logging.basicConfig` does nothing if there is one.
+        """
+        if logging.getLogger().handlers:
+            logging.getLogger().addHandler(self)
 
     def close(self) -> None:
         """Ends keeping lines. The kept ones stay."""

@@ -1,9 +1,10 @@
 """The figures of a running app over time, in rings of fixed size."""
 
 import os
+import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,18 @@ class Curve:
             self.coarse.append(sum(known) / len(known) if known else None)
 
 
+@dataclass(frozen=True)
+class KeptFigures:
+    """The figures of an app in a file. `ticks`: the first and the last of the last ten seconds. `curves`: both parts of each, by name."""
+
+    ticks: Sequence[Tick] = ()
+    curves: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]] = field(default_factory=dict)
+
+
 class FigureRings:
-    """The last statistics of an app, and its curves. Used by one thread."""
+    """The last statistics of an app, and its curves. Figures are taken by any thread, and read by any other: a deque is copied, or one
+    value of it read, in one step of the interpreter.
+    """
 
     def __init__(self, statistics: Callable[[], Mapping[str, Any]], clock: Clock = SYSTEM_CLOCK) -> None:
         """`statistics`: returns the figures of the app, as `App.statistics` does."""
@@ -55,9 +66,31 @@ class FigureRings:
         self._clock = clock
         self._ticks: deque[Tick] = deque(maxlen=_RATE_SECONDS + 1)
         self._number = 0
+        self._taking = threading.Lock()
 
     def take(self) -> Tick:
         """Reads the figures now, and adds them to the rings."""
+        with self._taking:
+            return self._take()
+
+    def kept(self) -> KeptFigures:
+        """Returns the figures for a file."""
+        with self._taking:
+            ticks = [self._ticks[0], self._ticks[-1]] if self._ticks else []
+            curves = {name: (_rounded(each.fine), _rounded(each.coarse)) for name, each in self.curves.items()}
+        return KeptFigures(ticks, curves)
+
+    def load(self, run: str, kept: KeptFigures) -> None:
+        """Replaces all figures by those of a file. `run`: the run that they are of."""
+        with self._taking:
+            self.run = run
+            self._ticks.clear()
+            self._ticks.extend(kept.ticks)
+            for name, curve in self.curves.items():
+                fine, coarse = kept.curves.get(name, ((), ()))
+                curve.fine, curve.coarse = deque(fine, maxlen=_FINE), deque(coarse, maxlen=_COARSE)
+
+    def _take(self) -> Tick:
         self._number += 1
         tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), self._statistics())
         before = self._ticks[-1] if self._ticks else None
@@ -84,12 +117,17 @@ class FigureRings:
     @property
     def known(self) -> bool:
         """True if there are figures of at least three seconds, without which rates say little."""
-        return len(self._ticks) > 3
+        before, now = self.span
+        return now.number - before.number >= 3
 
     @property
     def span(self) -> tuple[Tick, Tick]:
         """The first and the last figures of the last ten seconds, for rates. The first is the last if there is only one."""
         return (self._ticks[0] if self._ticks else self.last), self.last
+
+
+def _rounded(values: Iterable[float | None]) -> list[float | None]:
+    return [None if each is None else round(each, 3) for each in list(values)]
 
 
 def inputs_of(statistics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
