@@ -4,8 +4,9 @@ The meaning of each is that of Flink's documentation ("System (Built-in) Functio
 """
 
 import datetime
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ import pyarrow as pa
 
 from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, coalesce, lit, when
+from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
-from sabot.sql.syntax.tree import Call, Constant, Expression, Name, Word
+from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
 
 
 class ArgumentOf(NamedTuple):
@@ -52,6 +53,10 @@ class CallArguments:
     def exprs(self) -> list[Expr]:
         """All arguments."""
         return [self.expr(i) for i in range(len(self))]
+
+    def exprs_from(self, first: int) -> list[Expr]:
+        """Returns the arguments from number `first` on."""
+        return [self.expr(i) for i in range(first, len(self))]
 
     def constant(self, i: int, kind: str, what: str) -> str:
         """Returns argument `i`, which must be a constant of this kind, as it was written."""
@@ -104,7 +109,14 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
 _WINDOW_TABLE = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 
+_CLOCK = "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)"
+
 _ELSEWHERE = {
+    **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
+    **dict.fromkeys(("NOW", "UNIX_TIMESTAMP", "CURRENT_ROW_TIMESTAMP"), _CLOCK),
+    **dict.fromkeys(
+        ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
+    ),
     "DATE_TRUNC": "FLOOR(ts TO HOUR)",
     "ISNULL": "IFNULL(x, y), or x IS NULL",
     "NVL": "COALESCE(x, y)",
@@ -124,6 +136,11 @@ def is_known(name: str) -> bool:
 def is_word(tree: Expression) -> bool:
     """Returns True for an argument that is a word of the language and no value."""
     return isinstance(tree, Word)
+
+
+def value_of(tree: Expression) -> Expression:
+    """Returns the value of an argument that has a name, such as DEFAULT 0 ON EMPTY; any other argument unchanged."""
+    return tree.value if isinstance(tree, Argument) else tree
 
 
 def is_number(type: pa.DataType) -> bool:
@@ -161,11 +178,17 @@ def _mod(arguments: CallArguments) -> Expr:
     return divided("%", arguments.bound(0), arguments.bound(1))
 
 
+_TRUNCATED = {
+    **{"SECOND": "1s", "MINUTE": "1m", "HOUR": "1h", "DAY": "1d", "WEEK": "1w"},
+    **{"MONTH": "1mo", "QUARTER": "1q", "YEAR": "1y"},
+}
+
+
 def _rounded(method: str, arguments: CallArguments) -> Expr:
     if len(arguments) == 1:
         return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
     unit = arguments.word(1)
-    every = {"SECOND": "1s", "MINUTE": "1m", "HOUR": "1h", "DAY": "1d", "WEEK": "1w"}.get(unit)
+    every = _TRUNCATED.get(unit)
     if every is None or method == "ceil":
         raise SqlFault(arguments.call.span, f"{arguments.call.name.text.upper()}(… TO {unit}) is not supported")
     return arguments.expr(0).dt.date_trunc(every)
@@ -288,6 +311,101 @@ def _ends(method: str, arguments: CallArguments) -> Expr:
     return getattr(arguments.expr(0).str, method)(arguments.constant(1, "string", "the text"))  # type: ignore[no-any-return]
 
 
+def _left(arguments: CallArguments) -> Expr:
+    return arguments.expr(0).str.slice(0, _count(arguments))
+
+
+def _right(arguments: CallArguments) -> Expr:
+    count = _count(arguments)
+    return arguments.expr(0).str.slice(-count) if count else arguments.expr(0).str.slice(0, 0)
+
+
+def _count(arguments: CallArguments) -> int:
+    return int(arguments.constant(1, "integer", "the number of characters"))
+
+
+def _place(text: int, wanted: int, arguments: CallArguments) -> Expr:
+    """Returns the place of a text in another one, from 1; 0 if it is nowhere. `text`, `wanted`: their arguments."""
+    part = arguments.constant(wanted, "string", "the text to find")
+    whole = arguments.expr(text)
+    before = whole.str.split(part).list.get(0).str.length().cast("int64")
+    return (
+        when(whole.str.contains(part, literal=True))
+        .then(before + lit(1))
+        .when(whole.is_not_null())
+        .then(lit(0))
+        .otherwise(lit(None))
+    )
+
+
+def _concat_ws(arguments: CallArguments) -> Expr:
+    """Joins the texts that are not NULL."""
+    by = arguments.constant(0, "string", "the separator")
+    texts = [as_text(arguments.bound(i)) for i in range(1, len(arguments))]
+    return concat_str(*texts, separator=by, ignore_nulls=True)
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _json_path(arguments: CallArguments) -> str:
+    return arguments.constant(1, "string", "the path")
+
+
+def _json_value(arguments: CallArguments) -> Expr:
+    text, path = arguments.expr(0).str, _json_path(arguments)
+    made = text.json_path_match(path, "scalar")
+    options = {each.tree.name.text: each for each in arguments.items[2:] if isinstance(each.tree, Argument)}
+    if (returned := options.pop("RETURNING", None)) is not None:
+        assert returned.bound is not None
+        made = cast(TypedExpr(made, pa.string()), returned.bound.type, strict=False)
+    for event, found in (("EMPTY", ~text.json_exists(path) & text.is_json()), ("ERROR", ~text.is_json())):
+        option = options.get(event)
+        if option is not None and option.bound is not None and not pa.types.is_null(option.bound.type):
+            default = option.bound.expr if returned is not None else as_text(option.bound)
+            made = when(found).then(default).otherwise(made)
+    return made
+
+
+def _json_object(arguments: CallArguments) -> Expr:
+    items, absent = _without_on_null(arguments, absent=False)
+    members = []
+    for i in range(0, len(items), 2):
+        key = arguments.constant(i, "string", "a key")
+        members.append(_member(json.dumps(key, ensure_ascii=False) + ":", items[i + 1], absent))
+    return _enclosed("{", members, "}")
+
+
+def _json_array(arguments: CallArguments) -> Expr:
+    items, absent = _without_on_null(arguments, absent=True)
+    return _enclosed("[", [_member("", item, absent) for item in items], "]")
+
+
+def _without_on_null(arguments: CallArguments, absent: bool) -> tuple[list[ArgumentOf], bool]:
+    last = arguments.items[-1].tree if arguments.items else None
+    return (arguments.items[:-1], last.text == "ABSENT") if isinstance(last, Word) else (arguments.items, absent)
+
+
+_MADE_JSON = ("JSON_OBJECT", "JSON_ARRAY", "JSON_QUERY")
+
+
+def _member(key: str, item: ArgumentOf, absent: bool) -> Expr:
+    """Returns a comma, the key and the value as JSON; "" for NULL if it is `absent`."""
+    assert item.bound is not None
+    expr, tree = item.bound.expr, item.tree
+    is_json = isinstance(tree, Call) and tree.name.text.upper() in _MADE_JSON
+    # {"v":1} without its first five characters and its last one
+    value = (
+        expr.fill_null("null") if is_json else struct(v=expr).struct.json_encode().str.slice(5).str.replace(r"\}$", "")
+    )
+    made = lit(f",{key}") + value
+    return when(expr.is_null()).then(lit("")).otherwise(made) if absent else made
+
+
+def _enclosed(first: str, members: Sequence[Expr], last: str) -> Expr:
+    return lit(first) + reduce(lambda a, b: a + b, members, lit("")).str.slice(1) + lit(last)
+
+
 # -- times ------------------------------------------------------------------------------------------------------------
 
 _PARTS: dict[str, Callable[[Expr], Expr]] = {
@@ -297,6 +415,8 @@ _PARTS: dict[str, Callable[[Expr], Expr]] = {
     "WEEK": lambda x: x.dt.week(),
     "DAY": lambda x: x.dt.day(),
     "DOY": lambda x: x.dt.ordinal_day(),
+    "DOW": lambda x: x.dt.day_of_week() % lit(7) + lit(1),
+    "ISODOW": lambda x: x.dt.day_of_week(),
     "HOUR": lambda x: x.dt.hour(),
     "MINUTE": lambda x: x.dt.minute(),
     "SECOND": lambda x: x.dt.second(),
@@ -374,18 +494,38 @@ _TABLE_UNITS_MS = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 8
 def _unit_ms(arguments: CallArguments) -> int:
     unit = arguments.word(0)
     if unit not in _TABLE_UNITS_MS:
-        raise SqlFault(arguments.items[0].tree.span, f"{unit} has no fixed length", "count in days")
+        raise SqlFault(arguments.items[0].tree.span, f"{unit} is no unit of {arguments.call.name.text}", "DAY, HOUR, …")
     return _TABLE_UNITS_MS[unit]
 
 
+_UNIT_MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}
+
+
 def _timestampdiff(arguments: CallArguments) -> Expr:
+    if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
+        return divided(
+            "/", TypedExpr(_months_between(*arguments.exprs_from(1)), pa.int64()), TypedExpr(lit(months), pa.int64())
+        )
     start, end = (arguments.expr(i).dt.epoch("ms") for i in (1, 2))
     distance = TypedExpr(end - start, pa.int64())
     return divided("/", distance, TypedExpr(lit(_unit_ms(arguments)), pa.int64()))
 
 
+def _months_between(start: Expr, end: Expr) -> Expr:
+    """Returns the whole months between two times: those that have passed to the day and the time of day."""
+    first, last = (time.dt.year() * lit(12) + time.dt.month() for time in (start, end))
+    rest = [time.dt.epoch("ms") - time.dt.date_trunc("1mo").dt.epoch("ms") for time in (start, end)]
+    months = last - first
+    early = when((months > 0) & (rest[1] < rest[0])).then(lit(1)).when((months < 0) & (rest[1] > rest[0])).then(lit(-1))
+    return months - early.otherwise(lit(0))
+
+
 def _timestampadd(arguments: CallArguments) -> Expr:
-    amount = int(arguments.constant(1, "integer", "the number"))
+    amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
+    if not isinstance(amount, int):
+        raise SqlFault(arguments.items[1].tree.span, "the number of TIMESTAMPADD is a constant integer")
+    if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
+        return arguments.expr(2).dt.offset_by(f"{amount * months}mo")
     return arguments.expr(2) + lit(datetime.timedelta(milliseconds=amount * _unit_ms(arguments)))
 
 
@@ -427,8 +567,10 @@ FUNCTIONS: dict[str, Function] = {
     "CHAR_LENGTH": _LENGTH,
     "COALESCE": _COALESCE,
     "CONCAT": Function(1, None, _concat),
+    "CONCAT_WS": Function(2, None, _concat_ws),
     "DATE_FORMAT": Function(2, 2, _date_format),
     "DAYOFMONTH": Function(1, 1, partial(_part, "DAY")),
+    "DAYOFWEEK": Function(1, 1, partial(_part, "DOW")),
     "DAYOFYEAR": Function(1, 1, partial(_part, "DOY")),
     "ENDSWITH": Function(2, 2, partial(_ends, "endswith")),
     "EXP": Function(1, 1, partial(_number, "exp")),
@@ -437,8 +579,16 @@ FUNCTIONS: dict[str, Function] = {
     "GREATEST": Function(1, None, partial(_extreme, "__ge__")),
     "IF": Function(3, 3, _if),
     "IFNULL": Function(2, 2, lambda a: coalesce(*a.exprs)),
+    "INSTR": Function(2, 2, partial(_place, 0, 1)),
+    "JSON_ARRAY": Function(0, None, _json_array),
+    "JSON_EXISTS": Function(2, 2, lambda a: a.expr(0).str.json_exists(_json_path(a))),
+    "JSON_OBJECT": Function(0, None, _json_object),
+    "JSON_QUERY": Function(2, 2, lambda a: a.expr(0).str.json_path_match(_json_path(a), "nested")),
+    "JSON_VALUE": Function(2, 5, _json_value),
     "LEAST": Function(1, None, partial(_extreme, "__le__")),
+    "LEFT": Function(2, 2, _left),
     "LN": Function(1, 1, partial(_number, "log")),
+    "LOCATE": Function(2, 2, partial(_place, 1, 0)),
     "LOG": Function(1, 2, _log),
     "LOG10": Function(1, 1, lambda a: a.expr(0).log(10)),
     "LOG2": Function(1, 1, lambda a: a.expr(0).log(2)),
@@ -447,11 +597,14 @@ FUNCTIONS: dict[str, Function] = {
     "LTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_start(" ")),
     "MOD": Function(2, 2, _mod),
     "NULLIF": Function(2, 2, _nullif),
+    "POSITION": Function(2, 2, partial(_place, 1, 0)),
     "POWER": Function(2, 2, lambda a: a.expr(0) ** a.expr(1)),
     "REGEXP": Function(2, 2, lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
     "REGEXP_EXTRACT": Function(2, 3, _regexp_extract),
     "REGEXP_REPLACE": Function(3, 3, _regexp_replace),
     "REPLACE": Function(3, 3, _replace),
+    "REVERSE": Function(1, 1, partial(_text, "reverse")),
+    "RIGHT": Function(2, 2, _right),
     "ROUND": Function(1, 2, _round),
     "RPAD": Function(3, 3, partial(_pad, "pad_end")),
     "RTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_end(" ")),

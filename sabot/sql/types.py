@@ -119,6 +119,25 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return pa.decimal128(min(digits + scale, 38), scale)
 
 
+_MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}
+
+
+def interval_months(node: Interval) -> int | None:
+    """Returns the months of an interval of years, quarters or months, or None for other units."""
+    if node.unit not in _MONTHS:
+        return None
+    text = node.text.strip()
+    if node.to_unit is None:
+        match = re.fullmatch(r"[+-]?\d+", text)
+        found = None if match is None else int(text) * _MONTHS[node.unit]
+    else:
+        match = re.fullmatch(r"([+-]?)(\d+)-(\d+)", text) if (node.unit, node.to_unit) == ("YEAR", "MONTH") else None
+        found = None if match is None else (int(match[2]) * 12 + int(match[3])) * (-1 if match[1] == "-" else 1)
+    if found is None:
+        raise SqlFault(node.span, f"'{node.text}' is no interval of {node.unit}", "'3', or '1-6' YEAR TO MONTH")
+    return found
+
+
 def interval_ms(node: Interval) -> int:
     """Returns the milliseconds of an interval. Raises SqlFault for months and years, whose length differs."""
     if node.unit in ("YEAR", "QUARTER", "MONTH"):

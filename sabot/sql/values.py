@@ -45,7 +45,7 @@ from sabot.sql.syntax.tree import (
     TypedLiteral,
     Unary,
 )
-from sabot.sql.types import arrow_type, interval_ms, literal_time, sql_type
+from sabot.sql.types import arrow_type, common_type, interval_months, interval_ms, literal_time, sql_type
 
 
 class CompiledExpr(Protocol):
@@ -209,6 +209,8 @@ class Binder:
             return self._compared(node)
         if operator.endswith("DISTINCT FROM"):
             return self._distinct_from(node)
+        if (moved := self._moved_by_months(node)) is not None:
+            return moved
         left_, right_ = self.bind(node.left), self.bind(node.right)
         if operator == "||":
             return self.typed(functions.as_text(left_) + functions.as_text(right_), node.span)
@@ -218,6 +220,15 @@ class Binder:
             raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
         made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
         return self.typed(made, node.span)
+
+    def _moved_by_months(self, node: Binary) -> TypedExpr | None:
+        """Returns a time plus or minus an interval of months or years, or None for any other operation."""
+        for time, interval in ((node.left, node.right), (node.right, node.left)):
+            months = interval_months(interval) if isinstance(interval, Interval) else None
+            if months is not None and (node.operator == "+" or (node.operator == "-" and interval is node.right)):
+                sign = -1 if node.operator == "-" else 1
+                return self.typed(self.bind(time).expr.dt.offset_by(f"{sign * months}mo"), node.span)
+        return None
 
     def _compared(self, node: Binary) -> TypedExpr:
         left, right = self.bind(node.left), self.bind(node.right)
@@ -313,6 +324,9 @@ class Binder:
         if node.what in ("NULL", "UNKNOWN"):
             operand = self.bind(node.operand).expr
             return self.typed(operand.is_not_null() if node.negated else operand.is_null(), node.span)
+        if node.what.startswith("JSON"):
+            made = self.bind(node.operand).expr.str.is_json(node.what.removeprefix("JSON").strip().lower() or "value")
+            return self.typed(~made if node.negated else made, node.span)
         truth = self.predicate(node.operand)
         made = (truth if node.what == "TRUE" else ~truth).fill_null(False)
         return self.typed(~made if node.negated else made, node.span)
@@ -363,7 +377,8 @@ class Binder:
         if node.filter is not None or node.distinct or node.order or node.star:
             raise SqlFault(node.span, f"{name} is no aggregate: no *, DISTINCT, FILTER or WITHIN GROUP")
         arguments = [
-            functions.ArgumentOf(each, None if functions.is_word(each) else self.bind(each)) for each in node.arguments
+            functions.ArgumentOf(each, None if functions.is_word(each) else self.bind(functions.value_of(each)))
+            for each in node.arguments
         ]
         with at(node.span):
             made = function(functions.CallArguments(node, arguments))
@@ -384,6 +399,22 @@ class Binder:
 
 _METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
 
+
+def _items(self: Binder, node: Items) -> TypedExpr:
+    """ARRAY[…] of constants."""
+    values = [self.bind(each) for each in node.items]
+    if node.kind != "ARRAY" or not values or any(each.expr.kind != "lit" for each in values):
+        raise SqlFault(node.span, "there are only arrays of constants, such as ARRAY[1, 2]", _HINTS[Items])
+    type = values[0].type
+    for value in values[1:]:
+        found = common_type(type, value.type)
+        if found is None:
+            raise SqlFault(node.span, f"an array of {sql_type(type)} and {sql_type(value.type)}", "write a CAST")
+        type = found
+    given = [self.context.compile(each.expr.cast(type), pa.schema([])).value.as_py() for each in values]
+    return self.typed(lit(pa.scalar(given, pa.list_(type))), node.span)
+
+
 _BINDERS: dict[type, Callable[..., TypedExpr]] = {
     Column: Binder._column,
     Constant: Binder._constant,
@@ -400,6 +431,7 @@ _BINDERS: dict[type, Callable[..., TypedExpr]] = {
     Cast: Binder._cast,
     Index: Binder._index,
     FieldAccess: Binder._field,
+    Items: _items,
     Call: Binder._call,
 }
 

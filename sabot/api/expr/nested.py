@@ -20,6 +20,10 @@ class StructExpr(Generic[E]):
         """Returns the field of this name; null if the struct is null."""
         return self.make("struct.field", name=check("struct.field: name", name, TEXT))
 
+    def json_encode(self) -> E:
+        """Returns the struct as a compact JSON text: times as ms since 1970, NaN as null, all fields that are null too."""
+        return self.make("struct.json_encode")
+
 
 @dataclass(frozen=True, slots=True)
 class ListExpr(Generic[E]):

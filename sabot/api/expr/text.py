@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import as_type, whole_of
-from sabot.checks import FLAG, TEXT, check
+from sabot.checks import FLAG, TEXT, OneOf, check
 from sabot.errors import UserError
 
 _WIDEST = 10_000  # the greatest length in characters for padding
@@ -147,6 +147,31 @@ class StringExpr(Generic[E]):
         A text that is not such a date is a DataError of the row; with `strict=False` it becomes null.
         """
         return self.make("str.to_date", format=_format(format), strict=check("to_date: strict", strict, FLAG))
+
+    def reverse(self) -> E:
+        """Returns the characters in the opposite order."""
+        return self.make("str.reverse")
+
+    def json_path_match(self, json_path: str, only: str | None = None) -> E:
+        """Returns the value at a path (`$.items[0].name`) of a JSON text, as a text. Objects and lists are JSON.
+
+        The result is null if the text has no value there, or JSON's null, or is no JSON. `only`: "scalar" gives null
+        for objects and lists; "nested" gives null for all other values. Raises UserError for a path that is not to one
+        value.
+        """
+        if only is not None:
+            check("json_path_match: only", only, OneOf(("scalar", "nested")))
+        return self.make(
+            "str.json_path_match", json_path=check("json_path_match: json_path", json_path, TEXT), only=only
+        )
+
+    def json_exists(self, json_path: str) -> E:
+        """Returns True if a JSON text has a value at a path, null included, and False if it has none or is no JSON."""
+        return self.make("str.json_exists", json_path=check("json_exists: json_path", json_path, TEXT))
+
+    def is_json(self, of: str = "value") -> E:
+        """Returns True if the text is JSON: any "value", or an "object", an "array" or a "scalar"."""
+        return self.make("str.is_json", of=check("is_json: of", of, OneOf(("value", "object", "array", "scalar"))))
 
     def slice(self, offset: int, length: int | None = None) -> E:
         """Returns `length` characters (by default all) from `offset`; a negative offset counts from the end.

@@ -49,6 +49,15 @@ class DateExpr(Generic[E]):
         """
         return self.make("dt.date_trunc", every=_length_of(every))
 
+    def offset_by(self, by: str) -> E:
+        """Moves the time by a length such as "1h", "-15m", "1d", "2w", "1mo", "1q" or "-1y".
+
+        Days and longer units move the date on the clock of the time zone; a day that the month lacks becomes its last
+        one. Raises UserError for a length that cannot be read.
+        """
+        text = check("offset_by: by", by, TEXT)
+        return self.make("dt.offset_by", by=("-" if text.startswith("-") else "") + _length_of(text.removeprefix("-")))
+
     def strftime(self, format: str) -> E:
         """Formats the time with chrono's codes, such as "%Y-%m-%d %H:%M:%S".
 

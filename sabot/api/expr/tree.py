@@ -53,6 +53,8 @@ _DEFAULTS = {
     "literal": False,
     "non_existent": "raise",
     "null_on_oob": True,
+    "of": "value",
+    "only": None,
     "separator": "",
     "strict": True,
     "unit": "us",

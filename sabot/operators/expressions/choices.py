@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.text.json import encode_rows
 from sabot.api.expr import Expr
 from sabot.arrays import broadcast
 from sabot.errors import UserError
@@ -66,6 +67,20 @@ def _cast(expr: Expr, nodes: list[Compiled]) -> Compiled:
     strict = expr.option("strict")
     function, can_fail = caster(node.type, expr.option("type"), strict=strict, what=what)
     return apply(expr, function, node, can_fail=can_fail)
+
+
+def _json_encode(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    if not pa.types.is_struct(node.type):
+        raise UserError(f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a struct")
+    names = [each.name for each in node.type]
+
+    def run(structs: pa.Array) -> pa.Array:
+        rows = pa.RecordBatch.from_arrays(structs.flatten(), names=names)
+        texts = encode_rows(rows).cast(pa.string())
+        return pc.if_else(structs.is_valid(), texts, None) if structs.null_count else texts
+
+    return apply(expr, run, node)
 
 
 def _struct_field(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -154,4 +169,5 @@ STEPS: Steps = {
     "struct": _struct,
     "cast": _cast,
     "struct.field": _struct_field,
+    "struct.json_encode": _json_encode,
 }

@@ -48,6 +48,8 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         return apply(expr, functools.partial(_epoch, unit=expr.option("unit")), node)
     if kind == "dt.strftime":
         return apply(expr, times.format_time(expr.option("format"), node.type), node)
+    if kind == "dt.offset_by":
+        return apply(expr, times.offset(expr.option("by"), node.type), node)
     return apply(expr, times.truncate(expr.option("every"), node.type), node)
 
 
@@ -131,7 +133,7 @@ def _epoch(times: pa.Array, unit: str) -> pa.Array:
 
 
 STEPS: Steps = {
-    **dict.fromkeys([*_PARTS, "dt.epoch", "dt.strftime", "dt.date_trunc"], _time_step),
+    **dict.fromkeys([*_PARTS, "dt.epoch", "dt.strftime", "dt.date_trunc", "dt.offset_by"], _time_step),
     **dict.fromkeys([f"dt.total_{unit}" for unit in _TOTALS], _total),
     **dict.fromkeys(["dt.replace_time_zone", "dt.convert_time_zone"], _zone_step),
 }

@@ -13,6 +13,7 @@ from sabot._cython.text.split import split_part
 from sabot.api.expr import Expr
 from sabot.arrays import is_ascii
 from sabot.errors import InternalError, UserError
+from sabot.operators.expressions import json_paths
 from sabot.operators.expressions.casts import RefusedValues, caster
 from sabot.operators.expressions.lists import no_value_at_index
 from sabot.operators.expressions.node import Compiled, Function, Steps, apply, to_type
@@ -36,6 +37,10 @@ _KINDS = [
     "slice",
     "replace",
     "replace_all",
+    "reverse",
+    "json_path_match",
+    "json_exists",
+    "is_json",
 ]
 _LONGEST = 2**31
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
@@ -127,6 +132,14 @@ def _string_function(expr: Expr) -> Function:
             search = pc.replace_substring if options["literal"] else pc.replace_substring_regex
             replacement = value if options["literal"] else _replacement(value, expr)
             return functools.partial(search, pattern=options["pattern"], replacement=replacement, max_replacements=once)
+        case "reverse":
+            return lambda x: pc.ascii_reverse(x) if is_ascii(x) else pc.utf8_reverse(x)
+        case "json_path_match":
+            return json_paths.matching(options["json_path"], options["only"])
+        case "json_exists":
+            return json_paths.existing(options["json_path"])
+        case "is_json":
+            return json_paths.being(options["of"])
     raise InternalError(f"no step for {expr.kind}")
 
 

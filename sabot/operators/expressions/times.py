@@ -4,6 +4,7 @@ conversion to text.
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -157,18 +158,51 @@ def _prefixed(before: str, texts: pa.Array) -> pa.Array:
 
 
 def _truncate_months(array: pa.Array, months: int) -> pa.Array:
+    def first_day(stamps: Any) -> Any:
+        month = stamps.astype("datetime64[M]").astype(np.int64)
+        return (month - np.remainder(month, months)).view("datetime64[M]").astype(stamps.dtype)
+
+    return _on_clock(array, first_day)
+
+
+def offset(by: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
+    """Returns a function that moves times by a duration ("15m", "-1mo"), on the clock of the column's time zone if it
+    has days or longer units. Raises UserError if the type's unit is too coarse.
+    """
+    match = re.fullmatch(r"(-?\d+)(\w+)", by)
+    assert match is not None
+    count, unit = int(match[1]), match[2]
+    if unit in _MONTHS:
+        return lambda array: _on_clock(array, lambda clock: _months_later(clock, count * _MONTHS[unit]))
+    ns, step_ns = count * _NS[unit], _step_ns(type)
+    if ns % step_ns:
+        raise UserError(f"{by} is not a multiple of the unit of {type}")
+    if _NS[unit] >= _NS["d"]:
+        return lambda array: _on_clock(array, lambda clock: clock + ns // step_ns)
+    return lambda array: integer_array(integers(array).astype(np.int64) + ns // step_ns, array.type, array)
+
+
+def _on_clock(array: pa.Array, move: Callable[[Any], Any]) -> pa.Array:
+    """Returns times whose local times are moved. `move`: a function over datetime64 (numpy)."""
     zone = _zone(array.type)
-    clock = array if zone is None else local(array)
     unit = "D" if pa.types.is_date32(array.type) else _unit(array.type)
-    stamps = integers(clock).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
+    stamps = integers(array if zone is None else local(array)).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
     if array.null_count:  # the value behind a null may not be a valid time
         stamps = np.where(array.is_null().to_numpy(zero_copy_only=False), np.zeros(1, stamps.dtype), stamps)
-    month = stamps.astype("datetime64[M]").astype(np.int64)
-    first = (month - np.remainder(month, months)).view("datetime64[M]")
-    values = first.astype(f"datetime64[{unit}]").astype(np.int64)
+    values = move(stamps).astype(np.int64)
     if zone is not None:
         return times_at(values, array)
     return integer_array(values.astype(f"i{array.type.bit_width // 8}"), array.type, array)
+
+
+def _months_later(stamps: Any, months: int) -> Any:
+    """Returns times of months later, of the same day, or of the last day of a shorter month."""
+    before = stamps.astype("datetime64[M]")
+    after = before + months
+    days = (stamps - before).astype("timedelta64[D]")
+    most = ((after + 1).astype("datetime64[D]") - after.astype("datetime64[D]")) - 1
+    in_day = (stamps - before) - days
+    return after.astype(stamps.dtype) + np.minimum(days, most) + in_day
 
 
 def _zone(type: pa.DataType) -> str | None:

@@ -32,6 +32,7 @@ from sabot.sql.syntax.tree import (
     Items,
     Like,
     ModelArgument,
+    Name,
     Parameter,
     Query,
     Sort,
@@ -131,9 +132,11 @@ class Expressions(TokenCursor):
             right = self.expression(_COMPARE)
             operator = "IS NOT DISTINCT FROM" if negated else "IS DISTINCT FROM"
             return Binary(operator, left, right, left.span.to(right.span))
-        if self.token.word not in ("NULL", "TRUE", "FALSE", "UNKNOWN"):
-            self.expected("NULL, TRUE, FALSE or UNKNOWN", "behind IS")
-        what = cast(Literal["NULL", "TRUE", "FALSE", "UNKNOWN"], self.next().word)
+        if self.token.word not in ("NULL", "TRUE", "FALSE", "UNKNOWN", "JSON"):
+            self.expected("NULL, TRUE, FALSE, UNKNOWN or JSON", "behind IS")
+        what = self.next().word
+        if what == "JSON" and self.token.word in ("VALUE", "OBJECT", "ARRAY", "SCALAR"):
+            what = f"JSON {self.next().word}"
         return Is(left, what, negated, self.since(left.span))
 
     def _ranged(self, left: Expression, negated: bool) -> Expression:
@@ -498,6 +501,86 @@ class Expressions(TokenCursor):
             arguments.append(self.expression())
         return tuple(arguments)
 
+    def _json_value(self) -> tuple[Expression, ...]:
+        """The arguments of JSON_VALUE: RETURNING, EMPTY and ERROR become arguments of these names."""
+        arguments = self._json_path()
+        start = self.token.span
+        if self.take_word("RETURNING"):
+            type = self.type()
+            none = Constant("null", "NULL", start)
+            arguments.append(Argument(Name("RETURNING", start), Cast(none, type, False, start), self.since(start)))
+        for event in ("EMPTY", "ERROR"):
+            start = self.token.span
+            if self.is_word("ERROR", "ON"):
+                raise SqlFault(start, "ERROR ON … is not supported", "NULL ON …, or DEFAULT value ON …")
+            if self.is_word("ON", event):  # behind the NULL that the type has read: RETURNING BIGINT NULL ON EMPTY
+                value: Expression = Constant("null", "NULL", self.before)
+            elif self.is_word("NULL", "ON", event):
+                value = Constant("null", "NULL", self.next().span)
+            elif self.is_word("DEFAULT"):
+                self.next()
+                value = self.expression()
+                if not self.is_word("ON", event):
+                    event = "ERROR"
+            else:
+                continue
+            self.expect_word("ON")
+            self.expect_word(event)
+            arguments.append(Argument(Name(event, start), value, self.since(start)))
+        return tuple(arguments)
+
+    def _json_path(self) -> list[Expression]:
+        arguments = [self.expression()]
+        self.expect_symbol(",", "before the path")
+        return [*arguments, self.expression()]
+
+    def _json_exists(self) -> tuple[Expression, ...]:
+        arguments = self._json_path()
+        if not (self.take_word("FALSE", "ON", "ERROR") or self.is_symbol(")")):
+            raise SqlFault(self.token.span, "JSON_EXISTS is FALSE ON ERROR", "leave it out")
+        return tuple(arguments)
+
+    def _json_query(self) -> tuple[Expression, ...]:
+        arguments = self._json_path()
+        if self.take_word("WITHOUT"):
+            self.take_word("ARRAY")
+            self.expect_word("WRAPPER", where="of JSON_QUERY")
+        if not self.is_symbol(")"):
+            hint = "leave it out: other values, and texts that are no JSON, give NULL"
+            raise SqlFault(self.token.span, f"{self.token.word} of JSON_QUERY is not supported", hint)
+        return tuple(arguments)
+
+    def _json_object(self) -> tuple[Expression, ...]:
+        """The arguments of JSON_OBJECT: keys and values by turns, and the word of … ON NULL."""
+        arguments: list[Expression] = []
+        while not self.is_symbol(")") and not self._on_null_follows():
+            if arguments:
+                self.expect_symbol(",", "of JSON_OBJECT")
+            self.take_word("KEY")
+            arguments.append(self.expression())
+            self.expect_word("VALUE", where="of JSON_OBJECT")
+            arguments.append(self.expression())
+        return (*arguments, *self._on_null())
+
+    def _json_array(self) -> tuple[Expression, ...]:
+        arguments: list[Expression] = []
+        while not self.is_symbol(")") and not self._on_null_follows():
+            if arguments:
+                self.expect_symbol(",", "of JSON_ARRAY")
+            arguments.append(self.expression())
+        return (*arguments, *self._on_null())
+
+    def _on_null_follows(self) -> bool:
+        return any(self.is_word(word, "ON", "NULL") for word in ("NULL", "ABSENT"))
+
+    def _on_null(self) -> tuple[Expression, ...]:
+        if not self._on_null_follows():
+            return ()
+        token = self.next()
+        self.expect_word("ON")
+        self.expect_word("NULL")
+        return (Word(token.word, token.span),)
+
     # -- types --------------------------------------------------------------------------------------------------------
 
     def type(self) -> Type:
@@ -565,6 +648,11 @@ _ARGUMENTS: dict[str, Callable[[Expressions], tuple[Expression, ...]]] = {
     "CEILING": Expressions._rounded,
     "TIMESTAMPADD": Expressions._with_unit,
     "TIMESTAMPDIFF": Expressions._with_unit,
+    "JSON_VALUE": Expressions._json_value,
+    "JSON_EXISTS": Expressions._json_exists,
+    "JSON_QUERY": Expressions._json_query,
+    "JSON_OBJECT": Expressions._json_object,
+    "JSON_ARRAY": Expressions._json_array,
 }
 """Functions whose arguments have words between them."""
 

@@ -157,10 +157,10 @@ class Like:
 
 @dataclass(frozen=True, slots=True)
 class Is:
-    """x IS [NOT] NULL, TRUE, FALSE or UNKNOWN."""
+    """x IS [NOT] NULL, TRUE, FALSE, UNKNOWN, JSON, JSON VALUE, JSON OBJECT, JSON ARRAY or JSON SCALAR."""
 
     operand: "Expression"
-    what: Literal["NULL", "TRUE", "FALSE", "UNKNOWN"]
+    what: str
     negated: bool
     span: Span
 

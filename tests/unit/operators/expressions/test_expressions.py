@@ -271,6 +271,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "len_chars": lambda m: m.col("s").str.len_chars(),
     "len_chars of null": lambda m: m.col("nothing").cast(pl.String if m is pl else "string").str.len_chars(),
     "slice": lambda m: m.col("s").str.slice(1, 2),
+    "reverse": lambda m: m.col("s").str.reverse(),
     "slice to the end": lambda m: m.col("s").str.slice(2),
     "slice from the end": lambda m: m.col("s").str.slice(-2),
     "slice within the end": lambda m: m.col("s").str.slice(-3, 2),
@@ -312,6 +313,9 @@ for unit in ("1h", "15m", "7m", "3h", "1d", "2d", "1w", "3w", "1mo", "5mo", "1q"
 for part in ("year", "month", "day", "hour", "minute", "second", "weekday"):
     for column in ("ts", "ms", "z", *(["d"] if part in ("year", "month", "day", "weekday") else [])):
         SAME[f"{part} {column}"] = lambda m, c=column, p=part: getattr(m.col(c).dt, p)()
+for length in ("1mo", "-1mo", "13mo", "-1q", "4y", "1d", "-2w", "90m", "-1h"):
+    for column in ("ts", "ms", "z", *(["d"] if length[-1] not in "mh" else [])):
+        SAME[f"offset {column} {length}"] = lambda m, c=column, by=length: m.col(c).dt.offset_by(by)
 for total in ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds"):
     SAME[f"total_{total}"] = lambda m, t=total: getattr((m.col("ts") - dt.datetime(2000, 1, 1)).dt, f"total_{t}")()
 SAME["convert_time_zone"] = lambda m: m.col("z").dt.convert_time_zone("Asia/Tokyo")
