@@ -14,11 +14,13 @@ A match assigns rows of one key to steps, in order. These rules differ between e
 
 - **Rows between two steps** are ruled by the later step. `next` takes only the very next row of the key. `then` skips rows that do
   not match the step, and must take the first one that does. `then_any` may skip any rows. The same holds between the rows of a step
-  with `times`.
+  with `times`, and between the repetitions of a group.
 - **Repeated steps.** The last step is complete with its least number of rows. An earlier step continues while rows match, and the
   longest match is found. `skip="none"` finds all matches, also those in which such a step ended earlier, unless it is `greedy`.
-- **Overlap.** With `skip="past_last"` matches do not overlap. The match that is complete first counts. If one row completes several,
-  the match that began first counts, and of these the one that took rows where others skipped them.
+- **Overlap.** Unless `skip="none"`, of overlapping matches one counts. With `overlap="complete"` that is the match that is complete
+  first. If one row completes several, the match that began first counts, and of these the one that took rows where others skipped
+  them. With `overlap="begun"`, as in standard SQL, it is the match that began first; of these, the one with the longest repetitions
+  (the shortest, for a `reluctant` step), and with the first alternative. Such a match is known when no other can be preferred to it.
 - **Time limit.** `within` includes its bound: two rows five minutes apart are within five minutes.
 - **Order.** Rows of equal time are in order of arrival.
 """
@@ -28,6 +30,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from sabot.api.expr import Expr, as_column
+from sabot.api.expr.words import quoted
 from sabot.arrays import python_value
 from sabot.checks import is_whole
 from sabot.config import Duration, parse_ms
@@ -36,15 +39,23 @@ from sabot.errors import UserError
 MATCH_START, MATCH_END = "match_start", "match_end"
 MOST_STEPS = 62
 SKIPS = ("past_last", "to_next", "none")
+SKIPS_TO = ("to_first", "to_last")
+OVERLAPS = ("complete", "begun")
 
 Times = int | tuple[int, int | None]
 Before = Literal["next", "then", "then_any"]
+Skip = Literal["past_last", "to_next", "none"] | tuple[Literal["to_first", "to_last"], str]
+Overlap = Literal["complete", "begun"]
 
-_COMPARISONS = frozenset(["==", "!=", "<", "<=", ">", ">="])
-_TURNED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+COMPARISONS = frozenset(["==", "!=", "<", "<=", ">", ">="])
+_NULL_AWARE = frozenset(
+    ["is_null", "is_not_null", "fill_null", "coalesce", "when", "&", "|", "struct", "list.get", "list.len"]
+)
+_WORDS = ("is_null", "is_not_null", "fill_null", "coalesce", "when", "between", "is_in", "abs", "cast", "alias")
+_OVER_ROWS = COMPARISONS.union(_WORDS, ["+", "-", "*", "/", "//", "%", "&", "|", "^", "neg", "not"])
 _POSSIBLE = (
-    "possible are comparisons (== != < <= > >=) of an expression over the row with one over first or last values of one step, "
-    'joined by &: col("price") > step("a").last("price") * 1.1'
+    "possible are arithmetic, comparisons, & | ~, is_null, coalesce, when, between, is_in and abs: "
+    'col("price") > step("a").last("price") * 1.1'
 )
 
 
@@ -65,37 +76,47 @@ class StepValue(Expr):
         return StepValue(self.kind, tuple(each.substitute(columns) for each in self.inputs), self.options)
 
     def __repr__(self) -> str:
-        plain = [each.name if each.kind == "col" else repr(each) for each in self.inputs]
-        words = [f'"{text}"' if each.kind == "col" else text for text, each in zip(plain, self.inputs, strict=True)]
-        return f'step("{self.option("step")}").{self.kind.removeprefix("step.")}({", ".join(words)})'
+        words = [f'"{each.name}"' if each.kind == "col" else repr(each) for each in self.inputs]
+        words += [f"offset={self.offset}"] if self.offset else []
+        name = self.option("step")
+        return f"step({'' if name is None else quoted(name)}).{self.kind.removeprefix('step.')}({', '.join(words)})"
+
+    @property
+    def offset(self) -> int:
+        """How many rows the value is after the first row, or before the last one."""
+        return int(dict(self.options).get("offset", 0))
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a match that belong to one step. The methods take names of columns, or expressions over one row.
+    """The rows of a match that belong to one step, or all rows of the match. The methods take names of columns, or
+    expressions over one row.
 
-    For a step without rows (`optional`), the count is 0, a list is empty, and all other values are null.
+    For a step without rows (`optional`), the count is 0, a list is empty, and all other values are null. In a
+    predicate, the rows are those that the match has before the current row; `list` is not possible there.
     """
 
-    step: str
+    step: str | None
 
     def count(self) -> Expr:
         """Returns the number of rows, as int64."""
         return StepValue("step.count", (), (("step", self.step),))
 
-    def first(self, x: str | Expr) -> Expr:
-        """Returns the value of the first row, which may be null. In a predicate, the step must come before the one
-        that has the predicate.
+    def first(self, x: str | Expr, *, offset: int = 0) -> Expr:
+        """Returns the value of the first row, which may be null. `offset`: that of the row so many rows after it; null
+        if there is none. Raises UserError for an offset that is not a whole number.
         """
-        return self._value("first", x)
+        return self._value("first", x, offset)
 
-    def last(self, x: str | Expr) -> Expr:
-        """Returns the value of the last row, which may be null.
+    def last(self, x: str | Expr, *, offset: int = 0) -> Expr:
+        """Returns the value of the last row, which may be null. `offset`: that of the row so many rows before it; null
+        if there is none.
 
         In the predicate of the step itself, it is the value of the row that the step matched before the current row.
-        At the first row of the step there is no such row, and a comparison with it is true.
+        At the first row of the step there is no such row, and a comparison with it, as the whole predicate or joined
+        to it by `&`, is true. Raises UserError for an offset that is not a whole number.
         """
-        return self._value("last", x)
+        return self._value("last", x, offset)
 
     def sum(self, x: str | Expr) -> Expr:
         """Returns the sum, as `sabot.sum`."""
@@ -117,25 +138,29 @@ class StepRows:
         """Returns a list of all values in order, nulls included."""
         return self._value("list", x)
 
-    def _value(self, kind: str, x: str | Expr) -> Expr:
+    def _value(self, kind: str, x: str | Expr, offset: Any = 0) -> Expr:
         argument = as_column(x)
         if list(step_values(argument)):
-            raise UserError(
-                f'step("{self.step}").{kind}({argument.text()}): a value of a step is made of columns of its rows'
-            )
-        return StepValue(f"step.{kind}", (argument,), (("step", self.step),))
+            raise UserError(f"{self!r}.{kind}({argument.text()}): a value of a step is made of columns of its rows")
+        if not is_whole(offset, 0):
+            raise UserError(f"{self!r}.{kind}: offset={offset!r} is not a number of rows", hint="a whole number")
+        options = [("step", self.step), *([("offset", offset)] if offset else [])]
+        return StepValue(f"step.{kind}", (argument,), tuple(options))
+
+    def __repr__(self) -> str:
+        return "step()" if self.step is None else f'step("{self.step}")'
 
 
-def step(name: str) -> StepRows:
-    """Returns the rows of the step of this name, for measures, and for predicates of later steps. Raises UserError
-    for an empty name.
+def step(name: str | None = None) -> StepRows:
+    """Returns the rows of the step of this name, for measures and predicates; without a name, all rows of the match.
+    Raises UserError for an empty name.
     """
-    return StepRows(_step_name(name))
+    return StepRows(None if name is None else _step_name(name))
 
 
-def step_values(expr: Expr) -> Iterator[Expr]:
+def step_values(expr: Expr) -> Iterator[StepValue]:
     """Yields all values of steps that are part of an expression."""
-    if expr.kind.startswith("step."):
+    if isinstance(expr, StepValue):
         yield expr
     else:
         for each in expr.inputs:
@@ -156,80 +181,91 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
 # -- predicates -------------------------------------------------------------------------------------------------------------
 
 
-class Comparison(NamedTuple):
-    """A comparison `left op right` of the current row with earlier rows. `left_of`, `right_of`: the row that this
-    side is about, as (step, "first" or "last"), or None for the current row.
+class RowValue(NamedTuple):
+    """An expression over one earlier row: the `offset`-th row after the first row of a step, or before its last row
+    (`end`: "first" or "last").
     """
 
-    op: str
-    left: Expr
-    right: Expr
-    left_of: tuple[str, str] | None
-    right_of: tuple[str, str] | None
+    step: str | None
+    end: str
+    offset: int
+    expr: Expr
 
 
-def split(predicate: Expr) -> tuple[Expr | None, list[Comparison]]:
-    """Splits a predicate into the part about the current row (None if there is none) and the comparisons with earlier
-    rows. The predicate is true if this part and all comparisons are true.
+def split(predicate: Expr) -> tuple[Expr | None, list[Expr]]:
+    """Splits a predicate into the part about the current row (None if there is none) and the conditions on earlier rows
+    too. The predicate is true if this part and all conditions are true.
 
-    Raises UserError if values of steps are used in another way than in such comparisons; the hint describes them.
+    Raises UserError if values of steps are used in a way that is not possible; the hint says which are.
     """
     alone: Expr | None = None
-    comparisons = []
+    conditions = []
     for part in predicate.conjuncts():
         if list(step_values(part)):
-            comparisons.append(_comparison(part))
+            _check_condition(part, part)
+            conditions.append(part)
         else:
             alone = part if alone is None else alone & part
-    return alone, comparisons
+    return alone, conditions
 
 
-def _comparison(part: Expr) -> Comparison:
-    if part.kind not in _COMPARISONS:
-        raise UserError(f"{part.text()} cannot compare a row with rows before it", hint=_POSSIBLE)
-    (left, left_of), (right, right_of) = (_side(part, each) for each in part.inputs)
-    return Comparison(part.kind, left, right, left_of, right_of)
+def _check_condition(whole: Expr, part: Expr) -> None:
+    if isinstance(part, StepValue):
+        if part.kind == "step.list":
+            raise UserError(f"{whole.text()}: a predicate has no lists", hint=_POSSIBLE)
+    elif list(step_values(part)) and value_of_row(part) is None:
+        if part.kind not in _OVER_ROWS:
+            raise UserError(f"{part.text()} cannot be computed over several rows", hint=_POSSIBLE)
+        for each in part.inputs:
+            _check_condition(whole, each)
 
 
-def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
-    """Returns one side of a comparison as an expression over one row, and which row that is (see `Comparison`)."""
-    values = {value.text(): value for value in step_values(side)}
-    if not values:
-        return side, None
-    rows = {(str(value.option("step")), value.kind.removeprefix("step.")) for value in values.values()}
+def value_of_row(expr: Expr) -> RowValue | None:
+    """Returns the expression as one over a single earlier row, if it is made of first or last values of one row, and is
+    null if there is no such row. It can then be computed when that row comes.
+    """
+    values = {value.text(): value for value in step_values(expr)}
+    rows = {(value.option("step"), value.kind.removeprefix("step."), value.offset) for value in values.values()}
+    if len(rows) != 1 or _sees_null(expr):
+        return None
+    ((step, end, offset),) = rows
     blank = Expr("lit", (), (("value", None), ("type", None)))
-    own = with_step_values(side, dict.fromkeys(values, blank)).columns
-    (first, *others) = sorted(rows)
-    if others or own or first[1] not in ("first", "last"):
-        raise UserError(f"{part.text()} cannot compare a row with rows before it", hint=_POSSIBLE)
-    return with_step_values(side, {text: value.inputs[0] for text, value in values.items()}), first
+    if end not in ("first", "last") or with_step_values(expr, dict.fromkeys(values, blank)).columns:
+        return None
+    return RowValue(
+        step, end, offset, with_step_values(expr, {text: value.inputs[0] for text, value in values.items()})
+    )
+
+
+def _sees_null(expr: Expr) -> bool:
+    """Returns True if a value of a step that is null need not make the expression null."""
+    if isinstance(expr, StepValue):
+        return False
+    return any(list(step_values(each)) and (expr.kind in _NULL_AWARE or _sees_null(each)) for each in expr.inputs)
 
 
 # -- patterns ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PatternStep:
-    """A step of a pattern: `least` to `most` rows (None: any number) for which `predicate` is true. An optional step
-    may also have no row.
+@dataclass(frozen=True, kw_only=True)
+class PatternPart:
+    """A part of a pattern, which matches `least` to `most` times (None: any number). An optional part may also match no
+    row.
 
-    `before`, `between`: the rule for rows before the first row of the step, and between its rows. `forbidden`: the
-    predicates of rows that must not come before the step (`without`).
+    `before`, `between`: the rule for rows before its first row, and between its rows or repetitions. `forbidden`: the
+    predicates of rows that must not come before it (`without`).
     """
 
-    name: str
-    predicate: Expr
     least: int
     most: int | None
     before: Before
     between: Before
     is_optional: bool = False
     is_greedy: bool = False
+    is_reluctant: bool = False
     forbidden: tuple[Expr, ...] = ()
 
-    def text(self) -> str:
-        """Returns the step as plans show it."""
-        begin = f"{self.before} {self.name}: {self.predicate.text()}"
+    def _text(self, inner: str) -> str:
         most = "" if self.most is None else self.most
         times = "" if (self.least, self.most) == (1, 1) else f" times {self.least}..{most}"
         words = [
@@ -238,11 +274,35 @@ class PatternStep:
                 ("consecutive", self.between == "next" != self.before),
                 ("optional", self.is_optional),
                 ("greedy", self.is_greedy),
+                ("reluctant", self.is_reluctant),
             )
             if there
         ]
         before = "".join(f"without {each.text()}, " for each in self.forbidden)
-        return before + " ".join([begin + times, *words])
+        return before + " ".join([f"{self.before} {inner}{times}", *words])
+
+
+@dataclass(frozen=True)
+class PatternStep(PatternPart):
+    """A step of a pattern: rows for which `predicate` is true."""
+
+    name: str
+    predicate: Expr
+
+    def text(self) -> str:
+        """Returns the step as plans show it."""
+        return self._text(f"{self.name}: {self.predicate.text()}")
+
+
+@dataclass(frozen=True)
+class PatternGroup(PatternPart):
+    """A part of a pattern that is a pattern itself, or one of several `alternatives`."""
+
+    alternatives: "tuple[Pattern, ...]"
+
+    def text(self) -> str:
+        """Returns the group as plans show it."""
+        return self._text(f"({' | '.join(each.text() for each in self.alternatives)})")
 
 
 @dataclass(frozen=True)
@@ -251,15 +311,39 @@ class Pattern:
     new pattern.
     """
 
-    steps: tuple[PatternStep, ...]
+    parts: tuple[PatternStep | PatternGroup, ...]
     within_ms: int | None = None
     ending: tuple[Expr, ...] = ()
     """The predicates of `without` after the last step. If another step is added, they apply before that step."""
 
-    def next(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
+    @property
+    def steps(self) -> tuple[PatternStep, ...]:
+        """The steps, those of groups included, in the order of the text."""
+        found: list[PatternStep] = []
+        for part in self.parts:
+            if isinstance(part, PatternStep):
+                found.append(part)
+            else:
+                found += (each for alternative in part.alternatives for each in alternative.steps)
+        return tuple(found)
+
+    def __or__(self, other: "Pattern") -> "Pattern":
+        """Returns a pattern that is this one or the other: `pattern("a", …) | pattern("b", …)`.
+
+        If both match, this one is preferred. Raises UserError if one of them has `within`, or ends with `without`.
+        """
+        if not isinstance(other, Pattern):
+            raise UserError(f"{other!r} is not a pattern", hint='pattern("a", …) | pattern("b", …)')
+        mine = self._alternatives()
+        return _checked(
+            Pattern((PatternGroup((*mine, *other._alternatives()), least=1, most=1, before="then", between="then"),))
+        )
+
+    def next(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
         """Adds a step: the very next row of the key. With `times`, several rows that follow each other directly.
 
-        Raises UserError after `without`, and for a name that another step has.
+        A pattern in the place of a name and a predicate is a group: `next(pattern("b", …).next("c", …), times=3)`.
+        Raises UserError after `without`, and for a name that a step with another predicate has.
         """
         if self.ending:
             raise UserError(
@@ -268,20 +352,20 @@ class Pattern:
             )
         return self._with(name, predicate, times, "next")
 
-    def then(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
-        """Adds a step: the next row that matches, whatever rows come before it. With `times`, the next rows that
-        match.
+    def then(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
+        """Adds a step, or a group as in `next`: the next row that matches, whatever rows come before it. With `times`,
+        the next rows that match.
 
-        Raises UserError for a name that another step has.
+        Raises UserError for a name that a step with another predicate has.
         """
         return self._with(name, predicate, times, "then")
 
-    def then_any(self, name: str, predicate: Expr, *, times: Times = 1) -> "Pattern":
-        """Adds a step: any later row that matches, not only the next one. With `skip="none"` each such row gives a
-        match.
+    def then_any(self, name: "str | Pattern", predicate: Expr | None = None, *, times: Times = 1) -> "Pattern":
+        """Adds a step, or a group as in `next`: any later row that matches, not only the next one. With `skip="none"`
+        each such row gives a match.
 
         With `times` it is any combination of such rows. Their number grows fast, so set `within` and keep `times`
-        small. Raises UserError for a name that another step has.
+        small. Raises UserError for a name that a step with another predicate has.
         """
         return self._with(name, predicate, times, "then_any")
 
@@ -297,12 +381,27 @@ class Pattern:
         """Makes the last step take every row that matches it, even if the row matches the next step too, or if a
         match without it exists.
 
-        It matters with `skip="none"`, and if a row can match both steps. Raises UserError after `then_any` and
-        `without`.
+        It matters with `skip="none"`, and if a row can match both steps. Raises UserError after `then_any`, `without`,
+        `reluctant` and a group.
         """
-        if self.steps[-1].between == "then_any":
-            raise UserError(f"step {self.steps[-1].name!r} cannot be greedy and then_any", hint="then, or next")
+        last = self.parts[-1]
+        if isinstance(last, PatternGroup):
+            raise UserError("a group cannot be greedy", hint="make its steps greedy")
+        if last.between == "then_any" or last.is_reluctant:
+            word = "reluctant" if last.is_reluctant else "then_any"
+            raise UserError(f"step {last.name!r} cannot be greedy and {word}", hint="then, or next")
         return self._changed(is_greedy=True)
+
+    def reluctant(self) -> "Pattern":
+        """Makes the last step or group prefer as few rows as possible, where otherwise as many as possible are
+        preferred.
+
+        It matters with `overlap="begun"`, and if one row completes several matches. Raises UserError after `without`
+        and `greedy`.
+        """
+        if self.parts[-1].is_greedy:
+            raise UserError("a step cannot be greedy and reluctant", hint="one of them")
+        return self._changed(is_reluctant=True)
 
     def consecutive(self) -> "Pattern":
         """Requires that the rows of the last step follow each other: no other row of the key is between two of them.
@@ -323,8 +422,9 @@ class Pattern:
         since the first row. The match is complete then, and `match_end` is that time. Raises UserError for values of
         later steps.
         """
-        _check_predicate("without", predicate)
-        self._check_steps("without", predicate, own=None)
+        _predicate("without", predicate)
+        if isinstance(self.parts[-1], PatternGroup):
+            raise UserError("without stands after a step, not after a group", hint="say it before the group")
         return replace(self, ending=(*self.ending, predicate))
 
     def within(self, duration: Duration) -> "Pattern":
@@ -343,53 +443,54 @@ class Pattern:
     @property
     def columns(self) -> frozenset[str]:
         """The names of the columns that the pattern reads."""
-        exprs = [*self.ending, *(each for step in self.steps for each in (step.predicate, *step.forbidden))]
-        return frozenset().union(*(each.columns for each in exprs))
+        exprs = [*self.ending, *(each for part in self.parts for each in part.forbidden)]
+        exprs += (part.predicate for part in self.parts if isinstance(part, PatternStep))
+        groups = (each for part in self.parts if isinstance(part, PatternGroup) for each in part.alternatives)
+        return frozenset().union(*(each.columns for each in exprs), *(each.columns for each in groups))
 
     def text(self) -> str:
         """Returns the pattern as plans show it."""
-        first, *others = [each.text() for each in self.steps]
+        first, *others = [each.text() for each in self.parts]
         words = [first.removeprefix("then "), *others, *(f"without {each.text()}" for each in self.ending)]
         if self.within_ms is not None:
             words.append(f"within {self.within_ms} ms")
         return ", ".join(words)
 
-    def _with(self, name: str, predicate: Expr, times: Times, before: Before) -> "Pattern":
-        """Returns this pattern with one more step. Raises UserError."""
-        if any(each.name == name for each in self.steps):
-            raise UserError(f"there are two steps {name!r}", hint="each has a name of its own")
-        if len(self.steps) == MOST_STEPS:
-            raise UserError(f"a pattern has at most {MOST_STEPS} steps")
-        _check_predicate(f"step {_step_name(name)!r}", predicate)
-        self._check_steps(f"step {name!r}", predicate, own=name)
-        least, most = _times(name, times)
-        new = PatternStep(
-            name, predicate, max(least, 1), most, before, before, is_optional=least == 0, forbidden=self.ending
-        )
-        return replace(self, steps=(*self.steps, new), ending=())
+    def _with(self, name: "str | Pattern", predicate: Expr | None, times: Times, before: Before) -> "Pattern":
+        """Returns this pattern with one more step or group. Raises UserError."""
+        new: PatternStep | PatternGroup
+        least, most = _times("group" if isinstance(name, Pattern) else f"step {_step_name(name)!r}", times)
+        shape: Any = {"least": max(least, 1), "most": most, "before": before, "between": before}
+        shape |= {"is_optional": least == 0, "forbidden": self.ending}
+        if isinstance(name, Pattern):
+            if predicate is not None:
+                raise UserError("a group has no predicate of its own", hint="its steps have")
+            new = PatternGroup(name._alternatives(), **shape)
+        else:
+            known = _predicate(f"step {name!r}", predicate)
+            split(known)
+            new = PatternStep(name, known, **shape)
+        return _checked(replace(self, parts=(*self.parts, new), ending=()))
+
+    def _alternatives(self) -> "tuple[Pattern, ...]":
+        """Returns this pattern as the alternatives of a group. Raises UserError."""
+        if self.within_ms is not None or self.ending:
+            raise UserError("a group has no within, and does not end with without", hint="say it of the whole pattern")
+        part = self.parts[0]
+        plain = isinstance(part, PatternGroup) and len(self.parts) == 1 and (part.least, part.most) == (1, 1)
+        return part.alternatives if plain and isinstance(part, PatternGroup) and not part.is_optional else (self,)
 
     def _changed(self, **what: Any) -> "Pattern":
         """Returns this pattern with a changed last step. Raises UserError after `without`."""
         if self.ending:
             word = next(iter(what)).removeprefix("is_")
             raise UserError(f"{word} comes after without", hint="call it directly after its step")
-        return replace(self, steps=(*self.steps[:-1], replace(self.steps[-1], **what)))
-
-    def _check_steps(self, where: str, predicate: Expr, own: str | None) -> None:
-        """Raises UserError for a predicate that names a step which does not come before it, or that `split` refuses."""
-        known = [*(each.name for each in self.steps), *([] if own is None else [own])]
-        for value in step_values(predicate):
-            if value.option("step") not in known:
-                raise UserError(
-                    f"{where}: {value.text()}, but no step of this name comes before it",
-                    hint=f"there are {', '.join(known)}",
-                )
-        split(predicate)
+        return replace(self, parts=(*self.parts[:-1], replace(self.parts[-1], **what)))
 
 
-def pattern(name: str, predicate: Expr, *, times: Times = 1) -> Pattern:
+def pattern(name: str | Pattern, predicate: Expr | None = None, *, times: Times = 1) -> Pattern:
     """Begins a pattern with a step: a row for which `predicate` is true. With `times`, several such rows; other rows
-    between them are skipped.
+    between them are skipped. A pattern in the place of a name and a predicate is a group, as in `next`.
 
     `times`: a number, or (least, most), with most None for any number; with least 0 the step is optional. Raises
     UserError for a predicate that is not an expression.
@@ -397,22 +498,84 @@ def pattern(name: str, predicate: Expr, *, times: Times = 1) -> Pattern:
     return Pattern(())._with(name, predicate, times, "then")
 
 
-def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> tuple[tuple[str, Expr], ...]:
+def _checked(pattern: Pattern) -> Pattern:
+    """Returns the pattern. Raises UserError if it has too many steps, or two of one name and different predicates."""
+    if _visits(pattern) > MOST_STEPS:
+        raise UserError(f"a pattern has at most {MOST_STEPS} steps", hint="those of a repeated group count each time")
+    known: dict[str, PatternStep] = {}
+    for each in pattern.steps:
+        if not known.setdefault(each.name, each).predicate.same(each.predicate):
+            raise UserError(f"there are two steps {each.name!r}", hint="steps of one name have one predicate")
+    return pattern
+
+
+def _visits(pattern: Pattern) -> int:
+    """Returns the number of steps with those of groups as often as they are repeated."""
+    return sum(
+        1
+        if isinstance(part, PatternStep)
+        else (part.most or part.least) * sum(_visits(each) for each in part.alternatives)
+        for part in pattern.parts
+    )
+
+
+def _may_be_empty(pattern: Pattern) -> bool:
+    return all(
+        part.is_optional or (isinstance(part, PatternGroup) and any(map(_may_be_empty, part.alternatives)))
+        for part in pattern.parts
+    )
+
+
+def _check_order(pattern: Pattern, known: frozenset[str]) -> frozenset[str]:
+    """Returns the names of `known` and of all steps of the pattern. Raises UserError for a predicate that names a step
+    which cannot come before it.
+    """
+    for part in pattern.parts:
+        _check_known("without", part.forbidden, known)
+        if isinstance(part, PatternStep):
+            known |= {part.name}
+            _check_known(f"step {part.name!r}", [part.predicate], known)
+            continue
+        if part.most != 1:
+            known = known.union(*({step.name for step in each.steps} for each in part.alternatives))
+        known = frozenset().union(*(_check_order(each, known) for each in part.alternatives))
+    _check_known("without", pattern.ending, known)
+    return known
+
+
+def _check_known(where: str, predicates: Iterable[Expr], known: frozenset[str]) -> None:
+    for predicate in predicates:
+        split(predicate)
+        for value in step_values(predicate):
+            if value.option("step") not in (None, *known):
+                raise UserError(
+                    f"{where}: {value.text()}, but no step of this name comes before it",
+                    hint=f"there are {', '.join(sorted(known))}" if known else "it is the first step",
+                )
+
+
+def check_measures(
+    pattern: Pattern, skip: Skip, measures: Mapping[str, Any], overlap: Overlap = "complete"
+) -> tuple[tuple[str, Expr], ...]:
     """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`, and returns the measures. Raises
     UserError.
     """
     if not isinstance(pattern, Pattern):
         raise UserError(f"{pattern!r} is not a pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
-    if skip not in SKIPS:
-        raise UserError(f"skip={skip!r} is unknown", hint=f"one of {', '.join(SKIPS)}")
+    _check_skip(pattern, skip)
+    if overlap not in OVERLAPS:
+        raise UserError(f"overlap={overlap!r} is unknown", hint=f"one of {', '.join(OVERLAPS)}")
+    _check_order(pattern, frozenset())
     if pattern.ending and pattern.within_ms is None:
         raise UserError("without at the end of a pattern needs within, or it never ends", hint='.within("5m")')
-    if all(each.is_optional for each in pattern.steps):
+    if _may_be_empty(pattern):
         raise UserError("all steps of the pattern are optional: it would match without any row")
-    if pattern.steps[-1].is_optional and skip != "none" and not pattern.ending:
+    if pattern.parts[-1].is_optional and overlap == "complete" and skip != "none" and not pattern.ending:
+        last = pattern.parts[-1]
+        word = f"step, {last.name!r}, is" if isinstance(last, PatternStep) else "group is"
         raise UserError(
-            f"the last step, {pattern.steps[-1].name!r}, is optional: the match is complete before it",
-            hint='leave it out, or find all matches with skip="none"',
+            f"the last {word} optional: the match is complete before it",
+            hint='leave it out, find all matches with skip="none", or the longest with overlap="begun"',
         )
     names = [each.name for each in pattern.steps]
     for name, measure in measures.items():
@@ -424,17 +587,38 @@ def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> 
     return tuple(measures.items())
 
 
+def skip_text(skip: Skip, overlap: Overlap) -> str:
+    """Returns the choice among overlapping matches as plans and checkpoints show it."""
+    text = " ".join(skip) if isinstance(skip, tuple) else skip
+    return text if overlap == "complete" else f"{text}, first {overlap}"
+
+
+def _check_skip(pattern: Pattern, skip: Any) -> None:
+    if isinstance(skip, tuple) and len(skip) == 2 and skip[0] in SKIPS_TO:
+        names = list(dict.fromkeys(each.name for each in pattern.steps))
+        if skip[1] not in names:
+            raise UserError(f"skip={skip!r}: there is no step of this name", hint=f"there are {', '.join(names)}")
+        first = pattern.parts[0]
+        if isinstance(first, PatternStep) and skip == ("to_first", first.name) and not first.is_optional:
+            raise UserError(
+                f"skip={skip!r}: the next match would begin with the same row", hint='skip="to_next", or another step'
+            )
+    elif not isinstance(skip, str) or skip not in SKIPS:
+        raise UserError(f"skip={skip!r} is unknown", hint=f'one of {", ".join(SKIPS)}, or ("to_last", "a")')
+
+
 def _check_values(measure: str, values: Iterable[Expr], names: list[str]) -> None:
     for value in values:
-        if value.option("step") not in names:
+        if value.option("step") not in (None, *names):
             raise UserError(
                 f"{measure}: {value.text()}, but there is no step of this name", hint=f"there are {', '.join(names)}"
             )
 
 
-def _check_predicate(where: str, predicate: Any) -> None:
+def _predicate(where: str, predicate: Any) -> Expr:
     if not isinstance(predicate, Expr):
         raise UserError(f"{where}: {predicate!r} is not a predicate", hint='col("kind") == "login"')
+    return predicate
 
 
 def _step_name(name: Any) -> str:
@@ -447,7 +631,7 @@ def _times(name: str, times: Any) -> tuple[int, int | None]:
     least, most = python_value(times if isinstance(times, tuple) and len(times) == 2 else (times, times))
     if not is_whole(least, 0) or not (most is None or is_whole(most, max(1, least))):
         raise UserError(
-            f"step {name!r}: times={times!r} is not a number of rows",
+            f"{name}: times={times!r} is not a number of rows",
             hint="a number, or (least, most); most may be None",
         )
     return least, most

@@ -1,6 +1,9 @@
 """The binder of MATCH_RECOGNIZE: variables become steps of a pattern, measures become values of these steps.
 
-PATTERN (A B+ C) DEFINE B AS B.price < A.price     ->     pattern("A").next("B", …, times=(1, None)).next("C")
+PATTERN (A B+ (C | D)) DEFINE B AS B.price < A.price     ->     pattern("A").next("B", …, times=(1, None)).next(C | D)
+
+FIRST, LAST and aggregates in DEFINE take the current row with the rows that its variable has before; values of the engine's
+steps do not, so it is added here.
 """
 
 from dataclasses import replace
@@ -16,13 +19,12 @@ from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, a
 from sabot.sql.select import order_columns
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
-    Binary,
+    Alternatives,
     Call,
     Column,
     Constant,
     Expression,
     Interval,
-    Is,
     Item,
     MatchRecognize,
     Name,
@@ -34,8 +36,14 @@ from sabot.sql.syntax.tree import (
 from sabot.sql.types import interval_ms
 from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
 
-_SKIPS = {"PAST LAST ROW": "past_last", "TO NEXT ROW": "to_next"}
-_VALUES = {"FIRST": "first", "LAST": "last", "SUM": "sum", "MIN": "min", "MAX": "max", "AVG": "mean"}
+_SKIPS: dict[str, Any] = {
+    "PAST LAST ROW": "past_last",
+    "TO NEXT ROW": "to_next",
+    "TO FIRST": "to_first",
+    "TO LAST": "to_last",
+    "TO": "to_last",
+}
+_VALUES = ("FIRST", "LAST", "SUM", "MIN", "MAX", "AVG", "COUNT")
 
 
 def bind_match(context: Context, node: MatchRecognize, relation: Relation) -> Relation:
@@ -50,7 +58,8 @@ class _MatchBinder:
         self._context = context
         self._node = node
         self._relation = relation
-        self._variables = [name for _, name, _ in self._steps()]
+        variables = (each.name.text for each in walk(node.pattern) if isinstance(each, Variable))
+        self._variables = list(dict.fromkeys(variables))
         self._names = names_of(relation)
         self._added: list[TableColumn] = []  # columns that stand for values of steps while an expression is bound
         self._values: dict[str, Expr] = {}  # the values for which they stand
@@ -63,13 +72,9 @@ class _MatchBinder:
         if len(by) != 1 or by[0][0] not in times or by[0][1]:
             span = node.order[0].span if node.order else node.span
             raise SqlFault(span, "MATCH_RECOGNIZE needs ORDER BY the event time, ascending", "ORDER BY ts")
-        skip = _SKIPS.get(node.skip)
-        if skip is None:
-            raise SqlFault(
-                node.skip_to.span if node.skip_to else node.span,
-                f"AFTER MATCH SKIP {node.skip} is not supported",
-                "AFTER MATCH SKIP PAST LAST ROW, or TO NEXT ROW",
-            )
+        skip = _SKIPS[node.skip]
+        if node.skip_to is not None:
+            skip = (skip, self._known(node.skip_to))
         keys = []
         for each in node.partition:
             bound = Binder(self._context, relation).bind(each)
@@ -81,7 +86,7 @@ class _MatchBinder:
         with at(node.span):
             keyed = relation.stream.key_by(*(key.column for key in keys), **({} if keys else {"every": lit(0)}))
             given = {name: expr for name, (_, expr) in measures.items() if expr.column != engine.MATCH_END}
-            stream = keyed.pattern(pattern, skip=skip, **given)  # type: ignore[arg-type]
+            stream = keyed.pattern(pattern, skip=skip, overlap="begun", **given)  # type: ignore[arg-type]
             schema = stream.schema
         fields = [replace(key, qualifier="", shift_ms=None, window=None) for key in keys]
         taken = Names({field.name for field in fields})
@@ -94,46 +99,14 @@ class _MatchBinder:
 
     # -- PATTERN and DEFINE -------------------------------------------------------------------------------------------
 
-    def _steps(self) -> list[tuple[Pattern, str, Repeat | None]]:
-        """Returns the variables of PATTERN with their number of rows. Raises SqlFault for groups and alternatives."""
-        node = self._node.pattern
-        found: list[tuple[Pattern, str, Repeat | None]] = []
-        for each in node.patterns if isinstance(node, Succession) else (node,):
-            inner = each.pattern if isinstance(each, Repeat) else each
-            if not isinstance(inner, Variable):
-                raise SqlFault(each.span, "a pattern is a sequence of variables here", "PATTERN (A B+ C?)")
-            if inner.name.text in [name for _, name, _ in found]:
-                raise SqlFault(inner.span, f"{inner.name.text} is in the pattern twice", "give it another name")
-            found.append((each, inner.name.text, each if isinstance(each, Repeat) else None))
-        last = found[-1][2]
-        if last is not None and last.greedy and last.most != last.least:
-            raise SqlFault(
-                last.span,
-                "the last variable cannot be repeated greedily: its end is not known",
-                f"write {found[-1][1]}+?, or a variable after it",
-            )
-        return found
-
     def _pattern(self) -> engine.Pattern:
-        defined = {name.text: (name, condition) for name, condition in self._node.define}
-        for variable, _ in defined.values():
-            if variable.text not in self._variables:
-                hint = list_names(variable.text, self._variables)
-                raise SqlFault(variable.span, f"the pattern has no variable {variable.text}", hint)
-        made: engine.Pattern | None = None
-        for node, name, repeat in self._steps():
-            predicate = self._predicate(name, defined[name][1]) if name in defined else lit(True)
-            times: Any = 1 if repeat is None else (repeat.least, repeat.most)
-            with at(node.span):
-                made = (
-                    engine.pattern(name, predicate, times=times)
-                    if made is None
-                    else made.next(name, predicate, times=times)
-                )
-                if repeat is not None:
-                    made = made.consecutive()
-                    made = made.greedy() if repeat.greedy and repeat.least != repeat.most else made
-        assert made is not None
+        for variable, _ in self._node.define:
+            self._known(variable)
+        defined = {name.text: condition for name, condition in self._node.define}
+        self._define = {
+            name: self._predicate(name, defined[name]) if name in defined else lit(True) for name in self._variables
+        }
+        made = self._sequence(self._node.pattern)
         if self._node.within is not None:
             if not isinstance(self._node.within, Interval):
                 raise SqlFault(self._node.within.span, "WITHIN takes an interval", "WITHIN INTERVAL '10' SECOND")
@@ -141,10 +114,40 @@ class _MatchBinder:
                 made = made.within(f"{interval_ms(self._node.within) - 1}ms")
         return made
 
+    def _known(self, variable: Name) -> str:
+        if variable.text not in self._variables:
+            hint = list_names(variable.text, self._variables)
+            raise SqlFault(variable.span, f"the pattern has no variable {variable.text}", hint)
+        return variable.text
+
+    def _sequence(self, node: Pattern) -> engine.Pattern:
+        """Returns a part of PATTERN as a pattern of the engine."""
+        if isinstance(node, Alternatives):
+            return reduce(lambda one, other: one | other, [self._sequence(each) for each in node.patterns])
+        made: engine.Pattern | None = None
+        for each in node.patterns if isinstance(node, Succession) else (node,):
+            repeat = each if isinstance(each, Repeat) else None
+            inner = each if repeat is None else repeat.pattern
+            given: Any = (
+                (inner.name.text, self._define[inner.name.text])
+                if isinstance(inner, Variable)
+                else (self._sequence(inner),)
+            )
+            times: Any = 1 if repeat is None else (repeat.least, repeat.most)
+            with at(each.span):
+                made = engine.pattern(*given, times=times) if made is None else made.next(*given, times=times)
+                if repeat is not None:
+                    made = made.consecutive()
+                    made = made if repeat.greedy or repeat.least == repeat.most else made.reluctant()
+        assert made is not None
+        return made
+
     def _predicate(self, name: str, condition: Expression) -> Expr:
         made: Expr | None = None
         for each in conjuncts(condition):
-            predicate = self._bound(_without_first(each, name), name).expr
+            predicate = self._bound(each, name).expr
+            if predicate.kind in engine.COMPARISONS and list(engine.step_values(predicate)):
+                predicate = coalesce(predicate, lit(False))  # alone, the engine takes it for true at the first row
             made = predicate if made is None else made & predicate
         assert made is not None
         return made
@@ -171,78 +174,106 @@ class _MatchBinder:
         """Returns a column in the place of a value of a step; any other node unchanged."""
         if isinstance(node, Call) and node.name.text.upper() == "MATCH_ROWTIME" and own is None:
             return self._column(node.span, pa.timestamp("ms", tz="UTC"), col(engine.MATCH_END))
-        if isinstance(node, Call) and node.name.text.upper() in (*_VALUES, "COUNT") and node.over is None:
+        if isinstance(node, Call) and node.name.text.upper() in _VALUES and node.over is None:
             return self._of_call(node, own)
         if not isinstance(node, Column):
             return node
-        variable = self._variable(node, own)
-        if variable == own:
+        variable = self._variable(node)
+        if own is not None and variable in (own, None):
             return Column(_column_of(node), node.span)
-        return self._value(node, variable, "last")
+        return self._row(node.span, self._argument(node), variable or self._last_variable(), "LAST", 0, None)
 
-    def _variable(self, node: Column, own: str | None) -> str:
-        """Returns the variable of `A.price`. A column alone is that of the current row: in a measure, of the last row."""
+    def _variable(self, node: Column) -> str | None:
+        """Returns the variable of `A.price`, or None for a column without one, which is that of all rows of the match."""
         name = node.parts[0].text
-        if len(node.parts) == 1 and node.parts[0].text not in self._variables:
-            last = self._steps()[-1][2]
-            if own is not None:
-                return own
-            if last is None or last.least > 0:
-                return self._variables[-1]
-        if len(node.parts) < 2 or name not in self._variables:
-            example = f"{self._variables[0]}.{node.parts[-1].text}"
-            raise SqlFault(node.span, "a column of a pattern has the variable before it", f"write {example}")
-        return name
+        return name if len(node.parts) > 1 and name in self._variables else None
 
-    def _of_call(self, node: Call, own: str | None) -> Column:
+    def _last_variable(self) -> str | None:
+        """Returns the variable of the last row of a match, or None if it is not always the same."""
+        pattern = self._node.pattern
+        last = pattern.patterns[-1] if isinstance(pattern, Succession) else pattern
+        if isinstance(last, Repeat) and last.least:
+            last = last.pattern
+        return last.name.text if isinstance(last, Variable) else None
+
+    def _argument(self, node: Expression) -> TypedExpr:
+        """Returns an expression over the columns of one row."""
+        plain = rebuilt(node, lambda each: Column(_column_of(each), each.span) if isinstance(each, Column) else each)
+        return Binder(self._context, self._relation).bind(plain)
+
+    def _of_call(self, node: Call, own: str | None) -> Any:
+        """Binds FIRST, LAST or an aggregate of the rows of a variable, or of all rows."""
         kind = node.name.text.upper()
-        argument = node.arguments[0] if node.arguments else None
-        if node.star and own is None and node.filter is None:
-            rows = [engine.step(name).count() for name in self._variables]
-            return self._column(node.span, pa.int64(), reduce(lambda one, more: one + more, rows))
-        if not isinstance(argument, Column) or node.distinct or node.filter is not None:
-            raise SqlFault(node.span, f"{kind} takes one column of a variable here", f"{kind}({self._variables[0]}.x)")
-        variable = self._variable(argument, own)
-        offset = 0
-        if len(node.arguments) == 2 and isinstance(node.arguments[1], Constant) and kind in ("FIRST", "LAST"):
-            offset = int(node.arguments[1].text)
-        elif len(node.arguments) > 1:
+        if node.distinct or node.filter is not None:
+            raise SqlFault(node.span, f"{kind} of the rows of a match has no DISTINCT and no FILTER")
+        if node.star:
+            return self._column(node.span, pa.int64(), engine.step().count() + (0 if own is None else 1))
+        columns = [each for each in walk(node.arguments[:1]) if isinstance(each, Column)]
+        variables = {self._variable(each) for each in columns}
+        if len(variables) != 1 or any(
+            isinstance(each, Call) and each.name.text.upper() in _VALUES for each in walk(node.arguments)
+        ):
+            example = f"{kind}({self._variables[0]}.x)"
+            raise SqlFault(node.span, f"{kind} takes columns of one variable here", f"write {example}")
+        (variable,) = variables
+        argument = self._argument(node.arguments[0])
+        current = argument.expr if own is not None and variable in (own, None) else None
+        if kind in ("FIRST", "LAST"):
+            return self._row(node.span, argument, variable, kind, self._offset(node), current)
+        if len(node.arguments) > 1:
             raise SqlFault(node.arguments[1].span, f"{kind} takes one column")
-        if own is not None and (kind not in ("FIRST", "LAST") or (variable == own and kind == "FIRST")):
-            raise SqlFault(
-                node.span, f"{kind} of {variable} is not supported in DEFINE", "FIRST or LAST of a variable before it"
-            )
-        if variable == own and offset == 0:
-            return Column(_column_of(argument), node.span)
-        if own is None and offset:
-            return self._row_of(argument, variable, kind, offset)
-        if offset != (1 if variable == own else 0):
-            raise SqlFault(node.span, f"{kind} with the offset {offset} is not supported here", "FIRST(A.x), LAST(A.x)")
-        return self._value(argument, variable, kind.lower())
+        return self._aggregate(node.span, argument, engine.step(variable), kind, current)
 
-    def _row_of(self, node: Column, variable: str, kind: str, offset: int) -> Column:
-        """Returns the value of a row of a variable, counted from its first or its last row; NULL if there is none."""
-        bound = Binder(self._context, self._relation).bind(Column(_column_of(node), node.span))
-        values = engine.step(variable).list(bound.expr)
-        index = offset if kind == "FIRST" else -1 - offset
-        return self._column(node.span, bound.type, values.list.get(index, null_on_oob=True))
+    def _offset(self, node: Call) -> int:
+        if len(node.arguments) < 2:
+            return 0
+        offset = node.arguments[1]
+        if not isinstance(offset, Constant) or not offset.text.isdigit() or len(node.arguments) > 2:
+            raise SqlFault(offset.span, f"{node.name.text.upper()} takes a number of rows", "LAST(A.x, 1)")
+        return int(offset.text)
 
-    def _value(self, node: Column, variable: str, kind: str) -> Column:
-        bound = Binder(self._context, self._relation).bind(Column(_column_of(node), node.span))
-        rows, number = engine.step(variable), pa.types.is_integer(bound.type)
-        if kind in ("first", "last", "min", "max"):
-            return self._column(node.span, bound.type, getattr(rows, kind)(bound.expr))
-        present = rows.sum(when(bound.expr.is_not_null()).then(lit(1)).otherwise(lit(0)))
-        if kind == "count":
-            return self._column(node.span, pa.int64(), coalesce(present, lit(0)))
-        if not functions.is_number(bound.type):
-            raise SqlFault(node.span, f"{kind.upper()} of {bound.type}", "it takes numbers")
-        if kind == "sum":
-            return self._column(node.span, pa.int64() if number else bound.type, rows.sum(bound.expr))
-        if not number:
-            return self._column(node.span, pa.float64(), rows.mean(bound.expr))
-        quotient = functions.divided("/", TypedExpr(rows.sum(bound.expr), pa.int64()), TypedExpr(present, pa.int64()))
-        return self._column(node.span, pa.int64(), when(present > 0).then(quotient).otherwise(lit(None)))
+    def _row(
+        self, span: Span, argument: TypedExpr, variable: str | None, kind: str, offset: int, current: Expr | None
+    ) -> Column:
+        """Returns the value of a row of a variable, counted from its first or its last row; NULL if there is none.
+        `current`: the value of the current row, if the variable has it too.
+        """
+        rows = engine.step(variable)
+        if current is None:
+            value = getattr(rows, kind.lower())(argument.expr, offset=offset)
+        elif kind == "LAST":
+            value = rows.last(argument.expr, offset=offset - 1) if offset else current
+        else:
+            value = when(rows.count() == offset).then(current).otherwise(rows.first(argument.expr, offset=offset))
+        return self._column(span, argument.type, value)
+
+    def _aggregate(
+        self, span: Span, argument: TypedExpr, rows: engine.StepRows, kind: str, current: Expr | None
+    ) -> Column:
+        expr, type = argument
+        if kind in ("MIN", "MAX"):
+            value = getattr(rows, kind.lower())(expr)
+            if current is not None:
+                further = current < value if kind == "MIN" else current > value
+                value = when(value.is_null() | further).then(current).otherwise(value)
+            return self._column(span, type, value)
+        is_there = when(expr.is_not_null()).then(lit(1)).otherwise(lit(0))
+        present = coalesce(rows.sum(is_there), lit(0)) + (0 if current is None else is_there)
+        if kind == "COUNT":
+            return self._column(span, pa.int64(), present)
+        if not functions.is_number(type):
+            raise SqlFault(span, f"{kind} of {type}", "it takes numbers")
+        whole = pa.types.is_integer(type)
+        total = rows.sum(expr)
+        if current is not None:
+            total = when(current.is_not_null()).then(coalesce(total, lit(0)) + current).otherwise(total)
+        if kind == "SUM":
+            return self._column(span, pa.int64() if whole else type, total)
+        if not whole:
+            mean = rows.mean(expr) if current is None else total / present
+            return self._column(span, pa.float64(), mean)
+        quotient = functions.divided("/", TypedExpr(total, pa.int64()), TypedExpr(present, pa.int64()))
+        return self._column(span, pa.int64(), when(present > 0).then(quotient).otherwise(lit(None)))
 
     def _column(self, span: Span, type: pa.DataType, value: Expr) -> Column:
         name = self._names.free("step_value")
@@ -255,32 +286,3 @@ class _MatchBinder:
 def _column_of(node: Column) -> tuple[Name, ...]:
     """Returns the name of a column without the variable before it."""
     return node.parts[1:] if len(node.parts) > 1 else node.parts
-
-
-def _without_first(node: Expression, own: str) -> Expression:
-    """Returns `LAST(B.x, 1) IS NULL OR c` of the variable B as `c`.
-
-    The engine takes a comparison with the row before for true where there is no such row, which is what this condition
-    says. Raises SqlFault for `LAST(B.x, 1)` without it, which is NULL in the first row, so that no row would match.
-    """
-    if isinstance(node, Binary) and node.operator == "OR":
-        for first, rest in ((node.left, node.right), (node.right, node.left)):
-            if isinstance(first, Is) and first.what == "NULL" and not first.negated and _is_before(first.operand, own):
-                return rest
-    if any(_is_before(each, own) for each in walk(node)):
-        raise SqlFault(
-            node.span,
-            f"the row before is NULL for the first row of {own}",
-            f"write LAST({own}.x, 1) IS NULL OR …",
-        )
-    return node
-
-
-def _is_before(node: Any, own: str) -> bool:
-    return (
-        isinstance(node, Call)
-        and node.name.text.upper() == "LAST"
-        and len(node.arguments) == 2
-        and isinstance(node.arguments[0], Column)
-        and node.arguments[0].parts[0].text == own
-    )

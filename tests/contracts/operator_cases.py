@@ -494,6 +494,11 @@ CASES = [
         for skip in ("past_last", "to_next", "none")
     ),
     Case(
+        "pattern, begun",
+        lambda: Pattern(["user"], RISES, ("to_last", "high"), RISE_MEASURES, overlap="begun"),
+        SORTED,
+    ),
+    Case(
         "process",
         lambda: process_operator(["user"], process_spec(counted, schema=RESULT, on_timer=at_the_end)),
         APPEND,

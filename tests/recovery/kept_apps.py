@@ -746,12 +746,24 @@ def _folders() -> None:
     Path("out").mkdir()
 
 
+def row_patterns(app: App, scene: Scene) -> None:
+    """Partial and complete matches of groups, alternatives, and conditions on several rows."""
+    rows = scene.payments(app).key_by("k")
+    low, high = sabot.pattern("low", col("x") < 2), sabot.pattern("high", col("x") >= sabot.step("low").max("x"))
+    turns = sabot.pattern(low | high, times=(2, None)).consecutive()
+    turns = turns.next("end", (sabot.step().sum("x") > 9) | (col("shop") == 1))
+    measures = {"n": sabot.step().count(), "second": sabot.step("low").first("n", offset=1)}
+    for skip in ("past_last", ("to_last", "low")):
+        name = f"turns-{skip if isinstance(skip, str) else '-'.join(skip)}"
+        rows.pattern(turns, skip=skip, overlap="begun", **measures).named(name).to(scene.sink(name))
+
+
 PROGRAMS = {
     program.name: program
     for program in [
         *(
             Program(f"{build.__name__.replace('_', '-')}-{state}", build, state)
-            for build in (windows, running, changes, over, joins, time_joins, patterns)
+            for build in (windows, running, changes, over, joins, time_joins, patterns, row_patterns)
             for state in ("memory", "rocksdb")
         ),
         *(Program(f"processes-{state}", processes, state, fired=5) for state in ("memory", "rocksdb")),

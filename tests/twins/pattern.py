@@ -45,12 +45,37 @@ class Spec:
     def table(self) -> PatternTable:
         def test(given: Any) -> Any:
             bit, conditions = given
-            return bit, [(op, (False, 0), (True, slot), own) for op, slot, own in conditions]
+            return bit, [condition(*each) for each in conditions]
+
+        def condition(op: str, slot: int, own: bool) -> Any:
+            program = [("operand", self.kind, 0), ("slot", self.kind, slot), (op, self.kind, None)]
+            return [("fresh", "signed", self.slots[slot][0]), *program, ("|", "signed", None)] if own else program
+
+        n = len(self.steps)
+        gaps = [[test(each) for each in gap] for gap in self.gaps]
+
+        def edges(start: int) -> list[Any]:
+            found: list[Any] = []
+            for to in range(start, n):
+                found.append((to, self.steps[to][2], [each for gap in gaps[start : to + 1] for each in gap]))
+                if not self.steps[to][4]:
+                    return found
+            if start == 0:
+                return found
+            return [
+                *found,
+                ("end", "then", [each for gap in gaps[start:] for each in gap]) if gaps[n] else ("accept", "then", []),
+            ]
 
         return PatternTable(
-            [(*step[:-1], keep, test(step[-1])) for step, keep in zip(self.steps, self.keep, strict=True)],
-            [[test(each) for each in gap] for gap in self.gaps],
-            [(step, first, self.kind, 0) for step, first in self.slots],
+            [
+                (least, most, between, greedy, False, keep, i, test(its), gaps[i + 1])
+                for i, ((least, most, _, between, _, greedy, its), keep) in enumerate(
+                    zip(self.steps, self.keep, strict=True)
+                )
+            ],
+            [edges(i) for i in range(len(self.gaps))],
+            [(step, "first" if first else "last", self.kind, 0, -1, 0) for step, first in self.slots],
             [self.kind],
             within_ms=self.within,
             skip=self.skip,

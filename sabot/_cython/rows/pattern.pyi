@@ -3,56 +3,65 @@ from typing import Any
 
 import pyarrow as pa
 
-Operand = tuple[bool, int]
-"""One side of a comparison: (True, a slot) or (False, a column of operands)."""
-
-Condition = tuple[str, Operand, Operand, bool]
-"""A comparison: op (== != < <= > >=), left, right, own. `own`: True if it compares with an earlier row of the same
-step; the first row of the step passes.
+Instruction = tuple[str, str, int | float | None]
+"""A step of a condition's program: what it does, the kind of its values, and a number. The program works on a stack of
+values; true and false are the signed integers 1 and 0. Without inputs: "operand" and "slot" (the number of a column of
+operands, or of a slot), "constant" (its value), "null", "fresh" (true if the partial match has no row of the variable
+yet). Of one value: "float" (of a signed integer), "neg", "not", "is_null". Of two: + - * / // %, == != < <= > >=, & | ^,
+"coalesce". Of three: "when" (the second if the first is true, else the third). Nulls are treated as in SQL.
 """
 
-Test = tuple[int, Sequence[Condition]]
-"""The condition on a row: the index of the bool column that must be true (or -1), and comparisons that must hold too.
-A comparison with a null does not hold.
-"""
+Test = tuple[int, Sequence[Sequence[Instruction]]]
+"""The condition on a row: the index of the bool column that must be true (or -1), and programs that must give true too."""
 
-Step = tuple[int, int | None, str, str, bool, bool, str, Test]
-"""A step: least and most rows (None for any number), before, between ("next", "then", "then_any"), optional, greedy,
-keep, test.
+Step = tuple[int, int | None, str, bool, bool, str, int, Test, Sequence[Test]]
+"""A step: least and most rows (None for any number), between ("next", "then", "then_any"), greedy, reluctant, keep,
+variable, test, after.
 
 `keep`: the rows of the step that a match reports: "each", "ends" (the first and the last), or "count" (none, only
-their number). A partial match grows with every row only under "each".
+their number). A partial match grows with every row only under "each". `variable`: the number of its name; steps of one
+name share it. `after`: tests of rows that end the step once it has its least number of rows.
 """
 
-Slot = tuple[int, bool, str, int]
-"""A value that a partial match remembers: the step; True for the step's first row, False for its last row; the kind
-of the value; the column of operands that has it.
+Edge = tuple[int | str, str, Sequence[Test]]
+"""A way on: to a step, to "end" (the time after the last step in which no row may pass the gap), or to "accept", where
+the pattern is complete; before; the gap, which are tests of rows that may not come between the two steps.
+"""
+
+Slot = tuple[int, str, str, int, int, int]
+"""A value that a partial match remembers of its rows: variable (-1 for the rows of all), what, kind, source, other, rows.
+
+`what`: "first", "last", "sum", "min", "max" of a column of operands (`source`; -1 for the serial number of the row),
+"count" of its values that are not null (-1: of the rows); "later": the value of the row that comes `rows` rows after the
+first one, whose number is counted in the slot `other`; "earlier": what the slot `other` had before the last row.
 """
 
 class PatternTable:
     """The partial matches of a pattern, by key slot. Has one owner thread; the GIL is released.
 
-    `steps`: at most 62. `gaps`: for each step the tests of forbidden rows between the step before it and the step; the last
-    entry has the tests of rows that are forbidden after the last step, within `within_ms` of the first row. Rows of a key
-    must come in order of time.
+    `steps`: at most 62. `edges`: first those to the steps that can be first, then for each step those to the steps that can
+    come after it, in the order of preference. Rows of a key must come in order of time.
 
-    A match assigns rows to the steps in order: `least` to `most` rows to each step, or none if the step is optional. Let p
-    be a row of the match and q the next one, which belongs to step j. Then:
-    - `before` of step j (or `between`, if p belongs to j too) limits the rows between p and q: "next" allows none, "then"
-      none that passes the test of j, "then_any" any;
-    - if q belongs to another step than p, no row after p up to and including q passes a test of the gaps between the two
-      steps; if it belongs to the same step, and the step has at least `least` rows up to p, none passes a test of the gap
-      after the step;
+    A match assigns rows to steps along the edges: `least` to `most` rows to each step. Let p be a row of the match and q the
+    next one, which belongs to step j. Then:
+    - `before` of the edge (or `between`, if p belongs to the same visit of j) limits the rows between p and q: "next" allows
+      none, "then" none that passes the test of j, "then_any" any;
+    - if q begins a step, no row after p up to and including q passes a test of the edge's gap; if it belongs to the same visit
+      of a step, and this has at least `least` rows up to p, none passes a test of `after`;
     - if the step of p is greedy, is not j, and has fewer rows than `most`, no row after p up to q passes its test (if its
       `between` is "next": the row right after p does not).
-    The times of the first and the last row are at most `within_ms` apart. A match whose last step has a gap after it is
-    complete `within_ms` after its first row, if no row between its last row and that time passes a test of that gap.
+    The times of the first and the last row are at most `within_ms` apart. A match that leads to "end" is complete
+    `within_ms` after its first row, if no row between its last row and that time passes a test of that edge's gap.
     A test sees the values that the rows taken so far have stored in the slots.
 
-    `skip`: "none" reports all matches. "past_last" reports, of the matches that are complete first, only the one that
-    started first; among several of these it prefers to take a row rather than to skip it, a row of the current step to a
-    later step, and an earlier one of several later steps. Then matching starts anew after the last row of the match.
-    "to_next" reports at most one match per first row, chosen in the same way.
+    Of the matches with the same first row, one is preferred: it takes a row rather than to skip it, for the current step
+    rather than for another (for a reluctant step the other way round), and by an earlier edge of a step.
+
+    `skip`: "none" reports all matches. With "past_last", matching starts anew after the last row of a match, with "to_next"
+    after its first row, with "to_slot" at the row whose serial number is in `skip_slot` (but after the first row).
+    `overlap`: of matches that overlap, "complete" reports the one that is complete first, of these the one that began first,
+    of these the preferred one. "begun" reports the one that began first, of these the preferred one. A match is reported when
+    it is certain to be the one: when a row has come that completes it, or that ends the last partial match before it.
 
     `operands`: the kind of each column of operands: "signed" (int64 or the like), "unsigned" (uint64 or the like), "float"
     (float64) or "bytes" (string, binary). Raises ValueError for arguments that do not fit together.
@@ -61,12 +70,14 @@ class PatternTable:
     def __init__(
         self,
         steps: Sequence[Step],
-        gaps: Sequence[Sequence[Test]],
+        edges: Sequence[Sequence[Edge]],
         slots: Sequence[Slot],
         operands: Sequence[str],
         *,
         within_ms: int | None,
         skip: str,
+        overlap: str = "complete",
+        skip_slot: int = -1,
         max_partial: int = 10_000,
         max_rows: int = 1_000_000,
         output_rows: int = 1_048_576,
@@ -108,10 +119,17 @@ class PatternTable:
         wait. Call it when no row below the watermark can come. Returns True when done, or False when `output_rows`
         rows of matches wait for `matches`.
         """
+    def flush(self, known_ms: int) -> bool:
+        """Drops all partial matches, and reports the complete ones that waited for them. Call it when no row can come.
+        `known_ms`: the time. Returns True when done, as `expire` does.
+        """
+    def occupied(self) -> pa.Int32Array:
+        """Returns the key slots that have partial matches."""
     def matches(
         self,
     ) -> tuple[
         pa.Int32Array,
+        pa.Int64Array,
         pa.Int64Array,
         pa.Int64Array,
         pa.Int64Array,
@@ -120,8 +138,11 @@ class PatternTable:
         pa.Int64Array,
         pa.Int32Array,
     ]:
-        """Returns the matches found since the last call: (key slots, first time, last time, offsets, steps, rows,
-        weights, taken).
+        """Returns the matches found since the last call: (key slots, first time, last time, known,
+        offsets, steps, rows, weights, taken).
+
+        `known`: the time of the row, or the end of the time limit, with which the match was certain; at least the last
+        time.
 
         `offsets`, one more than matches, are positions in steps, rows and weights, which have for each row of a match
         its step, its number (or -1), and how many rows it stands for (itself, and the rows before it that are not
@@ -142,7 +163,8 @@ class PatternTable:
         """Returns copies of the partial matches and the nodes of these key slots, one slot after the other, or of all slots.
 
         Partial matches, in order for each key: slot int32, first int64 (ms), step int32, rows int32, count int32, loop bool,
-        targets int64, start int64, last int64, node int64 (of its last row), then the values "0", "1", …: int64 (bits) or binary.
+        targets int64 (bits; of a complete match bit 62, and the ms from its first to its last row), start int64, last int64,
+        node int64 (of its last row), then the values "0", "1", …: int64 (bits) or binary.
         Nodes: row int64, prev int64 (or -1), step int32, weight int32. The row number of a node in the batch is the node's
         number. The nodes of a key stand together, in the order of the keys.
         """

@@ -38,37 +38,57 @@ cdef extern from "rows/pattern_bits.h" namespace "sabot" nogil:
 
 cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
     const int BYTES_KIND "sabot::BYTES"
+    const int SIGNED_KIND "sabot::SIGNED"
+    const int FLOAT_KIND "sabot::FLOAT"
     const int ALL_MATCHES "sabot::ALL"
+    const int TO_SLOT "sabot::TO_SLOT"
+    const int END_BIT "sabot::END"
+    const int ACCEPT "sabot::ACCEPT"
+    const int NUMBER "sabot::NUMBER"
+    const int LATER "sabot::LATER"
+    const int EARLIER "sabot::EARLIER"
+    const int OPERAND "sabot::OPERAND"
+    const int SLOT "sabot::SLOT"
+    const int CONSTANT "sabot::CONSTANT"
+    const int FRESH "sabot::FRESH"
     const uint64_t EVERY
 
-    cppclass CCondition "sabot::Condition":
+    cppclass Instruction:
         int op
-        cbool left_captured
-        cbool right_captured
-        int left
-        int right
         int kind
-        cbool own
+        int index
+        uint64_t raw
 
     cppclass CTest "sabot::Test":
         uint64_t bits
-        vector[CCondition] conditions
+        vector[vector[Instruction]] conditions
 
     cppclass StepPlan:
         int32_t least
         int32_t most
-        int before
         int between
-        cbool optional
         cbool greedy
+        cbool reluctant
         int keep
+        int variable
         CTest test
+        vector[CTest] after
+
+    cppclass Edge:
+        int to
+        int before
+        vector[CTest] gap
 
     cppclass SlotPlan:
-        int step
-        cbool first
+        int variable
+        int what
         int kind
         int source
+        int other
+        int64_t rows
+
+    cbool fits_stack(const vector[Instruction]& program) noexcept
+    uint64_t bits_of(double value) noexcept
 
     cppclass Partial:
         int64_t start
@@ -99,6 +119,7 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
         vector[int32_t] steps
         vector[int64_t] first
         vector[int64_t] last
+        vector[int64_t] known
         vector[int64_t] offsets
         vector[int64_t] rows
         vector[int64_t] weights
@@ -106,12 +127,14 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
 
     cppclass Matcher:
         vector[StepPlan] steps
-        vector[vector[CTest]] gaps
+        vector[vector[Edge]] edges
         vector[SlotPlan] slots
         vector[int] operand_kinds
         vector[View] operands
         int64_t within
         int skip
+        int skip_slot
+        cbool begun
         int64_t most_partials
         int64_t most_nodes
         int64_t output_rows
@@ -129,6 +152,8 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
         cbool full() noexcept
         void row(int32_t slot, int64_t index, uint64_t mask, int64_t time) except +
         cbool expire(int64_t watermark) except +
+        cbool flush(int64_t known) except +
+        void occupied(vector[int32_t]& out) except +
         void drain_vacant(vector[int32_t]& out) except +
         void live_rows(vector[int64_t]& out) except +
         void renumber(const vector[int64_t]& live) except +
@@ -150,9 +175,14 @@ cdef extern from "rows/pattern_walk.h" namespace "sabot" nogil:
 
 
 _KINDS = ["signed", "unsigned", "float", "bytes"]
-_OPS = ["==", "!=", "<", "<=", ">", ">="]
+_OPS = [
+    "operand", "slot", "constant", "null", "fresh", "float", "neg", "not", "is_null", "+", "-", "*", "/", "//", "%",
+    "==", "!=", "<", "<=", ">", ">=", "&", "|", "^", "coalesce", "when",
+]  # in the order of pattern_program.h
+_WHATS = ["first", "last", "sum", "count", "min", "max", "later", "earlier"]
 _BEFORE = ["next", "then", "then_any"]
-_SKIP = ["past_last", "to_next", "none"]
+_SKIP = ["past_last", "to_next", "none", "to_slot"]
+_OVERLAP = ["complete", "begun"]
 _MOST_STEPS = 62
 _KEEP = ["count", "ends", "each"]
 _NODES = pa.schema([("row", pa.int64()), ("prev", pa.int64()), ("step", pa.int32()), ("weight", pa.int32())])
@@ -184,67 +214,117 @@ cdef class PatternTable:
     cdef object alive                      # keeps arrays of the batch alive
 
     def __cinit__(
-        self, steps, gaps, slots, operands, *, within_ms, skip, int64_t max_partial=10_000, int64_t max_rows=1_000_000,
-        int64_t output_rows=1_048_576,
+        self, steps, edges, slots, operands, *, within_ms, skip, overlap="complete", int skip_slot=-1,
+        int64_t max_partial=10_000, int64_t max_rows=1_000_000, int64_t output_rows=1_048_576,
     ):
         cdef StepPlan plan
+        cdef Edge edge
         cdef SlotPlan slot
-        cdef vector[CTest] tests
+        cdef vector[Edge] leaving
         cdef Matcher* matcher = &self.matcher
-        if not 1 <= len(steps) <= _MOST_STEPS or len(gaps) != len(steps) + 1 or len(slots) > 63 or len(gaps[0]):
-            raise ValueError(f"{len(steps)} steps with {len(gaps)} gaps and {len(slots)} slots")
-        if within_ms is None and len(gaps[len(steps)]):
-            raise ValueError("a gap behind the last step needs within_ms")
+        if not 1 <= len(steps) <= _MOST_STEPS or len(edges) != len(steps) + 1 or len(slots) > 63:
+            raise ValueError(f"{len(steps)} steps with {len(edges)} lists of edges and {len(slots)} slots")
         for kind in operands:
             matcher.operand_kinds.push_back(_index(_KINDS, kind, "operand"))
-        for step, first, kind, source in slots:
-            slot.step, slot.first, slot.kind, slot.source = step, first, _index(_KINDS, kind, "slot"), source
-            if not (0 <= slot.step < len(steps) and 0 <= slot.source < len(operands)) or operands[source] != kind:
-                raise ValueError(f"slot {step, first, kind, source} has no such step or operand, or another kind")
+        for variable, what, kind, source, other, rows in slots:
+            slot.variable, slot.what, slot.kind = variable, _index(_WHATS, what, "slot"), _index(_KINDS, kind, "slot")
+            slot.source, slot.other, slot.rows = source, other, rows
+            self._check_slot(slot, len(steps))
             matcher.slots.push_back(slot)
-        for least, most, before, between, optional, greedy, keep, test in steps:
+        for least, most, between, greedy, reluctant, keep, variable, test, after in steps:
             plan.least, plan.most = least, 0 if most is None else most
             if plan.least < 1 or (plan.most and plan.most < plan.least):
                 raise ValueError(f"a step cannot match {least} to {most} rows")
-            plan.before, plan.between = _index(_BEFORE, before, "before"), _index(_BEFORE, between, "between")
-            plan.optional, plan.greedy, plan.test = optional, greedy, self._test(test)
+            plan.between, plan.variable = _index(_BEFORE, between, "between"), variable
+            plan.greedy, plan.reluctant, plan.test, plan.after = greedy, reluctant, self._test(test), self._tests(after)
             plan.keep = _index(_KEEP, keep, "keep")
-            if greedy and between == "then_any":
-                raise ValueError("a greedy step cannot use then_any: it matches every row that it can")
+            if greedy and (reluctant or between == "then_any"):
+                raise ValueError("a greedy step cannot be reluctant or use then_any: it matches every row that it can")
+            if not 0 <= plan.variable < len(steps):
+                raise ValueError(f"a step cannot have the variable {variable}")
             matcher.steps.push_back(plan)
-        for gap in gaps:
-            tests.clear()
-            for test in gap:
-                tests.push_back(self._test(test))
-            matcher.gaps.push_back(tests)
+        for number, given in enumerate(edges):
+            leaving.clear()
+            for to, before, gap in given:
+                edge.to = END_BIT if to == "end" else ACCEPT if to == "accept" else to
+                edge.before, edge.gap = _index(_BEFORE, before, "before"), self._tests(gap)
+                if not (0 <= edge.to < len(steps) or (number and edge.to in (END_BIT, ACCEPT))):
+                    raise ValueError(f"no edge leads from {number} to {to}")
+                if to == "end" and within_ms is None:
+                    raise ValueError("a gap behind the last step needs within_ms")
+                leaving.push_back(edge)
+            if len({to for to, _, _ in given}) != len(given):
+                raise ValueError(f"two edges lead from {number} to the same step")
+            matcher.edges.push_back(leaving)
         matcher.within = -1 if within_ms is None else within_ms
-        matcher.skip = _index(_SKIP, skip, "skip")
+        matcher.skip, matcher.skip_slot = _index(_SKIP, skip, "skip"), skip_slot
+        if matcher.skip == TO_SLOT:
+            if not 0 <= skip_slot < len(slots) or matcher.slots[skip_slot].source >= 0:
+                raise ValueError(f"slot {skip_slot} has no row with which the next match could begin")
+        matcher.begun = _index(_OVERLAP, overlap, "overlap") == 1 and matcher.skip != ALL_MATCHES
         matcher.most_partials, matcher.most_nodes, matcher.output_rows = max_partial, max_rows, output_rows
         matcher.ready()
         self.done = self.rows = 0
 
+    cdef int _check_slot(self, const SlotPlan& slot, int64_t steps) except -1:
+        """Raises ValueError for a slot that does not fit the steps, the operands and the slots before it."""
+        cdef Matcher* matcher = &self.matcher
+        cdef int64_t before = matcher.slots.size()
+        cdef bint fits = -1 <= slot.variable < steps and -1 <= slot.source < <int64_t> matcher.operand_kinds.size()
+        if slot.what == LATER or slot.what == EARLIER:
+            fits = fits and 0 <= slot.other < before and matcher.slots[slot.other].variable == slot.variable
+            if fits and slot.what == LATER:
+                fits = matcher.slots[slot.other].what == NUMBER and matcher.slots[slot.other].source < 0
+            elif fits:
+                fits = matcher.slots[slot.other].kind == slot.kind
+        if fits and slot.what != NUMBER and slot.what != EARLIER:
+            fits = slot.kind == (SIGNED_KIND if slot.source < 0 else matcher.operand_kinds[slot.source])
+        if not fits:
+            raise ValueError(f"slot {before} has no such variable, operand or slot, or another kind")
+        return 0
+
+    cdef vector[CTest] _tests(self, given) except *:
+        cdef vector[CTest] tests
+        for test in given:
+            tests.push_back(self._test(test))
+        return tests
+
     cdef CTest _test(self, given) except *:
         cdef CTest test
-        cdef CCondition condition
+        cdef vector[Instruction] program
+        cdef Instruction made
         column, conditions = given
         if column >= 63:
             raise ValueError(f"test {column} is not allowed: a pattern has at most 63 tests")
         test.bits = EVERY if column < 0 else <uint64_t> 1 << <int> column
-        for op, (left_captured, left), (right_captured, right), own in conditions:
-            condition.op = _index(_OPS, op, "condition")
-            condition.left_captured, condition.left = left_captured, left
-            condition.right_captured, condition.right = right_captured, right
-            condition.own = own
-            condition.kind = self._kind(left_captured, left)
-            if condition.kind != self._kind(right_captured, right):
-                raise ValueError(f"{op}: the two sides have different kinds")
-            test.conditions.push_back(condition)
+        for condition in conditions:
+            program.clear()
+            for op, kind, value in condition:
+                made.op, made.kind, made.index, made.raw = _index(_OPS, op, "condition"), _index(_KINDS, kind, "kind"), 0, 0
+                if made.op == CONSTANT:
+                    made.raw = bits_of(value) if made.kind == FLOAT_KIND else <uint64_t> <int64_t> value
+                elif value is not None:
+                    made.index = value
+                self._check_instruction(made)
+                program.push_back(made)
+            if not fits_stack(program):
+                raise ValueError("a condition does not leave one value, or needs too many at a time")
+            test.conditions.push_back(program)
         return test
 
-    cdef int _kind(self, bint captured, int index) except -1:
-        if not 0 <= index < <int> (self.matcher.slots.size() if captured else self.matcher.operand_kinds.size()):
-            raise ValueError(f"there is no {'slot' if captured else 'operand'} {index}")
-        return self.matcher.slots[index].kind if captured else self.matcher.operand_kinds[index]
+    cdef int _check_instruction(self, const Instruction& made) except -1:
+        """Raises ValueError for a slot, operand or variable that is not there, or is of another kind."""
+        cdef Matcher* matcher = &self.matcher
+        cdef bint fits = True
+        if made.op == SLOT:
+            fits = 0 <= made.index < <int> matcher.slots.size() and matcher.slots[made.index].kind == made.kind
+        elif made.op == OPERAND:
+            fits = 0 <= made.index < <int> matcher.operand_kinds.size() and matcher.operand_kinds[made.index] == made.kind
+        elif made.op == FRESH:
+            fits = 0 <= made.index < _MOST_STEPS
+        if not fits:
+            raise ValueError(f"there is no {_OPS[made.op]} {made.index} of the kind {_KINDS[made.kind]}")
+        return 0
 
     def __len__(self):
         return self.matcher.partials
@@ -364,6 +444,19 @@ cdef class PatternTable:
             done = self.matcher.expire(watermark_ms)
         return done
 
+    def flush(self, int64_t known_ms):
+        """Drops all partial matches, or turns them into matches. See pattern.pyi."""
+        cdef bint done
+        with nogil:
+            done = self.matcher.flush(known_ms)
+        return done
+
+    def occupied(self):
+        """Returns the slots that have partial matches. See pattern.pyi."""
+        cdef vector[int32_t] out
+        self.matcher.occupied(out)
+        return int32_array(out)
+
     # Matches
 
     def matches(self):
@@ -375,7 +468,8 @@ cdef class PatternTable:
         for i in range(taken.size()):
             taken[i] = <int32_t> self.matcher.taken[i]
         answer = (
-            int32_array(found.slots), int64_array(found.first), int64_array(found.last), int64_array(found.offsets),
+            int32_array(found.slots), int64_array(found.first), int64_array(found.last), int64_array(found.known),
+            int64_array(found.offsets),
             int32_array(found.steps), int64_array(found.rows), int64_array(found.weights), int32_array(taken),
         )  # fmt: skip
         self.matcher.taken.clear()

@@ -7,9 +7,13 @@
                                                           if a step does not keep each row, one node stands for several
 
    A partial match may take two kinds of rows next: another row of its `step` (`loop`), or a first row of a step in
-   `targets`. A row that it takes makes a new partial match in its place. The old one stays behind the new one, with the
-   steps that it may still take if it skips the row, or is dropped if there are none. `interest` has the bits of the tests
-   that can affect a partial match: a row that passes none of them costs only a look at its key.
+   `targets`, by the edges of its step. A row that it takes makes a new partial match in its place. The old one stays
+   behind the new one, with the steps that it may still take if it skips the row, or is dropped if there are none.
+   `interest` has the bits of the tests that can affect a partial match: a row that passes none of them costs only a look
+   at its key.
+
+   Of overlapping matches the one that is complete first counts, or the one that began first (`begun`). In the second case
+   a complete match stays in the list while a partial match before it may still become the one that counts (`DONE`).
 
    Nothing here needs the GIL. Functions that add partial matches or nodes may throw std::bad_alloc (`except +`); those that
    only read are noexcept. */
@@ -17,50 +21,59 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "arrow/column.h"
+#include "rows/pattern_program.h"
 
 namespace sabot {
 
 enum : int { STRICT = 0, RELAXED = 1, ANY = 2 };           /* which rows may be skipped before a row that is taken */
-enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2 };        /* where matching goes on after a match */
-enum : int { SIGNED = 0, UNSIGNED = 1, FLOAT = 2, BYTES = 3 }; /* the kind of a value */
+enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2, TO_SLOT = 3 }; /* where matching goes on after a match */
 /* the rows of a step that are kept: none (only their number), the first and the last, all */
 enum : int { COUNT = 0, ENDS = 1, EACH = 2 };
 constexpr int END = 63;  /* the bit of `targets` for the time after the last step in which no forbidden row may come */
+constexpr int DONE = 62; /* the bit of `targets` of a complete match; the other bits have the ms from its first to its last row */
+constexpr int ACCEPT = -2; /* the target of an edge at which the pattern is complete */
 constexpr uint64_t EVERY = 1ull << 63;                     /* the bit of a test that all rows pass */
 constexpr int LOOK_BACK = 16;                              /* the number of earlier partial matches that a new one is compared with */
 
-struct Condition {
-    int op; /* == != < <= > >= */
-    bool left_captured, right_captured;
-    int left, right; /* a slot of the partial match, or a column of operands */
-    int kind;
-    bool own; /* true if it compares with an earlier row of the same step; the first row of the step passes */
-};
-
 struct Test {
     uint64_t bits;
-    std::vector<Condition> conditions;
+    std::vector<Program> conditions;
 };
 
 struct StepPlan {
     int32_t least, most; /* numbers of rows; `most` 0 for any number */
-    int before, between; /* which rows may be skipped before its first row, and between its rows */
-    bool optional, greedy;
+    int between;         /* which rows may be skipped between its rows */
+    bool greedy, reluctant;
     int keep;
+    int variable;        /* the number of its name; several steps may have one name */
     Test test;
+    std::vector<Test> after; /* tests of rows that end the step once it has `least` rows */
+    uint64_t after_bits;
 };
 
+/* A step that may follow another one, or END, or ACCEPT. Those of a step are in the order of preference. */
+struct Edge {
+    int to;
+    int before;            /* which rows may be skipped before the first row of step `to` */
+    std::vector<Test> gap; /* tests of rows that may not come between the two steps */
+    uint64_t gap_bits;
+};
+
+enum : int { FIRST_VALUE, LAST_VALUE, SUM, NUMBER, LEAST, GREATEST, LATER, EARLIER };
+
+/* A value that a partial match remembers of its rows of a variable (-1: of all its rows): of the first or the last row,
+   the sum, the number of values that are not null, the least, the greatest. LATER: of the row after the first `rows` rows,
+   whose number is in slot `other`. EARLIER: what slot `other` had before the last row of the variable. */
 struct SlotPlan {
-    int step;
-    bool first; /* true for the value of the step's first row, false for its last row */
-    int kind;
-    int source; /* the column of operands */
+    int variable, what, kind;
+    int source; /* the column of operands; -1 for the serial number of the row, and for NUMBER the number of rows */
+    int other;
+    int64_t rows;
 };
 
 constexpr int64_t FAR_SERIAL = int64_t{1} << 62; /* greater than the number of any row */
@@ -84,6 +97,7 @@ struct Node {
     int32_t weight; /* the number of rows for which it stands; its own row is the last of them */
     int32_t slot; /* the slot of its key */
     int32_t step;
+    uint64_t seen; /* the bits of the variables of the rows up to this one */
 };
 
 struct KeyOf {
@@ -92,14 +106,15 @@ struct KeyOf {
     int64_t queued_at = 0; /* the deadline under which the key is in the queue */
     int32_t head = -1, tail = -1, size = 0;
     int32_t nodes = 0;
+    int32_t done = 0; /* the number of complete matches in the list */
     bool queued = false, listed = false;
 };
 
 struct Found { /* found matches; the rows of match i are those from offsets[i] to offsets[i + 1] */
     std::vector<int32_t> slots, steps;
-    std::vector<int64_t> first, last, offsets, rows, weights;
+    std::vector<int64_t> first, last, known, offsets, rows, weights; /* known: the time at which it was sure to count */
     void clear() {
-        slots.clear(), steps.clear(), first.clear(), last.clear(), offsets.clear(), rows.clear(), weights.clear();
+        slots.clear(), steps.clear(), first.clear(), last.clear(), known.clear(), offsets.clear(), rows.clear(), weights.clear();
         offsets.push_back(0);
     }
 };
@@ -107,12 +122,14 @@ struct Found { /* found matches; the rows of match i are those from offsets[i] t
 class Matcher {
 public:
     std::vector<StepPlan> steps;
-    std::vector<std::vector<Test>> gaps; /* tests of rows that may not come before step i; the last entry: after the last step */
+    std::vector<std::vector<Edge>> edges; /* from 0: to the steps that can be first; from i + 1: to those after step i */
     std::vector<SlotPlan> slots;
     std::vector<int> operand_kinds;
     std::vector<View> operands; /* the operands of the batch */
     int64_t within = -1;
     int skip = PAST_LAST;
+    int skip_slot = -1; /* TO_SLOT: the slot with the serial number of the row at which the next match may begin */
+    bool begun = false;
     int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two are limits per key */
 
     uint64_t start_bits = 0, watched = 0;
@@ -125,33 +142,38 @@ public:
 
     /* Prepares matching. Call it when the plans are filled in. */
     void ready() {
-        const int n = static_cast<int>(steps.size());
+        const size_t n = steps.size();
         reach_.assign(n + 1, 0);
+        preferred_.assign(n + 1, 0);
         final_.assign(n + 1, false);
-        jump_bits_.assign(n + 1, std::vector<uint64_t>(n + 1, 0));
-        for (int from = 0; from <= n; from++) { /* from 0: before the first step; from i + 1: in step i */
-            int to = from;
-            for (; to < n; to++) {
-                reach_[from] |= 1ull << to;
-                if (!steps[to].optional) break;
-            }
-            if (to == n && from > 0) {
-                if (gaps[n].empty()) final_[from] = true;
-                else reach_[from] |= 1ull << END;
-            }
-            uint64_t bits = 0;
-            for (int gap = from; gap <= n; gap++) {
-                for (const Test& test : gaps[gap]) bits |= test.bits;
-                jump_bits_[from][gap] = bits;
+        const auto fresh_in = [this](const Test& test) {
+            for (const Program& program : test.conditions)
+                for (const Instruction& each : program)
+                    if (each.op == FRESH) fresh_bits_ |= 1ull << each.index;
+        };
+        for (size_t from = 0; from <= n; from++) {
+            for (Edge& edge : edges[from]) {
+                if (edge.to == ACCEPT) {
+                    final_[from] = true;
+                    continue;
+                }
+                reach_[from] |= 1ull << edge.to;
+                if (!final_[from]) preferred_[from] |= 1ull << edge.to;
+                edge.gap_bits = union_of(edge.gap);
+                watched |= edge.gap_bits;
+                for (const Test& test : edge.gap) fresh_in(test);
+                if (edge.to == END) continue;
+                if (from == 0) start_bits |= steps[edge.to].test.bits;
+                else if (edge.before == STRICT) watched |= EVERY;
             }
         }
-        for (int j = 0; j < n; j++) {
-            watched |= steps[j].test.bits;
-            if (reach_[0] >> j & 1) start_bits |= steps[j].test.bits;
-            if ((j && steps[j].before == STRICT) || (steps[j].most != 1 && steps[j].between == STRICT)) watched |= EVERY;
-            for (const Test& test : gaps[j]) watched |= test.bits;
+        for (StepPlan& step : steps) {
+            step.after_bits = union_of(step.after);
+            watched |= step.test.bits | step.after_bits;
+            if (step.most != 1 && step.between == STRICT) watched |= EVERY;
+            fresh_in(step.test);
+            for (const Test& test : step.after) fresh_in(test);
         }
-        for (const Test& test : gaps[n]) watched |= test.bits;
         for (const SlotPlan& slot : slots) has_text_ |= slot.kind == BYTES;
         row_text_.assign(operand_kinds.size(), -1);
         found.clear();
@@ -170,10 +192,10 @@ public:
         serial++;
         index_ = index;
         row_ = -1;
+        floor_ = 0;
         if (key.deadline < time) expire_front(slot, time);
-        bool over = false;
-        if (mask & key.interest) over = walk(slot, mask, time);
-        if (!over && (mask & start_bits)) begin(slot, mask, time);
+        if (mask & key.interest) walk(slot, mask, time);
+        if (floor_ <= serial && (mask & start_bits)) begin(slot, mask, time);
         if (has_text_) forget_row_text();
         if (key.size > most_partials || key.nodes > most_nodes) crowded = slot;
         note(slot);
@@ -193,6 +215,26 @@ public:
             note(slot);
         }
         return true;
+    }
+
+    /* Drops all partial matches, since no row comes any more, and emits the complete ones that waited for them. `known`: the
+       time. Returns false if `found` became full before the end. */
+    bool flush(int64_t known) {
+        for (; flushed_ < keys.size(); flushed_++) {
+            if (full()) return false;
+            const int32_t slot = static_cast<int32_t>(flushed_);
+            if (keys[slot].size == 0) continue;
+            while (keys[slot].size > 0)
+                if (!settle(slot, known)) pop_front(slot);
+            note(slot);
+        }
+        flushed_ = 0;
+        return true;
+    }
+    /* Appends the keys that have partial matches. */
+    void occupied(std::vector<int32_t>& out) const {
+        for (size_t i = 0; i < keys.size(); i++)
+            if (keys[i].size > 0) out.push_back(static_cast<int32_t>(i));
     }
 
     /* Appends the keys that have lost their last partial match since the last call. */
@@ -275,7 +317,8 @@ public:
     /* Returns true if the partial match can result from some rows in this pattern. */
     bool belongs(const Partial& given) const {
         const StepPlan& step = steps[given.step];
-        return given.count >= 1 && given.count <= std::max(step.least, step.most) && !(given.targets & ~reach_[given.step + 1])
+        const bool fits = is_done(given) ? begun && final_[given.step + 1] && !given.loop : !(given.targets & ~reach_[given.step + 1]);
+        return fits && given.count >= 1 && given.count <= std::max(step.least, step.most)
             && 0 <= given.start && given.start <= given.last && given.last < FAR_SERIAL;
     }
     int32_t load_partial(int32_t slot, const Partial& given) {
@@ -285,6 +328,7 @@ public:
         hold(given.node);
         if (given.start >= serial) serial = given.start + 1;
         if (given.last >= serial) serial = given.last + 1;
+        if (is_done(given)) keys[slot].done++;
         attach(slot, p);
         return p;
     }
@@ -306,9 +350,12 @@ private:
         bool operator()(const std::pair<int64_t, int32_t>& a, const std::pair<int64_t, int32_t>& b) const { return a > b; }
     };
 
-    std::vector<uint64_t> reach_;
+    /* by `from` as in `edges`: the bits of its steps, of those that are preferred to ACCEPT, and whether it has ACCEPT */
+    std::vector<uint64_t> reach_, preferred_;
     std::vector<bool> final_;
-    std::vector<std::vector<uint64_t>> jump_bits_;
+    uint64_t fresh_bits_ = 0; /* the variables that FRESH asks for */
+    int64_t floor_ = 0;       /* no match may begin before the row with this serial number */
+    size_t flushed_ = 0;
     std::vector<Partial> pool_;
     std::vector<uint64_t> values_;
     std::vector<int32_t> unused_;
@@ -327,6 +374,17 @@ private:
             key.listed = true;
             listed_.push_back(slot);
         }
+    }
+
+    static uint64_t union_of(const std::vector<Test>& tests) {
+        uint64_t bits = 0;
+        for (const Test& test : tests) bits |= test.bits;
+        return bits;
+    }
+
+    static bool is_done(const Partial& p) { return (p.targets >> DONE & 3) == 1; }
+    static int64_t end_of(const Partial& done) {
+        return done.first_time + static_cast<int64_t>(done.targets & ((1ull << DONE) - 1));
     }
 
     int64_t deadline_of(const Partial& p) const {
@@ -350,6 +408,7 @@ private:
 
     void drop(int32_t p) {
         const Partial& partial = pool_[p];
+        if (is_done(partial)) keys[node_pool_[partial.node].slot].done--;
         release(partial.node);
         if (has_text_)
             for (size_t i = 0; i < slots.size(); i++)
@@ -375,7 +434,8 @@ private:
         }
         if (prev >= 0) hold(prev);
         const int32_t depth = prev >= 0 ? node_pool_[prev].depth : 0, total = prev >= 0 ? node_pool_[prev].total : 0;
-        node_pool_[made] = {row, prev, 1, depth + 1, total + weight, weight, slot, step};
+        const uint64_t seen = (prev >= 0 ? node_pool_[prev].seen : 0) | 1ull << steps[step].variable;
+        node_pool_[made] = {row, prev, 1, depth + 1, total + weight, weight, slot, step, seen};
         return made;
     }
 
@@ -429,121 +489,145 @@ private:
             }
     }
 
-    /* Stores the values of the current row in the step's slots. */
-    void capture(int32_t p, int step, bool first) {
-        for (size_t i = 0; i < slots.size(); i++) {
+    bool seen(int32_t p, int variable) const { /* -1: any variable */
+        return p >= 0 && (variable < 0 || node_pool_[pool_[p].node].seen >> variable & 1);
+    }
+
+    /* Stores the values of the current row in the slots of partial match `made`, a copy of `before` (-1: there is none)
+       that has taken the row for a step. Goes down, since a slot is read by those behind it. */
+    void capture(int32_t made, int32_t before, int step) {
+        for (int i = static_cast<int>(slots.size()) - 1; i >= 0; i--) {
             const SlotPlan& slot = slots[i];
-            if (slot.step != step || (slot.first && !first)) continue;
-            uint64_t& value = values_[p * slots.size() + i];
-            const uint64_t bit = 1ull << i;
-            if (slot.kind == BYTES && (pool_[p].valid & bit)) release_text(value);
-            const View& view = operands[slot.source];
-            if (!view.valid(index_)) {
-                pool_[p].valid &= ~bit;
-                continue;
+            if (slot.variable >= 0 && slot.variable != steps[step].variable) continue;
+            uint64_t* values = &values_[made * slots.size()];
+            const bool has = pool_[made].valid >> i & 1;
+            switch (slot.what) {
+                case FIRST_VALUE:
+                    if (!seen(before, slot.variable)) put_row(made, i);
+                    break;
+                case LAST_VALUE:
+                    put_row(made, i);
+                    break;
+                case LATER:
+                    if ((pool_[made].valid >> slot.other & 1 ? static_cast<int64_t>(values[slot.other]) : 0) == slot.rows) put_row(made, i);
+                    break;
+                case EARLIER:
+                    forget(made, i);
+                    if (!(pool_[made].valid >> slot.other & 1)) break;
+                    values[i] = values[slot.other];
+                    pool_[made].valid |= 1ull << i;
+                    if (slot.kind == BYTES) text_refs_[values[i]]++;
+                    break;
+                default: {
+                    if (slot.source >= 0 && !operands[slot.source].valid(index_)) break;
+                    if (!has) {
+                        if (slot.what == NUMBER) values[i] = 1, pool_[made].valid |= 1ull << i;
+                        else put_row(made, i);
+                        break;
+                    }
+                    const Value now = slot.what == NUMBER ? Value{1, nullptr, 0, true} : operand(slot.source, slot.kind);
+                    if (slot.what == SUM && slot.kind == FLOAT) values[i] = bits_of(double_of(values[i]) + double_of(now.raw));
+                    else if (slot.what == SUM || slot.what == NUMBER) values[i] += now.raw;
+                    else {
+                        const int order = compared(now, remembered(made, i, slot.kind), slot.kind);
+                        if (slot.what == LEAST ? order < 0 : order > 0) put_row(made, i);
+                    }
+                }
             }
-            pool_[p].valid |= bit;
-            if (slot.kind != BYTES) {
-                value = static_cast<const uint64_t*>(view.values)[view.start + index_];
-                continue;
-            }
-            int32_t& text = row_text_[slot.source];
-            if (text < 0) {
-                int64_t size;
-                const uint8_t* data = view.bytes_at(index_, &size);
-                text = static_cast<int32_t>(new_text(data, size));
-            }
-            text_refs_[text]++;
-            value = static_cast<uint64_t>(text);
         }
+    }
+
+    void forget(int32_t p, int i) {
+        const uint64_t bit = 1ull << i;
+        if (slots[i].kind == BYTES && (pool_[p].valid & bit)) release_text(values_[p * slots.size() + i]);
+        pool_[p].valid &= ~bit;
+    }
+
+    /* Stores the current row's value in slot i. */
+    void put_row(int32_t p, int i) {
+        const SlotPlan& slot = slots[i];
+        forget(p, i);
+        if (slot.source < 0) {
+            values_[p * slots.size() + i] = static_cast<uint64_t>(serial);
+            pool_[p].valid |= 1ull << i;
+            return;
+        }
+        const View& view = operands[slot.source];
+        if (!view.valid(index_)) return;
+        pool_[p].valid |= 1ull << i;
+        if (slot.kind != BYTES) {
+            values_[p * slots.size() + i] = static_cast<const uint64_t*>(view.values)[view.start + index_];
+            return;
+        }
+        int32_t& text = row_text_[slot.source];
+        if (text < 0) {
+            int64_t size;
+            const uint8_t* data = view.bytes_at(index_, &size);
+            text = static_cast<int32_t>(new_text(data, size));
+        }
+        text_refs_[text]++;
+        values_[p * slots.size() + i] = static_cast<uint64_t>(text);
     }
 
     /* -- tests ------------------------------------------------------------------------------------------------------------ */
 
-    static int compared(double a, double b) { /* NaN equals NaN, and is greater than all other values */
-        if (a < b) return -1;
-        if (a > b) return 1;
-        if (a == b) return 0;
-        return (a != a) - (b != b);
-    }
-    template <class T>
-    static int ordered(T a, T b) { return a < b ? -1 : a > b; }
-
-    bool read(bool captured, int index, int kind, int32_t p, uint64_t* raw, const uint8_t** data, int64_t* size) const {
-        if (captured) {
-            if (p < 0 || !(pool_[p].valid >> index & 1)) return false;
-            *raw = values_[p * slots.size() + index];
-            if (kind == BYTES) {
-                const std::string& text = texts_[*raw];
-                *data = reinterpret_cast<const uint8_t*>(text.data());
-                *size = static_cast<int64_t>(text.size());
-            }
-            return true;
-        }
+    Value operand(int index, int kind) const {
         const View& view = operands[index];
-        if (!view.valid(index_)) return false;
-        if (kind == BYTES) *data = view.bytes_at(index_, size);
-        else *raw = static_cast<const uint64_t*>(view.values)[view.start + index_];
-        return true;
+        Value value = {0, nullptr, 0, view.valid(index_)};
+        if (!value.valid) return value;
+        if (kind == BYTES) value.data = view.bytes_at(index_, &value.size);
+        else value.raw = static_cast<const uint64_t*>(view.values)[view.start + index_];
+        return value;
     }
 
-    bool holds(const Condition& given, int32_t p, bool looping) const {
-        if (given.own && !looping) return true;
-        uint64_t a = 0, b = 0;
-        const uint8_t *left = nullptr, *right = nullptr;
-        int64_t left_size = 0, right_size = 0;
-        if (!read(given.left_captured, given.left, given.kind, p, &a, &left, &left_size)) return false;
-        if (!read(given.right_captured, given.right, given.kind, p, &b, &right, &right_size)) return false;
-        int order;
-        if (given.kind == SIGNED) order = ordered(static_cast<int64_t>(a), static_cast<int64_t>(b));
-        else if (given.kind == UNSIGNED) order = ordered(a, b);
-        else if (given.kind == FLOAT) order = compared(double_of(a), double_of(b));
-        else {
-            const int64_t common = std::min(left_size, right_size);
-            order = common ? std::memcmp(left, right, common) : 0;
-            if (order == 0) order = ordered(left_size, right_size);
+    Value remembered(int32_t p, int slot, int kind) const {
+        Value value = {0, nullptr, 0, p >= 0 && (pool_[p].valid >> slot & 1)};
+        if (!value.valid) return value;
+        value.raw = values_[p * slots.size() + slot];
+        if (kind == BYTES) {
+            const std::string& text = texts_[value.raw];
+            value.data = reinterpret_cast<const uint8_t*>(text.data());
+            value.size = static_cast<int64_t>(text.size());
         }
-        switch (given.op) {
-            case 0: return order == 0;
-            case 1: return order != 0;
-            case 2: return order < 0;
-            case 3: return order <= 0;
-            case 4: return order > 0;
-            default: return order >= 0;
-        }
+        return value;
     }
 
-    bool holds(const Test& test, uint64_t mask, int32_t p, bool looping) const {
+    bool holds(const Test& test, uint64_t mask, int32_t p) const {
         if (!(mask & test.bits)) return false;
-        for (const Condition& each : test.conditions)
-            if (!holds(each, p, looping)) return false;
+        for (const Program& each : test.conditions) {
+            const Value value = run(each, [this, p](const Instruction& given) -> Value {
+                if (given.op == OPERAND) return operand(given.index, given.kind);
+                if (given.op == SLOT) return remembered(p, given.index, given.kind);
+                return {!seen(p, given.index), nullptr, 0, true};
+            });
+            if (!value.valid || !value.raw) return false;
+        }
         return true;
     }
 
-    /* Returns true if the current row is forbidden between step `from - 1` and step `to`. */
-    bool forbidden(int from, int to, uint64_t mask, int32_t p) const {
-        if (!(mask & jump_bits_[from][to])) return false;
-        for (int gap = from; gap <= to; gap++)
-            for (const Test& test : gaps[gap])
-                if (holds(test, mask, p, false)) return true;
+    bool any_holds(const std::vector<Test>& tests, uint64_t bits, uint64_t mask, int32_t p) const {
+        if (!(mask & bits)) return false;
+        for (const Test& test : tests)
+            if (holds(test, mask, p)) return true;
         return false;
     }
 
     uint64_t interest(const Partial& p) const {
+        if (is_done(p)) return 0;
         const StepPlan& plan = steps[p.step];
-        const int from = p.step + 1, n = static_cast<int>(steps.size());
         uint64_t bits = 0;
         if (p.loop) {
             bits |= plan.test.bits;
             if (plan.between == STRICT) bits |= EVERY;
-            if (p.count >= plan.least) bits |= jump_bits_[from][from];
+            if (p.count >= plan.least) bits |= plan.after_bits;
         }
-        for (uint64_t left = p.targets & ~(1ull << END); left; left &= left - 1) {
-            const int j = __builtin_ctzll(left);
-            bits |= steps[j].test.bits | jump_bits_[from][j];
-            if (steps[j].before == STRICT) bits |= EVERY;
+        for (const Edge& edge : edges[p.step + 1]) {
+            if (edge.to == ACCEPT || !(p.targets >> edge.to & 1)) continue;
+            bits |= edge.gap_bits;
+            if (edge.to == END) continue;
+            bits |= steps[edge.to].test.bits;
+            if (edge.before == STRICT) bits |= EVERY;
         }
-        if (p.targets >> END & 1) bits |= jump_bits_[from][n];
         return bits;
     }
 
@@ -557,36 +641,40 @@ private:
             row_ = next_row++;
             taken.push_back(index_);
         }
-        const int32_t made = new_partial();
+        const int32_t made = p >= 0 ? copy_of(p) : new_partial();
         Partial& now = pool_[made];
-        int32_t count = 1;
-        if (p >= 0) {
-            const Partial& old = pool_[p];
-            now.start = old.start;
-            now.first_time = old.first_time;
-            now.valid = old.valid;
-            const size_t width = slots.size();
-            for (size_t i = 0; i < width; i++) {
-                const uint64_t value = values_[p * width + i];
-                values_[made * width + i] = value;
-                if (slots[i].kind == BYTES && (old.valid >> i & 1)) text_refs_[value]++;
-            }
-            if (looping) count = old.count + 1;
-        } else {
+        const int32_t count = looping ? now.count + 1 : 1;
+        if (p < 0) {
             now.start = serial;
             now.first_time = time;
             now.valid = 0;
+            now.next = -1;
         }
         now.last = serial;
         now.node = grown(p >= 0 ? pool_[p].node : -1, j, looping, slot);
-        now.next = -1;
         now.step = static_cast<int16_t>(j);
-        now.loop = plan.most == 0 || count < plan.most;
         const bool enough = count >= plan.least;
-        now.count = plan.most == 0 && enough ? plan.least : count;
-        now.targets = enough ? reach_[j + 1] : 0;
         *complete = enough && final_[j + 1];
-        if (!slots.empty()) capture(made, j, !looping);
+        const bool ends = *complete && begun; /* what is less preferred than to end cannot count any more */
+        now.loop = (plan.most == 0 || count < plan.most) && !(ends && plan.reluctant);
+        now.count = plan.most == 0 && enough ? plan.least : count;
+        now.targets = !enough ? 0 : ends ? preferred_[j + 1] : reach_[j + 1];
+        if (!slots.empty()) capture(made, p, j);
+        return made;
+    }
+
+    /* Returns a partial match with the values of another one, of which the caller sets the rest. */
+    int32_t copy_of(int32_t p) {
+        const int32_t made = new_partial();
+        pool_[made] = pool_[p];
+        pool_[made].next = -1;
+        pool_[made].targets = 0;
+        const size_t width = slots.size();
+        for (size_t i = 0; i < width; i++) {
+            const uint64_t value = values_[p * width + i];
+            values_[made * width + i] = value;
+            if (slots[i].kind == BYTES && (pool_[p].valid >> i & 1)) text_refs_[value]++;
+        }
         return made;
     }
 
@@ -604,7 +692,7 @@ private:
         return new_node(keep == COUNT ? -1 : row_, prev, j, weight, slot);
     }
 
-    void emit(int32_t slot, int32_t p, int64_t end) {
+    void emit(int32_t slot, int32_t p, int64_t end, int64_t known) {
         const Partial& partial = pool_[p];
         const int32_t depth = node_pool_[partial.node].depth;
         const size_t base = found.rows.size();
@@ -621,6 +709,7 @@ private:
         found.slots.push_back(slot);
         found.first.push_back(partial.first_time);
         found.last.push_back(end);
+        found.known.push_back(known);
         found.offsets.push_back(static_cast<int64_t>(base + depth));
     }
 
@@ -629,6 +718,7 @@ private:
         const Partial &x = pool_[a], &y = pool_[b];
         if (x.step != y.step || x.count != y.count || x.valid != y.valid || (y.targets & ~x.targets)) return false;
         if (x.loop != y.loop && (y.loop || steps[x.step].greedy)) return false; /* a greedy `a` must take rows that `b` may skip */
+        if ((node_pool_[x.node].seen ^ node_pool_[y.node].seen) & fresh_bits_) return false;
         for (size_t i = 0; i < slots.size(); i++) {
             if (!(x.valid >> i & 1)) continue;
             const uint64_t left = value(a, static_cast<int>(i)), right = value(b, static_cast<int>(i));
@@ -636,8 +726,20 @@ private:
         }
         return true;
     }
-    bool comparable(int32_t a, int32_t b) const { /* false for different first rows: the earlier is preferred, but its time ends sooner */
-        return pool_[a].start == pool_[b].start || (skip == PAST_LAST && within < 0);
+    /* Returns false for a complete match, and in most cases for different first rows: the earlier is preferred, but its
+       time ends sooner, and a complete match before it may let the next one begin between the two. */
+    bool comparable(int32_t a, int32_t b) const {
+        if (is_done(pool_[a]) || is_done(pool_[b])) return false;
+        if (pool_[a].start == pool_[b].start) return true;
+        return skip == PAST_LAST && within < 0 && !(begun && keys[node_pool_[pool_[b].node].slot].done > 0);
+    }
+
+    /* Returns the serial number of the first row with which a match may begin after this one. */
+    int64_t resume_of(int32_t p) const {
+        const Partial& match = pool_[p];
+        if (skip == PAST_LAST) return match.last + 1;
+        const Value row = skip == TO_SLOT ? remembered(p, skip_slot, SIGNED) : Value{0, nullptr, 0, false};
+        return std::max(match.start + 1, row.valid ? static_cast<int64_t>(row.raw) : 0);
     }
 
     void keep(int32_t p) {
@@ -649,62 +751,57 @@ private:
         fresh_.push_back(p);
     }
 
-    /* Offers the current row to all partial matches of a key. Returns true if it completed a match after which
-       matching starts anew. */
-    bool walk(int32_t slot, uint64_t mask, int64_t time) {
+    /* Offers the current row to all partial matches of a key. */
+    void walk(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
-        int64_t ended = -1; /* the first row that has a complete match and starts no other (TO_NEXT) */
+        int64_t ended = -1; /* the first row whose match is complete: partial matches behind it are less preferred */
         int32_t next;
         for (int32_t p = keys[slot].head; p >= 0; p = next) {
             next = pool_[p].next;
-            if (pool_[p].start == ended) {
+            if (pool_[p].start == ended || pool_[p].start < floor_) {
                 drop(p);
+                continue;
+            }
+            if (is_done(pool_[p])) {
+                ended = pool_[p].start;
+                fresh_.push_back(p);
                 continue;
             }
             if (!(mask & interest(pool_[p]))) {
                 keep(p);
                 continue;
             }
-            const int i = pool_[p].step, n = static_cast<int>(steps.size());
+            const int i = pool_[p].step;
             bool loop = pool_[p].loop;
             uint64_t targets = pool_[p].targets;
-            for (uint64_t left = targets; left; left &= left - 1) {
-                const int j = __builtin_ctzll(left);
-                if (forbidden(i + 1, j == END ? n : j, mask, p)) targets &= ~(1ull << j);
-            }
-            if (loop && pool_[p].count >= steps[i].least && forbidden(i + 1, i + 1, mask, p)) loop = false;
-            const bool looping = loop && holds(steps[i].test, mask, p, true);
+            for (const Edge& edge : edges[i + 1])
+                if (edge.to != ACCEPT && (targets >> edge.to & 1) && any_holds(edge.gap, edge.gap_bits, mask, p))
+                    targets &= ~(1ull << edge.to);
+            if (loop && pool_[p].count >= steps[i].least && any_holds(steps[i].after, steps[i].after_bits, mask, p)) loop = false;
+            const bool looping = loop && holds(steps[i].test, mask, p);
             bool stop = false;
-            if (looping) stop = advance(slot, p, i, true, time);
+            if (looping && !steps[i].reluctant) stop = advance(slot, p, i, true, time);
             if (looping && steps[i].greedy) {
                 loop = false;
                 targets = 0;
             } else {
                 loop = loop && (steps[i].between == ANY || (steps[i].between == RELAXED && !looping));
-                for (uint64_t left = targets & ~(1ull << END); left && !stop; left &= left - 1) {
-                    const int j = __builtin_ctzll(left);
-                    const bool fits = holds(steps[j].test, mask, p, false);
+                for (const Edge& edge : edges[i + 1]) {
+                    if (stop) break;
+                    const int j = edge.to;
+                    if (j == ACCEPT || j == END || !(targets >> j & 1)) continue;
+                    const bool fits = holds(steps[j].test, mask, p);
                     if (fits) stop = advance(slot, p, j, false, time);
-                    if (steps[j].before == STRICT || (steps[j].before == RELAXED && fits)) targets &= ~(1ull << j);
+                    if (edge.before == STRICT || (edge.before == RELAXED && fits)) targets &= ~(1ull << j);
                 }
+                if (looping && steps[i].reluctant && !stop) stop = advance(slot, p, i, true, time);
             }
             if (stop) {
-                const int64_t start = pool_[p].start;
-                if (skip == PAST_LAST) {
-                    for (int32_t each : fresh_) drop(each);
-                    while (p >= 0) {
-                        next = pool_[p].next;
-                        drop(p);
-                        p = next;
-                    }
-                    empty(slot);
-                    return true;
-                }
-                while (!fresh_.empty() && pool_[fresh_.back()].start == start) {
+                ended = pool_[p].start;
+                while (!begun && !fresh_.empty() && (skip != TO_NEXT || pool_[fresh_.back()].start == ended)) {
                     drop(fresh_.back());
                     fresh_.pop_back();
                 }
-                ended = start;
                 drop(p);
                 continue;
             }
@@ -717,22 +814,37 @@ private:
             keep(p);
         }
         relink(slot);
-        return false;
+        settle(slot, time);
     }
 
-    /* Lets partial match `p` take the current row. Returns true if that ends all partial matches with the same first
-       row. */
+    /* Lets partial match `p` take the current row. Returns true if that completes a match, so that what is less preferred
+       with the same first row cannot count any more. */
     bool advance(int32_t slot, int32_t p, int j, bool looping, int64_t time) {
         bool complete;
-        const int32_t made = child(slot, p, j, looping, time, &complete);
+        int32_t made = child(slot, p, j, looping, time, &complete);
+        const bool goes_on = pool_[made].loop || pool_[made].targets;
+        if (complete && begun) {
+            if (goes_on) {
+                const int32_t longer = made;
+                made = copy_of(longer);
+                hold(pool_[made].node);
+                keep(longer);
+            }
+            pool_[made].loop = false;
+            pool_[made].targets = 1ull << DONE | static_cast<uint64_t>(time - pool_[made].first_time);
+            keys[slot].done++;
+            fresh_.push_back(made);
+            return true;
+        }
         if (complete) {
-            emit(slot, made, time);
+            emit(slot, made, time, time);
             if (skip != ALL) {
+                floor_ = resume_of(made);
                 drop(made);
                 return true;
             }
         }
-        if (pool_[made].loop || pool_[made].targets) keep(made);
+        if (goes_on) keep(made);
         else drop(made);
         return false;
     }
@@ -740,13 +852,13 @@ private:
     /* Starts matches with the current row. */
     void begin(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
-        for (uint64_t left = reach_[0]; left; left &= left - 1) {
-            const int j = __builtin_ctzll(left);
-            if (!holds(steps[j].test, mask, -1, false)) continue;
-            if (!advance(slot, -1, j, false, time)) continue;
+        for (const Edge& edge : edges[0]) {
+            if (!holds(steps[edge.to].test, mask, -1)) continue;
+            if (!advance(slot, -1, edge.to, false, time)) continue;
+            if (begun) break;
             for (int32_t each : fresh_) drop(each);
             fresh_.clear();
-            if (skip == PAST_LAST) clear(slot);
+            if (skip != TO_NEXT) clear(slot);
             break;
         }
         for (int32_t p : fresh_) {
@@ -754,6 +866,22 @@ private:
             if (skip != ALL && tail >= 0 && comparable(tail, p) && covers(tail, p)) drop(p);
             else attach(slot, p);
         }
+        settle(slot, time);
+    }
+
+    /* Emits the complete matches at the front of the list, and drops what they rule out. Returns true if there were some.
+       `known`: the time at which the last partial match before them has gone. */
+    bool settle(int32_t slot, int64_t known) {
+        KeyOf& key = keys[slot];
+        if (key.done == 0 || !is_done(pool_[key.head])) return false;
+        while (key.head >= 0 && is_done(pool_[key.head])) {
+            const int64_t end = end_of(pool_[key.head]);
+            emit(slot, key.head, end, std::max(end, known));
+            floor_ = resume_of(key.head);
+            while (key.head >= 0 && pool_[key.head].start < floor_) pop_front(slot);
+        }
+        if (key.head >= 0) await(slot);
+        return true;
     }
 
     /* -- the list of a key -------------------------------------------------------------------------------------------------- */
@@ -829,11 +957,11 @@ private:
             const int64_t deadline = deadline_of(first);
             if (deadline >= now) break;
             const bool complete = first.targets >> END & 1;
-            if (complete) emit(slot, key.head, deadline);
+            const int64_t resume = complete && skip != ALL ? resume_of(key.head) : 0;
+            if (complete) emit(slot, key.head, deadline, deadline);
             pop_front(slot);
-            if (!complete || skip == ALL) continue;
-            while (key.head >= 0 && (skip == PAST_LAST ? pool_[key.head].start <= first.last : pool_[key.head].start == first.start))
-                pop_front(slot);
+            while (key.head >= 0 && pool_[key.head].start < resume) pop_front(slot);
+            settle(slot, deadline);
         }
         if (key.head >= 0) await(slot);
     }

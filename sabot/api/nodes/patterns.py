@@ -5,7 +5,7 @@ from functools import cached_property
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node
-from sabot.api.patterns import MATCH_END, MATCH_START, Pattern
+from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, skip_text
 from sabot.api.words import by_keys
 from sabot.connectors.base import Sink
 
@@ -19,14 +19,15 @@ class Match(Node):
     input: Node
     keys: tuple[str, ...]
     pattern: Pattern
-    skip: str
+    skip: Skip
     measures: tuple[tuple[str, Expr], ...]
+    overlap: Overlap = "complete"
     max_partial: int = 10_000
     late: str | Sink | None = None
     id: str = ""
 
     def text(self) -> str:
-        return f"pattern{by_keys(self.keys)}: {self.pattern.text()}; {self.skip}"
+        return f"pattern{by_keys(self.keys)}: {self.pattern.text()}; {skip_text(self.skip, self.overlap)}"
 
     @cached_property
     def column_names(self) -> list[str] | None:

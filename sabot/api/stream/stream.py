@@ -67,7 +67,7 @@ from sabot.api.nodes.rows import (
 from sabot.api.nodes.times import with_time_node
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
-from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
+from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
 from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
 from sabot.api.stream.looks import Looks
@@ -932,7 +932,8 @@ class KeyedStream(NamedElsewhere):
         self,
         pattern: Pattern,
         *,
-        skip: Literal["past_last", "to_next", "none"] = "past_last",
+        skip: Skip = "past_last",
+        overlap: Overlap = "complete",
         max_partial: int = 10_000,
         late: str | Sink | None = None,
         **measures: Expr,
@@ -944,11 +945,13 @@ class KeyedStream(NamedElsewhere):
         included), then the measures, such as `n=sabot.step("a").count()` and `amount=sabot.step("b").last("amount")`.
 
         `skip`: the place where the next match may begin: "past_last" after the last row of a match, "to_next" at the
-        row after its first one, "none" anywhere, so that all matches are found. `max_partial`: the number of
+        row after its first one, ("to_first", "a") and ("to_last", "a") at the first or last row of a step, "none"
+        anywhere, so that all matches are found. `overlap`: of overlapping matches, "complete" finds the one that is
+        complete first, "begun" the one that began first, as standard SQL does. `max_partial`: the number of
         incomplete matches that a key may have; more stop the app. `late`: a topic or Sink for rows that arrive too
         late, as in `window`.
         """
-        known = check_measures(pattern, skip, measures)
+        known = check_measures(pattern, skip, measures, overlap)
         if late is not None:
             check_sink(late, "pattern: late", 'late="late-orders"')
         max_partial = python_value(max_partial)
@@ -959,7 +962,7 @@ class KeyedStream(NamedElsewhere):
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial, late))
+        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, overlap, max_partial, late))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
         """Connects two streams for one process step. The other stream has the same keys, or is a broadcast one:

@@ -5,7 +5,7 @@ values of earlier rows that later rows are compared with. `PatternRows` keeps th
 numbers of the rows, as long as a partial match has the row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.late_rows import LateRows
@@ -43,7 +43,7 @@ Array: TypeAlias = pa.Array
 
 class Pattern(StatefulOperator):
     """A step that finds the matches of a pattern, and emits for each: keys, match_start, match_end, measures. The
-    event time is match_end.
+    event time is match_end, or later if it was certain only later that the match counts (`overlap="begun"`).
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC]). If the pattern ends
     with `without`, match_end is the time at which its `within` is over. Rows of a key must come in order of event
@@ -59,13 +59,14 @@ class Pattern(StatefulOperator):
         self,
         keys: Sequence[str],
         pattern: patterns.Pattern,
-        skip: str,
+        skip: patterns.Skip,
         measures: Sequence[tuple[str, Expr]],
         *,
+        overlap: patterns.Overlap = "complete",
         max_partial: int = MAX_PARTIAL,
     ) -> None:
-        self._names, self._pattern, self._skip = list(keys), pattern, skip
-        self._given = check_measures(pattern, skip, dict(measures))
+        self._names, self._pattern, self._skip, self._overlap = list(keys), pattern, skip, overlap
+        self._given = check_measures(pattern, skip, dict(measures), overlap)
         self._max_partial = max_partial
         self._watermark_ms: int | None = None
         self._matches = 0
@@ -76,18 +77,19 @@ class Pattern(StatefulOperator):
         self._time = time_index(context.input, "patterns")
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)
-        names = [each.name for each in self._pattern.steps]
+        names = list(dict.fromkeys(each.name for each in self._pattern.steps))
         self._measures = Measures(self._given, names, self._keys, context.input)
-        plan = PatternPlan(self._pattern, self._measures.kept, context.input)
-        self._tests, self._operands, self._remembered = plan.tests, plan.operands, plan.slots
-        self._can_fail = plan.can_fail
+        self._plan = plan = PatternPlan(self._pattern, self._skip, self._measures.kept, context.input)
+        self._variables = np.array(plan.variables)
         self._table = PatternTable(
             plan.steps,
-            plan.gaps,
+            plan.edges,
             plan.slots,
             plan.kinds,
             within_ms=self._pattern.within_ms,
-            skip=self._skip,
+            skip="to_slot" if isinstance(self._skip, tuple) else self._skip,
+            skip_slot=plan.skip_slot,
+            overlap=self._overlap,
             max_partial=self._max_partial,
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
@@ -100,6 +102,7 @@ class Pattern(StatefulOperator):
             self.state_schema,
             self._pattern.within_ms,
             context,
+            ends=self._overlap == "begun",
         )
         self.state_parts = StateParts(context, [self._state], keyed=len(self._names) > 0)
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
@@ -109,11 +112,11 @@ class Pattern(StatefulOperator):
 
     def process(self, batch: Batch) -> None:
         batch = self._without_late(batch)
-        if self._can_fail and batch.selection is not None:
+        if self._plan.can_fail and batch.selection is not None:
             batch = batch.with_data(batch.taken())  # a row that is not selected must not raise an error
         data, table, state = batch.data, self._table, self._state
         with state.changing:
-            rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
+            rows, starts = table.choose([test(data) for test in self._plan.tests], data.num_rows, batch.selection)
             if not len(rows) or not (len(starts) or len(self._known) or state.cold_rows):
                 return
             hashes = batch.hashes
@@ -126,7 +129,7 @@ class Pattern(StatefulOperator):
             slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
             if state.is_held:
                 state.note(slots.filter(pc.greater_equal(slots, 0)))
-            table.begin(slots, data.column(self._time), [operand(data) for operand in self._operands])
+            table.begin(slots, data.column(self._time), [operand(data) for operand in self._plan.operands])
         done = False
         while not done:
             with state.changing:
@@ -178,7 +181,7 @@ class Pattern(StatefulOperator):
         return tuple(found)
 
     def _emit(self, matches: tuple[Any, ...]) -> None:
-        slots, first, last, offsets, steps, rows, weights = matches
+        slots, first, last, known, offsets, steps, rows, weights = matches
         bounds = offsets.to_numpy()
         for start in range(0, len(slots), CHUNK_ROWS):
             end = min(start + CHUNK_ROWS, len(slots))
@@ -191,46 +194,59 @@ class Pattern(StatefulOperator):
             ]
             found = MatchedRows(
                 bounds[start : end + 1] - low,
-                steps.slice(low, count).to_numpy(),
+                self._variables[steps.slice(low, count).to_numpy()],
                 rows.slice(low, count).to_numpy(),
                 weights.slice(low, count),
             )
             columns += self._measures.of_matches(columns, found, self._rows.taken)
-            self.emit(Batch(pa.RecordBatch.from_arrays([*columns, over], schema=self._schema)))
+            columns.append(known.slice(start, end - start))
+            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
 
     def advance(self, watermark_ms: int) -> None:
-        if self._watermark_ms is None or watermark_ms > self._watermark_ms:
-            self._watermark_ms = watermark_ms
+        before, self._watermark_ms = self._watermark_ms, max(watermark_ms, self._watermark_ms or watermark_ms)
         state, table = self._state, self._table
-        for _ in state.due(watermark_ms) if self._pattern.within_ms is not None else ():
-            done = False
-            while not done:
+        over = watermark_ms == END_OF_TIME and self._overlap == "begun"
+        for _ in state.due(watermark_ms) if self._pattern.within_ms is not None or over else ():
+            with state.changing:
+                if state.is_held:
+                    state.note(table.due(watermark_ms))
+            self._drain(partial(table.expire, watermark_ms))
+            if over:  # no row can complete a partial match any more, so those that wait for it count
                 with state.changing:
                     if state.is_held:
-                        state.note(table.due(watermark_ms))
-                    done = table.expire(watermark_ms)
-                    found = self._new_matches(None)
-                self._emit(found)
+                        state.note(table.occupied())
+                self._drain(partial(table.flush, START_OF_TIME if before is None else before))
             with state.changing:
                 state.tidy()
         self._settle()
+
+    def _drain(self, more: Callable[[], bool]) -> None:
+        """Calls `more` until it returns True, and emits the matches that each call finds."""
+        done = False
+        while not done:
+            with self._state.changing:
+                done = more()
+                found = self._new_matches(None)
+            self._emit(found)
 
     def state_schema(self) -> dict[str, Any]:
         return {
             "kind": "pattern",
             "keys": columns_schema(self._keys),
             "pattern": self._pattern.text(),
-            "skip": self._skip,
+            "skip": patterns.skip_text(self._skip, self._overlap),
             "columns": columns_schema(self._measures.rows),
-            "kept": [[step, kept] for step, kept in zip(self._steps(), self._measures.kept, strict=True)],
-            "remembered": [[*slot[:2], str(slot[2])] for slot in self._remembered],
+            "kept": [
+                [step, self._measures.kept[i]] for step, i in zip(self._steps(), self._plan.variables, strict=True)
+            ],
+            "remembered": self._plan.remembered,
         }
 
     def state_reader(self) -> dict[str, Any]:
         keys = pa.schema([*self._keys, pa.field(TIME_COLUMN, pa.int64())])
         return {
             "keys": self._names,
-            "steps": [step.name for step in self._pattern.steps],
+            "steps": self._steps(),
             "input": schema_text(keys),
         }
 
@@ -244,7 +260,7 @@ class Pattern(StatefulOperator):
         yield from contents_of(self._known.key_columns(partials.column("slot")), self._keys, partials, self._steps())
 
     def _steps(self) -> list[str]:
-        return [step.name for step in self._pattern.steps]
+        return self._plan.visits
 
     def group_count(self) -> int:
         return len(self._table) + self._state.cold_rows
@@ -277,7 +293,15 @@ class Pattern(StatefulOperator):
 
 def plan_match(node: nodes.Match, point: PlanPoint) -> PlanPoint:
     point = in_order(point.partition_by(node.keys, "pattern"), node.keys, node.id)
-    make = partial(Pattern, node.keys, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
+    make = partial(
+        Pattern,
+        node.keys,
+        node.pattern,
+        node.skip,
+        node.measures,
+        overlap=node.overlap,
+        max_partial=node.max_partial,
+    )
     return point.step(node.text(), make, id=node.id).late_to("late", node.late)
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col
-from sabot.api.patterns import MATCH_END, MATCH_START, step_values, with_step_values
+from sabot.api.patterns import MATCH_END, MATCH_START, StepValue, step_values, with_step_values
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.expressions.compiled import compile_expr
 
 TIMESTAMP = pa.timestamp("ms", "UTC")
 _KINDS = {"list": "collect_list"}  # all other values of steps have the name of their aggregate
+_KEPT = ("count", "ends", "each")  # the rows of a step that are kept, from few to many
 _MATCH, _WEIGHT = (
     "__match",
     "__rows",
@@ -22,7 +23,7 @@ Array: TypeAlias = pa.Array
 
 
 class MatchedRows(NamedTuple):
-    """The rows of matches. Match i has the rows offsets[i] to offsets[i + 1] - 1. Each row has its step, its number,
+    """The rows of matches. Match i has the rows offsets[i] to offsets[i + 1] - 1. Each row has the number of its step's name, its number,
     and the number of input rows that it represents.
     """
 
@@ -57,20 +58,21 @@ class Measures:
         self._of_step: list[tuple[int, Aggregator, bool]] = []
         self.kept: list[str] = []
         fields: list[pa.Field] = []
-        for number, step in enumerate(steps):
+        for number, step in enumerate([*steps, None]):  # at last the values of all rows
             asked = {text: value for text, value in values.items() if value.option("step") == step}
-            kinds = {value.kind for value in asked.values()} - {"step.count"}
+            kinds = {"list" if value.offset else value.kind for value in asked.values()} - {"step.count"}
             self.kept.append("each" if kinds - {"step.first", "step.last"} else "ends" if kinds else "count")
             if asked:
                 aggregates = [_call(text, value) for text, value in asked.items()]
                 aggregator = Aggregator([_MATCH], aggregates, self._of_match)
                 self._of_step.append((number, aggregator, bool(kinds)))
                 fields += list(aggregator.schema)[1:]
+        of_all = self.kept.pop()
+        self.kept = [max(each, of_all, key=_KEPT.index) for each in self.kept]
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
         self._values = pa.schema([*keys, *bounds, *fields])
-        found = {
-            text: col(text).fill_null(0) if each.kind == "step.count" else col(text) for text, each in values.items()
-        }
+        self._steps = len(steps)
+        found = {text: _found(text, each) for text, each in values.items()}
         self._exprs = [compile_expr(with_step_values(measure, found), self._values) for _, measure in measures]
         self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
 
@@ -90,7 +92,7 @@ class Measures:
         everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
         columns = list(bounds)
         for step, aggregator, has_columns in self._of_step:
-            there = np.flatnonzero(found.steps == step)
+            there = np.flatnonzero(found.steps == step) if step < self._steps else np.arange(len(found.steps))
             data = taken(found.rows[there]) if has_columns else None
             table, extras = aggregator.table(), aggregator.extras()
             slots = table.resolve(everyone, [0])  # a match without rows of the step needs a slot too
@@ -108,8 +110,18 @@ class Measures:
         return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
 
 
-def _call(text: str, value: Expr) -> AggregateColumn:
+def _call(text: str, value: StepValue) -> AggregateColumn:
     kind = value.kind.removeprefix("step.")
     if kind == "count":
         return AggregateColumn(text, "sum", _WEIGHT)
-    return AggregateColumn(text, _KINDS.get(kind, kind), value.inputs[0].text())
+    return AggregateColumn(text, "collect_list" if value.offset else _KINDS.get(kind, kind), value.inputs[0].text())
+
+
+def _found(text: str, value: StepValue) -> Expr:
+    """Returns the value of a step in terms of the column of its aggregate."""
+    if value.kind == "step.count":
+        return col(text).fill_null(0)
+    if not value.offset:
+        return col(text)
+    place = value.offset if value.kind == "step.first" else -1 - value.offset
+    return col(text).list.get(place, null_on_oob=True)

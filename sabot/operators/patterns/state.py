@@ -41,7 +41,8 @@ class PartialMatches(SlotState):
     row for longest are moved to disk.
 
     `schema`: returns the result of `Pattern.state_schema`. `within_ms`: how long after its first row a partial match
-    ends, or None for never. A restore raises CorruptCheckpoint for a checkpoint that kept other rows or values.
+    ends, or None for never. `ends`: True if the end of the input ends all partial matches. A restore raises
+    CorruptCheckpoint for a checkpoint that kept other rows or values.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class PartialMatches(SlotState):
         schema: Callable[[], dict[str, Any]],
         within_ms: int | None,
         context: OperatorContext,
+        *,
+        ends: bool = False,
     ) -> None:
-        self._table, self._rows = table, rows
+        self._table, self._rows, self._ends = table, rows, ends
         self._schema, self._within_ms = schema, within_ms
         self._keys = list(range(len(key_indices)))
         partials, nodes = table.export(pa.array([], pa.int32()))
@@ -144,7 +147,7 @@ class PartialMatches(SlotState):
 
     def due_of(self, rows: Rows) -> Any:
         if self._within_ms is None:
-            return None
+            return np.full(rows[0].num_rows, _NEVER) if self._ends else None
         partials = rows[0].column("partials")
         counts = pc.list_value_length(partials).to_numpy()
         first = partials.flatten().field("first").to_numpy()[np.cumsum(counts) - counts]

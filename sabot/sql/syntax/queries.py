@@ -317,10 +317,8 @@ class Queries(Expressions):
         self.expect_word("TO")
         if self.take_word("NEXT", "ROW"):
             return "TO NEXT ROW", None
-        if self.token.word not in ("FIRST", "LAST"):
-            self.expected("NEXT ROW, FIRST or LAST", "behind SKIP TO")
-        side = self.next().word
-        return f"TO {side}", self.expect_name("a variable of the pattern")
+        side = f" {self.next().word}" if self.token.word in ("FIRST", "LAST") else ""
+        return f"TO{side}", self.expect_name("a variable of the pattern")
 
     def _definition(self) -> tuple[Name, Expression]:
         name = self.expect_name("a variable of the pattern")

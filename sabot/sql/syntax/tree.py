@@ -459,8 +459,8 @@ Pattern = Variable | Repeat | Succession | Alternatives
 
 @dataclass(frozen=True, slots=True)
 class MatchRecognize:
-    """MATCH_RECOGNIZE (…). `skip`: "PAST LAST ROW", "TO NEXT ROW", "TO FIRST" or "TO LAST", the last two with
-    `skip_to`, a variable.
+    """MATCH_RECOGNIZE (…). `skip`: "PAST LAST ROW", "TO NEXT ROW", "TO FIRST", "TO LAST" or "TO", the last three
+    with `skip_to`, a variable.
     """
 
     input: "Source"

@@ -87,6 +87,7 @@ INNER = {
     "MapAsyncOptions": "the keywords of map_async, of which nobody makes one",
     "Node": "of the graph behind a stream",
     "Owner": "of the graph behind a stream",
+    "PatternGroup": "of the constructor of a pattern, which `pattern` calls",
     "PatternStep": "of the constructor of a pattern, which `pattern` calls",
     "Plan": "of App.plan, for the pages and commands that show a running app",
     "PoolProtocol": "a choice of texts, and no class",

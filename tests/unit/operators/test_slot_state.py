@@ -129,12 +129,24 @@ def timers(function: Any, on_timer: Any, **options: Any) -> Operator:
 FALLS = pattern("low", col("n") % 3 == 0, times=(1, 3)).then(
     "other", (col("note") != step("low").last("note")) & (col("n") % 13 == 0)
 )
+GROUPS = pattern(
+    (
+        pattern("low", col("n") % 3 == 0)
+        | pattern("other", (col("note") >= step("low").max("note")) | (col("n") % 2 == 0))
+    ),
+    times=(2, None),
+).consecutive()
 QUIET = pattern("one", col("n") % 4 == 0).then("two", col("n") % 3 == 1).optional().without(col("n") % 11 == 0)
 
 
 def matches(of: Any, skip: str, last: str, within: str = "300ms") -> Operator:
     measures = [("all", step("low" if last == "other" else "one").list("n")), ("note", step(last).last("note"))]
     return Pattern(["key"], of.within(within), skip, measures)
+
+
+def groups() -> Operator:
+    measures = [("all", step().list("n")), ("note", step("other").last("note", offset=1)), ("low", step("low").count())]
+    return Pattern(["key"], GROUPS, ("to_last", "other"), measures, overlap="begun")
 
 
 KINDS: dict[str, Callable[[], Operator]] = {
@@ -146,6 +158,7 @@ KINDS: dict[str, Callable[[], Operator]] = {
     "patterns": lambda: matches(FALLS, "past_last", "other"),
     "all matches of patterns": lambda: matches(FALLS, "none", "other", "120ms"),
     "patterns that wait": lambda: matches(QUIET, "to_next", "two"),
+    "groups of patterns": groups,
     "timers": lambda: timers(arm, rang),
     "timers of batches": lambda: timers(arm_many, rang_many, batch=True),
     "timers by the clock": lambda: timers(arm_clocks, rang_clocks),
