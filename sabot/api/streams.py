@@ -43,6 +43,7 @@ class HasStreams(Owner):
         max_drift: Duration | None = None,
         start: Start | None = None,
         until: Until | None = None,
+        schema_overrides: Schema | None = None,
     ) -> Stream:
         """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, of an agent, or of a table in
         memory, as a stream.
@@ -89,13 +90,14 @@ class HasStreams(Owner):
           the group), the first record of a time (ms UTC, or a datetime), or {partition: offset}. By default it is the app's.
         - `until`: the place where the stream ends, for backfills: "now" (the records that exist at the start), a time (records before
           it), or {partition: offset}. A restart keeps this end. By default it is the app's.
+        - `schema_overrides`: types of some columns, as in `schema`, in place of the inferred ones: {"price": "float64"}.
 
         Raises UserError for a topic or column that cannot be, and for options that the source does not have.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
         options |= {"idle_closes": idle_closes, "max_drift": max_drift, "format": format}
-        options |= {"start": start, "until": until}
+        options |= {"start": start, "until": until, "schema_overrides": schema_overrides}
         given = self._taken(source, schema)
         if callable(given):
             node: Read = agent_read(self.agent_of(given), **options)

@@ -26,7 +26,17 @@ from sabot.stored_names import stored_field, stored_name
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = (
     *("schema", "format", "inferred", "fields", "id", "late", "late_right", "dead_letter", "on_error", "first"),
-    *("max_drift_ms", "emit_every_ms", "lateness_ms", "idle_ms", "idle_closes", "start", "until", "origin"),
+    *(
+        "max_drift_ms",
+        "emit_every_ms",
+        "lateness_ms",
+        "idle_ms",
+        "idle_closes",
+        "start",
+        "until",
+        "origin",
+        "overrides",
+    ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.
 _LATER = ("time_unit", "time_format", "time")

@@ -6,6 +6,7 @@ read into elements.
 """
 
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -267,6 +268,10 @@ class Reader:
         self.source.close()
 
 
+_MISFIT = re.compile(r"^field .*: |CSV conversion error")  # reasons of values that are not of the type of their column
+_INFERRED = ' (the types were inferred from the first records; schema_overrides={"column": "float64"} changes them)'
+
+
 class SourceInput(Reader):
     """The input of a stream's task: decodes rows, sends bad rows to the dead letters, reads event time, and emits
     watermarks.
@@ -313,6 +318,7 @@ class SourceInput(Reader):
         self._dead_letter = dead_letter
         self._origin = origin  # the fields of a dead letter that name the task
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
+        self._inferred = inferred is not None
         self._format = format  # the facts about decoding that the checkpoint keeps
         self._clock = clock
         self._positions: Positions = {}
@@ -597,7 +603,8 @@ class SourceInput(Reader):
         else:
             place = f" ({self._letters_to})" if self._letters_to else ""
             first = "%s: the first row went to the dead letters%s: %.1000s"
-            self._letter_log.begin(reasons[0], first, topic, place, reasons[0])
+            hint = _INFERRED if self._inferred and _MISFIT.search(reasons[0]) else ""
+            self._letter_log.begin(reasons[0], first + hint, topic, place, reasons[0])
         self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def plan_of(
                 now = _columns(node, own, partial(infer, node, facts))
                 found = now if found is None or now is None else _refreshed(node, found, now)
             if found is not None:
+                found = node.overridden(found)
                 _check_columns(replace(node, schema=found))
             schemas[id(node)] = found
         plan = make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, saved=saved)

@@ -124,3 +124,42 @@ def test_a_plan_of_nothing_says_that_there_is_nothing(tmp_path):
     done = script(tmp_path, "", "-m", "sabot", "plan", "first:")
     assert done.returncode == 1
     assert "app first has no agents, and no stream with a sink" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv", "topic"])
+def test_numbers_that_get_a_fraction_later_are_named_with_the_way_out_once_and_read_with_it(form, tmp_path, caplog):
+    values = [*range(1_200), *(n + 0.5 for n in range(100))]
+    if form == "csv":
+        values = [*range(200_000), *values]  # more than the MiB that CSV's types are inferred from
+    path = tmp_path / f"numbers.{form}"
+    if form == "csv":
+        path.write_text("x,y\n" + "".join(f"{value},a\n" for value in values))
+    elif form == "ndjson":
+        path.write_text("".join(f'{{"x": {value}, "y": "a"}}\n' for value in values))
+    else:
+        MemoryBroker.get().publish("numbers", [{"x": value, "y": "a"} for value in values])
+
+    def read(**options):
+        app = App("numbers")
+        stream = (
+            app.stream("numbers", until="now", **options) if form == "topic" else app.stream(files(path), **options)
+        )
+        return stream.collect()
+
+    assert read()["x"].to_pylist() == [value for value in values if isinstance(value, int)]
+    hints = [each.getMessage() for each in caplog.records if "schema_overrides" in each.getMessage()]
+    assert len(hints) == 1
+    assert hints[0].startswith(("numbers: the first row", f"{path}: the first row"))
+    assert read(schema_overrides={"x": "float64"})["x"].to_pylist() == values
+
+
+def test_types_that_are_asked_for_are_those_of_columns_that_there_are():
+    stream = App("first").stream([{"a": 1}], schema_overrides={"b": "float64"})
+    with pytest.raises(UserError, match=r"schema_overrides= has 'b', which was not found \(the columns are a"):
+        stream.collect()
+    with pytest.raises(UserError, match=r"give schema= or schema_overrides=, not both"):
+        App("first").stream("topic", schema={"a": "int64"}, schema_overrides={"a": "float64"})
+    assert (
+        str(App("first").stream([{"a": 1}], schema_overrides={"a": "float64"}).select("a").collect().schema)
+        == "a: double"
+    )

@@ -49,6 +49,7 @@ class Read(Node):
     - `first`: True if joins wait until the rows that exist at the start are read. With None, the kind of join decides.
     - `start`: the place where a topic is read from without a checkpoint, or None for the app's `start=`.
     - `until`: the place where reading ends, or None if it does not end.
+    - `overrides`: types of columns that replace the inferred ones.
     """
 
     word = "stream"
@@ -70,6 +71,7 @@ class Read(Node):
     format: Format = JSON
     start: Place | None = None
     until: Place | None = None
+    overrides: tuple[tuple[str, pa.DataType], ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,7 +100,19 @@ class Read(Node):
         """
         if self.schema is not None:
             return self.schema
-        return columns_of(self.source) if isinstance(self.source, Source) else self.format.columns(self.name)
+        found = columns_of(self.source) if isinstance(self.source, Source) else self.format.columns(self.name)
+        return None if found is None else self.overridden(found)
+
+    def overridden(self, found: pa.Schema) -> pa.Schema:
+        """Returns columns that were found, with the types of `overrides`. Raises UserError for a column that is not among them."""
+        for name, kind in self.overrides:
+            if (place := found.get_field_index(name)) < 0:
+                raise UserError(
+                    f"stream {self.name}: schema_overrides= has {name!r}, which was not found",
+                    hint=f"the columns are {', '.join(found.names)}; schema= names columns that come later",
+                )
+            found = found.set(place, found.field(place).with_type(kind))
+        return found
 
     @cached_property
     def columns(self) -> pa.Schema | None:
@@ -213,6 +227,7 @@ def read_node(
     format: str | Format | None = None,
     start: Start | None = None,
     until: Until | None = None,
+    schema_overrides: Schema | None = None,
 ) -> Read:
     """Returns the checked first step of a stream. The arguments are those of `App.stream`; `table` and `first` are of
     `App.table`.
@@ -227,6 +242,8 @@ def read_node(
     )
     check_sink(dead_letter, "stream: dead_letter")
     known = None if schema is None else schema_of(schema)
+    if schema_overrides is not None and known is not None:
+        raise UserError("stream: schema= has all types already", hint="give schema= or schema_overrides=, not both")
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
@@ -245,6 +262,7 @@ def read_node(
         "max_drift_ms": None if max_drift is None else _drift_ms(source, max_drift),
         "start": None if start is None else checked_start(start, "stream"),
         "until": checked_until(until, "stream"),
+        "overrides": tuple((each.name, each.type) for each in schema_of(schema_overrides or {})),
     }
     if until is not None:
         check_ends(source, "stream")
