@@ -1,12 +1,13 @@
-"""Programs that live on: each gets one record after the other on stdin, a line of JSON each, and has at most one in hand.
+"""Programs for many records: each child gets one record after the other on stdin, a line of JSON each, and works on at most
+one at a time.
 
     protocol "lines"    to it    the record
                         from it  its answer, one line: the next one that it writes
     protocol "json"     to it    {"id": …, "record": …}
                         from it  {"id": …, "line": …}, any number, then {"id": …, "result": …} or {"id": …, "error": {"message": …}}
 
-A child that ends with a record in hand, or is ended because it does not answer in time or says too much, leaves nobody to know how far it
-came: `CommunicationError`. The others are not touched, and another child takes its place, later each time.
+If a child ends with a record in hand, or is ended because it does not answer in time or writes too much, nobody knows how
+far it came: `CommunicationError`. The other children go on, and the pool starts another one in its place, later each time.
 """
 
 import asyncio
@@ -27,24 +28,26 @@ from sabot.agents.program_runs import (
     ProgramOutput,
     RunId,
 )
-from sabot.backoff import Backoff
+from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import encode_json
 from sabot.errors import short_repr
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
+from sabot.process.instance import Instance, Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
+from sabot.process.pool import Pool, end_member
 from sabot.threads import run_to_end
 
 PoolProtocol = Literal["lines", "json"]
 
-_BACKOFF = Backoff(0.1, 30.0)  # after children that ended one after the other, before any of them has answered
+_POLICY = RestartPolicy(first_wait_s=0.1)  # after children that ended one after the other, before one has answered
 
 _log = logging.getLogger(__name__)
 
 
 class _AnswerLine(msgspec.Struct):
-    """A line of the protocol "json". What is not there is UNSET; null is a value."""
+    """A line of the protocol "json". A missing field is UNSET; null is a value."""
 
     id: Any = None
     line: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -56,7 +59,9 @@ _decoder = msgspec.json.Decoder(_AnswerLine)
 
 
 class ProgramPool:
-    """At most `size` children of one command. They belong to the event loop that `run` is called on, and end with `close`."""
+    """At most `size` children of one command. They belong to the event loop on which `run` is called, and end with
+    `close`.
+    """
 
     def __init__(
         self,
@@ -66,38 +71,49 @@ class ProgramPool:
         protocol: PoolProtocol,
         *,
         timeout_s: float | None,
-        backoff: Backoff = _BACKOFF,
+        policy: RestartPolicy = _POLICY,
     ) -> None:
-        """program: its name, in errors. command: of a child; of its limits time and output are those of a record. timeout_s: so long a
-        child may take for one.
+        """
+        - `program`: the program's name, in errors. `command`: the command of a child, of whose limits time and output
+          are those of a record.
+        - `timeout_s`: the seconds in which a child has to answer a record.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
-        self._program, self._protocol, self._backoff = program, protocol, backoff
+        self._program, self._protocol = program, protocol
         self._timeout_s = min(times, default=None)
         self._most = min(MAX_OUTPUT_BYTES, limits.max_output_bytes or MAX_OUTPUT_BYTES)
         own = limits.without("max_task_duration", "max_output_bytes")
         self._command = replace(command, stdin="pipe", limits=own, output_bytes=self._most + 1, lossless=True)
-        self._slots = asyncio.Semaphore(size)
-        self._idle: list[_PooledInstance] = []
-        self._all: set[_PooledInstance] = set()
-        self._ended = 0  # children, since one has answered
-        self._not_before = 0.0  # of the loop's clock: then the next child is started
+        self._pool: Pool[_PooledInstance] = Pool(
+            f"the pool of {program}",
+            start=self._start,
+            missing=lambda: min(self._pool.waiting, size - len(self._pool.members)),
+            ended=self._ended,
+            given=lambda instance, is_given: instance.instance.work(begins=is_given),
+            tells_errors=True,
+            policy=policy,
+            clock=SYSTEM_CLOCK,
+            sleep=asyncio.sleep,
+        )
+        self._pool.running = True
 
     async def close(self) -> None:
         """Ends its children."""
-        await asyncio.gather(*(each.end() for each in list(self._all)))
+        await self._pool.close(lambda: ExecutionError(f"{self._program}: its pool was closed"))
+        await asyncio.gather(*(each.end() for each in list(self._pool.members)))
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
     ) -> ProgramOutput:
         """Gives the record to a child that is free, and waits for its answer. stdin: the record, as a line of JSON.
 
-        Raises ExecutionError for an answer that says that it has failed; SpawnFailed; CommunicationError where the child has ended with the
-        record in hand, or was ended because of it.
+        Raises ExecutionError for an answer that says that it has failed; SpawnFailed; CommunicationError if the child
+        has ended with the record in hand, or was ended because of it.
         """
         assert stdin is not None
-        async with self._slots, self._instance(argv) as instance:
+        self._command = replace(self._command, argv=argv)
+        async with self._instance() as instance:
             if began is not None:
                 began(instance.child)
             before = instance.stdout.total_bytes
@@ -114,50 +130,36 @@ class ProgramPool:
         return ProgramOutput(lines)
 
     def _has_answered(self, instance: "_PooledInstance") -> None:
-        self._ended = 0
-        instance.is_free = True
+        self._pool.was_of_use()
+        instance.has_answered = True
+        instance.instance.work(begins=False)
 
     @asynccontextmanager
-    async def _instance(self, argv: Sequence[str]) -> "AsyncIterator[_PooledInstance]":
-        """A child that has no record in hand. If it still has one afterwards, it is ended."""
-        while self._idle:
-            instance = self._idle.pop()
+    async def _instance(self) -> "AsyncIterator[_PooledInstance]":
+        """Gives a child that has no record in hand. A child that still has one afterwards is ended."""
+        while True:
+            instance = self._pool.take() or await self._pool.wait()
             if not (why := instance.unusable(self._protocol)):
                 break
             _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
-            await run_to_end(self._gone(instance))
-        else:
-            instance = await self._started(argv)
-        instance.is_free = False
+            await run_to_end(instance.end())
         try:
             yield instance
         finally:
-            if instance.is_free:
-                self._idle.append(instance)
+            if instance.instance.phase is Phase.IDLE and instance in self._pool.members:
+                self._pool.offer(instance)
             else:
-                await run_to_end(self._gone(instance))
+                await run_to_end(instance.end())
 
-    async def _started(self, argv: Sequence[str]) -> "_PooledInstance":
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(max(0.0, self._not_before - loop.time()))
-        try:
-            child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
-        except BaseException:
-            self._count(loop)
-            raise
-        instance = _PooledInstance(child)
-        self._all.add(instance)
-        return instance
+    def _ended(self, instance: "_PooledInstance", child: Child, was_free: bool) -> str:
+        if was_free:  # else whoever has it ends it, and closes its streams
+            self._pool.tasks.begin(instance.end())
+        return f"(pid {child.pid}) has ended: {child.how}"
 
-    async def _gone(self, instance: "_PooledInstance") -> None:
-        if instance in self._all:
-            self._all.discard(instance)
-            self._count(asyncio.get_running_loop())
-            await instance.end()
-
-    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._ended += 1
-        self._not_before = loop.time() + self._backoff.wait_s(self._ended)
+    async def _start(self) -> "_PooledInstance":
+        instance = Instance(self._command, name=self._program)
+        await instance.start()
+        return _PooledInstance(instance)
 
     async def _answered(self, instance: "_PooledInstance", stdin: str, run_id: RunId, began: int) -> list[str]:
         line = stdin.encode()
@@ -187,7 +189,9 @@ class ProgramPool:
         raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
-        """Whether it is the end of the answer. What is no answer to this record is passed over. Raises ExecutionError."""
+        """Returns True at the end of the answer. Lines that do not answer this record are passed over. Raises
+        ExecutionError.
+        """
         try:
             message = _decoder.decode(said)
         except msgspec.DecodeError:
@@ -204,9 +208,9 @@ class ProgramPool:
         return message.result is not msgspec.UNSET
 
     async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
-        """The child has ended, or is ended now, and had a record in hand. why: "": as its status says."""
+        """Ends a child that had a record in hand, and returns the error. why: "" for the reason of its status."""
+        await instance.end()
         try:
-            await instance.end()
             why = why or (await instance.child.wait()).how
         except CommunicationError as error:  # the supervisor was killed
             why = why or f"was ended: {error.message}"
@@ -216,16 +220,20 @@ class ProgramPool:
 
 
 class _PooledInstance:
-    """A child of a pool, with what it says. is_free: it has no record in hand."""
+    """An instance of a pool, with its output."""
 
-    def __init__(self, child: Child) -> None:
-        assert child.stdout is not None
-        self.child, self.stdout, self.is_free = child, child.stdout, True
-        self.lines = child.stdout.lines()
-        self.tail = ErrorTail(child)
+    def __init__(self, instance: Instance) -> None:
+        assert instance.child is not None
+        assert instance.child.stdout is not None
+        self.instance, self.child, self.stdout = instance, instance.child, instance.child.stdout
+        self.has_answered = False
+        self.lines = self.stdout.lines()
+        self.tail = ErrorTail(self.child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
-        """Why it can be given no record; "": it can."""
+        """Returns the reason why a child that has answered before can be given no further record; "" if it can."""
+        if not self.has_answered:
+            return ""
         unread = self.stdout.read_nowait()
         if self.child.is_over or self.stdout.at_end or unread == b"":
             return "has ended"
@@ -234,11 +242,8 @@ class _PooledInstance:
         return ""
 
     async def end(self) -> None:
-        """Ends it and all that it has started."""
-        try:
-            await self.child.stop(GRACE_SECONDS)
-            await self.tail.over()
-        except CommunicationError:  # the supervisor was killed, and the child with it
-            await self.tail.over(close=True)
+        """Ends the child and all that it has started."""
+        await end_member(self.instance, GRACE_SECONDS, "its pool has ended it")
+        await self.tail.over(close=self.child.status is None)  # the supervisor was killed, and the child with it
         self.stdout.close()
         await self.lines.aclose()

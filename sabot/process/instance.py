@@ -44,8 +44,7 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
 _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
-LONGEST_BACKOFF_S = 60.0
-"""The longest wait before a restart, unless the first one is longer."""
+_LONGEST_WAIT_S = 60.0  # before a restart, unless the first wait is longer
 STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
 """Why an instance is suspended that nobody has suspended through its verbs."""
 
@@ -105,7 +104,7 @@ class RestartPolicy:
 
     def wait_s(self, failures: int) -> float:
         """Returns the seconds to wait before the restart after so many failures in a row."""
-        return Backoff(self.first_wait_s, max(self.first_wait_s, LONGEST_BACKOFF_S)).wait_s(failures)
+        return Backoff(self.first_wait_s, max(self.first_wait_s, _LONGEST_WAIT_S)).wait_s(failures)
 
 
 class Instance:
@@ -160,7 +159,7 @@ class Instance:
         self._ready = ready
         self._ready_within_s = ready_within_s
         self._ended = ended
-        self._on_phase = on_phase
+        self.on_phase = on_phase
         self._tasks = tasks
         self._clock = clock
         self._sleep = sleep
@@ -192,9 +191,9 @@ class Instance:
             raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {phase}")
         self.phase = phase
         self._changed.set()
-        if self._on_phase is not None:
+        if self.on_phase is not None:
             try:
-                self._on_phase(self, before, phase)
+                self.on_phase(self, before, phase)
             except Exception:  # a listener has no say
                 _log.exception("the listener to phases has failed for instance %s", self.label)
 
@@ -223,15 +222,6 @@ class Instance:
                 was_ended = self.given_up or not isinstance(error, Exception)
                 self.become(Phase.TERMINATED if was_ended else Phase.FAILED)
                 raise
-
-    def take(self, child: Child) -> None:
-        """Takes a process that another owner has started and ends."""
-        self.child = child
-        self.become(Phase.STARTING)
-        if self._tasks is not None:
-            self._gone = asyncio.Event()
-            self._watching = self._tasks.begin(self._watch(child, self._gone))
-        self.become(Phase.READY)
 
     async def end(self, grace_s: float, why: str) -> None:
         """Ends the process and the instance: closes stdin, sends SIGTERM, and after `grace_s` seconds SIGKILL.
@@ -346,7 +336,8 @@ class Instance:
                 raise ResumeFailed(
                     f"instance {self.label} does not go on: it is {self.phase}, {self.why}", hint="spawn another one"
                 )
-            if self.see() is not Phase.SUSPENDED or not only_if():
+            self._see()
+            if self.phase is not Phase.SUSPENDED or not only_if():
                 return
             if self.child is not None and not self.child.is_over:
                 self.child.resume()
@@ -365,11 +356,16 @@ class Instance:
 
     def see(self) -> Phase:
         """Notices what the process did without a verb, and returns the phase: it was stopped by somebody else, or let
-        go on; or it has ended, if nobody awaits that.
+        go on; or it has ended, if the instance does not await that itself. Does nothing while a verb works.
         """
+        if not self.lock.locked():
+            self._see()
+        return self.phase
+
+    def _see(self) -> None:
         child = self.child
         if child is None:
-            return self.phase
+            return
         if child.is_over:
             if self._tasks is None and self.phase not in OVER:
                 self.why = child.how
@@ -380,7 +376,16 @@ class Instance:
             self._suspended(STOPPED_BY_OTHERS)
         elif self.phase is Phase.SUSPENDED and self.suspended_for is STOPPED_BY_OTHERS and not child.paused:
             self.become(self._runs_as)
-        return self.phase
+
+    def work(self, *, begins: bool) -> None:
+        """Notes that the instance has work from now on, or none any more. A suspended instance goes on with that."""
+        runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
+        if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
+            phase = Phase.BUSY if begins else Phase.IDLE
+            if self.phase is Phase.SUSPENDED:
+                self._runs_as = phase
+            else:
+                self.become(phase)
 
     # -- starts -------------------------------------------------------------------------------------------------------
 
@@ -398,11 +403,14 @@ class Instance:
                     self._watching = self._tasks.begin(self._watch(child, self._gone))
                 await self._until_ready(child)
         except BaseException as error:
-            self.why = f"it was not ready in {self._ready_within_s:g} s" if limit.expired() else message_of(error)
+            here = f"instance {self.label}: "
+            self.why = message_of(error).removeprefix(here)
+            if limit.expired():
+                self.why = f"it was not ready in {self._ready_within_s:g} s"
             if self.child is not None:
                 await run_to_end(self._undo(self.child))
             if limit.expired():
-                raise Timeout(self.why) from error
+                raise Timeout(f"{here}{self.why}") from error
             raise
         self._running_since = self._clock.monotonic()
         self.become(Phase.READY)
@@ -425,13 +433,13 @@ class Instance:
                 if ready.done():
                     ready.result()
                 elif others[0].done():
-                    raise SpawnFailed(f"it was not ready before {child.how}")
+                    raise SpawnFailed(f"instance {self.label}: it was not ready before {child.how}")
             finally:
                 for each in (ready, *others):
                     each.cancel()
                 await asyncio.wait([ready, *others])
         if self.given_up:
-            raise SpawnFailed("it was terminated before it was ready")
+            raise SpawnFailed(f"instance {self.label}: it was terminated before it was ready")
 
     def _plan(self, *, counts: bool = True) -> None:
         """Plans the next start as after a failure; if the restarts are used up, the instance has failed. The lock is

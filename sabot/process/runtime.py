@@ -274,9 +274,7 @@ class ProcessRuntime:
         try:
             await instance.start()
         except Timeout as error:
-            raise Timeout(
-                f"instance {name!r}: {error.message}", hint='it says {"method": "ready"} on its stdout'
-            ) from error
+            raise Timeout(error.message, hint='it says {"method": "ready"} on its stdout') from error
         finally:
             self._starting -= 1
         if not self._running:

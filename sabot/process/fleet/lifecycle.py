@@ -126,14 +126,12 @@ class LifecycleManager:
         instance.active_at = self._clock.monotonic()
         return instance
 
-    def adopt(self, child: Child, command: Command, *, name: str = "") -> AgentInstance:
-        """Lists the process of a fleet or of a warm pool as an instance, until it has ended. It is suspended, resumed
-        and terminated as others are, and quotas hold for it; it is never started again, nor idle, nor ended by `close`.
+    def adopt(self, instance: AgentInstance) -> None:
+        """Lists an instance of a fleet or of a warm pool, until it has ended. It is suspended, resumed and terminated
+        as others are, and quotas hold for it; it is never started again, nor idle, nor ended by `close`.
         """
-        instance = self._add(command, name=name)
-        instance.is_adopted = True
-        instance.take(child)
-        return instance
+        instance.is_adopted, instance.on_phase = True, self._tell
+        self._list(instance)
 
     async def suspend(self, agent_id: str, *, release_memory: bool = False, why: str = "") -> AgentInstance:
         """Stops all processes of the instance where they are (SIGSTOP): they use no CPU, and keep their memory and
@@ -199,8 +197,7 @@ class LifecycleManager:
     def list_agents(self) -> list[InstanceInfo]:
         """Returns all instances that have not ended, and the last thousand that have."""
         for instance in self._instances.values():
-            if not instance.lock.locked():  # else a verb is about to change it
-                instance.see()
+            instance.see()
         return [instance.info for instance in self._instances.values()]
 
     async def wait(self, agent_id: str) -> LifecycleState:
@@ -227,9 +224,7 @@ class LifecycleManager:
         """
         asleep = []
         for instance in list(self._instances.values()):
-            if not instance.lock.locked():
-                instance.see()
-            if instance.phase in RUNS and not instance.is_adopted and await self._is_idle(instance):
+            if instance.see() in RUNS and not instance.is_adopted and await self._is_idle(instance):
                 try:
                     await run_to_end(self._suspend(instance, self.config.release_idle, IDLE))
                 except SuspendFailed as error:  # the next look tries again
@@ -244,11 +239,14 @@ class LifecycleManager:
         instance = AgentInstance(
             command, on_phase=self._tell, tasks=self._tasks, clock=self._clock, sleep=self._sleep, **options
         )
+        self._list(instance)
+        return instance
+
+    def _list(self, instance: AgentInstance) -> None:
         self._instances[instance.id] = instance
         over = [each.id for each in self._instances.values() if each.is_over and each.child is None]
         for agent_id in over[: max(0, len(over) - _ENDED_KEPT)]:
             del self._instances[agent_id]
-        return instance
 
     def _tell(self, instance: AgentInstance, before: Phase, phase: Phase) -> None:
         if phase is Phase.READY:

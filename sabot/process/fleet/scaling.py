@@ -1,74 +1,81 @@
-"""A fleet of children that do one kind of work: as many of them as the work needs.
+"""A fleet of instances that do one kind of work: as many replicas as the work needs.
 
         run(work) ─▶ a free replica, or the queue
         each interval: measured ─▶ recommended ─▶ held for long enough ─▶ started, or drained
 
-A replica is drained so: it gets no new work, what it does may end, the hook saves what is to be saved, the child ends. Work that is not
-done by then is given back.
+A replica that is drained gets no new work, may end its present work, is saved by the hook, and its child ends. Work that
+is not done by then is given back.
 """
 
 import asyncio
 import inspect
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.metrics import Sample
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
+from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool
+from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
+from sabot.process.pool import Pool, end_member
 from sabot.process.status import ProcessUsage
-from sabot.supervision import TaskSet
 from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BACKOFF = Backoff(1.0, 60.0)  # after replicas that ended at once, one after the other
-
 
 @dataclass(eq=False)
 class FleetReplica:
-    """One child of a fleet. state: `active`; `draining`: it gets no new work; `ending`. done: pieces of work."""
+    """An instance of a fleet. state: `active`; `draining`: it gets no new work; `ending`. done: a count of the pieces of
+    work that it has done.
+    """
 
     number: int
+    instance: AgentInstance
     child: Child
     state: Literal["active", "draining", "ending"] = "active"
     done: int = 0
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it does nothing
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it has no work
     work: "asyncio.Task[Any] | None" = None
-    is_given_back: bool = False  # what it does is to be done by another one
-    failures: int = 0  # of the fleet, when it was started
+    is_given_back: bool = False  # its work is to be done by another one
     seen_cpu: float | None = None  # seconds, when it was measured last
     seen_at: float = 0.0
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has work."""
+        """True if the replica has work."""
         return not self.quiet.is_set()
+
+    def works(self, begins: bool) -> None:
+        """Notes that the replica has work from now on, or none any more."""
+        self.quiet.clear() if begins else self.quiet.set()
+        self.instance.work(begins=begins)
 
 
 class FleetManager:
-    """Keeps as many children of one command as their work needs. They end with `close`, and with this process, however it ends.
+    """Keeps as many replicas of one command as their work needs. They end with `close`, and with this process, however it
+    ends.
 
-    what: the command of a replica, or a warm pool that gives them.
-    lag: says how much there is to do that `run` does not know of, say how many records a consumer lags behind.
-    checkpoint: called with a replica that is drained, before its child ends; where it fails, the replica goes on.
-    lives: its replicas are instances of this manager, too, so that quotas hold for them; those of a warm pool are where the pool says so.
-    sleep: waits between looks, and for drains.
+    - `what`: the command of a replica, or a warm pool that gives them.
+    - `lag`: returns the amount of work that `run` does not know of, say the number of records that a consumer lags
+      behind.
+    - `checkpoint`: called with a replica that is drained, before its child ends; if it fails, the replica goes on.
+    - `lives`: lists the replicas as its instances, so that quotas hold for them; replicas of a warm pool are listed by
+      that pool's manager.
+    - `sleep`: waits between looks, and for drains.
     """
 
     def __init__(
@@ -96,29 +103,37 @@ class FleetManager:
         self._sleep = sleep
         self._replicas: list[FleetReplica] = []  # the oldest first
         self._numbers = count(1)
-        self._waiting: deque[asyncio.Future[FleetReplica]] = deque()
         self._recommendations = Recommendations(self.config, clock.monotonic())
         self._target = 0
-        self._starting = 0
-        self._failures = 0  # ends of replicas since work was done; of those that end together it is one
-        self._running = False
+        self._pool: Pool[FleetReplica] = Pool(
+            f"fleet {name!r}",
+            start=self._start,
+            missing=lambda: self._target - len(self._active()),
+            ended=self._ended,
+            can_work=_can_work,
+            given=FleetReplica.works,
+            policy=RestartPolicy(),
+            clock=clock,
+            sleep=sleep,
+        )
         self._scaling = asyncio.Lock()
-        self._tasks = TaskSet(f"fleet {self.name!r}")
         self._last = FleetMetrics(0, 0, 0, 0, 0.0, None, None, 0)
         self._counts = {"up": 0, "down": 0, "died": 0, "given_back": 0}
 
     async def start(self) -> None:
-        """Returns when `min_replicas` run, which are watched from then on. Raises ScaleUpFailed (E2090): then none is left."""
-        if self._running:
+        """Returns when `min_replicas` run, which are watched from then on. Raises ScaleUpFailed (E2090): then none is
+        left.
+        """
+        if self._pool.running:
             return
-        self._running = True
+        self._pool.running = True
         self._recommendations = Recommendations(self.config, self._clock.monotonic())
         try:
             await self._grow(self.config.min_replicas)
         except BaseException:
             await run_to_end(self.close())
             raise
-        self._tasks.begin(self._watch())
+        self._pool.tasks.begin(self._watch())
 
     async def __aenter__(self) -> "FleetManager":
         await self.start()
@@ -146,7 +161,7 @@ class FleetManager:
             try:
                 return await self._do(replica, work)
             except DrainTimeout:
-                if not repeatable or not self._running:
+                if not repeatable or not self._pool.running:
                     raise
                 given_back = True
 
@@ -161,7 +176,7 @@ class FleetManager:
         Raises ScaleUpFailed (E2090) above `max_replicas`, or where some did not start: then there are as many as did. Raises
         ScaleDownFailed (E2091) below `min_replicas`, or where the hook has failed: then there are as many as could not be drained.
         """
-        if not self._running:
+        if not self._pool.running:
             raise self._not_running()
         async with self._scaling:
             if replicas > self.config.max_replicas:
@@ -193,7 +208,7 @@ class FleetManager:
             active=len(active),
             busy=sum(each.is_busy for each in active),
             draining=len(self._replicas) - len(active),
-            waiting=sum(not each.done() for each in self._waiting),
+            waiting=self._pool.waiting,
             lag=lag,
             cpu_percent=sum(cpu) / len(cpu) if cpu else None,
             memory_percent=100 * memory / len(used) / most if used and most is not None else None,
@@ -211,7 +226,7 @@ class FleetManager:
         return [
             *(Sample("sabot_fleet_replicas", each, self.name, state) for state, each in states.items()),
             *(Sample("sabot_fleet_events_total", each, self.name, what) for what, each in self._counts.items()),
-            Sample("sabot_fleet_waiting", len(self._waiting), self.name),
+            Sample("sabot_fleet_waiting", self._pool.waiting, self.name),
             Sample("sabot_fleet_lag", last.lag, self.name),
             Sample("sabot_fleet_memory_bytes", last.memory_bytes, self.name),
             *([] if last.cpu_percent is None else [Sample("sabot_fleet_cpu_percent", last.cpu_percent, self.name)]),
@@ -221,14 +236,10 @@ class FleetManager:
         """Drains all replicas. Work that waits is given back (DrainTimeout). Raises ScaleDownFailed where the hook has failed; the children
         have ended then too.
         """
-        if not self._running and not self._replicas:
+        if not self._pool.running and not self._replicas:
             return
-        self._running = False
-        while self._waiting:
-            if not (waiting := self._waiting.popleft()).done():
-                waiting.set_exception(self._given_back("it was not begun"))
-        await self._tasks.cancel()
-        self._starting = self._target = 0
+        await self._pool.close(lambda: self._given_back("it was not begun"))
+        self._target = 0
         every = list(self._replicas)
         active = [each for each in every if each.state != "ending"]
         drained = await asyncio.gather(*map(self._drain, active), return_exceptions=True)
@@ -287,36 +298,11 @@ class FleetManager:
     # -- work -----------------------------------------------------------------------------------------------------------
 
     async def _free(self, *, first: bool) -> FleetReplica:
-        if not self._running:
+        if not self._pool.running:
             raise self._not_running()
-        for replica in self._active():
-            if not replica.is_busy and _can_work(replica):
-                replica.quiet.clear()
-                return replica
         if self._target == 0:  # it need not wait for a look
             self._target = 1
-            self._restore()
-        waiting: asyncio.Future[FleetReplica] = asyncio.get_running_loop().create_future()
-        self._waiting.insert(0 if first else len(self._waiting), waiting)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-                self._offer(waiting.result())  # nobody takes it now
-            raise
-        finally:
-            with suppress(ValueError):
-                self._waiting.remove(waiting)
-
-    def _offer(self, replica: FleetReplica) -> None:
-        """It is free: whoever waits gets it."""
-        replica.quiet.set()
-        while self._waiting and replica.state == "active" and _can_work(replica):
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                replica.quiet.clear()
-                waiting.set_result(replica)
-                return
+        return self._pool.take() or await self._pool.wait(first=first)
 
     async def _do(self, replica: FleetReplica, work: Callable[[Child], Awaitable[T]]) -> T:
         if replica.is_given_back:
@@ -335,21 +321,28 @@ class FleetManager:
             raise
         replica.work = None
         replica.done += 1
-        self._failures = 0
+        self._pool.was_of_use()
         self._offer(replica)
         return result
 
+    def _offer(self, replica: FleetReplica) -> None:
+        """Lets the replica rest, or gives it to the caller that has waited longest."""
+        replica.works(False)
+        if replica.state == "active" and replica in self._pool.members:
+            self._pool.offer(replica)
+
     def _spoiled(self, replica: FleetReplica) -> None:
-        """What it says next belongs to work that nobody waits for: it is ended, and replaced."""
+        """Ends and replaces a replica whose next answer would belong to work that nobody waits for."""
         replica.work = None
         if replica.state == "active" and replica in self._replicas:
             self._retire(replica)
-        replica.quiet.set()
+        replica.works(False)
 
     def _retire(self, replica: FleetReplica) -> None:
         replica.state = "ending"
-        self._tasks.begin(self._end(replica))
-        self._restore()
+        self._pool.free.pop(replica, None)
+        self._pool.tasks.begin(self._end(replica))
+        self._pool.fill()
 
     def _given_back(self, why: str) -> DrainTimeout:
         return DrainTimeout(
@@ -366,17 +359,13 @@ class FleetManager:
         return [each for each in self._replicas if each.state == "active"]
 
     async def _grow(self, replicas: int) -> None:
-        if not self._running:
+        if not self._pool.running:
             raise self._not_running()
         wanted = replicas - self._target
         self._target = replicas
-        self._starting += wanted
-        starting = [self._tasks.begin(self._add(), awaited=True) for _ in range(wanted)]
-        started = await asyncio.gather(*starting, return_exceptions=True)
-        failed = [each for each in started if isinstance(each, BaseException)]
-        if failed:
+        if failed := await self._pool.begin(wanted):
             self._target -= len(failed)
-            if not self._running:
+            if not self._pool.running:
                 raise self._not_running()
             if not isinstance(failed[0], AgentError | OSError):
                 raise failed[0]
@@ -384,69 +373,37 @@ class FleetManager:
                 f"fleet {self.name!r}: {len(failed)} of {wanted} replicas did not start: {failed[0]}"
             ) from failed[0]
 
-    async def _add(self) -> None:
-        try:
-            await self._begin()
-        finally:
-            self._starting -= 1
-
-    async def _begin(self) -> None:
+    async def _start(self) -> FleetReplica:
         if isinstance(self._what, WarmPool):
-            self._enter(await self._what.allocate(self.config.spawn_timeout_secs), None)
+            instance, cpu_seconds = await self._what.take(self.config.spawn_timeout_secs), None
         else:
-            await run_to_end(self._spawn(self._what))
-
-    async def _spawn(self, command: Command) -> None:
-        child = await (await Supervisor.running()).spawn(command)
-        if self._lives is not None:
-            self._lives.adopt(child, command, name=self.name)
-        self._enter(child, 0.0)
-
-    def _enter(self, child: Child, cpu_seconds: float | None) -> None:
-        replica = FleetReplica(next(self._numbers), child, failures=self._failures)
+            instance, cpu_seconds = AgentInstance(self._what, name=self.name, clock=self._clock), 0.0
+            await instance.start()
+            if self._lives is not None:
+                self._lives.adopt(instance)
+        assert instance.child is not None
+        replica = FleetReplica(next(self._numbers), instance, instance.child)
         replica.seen_at, replica.seen_cpu = self._clock.monotonic(), cpu_seconds
+        replica.quiet.set()
         self._replicas.append(replica)
-        self._tasks.begin(self._see_end(replica))
-        self._offer(replica)
+        return replica
 
-    async def _see_end(self, replica: FleetReplica) -> None:
-        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
-            await replica.child.wait()
+    def _ended(self, replica: FleetReplica, child: Child, was_free: bool) -> str:
+        replica.instance.see()
         if replica in self._replicas and replica.state != "draining":
             self._replicas.remove(replica)
-        if replica.state == "active":
-            replica.state = "ending"
-            self._counts["died"] += 1
-            if not replica.done:
-                self._failures = max(self._failures, min(replica.failures, self._failures) + 1)
-            _log.warning("fleet %r: replica %d has ended: %s", self.name, replica.number, replica.child.status)
-            self._restore()
-
-    def _restore(self) -> None:
-        """Starts what is missing, later each time where replicas end without having done anything."""
-        if self._running:
-            missing = max(0, self._target - len(self._active()) - self._starting)
-            self._starting += missing
-            for _ in range(missing):
-                self._tasks.begin(self._replace())
-
-    async def _replace(self) -> None:
-        begun = False
-        try:
-            while not begun:
-                if failures := self._failures:
-                    await self._sleep(_BACKOFF.wait_s(failures))
-                try:
-                    await self._begin()
-                    begun = True
-                except (AgentError, OSError) as error:
-                    self._failures = max(self._failures, failures + 1)
-                    _log.warning("fleet %r: a replica did not start: %s", self.name, error)
-        finally:
-            self._starting -= 1
+        if replica.state != "active":
+            return ""
+        replica.state = "ending"
+        self._counts["died"] += 1
+        why = f"(replica {replica.number}) has ended: {child.how}"
+        if not replica.done:
+            return why
+        _log.warning("fleet %r: a child %s", self.name, why)
+        return ""
 
     async def _shrink(self, by: int) -> None:
-        """Drains so many. Those that were drained are gone, whatever becomes of the others."""
+        """Drains so many replicas. Those that were drained are gone, also if others fail."""
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
         self._target -= by  # what dies meanwhile is not replaced
         try:
@@ -459,12 +416,13 @@ class FleetManager:
 
     async def _drain(self, replica: FleetReplica) -> None:
         replica.state = "draining"
+        self._pool.free.pop(replica, None)
         try:
             await self._within(replica.quiet.wait())
             if self._checkpoint is not None and not replica.child.is_over:
                 await self._saved(replica, self._checkpoint)
         except BaseException:
-            if self._running:
+            if self._pool.running:
                 replica.state = "active"
                 if not replica.is_busy:
                     self._offer(replica)
@@ -491,7 +449,7 @@ class FleetManager:
             raise ScaleDownFailed(f"{what} has failed: {error}") from error
 
     async def _within(self, what: Awaitable[Any]) -> bool:
-        """Whether it is done in the time of a drain."""
+        """Returns True if the work is done in the time of a drain."""
         work = asyncio.ensure_future(what)
         late = asyncio.ensure_future(self._sleep(self.config.drain_secs))
         try:
@@ -506,8 +464,7 @@ class FleetManager:
         if isinstance(self._what, WarmPool):
             await self._what.give_back(replica.child)
         else:
-            with suppress(CommunicationError):
-                await replica.child.stop(self.config.grace_secs)
+            await end_member(replica.instance, self.config.grace_secs, "its fleet has ended it")
 
 
 async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:

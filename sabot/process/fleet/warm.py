@@ -1,4 +1,4 @@
-"""A pool of children that are started before they are needed, and wait for their first line on stdin.
+"""A warm pool: instances that are started before they are needed, and wait for their first line on stdin.
 
 start ─▶ warm ─▶ given out ─▶ given back: ended, or reset and warm again
           ├─▶ it ends, or is stopped: replaced, never given out
@@ -7,36 +7,37 @@ start ─▶ warm ─▶ given out ─▶ given back: ended, or reset and warm a
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from sabot.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UserError
 from sabot.metrics import Sample
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child
 from sabot.process.command import Command
-from sabot.process.errors import AgentError, CommunicationError, SpawnFailed, WarmPoolExhausted
+from sabot.process.errors import CommunicationError, SpawnFailed, Timeout, WarmPoolExhausted
+from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
+from sabot.process.instance import Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
+from sabot.process.pool import Pool, end_member
 from sabot.process.tree import numbers_of
-from sabot.supervision import TaskSet
 from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF = Backoff(1.0, 60.0)  # after children that ended at once, one after the other
-
 
 @dataclass(frozen=True, kw_only=True)
 class WarmPoolConfig:
-    """size: children that are kept warm. max_age_secs: an older one is never given out. refresh_interval_secs: between two looks, each of
-    which replaces the children that would be too old at the next one. spawn_timeout_secs: until a child is warm. grace_secs: from SIGTERM
-    to SIGKILL.
+    """The settings of a warm pool.
+
+    - `size`: children that are kept warm. `max_age_secs`: the age from which a child is never given out.
+    - `refresh_interval_secs`: seconds between two looks, each of which replaces the children that would be too old at
+      the next one.
+    - `spawn_timeout_secs`: the longest time until a child is warm. `grace_secs`: seconds from SIGTERM to SIGKILL.
     """
 
     size: int = 5
@@ -53,8 +54,11 @@ class WarmPoolConfig:
 
 @dataclass(frozen=True)
 class WarmPoolStatus:
-    """The pool at this moment, and since its start. ages_secs: of the warm children, the oldest first. failure: why the last child that
-    ended while it was warm, or could not be started, did so; "" when one was given out after that.
+    """The pool at this moment, and since its start.
+
+    - `ages_secs`: ages of the warm children, the oldest first.
+    - `failure`: the reason of the last child that ended while it was warm, or was not started; "" if a child was given
+      out after that.
     """
 
     warm: int
@@ -69,24 +73,9 @@ class WarmPoolStatus:
     failure: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Warm:
-    child: Child
-    since: float  # by the clock's steady count of seconds
-    was_out: bool  # it has done work before, and was reset
-
-
 class WarmPool:
-    """Keeps children of one command warm. They end with `close`, also those that were given out, and with this process, however it ends.
-
-    command: needs a stdin, on which a child gets its work. The time that its limits give begins when the child is given out.
-    ready: a line of stdout with which a child says that it is warm; without it a child is warm when its program was executed.
-    reset: called with a child that is given back; a child for which it returns True is given out again. It has to make sure that the
-    program has forgotten the work before, and to read what that says of it to the end: a child whose stdout has more, or whose stdin has
-    not taken all, is ended, since whoever got it next would take it for an answer. What is in stderr is thrown away. Without `reset` each
-    child that is given back is ended.
-    lives: its children are instances of this manager, too, so that quotas hold for them. sleep: waits between looks, and before a
-    replacement.
+    """Keeps children of one command warm. They end with `close`, also those that were given out, and with this process,
+    however it ends.
     """
 
     def __init__(
@@ -101,6 +90,19 @@ class WarmPool:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """
+        - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is
+          given out.
+        - `ready`: the line of stdout with which a child says that it is warm; without it a child is warm when its
+          program was executed.
+        - `reset`: called with a child that is given back; a child for which it returns True is given out again. It has
+          to make sure that the program has forgotten the work before, and to read the program's answer to the end. A
+          child whose stdout has more, or whose stdin has not taken all, is ended, since its next user would take the
+          rest for an answer. The contents of stderr are thrown away. Without `reset` a child that is given back is
+          ended.
+        - `lives`: lists the children as its instances, so that quotas hold for them.
+        - `sleep`: waits between looks, and before a replacement.
+        """
         if command.stdin != "pipe" or (ready is not None and command.stdout != "pipe"):
             raise UserError(
                 f"{command.argv[0]}: a warm child gets its work on stdin, and says on stdout that it is ready",
@@ -113,39 +115,35 @@ class WarmPool:
         self.command = (
             command if command.limits is None else replace(command, limits=limits.without("max_task_duration"))
         )
-        self._ready = None if ready is None else ready.encode()
+        self._line = None if ready is None else ready.encode()
         self._reset = reset
         self._lives = lives
         self._clock = clock
         self._sleep = sleep
-        self._children: dict[Child, int] = {}  # all that have not ended, and in which round each was started
-        self._warm: deque[_Warm] = deque()  # the oldest first
-        self._given_out: set[Child] = set()
-        self._starting = 0
-        self._waiting: deque[asyncio.Future[Child]] = deque()
-        self._tasks = TaskSet(f"warm pool {self.name!r}")
-        self._running = False
-        self._round = 0  # how often a child has ended warm, or did not start; children that end together count once
-        self._good_round = 0  # the last one in which a child was given out
-        self._failure = ""
+        self._given_out: dict[Child, AgentInstance] = {}
+        self._pool: Pool[AgentInstance] = Pool(
+            f"warm pool {name!r}",
+            start=self._start,
+            missing=lambda: self.config.size - len(self._pool.free),
+            ended=self._ended,
+            given=self._given,
+            policy=RestartPolicy(),
+            clock=clock,
+            sleep=sleep,
+        )
         self._counts = {"spawned": 0, "allocated": 0, "refused": 0, "died": 0, "refreshed": 0}
 
     async def start(self) -> None:
-        """Returns when the pool is full. Raises SpawnFailed when one of its children does not start: then none is left."""
-        if self._running:
+        """Returns when the pool is full. Raises SpawnFailed if one of its children does not start: then none is left."""
+        if self._pool.running:
             return
-        self._running = True
         try:
-            self._starting += self.config.size
-            first = [self._tasks.begin(self._start_one(), awaited=True) for _ in range(self.config.size)]
-            ended = await asyncio.gather(*first, return_exceptions=True)
-            for each in ended:
-                if isinstance(each, BaseException):
-                    raise each
+            for error in await self._pool.begin(self.config.size):
+                raise error
         except BaseException:
             await run_to_end(self.close())
             raise
-        self._tasks.begin(self._refresh())
+        self._pool.tasks.begin(self._refresh())
 
     async def __aenter__(self) -> "WarmPool":
         await self.start()
@@ -159,26 +157,36 @@ class WarmPool:
     @property
     def children(self) -> list[Child]:
         """The warm ones, the oldest first."""
-        return [each.child for each in self._warm]
+        return [each.child for each in self._pool.free if each.child is not None]
 
     async def allocate(self, wait_secs: Duration | None = 0.0) -> Child:
         """Gives out the oldest warm child, and starts another one in its place.
 
-        wait_secs: how long to wait for one where there is none; None: until there is one. Raises WarmPoolExhausted (E2092).
+        `wait_secs`: the longest time to wait if there is none; None: until there is one. Raises WarmPoolExhausted
+        (E2092).
         """
-        if not self._running:
+        instance = await self.take(wait_secs)
+        assert instance.child is not None
+        return instance.child
+
+    async def take(self, wait_secs: Duration | None = 0.0) -> AgentInstance:
+        """Gives out an instance as `allocate` gives out its child."""
+        if not self._pool.running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
         wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
-        child = self._take()
-        if child is None:
-            child = await self._wait(wait_s)
-        return child
+        instance = self._oldest() or await self._wait(wait_s)
+        assert instance.child is not None
+        self._pool.was_of_use()
+        self._counts["allocated"] += 1
+        if self._seconds is not None:
+            instance.child.end_after(self._seconds)
+        return instance
 
     async def give_back(self, child: Child) -> None:
-        """Takes back a child that `allocate` gave: it is ended, or reset. Does nothing for another one."""
-        if child not in self._given_out:
+        """Takes back a child that `allocate` gave, and ends or resets it. Does nothing for another one."""
+        instance = self._given_out.pop(child, None)
+        if instance is None:
             return
-        self._given_out.discard(child)
         again = False
         try:
             if self._reset is not None and _is_fit(child):
@@ -186,14 +194,15 @@ class WarmPool:
                 with suppress(CommunicationError):
                     again = await self._reset(child)
         finally:
-            if again and self._running and _is_fit(child) and self._is_quiet(child):
-                self._enter(child, was_out=True)
+            if again and self._pool.running and _is_fit(child) and self._is_quiet(child):
+                instance.work(begins=False)
+                self._pool.offer(instance)
             else:
-                await run_to_end(self._end(child))
+                await run_to_end(self._end(instance))
 
     @asynccontextmanager
     async def borrowed(self, wait_secs: Duration | None = 0.0) -> AsyncIterator[Child]:
-        """A child of `allocate`, that is given back at the end."""
+        """Gives a child of `allocate` inside, and takes it back at the end."""
         child = await self.allocate(wait_secs)
         try:
             yield child
@@ -201,32 +210,33 @@ class WarmPool:
             await run_to_end(self.give_back(child))
 
     async def refresh(self) -> int:
-        """Replaces the children that would be too old at the next look. -> how many"""
+        """Replaces the children that would be too old at the next look. Returns their number."""
         oldest = self._clock.monotonic() + self.config.refresh_interval_secs - self.config.max_age_secs
-        stale = [each for each in self._warm if each.since < oldest]
+        stale = [each for each, since in self._pool.free.items() if since < oldest]
         for each in stale:
-            self._warm.remove(each)
+            del self._pool.free[each]
         self._counts["refreshed"] += len(stale)
-        self._fill()
-        await asyncio.gather(*(self._end(each.child) for each in stale))
+        self._pool.fill()
+        await asyncio.gather(*map(self._end, stale))
         return len(stale)
 
     def status(self) -> WarmPoolStatus:
-        """The pool at this moment."""
+        """Returns a view of the pool at this moment."""
         now = self._clock.monotonic()
-        ages = tuple(now - each.since for each in self._warm)
+        ages = tuple(now - since for since in self._pool.free.values())
         return WarmPoolStatus(
             warm=len(ages),
-            starting=self._starting,
+            starting=self._pool.starting,
             given_out=len(self._given_out),
             ages_secs=ages,
-            failure=self._failure,
+            failure=self._pool.failure,
             **self._counts,
         )
 
     def samples(self) -> list[Sample]:
-        """Its figures for Prometheus. From any thread."""
-        states = {"warm": len(self._warm), "starting": self._starting, "given_out": len(self._given_out)}
+        """Returns the pool's figures for Prometheus. Called from any thread."""
+        pool = self._pool
+        states = {"warm": len(pool.free), "starting": pool.starting, "given_out": len(self._given_out)}
         counts = {name: count for name, count in self._counts.items() if name != "spawned"}
         return [
             *(Sample("sabot_warm_pool_children", count, self.name, state) for state, count in states.items()),
@@ -234,117 +244,75 @@ class WarmPool:
         ]
 
     async def close(self) -> None:
-        """Ends all its children, also those that were given out. Who waits for one gets WarmPoolExhausted."""
-        self._running = False
-        while self._waiting:
-            if not (waiting := self._waiting.popleft()).done():
-                waiting.set_exception(self._exhausted("it was closed"))
-        await self._tasks.cancel()
-        await asyncio.gather(*map(self._end, self._children))
-        await self._tasks.ended()  # what sees the end of a child that was just being started
-        self._starting = 0
-        self._children.clear()
-        self._warm.clear()
+        """Ends all children, also those that were given out. Callers that wait for one get WarmPoolExhausted."""
+        await self._pool.close(lambda: self._exhausted("it was closed"))
+        await asyncio.gather(*map(self._end, self._pool.members))
+        self._pool.members.clear()
+        self._pool.free.clear()
         self._given_out.clear()
 
-    # -- giving out -----------------------------------------------------------------------------------------------------
+    # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _take(self) -> Child | None:
-        """The oldest child that can be given out. The others on the way are replaced."""
-        found = None
-        while self._warm:
-            each = self._warm.popleft()
-            too_old = self._clock.monotonic() - each.since > self.config.max_age_secs
-            if too_old or (each.was_out and not self._is_quiet(each.child)):
+    def _oldest(self) -> AgentInstance | None:
+        """Takes the oldest child that can be given out. Those that cannot be are replaced."""
+        found, pool = None, self._pool
+        for instance, since in list(pool.free.items()):
+            assert instance.child is not None
+            del pool.free[instance]
+            too_old = self._clock.monotonic() - since > self.config.max_age_secs
+            if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
                 self._counts["refreshed"] += 1
-            elif _is_fit(each.child):
-                found = each.child
-                self._give(found)
+            elif _is_fit(instance.child):
+                found = instance
+                self._given(found, True)
                 break
             else:
                 self._counts["died"] += 1
-                self._failed(self._children.get(each.child, 0), "was stopped, or ended, while it was warm")
-            self._tasks.begin(self._end(each.child))
-        self._fill()
+                pool.failed(pool.members.get(instance, 0), "was stopped, or ended, while it was warm")
+            pool.tasks.begin(self._end(instance))
+        pool.fill()
         return found
 
-    def _give(self, child: Child) -> None:
-        self._given_out.add(child)
-        self._good_round, self._failure = self._round, ""
-        self._counts["allocated"] += 1
-        if self._seconds is not None:
-            child.end_after(self._seconds)
-
-    async def _wait(self, wait_secs: float | None) -> Child:
+    async def _wait(self, wait_secs: float | None) -> AgentInstance:
         if wait_secs == 0:
             self._counts["refused"] += 1
             raise self._exhausted("none of its children is warm")
-        waiting: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        late = None if wait_secs is None else asyncio.ensure_future(self._sleep(wait_secs))
+        if wait_secs is None:
+            return await self._pool.wait()
+        waiting = asyncio.ensure_future(self._pool.wait())
+        late = asyncio.ensure_future(self._sleep(wait_secs))
         try:
-            await asyncio.wait([each for each in (waiting, late) if each], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiting, late], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
             self._counts["refused"] += 1
             raise self._exhausted(f"none of its children was warm in {wait_secs:g} s")
         except asyncio.CancelledError:
-            if waiting.done() and waiting.exception() is None:  # nobody takes it now
-                self._tasks.begin(self.give_back(waiting.result()))
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._given(waiting.result(), False)
+                self._pool.offer(waiting.result())
             raise
         finally:
-            waiting.cancel()
-            with suppress(ValueError):
-                self._waiting.remove(waiting)
-            if late is not None:
-                late.cancel()
+            for each in (waiting, late):
+                each.cancel()
+
+    def _given(self, instance: AgentInstance, is_given: bool) -> None:
+        assert instance.child is not None
+        if is_given:
+            self._given_out[instance.child] = instance
+        else:
+            del self._given_out[instance.child]
+        instance.work(begins=is_given)
 
     def _exhausted(self, why: str) -> WarmPoolExhausted:
-        because = f"; the last one {self._failure}" if self._failure else ""
+        because = f"; the last one {self._pool.failure}" if self._pool.failure else ""
         return WarmPoolExhausted(
             f"warm pool {self.name!r} of {self.command.argv[0]}: {why}{because}",
             hint="wait (wait_secs=), or make the pool larger (size=)",
         )
 
-    # -- keeping it full ----------------------------------------------------------------------------------------------
-
-    def _fill(self) -> None:
-        """Starts what is missing."""
-        if self._running:
-            missing = max(0, self.config.size - len(self._warm) - self._starting)
-            self._starting += missing
-            for _ in range(missing):
-                self._tasks.begin(self._replace())
-
-    async def _start_one(self) -> None:
-        try:
-            await self._spawn()
-        finally:
-            self._starting -= 1
-
-    async def _replace(self) -> None:
-        """Starts a child in the place of another one; later each time, where the last ones have ended while they were warm."""
-        try:
-            while True:
-                if failures := self._round - self._good_round:
-                    await self._sleep(_BACKOFF.wait_s(failures))
-                round_ = self._round
-                try:
-                    await self._spawn()
-                    break
-                except (AgentError, OSError) as error:
-                    self._failed(round_, f"did not start: {error}")
-        finally:
-            self._starting -= 1
-        self._fill()  # it may have gone to who waited for one
-
-    def _failed(self, round_: int, why: str) -> None:
-        self._round = max(self._round, round_ + 1)
-        self._failure = why
-        _log.warning("warm pool %r: a child of %s %s", self.name, self.command.argv[0], why)
-
     def _is_quiet(self, child: Child) -> bool:
-        """Whether nothing of the work before is on the way to whoever gets the child next."""
+        """Returns True if nothing of the work before is on the way to the next user of the child."""
         while child.stderr is not None and child.stderr.read_nowait():
             pass
         has_rest = (child.stdout is not None and child.stdout.has_unread) or (child.stdin and child.stdin.has_unsent)
@@ -355,74 +323,50 @@ class WarmPool:
             )
         return not has_rest
 
-    def _enter(self, child: Child, *, was_out: bool = False) -> None:
-        """The child is warm: whoever has waited longest gets it."""
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                self._give(child)
-                waiting.set_result(child)
-                return
-        self._warm.append(_Warm(child, self._clock.monotonic(), was_out))
-
-    async def _watch(self, child: Child) -> None:
-        """Sees the end of a child, wherever it is then."""
-        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
-            await child.wait()
-        round_ = self._children.pop(child, 0)
-        self._given_out.discard(child)
-        if warm := [each for each in self._warm if each.child is child]:
-            self._warm.remove(warm[0])
-            self._counts["died"] += 1
-            self._failed(round_, f"ended while it was warm: {child.how}")
-            self._fill()
-
-    async def _spawn(self) -> None:
-        """Starts a child, which enters the pool when it is warm."""
-        child = await run_to_end(self._begin())
-        if self._ready is not None:
-            try:
-                async with asyncio.timeout(self.config.spawn_timeout_secs):
-                    await self._until_ready(child)
-            except TimeoutError:
-                await run_to_end(self._end(child))
-                raise SpawnFailed(
-                    f"{self.command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
-                    hint=f"it is to say {self._ready.decode()!r} on its stdout",
-                ) from None
-            except BaseException:
-                await run_to_end(self._end(child))
-                raise
-        self._counts["spawned"] += 1
-        self._enter(child)
-
-    async def _begin(self) -> Child:
-        round_ = self._round
-        child = await (await Supervisor.running()).spawn(self.command)
-        self._children[child] = round_
+    async def _start(self) -> AgentInstance:
+        instance = AgentInstance(
+            self.command,
+            name=self.name,
+            ready=None if self._line is None else self._until_ready,
+            ready_within_s=self.config.spawn_timeout_secs,
+            clock=self._clock,
+        )
+        try:
+            await instance.start()
+        except Timeout as error:
+            raise SpawnFailed(
+                f"{self.command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
+                hint="" if self._line is None else f"it is to say {self._line.decode()!r} on its stdout",
+            ) from error
         if self._lives is not None:
-            self._lives.adopt(child, self.command, name=self.name)
-        self._tasks.begin(self._watch(child))
-        return child
+            self._lives.adopt(instance)
+        self._counts["spawned"] += 1
+        return instance
 
     async def _until_ready(self, child: Child) -> None:
         assert child.stdout is not None
         async for line in child.stdout.lines():
-            if line == self._ready:
+            if line == self._line:
                 return
-        await child.wait()
-        raise SpawnFailed(f"{self.command.argv[0]} has ended before it was warm: {child.how}")
+        await asyncio.Event().wait()  # for the end of the child, which has closed its stdout
+
+    def _ended(self, instance: AgentInstance, child: Child, was_warm: bool) -> str:
+        instance.see()
+        self._given_out.pop(child, None)
+        self._counts["died"] += was_warm
+        return f"ended while it was warm: {child.how}" if was_warm else ""
 
     async def _refresh(self) -> None:
         while True:
             await self._sleep(self.config.refresh_interval_secs)
             await self.refresh()
 
-    async def _end(self, child: Child) -> None:
-        with suppress(CommunicationError):
-            await child.stop(self.config.grace_secs)
+    async def _end(self, instance: AgentInstance) -> None:
+        await end_member(instance, self.config.grace_secs, "its warm pool has ended it")
 
 
 def _is_fit(child: Child) -> bool:
-    """It runs: it has not ended, also where the supervisor has not said so yet, and is not stopped."""
+    """Returns True if the child runs: it has not ended, also if the supervisor has not said so yet, and is not
+    stopped.
+    """
     return not child.is_over and not child.paused and numbers_of(child.pid) is not None

@@ -252,7 +252,7 @@ async def test_a_program_that_is_not_there_fails_the_start(supervisor: Superviso
 
 
 async def test_a_program_that_ends_before_it_is_warm_fails_the_start(supervisor: Supervisor) -> None:
-    with pytest.raises(SpawnFailed, match="has ended before it was warm: it ended with 3"):
+    with pytest.raises(SpawnFailed, match="instance 'warm': it was not ready before it ended with 3"):
         await pool_of(command=sh("echo hello; exit 3"), ready="ready").start()
     assert children_of(supervisor.pid) == []
 

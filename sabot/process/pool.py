@@ -1,0 +1,225 @@
+"""A pool of instances of one command: free members, callers that wait for one, and starts in the place of what is missing.
+
+    missing ──> start, later each time while members end that were of no use ──> offer
+    offer   ──> the caller that has waited longest, else free ──> take
+
+What is missing is the owner's decision, and makes the kind of the pool: a fixed pool counts the callers that wait, a warm
+one its free members, an autoscaled one the replicas that it has decided on.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+from sabot.clock import Clock
+from sabot.process.client import Child
+from sabot.process.errors import AgentError, CommunicationError, TerminateFailed
+from sabot.process.instance import Instance, RestartPolicy
+from sabot.supervision import TaskSet
+
+_log = logging.getLogger(__name__)
+
+
+class PoolMember(Protocol):
+    """An instance, or an object that has one."""
+
+    @property
+    def child(self) -> Child | None:
+        """The process, from the start of the member to its end."""
+
+
+M = TypeVar("M", bound=PoolMember)
+
+
+class Pool(Generic[M]):
+    """The members of one pool.
+
+    - `members`: all that have not ended, each with the count of failures when it was started. `free`: those that are
+      not taken, the oldest first, each with the time since when it is free, by the clock's steady count of seconds.
+    - `starting`: the number of starts that are under way or wait. `failures`: ends and failed starts in a row, since a
+      member was of use; members that end together count once. `failure`: the reason of the last one, or "".
+    - `tasks`: the tasks of the pool, which end with `close`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        start: Callable[[], Awaitable[M]],
+        missing: Callable[[], int],
+        ended: Callable[[M, Child, bool], str],
+        can_work: Callable[[M], bool] = lambda member: True,
+        given: Callable[[M, bool], object] = lambda member, is_given: None,
+        tells_errors: bool = False,
+        policy: RestartPolicy,
+        clock: Clock,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """
+        - `what`: the pool's name, in log lines. `start`: starts a member, and returns when it is ready.
+        - `missing`: returns the number of members that are to be started, apart from those in `starting`.
+        - `ended`: called with each member that has ended, its child, and True if it was free. It returns the reason if
+          that is a failure of the program, else "".
+        - `can_work`: asked before a member is given to a caller.
+        - `given`: called with a member and True when it is given to a caller, and with False if that caller is gone.
+        - `tells_errors`: True if the caller that has waited longest gets the error of a start; else it is tried again.
+        """
+        self.members: dict[M, int] = {}
+        self.free: dict[M, float] = {}
+        self.starting = 0
+        self.failures = 0
+        self.failure = ""
+        self.running = False
+        self.tasks = TaskSet(what)
+        self._what = what
+        self._start = start
+        self._missing = missing
+        self._ended = ended
+        self._can_work = can_work
+        self._given = given
+        self._tells_errors = tells_errors
+        self._policy = policy
+        self._clock = clock
+        self._sleep = sleep
+        self._not_before = 0.0  # of the next start after a failure
+        self._waiting: deque[asyncio.Future[M]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """The number of callers that wait for a member."""
+        return sum(not each.done() for each in self._waiting)
+
+    async def begin(self, count: int) -> list[BaseException]:
+        """Starts so many members at once, and returns the errors of those that have not started."""
+        self.running = True
+        self.starting += count
+        first = [self.tasks.begin(self._begun(), awaited=True) for _ in range(count)]
+        started = await asyncio.gather(*first, return_exceptions=True)
+        return [each for each in started if isinstance(each, BaseException)]
+
+    def fill(self) -> None:
+        """Starts the missing members."""
+        if self.running:
+            missing = max(0, self._missing() - self.starting)
+            self.starting += missing
+            for _ in range(missing):
+                self.tasks.begin(self._replace())
+
+    def take(self) -> M | None:
+        """Returns the oldest free member that can work, which is not free any more; None if there is none."""
+        for member in self.free:
+            if self._can_work(member):
+                del self.free[member]
+                self._given(member, True)
+                return member
+        return None
+
+    async def wait(self, *, first: bool = False) -> M:
+        """Waits until a member is free, and returns that. `first`: waits before all others."""
+        waiting: asyncio.Future[M] = asyncio.get_running_loop().create_future()
+        self._waiting.insert(0 if first else len(self._waiting), waiting)
+        self.fill()
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._given(waiting.result(), False)
+                self.offer(waiting.result())
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waiting)
+
+    def offer(self, member: M) -> None:
+        """Gives a member that is free to the caller that has waited longest, or keeps it."""
+        while self._waiting and self._can_work(member):
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                self._given(member, True)
+                waiting.set_result(member)
+                return
+        self.free[member] = self._clock.monotonic()
+
+    def was_of_use(self) -> None:
+        """Begins the count of failures anew."""
+        self.failures, self.failure = 0, ""
+
+    def failed(self, since: int, why: str) -> None:
+        """Counts a failure of a member that was started after `since` failures."""
+        self.failures = max(self.failures, min(since, self.failures) + 1)
+        self.failure = why
+        self._not_before = self._clock.monotonic() + self._policy.wait_s(self.failures)
+        _log.warning("%s: a child %s", self._what, why)
+
+    async def close(self, refusal: Callable[[], Exception]) -> None:
+        """Starts no member any more, and gives the refusal to callers that wait. The members go on."""
+        self.running = False
+        while self._waiting:
+            if not (waiting := self._waiting.popleft()).done():
+                waiting.set_exception(refusal())
+        await self.tasks.cancel()
+        self.starting = 0
+
+    async def _begun(self) -> None:
+        try:
+            await self._enter()
+        finally:
+            self.starting -= 1
+
+    async def _replace(self) -> None:
+        """Starts a member, later each time while the last ones were of no use."""
+        begun = False
+        try:
+            while not begun:
+                if self.failures and (left := self._not_before - self._clock.monotonic()) > 0:
+                    await self._sleep(left)
+                since = self.failures
+                try:
+                    await self._enter()
+                    begun = True
+                except Exception as error:
+                    if not (self._tells_errors or isinstance(error, AgentError | OSError)):
+                        raise
+                    self.failed(since, f"did not start: {error}")
+                    if self._tells_errors:
+                        self._refuse(error)
+                        break
+        finally:
+            self.starting -= 1
+        self.fill()  # it may have gone to a caller that waited
+
+    async def _enter(self) -> None:
+        failures = self.failures
+        member = await self._start()
+        child = member.child
+        assert child is not None
+        self.members[member] = failures
+        self.tasks.begin(self._watch(member, child))
+        self.offer(member)
+
+    async def _watch(self, member: M, child: Child) -> None:
+        """Sees the end of a member, wherever it is then."""
+        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
+            await child.wait()
+        since = self.members.pop(member, 0)
+        was_free = self.free.pop(member, None) is not None
+        if why := self._ended(member, child, was_free):
+            self.failed(since, why)
+        self.fill()
+
+    def _refuse(self, error: Exception) -> None:
+        while self._waiting:
+            if not (waiting := self._waiting.popleft()).done():
+                waiting.set_exception(error)
+                return
+
+
+async def end_member(instance: Instance, grace_s: float, why: str) -> None:
+    """Ends an instance that its pool does not need any more. One that cannot be killed is left to the supervisor."""
+    try:
+        await instance.end(grace_s, why)
+    except TerminateFailed as error:
+        _log.warning("%s", error)
