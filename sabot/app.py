@@ -172,14 +172,14 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         if isinstance(end, Write):
             note_written(self.id, end.sink if isinstance(end.sink, str) else end.sink.name)
 
-    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """Returns the declaration of the agent whose function this is, for streams that write to the agent or read
-        its results. Raises UserError if no agent of this app has the function.
+    def agent_of(self, function: Callable[..., Any] | str) -> AgentSpec:
+        """Returns the declaration of the agent that has this function or this name, for streams that write to the
+        agent or read its results. Raises UserError if the app has no such agent.
         """
         for spec in self.agent_runtime.specs:
-            if spec.func is function:
+            if spec.func is function or spec.agent_id == f"{self.id}.{function}":
                 return spec
-        name = getattr(function, "__name__", repr(function))
+        name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
         raise UserError(
             f"{name} is no agent of app {self.id}", hint=f"put @app.agent() above {name}, before the stream goes there"
         )

@@ -1,9 +1,7 @@
 """The tables of a SQL program: CREATE TABLE … WITH ('connector' = …) as sources and sinks of the engine."""
 
 import logging
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +23,9 @@ from sabot.sql.syntax.tree import (
     CreateTable,
     Interval,
     Name,
-    TableOption,
     WatermarkDefinition,
 )
+from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
 
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from sabot.api.streams import HasStreams
 
 _log = logging.getLogger(__name__)
-
-_SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 
 _METADATA = {
     "partition": "partition",
@@ -48,82 +44,6 @@ _METADATA = {
 """The keys of METADATA columns, and the fields of records that they are."""
 
 _FORMATS = {"json": "json", "csv": "csv", "raw": "raw", "arrow": "arrow", "debezium-json": "debezium-json"}
-
-_IGNORED = (
-    re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
-    re.compile(r"(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"),
-    re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
-)
-"""Options of Flink that have no meaning here, or whose meaning the engine always has."""
-
-
-class Options:
-    """The options of one table. Each is taken once; `finish` refuses those that nothing has taken."""
-
-    def __init__(self, table: str, options: tuple[TableOption, ...], span: Span) -> None:
-        self.table = table
-        self.span = span
-        self._options: dict[str, TableOption] = {}
-        self._asked: set[str] = set()
-        for option in options:
-            if option.key in self._options:
-                raise SqlFault(option.key_span, f"'{option.key}' is given twice")
-            self._options[option.key] = option
-
-    def take(self, *names: str) -> str | None:
-        """Returns the value of the first of these options that is given, or None."""
-        self._asked.update(names)
-        for name in names:
-            if name in self._options:
-                return self._value(self._options.pop(name))
-        return None
-
-    def need(self, *names: str) -> str:
-        """Returns the value of an option. Raises SqlFault if it is missing."""
-        value = self.take(*names)
-        if value is None:
-            raise SqlFault(self.span, f"table {self.table} needs the option '{names[0]}'", f"'{names[0]}' = '…'")
-        return value
-
-    def choose(self, name: str, choices: Mapping[str, Any], default: Any = None) -> Any:
-        """Returns the meaning of an option's value. Raises SqlFault for a value that is not among the choices."""
-        option = self._options.get(name)
-        value = self.take(name)
-        if value is None or option is None:
-            return default
-        if value not in choices:
-            raise SqlFault(option.value_span, f"'{name}' cannot be '{value}'", list_names(value, choices))
-        return choices[value]
-
-    def prefixed(self, prefix: str) -> dict[str, str]:
-        """Returns the options that begin with a prefix, without it."""
-        names = [name for name in self._options if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self._value(self._options.pop(name)) for name in names}
-
-    def check_known(self, others: "Options | None" = None) -> None:
-        """Raises SqlFault for an option that is unknown: that neither this direction nor `others`, the other one, has."""
-        asked = self._asked if others is None else self._asked | others._asked
-        for name, option in self._options.items():
-            if not (_is_ignored(name) or (others is not None and name not in others._options)):
-                raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, asked))
-
-    def finish(self) -> None:
-        """Warns of options that have no meaning here."""
-        for name in filter(_is_ignored, self._options):
-            _log.warning("table %s: the option '%s' has no effect", self.table, name)
-
-    def _value(self, option: TableOption) -> str:
-        def environment(match: re.Match[str]) -> str:
-            value = os.environ.get(match[1])
-            if value is None:
-                raise SqlFault(option.value_span, f"the environment variable {match[1]} is not set")
-            return value
-
-        return _SECRET.sub(environment, option.value)
-
-
-def _is_ignored(option: str) -> bool:
-    return any(pattern.fullmatch(option) for pattern in _IGNORED)
 
 
 class BlackholeSink(Sink):
@@ -500,6 +420,17 @@ def _with_login(url: str, user: str | None, password: str | None) -> str:
     return f"{scheme}://{login}@{rest.rpartition('@')[2]}"
 
 
+def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
+    name = options.take("agent") or options.table
+
+    def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
+        if "schema" not in given:
+            raise SqlFault(options.span, f"table {options.table} needs columns: those of the results of agent {name}")
+        return app.stream(app.agent_of(name).func, **given)
+
+    return open_rows
+
+
 _TOPIC = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
@@ -509,6 +440,7 @@ CONNECTORS: dict[str, Connector] = {
     "kafka": _TOPIC,
     "upsert-kafka": Connector(_read_upserts, _write_upserts),
     "memory": _TOPIC,
+    "agent": Connector(_read_agent, None),
     "files": _FILES,
     "filesystem": _FILES,
     "sqlite": _SQL,

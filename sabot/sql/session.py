@@ -19,6 +19,7 @@ from sabot.errors import UserError
 from sabot.sql.catalog import check_table, read_table, write_table
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
+from sabot.sql.models import model_of
 from sabot.sql.options import SqlHost, SqlOptions
 from sabot.sql.registered import (
     Registered,
@@ -43,6 +44,7 @@ from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list
 from sabot.sql.syntax.tree import (
     Alias,
     CreateFunction,
+    CreateModel,
     CreateTable,
     CreateView,
     Describe,
@@ -219,13 +221,7 @@ class _Statements:
             for insert in statement.inserts:
                 self._insert(insert)
         elif isinstance(statement, DropStatement):
-            key = self._key(statement.name)
-            if key not in session._relations:
-                if not statement.if_exists:
-                    raise self._missing(statement.name)
-                return None
-            del session._relations[key]
-            session._read.pop(key, None)
+            self._drop(statement)
         elif isinstance(statement, CreateFunction):
             name = statement.name[-1].text
             if not isinstance(session._registered.get(name.lower()), RegisteredFunction):
@@ -241,8 +237,34 @@ class _Statements:
         elif isinstance(statement, Describe):
             return self._describe(statement.name)
         else:
-            raise SqlFault(statement.span, "CREATE MODEL is not supported", 'app.register("m", engine, output={…})')
+            self._create_model(statement)
         return None
+
+    def _create_model(self, statement: CreateModel) -> None:
+        key = self._key(statement.name)
+        if key in self._session._registered:
+            if statement.if_not_exists:
+                return
+            name = statement.name[-1].text
+            raise SqlFault(
+                statement.name[-1].span, f"there is a function or a model {name} already", f"DROP MODEL {name}"
+            )
+        self._session._registered[key] = model_of(statement)
+
+    def _drop(self, statement: DropStatement) -> None:
+        key = self._key(statement.name)
+        session = self._session
+        tables, others = session._relations, session._registered
+        known: dict[str, Any] = tables if statement.what in ("TABLE", "VIEW") else others
+        if key not in known:
+            if statement.if_exists:
+                return
+            if known is tables:
+                raise self._missing(statement.name)
+            name, what = statement.name[0], statement.what.lower()
+            raise SqlFault(name.span, f"there is no {what} {name.text}", list_names(name.text, others))
+        del known[key]
+        session._read.pop(key, None)
 
     def _query(self, query: Query, name: str) -> Relation:
         """Returns the rows of a query of the statement that is bound now. `name`: the name of the statement."""
@@ -361,13 +383,13 @@ class _Statements:
 
     def _write(self, statement: Insert, target: str) -> None:
         key = self._key(statement.table)
-        agent = self._session._registered.get(key)
-        if isinstance(agent, RegisteredAgent):
+        found = self._session._relations.get(key)
+        agent = None if found is not None else self._agent(statement.table[0].text)
+        if agent is not None:
             stream = self._finished(self._query(statement.query, target))
             with at(statement.span):
-                stream.to(agent.function)
+                stream.to(agent)
             return
-        found = self._session._relations.get(key)
         if found is None:
             raise self._missing(statement.table)
         table = found.table
@@ -376,6 +398,16 @@ class _Statements:
         relation = self._query(statement.query, target)
         self._finished(relation)
         write_table(self._session._app, table, relation, statement.columns, statement.span)
+
+    def _agent(self, name: str) -> Any:
+        """Returns the function of the agent that is registered under a name, or has it; None if there is none."""
+        registered = self._session._registered.get(name.lower())
+        if isinstance(registered, RegisteredAgent):
+            return registered.function
+        try:
+            return self._session._app.agent_of(name).func
+        except UserError:
+            return None
 
     # -- SHOW, DESCRIBE, EXPLAIN --------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ class Owner(Protocol):
     def write(self, end: StreamEnd) -> None:
         """Adds a stream that runs when the app runs."""
 
-    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """Returns the agent whose function this is. Raises UserError if the app has no such agent."""
+    def agent_of(self, function: Callable[..., Any] | str) -> AgentSpec:
+        """Returns the agent that has this function or this name. Raises UserError if the app has no such agent."""
 
     def collect(self, node: Node, limit: int | None, seconds: float | None) -> pa.Table:
         """Runs the steps up to this node now: to the end of their inputs, to `limit` rows, or for this number of

@@ -1,0 +1,73 @@
+"""CREATE MODEL: a model of a vendor, which ML_PREDICT asks."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.llm.engine import ExecutionEngine
+from sabot.llm.middleware import CallBudget
+from sabot.llm.provider import Provider
+from sabot.sql.registered import RegisteredModel
+from sabot.sql.scope import at
+from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.tree import CreateModel
+from sabot.sql.table_options import Options
+from sabot.sql.types import arrow_type
+
+
+def _openai(model: str, **options: Any) -> Provider:
+    from sabot.llm.providers.openai import OpenAIProvider
+
+    return OpenAIProvider(model, **options)
+
+
+def _anthropic(model: str, **options: Any) -> Provider:
+    from sabot.llm.providers.anthropic import AnthropicProvider
+
+    return AnthropicProvider(model, **options)
+
+
+_PROVIDERS = {"openai": _openai, "anthropic": _anthropic}
+_WHOLE = {"max-tokens": "max_tokens", "concurrency": "concurrency", "cache": "cache"}
+
+
+def model_of(statement: CreateModel) -> RegisteredModel:
+    """Returns the model of a statement. Raises SqlFault for options and columns that cannot be."""
+    name = statement.name[-1]
+    for column in statement.inputs:
+        if column.type is None or not pa.types.is_string(arrow_type(column.type)):
+            raise SqlFault(column.span, "a model reads texts", f"{column.name.text} STRING")
+    output = {}
+    for column in statement.outputs:
+        if column.type is None or column.metadata is not None:
+            raise SqlFault(column.span, "a column of an answer has a name and a type")
+        output[column.name.text] = arrow_type(column.type)
+    if not output:
+        raise SqlFault(statement.span, f"model {name.text} has no OUTPUT", "OUTPUT (answer STRING)")
+    options = Options(name.text, statement.options, name.span, "model")
+    engine = _engine_of(options)
+    given: dict[str, Any] = {"instructions": options.take("system-prompt") or ""}
+    for option, field in _WHOLE.items():
+        if (number := options.number(option)) is not None:
+            given[field] = int(number)
+    if (temperature := options.number("temperature")) is not None:
+        given["temperature"] = float(temperature)
+    options.take("task")
+    options.check_known()
+    options.finish()
+    texts = [column for column, type in output.items() if pa.types.is_string(type)]
+    given["output"] = texts[0] if len(output) == len(texts) == 1 else output
+    return RegisteredModel(name.text, engine, given)
+
+
+def _engine_of(options: Options) -> ExecutionEngine:
+    make = options.choose("provider", _PROVIDERS)
+    if make is None:
+        raise SqlFault(options.span, f"model {options.table} needs the option 'provider'", "'provider' = 'openai'")
+    made = {"base_url": options.take("endpoint"), "api_key": options.take("api-key")}
+    tokens, cost = options.number("budget.tokens"), options.number("budget.dollars")
+    with at(options.span):
+        provider = make(options.need("model"), **made)
+        limited = tokens is not None or cost is not None
+        budget = CallBudget(max_tokens=None if tokens is None else int(tokens), max_cost=cost) if limited else None
+        return ExecutionEngine(provider, budget=budget)

@@ -1,0 +1,106 @@
+"""The options of WITH ('name' = 'value'): each is taken once, and those that nothing takes are refused."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.tree import TableOption
+
+_log = logging.getLogger(__name__)
+
+_SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
+
+_IGNORED = (
+    re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
+    re.compile(r"(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"),
+    re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
+)
+"""Options of Flink that have no meaning here, or whose meaning the engine always has."""
+
+
+class Options:
+    """The options of a table or a model. Each is taken once; `check_known` refuses those that nothing has taken.
+
+    `kind`: "table" or "model". `span`: its name.
+    """
+
+    def __init__(self, table: str, options: tuple[TableOption, ...], span: Span, kind: str = "table") -> None:
+        self.table = table
+        self._kind = kind
+        self.span = span
+        self._options: dict[str, TableOption] = {}
+        self._asked: set[str] = set()
+        for option in options:
+            if option.key in self._options:
+                raise SqlFault(option.key_span, f"'{option.key}' is given twice")
+            self._options[option.key] = option
+
+    def take(self, *names: str) -> str | None:
+        """Returns the value of the first of these options that is given, or None."""
+        self._asked.update(names)
+        for name in names:
+            if name in self._options:
+                return self._value(self._options.pop(name))
+        return None
+
+    def need(self, *names: str) -> str:
+        """Returns the value of an option. Raises SqlFault if it is missing."""
+        value = self.take(*names)
+        if value is None:
+            raise SqlFault(self.span, f"{self._kind} {self.table} needs the option '{names[0]}'", f"'{names[0]}' = '…'")
+        return value
+
+    def choose(self, name: str, choices: Mapping[str, Any], default: Any = None) -> Any:
+        """Returns the meaning of an option's value. Raises SqlFault for a value that is not among the choices."""
+        option = self._options.get(name)
+        value = self.take(name)
+        if value is None or option is None:
+            return default
+        if value not in choices:
+            raise SqlFault(option.value_span, f"'{name}' cannot be '{value}'", list_names(value, choices))
+        return choices[value]
+
+    def number(self, name: str) -> Decimal | None:
+        """Returns the value of an option as a number, or None. Raises SqlFault for any other text."""
+        option = self._options.get(name)
+        value = self.take(name)
+        if value is None or option is None:
+            return None
+        try:
+            return Decimal(value)
+        except InvalidOperation:
+            raise SqlFault(option.value_span, f"'{name}' is a number, and '{value}' is none") from None
+
+    def prefixed(self, prefix: str) -> dict[str, str]:
+        """Returns the options that begin with a prefix, without it."""
+        names = [name for name in self._options if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._value(self._options.pop(name)) for name in names}
+
+    def check_known(self, others: "Options | None" = None) -> None:
+        """Raises SqlFault for an option that is unknown: that neither this direction nor `others`, the other one, has."""
+        asked = self._asked if others is None else self._asked | others._asked
+        for name, option in self._options.items():
+            if not (_is_ignored(name) or (others is not None and name not in others._options)):
+                raise SqlFault(option.key_span, f"there is no option '{name}'", list_names(name, asked))
+
+    def finish(self) -> None:
+        """Warns of options that have no meaning here."""
+        for name in filter(_is_ignored, self._options):
+            _log.warning("%s %s: the option '%s' has no effect", self._kind, self.table, name)
+
+    def _value(self, option: TableOption) -> str:
+        def environment(match: re.Match[str]) -> str:
+            value = os.environ.get(match[1])
+            if value is None:
+                raise SqlFault(option.value_span, f"the environment variable {match[1]} is not set")
+            return value
+
+        return _SECRET.sub(environment, option.value)
+
+
+def _is_ignored(option: str) -> bool:
+    return any(pattern.fullmatch(option) for pattern in _IGNORED)
