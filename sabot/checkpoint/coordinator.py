@@ -25,6 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
@@ -50,7 +52,8 @@ class TaskSnapshot:
 
     `meta`: JSON values with string keys, which are written into the manifest. `files`: small blobs, or paths of files
     that contain them. `states`: large state, by name: cuts, or the `snapshot` of a user's own backend. `sealed`: for
-    each exactly-once sink that the task writes, the number of the last part before the barrier. `last`: for a task
+    each exactly-once sink that the task writes, the number of the last part before the barrier. `times`: seconds that the
+    snapshot has taken, by name as in `StoredTask.times`. `last`: for a task
     that has ended for good, a smaller snapshot (fewer states), which checkpoints contain once all tasks have ended;
     else None.
     """
@@ -59,6 +62,7 @@ class TaskSnapshot:
     files: dict[str, bytes | Path | StoredFile] = field(default_factory=dict)
     states: Mapping[str, Cut | Snapshot] = field(default_factory=dict)
     sealed: Mapping[str, int] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict)
     last: "TaskSnapshot | None" = None
 
     def discard(self) -> None:
@@ -91,6 +95,7 @@ class _InFlight:
     # Last snapshots of tasks that had ended before, or ended while the checkpoint waited for them.
     finals: dict[str, TaskSnapshot]
     cuts: dict[str, TaskSnapshot] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)  # by task, the seconds until its snapshot was taken
     writing: bool = False
     writer: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
@@ -233,7 +238,7 @@ class Coordinator:
             last = final.last
             if last is not None:
                 last = replace(last, states={name: kept[name] for name in last.states})
-            final = TaskSnapshot(final.meta, final.files, kept, final.sealed, last)
+            final = TaskSnapshot(final.meta, final.files, kept, final.sealed, last=last)
         self._tasks.pop(task, None)
         self._replace_final(task, final)
         flight = self._in_flight
@@ -383,6 +388,8 @@ class Coordinator:
             return
         flight.waiting.discard(task)
         flight.cuts[task] = snapshot
+        # A worker acknowledges a snapshot when it has saved it.
+        flight.reached[task] = self._clock.monotonic() - flight.started - snapshot.times.get("saved", 0.0)
         self._write_if_all_in(flight)
 
     def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
@@ -498,8 +505,11 @@ class Coordinator:
                     else:
                         states[path] = cut
                 files.update({path: snapshot.files[file] for file, path in stored.files.items()})
-            await save_states(states, directory)
-            manifest, self._oldest = await run_in_thread(_finish, storage, manifest, directory, files)
+            saved = await save_states(states, directory)
+            manifest = _timed(manifest, flight.reached, saved)
+            manifest, self._oldest = await run_in_thread(
+                _finish, storage, manifest, directory, files, lambda: self._clock.monotonic() - flight.started
+            )
             return manifest
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path | StoredFile]]:
@@ -511,6 +521,7 @@ class Coordinator:
                 meta=snapshot.meta,
                 files={file: f"{folder}/files/{_path(j, file)}" for j, file in enumerate(sorted(snapshot.files))},
                 states={state: f"{folder}/states/{_path(j, state)}" for j, state in enumerate(sorted(snapshot.states))},
+                times={name: round(seconds, 6) for name, seconds in snapshot.times.items()},
             )
         sealed: dict[str, int] = {}
         for snapshot in flight.snapshots().values():
@@ -660,10 +671,26 @@ def _path(index: int, name: str) -> str:
     return f"{index:04d}-{re.sub('[^A-Za-z0-9._-]+', '_', name)[:80]}"
 
 
+def _timed(manifest: Manifest, reached: Mapping[str, float], saved: Mapping[str, float]) -> Manifest:
+    """Returns the manifest with the seconds of its tasks. `reached`: by task. `saved`: by the path of a state."""
+    tasks = dict(manifest.tasks)
+    for name in reached:
+        task = tasks[name]
+        own = sum(saved.get(path, 0.0) for path in task.states.values())
+        times = {"saved": round(own, 6), **task.times, "reached": round(reached[name], 6)}
+        tasks[name] = msgspec.structs.replace(task, times=times)
+    return msgspec.structs.replace(manifest, tasks=tasks)
+
+
 def _finish(
-    storage: CheckpointStorage, manifest: Manifest, directory: Path, files: Mapping[str, bytes | Path | StoredFile]
+    storage: CheckpointStorage,
+    manifest: Manifest,
+    directory: Path,
+    files: Mapping[str, bytes | Path | StoredFile],
+    seconds: Callable[[], float],
 ) -> tuple[Manifest, int | None]:
-    """Stores a checkpoint, in a thread. Blocks. Returns its manifest and the oldest remaining checkpoint (None if
+    """Stores a checkpoint, in a thread. Blocks. `seconds`: see `CheckpointStorage.commit`. Returns the stored
+    manifest and the oldest remaining checkpoint (None if
     unknown).
     """
     stored = {path: file for path, file in files.items() if isinstance(file, StoredFile)}
@@ -676,7 +703,7 @@ def _finish(
             continue
         with open(directory / path, "xb", opener=private) as out:
             out.write(file)
-    manifest = storage.commit(manifest.checkpoint_id, manifest, stored)
+    manifest = storage.commit(manifest.checkpoint_id, manifest, stored, seconds)
     try:
         return manifest, storage.drop_old()
     except OSError as error:  # the new checkpoint is safe; the next one tries to remove the old ones again

@@ -86,7 +86,9 @@ def control_of(app: AppCheckpoints) -> Path | None:
 @dataclass(frozen=True)
 class CheckpointRecord:
     """A complete checkpoint. `written`: milliseconds since 1970. `new_bytes`: the bytes of the files that the checkpoint before it does
-    not have. `undelivered_rows`: the rows of exactly-once sinks that were not delivered when it was written.
+    not have. `undelivered_rows`: the rows of exactly-once sinks that were not delivered when it was written. `seconds`: its time until
+    all files were stored. `slowest`: the task that kept it waiting the longest, "" if that is not known. `slowest_seconds`: the time of
+    this task. Times are 0 in checkpoints of older versions.
     """
 
     checkpoint: int
@@ -97,8 +99,25 @@ class CheckpointRecord:
     files: int
     tasks: int
     undelivered_rows: int
+    seconds: float
+    slowest: str
+    slowest_seconds: float
     app: str
     version: str
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A task in a checkpoint. `bytes`: the size of its files. The other fields are seconds as in `StoredTask.times`, or None if they are
+    not known: in checkpoints of older versions, and for tasks that had ended before.
+    """
+
+    task: str
+    bytes: int
+    reached: float | None
+    aligned: float | None
+    sync: float | None
+    saved: float | None
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,8 @@ def checkpoint_records(app: AppCheckpoints) -> tuple[list[CheckpointRecord], str
             damaged = damaged or error.message
             continue
         files = {file.name: file.size for file in manifest.contents.values()}
+        slowest = max(task_records(manifest), key=_waited, default=None)
+        waited = 0.0 if slowest is None else _waited(slowest)
         record = CheckpointRecord(
             checkpoint=checkpoint_id,
             generation=manifest.generation,
@@ -168,12 +189,32 @@ def checkpoint_records(app: AppCheckpoints) -> tuple[list[CheckpointRecord], str
             files=len(files),
             tasks=len(manifest.tasks),
             undelivered_rows=sum(part.rows for track in manifest.lanes.values() for part in track.pending),
+            seconds=manifest.seconds,
+            slowest=slowest.task if slowest is not None and waited else "",
+            slowest_seconds=waited,
             app=str(manifest.describe.get("app", "")),
             version=str(manifest.describe.get("version", "")),
         )
         found.append(record)
         before = set(files)
     return found, damaged
+
+
+def task_records(manifest: Manifest) -> list[TaskRecord]:
+    """Returns the tasks in a checkpoint, the one that kept it waiting the longest first."""
+    found = []
+    for name, task in manifest.tasks.items():
+        own = tuple(f"{folder}/" for folder in task.states.values())
+        files = [manifest.contents[path].size for path in task.files.values() if path in manifest.contents]
+        files += [file.size for path, file in manifest.contents.items() if own and path.startswith(own)]
+        times = {each: task.times.get(each) for each in ("reached", "aligned", "sync", "saved")}
+        found.append(TaskRecord(name, sum(files), **times))
+    return sorted(found, key=_waited, reverse=True)
+
+
+def _waited(task: TaskRecord) -> float:
+    """Returns the seconds for which a checkpoint has waited for a task."""
+    return (task.reached or 0.0) + (task.saved or 0.0)
 
 
 def create_savepoint(app: AppCheckpoints, to: str | None, timeout: float) -> SavepointRecord:

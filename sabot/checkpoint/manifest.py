@@ -17,12 +17,18 @@ from sabot.os_errors import checkpoint_error
 
 class StoredTask(msgspec.Struct, frozen=True):
     """A task in a checkpoint. `files`, `states`: by name, the path of a file (`files`) or of a folder (`states`) in
-    the manifest's contents.
+    the manifest's contents. `times`: seconds, none in manifests of older versions and for tasks that had ended:
+
+        reached   from the begin of the checkpoint until the task had taken its snapshot
+        aligned   of these, from the first to the last barrier of its inputs
+        sync      of these, taking the snapshot, during which the task processed nothing
+        saved     saving the snapshot, while the task went on
     """
 
     meta: dict[str, Any] = {}
     files: dict[str, str] = {}
     states: dict[str, str] = {}
+    times: dict[str, float] = {}
 
 
 class StoredPart(msgspec.Struct, frozen=True):
@@ -55,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
     exactly-once sinks, by id (stored formats and metrics call a track a lane). `incarnation`: the id of the app since
     its last fresh start. `generation`: that of the run that wrote the manifest. `place`: where the files are stored,
     or None for a checkpoint that is kept in memory only. `path`: the manifest's path, or None if it is not on this
-    machine.
+    machine. `seconds`: from the begin of the checkpoint until all files were saved; 0 in manifests of older versions.
     """
 
     checkpoint_id: int
@@ -66,6 +72,7 @@ class Manifest(msgspec.Struct, frozen=True):
     incarnation: str = ""
     generation: int = 0
     contents: dict[str, StoredFile] = {}
+    seconds: float = 0.0
     path: Path | None = None
     place: Place | None = None
 

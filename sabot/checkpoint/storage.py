@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -181,11 +181,16 @@ class CheckpointStorage:
             return unfinished
 
     def commit(
-        self, checkpoint_id: int, manifest: Manifest, stored: Mapping[str, StoredFile] | None = None
+        self,
+        checkpoint_id: int,
+        manifest: Manifest,
+        stored: Mapping[str, StoredFile] | None = None,
+        seconds: Callable[[], float] | None = None,
     ) -> Manifest:
         """Stores the files that were written since `begin`, then the manifest. After that the checkpoint is complete.
 
-        `stored`: files that workers have stored already (`writer`), by their path in the checkpoint. Returns the
+        `stored`: files that workers have stored already (`writer`), by their path in the checkpoint. `seconds`: returns
+        the time since the begin of the checkpoint, for the manifest. Returns the
         manifest with its `contents`, `generation` and location. Raises CheckpointFailed, after which `abort` cleans
         up, and AppLocked if another worker has taken the app over; then the checkpoint does not count.
         """
@@ -195,7 +200,8 @@ class CheckpointStorage:
             name = f"checkpoints/{manifest_name(mark)}"
             contents, known = self._store_all(self._unfinished(checkpoint_id))
             contents = dict(sorted((contents | dict(stored or {})).items()))
-            manifest = msgspec.structs.replace(manifest, contents=contents, generation=self.generation)
+            took = manifest.seconds if seconds is None else round(seconds(), 6)
+            manifest = msgspec.structs.replace(manifest, contents=contents, generation=self.generation, seconds=took)
             encoded = encode_manifest(manifest)
             self.check_owner()
             try:

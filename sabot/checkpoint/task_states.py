@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
+from sabot.clock import SYSTEM_CLOCK
 from sabot.disk import link_or_copy, make_folder
 from sabot.errors import InternalError
 from sabot.state.base import Cut, Snapshot
@@ -20,35 +21,39 @@ from sabot.threads import run_in_thread
 _AT_ONCE = 4
 
 
-async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> None:
-    """Saves each state into the folder below `directory` that its path names. After an error no further state is
-    saved; the first error is raised when all saves under way have ended.
+async def save_states(states: Mapping[str, Cut | Snapshot], directory: Path) -> dict[str, float]:
+    """Saves each state into the folder below `directory` that its path names. Returns the seconds of each, by its path.
+    After an error no further state is saved; the first error is raised when all saves under way have ended.
     """
     room = asyncio.Semaphore(_AT_ONCE)
     errors: list[Exception] = []
+    seconds: dict[str, float] = {}
 
     async def save(path: str, state: Cut | Snapshot) -> None:
         async with room:
             if errors:
                 return
             try:
-                await _save_one(path, state, directory)
+                seconds[path] = await _save_one(path, state, directory)
             except Exception as error:
                 errors.append(error)
 
     users = {path: state for path, state in states.items() if _is_users(state)}
     # In this task: an exit of the user's code would leave another task through the event loop.
     for path, state in users.items():
-        await _save_one(path, state, directory)
+        seconds[path] = await _save_one(path, state, directory)
     await asyncio.gather(*(save(path, state) for path, state in states.items() if path not in users))
     if errors:
         raise errors[0]
+    return seconds
 
 
-async def _save_one(path: str, state: Cut | Snapshot, directory: Path) -> None:
+async def _save_one(path: str, state: Cut | Snapshot, directory: Path) -> float:
+    began = SYSTEM_CLOCK.monotonic()
     make_folder((directory / path).parent)
     with step("state write", path):
         await _save_state(state, directory / path)
+    return SYSTEM_CLOCK.monotonic() - began
 
 
 def _is_users(state: Cut | Snapshot) -> bool:

@@ -10,7 +10,13 @@ import pyarrow as pa
 import typer
 
 from sabot.checkpoint import Manifest
-from sabot.checkpoint.inspection import CheckpointRecord, checkpoint_records, create_savepoint, savepoint_place
+from sabot.checkpoint.inspection import (
+    CheckpointRecord,
+    checkpoint_records,
+    create_savepoint,
+    savepoint_place,
+    task_records,
+)
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
 from sabot.cli.printing import columns, json_line, moment, plain
 from sabot.cli.running import guarded
@@ -77,8 +83,10 @@ def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
             "generation": manifest.generation,
             "incarnation": manifest.incarnation,
             "files": f"{len(manifest.contents)}, {bytes_words(manifest.nbytes)}",
+            "time": _seconds(manifest.seconds or None),
         }.items():
             typer.echo(f"{name:<12} {plain(str(value))}".rstrip())
+        _table("tasks", ["task", "size", "reached", "aligned", "snapshot", "saved"], _tasks(manifest))
         _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
         _table("state", ["task", "operator", "size", "description"], _states(manifest))
         _table("agents", ["agent", "processed", "errors", "dead letters", "unfinished"], _agents(manifest))
@@ -194,6 +202,15 @@ def _table(what: str, titles: list[str], rows: Iterable[list[object]]) -> None:
     if found:
         typer.echo(f"\n{what}")
         columns(titles, found)
+
+
+def _tasks(manifest: Manifest) -> Iterable[list[object]]:
+    for each in task_records(manifest):
+        yield [each.task, bytes_words(each.bytes), *map(_seconds, (each.reached, each.aligned, each.sync, each.saved))]
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f} s"
 
 
 def _positions(manifest: Manifest) -> Iterable[list[object]]:

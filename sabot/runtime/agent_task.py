@@ -350,6 +350,7 @@ class AgentTask:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
             return
         self.cut_seconds = self._clock.monotonic() - began
+        snapshot.times = {"aligned": self.gate.statistics()["alignment_seconds"], "sync": self.cut_seconds}
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
         self._acks[checkpoint_id] = watch_task(
             ack, "the acknowledgement", lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))

@@ -30,9 +30,14 @@ class Input(Protocol):
 
     right: bool  # True if the last batch belongs to the second input
     brings_barriers: bool  # True if barriers come from upstream, behind rows
+
     # The longest wait of `next` while calls are in flight, kept short for waits that `wake` cannot interrupt.
     flight_seconds: float
     times: TaskTimes  # the times of the task, which sets this before the first call of `next`; a wait changes the current state
+
+    @property
+    def aligned_seconds(self) -> float:
+        """The time from the first to the last arrival of the last barrier; 0 if there is one input only."""
 
     def next(self, wait_seconds: float) -> Any:
         """Returns the next element, or None if none comes within `wait_seconds`."""
@@ -191,6 +196,10 @@ class GateInput:
 
     def wake(self) -> None:
         self.gate.wake()
+
+    @property
+    def aligned_seconds(self) -> float:
+        return float(self.gate.statistics()["alignment_seconds"])
 
     def statistics(self) -> dict[str, Any]:
         return {**self.gate.statistics(), "fill": fill(self._channels)}

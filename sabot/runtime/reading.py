@@ -61,6 +61,7 @@ class Reader:
 
     right = False
     brings_barriers = False
+    aligned_seconds = 0.0
     flight_seconds = 0.002  # `wake` cannot interrupt a source that waits for records
 
     def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:

@@ -631,6 +631,7 @@ class StreamTask:
         if self.stopping:
             snapshot.discard()
             return
+        snapshot.times = {"aligned": self.input.aligned_seconds, "sync": self.cut_seconds}
         self.chain.mark(barrier)
         self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 

@@ -1,4 +1,4 @@
-"""The screen of the checkpoints of an app, read in a thread: disks and object stores may be slow."""
+"""The screens of the checkpoints of an app and of one of them, read in threads: disks and object stores may be slow."""
 
 import asyncio
 import logging
@@ -10,22 +10,28 @@ from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import (
     AppCheckpoints,
     CheckpointRecord,
+    KeptSavepoint,
     SavepointRecord,
     checkpoint_records,
     control_of,
     copy_checkpoint,
     create_savepoint,
     savepoint_place,
+    savepoint_records,
+    task_records,
 )
+from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location
 from sabot.errors import SabotError, UserError
 from sabot.redaction import redacted_url, scrubbed
+from sabot.threads import run_in_thread
 from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 60.0
+_MOST_FAILURES = 10
 
 
 class KeptCheckpoints:
@@ -58,7 +64,7 @@ class KeptCheckpoints:
 
     async def checkpoint(self) -> int:
         """Takes a checkpoint now, and returns its id. Raises UserError if the app does not run."""
-        app = self._running_app()
+        app = self.places()
         control = await asyncio.to_thread(control_of, app)
         if control is None:
             raise UserError("the app does not run now", hint="it takes checkpoints again after its start")
@@ -67,13 +73,14 @@ class KeptCheckpoints:
 
     async def savepoint(self) -> SavepointRecord:
         """Makes a savepoint beside the checkpoints. Raises SabotError if that is not possible."""
-        return await asyncio.to_thread(create_savepoint, self._running_app(), None, _ASK_SECONDS)
+        return await asyncio.to_thread(create_savepoint, self.places(), None, _ASK_SECONDS)
 
     def new_place(self) -> Location:
         """Returns the place of a new savepoint beside the checkpoints."""
-        return savepoint_place(self._running_app(), None)
+        return savepoint_place(self.places(), None)
 
-    def _running_app(self) -> AppCheckpoints:
+    def places(self) -> AppCheckpoints:
+        """Returns the app, which keeps checkpoints."""
         assert self.app is not None  # without checkpoints there are no such actions
         return self.app
 
@@ -94,7 +101,7 @@ class CheckpointScreens:
         self._savepoint_at_stop: Location | None = None
 
     def group(self) -> ScreenGroup:
-        """Returns the screen and its actions; none if the app keeps no checkpoints."""
+        """Returns the screens and their actions; none if the app keeps no checkpoints."""
         if self._kept.app is None:
             return ScreenGroup()
         screen = Screen(
@@ -109,8 +116,10 @@ class CheckpointScreens:
             "checkpoint": self._checkpoint,
             "savepoint": self._savepoint,
             "stop-with-savepoint": self._stop_with_savepoint,
+            "drop-savepoint": self._drop_savepoint,
         }
-        return ScreenGroup({"checkpoints": screen}, actions)
+        one = Screen("Checkpoint", "/checkpoint", more=self._one_facts, rows=self._task_rows, listed=False)
+        return ScreenGroup({"checkpoints": screen, "checkpoint": one}, actions)
 
     def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
         statistics = self._app.figures.last.statistics["checkpoints"]
@@ -119,11 +128,43 @@ class CheckpointScreens:
             "kept": list(reversed(self._kept.records)),
             "damaged": self._kept.damaged,
             "statistics": statistics,
-            "error": scrubbed(statistics["last_error"]),
+            "failures": [each for each in reversed(self._app.run().events) if each.kind == "checkpoint"][
+                :_MOST_FAILURES
+            ],
         }
 
     async def _read_checkpoints(self, query: Query) -> dict[str, Any]:
-        return {"place": redacted_url(self._kept.place)}
+        found, problem = await run_in_thread(self._savepoints)
+        return {"place": redacted_url(self._kept.place), "savepoints": list(reversed(found)), "problem": problem}
+
+    def _savepoints(self) -> tuple[list[KeptSavepoint], str]:
+        """Returns the savepoints, and the reason why they cannot be read, or "". Blocks."""
+        try:
+            return [*savepoint_records(self._kept.places()).values()], ""
+        except SabotError as error:
+            return [], scrubbed(str(error))
+
+    async def _one_facts(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of the page of one checkpoint. Raises UserError if it is not there."""
+        manifest = await run_in_thread(self._manifest, query)
+        return {
+            "checkpoint": manifest,
+            "size": sum({file.name: file.size for file in manifest.contents.values()}.values()),
+            "tasks": task_records(manifest),
+            "version": manifest.describe.get("version", ""),
+        }
+
+    async def _task_rows(self, query: Query) -> Rows:
+        return [asdict(each) for each in task_records(await run_in_thread(self._manifest, query))]
+
+    def _manifest(self, query: Query) -> Manifest:
+        """Returns the manifest of the checkpoint of an address. Blocks. Raises UserError."""
+        wanted = query.get("id", "")
+        app = self._kept.places()
+        found = next((each for each in app.storage.ids() if str(each) == wanted), None)
+        if found is None:
+            raise UserError("there is no such checkpoint any more", hint="choose another one")
+        return app.manifest(found)
 
     async def _checkpoint(self, form: Mapping[str, str]) -> str:
         taken = await self._kept.checkpoint()
@@ -132,6 +173,18 @@ class CheckpointScreens:
     async def _savepoint(self, form: Mapping[str, str]) -> str:
         made = await self._kept.savepoint()
         return f"Checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
+
+    async def _drop_savepoint(self, form: Mapping[str, str]) -> str:
+        return await run_in_thread(self._drop, form.get("savepoint", ""))
+
+    def _drop(self, name: str) -> str:
+        """Removes the savepoint of this name. Blocks. Raises SabotError."""
+        app = self._kept.places()
+        found = next((place for place, each in savepoint_records(app).items() if each.name == name), None)
+        if found is None:
+            raise UserError("there is no such savepoint any more", hint="load the list again")
+        app.storage.drop_savepoint(found)
+        return f"The savepoint in {redacted_url(found)} is removed."
 
     async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
         place = self._savepoint_at_stop = self._kept.new_place()

@@ -207,7 +207,7 @@ class TaskCut(ControlMessage, frozen=True):
 
     `states`: by name, the folders of saved state, or the files that the worker has stored, by their paths below the
     folder. `files`: by name, the paths of small files, which are in a folder of their own, or their entries in the
-    store. The other fields are as in TaskSnapshot.
+    store. The other fields are as in TaskSnapshot; the time `saved` is that of the worker.
     """
 
     checkpoint_id: int
@@ -216,6 +216,7 @@ class TaskCut(ControlMessage, frozen=True):
     states: dict[str, SavedFolder]
     sealed: dict[str, int]
     files: dict[str, SavedFile] = {}
+    times: dict[str, float] = {}
 
 
 class Declined(ControlMessage, frozen=True):

@@ -20,6 +20,7 @@ import pyarrow as pa
 from sabot.checkpoint import CheckpointStorage, Manifest, StoredTask, TaskSnapshot
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.task_states import RestoredState, StoredState
+from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Delivery, Sink
 from sabot.delivery import StagedSink
 from sabot.delivery.parts import Part, PartSeries
@@ -124,10 +125,12 @@ class RemoteCheckpoints:
     def _cut(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> TaskCut | Declined:
         try:
             self._give_parts()
+            began = SYSTEM_CLOCK.monotonic()
             states, files = self._save(snapshot, checkpoint_id)
         except Exception as error:  # the coordinator reports it, and the app runs on
             return Declined(checkpoint_id, task, f"its state could not be saved: {message_of(error)}")
-        return TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files)
+        times = {**snapshot.times, "saved": SYSTEM_CLOCK.monotonic() - began}
+        return TaskCut(checkpoint_id, task, snapshot.meta, states, dict(snapshot.sealed), files, times)
 
     def _detach(self, task: str, final: TaskSnapshot) -> None:
         try:
@@ -300,7 +303,8 @@ def snapshot_of(message: TaskCut | TaskEnded, storage: CheckpointStorage | None)
             assert storage is not None
             states[name] = StoredState(folder, storage)
     files: dict[str, bytes | Path | StoredFile] = {name: _taken(file) for name, file in message.files.items()}
-    return _SavedSnapshot(message.meta, files, states, message.sealed, storage=storage)
+    times = message.times if isinstance(message, TaskCut) else {}
+    return _SavedSnapshot(message.meta, files, states, message.sealed, times, storage=storage)
 
 
 def part_of(message: PartSealed) -> Part:

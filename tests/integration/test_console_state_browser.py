@@ -43,8 +43,31 @@ def read_state(console: Console, folder: Path, dark: bool, width: int, go_on: Ca
         expect(page.locator("tbody tr")).to_have_count(2)
         expect(page.locator("tbody")).to_contain_text(re.compile("changed\\s*a7\\s*n 5, total 435\\s*n 6, total 1435"))
         look(visit, folder / "difference.png")
+        keep_and_delete(visit, folder)
         visit.check()
         visit.context.close()
+
+
+def keep_and_delete(visit: Visit, folder: Path) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Checkpoints", exact=True).click()
+    page.get_by_role("button", name="Savepoint").click()
+    page.get_by_role("link", name="Back to Checkpoints").click()
+    savepoints = page.get_by_role("region", name="Savepoints")
+    expect(savepoints.locator("tbody tr")).to_have_count(1)
+    expect(page.get_by_role("link", name="2", exact=True)).to_be_visible()
+    look(visit, folder / "checkpoints.png")
+    page.get_by_role("link", name="2", exact=True).click()
+    expect(page.locator("h1")).to_have_text("Checkpoint 2")
+    expect(page.locator("tbody tr").first).to_contain_text("ms")
+    look(visit, folder / "checkpoint.png")
+    page.get_by_role("link", name="All checkpoints").click()
+    page.get_by_text("Delete", exact=True).last.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Delete for good").click()
+    expect(page.locator("main p").first).to_contain_text("is removed.")
+    page.get_by_role("link", name="Back to Checkpoints").click()
+    expect(savepoints).to_have_count(0)
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
