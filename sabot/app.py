@@ -572,7 +572,8 @@ class App(AgentDeclarations, HasStreams, HasTopics):
                           in_flight, limit, attempts (ended), attempt_seconds, running_seconds, retries, timeouts, overloads
             agent_tasks   by task of agents: time, state and state_seconds, as for a task below; busy is the CPU time of the event loop
             sinks         by name: rows_out, waiting, channel; sources and sinks have the last figures after a run
-            jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal
+            jobs          of durable agents: running, parked, blocked, waiting (rows), begun, ended, effects, doubts, in_flight, journal;
+                          tools: the calls of each by name, with in_flight, failed, unknown (whether they were made) and seconds
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run the last figures of the run
             workers       with --workers: worker, pid, rows, rows_per_second, lag, cpu_percent, memory_bytes, silent_seconds, tasks
             engines       by "provider model", of the models that are called on the app's event loop: as ExecutionEngine.statistics

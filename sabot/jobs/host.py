@@ -539,7 +539,9 @@ class JobHost:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Of jobs: running (or waking), parked, blocked (by id: why); since the start begun, ended, effects, doubts. Calls in flight."""
+        """Of jobs: running (or waking), parked, blocked (by id: why); since the start begun, ended, effects, doubts. Calls in
+        flight. The figures of the calls of each tool.
+        """
         return {
             "running": len(self._running) + self.parking.loading,
             "parked": self.parking.parked,
@@ -549,5 +551,6 @@ class JobHost:
             "effects": self._effects.asked_total,
             "doubts": self._effects.doubts_total,
             "in_flight": self._effects.runner.in_flight(),
+            "tools": self._effects.runner.tools(),
             "journal": self.journal.statistics(),
         }

@@ -47,6 +47,7 @@ __all__ = ["Certainty", "EffectRunner", "Outcome"]
 _log = logging.getLogger(__name__)
 
 _UNSENT_SECONDS = 5.0  # for which a stop waits for calls of which none is sent
+_MOST_TOOLS = 1_000  # whose figures are kept
 _RECONCILE_SECONDS = 60.0  # for the reconciling function of a tool without a time-out
 _CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation
 _LEFT_PER_THREAD = 4  # calls left behind in threads, for each thread that calls may have
@@ -95,6 +96,19 @@ class _Call:
         return f"tool {self.tool.name}, effect {self.effect}"
 
 
+@dataclass(slots=True)
+class ToolFigures:
+    """The calls of one tool since the start. `failed`: those that came to an error. `unknown`: those of which nobody knows whether they
+    were made. `seconds`: the time of all calls that are over, from their sending.
+    """
+
+    calls: int = 0
+    in_flight: int = 0
+    failed: int = 0
+    unknown: int = 0
+    seconds: float = 0.0
+
+
 class EffectRunner:
     """The calls of a process. It lives on one event loop."""
 
@@ -136,6 +150,7 @@ class EffectRunner:
         self._uncounted = 0  # threads of calls that were left behind
         self._in_flight = 0
         self._calls = self._timeouts = self._unknown = self._not_sent = 0
+        self._of_tools: dict[str, ToolFigures] = {}
 
     # -- what the owner asks ------------------------------------------------------------------------------------------
 
@@ -227,6 +242,10 @@ class EffectRunner:
             "left_behind": len(self._left),
             "threads": self._pool.alive,
         }
+
+    def tools(self) -> dict[str, dict[str, Any]]:
+        """Returns the figures of each tool that was called since the start, by its name. From any thread."""
+        return {name: dataclasses.asdict(figures) for name, figures in list(self._of_tools.items())}
 
     async def close(self, grace_s: float) -> None:
         """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Nobody is told of these: a stop is no
@@ -323,7 +342,17 @@ class EffectRunner:
             call.timer = self._loop.call_later(tool.timeout_s, self._overtime, call)
         call.began = self._clock.monotonic()
         self._calls += 1
+        figures = self._figures_of(call)
+        figures.calls += 1
+        figures.in_flight += 1
         return args, kwargs
+
+    def _figures_of(self, call: _Call) -> ToolFigures:
+        """Returns the figures of the call's tool; further tools than the first thousand share theirs."""
+        name = call.tool.name
+        if name not in self._of_tools and len(self._of_tools) >= _MOST_TOOLS:
+            name = "others"
+        return self._of_tools.setdefault(name, ToolFigures())
 
     def _seconds(self, call: _Call) -> float:
         return self._clock.monotonic() - call.began if call.began < math.inf else 0.0
@@ -361,6 +390,12 @@ class EffectRunner:
         if not calls:
             del self._jobs[job]
         self._in_flight -= 1
+        if call.began < math.inf:
+            figures = self._figures_of(call)
+            figures.in_flight -= 1
+            figures.failed += outcome.outcome != "ok"
+            figures.unknown += outcome.certainty is Certainty.UNKNOWN
+            figures.seconds += outcome.seconds
         self._unknown += outcome.certainty is Certainty.UNKNOWN
         self._not_sent += outcome.certainty is Certainty.NOT_SENT
         if call.done is None:

@@ -14,7 +14,7 @@ from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
-from sabot.redaction import keep_secret, keep_settings, keep_url
+from sabot.redaction import keep_secret, keep_settings, keep_url, redacted_url
 
 if TYPE_CHECKING:
     from sabot.mcp import McpServerPool
@@ -162,6 +162,13 @@ class McpServerSpec:
     limits: ResourceLimits | None = None
     trust: Sandbox | TrustLevel | str | None = None
     connect: Connect | None = None
+
+    @property
+    def way(self) -> str:
+        """How the server is reached, without arguments and passwords, which are secret."""
+        if self.command:
+            return os.path.basename(self.command[0])
+        return redacted_url(self.url) if self.url else "connect"
 
     def __post_init__(self) -> None:
         where = f"MCP server {checked_name(self.name, 'MCP server: name')}"

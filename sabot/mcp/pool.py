@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -43,6 +43,20 @@ OnChange = Literal["refuse", "allow"]
 _AGENT_SERVER = "agent"  # the name of the server that an agent has where none is named
 _BACKOFF = Backoff(0.1, 30.0)  # between attempts to open a session
 _STOP_SECONDS = 15.0
+
+
+class McpServerFacts(NamedTuple):
+    """A server of a pool, and the facts of its open sessions. `way`: the program, or the address without its password. `busy`: the number
+    of calls under way. `tools`: the digest of each tool's description, by the server's name for the tool. `left_out`: the reasons of tools
+    that are not offered.
+    """
+
+    name: str
+    way: str
+    sessions: int
+    busy: int
+    tools: Mapping[str, str]
+    left_out: Mapping[str, str]
 
 
 class McpServerPool:
@@ -444,6 +458,18 @@ class McpServerPool:
     def open_sessions(self) -> list[SessionKey]:
         """Whose sessions are open now."""
         return list(self._opened)
+
+    def servers(self) -> list[McpServerFacts]:
+        """Returns the servers that were added, with the tools of their open sessions. From any thread."""
+        found = []
+        for name, spec in list(self._specs.items()):
+            opened = [each for key, each in list(self._opened.items()) if key.server == name]
+            tools = {offer.name: offer.digest for each in opened for offer in list(each.offers.values())}
+            left_out = {tool: why for each in opened for tool, why in list(each.left_out.items())}
+            found.append(
+                McpServerFacts(name, spec.way, len(opened), sum(each.busy for each in opened), tools, left_out)
+            )
+        return found
 
     async def close(self) -> None:
         """Ends all sessions, and the servers that were started for them. The pool cannot be used after it."""

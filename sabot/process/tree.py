@@ -6,6 +6,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from sabot.process.launcher import TAG
 
@@ -80,6 +81,38 @@ def numbers_of(pid: int) -> tuple[int, float] | None:
     if state == b"Z":
         return None
     return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
+
+
+class ProcessFacts(NamedTuple):
+    """A process. `program`: its name, and with Python that of the module that it runs; no other arguments, which may be secret. `state`:
+    the letter that the kernel has for it. `cpu_seconds`: with those of children that it has reaped.
+    """
+
+    pid: int
+    parent: int
+    program: str
+    state: str
+    memory_bytes: int
+    cpu_seconds: float
+
+
+def facts_of(pid: int) -> ProcessFacts | None:
+    """Returns the facts of a process, or None if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat, open(f"/proc/{pid}/cmdline", "rb") as command:
+            names, _, rest = stat.read().rpartition(b")")
+            words = command.read(4096).decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    state, *figures = rest.split()
+    # Not the first word of the command, into which some programs write all their arguments.
+    program = names.partition(b"(")[2].decode(errors="replace")
+    with suppress(OSError):
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    if program.startswith("python") and "-m" in words[:-1]:
+        program += f" -m {words[words.index('-m') + 1]}"
+    memory, seconds = int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
+    return ProcessFacts(pid, int(figures[0]), program, state.decode(), memory, seconds)
 
 
 def memory_left() -> int:

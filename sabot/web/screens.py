@@ -8,6 +8,7 @@ from sabot.web.inbox_screens import InboxScreens
 from sabot.web.job_screens import JobScreens
 from sabot.web.letter_screens import LetterScreens
 from sabot.web.log_screens import LogScreens
+from sabot.web.model_screens import ModelScreens
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Action, Screen
 from sabot.web.shown import ShownApp
@@ -31,6 +32,7 @@ class Screens:
             JobScreens(app.jobs).group(),
             InboxScreens(app).group(),
             BudgetScreens(app).group(),
+            ModelScreens(app).group(),
             LogScreens(app.log).group(),
         ]
         self.screens: dict[str, Screen] = {name: each for group in groups for name, each in group.screens.items()}

@@ -1,0 +1,187 @@
+"""The screen of models, tools, child processes and MCP servers: everything outside of the app that agents call or run."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from sabot.llm.names import SERVERS
+from sabot.process.tree import below, facts_of
+from sabot.runtime.figure_rings import FigureRings, Tick
+from sabot.web.screen import Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
+
+if TYPE_CHECKING:
+    from sabot.mcp.pool import McpServerPool
+
+_MOST_CHILDREN = 500
+_STATES = {"R": "running", "S": "waiting", "D": "waiting for a device", "Z": "ended", "T": "stopped", "I": "idle"}
+
+
+@dataclass(frozen=True)
+class CallCounts:
+    """The calls of a model or a tool since the start. `kind`: model or tool. `rate`: calls a second in the last ten seconds. `seconds`: the
+    mean time of an attempt in these seconds, or since the start if there was none. `limit`: the calls that may be in flight, of models.
+    `overloads`: attempts that were turned away (429). A value that is not known, or does not exist, is None.
+    """
+
+    kind: str
+    name: str
+    calls: int
+    rate: float
+    in_flight: int
+    seconds: float | None
+    failed: int
+    unknown: int | None = None
+    limit: int | None = None
+    waiting: int | None = None
+    retries: int | None = None
+    overloads: int | None = None
+    fallbacks: int | None = None
+    tokens: int | None = None
+    dollars: float | None = None
+
+
+@dataclass(frozen=True)
+class ChildFigures:
+    """A process below that of the app. `depth`: 1 for its own children. `cpu`: the part of a processor that it has used since the last
+    look, or None at the first one. `memory_bytes`: resident.
+    """
+
+    pid: int
+    depth: int
+    program: str
+    state: str
+    memory_bytes: int
+    cpu: float | None
+
+
+class _ServerLine(NamedTuple):
+    """A server of MCP. `changed`: tools that say something else of themselves than at the first look, or that are new, or gone."""
+
+    name: str
+    way: str
+    sessions: int
+    busy: int
+    tools: list[str]
+    changed: list[str]
+    left_out: Mapping[str, str]
+
+
+class ModelScreens:
+    """The facts of the screen. Used by the thread of the server."""
+
+    def __init__(self, app: ShownApp) -> None:
+        self._app = app
+        self._cpu: dict[int, tuple[float, float]] = {}  # by process: the time of the last look, and the CPU seconds
+        self._children: tuple[int, list[ChildFigures]] = (0, [])
+        self._first: dict[str, dict[str, str]] = {}  # of each server the digests of the tools at the first look
+
+    def group(self) -> ScreenGroup:
+        """Returns the screen."""
+        return ScreenGroup({"models": Screen("Models", "/models", ("models",), self._facts, self._about, self._rows)})
+
+    def _facts(self, query: Query) -> dict[str, Any]:
+        wanted = query.get("q", "").casefold()
+        calls = [each for each in call_figures(self._app.figures) if wanted in each.name.casefold()]
+        return {
+            "models": [each for each in calls if each.kind == "model"],
+            "tools": [each for each in calls if each.kind == "tool"],
+            "children": [each for each in self._processes() if wanted in each.program.casefold()],
+            "servers": [each for each in self._servers() if wanted in each.name.casefold()],
+            "live": self._app.live is not None,
+        }
+
+    async def _about(self, query: Query) -> dict[str, Any]:
+        return {}
+
+    def _rows(self, query: Query) -> Rows:
+        if query.get("of") == "processes":
+            return [asdict(each) for each in self._processes()]
+        return [asdict(each) for each in call_figures(self._app.figures)]
+
+    def _processes(self) -> list[ChildFigures]:
+        """Returns the processes below this one, as of the last tick; none if the app runs elsewhere."""
+        tick = self._app.figures.last
+        if self._app.live is None:
+            return []
+        if self._children[0] != tick.number:
+            self._children = tick.number, list(self._looked_at(tick))
+        return self._children[1]
+
+    def _looked_at(self, tick: Tick) -> Iterator[ChildFigures]:
+        depths, seen = {os.getpid(): 0}, dict[int, tuple[float, float]]()
+        for pid, _ in zip(below(os.getpid()), range(_MOST_CHILDREN), strict=False):
+            facts = facts_of(pid)
+            if facts is None:
+                continue
+            depths[pid] = depths.get(facts.parent, 0) + 1
+            seen[pid] = tick.steady, facts.cpu_seconds
+            before, seconds = self._cpu.get(pid, (tick.steady, 0.0))
+            cpu = max(0.0, facts.cpu_seconds - seconds) / (tick.steady - before) if tick.steady > before else None
+            state = _STATES.get(facts.state, facts.state)
+            yield ChildFigures(pid, depths[pid], facts.program, state, facts.memory_bytes, cpu)
+        self._cpu = seen
+
+    def _servers(self) -> list[_ServerLine]:
+        """Returns the MCP servers of the pools of this process; none if the app runs elsewhere."""
+        if self._app.live is None:
+            return []
+        found = []
+        for pool in list(SERVERS):
+            for each in cast("McpServerPool", pool).servers():
+                if each.sessions:
+                    self._first.setdefault(each.name, dict(each.tools))
+                first = self._first.get(each.name, {})
+                changed = sorted(name for name in {*first, *each.tools} if first.get(name) != each.tools.get(name))
+                changed = changed if each.sessions else []
+                found.append(
+                    _ServerLine(
+                        each.name, each.way, each.sessions, each.busy, sorted(each.tools), changed, each.left_out
+                    )
+                )
+        return sorted(found)
+
+
+def call_figures(figures: FigureRings) -> list[CallCounts]:
+    """Returns the figures of the models that were called, then those of the tools of durable agents."""
+    before, now = figures.span
+    span = now.steady - before.steady
+    engines, old = now.statistics.get("engines", {}), before.statistics.get("engines", {})
+    found = [_of_model(name, each, old.get(name, {}), span) for name, each in sorted(engines.items())]
+    tools, old = _tools(now), _tools(before)
+    return found + [_of_tool(name, each, old.get(name, {}), span) for name, each in sorted(tools.items())]
+
+
+def _tools(tick: Tick) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = tick.statistics.get("jobs", {}).get("tools", {})
+    return found
+
+
+def _of_model(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
+    seconds = _mean(now, old, "seconds_total", "attempts")
+    counted = {
+        each: now[each]
+        for each in ("calls", "in_flight", "failed", "limit", "waiting", "retries", "overloads", "fallbacks")
+    }
+    rate, tokens = _rate(now, old, span), now["input_tokens"] + now["output_tokens"]
+    return CallCounts("model", name, rate=rate, seconds=seconds, tokens=tokens, dollars=float(now["cost"]), **counted)
+
+
+def _of_tool(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
+    seconds = _mean(now, old, "seconds", "calls", now["in_flight"])
+    counted = {each: now[each] for each in ("calls", "in_flight", "failed", "unknown")}
+    return CallCounts("tool", name, rate=_rate(now, old, span), seconds=seconds, **counted)
+
+
+def _rate(now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> float:
+    return max(0, now["calls"] - old.get("calls", 0)) / span if span > 0 else 0.0
+
+
+def _mean(now: Mapping[str, Any], old: Mapping[str, Any], seconds: str, count: str, open_: int = 0) -> float | None:
+    """Returns the mean seconds of the calls that have ended between two readings, else of all calls; None if none has ended."""
+    all_ended: int = now[count] - open_
+    ended = all_ended - old.get(count, 0) if old else 0
+    if ended > 0:
+        return max(0.0, float(now[seconds] - old[seconds])) / ended
+    return float(now[seconds]) / all_ended if all_ended > 0 else None
