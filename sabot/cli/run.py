@@ -161,17 +161,21 @@ def worker(context: typer.Context, **given: Any) -> None:
     run(context.obj, **given)
 
 
+_OF_CONSOLE = ("web", "web_port", "web_origin", "web_payloads", "web_show")
+
+
 def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
     from sabot.runtime.signals import StopSignals
 
-    settings = dict(settings)
-    web, *console = (settings.pop(name, None) for name in ("web", "web_port", "web_origin", "web_payloads", "web_show"))
-    if not web and any(given is not None for given in console):
-        raise WrongUse(
-            "--web-port, --web-origin, --web-payloads and --web-show are for the console", hint="give --web too"
-        )
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
+            settings = dict(settings)
+            web, *console = (settings.pop(name, None) for name in _OF_CONSOLE)
+            if not web and any(given is not None for given in console):
+                raise WrongUse(
+                    "--web-port, --web-origin, --web-payloads and --web-show are for the console",
+                    hint="give --web too",
+                )
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
