@@ -17,7 +17,7 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "journal": 8,
     "llm": 68,
     "mcp": 49,
-    "process": 99,  # docs/decisions/043
+    "process": 101,  # docs/decisions/068
     "testing": 19,
 }
 

@@ -69,6 +69,8 @@ from sabot.process.fleet.scaling import FleetReplica as FleetReplica
 from sabot.process.fleet.warm import WarmPool as WarmPool
 from sabot.process.fleet.warm import WarmPoolConfig as WarmPoolConfig
 from sabot.process.fleet.warm import WarmPoolStatus as WarmPoolStatus
+from sabot.process.lead import LeadAgent as LeadAgent
+from sabot.process.lead import LeadAgentWithRuntime as LeadAgentWithRuntime
 from sabot.process.limits import ResourceLimits as ResourceLimits
 from sabot.process.runner import AgentConfig as AgentConfig
 from sabot.process.runner import AgentHandle as AgentHandle

@@ -444,8 +444,13 @@ class ProcessRuntime:
             self.executor.tools = given
 
     async def _publish(self, kind: str, agent_id: str, task_id: str = "", tool_call: ToolAudit | None = None) -> None:
-        if self._bus is not None:
-            try:
-                await self._bus.publish(ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
-            except Exception:  # who listens has no say
-                _log.exception("the message bus of the runtime has not taken %s", kind)
+        await publish(self._bus, ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
+
+
+async def publish(bus: ProcessEventBus | None, event: ProcessEvent) -> None:
+    """Gives the event to the bus, if there is one. An error of the bus is logged, and stops nobody."""
+    if bus is not None:
+        try:
+            await bus.publish(event)
+        except Exception:
+            _log.exception("the message bus has not taken %s", event.type)

@@ -1,0 +1,206 @@
+"""The lead agent of document 004: a query becomes tasks of workers, and their results become one answer.
+
+    query ─▶ memories of the workspace ─▶ plan: (kind of worker, task), … ─▶ workers, side by side ─▶ one answer ─▶ remembered
+
+`LeadAgent` has the eight collaborators of the document, and `LeadAgentWithRuntime` has the tasks done by instances of a
+`ProcessRuntime`. Nothing of a query is durable: a lead agent that has to survive its process is a durable agent with
+child jobs.
+"""
+
+import inspect
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sabot.checks import Of, check, check_called
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import SabotError, UserError, short_repr
+from sabot.process.errors import AgentNotFound, ExecutionError, InvalidContext
+from sabot.process.executor import TaskDelegation, TaskResult, ToolRequest, ToolServers
+from sabot.process.runtime import ProcessEvent, ProcessEventBus, ProcessRuntime, RuntimeConfig, publish
+
+_log = logging.getLogger(__name__)
+
+_MEMORIES = 5  # that a plan is made with
+
+Plan = Sequence[tuple[str, TaskDelegation]]
+"""Tasks, each with the kind of the worker that is to do it."""
+
+
+class TaskCoordinator(Protocol):
+    """Has tasks done by workers: a `ProcessRuntime` and an `AgentExecutor` are coordinators."""
+
+    async def execute_tasks_parallel(
+        self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
+    ) -> list[TaskResult | Exception]:
+        """Executes pairs of (worker id, task), at most `max_parallel` at a time. Returns in their order the result or
+        the error of each.
+        """
+
+
+class LeadAgent:
+    """Plans the tasks of a query, delegates them to workers, and makes one answer of their results."""
+
+    def __init__(
+        self,
+        name: str,
+        cortex: ToolServers | None,
+        strategy_library: Callable[[str, Mapping[str, Any]], Plan | Awaitable[Plan]],
+        worker_registry: Callable[[str], Sequence[str]] | None,
+        result_synthesizer: Callable[[str, Sequence[TaskResult]], Any],
+        message_bus: ProcessEventBus | None = None,
+        coordinator: TaskCoordinator | None = None,
+        config: RuntimeConfig | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """
+        - `name`: names the agent in events and errors.
+        - `cortex`: servers with the tools `cortex_search` and `cortex_store`, say a `McpServerPool`. The agent has a
+          session of its own for each workspace, `NAME/WORKSPACE`. None: nothing is remembered.
+        - `strategy_library`: called with the query and its context, a dict with `workspace_id`, `session_id` and
+          `memories` (the content that the search has returned). Returns the plan, or an awaitable of the plan.
+        - `worker_registry`: returns the ids of the workers of a kind; they take turns. None: a runtime knows them.
+        - `result_synthesizer`: called with the query and the results of the tasks that were done, in the order of the
+          plan. Returns the answer, or an awaitable of the answer.
+        - `message_bus`: gets a ProcessEvent `query.received`, `query.planned` and `query.answered` or `query.failed`.
+        - `coordinator`: has the tasks done. None: a runtime does.
+        - `config`: `process.max_concurrent_processes` tasks are done at a time. If
+          `recovery.enable_graceful_degradation` is set, a query is answered without its memories, and without those of
+          its tasks that have failed, as long as one was done.
+        """
+        check_called("LeadAgent", worker_registry=worker_registry)
+        for what, given in (("strategy_library", strategy_library), ("result_synthesizer", result_synthesizer)):
+            check(f"LeadAgent: {what}", given, Of(Callable, "a function, which may be async"))  # type: ignore[arg-type]
+        self.name = name
+        self.config = config or RuntimeConfig()
+        self._cortex = cortex
+        self._strategies = strategy_library
+        self._workers = worker_registry
+        self._synthesizer = result_synthesizer
+        self._bus = message_bus
+        self._coordinator = coordinator
+        self._clock = clock
+
+    async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
+        """Answers a query. The result has the agent's name as `agent_id`, and the sum of the calls of tools.
+
+        Raises InvalidContext for a query that is empty, or whose plan is; AgentNotFound if there is no worker of a
+        kind; ExecutionError if no task was done, or, without graceful degradation, if one has failed; the errors of
+        the collaborators; UserError if there is no coordinator.
+        """
+        if self._coordinator is None or self._workers is None:
+            raise UserError(
+                f"lead agent {self.name!r} has no coordinator, or no registry of workers",
+                hint="LeadAgentWithRuntime(lead_agent, runtime).handle_query(…)",
+            )
+        return await self.delegate(query, workspace_id, session_id, self._coordinator, self._workers)
+
+    async def delegate(
+        self,
+        query: str,
+        workspace_id: str,
+        session_id: str,
+        coordinator: TaskCoordinator,
+        workers: Callable[[str], Sequence[str]],
+    ) -> TaskResult:
+        """Answers a query as `handle_query`, with this coordinator and these workers."""
+        if not isinstance(query, str) or not query.strip():
+            raise InvalidContext(f"lead agent {self.name!r}: query={short_repr(query)}", hint="a text")
+        query_id, began = uuid.uuid4().hex, self._clock.monotonic()
+        outcome = "query.failed"
+        await self._tell("query.received", query_id)
+        try:
+            memories = await self._remembered(query, workspace_id)
+            context = {"workspace_id": workspace_id, "session_id": session_id, "memories": memories}
+            tasks = self._assigned(await _awaited(self._strategies(query, context)), workers)
+            await self._tell("query.planned", query_id)
+            done = await coordinator.execute_tasks_parallel(tasks, self.config.process.max_concurrent_processes)
+            results = self._checked(done)
+            answer = await _awaited(self._synthesizer(query, results))
+            await self._remember(query, answer, workspace_id, session_id)
+            outcome = "query.answered"
+        finally:
+            await self._tell(outcome, query_id)
+        calls = sum(each.tool_calls for each in results)
+        return TaskResult(query_id, self.name, answer, calls, self._clock.monotonic() - began)
+
+    def workers_of(self, runtime: ProcessRuntime) -> Callable[[str], Sequence[str]]:
+        """Returns the agent's registry of workers; without one, the instances of a runtime by their type."""
+        if self._workers is not None:
+            return self._workers
+        return lambda kind: [each.id for each in runtime.list_agents() if each.type == kind and not each.is_over]
+
+    def _assigned(self, plan: Plan, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
+        """Returns the tasks with the ids of their workers. Workers of one kind take turns."""
+        turns, assigned = Counter[str](), []
+        for kind, task in plan:
+            ids = workers(kind)
+            if not ids:
+                raise AgentNotFound(f"lead agent {self.name!r} has no worker of the kind {kind!r}", hint="spawn one")
+            assigned.append((ids[turns[kind] % len(ids)], task))
+            turns[kind] += 1
+        if not assigned:
+            raise InvalidContext(f"lead agent {self.name!r}: the plan of the query has no task")
+        return assigned
+
+    def _checked(self, done: Sequence[TaskResult | Exception]) -> list[TaskResult]:
+        results = [each for each in done if isinstance(each, TaskResult)]
+        failed = [each for each in done if isinstance(each, Exception)]
+        if failed and not (results and self.config.recovery.enable_graceful_degradation):
+            raise ExecutionError(
+                f"lead agent {self.name!r}: {len(failed)} of {len(done)} tasks have failed, the first one: {failed[0]}"
+            ) from failed[0]
+        for each in failed:
+            _log.warning("lead agent %r answers without a task that has failed: %s", self.name, each)
+        return results
+
+    async def _remembered(self, query: str, workspace_id: str) -> Any:
+        found = await self._call_cortex(workspace_id, "cortex_search", {"query": query, "limit": _MEMORIES})
+        return [] if found is None else found.content
+
+    async def _remember(self, query: str, answer: Any, workspace_id: str, session_id: str) -> None:
+        text = f"{query}\n\n{answer}"
+        await self._call_cortex(workspace_id, "cortex_store", {"text": text, "tags": [workspace_id, session_id]})
+
+    async def _call_cortex(self, workspace_id: str, tool: str, arguments: Mapping[str, Any]) -> Any:
+        """Calls a tool of the memory. Returns None if there is none, or if it fails and the query can do without."""
+        if self._cortex is None:
+            return None
+        session = f"{self.name}/{workspace_id}"
+        try:
+            await self._cortex.get_or_create(session)
+            found = await self._cortex.call_tool(session, ToolRequest(tool, arguments))
+            if found.is_error:
+                raise ExecutionError(f"lead agent {self.name!r}: {tool} has failed: {short_repr(found.content)}")
+        except SabotError as error:
+            if not self.config.recovery.enable_graceful_degradation:
+                raise
+            _log.warning("lead agent %r goes on without %s: %s", self.name, tool, error)
+            return None
+        return found
+
+    async def _tell(self, kind: str, query_id: str) -> None:
+        await publish(self._bus, ProcessEvent(kind, self.name, query_id, self._clock.time()))
+
+
+class LeadAgentWithRuntime:
+    """A lead agent whose tasks are done by instances of a runtime."""
+
+    def __init__(self, lead_agent: LeadAgent, runtime: ProcessRuntime) -> None:
+        """`runtime`: a runtime that was started. Its instances are the workers if the agent has no registry: the kind
+        of a worker is the `type` with which it was spawned.
+        """
+        self._lead = lead_agent
+        self._runtime = runtime
+
+    async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
+        """Answers a query, and raises as `LeadAgent.handle_query`."""
+        workers = self._lead.workers_of(self._runtime)
+        return await self._lead.delegate(query, workspace_id, session_id, self._runtime, workers)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
