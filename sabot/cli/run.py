@@ -179,19 +179,25 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
-        with console_shown(app, *console) if web else contextlib.nullcontext(lambda: None) as after_run:
+        with (
+            console_shown(app, [*functions_words(), target], *console)
+            if web
+            else contextlib.nullcontext(lambda: None) as after_run
+        ):
             run_app(app, after_run)
 
 
 @contextlib.contextmanager
 def console_shown(
     app: "App",
+    program: Sequence[str],
     port: int | None = None,
     origins: Sequence[str] | None = None,
     payloads: str | None = None,
     show: Sequence[str] | None = None,
 ) -> Iterator[Callable[[], None]]:
-    """Opens the console of the app and prints its address. Yields a function to be called after a run without an error.
+    """Opens the console of the app, which commands find by the words of `program`, and prints its address. Yields a function to be
+    called after a run without an error.
 
     Raises WrongUse for a value that the options --web-… do not take, and UserError if no port is free.
     """
@@ -204,7 +210,11 @@ def console_shown(
     shown = _payloads_of(payloads, show or ())
     try:
         console = Console(
-            app, port=DEFAULT_PORT if port is None else port, origins=tuple(origins or ()), payloads=shown
+            app,
+            port=DEFAULT_PORT if port is None else port,
+            origins=tuple(origins or ()),
+            payloads=shown,
+            program=program,
         )
     except OSError as error:
         raise UserError(

@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import (
@@ -23,7 +27,8 @@ from sabot.checkpoint.inspection import (
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location
 from sabot.errors import SabotError, UserError
-from sabot.redaction import redacted_url, scrubbed
+from sabot.redaction import has_password, redacted_url, scrubbed
+from sabot.runtime.outcomes import StateOutcome
 from sabot.threads import run_in_thread
 from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
@@ -31,7 +36,9 @@ from sabot.web.shown import ShownApp
 _log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 60.0
+_PLAN_SECONDS = 60.0
 _MOST_FAILURES = 10
+_MOST_REASON = 2_000  # characters
 
 
 class KeptCheckpoints:
@@ -119,7 +126,15 @@ class CheckpointScreens:
             "drop-savepoint": self._drop_savepoint,
         }
         one = Screen("Checkpoint", "/checkpoint", more=self._one_facts, rows=self._task_rows, listed=False)
-        return ScreenGroup({"checkpoints": screen, "checkpoint": one}, actions)
+        plan = Screen(
+            "New program",
+            "/checkpoint/plan",
+            more=self._plan_facts,
+            rows=self._plan_rows,
+            role="act",
+            listed=False,
+        )
+        return ScreenGroup({"checkpoints": screen, "checkpoint": one, "checkpoint-plan": plan}, actions)
 
     def _checkpoints_facts(self, query: Query) -> dict[str, Any]:
         statistics = self._app.figures.last.statistics["checkpoints"]
@@ -156,6 +171,43 @@ class CheckpointScreens:
 
     async def _task_rows(self, query: Query) -> Rows:
         return [asdict(each) for each in task_records(await run_in_thread(self._manifest, query))]
+
+    async def _plan_facts(self, query: Query) -> dict[str, Any]:
+        """Returns the facts of the page that says what the program, as it is on the disk now, would keep. Raises UserError if there is
+        no such checkpoint.
+        """
+        manifest = await run_in_thread(self._manifest, query)
+        facts = {"checkpoint": manifest, "program": " ".join(self._app.program), "outcomes": None, "problem": ""}
+        try:
+            outcomes, problem = await self._outcomes(manifest)
+        except UserError as error:
+            return facts | {"problem": scrubbed(str(error))}
+        return facts | {"outcomes": outcomes, "problem": problem}
+
+    async def _plan_rows(self, query: Query) -> Rows:
+        outcomes, _ = await self._outcomes(await run_in_thread(self._manifest, query))
+        return [asdict(each) for each in outcomes]
+
+    async def _outcomes(self, manifest: Manifest) -> tuple[list[StateOutcome], str]:
+        """Returns the outcome for each stored state, and the reason why a start would be refused, or "". The program is loaded by a
+        process of its own: this one has the code with which it began. Raises UserError if the outcomes are not known.
+        """
+        app, program = self._kept.places(), self._app.program
+        if not program:
+            raise UserError(
+                "the console does not know the program", hint="it does if the app runs by sabot run MODULE:APP"
+            )
+        if isinstance(app.location, tuple) or has_password(str(app.location)):
+            raise UserError(
+                "the place of the checkpoints cannot be given to another process: it has a password, or is a file system object"
+            )
+        place = f"{app.location}@{manifest.checkpoint_id}"
+        status, out, err = await _said_by("plan", *program, "--against", place, "--json")
+        outcomes = [found for line in out.splitlines() if (found := _outcome(line)) is not None]
+        problem = scrubbed(err.strip().rpartition("\n")[2][:_MOST_REASON]) if status else ""
+        if status and not outcomes:
+            raise UserError(f"the program cannot be planned: {problem}")
+        return outcomes, problem
 
     def _manifest(self, query: Query) -> Manifest:
         """Returns the manifest of the checkpoint of an address. Blocks. Raises UserError."""
@@ -197,3 +249,29 @@ class CheckpointScreens:
         """
         place, app = self._savepoint_at_stop, self._kept.app
         return None if place is None or app is None else copy_checkpoint(app, place)
+
+
+async def _said_by(*words: str) -> tuple[int, str, str]:
+    """Runs a command of Sabot in a process of its own. Returns its exit code, its output and its errors. Raises UserError if it takes
+    too long.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sabot", *words), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        async with asyncio.timeout(_PLAN_SECONDS):
+            out, err = await process.communicate()
+    except TimeoutError:
+        raise UserError(f"the program takes longer than {_PLAN_SECONDS:g} s to load") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def _outcome(line: str) -> StateOutcome | None:
+    """Returns the outcome in a line of the command's output, or None for a line that the program itself has printed."""
+    try:
+        return msgspec.json.decode(line, type=StateOutcome)
+    except msgspec.DecodeError:
+        return None

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sabot.clock import SYSTEM_CLOCK
@@ -102,13 +102,14 @@ class Console(ConsoleSite):
         port: int = DEFAULT_PORT,
         origins: tuple[str, ...] = (),
         payloads: Payloads | None = None,
+        program: Sequence[str] = (),
     ) -> None:
-        """`port`, `origins`: as in `ConsoleSite`. `payloads`: the values that pages may show; default: none.
+        """`port`, `origins`: as in `ConsoleSite`. `payloads`: the values that pages may show; default: none. `program`: as in `ShownApp`.
 
         Raises UserError if no port is free, and OSError if the state directory cannot be written.
         """
         access = Access(state_directory(app.settings.state))
-        shown = LiveApp(app, payloads or Payloads())
+        shown = LiveApp(app, payloads or Payloads(), program)
         super().__init__({"": shown}, access, title=app.id, port=port, origins=origins)
         self._recorder = app.agent_runtime.runner.recorder
         self._recorder.open()

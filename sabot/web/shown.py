@@ -37,7 +37,8 @@ class ShownApp(Protocol):
     """The facts of one app that its screens know, and their ways to it. Used by the thread of the server.
 
     `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
-    it has no such agents. `live`: the App, if it is one of this process: only then can its code be asked.
+    it has no such agents. `live`: the App, if it is one of this process: only then can its code be asked. `program`: the words by which
+    commands find the program, such as `shop:app`; none if they are not known.
     """
 
     id: str
@@ -47,6 +48,7 @@ class ShownApp(Protocol):
     checkpoints: AppCheckpoints | None
     jobs: "AppJobs | None"
     live: "App | None"
+    program: Sequence[str]
 
     def run(self) -> RunFacts:
         """Returns the facts of the present run, or of the last one."""
@@ -67,8 +69,9 @@ class ShownApp(Protocol):
 class LiveApp(ShownApp):
     """An App of this process, as the screens see it."""
 
-    def __init__(self, app: "App", payloads: Payloads) -> None:
+    def __init__(self, app: "App", payloads: Payloads, program: Sequence[str] = ()) -> None:
         self.id = app.id
+        self.program = program
         recorder = app.agent_runtime.runner.recorder
         self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from unit.checkpoint.test_state_reads import count_first, shop
+from unit.checkpoint.test_state_reads import count_first, shop, two_checkpoints
 from unit.web.test_console import MARKUP, Browser
 from unit.web.test_job_screens import ask, enter
 from unit.web.test_state_screens import cells
 
+from sabot import App
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.inspection import AppCheckpoints, checkpoint_records, create_savepoint, task_records
 from sabot.web.console import Console
@@ -99,6 +101,44 @@ async def test_failures_have_their_reasons_for_those_who_may_act(
     page = await page_with(browser, "/checkpoints", "Failed")
     assert "No space left on device &lt;script&gt;" in page
     assert "No space left" not in await page_with(reader, "/checkpoints", "The log has the reason.")
+
+
+PROGRAM = """
+import sabot
+from sabot import App
+
+print("imported: " + '{"id": "this is not an outcome"}')
+app = App("shop", "memory://elsewhere", checkpoint_dir="kept")
+orders = app.stream("orders", schema={"account": "string", "amount": "int64"}).key_by("account")
+orders.aggregate(n=sabot.count(), total=sabot.sum("amount")).named("totals").to("totals", delivery="at_least_once")
+"""
+
+
+async def test_the_page_says_what_a_new_program_would_keep(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two_checkpoints(memory_url, tmp_path, "rocksdb")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "changed_shop.py").write_text(PROGRAM)
+    app = App("shop", checkpoint_dir=str(tmp_path / "kept"))
+    console = Console(app, port=0, program=("changed_shop:app",))
+    browser, reader = await enter(console, "act"), await enter(console, "read")
+    status, page = await ask(browser, "/checkpoint/plan?id=1")
+    outcomes = {row[0]: row[1] for row in cells(page)}
+    assert (outcomes["totals"], outcomes["steady"]) == ("keep", "drop")
+    assert "would not continue all state of the checkpoint" in page
+    assert "changed_shop" not in sys.modules, "a process of its own loads the program"
+    found = {row["id"]: row for row in json.loads((await ask(browser, "/checkpoint/plan.json?id=1"))[1])}
+    assert (found["totals"]["lost"], found["steady"]["lost"]) == (False, True)
+    assert (await ask(reader, "/checkpoint/plan?id=1"))[0] == 403
+    (tmp_path / "changed_shop.py").write_text(f"raise ValueError({MARKUP!r})")
+    status, page = await ask(browser, "/checkpoint/plan?id=1")
+    assert (status, "cannot be planned" in page, MARKUP in page) == (200, True, False)
+    console.close()
+    console = Console(app, port=0)
+    browser = await enter(console, "act")
+    assert "does not know the program" in (await ask(browser, "/checkpoint/plan?id=1"))[1]
+    console.close()
 
 
 @pytest.mark.parametrize("id", ["0", "2", "-1", "x", "1/../1", "..%2f1", quote("١"), quote(MARKUP), ""])
