@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 _MEMORIES = 5  # that a plan is made with
 
-Plan = Sequence[tuple[str, TaskDelegation]]
+Delegations = Sequence[tuple[str, TaskDelegation]]
 """Tasks, each with the kind of the worker that is to do it."""
 
 
-class TaskCoordinator(Protocol):
-    """Has tasks done by workers: a `ProcessRuntime` and an `AgentExecutor` are coordinators."""
+class RunsTasks(Protocol):
+    """Has tasks done by workers: a `ProcessRuntime` and an `AgentExecutor` do that."""
 
     async def execute_tasks_parallel(
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
@@ -47,11 +47,11 @@ class LeadAgent:
         self,
         name: str,
         cortex: ToolServers | None,
-        strategy_library: Callable[[str, Mapping[str, Any]], Plan | Awaitable[Plan]],
+        strategy_library: Callable[[str, Mapping[str, Any]], Delegations | Awaitable[Delegations]],
         worker_registry: Callable[[str], Sequence[str]] | None,
         result_synthesizer: Callable[[str, Sequence[TaskResult]], Any],
         message_bus: ProcessEventBus | None = None,
-        coordinator: TaskCoordinator | None = None,
+        coordinator: RunsTasks | None = None,
         config: RuntimeConfig | None = None,
         *,
         clock: Clock = SYSTEM_CLOCK,
@@ -59,14 +59,15 @@ class LeadAgent:
         """
         - `name`: names the agent in events and errors.
         - `cortex`: servers with the tools `cortex_search` and `cortex_store`, say a `McpServerPool`. The agent has a
-          session of its own for each workspace, `NAME/WORKSPACE`. None: nothing is remembered.
+          session of its own for each workspace, `NAME/WORKSPACE`. If it is None, the agent has no memory.
         - `strategy_library`: called with the query and its context, a dict with `workspace_id`, `session_id` and
           `memories` (the content that the search has returned). Returns the plan, or an awaitable of the plan.
-        - `worker_registry`: returns the ids of the workers of a kind; they take turns. None: a runtime knows them.
+        - `worker_registry`: returns the ids of the workers of a kind; they take turns. It may be None if a runtime
+          knows the workers.
         - `result_synthesizer`: called with the query and the results of the tasks that were done, in the order of the
           plan. Returns the answer, or an awaitable of the answer.
         - `message_bus`: gets a ProcessEvent `query.received`, `query.planned` and `query.answered` or `query.failed`.
-        - `coordinator`: has the tasks done. None: a runtime does.
+        - `coordinator`: has the tasks done. It may be None if a runtime does that.
         - `config`: `process.max_concurrent_processes` tasks are done at a time. If
           `recovery.enable_graceful_degradation` is set, a query is answered without its memories, and without those of
           its tasks that have failed, as long as one was done.
@@ -103,7 +104,7 @@ class LeadAgent:
         query: str,
         workspace_id: str,
         session_id: str,
-        coordinator: TaskCoordinator,
+        coordinator: RunsTasks,
         workers: Callable[[str], Sequence[str]],
     ) -> TaskResult:
         """Answers a query as `handle_query`, with this coordinator and these workers."""
@@ -133,7 +134,7 @@ class LeadAgent:
             return self._workers
         return lambda kind: [each.id for each in runtime.list_agents() if each.type == kind and not each.is_over]
 
-    def _assigned(self, plan: Plan, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
+    def _assigned(self, plan: Delegations, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
         """Returns the tasks with the ids of their workers. Workers of one kind take turns."""
         turns, assigned = Counter[str](), []
         for kind, task in plan:
