@@ -510,6 +510,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def open_journal(self) -> "tuple[Journal, LocalBackend]":
         """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
+        from sabot.agents.job_history import job_keeping  # of durable agents
         from sabot.journal.memory import MemoryStorage
         from sabot.runtime.jobs import open_app_journal
 
@@ -518,7 +519,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             self.journal_storage = MemoryStorage(
                 self.clock
             )  # kept, so that the next run in this process finds its entries
-        return open_app_journal(self, storage, self.journal_storage)
+        journal, mail = open_app_journal(self, storage, self.journal_storage)
+        journal.keeping = job_keeping(self.settings.keep_jobs)
+        return journal, mail
 
     def open_storage(self) -> "CheckpointStorage | None":
         """Opens and locks the checkpoint directory for this process. Returns None without one."""

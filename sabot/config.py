@@ -177,6 +177,25 @@ def parse_restart(value: str) -> Restart:
     return Restart(int(match[1]), parse_seconds(match[2], name="restart"))
 
 
+class Keep(NamedTuple):
+    """A bound on things that are over: the seconds for which they are kept, and the most bytes of them."""
+
+    seconds: float
+    most_bytes: int
+
+
+def parse_keep(value: str, *, name: str) -> Keep | None:
+    """Parses what is kept: `"30d, 512MB"` means 30 days, and 512 MB at most; `"none"` means nothing, which is None. Raises
+    UserError.
+    """
+    if value == "none":
+        return None
+    seconds, comma, size = str(value).partition(",")
+    if not comma:
+        raise UserError(f"{name}={value!r}", hint='write "30d, 512MB": for how long, and how much at most; or "none"')
+    return Keep(parse_seconds(seconds, name=name, zero=False), parse_bytes(size, name=name))
+
+
 def parse_broker(url: str) -> tuple[str, str]:
     """Splits the address of a broker into scheme and rest: `kafka://host:port[,host:port]` into `("kafka",
     "host:port,…")`, and `memory://name` into `("memory", "name")`. Raises UserError, also for a user or a password in

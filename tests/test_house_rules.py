@@ -201,7 +201,7 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
 }
 
 SAYS_DURABLE = re.compile(  # lines of other modules that name a job of a durable agent
-    r"durable|\bjobs\.|\.jobs\b|\bjob_(id|key)\b|\"jobs\"|surround_jobs|open jobs go on|whose jobs these are"
+    r"durable|\bjobs\.|\.jobs\b|\bjob_(id|key)\b|keep_jobs|\"jobs\"|surround_jobs|open jobs go on|whose jobs these are"
     r"|        jobs   "
 )
 

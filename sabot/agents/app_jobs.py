@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
+from sabot.agents.job_history import ended_records
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.runtime import AgentRuntime
@@ -19,6 +20,7 @@ from sabot.checks import Of, check
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.questions import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
+from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
@@ -110,11 +112,13 @@ class AppJobStore(JobsAndActions):
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         def find() -> list[JobRecord]:
             with self.reader() as reader:
-                return [
-                    job
-                    for job in self._known(reader).seen()
-                    if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
-                ]
+                known = {job.job_id: job for job in self._known(reader).seen()}
+                kept = ended_records(reader, EndedQuery(scope=scope_id or ""), statuses, known)
+            return [
+                job
+                for job in [*reversed(kept), *known.values()]
+                if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
+            ]
 
         await self.own_writes()
         return await run_in_thread(find)

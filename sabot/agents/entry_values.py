@@ -14,6 +14,7 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Inten
 from sabot.operators.agents.job_batches import from_ipc, place_of_rows, read_batch
 from sabot.operators.agents.job_rows import JobInput, decode_record, row_of
 from sabot.operators.agents.rows import place_of
+from sabot.operators.agents.timers import key_of
 
 _DIGITS = 12  # of a digest, as people see it
 
@@ -54,6 +55,14 @@ def _message(record: JobInput) -> Any:
         return msgspec.json.decode(record.payload)
     except UNREADABLE:
         return record.payload
+
+
+def key_text(key: bytes) -> str:
+    """Returns the key of a job's record, as its BEGIN has it, as text; "" if its agent has no key=."""
+    with suppress(*UNREADABLE):
+        found = key_of(key) if key else ""
+        return found if isinstance(found, str) else str(found)
+    return ""
 
 
 def as_plain(value: Any) -> Any:

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from sabot.agents.job_history import dollars_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, JobView
 from sabot.agents.jobs import JobRecord
 from sabot.errors import UserError
 from sabot.jobs.guard import GuardVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import Use
 from sabot.journal.entries import Entry
 
 _MOST_JOBS = 1_000  # of a tree, whose tokens and money are added up
@@ -107,25 +109,36 @@ def job_story(reader: JournalReader, job_id: str) -> JobStory:
         raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
     children: list[JobRecord] = []
     tokens, dollars = record.tokens, record.dollars
+    if record.children:
+        kept = reader.history.used_below([job_id]).get(job_id, Use())
+        tokens, dollars = tokens + kept.tokens, dollars + dollars_of(kept.nanodollars)
     below = _children_of(effects)[::-1]
     direct, left = set(below), _MOST_JOBS
     while below and left > 0:
         child, left = below.pop(), left - 1
-        found, of_child = _folded(reader, child)
+        found, of_child = _child(reader, child)
         if found is None:
             continue
         if child in direct:
             children.append(found)
-        tokens, dollars = tokens + found.tokens, dollars + found.dollars
-        below += _children_of(of_child)
+        if of_child is not None:
+            tokens, dollars = tokens + found.tokens, dollars + found.dollars
+            below += _children_of(of_child)
     made = [effect_record(each) for each in effects.values()]
     return JobStory(record, made, parent_of(job_id)[0], children, tokens, dollars)
 
 
 def _folded(reader: JournalReader, job_id: str) -> tuple[JobRecord | None, dict[int, EffectView]]:
     view = JobView(reader)
-    effects = effects_of(view, (entry for _, entry in reader.read(job_id)))
+    effects = effects_of(view, (entry for _, entry in reader.history.entries(job_id)))
     return view.job(job_id), effects
+
+
+def _child(reader: JournalReader, job_id: str) -> tuple[JobRecord | None, dict[int, EffectView] | None]:
+    """Returns a job, and its effects unless it is in the history, whose use is known for all jobs below its first one."""
+    for row in reader.history.known([job_id]):
+        return record_of(row), None
+    return _folded(reader, job_id)
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

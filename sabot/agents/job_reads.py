@@ -3,22 +3,31 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from heapq import nlargest
 from typing import Any
 
 from sabot.agents.actions import ActionRecord
-from sabot.agents.entry_values import value_of
-from sabot.agents.job_view import JobView
+from sabot.agents.entry_values import key_text, value_of
+from sabot.agents.job_history import dollars_of, ended_records, record_of, searched
+from sabot.agents.job_view import JobState, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.errors import UserError
+from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
+from sabot.journal.ended_jobs import EndedJob, EndedQuery
 from sabot.journal.entries import Begin, End
+
+BLOCKED = "blocked"
+"""The status, in a list, of an open job that today's code cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobList:
     """The jobs of a journal that a list shows.
 
-    `found`: the jobs that were asked for, the oldest first. `known`: all jobs of the journal by id, for the states of children.
+    `found`: the jobs that were asked for, the oldest first, those of the history before those of the log. `known`: all jobs of the log by
+    id, for the states of children.
     """
 
     found: list[JobRecord]
@@ -38,6 +47,59 @@ class JobDetails:
 
 
 @dataclass(frozen=True, slots=True)
+class JobQuery:
+    """The jobs that a list asks for: those that fulfil all conditions; "" and 0 stand for all.
+
+    `agent`: the id APP.NAME, or NAME alone. `key`: of the job's record, as text. `text`: a text in the id, the agent, the scope, the
+    principal, the key or the error, in any letter case. `since`, `until`: the earliest time at which a job was created, and the time
+    before which it was created, in seconds since 1970. `after`: the cursor of this page, from the page before. `blocked`: the ids of the
+    jobs that today's code cannot continue, as the run knows; their status in a list is BLOCKED.
+    """
+
+    agent: str = ""
+    scope: str = ""
+    key: str = ""
+    status: str = ""
+    text: str = ""
+    since: float = 0.0
+    until: float = 0.0
+    after: str = ""
+    blocked: frozenset[str] = frozenset()
+
+    def of_history(self, *, any_status: bool = False) -> EndedQuery:
+        """Returns the query for the jobs of a history. `any_status`: True for all pages of jobs in any status."""
+        since_ms, until_ms = round(self.since * 1000), round(self.until * 1000)
+        status, after = ("", None) if any_status else (self.status, self.cursor())
+        return EndedQuery(self.agent, self.scope, self.key, status, self.text, since_ms, until_ms, after)
+
+    def status_of(self, job: JobState) -> str:
+        """Returns the status of a job of the log."""
+        return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
+
+    def cursor(self) -> tuple[int, str] | None:
+        """Returns the last job of the page before, by time of creation and id. Raises UserError for a cursor that is none."""
+        at, _, job_id = self.after.partition(":")
+        try:
+            return (int(at), job_id) if self.after else None
+        except ValueError:
+            raise UserError(
+                f"{self.after!r} is no cursor of a list of jobs", hint="begin with the first page"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job of a list. `status`: that of the record, or BLOCKED. `tokens`, `dollars`: the use of its own calls and of those of all jobs
+    below it.
+    """
+
+    record: JobRecord
+    status: str
+    tokens: int
+    dollars: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class JobPage:
     """One page of a list of jobs.
 
@@ -45,75 +107,104 @@ class JobPage:
     any status, that the other conditions select. `following`: the cursor of the next page, or "" if there is none.
     """
 
-    jobs: list[JobRecord]
+    jobs: list[ListedJob]
     found: int
-    counts: Mapping[str, int]
+    counts: dict[str, int]
     following: str
 
 
-def jobs_page(
-    reader: JournalReader,
-    *,
-    agent: str = "",
-    scope: str = "",
-    status: str = "",
-    text: str = "",
-    since: float = 0.0,
-    after: str = "",
-    most: int = 200,
-) -> JobPage:
-    """Returns a page of the jobs that all conditions select; "" and 0 stand for all. Reads the whole journal and blocks.
+def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPage:
+    """Returns a page of jobs: those of the log, and those of the history. Reads the log and blocks. Raises UserError for a cursor that is
+    none.
 
-    `agent`: the id APP.NAME, or NAME alone. `text`: a text in the id, the agent, the scope or the principal, in any letter case.
-    `since`: the earliest time at which a job was created, in seconds since 1970. `after`: the cursor of this page, from the page before.
     `most`: the number of jobs of a page.
     """
-    wanted = text.casefold()
-    selected = [
-        job
-        for job in JobView.of(reader).seen()
-        if agent in ("", job.agent, job.agent.rpartition(".")[2])
-        and scope in ("", job.scope_id)
-        and job.created_at >= since
-        and wanted in "\n".join((job.job_id, job.agent, job.scope_id, job.principal_id)).casefold()
+    after, asked = query.cursor(), query.of_history(any_status=True)
+    view = JobView.of(reader)
+    logged = {job_id: job for job_id, job in view.states.items() if job.begun}
+    both = {job.job for job in reader.history.known(logged)}  # they have begun again: the log says how they are
+    chosen = [job for job in logged.values() if _selects(asked, job)]
+    counts = Counter(query.status_of(job) for job in chosen) + Counter(reader.history.counts(asked))
+    counts.subtract(job.status for job in reader.history.known(both) if asked.selects(job))
+    chosen = [
+        job for job in chosen if query.status in ("", query.status_of(job)) and (after is None or _age(job) < after)
     ]
-    counts = Counter(str(job.status) for job in selected)
-    found = sorted((job for job in selected if status in ("", job.status)), key=_age, reverse=True)
-    at, _, last = after.partition(":")
-    rest = found
-    if after:
-        try:
-            rest = [job for job in found if _age(job) < (float(at), last)]
-        except ValueError:
-            raise UserError(f"{after!r} is no cursor of a list of jobs", hint="begin with the first page") from None
-    page = rest[:most]
-    following = f"{page[-1].created_at!r}:{page[-1].job_id}" if len(rest) > most else ""
-    return JobPage(page, len(found), dict(counts), following)
+    rows: list[tuple[tuple[int, str], JobState | EndedJob]] = [(_age(job), job) for job in chosen]
+    ended = reader.history.find(query.of_history(), most + 1 + len(both))
+    rows += [((job.created_ms, job.job), job) for job in ended if job.job not in both]
+    rows = nlargest(most + 1, rows, key=lambda row: row[0])
+    page = [row for _, row in rows[:most]]
+    following = "{}:{}".format(*rows[most - 1][0]) if len(rows) > most else ""
+    found = counts[query.status] if query.status else counts.total()
+    return JobPage(
+        _listed(reader, query, page, view), found, {name: each for name, each in counts.items() if each}, following
+    )
 
 
-def _age(job: JobRecord) -> tuple[float, str]:
-    return job.created_at, job.job_id
+def _selects(query: EndedQuery, job: JobState) -> bool:
+    """Returns True if a job of the log fulfils the conditions. The cheap ones come first: a log may have many jobs."""
+    created_ms = round(job.created_at * 1000)
+    return (
+        query.agent in ("", job.agent, job.agent.rpartition(".")[2])
+        and query.scope in ("", job.scope)
+        and created_ms >= query.since_ms
+        and (not query.until_ms or created_ms < query.until_ms)
+        and (not query.key or query.key == key_text(job.key))
+        and (not query.text or query.text.casefold() in searched(job.record()))
+    )
+
+
+def _age(job: JobState) -> tuple[int, str]:
+    return round(job.created_at * 1000), job.job_id
+
+
+def _listed(
+    reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
+) -> list[ListedJob]:
+    """Returns the jobs with what their trees have used: in the history as it says, in the log as the view says."""
+    found = []
+    for job in page:
+        record = job.record() if isinstance(job, JobState) else record_of(job)
+        found.append((record, query.status_of(job) if isinstance(job, JobState) else job.status))
+    parents = {record.job_id for record, _ in found if record.children}
+    below = reader.history.used_below(parents)
+    used = {job_id: (each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
+    nothing = 0, Decimal(0)
+    for each in view.states.values() if parents else ():
+        above = each.job_id
+        while above := parent_of(above)[0]:
+            if above in parents:
+                tokens, dollars = used.get(above, nothing)
+                used[above] = tokens + each.tokens, dollars + each.dollars
+    listed = []
+    for record, status in found:
+        tokens, dollars = used.get(record.job_id, nothing)
+        listed.append(ListedJob(record, status, record.tokens + tokens, record.dollars + dollars))
+    return listed
 
 
 def find_jobs(
     reader: JournalReader, *, agent: str | None = None, scope: str | None = None, statuses: Sequence[JobStatus] = ()
 ) -> JobList:
-    """Returns the jobs of an agent, of a scope and in one of `statuses`; None and () stand for all. Reads the whole journal and blocks.
+    """Returns the jobs of an agent, of a scope and in one of `statuses`; None and () stand for all. Reads the log and the history, and
+    blocks.
 
     `agent`: the id APP.NAME, or NAME alone for the agents of this name in all apps. Raises UserError if no agent of the journal has it.
     """
     known = {job.job_id: job for job in JobView.of(reader).seen()}
+    kept = ended_records(reader, EndedQuery(agent or "", scope or ""), statuses, known)
     agents = None
     if agent is not None:
-        agents = _agents_named(agent, {job.agent for job in known.values() if job.agent}, reader.where)
+        logged = {job.agent for job in known.values() if job.agent} | {job.agent for job in kept}
+        agents = _agents_named(agent, logged, reader.where)
     found = [
         job
         for job in known.values()
-        if scope in (None, job.scope_id)
-        and (agents is None or job.agent in agents)
+        if (agents is None or job.agent in agents)
+        and scope in (None, job.scope_id)
         and (not statuses or job.status in statuses)
     ]
-    return JobList(found, known)
+    return JobList([*reversed(kept), *found], known)
 
 
 def job_details(reader: JournalReader, job_id: str) -> JobDetails:
@@ -143,7 +234,7 @@ def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
 def _input_and_output(reader: JournalReader, job_id: str) -> dict[str, Any]:
     """Returns the input of an agent's job and, if the job has succeeded, its output."""
     found: dict[str, Any] = {}
-    for _, entry in reader.read(job_id):
+    for _, entry in reader.history.entries(job_id):
         if isinstance(entry, Begin):
             found = {"input": value_of(entry, reader.load(entry.body))}
         elif isinstance(entry, End) and entry.outcome == JobStatus.SUCCEEDED:

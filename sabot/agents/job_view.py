@@ -16,7 +16,7 @@ import msgspec
 
 from sabot.agents.accounts.guard import rows_of
 from sabot.agents.actions import ActionRecord, ActionStatus
-from sabot.agents.entry_values import as_plain, value_of
+from sabot.agents.entry_values import as_plain, key_text, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
@@ -118,6 +118,7 @@ class JobState:
     spec: JobSpec | None = None
     origin: JobOrigin | None = None
     digest: bytes = b""
+    key: bytes = b""
     status: JobStatus = JobStatus.QUEUED
     created_at: float = 0.0
     moved_at: float = 0.0
@@ -129,6 +130,7 @@ class JobState:
     error: str = ""
     attempt: int = 1
     effects: int = 0
+    children: int = 0
     last_ordinal: int = 0
     tokens: int = 0
     dollars: Decimal = Decimal(0)
@@ -188,6 +190,8 @@ class JobState:
             attempt=self.attempt,
             effects=self.effects,
             open=self.open_effects(),
+            key=key_text(self.key),
+            children=self.children,
             **shared,  # type: ignore[arg-type]
         )
 
@@ -220,9 +224,11 @@ class JobView:
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
-        """Returns the view of all jobs of a journal, or of one. Blocks. Raises CorruptJournal."""
+        """Returns the view of all jobs of a journal's log, or of one job, also where that is in the history. Blocks. Raises
+        CorruptJournal.
+        """
         view = cls(reader)
-        for _, entry in reader.read(job_id):
+        for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
             view.apply(entry)
         return view
 
@@ -324,7 +330,7 @@ class JobView:
         if not job.begun or not entry.agent:
             job.created_at, job.origin = at, entry.origin
             job.started_at = at if entry.agent else None
-        job.begun, job.agent, job.digest = True, entry.agent, entry.digest
+        job.begun, job.agent, job.digest, job.key = True, entry.agent, entry.digest, entry.key
         job.scope, job.principal, job.questions = entry.scope, entry.principal, {}
         job.status = JobStatus.RUNNING if entry.agent else JobStatus.QUEUED
         job.moved_at, job.completed_at, job.ran_seconds, job.result_ref, job.error = at, None, 0.0, "", ""
@@ -440,6 +446,7 @@ def _intend(job: JobState, intent: Intent, at: float) -> tuple[EffectView, ...]:
         known.question, known.state = intent, _QUESTIONS.get(intent.name, "open")
         return (known,)
     job.effects += 1
+    job.children += intent.kind == "child"
     made = EffectView(intent)
     if intent.kind == "wait" and job.early[intent.name]:
         job.early[intent.name] -= 1

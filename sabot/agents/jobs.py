@@ -142,7 +142,8 @@ class JobRecord:
 
     result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
     run, up to `updated_at`. Of a job of a durable agent: agent: its id; attempt: from 1; effects: how many it has asked for; open: those of
-    them that nothing has come of yet, the last one first. tokens, dollars: what its own calls have used, as budgets count.
+    them that nothing has come of yet, the last one first; key: that of its record, as text. children: how many jobs it has begun. tokens,
+    dollars: what its own calls have used, as budgets count.
     """
 
     job_id: str
@@ -169,6 +170,8 @@ class JobRecord:
     attempt: int = 1
     effects: int = 0
     open: tuple[OpenEffect, ...] = ()
+    key: str = ""
+    children: int = 0
     tokens: int = 0
     dollars: Decimal = Decimal(0)
 

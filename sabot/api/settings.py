@@ -16,6 +16,7 @@ from sabot.config import (
     checked_text,
     parse_broker,
     parse_bytes,
+    parse_keep,
     parse_restart,
     parse_seconds,
 )
@@ -56,6 +57,11 @@ def _checkpoint_dir(given: Any) -> Any:
 
 def _seconds(name: str, *, zero: bool = True) -> Any:
     return partial(parse_seconds, name=name, zero=zero)
+
+
+def _keep_jobs(given: str) -> str:
+    parse_keep(given, name="keep_jobs")
+    return given
 
 
 def _restart(given: str) -> str:
@@ -129,6 +135,12 @@ class Settings:
         "7d",
         "the time for which the ids of ended jobs of durable agents are known, so that none runs twice",
         check=_seconds("dedupe", zero=False),
+    )
+    keep_jobs: str = option(
+        "30d, 512MB",
+        'the time for which ended jobs of durable agents are kept, and the most bytes of them; or "none"',
+        check=_keep_jobs,
+        metavar="HOW",
     )
     checkpoint_dir: Any = option(
         None, "the directory or URI of checkpoints; by default in the state", check=_checkpoint_dir, metavar="DIR|URI"

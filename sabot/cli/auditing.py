@@ -18,7 +18,7 @@ def audit(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) -> 
     def work() -> None:
         with reading(place, kafka) as reader:
             found = list(audit_job(reader, job))
-            if not found and next(iter(reader.read(job)), None) is None:
+            if not found and next(iter(reader.history.entries(job)), None) is None:
                 raise UserError(f"{reader.where} has no entry of job {job}", hint="sabot jobs list shows the jobs")
         if json:
             for each in found:

@@ -109,7 +109,7 @@ def show_journal(
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            found = list(reader.read(job))
+            found = list(reader.history.entries(job))
             if not found:
                 raise UserError(f"{reader.where} has no entry of job {job}", hint="sabot jobs list shows the jobs")
             if json:

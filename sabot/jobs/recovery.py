@@ -89,10 +89,11 @@ def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
     """The entries of a job, with their bodies, however long. Blocks."""
-    return [(position, _whole(reader, entry)) for position, entry in reader.read(job_id)]
+    return [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id)]
 
 
-def _whole(reader: JournalReader, entry: Any) -> Any:
+def whole_entry(reader: JournalReader, entry: Any) -> Any:
+    """The entry, with its body, however long. Blocks."""
     body = getattr(entry, "body", None)
     if not isinstance(body, StoredBody):
         return entry

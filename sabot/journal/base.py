@@ -18,12 +18,13 @@ Where a home has several partitions, all entries of a job are in one of them.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
@@ -60,6 +61,52 @@ class Question:
     ordinal: int
     due_ms: int
     closed: str = ""
+
+
+class JobHistory(ABC):
+    """The jobs whose entries `trim` has taken out of the log, for as long as the owner keeps them (`Journal.keeping`). Every method may
+    block, may be called from any thread, and raises as those of a reader.
+
+    A job moves in one step of the home: it is in the log or in the history, at any moment and after any crash, and in both only if it has
+    begun again since.
+    """
+
+    @abstractmethod
+    def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
+        """Yields all entries of a job in order, wherever they are: those in the history, then those in the log."""
+
+    @abstractmethod
+    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+        """Returns the jobs of the history that a query selects, the newest first, and no more than `most`."""
+
+    @abstractmethod
+    def counts(self, query: EndedQuery) -> dict[str, int]:
+        """Returns the number of jobs of the history that a query selects, by status."""
+
+    @abstractmethod
+    def known(self, jobs: Collection[str]) -> list[EndedJob]:
+        """Returns the rows of those of these jobs that are in the history."""
+
+    @abstractmethod
+    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+        """Returns, for each of these jobs, the use of all jobs of the history below it; a job without such jobs is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeeping:
+    """The rule by which `trim` moves entries into the history.
+
+    `describe`: a function that makes the row of a job out of its entries, or returns None if they are not kept; it blocks, and raises only
+    what reading raises. `seconds`, `most_bytes`: for how long ended jobs are kept, and how many bytes of them.
+    """
+
+    describe: Callable[["JournalReader", str], EndedJob | None]
+    seconds: float
+    most_bytes: int
+
+    def bounds(self, now: float) -> HistoryBounds:
+        """Returns the bounds at this time, in seconds since 1970."""
+        return HistoryBounds(round((now - self.seconds) * 1000), self.most_bytes)
 
 
 class JournalReader(ABC):
@@ -112,6 +159,11 @@ class JournalReader(ABC):
     def letters(self) -> list[Letter]:
         """The letters that the owner has not taken, in the order in which they came."""
 
+    @property
+    @abstractmethod
+    def history(self) -> JobHistory:
+        """The jobs that `trim` has taken out of the log."""
+
     @abstractmethod
     def close(self) -> None:
         """Lets go of everything. Idempotent."""
@@ -144,6 +196,9 @@ class Journal(JournalReader, Inbox):
 
     clock: Clock
     """By which letters are judged and dated; who works over a journal takes it too."""
+
+    keeping: JobKeeping | None = None
+    """What `trim` does with the entries that it removes; None: they are gone."""
 
     look_s: float = 0.02
     """How often its owner looks for letters: what a look costs where the journal is, against how soon an answer is taken."""
@@ -212,7 +267,8 @@ class Journal(JournalReader, Inbox):
         """Removes the entries of jobs whose END stands before these offsets (of the oldest retained checkpoint), with bodies that nobody
         names any more; returns how many entries. Their marks stay, until they are older than `forget_before_ms` (epoch), and so do the
         entries of jobs that may begin again (MAY_BEGIN_AGAIN): they must find what they have done. Blocks. Jobs that have not ended keep
-        all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all.
+        all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all. With `keeping` the
+        entries move into the history, and what is too old there, or too much, goes.
         """
 
     @abstractmethod

@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 
 from sabot.errors import UNREADABLE, CorruptJournal, UserError
+from sabot.journal.ended_jobs import EndedJob
 
 log = logging.getLogger("sabot.journal")
 
@@ -61,13 +62,16 @@ class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
     """Of these jobs those that had ended before the place `before` are removed, with their letters up to the number `letters`; and the
-    marks of jobs that had ended before `forget_before_ms` (0: none are).
+    marks of jobs that had ended before `forget_before_ms` (0: none are). `kept`: the rows of those jobs that move into the history.
+    `expired`: the jobs that leave the history.
     """
 
     jobs: list[str]
     before: int
     letters: int
     forget_before_ms: int = 0
+    kept: list[EndedJob] = []
+    expired: list[str] = []
 
 
 class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):

@@ -31,6 +31,7 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
+from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, StoredBody, body_of, encode_letter
 from sabot.journal.frames import (
     BeatFrame,
@@ -47,6 +48,7 @@ from sabot.journal.frames import (
     encode_letter_record,
     is_claim,
 )
+from sabot.journal.history_tables import SqlHistory
 from sabot.journal.owner_inbox import OwnerInbox, SqlJournal
 from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.replica import FRAMES, LETTERS, Replica, journal_topic, trimmed
@@ -112,6 +114,11 @@ class KafkaJournalReader(TablesReader):
     def letters(self) -> list[Letter]:
         self._replica.catch_up()
         return super().letters()
+
+    @property
+    def history(self) -> SqlHistory:
+        self._replica.catch_up()
+        return super().history
 
     def close(self) -> None:
         super().close()
@@ -393,8 +400,17 @@ class KafkaJournal(TablesReader, SqlJournal):
             self._copy()
         return removed
 
-    def _trim(self, jobs: Sequence[str], before: int, forget_before_ms: int) -> int:
-        frame = TrimFrame(list(jobs), before, self._replica.letters_next, forget_before_ms)
+    def _trim(
+        self,
+        jobs: Sequence[str] = (),
+        before: int = 0,
+        *,
+        kept: Sequence[EndedJob] = (),
+        forget_before_ms: int = 0,
+        expired: Sequence[str] = (),
+    ) -> int:
+        letters = self._replica.letters_next
+        frame = TrimFrame(list(jobs), before, letters, forget_before_ms, list(kept), list(expired))
         with self._all_or_failed(), self._frames, step("journal", f"{self._replica.topic}: trim"):
             self._write(frame)
             with self._replica.writes() as tables:
@@ -450,20 +466,23 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 
 class _OfOwner(OwnerInbox):
-    """trim: of jobs, before a place, and of marks before a time."""
+    """trim: writes a frame (`KafkaJournal._trim`)."""
 
-    def __init__(self, posts: _Posts, trim: Callable[[Sequence[str], int, int], int]) -> None:
+    def __init__(self, posts: _Posts, trim: Callable[..., int]) -> None:
         self._posts = posts
         self._trim = trim
 
     def post(self, letter: Letter) -> None:
         self._posts.post(letter)
 
-    def trim(self, jobs: Sequence[str], before: int) -> int:
-        return self._trim(jobs, before, 0)
+    def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
+        return self._trim(jobs, before, kept=kept)
+
+    def expire(self, jobs: Sequence[str]) -> None:
+        self._trim(expired=jobs)
 
     def forget(self, before_ms: int) -> None:
-        self._trim([], 0, before_ms)
+        self._trim(forget_before_ms=before_ms)
 
     def close(self) -> None:
         self._posts.close()

@@ -7,7 +7,8 @@ closed, has the entries of the first.
 import secrets
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from sabot.errors import AppLocked, CorruptJournal, LetterRefused, UserError
 from sabot.journal.base import (
     MAY_BEGIN_AGAIN,
     Inbox,
+    JobHistory,
     JobMark,
     Journal,
     JournalReader,
@@ -24,6 +26,7 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
 )
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants, newest_first
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -64,6 +67,11 @@ class MemoryStorage:
         self.tokens: dict[str, list[str]] = {}  # of the questions of a job
         # By `Letter.once`: the job, and the letter until it is taken.
         self.letters: dict[str, tuple[str, Letter | None]] = {}
+        self.history: dict[str, EndedJob] = {}
+        self.history_entries: dict[str, dict[int, bytes]] = {}  # of jobs in the history, by offset
+        self.sizes: dict[
+            str, int
+        ] = {}  # of jobs in the history: the bytes of their entries, and of the bodies that these name
 
 
 class MemoryReader(JournalReader):
@@ -115,8 +123,47 @@ class MemoryReader(JournalReader):
     def letters(self) -> list[Letter]:
         return [letter for _, letter in list(self.storage.letters.values()) if letter is not None]
 
+    @property
+    def history(self) -> JobHistory:
+        return _MemoryHistory(self.storage, self.where)
+
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _MemoryHistory(JobHistory):
+    def __init__(self, storage: MemoryStorage, where: str) -> None:
+        self._storage = storage
+        self._where = where
+
+    def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
+        storage = self._storage
+        with storage.lock:
+            found = dict(storage.history_entries.get(job, {}))
+            found |= {at: storage.entries[at][1] for at in storage.of_job.get(job, ())}
+        for offset, data in sorted(found.items()):
+            yield Position(0, offset), decode_entry(data, self._where)
+
+    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+        return newest_first([job for job in self._all() if query.selects(job)])[:most]
+
+    def counts(self, query: EndedQuery) -> dict[str, int]:
+        return dict(Counter(job.status for job in self._all() if query.selects(job)))
+
+    def known(self, jobs: Collection[str]) -> list[EndedJob]:
+        return [job for job in self._all() if job.job in jobs]
+
+    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+        found, known = {}, self._all()
+        for job in jobs:
+            first, behind = descendants(job)
+            if below := [each for each in known if first <= each.job < behind]:
+                found[job] = Use(sum(each.tokens for each in below), sum(each.nanodollars for each in below))
+        return found
+
+    def _all(self) -> list[EndedJob]:
+        with self._storage.lock:
+            return list(self._storage.history.values())
 
 
 class MemoryInbox(Inbox):
@@ -221,7 +268,7 @@ class MemoryJournal(MemoryReader, Journal):
         return taken
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        storage, removed = self.storage, 0
+        storage, removed, keeping = self.storage, 0, self.keeping
         trimmed: set[str] = set()
         with storage.lock:
             for job, mark in list(storage.marks.items()):
@@ -230,11 +277,15 @@ class MemoryJournal(MemoryReader, Journal):
                 if not mark.outcome or kept or (offsets and offsets[-1] >= before.get(0, 0)):
                     continue
                 ends = [at for at in offsets if isinstance(decode_entry(storage.entries[at][1], self.where), End)]
+                described = keeping.describe(self, job) if keeping is not None and offsets else None
+                if described is not None:
+                    self._move(described, offsets)
                 storage.removed = max(storage.removed, 0, *(at + 1 for at in ends))
                 storage.gone = joined([*storage.gone, *runs_of(offsets)])
                 for offset in offsets:
                     del storage.entries[offset]
-                    storage.uses.pop(offset, None)
+                    if described is None:
+                        storage.uses.pop(offset, None)
                 removed += len(offsets)
                 storage.of_job.pop(job, None)
                 trimmed.add(job)
@@ -243,9 +294,30 @@ class MemoryJournal(MemoryReader, Journal):
                 if mark.ended_ms < forget_before_ms:
                     del storage.marks[job]
             storage.letters = {once: each for once, each in storage.letters.items() if each[0] not in trimmed}
+            if keeping is not None:
+                self._expire(keeping.bounds(self.clock.time()))
             named = set(storage.uses.values())
             storage.bodies = {name: body for name, body in storage.bodies.items() if name in named}
         return removed
+
+    def _move(self, job: EndedJob, offsets: list[int]) -> None:
+        storage, size = self.storage, 0
+        kept = storage.history_entries.setdefault(job.job, {})
+        for offset in offsets:
+            kept[offset] = storage.entries[offset][1]
+            size += len(kept[offset]) + len(storage.bodies.get(storage.uses.get(offset, b""), b""))
+        storage.history[job.job] = job
+        storage.sizes[job.job] = storage.sizes.get(job.job, 0) + size
+
+    def _expire(self, bounds: HistoryBounds) -> None:
+        storage, held = self.storage, sum(self.storage.sizes.values())
+        for job in sorted(storage.history.values(), key=lambda job: (job.ended_ms, job.job)):
+            if job.ended_ms >= bounds.before_ms and held <= bounds.most_bytes:
+                return
+            held -= storage.sizes.pop(job.job)
+            del storage.history[job.job]
+            for offset in storage.history_entries.pop(job.job):
+                storage.uses.pop(offset, None)
 
     def statistics(self) -> dict[str, Any]:
         appended = self.storage.next - self._first

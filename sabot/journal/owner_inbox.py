@@ -8,7 +8,9 @@ from typing import Any
 from sabot.clock import Clock
 from sabot.errors import JournalFull, LetterRefused
 from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter
+from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
+from sabot.journal.history_tables import expire, expiring
 from sabot.journal.tables import Connection, SqlReader, add_letter, forget, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
@@ -17,8 +19,12 @@ class OwnerInbox(Inbox):
     """What an owner does beside its entries: it posts letters, and trims."""
 
     @abstractmethod
-    def trim(self, jobs: Sequence[str], before: int) -> int:
-        """As `tables.remove`: all or nothing, durable when it returns."""
+    def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
+        """Removes entries as `tables.remove`: all or nothing, durable when it returns."""
+
+    @abstractmethod
+    def expire(self, jobs: Sequence[str]) -> None:
+        """Removes jobs from the history as `history_tables.expire`, likewise."""
 
     @abstractmethod
     def forget(self, before_ms: int) -> None:
@@ -32,8 +38,8 @@ class SqlInbox(OwnerInbox):
 
     @abstractmethod
     def transaction(self, what: str) -> AbstractContextManager[Connection]:
-        """All or nothing of what is run inside, durable behind it. what: "letter", and no other letter comes meanwhile; or "trim", and no
-        entry of the owner comes either. Raises as `post`.
+        """All or nothing of what is run inside, durable behind it. what: "letter" or "expire", and no other letter comes meanwhile; or
+        "trim", and no entry of the owner comes either. Raises as `post`.
         """
 
     def post(self, letter: Letter) -> None:
@@ -42,9 +48,13 @@ class SqlInbox(OwnerInbox):
             job = check_letter(letter, *letter_facts(connection, letter), now_ms)
             add_letter(connection, letter.once, job, encode_letter(letter))
 
-    def trim(self, jobs: Sequence[str], before: int) -> int:
+    def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         with self.transaction("trim") as connection:
-            return remove(connection, jobs, before)
+            return remove(connection, jobs, before, kept)
+
+    def expire(self, jobs: Sequence[str]) -> None:
+        with self.transaction("expire") as connection:
+            expire(connection, jobs)
 
     def forget(self, before_ms: int) -> None:
         with self.transaction("trim") as connection:
@@ -113,11 +123,15 @@ class SqlJournal(SqlReader, Journal):
         return taken
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        removed, place = 0, before.get(0, 0)
+        removed, place, keeping = 0, before.get(0, 0), self.keeping
         while jobs := self.ended(place, forget_before_ms):
-            removed += self.inbox.trim(jobs, place)
+            described = [] if keeping is None else [keeping.describe(self, job) for job in jobs]
+            removed += self.inbox.trim(jobs, place, [job for job in described if job is not None])
         if forget_before_ms:
             self.inbox.forget(forget_before_ms)
+        if keeping is not None:
+            while jobs := expiring(self.select, keeping.bounds(self.clock.time())):
+                self.inbox.expire(jobs)
         return removed
 
     def statistics(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from sabot.errors import (
 )
 from sabot.journal.base import Position
 from sabot.journal.entries import Entry
-from sabot.journal.entry_counts import COUNTED, end_of_log
+from sabot.journal.entry_counts import end_of_log
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
@@ -103,7 +103,7 @@ class PostgresReader(SqlReader):
             facts = place.known_facts(connection)
         self.identity = facts["identity"]
         self.key = bytes.fromhex(facts["key"])
-        self.counted = int(facts["format"]) >= COUNTED
+        self.format = int(facts["format"])
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -201,7 +201,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             place.make(self._writing)
             self._take_claim()
             opened.callback(self._release)
-            place.count(self._writing)
+            place.bring_up_to_date(self._writing)
             self._look_at(place)
             opened.callback(super().close)
             self.check_end()

@@ -30,6 +30,7 @@ from sabot.journal.frames import (
     TrimFrame,
     decode_letter_record,
 )
+from sabot.journal.history_tables import count_history, expire
 from sabot.journal.tables import (
     StoredEntry,
     add,
@@ -214,6 +215,7 @@ class Replica:
             if isinstance(frame, CopyEnd):
                 with self.writes() as tables:
                     count_anew(tables)
+                    count_history(tables)
                 return
             if isinstance(frame, CopyRows):
                 with self.writes() as tables:
@@ -351,9 +353,11 @@ def _closing(reading: sqlite3.Connection, rows: Iterator[T]) -> Iterator[T]:
 
 def trimmed(tables: sqlite3.Connection, frame: TrimFrame) -> int:
     """Does what the frame says. Returns how many entries went."""
-    removed = remove(tables, frame.jobs, frame.before, frame.letters)
+    removed = remove(tables, frame.jobs, frame.before, frame.kept, frame.letters)
     if frame.forget_before_ms:
         forget(tables, frame.forget_before_ms)
+    if frame.expired:
+        expire(tables, frame.expired)
     return removed
 
 

@@ -14,9 +14,11 @@ from sabot.connectors.sql.database import quoted
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import CorruptJournal, LetterRefused, TransientError, UserError
 from sabot.journal.entry_counts import COUNTED, begin_to_count, make_tables
+from sabot.journal.history_tables import KEPT, make_history
 from sabot.steps import step
 
-_FORMAT = COUNTED
+_FORMAT = KEPT
+_HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
 _LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
 _LOCK = 0x5AB07  # held while a journal is made, so that two processes do not make one
 
@@ -172,17 +174,20 @@ class JournalSchema:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             make_tables(Statements(connection), "bigint")
+            make_history(Statements(connection), **_HISTORY_TYPES)
             facts = {"format": str(_FORMAT), "identity": uuid.uuid4().hex, "key": secrets.token_hex(32), "trimmed": "0"}
             for fact in facts.items():
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
-    def count(self, connection: Any) -> None:
-        """Begins to count the places of a journal of before, whose claim the caller has."""
+    def bring_up_to_date(self, connection: Any) -> None:
+        """Gives a journal of before the tables of today. The caller has its claim."""
         with self.server.explained(), step("journal", f"{self.where}: counted"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
             if int(form) < COUNTED:
                 begin_to_count(Statements(connection), "bigint")
-                connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(COUNTED),))
+            if int(form) < KEPT:
+                make_history(Statements(connection), **_HISTORY_TYPES)
+                connection.execute("UPDATE meta SET value = %s WHERE name = 'format'", (str(KEPT),))
 
 
 class TablesPlace(Protocol):

@@ -25,8 +25,10 @@ from sabot.config import checked_path
 from sabot.disk import own_folder, private, sync
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import COUNTED, begin_to_count
+from sabot.journal.history_tables import KEPT, make_history
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
+    HISTORY_TYPES,
     Connection,
     StoredEntry,
     TablesReader,
@@ -200,7 +202,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
                     self._writing.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (self._epoch,))
                     if facts["format"] < COUNTED:
                         begin_to_count(self._writing, "INTEGER")
-                        self._writing.execute(f"PRAGMA user_version = {COUNTED}")
+                    if facts["format"] < KEPT:
+                        make_history(self._writing, **HISTORY_TYPES)
+                        self._writing.execute(f"PRAGMA user_version = {KEPT}")
             super().__init__(database)
             opened.callback(super().close)
             self.check_end()

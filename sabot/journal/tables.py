@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
+from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -50,12 +51,13 @@ from sabot.journal.entry_counts import (
     runs_of,
     written,
 )
+from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_bodies, make_history, move_entries
 from sabot.journal.writing import Appended
 from sabot.os_errors import hint_of
 from sabot.sqlite_files import error_of, open_database
 
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
-_FORMAT = COUNTED
+_FORMAT = KEPT
 _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # rows read, jobs trimmed in one transaction
@@ -104,8 +106,10 @@ _ENDED = (  # before a place
     "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
-_UNUSED = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
+HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
+"""Of SQLite, for `history_tables.make_history`."""
+
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
@@ -175,9 +179,11 @@ class Connection(Protocol):
 
 
 class SqlReader(JournalReader):
-    """Reads the tables, wherever they are. counted: their places are (`counting`), which an owner of today begins with."""
+    """Reads the tables, wherever they are. format: which an owner of today brings up to date: from COUNTED on places are counted, from KEPT
+    on there is a history.
+    """
 
-    counted: bool
+    format: int
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -189,7 +195,7 @@ class SqlReader(JournalReader):
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
         first = (start or {}).get(0, 0)
         chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
-        counted = self.counted and job is None
+        counted = self.format >= COUNTED and job is None
         end = (
             int(self.select(WRITTEN_END)[0][0]) if counted else 0
         )  # as it is now: behind it entries may come meanwhile
@@ -201,13 +207,20 @@ class SqlReader(JournalReader):
             if counted:
                 behind = rows[-1][0] + 1 if len(rows) == _CHUNK else max(end, rows[-1][0] + 1 if rows else first)
                 check_counted(self._gone, self.where, first, [row[0] for row in rows], behind)
-            for place, named, told, data in rows:
-                if not isinstance(data, bytes) or checksum(place, named, data) != told:
-                    raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
-                yield Position(0, place), decode_entry(data, self.where)
+            yield from self._decoded(rows)
             if len(rows) < _CHUNK:
                 return
             first = rows[-1][0] + 1
+
+    def _decoded(self, rows: Iterable[Sequence[Any]]) -> Iterator[tuple[Position, Entry]]:
+        for place, named, told, data in rows:
+            if not isinstance(data, bytes) or checksum(place, named, data) != told:
+                raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
+            yield Position(0, place), decode_entry(data, self.where)
+
+    @property
+    def history(self) -> SqlHistory:
+        return SqlHistory(self.select, self._decoded, there=self.format >= KEPT)
 
     def _gone(self, first: int, behind: int) -> list[tuple[int, int]]:
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
@@ -215,7 +228,7 @@ class SqlReader(JournalReader):
     def check_end(self) -> None:
         """Raises CorruptJournal where entries are missing behind the last one that is there: an owner would write at their places."""
         (behind,) = SqlReader.positions(self).values()
-        if self.counted:
+        if self.format >= COUNTED:
             check_counted(self._gone, self.where, behind, (), int(self.select(WRITTEN_END)[0][0]))
 
     def trimmed(self) -> dict[int, int]:
@@ -274,7 +287,7 @@ class TablesReader(SqlReader):
                 raise
         self.identity: str = facts["identity"]
         self.key: bytes = facts["key"]
-        self.counted = facts["format"] >= COUNTED
+        self.format = facts["format"]
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with explained(self.where), self._lock:
@@ -388,10 +401,14 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
             connection.execute(_TAKEN, (b"", row.letter))
 
 
-def remove(connection: Connection, jobs: Sequence[str], before: int, letters: int = 1 << 62) -> int:
+def remove(
+    connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
+) -> int:
     """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up to the number
-    `letters`. Returns how many entries. It asks again whether they had: a job may have begun again since it was chosen.
+    `letters`. Returns how many entries. It asks again whether they had: a job may have begun again since it was chosen. kept: the entries
+    of these jobs move into the history.
     """
+    described = {job.job: job for job in kept}
     removed = 0
     run = connection.execute
     end = end_of_log(connection)
@@ -405,11 +422,10 @@ def remove(connection: Connection, jobs: Sequence[str], before: int, letters: in
         theirs = _among("job", ended)
         ((last,),) = run(f"SELECT max(ended) FROM jobs WHERE {theirs}", ended).fetchall()
         _set_removed(connection, max(last + 1, removed_before(connection)))
-        uses = f"place IN (SELECT place FROM entries WHERE {theirs})"
-        bodies = [name for (name,) in run(f"SELECT DISTINCT hash FROM uses WHERE {uses}", ended).fetchall()]
-        run(f"DELETE FROM uses WHERE {uses}", ended)
-        for hashes in _parts(bodies):
-            run(f"DELETE FROM bodies WHERE {_among('hash', hashes)} AND {_UNUSED}", hashes)
+        if moved := [described[job] for job in ended if job in described]:
+            move_entries(connection, moved)
+        if gone := [job for job in ended if job not in described]:
+            drop_bodies(connection, "entries", gone)
         places = run(f"SELECT place FROM entries WHERE {theirs} ORDER BY place", ended).fetchall()
         note_gone(connection, runs_of(place for (place,) in places))
         removed += run(f"DELETE FROM entries WHERE {theirs}", ended).rowcount
@@ -451,6 +467,7 @@ def make(database: Path, identity: str, key: bytes) -> None:
     try:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         make_tables(connection, "INTEGER")
+        make_history(connection, **HISTORY_TYPES)
         facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0}
         connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", facts.items())
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -466,6 +483,8 @@ _COPIED = {  # the columns of each table, in an order that only ever grows at it
     "jobs": ("job", "began", "digest", "ended", "outcome", "result", "ended_ms"),
     "questions": ("token", "job", "ordinal", "due_ms", "closed"),
     "inbox": ("number", "once", "job", "letter", "taken"),
+    "history_entries": ("place", "job", "sum", "entry"),
+    "history": (*EndedJob.__struct_fields__, "size"),
 }
 
 
@@ -498,6 +517,7 @@ def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None
     connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
     _set_removed(connection, removed)
     count_anew(connection)
+    count_history(connection)
 
 
 def add_body(connection: sqlite3.Connection, body: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from sabot.agents.job_effects import EffectRecord, JobStory, job_story
-from sabot.agents.job_reads import JobPage, jobs_page
+from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
 from sabot.agents.store import cancel_letter
 from sabot.clock import SYSTEM_CLOCK
@@ -26,7 +26,20 @@ T = TypeVar("T")
 _MOST_ROWS = 100_000  # of a table as CSV or JSON
 _MOST_CANCELLED = 1_000  # by one form
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
-_FILTERS = ("q", "agent", "scope", "status", "age")
+_FILTERS = ("q", "agent", "scope", "key", "status", "age")
+_COLUMNS = (
+    "job_id",
+    "agent",
+    "key",
+    "scope_id",
+    "principal_id",
+    "status",
+    "attempt",
+    "effects",
+    "created_at",
+    "updated_at",
+    "completed_at",
+)
 
 
 class JobScreens:
@@ -63,7 +76,7 @@ class JobScreens:
         if status:
             going = page.found if status not in ENDS else 0
         return {
-            "jobs": [(job, _open_text(job), scrubbed(job.error)) for job in page.jobs],
+            "jobs": [(job, _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs],
             "found": page.found,
             "counts": page.counts,
             "going": going,
@@ -111,7 +124,7 @@ class JobScreens:
         """Asks all jobs that the filters of the form select to end. Raises UserError if their number is no longer that of the form, or
         above 1,000.
         """
-        jobs = [job for job in (await run_in_thread(self._page, form, _MOST_ROWS)).jobs if not job.ended]
+        jobs = [job.record for job in (await run_in_thread(self._page, form, _MOST_ROWS)).jobs if not job.record.ended]
         if form.get("count") != str(len(jobs)):
             raise UserError(f"{len(jobs):,} jobs are open now", hint="load the list again, then cancel them")
         if len(jobs) > _MOST_CANCELLED:
@@ -134,16 +147,16 @@ class JobScreens:
     def _page(self, query: Mapping[str, str], most: int = 200) -> JobPage:
         age = _AGES.get(query.get("age", ""))
         with self._jobs.store.reader() as reader:
-            return jobs_page(
-                reader,
+            wanted = JobQuery(
                 agent=query.get("agent", ""),
                 scope=query.get("scope", ""),
+                key=query.get("key", ""),
                 status=query.get("status", ""),
                 text=query.get("q", ""),
                 since=self._jobs.store.clock.time() - age if age else 0.0,
                 after=query.get("after", ""),
-                most=most,
             )
+            return jobs_page(reader, wanted, most)
 
     def _story(self, job_id: str) -> JobStory:
         with self._jobs.store.reader() as reader:
@@ -159,10 +172,11 @@ def _open_text(job: JobRecord) -> str:
     return "; ".join(named) + (f"; {len(job.open) - 2} more" if len(job.open) > 2 else "")
 
 
-def _flat(job: JobRecord) -> dict[str, Any]:
-    names = ("job_id", "agent", "scope_id", "principal_id", "status", "attempt", "effects", "created_at", "updated_at")
-    facts = {name: getattr(job, name) for name in names}
-    return facts | {"completed_at": job.completed_at, "open": _open_text(job), "error": scrubbed(job.error)}
+def _flat(job: ListedJob) -> dict[str, Any]:
+    record = job.record
+    facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
+    facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
+    return facts | {"tokens": job.tokens, "dollars": str(job.dollars)}
 
 
 def _place(effect: EffectRecord, begin: float, end: float) -> tuple[str, str]:

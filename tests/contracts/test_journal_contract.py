@@ -6,9 +6,9 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 import pytest
@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.clock import ManualClock
-from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, UserError
+from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, SabotError, UserError
 from sabot.journal import Inbox, Journal, JournalReader, Letter, Position
-from sabot.journal.base import check_place
+from sabot.journal.base import JobKeeping, check_place
+from sabot.journal.ended_jobs import EndedJob, EndedQuery
 from sabot.journal.entries import (
     INLINE_BYTES,
     Answer,
@@ -38,6 +39,7 @@ from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, Memor
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.sqlite import DATABASE, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.kafka.client import ensure_topic, link_of
+from sabot.steps import watch
 from tools.kafka_eyes import messages
 from tools.postgres import server_or_skip
 
@@ -732,3 +734,211 @@ def test_a_letter_that_could_not_be_read_again_is_refused(home: Home, journal: J
     inbox.post(Letter("answer", "t", body=b"yes"))
     assert len(journal.take()) == 1
     inbox.close()
+
+
+# -- history ----------------------------------------------------------------------------------------------------------
+
+
+def row_of(reader: JournalReader, job: str) -> EndedJob | None:
+    """A row of the history: job "tom-1" is of agent shop.tom, and so on."""
+    found = [entry for _, entry in reader.history.entries(job)]
+    begun = next((entry for entry in found if isinstance(entry, Begin)), None)
+    if begun is None:
+        return None
+    name = job.partition("-")[0].partition("~")[0]
+    end = next(entry for entry in reversed(found) if isinstance(entry, End))
+    text = f"{job} {end.result}".casefold()
+    times = begun.at_ms, end.at_ms
+    return EndedJob(
+        job, f"shop.{name}", name, begun.scope, job[-1], end.outcome, *times, text, len(found), 5, end.outcome.encode()
+    )
+
+
+def keeping(journal: Journal, seconds: float = 1e12, most_bytes: int = 1 << 40) -> None:
+    journal.keeping = JobKeeping(row_of, seconds, most_bytes)
+
+
+def ended(journal: Journal, *jobs: str, at: int = 1, outcome: str = "succeeded", body: bytes = b"") -> dict[int, int]:
+    """Jobs that have begun, made an effect and ended; and the position behind them."""
+    last = Position(0, 0)
+    for job in jobs:
+        result = EffectResult(job, at, 1, body=body)
+        last = written(
+            journal, Begin(job, at, scope=f"of {job[0]}"), result, End(job, at + 1, outcome, "why 100%_done")
+        )
+    return {0: last.offset + 1}
+
+
+def test_what_is_trimmed_is_in_the_history_and_its_entries_are_read_there(home: Home, journal: Journal) -> None:
+    long = b"long" * INLINE_BYTES
+    place = ended(journal, "tom-1", "ann-2", body=long)
+    written(journal, Begin("tom-3", 5))
+    before = {job: list(journal.read(job)) for job in ("tom-1", "ann-2")}
+    keeping(journal)
+    assert journal.trim(place) == 6
+    assert {entry.job for entry in entries(journal)} == {"tom-3"}
+    reader = home.reader()
+    for each in (journal, reader):
+        history = each.history
+        assert [job.job for job in history.find(EndedQuery(), 10)] == ["tom-1", "ann-2"]
+        assert history.find(EndedQuery(agent="tom"), 10) == [row_of(journal, "tom-1")]
+        for job, entries_before in before.items():
+            assert entries(each, job) == []
+            assert list(history.entries(job)) == entries_before
+            assert [each.load(entry.body) for _, entry in entries_before if isinstance(entry, EffectResult)] == [long]
+        assert [entry for _, entry in history.entries("tom-3")] == [Begin("tom-3", 5)]
+        assert list(history.entries("nobody")) == []
+    reader.close()
+    assert journal.trim(place) == 0
+    assert journal.history.counts(EndedQuery()) == {"succeeded": 2}
+
+
+def test_the_history_is_found_by_agent_scope_key_status_text_and_time_a_page_at_a_time(journal: Journal) -> None:
+    keeping(journal)
+    for number in range(6):
+        outcome = "failed" if number == 3 else "succeeded"
+        ended(journal, f"{'tom' if number % 2 else 'ann'}-{number}", at=10 * number, outcome=outcome)
+    journal.trim({0: 1 << 40}, forget_before_ms=1 << 40)
+    find = journal.history.find
+
+    def found(most: int = 10, **query: Any) -> str:
+        counted = sum(journal.history.counts(EndedQuery(**query)).values())
+        jobs = "".join(job.key for job in find(EndedQuery(**query), most))
+        assert counted >= len(jobs)
+        return jobs
+
+    assert found() == "543210"
+    assert found(agent="tom") == found(agent="shop.tom") == found(scope="of t") == "531"
+    assert found(key="4") == "4"
+    assert found(status="failed") == found(text="TOM-3") == found(since_ms=30, until_ms=40) == "3"
+    assert found(text="Y 100%_D") == "543210"
+    assert found(text="100_") == found(text="\\") == found(agent="om") == ""
+    first = find(EndedQuery(), 4)
+    assert [job.key for job in find(EndedQuery(after=(first[-1].created_ms, first[-1].job)), 4)] == ["1", "0"]
+    assert journal.history.counts(EndedQuery(agent="tom")) == {"succeeded": 2, "failed": 1}
+    assert [job.job for job in journal.history.known(["tom-3", "nobody"])] == ["tom-3"]
+    assert journal.history.known([]) == []
+
+
+def test_the_history_says_what_the_jobs_below_a_job_have_used(journal: Journal) -> None:
+    keeping(journal)
+    journal.trim(ended(journal, "tom", "tom~1", "tom~1~2", "tom-4"))
+    used = journal.history.used_below(["tom", "tom~1", "tom-4"])
+    assert used == {"tom": (6, 10), "tom~1": (3, 5)}
+    assert journal.history.used_below([]) == {}
+
+
+def test_ended_jobs_leave_the_history_by_their_age(home: Home, journal: Journal) -> None:
+    now = round(home.clock.time() * 1000)
+    keeping(journal, seconds=60)
+    body = b"long" * INLINE_BYTES
+    journal.trim(ended(journal, "tom-1", at=now, body=body))
+    home.clock.advance(61)
+    place = ended(journal, "ann-2", at=now + 61_000, body=body)
+    journal.trim(place)
+    assert [job.job for job in journal.history.find(EndedQuery(), 10)] == ["ann-2"]
+    assert list(journal.history.entries("tom-1")) == []
+    (stored,) = [entry.body for _, entry in journal.history.entries("ann-2") if isinstance(entry, EffectResult)]
+    assert journal.load(stored) == body, "another job names it too"
+    home.clock.advance(61)
+    journal.trim(place)
+    assert journal.history.counts(EndedQuery()) == {}
+    with pytest.raises(CorruptJournal, match="missing"):
+        journal.load(stored)
+
+
+def test_the_oldest_jobs_leave_a_history_that_is_too_long(journal: Journal) -> None:
+    body = bytes(10_000)
+    place = ended(journal, *(f"tom-{number}" for number in range(9)), body=body)
+    keeping(journal, most_bytes=35_000)
+    journal.trim(place)
+    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["8", "7", "6"]
+    keeping(journal, most_bytes=25_000)
+    journal.trim(place)
+    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["8", "7"]
+    assert journal.trim(ended(journal, "tom-9", at=5, body=body)) == 3
+    assert [job.key for job in journal.history.find(EndedQuery(), 10)] == ["9", "8"]
+
+
+def test_a_job_that_begins_again_after_it_was_moved_is_in_the_history_once(journal: Journal) -> None:
+    keeping(journal)
+    journal.trim(ended(journal, "tom-1"))
+    place = ended(journal, "tom-1", at=9, outcome="failed")
+    assert len(list(journal.history.entries("tom-1"))) == 6
+    journal.trim(place, forget_before_ms=1 << 40)
+    (job,) = journal.history.find(EndedQuery(), 10)
+    assert (job.status, job.tokens, len(list(journal.history.entries("tom-1")))) == ("failed", 6, 6)
+    keeping(journal, most_bytes=0)
+    journal.trim(place)
+    assert list(journal.history.entries("tom-1")) == []
+
+
+def test_a_history_that_is_not_kept_any_more_goes_with_the_next_trim(journal: Journal) -> None:
+    keeping(journal)
+    place = ended(journal, "tom-1")
+    journal.trim(place)
+    journal.keeping = JobKeeping(row_of, 0, 0)
+    journal.trim(place)
+    assert journal.history.counts(EndedQuery()) == {}
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+class DiesAt:
+    """Dies before step number `at`, counted from 0, or, with a half, behind it; counts the steps."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.steps = 0
+
+    def before(self, name: str, what: str) -> None:
+        if self.steps == self.at:
+            raise Killed
+
+    def after(self, name: str, what: str) -> None:
+        self.steps += 1
+        if self.steps == self.at + 0.5:
+            raise Killed
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", pytest.param("kafka", marks=pytest.mark.kafka)])
+def test_no_job_is_lost_or_doubled_if_the_owner_dies_at_a_step_of_a_trim(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    jobs, at, dead = ["tom-1", "ann-2", "tom-3"], 0.0, True
+    while dead:
+        dead = False
+        home = home_of(kind, request, tmp_path / str(at))
+        owner = home.owner()
+        place = ended(owner, "old-0")
+        keeping(owner)
+        owner.trim(place)
+        place = ended(owner, *jobs, at=round(home.clock.time() * 1000))
+        keeping(owner, seconds=60)
+        watch(DiesAt(at))
+        try:
+            owner.trim(place, forget_before_ms=1)
+        except Killed:
+            dead = True
+        finally:
+            watch(None)
+        with suppress(SabotError):
+            owner.close()
+        owner = home.owner()
+        logged = {entry.job for entry in entries(owner)}
+        kept = [job.job for job in owner.history.find(EndedQuery(), 10) if job.job in jobs]
+        assert sorted([*logged, *kept]) == sorted(jobs)
+        assert all(len(list(owner.history.entries(job))) == 3 for job in jobs)
+        keeping(owner, seconds=60)
+        owner.trim(place)
+        assert owner.history.counts(EndedQuery()) == {"succeeded": 3}
+        assert not entries(owner)
+        assert not list(owner.history.entries("old-0"))
+        owner.close()
+        at += 0.5
+    assert at > 3  # a step for the jobs that move, one for the marks, one for those that are too old

@@ -50,7 +50,7 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
     begin = Begin(job_id, 0)
     found: dict[int, AuditRecord] = {}
     instead: dict[int, list[AuditRecord]] = {}
-    for _, entry in reader.read(job_id):
+    for _, entry in reader.history.entries(job_id):
         match entry:
             case Begin():
                 begin = entry

@@ -31,7 +31,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path, checked_text
 from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
-from sabot.jobs.recovery import whole_entries
+from sabot.jobs.recovery import whole_entry
 from sabot.jobs.takeover import seeds_of
 from sabot.journal import JournalReader
 from sabot.journal.effects import digest
@@ -225,7 +225,7 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
     """What a journal has of a job. Blocks. Raises UserError for one that it does not have."""
     check("record_job: reader", reader, Of(JournalReader, "a Journal, or what open_reader gives"))
     checked_text(job_id, "record_job: job_id")
-    entries = [entry for _, entry in whole_entries(reader, job_id)]
+    entries = [whole_entry(reader, entry) for _, entry in reader.history.entries(job_id)]
     begins = [entry for entry in entries if isinstance(entry, Begin)]
     if not begins:
         raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows those that it has")

@@ -1,20 +1,31 @@
 """The effects of a job as its entries say, and pages of a list of jobs."""
 
+from collections.abc import Iterable
 from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from sabot import App
+from sabot._cython.text.records import state_key
+from sabot.agents import DurableContext
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, job_story
-from sabot.agents.job_reads import jobs_page
+from sabot.agents.job_history import job_keeping
+from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, job_details, jobs_page
 from sabot.agents.job_view import EffectView, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.agents.replay import record_job
 from sabot.errors import UserError
 from sabot.jobs.guard import Decision, GuardVerdict, encode_verdict
 from sabot.jobs.tree import child_id
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal
+from sabot.testing import ManualClock
+from tools.agent_tools import publish, started, until
 
 USED = msgspec.msgpack.encode(
     [LedgerEvent(event_id="1", type="model", scope_id="s", input_tokens=90, output_tokens=10, cost=Decimal("0.25"))]
@@ -131,19 +142,19 @@ def test_pages_of_jobs_have_each_selected_job_once_the_newest_first() -> None:
     journal.append(End("job-24", 99_000, "failed", "broken"))
     seen, after = [], ""
     while True:
-        page = jobs_page(journal, most=10, after=after)
+        page = jobs_page(journal, JobQuery(after=after), 10)
         assert (page.found, page.counts) == (25, {"running": 24, "failed": 1})
-        seen += [job.job_id for job in page.jobs]
+        seen += [job.record.job_id for job in page.jobs]
         if not (after := page.following):
             break
     assert seen == [f"job-{number:02}" for number in reversed(range(25))]
-    assert jobs_page(journal, agent="a").found == 12
-    assert jobs_page(journal, agent="shop.b", status=JobStatus.FAILED).found == 1
-    assert jobs_page(journal, text="JOB-2").found == 5
-    assert jobs_page(journal, scope="y").found == 0
-    assert jobs_page(journal, since=12).found == 1
+    assert jobs_page(journal, JobQuery(agent="a")).found == 12
+    assert jobs_page(journal, JobQuery(agent="shop.b", status=JobStatus.FAILED)).found == 1
+    assert jobs_page(journal, JobQuery(text="JOB-2")).found == 5
+    assert jobs_page(journal, JobQuery(scope="y")).found == 0
+    assert jobs_page(journal, JobQuery(since=12)).found == 1
     with pytest.raises(UserError, match="no cursor"):
-        jobs_page(journal, after="markup:x")
+        jobs_page(journal, JobQuery(after="markup:x"))
 
 
 def test_an_effect_with_a_question_of_its_tool_is_open_again_with_the_answer() -> None:
@@ -173,3 +184,142 @@ def test_a_job_whose_clock_was_set_back_has_not_run_for_less_than_nothing() -> N
     assert made.job.ran_seconds == 5.0
     made.add(End("j", 500, "succeeded"))
     assert made.job.ran_seconds == 5.0
+
+
+# -- history ------------------------------------------------------------------------------------------------------------
+
+
+def entries_of(
+    job: str, number: int, *, agent: str = "shop.handle", key: object = "ann", end: str = "succeeded"
+) -> list[Entry]:
+    """A job that has made one call, for 100 tokens."""
+    return [
+        Begin(job, number * 1000, agent, key=state_key(key), scope=f"scope {number % 2}", principal="pam"),
+        call(1, number * 1000 + 1, job),
+        EffectResult(job, number * 1000 + 2, 1, usage=USED),
+        End(job, number * 1000 + 3, end, "why"),
+    ]
+
+
+def journal_with(jobs: Iterable[list[Entry]], *, keep: str = "99999d, 1GB") -> MemoryJournal:
+    """A journal in which all of these jobs are in the history."""
+    journal = MemoryJournal(clock=ManualClock(100.0))
+    journal.keeping = job_keeping(keep)
+    for each in chain.from_iterable(jobs):
+        journal.append(each)
+    journal.trim(journal.positions(), 1 << 60)
+    assert not list(journal.read())
+    return journal
+
+
+def test_a_job_in_the_history_has_the_record_and_the_story_that_it_had_in_the_log() -> None:
+    given = entries_of("j", 1, end="failed")
+    logged = MemoryJournal()
+    for each in given:
+        logged.append(each)
+    journal = journal_with([given])
+    (found,) = jobs_page(journal, JobQuery()).jobs
+    assert found.record == jobs_page(logged, JobQuery()).jobs[0].record
+    assert (found.record.key, found.record.error, found.tokens, found.dollars) == ("ann", "why", 100, Decimal("0.25"))
+    assert job_story(journal, "j") == job_story(logged, "j")
+    assert job_details(journal, "j") == job_details(logged, "j")
+    assert find_jobs(journal).found == find_jobs(logged).found
+
+
+def test_pages_go_over_the_log_and_the_history() -> None:
+    journal = journal_with(entries_of(f"job-{number}", number, key=number % 3) for number in range(8))
+    for number in (2, 9):  # the first one begins again
+        for each in entries_of(f"job-{number}", number, key=number % 3)[:2]:
+            journal.append(each)
+    seen, after = [], ""
+    while True:
+        page = jobs_page(journal, JobQuery(after=after), 3)
+        assert (page.found, page.counts) == (9, {"succeeded": 7, "running": 2})
+        seen += [job.record.job_id for job in page.jobs]
+        if not (after := page.following):
+            break
+    assert seen == [f"job-{number}" for number in (9, 7, 6, 5, 4, 3, 2, 1, 0)]
+
+    def found(**query: Any) -> str:
+        page = jobs_page(journal, JobQuery(**query))
+        assert page.found == len(page.jobs)
+        return "".join(job.record.job_id[-1] for job in page.jobs)
+
+    assert found(status="running") == "92"
+    assert found(status="succeeded", key="2") == "5"
+    assert found(key="0") == "9630"
+    assert found(scope="scope 1", text="PAM") == "97531"
+    assert found(agent="handle", since=3.0, until=5.0) == "43"
+    assert found(agent="shop.nobody") == ""
+    assert found(status=BLOCKED, blocked=frozenset({"job-9", "job-7"})) == "9"
+    assert jobs_page(journal, JobQuery(blocked=frozenset({"job-9"}))).counts[BLOCKED] == 1
+    assert [job.job_id[-1] for job in find_jobs(journal, agent="handle").found] == list("013456729")
+    with pytest.raises(UserError, match="no job of an agent nobody"):
+        find_jobs(journal, agent="nobody")
+
+
+def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() -> None:
+    child, other = child_id("j", 1), child_id("j", 2)
+    begun: list[Entry] = [
+        Begin("j", 1, "shop.handle"),
+        *(Intent("j", 2, number, "child", "shop.help") for number in (1, 2)),
+    ]
+    journal = journal_with([entries_of(child, 1)])
+    for each in chain(begun, entries_of(other, 2)):
+        journal.append(each)
+    story = job_story(journal, "j")
+    assert (story.tree_tokens, story.tree_dollars, len(story.children)) == (200, Decimal("0.50"), 2)
+    listed = jobs_page(journal, JobQuery(text="handle")).jobs[-1]
+    assert (listed.record.job_id, listed.tokens, listed.dollars) == ("j", 200, Decimal("0.50"))
+    journal.append(End("j", 9, "succeeded"))
+    journal.trim(journal.positions(), 1 << 60)
+    assert job_story(journal, "j").tree_tokens == 200
+    assert jobs_page(journal, JobQuery(text="handle")).jobs[-1].tokens == 200
+
+
+def test_a_job_that_cannot_be_read_does_not_keep_the_journal_from_being_trimmed() -> None:
+    journal = journal_with(
+        [[*entries_of("j", 1)[:2], EffectResult("j", 1500, 1, usage=b"?"), End("j", 2000, "failed")]]
+    )
+    (found,) = jobs_page(journal, JobQuery(text="cannot be read")).jobs
+    assert (found.record.job_id, found.record.status) == ("j", JobStatus.FAILED)
+
+
+def test_entries_behind_the_end_of_a_job_that_has_left_the_history_are_gone() -> None:
+    journal = journal_with([entries_of("j", 1)], keep="1s, 1GB")
+    assert jobs_page(journal, JobQuery()).found == 0
+    journal.append(EffectResult("j", 5000, 1))
+    journal.append(End("j", 5000, "succeeded"))
+    journal.trim(journal.positions(), 1 << 60)
+    assert (jobs_page(journal, JobQuery()).found, list(journal.read())) == (0, [])
+
+
+def test_a_record_of_the_history_can_be_replayed() -> None:
+    journal = journal_with([entries_of("j", 1)])
+    assert [type(each) for each in record_job(journal, "j").entries] == [Begin, Intent, EffectResult, End]
+
+
+@pytest.mark.parametrize("keep", ["30d", "30d, ", "soon, 1MB", "0s, 1MB", "1d, -1MB", ""])
+def test_what_is_kept_has_a_time_and_a_size(keep: str) -> None:
+    with pytest.raises(UserError, match="keep_jobs"):
+        App("shop", keep_jobs=keep)
+    assert job_keeping("none") is None
+
+
+async def test_an_app_finds_the_jobs_of_its_history(memory_url: str, tmp_path: Path) -> None:
+    app = App("shop", memory_url, state=str(tmp_path), checkpoint_interval=3600)
+
+    @app.agent("orders", key="customer", sink="answers", durable=True)
+    async def handle(ctx: DurableContext) -> Any:
+        return {"of": ctx.message["customer"]}
+
+    async with started(app):
+        publish(app, "orders", [{"customer": "ann"}, {"customer": "bob"}])
+        await until(lambda: app.statistics()["jobs"]["ended"] == 2)
+        for _ in range(4):
+            await app.agent_runtime.trigger_checkpoint()
+        await until(lambda: not list(app.agent_runtime.runner.journal.read()))  # type: ignore[union-attr]
+        assert [job.key for job in await app.jobs.find()] == ["ann", "bob"]
+        (job, _) = await app.jobs.find(statuses=[JobStatus.SUCCEEDED])
+        assert await app.jobs.get(job.job_id) == job
+        assert await app.jobs.find(statuses=[JobStatus.RUNNING]) == []

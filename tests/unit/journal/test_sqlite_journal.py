@@ -152,7 +152,7 @@ def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
         database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 2"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 3"):
         SqliteJournal(tmp_path / "journal")
 
 

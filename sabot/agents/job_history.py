@@ -1,0 +1,142 @@
+"""Jobs that have ended, in the history of a journal: the row of a job, made of its entries, and the record that the row gives back."""
+
+from collections.abc import Collection, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from sabot.agents.job_view import JobView
+from sabot.agents.jobs import ENDS, JobRecord, JobStatus
+from sabot.config import parse_keep
+from sabot.errors import CorruptJournal, UserError
+from sabot.journal.base import JobKeeping, JournalReader
+from sabot.journal.ended_jobs import EndedJob, EndedQuery
+
+_NANO = Decimal(1_000_000_000)
+_MOST_TOKENS = 2**62
+_PAGE = 1_000
+_MOST_CHARS = 500  # of a key, a scope, a message in a row
+
+
+class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The facts of a row beside its columns. Fields are only added, at the end, with a default."""
+
+    principal: str = ""
+    started_at: float | None = None
+    completed_at: float | None = None
+    ran_seconds: float = 0.0
+    attempt: int = 1
+    effects: int = 0
+    children: int = 0
+    result_ref: str = ""
+    error: str = ""
+    origin: tuple[str, str] | None = None
+
+
+def job_keeping(keep: str) -> JobKeeping | None:
+    """Returns what the journal of an app keeps of ended jobs, as its setting says; None: nothing. Raises UserError."""
+    parsed = parse_keep(keep, name="keep_jobs")
+    return None if parsed is None else JobKeeping(ended_job, parsed.seconds, parsed.most_bytes)
+
+
+def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
+    """Returns the row of a job that has ended, or None if its BEGIN is gone. Reads its entries and blocks. A job whose entries cannot be
+    read has a row that says so: it must not keep the journal from being trimmed.
+    """
+    view, last_ms = JobView(reader), 0
+    try:
+        for _, entry in reader.history.entries(job_id):
+            view.apply(entry)
+            last_ms = entry.at_ms
+        record = view.job(job_id)
+    except (CorruptJournal, UserError) as error:
+        message = f"its entries cannot be read: {error.message}"
+        record = JobRecord(job_id=job_id, scope_id="", status=JobStatus.FAILED, error=message)
+    if record is None:
+        return None
+    origin = record.metadata.get("restored")
+    kept = _KeptRecord(
+        record.principal_id,
+        record.started_at,
+        record.completed_at,
+        record.ran_seconds,
+        record.attempt,
+        record.effects,
+        record.children,
+        record.result_ref,
+        record.error[:_MOST_CHARS],
+        None if origin is None else (origin["job"], origin["checkpoint"]),
+    )
+    return EndedJob(
+        job_id,
+        record.agent,
+        record.agent.rpartition(".")[2],
+        _cut(record.scope_id),
+        _cut(record.key),
+        str(record.status),
+        round(record.created_at * 1000),
+        last_ms if record.completed_at is None else round(record.completed_at * 1000),
+        searched(record),
+        min(record.tokens, _MOST_TOKENS),
+        min(round(record.dollars * _NANO), _MOST_TOKENS),
+        msgspec.msgpack.encode(kept),
+    )
+
+
+def record_of(job: EndedJob) -> JobRecord:
+    """Returns the job as `JobView` has it, without its actions."""
+    kept = msgspec.msgpack.decode(job.record, type=_KeptRecord)
+    restored = None if kept.origin is None else {"job": kept.origin[0], "checkpoint": kept.origin[1]}
+    return JobRecord(
+        job_id=job.job,
+        scope_id=job.scope,
+        principal_id=kept.principal,
+        status=JobStatus(job.status),
+        created_at=job.created_ms / 1000,
+        updated_at=job.ended_ms / 1000,
+        started_at=kept.started_at,
+        completed_at=kept.completed_at,
+        ran_seconds=kept.ran_seconds,
+        metadata={} if restored is None else {"restored": restored},
+        result_ref=kept.result_ref,
+        error=kept.error,
+        agent=job.agent,
+        attempt=kept.attempt,
+        effects=kept.effects,
+        key=job.key,
+        children=kept.children,
+        tokens=job.tokens,
+        dollars=dollars_of(job.nanodollars),
+    )
+
+
+def ended_records(
+    reader: JournalReader, query: EndedQuery, statuses: Sequence[JobStatus], without: Collection[str] = ()
+) -> list[JobRecord]:
+    """Returns the jobs of the history that a query selects, in one of these statuses (none: in any), without those of these ids, the newest
+    first. Blocks.
+    """
+    if statuses and not ENDS.intersection(statuses):
+        return []
+    found: list[JobRecord] = []
+    while page := reader.history.find(query, _PAGE):
+        rows = [job for job in page if job.job not in without and (not statuses or job.status in statuses)]
+        found += map(record_of, rows)
+        query = query.behind(page[-1])
+    return found
+
+
+def dollars_of(nanodollars: int) -> Decimal:
+    """Returns a number of 10⁻⁹ dollars as dollars, without zeros at its end."""
+    return (nanodollars / _NANO).normalize() + 0
+
+
+def searched(record: JobRecord) -> str:
+    """Returns the texts of a job in which a search looks for a text, without case."""
+    texts = record.job_id, record.agent, record.scope_id, record.principal_id, record.key, record.error
+    return "\n".join(map(_cut, texts)).casefold()
+
+
+def _cut(text: str) -> str:
+    """Returns a text as any table takes it."""
+    return text[:_MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

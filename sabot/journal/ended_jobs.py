@@ -1,0 +1,87 @@
+"""Jobs that have ended, as the history of a journal knows them without their entries, and what a list of them asks for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+
+class EndedJob(msgspec.Struct, frozen=True, array_like=True):
+    """A job that has ended. Times are milliseconds since 1970. Fields are only added, at the end, with a default.
+
+    `name`: the agent's id without its app. `key`: the key of the job's record, as text. `searched`: the texts that a search looks through,
+    without case. `tokens`, `nanodollars`: what its own calls have used; a dollar has 10⁹ of them. `record`: the rest, as its maker encodes
+    it.
+    """
+
+    job: str
+    agent: str
+    name: str
+    scope: str
+    key: str
+    status: str
+    created_ms: int
+    ended_ms: int
+    searched: str
+    tokens: int
+    nanodollars: int
+    record: bytes
+
+
+class EndedQuery(NamedTuple):
+    """The jobs that a list asks for: those that fulfil all conditions; "" and 0 stand for all.
+
+    `agent`: the id APP.NAME, or NAME alone. `text`: a text to search for, in any letter case. `since_ms`, `until_ms`: the earliest time of
+    creation, and the time before which a job was created. `after`: the last job of the page before, by time of creation and id; pages go
+    from the newest job to the oldest.
+    """
+
+    agent: str = ""
+    scope: str = ""
+    key: str = ""
+    status: str = ""
+    text: str = ""
+    since_ms: int = 0
+    until_ms: int = 0
+    after: tuple[int, str] | None = None
+
+    def selects(self, job: EndedJob) -> bool:
+        """Returns True if the job fulfils the conditions."""
+        return (
+            self.agent in ("", job.agent, job.name)
+            and self.scope in ("", job.scope)
+            and self.key in ("", job.key)
+            and self.status in ("", job.status)
+            and self.text.casefold() in job.searched
+            and job.created_ms >= self.since_ms
+            and (not self.until_ms or job.created_ms < self.until_ms)
+            and (self.after is None or (job.created_ms, job.job) < self.after)
+        )
+
+    def behind(self, job: EndedJob) -> "EndedQuery":
+        """Returns the query for the pages behind the one that ends with this job."""
+        return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
+
+
+class Use(NamedTuple):
+    """The use of the calls of several jobs."""
+
+    tokens: int = 0
+    nanodollars: int = 0
+
+
+class HistoryBounds(NamedTuple):
+    """The bounds of a history: jobs that ended not before `before_ms`, and of them the newest ones, up to `most_bytes`."""
+
+    before_ms: int
+    most_bytes: int
+
+
+def descendants(job: str) -> tuple[str, str]:
+    """Returns the least id of the jobs below a job, and the one behind the greatest (`jobs.tree`)."""
+    return f"{job}~", f"{job}\x7f"
+
+
+def newest_first(jobs: Sequence[EndedJob]) -> list[EndedJob]:
+    """Returns the jobs in the order of a list."""
+    return sorted(jobs, key=lambda job: (job.created_ms, job.job), reverse=True)

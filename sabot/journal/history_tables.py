@@ -1,0 +1,220 @@
+"""The history of a journal in tables: in SQLite, in PostgreSQL, and in the copy that a journal in Kafka keeps beside it.
+
+    history          a row for each job that was moved (`EndedJob`), with the bytes of its entries
+    history_entries  its entries, at the places that they had; `uses` goes on to say which long bodies they name
+
+Statements are those that SQLite and PostgreSQL know, with values marked by `?`. Functions that take a connection work in the transaction
+that their caller has begun.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from sabot.journal.base import JobHistory, Position
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants
+from sabot.journal.entries import Entry
+
+KEPT = 3
+"""The format of tables from which on there is a history."""
+
+Select = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+_COLUMNS = ", ".join(EndedJob.__struct_fields__)
+_TABLES = (
+    "CREATE TABLE history (job {text} PRIMARY KEY, agent {text} NOT NULL, name {text} NOT NULL, scope {text} NOT NULL, "
+    "key {text} NOT NULL, status {text} NOT NULL, created_ms {whole} NOT NULL, ended_ms {whole} NOT NULL, "
+    "searched {text} NOT NULL, tokens {whole} NOT NULL, nanodollars {whole} NOT NULL, record {blob} NOT NULL, size {whole} NOT NULL)",
+    "CREATE INDEX history_by_creation ON history (created_ms, job)",
+    "CREATE INDEX history_by_end ON history (ended_ms, job, size)",
+    "CREATE TABLE history_entries (place {whole} PRIMARY KEY, job {text} NOT NULL, sum {whole} NOT NULL, entry {blob} NOT NULL)",
+    "CREATE INDEX history_entries_of_job ON history_entries (job, place)",
+    "INSERT INTO meta (name, value) VALUES ('kept_bytes', '0')",
+)
+_JOB_ENTRIES = (
+    "SELECT place, job, sum, entry FROM {table} WHERE job = ? AND place >= ?"  # in both tables the columns are the same
+)
+_WRITE = f"INSERT INTO history ({_COLUMNS}, size) VALUES "
+_ROW = f"({', '.join('?' * (len(EndedJob.__struct_fields__) + 1))})"
+_BYTES = "SELECT value FROM meta WHERE name = 'kept_bytes'"
+_OLD = "SELECT job, size FROM history WHERE ended_ms < ? ORDER BY ended_ms LIMIT ?"
+_OLDEST = "SELECT job, size FROM history ORDER BY ended_ms, job LIMIT ?"
+_BELOW = "SELECT CAST(? AS text), sum(tokens), sum(nanodollars) FROM history WHERE job >= ? AND job < ?"
+_CHUNK = 1000  # rows read, jobs that expire in one transaction
+_MOST_NAMED = 100  # jobs in one statement
+
+
+class _Tables(Protocol):
+    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
+
+
+def make_history(connection: _Tables, *, whole: str, text: str, blob: str) -> None:
+    """Makes the tables. `whole`, `text`, `blob`: the types of whole numbers of 63 bits, of texts in the order of their bytes, of bytes."""
+    for statement in _TABLES:
+        connection.execute(statement.format(whole=whole, text=text, blob=blob))
+
+
+def move_entries(connection: _Tables, jobs: Sequence[EndedJob]) -> None:
+    """Copies the entries of these jobs, which are few enough for one statement, and writes their rows. The caller removes what was copied.
+    What the history had of a job that has begun again since stays beside the new entries.
+    """
+    names = [job.job for job in jobs]
+    chosen = _among(names)
+    connection.execute(
+        f"INSERT INTO history_entries (place, job, sum, entry) SELECT place, job, sum, entry FROM entries WHERE job {chosen}",
+        names,
+    )
+    sizes = _sizes(connection, names)
+    before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
+    connection.execute(f"DELETE FROM history WHERE job {chosen}", names)
+    rows = [(*msgspec.structs.astuple(job), sizes.get(job.job, 0)) for job in jobs]
+    connection.execute(_WRITE + ", ".join([_ROW] * len(rows)), [value for row in rows for value in row])
+    _count(connection, sum(sizes.values()) - int(before[0][0] or 0))
+
+
+def _sizes(connection: _Tables, names: Sequence[str]) -> dict[str, int]:
+    """Returns the bytes of the entries of jobs, with the long bodies that they name."""
+    found: dict[str, int] = {}
+    for what, source in (
+        ("entry", "history_entries"),
+        (
+            "body",
+            "history_entries JOIN uses ON uses.place = history_entries.place JOIN bodies ON bodies.hash = uses.hash",
+        ),
+    ):
+        statement = f"SELECT job, sum(length({what})) FROM {source} WHERE job {_among(names)} GROUP BY job"
+        for job, nbytes in connection.execute(statement, names).fetchall():
+            found[job] = found.get(job, 0) + int(nbytes)
+    return found
+
+
+def _count(connection: _Tables, more: int) -> None:
+    ((before,),) = connection.execute(_BYTES).fetchall()
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(before) + more),))
+
+
+def count_history(connection: _Tables) -> None:
+    """Counts the bytes of the history anew."""
+    ((found,),) = connection.execute("SELECT sum(size) FROM history").fetchall()
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(found or 0)),))
+
+
+def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
+    """Returns jobs that are too old or too many for the history, the oldest ones; not all of them if there are many."""
+    ((held,),) = select(_BYTES, ())
+    old = select(_OLD, (bounds.before_ms, _CHUNK))
+    if old or int(held) <= bounds.most_bytes:
+        return [job for job, _ in old]
+    found, over = [], int(held) - bounds.most_bytes
+    for job, size in select(_OLDEST, (_CHUNK,)):
+        if over <= 0:
+            break
+        found.append(job)
+        over -= int(size)
+    return found
+
+
+def expire(connection: _Tables, jobs: Sequence[str]) -> None:
+    """Removes jobs from the history, with the long bodies that nobody else names."""
+    for names in _parts(jobs):
+        chosen = _among(names)
+        before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
+        drop_bodies(connection, "history_entries", names)
+        connection.execute(f"DELETE FROM history_entries WHERE job {chosen}", names)
+        connection.execute(f"DELETE FROM history WHERE job {chosen}", names)
+        _count(connection, -int(before[0][0] or 0))
+
+
+def drop_bodies(connection: _Tables, table: str, jobs: Sequence[str]) -> None:
+    """Removes the long bodies that only entries of these jobs name, which are in this table and are about to go."""
+    chosen = f"place IN (SELECT place FROM {table} WHERE job {_among(jobs)})"
+    bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]
+    connection.execute(f"DELETE FROM uses WHERE {chosen}", jobs)
+    for hashes in _parts(bodies):
+        unused = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
+        connection.execute(f"DELETE FROM bodies WHERE hash {_among(hashes)} AND {unused}", hashes)
+
+
+def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(values), _MOST_NAMED):
+        yield values[first : first + _MOST_NAMED]
+
+
+def _among(values: Sequence[Any]) -> str:
+    return f"IN ({', '.join('?' * len(values))})"
+
+
+class SqlHistory(JobHistory):
+    """The history in tables. `decoded`: checks and decodes rows of entries. `there`: False for tables of before, which have no history."""
+
+    def __init__(
+        self,
+        select: Select,
+        decoded: Callable[[Iterable[Sequence[Any]]], Iterator[tuple[Position, Entry]]],
+        *,
+        there: bool,
+    ) -> None:
+        self._select = select
+        self._decoded = decoded
+        self._there = there
+
+    def entries(self, job: str) -> Iterator[tuple[Position, Entry]]:
+        tables = ("history_entries", "entries") if self._there else ("entries",)
+        one = " UNION ALL ".join(_JOB_ENTRIES.format(table=table) for table in tables)
+        first = 0
+        while True:  # a statement sees both tables at one moment: a job that moves between two of them is read on
+            rows = self._select(f"{one} ORDER BY place LIMIT {_CHUNK}", (job, first) * len(tables))
+            yield from self._decoded(rows)
+            if len(rows) < _CHUNK:
+                return
+            first = rows[-1][0] + 1
+
+    def find(self, query: EndedQuery, most: int) -> list[EndedJob]:
+        if not self._there:
+            return []
+        chosen, values = _conditions(query)
+        statement = f"SELECT {_COLUMNS} FROM history{chosen} ORDER BY created_ms DESC, job DESC LIMIT ?"
+        return [EndedJob(*row) for row in self._select(statement, (*values, most))]
+
+    def counts(self, query: EndedQuery) -> dict[str, int]:
+        if not self._there:
+            return {}
+        chosen, values = _conditions(query)
+        return dict(self._select(f"SELECT status, count(*) FROM history{chosen} GROUP BY status", values))
+
+    def known(self, jobs: Collection[str]) -> list[EndedJob]:
+        return [
+            EndedJob(*row)
+            for names in _parts(list(jobs) if self._there else [])
+            for row in self._select(f"SELECT {_COLUMNS} FROM history WHERE job {_among(names)}", names)
+        ]
+
+    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+        found = {}
+        for names in _parts(list(jobs) if self._there else []):
+            values = [value for name in names for value in (name, *descendants(name))]
+            for job, tokens, nanodollars in self._select(" UNION ALL ".join([_BELOW] * len(names)), values):
+                if tokens is not None:
+                    found[job] = Use(int(tokens), int(nanodollars))
+        return found
+
+
+def _conditions(query: EndedQuery) -> tuple[str, list[Any]]:
+    """Returns a WHERE, or "", and its values."""
+    conditions: list[tuple[str, Sequence[Any]]] = []
+    if query.agent:
+        conditions.append(("(agent = ? OR name = ?)", (query.agent, query.agent)))
+    conditions += [(f"{name} = ?", (value,)) for name in ("scope", "key", "status") if (value := getattr(query, name))]
+    if query.text:
+        words = query.text.casefold().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+        conditions.append((r"searched LIKE ? ESCAPE '\'", (f"%{words}%",)))
+    if query.since_ms:
+        conditions.append(("created_ms >= ?", (query.since_ms,)))
+    if query.until_ms:
+        conditions.append(("created_ms < ?", (query.until_ms,)))
+    if query.after is not None:
+        at, job = query.after
+        conditions.append(("(created_ms < ? OR (created_ms = ? AND job < ?))", (at, at, job)))
+    chosen = " AND ".join(each for each, _ in conditions)
+    return f" WHERE {chosen}" if chosen else "", [value for _, values in conditions for value in values]
