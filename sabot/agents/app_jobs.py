@@ -7,6 +7,7 @@ returns, and is seen in what is read from then on, also before the owner has tak
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
@@ -33,6 +34,21 @@ class _App(JournalOwner, Protocol):
 
     agent_runtime: AgentRuntime
     journal_storage: MemoryStorage | None
+
+
+@dataclass(frozen=True)
+class JournalAddress:
+    """Where another process finds the journal of an app. `kafka`: the settings of the client."""
+
+    place: str
+    app: str
+    kafka: dict[str, str | int | float | bool]
+
+    @contextmanager
+    def opened(self) -> Iterator[JournalReader]:
+        """Opens a reader of the journal, and closes it after the block. Blocks. Raises UserError where there is none."""
+        with closing(open_reader(self.place, app=self.app, kafka=self.kafka)) as reader:
+            yield reader
 
 
 class AppJobStore(JobsAndActions):
@@ -62,6 +78,16 @@ class AppJobStore(JobsAndActions):
         )
         with closing(opened) as reader:
             yield reader
+
+    def address(self) -> JournalAddress | None:
+        """Returns where another process finds the journal; None where it must be read here: it is in memory, or in a topic of which this
+        process has a copy.
+        """
+        place, kafka = str(journal_place(self._app)), self._app.settings.kafka
+        is_topic = place.startswith("kafka://")
+        if place == "memory" or (is_topic and (self.running is not None or any(map(callable, kafka.values())))):
+            return None
+        return JournalAddress(place, self._app.id, kafka if is_topic else {})
 
     def post(self, letter: Letter) -> None:
         """Blocks. Raises LetterRefused; UserError where there is no journal."""

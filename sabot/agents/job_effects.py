@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from sabot.agents.job_history import dollars_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, JobView
@@ -12,7 +13,7 @@ from sabot.jobs.guard import GuardVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import Use
-from sabot.journal.entries import Entry
+from sabot.journal.entries import Begin, End, Entry
 
 _MOST_JOBS = 1_000  # of a tree, whose tokens and money are added up
 _OPEN = ("open", "in_doubt", "needs_approval")
@@ -100,45 +101,66 @@ def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]
     return dict(sorted(effects.items()))
 
 
+class FoldedJob(NamedTuple):
+    """A job with its effects by ordinal, its last BEGIN and its last END."""
+
+    record: JobRecord
+    effects: Mapping[int, EffectView]
+    begin: Begin | None
+    end: End | None
+
+
+def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
+    """Returns a job as its entries say, wherever they are. Blocks. Raises UserError if the journal does not have the job, and
+    CorruptJournal for an entry that cannot be read.
+    """
+    found = _folded(reader, job_id)
+    if found is None:
+        raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
+    return found
+
+
 def job_story(reader: JournalReader, job_id: str) -> JobStory:
     """Returns a job with its effects, its children, and its use of tokens and money. Reads the entries of the jobs of its tree, and
-    blocks. Raises UserError if the journal does not have the job, and CorruptJournal for an entry that cannot be read.
+    blocks. Raises as `folded_job`.
     """
-    record, effects = _folded(reader, job_id)
-    if record is None:
-        raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
+    job = folded_job(reader, job_id)
+    return story_of(reader, job, job.effects)
+
+
+def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
+    """Returns the story of a job with those of its effects that are shown. Reads the entries of the jobs below it, and blocks."""
+    record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []
     tokens, dollars = record.tokens, record.dollars
     if record.children:
         kept = reader.history.used_below([job_id]).get(job_id, Use())
         tokens, dollars = tokens + kept.tokens, dollars + dollars_of(kept.nanodollars)
-    below = _children_of(effects)[::-1]
+    below = _children_of(job.effects)[::-1]
     direct, left = set(below), _MOST_JOBS
     while below and left > 0:
         child, left = below.pop(), left - 1
-        found, of_child = _child(reader, child)
-        if found is None:
-            continue
+        kept_row = reader.history.known(
+            [child]
+        )  # its use is known, with that of all jobs of the history below the first one
+        found = None if kept_row else _folded(reader, child)
+        if found is not None:
+            tokens, dollars = tokens + found.record.tokens, dollars + found.record.dollars
+            below += _children_of(found.effects)
         if child in direct:
-            children.append(found)
-        if of_child is not None:
-            tokens, dollars = tokens + found.tokens, dollars + found.dollars
-            below += _children_of(of_child)
-    made = [effect_record(each) for each in effects.values()]
+            children += [record_of(row) for row in kept_row] if found is None else [found.record]
+    made = [effect_record(each) for each in shown.values()]
     return JobStory(record, made, parent_of(job_id)[0], children, tokens, dollars)
 
 
-def _folded(reader: JournalReader, job_id: str) -> tuple[JobRecord | None, dict[int, EffectView]]:
-    view = JobView(reader)
-    effects = effects_of(view, (entry for _, entry in reader.history.entries(job_id)))
-    return view.job(job_id), effects
-
-
-def _child(reader: JournalReader, job_id: str) -> tuple[JobRecord | None, dict[int, EffectView] | None]:
-    """Returns a job, and its effects unless it is in the history, whose use is known for all jobs below its first one."""
-    for row in reader.history.known([job_id]):
-        return record_of(row), None
-    return _folded(reader, job_id)
+def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
+    view, entries = JobView(reader), [entry for _, entry in reader.history.entries(job_id)]
+    effects = effects_of(view, entries)
+    record = view.job(job_id)
+    if record is None:
+        return None
+    begin = next((each for each in reversed(entries) if isinstance(each, Begin)), None)
+    return FoldedJob(record, effects, begin, next((each for each in reversed(entries) if isinstance(each, End)), None))
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

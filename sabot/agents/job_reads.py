@@ -119,8 +119,21 @@ def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPag
 
     `most`: the number of jobs of a page.
     """
+    return _page(reader, query, most, JobView.of(reader))
+
+
+def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entries: int) -> JobPage | None:
+    """Returns a page of jobs, as `jobs_page`, or None if the log has more entries than `most_entries`."""
+    view = JobView(reader)
+    for number, (_, entry) in enumerate(reader.read()):
+        if number == most_entries:
+            return None
+        view.apply(entry)
+    return _page(reader, query, most, view)
+
+
+def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> JobPage:
     after, asked = query.cursor(), query.of_history(any_status=True)
-    view = JobView.of(reader)
     logged = {job_id: job for job_id, job in view.states.items() if job.begun}
     both = {job.job for job in reader.history.known(logged)}  # they have begun again: the log says how they are
     chosen = [job for job in logged.values() if _selects(asked, job)]

@@ -64,11 +64,12 @@ class EffectView:
 
     `question`: the open question to a person about the effect, if there is one. `attempts`: how often the effect was made or may have been
     made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
-    who answered last. `tokens`, `dollars`: the use that budgets count.
+    who answered last. `tokens`, `dollars`: the use that budgets count. `result`: the entry that ended the effect.
     """
 
     intent: Intent
     state: EffectState = "open"
+    result: EffectResult | Answer | Signal | None = None
     question: Intent | None = None
     attempts: int = 1
     ended_at: float | None = None
@@ -83,7 +84,7 @@ class EffectView:
 
     def reopen(self) -> None:
         """Makes the effect one of which nothing has come yet."""
-        self.state, self.question, self.ended_at, self.outcome = "open", None, None, ""
+        self.state, self.question, self.ended_at, self.outcome, self.result = "open", None, None, "", None
 
     def of_record(self) -> OpenEffect:
         """Returns the effect as a `JobRecord` has it."""
@@ -476,7 +477,7 @@ def _result(job: JobState, entry: EffectResult, at: float) -> tuple[EffectView, 
     _use(job, known, entry)
     if known is None:
         return ()
-    known.attempts, known.outcome = max(entry.attempt, known.attempts), entry.outcome
+    known.attempts, known.outcome, known.result = max(entry.attempt, known.attempts), entry.outcome, entry
     if entry.outcome == "ok":
         known.close("done", at)
     else:
@@ -495,6 +496,7 @@ def _answer(job: JobState, entry: Answer, at: float) -> tuple[EffectView, ...]:
         known.question, known.state = None, "open"
     else:
         del job.open[entry.ordinal]
+        known.result = entry
         known.close(_ANSWERS.get(entry.outcome, "withdrawn"), at)
     return (known,)
 
@@ -503,7 +505,7 @@ def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
     for ordinal, known in job.open.items():
         if known.intent.kind == "wait" and known.intent.name == entry.name:
             del job.open[ordinal]
-            known.by = entry.by
+            known.by, known.result = entry.by, entry
             known.close("done", at)
             return (known,)
     job.early[entry.name] += 1

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -30,13 +28,13 @@ from sabot.errors import SabotError, UserError
 from sabot.redaction import has_password, redacted_url, scrubbed
 from sabot.runtime.outcomes import StateOutcome
 from sabot.threads import run_in_thread
+from sabot.web.commands import said_by
 from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 60.0
-_PLAN_SECONDS = 60.0
 _MOST_FAILURES = 10
 _MOST_REASON = 2_000  # characters
 
@@ -202,7 +200,7 @@ class CheckpointScreens:
                 "the place of the checkpoints cannot be given to another process: it has a password, or is a file system object"
             )
         place = f"{app.location}@{manifest.checkpoint_id}"
-        status, out, err = await _said_by("plan", *program, "--against", place, "--json")
+        status, out, err = await said_by("plan", *program, "--against", place, "--json")
         outcomes = [found for line in out.splitlines() if (found := _outcome(line)) is not None]
         problem = scrubbed(err.strip().rpartition("\n")[2][:_MOST_REASON]) if status else ""
         if status and not outcomes:
@@ -249,24 +247,6 @@ class CheckpointScreens:
         """
         place, app = self._savepoint_at_stop, self._kept.app
         return None if place is None or app is None else copy_checkpoint(app, place)
-
-
-async def _said_by(*words: str) -> tuple[int, str, str]:
-    """Runs a command of Sabot in a process of its own. Returns its exit code, its output and its errors. Raises UserError if it takes
-    too long.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sabot", *words), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
-    )
-    try:
-        async with asyncio.timeout(_PLAN_SECONDS):
-            out, err = await process.communicate()
-    except TimeoutError:
-        raise UserError(f"the program takes longer than {_PLAN_SECONDS:g} s to load") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
 
 
 def _outcome(line: str) -> StateOutcome | None:

@@ -1,30 +1,40 @@
 """The screens of the jobs of an app: their list, one job with its effects, and the actions on them.
 
-The journal is read in threads, because a read blocks: the server's loop goes on meanwhile.
+A thread reads what is short. A long log, values and exports are read in a process of the console's reader, so that they take nothing from
+the run: its start takes longer than most reads. A journal that only this process has is always read in a thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from sabot.agents.job_effects import EffectRecord, JobStory, job_story
-from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page
+from sabot.agents.job_effects import EffectRecord
+from sabot.agents.job_reads import BLOCKED, JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
+from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import cancel_letter
 from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.redrive import Selection
 from sabot.errors import LetterRefused, UserError
 from sabot.redaction import scrubbed
+from sabot.runtime.dead_letters import LetterPlace, job_of, letter_places, opened_letters, redrive
 from sabot.threads import run_in_thread
-from sabot.web.screen import BY, Rows, Screen, ScreenGroup
+from sabot.web.job_code import AppCode, ForkedJob
+from sabot.web.job_reading import MOST_EFFECTS, ShownJob, read_job, read_jobs, shown_job
+from sabot.web.reader import ConsoleReader
+from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
+from sabot.web.shown import ShownApp
 
 if TYPE_CHECKING:
     from sabot.agents.app_jobs import AppJobs
+    from sabot.app import App
 
-T = TypeVar("T")
-
-_MOST_ROWS = 100_000  # of a table as CSV or JSON
-_MOST_CANCELLED = 1_000  # by one form
+_PAGE = 200  # jobs
+_SHORT_LOG = 20_000  # entries that are read in this process: less than a tenth of a second of processor time
+_MOST_ROWS = 20_000  # of a table as CSV or JSON
+_MOST_AT_ONCE = 1_000  # jobs that one form cancels, signals or retries
+_FORK_STEPS = 20  # that are named
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 _FILTERS = ("q", "agent", "scope", "key", "status", "age")
 _COLUMNS = (
@@ -40,79 +50,181 @@ _COLUMNS = (
     "updated_at",
     "completed_at",
 )
+_WHY_NO_CODE = "The console does not know the program: start the app with sabot run MODULE:APP --web."
 
 
 class JobScreens:
     """The facts of the screens of jobs, and their actions. Used by the thread of the server."""
 
-    def __init__(self, jobs: "AppJobs | None") -> None:
-        """`jobs`: None if the app has no durable agents."""
-        self._known = jobs
+    def __init__(self, app: ShownApp, reader: ConsoleReader) -> None:
+        self._known = app.jobs
+        self._live = app.live
+        self._figures = app.figures
+        self._payloads = app.payloads
+        self._code = AppCode(app.program) if app.program else None
+        self._reader = reader
 
     def group(self) -> ScreenGroup:
-        """Returns both screens and their actions; none if the app has no durable agents."""
+        """Returns the screens and their actions; none if the app has no durable agents."""
         if self._known is None:
             return ScreenGroup()
         screens = {
             "jobs": Screen("Jobs", "/jobs", more=self.list_facts, rows=self.rows, role="act"),
             "job": Screen("Job", "/job", more=self.job_facts, rows=self.effect_rows, role="act", listed=False),
         }
-        return ScreenGroup(
-            screens, {"cancel-job": self.cancel, "cancel-jobs": self.cancel_all, "signal-job": self.signal}
-        )
+        actions = {
+            "cancel-job": self.cancel,
+            "signal-job": self.signal,
+            "retry-job": self.retry,
+            "cancel-jobs": self.cancel_all,
+            "signal-jobs": self.signal_all,
+            "retry-jobs": self.retry_all,
+        }
+        if self._code is not None:
+            actions |= {"dry-run": self.dry_run, "fork": self.fork}
+        return ScreenGroup(screens, actions)
 
     @property
     def _jobs(self) -> "AppJobs":
         assert self._known is not None  # without jobs there are no such screens
         return self._known
 
-    async def list_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
+    # -- the list -----------------------------------------------------------------------------------------------------
+
+    async def list_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the list of jobs. Raises UserError for a cursor that is none, and if the journal cannot be read."""
-        page = await run_in_thread(self._page, query)
+        page = await self._page(query)
         filters = {name: query[name] for name in _FILTERS if query.get(name)}
-        following = urlencode(filters | {"after": page.following}) if page.following else ""
-        going = sum(count for status, count in page.counts.items() if JobStatus(status) not in ENDS)
-        status = query.get("status", "")
-        if status:
-            going = page.found if status not in ENDS else 0
+        counts = page.counts
+        if status := query.get("status", ""):
+            counts = {status: page.found}
         return {
             "jobs": [(job, _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs],
             "found": page.found,
             "counts": page.counts,
-            "going": going,
+            "open": sum(count for name, count in counts.items() if name not in ENDS),
+            "failed": counts.get(JobStatus.FAILED, 0) if self._live is not None else 0,
             "filters": filters,
-            "following": following,
-            "statuses": list(JobStatus),
+            "following": urlencode(filters | {"after": page.following}) if page.following else "",
+            "statuses": [*JobStatus, BLOCKED],
             "ages": list(_AGES),
             "at": SYSTEM_CLOCK.time(),
-            "most_cancelled": _MOST_CANCELLED,
+            "most": _MOST_AT_ONCE,
         }
 
-    async def rows(self, query: Mapping[str, str]) -> Rows:
-        """Returns the rows of the list for CSV and JSON: those of all pages."""
-        page = await run_in_thread(self._page, {**query, "after": ""}, _MOST_ROWS)
+    async def rows(self, query: Query) -> Rows:
+        """Returns the rows of the list for CSV and JSON: those of all pages, at most 20,000."""
+        page = await self._page({**query, "after": ""}, _MOST_ROWS)
         return [_flat(job) for job in page.jobs]
 
-    async def job_facts(self, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _page(self, query: Mapping[str, str], most: int = _PAGE) -> JobPage:
+        age, store = _AGES.get(query.get("age", "")), self._jobs.store
+        wanted = JobQuery(
+            agent=query.get("agent", ""),
+            scope=query.get("scope", ""),
+            key=query.get("key", ""),
+            status=query.get("status", ""),
+            text=query.get("q", ""),
+            since=store.clock.time() - age if age else 0.0,
+            after=query.get("after", ""),
+            blocked=frozenset(self._blocked()),
+        )
+        address = store.address()
+
+        def read() -> JobPage | None:
+            with store.reader() as reader:
+                short = address is not None
+                return short_jobs_page(reader, wanted, most, _SHORT_LOG) if short else jobs_page(reader, wanted, most)
+
+        page = await run_in_thread(read) if address is None or most == _PAGE else None
+        if page is None:
+            assert address is not None
+            page = await self._reader.read(read_jobs, address, wanted, most)
+        return page
+
+    def _blocked(self) -> Mapping[str, str]:
+        """Returns the reasons of the jobs that the run cannot continue, by id."""
+        jobs = self._figures.last.statistics.get("jobs") or {}
+        blocked: Mapping[str, str] = jobs.get("blocked", {})
+        return blocked
+
+    # -- one job ------------------------------------------------------------------------------------------------------
+
+    async def job_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of one job. Raises UserError if the journal does not have it."""
-        story = await run_in_thread(self._story, query.get("id", ""))
-        now = SYSTEM_CLOCK.time()
+        shown = await self._shown(query)
+        story, now = shown.story, SYSTEM_CLOCK.time()
         begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
         ends = [each.ended_at for each in story.effects if each.ended_at is not None]
         end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
+        last = story.effects[-1].ordinal if story.effects else 0
+        blocked = self._blocked().get(story.record.job_id, "")
         return {
             "story": story,
+            "shown": shown,
             "job": story.record,
-            "error": scrubbed(story.record.error),
-            "effects": [(each, *_place(each, begin, end)) for each in story.effects],
+            "state": BLOCKED if blocked and not story.record.ended else story.record.status,
+            "error": scrubbed(blocked or story.record.error),
+            "effects": [
+                (each, *_place(each, begin, end), asked, answer)
+                for each, (asked, answer) in zip(story.effects, shown.values, strict=True)
+            ],
+            "following": last + 1 if len(story.effects) == MOST_EFFECTS else 0,
+            "can_retry": story.record.status is JobStatus.FAILED and self._live is not None,
+            "why_no_code": "" if self._code is not None else _WHY_NO_CODE,
+            "hides": self._hides,
             "at": now,
             "span": end - begin,
         }
 
-    async def effect_rows(self, query: Mapping[str, str]) -> Rows:
+    @property
+    def _hides(self) -> bool:
+        """True if no option shows arguments or answers."""
+        return not self._payloads.shows_any
+
+    async def effect_rows(self, query: Query) -> Rows:
         """Returns the effects of one job for CSV and JSON."""
-        story = await run_in_thread(self._story, query.get("id", ""))
-        return [asdict(each) | {"dollars": str(each.dollars)} for each in story.effects]
+        shown = await self._shown(query)
+        return [asdict(each) | {"dollars": str(each.dollars)} for each in shown.story.effects]
+
+    async def _shown(self, query: Query) -> ShownJob:
+        job_id, store = query.get("id", ""), self._jobs.store
+        first = int(query["from"]) if query.get("from", "").isdecimal() else 0
+        address = store.address()
+        if address is not None and not self._hides:  # values may be large
+            return await self._reader.read(read_job, address, job_id, first, self._payloads)
+
+        def read() -> ShownJob:
+            with store.reader() as reader:
+                return shown_job(reader, job_id, first, self._payloads)
+
+        return await run_in_thread(read)
+
+    # -- code ---------------------------------------------------------------------------------------------------------
+
+    async def dry_run(self, form: Mapping[str, str]) -> str:
+        """Runs today's code over the steps of the form's job. Raises UserError if the code does something else."""
+        assert self._code is not None  # without it there is no such action
+        return await self._code.dry_run(await self._recorded(form.get("job", "")))
+
+    async def fork(self, form: Mapping[str, str]) -> str:
+        """Lets a copy of the form's job continue behind a step with live calls, and says what it did. Raises UserError for a step that is
+        none, and if the code cannot be run.
+        """
+        assert self._code is not None  # without it there is no such action
+        step = form.get("step", "")
+        if not step.isdecimal():
+            raise UserError(f"{step!r} is not the number of a step")
+        return _fork_words(await self._code.fork(await self._recorded(form.get("job", "")), int(step)))
+
+    async def _recorded(self, job_id: str) -> Recording:
+        def read() -> Recording:
+            with self._jobs.store.reader() as reader:
+                return record_job(reader, job_id)
+
+        return await run_in_thread(read)
+
+    # -- actions ------------------------------------------------------------------------------------------------------
 
     async def cancel(self, form: Mapping[str, str]) -> str:
         """Asks the job of the form to end."""
@@ -121,22 +233,8 @@ class JobScreens:
         return f"Job {job} will be cancelled."
 
     async def cancel_all(self, form: Mapping[str, str]) -> str:
-        """Asks all jobs that the filters of the form select to end. Raises UserError if their number is no longer that of the form, or
-        above 1,000.
-        """
-        jobs = [job.record for job in (await run_in_thread(self._page, form, _MOST_ROWS)).jobs if not job.record.ended]
-        if form.get("count") != str(len(jobs)):
-            raise UserError(f"{len(jobs):,} jobs are open now", hint="load the list again, then cancel them")
-        if len(jobs) > _MOST_CANCELLED:
-            raise UserError(f"{len(jobs):,} jobs are more than {_MOST_CANCELLED:,}", hint="select fewer jobs")
-        asked = 0
-        for job in jobs:
-            try:
-                await run_in_thread(self._cancel, job.job_id, form)
-                asked += 1
-            except LetterRefused as refused:  # it has ended, or was cancelled meanwhile
-                if refused.reason not in ("second", "closed"):
-                    raise
+        """Asks all open jobs that the filters of the form select to end. Raises as `_selected`."""
+        asked = await run_in_thread(self._each, await self._selected(form, is_open=True), self._cancel, form)
         return f"{asked:,} jobs will be cancelled."
 
     async def signal(self, form: Mapping[str, str]) -> str:
@@ -144,26 +242,93 @@ class JobScreens:
         await self._jobs.signal(form.get("job", ""), form.get("name", ""), by=form[BY])
         return f"Job {form.get('job', '')} has signal {form.get('name', '')}."
 
-    def _page(self, query: Mapping[str, str], most: int = 200) -> JobPage:
-        age = _AGES.get(query.get("age", ""))
-        with self._jobs.store.reader() as reader:
-            wanted = JobQuery(
-                agent=query.get("agent", ""),
-                scope=query.get("scope", ""),
-                key=query.get("key", ""),
-                status=query.get("status", ""),
-                text=query.get("q", ""),
-                since=self._jobs.store.clock.time() - age if age else 0.0,
-                after=query.get("after", ""),
-            )
-            return jobs_page(reader, wanted, most)
+    async def signal_all(self, form: Mapping[str, str]) -> str:
+        """Sends the signal of the form to all open jobs that its filters select, without a value. Raises as `_selected`."""
+        sent = 0
+        for job in await self._selected(form, is_open=True):
+            try:
+                await self._jobs.signal(job, form.get("name", ""), by=form[BY])
+                sent += 1
+            except LetterRefused as refused:  # the job has ended meanwhile
+                if refused.reason != "closed":
+                    raise
+        return f"{sent:,} jobs have signal {form.get('name', '')}."
 
-    def _story(self, job_id: str) -> JobStory:
-        with self._jobs.store.reader() as reader:
-            return job_story(reader, job_id)
+    async def retry(self, form: Mapping[str, str]) -> str:
+        """Sends the dead letter of the form's job back, so that the job begins again. Raises UserError if it has none."""
+        return await run_in_thread(self._retry, [form.get("job", "")])
+
+    async def retry_all(self, form: Mapping[str, str]) -> str:
+        """Sends the dead letters of all failed jobs that the filters of the form select back. Raises as `_selected`."""
+        return await run_in_thread(self._retry, await self._selected(form, is_open=False))
+
+    async def _selected(self, form: Mapping[str, str], *, is_open: bool) -> list[str]:
+        """Returns the open jobs, or the failed ones, that the filters of a form select. Raises UserError if their number is no longer that
+        of the form, or above 1,000.
+        """
+        query = {**form, "after": ""}
+        if not is_open and not form.get("status"):
+            query["status"] = JobStatus.FAILED
+        found = (await self._page(query, _MOST_ROWS)).jobs
+        jobs = [
+            each.record.job_id
+            for each in found
+            if (not each.record.ended if is_open else each.record.status is JobStatus.FAILED)
+        ]
+        if form.get("count") != str(len(jobs)):
+            raise UserError(f"{len(jobs):,} such jobs are there now", hint="load the list again, then repeat this")
+        if len(jobs) > _MOST_AT_ONCE:
+            raise UserError(f"{len(jobs):,} jobs are more than {_MOST_AT_ONCE:,}", hint="select fewer jobs")
+        return jobs
+
+    @staticmethod
+    def _each(jobs: Collection[str], do: Callable[[str, Mapping[str, str]], None], form: Mapping[str, str]) -> int:
+        """Does something with each job, and returns for how many it was done: not for those that have ended, or were asked before."""
+        done = 0
+        for job in jobs:
+            try:
+                do(job, form)
+                done += 1
+            except LetterRefused as refused:
+                if refused.reason not in ("second", "closed"):
+                    raise
+        return done
 
     def _cancel(self, job: str, form: Mapping[str, str]) -> None:
         self._jobs.store.post(cancel_letter(job, form.get("reason", ""), form[BY]))
+
+    def _retry(self, jobs: Collection[str]) -> str:
+        """Sends the dead letters of jobs back. Blocks. Raises UserError if none was sent."""
+        if self._live is None:
+            raise UserError("the app does not run in this process", hint="sabot jobs retry does it from elsewhere")
+        names, sent = frozenset(jobs), 0
+        for each in letter_places(self._live.agent_runtime.writes, self._live.agent_runtime.specs):
+            if not each.unread:
+                sent += _sent_back(self._live, each, names)
+        if not sent:
+            raise UserError("no dead letter of such a job waits to be sent back", hint="it may have been sent before")
+        return f"{sent:,} dead letters are sent back; their jobs begin again with the effects that they have made."
+
+
+def _sent_back(app: "App", place: LetterPlace, jobs: Collection[str]) -> int:
+    """Sends the dead letters of these jobs at a place back, and returns how many. A place without dead letters has none."""
+
+    broker, kafka = place.broker or app.broker, {} if place.broker else app.settings.kafka
+    with opened_letters(place, broker, kafka, sends=True) as dead:
+        return redrive(dead, Selection(wanted=lambda letter: job_of(letter) in jobs)).letters
+
+
+def _fork_words(made: ForkedJob) -> str:
+    """Returns what a fork did, without the values that it had."""
+    differs = made.first_difference
+    said = [f"The fork {made.outcome}, {'as the job did' if differs is None else f'different from step {differs} on'}."]
+    steps = [each for each in made.steps if differs is not None and each.ordinal >= differs]
+    shown = [f"{each.ordinal} {each.kind} {each.name}".strip() + f": {each.outcome or 'open'}" for each in steps]
+    said += [f"Steps: {'; '.join(shown[:_FORK_STEPS])}{' …' if len(shown) > _FORK_STEPS else ''}."] if shown else []
+    said += [f"It waits for {', '.join(made.waits_for)}."] if made.waits_for else []
+    said += [f"Error: {scrubbed(made.error)}."] if made.error else []
+    said += [f"Its use is booked as job {made.booked_as}."] if made.booked_as else []
+    return " ".join(said)
 
 
 def _open_text(job: JobRecord) -> str:

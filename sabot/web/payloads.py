@@ -42,6 +42,11 @@ class Payloads:
         """Returns True if values under this name may be shown."""
         return self.mode == "all" or (self.mode == "scrubbed" and name in self.names)
 
+    @property
+    def shows_any(self) -> bool:
+        """True if some values may be shown."""
+        return self.mode == "all" or (self.mode == "scrubbed" and bool(self.names))
+
     def shown(self, value: Any, name: str = "") -> ShownPayload:
         """Returns the part of a value, which JSON can say, that may be shown. `name`: the column or the tool that the value is of."""
         kept, hidden = (value, 0) if self.shows(name) else self._visible(value)

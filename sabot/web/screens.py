@@ -29,7 +29,7 @@ class Screens:
             self._checkpoints.group(),
             LetterScreens(app).group(),
             StateScreens(app, reader).group(),
-            JobScreens(app.jobs).group(),
+            JobScreens(app, reader).group(),
             InboxScreens(app).group(),
             BudgetScreens(app).group(),
             ModelScreens(app).group(),

@@ -9,12 +9,14 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pytest
 from unit.web.test_console import MARKUP, Browser
 
 from sabot import App
-from sabot.agents import DurableContext, JobStatus
-from sabot.journal.entries import Cancel, Signal
+from sabot.agents import DurableContext, JobStatus, tool
+from sabot.journal.entries import Cancel, EffectResult, Signal
 from sabot.web.console import Console
+from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
 
 
@@ -25,14 +27,16 @@ async def ticket(ctx: DurableContext) -> Any:
 
 
 @asynccontextmanager
-async def running(url: str, folder: Path, customers: list[str]) -> AsyncIterator[tuple[App, Console]]:
+async def running(
+    url: str, folder: Path, customers: list[str], function: Any = ticket, **how: Any
+) -> AsyncIterator[tuple[App, Console]]:
     app = App("shop", url, state=str(folder), checkpoint_interval=3600)
-    app.agent("tickets", name="handle", key="customer", sink="answers", durable=True)(ticket)
+    app.agent("tickets", name="handle", key="customer", sink="answers", durable=True, on_error="skip")(function)
     async with started(app):
         publish(app, "tickets", [{"customer": each} for each in customers])
-        await until(lambda: app.statistics()["jobs"]["parked"] == len(customers))
+        await until(lambda: sum(map(app.statistics()["jobs"].get, ("parked", "ended"))) == len(customers))
         await app.agent_runtime.trigger_checkpoint()  # what is read is what is durable
-        console = Console(app, port=0)
+        console = Console(app, port=0, **how)
         try:
             yield app, console
         finally:
@@ -87,7 +91,7 @@ async def test_the_jobs_of_a_list_are_cancelled_if_they_are_those_that_were_show
         browser = await enter(console, "act")
         assert "Cancel the 3 open jobs" in (await ask(browser, "/jobs"))[1]
         status, page = await ask(browser, "/act/cancel-jobs", {"count": "2"})
-        assert (status, "3 jobs are open now" in page) == (409, True)
+        assert (status, "3 such jobs are there now" in page) == (409, True)
         assert all(job.status is JobStatus.WAITING_ACTION for job in await app.jobs.find())
         assert (await ask(browser, "/act/cancel-jobs", {"count": "3"}))[0] == 200
         await until(lambda: app.statistics()["jobs"]["ended"] == 3)
@@ -121,3 +125,163 @@ async def test_an_app_without_durable_agents_has_no_jobs(memory_url: str, tmp_pa
         assert (await ask(browser, "/jobs"))[0] == 404
     finally:
         console.close()
+
+
+# -- history, values, code ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+from sabot import App
+from sabot.agents import tool
+
+app = App("shop")
+
+@tool(effect="read")
+async def look(customer):
+    return {"card": "4111"}
+
+@app.agent("tickets", name="handle", key="customer", sink="answers", durable=True)
+async def handle(ctx):
+    if DO:
+        found = await ctx.call(look, ctx.message["customer"])
+        return {"customer": ctx.message["customer"], "found": found["card"]}
+"""
+
+
+@tool(effect="read")
+async def look(customer: str) -> dict[str, str]:
+    return {"card": "4111"}
+
+
+async def handle(ctx: DurableContext) -> Any:
+    """Looks something up."""
+    if ctx.message["customer"] == "bad":
+        raise ValueError(f"broken{MARKUP}")
+    found = await ctx.call(look, ctx.message["customer"])
+    return {"customer": ctx.message["customer"], "found": found["card"]}
+
+
+async def into_history(app: App) -> None:
+    """Returns when the journal has no entries of jobs that have succeeded."""
+    for _ in range(5):
+        await app.agent_runtime.trigger_checkpoint()
+    await until(lambda: not any(isinstance(each, EffectResult) for _, each in app.agent_runtime.runner.journal.read()))  # type: ignore[union-attr]
+
+
+def job_of(page: str) -> str:
+    found = re.search(r'href="(/job\?id=[^"]+)"', page)
+    assert found is not None
+    return unescape(found[1])
+
+
+async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann", "bob"], handle) as (app, console):
+        await into_history(app)
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/jobs?key=ann"))[1]
+        assert "1 jobs" in page
+        assert "1 succeeded" in page
+        page = (await ask(browser, job_of(page)))[1]
+        assert "look" in page
+        assert "tickets[0]@" in page
+        assert "4111" not in page
+        (row,) = json.loads((await ask(browser, "/jobs.json?q=BOB"))[1])
+        assert (row["key"], row["status"], row["effects"], row["tokens"]) == ("bob", "succeeded", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("payloads", "shown"),
+    [
+        (Payloads(), set()),
+        (Payloads("none", frozenset({"look"})), set()),
+        (Payloads("scrubbed", frozenset({"look"})), {"arguments", "answer"}),
+        (Payloads("scrubbed", frozenset({"card"})), {"answer"}),
+        (Payloads("all"), {"arguments", "answer", "output"}),
+    ],
+)
+async def test_arguments_and_answers_are_shown_as_the_options_say(
+    memory_url: str, tmp_path: Path, payloads: Payloads, shown: set[str]
+) -> None:
+    async with running(memory_url, tmp_path, ["<b>ann"], handle, payloads=payloads) as (_, console):
+        browser = await enter(console, "act")
+        page = (await ask(browser, job_of((await ask(browser, "/jobs"))[1])))[1]
+        effects = page[page.index("<h2>Effects</h2>") : page.index("<h2>Actions</h2>")]
+        rows = page[page.index("<h2>Rows</h2>") : page.index("<h2>Effects</h2>")]
+        assert ("&lt;b&gt;ann" in effects) == ("arguments" in shown)
+        assert ("4111" in effects) == ("answer" in shown)
+        assert ("4111" in rows) == ("output" in shown)
+        assert "<b>ann" not in page
+
+
+async def test_a_failed_job_is_retried_from_its_dead_letter_also_all_of_a_list(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["bad", "ann"], handle) as (app, console):
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/jobs"))[1]
+        assert "Retry the 1 failed jobs" in page
+        (failed,) = await app.jobs.find(statuses=[JobStatus.FAILED])
+        assert (await ask(browser, "/act/retry-jobs", {"count": "2"}))[0] == 409
+        status, page = await ask(browser, "/act/retry-jobs", {"count": "1"})
+        assert (status, "1 dead letters are sent back" in page) == (200, True)
+        await until(lambda: app.statistics()["jobs"]["ended"] == 3)
+        await app.agent_runtime.trigger_checkpoint()
+        assert (await app.jobs.get(failed.job_id)).attempt == 2
+        assert (await ask(browser, "/act/retry-job", {"job": failed.job_id}))[0] == 200
+        assert (await ask(browser, "/act/retry-job", {"job": "nobody"}))[0] == 409
+
+
+async def test_the_open_jobs_of_a_list_get_a_signal(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann", "bob"]) as (app, console):
+        browser = await enter(console, "act")
+        assert (await ask(browser, "/act/signal-jobs", {"count": "1", "name": "paid"}))[0] == 409
+        status, page = await ask(browser, "/act/signal-jobs", {"count": "2", "name": "paid"})
+        assert (status, "2 jobs have signal paid" in page) == (200, True)
+        assert len(app.agent_runtime.runner.journal.letters()) in (0, 2)  # type: ignore[union-attr]
+
+
+async def test_todays_code_is_run_over_a_job_and_a_copy_goes_on_behind_a_step(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "shop_of_today.py"
+    program.write_text(PROGRAM.replace("DO", "True"))
+    async with running(memory_url, tmp_path / "state", ["ann"], handle, program=["shop_of_today:app"]) as (
+        app,
+        console,
+    ):
+        await into_history(app)
+        browser = await enter(console, "act")
+        (job,) = await app.jobs.find()
+        status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
+        assert (status, "all 1 steps as recorded" in page) == (200, True), page
+        status, page = await ask(browser, "/act/fork", {"job": job.job_id, "step": "0"})
+        assert (status, "The fork succeeded, as the job did." in page) == (200, True), page
+        assert "4111" not in page
+        assert (await ask(browser, "/act/fork", {"job": job.job_id, "step": MARKUP}))[0] == 409
+        program.write_text(PROGRAM.replace("DO", "False"))
+        status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
+        assert (status, "does something else" in page) == (409, True), page
+        program.write_text(f"raise ValueError({MARKUP!r})")
+        status, page = await ask(browser, "/act/dry-run", {"job": job.job_id})
+        assert (status, "could not be run" in page, MARKUP in page) == (409, True, False)
+
+
+async def test_without_its_program_a_page_says_why_there_is_no_dry_run(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann"], handle) as (app, console):
+        browser = await enter(console, "act")
+        page = (await ask(browser, job_of((await ask(browser, "/jobs"))[1])))[1]
+        assert "Dry run and fork: The console does not know the program" in page
+        (job,) = await app.jobs.find()
+        assert (await ask(browser, "/act/dry-run", {"job": job.job_id}))[0] == 404
+
+
+async def test_jobs_of_a_journal_in_memory_are_shown_too(memory_url: str, tmp_path: Path) -> None:
+    app = App("shop", memory_url, journal="memory")
+    app.agent("tickets", name="handle", key="customer", sink="answers", durable=True)(handle)
+    async with started(app):
+        publish(app, "tickets", [{"customer": "ann"}])
+        await until(lambda: app.statistics()["jobs"]["ended"] == 1)
+        console = Console(app, port=0)
+        try:
+            browser = await enter(console, "act")
+            assert "look" in (await ask(browser, job_of((await ask(browser, "/jobs"))[1])))[1]
+        finally:
+            console.close()
