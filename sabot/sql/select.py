@@ -59,6 +59,13 @@ class OutputColumn:
     ranking: Ranking | None = None
 
 
+_COSTLY = ("REGEXP_EXTRACT", "REGEXP_REPLACE", "JSON_VALUE", "JSON_QUERY")
+
+
+def _is_costly(node: Any) -> bool:
+    return isinstance(node, Call) and node.name.text.upper() in _COSTLY
+
+
 class SelectBinder:
     """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used. `waits`:
     True if the rows of a window table may stay without their windows, for a GROUP BY of the query outside.
@@ -96,10 +103,12 @@ class SelectBinder:
         if relation.window is not None and (waited if grouped else not waits):
             with at(select.span):
                 relation = opened(relation, select.span)
+        items = list(self._items(relation))
+        if not grouped:
+            relation = self._computed_once(relation, items)
         calling = [condition for condition in self._where if has_calls(self._context, condition)]
         relation = self._filtered(relation, [each for each in self._where if each not in calling])
         relation = self._filtered(with_calls(self._context, relation, calling), calling)
-        items = list(self._items(relation))
         if not grouped:
             relation = self._narrowed(relation, items)
         relation = with_calls(self._context, relation, [*items, *select.group])
@@ -172,6 +181,28 @@ class SelectBinder:
             return relation
         fields = tuple(each for each in relation.fields if each.column in used or each.clock)
         return replace(relation, stream=relation.stream.select(*kept), fields=fields)
+
+    def _computed_once(self, relation: Relation, items: Sequence[Item]) -> Relation:
+        """Returns the table with a column for each costly call that both WHERE and the select list have.
+
+        The value is the same in both places, since these functions depend on their arguments alone, and WHERE computes
+        it for all rows anyway.
+        """
+        known: dict[Any, TypedExpr] = {}
+        asked = [node for tree in self._where for node in walk(tree) if _is_costly(node)]
+        selected = [key_of(node, relation) for item in items for node in walk(item.expression) if _is_costly(node)]
+        stream = relation.stream
+        names = names_of(relation)
+        for node in asked:
+            key = key_of(node, relation)
+            if key in known or key not in selected or has_calls(self._context, node):
+                continue
+            bound = Binder(self._context, relation).bind(node)
+            name = names.free("computed_once")
+            with at(node.span):
+                stream = stream.with_columns(**{name: bound.expr})
+            known[key] = TypedExpr(col(name), bound.type)
+        return replace(relation, stream=stream, calls={**relation.calls, **known}) if known else relation
 
     def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
         binder = Binder(self._context, relation)

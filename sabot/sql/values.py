@@ -373,6 +373,10 @@ class Binder:
         if functions.is_aggregate(name):
             hint = "write it in the select list or in HAVING" if self._replaced is None else "aggregates do not nest"
             raise SqlFault(node.span, f"the aggregate {name} has no value in a single row", hint)
+        if self.relation.calls and self._replaced is None:
+            computed = self.relation.calls.get(key_of(node, self.relation))
+            if computed is not None:
+                return computed
         function = functions.scalar(node.name, self.context.registered)
         if node.filter is not None or node.distinct or node.order or node.star:
             raise SqlFault(node.span, f"{name} is no aggregate: no *, DISTINCT, FILTER or WITHIN GROUP")

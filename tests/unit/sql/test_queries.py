@@ -29,6 +29,8 @@ SAME = [
     "SELECT id, amount IS DISTINCT FROM customer AS d FROM orders",
     "SELECT id, UPPER(note) AS u, TRIM(note) AS t, SUBSTRING(note, 2, 2) AS s, note || '!' AS x FROM orders",
     "SELECT id FROM orders WHERE note LIKE '%s%' OR note LIKE 'a#_b' ESCAPE '#' OR note LIKE 'r__e%'",
+    "SELECT id, CASE WHEN amount > 50 THEN 'x' ELSE NULLIF(REGEXP_EXTRACT(note, '^(.)', 1), '') END AS f FROM orders "
+    "WHERE NULLIF(REGEXP_EXTRACT(note, '^(.)', 1), '') IN ('r', 's') OR amount > 20",
     "SELECT id, CAST(price AS BIGINT) % 7 AS r FROM orders WHERE price = ROUND(price, 0)",
     "SELECT id, amount / 2.5 AS q, ABS(amount) AS a, FLOOR(price) AS f, POWER(amount, 2) AS p FROM orders",
     "SELECT id, EXTRACT(SECOND FROM ts) AS s, EXTRACT(YEAR FROM ts) AS y FROM orders",
@@ -206,6 +208,19 @@ def test_a_view_is_one_step_however_often_it_is_read(folder):
     app.sql("CREATE VIEW totals AS SELECT customer, COUNT(*) AS n FROM orders GROUP BY customer", orders=orders)
     both = app.sql("SELECT a.n FROM totals a JOIN totals b ON a.customer = b.customer")
     assert both.explain().count("count()") == 1
+
+
+def test_a_costly_call_of_where_and_of_the_select_list_is_computed_once(folder):
+    app = App("once")
+    orders = app.stream(files(str(folder / "orders.parquet")), time="ts")
+    call = "REGEXP_EXTRACT(note, '^(.)', 1)"
+    plan = app.sql(
+        f"SELECT id, {call.lower()} || '!' AS f FROM orders WHERE {call} IS NOT NULL", orders=orders
+    ).explain()
+    assert plan.count("regexp_extract") == 1
+    other = call.replace("^", "x")
+    plan = app.sql(f"SELECT id, {other} AS f FROM orders WHERE {call} IS NOT NULL", orders=orders).explain()
+    assert plan.count("regexp_extract") == 2
 
 
 def test_the_sink_is_chosen_by_the_ending(tmp_path):
