@@ -24,6 +24,7 @@ from .sql_queries import TEXTS, query_of
 from .streams import Nexmark, write_side
 
 QUERIES = [f"q{number}" for number in range(23)]
+FURTHER = ["q23", "p0", "p1", "p2", "p3"]  # of Flink's suite alone: a join of three tables, and patterns
 CHUNK_ROWS = 1 << 17
 
 

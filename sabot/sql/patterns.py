@@ -146,7 +146,9 @@ class _MatchBinder:
         made: Expr | None = None
         for each in conjuncts(condition):
             predicate = self._bound(each, name).expr
-            if predicate.kind in engine.COMPARISONS and list(engine.step_values(predicate)):
+            if predicate.kind in engine.COMPARISONS and any(
+                value.option("step") == name for value in engine.step_values(predicate)
+            ):
                 predicate = coalesce(predicate, lit(False))  # alone, the engine takes it for true at the first row
             made = predicate if made is None else made & predicate
         assert made is not None
