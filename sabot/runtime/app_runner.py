@@ -48,9 +48,12 @@ from sabot.runtime.run import LASTING, Run, Undelivered
 from sabot.runtime.run_record import RunRecorder
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
+from sabot.runtime.taps import TapPoint
 from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sabot.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -552,6 +555,11 @@ class AppRunner:
     def progress(self) -> tuple[float, float] | None:
         """Returns (read, total) in bytes for the bounded sources of streams; None if there are none. From any thread."""
         return None if self._run is None else self._run.progress()
+
+    def tap(self, point: TapPoint) -> "list[pa.RecordBatch]":
+        """Copies rows behind a step of the present run, as `LocalStreams.tap` does; none if the app does not run. From any thread."""
+        run = self._run
+        return [] if run is None else run.tap(point)
 
     def report(self) -> dict[str, Any]:
         """Returns the figures of all long-lived parts, as `App.statistics` describes them. From any thread."""

@@ -431,7 +431,7 @@ class Build:
         for name, branch in branches.items():
             branch.receive = receiver_of(behind[name])
         targets = [link(each, columns) for each in target.targets]
-        return Link(operator, targets, behind)
+        return Link(operator, targets, behind, branches)
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
         assert self.settings.directory is not None

@@ -23,6 +23,7 @@ from sabot.runtime.inputs import GateInput
 from sabot.runtime.restore import positions_in
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
+from sabot.runtime.taps import TapPoint, Taps, share_of, tapped
 from sabot.runtime.task import StreamTask, close_tasks, task_samples
 from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 
@@ -54,6 +55,7 @@ class LocalStreams:
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left = 0
+        self._taps = Taps(settings.clock)
         self._closed = False
         self.started = False  # its tasks run
         self.left: list[tuple[str, Handle]] = []  # threads that did not end at the stop
@@ -222,6 +224,15 @@ class LocalStreams:
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of each task. From any thread."""
         return {task.name: task.statistics() | {"input": task.input.statistics()} for task in self.tasks if task.built}
+
+    def tap(self, point: TapPoint, rows: int | None = None) -> list[pa.RecordBatch]:
+        """Begins to copy rows at this point, or goes on for six seconds more. Returns the rows since the last call, at most 50 for each
+        second. From any thread.
+
+        `rows`: the most that each task copies in a second; default: its share of 50.
+        """
+        tasks = tapped(self.tasks, point)
+        return self._taps.take(tasks, point, share_of(len(tasks)) if rows is None else rows)
 
     def workers(self) -> list[dict[str, Any]]:
         """Returns an empty list, because the tasks are in this process."""

@@ -31,12 +31,15 @@ from sabot.runtime.run_journal import RunJournal
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval, settings_of
 from sabot.runtime.streams import SpreadStreams, Streams
+from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
 from sabot.supervision import unexpected_end, watch_task
 from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from sabot.journal import Journal
     from sabot.runtime.local_agents import LocalAgents
 
@@ -530,6 +533,10 @@ class Run:
     def progress(self) -> tuple[float, float] | None:
         """Returns the bytes read and the total bytes of the bounded sources of streams, or None if there are none."""
         return None if self._streams is None else self._streams.progress()
+
+    def tap(self, point: TapPoint) -> "list[pa.RecordBatch]":
+        """Copies rows behind a step, as `LocalStreams.tap` does."""
+        return [] if self._over or self._streams is None else self._streams.tap(point)
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of the open parts: state, sources, operators, sinks, gate, workers, delivery, streams."""

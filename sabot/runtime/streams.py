@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.task_states import RestoredState
 from sabot.errors import AgentFailed
 from sabot.metrics import Sample
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.restore import stored_streams
+from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
 from sabot.threads import Handle
 
@@ -94,6 +97,8 @@ class Streams(Protocol):
     def progress(self) -> tuple[float, float] | None: ...
 
     def statistics(self) -> dict[str, Any]: ...
+
+    def tap(self, point: TapPoint) -> list[pa.RecordBatch]: ...
 
     def workers(self) -> list[dict[str, Any]]:
         """Returns the state of each worker process, or an empty list if all tasks are in this process. From any

@@ -198,10 +198,13 @@ class Link:
         operator: Operator,
         targets: "Sequence[Link | Output]",
         branches: "Mapping[str, Sequence[Link | Output]] | None" = None,
+        exits: Mapping[str, Any] | None = None,
     ) -> None:
+        """`exits`: by branch, the object whose attribute `receive` gets the rows."""
         self.operator = operator
         self.targets = list(targets)
         self.branches = [(name, target) for name, branch in (branches or {}).items() for target in branch]
+        self.exits = exits or {}
         self.times = TaskTimes()  # those of the task, once it runs
         self.rows_in = 0
         self.batches_in = 0

@@ -22,7 +22,7 @@ def keep_unfinished(snapshot: TaskSnapshot, agent_id: str, batches: Iterable[Bat
     kept = snapshot.meta["agents"][agent_id]["unfinished"]
     for batch in batches:
         kept.append({"file": f"{agent_id}.{len(kept)}.arrow", "topic": batch.topic})
-        snapshot.files[kept[-1]["file"]] = _to_ipc(batch.data)
+        snapshot.files[kept[-1]["file"]] = to_ipc(batch.data)
 
 
 def positions_of(rows: list[list[Any]]) -> Positions:
@@ -61,7 +61,8 @@ def finished_up_to(
     return lowest
 
 
-def _to_ipc(data: pa.RecordBatch) -> bytes:
+def to_ipc(data: pa.RecordBatch) -> bytes:
+    """Returns the rows in Arrow's IPC format."""
     buffer = pa.BufferOutputStream()
     with pa.ipc.new_stream(buffer, data.schema) as writer:
         writer.write_batch(data)
@@ -69,7 +70,7 @@ def _to_ipc(data: pa.RecordBatch) -> bytes:
 
 
 def from_ipc(data: bytes) -> pa.RecordBatch:
-    """Reads what `keep_unfinished` wrote. Raises if the data is damaged."""
+    """Reads what `to_ipc` has returned. Raises if the data is damaged."""
     with pa.ipc.open_stream(data) as reader:
         batch = reader.read_next_batch()
         validate(batch)

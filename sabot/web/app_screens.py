@@ -11,8 +11,9 @@ from sabot.errors import SabotError
 from sabot.plan.drawing import SHARES, render
 from sabot.redaction import scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
+from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve
-from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records
+from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records, tap_points
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 from sabot.web.texts import duration, nbytes, number
@@ -77,7 +78,7 @@ class AppScreens:
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,
-            "graph": self._graph(),
+            "graph": self._graph,
             "events": [each for each in reversed(self._app.run().events) if each.kind in _EVENTS][:_MOST_EVENTS],
             "event_words": _EVENTS,
         }
@@ -91,13 +92,22 @@ class AppScreens:
         }
         return [(each, self._narrow_since[each.task, each.cause]) for each in places]
 
-    def _graph(self) -> Markup:
-        """Returns the plan with its figures as SVG, in which the drawing has escaped all names."""
+    def _graph(self, rows: str) -> Markup:
+        """Returns the plan with its figures as SVG, in which the drawing has escaped all names. `rows`: the address of the screen of rows,
+        to which links and steps lead, or "".
+        """
         try:
             tasks = self._app.tasks()
         except SabotError as error:
             return Markup("<p>{}</p>").format(scrubbed(str(error)))
-        return Markup(render(tasks, plan_figures(self._figures), title=self._app.id, styled=False))
+        points = tap_points(self._figures) if rows else {}
+
+        def address(origin: str, branch: str) -> str:
+            query = urlencode({"of": origin, "branch": branch})
+            return f"{rows}?{query}" if TapPoint(origin, branch) in points else ""
+
+        figures = plan_figures(self._figures)
+        return Markup(render(tasks, figures, title=self._app.id, styled=False, address=address if points else None))
 
     async def _settings(self, query: Query) -> dict[str, Any]:
         """Returns the settings. `keeps`: True if the app keeps checkpoints, so that a stop can make a savepoint."""

@@ -8,6 +8,7 @@ from sabot.plan.drawing import SHARES, PlanFigures
 from sabot.redaction import scrubbed
 from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.runtime.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
+from sabot.runtime.taps import TapPoint
 
 if TYPE_CHECKING:
     from sabot.web.shown import RunFacts
@@ -263,6 +264,20 @@ def plan_figures(figures: FigureRings) -> PlanFigures:
     """Returns the figures for the drawing of the plan."""
     before, now = figures.span
     return rates_between(_reading(before), _reading(now)).drawn()
+
+
+def tap_points(figures: FigureRings) -> dict[TapPoint, str]:
+    """Returns the points of the running streams at which rows can be copied, in the order of the plan, and their names."""
+    found: dict[TapPoint, str] = {}
+    for name, task in figures.last.statistics["streams"].items():
+        stage, source = name.rpartition("/")[0], task.get("input", {}).get("source", "")
+        for edge in task.get("edges", ()):
+            point = TapPoint(edge["from"], edge["branch"])
+            if point.origin != stage:
+                found.setdefault(point, f"{point.origin}{', ' + point.branch if point.branch else ''}")
+            elif not point.branch:  # the dead letters of a task are no rows
+                found.setdefault(point, f"source {source}" if source else f"input of {stage}")
+    return found
 
 
 def _reading(tick: Tick) -> AppReading:

@@ -10,6 +10,7 @@ from sabot.web.letter_screens import LetterScreens
 from sabot.web.log_screens import LogScreens
 from sabot.web.model_screens import ModelScreens
 from sabot.web.reader import ConsoleReader
+from sabot.web.rows_screens import RowsScreens
 from sabot.web.screen import Action, Screen
 from sabot.web.shown import ShownApp
 from sabot.web.state_screens import StateScreens
@@ -26,6 +27,7 @@ class Screens:
         self._checkpoints = CheckpointScreens(app)
         groups = [
             AppScreens(app).group(),
+            RowsScreens(app).group(),
             self._checkpoints.group(),
             LetterScreens(app).group(),
             StateScreens(app, reader).group(),

@@ -32,12 +32,14 @@ __all__ = [
     "PartSealed",
     "Ping",
     "Retained",
+    "RowsTaken",
     "RunTasks",
     "SavedFile",
     "SavedFolder",
     "Start",
     "Stop",
     "Stopped",
+    "TapRows",
     "TaskCut",
     "TaskEnded",
     "TasksOver",
@@ -147,6 +149,16 @@ class Complete(ControlMessage, frozen=True):
     checkpoint_id: int
     inputs: dict[str, dict[str, Any]]
     agents: dict[str, dict[str, Any]] = {}
+
+
+class TapRows(ControlMessage, frozen=True):
+    """An order to copy rows at a point of the streams for some seconds, and to answer with those since the last order. `origin`,
+    `branch`: as in `TapPoint`. `rows`: the most that each task copies in a second.
+    """
+
+    origin: str
+    branch: str
+    rows: int
 
 
 class Retained(ControlMessage, frozen=True):
@@ -314,6 +326,14 @@ class Beat(ControlMessage, frozen=True):
         if self.cpu_seconds is not None:
             found.append(Sample("sabot_worker_cpu_seconds_total", self.cpu_seconds, worker=worker))
         return found
+
+
+class RowsTaken(ControlMessage, frozen=True):
+    """The answer to `TapRows`, one for each batch of rows, in Arrow's IPC format."""
+
+    origin: str
+    branch: str
+    rows: bytes
 
 
 class Closed(ControlMessage, frozen=True):

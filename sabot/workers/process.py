@@ -30,6 +30,8 @@ from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import settings_of
+from sabot.runtime.taps import TapPoint
+from sabot.runtime.unfinished import to_ipc
 from sabot.supervision import unexpected_end, watch_task
 from sabot.threads import call_on_loop, run_in_thread, threads
 from sabot.workers.agents import AppWithAgents, WorkerAgents
@@ -51,10 +53,12 @@ from sabot.workers.messages import (
     Opened,
     Ping,
     Retained,
+    RowsTaken,
     RunTasks,
     Start,
     Stop,
     Stopped,
+    TapRows,
     TasksOver,
     Trigger,
     Welcome,
@@ -233,6 +237,9 @@ class AppWorker:
         elif isinstance(message, Hold):
             for running in opened.parts:
                 running.hold(message.held)
+        elif isinstance(message, TapRows):
+            for rows in streams.tap(TapPoint(message.origin, message.branch), message.rows):
+                self._connection.send(RowsTaken(message.origin, message.branch, to_ipc(rows)))
         elif isinstance(message, HoldReaders):
             for reader in streams.build.readers_before(message.stage):
                 (reader.pause_for if message.held else reader.resume_for)(message.name)

@@ -12,11 +12,14 @@ import logging
 import os
 import shutil
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator, Manifest
@@ -30,9 +33,11 @@ from sabot.runtime.origin import place_and_number
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
+from sabot.runtime.taps import ROWS_A_SECOND, TapPoint, share_of
 from sabot.runtime.task import StreamTask
+from sabot.runtime.unfinished import from_ipc
 from sabot.supervision import watch_task
-from sabot.threads import Handle, run_in_thread, run_to_end
+from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.workers.connection import SILENT_SECONDS
 from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.workers.member import Member
@@ -50,9 +55,11 @@ from sabot.workers.messages import (
     PartSealed,
     Ping,
     Retained,
+    RowsTaken,
     RunTasks,
     Start,
     Stop,
+    TapRows,
     TaskCut,
     TaskEnded,
     TasksOver,
@@ -129,6 +136,7 @@ class WorkerStreams:
         self._folder: Path | None = None  # for state that workers hand over
         self._proof = new_token()  # in the folder, so that a worker knows it
         self._drifts = Drifts({})
+        self._tapped: dict[TapPoint, deque[bytes]] = {}  # the rows that workers have copied, and nobody has taken yet
         self._left: set[int] = set()  # workers whose tasks have not all ended
         self._started = self._closed = False
         self._triggered = self._aborted = 0
@@ -337,6 +345,9 @@ class WorkerStreams:
             for other in self.members:
                 if other is not member:
                     other.send(message)
+        elif isinstance(message, RowsTaken):
+            taken = self._tapped.setdefault(TapPoint(message.origin, message.branch), deque(maxlen=ROWS_A_SECOND))
+            taken.append(message.rows)
         elif isinstance(message, TasksOver):
             self._left.discard(member.number)
             if not self._left and not self._over.done():
@@ -405,6 +416,17 @@ class WorkerStreams:
     def hold(self, held: bool) -> None:
         """Pauses reading while `held`; barriers pass. From any thread."""
         self._loop.call_soon_threadsafe(self._tell, Hold(held))
+
+    def tap(self, point: TapPoint) -> list[pa.RecordBatch]:
+        """Makes the workers copy rows at this point, as `LocalStreams.tap` does, and returns the rows that have come since the last call.
+        From any thread.
+        """
+        stages = [] if self._build.plan is None else self._build.plan.stages
+        tasks = sum(
+            each.parallelism for each in stages if point.origin in (each.id, *(step.id for step in each.steps()))
+        )
+        call_on_loop(self._loop, self._tell, TapRows(point.origin, point.branch, share_of(tasks)))
+        return [from_ipc(part) for part in self._tapped.pop(point, ())]
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading. `drain`: True to process the rows that were read to their end: windows close, tasks end."""

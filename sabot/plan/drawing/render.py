@@ -5,9 +5,10 @@ has no ids, scripts or addresses: several drawings can stand in one page. Names 
 be shortened stands whole in a `<title>`, which browsers show as a tooltip.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from math import log10
+from typing import Literal
 
 from sabot.plan.drawing.figures import SHARES, BoxFigures, LinkFigures, PlanFigures
 from sabot.plan.drawing.graph import TaskFrame, frames_of
@@ -83,27 +84,38 @@ def svg(plan: Plan, figures: PlanFigures | None = None, *, title: str = "", styl
 
 
 def render(
-    tasks: Sequence[TaskFrame], figures: PlanFigures | None = None, *, title: str = "", styled: bool = True
+    tasks: Sequence[TaskFrame],
+    figures: PlanFigures | None = None,
+    *,
+    title: str = "",
+    styled: bool = True,
+    address: Callable[[str, str], str] | None = None,
 ) -> str:
-    """Draws tasks (`frames_of` of a plan) as an SVG element. `figures`, `title`: as for `svg`."""
+    """Draws tasks (`frames_of` of a plan) as an SVG element. `figures`, `title`: as for `svg`. `address`: returns the address to which a
+    link, a source or a step leads, by the origin and branch in its `LinkKey`, or "" for none. Boxes and links are then no stops of the
+    tab key, because they are many.
+    """
     layout = lay_out(tasks, figures)
     shown = figures or PlanFigures()
     parts: list[str] = []
     for frame in layout.frames:
         parts += _frame(frame, shown)
     for link in layout.all_links():
-        parts += _link(link, shown.links.get(link.link.key))
+        key = link.link.key
+        parts += _leading(_link(link, shown.links.get(key)), address and address(key.origin, key.branch))
     for frame in layout.frames:
         for box in frame.boxes:
-            parts += _box(box, _figures_of(box, frame, shown))
+            to = address and box.box.kind in ("source", "step") and address(box.box.id, "")
+            parts += _leading(_box(box, _figures_of(box, frame, shown)), to)
     legend, below = ([], 0.0) if figures is None else _legend(shown, layout.width, layout.height)
     wide, high = _number(max(layout.width, 80) + 2 * _MARGIN), _number(layout.height + below + 2 * _MARGIN)
     name = f"Plan of app {clean(title)}" if title else "Plan"
     size = ' style="max-width:100%;height:auto"' if styled else ""
+    role = "group" if address else "img"  # links in an image would not be reached
     style = [_STYLE if figures is None else _FIGURE_STYLE] if styled else []
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="sabot-plan" role="img" width="{wide}" height="{high}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="sabot-plan" role="{role}" width="{wide}" height="{high}" '
             f'viewBox="{-_MARGIN} {-_MARGIN} {wide} {high}"{size}>',
             f"<title>{_text(name)}</title>",
             *style,
@@ -113,6 +125,16 @@ def render(
             "</svg>\n",
         ]
     )
+
+
+def _leading(parts: Iterator[str], address: str | Literal[False] | None) -> Iterator[str]:
+    """Yields the parts, within a link if there is an address."""
+    if not address:
+        yield from parts
+        return
+    yield f'<a href="{escape(address)}" tabindex="-1">'
+    yield from parts
+    yield "</a>"
 
 
 def _style(colours: Mapping[str, tuple[str, str, str]]) -> str:

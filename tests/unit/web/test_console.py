@@ -476,10 +476,10 @@ def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
         assert sum(sizes.values()) <= 60_000, sizes
 
 
-def events(browser: Browser, seconds: float, **headers: str) -> list[tuple[str, dict[str, str]]]:
+def events(browser: Browser, seconds: float, *, page: str = "app", **headers: str) -> list[tuple[str, dict[str, str]]]:
     """The events of some seconds: their ids, and their fragments."""
     client = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=5)
-    client.request("GET", "/events/app", headers={"Cookie": browser.cookie, **headers})
+    client.request("GET", f"/events/{page}", headers={"Cookie": browser.cookie, **headers})
     answer = client.getresponse()
     assert answer.status == 200
     found, until = [], time.monotonic() + seconds
