@@ -295,7 +295,8 @@ def test_every_answer_has_the_headers_that_bind_the_browser(browser: Browser) ->
 
 
 def test_no_page_needs_inline_code_or_another_site(browser: Browser) -> None:
-    for path, expected in {"/": 200, "/steps": 200, "/checkpoints": 200, "/enter": 401, "/nothing": 404}.items():
+    screens = dict.fromkeys(("/", "/steps", "/rows", "/checkpoints", "/letters"), 200)
+    for path, expected in {**screens, "/enter": 401, "/nothing": 404}.items():
         status, page = browser.ask(path)
         assert status == expected
         assert not re.findall(r"\sstyle=|<style|\son\w+=|javascript:", page)
@@ -470,7 +471,7 @@ def test_the_port_is_the_next_free_one(console: Console) -> None:
 
 
 def test_all_that_a_page_loads_is_small(browser: Browser) -> None:
-    for page in ("/", "/steps", "/checkpoints"):
+    for page in ("/", "/steps", "/rows", "/checkpoints", "/letters"):
         paths = [page, "/assets/console.js", "/assets/console.css", "/assets/icon.svg"]
         sizes = {path: len(gzip.compress(browser.ask(path)[1].encode())) for path in paths}
         assert sum(sizes.values()) <= 60_000, sizes
