@@ -52,6 +52,8 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     **{end: frozenset() for end in ENDS},
 }
 
+_NO_LIMITS, _NO_VERSIONS = BudgetSpec(), RunVersions()  # made once: their checks took most of the time of a long list
+
 
 def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
     """Raises IllegalTransition where the table has none."""
@@ -158,9 +160,9 @@ class JobRecord:
     completed_at: float | None = None
     deadline: float | None = None
     ran_seconds: float = 0.0
-    budgets: BudgetSpec = field(default_factory=BudgetSpec)
+    budgets: BudgetSpec = _NO_LIMITS
     policy_ref: PolicyRef | None = None
-    versions: RunVersions = field(default_factory=RunVersions)
+    versions: RunVersions = _NO_VERSIONS
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str = ""

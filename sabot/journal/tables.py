@@ -60,7 +60,8 @@ _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belo
 _FORMAT = KEPT
 _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
-_CHUNK = 1000  # rows read, jobs trimmed in one transaction
+_CHUNK = 1000  # rows read
+_TRIMMED_AT_ONCE = 200  # jobs in one transaction: entries of the owner wait for it
 _MOST_NAMED = 400  # values in one statement
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
@@ -266,8 +267,12 @@ class SqlReader(JournalReader):
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
     def ended(self, before: int, before_ms: int) -> list[str]:
-        """Up to `_CHUNK` jobs that have entries and had ended before this place, those that had not succeeded also before this time."""
-        chosen = f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_CHUNK}"
+        """Up to `_TRIMMED_AT_ONCE` jobs that have entries and had ended before this place, those that had not succeeded
+        also before this time.
+        """
+        chosen = (
+            f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
+        )
         return [job for (job,) in self.select(chosen, (before, before, before_ms))]
 
 

@@ -29,8 +29,10 @@ from kept_journals import (
 
 from sabot import App
 from sabot.agents import ActionStatus
+from sabot.agents.job_history import job_keeping
 from sabot.journal import JournalReader
-from sabot.journal.opening import open_reader
+from sabot.journal.ended_jobs import EndedQuery
+from sabot.journal.opening import open_journal, open_reader
 from sabot.testing import ManualClock
 from tools.agent_tools import read_lines, started, until
 
@@ -71,6 +73,25 @@ def test_a_kept_journal_says_what_it_said(
     assert bodies == kept[1]
     assert letters == kept[2]
     assert sum(LONG[:20] in body for body in bodies) == 1
+
+
+@each_home
+def test_a_kept_journal_has_a_history_as_soon_as_an_owner_has_opened_it(
+    home: str, tmp_path: Path, topic: str, request: pytest.FixtureRequest
+) -> None:
+    with put_back(home, unpacked(home, tmp_path), address_of_broker(home, request), topic) as address:
+        reader = open_reader(address)
+        jobs = {entry.job: list(reader.read(entry.job)) for _, entry in reader.read()}
+        assert reader.history.find(EndedQuery(), 10) == reader.history.known(jobs) == []
+        assert reader.history.counts(EndedQuery()) == reader.history.used_below(jobs) == {}
+        assert {job: list(reader.history.entries(job)) for job in jobs} == jobs
+        reader.close()
+        owner = open_journal(f"{address}/journal" if home == "sqlite" else address)
+        owner.keeping = job_keeping("9999d, 1GB")
+        assert owner.trim(owner.positions(), 1 << 60) > 0
+        assert {job: list(owner.history.entries(job)) for job in jobs} == jobs
+        assert sum(owner.history.counts(EndedQuery()).values()) > 0
+        owner.close()
 
 
 async def answer(app: App, job: str, resolution: dict[str, Any]) -> None:
