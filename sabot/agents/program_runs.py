@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sabot.llm.tools import Effect
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
+from sabot.process.instance import Instance
+from sabot.process.pool import end_member
+from sabot.process.streams import LastWords
 from sabot.threads import run_to_end
 
 MAX_OUTPUT_BYTES = 10 << 20
@@ -91,29 +94,15 @@ class LiveLines:
         return told
 
 
-class ErrorTail:
-    """The last words of a child on stderr, which is read as it comes."""
+class ErrorTail(LastWords):
+    """The last words of a program, as an error shows them."""
 
     def __init__(self, child: Child) -> None:
-        assert child.stderr is not None
-        self._stderr = child.stderr
-        self._last = b""
-        self._reading = asyncio.create_task(self._read())
-
-    async def over(self, *, close: bool = False) -> None:
-        """Returns when it has ended. close: nobody waits for the rest."""
-        if close:
-            self._stderr.close()
-        await asyncio.wait([self._reading])
+        super().__init__(child.stderr, _LAST_BYTES)
 
     def __str__(self) -> str:
-        """What an error says of it. It hides the secrets in it."""
-        last = "\n".join(self._last.decode(errors="replace").strip().splitlines()[-_LAST_LINES:])
+        last = "\n".join(self.text.splitlines()[-_LAST_LINES:])
         return f":\n{last}" if last else ""
-
-    async def _read(self) -> None:
-        while piece := await self._stderr.read():
-            self._last = (self._last + piece)[-_LAST_BYTES:]
 
 
 class ProgramRuns:
@@ -127,10 +116,15 @@ class ProgramRuns:
     async def run(
         self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
     ) -> ProgramOutput:
-        """Runs the program to its end. Raises SpawnFailed, ExecutionError where it ends badly, CommunicationError where the supervisor was
-        killed, and its children with it. It never outlives this call.
+        """Runs the program to its end. The program never outlives this call.
+
+        Raises SpawnFailed; ExecutionError if the program ends badly; CommunicationError if the supervisor was killed,
+        and its children with it.
         """
-        child = await (await Supervisor.running()).spawn(replace(self._command, argv=argv))
+        instance = Instance(replace(self._command, argv=argv), name=self._program)
+        await instance.start()
+        child = instance.child
+        assert child is not None
         if began is not None:
             began(child)
         tail = ErrorTail(child)
@@ -138,12 +132,12 @@ class ProgramRuns:
             async with asyncio.timeout(self._timeout_s):
                 return await self._output(child, stdin, tail, heard)
         except TimeoutError:
-            await child.stop(GRACE_SECONDS)
+            await end_member(instance, GRACE_SECONDS, "its time is over")
             await tail.over()
             why = f"has not ended in {self._timeout_s:g} s, and was ended"
             raise ExecutionError(f"{self._program} {why}{tail}") from None
         finally:
-            await run_to_end(_ended(child, tail))
+            await run_to_end(_ended(instance, child, tail))
 
     async def _output(self, child: Child, stdin: str | None, tail: ErrorTail, heard: Heard | None) -> ProgramOutput:
         if child.stdin is not None:
@@ -175,10 +169,9 @@ class ProgramRuns:
         raise ExecutionError(f"{self._program} {why}{tail}")
 
 
-async def _ended(child: Child, tail: ErrorTail) -> None:
-    """Nothing of it is left."""
-    with suppress(CommunicationError):  # the supervisor was killed, and the child with it
-        await child.stop(GRACE_SECONDS)
+async def _ended(instance: Instance, child: Child, tail: ErrorTail) -> None:
+    """Ends the run, so that nothing of it is left."""
+    await end_member(instance, GRACE_SECONDS, "its run is over")
     await tail.over(close=True)
     assert child.stdout is not None
     child.stdout.close()

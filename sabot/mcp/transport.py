@@ -28,9 +28,12 @@ from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
 from sabot.mcp.health import PacedStream
-from sabot.process.client import Supervisor
 from sabot.process.command import Command
+from sabot.process.instance import Instance
+from sabot.process.pool import end_member
+from sabot.process.streams import LastWords
 from sabot.redaction import scrubbed
+from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 
@@ -241,33 +244,28 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """The streams of messages with a program, which is started here, and ended with all that it has started. on_end: is told why it ended,
-    with what it wrote last to stderr. Raises SpawnFailed.
+    """Starts a program, and gives the streams of messages with it inside. Behind the block the program is ended, with all
+    that it has started. `on_end`: called with the reason of the program's own end, and its last words on stderr. Raises
+    SpawnFailed.
     """
-    child = await (await Supervisor.running()).spawn(command)
+    instance = Instance(command)
+    await instance.start()
+    child = instance.child
+    assert child is not None
     assert child.stdin is not None
     assert child.stdout is not None
-    last = bytearray()
-
-    async def listen() -> None:
-        """What it writes to stderr is read, or it would have to wait for that; the end is kept."""
-        assert child.stderr is not None
-        while data := await child.stderr.read():
-            last.extend(data)
-            del last[:-_SCRUBBED]
+    last = LastWords(child.stderr, _SCRUBBED)
 
     async def ended(why: str) -> None:
         with contextlib.suppress(TimeoutError, SabotError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await child.wait()
-                await asyncio.wait([listening], timeout=_CLOSE_SECONDS)
-        if (status := child.status) is not None:
-            how = f"by signal {status.signal}" if status.code is None else f"with exit code {status.code}"
-            why = f"it ended {how}" + (f", for its limit {status.limit}" if status.limit else "")
-        words = scrubbed(last.decode(errors="replace").strip())[-_LAST_WORDS:]
+                await last.over(timeout_s=_CLOSE_SECONDS)
+        if child.status is not None:
+            why = child.how
+        words = scrubbed(last.text)[-_LAST_WORDS:]
         on_end(f"{why}; its last words: {words}" if words else why)
 
-    listening = asyncio.create_task(listen())
     try:
         async with over_bytes(
             child.stdout,
@@ -279,9 +277,8 @@ async def over_process(
         ) as streams:
             yield streams
     finally:
-        listening.cancel()
-        with contextlib.suppress(SabotError):  # the supervisor has ended, and so has the child
-            await asyncio.shield(asyncio.ensure_future(child.stop(_GRACE_SECONDS)))
+        await run_to_end(end_member(instance, _GRACE_SECONDS, "its session is over"))
+        await last.over(close=True)
 
 
 # -- HTTP -----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
-"""Tasks of child processes, as document 004 has them: submitted, an instance acquired, its process and its tools checked, executed
-with limits, its calls of tools routed, the result collected, the instance released.
+"""The execution of tasks in document 004: a task is submitted, an instance is acquired, its process and its tools are
+checked, the task is executed within its limits, calls of tools are routed, the result is collected, and the instance is
+released.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _MOST_NAME = 200
 
 @runtime_checkable
 class ToolServers(Protocol):
-    """Whose tools instances call: `sabot.mcp.McpServerPool` is one."""
+    """Servers whose tools instances may call: `sabot.mcp.McpServerPool` is one."""
 
     async def get_or_create(self, agent_id: str) -> Any:
         """Opens the session of an instance, if there is none."""
@@ -43,19 +44,21 @@ class ToolServers(Protocol):
 
 @runtime_checkable
 class ToolServerConfig(Protocol):
-    """What tool servers are made of: `sabot.mcp.McpConfig` is one."""
+    """A configuration of which tool servers are made: `sabot.mcp.McpConfig` is one."""
 
     def tool_servers(self) -> Any:
-        """The servers, with `close`; None where there are none."""
+        """Returns the servers, with `close`; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolAudit:
-    """A call of a tool by an instance, for audits. arguments_digest: SHA-256 of the arguments as JSON with sorted names, equal for equal
-    ones.
+    """A call of a tool by an instance, for audits.
 
-    outcome: "ok"; "tool_error": the tool says that it failed; "failed": nobody answered; "refused": it was not called; "cancelled": its
-    task was ended meanwhile. reason: of all but "ok".
+    - `arguments_digest`: SHA-256 of the arguments as JSON with sorted names, so that equal arguments have equal
+      digests.
+    - `outcome`: "ok"; "tool_error" if the tool says that it failed; "failed" if nobody answered; "refused" if it was
+      not called; "cancelled" if its task was ended meanwhile.
+    - `reason`: the reason of each outcome but "ok".
     """
 
     tool: str
@@ -74,10 +77,12 @@ class ToolRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDelegation:
-    """What an instance is to do. All of it is given to its process, as JSON.
+    """A task for an instance. Its process gets all of it, as JSON.
 
-    context: what it has to know. output_format, boundaries: what its answer is to look like, and what it is to keep to.
-    allowed_tools: their names; None: all. max_tool_calls, timeout: at most those of the instance's limits; timeout in seconds.
+    - `context`: values that the instance has to know. `output_format`, `boundaries`: the form of the answer, and rules
+      to keep to.
+    - `allowed_tools`: names of tools; None for all tools. `max_tool_calls`, `timeout` (seconds): at most those of the
+      instance's limits.
     """
 
     objective: str
@@ -105,7 +110,7 @@ class TaskDelegation:
             ) from error
 
     def params(self) -> dict[str, Any]:
-        """What the process gets."""
+        """Returns the part of the task that the process gets."""
         return {
             "task_id": self.task_id,
             "objective": self.objective,
@@ -118,7 +123,9 @@ class TaskDelegation:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What an instance has answered. agent_id: who did it, perhaps another one than was asked. seconds: from the task to its answer."""
+    """The answer of an instance. agent_id: the instance that did the task, perhaps another one than was asked. seconds:
+    the time from the task to its answer.
+    """
 
     task_id: str
     agent_id: str
@@ -129,7 +136,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
-    """Tasks that have ended, and how long one took."""
+    """Counts of the tasks that have ended, and their average time."""
 
     total_tasks: int
     successful_tasks: int
@@ -138,8 +145,10 @@ class ExecutorStatistics:
 
 
 class AgentExecutor:
-    """Gives tasks to instances. choose: the instance that does the tasks of an id. tools: whose tools they call. tell: is told of each
-    step, with the ToolAudit of a call.
+    """Gives tasks to instances.
+
+    - `choose`: returns the instance that does the tasks of an id. `tools`: the servers whose tools instances call.
+    - `tell`: called at each step with its name, the instance's id, the task's id, and the ToolAudit of a call.
     """
 
     def __init__(
@@ -159,17 +168,18 @@ class AgentExecutor:
         self._seconds = 0.0
 
     def get_statistics(self) -> ExecutorStatistics:
-        """Counted since the beginning."""
+        """Returns the counts since the beginning."""
         total = self._succeeded + self._failed
         return ExecutorStatistics(total, self._succeeded, self._failed, 1000 * self._seconds / total if total else 0.0)
 
     async def execute_task(
         self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
     ) -> TaskResult:
-        """Executes it, after those that the instance was given before. slots: it needs one of them.
+        """Executes a task, after those that the instance was given before. `slots`: the task needs one of them.
 
-        Raises AgentNotFound; Timeout and ResourceLimitExceeded, where its process is ended and replaced; ExecutionError, when the process
-        says that it has failed, ends, or is not started again; and what opening the instance's session with its tools raises.
+        Raises AgentNotFound; Timeout and ResourceLimitExceeded, after which the process is ended and replaced;
+        ExecutionError if the process says that it has failed, ends, or is not started again; and the errors of opening
+        the instance's session with its tools.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')
@@ -186,7 +196,9 @@ class AgentExecutor:
     async def execute_tasks_parallel(
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
     ) -> list[TaskResult | Exception]:
-        """Executes pairs of (agent id, task), so many at a time. -> in their order, what each has given or raised"""
+        """Executes pairs of (agent id, task), at most `max_parallel` at a time. Returns the result or the error of
+        each, in their order.
+        """
         if not is_whole(max_parallel, 1):
             raise UserError(f"max_parallel={short_repr(max_parallel)} allows no task", hint="a whole number above 0")
         slots = asyncio.Semaphore(max_parallel)
@@ -202,7 +214,7 @@ class AgentExecutor:
         return [each.result() for each in running]
 
     async def _counted(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> TaskResult:
-        """One task of an instance that is acquired and lives."""
+        """Executes a task of an instance that is acquired and runs, and counts it."""
         began = self._clock.monotonic()
         try:
             await self._tell("task.acquired", instance.id, task.task_id, None)
@@ -224,7 +236,9 @@ class AgentExecutor:
             await self._tell("task.released", instance.id, task.task_id, None)
 
     async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:
-        """What it has answered, and how many tools it has called. A process that may still be at the task afterwards is ended."""
+        """Returns the answer and the number of calls of tools. Ends a process that may still work on the task
+        afterwards.
+        """
         seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
         async with instance.busy():
@@ -267,7 +281,7 @@ class AgentExecutor:
             await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
-        """What the process is told of its call of a tool: what went wrong is its model's to know."""
+        """Calls a tool, and returns the answer for the process. The process's model is told of an error, too."""
         refused = self._refusal(instance, task, params)
         if refused is not None:
             await self._audit(instance, task, params, "refused", refused["error"]["message"])
@@ -288,7 +302,7 @@ class AgentExecutor:
             await run_to_end(self._audit(instance, task, params, outcome, reason))
 
     def _refusal(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
-        """What the process is told where its call is not made; None: it is made."""
+        """Returns the answer for the process if its call is not made; None if the call is made."""
         match params:
             case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
                 pass

@@ -522,7 +522,7 @@ class Instance:
         await self._kill_after(child, grace_s)
         if self._tasks is not None:
             await self._gone.wait()
-        self.child = None
+        self.child, self.why = None, why
 
     async def _kill_after(self, child: Child, grace_s: float) -> None:
         """Ends the process. Raises TerminateFailed."""

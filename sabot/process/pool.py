@@ -134,7 +134,11 @@ class Pool(Generic[M]):
                 self._waiting.remove(waiting)
 
     def offer(self, member: M) -> None:
-        """Gives a member that is free to the caller that has waited longest, or keeps it."""
+        """Gives a member that is free to the caller that has waited longest, or keeps it. Does nothing if the member has
+        ended.
+        """
+        if member not in self.members:
+            return
         while self._waiting and self._can_work(member):
             waiting = self._waiting.popleft()
             if not waiting.done():

@@ -1,4 +1,4 @@
-"""Agents that are programs, as document 003 has them: a runner that starts them, handles, what becomes of them."""
+"""The runner of document 003: programs that are started for one task, handles on them, and their statuses."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ AGENT_STATUSES: Final[Mapping[Phase, AgentStatus]] = {
 
 
 class AgentSignal(StrEnum):
-    """What an instance can be sent: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
+    """A signal to an instance: SIGINT, SIGTERM, SIGKILL, SIGSTOP, SIGCONT."""
 
     INTERRUPT = "Interrupt"
     TERMINATE = "Terminate"
@@ -78,14 +78,16 @@ class AgentSignal(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """What an instance is, and what it is to do.
+    """An instance's program and task.
 
-    model_backend: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
-    context, system_prompt: what it has to know; a program without an option for it gets it before the task.
-    environment: variables of the program, whose values are shown nowhere. inherit: those of the worker that it gets besides.
-    resume: the id of a session of the program, which goes on. arguments: more of the program's own options.
-    limits: at most those of the runner. working_dir: else that of the runner. trust: at most that of the runner.
-    output_bytes, lossless: as of a `Command`.
+    - `model_backend`: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
+    - `context`, `system_prompt`: texts that the program has to know; a program without an option for them gets them
+      before the task.
+    - `environment`: variables of the program, whose values are shown nowhere. `inherit`: names of the worker's
+      variables that the program gets, too.
+    - `resume`: the id of a session of the program, which goes on. `arguments`: more of the program's own options.
+    - `limits`, `trust`: at most those of the runner. `working_dir`: the runner's one if None.
+    - `output_bytes`, `lossless`: the settings of a `Command`.
     """
 
     name: str
@@ -106,9 +108,13 @@ class AgentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessRunnerConfig:
-    """working_dir: of all instances; None: that of this process. trust: of all instances (`Command.trust`). enable_json_streaming: programs
-    that can give events as JSON lines do. enable_health_checks: every instance is measured each `health_check_interval_secs`.
-    max_concurrent_agents: None: any number.
+    """The settings of a runner.
+
+    - `working_dir`: the directory of all instances; this process's directory if None. `trust`: the trust in all
+      instances (`Command.trust`).
+    - `enable_json_streaming`: True if programs that can write events as JSON lines do so.
+    - `enable_health_checks`: True if every instance is measured each `health_check_interval_secs`.
+    - `max_concurrent_agents`: the most instances at a time; None for any number.
     """
 
     working_dir: str | os.PathLike[str] | None = None
@@ -126,7 +132,9 @@ class ProcessRunnerConfig:
 
 @dataclass(frozen=True)
 class AgentMetrics:
-    """The usage of an instance with all its descendants. cpu_usage: percent of one core since the last check, or since the start."""
+    """The usage of an instance with all its descendants. cpu_usage: percent of one core since the last check, or since
+    the start.
+    """
 
     cpu_usage: float
     memory_mb: float
@@ -137,7 +145,7 @@ class AgentMetrics:
 
 @dataclass(frozen=True)
 class AgentInfo:
-    """An instance at this moment. metrics: of the last health check."""
+    """A view of an instance at this moment. metrics: the result of the last health check."""
 
     id: str
     name: str
@@ -175,7 +183,7 @@ class AgentHandle:
 
     @property
     def info(self) -> AgentInfo:
-        """What there is to say of it now."""
+        """A view of the instance at this moment."""
         child, config = self.child, self.config
         return AgentInfo(
             self.id, config.name, config.model_backend, self.status(), child.pid, child.started_at, self.metrics
@@ -186,7 +194,9 @@ class AgentHandle:
         return AGENT_STATUSES[self._instance.see()]
 
     async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
-        """How it ended, when nothing of it is left. Raises Timeout when it runs longer; it goes on then."""
+        """Waits until nothing of the instance is left, and returns its end. Raises Timeout if it runs longer; it goes
+        on then.
+        """
         seconds = None if timeout_secs is None else parse_seconds(timeout_secs, name="wait: timeout_secs")
         try:
             async with asyncio.timeout(seconds):
@@ -195,9 +205,10 @@ class AgentHandle:
             raise Timeout(f"instance {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
-        """What it says at last: the text of its result, or its stdout. It must be read by nobody else.
+        """Waits for the end, and returns the program's final answer: the text of its result, or its stdout, which
+        nobody else may read.
 
-        Raises ExecutionError when it does not end with 0, ProviderError when it says that its model has failed.
+        Raises ExecutionError if the program does not end with 0, ProviderError if it says that its model has failed.
         """
         said = [each async for each in self.lines()]
         status = await self.wait()
@@ -212,7 +223,7 @@ class AgentHandle:
         return answer
 
     async def lines(self) -> AsyncIterator[str]:
-        """The lines of its stdout, without their ends."""
+        """Yields the lines of stdout, without their ends."""
         assert self.child.stdout is not None
         async for line in self.child.stdout.lines():
             self._received += 1
@@ -222,13 +233,15 @@ class AgentHandle:
             yield text
 
     async def events(self) -> AsyncIterator[Any]:
-        """The values of those of its lines that are JSON."""
+        """Yields the values of the lines that are JSON."""
         async for line in self.lines():
             if (event := _json(line)) is not None:
                 yield event
 
     async def write_stdin(self, data: bytes) -> None:
-        """Gives it these bytes; returns when at most 64 KB wait for it. Raises CommunicationError when it does not read."""
+        """Writes the bytes, and returns when at most 64 KB wait for the program. Raises CommunicationError if it does
+        not read.
+        """
         if self.child.stdin is None:
             raise CommunicationError(
                 f"{self._program.name} gets its task as an argument, and its stdin is empty", hint="spawn another one"
@@ -238,9 +251,9 @@ class AgentHandle:
         await self.child.stdin.drain()
 
     async def read_stdout(self) -> bytes | None:
-        """What it has written and nobody has read, at most 64 KB; None when there is nothing. Does not wait.
+        """Returns the output that nobody has read, at most 64 KB; None if there is nothing. Does not wait.
 
-        Raises CommunicationError where something before it was not read in time, and is gone (`ChildOutput`).
+        Raises CommunicationError if earlier output was not read in time, and is gone (`ChildOutput`).
         """
         assert self.child.stdout is not None
         found = self.child.stdout.read_nowait() or None
@@ -248,13 +261,15 @@ class AgentHandle:
         return found
 
     async def read_stderr(self) -> bytes | None:
-        """As `read_stdout`, of its stderr."""
+        """Returns the output on stderr, as `read_stdout` does for stdout."""
         assert self.child.stderr is not None
         return self.child.stderr.read_nowait() or None
 
     async def signal(self, what: AgentSignal) -> None:
-        """Sends it a signal: to its process group, as a terminal does; Kill, Pause and Resume to all that it has started. Raises
-        InvalidContext for what is no AgentSignal.
+        """Sends a signal: to the process group, as a terminal does; Kill, Pause and Resume to all that the instance has
+        started.
+
+        Raises InvalidContext for a value that is no AgentSignal.
         """
         match what:
             case AgentSignal.INTERRUPT:
@@ -277,18 +292,20 @@ class AgentHandle:
                 )
 
     async def kill(self) -> ExitStatus:
-        """Ends it and all that it has started, now. -> how it ended"""
+        """Ends the instance and all that it has started, now. Returns its end."""
         await self.signal(AgentSignal.KILL)
         return await self.wait()
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
-        """Closes its stdin, SIGTERM to all of it, and SIGKILL to who lives `grace_seconds` later. -> how it ended"""
+        """Closes stdin, sends SIGTERM to all of the instance, and SIGKILL to its rest `grace_seconds` later. Returns
+        its end.
+        """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         self._instance.given_up = True
         return await self.child.stop(grace_s)
 
     async def measure(self) -> AgentMetrics:
-        """What it uses now."""
+        """Measures the usage of the instance."""
         usage, now = await self.child.usage(), time.time()
         passed = max(now - self._measured_at, 0.001)
         cpu = 100 * max(0.0, usage.cpu_seconds - self._measured_cpu) / passed
@@ -306,20 +323,20 @@ class AgentHandle:
 
 
 class GracefulShutdown:
-    """Ends an instance in good order: its stdin is closed, SIGTERM, and after `timeout_secs` SIGKILL to all that is left of it."""
+    """Ends an instance in good order: closes stdin, sends SIGTERM, and after `timeout_secs` SIGKILL to its rest."""
 
     def __init__(self, timeout_secs: Duration = 5.0) -> None:
         self.timeout_secs = parse_seconds(timeout_secs, name="GracefulShutdown: timeout_secs")
 
     async def shutdown(self, handle: AgentHandle | Child) -> ExitStatus:
-        """Returns how it ended, when nothing is left of it."""
+        """Returns the end of the instance, when nothing of it is left."""
         return await handle.stop(self.timeout_secs)
 
 
 class LocalProcessRunner:
-    """Starts instances as children of this machine. limits: of every instance.
+    """Starts instances as children of this machine. They end with `shutdown`, and with this process, however it ends.
 
-    They end with `shutdown`, and with this process, however it ends.
+    `limits`: the limits of every instance.
     """
 
     def __init__(self, config: ProcessRunnerConfig | None = None, *, limits: ResourceLimits | None = None) -> None:
@@ -332,7 +349,7 @@ class LocalProcessRunner:
 
     @classmethod
     def with_config(cls, config: ProcessRunnerConfig) -> "LocalProcessRunner":
-        """A runner with these settings."""
+        """Makes a runner with these settings."""
         return cls(config)
 
     async def spawn(self, config: AgentConfig) -> AgentHandle:
@@ -380,16 +397,16 @@ class LocalProcessRunner:
         return handle
 
     async def list_agents(self) -> list[AgentInfo]:
-        """Those that run, and the last thousand that have ended."""
+        """Returns the instances that run, and the last thousand that have ended."""
         return [*(handle.info for handle in self._alive()), *self._ended.values()]
 
     async def get_agent(self, agent_id: str) -> AgentInfo | None:
-        """The instance of this id; None: there is none, or it has ended long ago."""
+        """Returns the instance with this id; None if there is none, or if it has ended long ago."""
         handle = self._running.get(agent_id)
         return self._ended.get(agent_id) if handle is None else handle.info
 
     async def kill(self, agent_id: str) -> ExitStatus | None:
-        """Ends the instance now. -> how it ended; None when it had ended. Raises NotFound."""
+        """Ends the instance now. Returns its end, or None if it had ended before. Raises NotFound."""
         handle = self._find(agent_id)
         return None if handle is None else await handle.kill()
 
@@ -457,7 +474,7 @@ class LocalProcessRunner:
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
-        """Those that run. Of who has ended only the information is kept, and not its output."""
+        """Returns the instances that run. Of those that have ended only the view is kept, and not the output."""
         for handle in [each for each in self._running.values() if each.child.is_over]:
             del self._running[handle.id]
             self._ended[handle.id] = handle.info
@@ -466,7 +483,7 @@ class LocalProcessRunner:
         return list(self._running.values())
 
     async def _check_health(self) -> None:
-        """The life of the task that measures all instances, as long as there are any."""
+        """Measures all instances again and again, as long as there are any."""
         while True:
             await asyncio.sleep(self.config.health_check_interval_secs)
             if not (alive := self._alive()):
@@ -477,7 +494,7 @@ class LocalProcessRunner:
 
 
 def _json(line: str) -> Any:
-    """The value of a line; None where it is no JSON."""
+    """Returns the value of a line; None if it is no JSON."""
     try:
         return json.loads(line)
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""Long-lived child processes, as document 004 has them: started, given tasks, watched, started again when they end."""
+"""The runtime of document 004: instances that are given tasks, watched, and started again when they end."""
 
 import asyncio
 import logging
@@ -38,9 +38,14 @@ _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task",
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessConfig:
-    """max_concurrent_processes: instances at a time. spawn_timeout: seconds until one is ready. shutdown_grace_period: seconds from SIGTERM
-    to SIGKILL. enable_isolation: instances get of the worker's environment only `PATH`, `HOME` and the like; else all of it. trust: of all
-    instances (`Command.trust`).
+    """The settings of the processes of a runtime.
+
+    - `max_concurrent_processes`: the number of instances at a time. `spawn_timeout`: seconds until an instance is
+      ready.
+    - `shutdown_grace_period`: seconds from SIGTERM to SIGKILL.
+    - `enable_isolation`: True if instances get only `PATH`, `HOME` and the like of the worker's environment; else they
+      get all of it.
+    - `trust`: the trust in all instances (`Command.trust`).
     """
 
     max_concurrent_processes: int = 10
@@ -58,9 +63,13 @@ class ProcessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitoringConfig:
-    """health_check_interval: seconds between two looks at all instances. heartbeat_timeout: for how long an instance that sends heartbeats
-    may be silent. enable_metrics: what instances use is measured each `metrics_interval` seconds. enable_log_aggregation: of what each
-    instance writes besides its answers the newest `log_buffer_bytes` are kept.
+    """The settings of the watch over instances.
+
+    - `health_check_interval`: seconds between two looks at all instances. `heartbeat_timeout`: the longest silence, in
+      seconds, of an instance that sends heartbeats.
+    - `enable_metrics`: True if the usage of instances is measured each `metrics_interval` seconds.
+    - `enable_log_aggregation`: True if the newest `log_buffer_bytes` of each instance's output besides answers are
+      kept.
     """
 
     health_check_interval: float = 10.0
@@ -77,10 +86,14 @@ class MonitoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryConfig:
-    """enable_auto_restart: an instance whose process ends is started again, at most `max_restart_attempts` times without a task done in
-    between, after `backoff_seconds`, and twice as long each time, at most 60 s. Then it is degraded. enable_graceful_degradation: another
-    instance of its type does the tasks of a degraded one; else they are refused. failure_threshold: health checks in a row that find a
-    process stopped, until it is ended.
+    """The settings of restarts.
+
+    - `enable_auto_restart`: True if an instance whose process ends is started again, at most `max_restart_attempts`
+      times without a completed task in between. It waits for `backoff_seconds` before, and twice as long each time, at
+      most 60 s. Then it is degraded.
+    - `enable_graceful_degradation`: True if another instance of its type does the tasks of a degraded one; else they
+      are refused.
+    - `failure_threshold`: the number of health checks in a row that find a process stopped, after which it is ended.
     """
 
     enable_auto_restart: bool = True
@@ -101,10 +114,12 @@ class RecoveryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """resources: of each instance, with all that it starts; its time, output and calls of tools count for each task.
+    """The settings of a runtime.
 
-    mcp: whose tools instances may call: a `McpConfig`, of which the runtime makes a pool when it starts and closes it when it is shut down,
-    or a `McpServerPool`, which is closed by whoever made it.
+    - `resources`: the limits of each instance, with all that it starts. Time, output and calls of tools count for each
+      task.
+    - `mcp`: the tools that instances may call. Of a `McpConfig` the runtime makes a pool when it starts, and closes
+      that pool when it is shut down. A `McpServerPool` is closed by its owner.
     """
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
@@ -121,9 +136,13 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """What has happened. type: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; of a task
-    `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`. at: seconds since
-    1970. tool_call: of `task.tool_call`, which tells of a call when it has ended, also of one that was refused.
+    """An event of a runtime or of a lead agent.
+
+    - `type`: `agent.spawned`, `agent.failed`, `agent.restarted`, `agent.degraded`, `agent.terminated`; for a task
+      `task.submitted`, `acquired`, `process_checked`, `tools_checked`, `started`, `tool_call`, `collected`, `released`;
+      for a query `query.received`, `planned`, `answered`, `failed`.
+    - `at`: the time in seconds since 1970. `tool_call`: the call of a `task.tool_call`, which is published when the
+      call has ended or was refused.
     """
 
     type: str
@@ -134,15 +153,17 @@ class ProcessEvent:
 
 
 class ProcessEventBus(Protocol):
-    """Takes events."""
+    """A listener to events."""
 
     async def publish(self, event: Any) -> None:
-        """Takes one."""
+        """Takes an event."""
 
 
 @dataclass(frozen=True)
 class ProcessStatistics:
-    """What runs now, and all its descendants: resident memory, and CPU time since the beginning, with that of what has ended."""
+    """The usage of all processes and their descendants: resident memory now, and CPU time since the beginning, with
+    that of ended processes.
+    """
 
     active_processes: int
     total_memory_bytes: int
@@ -151,7 +172,9 @@ class ProcessStatistics:
 
 @dataclass(frozen=True)
 class RuntimeStatistics:
-    """Since the beginning, and now. success_rate: of tasks, from 0 to 1; 1 before the first."""
+    """The figures of a runtime since the beginning, and now. success_rate: the share of tasks that were completed, from
+    0 to 1; 1 before the first.
+    """
 
     total_agents_spawned: int
     active_agents: int
@@ -162,11 +185,12 @@ class RuntimeStatistics:
 
 
 class ProcessRuntime:
-    """Runs instances as children of this machine; they get tasks as JSON lines on stdin. They end with `shutdown`, and with this process,
-    however it ends.
+    """Runs instances as children of this machine, and gives them tasks as JSON lines on stdin. Instances end with
+    `shutdown`, and with this process, however it ends.
 
-    message_bus: gets a ProcessEvent of whatever happens. on_state: called with an instance, the state of its process before, and the new
-    one. sleep: waits between health checks and before restarts.
+    - `message_bus`: gets a ProcessEvent of each step.
+    - `on_state`: called with an instance, the state of its process before, and the new one.
+    - `sleep`: waits between health checks and before restarts.
     """
 
     def __init__(
@@ -194,7 +218,9 @@ class ProcessRuntime:
         self._tasks = TaskSet("the runtime of processes")
 
     async def start(self) -> None:
-        """Begins to watch instances. Before that none can be spawned. Raises UserError where `mcp` names a program that is not there."""
+        """Begins to watch instances, which can be spawned from then on. Raises UserError if `mcp` names a program that
+        is not there.
+        """
         if self._running:
             return
         self._find_tools()
@@ -226,10 +252,12 @@ class ProcessRuntime:
         trust: Sandbox | TrustLevel | str | None = None,
         wait_ready: bool = False,
     ) -> str:
-        """Starts an instance. -> its id. limits, trust: at most those of the runtime. wait_ready: it is ready when it says
-        `{"method": "ready"}`; else when its program was executed.
+        """Starts an instance, and returns its id.
 
-        Raises UserError before `start`; SpawnFailed, also when `max_concurrent_processes` run already; Timeout.
+        `limits`, `trust`: at most those of the runtime. `wait_ready`: True if the instance is ready when it says
+        `{"method": "ready"}`; else it is ready when its program was executed.
+
+        Raises UserError before `start`; SpawnFailed, also if `max_concurrent_processes` run already; Timeout.
         """
         self._check_running()
         if not are_texts(args):
@@ -286,13 +314,15 @@ class ProcessRuntime:
         return instance.id
 
     async def execute_task(self, agent_id: str, task: TaskDelegation) -> TaskResult:
-        """Gives the instance a task, after those that it was given before. Raises as `AgentExecutor.execute_task`."""
+        """Gives the instance a task, after the tasks that it was given before. Raises as `AgentExecutor.execute_task`."""
         return await self.executor.execute_task(agent_id, task)
 
     async def execute_tasks_parallel(
         self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
     ) -> list[TaskResult | Exception]:
-        """Executes pairs of (agent id, task), so many at a time. -> in their order, what each has given or raised"""
+        """Executes pairs of (agent id, task), at most `max_parallel` at a time. Returns the result or the error of
+        each, in their order.
+        """
         return await self.executor.execute_tasks_parallel(tasks, max_parallel)
 
     async def terminate(self, agent_id: str) -> None:
@@ -315,21 +345,21 @@ class ProcessRuntime:
             await servers.close()
 
     def agent(self, agent_id: str) -> RuntimeAgent:
-        """The instance of this id. Raises AgentNotFound."""
+        """Returns the instance with this id. Raises AgentNotFound."""
         if (found := self._instances.get(agent_id)) is None:
             raise AgentNotFound(f"the runtime has no instance {agent_id!r}", hint="was it terminated?")
         return found
 
     def list_agents(self) -> list[RuntimeAgent]:
-        """All that were not terminated."""
+        """Returns all instances that were not terminated."""
         return list(self._instances.values())
 
     def logs(self, agent_id: str) -> str:
-        """The newest that the instance has written besides its answers, also to stderr. Raises AgentNotFound."""
+        """Returns the newest output of the instance besides its answers, also on stderr. Raises AgentNotFound."""
         return self.agent(agent_id).log.text()
 
     async def check_health(self) -> list[str]:
-        """Looks at all instances once, and ends processes that hang. -> the ids of their agents"""
+        """Looks at all instances once, and ends processes that hang. Returns the ids of their instances."""
         hung = []
         for instance in self.list_agents():
             lines = instance.lines
@@ -348,7 +378,7 @@ class ProcessRuntime:
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:
-        """Measured now."""
+        """Measures all instances, and returns the figures."""
         await self._measure()
         alive = [instance for instance in self._instances.values() if instance.pid]
         used = [instance.usage for instance in alive if instance.usage is not None]
@@ -370,7 +400,7 @@ class ProcessRuntime:
             raise UserError("the runtime does not run", hint="await runtime.start() before instances are spawned")
 
     def _choose(self, agent_id: str) -> RuntimeAgent:
-        """Who does the tasks of this instance."""
+        """Returns the instance that does the tasks of this id."""
         instance = self.agent(agent_id)
         if not instance.is_over:
             return instance

@@ -239,8 +239,36 @@ class ChildOutput:
         await self._more.wait()
 
 
+class LastWords:
+    """The end of a child's stderr, which is read as it comes, so that the child need not wait for a reader."""
+
+    def __init__(self, stderr: ChildOutput | None, most_bytes: int) -> None:
+        """`most_bytes`: the number of bytes that are kept."""
+        assert stderr is not None
+        self._stderr = stderr
+        self._most = most_bytes
+        self._last = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    async def over(self, *, close: bool = False, timeout_s: float | None = None) -> None:
+        """Returns when the child has closed its stderr, or after `timeout_s` seconds. `close`: reads no more."""
+        if close:
+            self._stderr.close()
+        await asyncio.wait([self._reading], timeout=timeout_s)
+
+    @property
+    def text(self) -> str:
+        """The last words so far. The secrets of the command are in it."""
+        return self._last.decode(errors="replace").strip()
+
+    async def _read(self) -> None:
+        while piece := await self._stderr.read():
+            self._last += piece
+            del self._last[: -self._most]
+
+
 class ChildInput:
-    """stdin of a child."""
+    """The stdin of a child."""
 
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()

@@ -122,9 +122,9 @@ class AgentInstance(Instance):
     @property
     def info(self) -> InstanceInfo:
         """A view of the instance at this moment."""
-        pid, started_at = (0, 0.0) if self.child is None else (self.child.pid, self.child.started_at)
+        started_at = self.child.started_at if self.child is not None and self.pid else 0.0
         return InstanceInfo(
-            self.id, self.name, self.state, pid, started_at, self.restarts, self.why, self.next_start_at
+            self.id, self.name, self.state, self.pid, started_at, self.restarts, self.why, self.next_start_at
         )
 
     async def until_over(self) -> LifecycleState:

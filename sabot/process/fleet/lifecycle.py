@@ -244,7 +244,7 @@ class LifecycleManager:
 
     def _list(self, instance: AgentInstance) -> None:
         self._instances[instance.id] = instance
-        over = [each.id for each in self._instances.values() if each.is_over and each.child is None]
+        over = [each.id for each in self._instances.values() if each.is_over and not each.pid]
         for agent_id in over[: max(0, len(over) - _ENDED_KEPT)]:
             del self._instances[agent_id]
 

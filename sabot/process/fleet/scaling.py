@@ -146,14 +146,16 @@ class FleetManager:
 
     @property
     def replicas(self) -> list[FleetReplica]:
-        """All that have not ended, the oldest first."""
+        """All replicas that have not ended, the oldest first."""
         return list(self._replicas)
 
     async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
-        """Calls `work` with the child of a free replica, in the order in which it was asked to. -> what that gives
+        """Calls `work` with the child of a free replica, in the order of the calls of `run`, and returns the result of
+        `work`.
 
-        A replica whose work has raised, or was cancelled, is replaced: what it says next would be taken for the answer to other work.
-        Raises DrainTimeout (E2093) where the work was not done when its replica was drained; repeatable: then another one does it again.
+        A replica whose work has raised, or was cancelled, is replaced: its next line would be taken for the answer to
+        other work. Raises DrainTimeout (E2093) if the work was not done when its replica was drained; `repeatable`:
+        True if another replica does it again then.
         """
         given_back = False
         while True:
@@ -166,15 +168,16 @@ class FleetManager:
                 given_back = True
 
     async def evaluate(self) -> ScalingDecision:
-        """Measures, and decides. It does nothing yet."""
+        """Measures the replicas, and returns a decision. Does nothing about it yet."""
         metrics = await self.measure()
         return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
 
     async def scale_to(self, replicas: int) -> None:
         """Starts replicas, or drains some: first those that have no work, then the youngest.
 
-        Raises ScaleUpFailed (E2090) above `max_replicas`, or where some did not start: then there are as many as did. Raises
-        ScaleDownFailed (E2091) below `min_replicas`, or where the hook has failed: then there are as many as could not be drained.
+        Raises ScaleUpFailed (E2090) above `max_replicas`, or if some did not start: then there are as many as did.
+        Raises ScaleDownFailed (E2091) below `min_replicas`, or if the hook has failed: then there are as many as could
+        not be drained.
         """
         if not self._pool.running:
             raise self._not_running()
@@ -195,7 +198,7 @@ class FleetManager:
                 self._counts["down"] += 1
 
     async def measure(self) -> FleetMetrics:
-        """What the replicas use, with all that they have started; CPU since the measurement before."""
+        """Measures the replicas, with all that they have started. CPU counts since the measurement before."""
         active = self._active()
         used = [each for each in await asyncio.gather(*map(self._used, active)) if each is not None]
         lag = 0.0
@@ -217,7 +220,7 @@ class FleetManager:
         return self._last
 
     def samples(self) -> list[Sample]:
-        """Its figures for Prometheus; what is measured is that of the last measurement. From any thread."""
+        """Returns the fleet's figures for Prometheus, of the last measurement. Called from any thread."""
         every = list(self._replicas)
         draining = sum(each.state == "draining" for each in every)
         busy = sum(each.is_busy for each in every if each.state == "active")
@@ -233,8 +236,8 @@ class FleetManager:
         ]
 
     async def close(self) -> None:
-        """Drains all replicas. Work that waits is given back (DrainTimeout). Raises ScaleDownFailed where the hook has failed; the children
-        have ended then too.
+        """Drains all replicas, and gives back the work that waits (DrainTimeout). Raises ScaleDownFailed if the hook
+        has failed; the children have ended then, too.
         """
         if not self._pool.running and not self._replicas:
             return
@@ -279,7 +282,7 @@ class FleetManager:
                 self._retire(replica)
 
     async def _used(self, replica: FleetReplica) -> tuple[ProcessUsage, float | None] | None:
-        """What it uses, and its CPU in percent of what it may use."""
+        """Returns the usage of a replica, and its CPU in percent of its limit."""
         try:
             usage = await replica.child.usage()
         except CommunicationError:  # its supervisor was killed: its end is on the way
@@ -328,7 +331,7 @@ class FleetManager:
     def _offer(self, replica: FleetReplica) -> None:
         """Lets the replica rest, or gives it to the caller that has waited longest."""
         replica.works(False)
-        if replica.state == "active" and replica in self._pool.members:
+        if replica.state == "active":
             self._pool.offer(replica)
 
     def _spoiled(self, replica: FleetReplica) -> None:

@@ -301,7 +301,7 @@ class WarmPool:
         if is_given:
             self._given_out[instance.child] = instance
         else:
-            del self._given_out[instance.child]
+            self._given_out.pop(instance.child, None)
         instance.work(begins=is_given)
 
     def _exhausted(self, why: str) -> WarmPoolExhausted:

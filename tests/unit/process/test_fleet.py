@@ -18,6 +18,7 @@ from sabot.process import (
     FleetConfig,
     FleetManager,
     FleetReplica,
+    LifecycleManager,
     ResourceLimits,
     ScaleDownFailed,
     ScaleUpFailed,
@@ -451,6 +452,32 @@ async def test_a_fleet_takes_its_replicas_from_a_warm_pool(supervisor: Superviso
             assert await fleet.run(echo("on")) == "on"
         assert pool.status().given_out == 0
         assert not any(map(alive, warm))
+
+
+async def test_a_manager_lists_replicas_and_warm_children_while_they_live_and_what_became_of_them() -> None:
+    async with LifecycleManager() as lives, WarmPool(CAT, WarmPoolConfig(size=1), lives=lives, name="warm") as pool:
+        async with fleet_of(SLEEP, min_replicas=1, lives=lives, name="busy") as fleet:
+            (replica,) = fleet.replicas
+            infos = {each.name: each for each in lives.list_agents()}
+            assert {name: (each.state, each.pid) for name, each in infos.items()} == {
+                "warm": ("running", pool.children[0].pid),
+                "busy": ("running", replica.child.pid),
+            }
+            await lives.suspend(infos["busy"].id)
+            assert replica.child.paused
+            await lives.resume(infos["busy"].id)
+            gate = Gate()
+            (work,) = await busy(fleet, gate, 1)
+            os.kill(replica.child.pid, signal.SIGKILL)
+            await replica.child.wait()
+            await until(lambda: lives.agent(infos["busy"].id).info.state == "failed")
+            ended = lives.agent(infos["busy"].id).info
+            assert (ended.pid, ended.why, ended.next_start_at) == (0, "it was ended by signal 9", None)
+            gate.open()
+            await work
+        await pool.close()
+        states = {(each.name, str(each.state), each.pid) for each in lives.list_agents()}
+        assert states == {("warm", "terminated", 0), ("busy", "failed", 0)}
 
 
 # -- drains -------------------------------------------------------------------------------------------------------------
