@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
@@ -69,7 +70,7 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt, walk
-from sabot.sql.window_tops import window_top
+from sabot.sql.window_tops import window_top, window_top_in_time
 from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
@@ -672,6 +673,15 @@ def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:
     return Relation(stream, (*made, *fields))
 
 
+_EVENT_TIMES = (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC"))
+_RANKED = ("every", "window_start", "window_end")  # the columns that a ranking in windows adds
+
+
+def _is_ranked(type: pa.DataType) -> bool:
+    """Returns True for values that equal the greatest one if they are first by it. NaN is not so."""
+    return bool(pa.types.is_integer(type) or pa.types.is_temporal(type))
+
+
 class _JoinBinder:
     """The binder of one join: which conditions are keys, which are bounds of time, and which are left for a filter.
 
@@ -839,6 +849,8 @@ class _JoinBinder:
             plain = self._how == "inner" and not self._join.using
             if plain and (ranked := self._ranked(left, right, window)) is not None:
                 return ranked
+        elif (ranked := self._ranked_in_time(left, right)) is not None:
+            return ranked
         if self._how != "inner" and self._residual:
             left, right = self._conditioned(left, right)
         left, right = self._filtered(left, right)
@@ -871,7 +883,7 @@ class _JoinBinder:
         if condition is None:
             return None
         value = next((each for each in left.fields if each.column == condition[0]), None)
-        if value is None or not (pa.types.is_integer(value.type) or pa.types.is_temporal(value.type)):
+        if value is None or not _is_ranked(value.type):
             return None
         bounds = {its: mine for its, mine in keys.items() if its not in others}
         mine, its = without_repeats([node_of(left.stream), node_of(right.stream)], statement_name())
@@ -886,6 +898,42 @@ class _JoinBinder:
         fields = [replace(each, shift_ms=None) for each in left.fields]
         fields += [replace(each, column=found.columns[each.column], shift_ms=None) for each in right.fields]
         return Relation(first, tuple(fields))
+
+    def _ranked_in_time(self, left: Relation, right: Relation) -> Relation | None:
+        """Returns the joined rows as the first rows of each window, and those at the very start of a window that equal
+        the first rows of the window before, if the bounds of time say that (`window_tops`); None for any other join.
+        """
+        if self._how != "inner" or self._residual or len(self._keys) != 1 or self._lower not in (-1, 0):
+            return None
+        ((_, one, other),) = self._keys
+        columns = [each.column for each in left.fields]
+        value = next((each for each in left.fields if each.column == one.expr.column), None)
+        time = next((each for each in left.fields if each.shift_ms == 0 and each.type in _EVENT_TIMES), None)
+        names = Names(set(node_of(left.stream).column_names or ()))
+        if value is None or other.expr.column is None or time is None or left.stream.changes or right.stream.changes:
+            return None
+        if not _is_ranked(value.type) or len(names.taken) > len(columns) or names.taken & {*_RANKED}:
+            return None
+        mine, its = without_repeats([node_of(left.stream), node_of(right.stream)], statement_name())
+        top = window_top_in_time(mine, its, (value.column, other.expr.column), [each.column for each in right.fields])
+        if top is None or top[1] != TumblingWindow(top[1].size_ms) or self._upper != top[1].size_ms - 1:
+            return None
+        found, window = top
+        passed = {each.column: col(found.columns[each.column]).cast(each.type) for each in right.fields}
+        with at(self._join.span):
+            rows = left.stream.filter(col(found.by).is_not_null()) if found.has_nulls else left.stream
+            ranked = rows.key_by(every=lit(0)).window(window)
+            first = ranked.top_n(1, by=[found.by], descending=[found.descending], ties="rank")
+            stream = first.select(*columns, **passed)
+            if self._lower == -1:
+                best = names.free("best")
+                aggregate = (aggregates.max if found.descending else aggregates.min)(found.by)
+                before = first.select(found.by).window(window).aggregate(**{best: aggregate})
+                starts = rows.filter(col(time.column).cast("int64") % window.size_ms == 0)
+                both = starts.join(before, left_on=found.by, right_on=best, between=("-1ms", "-1ms"))
+                stream = stream.union(both.select(*columns, **passed))
+        fields = [replace(each, shift_ms=None) for each in (*left.fields, *right.fields)]
+        return Relation(stream, tuple(fields))
 
     def _compared(self, node: Expression, left: Relation, right: Relation) -> tuple[str, str, str] | None:
         """Returns a condition as a column of the left table, >= or <=, and a column of the right one."""

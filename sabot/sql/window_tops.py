@@ -7,9 +7,19 @@ Both sides read the same step `counts`. So for each window that has a row there 
 NULL, and the join gives the rows with n >= m, which are those with n = m: the rows of rank 1 by n, ties included. A
 window in which all n are NULL gives no row. Floats are left out, since NaN equals nothing and is the greatest of an
 order. The ranking keeps no row of the others, and compares each row once.
+
+The bounds of the windows may be said by event time:
+
+    FROM bids JOIN (SELECT MAX(price) AS m, window_end AS we FROM bids in windows of 10 s GROUP BY window) tops
+        ON bids.price = tops.m WHERE bids.ts BETWEEN tops.we - INTERVAL '10' SECOND AND tops.we
+
+A row is in its own window, whose end it is joined with, and if it came at the very start of its window, also with the
+end of the window before. So the rows are those of rank 1 of each window, and those at the start of a window whose price
+is m of the window before. The second are joined as they were, but they are few; and m of a window is the price of its
+rows of rank 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sabot.api.nodes.node import Node
@@ -61,6 +71,29 @@ def window_top(
     counted = isinstance(base, AggregateWindow) and dict(base.aggregates).get(own[value])
     has_nulls = not counted or counted.kind != "count"
     return WindowTop(value, aggregate.kind == "max", {**keys, greatest: value}, has_nulls)
+
+
+def window_top_in_time(
+    left: Node, right: Node, compared: tuple[str, str], columns: Sequence[str]
+) -> tuple[WindowTop, TumblingWindow] | None:
+    """Returns the ranking and the windows of an inner join of rows with the greatest value of their windows, or None if
+    the right table is another one.
+
+    `compared`: the column of the left and of the right that are equal. `columns`: those of the right; the ranking has
+    each of them as the value, as window_start or as window_end.
+    """
+    made, names = _source_of(right, list(columns))
+    if not isinstance(made, AggregateWindow) or not isinstance(made.window, TumblingWindow):
+        return None
+    mine, its = compared
+    found = window_top(left, right, {}, made.window, (mine, "=", its))
+    if found is None:
+        return None
+    bounds = {name: names[name] for name in columns if names[name] in ("window_start", "window_end")}
+    passed = {**bounds, **found.columns}
+    if not passed.keys() >= set(columns):
+        return None
+    return WindowTop(found.by, found.descending, passed, found.has_nulls), made.window
 
 
 def _source_of(node: Node, names: list[str]) -> tuple[Node, dict[str, str]]:

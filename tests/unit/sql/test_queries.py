@@ -1,5 +1,6 @@
 """Queries over rows, with DuckDB's answers: what SQL means must not depend on whose rows they are."""
 
+import random
 from collections import Counter
 
 import duckdb
@@ -292,3 +293,36 @@ def test_a_union_has_the_wider_type_of_each_column(folder):
 def test_an_error_of_types_speaks_of_sql(folder, text, message):
     with pytest.raises(SqlError, match=message):
         ours(folder, text)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("aggregate", "lower"), [("MAX", "2.000"), ("MIN", "2.000"), ("MAX", "1.999")])
+def test_the_greatest_of_each_window_by_bounds_of_time_is_a_ranking(seed, aggregate, lower):
+    """Many rows stand at the very start of a window, and so in two windows of the condition; values are equal, or NULL."""
+    draw = random.Random(seed)
+    times = sorted(draw.choice([0, 1, 999, 1000, 1999, 2000]) + 2000 * draw.randrange(6) for _ in range(60))
+    bids = pa.table(
+        {
+            "id": range(60),
+            "p": pa.array([draw.choice([None, 1, 2, 3, 4]) for _ in times], pa.int64()),
+            "ts": pa.array(times, pa.timestamp("ms")),
+        }
+    )
+    app = App("highest", parallelism=draw.choice([1, 2]))
+    until = "b.ts < m.until" if lower == "1.999" else "b.ts <= m.until"
+    text = f"""
+        SELECT b.id, b.p, b.ts, m.best, m.until FROM bids b JOIN (
+            SELECT {aggregate}(p) AS best, window_end AS until
+            FROM TABLE(TUMBLE(TABLE bids, DESCRIPTOR(ts), INTERVAL '2' SECOND)) GROUP BY window_start, window_end
+        ) m ON b.p = m.best WHERE b.ts >= m.until - INTERVAL '2' SECOND AND {until} AND b.id <> 7
+    """
+    found = app.sql(text, bids=app.stream(bids, time="ts"))
+    assert ("join" in found.explain(), "top 1" in found.explain()) == (lower == "2.000", True)
+    want = duckdb.sql(f"""
+        SELECT b.id, b.p, b.ts, m.best, m.until FROM bids b JOIN (
+            SELECT {aggregate}(p) AS best, time_bucket(INTERVAL 2 SECOND, ts, TIMESTAMP '1970-01-01') + INTERVAL 2 SECOND AS until
+            FROM bids GROUP BY ALL
+        ) m ON b.p = m.best WHERE b.ts >= m.until - INTERVAL 2 SECOND AND {until} AND b.id <> 7
+    """).fetchall()
+    rows = [tuple(row.values()) for row in found.collect().to_pylist()]
+    assert sorted((*row[:-1], row[-1].replace(tzinfo=None)) for row in rows) == sorted(want)
