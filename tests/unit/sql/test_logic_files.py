@@ -9,7 +9,7 @@
 - `query duckdb`: the rows are DuckDB's for the same text, or for the text behind `---- duckdb`.
 - `error`: the message of the error has this regular expression.
 
-A blank line ends a record. The tables are those of `tools/sql_tables`.
+A blank line ends a record. The tables are those of `tests/tools/sql_tables.py`.
 """
 
 import re
