@@ -214,14 +214,14 @@ class AppRunner:
             )
             try:
                 await run.open()
+                if self._recording:
+                    await run_in_thread(self.recorder.begun)
             except BaseException:
                 await run_to_end(run.release())
                 raise
             finally:
                 self.restored_from = run.restored_from
             self._has_run = True
-            if self._recording:
-                await run_in_thread(self.recorder.begun)
             if self.app.workers is not None:
                 self.app.workers.begun()
             self._began = self.app.clock.monotonic()
