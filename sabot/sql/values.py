@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.stream import Stream
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TypedExpr, at
 from sabot.sql.syntax.text import Span, SqlFault
@@ -129,7 +129,7 @@ class Binder:
         """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
         try:
             return TypedExpr(expr, self.context.compile(expr, self._schema).type)
-        except UserError as error:
+        except (UserError, DataError) as error:  # a constant may have no value: CAST('x' AS INT)
             raise _in_words_of_sql(error, span) from error
 
     # -- leaves -------------------------------------------------------------------------------------------------------
@@ -453,7 +453,7 @@ _ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "&
 _ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
 
 
-def _in_words_of_sql(error: UserError, span: Span) -> SqlFault:
+def _in_words_of_sql(error: UserError | DataError, span: Span) -> SqlFault:
     """Returns an error of the engine about an expression, with the names that operators and types have in SQL."""
 
     def named(match: re.Match[str]) -> str:

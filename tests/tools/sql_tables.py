@@ -48,9 +48,15 @@ def write_tables(place):
 
 def ours(folder, text, **values):
     app = App("queries", parallelism=2)
-    orders = app.stream(files(str(folder / "orders.parquet")), time="ts", lateness="1s")
-    customers = app.stream(files(str(folder / "customers.parquet")), time="since", lateness="1h")
-    return app.sql(text, orders=orders, customers=customers, **values).materialize().collect()
+    return app.sql(text, **given_tables(app, folder), **values).materialize().collect()
+
+
+def given_tables(app, folder):
+    """Returns the tables as streams of an app, by their names."""
+    return {
+        "orders": app.stream(files(str(folder / "orders.parquet")), time="ts", lateness="1s"),
+        "customers": app.stream(files(str(folder / "customers.parquet")), time="since", lateness="1h"),
+    }
 
 
 def theirs(folder, text):

@@ -513,7 +513,8 @@ class Expressions(TokenCursor):
             start = self.token.span
             if self.is_word("ERROR", "ON"):
                 raise SqlFault(start, "ERROR ON … is not supported", "NULL ON …, or DEFAULT value ON …")
-            if self.is_word("ON", event):  # behind the NULL that the type has read: RETURNING BIGINT NULL ON EMPTY
+            # RETURNING BIGINT NULL ON EMPTY: the type has read the NULL
+            if self.is_word("ON", event) and self.peek(-1).word == "NULL":
                 value: Expression = Constant("null", "NULL", self.before)
             elif self.is_word("NULL", "ON", event):
                 value = Constant("null", "NULL", self.next().span)

@@ -1,10 +1,12 @@
-"""Random statements over random tables, with DuckDB's answers: joins, groups, filters and nulls in all combinations.
+"""Random statements over random tables, with DuckDB's answers: joins, groups, filters and nulls in all combinations,
+whatever the batches, the parallelism and the crashes; and faults that are planted in the binder, which they find.
 
 A failure names the seed of its statement: `-k seed17` runs it again.
 """
 
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -13,20 +15,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App, files
+from sabot import App, UserError, files
+from sabot.api.nodes.node import walk
+from sabot.sql import functions, relations, select, values
+from sabot.sql.scope import node_of
+from sabot.sql.syntax import tree
+from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
 
-STATEMENTS = 120
+STATEMENTS, MORE, CRASHES = 120, 500, 60
+SHARES = {"none": 0.0, "some": 0.2, "most": 0.7}  # of NULL in the tables
 NUMBERS = {"a": ["id", "k", "v"], "b": ["id", "k", "w"]}
 TEXTS = {"a": ["s"], "b": ["s"]}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("random")
+def folders(tmp_path_factory):
+    return {share: tables(tmp_path_factory.mktemp(share), nulls) for share, nulls in SHARES.items()}
+
+
+def folder_of(folders, seed):
+    return folders["some" if seed < STATEMENTS else [*SHARES][seed % 3]]
+
+
+def tables(place, nulls):
+    """Writes a and b as Parquet files. `nulls`: the share of NULL in their columns."""
     rng = random.Random(11)
 
     def column(values, count):
-        return [None if rng.random() < 0.2 else rng.choice(values) for _ in range(count)]
+        return [None if rng.random() < nulls else rng.choice(values) for _ in range(count)]
 
     def table(count, number, type):
         return pa.table(
@@ -111,9 +127,21 @@ class Statements:
             return f"{source} {how} b c ON c.id = {self.pick('a.id', 'b.id')}", [*tables, ("c", "b")]
         return source, tables
 
+    def condition_of_a_query(self, tables):
+        alias, table = self.pick(*tables)
+        inner, column = self.pick(("a", "v"), ("b", "w"))
+        where = self.condition([("z", inner)], 1)
+        return self.pick(
+            f"{alias}.k {self.pick('', 'NOT ')}IN (SELECT z.k FROM {inner} z WHERE {where})",
+            f"{alias}.{self.pick(*NUMBERS[table])} >= (SELECT {self.pick('MIN', 'MAX')}(z.{column}) FROM {inner} z WHERE {where})",
+            f"{self.pick('', 'NOT ')}EXISTS (SELECT 1 FROM {inner} z WHERE z.k = {alias}.k AND {where})",
+        )
+
     def statement(self):
         source, tables = self.source()
         where = f" WHERE {self.condition(tables)}" if self.rng.random() < 0.6 else ""
+        if self.rng.random() < 0.25:
+            where += f"{' AND' if where else ' WHERE'} {self.condition_of_a_query(tables)}"
         kind = self.rng.randrange(5)
         if kind == 0:
             columns = ", ".join(f"{alias}.id AS {alias}_id" for alias, _ in tables)
@@ -175,7 +203,215 @@ def counted(table):
 
 
 @pytest.mark.parametrize("seed", range(STATEMENTS), ids=lambda seed: f"seed{seed}")
-def test_a_random_statement_has_duckdbs_answer(folder, seed):
+def test_a_random_statement_has_duckdbs_answer(folders, seed):
     text = Statements(seed).statement()
-    expected = counted(theirs(folder, text))
-    assert counted(ours(folder, text, 1 + seed % 2)) == expected, text
+    expected = counted(theirs(folders["some"], text))
+    assert counted(ours(folders["some"], text, 1 + seed % 2)) == expected, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(STATEMENTS, MORE, 20), ids=lambda first: f"from{first}")
+def test_more_random_statements_have_duckdbs_answer(folders, first):
+    for seed in range(first, min(first + 20, MORE)):
+        text, folder = Statements(seed).statement(), folder_of(folders, seed)
+        assert counted(ours(folder, text, 1 + seed % 3)) == counted(theirs(folder, text)), f"seed {seed}: {text}"
+
+
+def over_crashes(folder, text, seed, place):
+    """Returns the rows of a statement whose tables come in pieces of any size, with barriers and crashes between."""
+    sink = ListSink()
+
+    def build(directory):
+        app = App("crashes", parallelism=1 + seed % 2, state=str(directory), checkpoint_dir=directory / "checkpoints")
+        app.configure(checkpoint_interval=None)
+        given = {}
+        for name in "ab":
+            rng, table = random.Random(f"{seed} {name}"), pq.read_table(folder / f"{name}.parquet")
+            script, at = [], 0
+            while at < table.num_rows:
+                size = rng.choice([1, 3, 11, 40])
+                script.append(table.slice(at, size))
+                at += size
+            for mark in [BARRIER] * 3 + [CRASH]:
+                script.insert(rng.randrange(len(script) + 1), mark)
+            source = ScriptedSource([*script, END], name=name, schema=table.schema)
+            given[name] = app.stream(source, time="t")
+        stream = app.sql(text, **given)
+        (stream.changelog() if stream.changes else stream).to(sink, delivery="exactly_once")
+        return app
+
+    assert run(build, place) > 1
+    found = Counter()
+    for row in sink.rows:
+        sign = 1 if row.pop("op", "insert") in ("insert", "update_after") else -1
+        (key,) = counted(pa.Table.from_pylist([row]))
+        found[key] += sign
+    return +found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(MORE, MORE + CRASHES), ids=lambda seed: f"seed{seed}")
+def test_a_random_statement_has_its_answer_over_crashes(folders, seed, tmp_path):
+    text, folder = Statements(seed).statement(), folder_of(folders, seed)
+    assert over_crashes(folder, text, seed, tmp_path) == counted(theirs(folder, text)), text
+
+
+def test_the_statements_cover_the_steps_with_changes_outer_joins_and_nulls(folders):
+    """Each step is there over rows and over changes, each join of each kind, with each share of NULL."""
+    seen = Counter()
+    for seed in range(MORE):
+        share = folder_of(folders, seed).name
+        app = App("random")
+        a, b = (app.stream(files(str(folder_of(folders, seed) / f"{name}.parquet")), time="t") for name in "ab")
+        for node in walk([node_of(app.sql(Statements(seed).statement(), a=a, b=b))]):
+            changes = any(upstream.changes for upstream in node.inputs)
+            seen[type(node).__name__, getattr(node, "how", ""), changes, share.rstrip("0123456789")] += 1
+    for share in SHARES:
+        for how in ("inner", "left", "right", "full", "semi", "anti"):
+            assert seen["Join", how, False, share] > 2, (how, share)
+        for how in ("inner", "left", "semi"):
+            assert seen["Join", how, True, share] > 0, (how, share)
+        for step in ("Filter", "Select", "GroupAggregate", "Deduplicate", "TopN"):
+            for changes in (False, True):
+                assert seen[step, "", changes, share] > 2, (step, changes, share)
+
+
+# -- faults that are planted in the binder ----------------------------------------------------------------------------
+
+
+def without_clause(**clauses):
+    """A fault: SELECT without these clauses."""
+
+    def plant(patch):
+        whole = select.SelectBinder.__init__
+
+        def broken(self, context, body, relation, where, **options):
+            whole(self, context, replace(body, **clauses), relation, where, **options)
+
+        patch.setattr(select.SelectBinder, "__init__", broken)
+
+    return plant
+
+
+def outer_joins_are_inner(patch):
+    patch.setattr(relations, "_HOW", {**relations._HOW, "LEFT": "inner"})
+
+
+def full_joins_are_left(patch):
+    patch.setattr(relations, "_HOW", {**relations._HOW, "FULL": "left"})
+
+
+def nulls_are_the_greatest(patch):
+    whole = select.order_columns
+
+    def broken(context, relation, order):
+        last = [each.descending if each.nulls_first is None else each.nulls_first for each in order]
+        return whole(
+            context, relation, [replace(each, nulls_first=nulls) for each, nulls in zip(order, last, strict=True)]
+        )
+
+    patch.setattr(select, "order_columns", broken)
+
+
+def orders_are_ascending(patch):
+    whole = select.order_columns
+    patch.setattr(
+        select, "order_columns", lambda a, b, order: whole(a, b, [replace(each, descending=False) for each in order])
+    )
+
+
+def not_in_is_in(patch):
+    whole = values._BINDERS[tree.In]
+    patch.setitem(values._BINDERS, tree.In, lambda self, node: whole(self, replace(node, negated=False)))
+
+
+def between_is_above(patch):
+    patch.setitem(
+        values._BINDERS,
+        tree.Between,
+        lambda self, node: self.bind(tree.Binary(">=", node.operand, node.lower, node.span)),
+    )
+
+
+def null_is_distinct_from_nothing(patch):
+    patch.setattr(
+        values.Binder,
+        "_distinct_from",
+        lambda self, node: self.bind(tree.Binary("<>", node.left, node.right, node.span)),
+    )
+
+
+def filters_of_aggregates_are_lost(patch):
+    whole = functions.aggregate
+    patch.setattr(functions, "aggregate", lambda call, argument, predicate: whole(call, argument, None))
+
+
+def distinct_aggregates_count_all(patch):
+    whole = functions.aggregate
+    patch.setattr(
+        functions,
+        "aggregate",
+        lambda call, argument, predicate: whole(replace(call, distinct=False), argument, predicate),
+    )
+
+
+def further_conditions_of_joins_are_lost(patch):
+    whole = relations._JoinBinder._sort_conditions
+
+    def broken(self):
+        whole(self)
+        self._residual = []
+
+    patch.setattr(relations._JoinBinder, "_sort_conditions", broken)
+
+
+def one_condition_of_where_counts(patch):
+    whole = relations.conjuncts
+    patch.setattr(relations, "conjuncts", lambda node: whole(node)[:1])
+
+
+def nulls_of_a_query_do_not_count(patch):
+    def broken(stream, inner, mine, its):
+        return stream.join(inner, left_on=mine.expr, right_on=its.expr, how="anti")
+
+    patch.setattr(relations, "without_partners", broken)
+
+
+def not_exists_is_exists(patch):
+    whole = relations.QueryBinder._exists
+    patch.setattr(
+        relations.QueryBinder, "_exists", lambda self, relation, query, how: whole(self, relation, query, "semi")
+    )
+
+
+FAULTS = {
+    "HAVING is lost": without_clause(having=None),
+    "DISTINCT is lost": without_clause(distinct=False),
+    "outer joins are inner": outer_joins_are_inner,
+    "full joins are left": full_joins_are_left,
+    "nulls are the greatest": nulls_are_the_greatest,
+    "orders are ascending": orders_are_ascending,
+    "NOT IN is IN": not_in_is_in,
+    "BETWEEN has no upper bound": between_is_above,
+    "NULL IS DISTINCT FROM nothing": null_is_distinct_from_nothing,
+    "FILTER is lost": filters_of_aggregates_are_lost,
+    "COUNT DISTINCT counts all": distinct_aggregates_count_all,
+    "further conditions of joins are lost": further_conditions_of_joins_are_lost,
+    "one condition of WHERE counts": one_condition_of_where_counts,
+    "nulls of a query do not count": nulls_of_a_query_do_not_count,
+    "NOT EXISTS is EXISTS": not_exists_is_exists,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_binder_is_found(folders, fault, monkeypatch):
+    FAULTS[fault](monkeypatch)
+    for seed in range(STATEMENTS):
+        text, folder = Statements(seed).statement(), folders["some"]
+        try:
+            found = counted(ours(folder, text, 1))
+        except UserError:
+            return
+        if found != counted(theirs(folder, text)):
+            return
+    pytest.fail(f"{STATEMENTS} statements have their answer although {fault}")
