@@ -184,7 +184,8 @@ class LeadAgent:
         return found
 
     async def _tell(self, kind: str, query_id: str) -> None:
-        await publish(self._bus, ProcessEvent(kind, self.name, query_id, self._clock.time()))
+        if self._bus is not None:
+            await publish(self._bus, ProcessEvent(kind, self.name, query_id, self._clock.time()))
 
 
 class LeadAgentWithRuntime:

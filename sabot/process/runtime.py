@@ -32,6 +32,7 @@ from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
+_PUBLISHED = (Phase.READY, Phase.WAITING, Phase.FAILED)  # phases whose begin may be an event
 # Limits that are held here, and not by the supervisor of the process.
 _OF_TASKS = ("max_task_duration", "max_output_bytes", "max_tool_calls_per_task", "max_tool_calls_per_minute")
 
@@ -414,18 +415,18 @@ class ProcessRuntime:
         )
 
     def _told(self, instance: RuntimeAgent, before: Phase, phase: Phase) -> None:
-        kinds = []
-        if before is Phase.STOPPING and phase in (Phase.WAITING, Phase.FAILED):
-            kinds.append("agent.failed")
-        if instance.degraded:
-            kinds.append("agent.degraded")
-        if phase is Phase.READY and before is Phase.STARTING:
-            kinds.append("agent.restarted")
-        if instance.id in self._instances:  # else its first process is being started
-            for each in kinds:
-                self._tasks.begin(self._publish(each, instance.id))
-        was, now = PROCESS_STATES[before], PROCESS_STATES[phase]
-        if self._on_state is not None and was is not now:
+        if phase in _PUBLISHED:
+            kinds = []
+            if before is Phase.STOPPING:
+                kinds.append("agent.failed")
+            if before is Phase.STARTING and phase is Phase.READY:
+                kinds.append("agent.restarted")
+            if instance.degraded:
+                kinds.append("agent.degraded")
+            if instance.id in self._instances:  # else its first process is being started
+                for each in kinds:
+                    self._tasks.begin(self._publish(each, instance.id))
+        if self._on_state is not None and (was := PROCESS_STATES[before]) is not (now := PROCESS_STATES[phase]):
             self._on_state(instance, was, now)
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
@@ -474,13 +475,13 @@ class ProcessRuntime:
             self.executor.tools = given
 
     async def _publish(self, kind: str, agent_id: str, task_id: str = "", tool_call: ToolAudit | None = None) -> None:
-        await publish(self._bus, ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
+        if self._bus is not None:
+            await publish(self._bus, ProcessEvent(kind, agent_id, task_id, self._clock.time(), tool_call))
 
 
-async def publish(bus: ProcessEventBus | None, event: ProcessEvent) -> None:
-    """Gives the event to the bus, if there is one. An error of the bus is logged, and stops nobody."""
-    if bus is not None:
-        try:
-            await bus.publish(event)
-        except Exception:
-            _log.exception("the message bus has not taken %s", event.type)
+async def publish(bus: ProcessEventBus, event: ProcessEvent) -> None:
+    """Gives the event to the bus. An error of the bus is logged, and stops nobody."""
+    try:
+        await bus.publish(event)
+    except Exception:
+        _log.exception("the message bus has not taken %s", event.type)

@@ -23,11 +23,12 @@ from sabot.errors import UNREADABLE
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
-from sabot.process.instance import Instance, Phase
+from sabot.process.instance import OVER, Instance, Phase
 from sabot.process.limits import ResourceLimits
 from sabot.process.status import ProcessUsage
 
 _LAST_WORDS = 4000  # characters
+_FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a task
 _NO_MEMORY = (
     "MemoryError",  # Python
     "std::bad_alloc",
@@ -121,16 +122,15 @@ class TaskLines:
         """The seconds since the last line; 0 if the process has never sent a heartbeat."""
         return self._clock.monotonic() - self._heard_at if self._beats else 0.0
 
-    @asynccontextmanager
-    async def task(self) -> AsyncIterator[None]:
-        """Takes answers for one task inside."""
+    def begin_task(self) -> None:
+        """Takes answers for one task from now on."""
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
-        try:
-            yield
-        finally:
-            self._said = None
+
+    def end_task(self) -> None:
+        """Takes no answers any more: later ones are lines of the log."""
+        self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:
         """Writes the message as a line. Does nothing if the process does not read any more: then it ends, or its answer
@@ -260,7 +260,7 @@ class RuntimeAgent(Instance):
     @property
     def is_over(self) -> bool:
         """True if the instance gets no other process, also while it is being ended."""
-        return self.given_up or super().is_over
+        return self.given_up or self.phase in OVER
 
     @property
     def degraded(self) -> bool:
@@ -271,7 +271,8 @@ class RuntimeAgent(Instance):
         """Waits until the instance can be given a task, and returns the conversation with its process; None if there
         will be no process any more.
         """
-        await self.until(lambda phase: self.is_over or phase in (Phase.READY, Phase.IDLE))
+        if self.phase not in _FREE:
+            await self.until(lambda phase: self.is_over or phase in _FREE)
         return None if self.is_over else self.lines
 
     @asynccontextmanager
@@ -280,10 +281,11 @@ class RuntimeAgent(Instance):
         lines = self.lines
         assert lines is not None
         self.become(Phase.BUSY)
+        lines.begin_task()
         try:
-            async with lines.task():
-                yield
+            yield
         finally:
+            lines.end_task()
             if self.phase is Phase.BUSY and self.lines is lines:
                 self.become(Phase.IDLE)
 
