@@ -317,7 +317,9 @@ public:
     /* Returns true if the partial match can result from some rows in this pattern. */
     bool belongs(const Partial& given) const {
         const StepPlan& step = steps[given.step];
-        const bool fits = is_done(given) ? begun && final_[given.step + 1] && !given.loop : !(given.targets & ~reach_[given.step + 1]);
+        const bool fits = is_done(given)
+            ? begun && final_[given.step + 1] && !given.loop && given.first_time <= INT64_MAX - length_of(given)
+            : !(given.targets & ~reach_[given.step + 1]);
         return fits && given.count >= 1 && given.count <= std::max(step.least, step.most)
             && 0 <= given.start && given.start <= given.last && given.last < FAR_SERIAL;
     }
@@ -383,9 +385,8 @@ private:
     }
 
     static bool is_done(const Partial& p) { return (p.targets >> DONE & 3) == 1; }
-    static int64_t end_of(const Partial& done) {
-        return done.first_time + static_cast<int64_t>(done.targets & ((1ull << DONE) - 1));
-    }
+    static int64_t length_of(const Partial& done) { return static_cast<int64_t>(done.targets & ((1ull << DONE) - 1)); }
+    static int64_t end_of(const Partial& done) { return done.first_time + length_of(done); }
 
     int64_t deadline_of(const Partial& p) const {
         if (within < 0) return INT64_MAX;

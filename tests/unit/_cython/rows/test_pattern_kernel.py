@@ -379,6 +379,33 @@ def test_what_is_no_export_of_this_pattern_is_refused() -> None:
         other.load(partials, circle, 0)
 
 
+def changed(partials: pa.RecordBatch, **values: Any) -> pa.RecordBatch:
+    """Partial matches with other values in the last row."""
+    for name, value in values.items():
+        place = partials.schema.get_field_index(name)
+        column = pa.array([*partials.column(place).to_pylist()[:-1], value], partials.column(place).type)
+        partials = partials.set_column(place, partials.schema.field(place), column)
+    return partials
+
+
+def test_a_complete_match_that_waits_comes_back_and_an_impossible_one_is_refused() -> None:
+    """The match of `a b+` with the first two rows waits, because a third row may make it longer."""
+    loop = (1, None, "next", "next", False, False, (1, []))
+    spec = spec_of(A, loop, overlap="begun")
+    driven = Driven(spec)
+    driven.feed(rows_of("ab"))
+    partials, nodes = driven.table.export()
+    assert (len(driven.table), driven.found) == (2, [])
+    longest = (1 << 63) - 1  # the bit of a complete match, and all bits of the ms from its first to its last row
+    for other in (changed(partials, loop=True), changed(partials, first=(1 << 62) + 1, targets=longest)):
+        with pytest.raises(ValueError, match="partial match 1 does not fit this pattern"):
+            spec.table().load(other, nodes, 0)
+    driven.restart()
+    assert driven.table.flush(5)
+    driven._take(0)
+    assert driven.times == [(0, 0, 1)]
+
+
 @pytest.mark.parametrize(
     ("column", "value"), [("targets", 1 << 9), ("count", 0), ("count", 2), ("start", -1), ("last", 1 << 62)]
 )
