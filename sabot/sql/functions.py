@@ -480,6 +480,14 @@ def _to_time(method: str, arguments: CallArguments) -> Expr:
     return getattr(arguments.expr(0).str, method)(format, strict=False)  # type: ignore[no-any-return]
 
 
+def _convert_tz(arguments: CallArguments) -> Expr:
+    """Returns a local time as a text on the clock of another zone."""
+    before, after = (arguments.constant(i, "string", "the time zone") for i in (1, 2))
+    there = arguments.expr(0).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
+    zoned = there.dt.replace_time_zone(before, ambiguous="earliest", non_existent="null")
+    return zoned.dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _to_timestamp_ltz(arguments: CallArguments) -> Expr:
     digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
     if digits not in (0, 3):
@@ -568,6 +576,7 @@ FUNCTIONS: dict[str, Function] = {
     "COALESCE": _COALESCE,
     "CONCAT": Function(1, None, _concat),
     "CONCAT_WS": Function(2, None, _concat_ws),
+    "CONVERT_TZ": Function(3, 3, _convert_tz),
     "DATE_FORMAT": Function(2, 2, _date_format),
     "DAYOFMONTH": Function(1, 1, partial(_part, "DAY")),
     "DAYOFWEEK": Function(1, 1, partial(_part, "DOW")),

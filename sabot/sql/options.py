@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 APP_NAME = "pipeline.name"
 """The option that names the app of a script."""
 
+_ZONE = "table.local-time-zone"
 _OURS = "sabot."
 _KAFKA = "sabot.kafka."
 
@@ -95,6 +96,10 @@ class SqlOptions:
             if option.value != self._host.id:
                 raise SqlFault(option.value_span, f"the name of this app is {self._host.id}", "App(name) gives it")
             return
+        if option.key == _ZONE and option.value.upper() not in ("UTC", "Z", "ETC/UTC"):
+            raise SqlFault(
+                option.value_span, "times with a local zone are in UTC", f"CONVERT_TZ(text, 'UTC', '{option.value}')"
+            )
         name = _setting_of(option)
         if name is None:
             _log.warning("SET '%s' has no effect", option.key)
@@ -131,7 +136,7 @@ def _setting_of(option: TableOption) -> str | None:
     known = {f"{_OURS}{name}": name for name in options_of(Settings) if name not in _OTHERWISE} | _FLINKS
     if key in known:
         return known[key]
-    if _IGNORED.fullmatch(key) or key == APP_NAME:
+    if _IGNORED.fullmatch(key) or key in (APP_NAME, _ZONE):
         return None
     raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME]))
 

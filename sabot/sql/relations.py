@@ -101,7 +101,9 @@ class QueryBinder:
             binder._select(query.body, waits=waits) if isinstance(query.body, SelectBody) else binder._body(query.body)
         )
         if query.offset is not None:
-            raise SqlFault(query.offset.span, "OFFSET is not supported")
+            raise SqlFault(
+                query.offset.span, "OFFSET is not supported", "ORDER BY … LIMIT n, and skip rows of the result"
+            )
         if query.order:
             return self._ordered(query, relation, added)
         if query.limit is None:

@@ -46,7 +46,7 @@ class Queries(Expressions):
             tables: tuple[tuple[Alias, Query], ...] = ()
             if self.take_word("WITH"):
                 if self.is_word("RECURSIVE"):
-                    raise SqlFault(self.token.span, "recursive queries are not supported")
+                    raise SqlFault(self.token.span, "recursive queries are not supported", "write each level as a join")
                 tables = self.several(self._common_table)
             body = self._body()
             order = self.order_by() if self.is_word("ORDER") else ()
