@@ -92,8 +92,15 @@ class Child:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or its supervisor has."""
+        """True if the child has ended, or its supervisor has."""
         return self._ended.done()
+
+    @property
+    def trouble(self) -> str:
+        """The reason why the child cannot work: its process has ended, or somebody has stopped it; "" if it can."""
+        if self.is_over:
+            return "its process has ended"
+        return f"its process {self.pid} is stopped (SIGSTOP)" if self.paused else ""
 
     async def wait(self) -> ExitStatus:
         """How it ended. Returns when nothing is left of it: what it has started is ended with it. Its output can still be read.

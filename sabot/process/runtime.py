@@ -366,10 +366,11 @@ class ProcessRuntime:
             lines = instance.lines
             if lines is None or instance.phase not in RUNS:
                 continue
-            lines.strikes = lines.strikes + 1 if instance.is_stopped else 0
+            stopped = lines.child.trouble if instance.pid else ""  # else its end is being seen
+            lines.strikes = lines.strikes + 1 if stopped else 0
             silent = lines.silent_seconds
             if lines.strikes >= self.config.recovery.failure_threshold:
-                why = "it is stopped (SIGSTOP)"
+                why = stopped
             elif silent > self.config.monitoring.heartbeat_timeout:
                 why = f"its last heartbeat was {silent:.0f} s ago"
             else:

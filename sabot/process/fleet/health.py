@@ -31,10 +31,15 @@ _USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
-    """liveness_interval_secs, readiness_interval_secs: between two probes. liveness_failures, readiness_failures: probes in a row that find
-    something wrong, until the instance does not live, or is not ready.
-    stuck_secs: for how long work may make no progress. window_secs: over which latency and errors are counted.
-    max_error_rate: above it an instance is not ready, from 0 to 1, where there were at least `min_requests` in the window.
+    """The settings of a health monitor.
+
+    - `liveness_interval_secs`, `readiness_interval_secs`: seconds between two probes. `liveness_failures`,
+      `readiness_failures`: the number of probes in a row that find something wrong, after which an instance does not
+      live, or is not ready.
+    - `stuck_secs`: the longest time that work may make no progress. `window_secs`: the time over which latency and
+      errors are counted.
+    - `max_error_rate`: the share of failed requests, from 0 to 1, above which an instance is not ready, if there were
+      at least `min_requests` in the window.
     """
 
     liveness_interval_secs: float = 10
@@ -56,10 +61,13 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class HealthSnapshot:
-    """An instance at this moment. why: of each that is not so. requests, error_rate, latencies: of the window; None where there was
-    nothing.
-    in_progress: pieces of work. memory_bytes, cpu_seconds: of its children with all that they have started, as measured at the last probe
-    of liveness.
+    """An instance at this moment.
+
+    - `why_not_live`, `why_not_ready`, `why_stuck`: the reasons, or "".
+    - `requests`, `error_rate`, latencies: figures of the window; None if there was nothing to measure. `in_progress`:
+      the pieces of work that are not done.
+    - `memory_bytes`, `cpu_seconds`: the usage of its children with all that they have started, at the last probe of
+      liveness.
     """
 
     agent_id: str
@@ -81,7 +89,7 @@ class HealthSnapshot:
 
 @dataclass(frozen=True)
 class HealthChange:
-    """An instance is not any more what it was, or is so again."""
+    """A change of an instance's health: it lives, is ready or is stuck from now on, or not any more."""
 
     agent_id: str
     what: Literal["live", "ready", "stuck"]
@@ -90,7 +98,7 @@ class HealthChange:
 
 
 class WatchedRequest:
-    """A piece of work of an instance. child: who does it, if that is known."""
+    """A piece of work of an instance. child: the child that does it, if that is known."""
 
     def __init__(self, began: float, child: Child | None) -> None:
         self.began = began
@@ -101,15 +109,15 @@ class WatchedRequest:
         self._seen_bytes = 0
 
     def by(self, child: Child) -> None:
-        """This child does it."""
+        """Notes that this child does the work."""
         self.child = child
 
     def progress(self) -> None:
-        """It goes on. What its child writes says so too."""
+        """Notes that the work goes on. Output of its child counts as progress, too."""
         self._progressed = True
 
     def look(self, now: float) -> float:
-        """-> for how long it has made no progress"""
+        """Returns the seconds since the work has made progress."""
         seen = 0 if self.child is None else self.child.output_bytes
         if self._progressed or seen != self._seen_bytes:
             self._progressed, self._seen_bytes, self.moved_at = False, seen, now
@@ -134,20 +142,21 @@ class _WatchedInstance:
 
     @property
     def is_probed(self) -> bool:
-        """Whether a probe can find anything."""
+        """True if a probe can find anything."""
         return self.child_of is not None or self.beat_at is not None or bool(self.open or self.wrong or self.past)
 
     def children(self) -> list[Child]:
-        """Its own, and those of its work."""
+        """Returns its own child, and those of its work."""
         own = None if self.child_of is None else self.child_of()
         every = [own, *(request.child for request in list(self.open))]
         return list(dict.fromkeys(child for child in every if child is not None))
 
 
 class HealthMonitor:
-    """Watches child processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any.
+    """Watches child processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as
+    there is any. Pages and samples may be asked for from any thread.
 
-    name: of the app, in pages and figures. on_change: is told of each change. Pages and samples may be asked for from any thread.
+    - `name`: the app's name, in pages and figures. `on_change`: called with each change.
     """
 
     def __init__(
@@ -180,10 +189,11 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an instance from now on, in the place of one of the same id, whose requests are kept.
+        """Watches an instance from now on, in the place of one with the same id, whose requests are kept.
 
-        child: its process, or what gives the one that it has now; without it, it has processes only for its work. heartbeats: it calls
-        `beat` at least each `liveness_interval_secs`. is_suspended: it is stopped on purpose, so that this is no failure.
+        - `child`: its process, or a function that returns the present one. None if it has processes only for its work.
+        - `heartbeats`: True if it calls `beat` at least each `liveness_interval_secs`.
+        - `is_suspended`: returns True while it is stopped on purpose, which is no failure.
         """
         check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._instances.get(agent_id)
@@ -196,12 +206,12 @@ class HealthMonitor:
         self._look_after()
 
     def unregister(self, agent_id: str) -> None:
-        """Watches it no more. Does nothing for one that is not watched."""
+        """Watches the instance no more. Does nothing for one that is not watched."""
         self._instances.pop(agent_id, None)
         self._look_after()
 
     def beat(self, agent_id: str) -> None:
-        """A heartbeat of the instance, which is progress of its work, too. Raises NotFound."""
+        """Notes a heartbeat of the instance, which is progress of its work, too. Raises NotFound."""
         watched = self._find(agent_id)
         watched.beat_at = self._clock.monotonic()
         for request in watched.open:
@@ -210,7 +220,9 @@ class HealthMonitor:
 
     @contextmanager
     def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
-        """The instance works, inside. What is raised counts as an error, and so does `request.failed = True`. Raises NotFound."""
+        """Counts a request of the instance inside. An error that is raised makes it a failed one, and so does
+        `request.failed = True`. Raises NotFound.
+        """
         watched = self._find(agent_id)
         request = WatchedRequest(self._clock.monotonic(), child)
         watched.open.add(request)
@@ -231,11 +243,11 @@ class HealthMonitor:
             self._look_after()
 
     def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
-        """The instance has worked for so long. Raises NotFound."""
+        """Counts a request that the instance has worked on for so long. Raises NotFound."""
         self._record(self._find(agent_id), seconds, failed)
 
     def include(self, figures: Callable[[], list[Sample]]) -> None:
-        """`samples` of a fleet or of a warm pool, which are told beside those of instances."""
+        """Adds the `samples` of a fleet or of a warm pool to those of the instances."""
         self._figures.append(figures)
 
     @asynccontextmanager
@@ -275,25 +287,29 @@ class HealthMonitor:
             self._struck(watched, "ready", self._why_not_ready(watched), self.config.readiness_failures)
 
     def snapshot(self, agent_id: str) -> HealthSnapshot:
-        """The instance at this moment. Raises NotFound."""
+        """Returns the instance at this moment. Raises NotFound."""
         return self._snapshot(self._find(agent_id))
 
     def snapshots(self) -> list[HealthSnapshot]:
-        """All instances at this moment. From any thread."""
+        """Returns all instances at this moment. Called from any thread."""
         return [self._snapshot(each) for each in list(self._instances.values())]
 
     # -- pages ----------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
-        """(why not all live, or "", and what each instance lacks). From any thread."""
+        """Returns the reason why not all instances live, or "", and the reason for each instance. Called from any
+        thread.
+        """
         return self._lacking("live")
 
     def readiness(self) -> tuple[str, dict[str, str]]:
-        """(why not all are ready, or "", and what each instance lacks). From any thread."""
+        """Returns the reason why not all instances are ready, or "", and the reason for each instance. Called from any
+        thread.
+        """
         return self._lacking("ready")
 
     def samples(self) -> Iterator[Sample]:
-        """Figures for Prometheus. From any thread."""
+        """Yields the figures for Prometheus. Called from any thread."""
         for each in list(self._instances.values()):
             instance = each.agent_id
             for name, what in (("sabot_process_live", "live"), ("sabot_process_ready", "ready")):
@@ -470,10 +486,10 @@ class HealthMonitor:
 
 
 def _stopped(watched: _WatchedInstance) -> str:
-    stopped = [child.pid for child in watched.children() if child.paused and not child.is_over]
-    return f"its process {stopped[0]} is stopped (SIGSTOP)" if stopped else ""
+    """Returns the trouble of its first child that is stopped, "" if none is. A child that has ended its work is none."""
+    return next((child.trouble for child in watched.children() if child.trouble and not child.is_over), "")
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
-    """The least that is not below such a share of all."""
+    """Returns the least value that is not below such a share of all; None of no values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None

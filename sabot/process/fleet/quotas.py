@@ -23,8 +23,8 @@ _MOST_CORES = 1 << 20
 
 
 class QuotaMode(StrEnum):
-    """When a quota acts. hard: when it is found to be exceeded. soft_then_hard: it warns, and acts when it is so for `grace_seconds`.
-    warn_only: it warns.
+    """The time when a quota acts. hard: as soon as it is exceeded. soft_then_hard: it warns, and acts if it is exceeded
+    for `grace_seconds`. warn_only: it only warns.
     """
 
     HARD = "hard"
@@ -33,7 +33,9 @@ class QuotaMode(StrEnum):
 
 
 class QuotaAction(StrEnum):
-    """What follows. throttle: less CPU for the instance. suspend, terminate: those of the lifecycle manager."""
+    """The action of a quota that is exceeded. throttle: the instance gets less CPU. suspend, terminate: the verbs of
+    the lifecycle manager.
+    """
 
     WARN = "warn"
     THROTTLE = "throttle"
@@ -42,7 +44,7 @@ class QuotaAction(StrEnum):
 
 
 class QuotaResource(StrEnum):
-    """What a quota is about."""
+    """A resource that a quota limits."""
 
     CPU = "cpu"
     MEMORY = "memory"
@@ -50,7 +52,7 @@ class QuotaResource(StrEnum):
 
 
 class CountsTokens(Protocol):
-    """What a call of a model has used: `sabot.llm.Usage` and a ledger's rows are some."""
+    """The usage of a call of a model: `sabot.llm.Usage` and a ledger's rows have it."""
 
     @property
     def total_tokens(self) -> int: ...
@@ -58,11 +60,14 @@ class CountsTokens(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceQuota:
-    """What an instance may use, with all that it has started; exactly so much is allowed. None: it is not limited. Raises InvalidQuota.
+    """A quota of an instance, with all that it has started. Exactly so much is allowed; None if a resource is not
+    limited. Raises InvalidQuota.
 
-    cpu: cores, say "2", "500m" or 0.5, on average between two looks. memory: resident, say "2Gi", "512Mi" or a number of bytes.
-    tokens_per_hour: in an hour of the clock. on_cpu, on_memory, on_tokens: what follows when it uses more, and `mode` says when.
-    throttled_cpu: to what an instance is held that is throttled for its memory or its tokens; for its CPU it is held to `cpu`.
+    - `cpu`: cores, say "2", "500m" or 0.5, on average between two looks. `memory`: resident memory, say "2Gi", "512Mi"
+      or a number of bytes. `tokens_per_hour`: tokens in an hour of the clock.
+    - `on_cpu`, `on_memory`, `on_tokens`: the action if more is used, at the time that `mode` says.
+    - `throttled_cpu`: the cores to which an instance is held that is throttled for its memory or its tokens; for its
+      CPU it is held to `cpu`.
     """
 
     cpu: str | float | None = "2"
@@ -96,7 +101,7 @@ class ResourceQuota:
             raise InvalidQuota(error.message, hint=error.hint) from error
 
     def limits(self) -> dict[QuotaResource, float]:
-        """Cores, bytes, tokens an hour; of those that are limited."""
+        """Returns cores, bytes, and tokens an hour, of those that are limited."""
         if self.tokens_per_hour is not None and not is_whole(self.tokens_per_hour, 1):
             raise InvalidQuota(
                 f"quota: tokens_per_hour={short_repr(self.tokens_per_hour)}", hint="a whole number from 1 up, or None"
@@ -109,7 +114,7 @@ class ResourceQuota:
         return {resource: limit for resource, limit in found.items() if limit is not None}
 
     def action(self, resource: QuotaResource) -> QuotaAction:
-        """What follows when more is used of it."""
+        """Returns the action if more is used of the resource."""
         return {
             QuotaResource.CPU: self.on_cpu,
             QuotaResource.MEMORY: self.on_memory,
@@ -119,11 +124,14 @@ class ResourceQuota:
 
 @dataclass(frozen=True)
 class ResourceReport:
-    """What an instance uses, with all that it has started.
+    """The usage of an instance, with all that it has started.
 
-    at: seconds since 1970. cpu_cores: on average since the look before; 0 at the first one of a process. cpu_seconds: of all its processes
-    from the first one that was looked at. peak_memory_bytes: of all looks. tokens: in this hour. total_tokens: of those reported here.
-    held_to: cores to which it is held; None: it is not. exceeded: of what it uses too much, or was held for that.
+    - `at`: the time in seconds since 1970. `cpu_cores`: the average since the look before; 0 at the first look at a
+      process. `cpu_seconds`: the time of all its processes from the first that was looked at.
+    - `peak_memory_bytes`: the most of all looks. `tokens`: those of this hour. `total_tokens`: those that were reported
+      here.
+    - `held_to`: the cores to which it is held, or None. `exceeded`: the resources of which it uses too much, or for
+      which it is held.
     """
 
     agent_id: str
@@ -142,7 +150,9 @@ class ResourceReport:
 
 @dataclass(frozen=True)
 class QuotaViolation:
-    """More was used than is allowed. at: seconds since 1970. action: what was done. error: why that has failed; it is tried again."""
+    """A limit that was exceeded. at: the time in seconds since 1970. action: the action that was taken. error: the
+    reason why that has failed, or ""; the action is tried again.
+    """
 
     agent_id: str
     at: float

@@ -1,4 +1,4 @@
-"""How many replicas a fleet should have: what it is told and what was measured, and for how long that has been so."""
+"""The number of replicas that a fleet should have: recommendations from measurements, and how long they have held."""
 
 import math
 from collections import deque
@@ -12,12 +12,16 @@ from sabot.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
-    """min_replicas, max_replicas: how many there are at least and at most. target_cpu_percent, target_memory_percent: of what one may use
-    (of a core, where its CPU is not limited; memory counts only where it is), on average over all. target_lag: how much of the lag is for
-    one replica. tolerance: so far from a target nothing is changed.
-    interval_secs: between two looks. scale_up_secs, scale_down_secs: for how long more, or fewer, were wanted before it is done.
-    drain_secs: for what a replica does to end, and again for the hook. spawn_timeout_secs: for a child of a warm pool. grace_secs: from
-    SIGTERM to SIGKILL.
+    """The settings of a fleet.
+
+    - `min_replicas`, `max_replicas`: the least and the most replicas.
+    - `target_cpu_percent`, `target_memory_percent`: the wanted usage, in percent of a replica's limit (of a core, if
+      its CPU is not limited; memory counts only if it is), on average over all. `target_lag`: the share of the lag for
+      one replica. `tolerance`: the distance from a target within which nothing is changed.
+    - `interval_secs`: seconds between two looks. `scale_up_secs`, `scale_down_secs`: seconds for which more, or fewer,
+      replicas have to be wanted before they are started, or drained.
+    - `drain_secs`: seconds for the work of a replica to end, and again for the hook. `spawn_timeout_secs`: seconds to
+      wait for a child of a warm pool. `grace_secs`: seconds from SIGTERM to SIGKILL.
     """
 
     min_replicas: int = 1
@@ -57,8 +61,10 @@ class FleetConfig:
 
 @dataclass(frozen=True)
 class FleetMetrics:
-    """As measured: percents are averages over the active replicas, None where there is nothing to measure them by. waiting: pieces of work
-    in the queue. lag: of the function that the fleet was given, else 0.
+    """A measurement of a fleet. Percents are averages over the active replicas; None if there is nothing to measure
+    them by.
+
+    `waiting`: pieces of work in the queue. `lag`: the result of the function that the fleet was given, else 0.
     """
 
     active: int
@@ -73,7 +79,9 @@ class FleetMetrics:
 
 @dataclass(frozen=True)
 class ScalingDecision:
-    """What is to be done. recommended: by the metrics of this moment alone. desired: what is done, when that was so for long enough."""
+    """A decision on the number of replicas. recommended: the number by the metrics of this moment alone. desired: the
+    number to which the fleet goes, since it was wanted for long enough.
+    """
 
     action: Literal["up", "down", "none"]
     current: int
@@ -84,14 +92,14 @@ class ScalingDecision:
 
 
 class Recommendations:
-    """What was recommended, and when, from the start of a fleet on."""
+    """The recommendations for a fleet and their times, from its start on."""
 
     def __init__(self, config: FleetConfig, now: float) -> None:
         self._config = config
         self._wanted = deque([(now, config.min_replicas)])
 
     def decide(self, metrics: FleetMetrics, current: int, now: float) -> ScalingDecision:
-        """What is to be done where there are `current` replicas. now: by the clock's steady count of seconds."""
+        """Returns the decision for a fleet of `current` replicas. `now`: the clock's steady count of seconds."""
         own = self._config
         recommended, reason = self._of(metrics)
         self._wanted.append((now, recommended))
@@ -105,7 +113,7 @@ class Recommendations:
         return ScalingDecision("none", current, recommended, current, reason, metrics)
 
     def _of(self, metrics: FleetMetrics) -> tuple[int, str]:
-        """How many there should be, and why."""
+        """Returns the recommended number, and its reason."""
         own = self._config
         wanted = {
             "work": metrics.busy + math.ceil(metrics.waiting / own.target_lag),
@@ -123,14 +131,14 @@ class Recommendations:
         return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
 
     def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
-        """So many that each uses its target."""
+        """Returns the number of replicas with which each uses its target."""
         if percent is None:
             return 0
         ratio = percent / target
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """What was wanted for so long; None: it is not known for so long yet."""
+        """Returns the number that was wanted for so long; None if that is not known for so long yet."""
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]
         if not at_first:

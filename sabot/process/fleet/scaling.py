@@ -475,4 +475,4 @@ async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:
 
 
 def _can_work(replica: FleetReplica) -> bool:
-    return not replica.child.is_over and not replica.child.paused
+    return not replica.child.trouble

@@ -369,4 +369,4 @@ def _is_fit(child: Child) -> bool:
     """Returns True if the child runs: it has not ended, also if the supervisor has not said so yet, and is not
     stopped.
     """
-    return not child.is_over and not child.paused and numbers_of(child.pid) is not None
+    return not child.trouble and numbers_of(child.pid) is not None
