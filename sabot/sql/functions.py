@@ -151,13 +151,15 @@ def is_number(type: pa.DataType) -> bool:
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def divided(operator: str, left: TypedExpr, right: TypedExpr) -> Expr:
-    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down)."""
+def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool = False) -> Expr:
+    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down).
+    `positive`: True if the divisor is known to be greater than 0.
+    """
     a, b = left.expr, right.expr
     if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
         return a / b if operator == "/" else a % b
     quotient, rest = a // b, a % b
-    positive = right.expr.kind == "lit" and right.expr.option("value") > 0
+    positive = positive or (right.expr.kind == "lit" and right.expr.option("value") > 0)
     apart = (rest != 0) & ((a < 0) if positive else (a < 0) ^ (b < 0))
     if operator == "/":
         return quotient + when(apart).then(lit(1)).otherwise(lit(0))

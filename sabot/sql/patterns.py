@@ -268,13 +268,14 @@ class _MatchBinder:
         whole = pa.types.is_integer(type)
         total = rows.sum(expr)
         if current is not None:
-            total = when(current.is_not_null()).then(coalesce(total, lit(0)) + current).otherwise(total)
+            total = coalesce(total + current, current, total)
         if kind == "SUM":
             return self._column(span, pa.int64() if whole else type, total)
         if not whole:
             mean = rows.mean(expr) if current is None else total / present
             return self._column(span, pa.float64(), mean)
-        quotient = functions.divided("/", TypedExpr(total, pa.int64()), TypedExpr(present, pa.int64()))
+        sides = TypedExpr(total, pa.int64()), TypedExpr(present, pa.int64())
+        quotient = functions.divided("/", *sides, positive=True)
         return self._column(span, pa.int64(), when(present > 0).then(quotient).otherwise(lit(None)))
 
     def _column(self, span: Span, type: pa.DataType, value: Expr) -> Column:
