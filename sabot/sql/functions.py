@@ -665,6 +665,7 @@ AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
 """The aggregates of one argument, by their name in capitals."""
 
 _SAME_IF_DISTINCT = ("MIN", "MAX")
+_OF_NUMBERS = ("SUM", "AVG", "STDDEV", "VAR")
 
 
 def is_aggregate(name: str) -> bool:
@@ -684,7 +685,7 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) ->
     elif call.distinct and name not in _SAME_IF_DISTINCT:
         raise SqlFault(call.span, f"{name}(DISTINCT …) is not supported", "COUNT(DISTINCT …) is")
     else:
-        if name in ("SUM", "AVG", "STDDEV", "VARIANCE") and not is_number(argument.type):
+        if name.startswith(_OF_NUMBERS) and not is_number(argument.type):
             raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
         if name == "LISTAGG":
             present = argument.expr.is_not_null()
