@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from unit.web.test_job_screens import running
+from unit.web.test_job_screens import handle, into_history, running
 
 from sabot.web.console import Console
+from sabot.web.payloads import Payloads
 from tools.agent_tools import until
 from tools.browser import Visit, opened_browser
 
@@ -50,3 +51,43 @@ async def test_a_job_is_found_looked_at_and_cancelled(memory_url: str, tmp_path:
     async with running(memory_url, tmp_path / "state", ["ann", "bob"]) as (app, console):
         await asyncio.to_thread(find_and_cancel, console, tmp_path, dark, width)
         await until(lambda: app.statistics()["jobs"]["ended"] == 1)
+
+
+def find_by_key(console: Console, folder: Path, dark: bool, width: int) -> None:
+    with opened_browser() as browser:
+        visit = Visit(browser, dark=dark, width=width)
+        page = visit.page
+        page.goto(console.link)
+        page.get_by_role("link", name="Jobs", exact=True).click()
+        page.get_by_label("Key").fill("bob")
+        page.keyboard.press("Enter")
+        expect(page.locator("tbody tr")).to_have_count(1)
+        look(visit, folder / "jobs.png")
+        page.locator("tbody th a").first.click()
+        effects = page.get_by_role("region", name="Effects of the job")
+        expect(effects).to_contain_text("4111")
+        expect(effects).to_contain_text("bob")
+        expect(page.get_by_text("Dry run and fork: The console does not know the program")).to_be_visible()
+        look(visit, folder / "job.png")
+        page.get_by_role("link", name="bob", exact=True).click()
+        expect(page.locator("tbody tr")).to_have_count(1)
+        page.get_by_label("Key").fill("bad")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Retry the 1 failed jobs of this list").click()
+        expect(page.locator("h1")).to_have_text("Done")
+        visit.check()
+        visit.context.close()
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
+async def test_an_ended_job_is_found_by_its_key_and_a_failed_one_retried(
+    memory_url: str, tmp_path: Path, dark: bool, width: int
+) -> None:
+    payloads = Payloads(names=frozenset({"look"}))
+    async with running(memory_url, tmp_path / "state", ["ann", "bob", "bad"], handle, payloads=payloads) as (
+        app,
+        console,
+    ):
+        await into_history(app)
+        await asyncio.to_thread(find_by_key, console, tmp_path, dark, width)
+        await until(lambda: app.statistics()["jobs"]["ended"] == 4)
