@@ -24,9 +24,10 @@ from sabot.agents.program_runs import (
     MAX_LINES,
     MAX_OUTPUT_BYTES,
     Began,
-    ErrorTail,
     ProgramOutput,
     RunId,
+    last_words,
+    tail_of,
 )
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import encode_json
@@ -215,7 +216,7 @@ class ProgramPool:
         except CommunicationError as error:  # the supervisor was killed
             why = why or f"was ended: {error.message}"
         return CommunicationError(
-            f"{self._program} {why}, with a record in hand: nobody knows how far it came{instance.tail}"
+            f"{self._program} {why}, with a record in hand: nobody knows how far it came{tail_of(instance.words)}"
         )
 
 
@@ -228,7 +229,7 @@ class _PooledInstance:
         self.instance, self.child, self.stdout = instance, instance.child, instance.child.stdout
         self.has_answered = False
         self.lines = self.stdout.lines()
-        self.tail = ErrorTail(self.child)
+        self.words = last_words(self.child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
         """Returns the reason why a child that has answered before can be given no further record; "" if it can."""
@@ -244,6 +245,6 @@ class _PooledInstance:
     async def end(self) -> None:
         """Ends the child and all that it has started."""
         await end_member(self.instance, GRACE_SECONDS, "its pool has ended it")
-        await self.tail.over(close=self.child.status is None)  # the supervisor was killed, and the child with it
+        await self.words.over(close=self.child.status is None)  # the supervisor was killed, and the child with it
         self.stdout.close()
         await self.lines.aclose()

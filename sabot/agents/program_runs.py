@@ -94,15 +94,15 @@ class LiveLines:
         return told
 
 
-class ErrorTail(LastWords):
-    """The last words of a program, as an error shows them."""
+def last_words(child: Child) -> LastWords:
+    """Begins to read the stderr of a program."""
+    return LastWords(child.stderr, _LAST_BYTES)
 
-    def __init__(self, child: Child) -> None:
-        super().__init__(child.stderr, _LAST_BYTES)
 
-    def __str__(self) -> str:
-        last = "\n".join(self.text.splitlines()[-_LAST_LINES:])
-        return f":\n{last}" if last else ""
+def tail_of(words: LastWords) -> str:
+    """Returns the last words as an error shows them, which hides the secrets in them."""
+    last = "\n".join(words.text.splitlines()[-_LAST_LINES:])
+    return f":\n{last}" if last else ""
 
 
 class ProgramRuns:
@@ -127,19 +127,19 @@ class ProgramRuns:
         assert child is not None
         if began is not None:
             began(child)
-        tail = ErrorTail(child)
+        words = last_words(child)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._output(child, stdin, tail, heard)
+                return await self._output(child, stdin, words, heard)
         except TimeoutError:
             await end_member(instance, GRACE_SECONDS, "its time is over")
-            await tail.over()
+            await words.over()
             why = f"has not ended in {self._timeout_s:g} s, and was ended"
-            raise ExecutionError(f"{self._program} {why}{tail}") from None
+            raise ExecutionError(f"{self._program} {why}{tail_of(words)}") from None
         finally:
-            await run_to_end(_ended(instance, child, tail))
+            await run_to_end(_ended(instance, child, words))
 
-    async def _output(self, child: Child, stdin: str | None, tail: ErrorTail, heard: Heard | None) -> ProgramOutput:
+    async def _output(self, child: Child, stdin: str | None, words: LastWords, heard: Heard | None) -> ProgramOutput:
         if child.stdin is not None:
             with suppress(CommunicationError):  # it may end well without having read it
                 child.stdin.write((stdin or "").encode())
@@ -165,14 +165,14 @@ class ProgramRuns:
             if heard is not None and said[told:]:
                 await heard(_lines(said[told:]))
             return ProgramOutput(_lines(said), status.code or 0, status.cpu_seconds)
-        await tail.over()
-        raise ExecutionError(f"{self._program} {why}{tail}")
+        await words.over()
+        raise ExecutionError(f"{self._program} {why}{tail_of(words)}")
 
 
-async def _ended(instance: Instance, child: Child, tail: ErrorTail) -> None:
+async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
     """Ends the run, so that nothing of it is left."""
     await end_member(instance, GRACE_SECONDS, "its run is over")
-    await tail.over(close=True)
+    await words.over(close=True)
     assert child.stdout is not None
     child.stdout.close()
 
