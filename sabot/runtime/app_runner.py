@@ -101,6 +101,7 @@ class AppRunner:
         self._stopping: asyncio.Future[None] | None = None
         self._stop_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop_thread: int | None = None  # the thread of that loop
 
     @property
     def journal(self) -> "Journal | None":
@@ -181,6 +182,7 @@ class AppRunner:
         if self.started or self._in_run or self._starting is not None:
             return
         self._loop = asyncio.get_running_loop()
+        self.loop_thread = threading.get_ident()
         self._stop_asked = asyncio.Event()
         self._exit = None
 

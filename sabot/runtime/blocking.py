@@ -11,6 +11,7 @@ import logging
 import sys
 import sysconfig
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ BLOCKED_S = 1.0
 STEP_S = 10.0  # the time that one function of a stream may take for a batch
 AGAIN = 10.0  # the factor by which the wait before each further report grows
 _LOOK_S = 0.25
+_MOST_LINES = 100  # of a sample
 _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
 
@@ -133,6 +135,28 @@ def held_up_by(thread: int) -> tuple[str, str] | None:
     """Returns the name of the caller of the user's function that a thread executes, and the function with its file
     and line. Returns None if the thread executes no user code.
     """
+    found = user_line(thread)
+    if found is None:
+        return None
+    where = f"{found.function}, {found.file}:{found.line}" + (f": {found.text}" if found.text else "")
+    return found.caller, where
+
+
+@dataclass(frozen=True, slots=True)
+class UserLine:
+    """The line of the user's code that a thread executes. `caller`: the name of the step or agent that has called the user's function,
+    or "". `function`: the user's outermost function; `file`, `line` and `text`: those of the innermost one.
+    """
+
+    caller: str
+    function: str
+    file: str
+    line: int
+    text: str
+
+
+def user_line(thread: int) -> UserLine | None:
+    """Returns the line of the user's code that a thread executes, or None if it executes none."""
     frame = sys._current_frames().get(thread)
     inside: list[FrameType] = []
     while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
@@ -143,8 +167,32 @@ def held_up_by(thread: int) -> tuple[str, str] | None:
         return None
     code, line = own[0].f_code, own[0].f_lineno
     text = linecache.getline(code.co_filename, line).strip()
-    where = f"{own[-1].f_code.co_qualname}, {code.co_filename}:{line}" + (f": {text}" if text else "")
-    return next(_names(frame), ""), where
+    return UserLine(next(_names(frame), ""), own[-1].f_code.co_qualname, code.co_filename, line, text)
+
+
+@dataclass(frozen=True)
+class StackSample:
+    """The lines of the user's code that a thread has executed. `looks`: how often the thread was looked at. `lines`: the part of the looks,
+    0 to 1, in which the thread executed each line, the greatest first. The rest was Sabot's own code, or a wait.
+    """
+
+    seconds: float
+    looks: int
+    lines: Sequence[tuple[UserLine, float]]
+
+
+def sample_stack(thread: int, seconds: float, *, every: float = 0.01) -> StackSample:
+    """Looks at the stack of a thread again and again. Blocks for so many seconds."""
+    counts: Counter[UserLine] = Counter()
+    looks, began, pause = 0, SYSTEM_CLOCK.monotonic(), threading.Event()
+    while SYSTEM_CLOCK.monotonic() - began < seconds:
+        found = user_line(thread)
+        looks += 1
+        if found is not None:
+            counts[found] += 1
+        pause.wait(every)
+    lines = [(line, count / looks) for line, count in counts.most_common(_MOST_LINES)]
+    return StackSample(SYSTEM_CLOCK.monotonic() - began, looks, lines)
 
 
 def _names(frame: FrameType | None) -> Iterator[str]:

@@ -126,7 +126,12 @@ class AppScreens:
         return chosen(shown, query.get("q", ""), query.get("sort", ""))
 
     def _steps_facts(self, query: Query) -> dict[str, Any]:
-        return {"steps": self._steps(query), "columns": _STEP_TITLES, "link": partial(_sorted_link, query)}
+        return {
+            "steps": self._steps(query),
+            "columns": _STEP_TITLES,
+            "sampled": self._app.live is not None,
+            "link": partial(_sorted_link, query),
+        }
 
     async def _steps_legend(self, query: Query) -> dict[str, Any]:
         return {"states": SHARES}

@@ -13,6 +13,7 @@ from sabot.web.reader import ConsoleReader
 from sabot.web.rows_screens import RowsScreens
 from sabot.web.screen import Action, Screen
 from sabot.web.shown import ShownApp
+from sabot.web.stack_screens import StackScreens
 from sabot.web.state_screens import StateScreens
 
 
@@ -35,6 +36,7 @@ class Screens:
             InboxScreens(app).group(),
             BudgetScreens(app).group(),
             ModelScreens(app).group(),
+            StackScreens(app).group(),
             LogScreens(app.log).group(),
         ]
         self.screens: dict[str, Screen] = {name: each for group in groups for name, each in group.screens.items()}
