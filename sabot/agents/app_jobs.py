@@ -5,17 +5,16 @@ returns, and is seen in what is read from then on, also before the owner has tak
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
 from sabot.agents.job_history import ended_records
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
-from sabot.agents.runtime import AgentRuntime
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.checks import Of, check
 from sabot.errors import IllegalTransition, LetterRefused, UserError
@@ -27,13 +26,6 @@ from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalOwner, journal_place
 from sabot.threads import run_in_thread
-
-
-class _App(JournalOwner, Protocol):
-    """journal_home: what a journal in memory is in."""
-
-    agent_runtime: AgentRuntime
-    journal_storage: MemoryStorage | None
 
 
 @dataclass(frozen=True)
@@ -54,14 +46,22 @@ class JournalAddress:
 class AppJobStore(JobsAndActions):
     """Jobs and actions in the journal of an app."""
 
-    def __init__(self, app: _App) -> None:
+    def __init__(
+        self,
+        app: JournalOwner,
+        running: Callable[[], Journal | None] = lambda: None,
+        memory: Callable[[], MemoryStorage | None] = lambda: None,
+    ) -> None:
+        """`running`: returns the journal while jobs run over it in this process. `memory`: returns the contents of a journal in memory."""
         self.clock = app.clock
         self._app = app
+        self._running = running
+        self._memory = memory
 
     @property
     def running(self) -> Journal | None:
         """The journal, while jobs run over it here."""
-        return self._app.agent_runtime.runner.journal
+        return self._running()
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
@@ -91,7 +91,7 @@ class AppJobStore(JobsAndActions):
 
     def post(self, letter: Letter) -> None:
         """Blocks. Raises LetterRefused; UserError where there is no journal."""
-        app, running = self._app, self._app.agent_runtime.runner.journal
+        app, running = self._app, self.running
         if running is not None:
             running.post(letter)
             return
@@ -105,7 +105,7 @@ class AppJobStore(JobsAndActions):
         """What this process has told of its jobs can be read from now on."""
 
     def _storage(self) -> MemoryStorage:
-        storage = self._app.journal_storage
+        storage = self._memory()
         if storage is None:
             raise UserError(f"app {self._app.id} has not run: its journal in memory is not made")
         return storage

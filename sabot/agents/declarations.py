@@ -75,7 +75,7 @@ class AgentDeclarations:
         """Where both are read, and told."""
         from sabot.agents.app_jobs import AppJobStore
 
-        return AppJobStore(self)
+        return AppJobStore(self, lambda: self.agent_runtime.runner.journal, lambda: self.journal_storage)
 
     def surround_jobs(
         self,

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from sabot.cli.late import settled
 from sabot.cli.loading import WrongUse, functions_words, load_app, use_functions
 from sabot.cli.options import Functions, Target, log_format, log_level, until_of
 from sabot.cli.running import guarded, run_app
+from sabot.cli.web import ConsoleOptions, say_links
 from sabot.errors import UserError
 from sabot.logs import LOG_LEVELS, set_up_logging
 from sabot.options import Option, option, options_of
@@ -24,7 +24,6 @@ from sabot.redaction import redacted_url, visible
 
 if TYPE_CHECKING:
     from sabot.app import App
-    from sabot.web.payloads import Payloads
     from sabot.workers import Launcher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,6 +78,18 @@ class RunOptions(Settings):
         "a column, a field or a tool whose values the console shows to sessions that may act",
         metavar="NAME",
         kind=list,
+    )
+    web_listen: str | None = option(
+        None, "the address at which the console listens, for --web-behind-proxy", metavar="ADDRESS"
+    )
+    web_behind_proxy: str | None = option(
+        None, "the address of the proxy with TLS from which all requests to the console come", metavar="ADDRESS"
+    )
+    web_user_header: str | None = option(
+        None, "the header in which the proxy of the console names the user, for the records of actions", metavar="NAME"
+    )
+    web_proxy_secret: str | None = option(
+        None, "the file with the secret that the proxy sends in the header X-Sabot-Proxy-Secret", metavar="FILE"
     )
     loglevel: str = option(
         "info", f"the lowest level to log: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
@@ -161,26 +172,21 @@ def worker(context: typer.Context, **given: Any) -> None:
     run(context.obj, **given)
 
 
-_OF_CONSOLE = ("web", "web_port", "web_origin", "web_payloads", "web_show")
-
-
 def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> None:
     from sabot.runtime.signals import StopSignals
 
     with StopSignals.held(for_good=True) as signals:
         with signals.raising():
             settings = dict(settings)
-            web, *console = (settings.pop(name, None) for name in _OF_CONSOLE)
-            if not web and any(given is not None for given in console):
-                raise WrongUse(
-                    "--web-port, --web-origin, --web-payloads and --web-show are for the console",
-                    hint="give --web too",
-                )
+            web = settings.pop("web", None)
+            console = ConsoleOptions(**{each.name: settings.pop(each.name, None) for each in fields(ConsoleOptions)})
+            if not web and console.given:
+                raise WrongUse("options that begin with --web- are for the console", hint="give --web too")
             app = _loaded(target, settings, worker)
             app.agent_runtime.load()
             settled()
         with (
-            console_shown(app, [*functions_words(), target], *console)
+            console_shown(app, [*functions_words(), target], console)
             if web
             else contextlib.nullcontext(lambda: None) as after_run
         ):
@@ -189,12 +195,7 @@ def _work(target: str, settings: dict[str, Any], worker: Sequence[str] = ()) -> 
 
 @contextlib.contextmanager
 def console_shown(
-    app: "App",
-    program: Sequence[str],
-    port: int | None = None,
-    origins: Sequence[str] | None = None,
-    payloads: str | None = None,
-    show: Sequence[str] | None = None,
+    app: "App", program: Sequence[str], options: ConsoleOptions | None = None
 ) -> Iterator[Callable[[], None]]:
     """Opens the console of the app, which commands find by the words of `program`, and prints its address. Yields a function to be
     called after a run without an error.
@@ -202,27 +203,17 @@ def console_shown(
     Raises WrongUse for a value that the options --web-… do not take, and UserError if no port is free.
     """
     from sabot.web.console import Console
-    from sabot.web.server import DEFAULT_PORT
 
-    for each in origins or ():
-        if re.fullmatch(r"https?://[^/?#@\s]+/?", each) is None:
-            raise WrongUse(f"--web-origin {redacted_url(each)} is no origin", hint="write it as https://name:port")
-    shown = _payloads_of(payloads, show or ())
+    given = options or ConsoleOptions()
+    wanted: dict[str, Any] = {name: getattr(given, name) for name in ("port", "listen", "origins", "payloads", "proxy")}
     try:
-        console = Console(
-            app,
-            port=DEFAULT_PORT if port is None else port,
-            origins=tuple(origins or ()),
-            payloads=shown,
-            program=program,
-        )
+        console = Console(app, program=program, **wanted)
     except OSError as error:
         raise UserError(
             f"the console cannot keep its token in the state directory: {error.strerror or error}",
             hint="start without --web, or make the directory writable",
         ) from error
-    print(f"sabot: console of {visible(app.id, lines=False)}: {console.link}", file=sys.stderr, flush=True)
-    print(f"sabot: to read only: {console.reading_link}", file=sys.stderr, flush=True)
+    say_links(app.id, console)
 
     def after_run() -> None:
         if done := console.after_run():
@@ -232,16 +223,6 @@ def console_shown(
         yield after_run
     finally:
         console.close()
-
-
-def _payloads_of(mode: str | None, names: Sequence[str]) -> "Payloads":
-    """Returns the decision on the values that the console shows. Raises WrongUse for a mode that there is not."""
-    from sabot.web.payloads import PAYLOAD_MODES, Payloads
-
-    for each in PAYLOAD_MODES:
-        if each == (mode or "scrubbed"):
-            return Payloads(each, frozenset(names))
-    raise WrongUse(f"--web-payloads {mode} is no mode", hint=f"give one of {', '.join(PAYLOAD_MODES)}")
 
 
 def _loaded(target: str, settings: dict[str, Any], worker: Sequence[str]) -> "App":

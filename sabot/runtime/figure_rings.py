@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,12 @@ class FigureRings:
             curves = {name: (_rounded(each.fine), _rounded(each.coarse)) for name, each in self.curves.items()}
         return KeptFigures(ticks, curves)
 
-    def load(self, run: str, kept: KeptFigures) -> None:
-        """Replaces all figures by those of a file. `run`: the run that they are of."""
+    def load(self, run: str, kept: KeptFigures, empty: Mapping[str, Any]) -> None:
+        """Replaces all figures by those of a file. `run`: the run that they are of. `empty`: figures in the place of missing ones."""
         with self._taking:
             self.run = run
             self._ticks.clear()
-            self._ticks.extend(kept.ticks)
+            self._ticks.extend(replace(each, statistics={**empty, **each.statistics}) for each in kept.ticks)
             for name, curve in self.curves.items():
                 fine, coarse = kept.curves.get(name, ((), ()))
                 curve.fine, curve.coarse = deque(fine, maxlen=_FINE), deque(coarse, maxlen=_COARSE)

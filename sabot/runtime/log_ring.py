@@ -93,6 +93,14 @@ class LogRing(logging.Handler):
         while len(self._lines) > _MOST_LINES or self._characters > _MOST_CHARACTERS:
             self._characters -= self._lines.popleft().characters
 
+    def load(self, lines: Iterable[LogLine]) -> None:
+        """Replaces the kept lines by those of a file, the oldest first."""
+        self.acquire()
+        try:
+            self._lines = deque(lines, maxlen=_MOST_LINES)
+        finally:
+            self.release()
+
     def lines(self, level: str = "", search: str = "") -> list[LogLine]:
         """Returns the kept lines, the newest first. `level`: only lines of this level or a more severe one, or "" for all; an unknown
         level counts as "". `search`: only lines in which this text occurs, in any letter case.

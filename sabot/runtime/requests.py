@@ -16,6 +16,8 @@ from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 
+_STOP_SECONDS = 0.2  # after the answer to a request for the stop
+
 
 class AppRequests:
     """The requests to one run of an app. All methods run on its event loop.
@@ -24,6 +26,7 @@ class AppRequests:
     {"savepoint": PLACE}    takes a checkpoint and copies it
     {"figures": true}       reports the figures of `App.statistics`
     {"workers": true}       reports the tasks of each worker, and their rates
+    {"stop": true}          stops the app in good order
     {"rescale": N}          ends the run with a checkpoint, from which the app resumes with N workers
     """
 
@@ -37,6 +40,7 @@ class AppRequests:
         restarts: int,
         figures: Callable[[], dict[str, Any]],
         begin_anew: Callable[[], None] | None,
+        stop: Callable[[], None] | None,
     ) -> None:
         """`spread`: the streams of the run if they are in other processes, else None. `restarts`: the number of
         restarts so far. `figures`: returns those of the whole app, from any thread. `begin_anew`: ends this run so
@@ -49,6 +53,7 @@ class AppRequests:
         self._restarts = restarts
         self._figures = figures
         self._begin_anew = begin_anew
+        self._stop = stop
 
     async def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Executes a request and returns the answer. Raises UserError for a request that is not possible, and
@@ -58,9 +63,21 @@ class AppRequests:
             return await run_in_thread(self._reading)
         if "workers" in request:
             return self._workers()
+        if "stop" in request:
+            return self._stopped()
         if "rescale" in request:
             return await self._rescale(request["rescale"], request["id"])
         return await self._kept(request.get("savepoint"))
+
+    def _stopped(self) -> dict[str, Any]:
+        if self._stop is None:
+            raise UserError(
+                f"app {self._app.id} was started by app.start(), and only its own program can stop it",
+                hint="call await app.stop() there",
+            )
+        # The answer is written before the run ends: this event loop serves requests until then.
+        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop)
+        return {"app": self._app.id}
 
     async def _kept(self, location: object) -> dict[str, Any]:
         if location is not None and not isinstance(location, str):

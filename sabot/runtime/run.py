@@ -189,6 +189,7 @@ class Run:
                 restarts=self._restarts,
                 figures=self._figures,
                 begin_anew=anew,
+                stop=self._stop_asked.set if self._in_run else None,
             )
             requests = serve(Requests(storage.request_folder), asked.answer)
             self._periodic.append(self._beside(requests, "requests"))

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 RECORD_FILE = "run.json"
 _TICK_SECONDS = 1.0
 _TICKS_A_WRITE = 10
+_FIRST_WRITE = 4  # the tick from which on rates are known
 _MOST_EVENTS = 100  # of each kind
 _MOST_REASON = 1_000  # characters
 _MOST_LOG = 250_000  # characters of the lines of the log
@@ -219,7 +220,7 @@ class RunRecorder:
         while not over.wait(max(0.0, following - self._clock.monotonic())):
             following = max(following + _TICK_SECONDS, self._clock.monotonic())
             try:
-                if self.figures.take().number % _TICKS_A_WRITE == 0:
+                if (number := self.figures.take().number) % _TICKS_A_WRITE == 0 or number == _FIRST_WRITE:
                     self._write()
             except Exception:
                 _log.exception("the figures of app %s could not be read", self._app.id)

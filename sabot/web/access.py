@@ -29,10 +29,13 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ConsoleSession:
-    """A session of a browser. `form`: the token that its forms carry, which another site cannot know."""
+    """A session of a browser. `user`: the person whom a trusted proxy names, or "". `form`: the token that its forms carry, which
+    another site cannot know.
+    """
 
     secret: str
     role: Role
+    user: str = ""
 
     @property
     def form(self) -> str:
@@ -41,8 +44,8 @@ class ConsoleSession:
 
     @property
     def principal(self) -> str:
-        """The name under which this session acts: `console:` and digits that tell sessions apart, and nothing of the secret."""
-        return f"console:{_hash(self.secret)[:12]}"
+        """The name under which this session acts: the user, or `console:` and digits that tell sessions apart, without the secret."""
+        return self.user or f"console:{_hash(self.secret)[:12]}"
 
 
 @dataclass

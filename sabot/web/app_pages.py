@@ -67,6 +67,11 @@ class AppPages:
         self._root = root
         self._made: dict[tuple[str, str, str], tuple[int, dict[str, str]]] = {}
 
+    @property
+    def _home(self) -> Screen:
+        """The first screen."""
+        return next(iter(self._screens.screens.values()))
+
     def routes(self) -> Iterator[Route]:
         """Yields the routes of all pages."""
         root, screens = self._root, self._screens.screens
@@ -92,7 +97,7 @@ class AppPages:
             try:
                 more = {} if screen.more is None else await _while_wanted(screen.more(query), request)
             except UserError as error:
-                back = self._screens.screens["app"]
+                back = self._home
                 return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
             events = f"{self._root}/events/{name}?{urlencode(query)}"
             marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape
@@ -180,17 +185,17 @@ class AppPages:
             except SabotError as error:
                 said, good = scrubbed(str(error)), False
             back = request.scope["form"].get("back", "")
-            page = self._screens.screens[back if back in self._screens.screens else "app"]
+            page = self._screens.screens.get(back, self._home)
             return self._html("said.html", 200 if good else 409, session=session, said=said, good=good, back=page)
 
         return act
 
     def _for_acting(self, session: ConsoleSession) -> Response:
-        words, back = "This screen can show data. Enter with the token to act.", self._screens.screens["app"]
+        words, back = "This screen can show data. Enter with the token to act.", self._home
         return self._html("said.html", 403, session=session, said=words, good=False, back=back)
 
     async def _not_found(self, request: Request) -> Response:
-        words, back = "There is no such page.", self._screens.screens["app"]
+        words, back = "There is no such page.", self._home
         return self._html("said.html", 404, session=session_of(request), said=words, good=False, back=back)
 
     # -- events -------------------------------------------------------------------------------------------------------

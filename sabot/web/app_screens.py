@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from sabot.errors import SabotError
+from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import SHARES, render
 from sabot.redaction import scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
@@ -26,6 +26,8 @@ _EVENTS = {  # failed checkpoints are on their own screen
     "failed": "failed",
 }
 _MOST_EVENTS = 20
+_MOST_WORKERS = 1_000
+_RESCALE_SECONDS = 100.0
 
 _STEP_TITLES = {  # of the columns of the table of steps, by the name in the record
     "step": "step",
@@ -59,11 +61,15 @@ class AppScreens:
         """Returns both screens and their actions."""
         screens = {
             "app": Screen(
-                "App", "/", ("status", "narrow", "curves", "graph", "events"), self._app_facts, self._settings
+                "App",
+                "/",
+                ("status", "narrow", "curves", "graph", "events", "actions"),
+                self._app_facts,
+                self._settings,
             ),
             "steps": Screen("Steps", "/steps", ("steps",), self._steps_facts, self._steps_legend, self._steps_rows),
         }
-        return ScreenGroup(screens, {"stop": self.stop})
+        return ScreenGroup(screens, {"stop": self.stop, "rescale": self._rescale})
 
     def _app_facts(self, query: Query) -> dict[str, Any]:
         curves = self._figures.curves
@@ -81,6 +87,9 @@ class AppScreens:
             "graph": self._graph,
             "events": [each for each in reversed(self._app.run().events) if each.kind in _EVENTS][:_MOST_EVENTS],
             "event_words": _EVENTS,
+            "keeps": self._app.checkpoints is not None,
+            "refusal": self._app.refusal(),
+            "workers": len(self._figures.last.statistics["workers"]),
         }
 
     def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:
@@ -110,13 +119,20 @@ class AppScreens:
         return Markup(render(tasks, figures, title=self._app.id, styled=False, address=address if points else None))
 
     async def _settings(self, query: Query) -> dict[str, Any]:
-        """Returns the settings. `keeps`: True if the app keeps checkpoints, so that a stop can make a savepoint."""
-        return {"settings": self._app.settings(), "keeps": self._app.checkpoints is not None}
+        return {"settings": self._app.settings()}
 
     async def stop(self, form: Mapping[str, str]) -> str:
         """Stops the app in good order."""
         await self._app.stop()
         return "The app stops: it takes a last checkpoint, and its process ends."
+
+    async def _rescale(self, form: Mapping[str, str]) -> str:
+        """Gives the app the number of workers of the form. Raises UserError."""
+        wanted = form.get("workers", "")
+        if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted[:6]) <= _MOST_WORKERS:
+            raise UserError(f"{wanted[:20]!r} is no number of workers", hint=f"give 1 to {_MOST_WORKERS:,}")
+        answer = await self._app.ask({"rescale": int(wanted)}, _RESCALE_SECONDS)
+        return f"The app has {len(answer['workers']):,} workers."
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +145,7 @@ class AppScreens:
         return {
             "steps": self._steps(query),
             "columns": _STEP_TITLES,
-            "sampled": self._app.live is not None,
+            "sampled": self._app.here and self._app.live is not None,
             "link": partial(_sorted_link, query),
         }
 

@@ -47,7 +47,7 @@ class BudgetScreens:
 
     def group(self) -> ScreenGroup:
         """Returns the screen, which shows names of people; none if the app has no budgets, or is no app of this process."""
-        if self._app.live is None or self._app.live.accounts is None:
+        if self._app.live is None or not self._app.here or self._app.live.accounts is None:
             return ScreenGroup()
         return ScreenGroup({"budgets": Screen("Budgets", "/budgets", more=self._facts, rows=self._rows, role="act")})
 

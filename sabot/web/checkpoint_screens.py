@@ -24,6 +24,7 @@ from sabot.checkpoint.inspection import (
 )
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
 from sabot.redaction import has_password, redacted_url, scrubbed
 from sabot.runtime.outcomes import StateOutcome
@@ -148,7 +149,12 @@ class CheckpointScreens:
 
     async def _read_checkpoints(self, query: Query) -> dict[str, Any]:
         found, problem = await run_in_thread(self._savepoints)
-        return {"place": redacted_url(self._kept.place), "savepoints": list(reversed(found)), "problem": problem}
+        return {
+            "place": redacted_url(self._kept.place),
+            "savepoints": list(reversed(found)),
+            "problem": problem,
+            "refusal": self._app.refusal(),
+        }
 
     def _savepoints(self) -> tuple[list[KeptSavepoint], str]:
         """Returns the savepoints, and the reason why they cannot be read, or "". Blocks."""
@@ -237,9 +243,26 @@ class CheckpointScreens:
         return f"The savepoint in {redacted_url(found)} is removed."
 
     async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
-        place = self._savepoint_at_stop = self._kept.new_place()
+        place = self._kept.new_place()
         await self._app.stop()
+        if not self._app.here:
+            return await self._savepoint_of_another(place)
+        self._savepoint_at_stop = place
         return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
+
+    async def _savepoint_of_another(self, place: Location) -> str:
+        """Waits until the app of another process has stopped, and keeps its last checkpoint. Raises SabotError."""
+        app = self._kept.places()
+        deadline = SYSTEM_CLOCK.monotonic() + _ASK_SECONDS
+        while await asyncio.to_thread(control_of, app) is not None:
+            if SYSTEM_CLOCK.monotonic() > deadline:
+                raise UserError(
+                    f"the app has not stopped within {_ASK_SECONDS:g} s, and nothing is kept",
+                    hint="make a savepoint when it has stopped",
+                )
+            await asyncio.sleep(0.2)
+        made = await asyncio.to_thread(copy_checkpoint, app, place)
+        return f"The app has stopped. Checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
 
     def after_run(self) -> SavepointRecord | None:
         """Makes the savepoint that was asked for with the stop, and returns it; None if none was. Called when the run has ended without

@@ -2,18 +2,21 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 from sabot.web.access import Access
-from sabot.web.guard import cookie_name
+from sabot.web.guard import Proxy, cookie_name
+from sabot.web.index_screen import index_of
+from sabot.web.kept_app import AppPlaces, KeptApp
 from sabot.web.pages import Pages
 from sabot.web.payloads import Payloads
 from sabot.web.reader import ConsoleReader
-from sabot.web.screens import Screens
+from sabot.web.screens import ScreensOfApp
 from sabot.web.server import DEFAULT_PORT, HOST, ConsoleServer
 from sabot.web.shown import LiveApp, ShownApp
 
@@ -35,28 +38,34 @@ class ConsoleSite:
         *,
         title: str,
         port: int = DEFAULT_PORT,
+        listen: str = HOST,
         origins: tuple[str, ...] = (),
+        proxy: Proxy | None = None,
         refresh: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`apps`: by the path below which each is, "" for a single one. `title`: names the server, and its cookie. `port`: the wanted port;
-        the next free one is taken if it is not free, and any free one for 0. `origins`: further addresses under which browsers reach
-        this server, such as that of a tunnel. `refresh`: reads anew what the pages show; called each second.
+        the next free one is taken if it is not free, and any free one for 0. `listen`: the address to listen at. `origins`: further
+        addresses under which browsers reach this server, such as that of a tunnel. `proxy`: the proxy from which all requests come, or
+        None. `refresh`: reads anew what the pages show; called each second.
 
         Raises UserError if no port is free.
         """
         self.access = access
         self._refresh = refresh
         self._reader = ConsoleReader()
-        self._server = ConsoleServer(port)
+        self._server = ConsoleServer(port, listen)
         self.port = self._server.port
-        self.address = f"http://{HOST}:{self.port}"
+        self.address = f"http://{listen}:{self.port}"
+        self._shown_address = origins[0].rstrip("/") if proxy is not None and origins else self.address
         own = [self.address, f"http://localhost:{self.port}"]
-        self.screens = {root: Screens(app, self._reader) for root, app in apps.items()}
+        self.screens = {root: ScreensOfApp(app, self._reader) for root, app in apps.items()}
+        index = {} if "" in apps else {"": index_of(title, apps)}  # the last, because its routes catch all paths
         self._pages = Pages(
-            self.screens,
+            {**self.screens, **index},
             access,
             cookie_name(self.port, title),
             [*own, *(each.rstrip("/") for each in origins)],
+            proxy=proxy,
             title=title,
         )
         self._server.start(self._pages.app, self._tick)
@@ -64,12 +73,12 @@ class ConsoleSite:
     @property
     def link(self) -> str:
         """The address with the token of a session that may act."""
-        return f"{self.address}/enter?token={self.access.token('act')}"
+        return f"{self._shown_address}/enter?token={self.access.token('act')}"
 
     @property
     def reading_link(self) -> str:
         """The address with the token of a session that may only read."""
-        return f"{self.address}/enter?token={self.access.token('read')}"
+        return f"{self._shown_address}/enter?token={self.access.token('read')}"
 
     def close(self) -> None:
         """Stops the server. Blocks up to three seconds."""
@@ -100,17 +109,20 @@ class Console(ConsoleSite):
         app: "App",
         *,
         port: int = DEFAULT_PORT,
+        listen: str = HOST,
         origins: tuple[str, ...] = (),
         payloads: Payloads | None = None,
         program: Sequence[str] = (),
+        proxy: Proxy | None = None,
     ) -> None:
-        """`port`, `origins`: as in `ConsoleSite`. `payloads`: the values that pages may show; default: none. `program`: as in `ShownApp`.
+        """`port`, `listen`, `origins`, `proxy`: as in `ConsoleSite`. `payloads`: the values that pages may show; default: none.
+        `program`: as in `ShownApp`.
 
         Raises UserError if no port is free, and OSError if the state directory cannot be written.
         """
         access = Access(state_directory(app.settings.state))
         shown = LiveApp(app, payloads or Payloads(), program)
-        super().__init__({"": shown}, access, title=app.id, port=port, origins=origins)
+        super().__init__({"": shown}, access, title=app.id, port=port, listen=listen, origins=origins, proxy=proxy)
         self._recorder = app.agent_runtime.runner.recorder
         self._recorder.open()
 
@@ -124,3 +136,29 @@ class Console(ConsoleSite):
     def close(self) -> None:
         super().close()
         self._recorder.close()
+
+
+class KeptConsole(ConsoleSite):
+    """The console of apps that run elsewhere, or not at all."""
+
+    def __init__(
+        self, apps: Sequence[AppPlaces], access: Access, *, payloads: Payloads | None = None, **options: Any
+    ) -> None:
+        """`options`: as in `ConsoleSite`. Raises UserError if no port is free."""
+        kept: dict[str, KeptApp] = {}
+        for each in apps:
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", each.id)[:60].strip("-.") or "app"
+            path, number = f"/apps/{name}", 2
+            while path in kept:
+                path, number = f"/apps/{name}-{number}", number + 1
+            kept[path] = KeptApp(each, payloads or Payloads())
+        self._kept = list(kept.values())
+        self._read()
+        super().__init__(kept, access, title="sabot web", refresh=self._read_again, **options)
+
+    def _read(self) -> None:
+        for each in self._kept:
+            each.refresh()
+
+    async def _read_again(self) -> None:
+        await asyncio.to_thread(self._read)

@@ -1,5 +1,6 @@
 """The checks before every page: a wrong request ends here, and every answer gets the headers that bind the browser.
 
+peer       the proxy, if there is one
 Host       one of the names under which the server was started, so that a page of another site whose name is made to
            point to this machine (DNS rebinding) gets nothing
 Origin     on each POST: one of these names too
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sabot.redaction import visible
 from sabot.web.access import Access, ConsoleSession
 
 _SECURITY = {
@@ -35,7 +38,29 @@ _SECURITY = {
 _MOST_BODY = 65_536
 _BODY_SECONDS = 5.0
 _MOST_QUERY = 4_096
+SECRET_HEADER = "x-sabot-proxy-secret"
+_MOST_USER = 200  # characters
 ENTER, LEAVE, ASSETS = "/enter", "/leave", "/assets/"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The proxy from which all requests come. `user_header`: the header in which it names the user, in small letters, or "". `secret`:
+    the value of SECRET_HEADER without which the user header does not count.
+    """
+
+    address: str
+    user_header: str = ""
+    secret: str = ""
+
+    def user(self, headers: Headers) -> str:
+        """Returns the user that the proxy names, or "" if it names none, or is not known by its secret."""
+        if not self.user_header:
+            return ""
+        given, users = headers.getlist(SECRET_HEADER), headers.getlist(self.user_header)
+        if len(given) != 1 or len(users) != 1 or not hmac.compare_digest(given[0].encode(), self.secret.encode()):
+            return ""
+        return visible(users[0].strip(), lines=False)[:_MOST_USER]
 
 
 class Guard:
@@ -44,10 +69,19 @@ class Guard:
     """
 
     def __init__(
-        self, pages: ASGIApp, access: Access, origins: Sequence[str], cookie: str, *, ask: ASGIApp, pass_on: ASGIApp
+        self,
+        pages: ASGIApp,
+        access: Access,
+        origins: Sequence[str],
+        cookie: str,
+        *,
+        ask: ASGIApp,
+        pass_on: ASGIApp,
+        proxy: Proxy | None = None,
     ) -> None:
         """`origins`: the addresses of this server, as `http://127.0.0.1:8420`. `cookie`: the name of the cookie. `ask`: answers
         with the page that asks for the token. `pass_on`: answers a link from another site with a page that goes on from here.
+        `proxy`: the proxy from which all requests come, or None.
         """
         self._pages = pages
         self._access = access
@@ -56,6 +90,7 @@ class Guard:
         self._cookie = cookie
         self._ask = ask
         self._pass_on = pass_on
+        self._proxy = proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -75,6 +110,9 @@ class Guard:
     async def _refusal(self, scope: Scope, receive: Receive) -> ASGIApp | None:
         """Returns the answer to a request that is not passed on, or None."""
         headers = Headers(scope=scope)
+        peer = (scope.get("client") or ("",))[0]
+        if self._proxy is not None and peer != self._proxy.address:
+            return _text(403, "The console answers its proxy only.")
         if [each.lower() for each in headers.getlist("host")] not in [[host] for host in self._hosts]:
             return _text(421, "The console is not known under this name. Start it with --web-origin URL to allow one.")
         if len(scope["query_string"]) > _MOST_QUERY:
@@ -112,7 +150,10 @@ class Guard:
             found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
         except CookieError:
             return None
-        return None if found is None else self._access.session(found.value)
+        session = None if found is None else self._access.session(found.value)
+        if session is None or self._proxy is None:
+            return session
+        return replace(session, user=self._proxy.user(headers))
 
 
 def cookie_name(port: int, app: str) -> str:

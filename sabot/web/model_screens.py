@@ -89,7 +89,7 @@ class ModelScreens:
             "tools": [each for each in calls if each.kind == "tool"],
             "children": [each for each in self._processes() if wanted in each.program.casefold()],
             "servers": [each for each in self._servers() if wanted in each.name.casefold()],
-            "live": self._app.live is not None,
+            "live": self._app.here,
         }
 
     async def _about(self, query: Query) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class ModelScreens:
     def _processes(self) -> list[ChildFigures]:
         """Returns the processes below this one, as of the last tick; none if the app runs elsewhere."""
         tick = self._app.figures.last
-        if self._app.live is None:
+        if not self._app.here or self._app.live is None:
             return []
         if self._children[0] != tick.number:
             self._children = tick.number, list(self._looked_at(tick))
@@ -125,7 +125,7 @@ class ModelScreens:
 
     def _servers(self) -> list[_ServerLine]:
         """Returns the MCP servers of the pools of this process; none if the app runs elsewhere."""
-        if self._app.live is None:
+        if not self._app.here or self._app.live is None:
             return []
         found = []
         for pool in list(SERVERS):

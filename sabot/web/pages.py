@@ -17,7 +17,7 @@ from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.app_pages import AppPages, OpenTabs, session_of, unread
 from sabot.web.charts import bar
-from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard
+from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard, Proxy
 from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
@@ -30,9 +30,16 @@ class Pages:
     """All pages of a server. Used by its thread."""
 
     def __init__(
-        self, apps: Mapping[str, Screens], access: Access, cookie: str, origins: list[str], *, title: str
+        self,
+        apps: Mapping[str, Screens],
+        access: Access,
+        cookie: str,
+        origins: list[str],
+        *,
+        proxy: Proxy | None = None,
+        title: str,
     ) -> None:
-        """`apps`: the screens of each app, by the path below which they are: "" if there is only one. `cookie`, `origins`: as in
+        """`apps`: the screens of each app, by the path below which they are: "" if there is only one. `cookie`, `origins`, `proxy`: as in
         `Guard`. `title`: the name in the head of pages that are of no app.
         """
         self._title = title
@@ -54,7 +61,7 @@ class Pages:
         handlers: dict[Any, Any] = {404: self._not_found, ClientDisconnect: unread, Exception: self._failed}
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on)
+        self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on, proxy=proxy)
 
     async def tick(self) -> None:
         """Publishes new figures to the open pages."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class AppRecord:
     """An app at one time. Times are seconds since 1970. A value that is not known, or does not exist, is None.
 
-    `state`: starting, running, stopping, failed or stopped. `why`: the failure that ended a run, or "".
+    `state`: starting, running, stopping, failed, stopped, killed or not known. `why`: the failure that ended a run, or "".
     """
 
     id: str

@@ -55,7 +55,7 @@ class RowsScreens:
     def group(self) -> ScreenGroup:
         """Returns the screen; none if the app does not run in this process, or has no streams."""
         live = self._app.live
-        if live is None or not live.agent_runtime.writes:
+        if live is None or not self._app.here or not live.agent_runtime.writes:
             return ScreenGroup()
         screen = Screen("Rows", "/rows", ("rows",), self._facts, self._more, self._rows, role="act")
         return ScreenGroup({"rows": screen})

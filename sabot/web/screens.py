@@ -1,5 +1,7 @@
 """The screens of an app and its actions, put together from the groups of screens."""
 
+from collections.abc import Iterable
+
 from sabot.checkpoint.inspection import SavepointRecord
 from sabot.web.app_screens import AppScreens
 from sabot.web.budget_screens import BudgetScreens
@@ -11,19 +13,27 @@ from sabot.web.log_screens import LogScreens
 from sabot.web.model_screens import ModelScreens
 from sabot.web.reader import ConsoleReader
 from sabot.web.rows_screens import RowsScreens
-from sabot.web.screen import Action, Screen
-from sabot.web.shown import ShownApp
+from sabot.web.screen import Action, Screen, ScreenGroup
+from sabot.web.shown import PageHead, ShownApp
 from sabot.web.stack_screens import StackScreens
 from sabot.web.state_screens import StateScreens
 
 
 class Screens:
-    """The screens of an app, in the order of the links in the head of each page, and its actions. Used by the thread of the server.
-    `reader`: for reads that may be large.
-    """
+    """The screens of an app, in the order of the links in the head of each page, and its actions. Used by the thread of the server."""
+
+    def __init__(self, app: PageHead, groups: Iterable[ScreenGroup]) -> None:
+        """`app`: the app whose name and notice stand above its pages; `sabot web` has a page above all apps."""
+        self.app = app
+        known = list(groups)
+        self.screens: dict[str, Screen] = {name: each for group in known for name, each in group.screens.items()}
+        self.actions: dict[str, Action] = {name: each for group in known for name, each in group.actions.items()}
+
+
+class ScreensOfApp(Screens):
+    """All screens of one app. `reader`: for reads that may be large."""
 
     def __init__(self, app: ShownApp, reader: ConsoleReader) -> None:
-        self.app = app
         self.reader = reader
         self._checkpoints = CheckpointScreens(app)
         groups = [
@@ -39,8 +49,7 @@ class Screens:
             StackScreens(app).group(),
             LogScreens(app.log).group(),
         ]
-        self.screens: dict[str, Screen] = {name: each for group in groups for name, each in group.screens.items()}
-        self.actions: dict[str, Action] = {name: each for group in groups for name, each in group.actions.items()}
+        super().__init__(app, groups)
 
     def after_run(self) -> SavepointRecord | None:
         """Does what was asked for with the stop, as in `CheckpointScreens.after_run`."""

@@ -73,11 +73,11 @@ class _LimitedProtocol(H11Protocol):
 
 
 class ConsoleServer:
-    """A server on a port of the loopback address, and its thread."""
+    """A server on a port, and its thread."""
 
-    def __init__(self, port: int) -> None:
-        """Takes the port, or the next free one. Raises UserError if none of twenty is free."""
-        self._socket = _bind(port)
+    def __init__(self, port: int, host: str = HOST) -> None:
+        """Takes the port of an address, or the next free one. Raises UserError if none of twenty is free."""
+        self._socket = _bind(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
@@ -123,13 +123,13 @@ class ConsoleServer:
         self._socket.close()
 
 
-def _bind(port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     last: OSError | None = None
     for each in range(port, min(port + _PORTS, 65_536)) if port else [0]:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            made.bind((HOST, each))
+            made.bind((host, each))
             made.listen(128)
         except OSError as error:
             made.close()

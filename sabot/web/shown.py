@@ -1,10 +1,13 @@
 """An app as the screens see it: an App of this process, or the places of an app that runs elsewhere, or not at all."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sabot.checkpoint.inspection import AppCheckpoints
+from sabot.checkpoint import ask
+from sabot.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.errors import UserError
 from sabot.plan.drawing import TaskFrame, frames_of
 from sabot.redaction import scrubbed
 from sabot.runtime.figure_rings import FigureRings
@@ -33,22 +36,31 @@ class RunFacts:
     events: Sequence[RunEvent] = ()
 
 
-class ShownApp(Protocol):
-    """The facts of one app that its screens know, and their ways to it. Used by the thread of the server.
-
-    `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
-    it has no such agents. `live`: the App, if it is one of this process: only then can its code be asked. `program`: the words by which
-    commands find the program, such as `shop:app`; none if they are not known.
-    """
+class PageHead(Protocol):
+    """The head of pages. A new `figures.run` makes open pages load anew."""
 
     id: str
     figures: FigureRings
+
+    def notice(self) -> str:
+        """Returns the words that each screen shows above all others, or ""."""
+
+
+class ShownApp(PageHead, Protocol):
+    """The facts of one app that its screens know, and their ways to it. Used by the thread of the server.
+
+    `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
+    it has no such agents. `live`: the App, if this process has it: only then can its code be asked. `here`: True if it runs in
+    this process. `program`: the words by which commands find the program, such as `shop:app`; none if they are not known.
+    """
+
     log: LogRing
     payloads: Payloads
     checkpoints: AppCheckpoints | None
     jobs: "AppJobs | None"
     live: "App | None"
     program: Sequence[str]
+    here: bool
 
     def run(self) -> RunFacts:
         """Returns the facts of the present run, or of the last one."""
@@ -59,11 +71,18 @@ class ShownApp(Protocol):
     def settings(self) -> Sequence[tuple[str, str, str]]:
         """Returns the name, the value and the meaning of the settings that a reader may see."""
 
-    def notice(self) -> str:
-        """Returns the words that each screen shows above all others, or ""."""
+    def refusal(self) -> str:
+        """Returns the reason why nobody can be asked to act on the running app, or ""."""
 
     async def stop(self) -> None:
         """Asks the app to stop in good order. Raises SabotError."""
+
+    async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Sends a request to the running app, as the command line does, and returns its answer. Raises UserError."""
+        control = None if self.checkpoints is None else await asyncio.to_thread(control_of, self.checkpoints)
+        if control is None:
+            raise UserError("the app does not run on this machine", hint="its actions are there again after its start")
+        return await asyncio.to_thread(ask, control, request, timeout)
 
 
 class LiveApp(ShownApp):
@@ -81,6 +100,7 @@ class LiveApp(ShownApp):
         agents = app.agent_runtime.agents.values()
         self.jobs = app.jobs if any(each.spec is not None and each.spec.durable for each in agents) else None
         self.live = self._app = app
+        self.here = True
         self._tasks: Sequence[TaskFrame] | None = None
 
     def run(self) -> RunFacts:
@@ -103,6 +123,9 @@ class LiveApp(ShownApp):
         return shown_settings(self._app.settings)
 
     def notice(self) -> str:
+        return ""
+
+    def refusal(self) -> str:
         return ""
 
     async def stop(self) -> None:

@@ -23,8 +23,8 @@ class StackScreens:
         self._one = asyncio.Lock()  # a sample takes the interpreter some hundred times a second
 
     def group(self) -> ScreenGroup:
-        """Returns the screen, which shows lines of the program; none if the app is no app of this process."""
-        if self._app.live is None:
+        """Returns the screen, which shows lines of the program; none if the app does not run in this process."""
+        if self._app.live is None or not self._app.here:
             return ScreenGroup()
         screen = Screen("Stack", "/stack", more=self._facts, rows=self._rows, role="act", listed=False)
         return ScreenGroup({"stack": screen})

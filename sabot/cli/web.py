@@ -1,0 +1,346 @@
+"""`sabot web`: the console of apps that run elsewhere, or not at all; and the options of the console, which `sabot run --web` has too."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qs, urlsplit
+
+import typer
+
+from sabot.checkpoint.inspection import AppCheckpoints
+from sabot.cli.app_checkpoints import find_checkpoints
+from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.running import guarded
+from sabot.errors import UserError
+from sabot.logs import set_up_logging
+from sabot.redaction import keep_url, redacted_url, visible
+from sabot.state import state_directory
+
+if TYPE_CHECKING:
+    from sabot.web.console import ConsoleSite
+    from sabot.web.guard import Proxy
+    from sabot.web.kept_app import AppPlaces
+    from sabot.web.payloads import Payloads
+
+_MOST_APPS = 100
+_LEAST_SECRET = 32  # characters
+
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--web-port",
+        min=0,
+        max=65_535,
+        metavar="PORT",
+        help="The port, 8420 by default; if it is taken, the next free one.",
+    ),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--web-origin", metavar="URL", help="A further address under which browsers reach the console; repeatable."
+    ),
+]
+PayloadsMode = Annotated[
+    str | None,
+    typer.Option("--web-payloads", metavar="none|scrubbed|all", help="The values that the console shows."),
+]
+Show = Annotated[
+    list[str] | None,
+    typer.Option("--web-show", metavar="NAME", help="A column, a field or a tool whose values are shown; repeatable."),
+]
+Listen = Annotated[
+    str | None,
+    typer.Option("--web-listen", metavar="ADDRESS", help="The address to listen at, for --web-behind-proxy."),
+]
+BehindProxy = Annotated[
+    str | None,
+    typer.Option(
+        "--web-behind-proxy", metavar="ADDRESS", help="The address of the proxy, from which all requests come."
+    ),
+]
+UserHeader = Annotated[
+    str | None,
+    typer.Option("--web-user-header", metavar="NAME", help="The header in which the proxy names the user."),
+]
+ProxySecret = Annotated[
+    Path | None,
+    typer.Option("--web-proxy-secret", metavar="FILE", help="The file with the secret that the proxy sends."),
+]
+
+
+@dataclass(frozen=True)
+class ConsoleOptions:
+    """The options of the console, as the command line has them; None for those that are not given."""
+
+    web_port: int | None = None
+    web_origin: Sequence[str] | None = None
+    web_payloads: str | None = None
+    web_show: Sequence[str] | None = None
+    web_listen: str | None = None
+    web_behind_proxy: str | None = None
+    web_user_header: str | None = None
+    web_proxy_secret: str | Path | None = None
+
+    @property
+    def given(self) -> bool:
+        """True if any option is given."""
+        return any(getattr(self, name) not in (None, [], ()) for name in self.__dataclass_fields__)
+
+    @property
+    def port(self) -> int:
+        """The wanted port."""
+        from sabot.web.server import DEFAULT_PORT
+
+        return DEFAULT_PORT if self.web_port is None else self.web_port
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The further addresses. Raises WrongUse for one that is no origin."""
+        for each in self.web_origin or ():
+            if re.fullmatch(r"https?://[^/?#@\s]+/?", each) is None:
+                raise WrongUse(f"--web-origin {redacted_url(each)} is no origin", hint="write it as https://name:port")
+        return tuple(self.web_origin or ())
+
+    @property
+    def payloads(self) -> "Payloads":
+        """The decision on the values that the console shows. Raises WrongUse for a mode that there is not."""
+        from sabot.web.payloads import PAYLOAD_MODES, Payloads
+
+        for each in PAYLOAD_MODES:
+            if each == (self.web_payloads or "scrubbed"):
+                return Payloads(each, frozenset(self.web_show or ()))
+        raise WrongUse(f"--web-payloads {self.web_payloads} is no mode", hint=f"give one of {', '.join(PAYLOAD_MODES)}")
+
+    @property
+    def listen(self) -> str:
+        """The address to listen at. Raises WrongUse for another one than loopback without a proxy: TLS is the task of the proxy."""
+        address = _address(self.web_listen or "127.0.0.1", "--web-listen")
+        if not address.is_loopback and self.web_behind_proxy is None:
+            raise WrongUse(
+                f"--web-listen {address}: the console listens on the loopback address only, because it has no TLS",
+                hint="put a proxy with TLS before it, and name its address: --web-behind-proxy ADDRESS",
+            )
+        return str(address)
+
+    @property
+    def proxy(self) -> "Proxy | None":
+        """The proxy from which requests come. Raises WrongUse for a user header without a proxy and a secret."""
+        from sabot.web.guard import Proxy
+
+        if self.web_behind_proxy is None or (self.web_user_header is None) != (self.web_proxy_secret is None):
+            if self.web_user_header is not None or self.web_proxy_secret is not None:
+                raise WrongUse(
+                    "--web-user-header counts only from a proxy that knows a secret",
+                    hint="give --web-behind-proxy ADDRESS, --web-user-header NAME and --web-proxy-secret FILE together",
+                )
+            return None
+        if self.web_user_header is not None and re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", self.web_user_header) is None:
+            raise WrongUse(f"--web-user-header {self.web_user_header!r} is no name of a header")
+        address = str(_address(self.web_behind_proxy, "--web-behind-proxy"))
+        return Proxy(address, (self.web_user_header or "").lower(), _secret_of(self.web_proxy_secret))
+
+
+def _address(word: str, option: str) -> IPv4Address:
+    try:
+        return IPv4Address(word)
+    except ValueError:
+        raise WrongUse(f"{option} {word} is no IPv4 address", hint="write it as 127.0.0.1") from None
+
+
+def _secret_of(file: str | Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        secret = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongUse(f"--web-proxy-secret {file}: {getattr(error, 'strerror', None) or error}") from error
+    if len(secret) < _LEAST_SECRET or not secret.isascii() or not secret.isprintable():
+        raise WrongUse(
+            f"--web-proxy-secret {file}: the secret is not {_LEAST_SECRET} or more printable characters",
+            hint="make one: openssl rand -hex 32",
+        )
+    return secret
+
+
+def say_links(title: str, site: "ConsoleSite") -> None:
+    """Prints the addresses of a console on stderr."""
+    print(f"sabot: console of {visible(title, lines=False)}: {site.link}", file=sys.stderr, flush=True)
+    print(f"sabot: to read only: {site.reading_link}", file=sys.stderr, flush=True)
+
+
+def web(
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PLACE",
+            help="A state directory, checkpoints (a directory or a URI), or a journal (a folder, or postgresql:// or kafka://).",
+        ),
+    ] = None,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--app", metavar="MODULE:APP", help="An app, for what needs its code, and for its places; repeatable."
+        ),
+    ] = None,
+    port: Port = None,
+    origin: Origins = None,
+    payloads: PayloadsMode = None,
+    show: Show = None,
+    listen: Listen = None,
+    behind_proxy: BehindProxy = None,
+    user_header: UserHeader = None,
+    proxy_secret: ProxySecret = None,
+) -> None:
+    """Show apps that run elsewhere, or not at all, in a browser.
+
+    Their figures are those that each run writes into its state directory every ten seconds. Apps that run on this machine can be stopped,
+    rescaled and asked for checkpoints. Places of one app are shown together.
+    """
+    options = ConsoleOptions(port, origin, payloads, show, listen, behind_proxy, user_header, proxy_secret)
+
+    def work() -> None:
+        found: list[AppPlaces] = []
+        for each in [*map(_places_of_app, app or ()), *map(_places_of, places or ())]:
+            _add(found, each)
+        if not found:
+            raise WrongUse("no place is given", hint="name a state directory, or --app MODULE:APP")
+        if len(found) > _MOST_APPS:
+            raise WrongUse(f"{len(found)} apps are more than {_MOST_APPS}", hint="start several `sabot web`")
+        _serve(found, options)
+
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+def _serve(apps: "Sequence[AppPlaces]", options: ConsoleOptions) -> None:
+    from sabot.web.access import Access
+    from sabot.web.console import KeptConsole
+
+    folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "sabot"
+    try:
+        access = Access(folder)
+    except OSError as error:
+        raise UserError(
+            f"the console cannot keep its token in {folder}: {error.strerror or error}",
+            hint="name another folder with the environment variable XDG_STATE_HOME",
+        ) from error
+    site = KeptConsole(
+        apps,
+        access,
+        port=options.port,
+        listen=options.listen,
+        origins=options.origins,
+        payloads=options.payloads,
+        proxy=options.proxy,
+    )
+    try:
+        say_links(", ".join(each.id for each in apps), site)
+        _wait()
+    finally:
+        site.close()
+
+
+def _wait() -> None:
+    """Waits until Ctrl-C, which raises KeyboardInterrupt, or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    while True:
+        signal.pause()
+
+
+def _add(found: "list[AppPlaces]", new: "AppPlaces") -> None:
+    """Adds the places of an app: to those of an app of the same name that has no other ones, or as another app."""
+    given = {
+        name: value for name in ("state", "checkpoints", "journal", "app", "program") if (value := getattr(new, name))
+    }
+
+    def is_other(known: object, value: object) -> bool:
+        if isinstance(known, AppCheckpoints) and isinstance(value, AppCheckpoints):
+            return known.place != value.place
+        return bool(known) and str(known) != str(value)
+
+    for at, known in enumerate(found):
+        if known.id == new.id and not any(is_other(getattr(known, name), value) for name, value in given.items()):
+            found[at] = replace(known, **given)
+            return
+    found.append(new)
+
+
+def _places_of_app(target: str) -> "AppPlaces":
+    from sabot.web.kept_app import AppPlaces
+
+    app = load_app(target)
+    app.agent_runtime.load()
+    base = state_directory(app.settings.state)
+    location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
+    durable = any(each.spec is not None and each.spec.durable for each in app.agent_runtime.agents.values())
+    journal = app.settings.journal or (None if base is None else base / "journal")
+    return AppPlaces(
+        app.id,
+        base,
+        None if location is None else AppCheckpoints(location, state=base),
+        None if not durable or journal == "memory" else journal,
+        app,
+        (target,),
+    )
+
+
+def _places_of(word: str) -> "AppPlaces":
+    """Returns the places that a word names. Raises WrongUse and UserError if there is nothing of an app."""
+    from sabot.web.kept_app import AppPlaces
+
+    keep_url(word)
+    scheme = word.partition("://")[0] if "://" in word else ""
+    if scheme in ("postgresql", "postgres", "kafka"):
+        return AppPlaces(_known_journal(word), journal=word)
+    if scheme not in ("", "file", "rocksdb"):
+        checkpoints = find_checkpoints(word)
+        return AppPlaces(str(checkpoints.manifest().describe.get("app", "")) or word, checkpoints=checkpoints)
+    path = Path(state_directory(word) or word) if scheme == "rocksdb" else Path(word.removeprefix("file://"))
+    if (path.is_file() and path.suffix == ".db") or (path / "journal.db").is_file():
+        _known_journal(str(path))
+        return AppPlaces(path.absolute().parent.name if path.is_file() else path.absolute().name, journal=path)
+    return _places_of_directory(path, word)
+
+
+def _places_of_directory(path: Path, word: str) -> "AppPlaces":
+    from sabot.checkpoint.places import is_local_place
+    from sabot.runtime.run_record import RECORD_FILE, read_record
+    from sabot.web.kept_app import AppPlaces
+
+    if not path.is_dir():
+        raise WrongUse(f"there is no directory {redacted_url(word)}", hint="name a state directory, or checkpoints")
+    if path.name == "checkpoints" and (path.parent / RECORD_FILE).exists():
+        path = path.parent
+    record = read_record(path)
+    if record is None and not is_local_place(path):
+        raise WrongUse(
+            f"{word} is no state directory, and has neither checkpoints nor a journal",
+            hint="an app with state= has a directory of its own after its first start",
+        )
+    location = record.checkpoint_dir if record is not None and record.checkpoint_dir else None
+    checkpoints = AppCheckpoints(location, state=path) if location is not None else find_checkpoints(str(path))
+    journal: str | Path | None = path / "journal" if (path / "journal").exists() else None
+    if record is not None and record.durable and record.journal not in ("", "memory"):
+        journal = record.journal
+    if record is not None:
+        return AppPlaces(record.app, path, checkpoints, journal)
+    ids = checkpoints.storage.ids()
+    name = str(checkpoints.manifest().describe.get("app", "")) if ids else ""
+    return AppPlaces(name or path.absolute().name, path, checkpoints, journal)
+
+
+def _known_journal(address: str) -> str:
+    """Returns the name of the app whose journal is at an address. Raises UserError if there is none."""
+    from sabot.journal import open_reader
+
+    open_reader(address).close()
+    split = urlsplit(address)
+    named = parse_qs(split.query).get("app", [""])[0]
+    return named or split.path.rpartition("/")[2].removesuffix(".journal") or "journal"

@@ -1,0 +1,149 @@
+"""An app of another process, or a dead one, as the screens see it: made of its places, and read anew each second."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from sabot.api.settings import Settings
+from sabot.checkpoint.inspection import AppCheckpoints, control_of
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import SabotError, UserError
+from sabot.plan.drawing import TaskFrame, frames_from, frames_of
+from sabot.runtime.figure_rings import FigureRings
+from sabot.runtime.log_ring import LogRing
+from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record, shown_settings
+from sabot.web.payloads import Payloads
+from sabot.web.shown import RunFacts, ShownApp
+from sabot.web.texts import moment
+
+if TYPE_CHECKING:
+    from sabot.app import App
+
+_ASK_SECONDS = 20.0
+_UNENDED = ("starting", "running", "stopping")
+
+
+@dataclass(frozen=True)
+class AppPlaces:
+    """The places of an app. `state`: its state directory, or None. `app`: the App itself, for what needs its code, or None. `program`:
+    as in `ShownApp`.
+    """
+
+    id: str
+    state: Path | None = None
+    checkpoints: AppCheckpoints | None = None
+    journal: str | Path | None = None
+    app: "App | None" = None
+    program: Sequence[str] = ()
+
+
+class KeptApp(ShownApp):
+    """The app that has these places. `refresh` reads them; it is called before anything else, and then each second."""
+
+    def __init__(self, places: AppPlaces, payloads: Payloads) -> None:
+        from sabot.agents.app_jobs import AppJobs, AppJobStore
+        from sabot.app import App
+
+        self.id = places.id
+        self.payloads = payloads
+        self.checkpoints = places.checkpoints
+        self.live = places.app
+        self.here = False
+        self.program = places.program
+        self._empty: Mapping[str, Any] = App("none").statistics()
+        self.figures = FigureRings(lambda: self._empty)
+        self.log = LogRing()
+        self._places = places
+        self._record: RunRecord | None = None
+        self._problem = ""
+        self._seen: tuple[int, int] | None = None  # of the file of the record: its inode and time
+        self._tasks: Sequence[TaskFrame] = ()
+        self._control: Path | None = None
+        owner = SimpleNamespace(id=self.id, clock=SYSTEM_CLOCK, settings=Settings(journal=places.journal))
+        self.jobs = AppJobs(AppJobStore(owner)) if places.journal is not None else None
+
+    @property
+    def running(self) -> bool | None:
+        """True if the app runs on this machine, False if it does not run, None if its places do not tell."""
+        if self._control is not None:
+            return True
+        known = self._places.state is not None or (
+            self.checkpoints is not None and isinstance(self.checkpoints.storage.directory, Path)
+        )
+        return False if known else None
+
+    def refresh(self) -> None:
+        """Reads the record, if it is a new one, and whether the app runs. Blocks. May be called by any thread, one at a time."""
+        if self.checkpoints is not None:
+            self._control = control_of(self.checkpoints)
+        if self._places.state is None:
+            return
+        try:
+            status = (self._places.state / RECORD_FILE).stat()
+            seen = status.st_ino, status.st_mtime_ns
+            if seen == self._seen:
+                return
+            record = read_record(self._places.state)
+            if record is None:
+                return
+            tasks = frames_from(record.plan)
+        except FileNotFoundError:
+            return
+        except (SabotError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            self._problem = f"The record of the run cannot be read: {error}"
+            return
+        self._problem, self._seen, self._record, self._tasks = "", seen, record, tasks
+        self.figures.load(record.run, record.figures, self._empty)
+        self.log.load(record.log)
+
+    def run(self) -> RunFacts:
+        record = self._record
+        if record is None:
+            state = "running" if self.running else "stopped" if self.running is False else "not known"
+            return RunFacts("", state, self._problem, 0.0, 0)
+        state = record.state
+        if not self.running and state in _UNENDED:
+            state = "killed"
+        return RunFacts(record.version, state, record.why, record.began, record.restarts, record.events)
+
+    def tasks(self) -> Sequence[TaskFrame]:
+        if not self._tasks and self.live is not None:
+            self._tasks = frames_of(self.live.plan())
+        if not self._tasks:
+            raise UserError("the plan is not known: the app has left no record of a run", hint="give --app MODULE:APP")
+        return self._tasks
+
+    def settings(self) -> Sequence[tuple[str, str, str]]:
+        if self._record is not None:
+            return self._record.settings
+        return [] if self.live is None else shown_settings(self.live.settings)
+
+    def notice(self) -> str:
+        if self._record is None:
+            return (
+                self._problem
+                or "Nothing is known here of the runs of this app: it has left no record in a state directory."
+            )
+        at = moment(self._record.at)
+        if self.running:
+            return Markup(
+                "As of {}: the app runs in another process, which tells its figures every ten seconds."
+            ).format(at)
+        if self.running is None:
+            return Markup("As of {}: whether the app runs is not known on this machine.").format(at)
+        if self._record.state in _UNENDED:
+            return Markup("The app does not run: its process has ended without a stop. All is as of {}.").format(at)
+        return Markup("The app does not run. All is as of {}.").format(at)
+
+    def refusal(self) -> str:
+        if self._control is not None:
+            return ""
+        why = "it does not run" if self.running is False else "its state directory is not known here"
+        return f"The app cannot be stopped or asked for checkpoints from here: {why}."
+
+    async def stop(self) -> None:
+        await self.ask({"stop": True}, _ASK_SECONDS)
