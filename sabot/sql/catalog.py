@@ -132,13 +132,17 @@ def _options_of(statement: CreateTable) -> Options:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_table(app: "HasStreams", context: Context, statement: CreateTable) -> Relation:
-    """Returns the rows of a table. Raises SqlFault for options and columns that cannot be."""
+def read_table(app: "HasStreams", context: Context, statement: CreateTable, span: Span) -> Relation:
+    """Returns the rows of a table, which the text names at `span`. Raises SqlFault for options and columns that cannot be."""
     name = statement.name[-1].text
     options = _options_of(statement)
     connector = _connector(options)
     if connector.read is None:
-        raise SqlFault(statement.name[-1].span, f"table {name} can only be written: its connector has no rows to read")
+        raise SqlFault(
+            span,
+            f"table {name} can only be written: its connector has no rows to read",
+            "read the table or the view that its rows come from",
+        )
     given: dict[str, Any] = {}
     physical = [each for each in statement.columns if each.type is not None and each.metadata is None]
     if physical:
@@ -352,8 +356,11 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
         if servers is None and not settings:
             return topic, written
         of_producer = {name: value for name, value in settings.items() if name != "group.id"}
+        # A sink has its format itself; `to` takes one only for a topic.
+        to = {name: value for name, value in written.items() if name != "format"}
         sink: Any = KafkaSink
-        return sink(topic, f"kafka://{servers}" if servers else _broker(app), **of_producer), written
+        address = f"kafka://{servers}" if servers else _broker(app)
+        return sink(topic, address, format=written.get("format"), **of_producer), to
 
     return open_sink
 

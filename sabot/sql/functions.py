@@ -117,6 +117,16 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
     ),
+    **dict.fromkeys(("MEDIAN", "QUANTILE", "PERCENTILE", "PERCENTILE_CONT"), "there are AVG, STDDEV, MIN and MAX"),
+    **dict.fromkeys(("LENGTH", "LEN"), "CHAR_LENGTH(text)"),
+    **dict.fromkeys(("STRING_AGG", "GROUP_CONCAT"), "LISTAGG(text, ',')"),
+    **dict.fromkeys(("STRFTIME", "TO_CHAR"), "DATE_FORMAT(ts, 'yyyy-MM-dd')"),
+    **dict.fromkeys(("DATEDIFF", "DATE_DIFF"), "TIMESTAMPDIFF(DAY, start, end)"),
+    **dict.fromkeys(("DATEADD", "DATE_ADD"), "ts + INTERVAL '1' DAY"),
+    "STRPTIME": "TO_TIMESTAMP(text, 'yyyy-MM-dd HH:mm:ss')",
+    "IIF": "IF(condition, x, y)",
+    "LAG": "LAG(x) OVER (ORDER BY ts)",
+    "LEAD": "LEAD(x) OVER (ORDER BY ts)",
     "DATE_TRUNC": "FLOOR(ts TO HOUR)",
     "ISNULL": "IFNULL(x, y), or x IS NULL",
     "NVL": "COALESCE(x, y)",

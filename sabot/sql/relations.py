@@ -839,6 +839,8 @@ class _JoinBinder:
         """Returns the joined rows."""
         self._sort_conditions()
         if not self._keys:
+            for node in self._residual:  # a wrong name in ON is no key, and its own error says more
+                Binder(self._context, self._both).bind(node)
             raise SqlFault(
                 self._join.span,
                 "a join needs a column of each table that are equal",

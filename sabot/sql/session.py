@@ -311,7 +311,7 @@ class _Statements:
             return table
         if key not in read:
             with stated(f"TABLE {key}", found.text, found.span):
-                read[key] = read_table(self._session._app, self._context, table)
+                read[key] = read_table(self._session._app, self._context, table, parts[-1].span)
         return read[key]
 
     def _free(self, parts: tuple[Name, ...], maybe: bool) -> bool:

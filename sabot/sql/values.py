@@ -122,7 +122,7 @@ class Binder:
         """Returns the expression of a condition. Raises SqlFault if it is not true or false."""
         bound = self.bind(node)
         if not (pa.types.is_boolean(bound.type) or pa.types.is_null(bound.type)):
-            raise SqlFault(node.span, f"a condition is true or false, and this is {bound.type}", "compare it")
+            raise SqlFault(node.span, f"a condition is true or false, and this is {sql_type(bound.type)}", "compare it")
         return bound.expr
 
     def typed(self, expr: Expr, span: Span) -> TypedExpr:
@@ -469,8 +469,21 @@ def _in_words_of_sql(error: UserError | DataError, span: Span) -> SqlFault:
     hint = getattr(error, "hint", "") or ""
     if len(message) == 2:
         text = _ENGINE_TYPES.sub(named, text)
-        hint = "CAST(… AS STRING)" if "cast" in hint else hint
+        hint = _cast_for(text) if "cast" in hint else hint
+    elif "strict=False" in hint:  # a constant that is no value of the type of a CAST
+        text, hint = _ENGINE_TYPES.sub(named, text.split("): ", 1)[-1]), "TRY_CAST(… AS …) gives NULL for such values"
     return SqlFault(span, text, hint)
+
+
+def _cast_for(text: str) -> str:
+    """Returns what to write instead of an operation of types that do not fit: "+ of STRING and BIGINT"."""
+    if text[0] in "+-" and "TIMESTAMP" in text:
+        return "a time and an interval: ts + INTERVAL '1' DAY"
+    if text.startswith("dt."):
+        return "CAST(… AS TIMESTAMP(3))"
+    if text[0] in "+-*/%" or text.startswith("round"):
+        return "CAST(… AS DOUBLE), or AS BIGINT"
+    return "CAST(… AS STRING)"
 
 
 def check_text(text: Any, type: pa.DataType, span: Span) -> None:

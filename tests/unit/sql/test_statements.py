@@ -116,3 +116,12 @@ def test_a_table_as_a_query_is_written_when_the_app_runs(app, tmp_path):
     )
     app.main()
     assert pq.read_table(tmp_path / "copy.parquet").to_pylist() == [{"carrier": "UA", "d": 40}]
+
+
+def test_a_topic_of_a_broker_of_its_own_takes_a_format(app):
+    app.sql("""
+        CREATE TABLE topic (carrier STRING) WITH (
+            'connector' = 'kafka', 'topic' = 'late', 'format' = 'json', 'properties.bootstrap.servers' = 'localhost:9092'
+        )
+    """)
+    assert "write late" in app.sql("EXPLAIN INSERT INTO topic SELECT carrier FROM flights")

@@ -48,7 +48,47 @@ WRONG = [
     (
         "SELECT carrier + 1 FROM flights",
         "1:8: + of STRING and BIGINT",
-        "CAST(… AS STRING)",
+        "CAST(… AS DOUBLE), or AS BIGINT",
+    ),
+    (
+        "SELECT ts + 1 FROM flights",
+        "1:8: + of TIMESTAMP and BIGINT",
+        "a time and an interval: ts + INTERVAL '1' DAY",
+    ),
+    (
+        "SELECT HOUR(carrier) FROM flights",
+        "1:8: dt.hour of STRING",
+        "CAST(… AS TIMESTAMP(3))",
+    ),
+    (
+        "SELECT CAST('abc' AS BIGINT) FROM flights",
+        "1:8: 'abc' is no BIGINT",
+        "TRY_CAST(… AS …) gives NULL for such values",
+    ),
+    (
+        "SELECT LENGTH(carrier) FROM flights",
+        "1:8: there is no function LENGTH",
+        "CHAR_LENGTH(text)",
+    ),
+    (
+        "SELECT STRING_AGG(carrier, ',') FROM flights",
+        "1:8: there is no function STRING_AGG",
+        "LISTAGG(text, ',')",
+    ),
+    (
+        "SELECT DATEDIFF(ts, ts) FROM flights",
+        "1:8: there is no function DATEDIFF",
+        "TIMESTAMPDIFF(DAY, start, end)",
+    ),
+    (
+        "SELECT f.carrier FROM flights AS f JOIN plain AS p ON f.carrier = p.nme",
+        '1:69: p has no column "nme"',
+        "did you mean name?",
+    ),
+    (
+        "SELECT n FROM counts",
+        "1:15: table counts can only be written: its connector has no rows to read",
+        "read the table or the view that its rows come from",
     ),
     (
         "SELECT carrier + origin FROM flights",
