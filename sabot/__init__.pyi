@@ -66,6 +66,7 @@ from sabot.api.stream import KeyedStream as KeyedStream
 from sabot.api.stream import ProcessedStream as ProcessedStream
 from sabot.api.stream import Stream as Stream
 from sabot.api.stream import WindowedStream as WindowedStream
+from sabot.api.windows import CalendarWindow as CalendarWindow
 from sabot.api.windows import CountWindow as CountWindow
 from sabot.api.windows import CumulativeWindow as CumulativeWindow
 from sabot.api.windows import HoppingWindow as HoppingWindow

@@ -215,14 +215,15 @@ class AppRunner:
                 in_run=self._in_run,
             )
             try:
-                await run.open()
+                try:
+                    await run.open()
+                finally:
+                    self.restored_from = run.restored_from
                 if self._recording:
                     await run_in_thread(self.recorder.begun)
             except BaseException:
                 await run_to_end(run.release())
                 raise
-            finally:
-                self.restored_from = run.restored_from
             self._has_run = True
             if self.app.workers is not None:
                 self.app.workers.begun()

@@ -133,7 +133,7 @@ def test_what_is_no_journal_of_ours_is_told(url: str, app: str) -> None:
         PostgresJournal(url, "a" * 60)
     PostgresJournal(url, app).close()
     query(url, f"UPDATE \"sabot_{app}\".meta SET value = '7' WHERE name = 'format'")
-    with pytest.raises(UserError, match="has format 7, and this Sabot knows 2"):
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 3"):
         PostgresJournal(url, app)
     query(url, f"DELETE FROM \"sabot_{app}\".meta WHERE name = 'key'")
     with pytest.raises(CorruptJournal, match="lost its identity"):
@@ -197,7 +197,7 @@ def test_a_server_with_standbys_that_no_commit_waits_for_is_named(
     assert "has standbys (1), and waits for none of them (synchronous_standby_names)" in caplog.text
 
 
-@pytest.mark.parametrize("during", ["make", "count", "known_facts"])
+@pytest.mark.parametrize("during", ["make", "bring_up_to_date", "known_facts"])
 def test_a_start_whose_connection_is_reset_goes_on_with_another_one(
     url: str, app: str, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1070,7 +1070,7 @@ REFUSED: dict[str, tuple[Callable[[Stream], Any], list[str]]] = {
     "another word for ties": (lambda s: s.key_by("k").top_n(1, by="x", ties="first"), ["first", "row_number"]),  # type: ignore[arg-type]
     "directions for other columns": (
         lambda s: s.key_by("k").top_n(1, by="x", descending=[True, False]),
-        ["2 directions"],
+        ["descending= has 2 values for 1 columns"],
     ),
     "an aggregate without a name": (lambda s: s.group_by("k").aggregate(sabot.count()), ["name"]),
     "no aggregates": (lambda s: s.group_by("k").aggregate(), ["aggregate"]),

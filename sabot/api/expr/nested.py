@@ -65,7 +65,7 @@ class ListExpr(Generic[E]):
         `quantile`: a fraction from 0 to 1. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies
         between two values. Raises UserError for others.
         """
-        fraction = fraction_of("list.quantile", quantile)
+        fraction = fraction_of("list.quantile: quantile", quantile)
         check("list.quantile: interpolation", interpolation, OneOf(INTERPOLATIONS))
         return self.make("list.quantile", quantile=fraction, interpolation=interpolation)
 

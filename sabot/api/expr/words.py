@@ -84,7 +84,7 @@ def whole_of(where: str, value: Any) -> int:
 def fraction_of(where: str, value: Any) -> float:
     """Returns a number from 0 to 1. Raises UserError for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
-        raise UserError(f"{where}: {value!r} is not a fraction from 0 to 1", hint="0.5 is the median")
+        raise UserError(f"{where}={value!r} is not a fraction from 0 to 1", hint="0.5 is the median")
     return float(value)
 
 

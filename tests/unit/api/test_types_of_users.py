@@ -70,6 +70,7 @@ PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process",
 INNER = {
     "ArrowTable": "what the tables of other libraries are",
     "AgentSpec": "only App.agent_of returns it, for the runtime",
+    "CsvOptions": "the keywords of files, of which nobody makes one",
     "CallJudge": "what a stream asks its app for",
     "CallTimers": "of the constructor of a context, which the runtime calls",
     "CheckpointStorage": "of App.open_storage, for tools",

@@ -464,7 +464,7 @@ async def test_a_manager_lists_replicas_and_warm_children_while_they_live_and_wh
                 "busy": ("running", replica.child.pid),
             }
             await lives.suspend(infos["busy"].id)
-            assert replica.child.paused
+            await until(lambda: replica.child.paused)
             await lives.resume(infos["busy"].id)
             gate = Gate()
             (work,) = await busy(fleet, gate, 1)
