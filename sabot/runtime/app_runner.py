@@ -49,7 +49,7 @@ from sabot.runtime.run_record import RunRecorder
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
 from sabot.runtime.taps import TapPoint
-from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads
+from sabot.threads import Handle, call_on_loop, run_to_end, threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -219,8 +219,8 @@ class AppRunner:
                     await run.open()
                 finally:
                     self.restored_from = run.restored_from
-                if self._recording:
-                    await run_in_thread(self.recorder.begun)
+                if self._recording:  # without an await: else agents would run before the start is complete
+                    self.recorder.begun()
             except BaseException:
                 await run_to_end(run.release())
                 raise

