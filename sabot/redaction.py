@@ -302,6 +302,18 @@ def scrubbed(text: str) -> str:
     return text
 
 
+def scrubbed_values(value: Any) -> Any:
+    """Returns a value of JSON with each text in it `scrubbed`. Names of objects stay: a reader looks its values up by them."""
+    match value:
+        case str():
+            return scrubbed(value)
+        case dict():
+            return {name: scrubbed_values(each) for name, each in value.items()}
+        case list():
+            return [scrubbed_values(each) for each in value]
+    return value
+
+
 def visible(text: str, *, lines: bool = True) -> str:
     r"""Returns the text with every character escaped (`\\u202e`) that controls a terminal, turns the direction of
     text, or cannot be seen, so that texts of a server, a program or a record cannot imitate other texts. `lines`:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
-from sabot.redaction import scrubbed
+from sabot.redaction import scrubbed_values
 from sabot.runtime.settings import RunnableApp
 from sabot.runtime.streams import SpreadStreams
 from sabot.threads import run_in_thread
@@ -100,7 +100,7 @@ class AppRequests:
             "restarts": self._restarts,
             "seconds": clock.monotonic(),
             "now_ms": clock.time() * 1000,
-            "figures": json.loads(scrubbed(text)),
+            "figures": scrubbed_values(json.loads(text)),
         }
 
     def _workers(self) -> dict[str, Any]:

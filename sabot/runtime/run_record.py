@@ -22,7 +22,7 @@ from sabot.disk import make_folder, private, regular
 from sabot.errors import SabotError, UserError
 from sabot.options import options_of
 from sabot.plan.drawing import flat_frames, frames_of
-from sabot.redaction import redacted_url, scrubbed
+from sabot.redaction import redacted_url, scrubbed, scrubbed_values
 from sabot.runtime.figure_rings import FigureRings, KeptFigures
 from sabot.runtime.log_ring import LogLine, LogRing
 from sabot.runtime.runnable import RunnableAgent
@@ -292,4 +292,8 @@ class RunRecorder:
 
 def _encoded(record: RunRecord) -> bytes:
     """Returns the record as JSON, without known secrets. What JSON cannot say is a text."""
-    return scrubbed(msgspec.json.encode(record, enc_hook=str).decode()).encode()
+    plain = msgspec.to_builtins(record, enc_hook=str)
+    plain |= {
+        name: scrubbed_values(plain[name]) for name in ("figures", "plan")
+    }  # the other texts are clean from the start
+    return msgspec.json.encode(plain)

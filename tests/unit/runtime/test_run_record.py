@@ -16,6 +16,7 @@ from sabot import App, NdjsonSink, NdjsonSource
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.plan.drawing import frames_from, frames_of, render
+from sabot.redaction import keep_secret
 from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record
 
@@ -56,6 +57,18 @@ async def test_a_run_leaves_its_figures_its_plan_and_the_end_of_its_log(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert record.journal == "postgresql://localhost/jobs"
     assert "s3cret-word" not in file.read_text()
+
+
+async def test_a_secret_that_is_a_word_of_the_record_leaves_the_record_readable(tmp_path: Path) -> None:
+    class Owner:
+        """A secret is let go with its owner."""
+
+    owner = Owner()
+    keep_secret("right", "started", "completed", owner=owner)
+    await shop(tmp_path, journal="postgresql://user:hunter-two@localhost/jobs").run()
+    record = record_in(tmp_path)
+    assert [each.id for each in frames_from(record.plan)]
+    assert record.figures.ticks[-1].statistics["checkpoints"]["completed"] >= 1
 
 
 async def test_a_failed_run_and_a_killed_one_are_told_by_the_next(tmp_path: Path) -> None:
