@@ -17,7 +17,7 @@ import pytest
 
 from sabot import App, UserError, files
 from sabot.api.nodes.node import walk
-from sabot.sql import functions, relations, select, values
+from sabot.sql import functions, joins, relations, select, values
 from sabot.sql.scope import node_of
 from sabot.sql.syntax import tree
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
@@ -294,11 +294,11 @@ def without_clause(**clauses):
 
 
 def outer_joins_are_inner(patch):
-    patch.setattr(relations, "_HOW", {**relations._HOW, "LEFT": "inner"})
+    patch.setattr(joins, "_HOW", {**joins._HOW, "LEFT": "inner"})
 
 
 def full_joins_are_left(patch):
-    patch.setattr(relations, "_HOW", {**relations._HOW, "FULL": "left"})
+    patch.setattr(joins, "_HOW", {**joins._HOW, "FULL": "left"})
 
 
 def nulls_are_the_greatest(patch):
@@ -356,13 +356,13 @@ def distinct_aggregates_count_all(patch):
 
 
 def further_conditions_of_joins_are_lost(patch):
-    whole = relations._JoinBinder._sort_conditions
+    whole = joins.JoinBinder._sort_conditions
 
     def broken(self):
         whole(self)
         self._residual = []
 
-    patch.setattr(relations._JoinBinder, "_sort_conditions", broken)
+    patch.setattr(joins.JoinBinder, "_sort_conditions", broken)
 
 
 def one_condition_of_where_counts(patch):
