@@ -28,7 +28,7 @@ from sabot.jobs.guard import (
     encode_verdict,
     judge_call,
 )
-from sabot.jobs.history import IN_DOUBT, VERDICTS
+from sabot.jobs.history import GIVEN_UP, IN_DOUBT, VERDICTS
 from sabot.jobs.judges import judge_within
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.questions import CallQuestions
@@ -172,7 +172,8 @@ class Effects:
         assert ask.tool is not None
         retry, repeatable = ask.tool.retry, RULES[EffectClass(ask.effect_class)].repeatable
         failed, certainty = outcome.outcome != "ok", outcome.certainty
-        again = failed and ask.attempt <= retry.retries and (repeatable or certainty is Certainty.NOT_SENT)
+        unsent = certainty is Certainty.NOT_SENT and not ask.dropped
+        again = failed and ask.attempt <= retry.retries and (repeatable or unsent)
         doubtful = certainty is Certainty.UNKNOWN and not repeatable
         if running is None:
             if not (again or doubtful):  # else the next start judges it
@@ -203,8 +204,14 @@ class Effects:
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
     def _retry(self, running: RunningJob, ask: Ask) -> None:
-        """Another attempt."""
+        """Begins another attempt of an effect. An effect that the function awaits no longer gets one only if its class
+        makes a repetition harmless; else its RESULT says that it was not made.
+        """
         if not self._host.is_running(running) or self._host.stopping:
+            return
+        if ask.dropped and not RULES[EffectClass(ask.effect_class)].repeatable:
+            error = asyncio.CancelledError(f"{ask.name} was not done, and its job waits for it no longer")
+            self._result(running, ask, GIVEN_UP, pack_error(error))
             return
         self._ask_guard(
             EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._retry_judged, running, ask)

@@ -11,7 +11,8 @@ A RESULT with ordinal 0 is of the attempt itself: its time is over.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
-that were cancelled. They are asked anew, as effects of their own. So is what was denied (`guard`).
+that were cancelled, calls that were not made because nobody awaited them. They are asked anew, as effects of their own. So is what was
+denied (`guard`).
 """
 
 from collections.abc import Iterable
@@ -33,6 +34,9 @@ ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes
 
 VERDICTS = ("done", "not_done", "abandon")
 """The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
+
+GIVEN_UP = "cancelled"
+"""The outcome of a child, or of a call that is known not to have been made, which the job itself did not want any more."""
 
 Delivery = EffectResult | Answer | Signal | Cancel
 """What changes a job from outside."""
@@ -296,7 +300,7 @@ class History:
                 return entry.outcome == "cancelled" and entry.by == entry.job
             case EffectResult():
                 intent = self.intents.get(entry.ordinal)
-                return entry.outcome == "cancelled" and intent is not None and intent.kind == "child"
+                return entry.outcome == GIVEN_UP and intent is not None and intent.kind in ("call", "child")
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:

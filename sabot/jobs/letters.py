@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from sabot.errors import LetterRefused
+from sabot.jobs.history import GIVEN_UP
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import HostServices, RunningJob
@@ -89,7 +90,7 @@ class JobLetters:
             self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
         if self._host.is_running(running) and not running.job.history.has_result(ordinal):
             told = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
-            entry = EffectResult(job_id, self._host.now_ms(), ordinal, 1, "cancelled", told)
+            entry = EffectResult(job_id, self._host.now_ms(), ordinal, 1, GIVEN_UP, told)
             self._host.deliver(self._host.append(entry, running), entry)  # another attempt asks for another child
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:

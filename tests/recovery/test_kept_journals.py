@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kept_jobs
+import msgspec
 import pytest
 from kept_journals import (
     BEFORE,
@@ -30,8 +31,10 @@ from kept_journals import (
 from sabot import App
 from sabot.agents import ActionStatus
 from sabot.agents.job_history import job_keeping
+from sabot.jobs.values import pack_error
 from sabot.journal import JournalReader
 from sabot.journal.ended_jobs import EndedQuery
+from sabot.journal.entries import Attempt, EffectResult, decode_entry, encode_entry
 from sabot.journal.opening import open_journal, open_reader
 from sabot.testing import ManualClock
 from tools.agent_tools import read_lines, started, until
@@ -140,8 +143,23 @@ async def test_the_jobs_of_a_kept_journal_go_on(
     ]
 
 
+CANCELLED_IN_A_CALL = "kept.orders/n=21"
+
+
 def kept_expectations(folder: Path) -> dict[str, Any]:
+    """What the code that has written the journals did, but for one job: it was cancelled during an unsafe call, and when a
+    person said that the call was not done, that code made it (record 076).
+    """
     expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
+    expected["calls"].remove("refund 21 which hangs and is cancelled")
+    entries = expected["second"][CANCELLED_IN_A_CALL]
+    attempt, made, _ = (decode_entry(bytes.fromhex(each), "a kept journal") for each in entries[-3:])
+    assert isinstance(attempt, Attempt)
+    assert isinstance(made, EffectResult)
+    why = pack_error(asyncio.CancelledError("refund was not done, and its job waits for it no longer"))
+    used = made.usage.replace(b"n=21/1/2", b"n=21/1/1")
+    not_made = msgspec.structs.replace(made, attempt=1, outcome="cancelled", body=why, usage=used)
+    entries[-3:-1] = [encode_entry(not_made).hex()]
     return expected
 
 
@@ -204,7 +222,6 @@ CALLS = [  # of the second life: those that were under way at the crash and may 
     "look 24 which hangs, and only reads",
     "pay 5 which needs approval",
     "put 23 which hangs, and may be repeated sabot-2737953c1a06392dba93809474ad0e69",
-    "refund 21 which hangs and is cancelled",
     "refund 30 which hangs",
     "refund 32 which returns",
     "refund 6 which sleeps",

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from unit.jobs.hosting import Agent, entries, hosting, prefix
+from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
-from sabot.errors import EffectError, TransientError, UserError
-from sabot.jobs.values import unpack
+from sabot.errors import EffectError, NotSent, TransientError, UserError
+from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
 from sabot.journal.effects import Reconciled
-from sabot.journal.entries import Attempt, EffectResult, End, Intent
+from sabot.journal.entries import Attempt, Cancel, EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm.tools import tool
 
@@ -407,6 +407,86 @@ async def test_a_cancel_is_raised_once_where_the_job_waits_and_it_may_clean_up()
         jobs.journal.post(Letter("cancel", job="j", name="enough"))
         await jobs.over("j")
         assert (jobs.agent.outcomes["j"], world.made) == ("cancelled", {"undo 1": 1})
+
+
+async def cancelled_in_a_call(pay: Any, agent: Agent, made: list[str]) -> MemoryStorage:
+    """The journal of a job that was cancelled while it called `pay`, killed before the call has returned."""
+    home = MemoryStorage()
+    async with hosting(home, agent) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: made)
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.until(lambda: any(isinstance(entry, Cancel) for entry in entries(home)))
+        home = prefix(home, 3)
+    made.clear()
+    return home
+
+
+@pytest.mark.parametrize("effect", ["unsafe", "reconcilable", "idempotent"])
+async def test_a_call_that_a_cancelled_job_awaits_no_longer_is_made_again_only_if_that_is_harmless(effect: str) -> None:
+    """A job was cancelled while it called a payment, and killed. At the next start a person said that the payment was
+    not done, and it was made, though its job was cancelled and no function waited for it.
+    """
+    made: list[str] = []
+
+    async def look(effect: Any) -> Reconciled:
+        return Reconciled.NOT_DONE
+
+    options: dict[str, Any] = {"reconcile": look} if effect == "reconcilable" else {"effect": effect}
+
+    @tool(**options)
+    async def pay() -> str:
+        made.append("pay")
+        if len(made) == 1 and not again:
+            await asyncio.Event().wait()
+        return "paid"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(pay)
+
+    again = False
+    home = await cancelled_in_a_call(pay, Agent(f), made)
+    again = True
+    async with hosting(home, Agent(f)) as jobs:
+        if effect == "unsafe":
+            await jobs.parks("j")
+            (token,) = open_questions(jobs)
+            jobs.journal.post(Letter("answer", token, body=b'{"outcome": "not_done"}'))
+        await jobs.over("j")
+        assert jobs.agent.outcomes["j"] == "cancelled"
+    assert made == (["pay"] if effect == "idempotent" else [])
+    made.clear()
+    async with hosting(home, Agent(f)) as jobs:  # the job is sent back: what was not made is made now
+        await jobs.until(lambda: jobs.agent.before)
+        jobs.host.begin(AGENT, "j", record=pack(None, "input"), key=b"", digest=b"", run=2)
+        await jobs.over("j")
+        assert jobs.agent.done["j"] == "paid"
+    assert made == ([] if effect == "idempotent" else ["pay"])
+
+
+async def test_a_call_that_was_not_sent_is_not_sent_again_when_its_job_awaits_it_no_longer() -> None:
+    made: list[str] = []
+    refuse = asyncio.Event()
+
+    @tool(retries=3, backoff="1ms")
+    async def pay() -> None:
+        made.append("pay")
+        await refuse.wait()
+        raise NotSent("the line is busy")
+
+    async def f(ctx: DurableContext) -> Any:
+        await ctx.call(pay)
+
+    home = MemoryStorage()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: made)
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.until(lambda: any(isinstance(entry, Cancel) for entry in entries(home)))
+        refuse.set()
+        await jobs.over("j")
+    assert (jobs.agent.outcomes["j"], made) == ("cancelled", ["pay"])
+    assert [entry.outcome for entry in entries(home) if isinstance(entry, EffectResult)] == ["NotSent"]
 
 
 async def test_an_error_of_a_tool_is_its_result_and_the_function_may_handle_it() -> None:
