@@ -39,7 +39,7 @@ _NO_MATTER = (
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.
-_LATER = ("time_unit", "time_format", "time")
+_LATER = ("time_unit", "time_format", "time", "overlap", "is_reluctant")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
@@ -69,7 +69,7 @@ def steps_of(path: str) -> str:
 
 
 def _is_unsaid(field: Field[Any], value: Any) -> bool:
-    return field.name in _LATER and (value is None or isinstance(value, str)) and value == field.default
+    return field.name in _LATER and (value is None or isinstance(value, str | bool)) and value == field.default
 
 
 def _said(value: Any) -> str:
@@ -84,7 +84,8 @@ def _said(value: Any) -> str:
     if isinstance(value, AsyncCall):
         return f"AsyncCall({', '.join(map(_said, value.facts))})"
     if is_dataclass(value) and not isinstance(value, type):
-        given = [(each, getattr(value, each.name)) for each in fields(value)]
+        in_order = sorted(fields(value), key=lambda each: bool(each.kw_only))  # as its constructor takes them
+        given = [(each, getattr(value, each.name)) for each in in_order]
         return (
             f"{stored_name(type(value))}({', '.join(_said(one) for each, one in given if not _is_unsaid(each, one))})"
         )

@@ -9,18 +9,20 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+import sabot
 import sabot.api.nodes
-from sabot import stored_names
+from sabot import col, stored_names
 from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
+from sabot.api.nodes.patterns import Match
 from sabot.api.windows import tumbling
 from sabot.llm import AgentRunError
 from sabot.operators.windows.panes import stored_window, window_of
@@ -108,6 +110,24 @@ def test_a_renamed_step_is_found_in_a_checkpoint(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(stored_names.CLASSES, "New", "Old")
     monkeypatch.setitem(stored_names.FIELDS, "New", {"length": "size"})
     assert path_of(New(None, 3), []) == before
+
+
+@pytest.mark.parametrize(
+    ("skip", "path"), [("past_last", "e4e0293feed77ab2"), ("none", "8b9076a564f433a0")], ids=["past_last", "none"]
+)
+def test_a_pattern_has_the_path_that_it_had_before_groups_and_reluctant_steps(skip: Any, path: str) -> None:
+    """The digests are those of the code before `overlap` and `is_reluctant`, when a step's name was its first field."""
+    pattern = sabot.pattern("low", col("x") < 2)
+    pattern = pattern.then("more", col("x") > sabot.step("low").last("x") + 1, times=(1, None)).greedy().optional()
+    pattern = pattern.then("high", col("x") >= 4).without(col("shop") == 1).within("30s")
+    high = sabot.step("high")
+    measures = (("n", high.count()), ("most", high.last("x")))
+    node = Match(Old(None, 3), ("k",), pattern, skip, measures)
+    assert path_of(node, ["00"]) == path
+    shorter = sabot.pattern("low", col("x") < 2).reluctant()
+    longer = sabot.pattern("low", col("x") < 2)
+    assert path_of(replace(node, pattern=shorter), ["00"]) != path_of(replace(node, pattern=longer), ["00"])
+    assert path_of(replace(node, overlap="begun"), ["00"]) != path
 
 
 def test_a_class_of_the_user_keeps_its_name() -> None:
