@@ -1,6 +1,6 @@
 """Sabot: a Python streaming engine that runs agents."""
 
-from sabot.lazy_imports import lazy_exports
+from sabot.base.lazy_imports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)
 

@@ -78,6 +78,8 @@ from sabot.api.windows import hopping as hopping
 from sabot.api.windows import session as session
 from sabot.api.windows import tumbling as tumbling
 from sabot.app import App as App
+from sabot.base.config import Secret as Secret
+from sabot.base.config import secret as secret
 from sabot.clock import Clock as Clock
 from sabot.codecs.formats import ArrowIpc as ArrowIpc
 from sabot.codecs.formats import Csv as Csv
@@ -86,8 +88,6 @@ from sabot.codecs.formats import Raw as Raw
 from sabot.codecs.records import Record as Record
 from sabot.codecs.schemas import Avro as Avro
 from sabot.codecs.schemas import Protobuf as Protobuf
-from sabot.config import Secret as Secret
-from sabot.config import secret as secret
 from sabot.connectors.base import Sink as Sink
 from sabot.connectors.base import Source as Source
 from sabot.connectors.base import Token as Token

@@ -25,14 +25,14 @@ from sabot.api.stream import Stream
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_written
+from sabot.base.config import checked_name, checked_topic
+from sabot.base.logs import set_up_logging
+from sabot.base.options import check_names, option, takes, takes_id_and
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
-from sabot.config import checked_name, checked_topic
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka.topics import RecordSender
-from sabot.logs import set_up_logging
-from sabot.options import check_names, option, takes, takes_id_and
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 from sabot.state.base import LocalBackend

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
 
 
 class Clock(Protocol):

@@ -41,7 +41,7 @@ from operator import index
 
 import msgspec
 
-from sabot.redaction import scrubbed, visible
+from sabot.base.redaction import scrubbed, visible
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """The errors that decoders of JSON and msgpack raise for bytes that they cannot read; RecursionError is for values

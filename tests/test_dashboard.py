@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sabot.metrics import _KINDS
+from sabot.base.metrics import _KINDS
 from tools.promql import Read, reads
 from tools.source_tree import PROJECT
 

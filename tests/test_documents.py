@@ -25,7 +25,7 @@ import pytest
 import typer
 from mcp import Client
 
-from sabot import metrics
+from sabot.base import metrics
 from sabot.cli import commands
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.late import LateGroup
@@ -294,7 +294,7 @@ def test_the_metrics_page_names_every_metric_with_its_type_and_labels() -> None:
     rows = re.findall(r"^\| `(sabot_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
     described = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert described == {name: (kind.type, kind.labels) for name, kind in metrics._KINDS.items()}, (
-        "docs/metrics.md has a row for each metric of sabot/metrics.py"
+        "docs/metrics.md has a row for each metric of sabot/base/metrics.py"
     )
 
 

@@ -114,7 +114,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 # What a program that only says what is to be run has no need for; of `jobs` it has the limits of children.
-RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "metrics", "operators", "plan", "process", "testing"}
+RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "operators", "plan", "process", "testing"}
 PROGRAM = """
 from sabot import App, col, count, tumbling
 app = App("orders")
@@ -136,7 +136,7 @@ def loaded_after(code: str) -> set[str]:
 
 def test_import_of_sabot_loads_nothing_before_it_is_named() -> None:
     loaded = loaded_after("import sabot")
-    assert {name for name in loaded if name.startswith("sabot.")} == {"sabot.lazy_imports"}
+    assert {name for name in loaded if name.startswith("sabot.")} == {"sabot.base", "sabot.base.lazy_imports"}
     assert not loaded & {"asyncio", "msgspec", "numpy", "pyarrow", "ssl"}
 
 
@@ -144,6 +144,7 @@ def test_a_program_that_does_not_run_loads_nothing_that_would_run_it() -> None:
     loaded = loaded_after(PROGRAM)
     assert "sabot.api.nodes.windows" in loaded
     assert sorted(name for name in loaded if name.startswith("sabot.") and name.split(".")[1] in RUNS) == []
+    assert "sabot.base.metrics" not in loaded
     assert not loaded & {"anthropic", "confluent_kafka", "openai", "prometheus_client", "psycopg", "sqlite3", "typer"}
 
 

@@ -12,8 +12,8 @@ if __name__ == "__main__":
 
 from sabot.api.agent import AgentOptions
 from sabot.app import App, AppSettings
+from sabot.base.options import Option, options_of
 from sabot.cli.run import RunOptions, run, worker
-from sabot.options import Option, options_of
 from tools.source_tree import PROJECT
 
 TABLES: dict[type, str] = {

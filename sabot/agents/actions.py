@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from sabot.agents.context import checked_fields, checked_word
-from sabot.checks import TEXTS, Of, check
+from sabot.base.checks import TEXTS, Of, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.clock import Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
 from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS

@@ -16,7 +16,8 @@ from sabot.agents.job_history import ended_records
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
-from sabot.checks import Of, check
+from sabot.base.checks import Of, check
+from sabot.base.threads import run_in_thread
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.questions import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
@@ -25,7 +26,6 @@ from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.runtime.jobs import JournalOwner, journal_place
-from sabot.threads import run_in_thread
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
-from sabot.checks import Of, OneOf, Whole, check
-from sabot.config import amount, parse_seconds
+from sabot.base.checks import Of, OneOf, Whole, check
+from sabot.base.config import amount, parse_seconds
 from sabot.errors import UserError, short_repr
 
 

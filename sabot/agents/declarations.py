@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
 from sabot.api.settings import Settings
+from sabot.base.config import Duration, checked_name, checked_topic
+from sabot.base.options import options_of, spells_out
 from sabot.clock import Clock
-from sabot.config import Duration, checked_name, checked_topic
 from sabot.errors import UserError, short_repr
-from sabot.options import options_of, spells_out
 from sabot.state import state_directory
 
 if TYPE_CHECKING:

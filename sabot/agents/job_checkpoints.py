@@ -25,14 +25,14 @@ from sabot.agents.kernel import ExecutionHandle, RuntimeKernel
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import as_json
 from sabot.agents.stores.hot import HotState
-from sabot.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
+from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
+from sabot.base.threads import run_in_thread
 from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDeterminism, UserError, short_repr
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.takeover import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
 from sabot.journal import JournalReader
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
-from sabot.threads import run_in_thread
 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 

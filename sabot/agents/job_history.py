@@ -7,7 +7,7 @@ import msgspec
 
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
-from sabot.config import parse_keep
+from sabot.base.config import parse_keep
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import JobKeeping, JournalReader
 from sabot.journal.ended_jobs import EndedJob, EndedQuery

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
-from sabot.checks import TEXTS, Of, check, check_called, is_number
+from sabot.base.checks import TEXTS, Of, check, check_called, is_number
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from sabot.config import checked_name
+from sabot.base.config import checked_name
 from sabot.errors import UserError, message_of, short_repr
 from sabot.llm.tools import Tool
 

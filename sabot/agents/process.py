@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.agent import AgentSpec
+from sabot.base.logs import warn_of_users_error
+from sabot.base.supervision import watch_task
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, SabotError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
-from sabot.logs import warn_of_users_error
 from sabot.state import StateBackend
-from sabot.supervision import watch_task
 
 if TYPE_CHECKING:
     from sabot.checkpoint import Coordinator

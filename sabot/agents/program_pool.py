@@ -29,6 +29,7 @@ from sabot.agents.program_runs import (
     last_words,
     tail_of,
 )
+from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import encode_json
 from sabot.errors import short_repr
@@ -38,7 +39,6 @@ from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.instance import Instance, Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
-from sabot.threads import run_to_end
 
 PoolProtocol = Literal["lines", "json"]
 

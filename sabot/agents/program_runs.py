@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from sabot.base.threads import run_to_end
 from sabot.llm.tools import Effect
 from sabot.process.client import Child
 from sabot.process.command import Command
@@ -16,7 +17,6 @@ from sabot.process.errors import CommunicationError, ExecutionError
 from sabot.process.instance import Instance
 from sabot.process.pool import end_member
 from sabot.process.streams import LastWords
-from sabot.threads import run_to_end
 
 MAX_OUTPUT_BYTES = 10 << 20
 """Of stdout, for one record. The lines are kept until the program has ended well, and a journal is not for files."""

@@ -21,9 +21,10 @@ from sabot.agents.program_sessions import ProgramSessions
 from sabot.agents.program_templates import CommandTemplate
 from sabot.api.context import AgentContext, Message
 from sabot.api.lifespan import Resource
-from sabot.checks import OneOf, Whole, check, is_whole
+from sabot.base.checks import OneOf, Whole, check, is_whole
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.threads import run_in_thread
 from sabot.codecs.records import decode_json, encode_json
-from sabot.config import Duration, parse_seconds
 from sabot.errors import DataError, UserError, short_repr
 from sabot.journal.effects import RULES, effect_class
 from sabot.llm.tools import Effect, InDoubt, tool
@@ -34,7 +35,6 @@ from sabot.process.fleet.health import HealthMonitor
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, sandbox_of
 from sabot.process.sandbox.paths import remember_writable, way_to
-from sabot.threads import run_in_thread
 
 if TYPE_CHECKING:
     from sabot.api.durable import DurableContext

@@ -19,9 +19,10 @@ from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.job_view import JobView, end_of
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
-from sabot.checks import TEXTS, Of, check
+from sabot.base.checks import TEXTS, Of, check
+from sabot.base.config import Duration, parse_ms
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_ms
 from sabot.errors import (
     InternalError,
     LetterRefused,
@@ -31,7 +32,6 @@ from sabot.errors import (
 from sabot.journal.base import Journal, Position
 from sabot.journal.entries import End, Entry, Letter
 from sabot.journal.memory import MemoryJournal
-from sabot.threads import run_in_thread, run_to_end
 
 __all__ = [
     "InMemoryActionStore",

@@ -9,19 +9,19 @@ import pyarrow as pa
 
 from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
+from sabot.base.checks import FLAG, check, is_whole
+from sabot.base.config import NAME_BYTES, Duration, checked_name
+from sabot.base.options import declare, with_defaults
 from sabot.calls import CallOptions, Retry
 from sabot.calls.options import CALL_WORDS
-from sabot.checks import FLAG, check, is_whole
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
-from sabot.config import NAME_BYTES, Duration, checked_name
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_input, check_nan, check_sink
 from sabot.connectors.defaults import check_ends, sink_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 from sabot.jobs.tree import ChildLimits, checked_limits
-from sabot.options import declare, with_defaults
 
 OnError = Literal["fail", "retry", "skip"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sabot.api.durable import DurableContext
-from sabot.checks import check_called
+from sabot.base.checks import check_called
 from sabot.errors import DataError, UserError, short_repr
 from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.conversation import Conversation

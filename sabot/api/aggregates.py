@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, as_column, as_expr, struct
 from sabot.api.expr.words import fraction_of
-from sabot.arrays import python_value
-from sabot.checks import is_whole
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
 from sabot.errors import UserError
 
 

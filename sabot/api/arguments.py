@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
-from sabot.arrays import python_value
-from sabot.checks import FLAG, OneOf, check, is_whole
-from sabot.config import Duration, parse_ms
+from sabot.base.arrays import python_value
+from sabot.base.checks import FLAG, OneOf, check, is_whole
+from sabot.base.config import Duration, parse_ms
 from sabot.errors import UserError
 
 Keys: TypeAlias = str | Expr | Sequence[str | Expr]

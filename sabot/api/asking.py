@@ -10,8 +10,8 @@ from sabot.api.calls import AsyncCall, PromptCall
 from sabot.api.nodes.calls import MapLlm
 from sabot.api.nodes.node import Node
 from sabot.api.prompts import prompt_of
+from sabot.base.checks import FLAG, Whole, check
 from sabot.calls import CallOptions
-from sabot.checks import FLAG, Whole, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError, short_repr

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from sabot.api.agent import as_schema
 from sabot.api.prompts import Prompt, text_of
-from sabot.arrays import python_value
+from sabot.base.arrays import python_value
+from sabot.base.checks import FLAG, OneOf, Whole, check
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.options import declare, with_defaults
 from sabot.calls import CallOptions
 from sabot.calls.functions import unwrap
 from sabot.calls.options import CALL_WORDS
-from sabot.checks import FLAG, OneOf, Whole, check
-from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
-from sabot.options import declare, with_defaults
 
 CallError = Literal["fail", "skip"]
 

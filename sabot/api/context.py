@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sabot.api.functions import Timers, checked_ms
+from sabot.base.config import checked_text
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers
-from sabot.config import checked_text
 from sabot.errors import NoStateBackend, UserError
 from sabot.state import (
     AggregatingState,

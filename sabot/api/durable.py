@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from sabot.api.context import AgentContext, RecordFields, record_context
 from sabot.api.functions import Timers
+from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.clock import Clock
-from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.jobs.history import ACTION_TYPES, ContinueAs
 from sabot.jobs.run import JobRun

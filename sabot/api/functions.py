@@ -27,8 +27,8 @@ import pyarrow as pa
 
 from sabot.api.arguments import schema_of
 from sabot.api.words import name_of
-from sabot.checks import FLAG, check
-from sabot.config import Duration, checked_name, parse_ms
+from sabot.base.checks import FLAG, check
+from sabot.base.config import Duration, checked_name, parse_ms
 from sabot.errors import UserError
 
 Array: TypeAlias = pa.Array

@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.process_exit import EXITS, wrap_exit
 from sabot.errors import SabotError, UserError
-from sabot.process_exit import EXITS, wrap_exit
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[[], Any])

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr import Expr, as_column
-from sabot.arrays import python_value
-from sabot.checks import is_whole
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
 from sabot.errors import UserError
 
 

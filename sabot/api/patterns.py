@@ -31,9 +31,9 @@ from typing import Any, Literal, NamedTuple
 
 from sabot.api.expr import Expr, as_column
 from sabot.api.expr.words import quoted
-from sabot.arrays import python_value
-from sabot.checks import is_whole
-from sabot.config import Duration, parse_ms
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, parse_ms
 from sabot.errors import UserError
 
 MATCH_START, MATCH_END = "match_start", "match_end"

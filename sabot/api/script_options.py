@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from sabot.api.settings import Settings
-from sabot.logs import LOG_LEVELS
-from sabot.options import Option, options_of
+from sabot.base.logs import LOG_LEVELS
+from sabot.base.options import Option, options_of
 
 _NOT_OF_SCRIPTS = ("from_",)
 """Settings whose option needs more of the command line than a script has."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sabot._cython.groups.partition import KEY_GROUPS
-from sabot.arrays import python_value
-from sabot.checks import FLAG, OneOf, is_whole
-from sabot.config import (
+from sabot.base.arrays import python_value
+from sabot.base.checks import FLAG, OneOf, is_whole
+from sabot.base.config import (
     Duration,
     Restart,
     checked_path,
@@ -20,10 +20,10 @@ from sabot.config import (
     parse_restart,
     parse_seconds,
 )
+from sabot.base.options import check_values, option
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
 from sabot.kafka.settings import checked_settings
-from sabot.options import check_values, option
 from sabot.state import state_directory
 
 Redeliver = Literal["repeat", "skip"]

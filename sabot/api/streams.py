@@ -10,9 +10,9 @@ from sabot.api.nodes.changes import table_node
 from sabot.api.nodes.read import Read, read_node
 from sabot.api.stream import Stream
 from sabot.api.stream.owner import Owner
-from sabot.checks import FLAG, check
+from sabot.base.checks import FLAG, check
+from sabot.base.config import Duration
 from sabot.codecs.base import Format
-from sabot.config import Duration
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.generated import generator_source
 from sabot.connectors.places import Start, Until

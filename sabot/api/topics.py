@@ -6,12 +6,12 @@ from functools import partial
 
 from sabot.api.lifespan import HasLifespan
 from sabot.api.settings import Settings
-from sabot.arrays import python_value
-from sabot.checks import is_whole
-from sabot.config import checked_topic
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
+from sabot.base.config import checked_topic
+from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
 from sabot.kafka.topics import make_topic
-from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from sabot.api.expr.time import zone_of
-from sabot.arrays import is_utc, python_value
-from sabot.checks import is_whole
-from sabot.config import Duration, parse_seconds
+from sabot.base.arrays import is_utc, python_value
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UserError
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns that results of windows have

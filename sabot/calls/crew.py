@@ -23,12 +23,12 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import watch_call
 from sabot.calls.limits import AdaptiveLimit, Limit, TokenBucket
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
 from sabot.errors import Overloaded, SabotError
-from sabot.process_exit import EXITS
-from sabot.supervision import watch_call
 
 _log = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import logging
 from dataclasses import dataclass
 from types import TracebackType
 
+from sabot.base.logs import users_part, warn_of_users_error
+from sabot.base.redaction import scrubbed
 from sabot.clock import Clock
 from sabot.errors import message_of
-from sabot.logs import users_part, warn_of_users_error
-from sabot.redaction import scrubbed
 
 _log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from typing import Any, ParamSpec, Protocol
 
 import pyarrow as pa
 
+from sabot.base.process_exit import EXITS
+from sabot.base.redaction import scrubbed
+from sabot.base.stored_names import stored_name
+from sabot.base.supervision import watch_call
 from sabot.calls.crew import CANCEL_SECONDS, Crew
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError, short_repr
-from sabot.process_exit import EXITS
-from sabot.redaction import scrubbed
-from sabot.stored_names import stored_name
-from sabot.supervision import watch_call
 
 _log = logging.getLogger(__name__)
 

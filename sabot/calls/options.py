@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sabot.arrays import python_value
-from sabot.backoff import Backoff
-from sabot.checks import OneOf, Whole, check
-from sabot.config import Duration, parse_rate, parse_seconds
+from sabot.base.arrays import python_value
+from sabot.base.backoff import Backoff
+from sabot.base.checks import OneOf, Whole, check
+from sabot.base.config import Duration, parse_rate, parse_seconds
 from sabot.errors import UserError
 
 CALL_WORDS = ("concurrency", "timeout", "retries", "backoff", "on_error", "rate")

@@ -1,4 +1,4 @@
-"""Threads for calls of sync functions, made when needed. They are threads of control (`sabot.threads`): a simulation
+"""Threads for calls of sync functions, made when needed. They are threads of control (`sabot.base.threads`): a simulation
 runs their turns, and a call that never returns does not keep the process from ending.
 """
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock
 
+from sabot.base.threads import threads
 from sabot.clock import Clock
-from sabot.threads import threads
 
 Work = Callable[[], Callable[[], None]]
 """A call, made in a thread. Its result is a function that is called in the same thread when the thread is free for
@@ -66,7 +66,7 @@ class _PoolThread:
         self._pool = pool
 
     def turn(self, wait_s: float) -> bool | None:
-        """Makes the next call that was given to this thread. See `sabot.threads.Turn` for the result."""
+        """Makes the next call that was given to this thread. See `sabot.base.threads.Turn` for the result."""
         try:
             work = self.works.get(timeout=wait_s)
         except Empty:

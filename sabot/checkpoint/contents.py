@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sabot.base.disk import make_folder
 from sabot.checkpoint.places import Place, StoredFile, each
-from sabot.disk import make_folder
 
 _HASHED_AT_ONCE = 4
 _WORTH_THREADS_BYTES = 1 << 20

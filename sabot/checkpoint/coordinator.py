@@ -27,18 +27,18 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.disk import link_or_copy, make_folder, private
+from sabot.base.process_exit import EXITS, wrap_exit
+from sabot.base.supervision import watch_call, watch_task
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.checkpoint.task_states import FinalState, StoredState, save_states
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
-from sabot.disk import link_or_copy, make_folder, private
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, StorageLost, UserError
-from sabot.process_exit import EXITS, wrap_exit
 from sabot.state.base import Cut, Snapshot
-from sabot.supervision import watch_call, watch_task
-from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
+from sabot.base.redaction import redacted_url
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location, is_local_place, place_of
 from sabot.checkpoint.requests import ask
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
-from sabot.redaction import redacted_url
 
 
 @dataclass

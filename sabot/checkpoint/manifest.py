@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.os_errors import checkpoint_error
 from sabot.checkpoint.places import Place, StoredFile
 from sabot.checkpoint.protocol import Mark, manifest_name
 from sabot.errors import CorruptCheckpoint, InternalError
-from sabot.os_errors import checkpoint_error
 
 
 class StoredTask(msgspec.Struct, frozen=True):

@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sabot.base.disk import make_folder, private, regular
+from sabot.base.redaction import scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint.places import LocalPlace
 from sabot.clock import SYSTEM_CLOCK
-from sabot.disk import make_folder, private, regular
 from sabot.errors import UNREADABLE, UserError
-from sabot.redaction import scrubbed
-from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import has_password, redacted_url
 from sabot.checkpoint.encoding import encode_manifest
 from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import LocalPlace, Location, Place, each, place_of
 from sabot.checkpoint.protocol import manifest_name, read_manifest_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
-from sabot.os_errors import hint_of
-from sabot.redaction import has_password, redacted_url
 
 _log = logging.getLogger(__name__)
 

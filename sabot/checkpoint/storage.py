@@ -27,6 +27,8 @@ from typing import TypeVar
 
 import msgspec
 
+from sabot.base.disk import make_folder
+from sabot.base.os_errors import checkpoint_error, hint_of
 from sabot.checkpoint.contents import ContentsWriter, files_below, sha256_of_each
 from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
 from sabot.checkpoint.manifest import Manifest
@@ -49,9 +51,7 @@ from sabot.checkpoint.savepoints import (
     note_savepoint,
     savepoints_of,
 )
-from sabot.disk import make_folder
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, TransientError, UserError
-from sabot.os_errors import checkpoint_error, hint_of
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

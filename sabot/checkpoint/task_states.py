@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from sabot.base.disk import link_or_copy, make_folder
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK
-from sabot.disk import link_or_copy, make_folder
 from sabot.errors import InternalError
 from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
-from sabot.threads import run_in_thread
 
 # The number of states that are saved at a time, each in a thread. At its end the app waits for its last checkpoint:
 # saved one after the other, the states of two subtasks would take as long as one state with all keys.

@@ -9,6 +9,9 @@ import msgspec
 import pyarrow as pa
 import typer
 
+from sabot.base.logs import set_up_logging
+from sabot.base.quantities import bytes_words
+from sabot.base.redaction import redacted_url
 from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import (
     CheckpointRecord,
@@ -22,9 +25,6 @@ from sabot.cli.printing import columns, json_line, moment, plain
 from sabot.cli.running import guarded
 from sabot.delivery.tokens import in_words
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
-from sabot.quantities import bytes_words
-from sabot.redaction import redacted_url
 
 checkpoints = typer.Typer(
     help="List, show and verify the checkpoints of an app.", no_args_is_help=True, rich_markup_mode=None

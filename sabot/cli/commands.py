@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import sabot
+from sabot.base.logs import set_up_logging
 from sabot.cli.late import LateCommand, add_late, settled
 from sabot.cli.loading import load_app, use_functions
 from sabot.cli.options import Functions, LogFormat, LogLevel, Target
 from sabot.cli.running import guarded, leave_at_once
-from sabot.logs import set_up_logging
 
 if TYPE_CHECKING:
     from sabot.app import App

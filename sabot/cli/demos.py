@@ -6,9 +6,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sabot.base.logs import set_up_logging
 from sabot.cli.options import Fresh, LogLevel
 from sabot.cli.running import guarded
-from sabot.logs import set_up_logging
 
 demos = typer.Typer(help="Run a program that shows Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from sabot.base.logs import set_up_logging
 from sabot.cli.loading import functions_words
 from sabot.cli.options import LogFormat, LogLevel
 from sabot.cli.running import guarded
-from sabot.logs import set_up_logging
 from sabot.workers import join_as_worker
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sabot.agents.entry_values import as_plain, readable, value_of
+from sabot.base.logs import set_up_logging
+from sabot.base.quantities import bytes_words
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, shortened
@@ -36,8 +38,6 @@ from sabot.journal.entries import (
     kind_of,
 )
 from sabot.journal.opening import open_inbox, open_reader
-from sabot.logs import set_up_logging
-from sabot.quantities import bytes_words
 
 journal = typer.Typer(help="Show the journal of a durable job.", no_args_is_help=True, rich_markup_mode=None)
 

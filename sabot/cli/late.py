@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import typer
 import typer.core
 
-from sabot.redaction import redacted_url, scrubbed
+from sabot.base.redaction import redacted_url, scrubbed
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.]*://.*", re.DOTALL)
 _WrongWord: Any = typer.BadParameter.__base__  # UsageError, which Typer does not export

@@ -15,12 +15,12 @@ from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLed
 from sabot.agents.kernel import RuntimeKernel
 from sabot.agents.stores.ledger import PostgresLedgerWriter
 from sabot.app import App
+from sabot.base.config import parse_seconds
 from sabot.cli.journal import Json, quietly, reading
 from sabot.cli.loading import load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import parse_seconds
 from sabot.errors import UserError
 
 Place = Annotated[

@@ -8,18 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from sabot.base.config import dead_letter_topic, parse_broker
+from sabot.base.logs import set_up_logging
+from sabot.base.redaction import redacted_url
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
-from sabot.config import dead_letter_topic, parse_broker
 from sabot.connectors.base import Sink
 from sabot.connectors.letters import DeadLetter, Letters
 from sabot.connectors.redrive import Selection
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
-from sabot.redaction import redacted_url
 from sabot.runtime.dead_letters import (
     LetterFilter,
     LetterPlace,

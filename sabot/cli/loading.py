@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.redaction import redacted_url
 from sabot.errors import UserError
-from sabot.redaction import redacted_url
 
 if TYPE_CHECKING:
     from sabot.agents.kernel import RuntimeKernel

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from sabot.base.logs import LOG_FORMATS, LOG_LEVELS
+from sabot.base.redaction import setting_name
 from sabot.cli.loading import WrongUse
-from sabot.logs import LOG_FORMATS, LOG_LEVELS
-from sabot.redaction import setting_name
 
 
 def log_level(value: str) -> str:

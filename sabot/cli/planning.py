@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sabot.app import App
+from sabot.base.logs import set_up_logging
 from sabot.checkpoint import Manifest
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app, use_functions
@@ -17,7 +18,6 @@ from sabot.connectors.base import Source
 from sabot.connectors.defaults import columns_of
 from sabot.errors import UserError
 from sabot.kafka import open_sink
-from sabot.logs import set_up_logging
 from sabot.plan import Plan, once_more, svg
 from sabot.runtime.facts import check_facts
 from sabot.runtime.outcomes import outcomes_of

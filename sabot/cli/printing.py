@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from sabot.redaction import visible
+from sabot.base.redaction import visible
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

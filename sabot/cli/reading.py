@@ -10,6 +10,7 @@ import typer
 
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
+from sabot.base.logs import set_up_logging
 from sabot.checkpoint import ask
 from sabot.checkpoint.state_reads import MOST_DIFFERENCES, KeyChange, StateDifference, state_difference
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -17,7 +18,6 @@ from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
 from sabot.operators.reading import operators_of, state_of
 
 _FORMATS = ("table", "json", "csv")

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from sabot.api.settings import Settings
+from sabot.base.logs import LOG_LEVELS, set_up_logging
+from sabot.base.options import Option, option, options_of
+from sabot.base.redaction import redacted_url, visible
 from sabot.cli.late import settled
 from sabot.cli.loading import WrongUse, functions_words, load_app, use_functions
 from sabot.cli.options import Functions, Target, log_format, log_level, until_of
 from sabot.cli.running import guarded, run_app
 from sabot.cli.web import ConsoleOptions, say_links
 from sabot.errors import UserError
-from sabot.logs import LOG_LEVELS, set_up_logging
-from sabot.options import Option, option, options_of
-from sabot.redaction import redacted_url, visible
 
 if TYPE_CHECKING:
     from sabot.app import App

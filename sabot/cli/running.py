@@ -10,10 +10,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sabot.base.process_exit import EXITS, Exit
+from sabot.base.redaction import scrubbed, visible
 from sabot.cli.loading import WrongUse
 from sabot.errors import DeliveryConflict, SabotError
-from sabot.process_exit import EXITS, Exit
-from sabot.redaction import scrubbed, visible
 from sabot.sql.syntax.text import SqlError
 
 if TYPE_CHECKING:

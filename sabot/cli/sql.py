@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
+from sabot.base.logs import set_up_logging
 from sabot.cli.loading import WrongUse, use_functions
 from sabot.cli.options import Functions
 from sabot.cli.running import guarded, print_error
 from sabot.cli.sql_program import FORMATS, SqlProgram
-from sabot.logs import set_up_logging
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.syntax.text import SqlFault, SqlText
 from sabot.sql.syntax.tokens import tokens_of

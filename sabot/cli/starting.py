@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from sabot.base.os_errors import hint_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.running import guarded
-from sabot.os_errors import hint_of
 
 _FILES = {
     "app.py": '''"""Large payments raise an alert. `sabot run app:app` reads payments.ndjson; build() takes any other source and sink."""

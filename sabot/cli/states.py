@@ -16,15 +16,15 @@ from sabot.agents.job_checkpoints import (
     refused,
 )
 from sabot.agents.kernel import ExecutionResult, RuntimeKernel
+from sabot.base.config import checked_name, parse_bytes
+from sabot.base.quantities import bytes_words
 from sabot.cli.agent_jobs import JobId, jobs
 from sabot.cli.journal import By, Json, Place, post, quietly, reading, this_user
 from sabot.cli.loading import WrongUse, load_program
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import checked_name, parse_bytes
 from sabot.errors import LetterRefused
-from sabot.quantities import bytes_words
 
 
 @jobs.command()

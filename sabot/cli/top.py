@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sabot.base.logs import set_up_logging
+from sabot.base.quantities import bytes_words
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -20,9 +22,7 @@ from sabot.cli.printing import columns, json_line, plain
 from sabot.cli.running import guarded
 from sabot.cli.workers import WORKER_TITLES, running_control, worker_rows
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
 from sabot.plan.drawing import SHARES
-from sabot.quantities import bytes_words
 from sabot.runtime.app_rates import AppRates, AppReading, TaskRates, rates_between
 from sabot.runtime.bottleneck import NarrowPlace, narrow_places
 

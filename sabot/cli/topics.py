@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sabot.base.config import checked_topic
+from sabot.base.logs import set_up_logging
 from sabot.cli.letters import Broker, address_of
 from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
-from sabot.config import checked_topic
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
 
 if TYPE_CHECKING:
     from sabot.kafka.log import TopicLog

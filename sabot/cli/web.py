@@ -13,13 +13,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import typer
 
+from sabot.base.logs import set_up_logging
+from sabot.base.redaction import keep_url, redacted_url, visible
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.running import guarded
 from sabot.errors import UserError
-from sabot.logs import set_up_logging
-from sabot.redaction import keep_url, redacted_url, visible
 from sabot.state import state_directory
 
 if TYPE_CHECKING:

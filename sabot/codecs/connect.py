@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type, to_unit
+from sabot.base.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type, to_unit
 from sabot.errors import UNREADABLE
 
 ConnectType = tuple[str, int]

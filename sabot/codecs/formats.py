@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
-from sabot.checks import FLAG, check, is_whole
+from sabot.base.checks import FLAG, check, is_whole
 from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder

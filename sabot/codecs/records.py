@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.text.json import NESTING_MAX, BadRow, encode_rows, is_too_deep
 from sabot._cython.text.records import binary_array, bytes_list
-from sabot.arrays import python_value
+from sabot.base.arrays import python_value
+from sabot.base.config import checked_text
 from sabot.codecs.base import Encoder
 from sabot.codecs.engine_columns import DELETE, OP_COLUMN
 from sabot.codecs.json import JsonEncoder
-from sabot.config import checked_text
 from sabot.errors import UNREADABLE, DataError, UserError
 
 

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
-from sabot.checks import FLAG, check
+from sabot.base.checks import FLAG, check
+from sabot.base.config import checked_text
 from sabot.codecs.avro import AvroCodec, AvroEncoder, arrow_schema, avro_schema
 from sabot.codecs.base import Codec, Encoder, Format
 from sabot.codecs.protobuf import ProtobufCodec, ProtobufEncoder
 from sabot.codecs.protobuf import arrow_schema as columns_of
 from sabot.codecs.protobuf.fields import message_type
 from sabot.codecs.records import RECORD_SCHEMA, empty_batch
-from sabot.config import checked_text
 from sabot.errors import UserError
 
 _SUBJECT = "{topic}-value"

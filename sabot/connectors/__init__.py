@@ -1,5 +1,5 @@
 """Sources and sinks: their contracts, files, SQL databases, the broker inside the process, and dead letters."""
 
-from sabot.lazy_imports import lazy_exports
+from sabot.base.lazy_imports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import RECORD_BYTES
 from sabot.codecs.base import Format, LostFloats
 from sabot.codecs.formats import JSON
-from sabot.config import RECORD_BYTES
 from sabot.connectors.places import Bound
 from sabot.errors import UserError
 

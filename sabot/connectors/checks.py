@@ -2,7 +2,7 @@
 
 import re
 
-from sabot.config import checked_no_password, checked_text, checked_topic
+from sabot.base.config import checked_no_password, checked_text, checked_topic
 from sabot.connectors.base import Delivery, Sink, Source, attributes_without_ability
 from sabot.errors import UserError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.config import RECORD_BYTES
 from sabot.codecs.base import LostFloats
-from sabot.config import RECORD_BYTES
 from sabot.connectors.base import (
     AsksOwner,
     Bounded,

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import checked_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import BAD_SCHEMA, build_records, encode_json
-from sabot.config import checked_name
 from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Source
 from sabot.errors import SabotError, UserError
 

@@ -25,13 +25,13 @@ import pyarrow as pa
 
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
-from sabot.arrays import shown
+from sabot.base.arrays import shown
+from sabot.base.logs import warn_of_users_error
+from sabot.base.redaction import scrubbed, visible
+from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, message_of
-from sabot.logs import warn_of_users_error
-from sabot.redaction import scrubbed, visible
-from sabot.stored_names import stored_name
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from sabot.arrays import python_value
-from sabot.checks import is_whole
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
 from sabot.errors import UserError
 
 Start = str | int | datetime | Mapping[int, int]

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from sabot.base.redaction import clean_cause, keep_url, redacted_url
+from sabot.base.threads import close_with_loop
 from sabot.errors import MissingExtra, TransientError, UserError, short_repr
-from sabot.redaction import clean_cause, keep_url, redacted_url
-from sabot.threads import close_with_loop
 
 _ADDRESS = "redis://user:password@host:6379/0, rediss://… for TLS, unix:///path"
 _SCHEMES = ("redis://", "rediss://", "unix://")

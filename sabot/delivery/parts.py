@@ -13,10 +13,10 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
+from sabot.base.disk import private
+from sabot.base.os_errors import hint_of
 from sabot.checkpoint.places import StoredFile
-from sabot.disk import private
 from sabot.errors import SabotError
-from sabot.os_errors import hint_of
 from sabot.steps import step
 
 _log = logging.getLogger(__name__)

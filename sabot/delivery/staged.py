@@ -27,6 +27,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.disk import make_folder
+from sabot.base.redaction import clean_cause
+from sabot.base.threads import Spawn, run_in_thread
 from sabot.checkpoint.manifest import Manifest, StoredTrack
 from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.storage import CheckpointStorage
@@ -36,10 +39,7 @@ from sabot.connectors.base import Finishes, Sink
 from sabot.connectors.defaults import Stages, address_of, delivers_of
 from sabot.delivery.parts import Part
 from sabot.delivery.tracks import TrackWork
-from sabot.disk import make_folder
 from sabot.errors import AppLocked, CheckpointFailed, SabotError, TransientError, UserError
-from sabot.redaction import clean_cause
-from sabot.threads import Spawn, run_in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
+from sabot.base.os_errors import hint_of
+from sabot.base.threads import Handle, Spawn
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
 from sabot.connectors.base import Sink, Token, Track
@@ -22,9 +24,7 @@ from sabot.connectors.defaults import delivers_of, finish_of, keeps_token_of, se
 from sabot.delivery.parts import Part, PartSeries, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
 from sabot.errors import AppLocked, DataError, SabotError, TransientError, UserError
-from sabot.os_errors import hint_of
 from sabot.steps import step
-from sabot.threads import Handle, Spawn
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from sabot._cython.flow.channel import Channel
+from sabot.base.redaction import keep_secret
 from sabot.errors import InternalError, UserError
 from sabot.exchange.link import Tls, address_of
 from sabot.exchange.receiving import EdgeServer
 from sabot.exchange.sending import Credit, Peer
-from sabot.redaction import keep_secret
 
 
 class Exchange:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from sabot.base.stored_names import stored_name
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
@@ -12,7 +13,6 @@ from sabot.jobs.tree import ChildLimits, child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult
-from sabot.stored_names import stored_name
 
 
 class Children:

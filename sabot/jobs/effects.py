@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.stored_names import stored_name
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.children import Children
@@ -40,7 +41,6 @@ from sabot.journal import Position
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
-from sabot.stored_names import stored_name
 
 _log = logging.getLogger(__name__)
 

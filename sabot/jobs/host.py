@@ -16,6 +16,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sabot.base.process_exit import EXITS
+from sabot.base.stored_names import stored_name
+from sabot.base.supervision import watch_task
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.jobs.derived import question_token
@@ -36,10 +40,6 @@ from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
 from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
-from sabot.process_exit import EXITS
-from sabot.stored_names import stored_name
-from sabot.supervision import watch_task
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

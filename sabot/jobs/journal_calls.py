@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from sabot.base.threads import run_in_thread
 from sabot.errors import TransientError
-from sabot.threads import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import LetterRefused
 from sabot.jobs.history import GIVEN_UP
 from sabot.jobs.journal_calls import call_journal
@@ -18,7 +19,6 @@ from sabot.jobs.tree import ChildLimits, child_id
 from sabot.jobs.values import pack_error
 from sabot.journal import Position
 from sabot.journal.entries import Cancel, EffectResult, Entry, Letter
-from sabot.threads import run_in_thread, run_to_end
 
 UNAWAITED_CHILD = "its parent waits no longer"
 """Why a child is cancelled that nobody waits for."""

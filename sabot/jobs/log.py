@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.owner import HostServices
 from sabot.journal import Journal, Position
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Entry
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

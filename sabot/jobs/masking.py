@@ -11,9 +11,9 @@ from uuid import UUID
 
 import msgspec
 
-from sabot.config import Secret
+from sabot.base.config import Secret
+from sabot.base.redaction import HIDDEN
 from sabot.errors import UserError
-from sabot.redaction import HIDDEN
 
 
 @lru_cache(maxsize=256)

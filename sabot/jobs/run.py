@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
 from sabot.jobs.derived import job_seed, question_token
 from sabot.jobs.guard import (
@@ -35,7 +36,6 @@ from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
-from sabot.stored_names import stored_name
 
 MOST_EFFECTS = 10_000
 """Effects of one history. More of them would make each replay of the job long."""

@@ -22,13 +22,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sabot.base.config import Secret
+from sabot.base.process_exit import EXITS, find_exit, wrap_exit
+from sabot.base.redaction import HIDDEN, without_secrets
+from sabot.base.supervision import unexpected_end
+from sabot.base.threads import call_on_loop
 from sabot.calls.crew import CANCEL_SECONDS
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable, unwrap
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import Clock
-from sabot.config import Secret
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
@@ -36,11 +40,7 @@ from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
-from sabot.process_exit import EXITS, find_exit, wrap_exit
-from sabot.redaction import HIDDEN, without_secrets
 from sabot.steps import step
-from sabot.supervision import unexpected_end
-from sabot.threads import call_on_loop
 
 __all__ = ["Certainty", "EffectRunner", "Outcome"]
 

@@ -10,10 +10,10 @@ import heapq
 from collections.abc import Callable
 from functools import partial
 
+from sabot.base.supervision import watch_call
 from sabot.clock import ForwardClock
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import HostServices
-from sabot.supervision import watch_call
 
 _LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers

@@ -7,7 +7,7 @@ job ── job~3 ── job~3~1         a cancel of `job` is one of all that sta
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sabot.checks import FLAG, Whole, check_fields
+from sabot.base.checks import FLAG, Whole, check_fields
 from sabot.errors import UserError, short_repr
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child

@@ -14,11 +14,11 @@ from typing import Any, get_args
 import msgspec
 import pyarrow as pa
 
+from sabot.base.config import Secret
+from sabot.base.redaction import scrubbed
+from sabot.base.stored_names import stored_name
 from sabot.calls.functions import unwrap
-from sabot.config import Secret
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
-from sabot.redaction import scrubbed
-from sabot.stored_names import stored_name
 
 MAX_RESULT_BYTES = 16 << 20
 """A longer value is refused: a journal is for what happened, not for files."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sabot.base.redaction import keep_url, redacted_url
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.journal.base import Inbox, Journal, JournalReader
 from sabot.journal.postgres import PostgresInbox, PostgresJournal, PostgresReader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
-from sabot.redaction import keep_url, redacted_url
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import (
     AppLocked,

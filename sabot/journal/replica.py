@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sabot.checks import Of, check
+from sabot.base.checks import Of, check
+from sabot.base.config import checked_topic, legal_topic, parse_broker
+from sabot.base.disk import TemporaryFolder, private
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import checked_topic, legal_topic, parse_broker
-from sabot.disk import TemporaryFolder, private
 from sabot.errors import BrokerUnavailable, CorruptJournal, DataError, UserError
 from sabot.journal.entries import decode_entry
 from sabot.journal.entry_counts import count_anew

@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sabot.claims import FileClaim
+from sabot.base.claims import FileClaim
+from sabot.base.config import checked_path
+from sabot.base.disk import own_folder, private, sync
+from sabot.base.os_errors import errno_of, hint_of
+from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_path
-from sabot.disk import own_folder, private, sync
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
 from sabot.journal.entry_counts import COUNTED, begin_to_count
 from sabot.journal.history_tables import KEPT, make_history
@@ -41,8 +43,6 @@ from sabot.journal.tables import (
     transaction,
 )
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
-from sabot.os_errors import errno_of, hint_of
-from sabot.sqlite_files import HELD, is_held
 from sabot.steps import step
 
 DATABASE = "journal.db"

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from sabot.base.os_errors import hint_of
+from sabot.base.sqlite_files import error_of, open_database
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import MAY_BEGIN_AGAIN, JobMark, JournalReader, Position, Question
 from sabot.journal.ended_jobs import EndedJob
@@ -53,8 +55,6 @@ from sabot.journal.entry_counts import (
 )
 from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_bodies, make_history, move_entries
 from sabot.journal.writing import Appended
-from sabot.os_errors import hint_of
-from sabot.sqlite_files import error_of, open_database
 
 _APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
 _FORMAT = KEPT

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from sabot.base.os_errors import hint_of
+from sabot.base.threads import call_on_loop, threads
 from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
 from sabot.journal.base import Position
 from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, without_body
-from sabot.os_errors import hint_of
-from sabot.threads import call_on_loop, threads
 
 CAPACITY_BYTES = 64 << 20
 

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource  # type: ignore[attr-defined]
 from confluent_kafka.cimpl import NewPartitions
 
+from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -24,7 +25,6 @@ from sabot.kafka.client import (
     said,
     wait_for_partitions,
 )
-from sabot.redaction import clean_cause
 from sabot.steps import step
 
 log = logging.getLogger("sabot.kafka")

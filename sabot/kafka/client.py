@@ -13,13 +13,13 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollectio
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from sabot.base.config import RECORD_BYTES, checked_topic, parse_broker
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import clean_cause, redacted, scrubbed
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import RECORD_BYTES, checked_topic, parse_broker
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.access import Finding, acl_hint, login_hint, look, principal, tidy
 from sabot.kafka.settings import checked_settings
-from sabot.os_errors import hint_of
-from sabot.redaction import clean_cause, redacted, scrubbed
 
 log = logging.getLogger("sabot.kafka")
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
@@ -51,7 +52,6 @@ from sabot.kafka.writer import (
     refusal,
     refused_by,
 )
-from sabot.redaction import clean_cause
 from sabot.steps import step
 
 _log = logging.getLogger("sabot.kafka")

@@ -17,6 +17,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 
+from sabot.base.redaction import clean_cause
+from sabot.base.supervision import watch_call
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import AppLocked, SabotError, TransientError
 from sabot.kafka.client import (
@@ -30,8 +32,6 @@ from sabot.kafka.client import (
     link_of,
     said,
 )
-from sabot.redaction import clean_cause
-from sabot.supervision import watch_call
 
 log = logging.getLogger("sabot.kafka")
 

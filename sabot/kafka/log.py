@@ -11,6 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import BrokerUnavailable, DataError, SabotError, TransientError
 from sabot.kafka.client import (
@@ -28,7 +29,6 @@ from sabot.kafka.client import (
     said,
     topic_id_of,
 )
-from sabot.redaction import clean_cause
 
 log = logging.getLogger("sabot.kafka")
 

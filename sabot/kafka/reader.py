@@ -22,9 +22,11 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, KafkaError, KafkaE
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.kafka.librdkafka import RecordQueue
+from sabot.base.config import RECORD_BYTES
+from sabot.base.redaction import clean_cause
+from sabot.base.supervision import watch_call
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.config import RECORD_BYTES
 from sabot.connectors.base import (
     Commits,
     HasIdentity,
@@ -55,8 +57,6 @@ from sabot.kafka.client import (
     topic_id_of,
 )
 from sabot.kafka.native import record_queue_of
-from sabot.redaction import clean_cause
-from sabot.supervision import watch_call
 
 log = logging.getLogger("sabot.kafka")
 

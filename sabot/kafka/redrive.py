@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
+from sabot.base.redaction import clean_cause
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import Ranges
 from sabot.connectors.redrive import Redriven, Selection, Sending, Target, redrive_selected
@@ -30,7 +31,6 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.kafka.letters import DeadLetters, Note
-from sabot.redaction import clean_cause
 from sabot.steps import step
 
 log = logging.getLogger("sabot.kafka")

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.avro import with_references
 from sabot.codecs.schemas import Reference
-from sabot.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, RegistryUnavailable, UnknownSchema, UserError
-from sabot.redaction import clean_cause, keep_secret, keep_settings, keep_url, redacted_url
 
 _SCHEMAS = 10_000  # the most schemas that are kept by id
 _UNKNOWN = (

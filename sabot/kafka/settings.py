@@ -10,8 +10,8 @@ sets. Users may freely set limits, times and the connection.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sabot.base.redaction import has_password, keep_settings, redacted_url, setting_name
 from sabot.errors import UserError, short_repr
-from sabot.redaction import has_password, keep_settings, redacted_url, setting_name
 
 _TRUE, _FALSE = frozenset(["true", "t", "1"]), frozenset(["false", "f", "0"])  # as librdkafka reads them
 

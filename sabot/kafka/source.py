@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import Duration
+from sabot.base.threads import run_in_thread, wait_done
 from sabot.codecs.records import Record, iterate_records
-from sabot.config import Duration
 from sabot.connectors.base import (
     Commits,
     HasIdentity,
@@ -28,7 +29,6 @@ from sabot.connectors.memory import MemorySource
 from sabot.connectors.places import Bound, Until, checked_until
 from sabot.errors import UserError
 from sabot.kafka.topics import open_source
-from sabot.threads import run_in_thread, wait_done
 
 FETCH_ROWS = 1024  # how many records the record-by-record interface fetches ahead
 FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one call, and so how long `stop` may take

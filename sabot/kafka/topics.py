@@ -7,14 +7,14 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.config import Duration, parse_broker, parse_seconds
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers
-from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
-from sabot.threads import run_in_thread
 
 if TYPE_CHECKING:
     from sabot.kafka.reader import KafkaReader

@@ -12,6 +12,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.kafka.librdkafka import RecordProducer, rows_above
+from sabot.base.redaction import clean_cause
+from sabot.base.supervision import watch_call
+from sabot.base.threads import run_in_thread, wait_done
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
@@ -30,9 +33,6 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.kafka.native import record_producer_of
-from sabot.redaction import clean_cause
-from sabot.supervision import watch_call
-from sabot.threads import run_in_thread, wait_done
 
 CLOSE_SECONDS = 5.0
 FULL_SECONDS = (

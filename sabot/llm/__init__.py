@@ -6,6 +6,6 @@ call. `provider` is the contract of a vendor's API, `providers` has the vendors,
 errors.
 """
 
-from sabot.lazy_imports import lazy_exports
+from sabot.base.lazy_imports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

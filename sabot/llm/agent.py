@@ -20,8 +20,9 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.checks import Of, OneOf, Whole, check
-from sabot.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.base.checks import Of, OneOf, Whole, check
+from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.base.redaction import scrubbed
 from sabot.errors import UNREADABLE, EffectError, UserError, message_of, short_repr
 from sabot.llm.conversation import Conversation, TokenEstimator, cut, groups_of, with_shorter_results, without_oldest
 from sabot.llm.direct import DirectEffects
@@ -40,7 +41,6 @@ from sabot.llm.requests import request_of, with_output
 from sabot.llm.results import Completion, Piece, Usage
 from sabot.llm.spec import RequestContext, RequestSpec, ToolSchema
 from sabot.llm.tools import Tool, ToolAnswer, as_tool
-from sabot.redaction import scrubbed
 
 Trim = Literal["drop_oldest", "summarize", "refuse"]
 

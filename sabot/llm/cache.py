@@ -13,15 +13,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from sabot.base.checks import Whole, check
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.disk import private
+from sabot.base.sqlite_files import error_of, open_database
 from sabot.calls.cache import UNKNOWN, AnswerCache
-from sabot.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
-from sabot.disk import private
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.llm.results import Completion
-from sabot.sqlite_files import error_of, open_database
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 import pyarrow as pa
 
-from sabot.arrays import as_type
+from sabot.base.arrays import as_type
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import ContentFiltered, MalformedAnswer
 from sabot.llm.results import Completion

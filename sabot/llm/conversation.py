@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.redaction import scrubbed
 from sabot.errors import UNREADABLE, CorruptCheckpoint
 from sabot.llm.messages import ChatMessage, Image
 from sabot.llm.results import Completion
 from sabot.llm.spec import ToolSchema
-from sabot.redaction import scrubbed
 
 _CHARACTERS_A_TOKEN = 3.5
 _TOKENS_OF_A_MESSAGE = 4

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+from sabot.base.threads import call_on_loop
 from sabot.calls.pool import ThreadPool
 from sabot.calls.steps import watched
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -20,7 +21,6 @@ from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import Effect, Tool
-from sabot.threads import call_on_loop
 
 _MOST_THREADS = (
     64  # the most threads for the sync tools of one event loop, including threads of tools that never return

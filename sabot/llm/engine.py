@@ -17,10 +17,10 @@ from typing import Any, Literal, overload
 
 import msgspec
 
+from sabot.base.checks import Of, Whole, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.calls.options import Retry
-from sabot.checks import Of, Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, with_message

@@ -24,9 +24,9 @@ SabotError
 from collections.abc import Sequence
 from copy import copy
 
+from sabot.base.stored_names import stored_name
 from sabot.errors import DataError, SabotError, TransientError, UserError
 from sabot.llm.messages import ChatMessage
-from sabot.stored_names import stored_name
 
 
 class ModelError(SabotError):

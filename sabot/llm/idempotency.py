@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.checks import Whole, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.calls.cache import UNKNOWN, AnswerCache
-from sabot.checks import Whole, check
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import IdempotencyConflict, UserError
 from sabot.llm.errors import ModelTimeout, ModelUnavailable
 from sabot.llm.results import Completion, Piece

@@ -11,10 +11,10 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from sabot.base.checks import Whole, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
-from sabot.checks import Whole, check
 from sabot.clock import Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import CircuitOpen, ModelTimeout, ModelUnavailable, RateLimited
 

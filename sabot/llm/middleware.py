@@ -26,17 +26,17 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+from sabot.base.checks import Of, Whole, check
+from sabot.base.config import amount
+from sabot.base.metrics import Durations
 from sabot.calls.options import Retry
-from sabot.checks import Of, Whole, check
 from sabot.clock import Clock
-from sabot.config import amount
 from sabot.errors import TransientError, UserError, short_repr
 from sabot.llm.errors import BudgetExceeded, CircuitOpen, ModelError, ModelTimeout, RateLimited
 from sabot.llm.prices import PRICES_HINT, Prices
 from sabot.llm.results import Completion, Embeddings, Piece, Usage, is_cost
 from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.token_counts import count_tokens, input_tokens_of, tokens_of
-from sabot.metrics import Durations
 
 _log = logging.getLogger("sabot.llm")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.checks import Of, Whole, check, is_number
+from sabot.base.checks import Of, Whole, check, is_number
 from sabot.errors import UserError, short_repr
 from sabot.llm.errors import MalformedAnswer
 from sabot.llm.messages import messages_of

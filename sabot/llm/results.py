@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
 from sabot.llm.messages import ChatMessage, ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]

@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 import msgspec
 import pyarrow as pa
 
-from sabot.arrays import as_type
+from sabot.base.arrays import as_type
 from sabot.calls.functions import unwrap
 from sabot.errors import UNREADABLE, UserError, message_of, short_repr
 from sabot.llm.json_schema import mismatch

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sabot.metrics import Sample, Value, minus, plus
+from sabot.base.metrics import Sample, Value, minus, plus
 
 if TYPE_CHECKING:
     from sabot.llm.middleware import CallFigures

@@ -26,10 +26,10 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from sabot.base.checks import OneOf, Whole, check
+from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.calls.functions import unwrap
 from sabot.calls.options import Retry
-from sabot.checks import OneOf, Whole, check
-from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.journal.effects import EffectClass, EffectId, effect_class
 from sabot.llm.errors import ToolError

@@ -7,6 +7,6 @@
 Only this room imports the official SDK, and only the modules that need it: `pip install 'sabot[mcp]'`.
 """
 
-from sabot.lazy_imports import lazy_exports
+from sabot.base.lazy_imports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

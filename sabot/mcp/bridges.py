@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from sabot.backoff import Backoff
-from sabot.checks import is_whole
-from sabot.config import Duration, parse_seconds
+from sabot.base.backoff import Backoff
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, message_of, short_repr
 
 _log = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sabot.checks import OneOf, Whole, check, check_called, check_fields
-from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.base.checks import OneOf, Whole, check, check_called, check_fields
+from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
+from sabot.base.redaction import keep_secret, keep_settings, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
-from sabot.redaction import keep_secret, keep_settings, keep_url, redacted_url
 
 if TYPE_CHECKING:
     from sabot.mcp import McpServerPool

@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable

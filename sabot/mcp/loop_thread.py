@@ -5,8 +5,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from sabot.base.threads import call_on_loop
 from sabot.errors import UserError
-from sabot.threads import call_on_loop
 
 T = TypeVar("T")
 

@@ -25,16 +25,16 @@ from typing import Any, Protocol, TypeAlias, TypedDict
 
 import msgspec
 
+from sabot.base.config import checked_name, checked_text
+from sabot.base.disk import own_folder, private
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import without_secrets
+from sabot.base.sqlite_files import error_of, open_database
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_name, checked_text
-from sabot.disk import own_folder, private
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.tools import Tool, tool
-from sabot.os_errors import hint_of
-from sabot.redaction import without_secrets
-from sabot.sqlite_files import error_of, open_database
 from sabot.state import MapState
-from sabot.threads import run_in_thread
 
 StoredMemory: TypeAlias = dict[str, Any]
 """A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from sabot.backoff import Backoff
-from sabot.config import Duration, parse_seconds
+from sabot.base.backoff import Backoff
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool

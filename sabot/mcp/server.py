@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sabot.checks import check_called
+from sabot.base.checks import check_called
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import clean_value, keep_secret, scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.errors import MissingExtra, SabotError, UserError, message_of, short_repr
 from sabot.journal.effects import EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
-from sabot.os_errors import hint_of
-from sabot.redaction import clean_value, keep_secret, scrubbed
-from sabot.threads import run_in_thread
 
 try:
     import mcp_types as types

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
 from sabot.llm.messages import ChatMessage
 from sabot.mcp.config import SessionKey
 from sabot.mcp.results import McpPrompt, McpResource, McpResult

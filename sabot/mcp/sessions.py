@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import SabotError, message_of, short_repr
 from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable

@@ -13,9 +13,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.redaction import clean_value
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.llm.tools import Tool, tool
-from sabot.redaction import clean_value
 
 _ROWS_MOST = 1000
 _PAGE_BYTES = 65_536

@@ -24,6 +24,8 @@ from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 from pydantic import ValidationError
 
+from sabot.base.redaction import scrubbed
+from sabot.base.threads import run_to_end
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
@@ -32,8 +34,6 @@ from sabot.process.command import Command
 from sabot.process.instance import Instance
 from sabot.process.pool import end_member
 from sabot.process.streams import LastWords
-from sabot.redaction import scrubbed
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import epoch, floats, integer_array, is_time, signed, where
+from sabot.base.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
 from sabot.operators.rows.bad import values_or_nulls

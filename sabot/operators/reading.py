@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
+from sabot.base.os_errors import restoring
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import OperatorContext, Restorable, Saved, StepInfo, without_marks
 from sabot.operators.layout.operator_table import reader_of
-from sabot.os_errors import restoring
 from sabot.state.reading import SavedApp, json_column, key_candidates, namespaces_in, plain_column, read_namespaces
 
 _AGENTS = "agents"  # the task that runs all agents

@@ -23,7 +23,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.tables import give_back
-from sabot.disk import make_folder
+from sabot.base.disk import make_folder
+from sabot.base.os_errors import restoring
 from sabot.operators.base import Cut, OperatorContext, Saved
 from sabot.operators.cuts import MEMORY_SHARE, OpenCuts, OpenRows, Rows
 from sabot.operators.state_parts import (
@@ -37,7 +38,6 @@ from sabot.operators.state_parts import (
     read_batches,
     take_over,
 )
-from sabot.os_errors import restoring
 from sabot.state.segments import Piece, Segments, SegmentsCut, read_segments
 from sabot.state.tables.idle import longest_idle
 

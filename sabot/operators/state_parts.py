@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
-from sabot.disk import make_folder
+from sabot.base.disk import make_folder
+from sabot.base.os_errors import restoring
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, OperatorContext, Stateful
-from sabot.os_errors import restoring
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.segments import RowFilter, Segments
 from sabot.state.tables.restored import Renewal

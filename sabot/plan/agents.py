@@ -10,9 +10,9 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.config import dead_letter_topic
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON, agreed_format
-from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, OnNan, Sink
 from sabot.connectors.checks import agreed_delivery
 from sabot.errors import UserError

@@ -20,8 +20,8 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.rows import OnError
 from sabot.api.words import name_of
+from sabot.base.stored_names import stored_field, stored_name
 from sabot.connectors.base import Sink, Source
-from sabot.stored_names import stored_field, stored_name
 
 _GRAPH = ("input", "streams", "left", "right")
 _NO_MATTER = (

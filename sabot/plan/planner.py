@@ -14,8 +14,8 @@ from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, check_event_time, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.api.nodes.times import WithTime
+from sabot.base.config import dead_letter_topic
 from sabot.codecs.formats import format_of
-from sabot.config import dead_letter_topic
 from sabot.operators.layout.operator_table import planner_of
 from sabot.operators.layout.plan_points import Layout, PlanPoint
 from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage

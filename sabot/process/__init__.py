@@ -3,6 +3,6 @@
 `import sabot` loads nothing of it, and neither does the supervisor, which needs the standard library alone.
 """
 
-from sabot.lazy_imports import lazy_exports
+from sabot.base.lazy_imports import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sabot.checks import is_number
-from sabot.config import Duration, parse_seconds
-from sabot.disk import warn_of_open_folder
+from sabot.base.checks import is_number
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.disk import warn_of_open_folder
+from sabot.base.threads import call_on_loop, run_in_thread, run_to_end, wait_done
 from sabot.errors import UserError, short_repr
 from sabot.process.cgroups import ControlGroups
 from sabot.process.command import Command, confined_command, spawn_failure, spawn_request
@@ -33,7 +34,6 @@ from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
 from sabot.process.user_folder import user_folder
-from sabot.threads import call_on_loop, run_in_thread, run_to_end, wait_done
 
 _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0

@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sabot.config import check_numbers
+from sabot.base.config import check_numbers
+from sabot.base.redaction import keep_settings
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import SandboxPathRefused, SandboxStepFailed, SpawnFailed
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
 from sabot.process.sandbox.reach import Confined, confined
 from sabot.process.streams import CAPACITY_BYTES
-from sabot.redaction import keep_settings
 
 INHERITED = (
     "PATH",

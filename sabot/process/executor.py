@@ -15,14 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
+from sabot.base.config import check_numbers, checked_durations
+from sabot.base.threads import run_to_end
 from sabot.clock import Clock
-from sabot.config import check_numbers, checked_durations
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.command import are_texts
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
 from sabot.process.worker import RuntimeAgent, TaskLines
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
+from sabot.base.supervision import TaskSet
+from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import IllegalTransition, message_of
 from sabot.process.client import Child, Supervisor
@@ -37,8 +39,6 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.status import ExitStatus
-from sabot.supervision import TaskSet
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

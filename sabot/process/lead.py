@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sabot.checks import Of, check, check_called
+from sabot.base.checks import Of, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, short_repr
 from sabot.process.errors import AgentNotFound, ExecutionError, InvalidContext

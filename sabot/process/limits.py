@@ -3,7 +3,7 @@
 import resource
 from typing import Any, Final
 
-from sabot.config import Duration, check_numbers, checked_durations
+from sabot.base.config import Duration, check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.tree import memory_left
 

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
+from sabot.base.supervision import TaskSet
 from sabot.clock import Clock
 from sabot.process.client import Child
 from sabot.process.errors import AgentError, CommunicationError, TerminateFailed
 from sabot.process.instance import Instance, RestartPolicy
-from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
 

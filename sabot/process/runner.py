@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final
 
-from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
+from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.process.backends import AgentProgram, ProgramTask, program_of
 from sabot.process.client import Child

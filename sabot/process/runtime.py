@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
-from sabot.checks import Of, check, check_called
+from sabot.base.checks import Of, check, check_called
+from sabot.base.config import check_numbers, checked_durations
+from sabot.base.supervision import TaskSet
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
@@ -28,7 +29,6 @@ from sabot.process.instance import RUNS, Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.worker import PROCESS_STATES, AgentLog, ProcessState, RuntimeAgent, TaskLines
-from sabot.supervision import TaskSet
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited

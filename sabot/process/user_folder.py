@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sabot.disk import own_folder
+from sabot.base.disk import own_folder
 from sabot.errors import UserError
 from sabot.process.errors import IoError
 from sabot.process.lease import folder_of_leases

@@ -14,6 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import Channel
 from sabot.api.agent import AgentSpec
 from sabot.api.words import check_names
+from sabot.base.threads import Handle, call_on_loop, run_in_thread
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec
@@ -27,7 +28,6 @@ from sabot.operators.agents.batches import decoded
 from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.reading import Reader
 from sabot.runtime.task import Chain, Output, StreamTask, close_tasks
-from sabot.threads import Handle, call_on_loop, run_in_thread
 
 _STOP_SECONDS = 30.0
 

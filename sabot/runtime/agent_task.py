@@ -19,14 +19,15 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Gate
+from sabot.base.metrics import Sample
+from sabot.base.process_exit import EXITS, find_exit, wrap_exit
+from sabot.base.supervision import watch_task
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
-from sabot.metrics import Sample
 from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
-from sabot.process_exit import EXITS, find_exit, wrap_exit
 from sabot.runtime.agent_source import AgentSource
 from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
@@ -37,7 +38,6 @@ from sabot.runtime.unfinished import finished_up_to, from_ipc, keep_unfinished, 
 from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
-from sabot.supervision import watch_task
 
 _log = logging.getLogger(__name__)
 

@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, Any
 from sabot.api.nodes.changes import Materialize
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import StreamEnd, Write
+from sabot.base.config import parse_broker
+from sabot.base.metrics import Health, Metrics, Sample
+from sabot.base.probes import Page, page_of
+from sabot.base.process_exit import Exit, find_exit
+from sabot.base.threads import Handle, call_on_loop, run_to_end, threads
 from sabot.checkpoint import Coordinator
 from sabot.clock import process_cpu_seconds
-from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker, TableSink
 from sabot.errors import (
     AgentFailed,
@@ -35,9 +39,6 @@ from sabot.errors import (
     WorkerLost,
 )
 from sabot.kafka import open_source
-from sabot.metrics import Health, Metrics, Sample
-from sabot.probes import Page, page_of
-from sabot.process_exit import Exit, find_exit
 from sabot.runtime.app_rates import AppReading
 from sabot.runtime.blocking import BlockingMonitor
 from sabot.runtime.inference import StoppedEarly
@@ -49,7 +50,6 @@ from sabot.runtime.run_record import RunRecorder
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings, checkpoint_interval
 from sabot.runtime.taps import TapPoint
-from sabot.threads import Handle, call_on_loop, run_to_end, threads
 
 if TYPE_CHECKING:
     import pyarrow as pa

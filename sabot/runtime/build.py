@@ -16,15 +16,16 @@ from sabot._cython.flow.channel import Channel
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.base.config import dead_letter_topic
+from sabot.base.disk import make_folder, own_folder
+from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, start_afresh
 from sabot.delivery import StagedSink
-from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.operators.base import (
     Operator,
@@ -37,7 +38,6 @@ from sabot.operators.base import (
 )
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.os_errors import restoring
 from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment

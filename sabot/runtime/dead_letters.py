@@ -12,8 +12,8 @@ from typing import Any
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import Read, StreamEnd
+from sabot.base.config import dead_letter_topic, legal_topic, parse_broker
 from sabot.codecs.records import text_or_hex
-from sabot.config import dead_letter_topic, legal_topic, parse_broker
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink
 from sabot.connectors.files.letters import FileHome

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.nodes.read import Read
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs import Codec, TableCodec
 from sabot.codecs.base import Format

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
 from sabot.api.nodes.read import Read
-from sabot.arrays import PER_SECOND, is_time, to_ms
+from sabot.base.arrays import PER_SECOND, is_time, to_ms
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN
 from sabot.operators.event_time import ComputedTime

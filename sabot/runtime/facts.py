@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
-from sabot.os_errors import restoring
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.disk import make_folder, own_folder
+from sabot.base.disk import make_folder, own_folder
 from sabot.operators.base import (
     FilledFromTable,
     GivesTable,

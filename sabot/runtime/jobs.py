@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sabot.api.settings import Settings
+from sabot.base.os_errors import restoring
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError
@@ -28,12 +30,10 @@ from sabot.journal.source import held_for
 from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.operators.agents.operator import AgentOperator
-from sabot.os_errors import restoring
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
 from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

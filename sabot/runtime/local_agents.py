@@ -8,6 +8,9 @@ from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.os_errors import restoring
+from sabot.base.supervision import unexpected_end, watch_task
+from sabot.base.threads import Handle, run_in_thread, run_to_end
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
@@ -25,7 +28,6 @@ from sabot.operators.agents.kinds import agent_operator
 from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
-from sabot.os_errors import restoring
 from sabot.plan import inputs_of, place_of_sink
 from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
 from sabot.runtime.agent_sinks import AgentSinks
@@ -43,8 +45,6 @@ from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
 from sabot.state import HeldWrites, StateBackend
 from sabot.state.base import LocalBackend
-from sabot.supervision import unexpected_end, watch_task
-from sabot.threads import Handle, run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from sabot._cython.groups.tables import give_back
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.metrics import Sample
+from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
 from sabot.connectors.defaults import progress_of
-from sabot.metrics import Sample
 from sabot.plan import fed_by_streams, walk
 from sabot.runtime.agent_output import AgentInput
 from sabot.runtime.build import Build
@@ -25,7 +26,6 @@ from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.taps import TapPoint, Taps, share_of, tapped
 from sabot.runtime.task import StreamTask, close_tasks, task_samples
-from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sabot.redaction import scrubbed, visible
+from sabot.base.redaction import scrubbed, visible
 
 _MOST_LINES = 2_000
 _MOST_CHARACTERS = 4_000_000  # of all lines together

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.settings import Settings
+from sabot.base.redaction import redacted_url
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.redaction import redacted_url
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from sabot.base.quantities import bytes_words, count_words, duration_words
 from sabot.clock import Clock
-from sabot.quantities import bytes_words, count_words, duration_words
 from sabot.runtime.app_rates import AppReading, rates_between
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sabot.base.redaction import scrubbed_values
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.errors import UserError
-from sabot.redaction import scrubbed_values
 from sabot.runtime.settings import RunnableApp
 from sabot.runtime.streams import SpreadStreams
-from sabot.threads import run_in_thread
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
@@ -27,7 +28,6 @@ from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
-from sabot.os_errors import restoring
 from sabot.plan import (
     Plan,
     SavedSource,

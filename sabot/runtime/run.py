@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
 
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.metrics import Metrics, Sample
+from sabot.base.supervision import unexpected_end, watch_task
+from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError
 from sabot.llm.telemetry import RunEngines
-from sabot.metrics import Metrics, Sample
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
@@ -34,8 +36,6 @@ from sabot.runtime.streams import SpreadStreams, Streams
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
 from sabot.state import StateBackend
-from sabot.supervision import unexpected_end, watch_task
-from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
 
 if TYPE_CHECKING:
     import pyarrow as pa

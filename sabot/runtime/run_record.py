@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from sabot.api.settings import Settings
+from sabot.base.disk import make_folder, private, regular
+from sabot.base.options import options_of
+from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.disk import make_folder, private, regular
 from sabot.errors import SabotError, UserError
-from sabot.options import options_of
 from sabot.plan.drawing import flat_frames, frames_of
-from sabot.redaction import redacted_url, scrubbed, scrubbed_values
 from sabot.runtime.figure_rings import FigureRings, KeptFigures
 from sabot.runtime.log_ring import LogLine, LogRing
 from sabot.runtime.runnable import RunnableAgent

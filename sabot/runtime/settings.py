@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
+from sabot.base.config import parse_seconds
 from sabot.checkpoint import CheckpointStorage, Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.base import Format
-from sabot.config import parse_seconds
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.defaults import up_to
 from sabot.delivery import StagedSinks

@@ -22,11 +22,11 @@ from functools import partial
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel
+from sabot.base.supervision import watch_call, watch_task
+from sabot.base.threads import call_on_loop
 from sabot.errors import SabotError
 from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.reading import Reader
-from sabot.supervision import watch_call, watch_task
-from sabot.threads import call_on_loop
 
 
 class StreamFeed:

@@ -6,15 +6,15 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from sabot.base.metrics import Sample
+from sabot.base.threads import Handle
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.task_states import RestoredState
 from sabot.errors import AgentFailed
-from sabot.metrics import Sample
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.restore import stored_streams
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.task import StreamTask
-from sabot.threads import Handle
 
 
 class TaskCoordinator(Protocol):

@@ -17,10 +17,13 @@ from typing import Any, Protocol
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
 from sabot._cython.groups.partition import hash_columns, partition_indices
+from sabot.base.metrics import Sample, call_samples
+from sabot.base.os_errors import hint_of, restoring
+from sabot.base.process_exit import EXITS, wrap_exit
+from sabot.base.threads import Handle, threads
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
-from sabot.metrics import Sample, call_samples
 from sabot.operators.base import (
     COMPLETE,
     END_OF_TIME,
@@ -35,8 +38,6 @@ from sabot.operators.base import (
 )
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.state_size import state_size
-from sabot.os_errors import hint_of, restoring
-from sabot.process_exit import EXITS, wrap_exit
 from sabot.runtime.blocking import held_up_by
 from sabot.runtime.facts import read_to_end
 from sabot.runtime.filling import Fill
@@ -44,7 +45,6 @@ from sabot.runtime.inputs import SMALL_ROWS, Input, fill
 from sabot.runtime.placement import PausableReaders
 from sabot.runtime.task_times import OwnWork, TaskState, TaskTimes
 from sabot.state.base import Cut, Saved
-from sabot.threads import Handle, threads
 
 _log = logging.getLogger(__name__)
 

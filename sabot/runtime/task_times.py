@@ -22,8 +22,8 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from sabot.base.metrics import Sample
 from sabot.clock import SYSTEM_CLOCK, thread_cpu_clock, thread_cpu_seconds, thread_turns_clock
-from sabot.metrics import Sample
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,17 +20,17 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, ChannelClosed
 from sabot.api.words import check_names
+from sabot.base.metrics import Sample
+from sabot.base.os_errors import hint_of
+from sabot.base.threads import Handle, call_on_loop, run_in_thread
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError, UserError
-from sabot.metrics import Sample
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
-from sabot.os_errors import hint_of
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks
-from sabot.threads import Handle, call_on_loop, run_in_thread
 
 if TYPE_CHECKING:
     from sabot.operators.agents.operator import AgentOperator

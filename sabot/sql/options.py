@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
+from sabot.base.options import Option, options_of
 from sabot.errors import UserError
-from sabot.options import Option, options_of
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import SetOption, Statement, TableOption
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Stream
-from sabot.arrays import as_type
+from sabot.base.arrays import as_type
 from sabot.errors import UserError
 from sabot.sql import functions
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, names_of, node_of

@@ -11,7 +11,7 @@ from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.windows import HoppingWindow, TumblingWindow
-from sabot.config import parse_ms
+from sabot.base.config import parse_ms
 from sabot.sql.joins import JoinBinder, same_type
 from sabot.sql.patterns import bind_match
 from sabot.sql.registered import RegisteredModel, predicted

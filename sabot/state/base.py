@@ -22,11 +22,11 @@ from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
+from sabot.base.config import Duration, parse_bytes, parse_ms, parse_seconds
+from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
 from sabot.state.expiry import MARK_BYTES, Expiry, convert
 from sabot.state.files import atomic_directory
-from sabot.threads import run_in_thread
 
 _snapshot_ids = count(1)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from sabot.claims import FileClaim
-from sabot.disk import copy_private, link_or_copy, make_folder, own_folder, sync, warn_of_open_folder
+from sabot.base.claims import FileClaim
+from sabot.base.disk import copy_private, link_or_copy, make_folder, own_folder, sync, warn_of_open_folder
+from sabot.base.os_errors import hint_of
 from sabot.errors import AppLocked, UserError
-from sabot.os_errors import hint_of
 
 _IMMUTABLE = (".sst", ".blob")
 

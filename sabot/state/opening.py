@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from sabot.base.config import checked_path
+from sabot.base.redaction import redacted_url
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_path
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.redaction import redacted_url
 from sabot.state.backends.memory import STATE_FILE, MemoryBackend, SavedFile
 from sabot.state.backends.rocksdb import RocksDBBackend, SavedDatabase
 from sabot.state.base import BackendConfig, BackendCut, LocalSnapshot, Snapshot, StateBackend

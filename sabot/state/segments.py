@@ -24,9 +24,9 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.tables import KeyFilter
-from sabot.disk import make_folder, private, sync
+from sabot.base.disk import make_folder, private, sync
+from sabot.base.os_errors import hint_of, restoring
 from sabot.errors import CorruptCheckpoint, SabotError
-from sabot.os_errors import hint_of, restoring
 from sabot.state.files import Shared, link_file, remove_tree
 from sabot.state.segment_parts import HEAD, RowFilter, SegmentPart, chosen, joined, merged, segment_batches
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from sabot._cython.text.json import NESTING_MAX
 from sabot._cython.text.records import decode_values, encode_keys, encode_values, state_key
-from sabot.config import checked_text
+from sabot.base.config import checked_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import StateBackend
 

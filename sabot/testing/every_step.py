@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sabot.app import App
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UserError
 from sabot.steps import watch
 from sabot.testing.lives import sources_of, temporary_directory

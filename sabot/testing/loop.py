@@ -2,7 +2,7 @@
 decides.
 
     ready        callbacks of the event loop, in order
-    threads      the engine's threads of control (`sabot.threads.Turn`), one turn at a time
+    threads      the engine's threads of control (`sabot.base.threads.Turn`), one turn at a time
     calls        work of the loop's executors: a call runs in one turn, and its result goes to the loop
     timers       by virtual time, which grows a little in each turn, and jumps to the next timer if nothing else can run
 
@@ -28,9 +28,9 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar, TypeVarTuple
 
+from sabot.base.threads import Turn, threads
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError
-from sabot.threads import Turn, threads
 
 _log = logging.getLogger("asyncio")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.llm.errors import (
     AuthenticationFailed,

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from sabot.config import Duration, parse_seconds
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError
 from sabot.testing.witness_server import FAULTS, canonical
 

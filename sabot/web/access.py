@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sabot.base.disk import make_folder, private, regular
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.disk import make_folder, private, regular
 from sabot.errors import UNREADABLE
 
 Role: TypeAlias = Literal["read", "act"]

@@ -20,8 +20,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
-from sabot.redaction import scrubbed
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.screen import BY, Download, Rows, Screen
 from sabot.web.screens import Screens

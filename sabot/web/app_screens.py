@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import SHARES, render
-from sabot.redaction import scrubbed
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve

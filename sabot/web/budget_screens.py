@@ -14,9 +14,9 @@ from markupsafe import Markup
 from sabot.agents.accounts.contract import LedgerSum
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.reads import LimitRecord, day_sums, limit_records, sum_facts
+from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
-from sabot.redaction import scrubbed
 from sabot.web.charts import curve
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.redaction import has_password, redacted_url, scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import (
     AppCheckpoints,
@@ -26,9 +28,7 @@ from sabot.checkpoint.manifest import Manifest
 from sabot.checkpoint.places import Location
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
-from sabot.redaction import has_password, redacted_url, scrubbed
 from sabot.runtime.outcomes import StateOutcome
-from sabot.threads import run_in_thread
 from sabot.web.commands import said_by
 from sabot.web.screen import Action, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

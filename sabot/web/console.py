@@ -6,8 +6,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.redaction import redacted_url
 from sabot.clock import SYSTEM_CLOCK
-from sabot.redaction import redacted_url
 from sabot.state import state_directory
 from sabot.web.access import Access
 from sabot.web.guard import Proxy, cookie_name

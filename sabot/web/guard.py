@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sabot.redaction import visible
+from sabot.base.redaction import visible
 from sabot.web.access import Access, ConsoleSession
 
 _SECURITY = {

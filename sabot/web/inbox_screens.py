@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sabot.agents.inbox import ANSWERS, OF_DOUBTS, InboxQuestion, OpenQuestions, answer_questions
+from sabot.base.redaction import scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
-from sabot.redaction import scrubbed
-from sabot.threads import run_in_thread
 from sabot.web.payloads import ShownPayload
 from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -13,9 +13,9 @@ from typing import TypeVar
 import msgspec
 
 from sabot.agents.replay import Recording
+from sabot.base.redaction import scrubbed, visible
+from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
-from sabot.redaction import scrubbed, visible
-from sabot.threads import run_in_thread
 from sabot.web.commands import said_by
 
 T = TypeVar("T")

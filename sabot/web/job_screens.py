@@ -14,12 +14,12 @@ from sabot.agents.job_reads import BLOCKED, JobPage, JobQuery, ListedJob, jobs_p
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import cancel_letter
+from sabot.base.redaction import scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.redrive import Selection
 from sabot.errors import LetterRefused, UserError
-from sabot.redaction import scrubbed
 from sabot.runtime.dead_letters import LetterPlace, job_of, letter_places, opened_letters, redrive
-from sabot.threads import run_in_thread
 from sabot.web.job_code import AppCode, ForkedJob
 from sabot.web.job_reading import MOST_EFFECTS, ShownJob, read_job, read_jobs, shown_job
 from sabot.web.reader import ConsoleReader

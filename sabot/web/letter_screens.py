@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
+from sabot.base.redaction import redacted_url, scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
 from sabot.connectors.letters import DeadLetter, Letters
 from sabot.connectors.redrive import Redriven, Selection
 from sabot.errors import UNREADABLE, SabotError, UserError
-from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.dead_letters import (
     LetterFilter,
     LetterPage,
@@ -30,7 +31,6 @@ from sabot.runtime.dead_letters import (
     step_of,
     steps_dropping_late,
 )
-from sabot.threads import run_in_thread
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.screen import Download, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sabot.logs import LOG_LEVELS
+from sabot.base.logs import LOG_LEVELS
 from sabot.runtime.log_ring import LogLine, LogRing, first_page, log_rows
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from sabot.redaction import clean_value, scrubbed, visible
+from sabot.base.redaction import clean_value, scrubbed, visible
 
 PayloadMode: TypeAlias = Literal["none", "scrubbed", "all"]
 """none: no values. scrubbed: values of the named fields. all: values of all fields."""

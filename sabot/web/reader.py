@@ -29,8 +29,8 @@ from typing import Any, BinaryIO, NoReturn, ParamSpec, TypeVar, get_args, get_ty
 import msgspec
 import pyarrow as pa
 
+from sabot.base.quantities import bytes_words
 from sabot.errors import InternalError, SabotError, UserError
-from sabot.quantities import bytes_words
 
 P = ParamSpec("P")
 T = TypeVar("T")

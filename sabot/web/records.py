@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from sabot.base.redaction import scrubbed
 from sabot.plan.drawing import SHARES, PlanFigures
-from sabot.redaction import scrubbed
 from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.runtime.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
 from sabot.runtime.taps import TapPoint

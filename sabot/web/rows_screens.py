@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.arrays import shown
+from sabot.base.arrays import shown
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
 from sabot.runtime.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint

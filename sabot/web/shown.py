@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sabot.base.redaction import scrubbed
 from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.errors import UserError
 from sabot.plan.drawing import TaskFrame, frames_of
-from sabot.redaction import scrubbed
 from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.log_ring import LogRing
 from sabot.runtime.run_record import RunEvent, shown_settings

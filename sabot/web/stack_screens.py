@@ -5,9 +5,9 @@ import threading
 from dataclasses import asdict
 from typing import Any
 
+from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
 from sabot.runtime.blocking import StackSample, sample_stack
-from sabot.threads import run_in_thread
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from sabot.base.redaction import scrubbed
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint.inspection import AppCheckpoints, savepoint_records
 from sabot.checkpoint.state_reads import (
     MOST_DIFFERENCES,
@@ -18,8 +20,6 @@ from sabot.checkpoint.state_reads import (
     rows_in,
 )
 from sabot.errors import SabotError, UserError
-from sabot.redaction import scrubbed
-from sabot.threads import run_in_thread
 from sabot.web.payloads import ShownPayload
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup

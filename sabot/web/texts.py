@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from markupsafe import Markup
 
-from sabot.quantities import bytes_words, count_words, duration_words
+from sabot.base.quantities import bytes_words, count_words, duration_words
 
 NOTHING = "–"
 

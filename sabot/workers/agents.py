@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.metrics import Sample
+from sabot.base.threads import run_in_thread
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.journal import Journal
-from sabot.metrics import Sample
 from sabot.runtime.agent_groups import TASK, AgentGroup
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.jobs import check_journal
@@ -18,7 +19,6 @@ from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state import StateBackend
 from sabot.state.base import LocalBackend
-from sabot.threads import run_in_thread
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
 

@@ -20,9 +20,9 @@ from importlib.metadata import version
 import msgspec
 import pyarrow as pa
 
+from sabot.base.redaction import keep_secret
 from sabot.errors import UNREADABLE, TransientError, UserError
 from sabot.exchange import Tls
-from sabot.redaction import keep_secret
 from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Join, JoinRefused, Welcome
 from sabot.workers.secrets import CERTIFIED_NAME, WorkerSecrets

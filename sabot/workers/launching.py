@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from sabot.base.os_errors import hint_of
 from sabot.errors import TransientError
-from sabot.os_errors import hint_of
 from sabot.workers.joining import Ticket, name_of
 from sabot.workers.memory import KillCounts, MemoryKills
 

@@ -8,10 +8,10 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 
+from sabot.base.os_errors import hint_of
+from sabot.base.supervision import TaskSet
 from sabot.errors import InternalError, UserError
 from sabot.exchange import address_of
-from sabot.os_errors import hint_of
-from sabot.supervision import TaskSet
 from sabot.workers.connection import FIRST_BYTES, ControlConnection
 from sabot.workers.joining import family_of, versions
 from sabot.workers.member import Member

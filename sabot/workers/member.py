@@ -6,10 +6,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import unexpected_end
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, WorkerLost
-from sabot.process_exit import EXITS
-from sabot.supervision import unexpected_end
 from sabot.workers.connection import ControlChannel
 from sabot.workers.joining import name_of
 from sabot.workers.launching import LaunchedProcess

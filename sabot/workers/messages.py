@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from sabot import errors
+from sabot.base.metrics import Sample
+from sabot.base.process_exit import find_exit
 from sabot.checkpoint.places import StoredFile
 from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
-from sabot.metrics import Sample
-from sabot.process_exit import find_exit
 
 __all__ = [
     "AbortBarriers",

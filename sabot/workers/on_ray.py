@@ -19,9 +19,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from sabot.base.threads import call_on_loop, run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import MissingExtra, TransientError, UserError, message_of
-from sabot.threads import call_on_loop, run_in_thread
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import LaunchedProcess, ProcessEnd, how_it_ended
 

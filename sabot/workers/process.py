@@ -18,11 +18,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import unexpected_end, watch_task
+from sabot.base.threads import call_on_loop, run_in_thread, threads
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
 from sabot.process.tree import numbers_of
-from sabot.process_exit import EXITS
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.alignment import Alignment
@@ -32,8 +34,6 @@ from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import settings_of
 from sabot.runtime.taps import TapPoint
 from sabot.runtime.unfinished import to_ipc
-from sabot.supervision import unexpected_end, watch_task
-from sabot.threads import call_on_loop, run_in_thread, threads
 from sabot.workers.agents import AppWithAgents, WorkerAgents
 from sabot.workers.connection import SILENT_SECONDS, ControlChannel
 from sabot.workers.drift import TELL_SECONDS

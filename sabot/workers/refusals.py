@@ -5,11 +5,11 @@ from typing import Protocol
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, StreamEnd, Write
-from sabot.config import parse_broker
+from sabot.base.config import parse_broker
+from sabot.base.redaction import redacted_url
 from sabot.errors import UserError
 from sabot.journal.opening import is_at_server
 from sabot.plan import walk
-from sabot.redaction import redacted_url
 from sabot.runtime.jobs import journal_place
 from sabot.state import StateBackend
 from sabot.workers.agents import AppWithAgents

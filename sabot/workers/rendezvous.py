@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
-from sabot.threads import run_in_thread
 from sabot.workers.joining import Ticket, parse_address
 from sabot.workers.launching import Launcher
 from sabot.workers.listener import JoinListener

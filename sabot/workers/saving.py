@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from sabot.base.disk import link_or_copy, make_folder, private
 from sabot.checkpoint.contents import ContentsWriter
 from sabot.delivery.parts import Part
-from sabot.disk import link_or_copy, make_folder, private
 from sabot.workers.messages import PartSealed, SavedFile, SavedFolder
 
 

@@ -15,10 +15,10 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from sabot.disk import regular
+from sabot.base.disk import regular
+from sabot.base.redaction import keep_secret
 from sabot.errors import UserError
 from sabot.exchange import Tls
-from sabot.redaction import keep_secret
 
 CERTIFIED_NAME = "sabot-workers"
 _TOKEN_LEAST = 16

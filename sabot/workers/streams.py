@@ -22,11 +22,13 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.metrics import Sample
+from sabot.base.supervision import watch_task
+from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery import StagedSinks
 from sabot.errors import SabotError, WorkerLost
-from sabot.metrics import Sample
 from sabot.runtime.build import Build
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import place_and_number
@@ -36,8 +38,6 @@ from sabot.runtime.streams import had_ended, keep_finals
 from sabot.runtime.taps import ROWS_A_SECOND, TapPoint, share_of
 from sabot.runtime.task import StreamTask
 from sabot.runtime.unfinished import from_ipc
-from sabot.supervision import watch_task
-from sabot.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.workers.connection import SILENT_SECONDS
 from sabot.workers.drift import TELL_SECONDS, Drifts, aligned_workers
 from sabot.workers.member import Member

@@ -1,4 +1,4 @@
-"""What every claim keeps (`sabot/claims.py`): one suite for files, apps, topics and journals."""
+"""What every claim keeps (`sabot/base/claims.py`): one suite for files, apps, topics and journals."""
 
 import math
 import uuid
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from contracts.test_journal_contract import database, home_of, written  # noqa: F401 - `database` is a fixture
+from sabot.base.claims import Claim, FileClaim
 from sabot.checkpoint.ownership import Ownership
 from sabot.checkpoint.places import place_of
-from sabot.claims import Claim, FileClaim
 from sabot.errors import AppLocked, JournalFailed
 from sabot.journal import Journal
 from sabot.journal.entries import Begin

@@ -23,9 +23,9 @@ from sabot.agents import (
     RedisSignalChannel,
     RuntimeKernel,
 )
+from sabot.base.threads import run_in_thread
 from sabot.errors import TransientError
 from sabot.llm import Agent, Completion, ExecutionEngine, Price, PriceTable, ScriptedProvider, Usage, assistant
-from sabot.threads import run_in_thread
 from tools.postgres import Postgres
 from tools.postgres import server_or_skip as postgres_or_skip
 from tools.redis_server import Redis

@@ -25,6 +25,7 @@ from sabot.agents import (
 )
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.stores import redis_budgets
+from sabot.base.threads import run_in_thread
 from sabot.connectors.redis import RedisServer
 from sabot.llm import (
     Agent,
@@ -37,7 +38,6 @@ from sabot.llm import (
     Usage,
     assistant,
 )
-from sabot.threads import run_in_thread
 from tools.command_line import lines
 from tools.postgres import Postgres, server_or_skip
 from tools.redis_server import Redis

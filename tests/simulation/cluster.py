@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot._cython.flow.channel import END, Channel, ChannelClosed
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import unexpected_end
+from sabot.base.threads import threads
 from sabot.errors import CheckpointFailed, TransientError
 from sabot.exchange.frames import Frame, Framing, element_of
-from sabot.process_exit import EXITS
-from sabot.supervision import unexpected_end
 from sabot.testing.loop import SimulatedProcess
-from sabot.threads import threads
 from sabot.workers.connection import frame_of, message_of
 from sabot.workers.joining import versions
 from sabot.workers.launching import ProcessEnd, how_it_ended

@@ -35,9 +35,9 @@ from cluster import KINDS, Faults, Network, Peer, Rendezvous, Wire, supervised
 from sabot import App, Source
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel, Gate
+from sabot.base.claims import FileClaim
 from sabot.checkpoint import CheckpointStorage, Manifest, TaskSnapshot
 from sabot.checkpoint.places import LocalPlace
-from sabot.claims import FileClaim
 from sabot.connectors.base import Bounded, Positions, ReadsInParallel, Scans
 from sabot.errors import AppLocked, SabotError
 from sabot.steps import watch

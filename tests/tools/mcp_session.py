@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sabot.config import Duration
+from sabot.base.config import Duration
 from sabot.errors import TransientError
 from sabot.llm import Tool
 from sabot.mcp import McpResult, McpServerPool, ToolServer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
 
 
 @pytest.mark.parametrize(

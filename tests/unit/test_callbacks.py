@@ -10,7 +10,7 @@ from sabot.agents import InMemoryLedgerWriter, Ledger
 from sabot.agents.jobs import JobManager
 from sabot.agents.orchestration import ExecutionGraph, GraphEdge
 from sabot.api.agent_functions import agent_function
-from sabot.checks import check_called
+from sabot.base.checks import check_called
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider
 from sabot.mcp import McpServerPool, ToolServer

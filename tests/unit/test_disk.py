@@ -15,14 +15,8 @@ from pyarrow import fs as arrow_fs
 
 import sabot
 from sabot import App, NdjsonSink
-from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.manifest import StoredTask
-from sabot.checkpoint.places import RemotePlace
-from sabot.checkpoint.requests import Requests
-from sabot.claims import FileClaim
-from sabot.connectors.base import Batch, Track
-from sabot.connectors.files import ParquetSink
-from sabot.disk import (
+from sabot.base.claims import FileClaim
+from sabot.base.disk import (
     TemporaryFolder,
     is_held,
     make_folder,
@@ -31,6 +25,12 @@ from sabot.disk import (
     remove_abandoned,
     warn_of_open_folder,
 )
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.checkpoint.manifest import StoredTask
+from sabot.checkpoint.places import RemotePlace
+from sabot.checkpoint.requests import Requests
+from sabot.connectors.base import Batch, Track
+from sabot.connectors.files import ParquetSink
 from sabot.errors import AppLocked, CorruptCheckpoint, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend
 
@@ -255,7 +255,7 @@ def test_files_of_a_network_disk_that_gives_all_of_them_to_one_user_are_ours(tmp
     os.chown(tmp_path / "f", NOBODY, NOBODY)
     with pytest.raises(UserError, match=f"belongs to user {NOBODY}, and this process runs as user 0"):
         own_folder(tmp_path / "f")
-    monkeypatch.setattr("sabot.disk._uid_of_new_files", lambda folder: NOBODY)
+    monkeypatch.setattr("sabot.base.disk._uid_of_new_files", lambda folder: NOBODY)
     own_folder(tmp_path / "f")
 
 
@@ -277,7 +277,7 @@ def test_a_lock_whose_file_is_removed_while_another_one_opens_it_is_taken_in_the
             path.unlink()
         return opened[-1]
 
-    monkeypatch.setattr("sabot.claims.open_lock", open_before_it_goes)
+    monkeypatch.setattr("sabot.base.claims.open_lock", open_before_it_goes)
     claim = FileClaim(path, "us", AppLocked)
     claim.take()
     assert path.read_text() == "us"
@@ -419,7 +419,7 @@ def test_who_looks_whether_a_lock_is_held_keeps_nobody_from_taking_it(
     path = tmp_path / "lock"
     looking = os.open(path, os.O_RDWR | os.O_CREAT)
     assert not is_held(looking)
-    monkeypatch.setattr("sabot.claims.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
+    monkeypatch.setattr("sabot.base.claims.time", SimpleNamespace(sleep=lambda seconds: os.close(looking)))
     claim = FileClaim(path, "us", AppLocked)
     claim.take()
     assert path.read_text() == "us"

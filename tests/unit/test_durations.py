@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sabot import App, tumbling
-from sabot.config import parse_bytes, parse_ms, parse_rate, parse_seconds
+from sabot.base.config import parse_bytes, parse_ms, parse_rate, parse_seconds
 from sabot.errors import UserError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sabot import App, files
+from sabot.base.logs import set_up_logging
 from sabot.calls.error_log import EVERY_S, ErrorLog
-from sabot.logs import set_up_logging
 from sabot.testing import ListSink, ManualClock
 from tools.agent_tools import publish, records, started, until
 

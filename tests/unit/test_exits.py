@@ -12,10 +12,10 @@ import pytest
 
 import sabot
 from sabot import App, SabotError, SqlSink, UserAggregate
+from sabot.base.process_exit import find_exit, wrap_exit
 from sabot.connectors.files import NdjsonSource, files
 from sabot.connectors.memory import MemorySource
 from sabot.llm import ExecutionEngine, ScriptedProvider
-from sabot.process_exit import find_exit, wrap_exit
 from sabot.state import MemoryBackend, open_backend
 from sabot.testing import END, ListSink, MemoryBroker, ScriptedSource
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sabot.base.disk import TemporaryFolder, remove_abandoned
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files.token_file import Ledger
-from sabot.disk import TemporaryFolder, remove_abandoned
 from sabot.runtime.signals import StopSignals
 from sabot.state.files import claim_directory
 

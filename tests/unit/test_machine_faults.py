@@ -11,13 +11,13 @@ import pytest
 from confluent_kafka import KafkaError
 
 from sabot import NdjsonSink, steps
+from sabot.base.os_errors import checkpoint_error, errno_of, hint_of
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.connectors.base import Batch
 from sabot.connectors.files import ParquetSource
 from sabot.connectors.sql import SqlSink
 from sabot.errors import BrokerUnavailable, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
 from sabot.kafka.client import BrokerLink, explain
-from sabot.os_errors import checkpoint_error, errno_of, hint_of
 from sabot.state import BackendConfig, RocksDBBackend
 from sabot.state.backends.database import StateDatabase
 

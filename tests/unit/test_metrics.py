@@ -18,11 +18,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
+from sabot.base.metrics import Durations, Metrics, Sample
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import MissingExtra, UserError
 from sabot.llm import ExecutionEngine, MemoryCache, Price, PriceTable, RateLimited, ScriptedProvider
-from sabot.metrics import Durations, Metrics, Sample
 from sabot.testing import ManualClock
 from tools.agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
 

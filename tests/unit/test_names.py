@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sabot import App, Message, UserError
-from sabot.config import checked_topic
+from sabot.base.config import checked_topic
 from sabot.connectors.memory import CountSink
 from sabot.kafka.client import link_of, partitions_of
 from sabot.llm import ExecutionEngine, ScriptedProvider

@@ -14,7 +14,7 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot import App
-from sabot.config import RECORD_BYTES
+from sabot.base.config import RECORD_BYTES
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.errors import UserError
 from sabot.testing import ListSink, MemoryBroker

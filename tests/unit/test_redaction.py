@@ -21,7 +21,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sabot import App, SqlSink, UserError, logs, redaction
+from sabot import App, SqlSink, UserError
+from sabot.base import logs, redaction
+from sabot.base.redaction import (
+    HIDDEN,
+    clean_cause,
+    clean_value,
+    has_password,
+    keep_secret,
+    keep_settings,
+    redacted,
+    redacted_url,
+    scrubbed,
+    visible,
+)
 from sabot.checkpoint.places import place_of
 from sabot.checkpoint.requests import Requests
 from sabot.cli import commands, printing
@@ -34,18 +47,6 @@ from sabot.kafka.letters import DeadLetters
 from sabot.mcp import McpRefused
 from sabot.mcp.config import McpServerSpec
 from sabot.process import Command
-from sabot.redaction import (
-    HIDDEN,
-    clean_cause,
-    clean_value,
-    has_password,
-    keep_secret,
-    keep_settings,
-    redacted,
-    redacted_url,
-    scrubbed,
-    visible,
-)
 from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
 from tools.command_line import sabot_does

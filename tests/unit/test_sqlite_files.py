@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sabot.base.sqlite_files import HELD, error_of, is_held, open_database
 from sabot.errors import TransientError, UserError
-from sabot.sqlite_files import HELD, error_of, is_held, open_database
 
 
 def test_a_database_that_another_connection_holds_is_an_error_that_may_pass(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Names that Sabot has written to disk stay as they were: the steps of streams and their fields, windows, errors.
 
 `stored_names.txt` holds them, a class a line with its fields in order. If a line is missing from today's code, checkpoints or journals
-of users are not understood any more: give the class or the field its stored name in `sabot/stored_names.py`. A line that is only in today's
-code is a new class or field: add it to the file.
+of users are not understood any more: give the class or the field its stored name in `sabot/base/stored_names.py`. A line that is only
+in today's code is a new class or field: add it to the file.
 """
 
 import ast
@@ -17,18 +17,19 @@ import pytest
 
 import sabot
 import sabot.api.nodes
-from sabot import col, stored_names
+from sabot import col
 from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.patterns import Match
 from sabot.api.windows import tumbling
+from sabot.base import stored_names
+from sabot.base.stored_names import stored_field, stored_name
 from sabot.llm import AgentRunError
 from sabot.operators.windows.panes import stored_window, window_of
 from sabot.plan.paths import path_of
 from sabot.process import AgentError
-from sabot.stored_names import stored_field, stored_name
 from tools.source_tree import nodes_of, sources
 
 FILE = Path(__file__).parent / "stored_names.txt"
@@ -84,7 +85,9 @@ def test_names_on_disk_are_those_of_the_versions_that_wrote_them() -> None:
     ]
     kept = FILE.read_text().splitlines()
     gone = [each for each in kept if each not in today]
-    assert gone == [], "these are on disk: give the class or field of today its stored name in sabot/stored_names.py"
+    assert gone == [], (
+        "these are on disk: give the class or field of today its stored name in sabot/base/stored_names.py"
+    )
     new = [each for each in today if each not in kept]
     assert new == [], "add these lines to tests/unit/stored_names.txt"
     assert today == kept, "sort the lines of tests/unit/stored_names.txt, the steps first"

@@ -10,6 +10,8 @@ import pytest
 
 from sabot import App, SabotError, UserError, col
 from sabot.agents.process import AgentProcess
+from sabot.base.process_exit import find_exit
+from sabot.base.supervision import unexpected_end, watch_call, watch_task
 from sabot.calls import Crew
 from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
@@ -19,9 +21,7 @@ from sabot.errors import InternalError
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
-from sabot.process_exit import find_exit
 from sabot.runtime.agent_task import AgentTask
-from sabot.supervision import unexpected_end, watch_call, watch_task
 from tools.agent_tools import bounded, publish, state_of, until, values
 
 BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]

@@ -20,7 +20,7 @@ from libcpp.vector cimport vector
 from sabot._cython.arrow.c_data cimport ArrowArray, array_of
 
 from sabot._cython.arrow.batch import normalise
-from sabot.config import FIELDS
+from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
 __all__ = ["NESTING_MAX", "BadRow", "JsonDecoder", "encode_rows", "infer_schema", "is_too_deep"]

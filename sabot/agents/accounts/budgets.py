@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
 
 from sabot.agents.context import checked_word
-from sabot.checks import OneOf, check_fields, is_number
-from sabot.config import amount
+from sabot.base.checks import OneOf, check_fields, is_number
+from sabot.base.config import amount
 from sabot.errors import UserError, short_repr
 from sabot.llm.prices import PRICES_HINT
 

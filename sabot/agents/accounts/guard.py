@@ -22,6 +22,8 @@ from sabot.agents.accounts.contract import Durable, LedgerEvent
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.base.stored_names import stored_name
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
 from sabot.jobs.guard import (
@@ -40,8 +42,6 @@ from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, End, Entry
 from sabot.llm.errors import BudgetUnavailable
 from sabot.llm.results import Completion
-from sabot.stored_names import stored_name
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

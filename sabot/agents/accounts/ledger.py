@@ -30,9 +30,9 @@ from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, c
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
-from sabot.checks import Of, Whole, check, check_called
+from sabot.base.checks import Of, Whole, check, check_called
+from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, amount, checked_text, parse_seconds
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage

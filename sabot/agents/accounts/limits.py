@@ -16,6 +16,8 @@ import msgspec
 
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
+from sabot.base.stored_names import stored_name
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.jobs.guard import (
     Behalf,
     CallKind,
@@ -36,8 +38,6 @@ from sabot.llm.errors import UNPAID, BudgetExceeded, TurnLimitExceeded
 from sabot.llm.prices import PRICES_HINT
 from sabot.llm.results import Completion, Usage, is_cost
 from sabot.llm.token_counts import most_input_tokens
-from sabot.stored_names import stored_name
-from sabot.threads import run_in_thread, run_to_end
 
 ASSUMED_TOKENS = 4096
 """That an answer may have, where its request has no max_tokens."""

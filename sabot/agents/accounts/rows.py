@@ -16,12 +16,12 @@ from sabot.agents.accounts.budgets import Account, Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, Reservation, batch_of_rows, opened_account, work
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
-from sabot.config import checked_path
-from sabot.disk import private
+from sabot.base.config import checked_path
+from sabot.base.disk import private
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of, short_repr
 from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
-from sabot.threads import run_in_thread, run_to_end
 
 DATABASE = "ledger.db"
 """Of an app, in its state directory."""

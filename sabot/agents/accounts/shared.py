@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Standing
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import REPORT_PART, BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
-from sabot.backoff import Backoff
+from sabot.base.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, message_of
 from sabot.llm.errors import BudgetUnavailable

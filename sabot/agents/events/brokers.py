@@ -19,10 +19,10 @@ import msgspec
 
 from sabot.agents.context import checked_word
 from sabot.agents.events.bus import EventBus, RuntimeEvent, RuntimeEventType, Slow, Subscription
-from sabot.backoff import Backoff
-from sabot.checks import Of, Whole, check
+from sabot.base.backoff import Backoff
+from sabot.base.checks import Of, Whole, check
+from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, SabotError, TransientError, UserError, message_of, short_repr
 from sabot.kafka import RecordSender

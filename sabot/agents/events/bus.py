@@ -21,9 +21,9 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
-from sabot.checks import Of, OneOf, check, is_number, is_whole
+from sabot.base.checks import Of, OneOf, check, is_number, is_whole
+from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import Duration, checked_text, parse_seconds
 from sabot.errors import TransientError, UserError, short_repr
 
 _log = logging.getLogger(__name__)

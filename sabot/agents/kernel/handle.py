@@ -8,11 +8,11 @@ from sabot.agents.actions import ActionManager, ActionRecord, ActionStatus
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent, RuntimeEventType, Subscription
 from sabot.agents.kernel.jobs import ExecutionResult, KernelAgent
 from sabot.agents.store import cancel_letter
+from sabot.base.stored_names import stored_name
 from sabot.errors import EffectError, JobCancelled, UserError
 from sabot.jobs.values import unpack_error
 from sabot.journal.entries import Letter
 from sabot.llm.errors import BudgetExceeded, BudgetUnavailable, TurnLimitExceeded, model_error
-from sabot.stored_names import stored_name
 
 _FINAL = (RuntimeEventType.FINAL_RESULT, RuntimeEventType.FINAL_ERROR)
 _PIECES = (RuntimeEventType.MODEL_TOKEN, RuntimeEventType.MODEL_REASONING)

@@ -20,6 +20,8 @@ from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
 from sabot.agents.store import LentStore
+from sabot.base.supervision import unexpected_end, watch_task
+from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
@@ -33,8 +35,6 @@ from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
 from sabot.journal.entries import Begin, End, Entry
-from sabot.supervision import unexpected_end, watch_task
-from sabot.threads import run_in_thread
 
 _TURNS = 20  # of the event loop, in which whoever gets a handle may begin to listen
 _RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again

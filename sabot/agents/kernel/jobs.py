@@ -12,11 +12,12 @@ import msgspec
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
 from sabot.api.durable import DurableContext, durable_context
+from sabot.base.checks import Of, check
+from sabot.base.config import checked_name
+from sabot.base.process_exit import EXITS
 from sabot.calls.error_log import ErrorLog
 from sabot.calls.functions import awaitable
-from sabot.checks import Of, check
 from sabot.clock import Clock
-from sabot.config import checked_name
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
 from sabot.jobs.owner import OpenJob, Verdict
@@ -29,7 +30,6 @@ from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Usage
 from sabot.operators.agents.job_rows import version_of
-from sabot.process_exit import EXITS
 from sabot.state.backends.memory import MemoryBackend
 
 _NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied

@@ -26,9 +26,10 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
-from sabot.checks import Of, Whole, check
+from sabot.base.checks import Of, Whole, check
+from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.errors import JournalFailed, UserError, short_repr
 from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
@@ -44,7 +45,6 @@ from sabot.journal.opening import open_inbox, open_journal, open_reader
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.runtime.host import interpreter
-from sabot.threads import run_in_thread, run_to_end
 
 
 class RuntimeKernel:

@@ -18,8 +18,8 @@ import msgspec
 
 from sabot.agents.context import ExecutionContext
 from sabot.api.durable import DurableContext
-from sabot.checks import Of, check
-from sabot.config import check_numbers, checked_durations
+from sabot.base.checks import Of, check
+from sabot.base.config import check_numbers, checked_durations
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr
 from sabot.jobs.guard import APART
 from sabot.llm.agent import Agent, AgentEffects, current_effects

@@ -21,7 +21,7 @@ from sabot.agents.orchestration.base import (
     step,
     usage_of,
 )
-from sabot.checks import check_called
+from sabot.base.checks import check_called
 from sabot.errors import UserError, short_repr
 
 

@@ -25,7 +25,7 @@ from sabot.agents.orchestration.base import (
     usage_of,
     with_content,
 )
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
 from sabot.errors import UNREADABLE, UserError, short_repr
 
 Aggregate = Callable[[list[OperatorResult]], Any]

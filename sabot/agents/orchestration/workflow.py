@@ -31,8 +31,8 @@ from sabot.agents.orchestration.base import (
     run_parallel,
     step,
 )
-from sabot.checks import is_whole
-from sabot.config import Duration, check_numbers, checked_durations
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, check_numbers, checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.llm.results import Usage
 

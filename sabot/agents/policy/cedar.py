@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from sabot.agents.policy.rules import PolicyRule
-from sabot.checks import TEXTS, Of, check
+from sabot.base.checks import TEXTS, Of, check
 from sabot.errors import MissingExtra, UserError, message_of, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 

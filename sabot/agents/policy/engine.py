@@ -24,8 +24,8 @@ from sabot.agents.context import ExecutionContext
 from sabot.agents.policy.names import check_names
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
-from sabot.checks import TEXTS, Of, check
-from sabot.config import Duration, checked_text, parse_seconds
+from sabot.base.checks import TEXTS, Of, check
+from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.errors import UserError, message_of, short_repr
 from sabot.jobs.guard import (
     NOBODY,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
-from sabot.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
-from sabot.config import Duration, parse_seconds
+from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask

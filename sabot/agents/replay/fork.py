@@ -22,7 +22,7 @@ from sabot.agents.entry_values import as_plain
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.api.models import ASKS, request_body
-from sabot.checks import TEXTS, Of, check
+from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import (

@@ -26,10 +26,10 @@ import msgspec
 
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import EventBus, RuntimeEvent, Subscription
-from sabot.checks import Of, check, is_whole
+from sabot.base.checks import Of, check, is_whole
+from sabot.base.config import checked_path, checked_text
+from sabot.base.disk import private, sync
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import checked_path, checked_text
-from sabot.disk import private, sync
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
 from sabot.jobs.recovery import whole_entry
 from sabot.jobs.takeover import seeds_of

@@ -10,7 +10,8 @@ import msgspec
 from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
-from sabot.checks import Of, check
+from sabot.base.checks import Of, check
+from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import NoStateBackend, SabotError, UserError, message_of, short_repr
 from sabot.jobs.history import ContinueAs, History
@@ -19,7 +20,6 @@ from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
 from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.rows import plain_value
-from sabot.stored_names import stored_name
 
 
 def _packed(run: JobRun, value: Any) -> bytes:

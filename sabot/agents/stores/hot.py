@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, checked_name, parse_bytes, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, UserError
 

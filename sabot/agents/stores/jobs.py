@@ -16,8 +16,8 @@ from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.stores.tables import PostgresTables
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.journal.base import JournalReader
-from sabot.threads import run_in_thread, run_to_end
 
 _AT_ONCE = 1000  # jobs in a statement
 _LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one

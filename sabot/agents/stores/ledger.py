@@ -11,10 +11,10 @@ from sabot.agents.accounts.owners import BatchResult, BudgetBatch, batch_of_rows
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.agents.stores.tables import PostgresTables
+from sabot.base.redaction import clean_cause
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of
-from sabot.redaction import clean_cause
 from sabot.steps import step
-from sabot.threads import run_in_thread, run_to_end
 
 _TABLES = {
     "runtime_ledger": """

@@ -24,16 +24,16 @@ from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
 from sabot.agents.store import JobsAndActions
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
-from sabot.checks import TEXTS, Of, check
+from sabot.base.checks import TEXTS, Of, check
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.connectors.sql.server import address_of
 from sabot.errors import CorruptJournal, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Journal, JournalReader, Question, check_letter, entry_of_letter
 from sabot.journal.entries import Body, Entry, Intent, Letter, StoredBody, decode_entry, encode_entry
 from sabot.journal.opening import open_inbox, open_reader
 from sabot.journal.schemas import app_of_journal, split_app
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionS
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.store import JobsAndActions, as_json
-from sabot.backoff import Backoff
-from sabot.checks import Of, check
+from sabot.base.backoff import Backoff
+from sabot.base.checks import Of, check
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.connectors.redis import RedisServer
 from sabot.errors import UNREADABLE, DataError, LetterRefused, TransientError, UserError
 from sabot.journal.base import Journal
-from sabot.threads import run_in_thread, run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
-from sabot.checks import FLAG, TEXT, check
+from sabot.base.checks import FLAG, TEXT, check
 from sabot.errors import UserError
 
 

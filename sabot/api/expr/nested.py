@@ -5,7 +5,7 @@ from typing import Any, Generic
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import fraction_of, whole_of
-from sabot.checks import FLAG, TEXT, OneOf, check
+from sabot.base.checks import FLAG, TEXT, OneOf, check
 
 INTERPOLATIONS = ("nearest", "lower", "higher", "midpoint", "linear")
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import as_type, whole_of
-from sabot.checks import FLAG, TEXT, OneOf, check
+from sabot.base.checks import FLAG, TEXT, OneOf, check
 from sabot.errors import UserError
 
 _WIDEST = 10_000  # the greatest length in characters for padding

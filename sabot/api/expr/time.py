@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 from sabot.api.expr.made import E, Make
-from sabot.checks import TEXT, OneOf, check
+from sabot.base.checks import TEXT, OneOf, check
 from sabot.errors import UserError
 
 _LENGTHS = {

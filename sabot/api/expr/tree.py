@@ -28,7 +28,7 @@ from sabot.api.expr.words import (
     value_text,
     whole_of,
 )
-from sabot.checks import FLAG, TEXT, TEXTS, OneOf, check
+from sabot.base.checks import FLAG, TEXT, TEXTS, OneOf, check
 from sabot.errors import UserError
 
 _BINARY = frozenset(["+", "-", "*", "/", "//", "%", "**", "==", "!=", "<", "<=", ">", ">=", "&", "|", "^"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot.arrays import as_type
+from sabot.base.arrays import as_type
 from sabot.errors import UserError
 
 __all__ = [

@@ -12,12 +12,12 @@ from sabot.api.expr import Expr, col
 from sabot.api.formats import payload_format
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
-from sabot.arrays import PER_SECOND, is_time
-from sabot.checks import FLAG, OneOf, check
+from sabot.base.arrays import PER_SECOND, is_time
+from sabot.base.checks import FLAG, OneOf, check
+from sabot.base.config import Duration, parse_ms
 from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON
-from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_input, check_sink
 from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of

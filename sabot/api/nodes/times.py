@@ -8,7 +8,7 @@ from sabot.api.arguments import TimeUnit
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
 from sabot.api.nodes.read import check_time, named_time, path_of, said_time
-from sabot.config import Duration, parse_ms
+from sabot.base.config import Duration, parse_ms
 from sabot.errors import UserError
 
 

@@ -12,7 +12,7 @@ from sabot.api.nodes.joins import MADE_KEY, AsofJoin, IntervalJoin, Join, JoinBy
 from sabot.api.nodes.node import Node, check_columns
 from sabot.api.nodes.rows import Broadcast, Drop, WithColumns
 from sabot.api.windows import TimeWindow
-from sabot.checks import OneOf, check
+from sabot.base.checks import OneOf, check
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
 from sabot.errors import UserError

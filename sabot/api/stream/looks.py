@@ -13,9 +13,9 @@ from sabot.api.nodes.rows import Head
 from sabot.api.notebook import FAILURES, drawing_or_none, html, page
 from sabot.api.stream.outputs import shown
 from sabot.api.stream.owner import Owner
-from sabot.arrays import python_value
-from sabot.checks import is_whole
-from sabot.config import Duration, parse_seconds
+from sabot.base.arrays import python_value
+from sabot.base.checks import is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:

@@ -74,16 +74,16 @@ from sabot.api.stream.looks import Looks
 from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
 from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
-from sabot.arrays import python_value
-from sabot.checks import FLAG, OneOf, check, is_whole
+from sabot.base.arrays import python_value
+from sabot.base.checks import FLAG, OneOf, check, is_whole
+from sabot.base.config import Duration
+from sabot.base.options import spells_out
 from sabot.codecs.base import Format
-from sabot.config import Duration
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_delivery, check_nan, check_sink
 from sabot.connectors.defaults import sink_of
 from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
-from sabot.options import spells_out
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine

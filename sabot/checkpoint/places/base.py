@@ -27,11 +27,11 @@ from typing import TypeVar
 
 import msgspec
 
+from sabot.base.claims import FileClaim
+from sabot.base.disk import TemporaryFolder, link_or_copy, make_folder, own_folder
+from sabot.base.os_errors import checkpoint_error
 from sabot.checkpoint.protocol import file_name
-from sabot.claims import FileClaim
-from sabot.disk import TemporaryFolder, link_or_copy, make_folder, own_folder
 from sabot.errors import AppLocked, CorruptCheckpoint
-from sabot.os_errors import checkpoint_error
 
 READ_BYTES = 1 << 20
 _READERS = 4

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, take_scratch
-from sabot.disk import (
+from sabot.base.disk import (
     TemporaryFolder,
     close_to_others,
     is_held,
@@ -24,6 +23,7 @@ from sabot.disk import (
     sync,
     warn_of_open_folder,
 )
+from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, take_scratch
 from sabot.steps import step
 
 _LOCK = "LOCK"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pyarrow import fs as arrow_fs
 
+from sabot.base.config import checked_path
+from sabot.base.object_stores import found_by
 from sabot.checkpoint.places.base import Place
 from sabot.checkpoint.places.local import LocalPlace
 from sabot.checkpoint.places.remote import RemotePlace
-from sabot.config import checked_path
-from sabot.object_stores import found_by
 
 Location = str | os.PathLike[str] | tuple[arrow_fs.FileSystem, str]
 """A directory, a URI of a file system that pyarrow knows, or a file system and a path in it."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from sabot.base.disk import TemporaryFolder, make_folder, own_folder, private
+from sabot.base.object_stores import OBJECT_STORES, check_bucket, hint_of_store
+from sabot.base.redaction import clean_cause, scrubbed
 from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile, damaged, take_scratch
-from sabot.disk import TemporaryFolder, make_folder, own_folder, private
-from sabot.object_stores import OBJECT_STORES, check_bucket, hint_of_store
-from sabot.redaction import clean_cause, scrubbed
 from sabot.steps import step
 
 _UPLOAD_BYTES = 8 << 20

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sabot.config import FIELDS
+from sabot.base.config import FIELDS
 from sabot.errors import UserError
 
 NO_DEFAULT: Any = object()

@@ -12,7 +12,7 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
-from sabot.config import Duration
+from sabot.base.config import Duration
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile, PendingFile
 from sabot.connectors.files.partitions import PartitionedFile, PartitionedPart, check_partitions

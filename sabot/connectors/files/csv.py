@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
-from sabot.checks import FLAG, TEXT, TEXTS, check
+from sabot.base.checks import FLAG, TEXT, TEXTS, check
+from sabot.base.config import RECORD_BYTES
 from sabot.codecs.csv_text import convert_options, failing_texts, parse_error, parse_options
-from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, FoundRows

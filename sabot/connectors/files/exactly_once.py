@@ -16,6 +16,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.os_errors import hint_of
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.at_least_once import FileWriting
@@ -25,7 +26,6 @@ from sabot.connectors.files.parts import remove
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.token_file import Busy, Entry
 from sabot.errors import AppLocked, TransientError, UserError
-from sabot.os_errors import hint_of
 
 _log = logging.getLogger(__name__)
 

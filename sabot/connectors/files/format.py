@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Generic
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.os_errors import hint_of
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import LostFloats
 from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
-from sabot.os_errors import hint_of
 
 
 class FileFormat(ABC, Generic[Rows]):

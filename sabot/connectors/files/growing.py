@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 import pyarrow as pa
 
+from sabot.base.disk import hold, no_link, private, regular
 from sabot.connectors.files.parts import (
     FRAME_BYTES,
     PENDING_MAGIC,
@@ -22,7 +23,6 @@ from sabot.connectors.files.parts import (
     remove,
     sync_folder,
 )
-from sabot.disk import hold, no_link, private, regular
 from sabot.errors import UserError
 from sabot.steps import step
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.os_errors import hint_of
 from sabot.connectors.files.paths import bare_suffix, codec_of, open_stream
 from sabot.connectors.letters import DeadLetter, letter_of_row
 from sabot.errors import UNREADABLE, UserError
-from sabot.os_errors import hint_of
 
 _LINE_BYTES = (
     256 << 20

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import JsonDecoder
+from sabot.base.config import RECORD_BYTES
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, codec_of, cut_anywhere

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.object_stores import OBJECT_STORES, check_bucket
 from sabot.connectors.base import ChecksTypes, Delivers, Finishes, LostFloats, Sink, Token, Track
 from sabot.connectors.files.partitions import partitions_of
 from sabot.connectors.files.remote import Remotely, RemotePath, naming, remote_path
 from sabot.connectors.files.text_sinks import column_format
 from sabot.connectors.letters import as_columns
 from sabot.errors import TransientError, UserError
-from sabot.object_stores import OBJECT_STORES, check_bucket
 from sabot.steps import step
 
 _OBJECT_BYTES = 64 << 20

@@ -21,9 +21,9 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.base.disk import private
 from sabot.connectors.files.growing import PendingFile, WholeFile
 from sabot.connectors.files.parts import Encoding, SealedPart, beside, pending_of, remove, sync_folder
-from sabot.disk import private
 from sabot.errors import UserError
 from sabot.steps import step
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot.disk import no_link, private, sync
+from sabot.base.disk import no_link, private, sync
 from sabot.errors import UserError
 from sabot.steps import step
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.config import checked_path
+from sabot.base.config import checked_path
+from sabot.base.os_errors import hint_of
 from sabot.connectors.files.remote import Remotely, RemotePath, is_remote, listed, remote_path
 from sabot.errors import UserError
-from sabot.os_errors import hint_of
 
 Paths = str | os.PathLike[str] | Remotely | Sequence[str | os.PathLike[str] | Remotely]
 

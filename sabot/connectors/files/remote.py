@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from sabot.base.object_stores import check_bucket, found_by, hint_of_store
+from sabot.base.redaction import clean_cause, scrubbed
 from sabot.errors import UserError
-from sabot.object_stores import check_bucket, found_by, hint_of_store
-from sabot.redaction import clean_cause, scrubbed
 
 Remotely = tuple[arrow_fs.FileSystem, str]
 """A file system of pyarrow's, and a path in it."""

@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import redacted_url
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.connectors.base import (
     ChecksTypes,
     ExpectsColumns,
@@ -28,8 +30,6 @@ from sabot.connectors.files.remote import is_remote
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.letters import as_columns
 from sabot.errors import UserError
-from sabot.os_errors import hint_of
-from sabot.redaction import redacted_url
 
 _PART_BYTES = 64 << 20
 

@@ -20,8 +20,9 @@ from typing import ClassVar, NamedTuple, Self
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import FIELDS, RECORD_BYTES, parse_bytes
+from sabot.base.os_errors import hint_of
 from sabot.codecs.records import BAD_SCHEMA, build_records
-from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.connectors.base import (
     Bounded,
     HasIdentity,
@@ -40,7 +41,6 @@ from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
 from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
-from sabot.os_errors import hint_of
 
 _HEAD_BYTES = 4096  # the bytes of the first line that distinguish files of the same path
 _FILE = 44  # the bits of an offset in a file, for files of up to 16 TiB

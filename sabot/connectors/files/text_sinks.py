@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.config import Duration
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.csv_text import plain_times, refuse_csv_types
 from sabot.codecs.records import RECORD_SCHEMA, to_records
-from sabot.config import Duration
 from sabot.connectors.files.column_sinks import Arrow, ColumnFormat, Parquet
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile, GrowingText, PendingFile

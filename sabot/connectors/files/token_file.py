@@ -25,9 +25,9 @@ from pathlib import Path
 
 import msgspec
 
+from sabot.base.disk import private, regular
 from sabot.connectors.files.growing import WholeFile
 from sabot.connectors.files.parts import remove, sync_folder
-from sabot.disk import private, regular
 from sabot.errors import UNREADABLE, UserError
 from sabot.steps import step
 

@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sabot.base.config import parse_broker
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, HeadersLike, Record, checked_headers, encode_json, encode_key
-from sabot.config import parse_broker
 from sabot.connectors.base import Token, Track
 from sabot.connectors.letters import Ranges
 from sabot.connectors.memory.topic import Topic, size_of

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from sabot.base.redaction import clean_cause, keep_secret
 from sabot.errors import BrokerUnavailable, MissingExtra, TransientError, UserError, short_repr
-from sabot.redaction import clean_cause, keep_secret
 
 # With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
 _DEFAULTS = {

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
@@ -19,7 +20,6 @@ from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
-from sabot.redaction import has_password, keep_url, redacted_url
 
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 

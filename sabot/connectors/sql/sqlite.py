@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.base.os_errors import hint_of
+from sabot.base.sqlite_files import error_of, is_held, open_database
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
 from sabot.errors import TransientError, UserError
-from sabot.os_errors import hint_of
-from sabot.sqlite_files import error_of, is_held, open_database
 from sabot.steps import step
 
 _WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file

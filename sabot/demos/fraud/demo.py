@@ -11,9 +11,9 @@ from rich.table import Table
 
 from sabot._cython.arrow.batch import Batch
 from sabot.app import App
+from sabot.base.config import parse_broker
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import iterate_records
-from sabot.config import parse_broker
 from sabot.connectors.base import Positions, Source
 from sabot.demos.fraud.app import Figures, Meter, build, read_figures
 from sabot.demos.fraud.generator import FraudSource

@@ -18,8 +18,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from sabot.base.config import checked_text
+from sabot.base.redaction import keep_secret, redacted_url, scrubbed
+from sabot.base.threads import close_with_loop
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import checked_text
 from sabot.errors import UNREADABLE, UserError
 from sabot.llm.errors import (
     AnswerTooLarge,
@@ -35,8 +37,6 @@ from sabot.llm.errors import (
     RequestRefused,
 )
 from sabot.llm.results import Completion, Piece, Usage
-from sabot.redaction import keep_secret, redacted_url, scrubbed
-from sabot.threads import close_with_loop
 
 T = TypeVar("T")
 

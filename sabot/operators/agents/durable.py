@@ -25,6 +25,8 @@ from typing import Any
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import watch_call, watch_task
 from sabot.calls.limits import TokenBucket
 from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
 from sabot.jobs.guard import Behalf
@@ -61,8 +63,6 @@ from sabot.operators.agents.key_order import KeyOrder
 from sabot.operators.agents.mailbox import MailRoom
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
-from sabot.process_exit import EXITS
-from sabot.supervision import watch_call, watch_task
 
 
 class DurableAgentOperator(AgentOperator):

@@ -12,11 +12,11 @@ from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, apply_writes, timer_changes
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import unexpected_end
 from sabot.calls import Crew
 from sabot.errors import SabotError
 from sabot.operators.agents.operator import AgentOperator
-from sabot.process_exit import EXITS
-from sabot.supervision import unexpected_end
 
 _log = logging.getLogger(__name__)
 

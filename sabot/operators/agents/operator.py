@@ -20,6 +20,9 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.base.metrics import Durations, Sample, call_samples
+from sabot.base.os_errors import hint_of
+from sabot.base.process_exit import EXITS
 from sabot.calls.error_log import ErrorLog
 from sabot.clock import Clock
 from sabot.codecs import Codec
@@ -27,15 +30,12 @@ from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import ReasonCounts, letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
-from sabot.metrics import Durations, Sample, call_samples
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
 from sabot.operators.agents.rows import RecordReader, Result, Row, null_fields, place_of, records_batch, rows_of
 from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.nulled import Nulled
 from sabot.operators.row_queue import QueuedRows, RowQueue
-from sabot.os_errors import hint_of
-from sabot.process_exit import EXITS
 from sabot.state import StateBackend
 
 _log = logging.getLogger(__name__)

@@ -28,13 +28,13 @@ import pyarrow.compute as pc
 from sabot._cython.flow.timers import PROCESSING, TimerTable
 from sabot._cython.text.records import state_key
 from sabot.api.context import TimerChange
+from sabot.base.supervision import watch_call
 from sabot.clock import Clock
 from sabot.codecs.records import encode_json
 from sabot.errors import CorruptCheckpoint, SabotError
 from sabot.operators.cuts import OpenCuts, OpenRows, Rows
 from sabot.operators.state_parts import Batches, PartsCut, read_batches
 from sabot.state.base import Cut
-from sabot.supervision import watch_call
 
 DueTimer = tuple[bytes, int, str]
 """(the scope of the timer's key, its time in ms, its name)."""

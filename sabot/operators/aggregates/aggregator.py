@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.keyed import GroupTable
-from sabot.arrays import decimal_floats
+from sabot.base.arrays import decimal_floats
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import (

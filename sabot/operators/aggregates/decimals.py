@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.groups.keyed import sum_overflow
-from sabot.arrays import decimal_words
+from sabot.base.arrays import decimal_words
 from sabot.errors import DataError
 
 _LOW = np.int64(0xFFFFFFFF)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
 from sabot.errors import UserError
 from sabot.operators.aggregates.decimals import sum_type
 

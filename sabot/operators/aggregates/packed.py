@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.groups.multiset import join_keys, split_keys
-from sabot.arrays import integers
+from sabot.base.arrays import integers
 
 Array: TypeAlias = pa.Array
 _Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each, or -1 if lengths differ

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.arrays import column_of
+from sabot.base.arrays import column_of
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.mapped import MapBatches

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
-from sabot.disk import make_folder
+from sabot.base.disk import make_folder
 from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.migration import ROWS_OF_A_KEY, StateLayout, migration_of
 from sabot.operators.base import (

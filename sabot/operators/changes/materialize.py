@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import changes as nodes
+from sabot.base.disk import make_folder
 from sabot.codecs.json import schema_text
-from sabot.disk import make_folder
 from sabot.operators.aggregates.packed import packed, unpacked
 from sabot.operators.base import (
     CHUNK_ROWS,

@@ -11,7 +11,7 @@ from pyarrow import ipc
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import SortKey
 from sabot.api.words import check_names
-from sabot.disk import make_folder
+from sabot.base.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, OperatorContext
 from sabot.operators.changes.materialize import Materialize

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import (
+from sabot.base.arrays import (
     PER_SECOND,
     decimal_array,
     decimal_floats,

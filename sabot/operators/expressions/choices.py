@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.text.json import encode_rows
 from sabot.api.expr import Expr
-from sabot.arrays import broadcast
+from sabot.base.arrays import broadcast
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import caster
 from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, number, to_type, unified

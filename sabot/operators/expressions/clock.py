@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import PER_SECOND, as_timestamp, epoch, integers, is_time, is_utc, where
+from sabot.base.arrays import PER_SECOND, as_timestamp, epoch, integers, is_time, is_utc, where
 from sabot.errors import UserError
 from sabot.operators.expressions import times
 from sabot.operators.expressions.casts import RefusedValues

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.compare import LITERALS, LiteralSet, equal_literal
 from sabot.api.expr import Expr
-from sabot.arrays import floats, where
+from sabot.base.arrays import floats, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type
 from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, constant, to_type, unified

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import integer_array, integers
+from sabot.base.arrays import integer_array, integers
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.comparisons import comparable, comparison_of
 from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, number, to_type

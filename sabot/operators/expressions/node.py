@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import broadcast, decimal_floats, shown
+from sabot.base.arrays import broadcast, decimal_floats, shown
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
 

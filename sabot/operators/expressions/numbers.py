@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.arrays import decimal_array, decimal_type, integer_array, integers, where
+from sabot.base.arrays import decimal_array, decimal_type, integer_array, integers, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (

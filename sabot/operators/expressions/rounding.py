@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.arrays import decimal_array, decimal_integers, floats
+from sabot.base.arrays import decimal_array, decimal_integers, floats
 
 _TENS = 22  # powers of ten up to 10**22 are floats without rounding
 _WHOLE = 2.0**52  # from here on floats have no fraction

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.compare import contains, starts_with
 from sabot._cython.text.split import split_part
 from sabot.api.expr import Expr
-from sabot.arrays import is_ascii
+from sabot.base.arrays import is_ascii
 from sabot.errors import InternalError, UserError
 from sabot.operators.expressions import json_paths
 from sabot.operators.expressions.casts import RefusedValues, caster

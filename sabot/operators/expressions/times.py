@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.text.times import write_times
-from sabot.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
+from sabot.base.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
 from sabot.errors import UserError
 from sabot.operators.expressions.zones import clock_of, intervals_of, times_at, times_before, zone_texts
 

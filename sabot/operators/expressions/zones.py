@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 
-from sabot.arrays import PER_SECOND, integer_array, integers, is_utc
+from sabot.base.arrays import PER_SECOND, integer_array, integers, is_utc
 
 _DAY = 86400
 _FIRST = -130 * 365 * _DAY  # 1840: no zone has an earlier change

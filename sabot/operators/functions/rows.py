@@ -9,7 +9,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.text.records import key_rows
 from sabot.api.functions import Row, Timer, checked_ms
-from sabot.arrays import batch_of_rows
+from sabot.base.arrays import batch_of_rows
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (

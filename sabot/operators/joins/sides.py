@@ -10,8 +10,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.row_table import RowTable
+from sabot.base.disk import make_folder
 from sabot.codecs.json import schema_text
-from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.base import (
     CHUNK_ROWS,

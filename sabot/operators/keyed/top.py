@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.ranked import NUMBER_COLUMN, RankTable
 from sabot.api.nodes import keyed as nodes
-from sabot.checks import is_whole
+from sabot.base.checks import is_whole
 from sabot.codecs.json import schema_text
 from sabot.errors import InternalError, UserError
 from sabot.operators.base import (

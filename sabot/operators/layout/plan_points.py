@@ -25,9 +25,9 @@ from sabot.api.nodes.origin import NO_ORIGIN
 from sabot.api.nodes.read import Read
 from sabot.api.nodes.rows import Broadcast
 from sabot.api.nodes.times import WithTime
+from sabot.base.config import dead_letter_topic
 from sabot.codecs.base import Format
 from sabot.codecs.formats import agreed_format
-from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import backlog_of, ends

@@ -20,7 +20,7 @@ from sabot.api import patterns
 from sabot.api.expr import Expr
 from sabot.api.nodes import patterns as nodes
 from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
-from sabot.arrays import shown
+from sabot.base.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved

@@ -18,6 +18,9 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
+from sabot.base.os_errors import is_environment_error
+from sabot.base.redaction import scrubbed
+from sabot.base.stored_names import stored_name
 from sabot.codecs.engine_columns import UPDATE_AFTER
 from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
@@ -25,9 +28,6 @@ from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
 from sabot.operators.rows.origin import of_selected
-from sabot.os_errors import is_environment_error
-from sabot.redaction import scrubbed
-from sabot.stored_names import stored_name
 
 CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)

@@ -13,7 +13,7 @@ from sabot.api.arguments import RowPolicy
 from sabot.api.nodes import rows as nodes
 from sabot.api.nodes.node import Node, time_column
 from sabot.api.words import name_of
-from sabot.arrays import batch_of_rows, is_time, to_ms
+from sabot.base.arrays import batch_of_rows, is_time, to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.layout.plan_points import Planners, PlanPoint

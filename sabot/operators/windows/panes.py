@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from sabot._cython.windows.window import min_max, split_panes
 from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TimeWindow, TumblingWindow, Window
+from sabot.base.stored_names import stored_field, stored_name
 from sabot.errors import DataError, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.expressions.zones import clock_of, times_at
-from sabot.stored_names import stored_field, stored_name
 
 PANE_COLUMN = "__pane"  # the start of the pane in ms, in partial states and in checkpoints
 

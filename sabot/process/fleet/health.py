@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sabot.checks import check_called
+from sabot.base.checks import check_called
+from sabot.base.config import check_numbers, checked_durations
+from sabot.base.metrics import Durations, Metrics, Sample
+from sabot.base.probes import Page, page_of
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import check_numbers, checked_durations
 from sabot.errors import UserError
-from sabot.metrics import Durations, Metrics, Sample
-from sabot.probes import Page, page_of
 from sabot.process.client import Child
 from sabot.process.errors import CommunicationError, NotFound
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from sabot.checks import is_whole
-from sabot.config import parse_seconds
+from sabot.base.checks import is_whole
+from sabot.base.config import parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
 from sabot.process.instance import OVER, Instance, Phase, RestartPolicy

@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
-from sabot.checks import check_called
+from sabot.base.checks import check_called
+from sabot.base.config import Duration, parse_seconds
+from sabot.base.supervision import TaskSet
+from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import (
@@ -34,8 +36,6 @@ from sabot.process.fleet.instances import (
     OnState,
 )
 from sabot.process.instance import OVER, RUNS, Phase
-from sabot.supervision import TaskSet
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

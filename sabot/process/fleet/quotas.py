@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sabot.checks import is_number, is_whole
-from sabot.config import parse_seconds
+from sabot.base.checks import is_number, is_whole
+from sabot.base.config import parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import InvalidQuota
 from sabot.process.fleet.instances import LifecycleState

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sabot.config import check_numbers, checked_durations
+from sabot.base.config import check_numbers, checked_durations
 from sabot.errors import UserError
 
 

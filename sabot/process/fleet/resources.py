@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sabot.checks import check_called, is_whole
+from sabot.base.checks import check_called, is_whole
+from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_seconds
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import Child
 from sabot.process.errors import (

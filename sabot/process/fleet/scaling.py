@@ -16,9 +16,10 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from sabot.base.metrics import Sample
+from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
-from sabot.metrics import Sample
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
@@ -30,7 +31,6 @@ from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
 from sabot.process.status import ProcessUsage
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
+from sabot.base.metrics import Sample
+from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UserError
-from sabot.metrics import Sample
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, SpawnFailed, Timeout, WarmPoolExhausted
@@ -25,7 +26,6 @@ from sabot.process.instance import Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
 from sabot.process.tree import numbers_of
-from sabot.threads import run_to_end
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sabot.disk import own_folder, private, regular
+from sabot.base.disk import own_folder, private, regular
 from sabot.process.user_folder import user_folder
 
 _UNFINISHED = ".new"

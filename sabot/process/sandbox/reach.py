@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sabot.disk import regular
+from sabot.base.disk import regular
 from sabot.process.errors import SandboxPathRefused
 from sabot.process.launcher import candidates
 from sabot.process.lease import folder_of_leases

@@ -32,9 +32,9 @@ from rocksdict import (
     SstFileWriter,
 )
 
-from sabot.disk import TemporaryFolder, make_folder, private
+from sabot.base.disk import TemporaryFolder, make_folder, private
+from sabot.base.os_errors import checkpoint_error
 from sabot.errors import UNREADABLE, CorruptCheckpoint, SabotError, UserError
-from sabot.os_errors import checkpoint_error
 from sabot.state.files import link_for_reading
 
 MARK_FILE = "sabot-state.json"

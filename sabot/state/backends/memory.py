@@ -14,10 +14,10 @@ from weakref import ref
 
 import pyarrow as pa
 
+from sabot.base.disk import private
+from sabot.base.os_errors import checkpoint_error
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, SabotError, UserError
-from sabot.os_errors import checkpoint_error
 from sabot.state.base import (
     BackendConfig,
     BackendCut,

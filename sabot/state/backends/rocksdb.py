@@ -19,10 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
+from sabot.base.disk import make_folder, own_folder
+from sabot.base.os_errors import checkpoint_error, hint_of
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
-from sabot.os_errors import checkpoint_error, hint_of
 from sabot.state.backends.database import StateDatabase, database_options, read_database, read_mark
 from sabot.state.base import (
     BackendConfig,

@@ -18,8 +18,8 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.tables import places
 from sabot._cython.rows.row_bytes import RowCodec
-from sabot.disk import make_folder
-from sabot.os_errors import checkpoint_error, restoring
+from sabot.base.disk import make_folder
+from sabot.base.os_errors import checkpoint_error, restoring
 from sabot.state.backends.database import Piece, StateDatabase, database_options, read_database, read_mark
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables.parts import PARTS, Parts, merged_parts

@@ -27,9 +27,9 @@ from pyarrow import ipc
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.row_table import ALIVE, RowCut, RowTable
-from sabot.disk import make_folder, private
+from sabot.base.disk import make_folder, private
+from sabot.base.os_errors import checkpoint_error
 from sabot.errors import CorruptCheckpoint
-from sabot.os_errors import checkpoint_error
 from sabot.state.base import Cut, Owned, Saved
 from sabot.state.files import Shared, link_file, remove_tree
 

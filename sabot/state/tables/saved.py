@@ -23,9 +23,9 @@ from pyarrow import ipc
 
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import TableCut
-from sabot.disk import make_folder, private
+from sabot.base.disk import make_folder, private
+from sabot.base.os_errors import checkpoint_error
 from sabot.errors import CorruptCheckpoint
-from sabot.os_errors import checkpoint_error
 from sabot.state.files import Shared, link_file, link_tree, remove_tree
 from sabot.state.tables.cold import ColdGroups
 

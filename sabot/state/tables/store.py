@@ -26,9 +26,9 @@ import pyarrow as pa
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot._cython.groups.tables import KeyFilter, give_back
-from sabot.disk import make_folder
+from sabot.base.disk import make_folder
+from sabot.base.os_errors import hint_of
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
-from sabot.os_errors import hint_of
 from sabot.state.base import Owned, Saved
 from sabot.state.files import remove_tree
 from sabot.state.tables.cold import ColdGroups

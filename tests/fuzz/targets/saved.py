@@ -18,6 +18,7 @@ from sabot.api.expr import col
 from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.base.os_errors import restoring
 from sabot.codecs.engine_columns import OP_COLUMN
 from sabot.errors import SabotError
 from sabot.operators.aggregates.aggregator import AggregateColumn
@@ -42,7 +43,6 @@ from sabot.operators.rows.subset import Sample
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.operators.windows.top import WindowTopN
-from sabot.os_errors import restoring
 from targets.base import Target, refused, use
 from tools.operator_run import OperatorRun
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot import config
+from sabot.base import config
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import build_records
 from sabot.connectors.files import CsvSource, NdjsonSource, files

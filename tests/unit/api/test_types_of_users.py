@@ -15,8 +15,8 @@ import pytest
 import sabot
 from sabot.agents.declarations import AgentDeclarations
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions
+from sabot.base.options import options_of
 from sabot.calls.options import CALL_WORDS
-from sabot.options import options_of
 from tools.source_tree import PROJECT
 
 GOOD = """

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sabot.base.threads import Turn, threads
 from sabot.calls.pool import ThreadPool
 from sabot.clock import ManualClock
-from sabot.threads import Turn, threads
 
 
 class ByHand:

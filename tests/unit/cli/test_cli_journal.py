@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from sabot import App
 from sabot.agents import ActionManager, ActionSpec, DurableContext, JobManager, JobSpec, JournalStore, SqliteJournal
+from sabot.base.config import Secret
 from sabot.cli import commands
 from sabot.clock import ManualClock
-from sabot.config import Secret
 from sabot.jobs.values import pack, pack_error
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 from sabot.journal.sqlite import SqliteReader

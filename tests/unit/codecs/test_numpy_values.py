@@ -10,7 +10,7 @@ import pytest
 
 import sabot
 from sabot import App, UserError, files
-from sabot.arrays import batch_of_rows, python_value
+from sabot.base.arrays import batch_of_rows, python_value
 from sabot.codecs.records import encode_json, encode_key
 from tools.agent_tools import publish, started, until, values
 

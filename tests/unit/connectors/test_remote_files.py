@@ -18,9 +18,9 @@ from pyarrow import fs as arrow_fs
 from pyarrow import parquet as pq
 
 from sabot import App, files
+from sabot.base.object_stores import hint_of_store
 from sabot.connectors.files import remote
 from sabot.errors import UserError
-from sabot.object_stores import hint_of_store
 from tools.checkpoint_tools import in_memory
 
 TABLE = pa.table({"id": [1, 2, 3], "name": ["a", "b", "c"]})

@@ -11,12 +11,12 @@ from sabot.agents.accounts.budgets import Amounts, Budget
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
+from sabot.base.redaction import HIDDEN
 from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict
 from sabot.journal import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Intent
 from sabot.llm.spec import RequestSpec
-from sabot.redaction import HIDDEN
 
 SCOPE = "app"
 SECRET = "4111-1111"

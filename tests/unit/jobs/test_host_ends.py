@@ -9,6 +9,7 @@ import pytest
 from unit.jobs.hosting import Agent, entries, hosting
 
 from sabot.api.durable import DurableContext
+from sabot.base.process_exit import find_exit
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed
 from sabot.jobs.values import unpack
@@ -17,7 +18,6 @@ from sabot.journal.effects import Reconciled
 from sabot.journal.entries import EffectResult, Intent
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.llm.tools import tool
-from sabot.process_exit import find_exit
 from tools.agent_tools import until
 
 SYNC_THREADS = 16  # that calls of sync tools may have

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from sabot import secret
+from sabot.base.process_exit import find_exit
 from sabot.clock import SYSTEM_CLOCK, ManualClock
 from sabot.errors import JournalFailed, NotSent, SabotError
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.values import MAX_RESULT_BYTES, unpack, unpack_error
 from sabot.journal.effects import EffectClass, EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool, tool
-from sabot.process_exit import find_exit
 from sabot.testing.loop import SimulatedLoop
 from tools.agent_tools import until
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from sabot.base.redaction import scrubbed
 from sabot.errors import UserError
 from sabot.llm import (
     Agent,
@@ -36,7 +37,6 @@ from sabot.llm import (
 from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import responses_request
 from sabot.llm.providers.sdk import SdkCalls, is_strict
-from sabot.redaction import scrubbed
 from sabot.testing import FakeModelServer
 
 STRICT = {

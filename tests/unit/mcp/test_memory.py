@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import App, NdjsonSource
+from sabot.base.redaction import HIDDEN, keep_secret
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.mcp import Memory, MemoryFile, MemoryStore, StateMemories
 from sabot.mcp.memory import _leaders
-from sabot.redaction import HIDDEN, keep_secret
 from sabot.state import BackendConfig, MapState, MemoryBackend
 
 

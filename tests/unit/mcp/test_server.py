@@ -13,10 +13,10 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
+from sabot.base.redaction import HIDDEN, keep_secret
 from sabot.errors import UserError
 from sabot.llm import Effect, tool
 from sabot.mcp import ToolServer
-from sabot.redaction import HIDDEN, keep_secret
 
 TOKEN = "a token of the tests"
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from unit.process.children import ByHand, sh, until
 
+from sabot.base.supervision import TaskSet
 from sabot.errors import IllegalTransition
 from sabot.process import AgentStatus, Child, Command, LifecycleState, ProcessState, ResumeFailed, SpawnFailed
 from sabot.process.fleet.instances import LIFECYCLE_STATES
 from sabot.process.instance import NEXT, OVER, Instance, Phase, RestartPolicy
 from sabot.process.runner import AGENT_STATUSES
 from sabot.process.worker import PROCESS_STATES
-from sabot.supervision import TaskSet
 
 SLEEP = Command(argv=["sleep", "1000"])
 PAGE = Path(__file__).parents[3] / "docs/names.md"

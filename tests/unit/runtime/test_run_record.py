@@ -13,10 +13,10 @@ import pytest
 
 import sabot
 from sabot import App, NdjsonSink, NdjsonSource
+from sabot.base.redaction import keep_secret
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.plan.drawing import frames_from, frames_of, render
-from sabot.redaction import keep_secret
 from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.run_record import RECORD_FILE, RunRecord, read_record
 

@@ -10,6 +10,7 @@ import pytest
 
 from sabot import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
+from sabot.base.threads import threads
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.connectors.base import Commits
@@ -21,7 +22,6 @@ from sabot.runtime.task import Chain, Output, StreamTask
 from sabot.runtime.watermarks import Watermarks
 from sabot.testing import ScriptedSource
 from sabot.testing.script import END as THE_END
-from sabot.threads import threads
 
 ROWS = pa.record_batch({"n": [1, 2, 3]})
 

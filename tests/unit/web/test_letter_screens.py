@@ -13,8 +13,8 @@ import pytest
 from unit.web.test_console import MARKUP, Browser
 
 from sabot import App, NdjsonSink, NdjsonSource, SqlSink, steps
+from sabot.base.redaction import keep_secret
 from sabot.connectors.letters import letter_headers
-from sabot.redaction import keep_secret
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads

@@ -12,7 +12,7 @@ import pytest
 from test_console import MARKUP, Browser
 
 from sabot import App
-from sabot.redaction import keep_secret
+from sabot.base.redaction import keep_secret
 from sabot.runtime.log_ring import LogRing, first_page
 from sabot.web.console import Console
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sabot.redaction import keep_secret
+from sabot.base.redaction import keep_secret
 from sabot.web.payloads import Payloads
 
 ORDER = {

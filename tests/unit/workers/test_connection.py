@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
+from sabot.base.metrics import Sample
+from sabot.base.process_exit import find_exit, wrap_exit
 from sabot.errors import DataError, InternalError, SabotError, TransientError, UserError
-from sabot.metrics import Sample
-from sabot.process_exit import find_exit, wrap_exit
 from sabot.workers import connection as module
 from sabot.workers.connection import ControlConnection
 from sabot.workers.messages import Beat, Hello, TaskCut, TaskEnded, TasksOver, Trigger, error_of, failed

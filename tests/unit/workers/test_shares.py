@@ -10,6 +10,7 @@ import pytest
 import sabot
 from sabot import App, col, tumbling
 from sabot._cython.flow.channel import END
+from sabot.base.threads import run_in_thread, threads
 from sabot.checkpoint import Coordinator
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import UserError
@@ -18,7 +19,6 @@ from sabot.plan import make_plan
 from sabot.runtime.build import Build
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.settings import RunSettings
-from sabot.threads import run_in_thread, threads
 from sabot.workers.messages import HasFirst, Start
 from sabot.workers.placement import fingerprint, place
 from sabot.workers.share import CoordinatorPlacement, WorkerPlacement

@@ -10,10 +10,10 @@ import pytest
 
 from sabot import AgentContext, App, UserError, col
 from sabot._cython.text.records import state_key
+from sabot.base.os_errors import restoring
 from sabot.errors import CorruptCheckpoint
 from sabot.operators import cuts
 from sabot.operators.agents.timers import KeyTimers, key_of, saved_timers
-from sabot.os_errors import restoring
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import END, ManualClock, ScriptedSource
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, state_of, until, values

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sabot.api.expr import Expr, col
-from sabot.arrays import decimal_type
+from sabot.base.arrays import decimal_type
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import compile_expr
 

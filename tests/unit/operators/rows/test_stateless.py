@@ -32,7 +32,7 @@ from sabot.api.aggregates import max as max_of
 from sabot.api.aggregates import min as min_of
 from sabot.api.aggregates import sum as sum_of
 from sabot.api.expr import Expr, col, lit
-from sabot.arrays import to_ms
+from sabot.base.arrays import to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.rows.mapped import FlatMap, MapBatches

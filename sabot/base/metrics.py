@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from sabot.base.probes import Page, PageServer
 from sabot.errors import MissingExtra, UserError
-from sabot.probes import Page, PageServer
 
 _log = logging.getLogger(__name__)
 

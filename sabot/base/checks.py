@@ -13,8 +13,8 @@ from functools import partial
 from types import UnionType
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+from sabot.base.redaction import has_password, redacted_url
 from sabot.errors import UserError, short_repr
-from sabot.redaction import has_password, redacted_url
 
 T = TypeVar("T")
 

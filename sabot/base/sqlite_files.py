@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from sabot.base.os_errors import hint_of
 from sabot.errors import SabotError, TransientError, UserError
-from sabot.os_errors import hint_of
 
 HELD = "see who has the database open (fuser, lsof): sqlite3 in a terminal, a copy that is being made"
 """The hint of the error for a database that another process has held for too long."""

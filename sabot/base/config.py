@@ -8,9 +8,9 @@ from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import NamedTuple
 
-from sabot.checks import is_number, is_whole, shown
+from sabot.base.checks import is_number, is_whole, shown
+from sabot.base.redaction import has_password, keep_secret, keep_url, redacted_url
 from sabot.errors import UserError, short_repr
-from sabot.redaction import has_password, keep_secret, keep_url, redacted_url
 
 NAME_BYTES = 255
 TOPIC_BYTES = 249  # Kafka's bound

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
-from sabot.disk import hold, open_lock
+from sabot.base.disk import hold, open_lock
 from sabot.errors import SabotError
 
 _LOOKED_SECONDS = 0.01  # a process that only tests the lock has released it by then

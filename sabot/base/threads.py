@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from sabot.process_exit import EXITS, wrap_exit
+from sabot.base.process_exit import EXITS, wrap_exit
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
+from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.errors import UserError
-from sabot.redaction import has_password, keep_url, redacted_url
 
 OBJECT_STORES = frozenset(["s3", "gcs", "abfs"])
 """The file systems of pyarrow in which an object appears only when it was sent completely. They need a bucket, and no

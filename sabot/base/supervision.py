@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from sabot.base.process_exit import EXITS, wrap_exit
 from sabot.errors import InternalError, SabotError
-from sabot.process_exit import EXITS, wrap_exit
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sabot.checks import Kind, check
+from sabot.base.checks import Kind, check
 from sabot.errors import UserError
 
 P = ParamSpec("P")
