@@ -20,7 +20,7 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.plan import Plan, once_more, svg
 from sabot.runtime.facts import check_facts
-from sabot.runtime.outcomes import outcomes_of
+from sabot.runtime.outcomes import StateOutcome, outcomes_of
 from sabot.runtime.restore import check_app, plan_of
 
 
@@ -97,11 +97,19 @@ def plan(
             raise UserError(
                 "this program would not continue all state of the checkpoint: "
                 f"{'; '.join(f'{each.id}: {each.why}' for each in lost)}",
-                hint=f"to give the state up, start with {ways}{again}" if ways else "run the program that wrote it",
+                hint=_way_out(lost, ways + again),
             )
 
     set_up_logging("warning")
     raise typer.Exit(guarded(work, debug=False))
+
+
+def _way_out(lost: list[StateOutcome], ways: str) -> str:
+    """Returns the hint for outcomes by which a start would be refused. `ways`: the options that give state up, or ""."""
+    hints = [f"to give the state up, start with {ways}"] if ways else []
+    if any(each.id.startswith("sink ") and not each.ways for each in lost):
+        hints.append("give the sink its columns (evolve=True), or another place")
+    return "; ".join(hints) or "run the program that wrote it"
 
 
 def _write_drawing(text: str, place: str) -> None:

@@ -576,6 +576,16 @@ class ExpectsColumns(ABC):
     def expect(self, schema: pa.Schema) -> None:
         """Announces the columns that will come, if the plan knows them. Called before `open` (or `known`)."""
 
+    evolve: bool = False
+    """True if the sink adds columns to its receiver that come and that the receiver lacks. Else such columns end the start."""
+
+    def missing_columns(self, schema: pa.Schema) -> Sequence[str]:
+        """Returns the names of those columns that the receiver lacks; none if there is no receiver yet. Changes nothing.
+
+        Called by `sabot plan --against`, without `open`. May block. Raises the errors of `open` if the receiver cannot be asked.
+        """
+        return []
+
 
 class ChecksTypes(ABC):
     """The ability of a sink to refuse columns that it can never write, before the app runs."""

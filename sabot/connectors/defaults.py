@@ -290,6 +290,12 @@ def expect(sink: Sink, schema: pa.Schema) -> None:
         receiver.expect(schema)
 
 
+def missing_columns(sink: Sink, schema: pa.Schema) -> tuple[Sequence[str], bool]:
+    """Returns those columns that the receiver of the sink lacks, as far as the sink can tell, and True if it adds them."""
+    receiver = receiver_of(sink)
+    return (receiver.missing_columns(schema), receiver.evolve) if isinstance(receiver, ExpectsColumns) else ((), False)
+
+
 def takes_changes(sink: Sink) -> bool:
     """Returns True if the sink can keep a table up to date."""
     return isinstance(receiver_of(sink), TakesChanges)

@@ -3,13 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.connectors.base import Sink
+from sabot.connectors.defaults import missing_columns
 from sabot.delivery import undelivered
+from sabot.errors import SabotError
 from sabot.operators.agents.timers import state_name
-from sabot.plan import Plan, Verdict
+from sabot.operators.base import without_marks
+from sabot.plan import Edge, Plan, Verdict
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.restore import readers_in, sinks_of, verdicts_of
 
@@ -53,7 +58,34 @@ def outcomes_of(
         *_format_outcomes(specs, made, manifest),
         *_agent_outcomes(agents, manifest),
         *_output_outcomes(made, manifest, ends, open_topic),
+        *_receiver_outcomes(made),
     ]
+
+
+def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
+    """Yields an outcome for each sink whose receiver lacks columns of the program: a start adds them, or is refused."""
+    coming: dict[int, tuple[Sink, pa.Schema]] = {}
+
+    def look(edge: Edge, schema: pa.Schema) -> None:
+        if edge.target.sink is not None and isinstance(sink := edge.target.sink[0], Sink):
+            coming[id(edge)] = sink, without_marks(schema)
+
+    made.schemas(along=look)
+    for sink, schema in coming.values():
+        try:
+            missing, evolves = missing_columns(sink, schema)
+        except SabotError as error:
+            yield StateOutcome(f"sink {sink.name}", "keep", "", f"sink {sink.name}", f"not compared: {error.message}")
+            continue
+        if missing:
+            said = ", ".join(f"{name} ({schema.field(name).type})" for name in missing)
+            why = (
+                f"it has no column {said}, which evolve=True adds"
+                if not evolves
+                else f"column {said} is added, and is null so far"
+            )
+            outcome = "migrate" if evolves else "refuse"
+            yield StateOutcome(f"sink {sink.name}", outcome, f"sink {sink.name}", f"sink {sink.name}", why, not evolves)
 
 
 def _format_outcomes(specs: Sequence[AgentSpec], made: Plan, manifest: Manifest) -> Iterator[StateOutcome]:

@@ -43,6 +43,7 @@ _METADATA = {
 }
 """The keys of METADATA columns, and the fields of records that they are."""
 
+_YES_OR_NO = {"true": True, "false": False}
 _FORMATS = {"json": "json", "csv": "csv", "raw": "raw", "arrow": "arrow", "debezium-json": "debezium-json"}
 
 
@@ -402,7 +403,9 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
         raise SqlFault(options.span, f"table {options.table} needs the option 'format'", "'format' = 'parquet'")
     written: dict[str, Any] = {}
     _delivery(options, written)
-    more = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
+    more: dict[str, Any] = {"partition_by": [name.text for name in statement.partition]} if statement.partition else {}
+    if format == "parquet":
+        more["evolve"] = options.choose("evolve", _YES_OR_NO, False)
     return lambda app: (sinks[format](path, **more), written)
 
 
@@ -416,7 +419,8 @@ def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
         url = _with_login(url, user, password)
     written: dict[str, Any] = {}
     _delivery(options, written)
-    return lambda app: (SqlSink(url, table), written)
+    evolve = options.choose("evolve", _YES_OR_NO, False)
+    return lambda app: (SqlSink(url, table, evolve=evolve), written)
 
 
 def _with_login(url: str, user: str | None, password: str | None) -> str:

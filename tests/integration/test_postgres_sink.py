@@ -209,6 +209,16 @@ def test_with_keys_a_row_replaces_the_one_before(url: str) -> None:
 # --- rights, addresses
 
 
+def test_a_table_that_evolves_gets_the_columns_that_it_lacks(url: str) -> None:
+    written(SqlSink(url, "cars", keys=["id"]), pa.record_batch({"id": [1, 2]}))
+    more = pa.record_batch({"id": [2, 3], "seats": [5, 4], "paid": pa.array([1, None], pa.decimal128(5, 2))})
+    assert SqlSink(url, "cars", keys=["id"]).missing_columns(more.schema) == ["seats", "paid"]
+    with pytest.raises(UserError, match=r"has no column seats \(int64\), paid \(decimal128\(5, 2\)\)"):
+        written(SqlSink(url, "cars", keys=["id"]), more)
+    written(SqlSink(url, "cars", keys=["id"], evolve=True), more)
+    assert query(url, "SELECT * FROM cars ORDER BY id") == [(1, None, None), (2, 5, Decimal("1.00")), (3, 4, None)]
+
+
 def test_who_may_not_create_uses_the_tables_that_are_there(url: str) -> None:
     query(url, "DROP ROLE IF EXISTS guest")
     query(url, "CREATE ROLE guest LOGIN")

@@ -87,6 +87,9 @@ class FileWriting:
             else:
                 part.close()
         self.number = max([self.number, *(number + 1 for number in complete)])
+        if self._part is not None and self._format.outgrown:
+            self._seal()
+            self._format.forget()
 
     def write(self, batch: Batch) -> None:
         """Adds the rows, and may keep them in memory."""

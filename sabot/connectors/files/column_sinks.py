@@ -44,6 +44,11 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
     def forget(self) -> None:
         self._schema = None
 
+    @property
+    def outgrown(self) -> bool:
+        known = self.evolve and self.expected is not None and self._schema is not None
+        return known and not self._schema.equals(self.expected.remove_metadata())  # type: ignore[union-attr]
+
     def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[pa.RecordBatch]:
         return PartitionedPart(path, self, self.partition_by) if self.partition_by else SealedPart(path, self)
 
@@ -131,13 +136,22 @@ class Parquet(ColumnFormat):
         with pq.ParquetFile(path) as opened:
             yield from opened.iter_batches(use_threads=False)
 
+    def columns_in(self, path: Path) -> list[str]:
+        try:
+            return list(pq.read_schema(path).names)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"file {os.fspath(path)!r} is damaged: {error}", hint="repair it or move it away"
+            ) from error
+
     def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
         return _Gathered(pq.ParquetWriter(file, schema, compression=self._compression), file, PARQUET_ROWS)
 
 
 class ParquetSink(FileSink):
     """A sink that writes Parquet files. Rows are gathered into row groups of 262,144 rows, or of 64 MiB.
-    `compression`: "snappy", "zstd", "lz4", "gzip", "none".
+    `compression`: "snappy", "zstd", "lz4", "gzip", "none". `evolve`: True to write further parts of a folder with columns
+    that its newest part lacks; without it they end the start.
     """
 
     def __init__(
@@ -149,8 +163,10 @@ class ParquetSink(FileSink):
         part_bytes: int | None = None,
         part_time: Duration | None = None,
         partition_by: Sequence[str] = (),
+        evolve: bool = False,
     ) -> None:
         format = Parquet(os.fspath(path), compression)
+        format.evolve = evolve
         format.partition_by = tuple(partition_by)
         super().__init__(format, overwrite=overwrite, part_bytes=part_bytes, part_time=part_time)
 

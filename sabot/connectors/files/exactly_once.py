@@ -94,6 +94,9 @@ class FileDelivering:
             kind = UserError if error.errno in _REFUSALS else TransientError
             raise kind(f"file {name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)) from error
         self._owner = entry.owner
+        if self._target.folder and self._format.outgrown:
+            self._complete_part()
+            self._format.forget()
         return Token(entry.seq, entry.incarnation) if entry.incarnation else None
 
     def _check_expected(self) -> None:

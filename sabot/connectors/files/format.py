@@ -1,7 +1,7 @@
 """The contract of a format of files, which turns rows into a file. `text_sinks` and `column_sinks` have the formats."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -36,6 +36,8 @@ class FileFormat(ABC, Generic[Rows]):
     """True if the ending of the path compresses a file as a whole."""
     floats_lost: LostFloats = None
     """The floats that become null in this format."""
+    evolve: bool = False
+    """True if a part of a folder may have columns that the parts before it lack."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,6 +83,15 @@ class FileFormat(ABC, Generic[Rows]):
 
     def forget(self) -> None:
         """Removes the stored columns of earlier files: the next rows may have other columns."""
+
+    @property
+    def outgrown(self) -> bool:
+        """True if the rows of an unfinished part lack columns that come now, and the part must be completed before them (`evolve`)."""
+        return False
+
+    def columns_in(self, path: Path) -> Sequence[str] | None:
+        """Returns the names of the columns of a complete file, or None for a format whose files do not name them."""
+        return None
 
     def begins_with(self, rows: Rows) -> None:
         """Stores the first rows of an existing file, to which rows will be added."""

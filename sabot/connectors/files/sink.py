@@ -78,6 +78,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         self._delivering = FileDelivering(
             self._target, format, self._writing, waits if part_bytes is None else part_bytes, part_s, clock
         )
+        self.evolve = format.evolve
         self._afresh = False  # `start_afresh` was called for the next `open`
         self._opened = False
         self._target.check_ending(type(self).__name__)
@@ -98,7 +99,19 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def expect(self, schema: pa.Schema) -> None:
         self._format.expected = schema
 
+    def missing_columns(self, schema: pa.Schema) -> list[str]:
+        try:
+            newest = self._target.newest()
+            known = None if newest is None else self._format.columns_in(newest)
+        except OSError as error:
+            raise UserError(
+                f"folder {self.name!r} cannot be read: {error.strerror or error}", hint=hint_of(error)
+            ) from error
+        partitions = self._format.partition_by
+        return [] if known is None else [name for name in schema.names if name not in known and name not in partitions]
+
     def open(self) -> None:
+        self._check_columns()
         self._writing.close()
         try:
             self._target.look()
@@ -148,6 +161,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         return None if self._afresh and self._target.overwrite else self._delivering.known(track)
 
     def claim(self, track: Track) -> Token | None:
+        self._check_columns()
         self._writing.close()
         self._opened = False
         token = self._delivering.claim(track, afresh=self._afresh)
@@ -162,6 +176,17 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
 
     def settle(self, seq: int) -> None:
         self._delivering.settle(seq)
+
+    def _check_columns(self) -> None:
+        """Raises UserError if the newest part of the folder lacks columns that come, unless they may be added."""
+        expected, anew = self._format.expected, self._afresh and self._target.overwrite
+        if expected is None or anew or self.evolve or not (missing := self.missing_columns(expected)):
+            return
+        raise UserError(
+            f"folder {self.name!r}: its newest part has no column {', '.join(missing)}",
+            hint=f"{type(self).__name__}(…, evolve=True) writes further parts with the column; or give another folder, "
+            "or leave the column out (select) before the sink",
+        )
 
     def _check_open(self) -> None:
         if not self._opened:

@@ -88,6 +88,11 @@ class FileTarget:
                 (unfinished_parts if found[1] else complete)[int(found[3])] = place.with_name(found[2])
         return complete, unfinished_parts
 
+    def newest(self) -> Path | None:
+        """Returns the newest complete part of the folder, or None without one. Makes nothing, so that it needs no `look`."""
+        complete = self.parts()[0] if self.path.is_dir() else {}
+        return complete[max(complete)] if complete else None
+
     def clear(self) -> None:
         """Removes all complete parts of the folder."""
         ending = re.escape(self._format.ending)

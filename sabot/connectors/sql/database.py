@@ -71,6 +71,11 @@ class Database(ABC):
         """
         self.connect("")
 
+    @property
+    def exists(self) -> bool:
+        """False if the database is known, without a connection, not to exist yet."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Closes the connection, which rolls the open transaction back. May be called twice."""
@@ -102,6 +107,10 @@ class Database(ABC):
     @abstractmethod
     def create(self, schema: pa.Schema) -> None:
         """Makes the table."""
+
+    @abstractmethod
+    def add_columns(self, schema: pa.Schema) -> None:
+        """Adds columns to the table, which are null in its rows."""
 
     @abstractmethod
     def check_keys(self) -> None:

@@ -104,6 +104,12 @@ class PostgresDatabase(Database):
         with step("sql", what):
             self._execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
 
+    def add_columns(self, schema: pa.Schema) -> None:
+        added = ", ".join(f"ADD COLUMN IF NOT EXISTS {quoted(field.name)} {_declared(field)}" for field in schema)
+        self._staged = {}  # the temporary tables have the types of the columns that were there before
+        with step("sql", self.table):
+            self._execute(f"ALTER TABLE {self._name} {added}")
+
     def check_keys(self) -> None:
         _, rows = self.run(
             "SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "

@@ -1,5 +1,6 @@
 """`SqlSink`: writes rows into the columns of a table, and decides when a transaction begins and ends."""
 
+import logging
 import re
 import uuid
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema,
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
 
@@ -30,9 +33,11 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     `url`: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with any parameters
     of libpq. `table`: the name of the table, for PostgreSQL with its schema, if any ("sales.alerts"). `keys`: columns
     whose values identify a row: a row replaces the one with the same values. They need a unique index, and no value
-    may be null. `schema`: the columns, if the plan does not know them.
+    may be null. `schema`: the columns, if the plan does not know them. `evolve`: True to add columns that come and that
+    an existing table lacks; they are null in its rows.
 
-    The table is made if it is missing. An existing table must have the columns that come, and keeps its rows. Agents'
+    The table is made if it is missing. An existing table keeps its rows; without `evolve` it must have the columns that
+    come. Agents'
     results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
     first results.
 
@@ -43,11 +48,20 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     batch is one.
     """
 
-    def __init__(self, url: str, table: str, *, keys: Sequence[str] = (), schema: pa.Schema | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        table: str,
+        *,
+        keys: Sequence[str] = (),
+        schema: pa.Schema | None = None,
+        evolve: bool = False,
+    ) -> None:
         if isinstance(keys, str):
             raise UserError(f"table {table}: keys={keys!r} is no list", hint=f"keys=[{keys!r}]")
         self.name = table
         self.url = str(url)
+        self.evolve = evolve
         self._keys = list(keys)
         self._schema = schema
         self._database = database_of(self.url, table, keys)
@@ -73,6 +87,18 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:
             self._schema = schema
+
+    def missing_columns(self, schema: pa.Schema) -> list[str]:
+        if not self._database.exists:
+            return []
+        self._fitting = self._columns = None
+        self._database.connect_to_read()
+        try:
+            with self._database.explained():
+                known = self._table() is not None
+                return [field.name for field in self._missing(schema)] if known else []
+        finally:
+            self._database.close()
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         if not keys:
@@ -225,19 +251,30 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         if self._fitting is not None and schema.equals(self._fitting):
             return
         self._check_names(schema)
-        same = self._database.same_column
         if self._table() is None:
             self._database.create(schema)
-        columns = {same(name) for name in self._table() or ()}
-        missing = [f"{field.name} ({field.type})" for field in schema if same(field.name) not in columns]
-        if missing:
+        missing = self._missing(schema)
+        said = ", ".join(f"{field.name} ({field.type})" for field in missing)
+        if missing and self.evolve:
+            self._database.add_columns(missing)
+            self._columns = None
+            _log.info(
+                "table %s of %s lacked %s, which is added, as evolve= says", self.name, self._database.where, said
+            )
+        elif missing:
             raise UserError(
-                f"table {self.name} of {self._database.where} has no column {', '.join(missing)}",
-                hint="add the column (ALTER TABLE), give another table, or leave it out (select) before the sink",
+                f"table {self.name} of {self._database.where} has no column {said}",
+                hint="SqlSink(…, evolve=True) adds the column; or give another table, or leave it out (select) before the sink",
             )
         if self._keys:
             self._database.check_keys()
         self._fitting = schema
+
+    def _missing(self, schema: pa.Schema) -> pa.Schema:
+        """Returns those columns that the table lacks."""
+        same = self._database.same_column
+        columns = {same(name) for name in self._table() or ()}
+        return pa.schema([field for field in schema if same(field.name) not in columns])
 
     def _check_keys(self, data: pa.RecordBatch) -> None:
         check_keys(data, self._keys, f"table {self.name}")

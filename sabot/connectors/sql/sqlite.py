@@ -49,8 +49,12 @@ class SqliteDatabase(Database):
     def name(self) -> str:
         return self._name
 
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
     def connect_to_read(self) -> None:
-        if not self.path.is_file():
+        if not self.exists:
             raise UserError(f"database {self.path} does not exist", hint="give the path of the SqlSink")
         self.connect("")
 
@@ -116,6 +120,11 @@ class SqliteDatabase(Database):
             columns.append(f"PRIMARY KEY ({', '.join(map(quoted, self.keys))})")
         with step("sql", self.table):
             self.run(f"CREATE TABLE {self._name} ({', '.join(columns)})")
+
+    def add_columns(self, schema: pa.Schema) -> None:
+        for field in schema:
+            with step("sql", self.table):
+                self.run(f"ALTER TABLE {self._name} ADD COLUMN {quoted(field.name)} {_declared(field.type)}")
 
     def check_keys(self) -> None:
         wanted = {self.same_column(key) for key in self.keys}

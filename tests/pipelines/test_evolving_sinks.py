@@ -1,0 +1,118 @@
+"""A changed program whose sinks lack a column: the plan says so before the start, and a sink adds the column where it is told to."""
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sabot import App, ParquetSink, UserError
+from sabot.connectors.base import Sink
+from sabot.connectors.sql import SqlSink
+from tools.agent_tools import bounded, publish, until
+from tools.command_line import sabot_says
+
+SCHEMA = {"id": "int64", "seats": "int64"}
+PROGRAM = """
+import sabot
+from sabot import App
+from sabot.connectors.sql import SqlSink
+app = App("cars", "memory://", state="state")
+app.stream("cars", schema={{"id": "int64", "seats": "int64"}}).upsert("id").to(SqlSink("sqlite:cars.db", table="cars"{more}))
+"""
+
+
+class Cars:
+    """The lives of one app that writes cars into a sink."""
+
+    def __init__(self, broker: str, folder: Path) -> None:
+        self.broker, self.folder, self.sent = broker, folder, 0
+
+    async def live(self, sink: Sink, columns: list[str], *, upsert: bool = False, **settings: Any) -> None:
+        """Runs a program that writes these columns of three more cars."""
+        app = App("cars", broker=self.broker, state=str(self.folder / "state"))
+        cars = app.stream("cars", schema=SCHEMA).select(*columns)
+        (cars.upsert("id") if upsert else cars).to(sink, **settings)
+        await app.start()
+        publish(app, "cars", [{"id": self.sent + n, "seats": 4 + n} for n in range(3)])
+        await until(lambda: sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values()) >= 3)
+        await bounded(app.stop())
+        self.sent += 3
+
+
+@pytest.fixture
+def cars(memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cars:
+    monkeypatch.chdir(tmp_path)
+    return Cars(memory_url, tmp_path)
+
+
+def rows(statement: str) -> list[Any]:
+    with contextlib.closing(sqlite3.connect("cars.db")) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def table(**options: Any) -> SqlSink:
+    return SqlSink("sqlite:cars.db", table="cars", **options)
+
+
+async def test_a_table_without_a_new_column_ends_the_start_and_names_the_way_out(cars: Cars) -> None:
+    await cars.live(table(), ["id"])
+    with pytest.raises(UserError, match=r"has no column seats \(int64\)") as refused:
+        await cars.live(table(), ["id", "seats"])
+    assert "evolve=True" in refused.value.hint
+
+
+async def test_a_table_that_evolves_gets_the_new_column_which_is_null_so_far(cars: Cars) -> None:
+    await cars.live(table(), ["id"])
+    await cars.live(table(evolve=True), ["id", "seats"])
+    assert rows("SELECT id, seats FROM cars ORDER BY id") == [(0, None), (1, None), (2, None), (3, 4), (4, 5), (5, 6)]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("part_bytes", [None, 1 << 20])
+async def test_a_folder_of_parquet_that_evolves_gets_further_parts_with_the_column(
+    cars: Cars, delivery: str, part_bytes: int | None
+) -> None:
+    def folder(**options: Any) -> ParquetSink:
+        return ParquetSink("cars/", part_bytes=part_bytes, **options)
+
+    await cars.live(folder(), ["id"], delivery=delivery)
+    with pytest.raises(UserError, match="its newest part has no column seats"):
+        await cars.live(folder(), ["id", "seats"], delivery=delivery)
+    await cars.live(folder(evolve=True), ["id", "seats"], delivery=delivery)
+    found = [row for part in sorted(Path("cars").glob("part-*")) for row in pq.read_table(part).to_pylist()]
+    assert [row["id"] for row in found] == [0, 1, 2, 3, 4, 5]
+    assert [row.get("seats") for row in found] == [None, None, None, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("more", "exit_code", "outcome", "why"),
+    [
+        ("", 1, "refuse", "it has no column seats (int64), which evolve=True adds"),
+        (", evolve=True", 0, "migrate", "column seats (int64) is added, and is null so far"),
+    ],
+)
+async def test_the_plan_knows_the_columns_that_a_sink_lacks(
+    cars: Cars, more: str, exit_code: int, outcome: str, why: str
+) -> None:
+    await cars.live(table(), ["id", "seats"], upsert=True)
+    rows("ALTER TABLE cars DROP COLUMN seats")
+    Path(f"lacking_{exit_code}.py").write_text(PROGRAM.format(more=more))
+    done = sabot_says("plan", f"lacking_{exit_code}:app", "--against", "state", "--json")
+    found = {each["id"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, found["sink cars"]["outcome"], found["sink cars"]["why"]) == (exit_code, outcome, why)
+    assert found["upsert-1"]["outcome"] == "keep"
+    assert rows("SELECT name FROM pragma_table_info('cars')") == [("id",)]  # the plan has added nothing
+
+
+async def test_a_plan_is_made_although_a_sink_cannot_be_asked(cars: Cars) -> None:
+    await cars.live(table(), ["id", "seats"], upsert=True)
+    Path("cars.db").write_bytes(b"no database" * 1000)
+    Path("unasked.py").write_text(PROGRAM.format(more=""))
+    done = sabot_says("plan", "unasked:app", "--against", "state", "--json")
+    found = {each["id"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert done.exit_code == 0
+    assert found["sink cars"]["why"].startswith("not compared: ")
