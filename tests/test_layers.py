@@ -32,6 +32,7 @@ ORDER = [
     "steps",
     "base.disk",
     "base.claims",
+    "base.proc",
     "base.process_exit",
     "base.threads",
     "base.supervision",

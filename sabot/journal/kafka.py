@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, LetterRefused, SabotError, TransientError, UserError
 from sabot.journal.base import Inbox, JobMark, Position, Question, check_letter
@@ -50,7 +51,6 @@ from sabot.journal.frames import (
 )
 from sabot.journal.history_tables import SqlHistory
 from sabot.journal.owner_inbox import OwnerInbox, SqlJournal
-from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.replica import FRAMES, LETTERS, Replica, journal_topic, trimmed
 from sabot.journal.tables import StoredEntry, TablesReader, add, copied, letter_facts, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter

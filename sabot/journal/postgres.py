@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sabot.base.backoff import Backoff
+from sabot.base.proc import is_over, life_of_this_process
 from sabot.clock import SYSTEM_CLOCK, Clock, boot_seconds
 from sabot.errors import (
     AppLocked,
@@ -42,7 +43,6 @@ from sabot.journal.base import Position
 from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import end_of_log
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
-from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
 from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter

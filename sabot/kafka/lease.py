@@ -58,7 +58,7 @@ class KafkaLease:
         lost: Callable[[SabotError], None],
     ) -> None:
         """`life` and `is_over`: the id of this process, and a function that tells whether a process has ended
-        (`sabot.journal.process_life`). With them a start does not wait for the session of a process that has ended.
+        (`sabot.base.proc`). With them a start does not wait for the session of a process that has ended.
         """
         self.group = f"sabot.{app}.lease.{topic}"
         self.holder = f"{app}@{socket.gethostname()}:{os.getpid()}"

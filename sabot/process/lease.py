@@ -17,8 +17,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from sabot.base.proc import numbers_of
 from sabot.process.cgroups import ControlGroups, group_of
-from sabot.process.tree import TAGS, end, may_be_signalled, numbers_of, tagged
+from sabot.process.tree import TAGS, end, may_be_signalled, tagged
 
 _ENDING_SECONDS = 5.0
 _AGAIN_SECONDS = 0.01

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sabot.base.proc import numbers_of
 from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.launcher import become_subreaper, launch
 from sabot.process.lease import Lease, end_what_is_left
@@ -35,7 +36,6 @@ from sabot.process.tree import (
     children_of,
     end,
     may_be_signalled,
-    numbers_of,
     own_tags,
     peak_memory,
     shared_memory_of,

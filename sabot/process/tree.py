@@ -71,18 +71,6 @@ def below(pid: int) -> Iterator[int]:
         waiting.extend(children_of(following))
 
 
-def numbers_of(pid: int) -> tuple[int, float] | None:
-    """(resident bytes, CPU seconds, with those of its children that it has reaped); None: it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            state, *figures = stat.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if state == b"Z":
-        return None
-    return int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
-
-
 class ProcessFacts(NamedTuple):
     """A process. `program`: its name, and with Python that of the module that it runs; no other arguments, which may be secret. `state`:
     the letter that the kernel has for it. `cpu_seconds`: with those of children that it has reaped.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.base.config import parse_broker
+from sabot.base.proc import is_over, life_of_this_process
 from sabot.base.threads import call_on_loop, run_in_thread, run_to_end
 from sabot.checkpoint import CheckpointStorage
 from sabot.errors import SabotError
-from sabot.journal.process_life import is_over, life_of_this_process
 from sabot.plan import walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.runnable import RunnableAgent

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sabot.base.proc import numbers_of
 from sabot.base.process_exit import EXITS
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import call_on_loop, run_in_thread, threads
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import InternalError, SabotError, TransientError, UserError
 from sabot.exchange import Exchange
-from sabot.process.tree import numbers_of
 from sabot.runtime.agent_groups import agent_groups
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.alignment import Alignment

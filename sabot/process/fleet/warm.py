@@ -14,6 +14,7 @@ from types import TracebackType
 
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.base.metrics import Sample
+from sabot.base.proc import numbers_of
 from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
@@ -25,7 +26,6 @@ from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.instance import Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
-from sabot.process.tree import numbers_of
 
 _log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ import sys
 import msgspec
 import pytest
 
+from sabot.base.proc import is_over, life_of_this_process
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.frames import (
     BeatFrame,
@@ -24,7 +25,6 @@ from sabot.journal.frames import (
     is_claim,
 )
 from sabot.journal.kafka import journal_topic
-from sabot.journal.process_life import is_over, life_of_this_process
 
 
 def claim(holder: str) -> OwnerClaim:
@@ -178,7 +178,9 @@ def test_a_journal_is_named_by_broker_and_topic() -> None:
 
 
 def test_a_process_is_over_when_it_is_gone_and_not_when_nobody_can_tell() -> None:
-    code = "import sys; from sabot.journal import process_life as of; print(of.life_of_this_process(), flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from sabot.base import proc as of; print(of.life_of_this_process(), flush=True); sys.stdin.read()"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     life = child.stdout.readline().strip()

@@ -1,0 +1,59 @@
+"""What /proc tells of a process: its memory and CPU time, and whether a process that has left its name somewhere is gone for sure.
+
+A name is made of what makes a process number unique: this start of the machine, the namespace of process numbers (each container has
+its own), the number, and when the process began. Where one of these is another, or cannot be read, nothing is known.
+"""
+
+import os
+from pathlib import Path
+
+_PROC = Path("/proc")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def life_of_this_process() -> str:
+    """Returns the name of this process; "" where the system does not tell all of it."""
+    world, began = _world(), _began(os.getpid())
+    return f"{world} {os.getpid()} {began}" if world and began else ""
+
+
+def is_over(life: str) -> bool:
+    """Returns True if the process of this name is gone; False if it lives, or if nobody here can tell."""
+    world, _, rest = life.rpartition(" ")[0].rpartition(" ")
+    began = life.rpartition(" ")[2]
+    if not life or world != _world() or not rest.isdigit():
+        return False
+    return _began(int(rest)) != began
+
+
+def numbers_of(pid: int) -> tuple[int, float] | None:
+    """Returns the resident bytes of a process and its CPU seconds, with those of the children that it has reaped; None if it has ended."""
+    fields = _fields(pid)
+    if fields is None:
+        return None
+    return int(fields[20]) * _PAGE, sum(map(int, fields[10:14])) / _TICKS
+
+
+def _world() -> str:
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {(_PROC / 'self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str:
+    """Returns when a process began, in ticks since the start of the machine; "" if it has ended."""
+    fields = _fields(pid)
+    return "" if fields is None else fields[18].decode()
+
+
+def _fields(pid: int) -> list[bytes] | None:
+    """Returns the fields of a process behind its state; None if it has ended, reaped or not."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(b")")[2].split()
+    return None if state in (b"Z", b"X") else fields
