@@ -36,13 +36,12 @@ from sabot.errors import short_repr
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, ExecutionError
-from sabot.process.instance import Instance, Phase, RestartPolicy
+from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
+from sabot.process.phases import Phase
 from sabot.process.pool import Pool, end_member
 
 PoolProtocol = Literal["lines", "json"]
-
-_POLICY = RestartPolicy(first_wait_s=0.1)  # after children that ended one after the other, before one has answered
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +71,13 @@ class ProgramPool:
         protocol: PoolProtocol,
         *,
         timeout_s: float | None,
-        policy: RestartPolicy = _POLICY,
+        first_wait_s: float = 0.1,
     ) -> None:
         """
         - `program`: the program's name, in errors. `command`: the command of a child, of whose limits time and output
           are those of a record.
-        - `timeout_s`: the seconds in which a child has to answer a record.
+        - `timeout_s`: the seconds in which a child has to answer a record. `first_wait_s`: seconds before a start after
+          a child that has ended before one has answered, and twice as long after each further one.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
@@ -91,9 +91,11 @@ class ProgramPool:
             start=self._start,
             missing=lambda: min(self._pool.waiting, size - len(self._pool.members)),
             ended=self._ended,
+            end=_PooledInstance.end,
             given=lambda instance, is_given: instance.instance.work(begins=is_given),
+            can_work=self._can_work,
             tells_errors=True,
-            policy=policy,
+            first_wait_s=first_wait_s,
             clock=SYSTEM_CLOCK,
             sleep=asyncio.sleep,
         )
@@ -102,7 +104,6 @@ class ProgramPool:
     async def close(self) -> None:
         """Ends its children."""
         await self._pool.close(lambda: ExecutionError(f"{self._program}: its pool was closed"))
-        await asyncio.gather(*(each.end() for each in list(self._pool.members)))
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
@@ -138,12 +139,7 @@ class ProgramPool:
     @asynccontextmanager
     async def _instance(self) -> "AsyncIterator[_PooledInstance]":
         """Gives a child that has no record in hand. A child that still has one afterwards is ended."""
-        while True:
-            instance = self._pool.take() or await self._pool.wait()
-            if not (why := instance.unusable(self._protocol)):
-                break
-            _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
-            await run_to_end(instance.end())
+        instance = self._pool.take() or await self._pool.wait()
         try:
             yield instance
         finally:
@@ -152,15 +148,23 @@ class ProgramPool:
             else:
                 await run_to_end(instance.end())
 
+    def _can_work(self, instance: "_PooledInstance") -> bool:
+        """Returns True unless a child that has answered before can be given no further record."""
+        why = instance.unusable(self._protocol)
+        if why:
+            _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
+        return not why
+
     def _ended(self, instance: "_PooledInstance", child: Child, was_free: bool) -> str:
         if was_free:  # else whoever has it ends it, and closes its streams
             self._pool.tasks.begin(instance.end())
         return f"(pid {child.pid}) has ended: {child.how}"
 
-    async def _start(self) -> "_PooledInstance":
+    async def _start(self) -> "tuple[_PooledInstance, Child]":
         instance = Instance(self._command, name=self._program)
         await instance.start()
-        return _PooledInstance(instance)
+        made = _PooledInstance(instance)
+        return made, made.child
 
     async def _answered(self, instance: "_PooledInstance", stdin: str, run_id: RunId, began: int) -> list[str]:
         line = stdin.encode()

@@ -96,12 +96,12 @@ class LiveLines:
 
 def last_words(child: Child) -> LastWords:
     """Begins to read the stderr of a program."""
-    return LastWords(child.stderr, _LAST_BYTES)
+    return LastWords(_LAST_BYTES, child.stderr)
 
 
 def tail_of(words: LastWords) -> str:
     """Returns the last words as an error shows them, which hides the secrets in them."""
-    last = "\n".join(words.text.splitlines()[-_LAST_LINES:])
+    last = "\n".join(words.text().strip().splitlines()[-_LAST_LINES:])
     return f":\n{last}" if last else ""
 
 

@@ -254,7 +254,7 @@ async def over_process(
     assert child is not None
     assert child.stdin is not None
     assert child.stdout is not None
-    last = LastWords(child.stderr, _SCRUBBED)
+    last = LastWords(_SCRUBBED, child.stderr)
 
     async def ended(why: str) -> None:
         with contextlib.suppress(TimeoutError, SabotError):
@@ -263,7 +263,7 @@ async def over_process(
                 await last.over(timeout_s=_CLOSE_SECONDS)
         if child.status is not None:
             why = child.how
-        words = scrubbed(last.text)[-_LAST_WORDS:]
+        words = scrubbed(last.text().strip())[-_LAST_WORDS:]
         on_end(f"{why}; its last words: {words}" if words else why)
 
     try:

@@ -1,3 +1,4 @@
+from sabot.process.backends import AgentConfig as AgentConfig
 from sabot.process.client import Child as Child
 from sabot.process.client import Supervisor as Supervisor
 from sabot.process.command import Command as Command
@@ -51,7 +52,6 @@ from sabot.process.fleet.health import WatchedRequest as WatchedRequest
 from sabot.process.fleet.instances import AgentInstance as AgentInstance
 from sabot.process.fleet.instances import InstanceInfo as InstanceInfo
 from sabot.process.fleet.instances import LifecycleConfig as LifecycleConfig
-from sabot.process.fleet.instances import LifecycleState as LifecycleState
 from sabot.process.fleet.lifecycle import LifecycleManager as LifecycleManager
 from sabot.process.fleet.quotas import CountsTokens as CountsTokens
 from sabot.process.fleet.quotas import QuotaAction as QuotaAction
@@ -72,12 +72,13 @@ from sabot.process.fleet.warm import WarmPoolStatus as WarmPoolStatus
 from sabot.process.lead import LeadAgent as LeadAgent
 from sabot.process.lead import LeadAgentWithRuntime as LeadAgentWithRuntime
 from sabot.process.limits import ResourceLimits as ResourceLimits
-from sabot.process.runner import AgentConfig as AgentConfig
+from sabot.process.phases import AgentStatus as AgentStatus
+from sabot.process.phases import LifecycleState as LifecycleState
+from sabot.process.phases import ProcessState as ProcessState
 from sabot.process.runner import AgentHandle as AgentHandle
 from sabot.process.runner import AgentInfo as AgentInfo
 from sabot.process.runner import AgentMetrics as AgentMetrics
 from sabot.process.runner import AgentSignal as AgentSignal
-from sabot.process.runner import AgentStatus as AgentStatus
 from sabot.process.runner import GracefulShutdown as GracefulShutdown
 from sabot.process.runner import LocalProcessRunner as LocalProcessRunner
 from sabot.process.runner import ProcessRunnerConfig as ProcessRunnerConfig
@@ -97,5 +98,4 @@ from sabot.process.status import ExitStatus as ExitStatus
 from sabot.process.status import ProcessUsage as ProcessUsage
 from sabot.process.streams import ChildInput as ChildInput
 from sabot.process.streams import ChildOutput as ChildOutput
-from sabot.process.worker import ProcessState as ProcessState
 from sabot.process.worker import RuntimeAgent as RuntimeAgent

@@ -5,38 +5,58 @@ Both read a stdin that is open until it ends, so theirs is empty.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sabot.process.command import INHERITED
 from sabot.process.errors import InvalidContext, ProviderError
+from sabot.process.limits import ResourceLimits
+from sabot.process.sandbox.levels import Sandbox, TrustLevel
+from sabot.process.streams import CAPACITY_BYTES
 
 
-@dataclass(frozen=True)
-class ProgramTask:
-    """What an instance is to do. resume: the program's own session, which it goes on with."""
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """An instance's program and task.
 
+    - `model_backend`: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
+    - `context`, `system_prompt`: texts that the program has to know; a program without an option for them gets them
+      before the task.
+    - `environment`: variables of the program, whose values are shown nowhere. `inherit`: names of the worker's
+      variables that the program gets, too.
+    - `resume`: the id of a session of the program, which goes on. `arguments`: more of the program's own options.
+    - `limits`, `trust`: at most those of the runner. `working_dir`: the runner's one if None.
+    - `output_bytes`, `lossless`: the settings of a `Command`.
+    """
+
+    name: str
+    model_backend: str
     task: str
     context: str | None = None
     system_prompt: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    inherit: tuple[str, ...] = INHERITED
     resume: str | None = None
     arguments: tuple[str, ...] = ()
-    json: bool = True
-
-    def text(self, *, with_system_prompt: bool = False) -> str:
-        """The task, after what it has to know."""
-        parts = [self.system_prompt if with_system_prompt else None, self.context, self.task]
-        return "\n\n".join(each for each in parts if each)
+    limits: ResourceLimits | None = None
+    working_dir: str | os.PathLike[str] | None = None
+    trust: Sandbox | TrustLevel | str | None = None
+    output_bytes: int = CAPACITY_BYTES
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
 class AgentProgram:
-    """argv: its call. answer: what it says at last, of its events; None where stdout is the answer. session: where an event has the
+    """A program of an instance. argv: returns its command, with events as JSON lines if the second argument is True.
+
+    answer: returns the final answer among the program's events; None if stdout is the answer. session: the field of an event that has the
     session's id.
     """
 
     name: str
-    argv: Callable[[ProgramTask], list[str]]
+    argv: Callable[[AgentConfig, bool], list[str]]
     answer: Callable[[Iterable[Any]], str] | None = None
     session: str | None = None
     stdin: Literal["pipe", "null"] = "null"
@@ -55,17 +75,17 @@ def program_of(backend: str) -> AgentProgram:
     if not name:
         raise InvalidContext(f"no program can be called {backend!r}")
 
-    def argv(task: ProgramTask) -> list[str]:
+    def argv(task: AgentConfig, json_lines: bool) -> list[str]:
         _refuse_resume(name, task)
-        text = task.text(with_system_prompt=True)
+        text = _text(task, with_system_prompt=True)
         return [name, *task.arguments, text if task.arguments[-1:] == ("--",) else _no_option(name, text)]
 
     return AgentProgram(name, argv, stdin="pipe")
 
 
-def _claude(task: ProgramTask) -> list[str]:
-    words = ["claude", "-p", _no_option("claude", task.text())]
-    words += ["--output-format", "stream-json", "--verbose"] if task.json else ["--output-format", "text"]
+def _claude(task: AgentConfig, json_lines: bool) -> list[str]:
+    words = ["claude", "-p", _no_option("claude", _text(task))]
+    words += ["--output-format", "stream-json", "--verbose"] if json_lines else ["--output-format", "text"]
     if task.system_prompt:
         words += ["--append-system-prompt", task.system_prompt]
     if task.resume:
@@ -83,13 +103,13 @@ def _answer_of_claude(events: Iterable[Any]) -> str:
     return str(last[-1].get("result", ""))
 
 
-def _opencode(task: ProgramTask) -> list[str]:
+def _opencode(task: AgentConfig, json_lines: bool) -> list[str]:
     words = ["opencode", "run"]
-    if task.json:
+    if json_lines:
         words += ["--format", "json"]
     if task.resume:
         words += ["--session", task.resume]
-    return [*words, *task.arguments, _no_option("opencode", task.text(with_system_prompt=True))]
+    return [*words, *task.arguments, _no_option("opencode", _text(task, with_system_prompt=True))]
 
 
 def _answer_of_opencode(events: Iterable[Any]) -> str:
@@ -103,6 +123,12 @@ def _answer_of_opencode(events: Iterable[Any]) -> str:
     return "\n".join(texts)
 
 
+def _text(task: AgentConfig, *, with_system_prompt: bool = False) -> str:
+    """Returns the task, after the texts that the program has to know."""
+    parts = [task.system_prompt if with_system_prompt else None, task.context, task.task]
+    return "\n\n".join(each for each in parts if each)
+
+
 def _no_option(program: str, text: str) -> str:
     if text.startswith("-"):
         raise InvalidContext(
@@ -112,7 +138,7 @@ def _no_option(program: str, text: str) -> str:
     return text
 
 
-def _refuse_resume(program: str, task: ProgramTask) -> None:
+def _refuse_resume(program: str, task: AgentConfig) -> None:
     if task.resume:
         raise InvalidContext(
             f"it is not known how {program} resumes a session", hint="put what it takes for it into arguments="

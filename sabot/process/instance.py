@@ -8,19 +8,17 @@
               v                       v                                 v
            failed            completed, terminated, failed      terminated, failed
 
-Documents 002, 003 and 004 have other names for these phases. Each of them is a table over `Phase`: `fleet.instances`,
-`runner` and `runtime`.
+The phases, their changes, and the states of documents 002, 003 and 004 are the tables of `phases`.
 """
 
 import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from sabot.base.backoff import Backoff
 from sabot.base.supervision import TaskSet
@@ -38,6 +36,7 @@ from sabot.process.errors import (
     TerminateFailed,
     Timeout,
 )
+from sabot.process.phases import NEXT, OVER, RUNS, Phase
 from sabot.process.status import ExitStatus
 
 _log = logging.getLogger(__name__)
@@ -47,45 +46,6 @@ _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
 _LONGEST_WAIT_S = 60.0  # before a restart, unless the first wait is longer
 STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
 """Why an instance is suspended that nobody has suspended through its verbs."""
-
-
-class Phase(StrEnum):
-    """The phase of an instance."""
-
-    NEW = "new"
-    STARTING = "starting"
-    READY = "ready"
-    BUSY = "busy"
-    IDLE = "idle"
-    SUSPENDED = "suspended"
-    STOPPING = "stopping"
-    WAITING = "waiting"
-    COMPLETED = "completed"
-    TERMINATED = "terminated"
-    FAILED = "failed"
-
-
-RUNS: Final = (Phase.READY, Phase.BUSY, Phase.IDLE)
-"""Phases in which the process runs: it was given no work yet, has work, or has done work."""
-
-OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)
-"""Phases in which there is no process, and none is planned."""
-
-NEXT: Final[Mapping[Phase, tuple[Phase, ...]]] = {
-    Phase.NEW: (Phase.STARTING, Phase.TERMINATED),
-    # A start that fails: tried again, given up, or (the start of a resume) suspended as before.
-    Phase.STARTING: (Phase.READY, Phase.WAITING, Phase.SUSPENDED, Phase.TERMINATED, Phase.FAILED),
-    Phase.READY: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
-    Phase.BUSY: (Phase.IDLE, Phase.SUSPENDED, Phase.STOPPING),
-    Phase.IDLE: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
-    # It goes on where it was, or in a new process; or its process ends, by a verb or by itself.
-    Phase.SUSPENDED: (*RUNS, Phase.STARTING, Phase.WAITING, *OVER),
-    Phase.STOPPING: (Phase.WAITING, *OVER),
-    Phase.WAITING: (Phase.STARTING, Phase.TERMINATED),
-    Phase.COMPLETED: (),
-    Phase.TERMINATED: (),
-    Phase.FAILED: (Phase.WAITING, Phase.TERMINATED),  # `restart` begins anew, `end` is for good
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from copy import copy
+from typing import Any
 
 from sabot.base.checks import Of, check, check_called
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -29,17 +30,6 @@ Delegations = Sequence[tuple[str, TaskDelegation]]
 """Tasks, each with the kind of the worker that is to do it."""
 
 
-class RunsTasks(Protocol):
-    """Has tasks done by workers: a `ProcessRuntime` and an `AgentExecutor` do that."""
-
-    async def execute_tasks_parallel(
-        self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
-    ) -> list[TaskResult | Exception]:
-        """Executes pairs of (worker id, task), at most `max_parallel` at a time. Returns in their order the result or
-        the error of each.
-        """
-
-
 class LeadAgent:
     """Plans the tasks of a query, delegates them to workers, and makes one answer of their results."""
 
@@ -51,7 +41,7 @@ class LeadAgent:
         worker_registry: Callable[[str], Sequence[str]] | None,
         result_synthesizer: Callable[[str, Sequence[TaskResult]], Any],
         message_bus: ProcessEventBus | None = None,
-        coordinator: RunsTasks | None = None,
+        coordinator: Any = None,
         config: RuntimeConfig | None = None,
         *,
         clock: Clock = SYSTEM_CLOCK,
@@ -67,7 +57,8 @@ class LeadAgent:
         - `result_synthesizer`: called with the query and the results of the tasks that were done, in the order of the
           plan. Returns the answer, or an awaitable of the answer.
         - `message_bus`: gets a ProcessEvent `query.received`, `query.planned` and `query.answered` or `query.failed`.
-        - `coordinator`: has the tasks done. It may be None if a runtime does that.
+        - `coordinator`: an object with the `execute_tasks_parallel` of a runtime, which has the tasks done. It may be None
+          if a runtime does that.
         - `config`: `process.max_concurrent_processes` tasks are done at a time. If
           `recovery.enable_graceful_degradation` is set, a query is answered without its memories, and without those of
           its tasks that have failed, as long as one was done.
@@ -97,17 +88,6 @@ class LeadAgent:
                 f"lead agent {self.name!r} has no coordinator, or no registry of workers",
                 hint="LeadAgentWithRuntime(lead_agent, runtime).handle_query(…)",
             )
-        return await self.delegate(query, workspace_id, session_id, self._coordinator, self._workers)
-
-    async def delegate(
-        self,
-        query: str,
-        workspace_id: str,
-        session_id: str,
-        coordinator: RunsTasks,
-        workers: Callable[[str], Sequence[str]],
-    ) -> TaskResult:
-        """Answers a query as `handle_query`, with this coordinator and these workers."""
         if not isinstance(query, str) or not query.strip():
             raise InvalidContext(f"lead agent {self.name!r}: query={short_repr(query)}", hint="a text")
         query_id, began = uuid.uuid4().hex, self._clock.monotonic()
@@ -116,9 +96,9 @@ class LeadAgent:
         try:
             memories = await self._remembered(query, workspace_id)
             context = {"workspace_id": workspace_id, "session_id": session_id, "memories": memories}
-            tasks = self._assigned(await _awaited(self._strategies(query, context)), workers)
+            tasks = self._assigned(await _awaited(self._strategies(query, context)), self._workers)
             await self._tell("query.planned", query_id)
-            done = await coordinator.execute_tasks_parallel(tasks, self.config.process.max_concurrent_processes)
+            done = await self._coordinator.execute_tasks_parallel(tasks, self.config.process.max_concurrent_processes)
             results = self._checked(done)
             answer = await _awaited(self._synthesizer(query, results))
             await self._remember(query, answer, workspace_id, session_id)
@@ -128,11 +108,16 @@ class LeadAgent:
         calls = sum(each.tool_calls for each in results)
         return TaskResult(query_id, self.name, answer, calls, self._clock.monotonic() - began)
 
-    def workers_of(self, runtime: ProcessRuntime) -> Callable[[str], Sequence[str]]:
-        """Returns the agent's registry of workers; without one, the instances of a runtime by their type."""
-        if self._workers is not None:
-            return self._workers
-        return lambda kind: [each.id for each in runtime.list_agents() if each.type == kind and not each.is_over]
+    def with_runtime(self, runtime: ProcessRuntime) -> "LeadAgent":
+        """Returns this agent with a runtime as its coordinator, and, if it has no registry, with the instances of the
+        runtime by their type as its workers.
+        """
+        made = copy(self)
+        made._coordinator = runtime
+        made._workers = self._workers or (
+            lambda kind: [each.id for each in runtime.list_agents() if each.type == kind and not each.is_over]
+        )
+        return made
 
     def _assigned(self, plan: Delegations, workers: Callable[[str], Sequence[str]]) -> list[tuple[str, TaskDelegation]]:
         """Returns the tasks with the ids of their workers. Workers of one kind take turns."""
@@ -195,13 +180,11 @@ class LeadAgentWithRuntime:
         """`runtime`: a runtime that was started. Its instances are the workers if the agent has no registry: the kind
         of a worker is the `type` with which it was spawned.
         """
-        self._lead = lead_agent
-        self._runtime = runtime
+        self._lead = lead_agent.with_runtime(runtime)
 
     async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
         """Answers a query, and raises as `LeadAgent.handle_query`."""
-        workers = self._lead.workers_of(self._runtime)
-        return await self._lead.delegate(query, workspace_id, session_id, self._runtime, workers)
+        return await self._lead.handle_query(query, workspace_id, session_id)
 
 
 async def _awaited(value: Any) -> Any:

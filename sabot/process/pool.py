@@ -10,9 +10,9 @@ one its free members, an autoscaled one the replicas that it has decided on.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sabot.base.supervision import TaskSet
 from sabot.clock import Clock
@@ -23,15 +23,7 @@ from sabot.process.instance import Instance, RestartPolicy
 _log = logging.getLogger(__name__)
 
 
-class PoolMember(Protocol):
-    """An instance, or an object that has one."""
-
-    @property
-    def child(self) -> Child | None:
-        """The process, from the start of the member to its end."""
-
-
-M = TypeVar("M", bound=PoolMember)
+M = TypeVar("M")
 
 
 class Pool(Generic[M]):
@@ -48,24 +40,27 @@ class Pool(Generic[M]):
         self,
         what: str,
         *,
-        start: Callable[[], Awaitable[M]],
+        start: Callable[[], Awaitable[tuple[M, Child]]],
         missing: Callable[[], int],
         ended: Callable[[M, Child, bool], str],
+        end: Callable[[M], Coroutine[Any, Any, None]],
+        given: Callable[[M, bool], object],
         can_work: Callable[[M], bool] = lambda member: True,
-        given: Callable[[M, bool], object] = lambda member, is_given: None,
         tells_errors: bool = False,
-        policy: RestartPolicy,
+        first_wait_s: float = 1.0,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """
-        - `what`: the pool's name, in log lines. `start`: starts a member, and returns when it is ready.
+        - `what`: the pool's name, in log lines. `start`: starts a member, and returns it and its child when it is ready.
         - `missing`: returns the number of members that are to be started, apart from those in `starting`.
         - `ended`: called with each member that has ended, its child, and True if it was free. It returns the reason if
           that is a failure of the program, else "".
-        - `can_work`: asked before a member is given to a caller.
-        - `given`: called with a member and True when it is given to a caller, and with False if that caller is gone.
+        - `end`: ends a member, which does not raise. `given`: called with a member and True when it is given to a caller,
+          and with False if that caller is gone.
+        - `can_work`: asked before a member is given to a caller; one that cannot work is ended.
         - `tells_errors`: True if the caller that has waited longest gets the error of a start; else it is tried again.
+        - `first_wait_s`: seconds before a start after one failure; each further failure in a row doubles them.
         """
         self.members: dict[M, int] = {}
         self.free: dict[M, float] = {}
@@ -78,10 +73,11 @@ class Pool(Generic[M]):
         self._start = start
         self._missing = missing
         self._ended = ended
-        self._can_work = can_work
+        self._end = end
         self._given = given
+        self._can_work = can_work
         self._tells_errors = tells_errors
-        self._policy = policy
+        self._policy = RestartPolicy(first_wait_s=first_wait_s)
         self._clock = clock
         self._sleep = sleep
         self._not_before = 0.0  # of the next start after a failure
@@ -110,17 +106,24 @@ class Pool(Generic[M]):
 
     def take(self) -> M | None:
         """Returns the oldest free member that can work, which is not free any more; None if there is none."""
-        for member in self.free:
+        for member in list(self.free):
             if self._can_work(member):
                 del self.free[member]
                 self._given(member, True)
+                self.fill()
                 return member
+            self.retire(member)
         return None
 
-    async def wait(self, *, first: bool = False) -> M:
-        """Waits until a member is free, and returns that. `first`: waits before all others."""
+    async def wait(self, *, first: bool = False, wait_s: float | None = None) -> M:
+        """Waits until a member is free, and returns that. `first`: waits before all others. Raises TimeoutError after
+        `wait_s` seconds.
+        """
         waiting: asyncio.Future[M] = asyncio.get_running_loop().create_future()
         self._waiting.insert(0 if first else len(self._waiting), waiting)
+        late = None if wait_s is None else asyncio.ensure_future(self._sleep(wait_s))
+        if late is not None:
+            late.add_done_callback(lambda _: None if waiting.done() else waiting.set_exception(TimeoutError()))
         self.fill()
         try:
             return await waiting
@@ -130,6 +133,8 @@ class Pool(Generic[M]):
                 self.offer(waiting.result())
             raise
         finally:
+            if late is not None:
+                late.cancel()
             with suppress(ValueError):
                 self._waiting.remove(waiting)
 
@@ -139,13 +144,15 @@ class Pool(Generic[M]):
         """
         if member not in self.members:
             return
-        while self._waiting and self._can_work(member):
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                self._given(member, True)
-                waiting.set_result(member)
-                return
         self.free[member] = self._clock.monotonic()
+        while self.waiting and (free := self.take()) is not None:
+            self._first().set_result(free)
+
+    def retire(self, member: M) -> None:
+        """Ends a member that is not to be used any more, and starts another one if one is missing then."""
+        self.free.pop(member, None)
+        self.tasks.begin(self._end(member))
+        self.fill()
 
     def was_of_use(self) -> None:
         """Begins the count of failures anew."""
@@ -158,14 +165,20 @@ class Pool(Generic[M]):
         self._not_before = self._clock.monotonic() + self._policy.wait_s(self.failures)
         _log.warning("%s: a child %s", self._what, why)
 
-    async def close(self, refusal: Callable[[], Exception]) -> None:
+    async def stop(self, refusal: Callable[[], Exception]) -> None:
         """Starts no member any more, and gives the refusal to callers that wait. The members go on."""
         self.running = False
-        while self._waiting:
-            if not (waiting := self._waiting.popleft()).done():
-                waiting.set_exception(refusal())
+        while self.waiting:
+            self._first().set_exception(refusal())
         await self.tasks.cancel()
         self.starting = 0
+
+    async def close(self, refusal: Callable[[], Exception]) -> None:
+        """Does the same, and ends all members."""
+        await self.stop(refusal)
+        await asyncio.gather(*map(self._end, list(self.members)))
+        self.members.clear()
+        self.free.clear()
 
     async def _begun(self) -> None:
         try:
@@ -189,7 +202,8 @@ class Pool(Generic[M]):
                         raise
                     self.failed(since, f"did not start: {error}")
                     if self._tells_errors:
-                        self._refuse(error)
+                        if self.waiting:
+                            self._first().set_exception(error)
                         break
         finally:
             self.starting -= 1
@@ -197,9 +211,7 @@ class Pool(Generic[M]):
 
     async def _enter(self) -> None:
         failures = self.failures
-        member = await self._start()
-        child = member.child
-        assert child is not None
+        member, child = await self._start()
         self.members[member] = failures
         self.tasks.begin(self._watch(member, child))
         self.offer(member)
@@ -208,17 +220,19 @@ class Pool(Generic[M]):
         """Sees the end of a member, wherever it is then."""
         with suppress(CommunicationError):  # the supervisor was killed, and the child with it
             await child.wait()
-        since = self.members.pop(member, 0)
+        if (since := self.members.pop(member, None)) is None:  # its owner has ended it, and does not miss it
+            self.fill()
+            return
         was_free = self.free.pop(member, None) is not None
         if why := self._ended(member, child, was_free):
             self.failed(since, why)
         self.fill()
 
-    def _refuse(self, error: Exception) -> None:
-        while self._waiting:
-            if not (waiting := self._waiting.popleft()).done():
-                waiting.set_exception(error)
-                return
+    def _first(self) -> "asyncio.Future[M]":
+        """Returns the future of the caller that has waited longest, which does not wait any more. There has to be one."""
+        while (waiting := self._waiting.popleft()).done():
+            pass
+        return waiting
 
 
 async def end_member(instance: Instance, grace_s: float, why: str) -> None:

@@ -5,18 +5,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.errors import UNREADABLE, UserError, short_repr
-from sabot.process.backends import AgentProgram, ProgramTask, program_of
+from sabot.process.backends import AgentConfig, AgentProgram, program_of
 from sabot.process.client import Child
-from sabot.process.command import INHERITED, Command, are_texts
+from sabot.process.command import Command, are_texts
 from sabot.process.errors import (
     AgentError,
     CommunicationError,
@@ -27,43 +26,14 @@ from sabot.process.errors import (
     SpawnFailed,
     Timeout,
 )
-from sabot.process.instance import Instance, Phase
+from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
+from sabot.process.phases import AgentStatus
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
-from sabot.process.streams import CAPACITY_BYTES
 
 _NEEDED = ("name", "model_backend", "task")
 _ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
-
-
-class AgentStatus(StrEnum):
-    """The status of an instance in document 003."""
-
-    IDLE = "Idle"
-    INITIALIZING = "Initializing"
-    RUNNING = "Running"
-    THINKING = "Thinking"
-    PAUSED = "Paused"
-    COMPLETED = "Completed"
-    FAILED = "Failed"
-    TERMINATED = "Terminated"
-
-
-AGENT_STATUSES: Final[Mapping[Phase, AgentStatus]] = {
-    Phase.NEW: AgentStatus.IDLE,
-    Phase.STARTING: AgentStatus.INITIALIZING,
-    Phase.READY: AgentStatus.RUNNING,
-    Phase.BUSY: AgentStatus.THINKING,
-    Phase.IDLE: AgentStatus.IDLE,
-    Phase.SUSPENDED: AgentStatus.PAUSED,
-    Phase.STOPPING: AgentStatus.RUNNING,
-    Phase.WAITING: AgentStatus.INITIALIZING,
-    Phase.COMPLETED: AgentStatus.COMPLETED,
-    Phase.TERMINATED: AgentStatus.TERMINATED,
-    Phase.FAILED: AgentStatus.FAILED,
-}
-"""The status of each phase. An instance of a runner has one task from its start on: it is Running, Paused or over."""
 
 
 class AgentSignal(StrEnum):
@@ -74,36 +44,6 @@ class AgentSignal(StrEnum):
     KILL = "Kill"
     PAUSE = "Pause"
     RESUME = "Resume"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """An instance's program and task.
-
-    - `model_backend`: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
-    - `context`, `system_prompt`: texts that the program has to know; a program without an option for them gets them
-      before the task.
-    - `environment`: variables of the program, whose values are shown nowhere. `inherit`: names of the worker's
-      variables that the program gets, too.
-    - `resume`: the id of a session of the program, which goes on. `arguments`: more of the program's own options.
-    - `limits`, `trust`: at most those of the runner. `working_dir`: the runner's one if None.
-    - `output_bytes`, `lossless`: the settings of a `Command`.
-    """
-
-    name: str
-    model_backend: str
-    task: str
-    context: str | None = None
-    system_prompt: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    inherit: tuple[str, ...] = INHERITED
-    resume: str | None = None
-    arguments: tuple[str, ...] = ()
-    limits: ResourceLimits | None = None
-    working_dir: str | os.PathLike[str] | None = None
-    trust: Sandbox | TrustLevel | str | None = None
-    output_bytes: int = CAPACITY_BYTES
-    lossless: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +131,7 @@ class AgentHandle:
 
     def status(self) -> AgentStatus:
         """Returns the present status."""
-        return AGENT_STATUSES[self._instance.see()]
+        return self._instance.see().agent_status
 
     async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
         """Waits until nothing of the instance is left, and returns its end. Raises Timeout if it runs longer; it goes
@@ -429,9 +369,7 @@ class LocalProcessRunner:
     async def __aenter__(self) -> "LocalProcessRunner":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.shutdown()
 
     def _command(self, config: AgentConfig) -> tuple[Command, AgentProgram]:
@@ -446,16 +384,8 @@ class LocalProcessRunner:
             )
         program = program_of(config.model_backend)
         limits = self._limits.narrowed(config.limits) if self._limits is not None else config.limits
-        task = ProgramTask(
-            config.task,
-            config.context,
-            config.system_prompt,
-            config.resume,
-            config.arguments,
-            self.config.enable_json_streaming,
-        )
         command = Command(
-            argv=program.argv(task),
+            argv=program.argv(config, self.config.enable_json_streaming),
             environment=config.environment,
             inherit=config.inherit,
             working_dir=config.working_dir or self.config.working_dir,

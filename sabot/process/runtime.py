@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Protocol
 
 from sabot.base.checks import Of, check, check_called
@@ -25,10 +24,12 @@ from sabot.process.executor import (
     ToolServerConfig,
     ToolServers,
 )
-from sabot.process.instance import RUNS, Phase, RestartPolicy
+from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
+from sabot.process.phases import RUNS, Phase, ProcessState
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
-from sabot.process.worker import PROCESS_STATES, AgentLog, ProcessState, RuntimeAgent, TaskLines
+from sabot.process.streams import LastWords
+from sabot.process.worker import RuntimeAgent, TaskLines
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited
@@ -235,9 +236,7 @@ class ProcessRuntime:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.shutdown()
 
     async def spawn_agent(
@@ -288,7 +287,7 @@ class ProcessRuntime:
             command,
             type,
             whole,
-            AgentLog(watch.log_buffer_bytes if watch.enable_log_aggregation else 0),
+            LastWords(watch.log_buffer_bytes if watch.enable_log_aggregation else 0),
             name=name,
             policy=recovery.policy() if recovery.enable_auto_restart else None,
             ready=lambda child: self._ready(instance, child, wait_ready),
@@ -427,7 +426,7 @@ class ProcessRuntime:
             if instance.id in self._instances:  # else its first process is being started
                 for each in kinds:
                     self._tasks.begin(self._publish(each, instance.id))
-        if self._on_state is not None and (was := PROCESS_STATES[before]) is not (now := PROCESS_STATES[phase]):
+        if self._on_state is not None and (was := before.process_state) is not (now := phase.process_state):
             self._on_state(instance, was, now)
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:

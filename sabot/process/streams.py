@@ -240,31 +240,46 @@ class ChildOutput:
 
 
 class LastWords:
-    """The end of a child's stderr, which is read as it comes, so that the child need not wait for a reader."""
+    """The newest output of a child, or of several, one after the other.
 
-    def __init__(self, stderr: ChildOutput | None, most_bytes: int) -> None:
-        """`most_bytes`: the number of bytes that are kept."""
-        assert stderr is not None
-        self._stderr = stderr
+    dropped_bytes: a count of the bytes that are no longer kept.
+    """
+
+    def __init__(self, most_bytes: int, output: ChildOutput | None = None) -> None:
+        """`most_bytes`: the number of bytes that are kept. `output`: read as it comes, so that its child need not wait for a reader."""
         self._most = most_bytes
-        self._last = bytearray()
-        self._reading = asyncio.create_task(self._read())
+        self._kept = bytearray()
+        self.dropped_bytes = 0
+        self._output = output
+        self._reading = None if output is None else asyncio.create_task(self._read(output))
 
     async def over(self, *, close: bool = False, timeout_s: float | None = None) -> None:
-        """Returns when the child has closed its stderr, or after `timeout_s` seconds. `close`: reads no more."""
+        """Returns when the child has closed its output, or after `timeout_s` seconds. `close`: reads no more."""
+        assert self._output is not None
+        assert self._reading is not None
         if close:
-            self._stderr.close()
+            self._output.close()
         await asyncio.wait([self._reading], timeout=timeout_s)
 
-    @property
-    def text(self) -> str:
-        """The last words so far. The secrets of the command are in it."""
-        return self._last.decode(errors="replace").strip()
+    def add(self, piece: bytes) -> None:
+        """Keeps the piece, in the place of the oldest bytes."""
+        self._kept += piece
+        if (excess := len(self._kept) - self._most) > 0:
+            del self._kept[:excess]
+            self.dropped_bytes += excess
 
-    async def _read(self) -> None:
-        while piece := await self._stderr.read():
-            self._last += piece
-            del self._last[: -self._most]
+    @property
+    def size(self) -> int:
+        """The number of bytes that there ever were."""
+        return self.dropped_bytes + len(self._kept)
+
+    def text(self, start: int = 0) -> str:
+        """Returns the kept part of what came after the first `start` bytes. The secrets of the command are in it."""
+        return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
+
+    async def _read(self, output: ChildOutput) -> None:
+        while piece := await output.read():
+            self.add(piece)
 
 
 class ChildInput:

@@ -13,8 +13,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -23,9 +22,11 @@ from sabot.errors import UNREADABLE
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
-from sabot.process.instance import OVER, Instance, Phase
+from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
+from sabot.process.phases import OVER, Phase, ProcessState
 from sabot.process.status import ProcessUsage
+from sabot.process.streams import LastWords
 
 _LAST_WORDS = 4000  # characters
 _FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a task
@@ -39,60 +40,6 @@ _NO_MEMORY = (
 )
 
 
-class ProcessState(StrEnum):
-    """The state of an instance's process in document 004."""
-
-    INITIAL = "Initial"
-    STARTING = "Starting"
-    READY = "Ready"
-    BUSY = "Busy"
-    IDLE = "Idle"
-    SHUTTING_DOWN = "ShuttingDown"
-    TERMINATED = "Terminated"
-
-
-PROCESS_STATES: Final[Mapping[Phase, ProcessState]] = {
-    Phase.NEW: ProcessState.INITIAL,
-    Phase.STARTING: ProcessState.STARTING,
-    Phase.READY: ProcessState.READY,
-    Phase.BUSY: ProcessState.BUSY,
-    Phase.IDLE: ProcessState.IDLE,
-    Phase.SUSPENDED: ProcessState.IDLE,
-    Phase.STOPPING: ProcessState.SHUTTING_DOWN,
-    Phase.WAITING: ProcessState.TERMINATED,
-    Phase.COMPLETED: ProcessState.TERMINATED,
-    Phase.TERMINATED: ProcessState.TERMINATED,
-    Phase.FAILED: ProcessState.TERMINATED,
-}
-
-
-class AgentLog:
-    """The newest output of the processes of an instance, apart from answers. dropped_bytes: a count of the bytes that
-    are no longer kept.
-    """
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity = capacity_bytes
-        self._kept = bytearray()
-        self.dropped_bytes = 0
-
-    def add(self, piece: bytes) -> None:
-        """Keeps the piece, in the place of the oldest bytes."""
-        self._kept += piece
-        if (excess := len(self._kept) - self._capacity) > 0:
-            del self._kept[:excess]
-            self.dropped_bytes += excess
-
-    @property
-    def size(self) -> int:
-        """The number of bytes that were ever added."""
-        return self.dropped_bytes + len(self._kept)
-
-    def text(self, start: int = 0) -> str:
-        """Returns the kept part of the bytes that were added after the first `start` ones."""
-        return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
-
-
 class TaskLines:
     """The conversation with one process. The process gets one task at a time.
 
@@ -100,7 +47,7 @@ class TaskLines:
     - `is_at_fault`: False if the process is ended because of its task, which says nothing of the program.
     """
 
-    def __init__(self, label: str, child: Child, log: AgentLog, limits: ResourceLimits, clock: Clock) -> None:
+    def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
         """`limits`: of them the output of a task is limited here, and a lack of memory is told by the last words."""
         self.child = child
         self.ready = asyncio.Event()
@@ -236,7 +183,7 @@ class RuntimeAgent(Instance):
       instance works on. `usage`: as last measured.
     """
 
-    def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: AgentLog, **options: Any) -> None:
+    def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
         """`options`: those of Instance."""
         super().__init__(command, **options)
         self.type = kind
@@ -250,7 +197,7 @@ class RuntimeAgent(Instance):
     @property
     def state(self) -> ProcessState:
         """The state of its process in document 004."""
-        return PROCESS_STATES[self.phase]
+        return self.phase.process_state
 
     @property
     def is_stopped(self) -> bool:

@@ -19,7 +19,6 @@ from sabot.agents.program_pool import ProgramPool
 from sabot.agents.program_runs import RunId
 from sabot.errors import AgentFailed, CheckpointFailed
 from sabot.process import Command, CommunicationError, ResourceLimits, SpawnFailed, Supervisor
-from sabot.process.instance import RestartPolicy
 from tools.agent_tools import bounded, checkpoint, processed, publish, records, started, until, values
 
 pytestmark = [
@@ -317,7 +316,7 @@ async def test_a_child_that_ends_between_records_harms_none(app: App, tmp_path: 
 async def test_children_that_end_are_started_again_later_each_time(tmp_path: Path) -> None:
     script = "date +%s%N >> began; read -r line; [ $line = good ] || exit 1; echo fine; exec sleep 1000"
     command = Command(argv=["sh", "-c", script], working_dir=tmp_path)
-    pool = ProgramPool("sh", command, 1, "lines", timeout_s=None, policy=RestartPolicy(first_wait_s=0.05))
+    pool = ProgramPool("sh", command, 1, "lines", timeout_s=None, first_wait_s=0.05)
     run = RunId("job", "key")
     for _ in range(3):
         with pytest.raises(CommunicationError, match="ended with 1, with a record in hand"):
@@ -333,9 +332,7 @@ async def test_children_that_end_are_started_again_later_each_time(tmp_path: Pat
 
 
 async def test_a_program_that_is_not_there_is_told_at_each_record(tmp_path: Path) -> None:
-    pool = ProgramPool(
-        "no-such", Command(argv=["no-such"]), 1, "lines", timeout_s=None, policy=RestartPolicy(first_wait_s=0.001)
-    )
+    pool = ProgramPool("no-such", Command(argv=["no-such"]), 1, "lines", timeout_s=None, first_wait_s=0.001)
     for _ in range(3):
         with pytest.raises(SpawnFailed, match="not found on PATH"):
             await pool.run(["no-such"], "1\n", RunId("job", "key"))
@@ -344,7 +341,7 @@ async def test_a_program_that_is_not_there_is_told_at_each_record(tmp_path: Path
 
 async def test_who_gives_up_leaves_no_child_with_a_record(tmp_path: Path) -> None:
     command = Command(argv=["sh", "-c", 'while read -r line; do [ "$line" = 1 ] && sleep 1000; echo "$line"; done'])
-    pool = ProgramPool("sh", command, 1, "lines", timeout_s=None, policy=RestartPolicy(first_wait_s=0.001))
+    pool = ProgramPool("sh", command, 1, "lines", timeout_s=None, first_wait_s=0.001)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await pool.run(command.argv, "1\n", RunId("job", "1"))

@@ -1,43 +1,18 @@
 """The names of document 002 for an instance: the states of its lifecycle, its configuration, and a view of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from sabot.base.checks import is_whole
 from sabot.base.config import parse_seconds
 from sabot.errors import UserError, short_repr
 from sabot.process.command import Command
-from sabot.process.instance import OVER, Instance, Phase, RestartPolicy
+from sabot.process.instance import Instance, RestartPolicy
+from sabot.process.phases import OVER, LifecycleState, Phase
 
 IDLE = "it was idle"
 """Why an instance is suspended that goes on as soon as it is used."""
-
-
-class LifecycleState(StrEnum):
-    """The state of an instance in document 002."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    SUSPENDED = "suspended"
-    TERMINATED = "terminated"
-    FAILED = "failed"
-
-
-LIFECYCLE_STATES: Final[Mapping[Phase, LifecycleState]] = {
-    Phase.NEW: LifecycleState.PENDING,
-    Phase.STARTING: LifecycleState.PENDING,
-    Phase.READY: LifecycleState.RUNNING,
-    Phase.BUSY: LifecycleState.RUNNING,
-    Phase.IDLE: LifecycleState.RUNNING,
-    Phase.SUSPENDED: LifecycleState.SUSPENDED,
-    Phase.STOPPING: LifecycleState.RUNNING,
-    Phase.WAITING: LifecycleState.PENDING,
-    Phase.COMPLETED: LifecycleState.TERMINATED,
-    Phase.TERMINATED: LifecycleState.TERMINATED,
-    Phase.FAILED: LifecycleState.FAILED,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +87,7 @@ class AgentInstance(Instance):
     @property
     def state(self) -> LifecycleState:
         """The state in document 002."""
-        return LIFECYCLE_STATES[self.phase]
+        return self.phase.lifecycle_state
 
     @property
     def is_asleep(self) -> bool:
@@ -129,7 +104,7 @@ class AgentInstance(Instance):
 
     async def until_over(self) -> LifecycleState:
         """Waits until the instance is terminated or has failed for good, and returns that state."""
-        return LIFECYCLE_STATES[await self.until(lambda phase: phase in OVER)]
+        return (await self.until(lambda phase: phase in OVER)).lifecycle_state
 
 
 OnState = Callable[[AgentInstance, LifecycleState, LifecycleState], None]

@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Any
 
 from sabot.base.checks import check_called
@@ -28,14 +27,12 @@ from sabot.process.errors import (
 )
 from sabot.process.fleet.instances import (
     IDLE,
-    LIFECYCLE_STATES,
     AgentInstance,
     InstanceInfo,
     LifecycleConfig,
-    LifecycleState,
     OnState,
 )
-from sabot.process.instance import OVER, RUNS, Phase
+from sabot.process.phases import OVER, RUNS, LifecycleState, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +75,7 @@ class LifecycleManager:
     async def __aenter__(self) -> "LifecycleManager":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.close()
 
     # -- verbs --------------------------------------------------------------------------------------------------------
@@ -251,7 +246,7 @@ class LifecycleManager:
     def _tell(self, instance: AgentInstance, before: Phase, phase: Phase) -> None:
         if phase is Phase.READY:
             instance.active_at, instance.seen = self._clock.monotonic(), (0, 0.0)
-        was, now = LIFECYCLE_STATES[before], LIFECYCLE_STATES[phase]
+        was, now = before.lifecycle_state, phase.lifecycle_state
         if self._on_state is not None and was is not now:
             self._on_state(instance, was, now)
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, TypeVar
 
 from sabot.base.checks import check_called, is_whole
@@ -25,7 +24,7 @@ from sabot.process.errors import (
     QuotaTerminateFailed,
     QuotaUpdateFailed,
 )
-from sabot.process.fleet.instances import AgentInstance, LifecycleState
+from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.quotas import (
     CountsTokens,
@@ -37,6 +36,7 @@ from sabot.process.fleet.quotas import (
     ResourceReport,
     parse_cpu,
 )
+from sabot.process.phases import LifecycleState
 
 _log = logging.getLogger(__name__)
 
@@ -130,9 +130,7 @@ class ResourceManager:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.close()
 
     # -- quotas -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from sabot.base.metrics import Sample
@@ -27,7 +26,6 @@ from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool
-from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
 from sabot.process.status import ProcessUsage
@@ -101,7 +99,6 @@ class FleetManager:
         self._checkpoint = checkpoint
         self._clock = clock
         self._sleep = sleep
-        self._replicas: list[FleetReplica] = []  # the oldest first
         self._numbers = count(1)
         self._recommendations = Recommendations(self.config, clock.monotonic())
         self._target = 0
@@ -110,9 +107,9 @@ class FleetManager:
             start=self._start,
             missing=lambda: self._target - len(self._active()),
             ended=self._ended,
-            can_work=_can_work,
+            end=self._end,
             given=FleetReplica.works,
-            policy=RestartPolicy(),
+            can_work=lambda replica: not replica.child.trouble,
             clock=clock,
             sleep=sleep,
         )
@@ -139,15 +136,13 @@ class FleetManager:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await run_to_end(self.close())
 
     @property
     def replicas(self) -> list[FleetReplica]:
         """All replicas that have not ended, the oldest first."""
-        return list(self._replicas)
+        return list(self._pool.members)
 
     async def run(self, work: Callable[[Child], Awaitable[T]], *, repeatable: bool = False) -> T:
         """Calls `work` with the child of a free replica, in the order of the calls of `run`, and returns the result of
@@ -210,7 +205,7 @@ class FleetManager:
         self._last = FleetMetrics(
             active=len(active),
             busy=sum(each.is_busy for each in active),
-            draining=len(self._replicas) - len(active),
+            draining=len(self._pool.members) - len(active),
             waiting=self._pool.waiting,
             lag=lag,
             cpu_percent=sum(cpu) / len(cpu) if cpu else None,
@@ -221,7 +216,7 @@ class FleetManager:
 
     def samples(self) -> list[Sample]:
         """Returns the fleet's figures for Prometheus, of the last measurement. Called from any thread."""
-        every = list(self._replicas)
+        every = self.replicas
         draining = sum(each.state == "draining" for each in every)
         busy = sum(each.is_busy for each in every if each.state == "active")
         states = {"idle": len(every) - draining - busy, "busy": busy, "draining": draining}
@@ -239,15 +234,11 @@ class FleetManager:
         """Drains all replicas, and gives back the work that waits (DrainTimeout). Raises ScaleDownFailed if the hook
         has failed; the children have ended then, too.
         """
-        if not self._pool.running and not self._replicas:
-            return
-        await self._pool.close(lambda: self._given_back("it was not begun"))
+        await self._pool.stop(self._not_begun)
         self._target = 0
-        every = list(self._replicas)
-        active = [each for each in every if each.state != "ending"]
+        active = [each for each in self.replicas if each.state != "ending"]
         drained = await asyncio.gather(*map(self._drain, active), return_exceptions=True)
-        await asyncio.gather(*map(self._end, every))
-        self._replicas.clear()
+        await self._pool.close(self._not_begun)
         for error in drained:
             if isinstance(error, BaseException):
                 raise error
@@ -309,7 +300,7 @@ class FleetManager:
 
     async def _do(self, replica: FleetReplica, work: Callable[[Child], Awaitable[T]]) -> T:
         if replica.is_given_back:
-            raise self._given_back("it was not begun")
+            raise self._not_begun()
         task: asyncio.Task[T] = asyncio.ensure_future(_called(work, replica.child))
         replica.work = task
         try:
@@ -337,15 +328,13 @@ class FleetManager:
     def _spoiled(self, replica: FleetReplica) -> None:
         """Ends and replaces a replica whose next answer would belong to work that nobody waits for."""
         replica.work = None
-        if replica.state == "active" and replica in self._replicas:
+        if replica.state == "active" and replica in self._pool.members:
             self._retire(replica)
         replica.works(False)
 
     def _retire(self, replica: FleetReplica) -> None:
         replica.state = "ending"
-        self._pool.free.pop(replica, None)
-        self._pool.tasks.begin(self._end(replica))
-        self._pool.fill()
+        self._pool.retire(replica)
 
     def _given_back(self, why: str) -> DrainTimeout:
         return DrainTimeout(
@@ -353,13 +342,16 @@ class FleetManager:
             hint="run it again where that is safe (repeatable=True does), or give a drain more time (drain_secs=)",
         )
 
+    def _not_begun(self) -> DrainTimeout:
+        return self._given_back("it was not begun")
+
     def _not_running(self) -> UserError:
         return UserError(f"fleet {self.name!r} does not run", hint="await fleet.start() before, or `async with`")
 
     # -- replicas -------------------------------------------------------------------------------------------------------
 
     def _active(self) -> list[FleetReplica]:
-        return [each for each in self._replicas if each.state == "active"]
+        return [each for each in self._pool.members if each.state == "active"]
 
     async def _grow(self, replicas: int) -> None:
         if not self._pool.running:
@@ -376,7 +368,7 @@ class FleetManager:
                 f"fleet {self.name!r}: {len(failed)} of {wanted} replicas did not start: {failed[0]}"
             ) from failed[0]
 
-    async def _start(self) -> FleetReplica:
+    async def _start(self) -> tuple[FleetReplica, Child]:
         if isinstance(self._what, WarmPool):
             instance, cpu_seconds = await self._what.take(self.config.spawn_timeout_secs), None
         else:
@@ -388,13 +380,10 @@ class FleetManager:
         replica = FleetReplica(next(self._numbers), instance, instance.child)
         replica.seen_at, replica.seen_cpu = self._clock.monotonic(), cpu_seconds
         replica.quiet.set()
-        self._replicas.append(replica)
-        return replica
+        return replica, replica.child
 
     def _ended(self, replica: FleetReplica, child: Child, was_free: bool) -> str:
         replica.instance.see()
-        if replica in self._replicas and replica.state != "draining":
-            self._replicas.remove(replica)
         if replica.state != "active":
             return ""
         replica.state = "ending"
@@ -436,8 +425,6 @@ class FleetManager:
                     replica.is_given_back = True
                     replica.work.cancel()
                 await run_to_end(self._end(replica))
-                if replica in self._replicas:
-                    self._replicas.remove(replica)
 
     async def _saved(self, replica: FleetReplica, checkpoint: Callable[[FleetReplica], Awaitable[Any]]) -> None:
         what = f"fleet {self.name!r}: replica {replica.number} is not drained, because its checkpoint"
@@ -464,15 +451,15 @@ class FleetManager:
                 work.cancel()
 
     async def _end(self, replica: FleetReplica) -> None:
+        if replica.state == "active":  # it cannot work
+            replica.state = "ending"
+            self._counts["died"] += 1
         if isinstance(self._what, WarmPool):
             await self._what.give_back(replica.child)
         else:
             await end_member(replica.instance, self.config.grace_secs, "its fleet has ended it")
+        self._pool.members.pop(replica, None)
 
 
 async def _called(work: Callable[[Any], Awaitable[T]], what: Any) -> T:
     return await work(what)
-
-
-def _can_work(replica: FleetReplica) -> bool:
-    return not replica.child.trouble

@@ -10,7 +10,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.base.metrics import Sample
@@ -23,8 +22,8 @@ from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, SpawnFailed, Timeout, WarmPoolExhausted
 from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
-from sabot.process.instance import Phase, RestartPolicy
 from sabot.process.limits import ResourceLimits
+from sabot.process.phases import Phase
 from sabot.process.pool import Pool, end_member
 
 _log = logging.getLogger(__name__)
@@ -126,8 +125,9 @@ class WarmPool:
             start=self._start,
             missing=lambda: self.config.size - len(self._pool.free),
             ended=self._ended,
+            end=self._end,
             given=self._given,
-            policy=RestartPolicy(),
+            can_work=self._can_work,
             clock=clock,
             sleep=sleep,
         )
@@ -149,9 +149,7 @@ class WarmPool:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await run_to_end(self.close())
 
     @property
@@ -174,7 +172,13 @@ class WarmPool:
         if not self._pool.running:
             raise UserError(f"warm pool {self.name!r} does not run", hint="await pool.start() before, or `async with`")
         wait_s = None if wait_secs is None else parse_seconds(wait_secs, name="allocate: wait_secs")
-        instance = self._oldest() or await self._wait(wait_s)
+        instance = self._pool.take()
+        if instance is None and wait_s != 0:
+            with suppress(TimeoutError):
+                instance = await self._pool.wait(wait_s=wait_s)
+        if instance is None:
+            self._counts["refused"] += 1
+            raise self._exhausted(f"none of its children {f'was warm in {wait_s:g} s' if wait_s else 'is warm'}")
         assert instance.child is not None
         self._pool.was_of_use()
         self._counts["allocated"] += 1
@@ -213,11 +217,9 @@ class WarmPool:
         """Replaces the children that would be too old at the next look. Returns their number."""
         oldest = self._clock.monotonic() + self.config.refresh_interval_secs - self.config.max_age_secs
         stale = [each for each, since in self._pool.free.items() if since < oldest]
-        for each in stale:
-            del self._pool.free[each]
         self._counts["refreshed"] += len(stale)
-        self._pool.fill()
-        await asyncio.gather(*map(self._end, stale))
+        for each in stale:
+            self._pool.retire(each)
         return len(stale)
 
     def status(self) -> WarmPoolStatus:
@@ -246,55 +248,22 @@ class WarmPool:
     async def close(self) -> None:
         """Ends all children, also those that were given out. Callers that wait for one get WarmPoolExhausted."""
         await self._pool.close(lambda: self._exhausted("it was closed"))
-        await asyncio.gather(*map(self._end, self._pool.members))
-        self._pool.members.clear()
-        self._pool.free.clear()
         self._given_out.clear()
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _oldest(self) -> AgentInstance | None:
-        """Takes the oldest child that can be given out. Those that cannot be are replaced."""
-        found, pool = None, self._pool
-        for instance, since in list(pool.free.items()):
-            assert instance.child is not None
-            del pool.free[instance]
-            too_old = self._clock.monotonic() - since > self.config.max_age_secs
-            if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
-                self._counts["refreshed"] += 1
-            elif _is_fit(instance.child):
-                found = instance
-                self._given(found, True)
-                break
-            else:
-                self._counts["died"] += 1
-                pool.failed(pool.members.get(instance, 0), "was stopped, or ended, while it was warm")
-            pool.tasks.begin(self._end(instance))
-        pool.fill()
-        return found
-
-    async def _wait(self, wait_secs: float | None) -> AgentInstance:
-        if wait_secs == 0:
-            self._counts["refused"] += 1
-            raise self._exhausted("none of its children is warm")
-        if wait_secs is None:
-            return await self._pool.wait()
-        waiting = asyncio.ensure_future(self._pool.wait())
-        late = asyncio.ensure_future(self._sleep(wait_secs))
-        try:
-            await asyncio.wait([waiting, late], return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            self._counts["refused"] += 1
-            raise self._exhausted(f"none of its children was warm in {wait_secs:g} s")
-        except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
-                self._given(waiting.result(), False)
-                self._pool.offer(waiting.result())
-            raise
-        finally:
-            for each in (waiting, late):
-                each.cancel()
+    def _can_work(self, instance: AgentInstance) -> bool:
+        """Returns True if a warm child can be given out; counts the child otherwise, which is ended."""
+        assert instance.child is not None
+        too_old = self._clock.monotonic() - self._pool.free[instance] > self.config.max_age_secs
+        if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
+            self._counts["refreshed"] += 1
+        elif not _is_fit(instance.child):
+            self._counts["died"] += 1
+            self._pool.failed(self._pool.members[instance], "was stopped, or ended, while it was warm")
+        else:
+            return True
+        return False
 
     def _given(self, instance: AgentInstance, is_given: bool) -> None:
         assert instance.child is not None
@@ -323,7 +292,7 @@ class WarmPool:
             )
         return not has_rest
 
-    async def _start(self) -> AgentInstance:
+    async def _start(self) -> tuple[AgentInstance, Child]:
         instance = AgentInstance(
             self.command,
             name=self.name,
@@ -341,7 +310,8 @@ class WarmPool:
         if self._lives is not None:
             self._lives.adopt(instance)
         self._counts["spawned"] += 1
-        return instance
+        assert instance.child is not None
+        return instance, instance.child
 
     async def _until_ready(self, child: Child) -> None:
         assert child.stdout is not None

@@ -34,7 +34,7 @@ from sabot.process import (
     UnknownAgent,
 )
 from sabot.process import instance as instances
-from sabot.process.instance import Phase
+from sabot.process.phases import Phase
 
 pytestmark = pytest.mark.usefixtures("supervisor")
 
