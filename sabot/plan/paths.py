@@ -36,6 +36,7 @@ _NO_MATTER = (
         "until",
         "origin",
         "overrides",
+        "kept",
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.

@@ -249,14 +249,31 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
     gone = {stage: name for stage, name in before.items() if stage not in now}
     drop = set(drop)
     others = sorted(set(two) - set(one))
-    why = "this program does not read it" + (f", but {', '.join(others)}" if others else "")
     return [
         *compare(planned(plan), restored, drop - gone.keys()),
         *(
-            Verdict(id, f"read {name}", None, "drop", "as asked" if id in drop else why, groups=1, given_up=id in drop)
+            Verdict(
+                id,
+                f"read {name}",
+                None,
+                "drop",
+                "as asked" if id in drop else _not_read(name, others),
+                groups=1,
+                given_up=id in drop,
+            )
             for id, name in gone.items()
         ),
     ]
+
+
+def _not_read(name: str, others: Sequence[str]) -> str:
+    """Returns why the position of a source is lost. `others`: the sources that the checkpoint does not have."""
+    same = next((other for other in others if os.path.abspath(other) == os.path.abspath(name)), None)
+    if same is not None:
+        return (
+            f"this program reads the file under another path, {same}; its position goes on if the path is the old one"
+        )
+    return "this program does not read it" + (f", but {', '.join(others)}" if others else "")
 
 
 def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:

@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import col
+from sabot.api.nodes.changes import Upsert
 from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.errors import UserError
-from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of
+from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of, steps_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Binary,
@@ -486,7 +487,7 @@ def write_table(
         if relation.stream.changes and plain:
             stream = stream.changelog()
         elif key and not plain:
-            stream = stream.upsert(*key)
+            stream = _by_key(stream, key)
             written.pop("key", None)
         try:
             stream.to(sink, **written)
@@ -498,6 +499,17 @@ def write_table(
                     f"declare PRIMARY KEY (…) NOT ENFORCED in CREATE TABLE {name}",
                 ) from error
             raise
+
+
+def _by_key(stream: Stream, key: list[str]) -> Stream:
+    """Returns the rows as changes of the table that a sink makes of them. Rows that are final need no state: the sink
+    replaces the row of a key by the next one. A table with a row for each window would be kept for ever otherwise.
+    """
+    if stream.changes:
+        return stream.upsert(*key)
+    node = Upsert(node_of(stream), tuple(key), kept=False)
+    node.check()
+    return steps_of(stream).then(node)
 
 
 def _fitting(

@@ -48,7 +48,8 @@ class GroupAggregate(Aggregates):
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
     """A step whose changes make a table with the last row of each key. `deletes`: True if a row with the op DELETE
-    deletes the row of its key.
+    deletes the row of its key. `kept`: False if only a sink is behind the step, which replaces the row of a key itself:
+    the step then keeps no rows, and its input is no changes.
     """
 
     word = "upsert"
@@ -57,9 +58,10 @@ class Upsert(ByKey):
     keys: tuple[str, ...]
     deletes: bool = False
     id: str = ""
+    kept: bool = True
 
     def text(self) -> str:
-        return f"upsert{by_keys(self.keys)}"
+        return f"upsert{by_keys(self.keys)}{', whose rows the sink keeps' * (not self.kept)}"
 
     @property
     def keeps_rows(self) -> bool:

@@ -213,6 +213,8 @@ def plan_upsert(node: nodes.Upsert, point: PlanPoint) -> PlanPoint:
     if point.changes and point.unique is not None and set(point.unique) == set(node.keys):
         return point  # the changes have this unique key already
     point = point.partition_by(node.keys, "keyed")
+    if not node.kept:
+        return point.step(node.text(), AsInserts, changes=True)
     make = partial(Upsert, node.keys, changes=point.changes, deletes=node.deletes)
     return point.step(node.text(), make, id=node.id)
 

@@ -1,6 +1,7 @@
 """A script whose text changes goes on from a checkpoint: the state of its statements stays that of these statements."""
 
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -166,3 +167,79 @@ def test_explain_against_knows_the_other_statements_of_the_app(folder, monkeypat
     assert "drop" not in said
     with pytest.raises(SqlError, match="nowhere holds no checkpoint"):
         app.sql(f"EXPLAIN AGAINST 'nowhere' {PAIRS}")
+
+
+HOURS = """
+CREATE TABLE flights (carrier STRING, delay BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts)
+    WITH ('connector' = 'files', 'path' = '{path}', 'format' = 'csv');
+CREATE TABLE hours (carrier STRING, start TIMESTAMP(3), n BIGINT{column}, PRIMARY KEY (carrier, start) NOT ENFORCED)
+    WITH ('connector' = 'sqlite', 'url' = 'sqlite:hours.db', 'table-name' = 'hours');
+"""
+PER_HOUR = """INSERT INTO hours SELECT carrier, CAST(window_start AS TIMESTAMP(3)), COUNT(*){aggregate}
+FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY carrier, window_start, window_end"""
+
+
+def hours(
+    path: str = "flights.csv", column: str = "", aggregate: str = "", state: str | None = None
+) -> tuple[App, str]:
+    app = App("hours", state=state)
+    app.sql(HOURS.format(path=path, column=column))
+    return app, PER_HOUR.format(aggregate=aggregate)
+
+
+async def test_an_aggregate_is_added_to_a_windowed_insert_into_a_table_with_a_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with sqlite3.connect("hours.db") as made:
+        made.execute("CREATE TABLE hours (carrier TEXT, start TEXT, n, worst, PRIMARY KEY (carrier, start))")
+    topic = "'connector' = 'memory', 'topic' = 'flights', 'format' = 'json'"
+    tables = HOURS.replace("'connector' = 'files', 'path' = '{path}', 'format' = 'csv'", topic)
+    broker = MemoryBroker.get("memory://worst")
+
+    async def run(column: str, aggregate: str, first: int) -> str:
+        app = App("hours", broker="memory://worst", state="state")
+        app.sql(tables.format(column=column))
+        insert = PER_HOUR.format(aggregate=aggregate)
+        said = str(app.sql(f"EXPLAIN AGAINST 'state' {insert}")) if first else ""
+        app.sql(insert)
+        await app.start()
+        rows = [{"carrier": "UA", "delay": i, "ts": f"2024-01-01T{i:02}:30:00"} for i in range(first, first + 4)]
+        broker.publish("flights", rows)
+        await until(lambda: rows_read(app) == len(rows), "the rows")
+        await app.stop(drain=True)
+        return said
+
+    await run("", "", 0)
+    said = await run(", worst BIGINT", ", MAX(delay)", 4)
+    assert [line.split()[1] for line in said.splitlines()[1:]] == ["migrate", "keep", "add"]
+    with sqlite3.connect("hours.db") as made:
+        found = made.execute("SELECT substr(start, 12, 2), n, worst FROM hours ORDER BY start").fetchall()
+    assert found == [(f"{i:02}", 1, None if i < 4 else i) for i in range(8)]
+
+
+async def test_rows_that_are_final_keep_no_state_for_the_key_of_their_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flights.csv").write_text("carrier,delay,ts\nUA,1,2024-01-01T00:30:00\nUA,2,2024-01-01T00:40:00\n")
+    app = App("last", state="state")
+    app.sql(
+        HOURS.format(path="flights.csv", column="").replace("(carrier, start)", "(carrier)")
+        + "INSERT INTO hours SELECT carrier, ts, delay FROM flights"
+    )
+    plan = app.sql("EXPLAIN INSERT INTO hours SELECT carrier, ts, delay FROM flights")
+    assert "upsert by carrier, whose rows the sink keeps" in plan
+    await app.run()
+    with sqlite3.connect("hours.db") as made:
+        assert made.execute("SELECT carrier, n FROM hours").fetchall() == [("UA", 2)]
+    assert app.sql("EXPLAIN AGAINST 'state' INSERT INTO hours SELECT carrier, ts, delay FROM flights").count("\n") == 0
+
+
+async def test_another_path_of_the_same_file_is_the_same_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flights.csv").write_text("carrier,delay,ts\nUA,1,2024-01-01T00:30:00\n")
+    app, insert = hours(state="state")
+    app.sql(insert)
+    await app.run()
+    app, insert = hours(path="./flights.csv")
+    assert "read-1" not in app.sql(f"EXPLAIN AGAINST 'state' {insert}")
+    app, insert = hours(path=str(tmp_path / "flights.csv"))
+    said = app.sql(f"EXPLAIN AGAINST 'state' {insert}")
+    assert f"this program reads the file under another path, {tmp_path}/flights.csv" in said
