@@ -8,6 +8,7 @@ from sabot.api.aggregates import approx_quantile as approx_quantile
 from sabot.api.aggregates import arg_max as arg_max
 from sabot.api.aggregates import arg_min as arg_min
 from sabot.api.aggregates import collect_list as collect_list
+from sabot.api.aggregates import collect_set as collect_set
 from sabot.api.aggregates import count as count
 from sabot.api.aggregates import count_distinct as count_distinct
 from sabot.api.aggregates import first as first

@@ -1,8 +1,8 @@
 """Aggregates as users write them: `total=sabot.sum("amount")`. They are descriptions; operators compute the values.
 
 Arguments are names of columns or expressions. Aggregates ignore nulls, unless their docstring says otherwise. If a
-group has no values, `count`, `count_distinct` and `approx_count_distinct` are 0, `collect_list` and `top_k` are empty
-lists, and all other aggregates are null (as in SQL).
+group has no values, `count`, `count_distinct` and `approx_count_distinct` are 0, `collect_list`, `collect_set` and
+`top_k` are empty lists, and all other aggregates are null (as in SQL).
 """
 
 from abc import ABC, abstractmethod
@@ -336,6 +336,11 @@ def top_k(x: str | Expr, k: int) -> Aggregate:
 def collect_list(x: str | Expr) -> Aggregate:
     """Returns a list of all values, nulls included, by event time if the stream has one, else in order of arrival."""
     return Aggregate("collect_list", as_column(x))
+
+
+def collect_set(x: str | Expr) -> Aggregate:
+    """Returns a list of the distinct values, the least first; nulls do not count. The state keeps all distinct values."""
+    return Aggregate("collect_set", as_column(x))
 
 
 def arg_min(x: str | Expr, by: str | Expr) -> Aggregate:

@@ -7,7 +7,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -144,8 +144,8 @@ def is_known(name: str) -> bool:
 
 
 def is_word(tree: Expression) -> bool:
-    """Returns True for an argument that is a word of the language and no value."""
-    return isinstance(tree, Word)
+    """Returns True for an argument that is a word of the language and no value, such as the ERROR of ERROR ON EMPTY."""
+    return isinstance(value_of(tree), Word)
 
 
 def value_of(tree: Expression) -> Expression:
@@ -364,19 +364,88 @@ def _json_path(arguments: CallArguments) -> str:
     return arguments.constant(1, "string", "the path")
 
 
-def _json_value(arguments: CallArguments) -> Expr:
+@dataclass(frozen=True, slots=True)
+class _JsonMatch:
+    """The value at a path of a JSON text, and the conditions under which it has none.
+
+    `only`: the kind of values that the function takes, see `StringExpr.json_path_match`. `empty`: nothing is there, or JSON's
+    null, or a value of another kind. `error`: the text is no JSON; for a path that begins with `strict`, also if nothing is
+    there, or a value of another kind.
+    """
+
+    made: Expr
+    only: str
+    empty: Expr
+    error: Expr
+
+
+def _json_match(arguments: CallArguments, only: str) -> _JsonMatch:
     text, path = arguments.expr(0).str, _json_path(arguments)
-    made = text.json_path_match(path, "scalar")
-    options = {each.tree.name.text: each for each in arguments.items[2:] if isinstance(each.tree, Argument)}
-    if (returned := options.pop("RETURNING", None)) is not None:
-        assert returned.bound is not None
-        made = cast(TypedExpr(made, pa.string()), returned.bound.type, strict=False)
-    for event, found in (("EMPTY", ~text.json_exists(path) & text.is_json()), ("ERROR", ~text.is_json())):
+    made, is_json = text.json_path_match(path, only), text.is_json()
+    absent = is_json & made.is_null()
+    if not _is_strict(path):
+        return _JsonMatch(made, only, absent, ~is_json)
+    null = text.json_exists(path) & text.json_path_match(path).is_null()
+    return _JsonMatch(made, only, absent & null, ~is_json | (absent & ~null))
+
+
+def _is_strict(path: str) -> bool:
+    return path.split()[:1] == ["strict"]
+
+
+def _json_options(arguments: CallArguments) -> dict[str, ArgumentOf]:
+    """Returns the arguments RETURNING, EMPTY and ERROR."""
+    return {each.tree.name.text: each for each in arguments.items[2:] if isinstance(each.tree, Argument)}
+
+
+def _on_events(arguments: CallArguments, match: _JsonMatch, made: Expr) -> Expr:
+    """Returns `made` with the values of ON EMPTY and ON ERROR in their places."""
+    options = _json_options(arguments)
+    for event, found in (("EMPTY", match.empty), ("ERROR", match.error)):
         option = options.get(event)
-        if option is not None and option.bound is not None and not pa.types.is_null(option.bound.type):
-            default = option.bound.expr if returned is not None else as_text(option.bound)
+        if option is None:
+            continue
+        if option.bound is None:  # ERROR ON …: a strict search, which fails, over the texts of these rows alone
+            texts = when(found).then(arguments.expr(0)).otherwise(lit(None))
+            failing = texts.str.json_path_match(_json_path(arguments), match.only, strict=True)
+            made = when(found & failing.is_null()).then(lit(None)).otherwise(made)
+        elif not pa.types.is_null(option.bound.type):
+            default = option.bound.expr if "RETURNING" in options else as_text(option.bound)
             made = when(found).then(default).otherwise(made)
     return made
+
+
+def _json_value(arguments: CallArguments) -> Expr:
+    match, options = _json_match(arguments, "scalar"), _json_options(arguments)
+    returned = options.get("RETURNING")
+    if returned is None:
+        return _on_events(arguments, match, match.made)
+    assert returned.bound is not None
+    fails = "ERROR" in options and options["ERROR"].bound is None
+    made = cast(TypedExpr(match.made, pa.string()), returned.bound.type, strict=fails)
+    other = match.made.is_not_null() & made.is_null()  # a text that is no value of this type
+    return _on_events(arguments, match if fails else replace(match, error=match.error | other), made)
+
+
+def _json_query(arguments: CallArguments) -> Expr:
+    wrapper = arguments.word(2)
+    match = _json_match(arguments, "nested" if wrapper == "WITHOUT" else "json")
+    made = match.made
+    if wrapper != "WITHOUT":
+        wrapped = lit("[") + made + lit("]")
+        made = wrapped if wrapper == "UNCONDITIONAL" else when(made.str.startswith("[")).then(made).otherwise(wrapped)
+    return _on_events(arguments, match, made)
+
+
+def _json_exists(arguments: CallArguments) -> Expr:
+    text, path = arguments.expr(0), _json_path(arguments)
+    exists = text.str.json_exists(path)
+    error = ~exists if _is_strict(path) else ~text.str.is_json()
+    behaviour = arguments.word(2) if len(arguments) > 2 else "FALSE"
+    if behaviour == "ERROR":
+        whole = when(error).then(text).otherwise(lit(None)).str.json_path_match(path, strict=True)
+        return when(error & whole.is_null()).then(lit(False)).otherwise(exists)
+    return when(error).then(lit({"TRUE": True, "FALSE": False, "UNKNOWN": None}[behaviour])).otherwise(exists)
 
 
 def _json_object(arguments: CallArguments) -> Expr:
@@ -602,9 +671,9 @@ FUNCTIONS: dict[str, Function] = {
     "IFNULL": Function(2, 2, lambda a: coalesce(*a.exprs)),
     "INSTR": Function(2, 2, partial(_place, 0, 1)),
     "JSON_ARRAY": Function(0, None, _json_array),
-    "JSON_EXISTS": Function(2, 2, lambda a: a.expr(0).str.json_exists(_json_path(a))),
+    "JSON_EXISTS": Function(2, 3, _json_exists),
     "JSON_OBJECT": Function(0, None, _json_object),
-    "JSON_QUERY": Function(2, 2, lambda a: a.expr(0).str.json_path_match(_json_path(a), "nested")),
+    "JSON_QUERY": Function(2, 5, _json_query),
     "JSON_VALUE": Function(2, 5, _json_value),
     "LEAST": Function(1, None, partial(_extreme, "__le__")),
     "LEFT": Function(2, 2, _left),
@@ -676,6 +745,7 @@ AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
 
 _SAME_IF_DISTINCT = ("MIN", "MAX")
 _OF_NUMBERS = ("SUM", "AVG", "STDDEV", "VAR")
+_OF_DISTINCT = ("SUM", "AVG", "LISTAGG")
 
 
 def is_aggregate(name: str) -> bool:
@@ -683,23 +753,33 @@ def is_aggregate(name: str) -> bool:
     return name in AGGREGATES
 
 
-def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) -> Aggregate:
-    """Returns the aggregate of a call. `argument`: None for COUNT(*). Raises SqlFault for what there is not."""
+def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) -> Aggregate | Expr:
+    """Returns the aggregate of a call, or an expression of one. `argument`: None for COUNT(*).
+
+    Raises SqlFault for what there is not.
+    """
     name = call.name.text.upper()
-    if call.order:
-        raise SqlFault(call.span, f"{name} WITHIN GROUP is not supported")
+    if call.order and name != "LISTAGG":
+        raise SqlFault(call.span, f"{name} WITHIN GROUP is not supported", "LISTAGG(x) WITHIN GROUP (ORDER BY x)")
+    if argument is not None and name.startswith(_OF_NUMBERS) and not is_number(argument.type):
+        raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
+    if name == "LISTAGG" and argument is not None:
+        present = argument.expr.is_not_null()
+        predicate = present if predicate is None else predicate & present
+        argument = TypedExpr(as_text(argument), pa.string())
     if argument is None:
         made = engine.count()
     elif call.distinct and name == "COUNT":
         made = engine.count_distinct(argument.expr)
     elif call.distinct and name not in _SAME_IF_DISTINCT:
-        raise SqlFault(call.span, f"{name}(DISTINCT …) is not supported", "COUNT(DISTINCT …) is")
+        if name not in _OF_DISTINCT:
+            hint = f"{', '.join(['COUNT', *_OF_DISTINCT])} take DISTINCT"
+            raise SqlFault(call.span, f"{name}(DISTINCT …) is not supported", hint)
+        made = engine.collect_set(argument.expr)
     else:
-        if name.startswith(_OF_NUMBERS) and not is_number(argument.type):
-            raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
-        if name == "LISTAGG":
-            present = argument.expr.is_not_null()
-            predicate = present if predicate is None else predicate & present
-            argument = TypedExpr(as_text(argument), pa.string())
         made = AGGREGATES[name](argument.expr)
-    return made if predicate is None else made.filter(predicate)
+    made = made if predicate is None else made.filter(predicate)
+    if made.kind != "collect_set" or name == "LISTAGG":
+        return made
+    total = made.expression().list.sum()
+    return total if name == "SUM" else total.cast("float64") / made.expression().list.len()

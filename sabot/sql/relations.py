@@ -88,10 +88,8 @@ class QueryBinder:
         relation = (
             binder._select(query.body, waits=waits) if isinstance(query.body, SelectBody) else binder._body(query.body)
         )
-        if query.offset is not None:
-            raise SqlFault(
-                query.offset.span, "OFFSET is not supported", "ORDER BY … LIMIT n, and skip rows of the result"
-            )
+        if query.offset is not None and not (query.order and query.limit is not None):
+            raise SqlFault(query.offset.span, "OFFSET needs ORDER BY and LIMIT", "ORDER BY x LIMIT 10 OFFSET 20")
         if query.order:
             return self._ordered(query, relation, added)
         if query.limit is None:
@@ -118,9 +116,13 @@ class QueryBinder:
             return replace(relation, stream=self._sorted(query, relation, order, fields), fields=fields)
         by, ordered = order_columns(self._context, relation, order)
         names = [name for name, _ in by]
+        skipped = 0 if query.offset is None else self._limit(query.offset, "OFFSET")
+        place = names_of(ordered).free("place") if skipped else None
         with at(query.span):
             keyed = ordered.stream.key_by(every=lit(0))
-            stream = keyed.top_n(self._limit(query.limit), by=names, descending=[down for _, down in by])
+            most = skipped + self._limit(query.limit)
+            stream = keyed.top_n(most, by=names, descending=[down for _, down in by], rank=place)
+            stream = stream if place is None else stream.filter(col(place) > skipped)
             if endless_read(node_of(stream)) is None:  # the first rows are final, and come in their order
                 stream = stream.sort(names, descending=[down for _, down in by], nulls_last=True)
             return replace(relation, stream=stream.select(*(each.column for each in fields)), fields=fields)
@@ -144,12 +146,12 @@ class QueryBinder:
             columns = [each.column for each in fields]
             return stream if node.column_names == columns else stream.select(*columns)
 
-    def _limit(self, node: Expression) -> int:
+    def _limit(self, node: Expression, what: str = "LIMIT") -> int:
         value: Any = int(node.text) if isinstance(node, Constant) and node.kind == "integer" else None
         if isinstance(node, Parameter):
             value = self._context.parameters.get(node.name)
         if not isinstance(value, int):
-            raise SqlFault(node.span, "LIMIT takes a whole number")
+            raise SqlFault(node.span, f"{what} takes a whole number")
         return value
 
     def _with(self, query: Query) -> "QueryBinder":

@@ -85,7 +85,9 @@ class SelectBinder:
         self._relation = relation
         self._where = list(where)
         self._waits = waits
-        self._separators: dict[Any, str] = {}  # of calls of LISTAGG, by `key_of`
+        self._lists: dict[Any, tuple[str, bool | None]] = {}
+        """The separator of each LISTAGG, and True or False if its texts are sorted with the greatest or the least first, by
+        `key_of` of the call."""
 
     def bind(self) -> Relation:
         """Returns the rows of the SELECT."""
@@ -331,7 +333,7 @@ class SelectBinder:
             pending.append((key, column))
         trees = [item.expression for item in items]
         trees += [select.having] if select.having is not None else []
-        aggregates: dict[str, Aggregate] = {}
+        aggregates: dict[str, Aggregate | Expr] = {}
         known: dict[Any, str] = {}
         means: dict[Any, tuple[str, str]] = {}
         for tree, alias in [(tree, items[i].alias if i < len(items) else None) for i, tree in enumerate(trees)]:
@@ -346,8 +348,9 @@ class SelectBinder:
         for key, name in known.items():
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
             if str(key[1]).upper() == "LISTAGG":
-                text = col(name).list.join(self._separators.get(key, ","))
-                some = when(col(name).list.len() > 0).then(text).otherwise(lit(None))
+                separator, descending = self._lists[key]
+                texts = col(name) if descending is None else col(name).list.sort(descending=descending)
+                some = when(col(name).list.len() > 0).then(texts.list.join(separator)).otherwise(lit(None))
                 replaced[key] = TypedExpr(some, pa.string())
         for key, (total, number) in means.items():
             quotient = functions.divided("/", TypedExpr(col(total), pa.int64()), TypedExpr(col(number), pa.int64()))
@@ -397,22 +400,25 @@ class SelectBinder:
         relation: Relation,
         wanted: str,
         names: Names,
-        aggregates: dict[str, Aggregate],
+        aggregates: dict[str, Aggregate | Expr],
         known: dict[Any, str],
         means: dict[Any, tuple[str, str]],
     ) -> None:
         name = call.name.text.upper()
         key = key_of(call, relation)
-        if name == "LISTAGG" and len(call.arguments) == 2:
-            self._separators[key] = constant_text(call.arguments[1], "the separator of LISTAGG")
-            call = replace(call, arguments=call.arguments[:1])
+        if name == "LISTAGG" and call.arguments:
+            separator = (
+                "," if len(call.arguments) == 1 else constant_text(call.arguments[1], "the separator of LISTAGG")
+            )
+            self._lists[key] = separator, self._order_of_list(call, relation)
+            call = replace(call, arguments=(call.arguments[0], *call.arguments[2:]))
         if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
             raise SqlFault(call.span, f"{name} takes one argument" + (", or *" if name == "COUNT" else ""))
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
             total, number = names.free(f"{wanted}_sum"), names.free(f"{wanted}_count")
-            base = replace(call, filter=None, distinct=False)
+            base = replace(call, filter=None)
             for column, kind in ((total, "SUM"), (number, "COUNT")):
                 part = replace(base, name=replace(call.name, text=kind))
                 with at(call.span):
@@ -424,12 +430,31 @@ class SelectBinder:
             aggregates[column] = functions.aggregate(call, argument, predicate)
         known[key] = column
 
+    def _order_of_list(self, call: Call, relation: Relation) -> bool | None:
+        """Returns True for LISTAGG(x) WITHIN GROUP (ORDER BY x DESC), False for ascending texts, and None for the order of
+        event time, which is that of the engine.
+        """
+        if not call.order:
+            return None
+        sort, text = call.order[0], call.arguments[0]
+        node = sort.expression
+        if len(call.order) == 1 and key_of(node, relation) == key_of(text, relation):
+            if not pa.types.is_string(Binder(self._context, relation).bind(text).type):
+                raise SqlFault(node.span, "the texts of LISTAGG are sorted as texts", "LISTAGG(CAST(x AS STRING))")
+            return sort.descending
+        field = relation.find(node.parts)[0] if isinstance(node, Column) else None
+        if len(call.order) > 1 or field is None or field.shift_ms is None or sort.descending or call.distinct:
+            raise SqlFault(
+                node.span, "LISTAGG is ordered by its own text, or by the event time", "WITHIN GROUP (ORDER BY x)"
+            )
+        return None
+
     def _aggregated(
         self,
         relation: Relation,
         window: "_WindowUse",
         keys: dict[str, Expr],
-        aggregates: dict[str, Aggregate],
+        aggregates: dict[str, Aggregate | Expr],
         names: Names,
     ) -> Stream:
         stream = window.prepared(relation.stream)
@@ -511,6 +536,9 @@ class SelectBinder:
             predicate = None if call.filter is None else binder.predicate(call.filter)
             with at(call.span):
                 made = functions.aggregate(call, argument, predicate)
+            if isinstance(made, Expr) or name == "LISTAGG":
+                what = "DISTINCT" if call.distinct else name
+                raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
         elif name in _RANKINGS:
             made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
         else:

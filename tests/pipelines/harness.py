@@ -560,6 +560,8 @@ def of(
             return every
         if kind == "count_distinct":
             return len({plain(each, zeros_equal=True) for each in some})
+        if kind == "collect_set":
+            return sorted(set(some))
         if kind in ("arg_min", "arg_max"):
             assert by is not None
             ranked = [row for row in rows if row[by] is not None]

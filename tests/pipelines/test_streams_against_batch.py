@@ -434,6 +434,7 @@ AGGREGATES += [
     _over("any", "k"),
     _over("count_distinct", *_VALUES),
     _over("collect_list", *_VALUES),
+    _over("collect_set", "i", "s"),
     _over("arg_min", *_VALUES, by="r"),
     _over("arg_max", *_VALUES, by="r"),
     _over("arg_max", "n", "s", by="ts"),

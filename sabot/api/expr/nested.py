@@ -58,6 +58,20 @@ class ListExpr(Generic[E]):
         """Returns the number of values, nulls included, as int32."""
         return self.make("list.len")
 
+    def sum(self) -> E:
+        """Returns the sum of the numbers, as `sabot.sum`; null if there are none. Null values do not count. A sum that does not fit
+        its type is a DataError of the row.
+        """
+        return self.make("list.sum")
+
+    def sort(self, descending: bool = False, *, nulls_last: bool = False) -> E:
+        """Sorts the values of each list, NaN as the greatest. Nulls come first, or last with `nulls_last=True`."""
+        return self.make(
+            "list.sort",
+            descending=check("list.sort: descending", descending, FLAG),
+            nulls_last=check("list.sort: nulls_last", nulls_last, FLAG),
+        )
+
     def quantile(self, quantile: float, interpolation: str = "nearest") -> E:
         """Returns the value below which this fraction of the values lies, as float64. Null and NaN do not count; without a value the
         result is null.

@@ -152,18 +152,19 @@ class StringExpr(Generic[E]):
         """Returns the characters in the opposite order."""
         return self.make("str.reverse")
 
-    def json_path_match(self, json_path: str, only: str | None = None) -> E:
+    def json_path_match(self, json_path: str, only: str | None = None, *, strict: bool = False) -> E:
         """Returns the value at a path (`$.items[0].name`) of a JSON text, as a text. Objects and lists are JSON.
 
-        The result is null if the text has no value there, or JSON's null, or is no JSON. `only`: "scalar" gives null
-        for objects and lists; "nested" gives null for all other values. Raises UserError for a path that is not to one
-        value.
+        The result is null if the text has no value there, or JSON's null, or is no JSON; with `strict=True` this is a
+        DataError of the row. `only`: "scalar" gives null for objects and lists; "nested" gives null for all other
+        values; "json" gives all values as JSON, so a text has its quotes. Raises UserError for a path that is not to
+        one value.
         """
         if only is not None:
-            check("json_path_match: only", only, OneOf(("scalar", "nested")))
-        return self.make(
-            "str.json_path_match", json_path=check("json_path_match: json_path", json_path, TEXT), only=only
-        )
+            check("json_path_match: only", only, OneOf(("scalar", "nested", "json")))
+        path = check("json_path_match: json_path", json_path, TEXT)
+        failing = {"strict": True} if check("json_path_match: strict", strict, FLAG) else {}
+        return self.make("str.json_path_match", json_path=path, only=only, **failing)
 
     def json_exists(self, json_path: str) -> E:
         """Returns True if a JSON text has a value at a path, null included, and False if it has none or is no JSON."""

@@ -38,7 +38,9 @@ from sabot.state.tables.store import TableStore
 _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
 _SKETCHED = ["approx_count_distinct", "approx_quantile"]
-KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "top_k", *_SKETCHED, "user"])
+KINDS = frozenset(
+    ["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "collect_set", "top_k", *_SKETCHED, "user"]
+)
 _BY_ORDER = frozenset(
     ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
 )  # the result depends on the order of rows

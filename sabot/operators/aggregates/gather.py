@@ -98,6 +98,9 @@ class Gather:
         elif kind == "count_distinct":
             reduce, result = "distinct", pa.int64()
             _check(name, "count_distinct of", input.field(argument))
+        elif kind == "collect_set":
+            reduce, result = "distinct", pa.list_(value)
+            _check(name, "collect_set of", input.field(argument))
         elif kind == "top_k":
             if not is_whole(option, 1):
                 raise UserError(f"{name}: top_k of {option!r} values", hint="give a whole number, 1 or more")

@@ -128,7 +128,10 @@ class Pairs(GatheredValues):
         batch, bounds = self._rows_of(slots.to_numpy())
         values = batch.column(1)
         if self.gather.reduce == "distinct":
-            return pa.array(np.diff(bounds))
+            if not pa.types.is_list(self.gather.type):
+                return pa.array(np.diff(bounds))
+            values = _ascending(values, bounds)
+            return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values, type=self.gather.type)
         if self.gather.reduce in ("list", "top"):
             return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values)
         return values.take(pa.array(bounds[:-1], mask=bounds[:-1] == bounds[1:]))
@@ -342,3 +345,10 @@ def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
     keys = (slots.astype(np.int64) << times | order - least) << places | np.arange(len(slots))
     keys.sort()
     return batch.take(pa.array(keys & (1 << places) - 1))
+
+
+def _ascending(values: Array, bounds: Any) -> Array:
+    """Returns the values, those between two bounds in ascending order."""
+    parents = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    rows = pa.RecordBatch.from_arrays([pa.array(parents), values], names=["slot", "value"])
+    return values.take(pc.sort_indices(rows, [("slot", "ascending"), ("value", "ascending")]))

@@ -32,6 +32,7 @@ from sabot.operators.changes.weaving import signs
 Array: TypeAlias = pa.Array
 
 _LOW = np.int64(0xFFFFFFFF)
+_ALL = 2**31 - 1  # more values than a slot has
 
 
 class ChangedRows:
@@ -218,7 +219,7 @@ class Sums(SlotValues):
 
 
 class Values(SlotValues):
-    """min, max, any, count_distinct and top_k: a multiset of the values."""
+    """min, max, any, count_distinct, collect_set and top_k: a multiset of the values."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
         self._call, self._kind, self._result = aggregate, kind, result
@@ -238,6 +239,8 @@ class Values(SlotValues):
         kind = self._call.kind
         if kind == "count_distinct":
             return pa.array(self.store.differing(slots))
+        if kind == "collect_set":
+            return self._distinct(slots)
         if kind == "any":
             return unpacked(self.store.least(slots), [self._kind])[0]
         if kind == "top_k":
@@ -246,6 +249,17 @@ class Values(SlotValues):
             return pa.ListArray.from_arrays(bounds, from_ordered(values, self._kind), type=self._result)
         asked = self.store.least if kind == "min" else self.store.greatest
         return from_ordered(asked(slots, NAN) if self._real else asked(slots), self._kind)
+
+    def _distinct(self, slots: Any) -> Array:
+        """Returns the distinct values of each slot as a list, the least first."""
+        sizes, values = self.store.best(slots, _ALL)
+        parents = np.repeat(np.arange(len(sizes)), sizes)
+        codes = values.dictionary_encode().indices.to_numpy()  # equal values stand side by side
+        first = np.flatnonzero((np.diff(parents, prepend=-1) != 0) | (np.diff(codes, prepend=-1) != 0))[::-1]
+        places = first[np.argsort(parents[first], kind="stable")]
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(parents[first], minlength=len(sizes)))])
+        found = from_ordered(values.take(pa.array(places)), self._kind)
+        return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), found, type=self._result)
 
 
 class QuantileSketches(SlotValues):

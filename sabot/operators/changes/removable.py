@@ -96,7 +96,7 @@ class RemovableGroups(StoredGroups):
             return Sums(aggregate, kind, result)
         if aggregate.kind in ("arg_min", "arg_max"):
             return ArgMinMax(aggregate, kind, result, self._input.field(aggregate.by).type)
-        if aggregate.kind in ("min", "max", "count_distinct", "top_k", "any"):
+        if aggregate.kind in ("min", "max", "count_distinct", "collect_set", "top_k", "any"):
             return Values(aggregate, kind, result)
         if aggregate.kind == "approx_quantile":
             return QuantileSketches(aggregate)

@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 
 _STEP = re.compile(r"""\.(\w+)|\[(\d+)\]|\[\s*'([^']*)'\s*\]|\[\s*"([^"]*)"\s*\]""")
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _WHOLE = msgspec.json.Decoder(msgspec.Raw)
 _NO_JSON = (msgspec.DecodeError, RecursionError)
+_SHOWN = 80  # characters of a text in an error
 _KINDS = {"object": b"{", "array": b"["}
 
 
@@ -63,7 +64,7 @@ def value_at(text: str, steps: list[str | int]) -> bytes | None:
     return bytes(raw).strip()
 
 
-def matching(path: str, only: str | None) -> Callable[[pa.Array], pa.Array]:
+def matching(path: str, only: str | None, *, strict: bool) -> Callable[[pa.Array], pa.Array]:
     """Returns a function from texts to the values at a path, as texts; see `StringExpr.json_path_match`."""
     steps = steps_of(path)
 
@@ -76,9 +77,17 @@ def matching(path: str, only: str | None) -> Callable[[pa.Array], pa.Array]:
             return None if only == "scalar" else msgspec.json.format(raw, indent=-1).decode()
         if only == "nested":
             return None
-        return str(msgspec.json.decode(raw)) if raw[:1] == b'"' else raw.decode()
+        return str(msgspec.json.decode(raw)) if raw[:1] == b'"' and only != "json" else raw.decode()
 
-    return lambda texts: _each(value, texts, pa.string())
+    def needed(text: str) -> str:
+        found = value(text)
+        if found is None:
+            shown = text if len(text) < _SHOWN else f"{text[:_SHOWN]}…"
+            what = "no value" if only in (None, "json") else "no object or array" if only == "nested" else f"no {only}"
+            raise DataError(f"{what} at {path!r} of {shown!r}", hint="strict=False, or NULL ON … in SQL, gives NULL")
+        return found
+
+    return lambda texts: _each(needed if strict else value, texts, pa.string())
 
 
 def existing(path: str) -> Callable[[pa.Array], pa.Array]:

@@ -30,6 +30,14 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         strict = not expr.option("null_on_oob")
         get = functools.partial(_list_get, index=expr.option("index"), strict=strict, what=expr.text())
         return apply(expr, get, node, can_fail=strict)
+    if expr.kind == "list.sort":
+        return apply(expr, functools.partial(_sort, **dict(expr.options)), node)
+    if expr.kind == "list.sum":
+        kind = number(expr, Compiled(node.type.value_type, node.run)).type
+        if pa.types.is_decimal256(kind):
+            raise UserError(f"{expr.text()} cannot be computed: list.sum of {kind}", hint=".cast() to a decimal128")
+        wide, result = _sum_types(kind)
+        return apply(expr, functools.partial(_sum, wide=wide, result=result, what=expr.text()), node, can_fail=True)
     if expr.kind == "list.quantile":
         inner = number(expr, Compiled(node.type.value_type, node.run))
         node = to_type(node, pa.list_(pa.float64())) if inner.type != pa.float64() else node
@@ -95,6 +103,49 @@ def _quantile(lists: pa.Array, *, fraction: float, between: Callable[[Any, Any, 
     return pa.array(made, pa.float64(), mask=empty)
 
 
+def _rows(lists: pa.Array) -> pa.Table:
+    """Returns the values of all lists, one below the other, with the number of their list."""
+    return pa.table({"list": pc.list_parent_indices(lists), "value": lists.flatten()})
+
+
+def _sort(lists: pa.Array, *, descending: bool, nulls_last: bool) -> pa.Array:
+    rows = _rows(lists)
+    values, way = rows.column("value"), "descending" if descending else "ascending"
+    rows = rows.append_column("null", values.is_null() if nulls_last else values.is_valid())
+    order = [("list", "ascending"), ("null", "ascending")]
+    if pa.types.is_floating(values.type):  # pyarrow puts NaN behind all numbers in both directions
+        rows = rows.append_column("nan", pc.is_nan(values))
+        order.append(("nan", way))
+    order.append(("value", way))
+    values = rows.column("value").combine_chunks().take(pc.sort_indices(rows, order))
+    sizes = pc.list_value_length(lists).fill_null(0).to_numpy()
+    bounds = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+    mask = lists.is_null() if lists.null_count else None
+    return pa.ListArray.from_arrays(bounds, values, type=lists.type, mask=mask)
+
+
+def _sum(lists: pa.Array, *, wide: pa.DataType, result: pa.DataType, what: str) -> pa.Array:
+    """Sums the values of each list in a wider type, since pyarrow's sums of whole numbers and decimals wrap in silence."""
+    rows = _rows(lists)
+    rows = rows.set_column(1, "value", rows.column("value").cast(wide))
+    sums = rows.group_by("list", use_threads=False).aggregate([("value", "sum")])
+    places = np.full(len(lists), -1, np.int64)
+    places[sums.column("list").to_numpy()] = np.arange(len(sums))
+    try:
+        return sums.column("value_sum").cast(result).combine_chunks().take(pa.array(places, mask=places < 0))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{what}: the sum does not fit {result}", hint="cast the values to a wider type") from error
+
+
+def _sum_types(kind: pa.DataType) -> tuple[pa.DataType, pa.DataType]:
+    """Returns the type in which values of a type are summed exactly, and the type of the sum."""
+    if pa.types.is_decimal(kind):
+        return pa.decimal256(76, kind.scale), pa.decimal128(38, kind.scale)
+    if pa.types.is_integer(kind):
+        return pa.decimal128(20), pa.uint64() if pa.types.is_unsigned_integer(kind) else pa.int64()
+    return pa.float64(), pa.float64()
+
+
 def _list_has_null(lists: pa.Array) -> pa.Array:
     values = lists.values
     return _any_per_list(lists, values.is_null() if values.null_count else pa.repeat(FALSE, len(values)))
@@ -140,4 +191,6 @@ def _bounds(lists: pa.Array) -> tuple[Any, Any]:
     return offsets[:-1], offsets[1:]
 
 
-STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.join", "list.contains", "list.quantile"], _list_step)
+STEPS: Steps = dict.fromkeys(
+    ["list.get", "list.len", "list.join", "list.contains", "list.quantile", "list.sum", "list.sort"], _list_step
+)

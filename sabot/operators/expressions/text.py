@@ -50,11 +50,12 @@ def _string_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     (node,) = nodes
     node = _as_text(expr, node)
     function = _string_function(expr)
+    fails = dict(expr.options).get("strict", False)
     try:
-        function(pa.array([""]))  # pyarrow parses the pattern only if there is a row
+        function(pa.array([None] if fails else [""], pa.string()))  # pyarrow parses the pattern only if there is a row
     except pa.ArrowInvalid as error:
         raise UserError(f"{expr.text()}: {error}") from error
-    return apply(expr, function, node)
+    return apply(expr, function, node, can_fail=fails)
 
 
 def _as_text(expr: Expr, node: Compiled) -> Compiled:
@@ -135,7 +136,7 @@ def _string_function(expr: Expr) -> Function:
         case "reverse":
             return lambda x: pc.ascii_reverse(x) if is_ascii(x) else pc.utf8_reverse(x)
         case "json_path_match":
-            return json_paths.matching(options["json_path"], options["only"])
+            return json_paths.matching(options["json_path"], options["only"], strict=options.get("strict", False))
         case "json_exists":
             return json_paths.existing(options["json_path"])
         case "is_json":

@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _WHOLE = frozenset(
-    ["count_distinct", "collect_list", "arg_min", "arg_max", "user"]
+    ["count_distinct", "collect_list", "collect_set", "arg_min", "arg_max", "user"]
 )  # kinds that have no result after each row
 
 

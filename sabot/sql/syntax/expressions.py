@@ -61,6 +61,7 @@ _SYMBOLS = {
     **dict.fromkeys(("*", "/", "%", "||"), _MULTIPLY),
 }
 _WITHOUT_PARENTHESES = frozenset(["CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP", "LOCALTIME", "LOCALTIMESTAMP"])
+_EMPTY = {"ARRAY": "[]", "OBJECT": "{}"}
 _EXTRACTED = (*UNITS, "DOW", "DOY", "ISODOW", "ISOYEAR", "EPOCH", "MILLISECOND", "MICROSECOND", "NANOSECOND")
 
 
@@ -509,26 +510,33 @@ class Expressions(TokenCursor):
             type = self.type()
             none = Constant("null", "NULL", start)
             arguments.append(Argument(Name("RETURNING", start), Cast(none, type, False, start), self.since(start)))
+        return (*arguments, *self._on_events(default=True))
+
+    def _on_events(self, *, default: bool) -> list[Expression]:
+        """Reads what a function of JSON gives ON EMPTY and ON ERROR, as arguments of these names: a value, or ERROR.
+
+        `default`: True for JSON_VALUE, which takes DEFAULT and a value; JSON_QUERY takes EMPTY ARRAY and EMPTY OBJECT.
+        """
+        found: list[Expression] = []
         for event in ("EMPTY", "ERROR"):
             start = self.token.span
-            if self.is_word("ERROR", "ON"):
-                raise SqlFault(start, "ERROR ON … is not supported", "NULL ON …, or DEFAULT value ON …")
+            value: Expression | None = None
             # RETURNING BIGINT NULL ON EMPTY: the type has read the NULL
             if self.is_word("ON", event) and self.peek(-1).word == "NULL":
-                value: Expression = Constant("null", "NULL", self.before)
+                value = Constant("null", "NULL", self.before)
             elif self.is_word("NULL", "ON", event):
                 value = Constant("null", "NULL", self.next().span)
-            elif self.is_word("DEFAULT"):
-                self.next()
+            elif self.is_word("ERROR", "ON", event):
+                value = Word("ERROR", self.next().span)
+            elif not default and any(self.is_word("EMPTY", kind, "ON", event) for kind in _EMPTY):
+                value = Constant("string", _EMPTY[self.peek().word], self.expect_word("EMPTY", self.peek().word))
+            elif default and self.take_word("DEFAULT"):
                 value = self.expression()
-                if not self.is_word("ON", event):
-                    event = "ERROR"
-            else:
-                continue
-            self.expect_word("ON")
-            self.expect_word(event)
-            arguments.append(Argument(Name(event, start), value, self.since(start)))
-        return tuple(arguments)
+                event = event if self.is_word("ON", event) else "ERROR"
+            if value is not None:
+                self.expect_word("ON", event)
+                found.append(Argument(Name(event, start), value, self.since(start)))
+        return found
 
     def _json_path(self) -> list[Expression]:
         arguments = [self.expression()]
@@ -537,19 +545,28 @@ class Expressions(TokenCursor):
 
     def _json_exists(self) -> tuple[Expression, ...]:
         arguments = self._json_path()
-        if not (self.take_word("FALSE", "ON", "ERROR") or self.is_symbol(")")):
-            raise SqlFault(self.token.span, "JSON_EXISTS is FALSE ON ERROR", "leave it out")
+        if not self.is_symbol(")"):
+            if self.token.word not in ("TRUE", "FALSE", "UNKNOWN", "ERROR"):
+                self.expected("TRUE, FALSE, UNKNOWN or ERROR", "of JSON_EXISTS")
+            arguments.append(Word(self.token.word, self.next().span))
+            self.expect_word("ON", "ERROR")
         return tuple(arguments)
 
     def _json_query(self) -> tuple[Expression, ...]:
+        """The arguments of JSON_QUERY: WITH … WRAPPER becomes a word behind the path."""
         arguments = self._json_path()
-        if self.take_word("WITHOUT"):
+        if self.is_word("RETURNING"):
+            raise SqlFault(self.token.span, "RETURNING of JSON_QUERY is not supported", "it returns a STRING")
+        start = self.token.span
+        wrapper = "WITHOUT"
+        if self.take_word("WITH"):
+            wrapper = self.token.word if self.token.word in ("CONDITIONAL", "UNCONDITIONAL") else "UNCONDITIONAL"
+            self.take_word(wrapper)
+        if wrapper != "WITHOUT" or self.take_word("WITHOUT"):
             self.take_word("ARRAY")
             self.expect_word("WRAPPER", where="of JSON_QUERY")
-        if not self.is_symbol(")"):
-            hint = "leave it out: other values, and texts that are no JSON, give NULL"
-            raise SqlFault(self.token.span, f"{self.token.word} of JSON_QUERY is not supported", hint)
-        return tuple(arguments)
+        arguments.append(Word(wrapper, self.since(start)))
+        return (*arguments, *self._on_events(default=False))
 
     def _json_object(self) -> tuple[Expression, ...]:
         """The arguments of JSON_OBJECT: keys and values by turns, and the word of … ON NULL."""

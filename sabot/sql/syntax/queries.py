@@ -11,6 +11,7 @@ from sabot.sql.syntax.tree import (
     Alternatives,
     Body,
     Call,
+    Constant,
     Derived,
     Expression,
     Item,
@@ -62,8 +63,10 @@ class Queries(Expressions):
             return Query(tables, body, order, limit, offset, self.since(start))
 
     def _fetch(self) -> Expression:
+        start = self.token.span
         self.take_word("FIRST") or self.expect_word("NEXT")
-        limit = self.expression()
+        one = self.token.word in ("ROW", "ROWS")
+        limit: Expression = Constant("integer", "1", start) if one else self.expression()
         self.take_word("ROWS") or self.expect_word("ROW")
         self.expect_word("ONLY")
         return limit

@@ -19,7 +19,7 @@ from tools.sql_tables import given_tables, write_tables
 
 CORPUS = list(dict.fromkeys(each.text for each in RECORDS if each.kind.startswith("query")))
 OTHERS = ("zzz", "7", "'q'", ",", ")")
-MAY_GO = {"AS", "INNER", "OUTER", "ASC", "ALL", ";", "BOTH", "KEY", "ARRAY", "CROSS", "TABLE"}
+MAY_GO = {"AS", "INNER", "OUTER", "ASC", "ALL", ";", "BOTH", "KEY", "ARRAY", "CROSS", "TABLE", "ROWS", "UNCONDITIONAL"}
 """Tokens without which a statement means the same."""
 
 MAY_BE = {("t", "zzz"), ("u", "zzz"), ("IN", ","), ("'7'", "7")}

@@ -74,6 +74,8 @@ TWINS: list[tuple[Gather, Callable[[list[Row]], Any]]] = [
     ),
     (gather("texts", "count_distinct", TEXT), lambda rows: len(set(some("text", rows)))),
     (gather("numbers", "count_distinct", NUMBER), lambda rows: len(set(some("number", rows)))),
+    (gather("texts_each", "collect_set", TEXT), lambda rows: sorted(set(some("text", rows)))),
+    (gather("numbers_each", "collect_set", NUMBER), lambda rows: sorted(set(some("number", rows)))),
     (gather("low", "min", TEXT), lambda rows: min(some("text", rows), default=None)),
     (gather("high", "max", TEXT), lambda rows: max(some("text", rows), default=None)),
     (gather("first", "first", TEXT), lambda rows: by_time(rows)[0]["text"] if rows else None),

@@ -90,6 +90,8 @@ CALLS = [
     AggregateColumn("tag_high", "max", "tag", where="ok"),
     AggregateColumn("price_high", "max", "price"),
     AggregateColumn("tags", "count_distinct", "tag"),
+    AggregateColumn("tags_each", "collect_set", "tag"),
+    AggregateColumn("i_each", "collect_set", "i", where="ok"),
     AggregateColumn("first", "first", "tag"),
     AggregateColumn("last", "last", "i"),
     AggregateColumn("tag_at_low", "arg_min", "tag", by="i"),
@@ -137,6 +139,8 @@ def expected(rows: list[tuple[Row, int]], call: AggregateColumn) -> Any:
             return max(found, default=None)
         case "count_distinct":
             return len(set(found))
+        case "collect_set":
+            return sorted(set(found))
         case "first":
             return values[0] if values else None
         case "last":
@@ -329,7 +333,7 @@ def test_many_changes_leave_what_duckdb_finds_in_the_rows_that_are_left():
     log: list[Change] = [(INSERT, row, n) for n, row in enumerate(rows)]
     gone = rng.permutation(4000)[:3000].tolist()
     log += [(DELETE, rows[n], n) for n in gone]
-    calls = [call for call in CALLS if call.kind not in ("user", "collect_list")] + [
+    calls = [call for call in CALLS if call.kind not in ("user", "collect_list", "collect_set")] + [
         AggregateColumn("middle", "approx_quantile", "x", q=[0.5]),
         AggregateColumn("best", "top_k", "i", k=3),
     ]

@@ -6,6 +6,7 @@ Most cases are written once and read by both: the names are the same. Where they
 import datetime as dt
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -381,6 +382,40 @@ def test_a_quantile_of_a_list_is_that_of_polars(between: Any, fraction: float) -
     assert made.to_pylist() == pytest.approx(expected, nan_ok=True)
     sliced = evaluate(col("l").list.quantile(fraction, between), pa.record_batch({"l": column}).slice(3, 2))
     assert sliced.to_pylist() == pytest.approx(expected[3:5])
+
+
+@pytest.mark.parametrize("nulls_last", [False, True])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("lists", [[[3.0, None, NAN, 1.0, INF], [], None, [2.0]], [["b", None, "", "a"], ["z"], None]])
+def test_a_sorted_list_is_that_of_polars(lists: list[Any], descending: bool, nulls_last: bool) -> None:
+    batch = pa.record_batch({"l": pa.array(lists)}).slice(0)
+    expected = pl.Series(lists).list.sort(descending=descending, nulls_last=nulls_last).to_list()
+    for made in (
+        evaluate(col("l").list.sort(descending, nulls_last=nulls_last), batch),
+        evaluate(col("l").list.sort(descending, nulls_last=nulls_last), batch.slice(1)),
+    ):
+        assert repr(made.to_pylist()) == repr(expected[len(expected) - len(made) :])
+
+
+@pytest.mark.parametrize(
+    ("type", "lists", "sums"),
+    [
+        (pa.int32(), [[2**31 - 1, 1, None], [], None, [None], [-5]], [2**31, None, None, None, -5]),
+        (pa.int64(), [[2**63 - 1, -1], [-(2**63), 0]], [2**63 - 2, -(2**63)]),
+        (pa.uint64(), [[2**63, 5]], [2**63 + 5]),
+        (pa.float64(), [[0.5, None, 1.5], [NAN, 1.0]], [2.0, NAN]),
+        (pa.decimal128(4, 2), [[Decimal("99.99"), Decimal("0.01")]], [Decimal("100.00")]),
+    ],
+)
+def test_a_sum_of_a_list_is_exact(type: pa.DataType, lists: list[Any], sums: list[Any]) -> None:
+    made = evaluate(col("l").list.sum(), pa.record_batch({"l": pa.array(lists, pa.list_(type))}))
+    assert repr(made.to_pylist()) == repr(sums)
+
+
+def test_a_sum_of_a_list_that_has_too_many_digits_is_an_error() -> None:
+    for type, lists in ((pa.int64(), [[1], [2**63 - 1, 1]]), (pa.uint64(), [[2**63, 2**63]])):
+        with pytest.raises(DataError, match="the sum does not fit"):
+            evaluate(col("l").list.sum(), pa.record_batch({"l": pa.array(lists, pa.list_(type))}))
 
 
 def test_a_cut_has_the_labels_of_polars() -> None:
