@@ -15,15 +15,17 @@ from sabot.errors import LetterRefused, TransientError, UserError
 from sabot.journal import JournalReader, open_inbox, open_reader
 from sabot.journal.entries import Intent, Letter
 
-Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]]]
-"""Decides on a question: returns the seconds until it is answered, and the function that returns the answer then."""
+Decide = Callable[[Intent], tuple[float, Callable[[], dict[str, Any]]] | None]
+"""Decides on a question: returns the seconds until it is answered, and the function that returns the answer then; or None, which leaves the
+question to somebody else.
+"""
 
 _LOOK_SECONDS = 0.02
 _GIVEN = ("second", "closed")  # reasons of refusal by which the question was answered or withdrawn already
 
 
 class Person:
-    """A person who follows a journal, and answers each question once, as `decide` says. It works in a thread of its
+    """A person who follows a journal, and answers a question once, as `decide` says. It works in a thread of its
     own from `start` to `finish`. If the server of the journal is unreachable, it waits.
     """
 
@@ -80,8 +82,10 @@ class Person:
         for position, entry in reader.read(start=start):
             start[position.partition] = position.offset + 1
             if isinstance(entry, Intent) and entry.kind == "ask":
-                seconds, answer = self._decide(entry)
-                heapq.heappush(self._due, (now + seconds, next(self._numbers), entry, answer))
+                decided = self._decide(entry)
+                if decided is not None:
+                    seconds, answer = decided
+                    heapq.heappush(self._due, (now + seconds, next(self._numbers), entry, answer))
         while self._due and self._due[0][0] <= now:
             *_, question, answer = self._due[0]
             self._post(question, answer())

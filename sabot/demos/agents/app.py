@@ -1,25 +1,26 @@
-"""The agents demo's agent, and the process in which it runs: `python -m sabot.demos.agents.app FOLDER BANK_URL
-MODEL_URL`.
+"""The agents demo's agent.
 
 tickets.ndjson ──▶ support (durable, a conversation per customer) ──▶ answers.ndjson
-                     the model: HTTP, at MODEL_URL
-                     look_up: reads orders.json           refund: calls the bank, the witness at BANK_URL
+                     the model: HTTP
+                     look_up: reads orders.json           refund: calls the bank, which is a witness
                      policy: a refund above LIMIT waits for a person, who answers through the journal's inbox
 """
 
 import json
-import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sabot.agents import ConstraintPolicy, PolicyEngine
+from sabot.agents import Budget, ConstraintPolicy, PolicyEngine
 from sabot.app import App
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.demos.tickets import OpenTickets
 from sabot.llm import AgentResult, Effect, ExecutionEngine, OpenAIProvider, Price, PriceTable, tool
 from sabot.testing import WitnessClient
 
 LIMIT = 50  # dollars that the agent may refund without approval
 MODEL = "demo-1"
+_DOLLARS_A_DAY = Decimal("1")
 PRICES = PriceTable({MODEL: Price("0.15", "0.60")}, version="demo")
 
 _INSTRUCTIONS = (
@@ -39,10 +40,11 @@ def _reply(ticket: dict[str, Any], result: AgentResult) -> dict[str, Any]:
     return {**said, "tokens": result.usage.total_tokens, "model_calls": result.turns}
 
 
-def build(folder: Path, bank_url: str, model_url: str) -> App:
-    """Returns the app. Its state, journal, input and output are in the folder."""
+def build(folder: Path, bank_url: str, model_url: str, *, ends: bool = True) -> App:
+    """Returns the app. Its state, journal, input and output are in the folder. `ends`: False to wait for tickets behind the last one."""
     policy = PolicyEngine([ConstraintPolicy(["refund"], field="amount", max=LIMIT, otherwise="ask")])
-    app = App("agents-demo", state=str(folder / "state"), checkpoint_interval="200ms", policy=policy)
+    budgets = [Budget("agents-demo", max_cost_daily=_DOLLARS_A_DAY)]
+    app = App("agents-demo", state=str(folder / "state"), checkpoint_interval="200ms", policy=policy, budgets=budgets)
     bank = WitnessClient(bank_url)
     orders = json.loads((folder / "orders.json").read_text())
 
@@ -60,7 +62,7 @@ def build(folder: Path, bank_url: str, model_url: str) -> App:
 
     engine = ExecutionEngine(OpenAIProvider(MODEL, base_url=model_url, api_key="none"), prices=PRICES)
     app.llm_agent(
-        NdjsonSource(folder / "tickets.ndjson"),
+        (NdjsonSource if ends else OpenTickets)(folder / "tickets.ndjson"),
         engine,
         name="support",
         key="customer",
@@ -68,11 +70,8 @@ def build(folder: Path, bank_url: str, model_url: str) -> App:
         tools=[look_up, refund],
         instructions=_INSTRUCTIONS,
         temperature=0,
+        max_tokens=200,
         reply=_reply,
         sink=NdjsonSink(folder / "answers.ndjson"),
     )
     return app
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]), sys.argv[2], sys.argv[3]).main()

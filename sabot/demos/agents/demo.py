@@ -3,8 +3,6 @@ agent's questions, and compares the answers with the requests that the model's s
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
 from sabot.demos.person import Person
+from sabot.demos.program import DemoProgram
 from sabot.errors import SabotError, UserError
 from sabot.journal import open_reader
 from sabot.journal.effects import EffectId
@@ -32,10 +31,18 @@ _ANSWERED_AFTER = 0.3  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo
 _LOOK_SECONDS = 0.02
 _HANGS_SECONDS = 600.0  # so long that the process is killed first
+_LEFT = 2  # questions that are left to those who look at the console
+_CALLS_OF_LEFT = 2  # of the model, before such a question
+_PROGRAM = """from pathlib import Path
+from sabot.demos.agents.app import build
+
+app = build(Path({folder!r}), {bank!r}, {model!r}, ends={ends})
+"""
 
 
-def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
-    """Runs the demo to its end. `tickets`: the number of tickets, at least 10. `json`: True prints nothing.
+def run(tickets: int = 40, *, json: bool = False, web: bool = False) -> dict[str, Any]:
+    """Runs the demo to its end. `tickets`: the number of tickets, at least 10. `json`: True prints nothing. `web`: True opens the console,
+    leaves some questions to those who look at it, and ends with KeyboardInterrupt.
 
     Returns tickets (answered), model_calls (answers of the model that the agent used), asked (requests that the
     model's server received), paid_twice (answers made a second time, because the process was killed before it had
@@ -48,16 +55,19 @@ def run(tickets: int = 40, *, json: bool = False) -> dict[str, Any]:
     console = Console(quiet=json)
     with tempfile.TemporaryDirectory(prefix="sabot-demo-") as name:
         folder = Path(name)
-        shop = _Shop(folder, tickets)
+        shop = _Shop(folder, tickets, _LEFT if web else 0)
         model = DemoModel(shop.middle)
         with Witness(folder / "bank.db") as bank, FakeModelServer(model.answer) as server:
-            demo = _SupportDemo(folder, shop, bank, server, model, console)
             build(folder, bank.url, server.openai_url)  # raises here if a library is missing
-            outcome = demo.outcome()
-            wrong = demo.wrong(outcome)
-    if wrong:
-        raise SabotError(f"the demo came out wrong: {'; '.join(wrong)}", hint=f"its figures: {outcome}")
-    console.print(_summary(outcome))
+            text = _PROGRAM.format(folder=str(folder), bank=bank.url, model=server.openai_url, ends=not web)
+            with DemoProgram(folder, "agents_demo", text, web=web) as program:
+                demo = _SupportDemo(folder, shop, bank, server, model, program, console)
+                outcome = demo.outcome()
+                if wrong := demo.wrong(outcome):
+                    raise SabotError(f"the demo came out wrong: {'; '.join(wrong)}", hint=f"its figures: {outcome}")
+                console.print(_summary(outcome))
+                if web:
+                    program.show(f"{len(shop.left)} questions are left to you in the inbox")
     return outcome
 
 
@@ -66,11 +76,12 @@ class _Shop:
 
     Each customer writes two tickets: one about an order, and one that asks which payment the shop made. Two of three
     orders arrived broken, so their price should be refunded. Half of these refunds are larger than the agent may make
-    without approval; a person refuses some of them.
+    without approval; a person refuses some of them, and leaves the last `left` to others.
     """
 
-    def __init__(self, folder: Path, tickets: int) -> None:
+    def __init__(self, folder: Path, tickets: int, left: int = 0) -> None:
         self.tickets = tickets
+        self.left: list[str] = []  # orders about which others decide
         self.due: dict[str, int] = {}  # orders that have to be refunded, with their amounts
         self.refused: set[str] = set()
         orders: dict[str, dict[str, Any]] = {}
@@ -82,6 +93,9 @@ class _Shop:
             rows.append({"ticket": number, "customer": f"c-{customer}", "text": text})
             if not is_second:
                 orders[order] = self._order(order, customer)
+        self.left = [order for order, amount in self.due.items() if amount > LIMIT][-left:] if left else []
+        for order in self.left:
+            del self.due[order]
         (folder / "orders.json").write_text(json.dumps(orders))
         (folder / "tickets.ndjson").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
@@ -101,10 +115,12 @@ class _Shop:
         return [*self.due][first : first + 2]
 
     def answers(self, payments: dict[str, int]) -> dict[int, str]:
-        """Returns the right answer to each ticket, given the bank's payments by order."""
+        """Returns the right answer to each ticket, given the bank's payments by order; without tickets about orders that are left."""
         right = {}
         for ticket in range(self.tickets):
             customer, is_second = ticket // 2, ticket % 2
+            if f"o-{customer}" in self.left:
+                continue
             order, paid = f"o-{customer}", payments.get(f"o-{customer}")
             if is_second:
                 right[ticket] = "Nothing was given back." if paid is None else f"It was payment {paid}."
@@ -121,15 +137,24 @@ class _SupportDemo:
     """One run of the demo: the process of the app, its kills, and the person who answers."""
 
     def __init__(
-        self, folder: Path, shop: _Shop, bank: Witness, server: FakeModelServer, model: DemoModel, console: Console
+        self,
+        folder: Path,
+        shop: _Shop,
+        bank: Witness,
+        server: FakeModelServer,
+        model: DemoModel,
+        program: DemoProgram,
+        console: Console,
     ) -> None:
         self._folder = folder
         self._shop = shop
         self._bank = bank
         self._server = server
         self._model = model
+        self._program = program
         self._console = console
         self._person = Person(str(folder / "state"), self._decide)
+        self._left: set[str] = set()  # orders about which a question was left
         self._doubts = self._kills = 0
         self._until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
 
@@ -174,7 +199,7 @@ class _SupportDemo:
             "no refund is lost": outcome["lost"] == 0,
             "only refunds that are due are made": len(made) == len(self._shop.due),
             "the model is asked again only where a kill has lost the answer": (
-                outcome["model_calls"] == len(self._model.made) <= outcome["asked"]
+                outcome["model_calls"] + _CALLS_OF_LEFT * len(self._left) == len(self._model.made) <= outcome["asked"]
             ),
             "an answer that a kill has lost is paid twice": (
                 outcome["paid_twice"] >= len(self._shop.middle) and outcome["tokens"] > recorded
@@ -185,58 +210,60 @@ class _SupportDemo:
         return [f"not true: {what}" for what, holds in must.items() if not holds]
 
     def _work(self) -> None:
-        """Starts the app's process, kills it at two moments that leave a call open, starts it again, and waits for its end."""
+        """Starts the app's process, kills it at two moments that leave a call open, starts it again, and waits for its end, or for all
+        answers but those to questions that are left to others.
+        """
         shop, bank = self._shop, self._bank
         self._print(f"A model answers {shop.tickets} tickets, with two tools: look_up reads, refund moves money.")
         self._print(f"Refunds above {LIMIT} dollars wait for the approval of a person.")
-        worker = self._start()
-        try:
-            self._wait(worker, lambda: self._model.kept_back == len(shop.middle))
-            self._kill(worker, "answers of the model are paid and have not arrived")
-            # At least two more refunds follow, those of the answers that were kept back: the first is made, the second hangs.
-            bank.client.plan("slow", "refund", seconds=0)
-            bank.client.plan("late", "refund", seconds=_HANGS_SECONDS)
-            worker = self._start()
-            self._wait(worker, lambda: bank.requests("refund")["late"] == 1)
-            self._kill(worker, "the app has no answer to one of them")
-            worker = self._start()
-            self._wait(worker, lambda: worker.poll() is not None)
-        finally:
-            worker.kill()
-            worker.wait()
+        program = self._program
+        program.start()
+        self._wait(lambda: self._model.kept_back == len(shop.middle))
+        self._kill("answers of the model are paid and have not arrived")
+        # At least two more refunds follow, those of the answers that were kept back: the first is made, the second hangs.
+        bank.client.plan("slow", "refund", seconds=0)
+        bank.client.plan("late", "refund", seconds=_HANGS_SECONDS)
+        program.start()
+        self._wait(lambda: bank.requests("refund")["late"] == 1)
+        self._kill("the app has no answer to one of them")
+        program.start()
+        if shop.left:
+            right = len(shop.answers({}))
+            self._wait(lambda: len(answers(self._folder)) >= right and len(self._left) == len(shop.left))
+        else:
+            self._wait(lambda: program.poll() is not None)
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        words = ["-P", "-m", "sabot.demos.agents.app", str(self._folder), self._bank.url, self._server.openai_url]
-        return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def _kill(self, worker: "subprocess.Popen[bytes]", when: str) -> None:
-        worker.kill()
-        worker.wait()
+    def _kill(self, when: str) -> None:
+        self._program.kill()
         self._kills += 1
         self._print(f"kill -9: {self._refunds()} refunds are made; {when}. Starting again.")
 
-    def _wait(self, worker: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
+    def _wait(self, until: Callable[[], bool]) -> None:
         """Waits until `until()` is true. Raises SabotError if the process ends earlier, or if the wait takes too
         long.
         """
         while not until():
             self._person.check()
-            code = worker.poll()
+            code = self._program.poll()
             if code is not None and not until():
                 raise SabotError(f"the app of the demo ended too early, with exit code {code}; its output is above")
             if SYSTEM_CLOCK.monotonic() > self._until:
                 raise SabotError(f"the demo did not end within {_PATIENCE_SECONDS:g} s")
             threading.Event().wait(_LOOK_SECONDS)
-        if worker.returncode:
-            raise SabotError(f"the app of the demo ended with exit code {worker.returncode}; its output is above")
+        if code := self._program.poll():
+            raise SabotError(f"the app of the demo ended with exit code {code}; its output is above")
 
     def _refunds(self) -> int:
         return len(self._bank.effects("refund"))
 
-    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
-        """Decides as a person: approves refunds, except some. A refund in doubt is looked up at the bank."""
+    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]] | None:
+        """Decides as a person: approves refunds, except some, and leaves some. A refund in doubt is looked up at the bank."""
         if question.name != "in_doubt":
-            approved = self._order(question) not in self._shop.refused
+            order = self._order(question)
+            if order in self._shop.left:
+                self._left.add(order)
+                return None
+            approved = order not in self._shop.refused
             return _ANSWERED_AFTER, lambda: {"approved": approved}
         self._doubts += 1
         key = EffectId(question.job, question.ordinal).key

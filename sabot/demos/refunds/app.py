@@ -1,4 +1,4 @@
-"""The refunds demo's agent, and the process in which it runs: `python -m sabot.demos.refunds.app FOLDER URL`.
+"""The refunds demo's agent.
 
 tickets.ndjson --> refunds (durable) --> answers.ndjson
                      asks a person: the journal's inbox
@@ -6,12 +6,12 @@ tickets.ndjson --> refunds (durable) --> answers.ndjson
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from sabot.app import App
 from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.demos.tickets import OpenTickets
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 
@@ -32,8 +32,8 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def build(folder: Path, bank_url: str) -> App:
-    """Returns the app. Its state, journal, input and output are in the folder."""
+def build(folder: Path, bank_url: str, *, ends: bool = True) -> App:
+    """Returns the app. Its state, journal, input and output are in the folder. `ends`: False to wait for tickets behind the last one."""
     app = App("refunds-demo", state=str(folder / "state"), checkpoint_interval="200ms")
     bank = WitnessClient(bank_url)
 
@@ -46,9 +46,9 @@ def build(folder: Path, bank_url: str) -> App:
     async def amount_of(ticket: dict[str, Any]) -> int:
         return int(ticket["amount"])
 
-    @app.agent(
-        NdjsonSource(folder / "tickets.ndjson"), sink=NdjsonSink(folder / "answers.ndjson"), durable=True, concurrency=4
-    )
+    tickets = (NdjsonSource if ends else OpenTickets)(folder / "tickets.ndjson")
+
+    @app.agent(tickets, sink=NdjsonSink(folder / "answers.ndjson"), durable=True, concurrency=4)
     async def refunds(ctx: Any) -> dict[str, Any]:
         order = ctx.message["order"]
         amount = await ctx.step(amount_of, ctx.message, effect="read")
@@ -57,7 +57,3 @@ def build(folder: Path, bank_url: str) -> App:
         return {"order": order, "refund": number}
 
     return app
-
-
-if __name__ == "__main__":
-    build(Path(sys.argv[1]), sys.argv[2]).main()

@@ -2,8 +2,6 @@
 which refunds were made.
 """
 
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.person import Person
+from sabot.demos.program import DemoProgram
 from sabot.demos.refunds.app import answers, write_tickets
 from sabot.errors import SabotError, UserError
 from sabot.journal.effects import EffectId
@@ -27,10 +26,17 @@ _ANSWERED_AFTER = 1.0  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo
 _LOOK_SECONDS = 0.02
 _REFUSED_EACH = 10  # of this number of tickets one is refused
+_LEFT = 3  # questions that are left to those who look at the console
+_PROGRAM = """from pathlib import Path
+from sabot.demos.refunds.app import build
+
+app = build(Path({folder!r}), {bank!r}, ends={ends})
+"""
 
 
-def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
-    """Runs the demo to its end. `jobs`: the number of tickets. `json`: True prints nothing.
+def run(jobs: int = 60, *, json: bool = False, web: bool = False) -> dict[str, Any]:
+    """Runs the demo to its end. `jobs`: the number of tickets. `json`: True prints nothing. `web`: True opens the console, leaves the last
+    questions to those who look at it, and ends with KeyboardInterrupt.
 
     Returns jobs (with an answer), approvals (given), asked (refunds that were approved), done (refunds that the
     witness has recorded), twice (refunds made twice), lost (approved, but not recorded), in_doubt (refunds that were
@@ -43,18 +49,26 @@ def run(jobs: int = 60, *, json: bool = False) -> dict[str, Any]:
         folder = Path(name)
         write_tickets(folder, jobs)
         with Witness(folder / "witness.db") as witness:
-            outcome = _RefundsDemo(folder, witness, jobs, console).outcome()
-    console.print(_summary(outcome))
+            text = _PROGRAM.format(folder=str(folder), bank=witness.url, ends=not web)
+            with DemoProgram(folder, "refunds_demo", text, web=web) as program:
+                outcome = _RefundsDemo(folder, witness, program, jobs, console, _LEFT if web else 0).outcome()
+                console.print(_summary(outcome))
+                if web:
+                    program.show(f"{min(_LEFT, jobs)} questions are left to you in the inbox")
     return outcome
 
 
 class _RefundsDemo:
     """One run of the demo: the process of the app, its kills, and the person who answers."""
 
-    def __init__(self, folder: Path, witness: Witness, jobs: int, console: Console) -> None:
+    def __init__(
+        self, folder: Path, witness: Witness, program: DemoProgram, jobs: int, console: Console, left: int
+    ) -> None:
         self._folder = folder
         self._witness = witness
+        self._program = program
         self._jobs = jobs
+        self._left = left  # the questions that this person leaves to others
         self._console = console
         self._approved: set[str] = set()  # ids of jobs
         self._seen = self._doubts = 0
@@ -83,39 +97,31 @@ class _RefundsDemo:
         }
 
     def _work(self, until: float) -> int:
-        """Starts the process, kills it twice, starts it again each time, and waits for its end. Returns the number of
-        kills.
+        """Starts the process, kills it twice, starts it again each time, and waits for its end, or for all answers but those to questions
+        that are left to others. Returns the number of kills.
         """
-        kills = 0
-        worker = self._start()
-        try:
-            with _bar(self._console, self._jobs) as bar:
-                while (code := worker.poll()) is None:
-                    done = len(self._witness.effects("refund"))
-                    bar.update(bar.task_ids[0], completed=len(answers(self._folder)), done=done, refresh=True)
-                    if kills < len(_KILLED_AT) and done >= _KILLED_AT[kills] * self._jobs:
-                        kills += 1
-                        worker.kill()
-                        worker.wait()
-                        bar.console.print(f"kill -9: {done} refunds are done; the app starts again")
-                        worker = self._start()
-                    if SYSTEM_CLOCK.monotonic() > until:
-                        raise SabotError(f"the demo did not end within {_PATIENCE_SECONDS:g} s")
-                    threading.Event().wait(_LOOK_SECONDS)
-                bar.update(bar.task_ids[0], completed=len(answers(self._folder)), done=done, refresh=True)
-        finally:
-            worker.kill()
-            worker.wait()
+        kills, program = 0, self._program
+        program.start()
+        with _bar(self._console, self._jobs) as bar:
+            while True:
+                code, done, answered = program.poll(), len(self._witness.effects("refund")), len(answers(self._folder))
+                bar.update(bar.task_ids[0], completed=answered, done=done, refresh=True)
+                if code is not None or (self._left and answered >= self._jobs - self._left):
+                    break
+                if kills < len(_KILLED_AT) and done >= _KILLED_AT[kills] * self._jobs:
+                    kills += 1
+                    program.kill()
+                    bar.console.print(f"kill -9: {done} refunds are done; the app starts again")
+                    program.start()
+                if SYSTEM_CLOCK.monotonic() > until:
+                    raise SabotError(f"the demo did not end within {_PATIENCE_SECONDS:g} s")
+                threading.Event().wait(_LOOK_SECONDS)
         if code:
             raise SabotError(f"the app of the demo ended with exit code {code}; its output is above")
         return kills
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        words = ["-P", "-m", "sabot.demos.refunds.app", str(self._folder), self._witness.url]
-        return subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]]:
-        """Decides as a person: approves refunds, except every tenth. A refund in doubt is looked up at the bank."""
+    def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]] | None:
+        """Decides as a person: approves refunds except every tenth, leaves the last ones. A refund in doubt is looked up at the bank."""
         if question.name == "in_doubt":
             self._doubts += 1
             key = EffectId(question.job, question.ordinal).key
@@ -123,6 +129,8 @@ class _RefundsDemo:
                 "outcome": "not_done" if self._witness.client.find(key) is None else "done"
             }
         self._seen += 1
+        if self._seen > self._jobs - self._left:
+            return None
         approved = self._seen % _REFUSED_EACH != 0
         if approved:
             self._approved.add(question.job)

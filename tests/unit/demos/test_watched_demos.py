@@ -1,0 +1,121 @@
+"""`sabot demo … --web`: each demo says where its console is, and its pages have what there is to see."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from unit.web.test_console import Browser
+from unit.web.test_inbox_screens import fields
+
+from sabot.cli import commands
+from tools.command_line import ENV, SABOT, child
+
+pytestmark = pytest.mark.integration
+
+
+class Watched:
+    """A demo that runs with its console, and a client that may act."""
+
+    def __init__(self, process: Any, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.until(lambda: "/enter?token=" in self.said())
+        found = re.search(r"http://127.0.0.1:(\d+)/enter\?token=(\S+)", self.said())
+        assert found is not None
+        self.client = Browser(type("Port", (), {"port": int(found[1])})())  # type: ignore[arg-type]
+        self.client.enter(found[2])
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        """Waits until something holds, while the demo runs, and returns it."""
+        deadline = time.monotonic() + 90
+        while not (found := holds()):
+            assert time.monotonic() < deadline, self.said()
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.1)
+        return found
+
+    def page(self, path: str) -> str:
+        status, page = self.client.ask(path)
+        assert status == 200, page
+        return page
+
+    def rows(self, path: str) -> list[dict[str, Any]]:
+        return json.loads(self.page(path))
+
+    def ends(self) -> None:
+        """Ends the demo as Ctrl-C does: nothing of it is left, and its console is gone."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 130, self.said()
+        with pytest.raises(OSError):
+            self.client.ask("/")
+
+
+@contextmanager
+def watched(folder: Path, *words: str) -> Iterator[Watched]:
+    log = folder / "log"
+    with (
+        open(log, "w") as file,
+        child(*SABOT, "demo", *words, "--web", cwd=folder, env=ENV, stdout=file, stderr=file) as process,
+    ):
+        try:
+            yield Watched(process, log)
+        finally:
+            process.terminate()  # so that the demo stops its own process
+            process.wait(60)
+    assert [each.name for each in folder.iterdir()] == ["log"]
+
+
+@pytest.mark.slow  # a processor is busy until a window has closed
+def test_the_fraud_demo_has_a_narrow_place_late_rows_and_dead_letters(tmp_path: Path) -> None:
+    with watched(tmp_path, "fraud") as demo:
+        demo.until(lambda: "card_tokens" in re.sub(r"<svg.*?</svg>", "", demo.page("/"), flags=re.DOTALL))
+        assert "is the narrow place" in demo.page("/")
+        demo.until(lambda: sum(each["late_rows"] or 0 for each in demo.rows("/steps.json")) > 0)
+        (first, *_) = demo.until(lambda: demo.rows("/letters.json"))
+        assert "amount is missing" in str(first)
+        demo.ends()
+
+
+@pytest.mark.slow  # the app is killed twice
+def test_the_refunds_demo_leaves_questions_to_approve_and_to_refuse(tmp_path: Path) -> None:
+    with watched(tmp_path, "refunds", "--jobs", "12") as demo:
+        demo.until(lambda: "3 questions are left to you in the inbox" in demo.said())
+        assert demo.said().count("/enter?token=") == 2, (
+            "the address is said once, although the app was started three times"
+        )
+        first, second, third = fields(demo.page("/inbox"))
+        for form in ({first: "1", "answer": "reject"}, {second: "1", third: "1", "answer": "approve"}):
+            status, page = demo.client.ask("/act/answer", form=form)
+            assert status == 200, page
+        ended = {"succeeded"}
+        demo.until(lambda: {each["status"] for each in demo.rows("/jobs.json")} == ended)
+        demo.ends()
+
+
+@pytest.mark.slow  # the app is killed twice
+def test_the_agents_demo_shows_what_the_agent_did_for_a_ticket_and_what_it_cost(tmp_path: Path) -> None:
+    with watched(tmp_path, "agents", "--tickets", "12") as demo:
+        demo.until(lambda: "questions are left to you in the inbox" in demo.said())
+        ticket, *_ = [each for each in demo.rows("/jobs.json?key=c-1") if each["effects"] > 1]
+        assert float(ticket["dollars"]) > 0
+        page = demo.page(f"/job?id={ticket['job_id']}")
+        assert all(word in page for word in ("call look_up", "call refund", "o-1", "You have your money back"))
+        assert "agents-demo" in demo.page("/budgets")
+        demo.ends()
+
+
+@pytest.mark.parametrize("demo", ["fraud", "refunds", "agents"])
+def test_figures_at_the_end_and_a_console_exclude_each_other(demo: str) -> None:
+    done = CliRunner().invoke(commands._cli, ["demo", demo, "--json", "--web"])
+    assert done.exit_code == 2
+    assert "leave out --json or --web" in done.stderr
