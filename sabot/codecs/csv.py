@@ -11,7 +11,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot._cython.text.json import BadRow
 from sabot._cython.text.records import binary_array
-from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, parse_error, parse_options
+from sabot.codecs.csv_text import convert_options, failing_texts, field_texts, in_units, parse_error, parse_options
 
 _NOT_ONE = "it is not one CSV record: a line break outside of quotes, or a quote that does not end"
 _MARK = b"\xef\xbb\xbf"  # the byte order mark, which some programs write before UTF-8
@@ -126,7 +126,7 @@ class CsvCodec:
                 )
 
     def _parsed(self, text: bytes) -> pa.RecordBatch:
-        return self._table(text, self._converting).select(self.schema.names)
+        return in_units(self._table(text, self._converting).select(self.schema.names), self.schema)
 
     def _table(self, text: bytes, converting: csv.ConvertOptions) -> pa.RecordBatch:
         if not text:

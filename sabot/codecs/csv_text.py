@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.arrow.batch import normalise
+from sabot.base.arrays import to_unit
 from sabot.errors import UserError
 
 # The most values that are cast one by one to find those that fail.
@@ -44,9 +45,22 @@ def convert_options(
                 raise UserError(
                     f"column {field.name!r} of type {field.type} cannot be read from CSV", hint="make it a string"
                 )
-        options.column_types = {field.name: field.type for field in wanted}
+        options.column_types = {field.name: _parsed_type(field.type) for field in wanted}
         options.include_columns = wanted.names or list(names[:1])  # an empty list would include all columns
     return options
+
+
+def _parsed_type(kind: Any) -> Any:
+    """Returns the type as which Arrow parses a field of this type: it refuses digits of the second that a type lacks."""
+    return pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) and kind.unit in ("s", "ms") else kind
+
+
+def in_units(data: pa.RecordBatch, wanted: pa.Schema) -> pa.RecordBatch:
+    """Returns fields that were parsed by `convert_options` in the types of `wanted`: times rounded down to their unit."""
+    for number, field in enumerate(wanted):
+        if data.schema.field(number).type != field.type and pa.types.is_timestamp(field.type):
+            data = data.set_column(number, field, to_unit(data.column(number), field.type.unit))
+    return data
 
 
 def parse_error(value: bytes, kind: Any) -> str:
@@ -56,7 +70,7 @@ def parse_error(value: bytes, kind: Any) -> str:
     text = (value.strip(b" \t") if _trimmed(kind) else value).decode(errors="replace")
     if pa.types.is_timestamp(kind):
         try:
-            pa.scalar(text).cast(pa.timestamp(kind.unit, None if kind.tz else "UTC"))
+            pa.scalar(text).cast(pa.timestamp(_parsed_type(kind).unit, None if kind.tz else "UTC"))
         except pa.ArrowInvalid:
             return f"invalid value '{text}'"
         return f"expected {'a' if kind.tz else 'no'} zone offset in '{text}'"
@@ -106,7 +120,7 @@ def failing_texts(texts: pa.Array, kind: Any) -> list[int]:
 
     def look(low: int, high: int) -> None:
         try:
-            texts.slice(low, high - low).cast(kind)
+            texts.slice(low, high - low).cast(_parsed_type(kind))
         except pa.ArrowInvalid:
             if high - low == 1:
                 failing.append(int(numbers[low]))

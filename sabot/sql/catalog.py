@@ -99,10 +99,8 @@ def _is_clock(column: ColumnDefinition) -> bool:
 
 
 def _may_be_time(type: pa.DataType) -> bool:
-    """Returns True for timestamps and dates, for numbers of ms since 1970, and for texts in ISO 8601."""
-    return bool(
-        pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_int64(type) or pa.types.is_string(type)
-    )
+    """Returns True for timestamps and dates, and for numbers of ms since 1970."""
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_int64(type))
 
 
 def _check_options(statement: CreateTable) -> None:
@@ -162,7 +160,8 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
     options.finish()
     with at(statement.span):
         relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not later else None))
-    return _computed(relation, context, statement, computed, time if later else None, lateness)
+    made = _computed(relation, context, statement, computed, time if later else None, lateness)
+    return replace(made, key=tuple(each.text for each in statement.key))
 
 
 def _computed(
@@ -413,6 +412,7 @@ def _write_files(options: Options, statement: CreateTable) -> OpenWrite:
 def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.connectors.sql import SqlSink
 
+    span = options.value_span("url")
     url = options.need("url").removeprefix("jdbc:")
     table = options.need("table-name", "table")
     user, password = options.take("username", "user"), options.take("password")
@@ -421,7 +421,9 @@ def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     written: dict[str, Any] = {}
     _delivery(options, written)
     evolve = options.choose("evolve", _YES_OR_NO, False)
-    return lambda app: (SqlSink(url, table, evolve=evolve), written)
+    with at(span):
+        sink = SqlSink(url, table, evolve=evolve)
+    return lambda app: (sink, written)
 
 
 def _with_login(url: str, user: str | None, password: str | None) -> str:

@@ -35,7 +35,7 @@ from sabot.sql.syntax.tree import (
     Name,
 )
 from sabot.sql.types import common_type, interval_ms, sql_type
-from sabot.sql.values import Binder, Context, conjuncts, mirrored
+from sabot.sql.values import Binder, Context, conjuncts, mirrored, walk
 from sabot.sql.window_tops import window_top, window_top_in_time
 
 _log = logging.getLogger(__name__)
@@ -379,7 +379,37 @@ class JoinBinder:
 
     def bind_as_of(self) -> Relation:
         """Returns the rows of the left table with the version of the right one at their event time."""
+        self._check_versions()
         return self._bind_point(lambda stream, other, options: stream.join_asof(other, **options))
+
+    def _check_versions(self) -> None:
+        """Raises SqlFault if a declared table has no versions: no event time, or a key that ON leaves out. Warns if it
+        has no key.
+        """
+        right, name = self._right, next((each.qualifier for each in self._right.fields), "")
+        if right.key is None:
+            return
+        span = self._join.right.span
+        if not any(each.shift_ms == 0 for each in right.fields):
+            raise SqlFault(
+                span,
+                f"{name} has no event time, so its rows are valid at no time",
+                "WATERMARK FOR ts AS ts in CREATE TABLE",
+            )
+        columns = [node for each in self._own for node in walk(each) if isinstance(node, Column)]
+        asked = {node.parts[-1].text.lower() for node in columns}
+        left_out = next((each for each in right.key if each.lower() not in asked), None)
+        if left_out is not None:
+            raise SqlFault(
+                span,
+                f"ON leaves out {left_out} of the PRIMARY KEY of {name}",
+                f"… AND a.{left_out} = {name}.{left_out}",
+            )
+        if not right.key:
+            message = (
+                "%s has no PRIMARY KEY: FOR SYSTEM_TIME AS OF takes its last row with the values of ON at that time"
+            )
+            _log.warning(message, name)
 
     def _bind_point(self, make: Callable[[Any, Any, dict[str, Any]], Any]) -> Relation:
         self._sort_conditions()

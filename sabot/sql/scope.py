@@ -89,6 +89,7 @@ class Relation:
     - `window`: the window of TABLE(TUMBLE(…)) and its kin, before GROUP BY has applied it.
     - `ranking`: the ranking that the rows do not have yet.
     - `calls`: the columns of the stream that have results of registered functions, by `key_of` of the call.
+    - `key`: the PRIMARY KEY of a table that CREATE TABLE declares, empty if it has none; None for any other table.
     """
 
     stream: Stream
@@ -96,6 +97,7 @@ class Relation:
     window: TimeWindow | None = None
     ranking: Ranking | None = None
     calls: Mapping[Any, TypedExpr] = field(default_factory=dict)
+    key: tuple[str, ...] | None = None
 
     def named(self, qualifier: str) -> "Relation":
         """Returns the same table under another alias."""

@@ -54,6 +54,11 @@ class Options:
             raise SqlFault(self.span, f"{self._kind} {self.table} needs the option '{names[0]}'", f"'{names[0]}' = '…'")
         return value
 
+    def value_span(self, name: str) -> Span:
+        """Returns the place of an option's value, or that of the table's name if the option is not given."""
+        option = self._options.get(name)
+        return self.span if option is None else option.value_span
+
     def choose(self, name: str, choices: Mapping[str, Any], default: Any = None) -> Any:
         """Returns the meaning of an option's value. Raises SqlFault for a value that is not among the choices."""
         option = self._options.get(name)

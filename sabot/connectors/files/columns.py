@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import normalise
+from sabot.base.arrays import to_unit
 from sabot.errors import UserError
 
 _LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
@@ -116,7 +117,9 @@ def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
-    """Returns these columns in the wanted types. Raises UserError if one is missing or a value does not fit."""
+    """Returns these columns in the wanted types; times in a coarser unit are rounded down, as JSON's are. Raises UserError
+    if a column is missing or a value does not fit.
+    """
     data = _plain(_wanted(data, schema, path), path)
     if data.schema.equals(schema):
         return data
@@ -125,6 +128,8 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
         column: Any = data.column(field.name)
         if column.type != field.type:
             try:
+                if pa.types.is_timestamp(column.type) and pa.types.is_timestamp(field.type):
+                    column = to_unit(column, field.type.unit)
                 column = column.cast(field.type)
             except pa.ArrowException as error:
                 raise UserError(

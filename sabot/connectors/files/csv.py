@@ -15,7 +15,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import normalise
 from sabot.base.checks import FLAG, TEXT, TEXTS, check
 from sabot.base.config import RECORD_BYTES
-from sabot.codecs.csv_text import convert_options, failing_texts, parse_error, parse_options
+from sabot.codecs.csv_text import convert_options, failing_texts, in_units, parse_error, parse_options
 from sabot.connectors.files.blocks import BlockReader, Blocks, Buffer, NoBlocks, StreamedFile
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, FoundRows
@@ -283,7 +283,8 @@ class _Rows(BlockReader):
 
     def parsed(self, text: Any) -> pa.RecordBatch:
         """Returns the rows of the text in the wanted types. Raises ArrowInvalid if a row is bad."""
-        return _one(self._table(text, self._parsing, self._converting).select(self.wanted.names))
+        rows = _one(self._table(text, self._parsing, self._converting).select(self.wanted.names))
+        return in_units(rows, self.wanted)
 
     def fields(self, text: Any) -> pa.RecordBatch:
         """Returns the wanted columns as bytes. Raises ArrowInvalid if a row has too many or too few fields."""

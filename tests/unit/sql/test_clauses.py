@@ -170,3 +170,34 @@ def test_windows_of_two_tables_are_joined(folder):
         "AND time_bucket(INTERVAL '10' SECOND, a.ts) = time_bucket(INTERVAL '10' SECOND, b.ts)"
     )
     assert counted(ours(folder, text).select(["id", "other"])) == counted(theirs(folder, plain))
+
+
+VERSIONS = """
+CREATE TABLE flights (carrier STRING, origin STRING, ts TIMESTAMP(3), WATERMARK FOR ts AS ts)
+    WITH ('connector' = 'kafka', 'topic' = 'flights', 'format' = 'json');
+CREATE TABLE weather (origin STRING, station BIGINT, at TIMESTAMP(3), temp DOUBLE{more})
+    WITH ('connector' = 'kafka', 'topic' = 'weather', 'format' = 'json');
+"""
+AS_OF = "EXPLAIN SELECT f.carrier, w.temp FROM flights AS f LEFT JOIN weather FOR SYSTEM_TIME AS OF f.ts AS w ON f.origin = w.origin"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (", PRIMARY KEY (origin) NOT ENFORCED", "w has no event time, so its rows are valid at no time"),
+        (", WATERMARK FOR at AS at, PRIMARY KEY (origin, station) NOT ENFORCED", "ON leaves out station of the PRIMARY KEY of w"),
+    ],
+)  # fmt: skip
+def test_a_table_without_versions_has_none_as_of_a_time(more, message):
+    app = App("versions")
+    app.sql(VERSIONS.format(more=more))
+    with pytest.raises(SqlError, match=message):
+        app.sql(AS_OF)
+
+
+def test_versions_of_a_table_without_a_key_are_warned_of(caplog):
+    app = App("versions")
+    app.sql(VERSIONS.format(more=", WATERMARK FOR at AS at"))
+    with caplog.at_level(logging.WARNING):
+        assert "join_asof" in app.sql(AS_OF)
+    assert "w has no PRIMARY KEY: FOR SYSTEM_TIME AS OF takes its last row with the values of ON" in caplog.text

@@ -1,7 +1,9 @@
 """SHOW, DESCRIBE, EXPLAIN, SET, CREATE TABLE LIKE and AS: statements about tables and plans."""
 
 import json
+from datetime import datetime
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -125,3 +127,23 @@ def test_a_topic_of_a_broker_of_its_own_takes_a_format(app):
         )
     """)
     assert "write late" in app.sql("EXPLAIN INSERT INTO topic SELECT carrier FROM flights")
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "parquet"])
+def test_a_timestamp_has_the_digits_of_its_declaration_whatever_the_file_has(tmp_path, format):
+    path = tmp_path / f"times.{format}"
+    texts = ["2024-01-01T00:00:01.123999", "1969-12-31T23:59:59.999500"]
+    if format == "parquet":
+        pq.write_table(pa.table({"ts": pa.array(texts).cast(pa.timestamp("us"))}), path)
+    else:
+        path.write_text(
+            "ts\n" + "\n".join(texts) if format == "csv" else "\n".join(f'{{"ts": "{each}"}}' for each in texts)
+        )
+    app = App("times")
+    app.sql(
+        f"CREATE TABLE times (ts TIMESTAMP(3)) WITH ('connector' = 'files', 'path' = '{path}', 'format' = '{format}')"
+    )
+    found = app.sql("SELECT ts FROM times").collect()
+    assert found.column("ts").to_pylist() == [
+        datetime(2024, 1, 1, 0, 0, 1, 123000), datetime(1969, 12, 31, 23, 59, 59, 999000)
+    ]  # fmt: skip

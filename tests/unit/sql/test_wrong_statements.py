@@ -371,6 +371,16 @@ WRONG = [
         "declare it as TIMESTAMP(3): a TIMESTAMP(3)",
     ),
     (
+        "CREATE TABLE x (a STRING, WATERMARK FOR a AS a) WITH ('connector' = 'kafka', 'topic' = 'x')",
+        "1:41: a is STRING, which is no event time",
+        "declare it as TIMESTAMP(3): a TIMESTAMP(3)",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'sqlite', 'url' = 'hours.db', 'table-name' = 'hours')",
+        "1:62: table hours: its database's address has no scheme",
+        "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database",
+    ),
+    (
         "CREATE TABLE x (a INT, PRIMARY KEY (b) NOT ENFORCED) WITH ('connector' = 'print')",
         '1:37: there is no column "b"',
         "there is a",
