@@ -162,9 +162,8 @@ class ProgramPool:
 
     async def _start(self) -> "tuple[_PooledInstance, Child]":
         instance = Instance(self._command, name=self._program)
-        await instance.start()
-        made = _PooledInstance(instance)
-        return made, made.child
+        child = await instance.start()
+        return _PooledInstance(instance, child), child
 
     async def _answered(self, instance: "_PooledInstance", stdin: str, run_id: RunId, began: int) -> list[str]:
         line = stdin.encode()
@@ -227,10 +226,9 @@ class ProgramPool:
 class _PooledInstance:
     """An instance of a pool, with its output."""
 
-    def __init__(self, instance: Instance) -> None:
-        assert instance.child is not None
-        assert instance.child.stdout is not None
-        self.instance, self.child, self.stdout = instance, instance.child, instance.child.stdout
+    def __init__(self, instance: Instance, child: Child) -> None:
+        assert child.stdout is not None
+        self.instance, self.child, self.stdout = instance, child, child.stdout
         self.has_answered = False
         self.lines = self.stdout.lines()
         self.words = last_words(self.child)

@@ -122,9 +122,7 @@ class ProgramRuns:
         and its children with it.
         """
         instance = Instance(replace(self._command, argv=argv), name=self._program)
-        await instance.start()
-        child = instance.child
-        assert child is not None
+        child = await instance.start()
         if began is not None:
             began(child)
         words = last_words(child)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_STAT_BYTES = 4096  # more than the 52 numbers and the name of 64 bytes can take
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,8 +52,12 @@ def _began(pid: int) -> str:
 
 def _fields(pid: int) -> list[bytes] | None:
     """Returns the fields of a process behind its state; None if it has ended, reaped or not."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_bytes()
+    try:  # supervisors and warm pools ask often, and `Path.read_bytes` takes twice as long
+        descriptor = os.open(f"{_PROC}/{pid}/stat", os.O_RDONLY)
+        try:
+            stat = os.read(descriptor, _STAT_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError:
         return None
     state, *fields = stat.rpartition(b")")[2].split()

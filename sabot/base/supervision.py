@@ -8,7 +8,7 @@ silently.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -71,6 +71,15 @@ def watch_call(run: Callable[P, object], what: str, tell: Callable[[SabotError],
     return guard
 
 
+def call_listener(what: str, listener: Callable[P, object] | None, *args: P.args, **options: P.kwargs) -> None:
+    """Calls a listener, if there is one. An error of it is logged, and stops nobody. `what`: the listener's description."""
+    if listener is not None:
+        try:
+            listener(*args, **options)
+        except Exception:
+            _log.exception("%s has failed", what)
+
+
 class TaskSet:
     """A set of the tasks of one owner, with strong references until they end; the event loop itself has weak
     references only.
@@ -89,6 +98,18 @@ class TaskSet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task if awaited else watch_task(task, self._owner, partial(_log.error, "%s"))
+
+    def every(
+        self, seconds: float, work: Callable[[], Awaitable[object]], sleep: Callable[[float], Awaitable[None]]
+    ) -> "asyncio.Task[None]":
+        """Starts a task that does the work again and again, the first time after `seconds`."""
+
+        async def repeat() -> None:
+            while True:
+                await sleep(seconds)
+                await work()
+
+        return self.begin(repeat())
 
     async def cancel(self) -> None:
         """Cancels all tasks, and returns when they have ended."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from sabot.base.checks import OneOf, Whole, check, check_called, check_fields
 from sabot.base.config import Duration, checked_name, parse_bytes, parse_seconds
@@ -143,6 +143,19 @@ class McpConfig:
         return McpServerPool(self)
 
 
+class McpServerOptions(TypedDict, total=False):
+    """The options of `McpServerPool.add`: the fields of McpServerSpec besides its name."""
+
+    command: Sequence[str]
+    url: str
+    environment: PerTenant
+    headers: PerTenant
+    working_dir: "str | PathLike[str] | None"
+    limits: ResourceLimits | None
+    trust: Sandbox | TrustLevel | str | None
+    connect: Connect | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class McpServerSpec:
     """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
@@ -154,7 +167,7 @@ class McpServerSpec:
     """
 
     name: str
-    command: tuple[str, ...] = ()
+    command: Sequence[str] = ()
     url: str = ""
     environment: PerTenant = field(default=None, repr=False)
     headers: PerTenant = field(default=None, repr=False)
@@ -200,23 +213,13 @@ class McpServerSpec:
 
     def command_of(self, key: SessionKey) -> Command:
         """The program that is run for this session."""
-        own = self.limits
         return Command(
             argv=self.command,
             environment=_values(self.environment, key),
             working_dir=self.working_dir,
             lossless=True,
             trust=self.trust,
-            limits=own
-            and ResourceLimits(
-                max_memory_bytes=own.max_memory_bytes,
-                cpu_limit_percent=own.cpu_limit_percent,
-                max_open_files=own.max_open_files,
-                max_processes=own.max_processes,
-                max_file_bytes=own.max_file_bytes,
-                max_task_duration=None,
-                max_output_bytes=None,
-            ),
+            limits=self.limits and self.limits.without("max_task_duration", "max_output_bytes"),
         )
 
     def headers_of(self, key: SessionKey, owner: object) -> dict[str, str]:

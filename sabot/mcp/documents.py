@@ -20,7 +20,6 @@ from sabot.base.checks import is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
-from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
 Says = Literal["supports", "contradicts", "silent"]
@@ -212,47 +211,6 @@ class DocumentBridge:
             hint = "" if self.reachable else "the server cannot be reached"
             raise NoAuthoritativeSource(f"no authoritative document on {short_repr(query)}", hint=hint)
         return found
-
-    def tools(self) -> list[Tool]:
-        """The tools `search_documents`, `get_document`, `source_of_truth` and `verify_claim`, for an agent."""
-
-        @tool(effect="read")
-        async def search_documents(query: str) -> list[SourceDocument]:
-            """Search the documents; the best come first.
-
-            Args:
-                query: What they are to be about.
-            """
-            return await self.search(query)
-
-        @tool(effect="read")
-        async def get_document(document_id: str) -> SourceDocument:
-            """Get a document by its id.
-
-            Args:
-                document_id: As search_documents gives it.
-            """
-            return await self.get_document(document_id)
-
-        @tool(effect="read")
-        async def source_of_truth(topic: str) -> SourceDocument:
-            """Get the document that holds for a topic.
-
-            Args:
-                topic: What it is to be about.
-            """
-            return await self.source_of_truth(topic)
-
-        @tool(effect="read")
-        async def verify_claim(claim: str) -> ClaimCheck:
-            """Compare a claim with the authoritative documents: supported, contradicted, disputed or undecided.
-
-            Args:
-                claim: A sentence.
-            """
-            return await self.verify_claim(claim)
-
-        return [search_documents, get_document, source_of_truth, verify_claim]
 
 
 def by_words(claim: str, document: SourceDocument) -> Says:

@@ -9,8 +9,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack
 
 import msgspec
 
@@ -19,15 +18,13 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
-from sabot.mcp.config import Connect, McpConfig, McpServerSpec, PerTenant, SessionKey
+from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
 from sabot.mcp.health import ServerBackoff
 from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpResult
 from sabot.mcp.session import McpSession
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
-from sabot.process.limits import ResourceLimits
-from sabot.process.sandbox.levels import Sandbox, TrustLevel
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
@@ -110,31 +107,9 @@ class McpServerPool:
 
     # -- servers ------------------------------------------------------------------------------------------------------
 
-    def add(
-        self,
-        server: str,
-        *,
-        command: Sequence[str] = (),
-        url: str = "",
-        environment: PerTenant = None,
-        headers: PerTenant = None,
-        working_dir: "str | PathLike[str] | None" = None,
-        limits: ResourceLimits | None = None,
-        trust: Sandbox | TrustLevel | str | None = None,
-        connect: Connect | None = None,
-    ) -> None:
+    def add(self, server: str, **options: Unpack[McpServerOptions]) -> None:
         """Names a server, and how it is reached (`McpServerSpec`). Raises UserError where it is named already, and reached otherwise."""
-        spec = McpServerSpec(
-            name=server,
-            command=tuple(command) if not isinstance(command, str) else command,  # type: ignore[arg-type]
-            url=url,
-            environment=environment,
-            headers=headers,
-            working_dir=working_dir,
-            limits=limits,
-            trust=trust,
-            connect=connect,
-        )
+        spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
             raise UserError(
                 f"MCP server {server}: it is reached otherwise already", hint="give the second one a name of its own"
@@ -178,14 +153,6 @@ class McpServerPool:
         self,
         server: str,
         *,
-        command: Sequence[str] = (),
-        url: str = "",
-        environment: PerTenant = None,
-        headers: PerTenant = None,
-        working_dir: "str | PathLike[str] | None" = None,
-        limits: ResourceLimits | None = None,
-        trust: Sandbox | TrustLevel | str | None = None,
-        connect: Connect | None = None,
         scope: str = "",
         principal: str = "",
         only: Collection[str] | None = None,
@@ -198,10 +165,11 @@ class McpServerPool:
         prefix: str = "",
         on_change: OnChange = "refuse",
         approved: Mapping[str, str] | None = None,
+        **options: Unpack[McpServerOptions],
     ) -> list[Tool]:
         """The tools of a server, for agents and for `ctx.call`.
 
-        command … connect: as of `add`, where the server is not added yet. scope, principal: for whom they are looked up, and called where
+        options: those of `add`, where the server is not added yet. scope, principal: for whom they are looked up, and called where
         the caller names nobody. only: their names; None: all. effects: a class for all of them, or by name ("*": the others); it wins over
         what the server's annotations propose, and where `trust_annotations` is False they propose nothing. in_doubt, timeout, retries,
         labels: as of `tool`. prefix: stands before each name. on_change: whether a call of a tool is refused that is not what it was when
@@ -209,22 +177,12 @@ class McpServerPool:
 
         Raises UserError, McpError.
         """
-        if command or url or connect is not None:
-            self.add(
-                server,
-                command=command,
-                url=url,
-                environment=environment,
-                headers=headers,
-                working_dir=working_dir,
-                limits=limits,
-                trust=trust,
-                connect=connect,
-            )
+        if options:
+            self.add(server, **options)
         if on_change not in ("refuse", "allow"):
             raise UserError(f"MCP server {server}: on_change={short_repr(on_change)}", hint='"refuse" or "allow"')
         session = await self.session(server, scope=scope, principal=principal)
-        offers = await self.run(self._offers(session.key))
+        offers = await session.offers()
         wanted = set(offers) if only is None else set(only)
         known = {} if approved is None else {name: offers[name].digest for name in wanted & offers.keys()}
         if changed := sorted(name for name, digest in known.items() if (approved or {}).get(name) != digest):
@@ -307,13 +265,6 @@ class McpServerPool:
                     if not first or connection.is_open:
                         raise
         raise AssertionError("the second try returns or raises")
-
-    async def _offers(self, key: SessionKey) -> dict[str, Any]:
-        async def look(connection: "McpConnection") -> dict[str, Any]:
-            await connection.refresh()
-            return dict(connection.offers)
-
-        return await self.use(key, look)
 
     @contextlib.asynccontextmanager
     async def _in_use(self, key: SessionKey) -> "AsyncIterator[McpConnection]":

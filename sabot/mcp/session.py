@@ -60,8 +60,11 @@ class McpSession:
 
     async def digests(self) -> dict[str, str]:
         """What each tool says of itself, as a digest: for `approved=`."""
-        offers = await self._use(_offered)
-        return {name: offer.digest for name, offer in offers.items()}
+        return {name: offer.digest for name, offer in (await self.offers()).items()}
+
+    async def offers(self) -> dict[str, Any]:
+        """Returns the tools that are offered to agents, by name, as the server lists them now."""
+        return await self._use(_offered)
 
     async def left_out(self) -> dict[str, str]:
         """The tools that are not offered to agents, and why."""

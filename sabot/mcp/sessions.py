@@ -19,7 +19,6 @@ from typing import Any
 from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, message_of, short_repr
-from sabot.llm.tools import Tool, tool
 from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
 
 _log = logging.getLogger(__name__)
@@ -261,27 +260,6 @@ class SessionBridge:
         if session is None:
             raise error(f"session {session_id}: it does not run here", hint="start_session, or resume_session")
         return session
-
-    def tools(self, session_id: str) -> list[Tool]:
-        """The tools `save_context` and `restore_context` of a session, for an agent."""
-
-        @tool(effect="idempotent")
-        async def save_context(context: dict[str, Any], summary: str = "") -> str:
-            """Save where the work stands, so that it can be taken up again after a break.
-
-            Args:
-                context: Fields to keep; fields of before that are left out stay.
-                summary: What has changed.
-            """
-            await self.save_snapshot(session_id, context, summary)
-            return "saved"
-
-        @tool(effect="read")
-        async def restore_context() -> dict[str, Any]:
-            """Get the saved context of this work."""
-            return await self.restore_snapshot(session_id)
-
-        return [save_context, restore_context]
 
 
 def _snapshot(session: SessionInfo, updates: Mapping[str, Any], summary: str) -> dict[str, Any]:

@@ -249,9 +249,7 @@ async def over_process(
     SpawnFailed.
     """
     instance = Instance(command)
-    await instance.start()
-    child = instance.child
-    assert child is not None
+    child = await instance.start()
     assert child.stdin is not None
     assert child.stdout is not None
     last = LastWords(_SCRUBBED, child.stderr)

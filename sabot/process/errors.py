@@ -1,40 +1,23 @@
-"""What goes wrong with child processes, by the names of documents 003 and 004.
+"""The errors of child processes, by the names of documents 003 and 004, and the codes of document 002.
 
 SabotError
-└── AgentError                  a child process, or what it was asked, cannot go on
-    ├── SpawnFailed             the program did not start; names the program and the reason
-    │   └── SandboxError        E2040: its sandbox could not be made
-    │       ├── SandboxUnavailable  E2041: the system does not have what its level of trust demands
-    │       ├── SandboxStepFailed   E2042: the system refused a step of it
-    │       ├── SandboxPathRefused  E2043: a path that it names is not there, or cannot be given
-    │       └── TrustExceeded       E2044: more trust is asked for than all instances may have
-    ├── ExecutionError          the program ended badly, or what it was asked for failed
-    ├── CommunicationError      a stream of the child, or the supervisor, does not answer any more
-    ├── NotFound                there is no instance of this id
-    │   └── AgentNotFound       the runtime has none (document 004)
-    ├── Timeout                 it was not done in time (also a TimeoutError)
-    │   └── DrainTimeout        E2093: what a child of a fleet did was not done when its time to drain was over
-    ├── InvalidContext          what the instance was given does not fit (also a UserError)
-    ├── IoError                 the system refused to read or to write (also an OSError)
-    ├── ProviderError           the service behind the program has refused
-    ├── ResourceLimitExceeded   a task has used more than it may; `limit` is the field of its ResourceLimits (document 004)
-    ├── LifecycleError          a verb of the lifecycle has failed
-    │   ├── AgentNotSpawned     E2020: the instance did not start, or was not ready in time (also a SpawnFailed)
-    │   ├── TerminateFailed     E2021: something of it still runs
-    │   ├── SuspendFailed       E2022
-    │   ├── ResumeFailed        E2023
-    │   ├── RestartFailed       E2024: also when all its restarts are used up
-    │   └── UnknownAgent        E2025: there is none of this id (also a NotFound)
-    ├── QuotaError              what an instance may use cannot be said, or cannot be held
-    │   ├── QuotaNotFound       E2070: the instance has no quota
-    │   ├── InvalidQuota        E2071: a limit or a mode that is none (also a UserError)
-    │   ├── QuotaExceeded       E2072: a call would use more than is left
-    │   ├── QuotaUpdateFailed   E2073: the quota stays as it was, or what was done about it does
-    │   ├── QuotaSuspendFailed  E2074: who uses too much was not suspended
-    │   └── QuotaTerminateFailed    E2075: who uses too much still runs
-    ├── ScaleUpFailed           E2090: a fleet has not grown
-    ├── ScaleDownFailed         E2091: a fleet has not shrunk
-    └── WarmPoolExhausted       E2092: no child is warm
+└── AgentError
+    ├── SpawnFailed
+    │   └── SandboxError            E2040
+    │       └── SandboxUnavailable E2041, SandboxStepFailed E2042, SandboxPathRefused E2043, TrustExceeded E2044
+    ├── ExecutionError, CommunicationError, ProviderError, ResourceLimitExceeded
+    ├── NotFound, AgentNotFound
+    ├── Timeout                     also a TimeoutError
+    │   └── DrainTimeout            E2093
+    ├── InvalidContext              also a UserError
+    ├── IoError                     also an OSError
+    ├── LifecycleError
+    │   └── AgentNotSpawned E2020 (also a SpawnFailed), TerminateFailed E2021, SuspendFailed E2022, ResumeFailed E2023,
+    │       RestartFailed E2024, UnknownAgent E2025 (also a NotFound)
+    ├── QuotaError
+    │   └── QuotaNotFound E2070, InvalidQuota E2071 (also a UserError), QuotaExceeded E2072, QuotaUpdateFailed E2073,
+    │       QuotaSuspendFailed E2074, QuotaTerminateFailed E2075
+    └── ScaleUpFailed E2090, ScaleDownFailed E2091, WarmPoolExhausted E2092
 """
 
 from sabot.errors import SabotError, UserError

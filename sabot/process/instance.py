@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.base.backoff import Backoff
-from sabot.base.supervision import TaskSet
+from sabot.base.supervision import TaskSet, call_listener
 from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import IllegalTransition, message_of
@@ -151,11 +151,7 @@ class Instance:
             raise IllegalTransition(f"instance {self.label}: one that is {before} does not become {phase}")
         self.phase = phase
         self._changed.set()
-        if self.on_phase is not None:
-            try:
-                self.on_phase(self, before, phase)
-            except Exception:  # a listener has no say
-                _log.exception("the listener to phases has failed for instance %s", self.label)
+        call_listener(f"the listener to phases of instance {self.label}", self.on_phase, self, before, phase)
 
     async def until(self, condition: Callable[[Phase], bool]) -> Phase:
         """Waits until the condition holds for the phase, and returns the phase."""
@@ -166,18 +162,18 @@ class Instance:
 
     # -- verbs --------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Starts the first process, and returns when it is ready. Does nothing for an instance that was ended before.
+    async def start(self) -> Child:
+        """Starts the first process, and returns it when it is ready.
 
         Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends first or the instance
-        is ended; Timeout. Then the process has ended, and the instance has failed (or is terminated, if it was ended
-        or the caller was cancelled).
+        is ended, also before; Timeout. Then the process has ended, and the instance has failed (or is terminated, if it
+        was ended or the caller was cancelled).
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
-                return
+                raise SpawnFailed(f"instance {self.label}: it was terminated before it was started")
             try:
-                await self._start()
+                return await self._start()
             except BaseException as error:
                 was_ended = self.given_up or not isinstance(error, Exception)
                 self.become(Phase.TERMINATED if was_ended else Phase.FAILED)
@@ -349,8 +345,8 @@ class Instance:
 
     # -- starts -------------------------------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
-        """Gives the instance a process that is ready. The lock is held. If this raises, `why` says why, and nothing of
+    async def _start(self) -> Child:
+        """Gives the instance a process, and returns it when it is ready. The lock is held. If this raises, `why` says why, and nothing of
         the process is left, unless it could not be killed: then it stays `child` until it has ended.
         """
         self.next_start_at = None
@@ -374,6 +370,7 @@ class Instance:
             raise
         self._running_since = self._clock.monotonic()
         self.become(Phase.READY)
+        return child
 
     async def _undo(self, child: Child) -> None:
         """Ends a process that has not become ready."""

@@ -103,12 +103,13 @@ class AgentHandle:
     output.
     """
 
-    def __init__(self, config: AgentConfig, program: AgentProgram, instance: Instance, *, events: bool) -> None:
-        assert instance.child is not None
+    def __init__(
+        self, config: AgentConfig, program: AgentProgram, instance: Instance, child: Child, *, events: bool
+    ) -> None:
         self._instance = instance
         self.id = instance.id
         self.config = config
-        self.child = instance.child
+        self.child = child
         self.session_id = config.resume
         self.metrics: AgentMetrics | None = None
         self._program = program
@@ -319,7 +320,7 @@ class LocalProcessRunner:
         instance = Instance(command, name=config.name)
         self._starting += 1
         try:
-            await instance.start()
+            child = await instance.start()
         except AgentError:
             raise
         except UserError as error:  # this is not Linux
@@ -330,7 +331,7 @@ class LocalProcessRunner:
             raise IoError(f"instance {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
             self._starting -= 1
-        handle = AgentHandle(config, program, instance, events=self.config.enable_json_streaming)
+        handle = AgentHandle(config, program, instance, child, events=self.config.enable_json_streaming)
         self._running[handle.id] = handle
         if self.config.enable_health_checks and (self._health is None or self._health.done()):
             self._health = asyncio.ensure_future(self._check_health())

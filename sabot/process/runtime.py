@@ -228,9 +228,9 @@ class ProcessRuntime:
         self._find_tools()
         self._running = True
         watch = self.config.monitoring
-        self._tasks.begin(self._each(watch.health_check_interval, self.check_health))
+        self._tasks.every(watch.health_check_interval, self.check_health, self._sleep)
         if watch.enable_metrics:
-            self._tasks.begin(self._each(watch.metrics_interval, self._measure))
+            self._tasks.every(watch.metrics_interval, self._measure, self._sleep)
 
     async def __aenter__(self) -> "ProcessRuntime":
         await self.start()
@@ -458,11 +458,6 @@ class ProcessRuntime:
                     instance.usage = None
 
         await asyncio.gather(*map(one, self.list_agents()))
-
-    async def _each(self, seconds: float, what: Callable[[], Awaitable[Any]]) -> None:
-        while True:
-            await self._sleep(seconds)
-            await what()
 
     def _find_tools(self) -> None:
         given = self.config.mcp

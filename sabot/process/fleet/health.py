@@ -18,6 +18,7 @@ from sabot.base.checks import check_called
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.metrics import Durations, Metrics, Sample
 from sabot.base.probes import Page, page_of
+from sabot.base.supervision import call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.process.client import Child
@@ -416,11 +417,10 @@ class HealthMonitor:
             is_so = bool(why) if what == "stuck" else not why
             if why:
                 _log.warning("instance %r: %s: %s", watched.agent_id, what if is_so else f"not {what}", why)
-            if self._on_change is not None:
-                try:
-                    self._on_change(HealthChange(watched.agent_id, what, is_so, why))
-                except Exception:  # who listens has no say
-                    _log.exception("on_change of the health monitor has failed for instance %r", watched.agent_id)
+            change = HealthChange(watched.agent_id, what, is_so, why)
+            call_listener(
+                f"on_change of the health monitor, for instance {watched.agent_id!r},", self._on_change, change
+            )
 
     async def _measure(self, watched: _WatchedInstance) -> None:
         memory, cpu = 0, 0.0

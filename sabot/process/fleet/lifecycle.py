@@ -108,7 +108,7 @@ class LifecycleManager:
         )
         if self.config.idle_suspend is not None and not self._looking:
             self._looking = True
-            self._tasks.begin(self._look_for_idle(self.config.idle_suspend))
+            self._tasks.every(_look_seconds(self.config.idle_suspend), self.suspend_idle, self._sleep)
         try:
             await asyncio.shield(self._tasks.begin(instance.start(), awaited=True))
         except asyncio.CancelledError:
@@ -306,11 +306,6 @@ class LifecycleManager:
         if written or computed > _IDLE_SHARE * _look_seconds(self.config.idle_suspend):
             instance.active_at = now
         return now - instance.active_at >= self.config.idle_suspend
-
-    async def _look_for_idle(self, idle_suspend: float) -> None:
-        while True:
-            await self._sleep(_look_seconds(idle_suspend))
-            await self.suspend_idle()
 
 
 def _settled(phase: Phase) -> bool:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sabot.base.checks import is_number, is_whole
-from sabot.base.config import parse_seconds
+from sabot.base.config import checked_durations
 from sabot.errors import UserError, short_repr
 from sabot.process.errors import InvalidQuota
 from sabot.process.phases import LifecycleState
@@ -83,20 +83,15 @@ class ResourceQuota:
     def __post_init__(self) -> None:
         parse_cpu(self.throttled_cpu, name="throttled_cpu")
         self.limits()
-        for name, kind in (
-            ("mode", QuotaMode),
-            ("on_cpu", QuotaAction),
-            ("on_memory", QuotaAction),
-            ("on_tokens", QuotaAction),
-        ):
+        kinds: dict[str, type[StrEnum]] = {"mode": QuotaMode, **{f"on_{each}": QuotaAction for each in QuotaResource}}
+        for name, kind in kinds.items():
+            given = getattr(self, name)
             try:
-                object.__setattr__(self, name, kind(getattr(self, name)))
+                object.__setattr__(self, name, kind(given))
             except ValueError as error:
-                raise InvalidQuota(
-                    f"quota: {name}={short_repr(getattr(self, name))}", hint=" or ".join(kind)
-                ) from error
+                raise InvalidQuota(f"quota: {name}={short_repr(given)}", hint=" or ".join(kind)) from error
         try:
-            object.__setattr__(self, "grace_seconds", parse_seconds(self.grace_seconds, name="quota: grace_seconds"))
+            checked_durations(self, "grace_seconds", zero=True)
         except UserError as error:
             raise InvalidQuota(error.message, hint=error.hint) from error
 
@@ -115,11 +110,8 @@ class ResourceQuota:
 
     def action(self, resource: QuotaResource) -> QuotaAction:
         """Returns the action if more is used of the resource."""
-        return {
-            QuotaResource.CPU: self.on_cpu,
-            QuotaResource.MEMORY: self.on_memory,
-            QuotaResource.TOKENS: self.on_tokens,
-        }[resource]
+        action: QuotaAction = getattr(self, f"on_{resource}")
+        return action
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sabot.base.checks import check_called, is_whole
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.supervision import TaskSet, call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import Child
@@ -39,8 +40,6 @@ from sabot.process.fleet.quotas import (
 from sabot.process.phases import LifecycleState
 
 _log = logging.getLogger(__name__)
-
-Told = TypeVar("Told")
 
 _HOUR = 3600.0
 _LEAST_SECONDS = 0.2  # between two looks, for their difference to say something: the kernel counts hundredths
@@ -82,6 +81,13 @@ class _Account:
     def __post_init__(self) -> None:
         self.limits = self.quota.limits()
 
+    def used(self, resource: QuotaResource) -> float:
+        """Returns the cores, the bytes, or the tokens of this hour."""
+        of_tokens = self.tokens + self.asked_tokens
+        return {QuotaResource.CPU: self.cores, QuotaResource.MEMORY: self.memory, QuotaResource.TOKENS: of_tokens}[
+            resource
+        ]
+
 
 class ResourceManager:
     """Measures the instances of a lifecycle manager that have a quota, every `report_interval` seconds, and does what their quotas say.
@@ -113,18 +119,19 @@ class ResourceManager:
         self._sleep = sleep
         self._accounts: dict[str, _Account] = {}
         self._violations: deque[QuotaViolation] = deque(maxlen=_VIOLATIONS_KEPT)
-        self._loop: asyncio.Task[None] | None = None
+        self._tasks = TaskSet("the resource manager")
+        self._running = False
 
     async def start(self) -> None:
         """Begins to look every `report_interval` seconds."""
-        if self._loop is None or self._loop.done():
-            self._loop = asyncio.ensure_future(self._look_again_and_again())
+        if not self._running:
+            self._running = True
+            self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
         """Looks no more. What was done to instances stays, and so do they."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait([self._loop])
+        self._running = False
+        await self._tasks.cancel()
 
     async def __aenter__(self) -> "ResourceManager":
         await self.start()
@@ -207,7 +214,7 @@ class ResourceManager:
         """
         async with self._locked(agent_id) as account:
             await self._ask_for_tokens(agent_id, account)
-            used, limit = account.tokens + account.asked_tokens, account.limits.get(QuotaResource.TOKENS)
+            used, limit = account.used(QuotaResource.TOKENS), account.limits.get(QuotaResource.TOKENS)
             breach = account.breaches.get(QuotaResource.TOKENS) or _Breach(self._clock.monotonic())
             action = self._action(account, QuotaResource.TOKENS, breach)
         if limit is None or used + tokens <= limit or action is QuotaAction.WARN:
@@ -237,7 +244,7 @@ class ResourceManager:
                 except (QuotaError, LifecycleError) as error:  # the others are judged too
                     errors.append(error)
             report = self._report(instance, account)
-        self._tell(self._on_report, report)
+        call_listener("on_report of the resource manager", self._on_report, report)
         if errors:
             raise errors[0]
         return report
@@ -259,11 +266,6 @@ class ResourceManager:
                 except Exception:  # of `tokens_of`: the quotas of the others hold
                     _log.exception("the quota of instance %r was not checked", info.id)
         return reports
-
-    async def _look_again_and_again(self) -> None:
-        while True:
-            await self._sleep(self._interval)
-            await self.check_all()
 
     async def _measure(self, instance: AgentInstance, account: _Account) -> None:
         child, now = instance.child, self._clock.monotonic()
@@ -296,6 +298,7 @@ class ResourceManager:
             account.asked_tokens = await self._tokens_of(agent_id)
 
     def _roll(self, account: _Account) -> None:
+        """Begins the count of tokens anew in another hour of the clock."""
         hour = self._clock.time() // _HOUR
         if hour != account.hour:
             account.hour, account.tokens, account.asked_tokens = hour, 0, 0
@@ -304,15 +307,14 @@ class ResourceManager:
 
     async def _judge(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         limit = account.limits.get(resource)
-        used = {
-            QuotaResource.CPU: account.cores,
-            QuotaResource.MEMORY: account.memory,
-            QuotaResource.TOKENS: account.tokens + account.asked_tokens,
-        }[resource]
+        used = account.used(resource)
         breach = account.breaches.get(resource)
         if limit is None or used <= limit:
-            if breach is not None and not (resource is QuotaResource.CPU and self._keeps_below(instance, breach)):
-                await self._lift(instance, account, resource, breach)
+            if breach is not None:
+                suspended = breach.done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
+                uses_less = suspended or breach.done is QuotaAction.THROTTLE  # of its CPU, because of what was done
+                if resource is not QuotaResource.CPU or not uses_less:
+                    await self._lift(instance, account, resource, breach)
             return
         if breach is None:
             breach = account.breaches[resource] = _Breach(self._clock.monotonic())
@@ -333,12 +335,6 @@ class ResourceManager:
         soft = quota.mode is QuotaMode.SOFT_THEN_HARD and self._clock.monotonic() - breach.since < quota.grace_seconds
         return QuotaAction.WARN if soft or quota.mode is QuotaMode.WARN_ONLY else quota.action(resource)
 
-    def _keeps_below(self, instance: AgentInstance, breach: _Breach) -> bool:
-        """Whether the instance uses less CPU because of what was done, so that this is no reason to undo it."""
-        if breach.done is QuotaAction.SUSPEND:
-            return instance.state is LifecycleState.SUSPENDED
-        return breach.done is QuotaAction.THROTTLE
-
     def _is_done(self, instance: AgentInstance, breach: _Breach, action: QuotaAction) -> bool:
         match action:
             case QuotaAction.SUSPEND:  # somebody may have resumed it
@@ -355,26 +351,20 @@ class ResourceManager:
                 least = parse_cpu(account.quota.throttled_cpu)
                 account.held[resource] = account.limits[resource] if resource is QuotaResource.CPU else least
                 self._hold(account)
-            case QuotaAction.SUSPEND:
+            case QuotaAction.SUSPEND | QuotaAction.TERMINATE:
+                is_gentle = action is QuotaAction.SUSPEND
                 try:
-                    await self._lives.suspend(instance.id, why=why)
+                    await (self._lives.suspend if is_gentle else self._lives.terminate)(instance.id, why=why)
                 except LifecycleError as error:
-                    raise QuotaSuspendFailed(f"{why}: {error.message}", hint=error.hint) from error
-            case QuotaAction.TERMINATE:
-                try:
-                    await self._lives.terminate(instance.id, why=why)
-                except LifecycleError as error:
-                    raise QuotaTerminateFailed(f"{why}: {error.message}", hint=error.hint) from error
+                    failed = QuotaSuspendFailed if is_gentle else QuotaTerminateFailed
+                    raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
         """Undoes what was done about this limit. Who was meanwhile suspended for something else stays so. Raises ResumeFailed."""
         if account.held.pop(resource, None) is not None:
             self._hold(account)
-        if (
-            breach.done is QuotaAction.SUSPEND
-            and instance.state is LifecycleState.SUSPENDED
-            and instance.why == breach.why
-        ):
+        is_ours = breach.done is QuotaAction.SUSPEND and instance.why == breach.why
+        if is_ours and instance.state is LifecycleState.SUSPENDED:
             await self._lives.resume(instance.id)
         del account.breaches[resource]
 
@@ -394,14 +384,7 @@ class ResourceManager:
     def _note(self, violation: QuotaViolation) -> None:
         self._violations.append(violation)
         _log.warning("%s", violation)
-        self._tell(self._on_violation, violation)
-
-    def _tell(self, listener: Callable[[Told], object] | None, what: Told) -> None:
-        if listener is not None:
-            try:
-                listener(what)
-            except Exception:  # who listens has no say
-                _log.exception("on_report or on_violation of the resource manager has failed")
+        call_listener("on_violation of the resource manager", self._on_violation, violation)
 
     def _report(self, instance: AgentInstance, account: _Account) -> ResourceReport:
         return ResourceReport(
@@ -413,7 +396,7 @@ class ResourceManager:
             account.cpu_seconds,
             account.memory,
             account.peak_memory,
-            account.tokens + account.asked_tokens,
+            int(account.used(QuotaResource.TOKENS)),
             account.total_tokens,
             account.held_to,
             tuple(account.breaches),

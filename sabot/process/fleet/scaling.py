@@ -130,7 +130,7 @@ class FleetManager:
         except BaseException:
             await run_to_end(self.close())
             raise
-        self._pool.tasks.begin(self._watch())
+        self._pool.tasks.every(self.config.interval_secs, self._look, self._sleep)
 
     async def __aenter__(self) -> "FleetManager":
         await self.start()
@@ -245,32 +245,24 @@ class FleetManager:
 
     # -- looks --------------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        while True:
-            await self._sleep(self.config.interval_secs)
-            self._end_stopped()
-            try:
-                decision = await self.evaluate()
-            except Exception:  # of `lag=`, which is the user's
-                _log.exception("fleet %r cannot be measured", self.name)
-                continue
-            if decision.action != "none":
-                _log.info(
-                    "fleet %r: %d replicas, %d wanted (%s)",
-                    *(self.name, decision.current, decision.desired, decision.reason),
-                )
-                try:
-                    await self.scale_to(decision.desired)
-                except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
-                    _log.warning("%s", error)
-
-    def _end_stopped(self) -> None:
-        """Replaces replicas that somebody has stopped (SIGSTOP): their work would never end."""
+    async def _look(self) -> None:
         for replica in self._active():
-            if replica.child.paused and not replica.child.is_over:
+            if replica.child.paused and not replica.child.is_over:  # by somebody else: its work would never end
                 _log.warning("fleet %r: replica %d is stopped (SIGSTOP), and is ended", self.name, replica.number)
                 self._counts["died"] += 1
                 self._retire(replica)
+        try:
+            decision = await self.evaluate()
+        except Exception:  # of `lag=`, which is the user's
+            _log.exception("fleet %r cannot be measured", self.name)
+            return
+        if decision.action != "none":
+            numbers = (decision.current, decision.desired, decision.reason)
+            _log.info("fleet %r: %d replicas, %d wanted (%s)", self.name, *numbers)
+            try:
+                await self.scale_to(decision.desired)
+            except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
+                _log.warning("%s", error)
 
     async def _used(self, replica: FleetReplica) -> tuple[ProcessUsage, float | None] | None:
         """Returns the usage of a replica, and its CPU in percent of its limit."""

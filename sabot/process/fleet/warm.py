@@ -143,7 +143,7 @@ class WarmPool:
         except BaseException:
             await run_to_end(self.close())
             raise
-        self._pool.tasks.begin(self._refresh())
+        self._pool.tasks.every(self.config.refresh_interval_secs, self.refresh, self._sleep)
 
     async def __aenter__(self) -> "WarmPool":
         await self.start()
@@ -301,7 +301,7 @@ class WarmPool:
             clock=self._clock,
         )
         try:
-            await instance.start()
+            child = await instance.start()
         except Timeout as error:
             raise SpawnFailed(
                 f"{self.command.argv[0]} was not warm in {self.config.spawn_timeout_secs:g} s",
@@ -310,8 +310,7 @@ class WarmPool:
         if self._lives is not None:
             self._lives.adopt(instance)
         self._counts["spawned"] += 1
-        assert instance.child is not None
-        return instance, instance.child
+        return instance, child
 
     async def _until_ready(self, child: Child) -> None:
         assert child.stdout is not None
@@ -325,11 +324,6 @@ class WarmPool:
         self._given_out.pop(child, None)
         self._counts["died"] += was_warm
         return f"ended while it was warm: {child.how}" if was_warm else ""
-
-    async def _refresh(self) -> None:
-        while True:
-            await self._sleep(self.config.refresh_interval_secs)
-            await self.refresh()
 
     async def _end(self, instance: AgentInstance) -> None:
         await end_member(instance, self.config.grace_secs, "its warm pool has ended it")

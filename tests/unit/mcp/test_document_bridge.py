@@ -213,11 +213,9 @@ async def test_options_that_make_no_sense_are_refused(server: ServedTools, optio
         DocumentBridge(server, **options)
 
 
-async def test_an_agent_asks_by_tools(server: ServedTools, clock: ManualClock) -> None:
-    search, get, truth, verify = bridged(server, clock).tools()
-    assert [each.id for each in await search(query="lunch")] == ["d4"]
-    assert (await get(document_id="d1")).title == "Sites"
-    assert (await truth(topic="gateway")).id == "d2"
+async def test_a_method_is_a_tool_of_an_agent(server: ServedTools, clock: ManualClock) -> None:
+    verify = tool(effect="read")(bridged(server, clock).verify_claim)
+    assert verify.name == "verify_claim"
     assert (await verify(claim="Lunch is at noon")).verified
 
 

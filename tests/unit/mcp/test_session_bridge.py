@@ -12,6 +12,7 @@ import pytest
 
 from sabot.clock import ManualClock
 from sabot.errors import UserError
+from sabot.llm import tool
 from sabot.mcp import (
     ContextFailed,
     McpServerPool,
@@ -227,12 +228,12 @@ async def test_options_that_make_no_sense_are_refused(server: ServedTools, optio
         SessionBridge(server, **options)
 
 
-async def test_an_agent_saves_and_restores_by_tools(server: ServedTools, clock: ManualClock) -> None:
+async def test_a_method_is_a_tool_of_an_agent(server: ServedTools, clock: ManualClock) -> None:
     bridge = bridged(server, clock)
     await bridge.start_session("agent-7", "task-1")
-    save, restore = bridge.tools("task-1")
-    assert await save(**save.arguments('{"context": {"phase": "writing"}, "summary": "done reading"}')) == "saved"
-    assert await restore() == {"phase": "writing"}
+    save = tool(effect="idempotent")(bridge.save_snapshot)
+    await save(**save.arguments('{"session_id": "task-1", "context": {"phase": "writing"}, "summary": "done reading"}'))
+    assert await bridge.restore_snapshot("task-1") == {"phase": "writing"}
 
 
 @pytest.mark.slow  # starts interpreters
