@@ -240,6 +240,14 @@ class Settings:
         kind=list,
         once=True,
     )
+    refill: Iterable[str] = option(
+        (),
+        "steps whose state is computed again, from the tables above them or else from their topics",
+        check=_names,
+        metavar="STEP",
+        kind=list,
+        once=True,
+    )
     schema: Literal["kept", "refresh"] = option(
         "kept",
         "the columns of topics without a schema: kept, as in the checkpoint; or refresh, inferred anew",
@@ -314,3 +322,8 @@ class Settings:
     def dropped(self) -> frozenset[str]:
         """The names in `drop`, as a set."""
         return _names(self.drop)
+
+    @property
+    def refilled(self) -> frozenset[str]:
+        """The names in `refill`, as a set."""
+        return _names(self.refill)

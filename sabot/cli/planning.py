@@ -14,14 +14,12 @@ from sabot.cli.loading import WrongUse, load_app, use_functions
 from sabot.cli.options import Functions, Target
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded
-from sabot.connectors.base import Source
-from sabot.connectors.defaults import columns_of
 from sabot.errors import UserError
 from sabot.kafka import open_sink
-from sabot.plan import Plan, once_more, svg
+from sabot.plan import Plan, once_more, refill_options, svg
 from sabot.runtime.facts import check_facts
 from sabot.runtime.outcomes import StateOutcome, outcomes_of
-from sabot.runtime.restore import check_app, plan_of
+from sabot.runtime.restore import check_app, known_columns, plan_of, spent_on
 
 
 def plan(
@@ -34,6 +32,9 @@ def plan(
     drop: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="The state to give up, as in `sabot run`.")
     ] = None,
+    refill: Annotated[
+        list[str] | None, typer.Option(metavar="STEP", help="The steps to compute again, as in `sabot run`.")
+    ] = None,
     parallelism: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The number of tasks, as in `sabot run`.")
     ] = None,
@@ -45,10 +46,10 @@ def plan(
 ) -> None:
     """Print the plan of an app. With --against: check which stored state a start of it would continue.
 
-    The outcome for each operator is one of: keep, the state continues as it is; migrate, it continues with the change that is named; new,
-    it begins empty; drop, the program does not have the operator any more; refuse, the program keeps other state under this id. The
-    aggregates of a step that changes are listed below it, each with keep, add (it begins empty), drop or refuse. Exit code 1 if a start
-    would be refused; --drop names the state to give up.
+    The outcome for each operator is one of: keep, the state continues as it is; migrate, it continues with the change that is named;
+    refill, it is computed again; new, it begins empty; drop, the program does not have the operator any more; refuse, the program keeps
+    other state under this id. The aggregates of a step that changes are listed below it, each with keep, add (it begins empty), drop or
+    refuse. Exit code 1 if a start would be refused; --refill names steps to compute again, --drop the state to give up.
     """
 
     def work() -> None:
@@ -76,12 +77,13 @@ def plan(
         manifest = saved.manifest()
         check_app(manifest, app.id)
         check_facts(manifest)
-        spent = frozenset(manifest.describe.get("dropped", ()))  # a start does not drop this state again
+        spent = spent_on(manifest)  # a start does not do this again
         outcomes = outcomes_of(
             *(_plan(app, manifest), manifest, frozenset(drop or ()) - spent),
             ends=app.agent_runtime.writes,
             agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
             open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
+            refill=frozenset(name for name in refill or () if f"--refill {name}" not in spent),
         )
         if json:
             for one in outcomes:
@@ -93,7 +95,7 @@ def plan(
         lost = [each for each in outcomes if each.lost]
         if lost:
             ways = " ".join(way for each in lost for way in each.ways)
-            again = once_more([way for each in lost for way in each.ways], spent)
+            again = once_more([way for each in lost for way in (*each.ways, *refill_options([each.refills]))], spent)
             raise UserError(
                 "this program would not continue all state of the checkpoint: "
                 f"{'; '.join(f'{each.id}: {each.why}' for each in lost)}",
@@ -106,7 +108,9 @@ def plan(
 
 def _way_out(lost: list[StateOutcome], ways: str) -> str:
     """Returns the hint for outcomes by which a start would be refused. `ways`: the options that give state up, or ""."""
-    hints = [f"to give the state up, start with {ways}"] if ways else []
+    refills = refill_options(each.refills for each in lost if each.ways)
+    hints = [f"to compute the state again, start with {' '.join(refills)}"] if refills else []
+    hints += [f"to give the state up, start with {ways}"] if ways else []
     if any(each.id.startswith("sink ") and not each.ways for each in lost):
         hints.append("give the sink its columns (evolve=True), or another place")
     return "; ".join(hints) or "run the program that wrote it"
@@ -143,9 +147,7 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
         manifest,
         agents=[agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None],
         parallelism=app.settings.parallelism,
-        infer=lambda node, readers: (
-            columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
-        ),
+        infer=known_columns,
     )
     made.check()
     return made

@@ -16,16 +16,18 @@ from sabot.plan.agents import (
 from sabot.plan.drawing import svg
 from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
-from sabot.plan.optimise import ending, walk, with_schemas
+from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
+from sabot.plan.refills import Refill, refill_of
 from sabot.plan.stages import Plan, check_alike
-from sabot.plan.verdicts import Planned, Verdict
+from sabot.plan.verdicts import Planned, Verdict, refill_options
 
 __all__ = [
     "Edge",
     "Plan",
     "Planned",
     "Reading",
+    "Refill",
     "SavedSource",
     "Stage",
     "Step",
@@ -41,6 +43,7 @@ __all__ = [
     "compare",
     "dead_letter_topics",
     "ending",
+    "ending_at",
     "fed_by_streams",
     "inputs_of",
     "leading_to",
@@ -49,6 +52,8 @@ __all__ = [
     "once_more",
     "place_of_sink",
     "planned",
+    "refill_of",
+    "refill_options",
     "svg",
     "walk",
     "ways",

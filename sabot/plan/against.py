@@ -11,6 +11,7 @@ each aggregate by what the aggregate computes (`operators.aggregates.migration`)
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from sabot.codecs.json import schema_of_text
@@ -24,7 +25,7 @@ from sabot.plan.continuity import over_changes
 from sabot.plan.fills import ways
 from sabot.plan.paths import steps_of
 from sabot.plan.stages import Plan
-from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict
+from sabot.plan.verdicts import Outcome, Planned, SavedStep, Verdict, refill_options
 from sabot.state.reading import SavedApp
 
 __all__ = ["Planned", "Verdict", "check", "compare", "once_more", "planned"]
@@ -65,13 +66,18 @@ def planned(plan: Plan) -> list[Planned]:
     return [replace(each, ways=leading.get(each.id, [])) for each in found]
 
 
-def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str] = ()) -> list[Verdict]:
+def compare(
+    operators: Sequence[Planned],
+    manifest: SavedApp,
+    drop: Iterable[str] = (),
+    replayed: Mapping[str, str] = MappingProxyType({}),
+) -> list[Verdict]:
     """Returns a verdict for each operator of the program that keeps state, in order, and then one for each operator
     that is only in the checkpoint. Raises UserError if an entry of `drop` names no state.
 
     `drop`: the state that the user gives up. Each entry is the id of an operator, in the program or in the
     checkpoint, or OPERATOR.NAME: one aggregate of an operator, or the values that a process function keeps under that
-    name.
+    name. `replayed`: the ids of operators whose state is computed again, with a text that says from where.
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
@@ -92,6 +98,10 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
             text = None if before is None else before.text
             why = "its state is dropped, as asked: it begins empty"
             verdicts.append(Verdict(new.id, text, new.text, "new", why, given_up=True))
+        elif new.id in replayed:
+            old = old or (same_id if same_id is not None and same_id.id not in taken else None)
+            taken.update([] if old is None else [old.id])
+            verdicts.append(_replayed(new, old, saved, replayed[new.id]))
         elif old is not None:
             verdicts.append(_verdict(old, new, parts))
         elif new.id in unclear:
@@ -115,28 +125,46 @@ def compare(operators: Sequence[Planned], manifest: SavedApp, drop: Iterable[str
     return verdicts
 
 
+def _replayed(new: Planned, old: SavedStep | None, saved: Mapping[str, SavedStep], why: str) -> Verdict:
+    """Returns the verdict on an operator whose state is computed again. In the new checkpoint the state has the id that it had,
+    by which the state of later steps refers to it.
+    """
+    if old is None and new.id in saved:
+        why = f"it cannot be refilled, because the checkpoint has state of another step under this id: {saved[new.id].text}"
+        return Verdict(new.id, saved[new.id].text, new.text, "refuse", why, groups=saved[new.id].groups)
+    id = new.id if new.named or old is None else old.id
+    before, groups = (None, 1) if old is None else (old.text, max(1, old.groups))
+    return Verdict(new.id, before, new.text, "refill", why, id, groups)
+
+
 def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] = ()) -> dict[str, str]:
     """Returns, for each operator that continues, the id under which the checkpoint has its state. Raises UserError if
     state would be lost; the error says what differs.
 
-    `spent`: the names that the start which wrote the checkpoint has dropped. The next start does not drop them again.
+    `spent`: what the start which wrote the checkpoint has done, and the next start does not do again: the names that it
+    has dropped, and the options `--refill NAME` of the steps that it has refilled.
     """
     found: dict[str, str] = {}
     lost: list[str] = []
     ways: list[str] = []
+    losing: list[Verdict] = []
     beside = False
     for each in verdicts:
         if each.loses:
             lost.append(f"{each.id} ({each.before}): {each.reason}")
+            losing.append(each)
             ways += each.ways
             beside = beside or bool(each.place)
         elif each.saved_as is not None:
             found[each.id] = each.saved_as
     if lost:
         keep = "; or leave the old statement, and write the changed one beside it, into another table" if beside else ""
+        refills = refill_options(each.refills for each in losing)
+        refill = f"; or compute this state again: {' '.join(refills)}" if refills else ""
+        again = once_more([*ways, *refills], spent)
         raise UserError(
             f"checkpoint {checkpoint} has state that would be lost with this program: {'; '.join(lost)}",
-            hint=f"run the program that wrote it; or give up only this state: {' '.join(ways)}{once_more(ways, spent)}{keep}",
+            hint=f"run the program that wrote it{refill}; or give up only this state: {' '.join(ways)}{again}{keep}",
         )
     return found
 

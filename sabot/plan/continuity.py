@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sabot.api.expr import col
+from sabot.plan.paths import steps_of
 from sabot.plan.verdicts import Planned, SavedStep, Verdict
 
 _ALL: frozenset[str] = frozenset()
@@ -33,11 +34,11 @@ def over_changes(
     found: dict[str, Verdict] = {}
     for new, verdict in zip(operators, verdicts, strict=True):
         found[new.id] = verdict
-        if new.unfit is None:
+        if new.unfit is None or verdict.outcome == "refill":
             continue
         before = verdict.saved_as or (new.id if verdict.outcome == "refuse" and new.id in saved else None)
         old = None if before is None else saved[before]
-        broken = [] if old is None else list(_broken(old, new, known, found, spent is not None))
+        broken = [] if old is None else list(_broken(old, new, known, found, saved, spent is not None))
         begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
         if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
             if broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
@@ -55,14 +56,26 @@ def over_changes(
     return list(found.values())
 
 
+def _same_rows(old: SavedStep | None, new: Planned) -> bool:
+    """Returns True if the rows that come to the step have passed the same steps as those that came before."""
+    return old is not None and steps_of(old.path) == steps_of(new.path)
+
+
 def _broken(
-    old: SavedStep, new: Planned, known: Mapping[str, Planned], verdicts: Mapping[str, Verdict], ended: bool
+    old: SavedStep,
+    new: Planned,
+    known: Mapping[str, Planned],
+    verdicts: Mapping[str, Verdict],
+    saved: Mapping[str, SavedStep],
+    ended: bool,
 ) -> Iterator[str]:
     """Yields the reasons why the changes to come do not continue those from which the state was made."""
     for maker in new.makers:
         verdict = verdicts[maker]
         if verdict.saved_as is None and not ended:
             yield f"its rows are of {maker}, whose state would not go on"
+        if verdict.outcome == "refill" and not _same_rows(saved.get(verdict.saved_as or ""), known[maker]):
+            yield f"its rows are of {maker}, which is refilled with other rows than it had"
         for name, words, _ in known[maker].schema.get("aggregates", ()):
             if name in verdict.forgets and not verdict.fills and col(words).text() in str(_texts(new)):
                 yield f"its rows have {name} of {maker}, which would begin empty"

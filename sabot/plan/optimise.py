@@ -25,6 +25,7 @@ __all__ = [
     "check_nodes",
     "closing_time",
     "ending",
+    "ending_at",
     "optimise",
     "present_columns",
     "time_use",
@@ -32,6 +33,8 @@ __all__ = [
     "walk",
     "with_schemas",
 ]
+
+_NEVER_MS = 2**53
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
@@ -52,6 +55,15 @@ def ending(ends: Iterable[StreamEnd], until: Place | None) -> list[StreamEnd]:
     returns the ends unchanged.
     """
     return list(ends) if until is None else _with_reads(ends, lambda node: node.ending(until))
+
+
+def ending_at(ends: Iterable[StreamEnd], places: Mapping[str, Place]) -> list[StreamEnd]:
+    """Returns the same graph, in which the topics of `places` end at these places, and no source becomes idle."""
+
+    def bounded(node: Read) -> Read:
+        return replace(node, until=places.get(node.name), idle_ms=_NEVER_MS, idle_closes=False)
+
+    return _with_reads(ends, bounded)
 
 
 def _with_reads(ends: Iterable[StreamEnd], changed: Callable[[Read], Read]) -> list[StreamEnd]:

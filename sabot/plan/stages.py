@@ -1,12 +1,13 @@
 """A plan, with its stages and queries about them. `planner` makes it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.connectors.base import Sink
 from sabot.connectors.places import Place
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext, SecondInput, branch_schema
@@ -37,6 +38,60 @@ class Plan:
                     found.add(each.id)
                     wanted.append(each)
         return found
+
+    def leading_to(self, ids: Collection[str]) -> tuple[set[str], set[str]]:
+        """Returns the ids of the stages, and those of the steps, through which rows reach one of these steps, with the steps
+        themselves.
+        """
+        stages: set[str] = set()
+        steps = set(ids)
+
+        def leads(targets: list[Step | Edge]) -> bool:
+            found = False
+            for target in targets:
+                if isinstance(target, Edge):
+                    found |= target.target.id in stages
+                    continue
+                inside = [leads(each) for each in (target.targets, *target.branches.values())]
+                if any(inside) or target.id in ids:
+                    steps.add(target.id)
+                    found = True
+            return found
+
+        before = -1
+        while len(stages) > before:
+            before = len(stages)
+            stages.update(stage.id for stage in self.stages if leads(stage.targets))
+        return stages, steps
+
+    def up_to(self, ids: Collection[str], sink: Callable[[str], Sink]) -> "Plan":
+        """Returns the part of the plan through which rows reach these steps. It has no other sinks than those of dead letters,
+        which `sink` makes by their names, and reads no source more slowly than another. Changes this plan.
+        """
+        stages, steps = self.leading_to(ids)
+
+        def kept(targets: list[Step | Edge]) -> list[Step | Edge]:
+            found: list[Step | Edge] = []
+            for target in targets:
+                if isinstance(target, Edge):
+                    found += [target] if target.target.id in stages else []
+                elif target.id in steps:
+                    target.targets = kept(target.targets)
+                    target.branches = {name: left for name, each in target.branches.items() if (left := kept(each))}
+                    found.append(target)
+            return found
+
+        letters: dict[str, Stage] = {}
+        for stage in self.stages:
+            if stage.id in stages:
+                stage.targets, stage.aligned = kept(stage.targets), None
+                if stage.dead_letters is not None:
+                    target = stage.dead_letters.target
+                    assert target.sink is not None
+                    name = target.sink[0] if isinstance(target.sink[0], str) else target.sink[0].name
+                    target.sink, target.delivery = (sink(name), None), None
+                    letters[target.id] = target
+        return Plan([*(stage for stage in self.stages if stage.id in stages), *letters.values()])
 
     def aligned(self, stage: Stage) -> list[Stage]:
         """Returns the stages whose sources are read at about the same event time because a step of this stage

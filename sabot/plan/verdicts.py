@@ -2,7 +2,7 @@
 each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from shlex import quote
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from sabot.api.nodes.origin import NO_ORIGIN, StepOrigin
 from sabot.operators.aggregates.migration import AggregateVerdict
 from sabot.plan.fills import Way
 
-Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
+Outcome = Literal["keep", "migrate", "refill", "drop", "new", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Verdict:
     """The decision on the state of one operator.
 
     - `before`, `now`: the text of the operator in the checkpoint and in the program, or None if it is not there.
-    - `outcome`, `why`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes. "new":
-      the checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator. "refuse":
-      the program's operator with this id keeps other state, and `why` says what differs.
+    - `outcome`, `why`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes.
+      "refill": it is computed again from its topics, as the user asked. "new": the checkpoint has no state for the operator,
+      so it begins empty. "drop": the program has no such operator. "refuse": the program's operator with this id keeps other
+      state, and `why` says what differs.
     - `saved_as`: the operator's id in the checkpoint, or None if its state is not restored.
     - `groups`: about how many groups of it the checkpoint has.
     - `parts`: the decision on each of its aggregates.
@@ -60,6 +61,7 @@ class Verdict:
       whole operator if no state is restored.
     - `instead`: for a refusal, the ids of the operators whose state the user must drop for the start; empty if it is
       enough to drop the state of this operator or of its refused `parts`.
+    - `refills`: for a refusal, the ids of the operators whose refill avoids it (`plan.refills`); empty if it cannot be avoided so.
     - `place`: the position of the step in a script, such as "pipeline.sql:3:14", or "" for steps of Python.
     """
 
@@ -76,6 +78,7 @@ class Verdict:
     fills: tuple[int, ...] = ()
     instead: tuple[str, ...] = ()
     place: str = ""
+    refills: tuple[str, ...] = ()
 
     @property
     def loses(self) -> bool:
@@ -93,6 +96,15 @@ class Verdict:
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
         names = list(self.instead) or names or [self.id]
         return [f"--drop {quote(name)}" for name in names]
+
+
+def refill_options(refills: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the options of the command line (`--refill …`) with which no state would be lost, or an empty list if a
+    refill does not help all. `refills`: for each state that would be lost, the steps whose refill keeps it.
+    """
+    found = list(refills)
+    names = dict.fromkeys(name for each in found for name in each)
+    return [f"--refill {quote(name)}" for name in names] if all(found) else []
 
 
 class SavedStep(NamedTuple):

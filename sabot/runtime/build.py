@@ -25,6 +25,7 @@ from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, start_afresh
+from sabot.connectors.memory import CountSink
 from sabot.delivery import StagedSink
 from sabot.errors import SabotError, UserError
 from sabot.operators.base import (
@@ -48,7 +49,8 @@ from sabot.runtime.filling import Filling
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
-from sabot.runtime.restore import plan_of, positions_in, readers_in, stored_streams, verdicts_of
+from sabot.runtime.replay import Replay
+from sabot.runtime.restore import plan_of, positions_in, readers_in, spent_on, stored_streams, verdicts_of
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
@@ -71,9 +73,11 @@ class Build:
         agents: Sequence[AgentSpec],
         wanted: Mapping[str | int, Delivery],
         loop: asyncio.AbstractEventLoop,
+        replay: Replay | None = None,
     ) -> None:
         """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
-        Sink. `loop`: the event loop that runs async calls.
+        Sink. `loop`: the event loop that runs async calls. `replay`: set to process only the rows before a checkpoint,
+        in only some of the steps.
         """
         self.settings = settings
         self.plan: Plan | None = None
@@ -92,6 +96,7 @@ class Build:
         self._agents = agents
         self._wanted = wanted
         self._loop = loop
+        self.replay = replay
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
         self._edges: Edges
@@ -116,8 +121,11 @@ class Build:
             infer=self._inferred,
             refresh=self.settings.app.refresh_schema,
         )
-        self._afresh = restored is None
+        if self.replay is not None:
+            self.plan = self.plan.up_to(self.replay.steps, CountSink)
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
+        restored = None if self.replay is not None else restored
+        self._afresh = restored is None
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
@@ -355,6 +363,8 @@ class Build:
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
         try:
             source_input.open(positions, self.settings.app.start_at if node.start is None else node.start, facts)
+            if self.replay is not None:
+                self.replay.begin(task.name, source_input)
         except SabotError:
             raise
         except Exception as error:
@@ -498,7 +508,7 @@ class Build:
             return
         assert self.plan is not None
         verdicts = verdicts_of(self.plan, restored, self.settings.drop)
-        saved_as = check(verdicts, restored.checkpoint_id, restored.describe.get("dropped", ()))
+        saved_as = check(verdicts, restored.checkpoint_id, spent_on(restored))
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
             loses = each.given_up or bool(each.forgets) or any(part.outcome == "drop" for part in each.parts)

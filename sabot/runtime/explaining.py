@@ -9,12 +9,11 @@ from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd, Write
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.connectors.base import Sink, Source
-from sabot.connectors.defaults import columns_of
+from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.plan import Plan
 from sabot.runtime.outcomes import outcomes_of
-from sabot.runtime.restore import check_app, plan_of
+from sabot.runtime.restore import check_app, known_columns, plan_of
 
 
 def explain_ends(ends: Sequence[StreamEnd], agents: Mapping[str, AgentSpec | None], parallelism: int, form: str) -> str:
@@ -62,9 +61,7 @@ def _plan(
         manifest,
         agents=[spec for spec in agents.values() if spec is not None],
         parallelism=parallelism,
-        infer=lambda node, readers: (
-            columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
-        ),
+        infer=known_columns,
     )
 
 

@@ -21,6 +21,7 @@ from sabot.runtime.agent_output import AgentInput
 from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
+from sabot.runtime.replay import Replay
 from sabot.runtime.restore import positions_in
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.streams import had_ended, keep_finals
@@ -42,9 +43,10 @@ class LocalStreams:
         *,
         agents: Sequence[AgentSpec] = (),
         wanted: Mapping[str | int, Delivery] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         """`agents`: the agents of the app. `wanted`: `delivery=` of each Sink that agents write, by the id of the
-        Sink.
+        Sink. `replay`: as in `Build`.
         """
         self.settings = settings
         self.was_complete = False
@@ -59,7 +61,7 @@ class LocalStreams:
         self._closed = False
         self.started = False  # its tasks run
         self.left: list[tuple[str, Handle]] = []  # threads that did not end at the stop
-        self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop)
+        self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop, replay=replay)
 
     @property
     def linked(self) -> bool:
@@ -100,7 +102,8 @@ class LocalStreams:
             elif isinstance(task.input, AgentInput):
                 abort = task.input.source.gate.abort
             self.settings.coordinator.attach(task.name, inject, abort, task.hint)
-        self.settings.coordinator.on_complete.append(self._commit)
+        if self.build.replay is None:
+            self.settings.coordinator.on_complete.append(self._commit)
         self._left = len(self.tasks)
         self.started = True
         interpreter.suit()
@@ -121,7 +124,7 @@ class LocalStreams:
         """Returns True if every task of the checkpoint had ended. Then no task is opened, and the streams are over at
         once.
         """
-        if self.build.shared or self.linked or not had_ended(restored):
+        if self.build.replay is not None or self.build.shared or self.linked or not had_ended(restored):
             return False
         keep_finals(restored, self.settings.coordinator)
         self.was_complete = True

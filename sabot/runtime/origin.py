@@ -35,6 +35,7 @@ class Origin:
     def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
         self.drop: frozenset[str] = frozenset()  # the state that is not taken over from the result of `find`
+        self.refill: frozenset[str] = frozenset()  # the steps that are refilled before the result of `find` is restored
         self._app = app
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.
@@ -79,6 +80,10 @@ class Origin:
         if found is not None and self._app.settings.dropped != self.drop:
             done = ", ".join(sorted(self._app.settings.dropped - self.drop))
             _log.info("the last start has already dropped %s, as asked: state that was made since then is kept", done)
+        wanted = self._app.settings.refilled
+        self.refill = frozenset() if found is None else wanted.difference(found.describe.get("refilled", ()))
+        if found is not None and wanted != self.refill:
+            _log.info("an earlier start has already refilled %s, as asked", ", ".join(sorted(wanted - self.refill)))
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
@@ -90,6 +95,8 @@ class Origin:
             facts["from"] = origin.describe.get("from") if self.savepoint is None else identity(origin)
         if self._app.settings.dropped:
             facts["dropped"] = sorted(self._app.settings.dropped)
+        if self._app.settings.refilled:
+            facts["refilled"] = sorted(self._app.settings.refilled)
         return facts
 
     def _find(self, storage: CheckpointStorage) -> Manifest | None:

@@ -1,6 +1,6 @@
 """The outcomes of a start from a checkpoint, before the start: which stored state continues, and which would be lost."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -23,8 +23,9 @@ from sabot.runtime.restore import readers_in, sinks_of, verdicts_of
 class StateOutcome:
     """The outcome, after a start, for the stored state of one operator or agent, or for output that is not delivered yet.
 
-    `outcome`: one of keep, migrate, new, drop, refuse; for an aggregate one of keep, add, drop, refuse. `lost`: True if
-    the start is refused because of it. `ways`: the options with which the user gives the state up.
+    `outcome`: one of keep, migrate, refill, new, drop, refuse; for an aggregate one of keep, add, drop, refuse. `lost`:
+    True if the start is refused because of it. `ways`: the options with which the user gives the state up. `refills`: the
+    steps whose refill keeps the state, if that is possible.
     """
 
     id: str
@@ -34,6 +35,7 @@ class StateOutcome:
     why: str
     lost: bool = False
     ways: list[str] = field(default_factory=list)
+    refills: list[str] = field(default_factory=list)
 
 
 def outcomes_of(
@@ -44,15 +46,16 @@ def outcomes_of(
     ends: Sequence[StreamEnd],
     agents: Mapping[str, AgentSpec | None],
     open_topic: Callable[[str], Sink],
+    refill: Collection[str] = (),
 ) -> list[StateOutcome]:
     """Returns the outcomes of a start from a checkpoint for all stored state: of operators, sources, agents, and output
     that is not delivered yet. Raises UserError for a program that cannot start from it at all.
 
     `made`: the plan of the program. `drop`: the state that the user gives up. `ends`: the ends of the streams of the
-    plan. `agents`: the agents by id. `open_topic`: opens the sink of a topic.
+    plan. `agents`: the agents by id. `open_topic`: opens the sink of a topic. `refill`: the steps that the user refills.
     """
     specs = [spec for spec in agents.values() if spec is not None]
-    outcomes = [one for each in verdicts_of(made, manifest, drop) for one in _stream_outcomes(each)]
+    outcomes = [one for each in verdicts_of(made, manifest, drop, refill) for one in _stream_outcomes(each)]
     return [
         *outcomes,
         *_format_outcomes(specs, made, manifest),
@@ -106,9 +109,8 @@ def _format_outcomes(specs: Sequence[AgentSpec], made: Plan, manifest: Manifest)
 def _stream_outcomes(verdict: Verdict) -> Iterator[StateOutcome]:
     """Yields the outcome for an operator and, if one of its aggregates changes, the outcomes for all its aggregates."""
     ways = verdict.ways if verdict.loses else []
-    yield StateOutcome(
-        verdict.id, verdict.outcome, verdict.before or "", verdict.now or "", verdict.reason, verdict.loses, ways
-    )
+    texts = verdict.before or "", verdict.now or ""
+    yield StateOutcome(verdict.id, verdict.outcome, *texts, verdict.reason, verdict.loses, ways, list(verdict.refills))
     if any(part.outcome != "keep" or part.why for part in verdict.parts):
         for part in verdict.parts:
             yield StateOutcome(f"{verdict.id}.{part.name}", part.outcome, part.before or "", part.now or "", part.why)

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -323,6 +323,7 @@ class SourceInput(Reader):
         self._format = format  # the facts about decoding that the checkpoint keeps
         self._clock = clock
         self._positions: Positions = {}
+        self.replay: Callable[[], Sequence[Any] | None] | None = None  # as `replay_to` has set it
         self.watermarks = watermarks
         self._told = EmittedMarks(watermarks)
 
@@ -342,6 +343,11 @@ class SourceInput(Reader):
             "registry": self.outage.why,
             "ahead": sorted(f"{topic}[{partition}]" for topic, partition in self._kept_back),
         }
+
+    @property
+    def positions(self) -> Positions:
+        """The offset behind the last row that was passed to the task, for each partition."""
+        return self._positions
 
     @property
     def backlog(self) -> int:
@@ -366,7 +372,23 @@ class SourceInput(Reader):
         if facts is not None and facts.get("over"):
             self._has_ended()
 
+    def replay_to(self, end: Callable[[], Sequence[Any] | None]) -> None:
+        """Makes the input stay open when its source is exhausted. It then emits the marks that `end` returns, or ends if `end`
+        returns None. Called after `open`, before the first poll.
+        """
+        self.replay = end
+        if self._exhausted():  # there is nothing to read
+            self._has_ended()
+
     # -- in the task's thread ---------------------------------------------------------------------------------------------
+
+    def _has_ended(self) -> None:
+        marks = None if self.replay is None else self.replay()
+        if marks is None:
+            super()._has_ended()
+            return
+        self.exhausted = True
+        self._marks.extend(marks)
 
     def next(self, wait_seconds: float) -> Any:
         if self.awaited_by and self._waiting is None and self._is_complete():
@@ -440,7 +462,7 @@ class SourceInput(Reader):
     def _goes_on(self) -> None:
         if self._timed:
             self.watermarks.back(self._positions, self._now_ms())
-            if self._bound is not None and self._waiting is None:
+            if self._bound is not None and self._waiting is None and self.replay is None:
                 self.watermarks.end((self.source.name, partition) for partition in self._bound.over)
 
     def _has_nothing(self) -> None:

@@ -8,7 +8,7 @@ same checks, so the command never promises a start that is then refused. Nothing
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,12 +24,15 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
+from sabot.connectors.defaults import columns_of
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
 from sabot.plan import (
     Plan,
+    Planned,
+    Refill,
     SavedSource,
     Verdict,
     compare,
@@ -37,6 +40,7 @@ from sabot.plan import (
     fed_by_streams,
     make_plan,
     planned,
+    refill_of,
     walk,
     with_schemas,
 )
@@ -111,6 +115,11 @@ def plan_of(
         if kept:
             plan.check()
     return plan
+
+
+def known_columns(node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema | None:
+    """Returns the columns of a stream that are known without waiting for its records, as `infer` of `plan_of`."""
+    return columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
 
 
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
@@ -228,7 +237,9 @@ def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
     return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
 
 
-def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> list[Verdict]:
+def verdicts_of(
+    plan: Plan, restored: Manifest, drop: Iterable[str] = (), refill: Collection[str] = ()
+) -> list[Verdict]:
     """Returns the verdict on the state of each operator, and on the position of each source that the program does not
     read any more; `plan.check` refuses verdicts that would lose state. A further source begins at its start.
 
@@ -236,6 +247,7 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
     because it is not known which of the positions is whose.
 
     `drop`: the state that the user gives up, as for `plan.compare`; the position of a source has the id of its stage.
+    `refill`: the steps that the user refills.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -247,10 +259,13 @@ def verdicts_of(plan: Plan, restored: Manifest, drop: Iterable[str] = ()) -> lis
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
     gone = {stage: name for stage, name in before.items() if stage not in now}
-    drop = set(drop)
+    operators, drop = planned(plan), set(drop)
+    refilled = refill_of(plan, operators, refill)
     others = sorted(set(two) - set(one))
+    verdicts = _compared(operators, restored, drop - gone.keys(), refilled)
+    verdicts = _with_refills(plan, operators, restored, drop - gone.keys(), refill, verdicts)
     return [
-        *compare(planned(plan), restored, drop - gone.keys()),
+        *verdicts,
         *(
             Verdict(
                 id,
@@ -274,6 +289,40 @@ def _not_read(name: str, others: Sequence[str]) -> str:
             f"this program reads the file under another path, {same}; its position goes on if the path is the old one"
         )
     return "this program does not read it" + (f", but {', '.join(others)}" if others else "")
+
+
+def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], refill: Refill) -> list[Verdict]:
+    why = f"it is computed again from {' and '.join(refill.sources)}, up to the positions of the checkpoint"
+    return compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why))
+
+
+def _with_refills(
+    plan: Plan,
+    operators: Sequence[Planned],
+    restored: Manifest,
+    drop: Set[str],
+    refill: Collection[str],
+    verdicts: list[Verdict],
+) -> list[Verdict]:
+    """Returns the verdicts, where refusals say which steps have to be refilled for them to go away, if that is possible."""
+    names: dict[str, None] = {}
+    now = verdicts
+    while refused := [each.id for each in now if each.loses and each.outcome == "refuse" and each.id not in names]:
+        names[refused[0]] = None  # the first in the order of the plan: those behind it may be refused because of it
+        try:
+            now = _compared(operators, restored, drop, refill_of(plan, operators, {*refill, *names}))
+        except UserError:
+            del names[refused[0]]
+            break
+    helped = {each.id for each in verdicts if each.loses} - {each.id for each in now if each.loses}
+    ways = tuple(names)
+    return [replace(each, refills=ways) if each.id in helped else each for each in verdicts]
+
+
+def spent_on(restored: Manifest) -> frozenset[str]:
+    """Returns what the start that wrote the checkpoint has done, as `spent` of `plan.check`."""
+    described = restored.describe
+    return frozenset([*described.get("dropped", ()), *(f"--refill {name}" for name in described.get("refilled", ()))])
 
 
 def readers_in(restored: Manifest, source: str) -> list[Mapping[str, Any]]:

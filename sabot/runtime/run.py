@@ -27,6 +27,7 @@ from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.lease import take_lease
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
+from sabot.runtime.refilling import Refilling
 from sabot.runtime.requests import AppRequests
 from sabot.runtime.restore import check_app, restore_state
 from sabot.runtime.run_journal import RunJournal
@@ -174,6 +175,8 @@ class Run:
             guard.check_names(
                 [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
             )
+        if manifest is not None and storage is not None and self._origin.refill:
+            manifest = await self._refilled(storage, manifest)
         await self._open_parts(manifest, self._settings(self._delivery))
         self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
         self._delivery.check_restored()
@@ -216,6 +219,20 @@ class Run:
         if facts is not None and self._origin.savepoint is not None and self._storage is not None:
             assert manifest is not None
             self._storage.note(manifest, self._origin.savepoint)  # a start may go back to it from here, too
+
+    async def _refilled(self, storage: CheckpointStorage, manifest: Manifest) -> Manifest:
+        """Returns a new checkpoint, with the positions of `manifest`, in which the state of the steps that the user refills is
+        computed again. Those that the tables above them can fill are added to the state that is dropped.
+        """
+        specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
+        refilling = Refilling(self.app, self._writes, specs, storage, manifest)
+        refill = await run_in_thread(refilling.look, self._origin.drop, self._origin.refill)
+        self._origin.drop |= refill.tables
+        if not refill.topics:
+            return manifest
+        made = await refilling.run(refill, self._stop_asked)
+        self._coordinator.begin_after(made.checkpoint_id)
+        return made
 
     def _settings(self, delivery: StagedSinks) -> RunSettings:
         return settings_of(

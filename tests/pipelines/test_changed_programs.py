@@ -348,8 +348,9 @@ async def test_a_second_change_that_drops_the_same_name_is_told_how(life: Life) 
         with pytest.raises(UserError) as refused:
             await life.run(changes[2], [], **settings)
         assert refused.value.hint == (
-            "run the program that wrote it; or give up only this state: --drop totals.s (the last start has done --drop totals.s, which is"
-            " done once: start and stop the program that wrote it without the option before)"
+            "run the program that wrote it; or compute this state again: --refill totals; or give up only this state: "
+            "--drop totals.s (the last start has done --drop totals.s, which is done once: "
+            "start and stop the program that wrote it without the option before)"
         )
     await life.run(changes[1], [])
     app = await life.run(changes[2], ROWS[200:], **dropped)

@@ -1,0 +1,88 @@
+"""Decides how steps that the user wants to refill get the rows so far: from the tables above them, or from their topics, which are
+then read once more.
+
+    topic cars ──▶ upsert by id ──▶ group by maker: max(seats)
+
+`--refill` of the upsert reads the topic again, up to the positions of the checkpoint. That of the group needs no topic, because the
+upsert keeps the rows: the group begins anew, and is filled from the upsert's table (`continuity`).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sabot.errors import UserError
+from sabot.operators.base import Operator, OperatorContext, WaitsForCalls
+from sabot.operators.layout.stages import Stage, Step
+from sabot.plan.stages import Plan
+from sabot.plan.verdicts import Planned
+
+
+@dataclass(frozen=True)
+class Refill:
+    """The steps to refill at a start.
+
+    `tables`: the steps that begin anew and are filled from the tables above them, as after `--drop`. `topics`: the steps that are
+    computed again from their topics. `replayed`: these, and all steps with state before them, whose state is computed again too.
+    `sources`: the names of the topics and sources that are read once more.
+    """
+
+    tables: frozenset[str] = frozenset()
+    topics: frozenset[str] = frozenset()
+    replayed: frozenset[str] = frozenset()
+    sources: tuple[str, ...] = ()
+
+
+def refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) -> Refill:
+    """Returns how the steps with these names are refilled. Raises UserError for a name that is no step with state, and for a step
+    whose rows cannot be computed again.
+
+    `operators`: those of the plan that keep state.
+    """
+    known = {each.id: each for each in operators}
+    if unknown := sorted(set(names) - known.keys()):
+        raise UserError(
+            f"--refill {unknown[0]}: the program has no step of that name that keeps state",
+            hint=f"there are {', '.join(known)}" if known else "nothing in it keeps state",
+        )
+    tables = frozenset(name for name in names if _fills(known[name], known))
+    topics = frozenset(names) - tables
+    stages, steps = plan.leading_to(topics)
+    _check(plan, stages, steps, sorted(topics))
+    sources = {stage.reading.node.name: 0 for stage in plan.stages if stage.id in stages and stage.reading is not None}
+    return Refill(tables, topics, frozenset(steps & known.keys()), tuple(sources))
+
+
+def _fills(step: Planned, known: Mapping[str, Planned]) -> bool:
+    """Returns True if the tables above the step have all rows that it needs."""
+    if step.unfit is None or step.unfit(frozenset()) or not any(step.lineage):
+        return False
+    return all(_has_rows(step, number, lineages, known) for number, lineages in enumerate(step.lineage))
+
+
+def _has_rows(step: Planned, number: int, lineages: Sequence[Any], known: Mapping[str, Planned]) -> bool:
+    if not lineages:
+        return number == 0 and step.schema["kind"] == "lookup"  # of the left, a lookup keeps no row
+    way = step.ways[number] if number < len(step.ways) else None
+    return way is not None and known[way.maker.id].gives_table
+
+
+def _check(plan: Plan, stages: Collection[str], steps: Collection[str], names: Sequence[str]) -> None:
+    """Raises UserError if a step on the way from the topics to `names` cannot process its rows a second time."""
+    said = ", ".join(names)
+    for stage in plan.stages:
+        if stage.agent is not None and stage.id in stages:
+            raise UserError(
+                f"--refill {said}: its rows come from agent {stage.id}, whose calls would be made again",
+                hint="write the results of the agent into a topic, and read that topic",
+            )
+
+    def look(stage: Stage, step: Step, operator: Operator, context: OperatorContext) -> None:
+        if step.id in steps and isinstance(operator, WaitsForCalls):
+            raise UserError(
+                f"--refill {said}: its rows pass {step.text}, whose calls would be made again",
+                hint="write the answers into a topic, and read that topic",
+            )
+
+    if names:
+        plan.schemas(look)

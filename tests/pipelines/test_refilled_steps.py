@@ -1,0 +1,211 @@
+"""A step of a changed program is refilled: its state is computed again from its topics, and its results are those of a fresh run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sabot
+from sabot import App, UserError, col, count, tumbling
+from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.memory import MemoryBroker
+from sabot.operators.reading import state_of
+from tools.agent_tools import bounded, publish, until, values
+from tools.command_line import sabot_says
+
+CARS = {"id": "int64", "maker": "string", "seats": "int64"}
+TRIPS = {"id": "int64", "km": "int64", "ts": "int64"}
+ROWS = [{"id": n % 7, "maker": f"m{n % 3}", "seats": n} for n in range(40)]
+
+
+class Lives:
+    """The lives of one app: each runs a program over more rows, and stops it with a checkpoint."""
+
+    def __init__(self, broker: str, folder: Path) -> None:
+        self.broker, self.folder = broker, folder
+        self.parallelism, self.state = 1, "memory"
+
+    def app(self, program: Any, **settings: Any) -> App:
+        app = App("cars", broker=self.broker, state=self.state, checkpoint_dir=self.folder / "checkpoints")
+        app.configure(parallelism=self.parallelism, **settings)
+        program(app)
+        return app
+
+    async def live(self, program: Any, rows: dict[str, list[dict[str, Any]]], **settings: Any) -> list[Any]:
+        """Returns what this life has written into the topic `out`."""
+        app = self.app(program, **settings)
+        before = len(values(app, "out")) if "out" in MemoryBroker.get(self.broker).topics() else 0
+        await app.start()
+        for topic, more in rows.items():
+            publish(app, topic, more)
+        wanted = sum(map(len, rows.values()))
+        await until(
+            lambda: sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values()) >= wanted
+        )
+        await bounded(app.stop())
+        return values(app, "out")[before:]
+
+    def kept(self, step: str) -> list[dict[str, Any]]:
+        manifest = CheckpointStorage(self.folder / "checkpoints").latest()
+        assert manifest is not None
+        return sorted(state_of(manifest, step).to_pylist(), key=str)
+
+
+@pytest.fixture
+def lives(memory_url: str, tmp_path: Path) -> Lives:
+    MemoryBroker.get(memory_url).create_topic("cars", partitions=2)
+    return Lives(memory_url, tmp_path)
+
+
+def table(*columns: str) -> Any:
+    return lambda app: app.stream("cars", schema=CARS).select("id", *columns).upsert("id").named("newest").to("out")
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("state", ["memory", "state"])
+async def test_a_column_that_a_table_did_not_keep_is_read_again_from_its_topic(
+    lives: Lives, parallelism: int, state: str
+) -> None:
+    lives.state = state if state == "memory" else str(lives.folder / "state")
+    await lives.live(table("maker"), {"cars": ROWS})
+    lives.parallelism = parallelism
+    with pytest.raises(UserError, match=r"column seats is new") as refused:
+        await lives.live(table("maker", "seats"), {})
+    assert "compute this state again: --refill newest" in refused.value.hint
+    written = await lives.live(
+        table("maker", "seats"), {"cars": [{"id": 100, "maker": "m", "seats": 1}]}, refill=["newest"]
+    )
+    assert [row["id"] for row in written] == [100]  # nothing is written a second time
+    right = {row["id"]: row for row in [*ROWS, {"id": 100, "maker": "m", "seats": 1}]}
+    assert lives.kept("newest") == sorted(right.values(), key=str)
+
+
+def minutes(**aggregates: Any) -> Any:
+    def program(app: App) -> None:
+        trips = app.stream("trips", schema=TRIPS, time="ts")
+        counted = trips.key_by("id").window(tumbling("1m")).aggregate(**aggregates).named("minutes")
+        counted.upsert("id", "window_start").named("table").to("out")
+
+    return program
+
+
+def trips(first: int, last: int) -> list[dict[str, Any]]:
+    return [{"id": n % 5, "km": n, "ts": n * 1000} for n in range(first, last)]
+
+
+async def test_an_aggregate_added_to_windows_is_in_the_table_behind_them_for_all_windows(
+    lives: Lives, memory_url: str
+) -> None:
+    MemoryBroker.get(memory_url)
+    await lives.live(minutes(n=count()), {"trips": trips(0, 250)})
+    more = minutes(n=count(), km=sabot.sum("km"))
+    with pytest.raises(UserError, match=r"table .*column km is new") as refused:
+        await lives.live(more, {})
+    assert "--refill table" in refused.value.hint
+    written = await lives.live(more, {"trips": trips(250, 400)}, refill=["table"])
+    kept = {(row["id"], row["window_start"]): (row["n"], row["km"]) for row in lives.kept("table")}
+    right: dict[Any, list[int]] = {}
+    for trip in trips(0, 400):
+        right.setdefault((trip["id"], trip["ts"] // 60_000), []).append(trip["km"])
+    whole = {key: (len(km), sum(km)) for key, km in right.items() if key[1] < 6}  # the seventh minute is open
+    assert sorted(kept.values()) == sorted(whole.values())
+    assert len(written) == 10  # the windows that had been written before are not written again
+
+
+async def test_a_group_over_a_table_is_refilled_from_the_table_and_needs_no_topic(
+    lives: Lives, memory_url: str
+) -> None:
+    def program(where: int) -> Any:
+        def build(app: App) -> None:
+            cars = app.table("cars", key="id", schema=CARS).named("newest")
+            cars.filter(col("seats") > where).group_by("maker").aggregate(n=count()).named("makers").upsert("maker").to(
+                "out"
+            )
+
+        return build
+
+    await lives.live(program(0), {"cars": ROWS})
+    with pytest.raises(UserError) as refused:
+        await lives.live(program(35), {})
+    assert "--refill makers" in refused.value.hint
+    await lives.live(program(35), {"cars": [{"id": 100, "maker": "m9", "seats": 50}]}, refill=["makers"])
+    assert {row["maker"]: row["n"] for row in lives.kept("makers")} == {"m0": 2, "m1": 1, "m2": 1, "m9": 1}
+
+
+async def test_steps_over_a_refilled_table_continue(lives: Lives) -> None:
+    def program(*aggregates: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.table("cars", key="id", schema=CARS).named("newest")
+            cars.group_by("maker").aggregate(n=count()).named("makers").upsert("maker").to("out")
+            if aggregates:
+                cars.group_by("id").aggregate(most=sabot.max("seats")).named("most").upsert("id").to("most")
+
+        return build
+
+    await lives.live(program(), {"cars": ROWS})
+    with pytest.raises(UserError, match="column seats is new") as refused:
+        await lives.live(program("most"), {})
+    assert refused.value.hint.count("--refill") == 1
+    written = await lives.live(program("most"), {"cars": [{"id": 6, "maker": "m0", "seats": 99}]}, refill=["newest"])
+    assert len(written) == 2  # the change of m0, and that of the maker that car 6 had before
+    assert [row["most"] for row in lives.kept("most")] == [35, 36, 37, 38, 39, 33, 99]
+
+
+async def test_a_topic_without_its_first_rows_cannot_refill_a_step(lives: Lives, memory_url: str) -> None:
+    MemoryBroker.get(memory_url).retention_bytes = 2000
+    for _ in range(5):
+        await lives.live(table("maker"), {"cars": ROWS})
+    with pytest.raises(UserError, match="its first rows are gone"):
+        await lives.live(table("maker", "seats"), {}, refill=["newest"])
+    await lives.live(table("maker"), {"cars": ROWS})  # the earlier program goes on from its checkpoint
+
+
+async def test_a_refill_is_done_once(lives: Lives) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    for _ in range(2):
+        await lives.live(table("maker", "seats"), {"cars": ROWS[:3]}, refill=["newest"])
+    manifests = CheckpointStorage(lives.folder / "checkpoints", retain=9).manifests()
+    assert [manifest.describe.get("refilled") for manifest in manifests][-1] == ["newest"]
+    assert not any(name.startswith("refilled-") for name in manifests[-1].tasks)
+
+
+async def test_a_step_that_does_not_exist_is_named(lives: Lives) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    with pytest.raises(UserError, match="--refill nowest: the program has no step") as refused:
+        await lives.live(table("maker"), {}, refill=["nowest"])
+    assert "newest" in refused.value.hint
+
+
+async def test_rows_that_pass_calls_are_not_passed_again(lives: Lives) -> None:
+    async def asked(row: Any) -> dict[str, Any]:
+        return {**row, "size": "small"}
+
+    def program(*more: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).map_async(asked, schema={**CARS, "size": "string"})
+            cars.select("id", "size", *more).upsert("id").named("newest").to("out")
+
+        return build
+
+    await lives.live(program(), {"cars": ROWS})
+    with pytest.raises(UserError, match="column seats is new") as refused:
+        await lives.live(program("seats"), {})
+    assert "--refill" not in refused.value.hint
+    with pytest.raises(UserError, match="calls would be made again"):
+        await lives.live(program("seats"), {}, refill=["newest"])
+
+
+async def test_the_plan_says_what_is_computed_again(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lives.folder)
+    await lives.live(table("maker"), {"cars": ROWS})
+    Path("refilled.py").write_text(
+        'from sabot import App\napp = App("cars", "memory://")\n'
+        f'app.stream("cars", schema={CARS}).select("id", "maker", "seats").upsert("id").named("newest").to("out")\n'
+    )
+    refused = sabot_says("plan", "refilled:app", "--against", "checkpoints")
+    assert (refused.exit_code, "start with --refill newest" in refused.stderr) == (1, True)
+    done = sabot_says("plan", "refilled:app", "--against", "checkpoints", "--refill", "newest", "--json")
+    newest = json.loads(done.stdout.splitlines()[0])
+    assert (done.exit_code, newest["outcome"]) == (0, "refill")
+    assert newest["why"] == "it is computed again from cars, up to the positions of the checkpoint"
