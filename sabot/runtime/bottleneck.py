@@ -16,6 +16,7 @@ from typing import Any
 
 _MOST = 3  # places in a rank
 _BUSY = 0.7  # the share of time from which on a task has little left
+_SPENT = 0.9  # the share of time from which on a task has none left
 _WAITS = 0.5  # the same for a task that waits for a sink, for calls or for barriers
 _ALIGNS = 0.3
 _ALONE = 1.2  # seconds of calls in a second, up to which calls run one after the other
@@ -47,6 +48,9 @@ class Cause(StrEnum):
     SLOW_PARTITION = "slow partition"
 
 
+_SHARED = (Cause.INTERPRETER_LOCK, Cause.PROCESSORS)  # causes that are no task's own
+
+
 @dataclass(frozen=True)
 class NarrowPlace:
     """A task that limits the app. `share`: the share of the time, from 0 to 1, that the cause takes. `fill`: how full
@@ -74,8 +78,8 @@ def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Nar
     found = sorted(found, key=lambda place: -place.share)
     causes: set[tuple[str, Cause]] = set()
     rank = []
-    for place in found:  # subtasks of one stage with one cause are one place
-        key = _stage(place.task), place.cause
+    for place in found:  # subtasks of one stage with one cause are one place, and so are all that wait for the lock
+        key = "" if place.cause in _SHARED else _stage(place.task), place.cause
         if key not in causes:
             causes.add(key)
             rank.append(place)
@@ -124,6 +128,11 @@ class _TaskShares:
         """The unread rows of its source by partition."""
         found: dict[str, int] = self.now.get("input", {}).get("lag", {})
         return found
+
+    def late(self) -> dict[str, float]:
+        """Returns the seconds for which it waited for a barrier of each task before it."""
+        before, now = (each.get("input", {}).get("late_seconds", {}) for each in (self.before, self.now))
+        return {name: seconds - before.get(name, 0.0) for name, seconds in now.items()}
 
     @property
     def targets(self) -> list[Mapping[str, Any]]:
@@ -195,24 +204,28 @@ class _AppShares:
                 continue
             main, part = task.main_work()
             function = task.now.get("operators", {}).get(main, {}).get("function", "") if part >= _MAIN else ""
-            if task.fill is None and not function and not self._reads_on(task):
+            if task.fill is None and not self._reads_on(task, bool(function)):
                 continue
             if task.fill is not None and not self.pressed(task):
                 continue
             yield self._skewed(task) or self._computes(task, main if part >= _MAIN else "", function)
 
-    def _reads_on(self, task: _TaskShares) -> bool:
-        """Returns True if the source has more rows than the task could read: the source is bounded, or it lags
-        behind.
+    def _reads_on(self, task: _TaskShares, calls: bool) -> bool:
+        """Returns True if the source has more rows than the task could read: the source is bounded, or it lags behind.
+        If the source does not tell, a task that mostly calls a function (`calls`) must have no time left.
         """
-        figures = task.now.get("input", {})
-        return bool(figures.get("ends")) or sum(task.lag.values()) > max(1, task.rows)
+        if task.now.get("input", {}).get("ends"):
+            return True
+        return sum(task.lag.values()) > max(1, task.rows) if task.lag else calls and task.load >= _SPENT
 
     def _computes(self, task: _TaskShares, main: str, function: str) -> NarrowPlace:
         behind = _behind(task)
         contended = task.shares["contended"]
         cpu = self.cpu(task)
+        beside = [each for each in self.tasks if each.now.get("worker") == task.now.get("worker")]
         others = None if cpu is None else max(0.0, cpu - task.shares["busy"])
+        if others is not None and "worker" in task.now:  # the threads of the exchange do not need the lock
+            others = min(others, sum(each.shares["busy"] for each in beside if each is not task))
         if main.startswith("to "):
             stage = main.removeprefix("to ")
             return _place(
@@ -237,7 +250,7 @@ class _AppShares:
         # Other programs may leave the app only a part of a processor: of that, the other threads must have had a share.
         locked = others is not None and cpu is not None and cpu <= _ONE and others >= max(_OTHERS, _PRESSED * cpu)
         if waits and locked and task.wakes_for_lock:
-            names = [each.name for each in self.tasks if each.shares["contended"] >= _PRESSED / 2]
+            names = [each.name for each in beside if each.shares["contended"] >= _PRESSED / 2]
             said = _and(names[:3]) if len(names) > 1 else f"{task.name} and other threads"
             return _place(
                 task,
@@ -247,6 +260,16 @@ class _AppShares:
                 f"the interpreter is the narrow place: {said} take turns with its lock, and {task.name} has work and waits "
                 f"for it {_percent(contended)} of the time{behind}",
                 "workers (--workers) have an interpreter each; expressions in place of Python functions need no lock",
+            )
+        if waits and task.queued >= max(_WAITS, 2 * task.shares["busy"]):
+            return _place(
+                task,
+                Cause.PROCESSORS,
+                task.queued,
+                function or main,
+                f"the processors are the narrow place: other programs use them, and {task.name} has work and none for "
+                f"{_percent(task.queued)} of the time{behind}",
+                "fewer programs on this machine, or workers on others",
             )
         slept = contended - min(task.queued, contended)
         if waits and slept >= _PRESSED:
@@ -265,7 +288,7 @@ class _AppShares:
                 Cause.SLOW_FUNCTION,
                 task.load,
                 function,
-                f"{task.name} is the narrow place: it computes {_percent(task.load)} of the time, most of it in {function}{behind}",
+                f"{task.name} is the narrow place: it {_computes(task)}, most of it in {function}{behind}",
                 "a faster function, as one over whole batches or an expression; or a higher parallelism with --workers",
             )
         what = {"reading": "reading and decoding its rows", "cutting": "taking snapshots for checkpoints"}.get(
@@ -276,7 +299,7 @@ class _AppShares:
             Cause.SLOW_STEP,
             task.load,
             main,
-            f"{task.name} is the narrow place: it computes {_percent(task.load)} of the time"
+            f"{task.name} is the narrow place: it {_computes(task)}"
             + (f", most of it in {what}" if what else "")
             + behind,
             "checkpoints less often" if main == "cutting" else "a higher parallelism, or less work in this step",
@@ -299,7 +322,7 @@ class _AppShares:
             task.load,
             "",
             f"{task.name} is the narrow place: few keys have most rows, so it gets {times} rows as the other subtasks of "
-            f"{task.stage}, and computes {_percent(task.load)} of the time{_behind(task)}",
+            f"{task.stage}, and {_computes(task)}{_behind(task)}",
             "combine rows of a key before this step (two aggregations), or a further key column",
         )
 
@@ -421,24 +444,27 @@ class _AppShares:
         )
 
     def aligning(self) -> Iterator[NarrowPlace]:
-        """Yields tasks that wait for barriers on one input while another one is held."""
+        """Yields tasks that wait for barriers on one input while another one is held. If the task before that input has no
+        time left, late barriers are a consequence, and the narrow place is there or further on.
+        """
         for task in self.tasks:
             share = task.shares["aligning"]
             if share < _ALIGNS or task.fill is None or not task.rows or task.now.get("input", {}).get("inputs", 1) < 2:
                 continue
-            senders = self.senders.get(task.stage, ())
-            slow = max((each for each in senders), key=lambda each: each.load, default=None)
-            why = (
-                f"; {slow.name}, before it, computes {_percent(slow.load)} of the time"
-                if slow and slow.load >= _ALIGNS
-                else ""
-            )
+            late = task.late()
+            name = max(late, key=lambda each: late[each], default="")
+            slow = next((each for each in self.tasks if each.name == name), None)
+            if slow is not None and slow.load + slow.shares["backpressured"] >= _SPENT:
+                continue
+            which = f", {name}" if name else ""
+            if slow is not None and slow.load >= _ALIGNS:
+                which += f", which {_computes(slow)}"
             yield _place(
                 task,
                 Cause.SLOW_ALIGNMENT,
                 share,
-                "" if slow is None else slow.name,
-                f"{task.name} waits {_percent(share)} of the time for the barrier of a checkpoint on its slowest input{why}",
+                name,
+                f"{task.name} waits {_percent(share)} of the time for the barrier of a checkpoint on its slowest input{which}",
                 "checkpoints less often, or smaller batches in the slow input",
             )
 
@@ -450,11 +476,7 @@ class _AppShares:
                 continue
             for edge in task.targets:
                 readers = [each for each in self.tasks if each.stage == edge["to"]]
-                if (
-                    edge["fill"] >= _FULL
-                    and readers
-                    and all((each.fill or 0.0) < _FULL / 2 and each.load < _BUSY / 2 for each in readers)
-                ):
+                if edge["fill"] >= _FULL and readers and all(self._awaits(each, task) for each in readers):
                     yield _place(
                         task,
                         Cause.SLOW_EXCHANGE,
@@ -464,6 +486,11 @@ class _AppShares:
                         "behind it have room",
                         "fewer columns before the exchange (select), or a faster network between the workers",
                     )
+
+    def _awaits(self, reader: _TaskShares, sender: _TaskShares) -> bool:
+        """Returns True if the reader has time left, and waits for rows or for the barriers of the sender."""
+        late = reader.late().get(sender.name, 0.0)
+        return reader.load < _BUSY / 2 and max(reader.shares["idle"], late / reader.seconds) >= _PRESSED
 
     def agents(self) -> Iterator[NarrowPlace]:
         """Yields agents that are at their limit of calls while rows wait, and an event loop that is always busy."""
@@ -565,6 +592,13 @@ def _behind(task: _TaskShares) -> str:
     return (
         f"; its input is {'full' if task.fill >= 0.9 else f'{_percent(task.fill)} full'}, and the tasks before it wait"
     )
+
+
+def _computes(task: _TaskShares) -> str:
+    """Returns the part of a sentence that says for how long a task computed, or was ready to compute."""
+    if task.shares["contended"] < _PRESSED / 3:
+        return f"computes {_percent(task.load)} of the time"
+    return f"computes {_percent(task.shares['busy'])} of the time, and could for a further {_percent(task.shares['contended'])}"
 
 
 def _fill(figures: Mapping[str, Any]) -> float:

@@ -101,6 +101,8 @@ class GateInput:
         self._complete: set[int] = set()  # the channels that have brought COMPLETE
         # Taken from the gate and not returned yet: a watermark, and the elements behind it.
         self._taken: deque[tuple[int, Any]] = deque()
+        # By the task before a channel: the seconds for which its barrier was awaited while another channel was held.
+        self._late: dict[str, float] = {}
 
     def next(self, wait_seconds: float) -> Any:
         if self._given_at is not None:
@@ -131,8 +133,17 @@ class GateInput:
         item = self.gate.next_nowait()  # the state changes only for a wait
         if item is not None:
             return item
-        state = TaskState.ALIGNING if self.gate.waiting_for else TaskState.IDLE
-        return self.times.wait(state, self.gate.next, wait_seconds)
+        late = self.gate.waiting_for
+        if not late:
+            return self.times.wait(TaskState.IDLE, self.gate.next, wait_seconds)
+        began = SYSTEM_CLOCK.monotonic()
+        try:
+            return self.times.wait(TaskState.ALIGNING, self.gate.next, wait_seconds)
+        finally:
+            waited = SYSTEM_CLOCK.monotonic() - began
+            for number in late:
+                sender = self._channels[number].name.partition(" to ")[0]
+                self._late[sender] = self._late.get(sender, 0.0) + waited
 
     def mark(self) -> Any:
         return None
@@ -202,7 +213,7 @@ class GateInput:
         return float(self.gate.statistics()["alignment_seconds"])
 
     def statistics(self) -> dict[str, Any]:
-        return {**self.gate.statistics(), "fill": fill(self._channels)}
+        return {**self.gate.statistics(), "fill": fill(self._channels), "late_seconds": dict(self._late)}
 
     def close(self) -> None:
         self.gate.close()

@@ -136,6 +136,9 @@ def test_an_app_that_uses_all_processors_says_so_and_other_programs_do_not_count
     streams = {"read-1/0": HELD, "orders-1/0": step, "write-1/0": EASY}
     assert first(streams=streams, cpu=3.9) == ("orders-1/0", Cause.PROCESSORS)
     assert first(streams=streams, cpu=0.7) == ("orders-1/0", Cause.SLOW_STEP)
+    starved = task("write-1", fill=1.0, busy=0.2, contended=0.75, queued=0.7, work={"window-1": 1.0})
+    (place,) = places(streams={**streams, "orders-1/0": starved}, cpu=0.2)
+    assert place.sentence.startswith("the processors are the narrow place: other programs use them, and orders-1/0")
 
 
 @pytest.mark.parametrize(("cut", "word"), [(0.0, "receiver"), (0.8, "commits")])
@@ -227,11 +230,46 @@ def test_subtasks_of_one_stage_are_one_place() -> None:
     assert len(found) == 1
 
 
-def test_a_slow_alignment() -> None:
-    joins = task("write-1", fill=0.3, aligning=0.6, busy=0.1)
-    held, slow = task("join-1", backpressured=0.6, edge_fill=1.0), task("join-1", busy=0.5)
-    (place,) = places(streams={"read-1/0": held, "read-2/0": slow, "join-1/0": joins, "write-1/0": EASY})
+LATE = {"late_seconds": {"read-1/0": 0.1, "read-2/0": 2.3}}
+
+
+def test_a_slow_alignment_names_the_input_whose_barriers_are_late() -> None:
+    joins = task("write-1", fill=0.3, aligning=0.6, busy=0.1, input=LATE)
+    quick, slow = task("join-1", busy=0.85), task("join-1", busy=0.5)
+    (place,) = places(streams={"read-1/0": quick, "read-2/0": slow, "join-1/0": joins, "write-1/0": EASY})
     assert (place.task, place.cause, place.step) == ("join-1/0", Cause.SLOW_ALIGNMENT, "read-2/0")
+    assert place.sentence.endswith("on its slowest input, read-2/0, which computes 50 % of the time")
+
+
+def test_late_barriers_of_a_task_without_time_left_are_a_consequence() -> None:
+    joins = task("write-1", fill=0.3, aligning=0.6, busy=0.1, input=LATE)
+    streams = {"read-1/0": HELD, "read-2/0": task("join-1", contended=0.98), "join-1/0": joins, "write-1/0": EASY}
+    assert places(streams=streams) == []
+
+
+def test_a_source_that_has_no_more_rows_has_no_slow_function() -> None:
+    for lag, busy, said in [({}, 0.75, []), ({"t[0]": 9}, 0.95, []), ({"t[0]": 9_000}, 0.75, [Cause.SLOW_FUNCTION])]:
+        reads = task("write-1", busy=busy, work={"map-1": busy}, functions={"map-1": "f"}, input={"lag": lag})
+        assert [place.cause for place in places(streams={"read-1/0": reads, "write-1/0": EASY})] == said
+
+
+def test_tasks_of_two_workers_do_not_take_turns_with_one_lock() -> None:
+    waits: dict[str, Any] = {
+        "busy": 0.4,
+        "contended": 0.58,
+        "queued": 0.5,
+        "work": {"map-1": 1.0},
+        "functions": {"map-1": "f"},
+    }
+    workers = [{"worker": number, "cpu_percent": 90.0} for number in (1, 2)]
+    both = {f"read-1/{number}": task("write-1", worker=number + 1, **waits) for number in range(2)}
+    (place,) = places(streams={**both, "write-1/0": EASY}, workers=workers)
+    assert place.cause is Cause.SLOW_FUNCTION
+    assert "computes 40 % of the time, and could for a further 58 %, most of it in f" in place.sentence
+    beside = {"read-1/0": both["read-1/0"], "read-2/0": task("write-1", worker=1, **waits)}
+    (place,) = places(streams={**beside, "write-1/0": EASY}, workers=workers)
+    assert place.cause is Cause.INTERPRETER_LOCK
+    assert "read-1/0 and read-2/0 take turns" in place.sentence
 
 
 def test_an_exchange_that_takes_most_of_the_work() -> None:
@@ -247,6 +285,20 @@ def test_an_exchange_between_workers_whose_readers_have_room() -> None:
     takes = task("write-1", fill=0.0, busy=0.1, worker=2)
     workers = [{"worker": number, "cpu_percent": 20.0} for number in (1, 2)]
     assert first(streams={"read-1/0": sends, "orders-1/0": takes}, workers=workers) == ("read-1/0", Cause.SLOW_EXCHANGE)
+
+
+def test_barriers_that_are_late_in_an_exchange_are_a_consequence() -> None:
+    streams = {f"read-1/{n}": task("sum-1", backpressured=0.9, edge_fill=1.0, worker=n + 1) for n in range(2)}
+    for n in range(2):
+        late = {"late_seconds": {f"read-1/{1 - n}": 0.4 * SECONDS}}
+        streams[f"sum-1/{n}"] = task("write-1", fill=0.5, busy=0.1, aligning=0.4, input=late, worker=n + 1)
+    workers = [{"worker": number, "cpu_percent": 20.0} for number in (1, 2)]
+    assert [place.cause for place in places(streams=streams, workers=workers)] == [Cause.SLOW_EXCHANGE]
+    # A sender whose channel is held until another task brings its barrier does not wait for the exchange.
+    held = task("write-1", fill=0.5, busy=0.1, aligning=0.8, input={"late_seconds": {"read-2/0": 3.2}}, worker=2)
+    slow = task("sum-1", busy=0.6, worker=1)
+    streams = {"read-1/0": streams["read-1/0"], "read-2/0": slow, "sum-1/0": held}
+    assert [place.cause for place in places(streams=streams, workers=workers)] == [Cause.SLOW_ALIGNMENT]
 
 
 def test_one_slow_partition() -> None:
