@@ -34,6 +34,7 @@ class HasStreams(Owner):
         time: str | Expr | None = None,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
+        time_zone: str | None = None,
         lateness: Duration = 0,
         idle: Duration = "30s",
         idle_closes: bool = False,
@@ -44,6 +45,7 @@ class HasStreams(Owner):
         start: Start | None = None,
         until: Until | None = None,
         schema_overrides: Schema | None = None,
+        infer: int | None = None,
     ) -> Stream:
         """Returns the rows of a topic, of a Source such as `files("data/*.ndjson")`, of an agent, or of a table in
         memory, as a stream.
@@ -72,11 +74,14 @@ class HasStreams(Owner):
         An agent is given by its function, declared with `@app.agent()` without `sink=`. The rows are its results, with the columns of
         `schema=`.
 
-        - `schema`: the columns, as a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records.
+        - `schema`: the columns, as a pa.Schema or {"name": "type"}; by default inferred from the first records (1,000, or
+          the first MiB of CSV).
         - `format`: the format of the payloads: "json" (the default), "csv", "raw", "arrow", Avro(…), Protobuf(…); see docs/formats.md.
         - `time`: the column of event time, a field of a struct ("bid.at"), or an expression. The values are timestamps, numbers of ms
           since 1970 UTC (or of `time_unit=`), or texts in ISO 8601 (or in `time_format=`). By default they are the timestamps of
           the records.
+        - `time_zone`: the time zone of texts, dates and timestamps without one, such as "Europe/Berlin"; by default UTC. Of a clock
+          time that occurs twice, in autumn, the first one counts.
         - `lateness`: the event time by which rows may be out of order.
         - `idle`: the wall time without rows after which a partition no longer holds event time back.
         - `idle_closes`: True closes the windows that have rows when all partitions are idle.
@@ -90,14 +95,15 @@ class HasStreams(Owner):
           the group), the first record of a time (ms UTC, or a datetime), or {partition: offset}. By default it is the app's.
         - `until`: the place where the stream ends, for backfills: "now" (the records that exist at the start), a time (records before
           it), or {partition: offset}. A restart keeps this end. By default it is the app's.
+        - `infer`: the number of records from which columns are inferred, up to 1,000,000.
         - `schema_overrides`: types of some columns, as in `schema`, in place of the inferred ones: {"price": "float64"}.
 
         Raises UserError for a topic or column that cannot be, and for options that the source does not have.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"on_error": on_error, "fields": fields, "time_unit": time_unit, "time_format": time_format}
-        options |= {"idle_closes": idle_closes, "max_drift": max_drift, "format": format}
-        options |= {"start": start, "until": until, "schema_overrides": schema_overrides}
+        options |= {"time_zone": time_zone, "idle_closes": idle_closes, "max_drift": max_drift, "format": format}
+        options |= {"start": start, "until": until, "schema_overrides": schema_overrides, "infer": infer}
         given = self._taken(source, schema)
         if callable(given):
             node: Read = agent_read(self.agent_of(given), **options)
@@ -116,6 +122,7 @@ class HasStreams(Owner):
         time: str | Expr | None = None,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
+        time_zone: str | None = None,
         lateness: Duration = 0,
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
@@ -160,7 +167,7 @@ class HasStreams(Owner):
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         options |= {"time_unit": time_unit, "time_format": time_format, "on_error": on_error, "fields": fields}
-        options |= {"first": first, "until": until}
+        options |= {"first": first, "until": until, "time_zone": time_zone}
         read, table = table_node(self._taken(source, schema), key, format, **options)
         self.begun_streams.append(read)
         return Stream(self, table)

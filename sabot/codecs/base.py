@@ -87,15 +87,18 @@ class Format(ABC):
 
     `name`: the name for users, and the first word of the text in a checkpoint. `one_row`: True if a payload is one
     row. `own_columns`: True if the format itself knows the columns, so that `schema=` is not given. `needs_schema`:
-    True if only `schema=` gives the columns. `sample_rows`: the number of records from which a codec learns the
-    columns.
+    True if only `schema=` gives the columns.
     """
 
     name: ClassVar[str]
     one_row: ClassVar[bool] = True
     own_columns: ClassVar[bool] = False
     needs_schema: ClassVar[bool] = False
-    sample_rows: ClassVar[int] = 1000
+
+    @property
+    def sample_rows(self) -> int:
+        """The number of records from which a codec learns the columns."""
+        return 1000
 
     @property
     def description(self) -> str:

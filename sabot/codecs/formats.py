@@ -14,7 +14,7 @@ from sabot.codecs.arrow import ArrowCodec, ArrowEncoder
 from sabot.codecs.base import Codec, Encoder, Format, LostFloats
 from sabot.codecs.csv import CsvCodec, CsvEncoder
 from sabot.codecs.csv_text import convert_options, refuse_csv_types
-from sabot.codecs.json import JsonCodec, JsonEncoder
+from sabot.codecs.json import INFERENCE_ROWS, JsonCodec, JsonEncoder
 from sabot.codecs.raw import VALUE, RawCodec, RawEncoder
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.errors import UserError
@@ -25,15 +25,16 @@ _UNQUOTABLE = '"\r\n'
 @dataclass(frozen=True)
 class Json(Format):
     """The format of payloads that are one JSON object each. Without `schema=` the columns are inferred from the first
-    1,000 records.
+    `sample_rows` records.
     """
 
     name: ClassVar[str] = "json"
+    sample_rows: int = INFERENCE_ROWS
 
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None
     ) -> Codec:
-        return JsonCodec(_selected(schema, columns)).resumed(text)
+        return JsonCodec(_selected(schema, columns), self.sample_rows).resumed(text)
 
     def encoder(self, topic: str) -> Encoder:
         return JsonEncoder()
@@ -139,7 +140,6 @@ class ArrowIpc(Format):
 
     name: ClassVar[str] = "arrow"
     one_row: ClassVar[bool] = False
-    sample_rows: ClassVar[int] = 1
     rows: int = 1024
     compression: Literal["lz4", "zstd"] | None = None
 
@@ -148,6 +148,10 @@ class ArrowIpc(Format):
             raise UserError(f"ArrowIpc(rows={self.rows!r})", hint="the most rows of a payload, at least 1")
         if self.compression not in (None, "lz4", "zstd"):
             raise UserError(f"ArrowIpc(compression={self.compression!r})", hint='"lz4" or "zstd"')
+
+    @property
+    def sample_rows(self) -> int:
+        return 1
 
     def codec(
         self, topic: str, schema: pa.Schema | None, columns: Sequence[str] | None = None, text: str | None = None

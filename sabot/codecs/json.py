@@ -17,7 +17,9 @@ class JsonCodec:
     with the same schema.
     """
 
-    def __init__(self, schema: pa.Schema | None = None) -> None:
+    def __init__(self, schema: pa.Schema | None = None, sample_rows: int = INFERENCE_ROWS) -> None:
+        """`sample_rows`: the number of records from which a missing schema is inferred."""
+        self._sample_rows = sample_rows
         self._decoder = None if schema is None else JsonDecoder(schema)
 
     @property
@@ -34,15 +36,15 @@ class JsonCodec:
 
     def resumed(self, text: str | None) -> "JsonCodec":
         """Returns a codec with this codec's schema or, if that is unknown, the schema in `text` from a checkpoint."""
-        return JsonCodec(schema_of_text(text) if self.schema is None else self.schema)
+        return JsonCodec(schema_of_text(text) if self.schema is None else self.schema, self._sample_rows)
 
     def another(self) -> "JsonCodec":
-        return JsonCodec(self.schema)
+        return JsonCodec(self.schema, self._sample_rows)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """Decodes the column `payload`. Returns the good rows, in order, and the bad rows, which never stop a batch.
 
-        Raises UserError if the schema must be inferred and the first 1,000 payloads do not agree on a field's type.
+        Raises UserError if the schema must be inferred and the first `sample_rows` payloads do not agree on a field's type.
         """
         payloads = batch.column("payload")
         if self._decoder is None:
@@ -50,7 +52,7 @@ class JsonCodec:
             if readable.num_rows == 0:
                 return readable, bad
             unreadable = {row.row for row in bad}
-            rows = [row for row in range(len(payloads)) if row not in unreadable][:INFERENCE_ROWS]
+            rows = [row for row in range(len(payloads)) if row not in unreadable][: self._sample_rows]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
         return self._decoder.decode(payloads)
 

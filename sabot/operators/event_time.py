@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.api.expr import Expr
+from sabot.api.expr import Expr, lit, when
 from sabot.base.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
@@ -14,6 +14,8 @@ from sabot.operators.rows.bad import values_or_nulls
 
 FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 
+# The end of an ISO 8601 text with a zone. "-01" ends a date too, so there must be minutes before.
+_ZONED = r":\d\d[^+-]*([zZ]|[+-]\d\d(:?\d\d)?)\s*$"
 _US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # of each unit
 _FAR_US = 2.0**62  # no float beyond fits into 64 bits as microseconds
 
@@ -22,17 +24,31 @@ class ComputedTime:
     """A function from rows of one schema to their event times, in ms since 1970 UTC. Threads may share it.
 
     `where`: the stream or step, for errors. `unit`: the unit of numbers, or None for ms. `format`: the format of
-    texts, or None for ISO 8601. Raises UserError if the type of the expression has no times, or does not fit the unit
-    or the format.
+    texts, or None for ISO 8601. `zone`: the time zone of texts and timestamps without one, or None for UTC. Raises
+    UserError if the type of the expression has no times, or does not fit the unit, the format or the zone.
     """
 
-    def __init__(self, where: str, expr: Expr, unit: str | None, format: str | None, schema: pa.Schema) -> None:
+    def __init__(
+        self,
+        where: str,
+        expr: Expr,
+        unit: str | None,
+        format: str | None,
+        schema: pa.Schema,
+        zone: str | None = None,
+    ) -> None:
         self._text = expr.column or expr.text()
         self._unit = unit or "ms"
         try:
             made = compile_expr(expr, schema)
             if pa.types.is_string(made.type) and unit is None:
-                made = compile_expr(expr.str.to_datetime(format), schema)
+                times = expr.str.to_datetime(format)
+                if zone is not None and (format is None or "%z" not in format):
+                    zoned = expr.str.contains(_ZONED) if format is None else lit(False)
+                    times = when(zoned).then(times).otherwise(_utc(times, zone))
+                made = compile_expr(times, schema)
+            elif zone is not None:
+                made = _with_zone(expr, made.type, zone, schema) or made
             elif format is not None:
                 raise UserError(
                     f"{made.type} has no format", hint="time_format= is of texts; numbers have a time_unit="
@@ -41,6 +57,7 @@ class ComputedTime:
             raise UserError(f"{where}: event time {self._text!r}: {error.message}", hint=error.hint) from error
         self._check(where, expr, made.type, unit)
         self._expr: Compiled = made
+        self.numbers = pa.types.is_integer(made.type) or pa.types.is_floating(made.type)
         self.without = f"event time {self._text!r} is null, or out of range"
 
     def _check(self, where: str, expr: Expr, type: pa.DataType, unit: str | None) -> None:
@@ -82,3 +99,22 @@ def _ms(values: pa.Array, unit: str) -> pa.Array:
         counts = signed(values)
         return counts if unit == "ms" else epoch(counts.view(pa.timestamp(unit)), "ms")
     return epoch(values, "ms")
+
+
+def _with_zone(expr: Expr, type: pa.DataType, zone: str, schema: pa.Schema) -> Compiled | None:
+    """Returns the times in UTC of values that have this zone, or None if the type has a zone of its own. Raises UserError for numbers."""
+    if pa.types.is_date(type):
+        expr = expr.cast(pa.timestamp("us"))
+    elif not pa.types.is_timestamp(type):
+        raise UserError(f"{type} has no time_zone", hint="time_zone= is of texts, dates and timestamps without a zone")
+    elif type.tz is not None:
+        return None
+    return compile_expr(_utc(expr, zone), schema)
+
+
+def _utc(times: Expr, zone: str) -> Expr:
+    """Returns the instants, as timestamps of UTC without a zone, at which clocks in this zone show these times. Of a time that clocks
+    show twice it is the first instant; a time that they never show is an error of its row.
+    """
+    there = times.dt.replace_time_zone(zone, ambiguous="earliest")
+    return there.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

@@ -18,7 +18,7 @@ from sabot.operators.event_time import ComputedTime
 _log = logging.getLogger(__name__)
 
 _FIRST_ROWS = 100  # if the first rows, this many, have no event time, time= is wrong
-_FROM_MS, _TO_MS = 946_684_800_000, 4_102_444_800_000  # the years 2000 to 2099
+_FROM_MS, _TO_MS = 631_152_000_000, 4_102_444_800_000  # the years 1990 to 2099
 _DELETE = pa.scalar(DELETE, pa.int8())
 
 
@@ -26,7 +26,8 @@ class SourceTime:
     """Reads the event times of rows. All readers of a source share it; it may be called from any thread.
 
     `column`: the column with the event time. `expr`: the expression that computes it, in which numbers count `unit`
-    and texts have `format`.
+    texts have `format`, and
+    texts and timestamps without a zone have `zone`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SourceTime:
         *,
         unit: str | None = None,
         format: str | None = None,
+        zone: str | None = None,
         text: str | None = None,
     ) -> None:
         self.text = text or column
@@ -45,8 +47,10 @@ class SourceTime:
         self._expr = expr
         self._unit = unit
         self._format = format
+        self._zone = zone
         self._computed: tuple[pa.Schema, ComputedTime] | None = None
         self._is_new = True  # no rows have been looked at
+        self._numbers = False  # True if event times are numbers
         self._failed = 0  # the number of rows without event time before the first row with one
 
     def of(self, data: pa.RecordBatch, records: pa.RecordBatch | None) -> tuple[Any, Mapping[int, str]]:
@@ -56,12 +60,14 @@ class SourceTime:
         have types without times (a Source may return other types than `schema=` says).
         """
         if self._column is not None:
+            self._numbers = pa.types.is_integer(data.schema.field(self._column).type)
             return self._as_it_is(data.column(self._column)), {}
         assert self._expr is not None
         computed = self._computed
         if computed is None or computed[0] != data.schema:
-            made = ComputedTime(f"stream {self._name}", self._expr, self._unit, self._format, data.schema)
+            made = ComputedTime(f"stream {self._name}", self._expr, self._unit, self._format, data.schema, self._zone)
             computed = self._computed = (data.schema, made)
+        self._numbers = computed[1].numbers
         times, reasons = computed[1].of(data)
         if records is not None and OP_COLUMN in data.schema.names:
             times = pc.if_else(pc.equal(data.column(OP_COLUMN), _DELETE), records.column("timestamp"), times)
@@ -93,13 +99,13 @@ class SourceTime:
             )
 
     def look(self, least_ms: int, greatest_ms: int) -> None:
-        """Logs a warning if the first rows are before 2000 or after 2100, and would not be if numbers counted another
-        unit.
+        """Logs a warning if the event times of the first rows are numbers, and lie before 1990 or after 2100: `time=` may name another
+        column, or numbers count another unit. A time_unit= that is given answers the second question.
         """
         if not self._is_new:
             return
         self._is_new = False
-        if self._format is not None:
+        if not self._numbers or (_FROM_MS <= least_ms < _TO_MS and _FROM_MS <= greatest_ms < _TO_MS):
             return
         unit = self._unit or "ms"
         for ms in (least_ms, greatest_ms):
@@ -112,13 +118,19 @@ class SourceTime:
                         *(self._name, self.text, _shown(ms), unit, other, _shown(then_ms), other),
                     )
                     return
+        if self._unit is None and least_ms:  # numbers that begin at 0 count from a start of their own
+            ms = least_ms if least_ms < _FROM_MS else greatest_ms
+            _log.warning(
+                'stream %s: event time %r of its first rows is %s: time="%s" may be no time; time_unit="ms" says that it is one',
+                *(self._name, self.text, _shown(ms), self.text),
+            )
 
 
 def source_time(node: Read) -> SourceTime | None:
     """Returns the reader of a stream's event time, or None if the stream has no event time."""
     if node.time is None:
         return None
-    options = {"unit": node.time_unit, "format": node.time_format, "text": node.time_text}
+    options = {"unit": node.time_unit, "format": node.time_format, "zone": node.time_zone, "text": node.time_text}
     return SourceTime(node.name, node.time_column, node.time_expr, **options)
 
 

@@ -87,4 +87,8 @@ def wait_for_columns(
                 hint="correct format=; or declare schema=, and these records become dead letters",
             )
         raise UserError(f"stream {name}: its first records are not JSON objects", hint="give the stream schema=")
+    _log.info(
+        "stream %s: its %d columns were inferred from its first %s records (infer= looks at more)",
+        *(name, len(codec.schema), f"{count:,}"),
+    )
     return codec.schema

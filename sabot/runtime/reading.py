@@ -269,8 +269,10 @@ class Reader:
         self.source.close()
 
 
-_MISFIT = re.compile(r"^field .*: |CSV conversion error")  # reasons of values that are not of the type of their column
-_INFERRED = ' (the types were inferred from the first records; schema_overrides={"column": "float64"} changes them)'
+_MISFIT = re.compile(r"field (?P<path>[^:]+): (?P<why>.*)", re.DOTALL)  # reasons of values that do not fit their column
+_FRACTION = re.compile(
+    r"a number with a fraction|the number is out of range|invalid value '[-+]?[\d.]+([eE][-+]?\d+)?' for int"
+)
 
 
 class SourceInput(Reader):
@@ -626,7 +628,7 @@ class SourceInput(Reader):
         else:
             place = f" ({self._letters_to})" if self._letters_to else ""
             first = "%s: the first row went to the dead letters%s: %.1000s"
-            hint = _INFERRED if self._inferred and _MISFIT.search(reasons[0]) else ""
+            hint = _wider(reasons[0]) if self._inferred else ""
             self._letter_log.begin(reasons[0], first + hint, topic, place, reasons[0])
         self._dead_letter(letters_of(with_headers(self.source, records), reasons, topic=topic, **self._origin))
 
@@ -652,3 +654,16 @@ class SourceInput(Reader):
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
+
+
+def _wider(reason: str) -> str:
+    """Returns the change of the program with which the value fits its column, whose type was inferred; or "" if the reason is not about
+    a type.
+    """
+    found = _MISFIT.match(reason)
+    if found is None:
+        return ""
+    kind = "float64" if _FRACTION.match(found["why"]) else "string"
+    nested = re.search(r"[.\[]", found["path"])
+    fix = "" if nested else f'schema_overrides={{"{found["path"]}": "{kind}"}}, or '
+    return f" (types were inferred from the first records: {fix}infer= looks at more of them)"

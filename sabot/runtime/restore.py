@@ -223,7 +223,8 @@ def _check_columns(node: Read) -> None:
     read = replace(node, schema=normalise(node.schema.empty_table()).schema)
     if read.time_expr is not None:
         assert read.columns is not None
-        ComputedTime(f"stream {node.name}", read.time_expr, read.time_unit, read.time_format, read.columns)
+        options = (read.time_unit, read.time_format, read.columns, read.time_zone)
+        ComputedTime(f"stream {node.name}", read.time_expr, *options)
     for ours in (TIME_COLUMN, OP_COLUMN):
         if ours in schema.names:
             raise UserError(f"stream {node.name}: {ours!r} is a reserved name", hint="call the column another name")

@@ -195,9 +195,12 @@ def test_the_expression_of_known_columns_is_checked_where_it_is_written() -> Non
         (1_700_000_000_000, {"time": "t"}, None),
         (788_918_400_000, {"time": "t"}, None),  # 1995: no unit makes it later
         (0, {"time": "t"}, None),
+        (2013, {"time": "t"}, '1970-01-01 00:00:02+00:00: time="t" may be no time; time_unit="ms" says that it is one'),
+        (2013, {"time": "t", "time_unit": "ms"}, None),
+        ("1970-01-01 00:00:02", {"time": "t"}, None),
     ],
 )
-def test_first_times_in_another_unit_are_warned_of_once(
+def test_first_times_that_are_no_times_or_in_another_unit_are_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, value: Any, arguments: dict[str, Any], says: str | None
 ) -> None:
     path = write(tmp_path / "rows.ndjson", [{"n": n, "t": value} for n in range(3)])
@@ -210,6 +213,44 @@ def test_first_times_in_another_unit_are_warned_of_once(
     if says is not None:
         assert says in warned[0]
         assert "rows.ndjson: event time 't' of its first rows is " in warned[0]
+
+
+_BERLIN = [
+    ("2024-01-01 10:00:00", "2024-01-01 09:00"),
+    ("2024-07-01T10:00:00", "2024-07-01 08:00"),
+    ("2024-07-01T10:00:00Z", "2024-07-01 10:00"),
+    ("2024-07-01T10:00:00-05:00", "2024-07-01 15:00"),
+    ("2024-07-02", "2024-07-01 22:00"),
+    ("2024-10-27 02:30:00", "2024-10-27 00:30"),  # twice on clocks: the first
+]
+
+
+def minutes_of(stream: Stream) -> list[str]:
+    table = stream.window(tumbling("1m")).aggregate(n=sabot.count()).collect()
+    return [f"{start:%Y-%m-%d %H:%M}" for start in table["window_start"].to_pylist()]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_texts_without_a_zone_have_the_zone_of_the_stream(tmp_path: Path, later: bool) -> None:
+    never = [] if later else [("2024-03-31 02:30:00", "clocks skip this, so it is a dead letter of the source")]
+    rows = [{"t": text} for text, _ in [*_BERLIN, *never]]
+    source = files(write(tmp_path / "rows.ndjson", rows))
+    zone: Any = {"lateness": "1000d", "time_zone": "Europe/Berlin"}
+    app = App("zones")
+    stream = app.stream(source).with_time("t", **zone) if later else app.stream(source, time="t", **zone)
+    assert minutes_of(stream) == sorted(at for _, at in _BERLIN)
+
+
+def test_timestamps_and_dates_without_a_zone_have_the_zone_of_the_stream() -> None:
+    summer = dt.datetime(2024, 7, 1, 10)
+    zoned = summer.replace(tzinfo=dt.UTC)
+    for value, expected in [(summer, "08:00"), (summer.date(), "22:00"), (zoned, "10:00")]:
+        stream = App("zones").stream(pa.table({"t": [value]}), time="t", time_zone="Europe/Berlin")
+        assert [at[-5:] for at in minutes_of(stream)] == [expected]
+    with pytest.raises(UserError, match="int64 has no time_zone"):
+        App("zones").stream(pa.table({"t": [1]}), time="t", time_zone="Europe/Berlin").collect()
+    with pytest.raises(UserError, match="there is no time zone 'Berlin'"):
+        App("zones").stream("topic", time="t", time_zone="Berlin")
 
 
 def test_a_plan_says_what_event_time_is_read_of() -> None:

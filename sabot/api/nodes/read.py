@@ -9,20 +9,24 @@ import pyarrow as pa
 
 from sabot.api.arguments import RowPolicy, Schema, TimeUnit, row_policy, schema_of, whole_ms
 from sabot.api.expr import Expr, col
+from sabot.api.expr.time import zone_of
 from sabot.api.formats import payload_format
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.api.words import check_names
 from sabot.base.arrays import PER_SECOND, is_time
-from sabot.base.checks import FLAG, OneOf, check
+from sabot.base.checks import FLAG, OneOf, Whole, check
 from sabot.base.config import Duration, parse_ms
 from sabot.codecs.base import Format
 from sabot.codecs.fields import fields_of, type_of_field
-from sabot.codecs.formats import JSON
+from sabot.codecs.formats import JSON, Json, format_of
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_input, check_sink
 from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of
+from sabot.connectors.files.source import FileSource
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
+
+_INFER_MOST = 1_000_000  # the payloads from which columns are inferred are all in memory
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Read(Node):
     - `time`: the column of event time, a path to a field of a struct, or an expression. With None, event time is the
       timestamp of the record, if the source has records.
     - `time_unit`: the unit of event times that are numbers, or None for ms. `time_format`: the format of event times that
-      are texts, or None for ISO 8601.
+      are texts, or None for ISO 8601. `time_zone`: the zone of event times without one, or None for UTC.
     - `fields`: other parts of a record that become columns, as (column, field), after those of the payload.
     - `table`: the key and format of a table, whose records are changes with an op; or None for a stream of rows.
     - `first`: True if joins wait until the rows that exist at the start are read. With None, the kind of join decides.
@@ -65,6 +69,7 @@ class Read(Node):
     fields: tuple[tuple[str, str], ...] = ()
     time_unit: TimeUnit | None = None
     time_format: str | None = None
+    time_zone: str | None = None
     first: bool | None = None
     idle_closes: bool = False  # True closes windows when all partitions are idle
     max_drift_ms: int | None = None  # the greatest distance between partitions
@@ -132,7 +137,11 @@ class Read(Node):
         """The column whose values are the event times in ms or as timestamps; None if there is none (`time_expr` may
         compute them).
         """
-        if not isinstance(self.time, str) or self.time_format is not None or self.time_unit not in (None, "ms"):
+        if (
+            not isinstance(self.time, str)
+            or (self.time_format or self.time_zone) is not None
+            or self.time_unit not in (None, "ms")
+        ):
             return None
         if self.columns is None:
             return self.time
@@ -158,7 +167,7 @@ class Read(Node):
     @property
     def said_time(self) -> str:
         """The event time as checkpoints record it: its column or expression, and the name of the source."""
-        return f"{said_time(self.time, self.time_unit, self.time_format)} of {self.name}"
+        return f"{said_time(self.time, self.time_unit, self.time_format, self.time_zone)} of {self.name}"
 
     @cached_property
     def column_names(self) -> list[str] | None:
@@ -215,6 +224,7 @@ def read_node(
     time: str | Expr | None = None,
     time_unit: TimeUnit | None = None,
     time_format: str | None = None,
+    time_zone: str | None = None,
     lateness: Duration = 0,
     idle: Duration = "30s",
     idle_closes: bool = False,
@@ -228,6 +238,7 @@ def read_node(
     start: Start | None = None,
     until: Until | None = None,
     schema_overrides: Schema | None = None,
+    infer: int | None = None,
 ) -> Read:
     """Returns the checked first step of a stream. The arguments are those of `App.stream`; `table` and `first` are of
     `App.table`.
@@ -244,18 +255,21 @@ def read_node(
     known = None if schema is None else schema_of(schema)
     if schema_overrides is not None and known is not None:
         raise UserError("stream: schema= has all types already", hint="give schema= or schema_overrides=, not both")
+    if infer is not None:
+        format, source = _inferring(infer, format, source, known)
     payloads = payload_format(format, source, known, "stream")
     known = payloads.known_columns if known is None else known
     pairs = fields_of(fields, "stream")
     if pairs and isinstance(source, Source) and (decodes(source) or source.schema is not None):
         raise UserError(f"stream: fields= are for records, and {source.name} has rows", hint="a topic has records")
-    check_time("stream", time, time_unit, time_format)
+    check_time("stream", time, time_unit, time_format, time_zone)
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     options: Any = {
         "on_error": on_error,
         "fields": pairs,
         "time_unit": time_unit,
         "time_format": time_format,
+        "time_zone": time_zone,
         "first": first,
         "format": payloads,
         "idle_closes": check("stream: idle_closes", idle_closes, FLAG),
@@ -272,6 +286,19 @@ def read_node(
     return read
 
 
+def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema | None) -> tuple[Any, str | Source]:
+    """Returns the format and the source with which columns are inferred from so many records."""
+    rows = check("stream: infer", infer, Whole(1, _INFER_MOST))
+    if known is not None:
+        raise UserError("stream: schema= has all types already", hint="give schema= or infer=, not both")
+    if isinstance(source, FileSource):
+        return format, source.inferring(rows)
+    payloads = format_of(format, "stream")
+    if not isinstance(payloads, Json) or (isinstance(source, Source) and decodes(source)):
+        raise UserError(f"stream: infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
+    return replace(payloads, sample_rows=rows), source
+
+
 def _drift_ms(source: str | Source, max_drift: Duration) -> int:
     if isinstance(source, Source) and hold_of(source) is None:
         raise UserError(
@@ -281,14 +308,19 @@ def _drift_ms(source: str | Source, max_drift: Duration) -> int:
     return whole_ms(max_drift, "stream: max_drift")
 
 
-def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None) -> str:
+def said_time(time: str | Expr | None, unit: TimeUnit | None, format: str | None, zone: str | None) -> str:
     """Returns the event time as text. Equal event times have equal texts: `col("ts")` gives "ts", and the unit ms is
     not mentioned.
     """
     if time is None:
         return "the records' timestamp"
     said = time.column or time.text() if isinstance(time, Expr) else time
-    return said + (f" in {unit}" if unit not in (None, "ms") else "") + (f" as {format!r}" if format else "")
+    return (
+        said
+        + (f" in {unit}" if unit not in (None, "ms") else "")
+        + (f" as {format!r}" if format else "")
+        + (f" of {zone}" if zone else "")
+    )
 
 
 def named_time(time: str | Expr | None, columns: Collection[str] | None) -> dict[str, bool]:
@@ -313,17 +345,21 @@ def path_of(path: str) -> Expr:
     return expr
 
 
-def check_time(where: str, time: Any, unit: Any, format: Any) -> None:
+def check_time(where: str, time: Any, unit: Any, format: Any, zone: Any) -> None:
     """Raises UserError for arguments that cannot define an event time, whatever the columns are."""
     if time is not None and not isinstance(time, str | Expr):
         raise UserError(
             f"{where}: time={time!r} is not a column", hint='time="ts", time="bid.at", time=col("s") * 1000'
         )
-    for name, value in (("time_unit", unit), ("time_format", format)):
+    for name, value in (("time_unit", unit), ("time_format", format), ("time_zone", zone)):
         if value is not None and time is None:
             raise UserError(f"{where}: {name}={value!r} without a column of event time", hint='time="ts" names it')
     if unit is not None:
         check(f"{where}: time_unit", unit, OneOf(tuple(PER_SECOND)))
+    if zone is not None:
+        zone_of(where, zone)
+    if unit is not None and zone is not None:
+        raise UserError(f"{where}: time_unit= and time_zone= exclude each other", hint="numbers count from 1970 UTC")
     if unit is not None and format is not None:
         raise UserError(
             f"{where}: time_unit= and time_format= exclude each other", hint="numbers have a unit, texts a format"

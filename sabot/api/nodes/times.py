@@ -26,6 +26,7 @@ class WithTime(Node):
     time_format: str | None
     lateness_ms: int
     id: str = ""
+    time_zone: str | None = None
 
     @property
     def gives_time(self) -> bool:
@@ -42,7 +43,7 @@ class WithTime(Node):
     @property
     def said_time(self) -> str:
         """The event time as checkpoints record it, like `Read.said_time`."""
-        return f"{said_time(self.time, self.time_unit, self.time_format)} of with_time"
+        return f"{said_time(self.time, self.time_unit, self.time_format, self.time_zone)} of with_time"
 
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
@@ -62,14 +63,16 @@ class WithTime(Node):
         return named_time(self.time, self.input.column_names)
 
 
-def with_time_node(input: Node, time: Any, unit: TimeUnit | None, format: str | None, lateness: Duration) -> WithTime:
+def with_time_node(
+    input: Node, time: Any, unit: TimeUnit | None, format: str | None, zone: str | None, lateness: Duration
+) -> WithTime:
     """Returns the checked node of `Stream.with_time`. Raises UserError."""
     if time is None:
         raise UserError(
             "with_time needs a column or an expression",
             hint='with_time("created_at"), with_time(col("epoch_s") * 1000)',
         )
-    check_time("with_time", time, unit, format)
-    node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"))
+    check_time("with_time", time, unit, format, zone)
+    node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"), time_zone=zone)
     node.check()
     return node

@@ -190,12 +190,13 @@ class Stream(Looks, NamedElsewhere):
         lateness: Duration = 0,
         time_unit: TimeUnit | None = None,
         time_format: str | None = None,
+        time_zone: str | None = None,
     ) -> "Stream":
         """Gives the rows another event time, by which later windows and joins go.
 
         The arguments are those of `App.stream`. A row whose value is not a time is treated as `on_error` says.
         """
-        return self._then(with_time_node(self._node, time, time_unit, time_format, lateness))
+        return self._then(with_time_node(self._node, time, time_unit, time_format, time_zone, lateness))
 
     def on_error(self, policy: RowPolicy) -> "Stream":
         """Sets the treatment of rows for which an expression or a function of a later step fails.

@@ -271,6 +271,7 @@ class StreamedFile(Blocks):
         self._filled = 0
         self._end_reached = False
         self._raw, self._stream = open_stream(file.path)
+        self.before = b""  # the byte before `offset`
         try:
             self._skip(offset)
         except BaseException:
@@ -292,7 +293,8 @@ class StreamedFile(Blocks):
             if not last:
                 raise no_place(f"file {self._file.path!r}: position {offset} is behind its end, {offset - left}")
             left -= len(last)
-        if last[-1:] not in self._records.ends and self._stream.read(1):
+        self.before = last[-1:]
+        if self.before not in self._records.ends and self._stream.read(1):
             raise no_place(f"file {self._file.path!r}: position {offset} is no start of a line")
 
     def _load(self) -> bool:

@@ -28,6 +28,9 @@ _NAMES = "give names with columns=[...]"
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
 _RETURN = ord("\r")
+_CONVERSION = re.compile(
+    r"In CSV column #(?P<column>\d+): Row #1: CSV conversion error to (?P<type>.*?): (?P<message>.*)", re.DOTALL
+)
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
@@ -39,12 +42,13 @@ class CsvSource(FileSource):
     are written as 1,5. `encoding`: that of the files, in which ASCII characters are single bytes: "utf-8", "latin-1", "cp1252".
 
     A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty
-    string. Without a schema, types are inferred from the first block of the first file (UserError if that is not
+    string. Without a schema, types are inferred from the first MiB of the first file (UserError if that is not
     UTF-8). A row is set apart if it has too many or too few fields, or a value that does not convert to its column's
     type. A file is one piece: readers share whole files, never parts of one.
     """
 
     suffixes = SUFFIXES["csv"]
+    infers = True
 
     def __init__(
         self,
@@ -123,34 +127,47 @@ class CsvSource(FileSource):
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
             dialect = self._dialect(file)
-            records = CsvRecords(dialect.delimiter)
-            blocks = self._stream(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), records)
+            blocks = self._stream(
+                file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), CsvRecords(dialect.delimiter)
+            )
+            types: list[pa.DataType] = []
+            rows = 0
             try:
-                while dialect.names and blocks.next() and blocks.low == blocks.high:
-                    pass  # this record is above the size bound
-                if blocks.low == blocks.high:
-                    continue
-                view = memoryview(self._words.utf8(bytes(blocks.buffer[blocks.low : blocks.high])))
-                # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
-                skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
-                parsing = parse_options(dialect.delimiter, **skip)
-                reading = csv.ReadOptions(
-                    use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names
-                )
-                try:
-                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, self._words.options(None)).schema
-                except pa.ArrowInvalid as error:
-                    if not _is_text(view):
-                        raise _no_utf8(file.path, "a row with more or fewer fields than its header") from error
-                    raise
+                while dialect.names and rows < (self.infer_rows or 1) and blocks.next():
+                    if blocks.low == blocks.high:
+                        continue  # this record is above the size bound
+                    read = self._sample(file, dialect, blocks)
+                    found = [_as_json_has(field) for field in read.schema]
+                    types = found if not rows else [_both(*pair) for pair in zip(types, found, strict=True)]
+                    rows += read.num_rows
+                    blocks.take(blocks.high)
             finally:
                 blocks.close()
-            for field in schema:
-                if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
-                    raise _no_utf8(file.path, f"column {field.name!r}")
-            return pa.schema([_text_if_null(field) for field in schema])
+            if types:
+                kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in types]
+                schema = pa.schema(list(zip(dialect.names, kinds, strict=True)))
+                self.note_inferred(file, rows, schema)
+                return schema
         names = self._dialect(files[0]).names
         return pa.schema([(name, pa.string()) for name in names])
+
+    def _sample(self, file: DataFile, dialect: "_Dialect", blocks: Blocks) -> pa.Table:
+        """Returns the rows of a block, or as many as are still needed to infer types, in inferred types."""
+        view = memoryview(self._words.utf8(bytes(blocks.buffer[blocks.low : blocks.high])))
+        # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
+        skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
+        parsing = parse_options(dialect.delimiter, **skip)
+        reading = csv.ReadOptions(use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names)
+        try:
+            read = csv.read_csv(pa.py_buffer(view), reading, parsing, self._words.options(None))
+        except pa.ArrowInvalid as error:
+            if not _is_text(view):
+                raise _no_utf8(file.path, "a row with more or fewer fields than its header") from error
+            raise
+        for field in read.schema:
+            if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
+                raise _no_utf8(file.path, f"column {field.name!r}")
+        return read
 
 
 @dataclass(frozen=True)
@@ -375,14 +392,20 @@ class _Apart:
             ):
                 texts = pc.replace_substring(texts, ",", ".")
             failing = failing_texts(texts, field.type)
-            where = f"In CSV column #{self._rows.names.index(field.name)}: Row #1: CSV conversion error to {field.type}"
             for n, text in zip(
                 left[np.array(failing, dtype=np.int64)].tolist(),
                 texts.take(pa.array(failing, pa.int64())).to_pylist(),
                 strict=True,
             ):
                 if n not in self._reasons:
-                    self._reasons[n] = f"{where}: {parse_error(text, field.type)}"
+                    self._reasons[n] = f"field {field.name}: {parse_error(text, field.type)} for {field.type}"
+
+    def _named(self, message: str) -> str:
+        """Returns the message of Arrow about a value with the name of its column."""
+        found = _CONVERSION.fullmatch(message)
+        if found is None:
+            return message
+        return f"field {self._rows.names[int(found['column'])]}: {found['message']} for {found['type']}"
 
     def _halved(self, numbers: Any) -> None:
         if not len(numbers):
@@ -391,7 +414,7 @@ class _Apart:
             self._parts.append(self._rows.parsed(self._text(numbers)))
         except pa.ArrowInvalid as error:
             if len(numbers) == 1:
-                self._reasons[int(numbers[0])] = str(error).removeprefix("CSV parse error: ")
+                self._reasons[int(numbers[0])] = self._named(str(error).removeprefix("CSV parse error: "))
                 return
             half = len(numbers) // 2
             self._halved(numbers[:half])
@@ -410,8 +433,19 @@ def _is_text(view: memoryview) -> bool:
     return True
 
 
-def _text_if_null(field: Any) -> Any:
-    return field.with_type(pa.string()) if pa.types.is_null(field.type) else field
+def _as_json_has(field: Any) -> Any:
+    """Returns the inferred type that JSON has for such values: dates and times are texts, as in JSON (decision 083)."""
+    return pa.string() if pa.types.is_temporal(field.type) else field.type
+
+
+def _both(a: Any, b: Any) -> Any:
+    """Returns the narrowest type that the values of two blocks fit."""
+    if pa.types.is_null(a) or a == b:
+        return b
+    if pa.types.is_null(b):
+        return a
+    numbers = {pa.int64(), pa.float64()}
+    return pa.float64() if {a, b} == numbers else pa.string()
 
 
 def _encoding(name: str) -> str | None:

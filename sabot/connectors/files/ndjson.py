@@ -1,6 +1,5 @@
-"""NDJSON files as sources: one JSON value a line, as records or decoded into columns."""
+"""JSON files as sources: one value a line, or one array of objects; as records or decoded into columns."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,25 +11,29 @@ from sabot.base.config import RECORD_BYTES
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Positions
-from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
+from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, NoBlocks, open_blocks
+from sabot.connectors.files.json_array import ArrayElements, ArrayFile, begin_of_array
 from sabot.connectors.files.paths import SUFFIXES, DataFile, Paths, codec_of, cut_anywhere
-from sabot.connectors.files.source import FileReader, FileSource, FoundRows, global_offset
+from sabot.connectors.files.source import DAMAGED, FileReader, FileSource, FoundRows, global_offset
 from sabot.errors import UserError
 
 BLOCK_BYTES = 4 << 20
 SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13
+_REST_BYTES = 1024  # of the text behind an array, in a dead letter
+_BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
-_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # the beginning of an array of objects
+_ELEMENTS = ArrayElements()
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NdjsonSource(FileSource):
     """A source that reads the lines of NDJSON files: as records (RECORD_SCHEMA, with the line without its end as
-    payload), or decoded into columns after `scan`.
+    payload), or decoded into columns after `scan`. If a file is one array of objects, the elements take the place of the lines.
 
     Blank lines are skipped; the last line may lack its end. Records have no keys and no headers, and the time of the
-    file's last change as timestamp. Several readers share a plain file in chunks; a compressed file has one reader.
+    file's last change as timestamp. Several readers share a plain file in chunks; a compressed file, or an array, has one
+    reader.
 
     `block_bytes`: the number of bytes that are read and decoded at a time, and the size of a chunk. None: 4 MB, or 7
     MB if several readers share the files. After a restore from a checkpoint, the chunks have the size that the
@@ -39,11 +42,13 @@ class NdjsonSource(FileSource):
 
     suffixes = SUFFIXES["ndjson"]
     has_records = True
+    infers = True
 
     def __init__(self, path: Paths, *, block_bytes: int | None = None, record_bytes: int | str = RECORD_BYTES) -> None:
         super().__init__(path, record_bytes)
         self._given_bytes = block_bytes
         self._block_bytes = block_bytes or BLOCK_BYTES
+        self._arrays: dict[str, int] = {}  # by path: `begin_of_array`
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         if self._share.count > 1:
@@ -62,30 +67,48 @@ class NdjsonSource(FileSource):
         return f"{self.name}#chunks", self._share.index
 
     def _pieces(self, file: DataFile) -> bool:
-        return cut_anywhere(file.path)
+        return cut_anywhere(file.path) and not self._array_begin(file)
+
+    def _array_begin(self, file: DataFile) -> int:
+        if file.path not in self._arrays:
+            try:
+                self._arrays[file.path] = begin_of_array(file)
+            except DAMAGED as error:
+                raise self.unreadable(file, error) from error
+        return self._arrays[file.path]
 
     def _end_of(self, file: DataFile) -> int | None:
         return file.size if codec_of(file.path) is None else None
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
+        if begin := self._array_begin(file):
+            return self._open_array(file, max(offset, begin))
         blocks = open_blocks(file, offset, self._share, self._block_bytes, self._record_bytes)
         if self._schema is None:
             return _Payloads(blocks, file, self._share.index)
         return _Columns(blocks, JsonDecoder(self._schema))
 
+    def _open_array(self, file: DataFile, offset: int) -> FileReader:
+        decoder = None if self._schema is None else JsonDecoder(self._schema)
+        blocks: ArrayFile | NoBlocks = NoBlocks(offset)
+        if self._share.has(file.number, 0):
+            blocks = ArrayFile(file, offset, self._block_bytes, self._record_bytes)
+        return _Elements(blocks, decoder, file, self._share.index)
+
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """Returns the columns that are inferred from the first 1,000 rows of the first file that has a JSON object.
-        Raises UserError if there are rows, but none of them is an object.
+        """Returns the columns that are inferred from the first rows (1,000, or as `inferring` says) of the first file that has a JSON
+        object. Raises UserError if there are rows, but none of them is an object.
         """
-        codec = JsonCodec()
+        sample = INFERENCE_ROWS if self.infer_rows is None else self.infer_rows
+        codec = JsonCodec(sample_rows=sample)
         wrong: UserError | None = None
         for file in files:
             head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20), record_bytes=self._record_bytes)
             head.open(None)
             rows: list[pa.RecordBatch] = []
             count = 0
-            while count < INFERENCE_ROWS and not head.exhausted:
-                read = head.read_batch(INFERENCE_ROWS - count, 0)
+            while count < sample and not head.exhausted:
+                read = head.read_batch(sample - count, 0)
                 if read is not None and read.bad is not None:
                     bad_one = read.bad.slice(0, 1).to_pylist()[0]
                     wrong = wrong or _no_lines(file.path, bad_one["payload"], bad_one["reason"])
@@ -100,9 +123,8 @@ class NdjsonSource(FileSource):
                 _, bad = codec.decode(pa.concat_batches(rows))
             except UserError as error:
                 raise UserError(f"file {file.path!r}: {error.message}", hint=error.hint) from error
-            if _ARRAY.match(first):
-                raise _no_lines(file.path, first, bad[0].reason)
             if codec.schema is not None:
+                self.note_inferred(file, count, codec.schema)
                 return codec.schema
             wrong = wrong or _no_lines(file.path, first, bad[0].reason)
         if wrong is not None:
@@ -111,10 +133,8 @@ class NdjsonSource(FileSource):
 
 
 def _no_lines(path: str, first: bytes, reason: str) -> UserError:
-    hint = "one JSON object a line; schema= sets all other lines apart"
-    if _ARRAY.match(first):
-        hint = "one JSON object a line, and this is one array: jq -c '.[]' makes lines of it"
-    elif first.startswith(_UTF16):
+    hint = "one JSON object a line, or one array of objects; schema= sets all other lines apart"
+    if first.startswith(_UTF16):
         hint = "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
     return UserError(f"file {path!r} does not hold JSON objects, its first line: {reason}", hint=hint)
 
@@ -130,8 +150,6 @@ class _Columns(BlockReader):
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
         rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
-        if rows and rows[0][0] == 0 and _ARRAY.match(rows[0][1]):
-            rows[0] = (*rows[0][:2], f"{rows[0][2]}; one JSON object a line is read, no array of them")
         return FoundRows(data, rows)
 
 
@@ -164,12 +182,53 @@ class _Payloads(BlockReader):
         np.cumsum(stops - starts, out=offsets[1:])
         bare = block.replace(b"\r\n", b"").replace(b"\n", b"")
         buffers: Any = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(bare)]
-        columns: list[Any] = [
-            pa.Array.from_buffers(pa.binary(), rows, buffers),
-            pa.nulls(rows, pa.binary()),
-            pa.array(np.full(rows, self._file.stamp, dtype=np.int64)),
-            pa.array(np.full(rows, self._partition, dtype=np.int32)),
-            pa.array(starts + global_offset(self._file, blocks.offset)),
-            pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
-        ]
-        return FoundRows(pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA))
+        payloads = pa.Array.from_buffers(pa.binary(), rows, buffers)
+        return FoundRows(_records(payloads, starts + blocks.offset, self._file, self._partition))
+
+
+class _Elements(BlockReader):
+    """A reader of the elements of an array, which it decodes into columns, or returns as records if there is no decoder."""
+
+    def __init__(
+        self, blocks: ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int
+    ) -> None:
+        super().__init__(blocks, _ELEMENTS)
+        self._decoder = decoder
+        self._file = file
+        self._partition = partition
+        # The offset behind the array's closing bracket, if it is known.
+        self._close = blocks.offset if isinstance(blocks, ArrayFile) and blocks.closed else None
+
+    def _decode(self, blocks: Blocks, end: int) -> FoundRows:
+        closed = self._close is not None and blocks.offset >= self._close
+        texts, starts, close = ([], [], 0) if closed else _ELEMENTS.split(blocks.buffer, blocks.low, end)
+        if close:
+            self._close = blocks.offset + close
+        data, bad = self._rows(texts, starts, blocks)
+        behind = bytes(memoryview(blocks.buffer)[blocks.low + close : end]).strip() if closed or close else b""
+        if behind:
+            bad.append((blocks.offset + close, behind[:_REST_BYTES], _BEHIND))
+        return FoundRows(data, bad)
+
+    def _rows(
+        self, texts: list[bytes], starts: list[int], blocks: Blocks
+    ) -> tuple[pa.RecordBatch, list[tuple[int, bytes, str]]]:
+        payloads = pa.array(texts, pa.binary())
+        if self._decoder is None:
+            return _records(payloads, np.array(starts, np.int64) + blocks.offset, self._file, self._partition), []
+        data, bad = self._decoder.decode(payloads)
+        return data, [(blocks.offset + starts[row.row], texts[row.row], row.reason) for row in bad]
+
+
+def _records(payloads: Any, offsets: Any, file: DataFile, partition: int) -> pa.RecordBatch:
+    """Returns records of a file. `offsets`: those in the file."""
+    rows = len(payloads)
+    columns: list[Any] = [
+        payloads,
+        pa.nulls(rows, pa.binary()),
+        pa.array(np.full(rows, file.stamp, dtype=np.int64)),
+        pa.array(np.full(rows, partition, dtype=np.int32)),
+        pa.array(offsets + global_offset(file, 0)),
+        pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)

@@ -9,6 +9,7 @@ added at the end, do not change which reader has the earlier pieces.
 
 import copy
 import glob
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -41,6 +42,8 @@ from sabot.connectors.files.objects import ObjectSink
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix, digest, find_files, name_of, open_stream
 from sabot.connectors.files.remote import has_pattern, is_remote, remote_path
 from sabot.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 _HEAD_BYTES = 4096  # the bytes of the first line that distinguish files of the same path
 _FILE = 44  # the bits of an offset in a file, for files of up to 16 TiB
@@ -121,6 +124,8 @@ class FileSource(
 
     suffixes: ClassVar[tuple[str, ...]]
     has_records = False
+    infers = False
+    """True if types of columns are inferred from records."""
 
     def __init__(self, path: Paths, record_bytes: int | str = RECORD_BYTES) -> None:
         self.name = name_of(path)
@@ -129,6 +134,9 @@ class FileSource(
         self._share = Share(0, 1)
         self._files: list[DataFile] | None = None
         self._many = False  # the path may stand for other files at the next start
+        self.infer_rows: int | None = (
+            None  # the records that are looked at to infer columns; None: as many as the format says
+        )
         self._schema: pa.Schema | None = None
         self._whole: pa.Schema | None = None
         self._reader: FileReader | None = None
@@ -150,7 +158,14 @@ class FileSource(
 
     @abstractmethod
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """Returns all columns of the first of these files, with canonical types."""
+        """Returns all columns of the first of these files, with canonical types. Calls `note_inferred` if it has inferred them."""
+
+    def note_inferred(self, file: DataFile, rows: int, schema: pa.Schema) -> None:
+        """Logs from how many rows of which file the columns were inferred."""
+        _log.info(
+            "stream %s: its %d columns were inferred from the first %s records of %s (infer= looks at more)",
+            *(self.name, len(schema), f"{rows:,}", file.path),
+        )
 
     def _pieces(self, file: DataFile) -> bool:
         """Returns True if several readers can share this file."""
@@ -201,6 +216,18 @@ class FileSource(
                 )
         return self._whole
 
+    def inferring(self, rows: int) -> Self:
+        """Returns the source with columns that are inferred from so many records. Raises UserError if the files themselves have the
+        types of their columns.
+        """
+        if not self.infers:
+            raise UserError(
+                f"infer={rows}: the types of {self.name!r} are in its files", hint="schema_overrides= casts columns"
+            )
+        found = copy.copy(self)
+        found.infer_rows, found._whole = rows, None
+        return found
+
     @property
     def schema(self) -> pa.Schema | None:
         return self._schema
@@ -232,7 +259,7 @@ class FileSource(
             try:
                 found = self._reader.read(max_rows)
             except DAMAGED as error:
-                raise self._unreadable(file, error) from error
+                raise self.unreadable(file, error) from error
             self._offset = self._reader.offset
             if found is None or self._reader.ended:
                 self._next_file()
@@ -255,7 +282,7 @@ class FileSource(
                 with raw, first:
                     head = first.read(_HEAD_BYTES).partition(b"\n")[0]
             except DAMAGED as error:
-                raise self._unreadable(files[0], error) from error
+                raise self.unreadable(files[0], error) from error
         return blake2b(f"{self.name}\0".encode() + head, digest_size=16).hexdigest()
 
     @property
@@ -312,7 +339,7 @@ class FileSource(
             try:
                 self._reader = self._open_file(files[self._number], self._offset)
             except DAMAGED as error:
-                raise self._unreadable(files[self._number], error) from error
+                raise self.unreadable(files[self._number], error) from error
             if self._reader.ended:
                 self._offset = self._reader.offset
                 self._next_file()
@@ -336,7 +363,8 @@ class FileSource(
         done, total = self._bytes_before + fraction * current, self._bytes
         self._progress = (done / self._share.count, total / self._share.count)
 
-    def _unreadable(self, file: DataFile, error: Exception) -> UserError:
+    def unreadable(self, file: DataFile, error: Exception) -> UserError:
+        """Returns the error for a file that cannot be read where the source is."""
         reason = _reason(error)
         hint = hint_of(error, _MEND)
         if "UTF8" in reason:

@@ -138,10 +138,11 @@ class NewTime(StatefulOperator, HoldsMarks):
         *,
         unit: str | None = None,
         format: str | None = None,
+        zone: str | None = None,
         on_error: RowPolicy = "fail",
         progress: EventTimeProgress | None = None,
     ) -> None:
-        self._time, self._unit, self._format = time, unit, format
+        self._time, self._unit, self._format, self._zone = time, unit, format, zone
         self._lateness_ms = lateness_ms
         self._on_error: RowPolicy = on_error
         self._progress = EventTimeProgress() if progress is None else progress
@@ -152,7 +153,7 @@ class NewTime(StatefulOperator, HoldsMarks):
         expr = self._time
         if isinstance(expr, str):
             expr = col(expr) if expr in rows.names else path_of(expr)
-        self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows)
+        self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows, self._zone)
         self._bad = BadRows(self.step.text or "with_time", self._on_error, context)
         self._subtask = context.subtask
         self._progress.join(context.subtask)
@@ -273,6 +274,7 @@ def plan_with_time(node: nodes.WithTime, point: PlanPoint) -> PlanPoint:
         *(node.time, node.lateness_ms),
         unit=node.time_unit,
         format=node.time_format,
+        zone=node.time_zone,
         on_error=point.policy(),
         progress=EventTimeProgress(),
     )
