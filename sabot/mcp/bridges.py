@@ -49,10 +49,6 @@ class CallTool(Protocol):
         """
 
 
-class Unreachable(Exception):
-    """All tries have found no server, or lost it."""
-
-
 class BridgedServer:
     """A server's tools, asked again while it cannot be reached."""
 
@@ -85,10 +81,12 @@ class BridgedServer:
         what: str,
         *,
         once_s: float | None = None,
-    ) -> dict[str, Any]:
-        """What the tool answers, an object. Raises `error` for what it refuses and for an answer that is none; Unreachable.
+        gone: type[SabotError] | None = None,
+    ) -> dict[str, Any] | None:
+        """Calls a tool, and returns its answer, an object; None if the server cannot be reached, and `on_error` is "graceful".
 
-        once_s: one try, which may take so long.
+        once_s: the seconds of a single try. gone: the error for a server that cannot be reached, in either mode. Raises `error` if the tool
+        refuses, answers with no object, or cannot be reached.
         """
         tries = 1 if once_s is not None else self._retries + 1
         for attempt in range(tries):
@@ -101,7 +99,9 @@ class BridgedServer:
                 if self.reachable:
                     _log.warning("%s: %s cannot be reached: %s", what, name, message_of(failure))
                 self.reachable = False
-                raise Unreachable(f"{name} cannot be reached: {message_of(failure)}") from failure
+                if gone is None and self.graceful:
+                    return None
+                raise (gone or error)(f"{what}: {name} cannot be reached: {message_of(failure)}") from failure
             except SabotError as failure:
                 raise error(f"{what}: {name}: {failure.message}", hint=failure.hint) from failure
             self.reachable = True

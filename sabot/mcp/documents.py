@@ -20,7 +20,7 @@ from sabot.base.checks import is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
-from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
+from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
 
 Says = Literal["supports", "contradicts", "silent"]
 ClaimStatus = Literal["supported", "contradicted", "disputed", "undecided"]
@@ -144,11 +144,8 @@ class DocumentBridge:
             return list(kept[1])
         arguments = {"query": query, "limit": self._most, "filters": dict(filters or {})}
         what = f"documents on {short_repr(query)}"
-        try:
-            said = await self._server.ask("search_hybrid", arguments, DocumentError, what)
-        except Unreachable as gone:
-            if not self._server.graceful:
-                raise DocumentError(f"{what}: {gone}") from gone
+        said = await self._server.ask("search_hybrid", arguments, DocumentError, what)
+        if said is None:
             return [] if kept is None else list(kept[1])
         found = said.get("documents")
         if not isinstance(found, list):
@@ -164,11 +161,9 @@ class DocumentBridge:
     async def get_document(self, document_id: str) -> SourceDocument:
         """A document by its id. Raises DocumentNotFound (E2063); DocumentError (E2060) where no server can be reached."""
         what = f"document {short_repr(document_id)}"
-        try:
-            said = await self._server.ask("get_document", {"documentId": document_id}, DocumentNotFound, what)
-        except Unreachable as gone:
-            raise DocumentError(f"{what}: {gone}") from gone
-        if not said.get("document"):
+        asked = {"documentId": document_id}
+        said = await self._server.ask("get_document", asked, DocumentNotFound, what, gone=DocumentError)
+        if said is None or not said.get("document"):
             raise DocumentNotFound(f"{what}: the server has none")
         return _document({"confidence": 1.0} | dict(said["document"]), DocumentError, what)
 

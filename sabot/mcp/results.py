@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sabot.llm.tools import ToolAnswer
+from sabot.process.executor import ToolRequest
 
 
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
@@ -41,15 +42,7 @@ def _words(block: Mapping[str, Any]) -> str:
     return f"[{kind} {block.get('mimeType', '')}]"
 
 
-@dataclass(frozen=True, slots=True)
-class McpCall:
-    """A call of a tool, by its name and its arguments. `sabot.mcp.ToolCall` is this class."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-ToolCall = McpCall
+ToolCall = ToolRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,11 @@ from typing import Any
 from sabot.base.config import Duration, checked_name, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, message_of, short_repr
-from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError, Unreachable
+from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
 
 _log = logging.getLogger(__name__)
 
+_SAVE = "save_context_snapshot"
 _LEAST_SECONDS = 0.01  # between two rounds of heartbeats
 
 
@@ -179,12 +180,7 @@ class SessionBridge:
         RecoveryCheckFailed (E2053).
         """
         what = "recovery check"
-        try:
-            said = await self._server.ask("check_recovery", {"includeHistory": False}, RecoveryCheckFailed, what)
-        except Unreachable as gone:
-            if self._server.graceful:
-                return []
-            raise RecoveryCheckFailed(f"{what}: {gone}") from gone
+        said = await self._server.ask("check_recovery", {"includeHistory": False}, RecoveryCheckFailed, what) or {}
         found = said.get("needsRecovery", [])
         if not isinstance(found, list) or not all(isinstance(each, dict) and each.get("taskId") for each in found):
             raise RecoveryCheckFailed(
@@ -216,9 +212,9 @@ class SessionBridge:
             arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, "Heartbeat")
             try:
                 await self._server.ask(
-                    "save_context_snapshot", arguments, SnapshotFailed, what, once_s=self._heartbeat_s
+                    _SAVE, arguments, SnapshotFailed, what, once_s=self._heartbeat_s, gone=SnapshotFailed
                 )
-            except (Unreachable, SnapshotFailed) as failure:
+            except SnapshotFailed as failure:
                 session.missed += 1
                 _log.warning("%s: heartbeat missed, %d in a row: %s", what, session.missed, message_of(failure))
                 return
@@ -234,22 +230,13 @@ class SessionBridge:
         self, session: SessionInfo, updates: Mapping[str, Any], summary: str, error: type[SessionError]
     ) -> None:
         what = f"session {session.session_id}"
-        try:
-            await self._server.ask("save_context_snapshot", _snapshot(session, updates, summary), error, what)
-        except Unreachable as gone:
-            if not self._server.graceful:
-                raise error(f"{what}: {gone}") from gone
-            session.unsent = True
-        else:
-            session.unsent = False
+        arguments = _snapshot(session, updates, summary)
+        session.unsent = await self._server.ask(_SAVE, arguments, error, what) is None
 
     async def _read(self, session_id: str) -> dict[str, Any]:
         arguments = {"taskId": session_id, "includeRelationships": False, "includeVersionHistory": False}
         what = f"session {session_id}"
-        try:
-            said = await self._server.ask("get_unified_context", arguments, ContextFailed, what)
-        except Unreachable as gone:
-            raise ContextFailed(f"{what}: {gone}") from gone
+        said = await self._server.ask("get_unified_context", arguments, ContextFailed, what, gone=ContextFailed) or {}
         context = said.get("context", said)
         if not isinstance(context, dict):
             raise ContextFailed(f"{what}: get_unified_context answers {short_repr(said)}", hint="context: an object")

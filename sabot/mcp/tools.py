@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -41,12 +41,8 @@ _HOTTEST = 2  # of what vendors take
 _REFUSED = -1  # as MCP has it where a user does not want a request to be made
 
 
-class CallStep(Protocol):
-    """`McpServerPool.step`."""
-
-    async def __call__(
-        self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any], /
-    ) -> McpResult: ...
+CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awaitable[McpResult]]
+"""`McpServerPool.step`."""
 
 
 class RemoteTool:

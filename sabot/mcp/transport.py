@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 import httpx2
@@ -33,7 +33,7 @@ from sabot.mcp.health import PacedStream
 from sabot.process.command import Command
 from sabot.process.instance import Instance
 from sabot.process.pool import end_member
-from sabot.process.streams import LastWords
+from sabot.process.streams import ChildInput, ChildOutput, LastWords
 
 _log = logging.getLogger(__name__)
 
@@ -58,23 +58,6 @@ _FIRST_ID = re.compile(
 )
 _LAST_ID = re.compile(rb"[{,]\s*" + _ID + rb"\s*(?:,\s*" + _VERSION + rb"\s*)?\}\s*\Z")
 _ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|error)"\s*:')
-
-
-class ByteSource(Protocol):
-    """Where bytes come from: the stdout of a process, say."""
-
-    async def read(self, most: int, /) -> bytes:
-        """Some bytes, at most so many; b"" at the end."""
-
-
-class ByteSink(Protocol):
-    """Where bytes go."""
-
-    def write(self, data: bytes, /) -> object:
-        """Takes the bytes."""
-
-    async def drain(self) -> object:
-        """Returns when there is room for more. Raises OSError where nobody reads them any more."""
 
 
 class _TooLong:
@@ -129,8 +112,8 @@ class _Lines:
 
 @asynccontextmanager
 async def over_bytes(
-    source: ByteSource,
-    sink: ByteSink,
+    source: ChildOutput | asyncio.StreamReader,
+    sink: ChildInput | asyncio.StreamWriter,
     *,
     most_bytes: int,
     most_list_bytes: int,
@@ -152,8 +135,6 @@ async def over_bytes(
             while data := await source.read(buffer):
                 for line in lines.cut(data):
                     message = _too_long_list(line, lists, most_list_bytes) or _message(line, most_bytes)
-                    if isinstance(message, str):
-                        raise _GivenUp(message)
                     if message is not None:
                         await heard.send(message)
                         continue
@@ -193,15 +174,17 @@ async def over_bytes(
 
 
 class _GivenUp(Exception):
-    pass
+    """The end of a conversation with a server that cannot be followed any more. Its text is the reason."""
 
 
 def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
-    """The message; None: the line is none; a text: why no more is read."""
+    """Returns the message of a line, or None for a line that is not JSON-RPC. Raises _GivenUp for a line that is too long and does not
+    say which request it answers.
+    """
     if isinstance(line, _TooLong):
         words, request_id = f"a message of {line.size:,} bytes, and {most_bytes:,} are the most", line.request_id()
         if request_id is None:
-            return f"it sent {words}"
+            raise _GivenUp(f"it sent {words}")
         return SessionMessage(_error(request_id, TOO_LARGE, words))
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(line), by_name=False))

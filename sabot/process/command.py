@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sabot.base.checks import FLAG, Of, OneOf, Texts, check_fields
 from sabot.base.config import check_numbers
 from sabot.base.redaction import keep_settings
-from sabot.errors import UserError, short_repr
+from sabot.errors import UserError
 from sabot.process.errors import SandboxPathRefused, SandboxStepFailed, SpawnFailed
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of
@@ -30,8 +31,6 @@ INHERITED = (
     "LC_CTYPE",
 )
 """What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
-
-_STREAMS = ("pipe", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +67,16 @@ class Command:
             isinstance(each, str) for pair in self.environment.items() for each in pair
         ):
             raise UserError("an environment maps names to texts", hint='environment={"RETRIES": "3"}')
-        for name, kinds in (("stdin", _STREAMS), ("stdout", _STREAMS), ("stderr", (*_STREAMS, "stdout"))):
-            if (kind := getattr(self, name)) not in kinds:
-                raise UserError(f"Command: {name}={short_repr(kind)}", hint=" or ".join(kinds))
+        streams = OneOf(("pipe", "null"))
+        check_fields(self, stdin=streams, stdout=streams, stderr=OneOf((*streams.words, "stdout")), lossless=FLAG)
         check_numbers(self, "output_bytes", whole=True)
-        for name, wanted, is_right in (
-            ("inherit", 'a sequence of names: ("PATH", "LANG")', are_texts(self.inherit)),
-            ("working_dir", "a path", self.working_dir is None or isinstance(self.working_dir, (str, os.PathLike))),
-            ("limits", "ResourceLimits(...)", self.limits is None or isinstance(self.limits, ResourceLimits)),
-            ("lossless", "True or False", isinstance(self.lossless, bool)),
-        ):
-            if not is_right:
-                raise UserError(f"{self.argv[0]}: {name}={short_repr(getattr(self, name))}", hint=wanted)
+        check_fields(
+            self,
+            self.argv[0],
+            inherit=Texts(hint='a sequence of names: ("PATH", "LANG")'),
+            working_dir=Of(str | os.PathLike | None, "a path"),
+            limits=Of(ResourceLimits | None, "ResourceLimits(...)"),
+        )
         words = [*self.argv, *self.environment, *self.environment.values(), str(self.working_dir or "")]
         if not self.argv[0] or any("\0" in each for each in words):
             raise UserError("a command has an empty program, or a null character in it")

@@ -69,10 +69,10 @@ class ToolAudit:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """A tool that an instance calls."""
+    """A call of a tool, by its name and its arguments. `sabot.mcp.ToolCall` is this class."""
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

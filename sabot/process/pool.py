@@ -148,11 +148,12 @@ class Pool(Generic[M]):
         while self.waiting and (free := self.take()) is not None:
             self._first().set_result(free)
 
-    def retire(self, member: M) -> None:
-        """Ends a member that is not to be used any more, and starts another one if one is missing then."""
+    def retire(self, member: M) -> "asyncio.Task[None]":
+        """Starts to end a member that is not to be used any more, and starts another one if one is missing then."""
         self.free.pop(member, None)
-        self.tasks.begin(self._end(member))
+        ending = self.tasks.begin(self._end(member))
         self.fill()
+        return ending
 
     def was_of_use(self) -> None:
         """Begins the count of failures anew."""

@@ -212,25 +212,20 @@ class AgentHandle:
 
         Raises InvalidContext for a value that is no AgentSignal.
         """
-        match what:
-            case AgentSignal.INTERRUPT:
-                self._instance.given_up = True
-                self.child.signal(signal.SIGINT)
-            case AgentSignal.TERMINATE:
-                self._instance.given_up = True
-                self.child.signal(signal.SIGTERM)
-            case AgentSignal.KILL:
-                self._instance.given_up = True
-                self.child.kill()
-            case AgentSignal.PAUSE:
-                self.child.pause()
-            case AgentSignal.RESUME:
-                self.child.resume()
-            case _:
-                raise InvalidContext(
-                    f"instance {self.config.name!r}: signal({short_repr(what)})",
-                    hint="AgentSignal.INTERRUPT, TERMINATE, KILL, PAUSE or RESUME",
-                )
+        if what not in tuple(AgentSignal):
+            raise InvalidContext(
+                f"instance {self.config.name!r}: signal({short_repr(what)})",
+                hint="AgentSignal.INTERRUPT, TERMINATE, KILL, PAUSE or RESUME",
+            )
+        self._instance.given_up |= what not in (AgentSignal.PAUSE, AgentSignal.RESUME)
+        send = {
+            AgentSignal.INTERRUPT: lambda: self.child.signal(signal.SIGINT),
+            AgentSignal.TERMINATE: lambda: self.child.signal(signal.SIGTERM),
+            AgentSignal.KILL: self.child.kill,
+            AgentSignal.PAUSE: self.child.pause,
+            AgentSignal.RESUME: self.child.resume,
+        }
+        send[what]()
 
     async def kill(self) -> ExitStatus:
         """Ends the instance and all that it has started, now. Returns its end."""

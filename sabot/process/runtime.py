@@ -18,8 +18,6 @@ from sabot.process.errors import AgentNotFound, CommunicationError, ExecutionErr
 from sabot.process.executor import (
     AgentExecutor,
     ExecutorStatistics,
-    TaskDelegation,
-    TaskResult,
     ToolAudit,
     ToolServerConfig,
     ToolServers,
@@ -207,6 +205,8 @@ class ProcessRuntime:
         check_called("ProcessRuntime", on_state=on_state)
         self.config = config or RuntimeConfig()
         self.executor = AgentExecutor(self._choose, None, clock, self._publish)
+        self.execute_task = self.executor.execute_task
+        self.execute_tasks_parallel = self.executor.execute_tasks_parallel
         self._own_servers: Any = None  # made of a McpConfig
         self._bus = message_bus
         self._on_state = on_state
@@ -312,18 +312,6 @@ class ProcessRuntime:
         self._spawned += 1
         await self._publish("agent.spawned", instance.id)
         return instance.id
-
-    async def execute_task(self, agent_id: str, task: TaskDelegation) -> TaskResult:
-        """Gives the instance a task, after the tasks that it was given before. Raises as `AgentExecutor.execute_task`."""
-        return await self.executor.execute_task(agent_id, task)
-
-    async def execute_tasks_parallel(
-        self, tasks: Sequence[tuple[str, TaskDelegation]], max_parallel: int
-    ) -> list[TaskResult | Exception]:
-        """Executes pairs of (agent id, task), at most `max_parallel` at a time. Returns the result or the error of
-        each, in their order.
-        """
-        return await self.executor.execute_tasks_parallel(tasks, max_parallel)
 
     async def terminate(self, agent_id: str) -> None:
         """Ends an instance in good order: SIGTERM, the grace, SIGKILL to all that it has started. Raises AgentNotFound."""

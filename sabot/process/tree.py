@@ -104,10 +104,23 @@ def facts_of(pid: int) -> ProcessFacts | None:
 
 
 def memory_left() -> int:
-    """Bytes that programs of this machine can still have, by the kernel's estimate."""
-    with open("/proc/meminfo", "rb") as facts:
+    """Returns the bytes that programs of this machine can still have, by the kernel's estimate."""
+    return _bytes_in("/proc/meminfo", b"MemAvailable:")
+
+
+def peak_memory() -> int:
+    """Returns the most memory, in bytes, that this process has had since it began its program.
+
+    `getrusage` would not do: where a process was started by vfork, Linux counts the memory of its starter there too.
+    """
+    return _bytes_in("/proc/self/status", b"VmHWM:")
+
+
+def _bytes_in(path: str, name: bytes) -> int:
+    """Returns the value of a line `NAME: 123 kB` of this file of /proc; 0 if there is none, or if the process has ended."""
+    with suppress(OSError), open(path, "rb") as facts:
         for line in facts:
-            if line.startswith(b"MemAvailable:"):
+            if line.startswith(name):
                 return int(line.split()[1]) << 10
     return 0
 
@@ -133,16 +146,7 @@ def shared_memory_of(pids: Iterable[int]) -> int:
         maker, resident = header.index("cpid"), header.index("rss")
         for figures in map(str.split, segments):
             held += int(figures[resident]) if int(figures[maker]) in pids else 0
-    return max(0, held - sum(map(_mapped_shared, pids))) if held else 0
-
-
-def _mapped_shared(pid: int) -> int:
-    """Bytes of shared memory that it has mapped, and that are resident."""
-    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"RssShmem:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return max(0, held - sum(_bytes_in(f"/proc/{pid}/status", b"RssShmem:") for pid in pids)) if held else 0
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
@@ -200,12 +204,3 @@ _CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 _IN_MEMORY = ("/memfd:", "/dev/shm/")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def peak_memory() -> int:
-    """Returns the most memory, in bytes, that this process has had since it began its program.
-
-    `getrusage` would not do: where a process was started by vfork, Linux counts the memory of its starter there too.
-    """
-    with open("/proc/self/status", "rb") as status:
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith(b"VmHWM:"))

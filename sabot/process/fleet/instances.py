@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sabot.base.checks import is_whole
-from sabot.base.config import parse_seconds
-from sabot.errors import UserError, short_repr
+from sabot.base.config import check_numbers, checked_durations
 from sabot.process.command import Command
 from sabot.process.instance import Instance, RestartPolicy
 from sabot.process.phases import OVER, LifecycleState, Phase
@@ -36,15 +34,10 @@ class LifecycleConfig:
     release_idle: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("spawn_timeout", "shutdown_timeout", "restart_backoff", "stable_after", "idle_suspend"):
-            if (value := getattr(self, name)) is not None:
-                may_be_zero = name in ("shutdown_timeout", "restart_backoff", "stable_after")
-                seconds = parse_seconds(value, name=f"LifecycleConfig: {name}", zero=may_be_zero)
-                object.__setattr__(self, name, seconds)
-        if not is_whole(self.max_restarts, 0):
-            raise UserError(
-                f"LifecycleConfig: max_restarts={short_repr(self.max_restarts)}", hint="a whole number from 0 up"
-            )
+        checked_durations(self, "spawn_timeout")
+        checked_durations(self, "shutdown_timeout", "restart_backoff", "stable_after", zero=True)
+        checked_durations(self, "idle_suspend", none=True)
+        check_numbers(self, "max_restarts", zero=True, whole=True)
 
     def policy(self) -> RestartPolicy:
         """Returns the restart policy that these settings describe."""

@@ -116,8 +116,6 @@ class LifecycleManager:
             raise
         except Exception as error:
             raise AgentNotSpawned(f"instance {instance.label}: {instance.why}") from error
-        if instance.state is not LifecycleState.RUNNING:
-            raise AgentNotSpawned(f"instance {instance.label}: {instance.why}")
         instance.active_at = self._clock.monotonic()
         return instance
 

@@ -48,15 +48,8 @@ class FleetConfig:
         check_numbers(self, "target_cpu_percent", "target_memory_percent", "target_lag")
         checked_durations(self, "interval_secs")
         check_numbers(self, "tolerance", zero=True)
-        checked_durations(
-            self,
-            "spawn_timeout_secs",
-            "scale_up_secs",
-            "scale_down_secs",
-            "drain_secs",
-            "grace_secs",
-            zero=True,
-        )
+        checked_durations(self, "scale_up_secs", "scale_down_secs", zero=True)
+        checked_durations(self, "spawn_timeout_secs", "drain_secs", "grace_secs", zero=True)
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,7 @@ class WarmPool:
         oldest = self._clock.monotonic() + self.config.refresh_interval_secs - self.config.max_age_secs
         stale = [each for each, since in self._pool.free.items() if since < oldest]
         self._counts["refreshed"] += len(stale)
-        for each in stale:
-            self._pool.retire(each)
+        await asyncio.gather(*map(self._pool.retire, stale))
         return len(stale)
 
     def status(self) -> WarmPoolStatus:
