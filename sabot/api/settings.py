@@ -248,6 +248,14 @@ class Settings:
         kind=list,
         once=True,
     )
+    reemit: Iterable[str] = option(
+        (),
+        "the sinks of tables into which all rows are written again",
+        check=_names,
+        metavar="SINK",
+        kind=list,
+        once=True,
+    )
     schema: Literal["kept", "refresh"] = option(
         "kept",
         "the columns of topics without a schema: kept, as in the checkpoint; or refresh, inferred anew",
@@ -322,6 +330,11 @@ class Settings:
     def dropped(self) -> frozenset[str]:
         """The names in `drop`, as a set."""
         return _names(self.drop)
+
+    @property
+    def reemitted(self) -> frozenset[str]:
+        """The names in `reemit`, as a set."""
+        return _names(self.reemit)
 
     @property
     def refilled(self) -> frozenset[str]:

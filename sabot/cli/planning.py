@@ -35,6 +35,9 @@ def plan(
     refill: Annotated[
         list[str] | None, typer.Option(metavar="STEP", help="The steps to compute again, as in `sabot run`.")
     ] = None,
+    reemit: Annotated[
+        list[str] | None, typer.Option(metavar="SINK", help="The sinks to write again, as in `sabot run`.")
+    ] = None,
     parallelism: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The number of tasks, as in `sabot run`.")
     ] = None,
@@ -84,6 +87,7 @@ def plan(
             agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
             open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
             refill=frozenset(name for name in refill or () if f"--refill {name}" not in spent),
+            reemit=frozenset(reemit or ()) - frozenset(manifest.describe.get("reemitted", ())),
         )
         if json:
             for one in outcomes:

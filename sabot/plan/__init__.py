@@ -18,7 +18,7 @@ from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
-from sabot.plan.refills import Refill, refill_of
+from sabot.plan.refills import Refill, reemit_of, refill_of
 from sabot.plan.stages import Plan, check_alike
 from sabot.plan.verdicts import Planned, Verdict, refill_options
 
@@ -52,6 +52,7 @@ __all__ = [
     "once_more",
     "place_of_sink",
     "planned",
+    "reemit_of",
     "refill_of",
     "refill_options",
     "svg",

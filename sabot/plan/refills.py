@@ -14,6 +14,7 @@ from typing import Any
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext, WaitsForCalls
 from sabot.operators.layout.stages import Stage, Step
+from sabot.plan.fills import Way, ways_into
 from sabot.plan.stages import Plan
 from sabot.plan.verdicts import Planned
 
@@ -86,3 +87,35 @@ def _check(plan: Plan, stages: Collection[str], steps: Collection[str], names: S
 
     if names:
         plan.schemas(look)
+
+
+def reemit_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) -> dict[str, list[Way]]:
+    """Returns, by the id of the stage of each of these sinks, the paths from the steps that keep the tables which are
+    written into it. Raises UserError for a name that is no sink of a table, and for a table that no step keeps.
+    """
+    known = {each.id: each for each in operators}
+    tables = {_name(stage): stage for stage in plan.stages if stage.sink is not None and stage.changes is not None}
+    if unknown := sorted(set(names) - tables.keys()):
+        raise UserError(
+            f"--reemit {unknown[0]}: the program writes no table into a sink of that name",
+            hint=f"the tables are written into {', '.join(tables)}"
+            if tables
+            else "only changes (.upsert(…)) are a table",
+        )
+    found: dict[str, list[Way]] = {}
+    for name in sorted(names):
+        ways = ways_into(plan, tables[name], known)
+        makers = sorted({way.maker.id for way in ways if way is not None and not known[way.maker.id].gives_table})
+        if makers or None in ways:
+            said = f"{' and '.join(makers)}, which keeps no table" if makers else "steps that keep no table"
+            raise UserError(
+                f"--reemit {name}: its rows are the results of {said}",
+                hint="a join or a top_n over tables emits all of its results when it is filled again: --drop NAME",
+            )
+        found[tables[name].id] = [way for way in ways if way is not None]
+    return found
+
+
+def _name(stage: Stage) -> str:
+    assert stage.sink is not None
+    return stage.sink[0] if isinstance(stage.sink[0], str) else stage.sink[0].name

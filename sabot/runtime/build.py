@@ -39,7 +39,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, walk
+from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, planned, reemit_of, walk
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
@@ -522,7 +522,8 @@ class Build:
         }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
         states_of = {operator: list(parts.values()) for operator, parts in saved.items()}
-        filling = Filling(self.plan, verdicts, states_of, self.settings.directory)
+        reemits = reemit_of(self.plan, planned(self.plan), names) if (names := self.settings.reemit) else {}
+        filling = Filling(self.plan, verdicts, states_of, self.settings.directory, reemits)
         for task in self.tasks:
             states = {}
             for operator in task.chain.stateful:
@@ -536,6 +537,10 @@ class Build:
                 fill = filling.of(operator, task.name, subtasks[operator.step.id])
                 if fill is not None:
                     task.fills.append(fill)
+            again = filling.into(task.chain.operators[0], task.name, stage_of(task.name)) if reemits else None
+            if again is not None:
+                task.fills.append(again)
+                _log.info("%s: its table is written again", task.chain.operators[0].step.id)
 
 
 def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:

@@ -68,11 +68,17 @@ class Filling:
     """
 
     def __init__(
-        self, plan: Plan, verdicts: Sequence[Verdict], saved: Mapping[str, Sequence[Saved]], directory: Path | None
+        self,
+        plan: Plan,
+        verdicts: Sequence[Verdict],
+        saved: Mapping[str, Sequence[Saved]],
+        directory: Path | None,
+        reemits: Mapping[str, Sequence[Way]],
     ) -> None:
         """`saved`: the state of each operator in the checkpoint. `directory`: the directory of the run's state, or
-        None if it is in memory.
+        None if it is in memory. `reemits`: the paths of the tables that are written into sinks again, as `plan.reemit_of`.
         """
+        self._reemits = reemits
         self._verdicts = {each.id: each for each in verdicts}
         self._saved, self._directory = saved, directory
         self._inputs: dict[str, tuple[pa.Schema, pa.Schema | None]] = {}
@@ -83,7 +89,7 @@ class Filling:
             if isinstance(operator, Stateful):
                 keeping.add(step.id)
 
-        if any(each.fills for each in verdicts):
+        if reemits or any(each.fills for each in verdicts):
             plan.schemas(look)
             self._ways = ways(plan, keeping)
 
@@ -98,12 +104,7 @@ class Filling:
         verdict = self._verdicts.get(operator.step.id)
         if verdict is None or not verdict.fills:
             return None
-        folder = None
-        if self._directory is not None:
-            own_folder(self._directory)
-            folder = self._directory / f"filling-{task.replace('/', '-')}-{operator.step.id}"
-            remove_tree(folder)
-            make_folder(folder)
+        folder = self._folder(task, operator)
         fill = Fill(operator, folder)
         subtask = int(task.rsplit("/", 1)[1])
         self._prepare(fill, operator, _Share(subtask, parallelism, folder))
@@ -111,6 +112,28 @@ class Filling:
             return fill
         fill.close()
         return None
+
+    def into(self, writer: Operator, task: str, sink: str) -> Fill | None:
+        """Prepares the second writing of the tables of a sink, whose stage has this id. Returns None if nothing has to be
+        written. A table that is filled at this start is left out, since its step emits all rows.
+        """
+        ways = [way for way in self._reemits.get(sink, ()) if self._verdicts[way.maker.id].saved_as is not None]
+        if not ways:
+            return None
+        folder = self._folder(task, writer)
+        fill = Fill(writer, folder)
+        fill.rows = [(0, self._rows(way, _Share(0, 1, folder), fill)) for way in ways]
+        return fill
+
+    def _folder(self, task: str, operator: Operator) -> Path | None:
+        """Returns an empty folder for the tables that are read for an operator, or None if state is in memory."""
+        if self._directory is None:
+            return None
+        own_folder(self._directory)
+        folder = self._directory / f"filling-{task.replace('/', '-')}-{operator.step.id}"
+        remove_tree(folder)
+        make_folder(folder)
+        return folder
 
     def _prepare(self, fill: Fill, operator: Operator, share: "_Share") -> None:
         verdict = self._verdicts[operator.step.id]

@@ -124,7 +124,13 @@ class LocalStreams:
         """Returns True if every task of the checkpoint had ended. Then no task is opened, and the streams are over at
         once.
         """
-        if self.build.replay is not None or self.build.shared or self.linked or not had_ended(restored):
+        if (
+            self.build.replay is not None
+            or self.settings.reemit
+            or self.build.shared
+            or self.linked
+            or not had_ended(restored)
+        ):
             return False
         keep_finals(restored, self.settings.coordinator)
         self.was_complete = True

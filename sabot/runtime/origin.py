@@ -36,6 +36,7 @@ class Origin:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
         self.drop: frozenset[str] = frozenset()  # the state that is not taken over from the result of `find`
         self.refill: frozenset[str] = frozenset()  # the steps that are refilled before the result of `find` is restored
+        self.reemit: frozenset[str] = frozenset()  # the sinks into which tables are written again
         self._app = app
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.
@@ -84,6 +85,12 @@ class Origin:
         self.refill = frozenset() if found is None else wanted.difference(found.describe.get("refilled", ()))
         if found is not None and wanted != self.refill:
             _log.info("an earlier start has already refilled %s, as asked", ", ".join(sorted(wanted - self.refill)))
+        wanted = self._app.settings.reemitted
+        self.reemit = frozenset() if found is None else wanted.difference(found.describe.get("reemitted", ()))
+        if found is not None and wanted != self.reemit:
+            _log.info(
+                "an earlier start has already written %s again, as asked", ", ".join(sorted(wanted - self.reemit))
+            )
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:
@@ -97,6 +104,8 @@ class Origin:
             facts["dropped"] = sorted(self._app.settings.dropped)
         if self._app.settings.refilled:
             facts["refilled"] = sorted(self._app.settings.refilled)
+        if self._app.settings.reemitted:
+            facts["reemitted"] = sorted(self._app.settings.reemitted)
         return facts
 
     def _find(self, storage: CheckpointStorage) -> Manifest | None:

@@ -14,7 +14,7 @@ from sabot.delivery import undelivered
 from sabot.errors import SabotError
 from sabot.operators.agents.timers import state_name
 from sabot.operators.base import without_marks
-from sabot.plan import Edge, Plan, Verdict
+from sabot.plan import Edge, Plan, Verdict, planned, reemit_of
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.restore import readers_in, sinks_of, verdicts_of
 
@@ -47,12 +47,14 @@ def outcomes_of(
     agents: Mapping[str, AgentSpec | None],
     open_topic: Callable[[str], Sink],
     refill: Collection[str] = (),
+    reemit: Collection[str] = (),
 ) -> list[StateOutcome]:
     """Returns the outcomes of a start from a checkpoint for all stored state: of operators, sources, agents, and output
     that is not delivered yet. Raises UserError for a program that cannot start from it at all.
 
     `made`: the plan of the program. `drop`: the state that the user gives up. `ends`: the ends of the streams of the
     plan. `agents`: the agents by id. `open_topic`: opens the sink of a topic. `refill`: the steps that the user refills.
+    `reemit`: the sinks into which tables are written again.
     """
     specs = [spec for spec in agents.values() if spec is not None]
     outcomes = [one for each in verdicts_of(made, manifest, drop, refill) for one in _stream_outcomes(each)]
@@ -62,33 +64,46 @@ def outcomes_of(
         *_agent_outcomes(agents, manifest),
         *_output_outcomes(made, manifest, ends, open_topic),
         *_receiver_outcomes(made),
+        *_reemit_outcomes(made, reemit),
     ]
+
+
+def _reemit_outcomes(made: Plan, names: Collection[str]) -> Iterator[StateOutcome]:
+    """Yields an outcome for each sink into which tables are written again."""
+    stages = {stage.id: stage.sink[0] for stage in made.stages if stage.sink is not None}
+    for id, ways in (reemit_of(made, planned(made), names) if names else {}).items():
+        sink = stages[id]
+        name = f"sink {sink if isinstance(sink, str) else sink.name}"
+        makers = " and ".join(sorted({way.maker.id for way in ways}))
+        yield StateOutcome(name, "migrate", name, name, f"all rows of {makers} are written again")
 
 
 def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
     """Yields an outcome for each sink whose receiver lacks columns of the program: a start adds them, or is refused."""
-    coming: dict[int, tuple[Sink, pa.Schema]] = {}
+    coming: list[tuple[Sink, pa.Schema, bool]] = []
 
     def look(edge: Edge, schema: pa.Schema) -> None:
         if edge.target.sink is not None and isinstance(sink := edge.target.sink[0], Sink):
-            coming[id(edge)] = sink, without_marks(schema)
+            coming.append((sink, without_marks(schema), edge.target.changes is not None))
 
     made.schemas(along=look)
-    for sink, schema in coming.values():
+    for sink, schema, is_table in coming:
+        name = f"sink {sink.name}"
         try:
             missing, evolves = missing_columns(sink, schema)
         except SabotError as error:
-            yield StateOutcome(f"sink {sink.name}", "keep", "", f"sink {sink.name}", f"not compared: {error.message}")
+            yield StateOutcome(name, "keep", "", name, f"not compared: {error.message}")
             continue
         if missing:
-            said = ", ".join(f"{name} ({schema.field(name).type})" for name in missing)
-            why = (
-                f"it has no column {said}, which evolve=True adds"
-                if not evolves
-                else f"column {said} is added, and is null so far"
+            said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
+            again = f"; --reemit {sink.name} writes its table again" if is_table else ""
+            added, lacking = (
+                f"column {said} is added, and is null so far{again}",
+                f"it has no column {said}, which evolve=True adds",
             )
-            outcome = "migrate" if evolves else "refuse"
-            yield StateOutcome(f"sink {sink.name}", outcome, f"sink {sink.name}", f"sink {sink.name}", why, not evolves)
+            yield StateOutcome(
+                name, "migrate" if evolves else "refuse", name, name, added if evolves else lacking, not evolves
+            )
 
 
 def _format_outcomes(specs: Sequence[AgentSpec], made: Plan, manifest: Manifest) -> Iterator[StateOutcome]:

@@ -240,6 +240,7 @@ class Run:
             coordinator=self._coordinator,
             staged=delivery.staged,
             drop=self._origin.drop,
+            reemit=self._origin.reemit,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,
         )

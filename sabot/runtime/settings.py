@@ -115,6 +115,8 @@ class RunSettings:
     """The ids of operators in the restored checkpoint whose state is not restored, and OPERATOR.NAME for a part of an
     operator's state.
     """
+    reemit: frozenset[str] = frozenset()
+    """The names of the sinks into which tables are written again, whole."""
     first_record_s: float = math.inf
     """The seconds that a start waits for the first record of a stream without a schema."""
     has_dead_letters: bool = True
@@ -177,6 +179,7 @@ def settings_of(
     coordinator: TaskCoordinator,
     staged: Callable[[str, Sink, Delivery], Sink],
     drop: frozenset[str],
+    reemit: frozenset[str],
     stop_asked: Callable[[], bool],
     first_record_s: float,
     placement: TaskPlacement = _WHOLE,
@@ -197,6 +200,7 @@ def settings_of(
         guards=app.guards,
         reprocess=app.reprocess,
         drop=drop,
+        reemit=reemit,
         stop_asked=stop_asked,
         first_record_s=first_record_s,
     )

@@ -92,7 +92,12 @@ async def test_a_folder_of_parquet_that_evolves_gets_further_parts_with_the_colu
     ("more", "exit_code", "outcome", "why"),
     [
         ("", 1, "refuse", "it has no column seats (int64), which evolve=True adds"),
-        (", evolve=True", 0, "migrate", "column seats (int64) is added, and is null so far"),
+        (
+            ", evolve=True",
+            0,
+            "migrate",
+            "column seats (int64) is added, and is null so far; --reemit cars writes its table again",
+        ),
     ],
 )
 async def test_the_plan_knows_the_columns_that_a_sink_lacks(

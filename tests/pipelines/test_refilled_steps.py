@@ -1,6 +1,8 @@
 """A step of a changed program is refilled: its state is computed again from its topics, and its results are those of a fresh run."""
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import sabot
 from sabot import App, UserError, col, count, tumbling
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
+from sabot.connectors.sql import SqlSink
 from sabot.operators.reading import state_of
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
@@ -209,3 +212,61 @@ async def test_the_plan_says_what_is_computed_again(lives: Lives, monkeypatch: p
     newest = json.loads(done.stdout.splitlines()[0])
     assert (done.exit_code, newest["outcome"]) == (0, "refill")
     assert newest["why"] == "it is computed again from cars, up to the positions of the checkpoint"
+
+
+def stored(*columns: str) -> Any:
+    def program(app: App) -> None:
+        cars = app.stream("cars", schema=CARS).select("id", *columns).upsert("id").named("newest")
+        cars.to(SqlSink("sqlite:cars.db", table="cars", evolve=True))
+
+    return program
+
+
+def in_database() -> list[Any]:
+    with contextlib.closing(sqlite3.connect("cars.db")) as connection:
+        return connection.execute("SELECT * FROM cars ORDER BY id").fetchall()
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_table_is_written_again_whole_with_its_new_column(
+    lives: Lives, parallelism: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lives.folder)
+    lives.parallelism = parallelism
+    await lives.live(stored("maker"), {"cars": ROWS})
+    more = {"id": 4, "maker": "m0", "seats": 77}
+    await lives.live(stored("maker", "seats"), {"cars": [more]}, refill=["newest"])
+    assert [row[2] for row in in_database()] == [None] * 4 + [77, None, None]  # keys that did not change
+    await lives.live(stored("maker", "seats"), {}, reemit=["cars"])
+    right = {row["id"]: (row["id"], row["maker"], row["seats"]) for row in [*ROWS, more]}
+    assert in_database() == [right[id] for id in sorted(right)]
+
+
+async def test_a_refilled_table_is_written_again_by_the_same_start(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lives.folder)
+    await lives.live(stored("maker"), {"cars": ROWS})
+    await lives.live(stored("maker", "seats"), {}, refill=["newest"], reemit=["cars"])
+    right = {row["id"]: (row["id"], row["maker"], row["seats"]) for row in ROWS}
+    assert in_database() == [right[id] for id in sorted(right)]
+
+
+async def test_rows_of_a_table_that_is_written_again_have_passed_the_steps_before_the_sink(lives: Lives) -> None:
+    def program(app: App) -> None:
+        cars = app.table("cars", key="id", schema=CARS).named("newest").filter(col("seats") > 35)
+        cars.select("id", twice=col("seats") * 2).upsert("id").to("out")
+
+    await lives.live(program, {"cars": ROWS})
+    again = await lives.live(program, {}, reemit=["out"])
+    assert sorted(row["twice"] for row in again) == [72, 74, 76, 78]
+    assert await lives.live(program, {}, reemit=["out"]) == []  # once
+
+
+async def test_a_sink_without_a_table_is_not_written_again(lives: Lives) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    with pytest.raises(
+        UserError, match="--reemit outt: the program writes no table into a sink of that name"
+    ) as refused:
+        await lives.live(table("maker"), {}, reemit=["outt"])
+    assert refused.value.hint == "the tables are written into out"

@@ -5,6 +5,7 @@ Numbers are whole, so sums are exact whatever the order.
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ def payments(start: int, count: int = 8) -> list[dict[str, object]]:
     return [{"account": ACCOUNTS[n % 3], "amount": n, "ts": n * 1000} for n in range(start, start + count)]
 
 
+ROWS = [payments(0), payments(8), payments(16), payments(24), END]
 SCRIPT = [payments(0), BARRIER, payments(8), payments(16), BARRIER, payments(24), END]
 
 
@@ -184,4 +186,24 @@ def calls_to_parquet(directory: Path) -> App:
     low, high = sabot.step("low"), sabot.step("high")
     matches = calls.pattern(rising, first=low.first("amount"), last=high.last("amount"))
     calls.process(Spans(), schema=columns).union(matches.select(*columns)).to(ParquetSink(directory / "out/"))
+    return app
+
+
+def _newest(app: App, directory: Path, **aggregates: Any) -> App:
+    """The windows of each account as a table, in a database that gets the columns which it lacks."""
+    rows = app.stream(ScriptedSource(ROWS), time="ts")
+    counted = rows.key_by("account").window(tumbling("10s")).aggregate(n=sabot.count(), **aggregates).named("windows")
+    table = counted.upsert("account", "window_start").named("table")
+    table.to(SqlSink(f"sqlite:///{directory / 'out.db'}", table="windows", evolve=True))
+    return app
+
+
+def before_the_change(directory: Path) -> App:
+    return _newest(named(directory), directory)
+
+
+def refilled(directory: Path) -> App:
+    """The changed program of `before_the_change`: an aggregate more, for which the state is computed and written again."""
+    app = _newest(named(directory), directory, total=sabot.sum("amount"))
+    app.configure(refill=["table"], reemit=["windows"])
     return app

@@ -2,6 +2,7 @@
 writes; what it then has delivered is what it delivers undisturbed.
 """
 
+import asyncio
 import json
 import sqlite3
 import uuid
@@ -100,3 +101,24 @@ def totals(directory: Path) -> tuple[list[Any], list[Any]]:
 
 def test_two_agents_that_share_state_survive_a_crash_at_every_step() -> None:
     crashes_survived(apps.agents_to_sqlite, totals, "manifest", "stage", "sql")
+
+
+def run_before(directory: Path) -> None:
+    """The life of the program before its change."""
+    asyncio.run(apps.before_the_change(directory).run())
+
+
+def windows_in_database(directory: Path) -> list[Any]:
+    """The table, which is that of a fresh run of the changed program."""
+    with sqlite3.connect(directory / "out.db") as database:
+        rows = sorted(database.execute("select account, window_start, n, total from windows").fetchall())
+    right: dict[tuple[str, int], list[int]] = {}
+    for batch in apps.ROWS[:-1]:
+        for row in batch:
+            right.setdefault((row["account"], row["ts"] // 10_000), []).append(row["amount"])
+    assert [tuple(row[2:]) for row in rows] == [(len(each), sum(each)) for _, each in sorted(right.items())]
+    return rows
+
+
+def test_a_refill_survives_a_crash_at_every_step() -> None:
+    crashes_survived(apps.refilled, windows_in_database, "manifest", "state write", "sql", prepare=run_before)
