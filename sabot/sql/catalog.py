@@ -14,6 +14,7 @@ from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.errors import UserError
+from sabot.sql.functions import cast
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of, steps_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -29,6 +30,7 @@ from sabot.sql.syntax.tree import (
 from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
+from sabot.sql.zones import is_local
 
 if TYPE_CHECKING:
     from sabot.api.streams import HasStreams
@@ -471,7 +473,12 @@ CONNECTORS: dict[str, Connector] = {
 
 
 def write_table(
-    app: "HasStreams", statement: CreateTable, relation: Relation, columns: tuple[Name, ...], span: Span
+    app: "HasStreams",
+    context: Context,
+    statement: CreateTable,
+    relation: Relation,
+    columns: tuple[Name, ...],
+    span: Span,
 ) -> None:
     """Writes rows into a table, by the position of their columns. Raises SqlFault for columns that do not fit."""
     name = statement.name[-1].text
@@ -480,7 +487,7 @@ def write_table(
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
     target = [each for each in statement.columns if each.computed is None and each.metadata is None]
-    stream = _fitting(relation, target, columns, name, span)
+    stream = _fitting(context, relation, target, columns, name, span)
     with at(span):
         sink, written = connector.write(options, statement)(app)
         options.finish()
@@ -515,7 +522,12 @@ def _by_key(stream: Stream, key: list[str]) -> Stream:
 
 
 def _fitting(
-    relation: Relation, target: list[ColumnDefinition], columns: tuple[Name, ...], table: str, span: Span
+    context: Context,
+    relation: Relation,
+    target: list[ColumnDefinition],
+    columns: tuple[Name, ...],
+    table: str,
+    span: Span,
 ) -> Stream:
     """Returns the stream with the names and types of the table's columns."""
     if not target:
@@ -548,7 +560,9 @@ def _fitting(
                     f"column {column.name.text} of table {table} is {wanted}, and the query gives {field.type}",
                     f"CAST({field.name} AS …)",
                 )
-            expr = expr.cast(wanted)
+            is_clock = pa.types.is_timestamp(field.type) and is_local(field.type) != is_local(wanted)
+            given = TypedExpr(expr, field.type)
+            expr = cast(given, wanted, context.zone, strict=True) if is_clock else expr.cast(wanted)
         chosen[column.name.text] = expr
     order = [each.name.text for each in target]
     if node_of(relation.stream).column_names == order and all(expr.column == name for name, expr in chosen.items()):

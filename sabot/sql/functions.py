@@ -19,6 +19,7 @@ from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
+from sabot.sql.zones import UTC, instant, is_local, on_the_clock
 
 
 class ArgumentOf(NamedTuple):
@@ -30,10 +31,11 @@ class ArgumentOf(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """The arguments of one call."""
+    """The arguments of one call. `zone`: the session's time zone."""
 
     call: Call
     items: list[ArgumentOf]
+    zone: str
 
     def __len__(self) -> int:
         return len(self.items)
@@ -48,6 +50,14 @@ class CallArguments:
     def expr(self, i: int) -> Expr:
         """Returns argument `i`."""
         return self.bound(i).expr
+
+    def clock(self, i: int) -> Expr:
+        """Returns argument `i`; a TIMESTAMP_LTZ as the time on the clock of the session's zone."""
+        return on_the_clock(self.bound(i), self.zone).expr
+
+    def text(self, i: int) -> Expr:
+        """Returns argument `i` as a text."""
+        return as_text(self.bound(i), self.zone)
 
     @property
     def exprs(self) -> list[Expr]:
@@ -176,9 +186,25 @@ def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool 
     return rest - when(apart).then(b).otherwise(lit(0))
 
 
-def cast(operand: TypedExpr, target: pa.DataType, *, strict: bool) -> Expr:
-    """Returns CAST of Flink: a fraction is cut off where the target is an integer."""
+_WITH_ZONE = r":\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$"  # a text that says its own zone: 2024-05-17 12:30:00+02:00
+
+
+def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) -> Expr:
+    """Returns CAST of Flink: a fraction is cut off where the target is an integer, and a TIMESTAMP_LTZ is a time on the
+    clock of the session's zone.
+    """
     expr, type = operand
+    if is_local(target) and not is_local(type) and zone != UTC:
+        if pa.types.is_temporal(type) or pa.types.is_string(type):
+            clock = pa.timestamp(target.unit)
+            made = instant(expr if type == clock else expr.cast(clock, strict=strict), zone)
+            if not pa.types.is_string(type):
+                return made
+            return when(expr.str.contains(_WITH_ZONE)).then(expr.cast(target, strict=strict)).otherwise(made)
+    elif is_local(type) and not is_local(target):
+        if pa.types.is_string(target):
+            return as_text(operand, zone)
+        expr, type = on_the_clock(operand, zone)
     if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
     if pa.types.is_boolean(type) and is_number(target):
@@ -203,7 +229,9 @@ def _rounded(method: str, arguments: CallArguments) -> Expr:
     every = _TRUNCATED.get(unit)
     if every is None or method == "ceil":
         raise SqlFault(arguments.call.span, f"{arguments.call.name.text.upper()}(… TO {unit}) is not supported")
-    return arguments.expr(0).dt.date_trunc(every)
+    made = arguments.clock(0).dt.date_trunc(every)
+    is_instant = is_local(arguments.bound(0).type) and arguments.zone != UTC
+    return instant(made, arguments.zone) if is_instant else made
 
 
 def _round(arguments: CallArguments) -> Expr:
@@ -228,9 +256,12 @@ def _extreme(method: str, arguments: CallArguments) -> Expr:
 # -- texts ------------------------------------------------------------------------------------------------------------
 
 
-def as_text(bound: TypedExpr) -> Expr:
-    """Returns the value as a text."""
-    return bound.expr if pa.types.is_string(bound.type) else bound.expr.cast("string")
+def as_text(bound: TypedExpr, zone: str) -> Expr:
+    """Returns the value as a text; a TIMESTAMP_LTZ as the time on the clock of the session's zone."""
+    expr, type = on_the_clock(bound, zone)
+    if pa.types.is_string(type):
+        return expr
+    return (expr.dt.replace_time_zone(None) if is_local(type) else expr).cast("string")
 
 
 def like(operand: Expr, pattern: str, escape: str, span: Span) -> Expr:
@@ -286,7 +317,7 @@ def _substring(arguments: CallArguments) -> Expr:
 
 
 def _concat(arguments: CallArguments) -> Expr:
-    return reduce(lambda a, b: a + b, [as_text(arguments.bound(i)) for i in range(len(arguments))])
+    return reduce(lambda a, b: a + b, [arguments.text(i) for i in range(len(arguments))])
 
 
 def _split_index(arguments: CallArguments) -> Expr:
@@ -353,7 +384,7 @@ def _place(text: int, wanted: int, arguments: CallArguments) -> Expr:
 def _concat_ws(arguments: CallArguments) -> Expr:
     """Joins the texts that are not NULL."""
     by = arguments.constant(0, "string", "the separator")
-    texts = [as_text(arguments.bound(i)) for i in range(1, len(arguments))]
+    texts = [arguments.text(i) for i in range(1, len(arguments))]
     return concat_str(*texts, separator=by, ignore_nulls=True)
 
 
@@ -410,7 +441,7 @@ def _on_events(arguments: CallArguments, match: _JsonMatch, made: Expr) -> Expr:
             failing = texts.str.json_path_match(_json_path(arguments), match.only, strict=True)
             made = when(found & failing.is_null()).then(lit(None)).otherwise(made)
         elif not pa.types.is_null(option.bound.type):
-            default = option.bound.expr if "RETURNING" in options else as_text(option.bound)
+            default = option.bound.expr if "RETURNING" in options else as_text(option.bound, arguments.zone)
             made = when(found).then(default).otherwise(made)
     return made
 
@@ -422,7 +453,7 @@ def _json_value(arguments: CallArguments) -> Expr:
         return _on_events(arguments, match, match.made)
     assert returned.bound is not None
     fails = "ERROR" in options and options["ERROR"].bound is None
-    made = cast(TypedExpr(match.made, pa.string()), returned.bound.type, strict=fails)
+    made = cast(TypedExpr(match.made, pa.string()), returned.bound.type, arguments.zone, strict=fails)
     other = match.made.is_not_null() & made.is_null()  # a text that is no value of this type
     return _on_events(arguments, match if fails else replace(match, error=match.error | other), made)
 
@@ -546,12 +577,12 @@ def _extract(arguments: CallArguments) -> Expr:
     part = _PARTS.get(arguments.word(0))
     if part is None:
         raise SqlFault(arguments.items[0].tree.span, f"EXTRACT({arguments.word(0)} …) is not supported")
-    return part(arguments.expr(1))
+    return part(arguments.expr(1) if arguments.word(0) == "EPOCH" else arguments.clock(1))
 
 
 def _date_format(arguments: CallArguments) -> Expr:
     tree = arguments.items[1].tree
-    return arguments.expr(0).dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
+    return arguments.clock(0).dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
 
 
 def _to_time(method: str, arguments: CallArguments) -> Expr:
@@ -640,7 +671,7 @@ def _number(method: str, arguments: CallArguments) -> Expr:
 
 
 def _part(name: str, arguments: CallArguments) -> Expr:
-    return _PARTS[name](arguments.expr(0))
+    return _PARTS[name](arguments.clock(0))
 
 
 _LENGTH = Function(1, 1, partial(_text, "length"))
@@ -753,8 +784,8 @@ def is_aggregate(name: str) -> bool:
     return name in AGGREGATES
 
 
-def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) -> Aggregate | Expr:
-    """Returns the aggregate of a call, or an expression of one. `argument`: None for COUNT(*).
+def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zone: str) -> Aggregate | Expr:
+    """Returns the aggregate of a call, or an expression of one. `argument`: None for COUNT(*). `zone`: that of the session.
 
     Raises SqlFault for what there is not.
     """
@@ -766,7 +797,7 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None) ->
     if name == "LISTAGG" and argument is not None:
         present = argument.expr.is_not_null()
         predicate = present if predicate is None else predicate & present
-        argument = TypedExpr(as_text(argument), pa.string())
+        argument = TypedExpr(as_text(argument, zone), pa.string())
     if argument is None:
         made = engine.count()
     elif call.distinct and name == "COUNT":

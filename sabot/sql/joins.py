@@ -10,7 +10,7 @@ import pyarrow as pa
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.nodes.read import endless_read
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
+from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -516,6 +516,8 @@ class JoinBinder:
         if set(edges) != {"start", "end"} or self._lower is not None or self._upper is not None:
             return None
         window = edges["end"]
+        if isinstance(window, CalendarWindow):
+            return replace(window, time="event")
         if isinstance(window, TumblingWindow):
             every = window.size_ms
         elif isinstance(window, HoppingWindow):

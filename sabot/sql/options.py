@@ -13,6 +13,7 @@ from sabot.base.options import Option, options_of
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlFault, list_names
 from sabot.sql.syntax.tree import SetOption, Statement, TableOption
+from sabot.sql.zones import UTC, zone_named
 
 _log = logging.getLogger(__name__)
 
@@ -91,15 +92,21 @@ class SqlOptions:
             self._set(statement.key)
         return None
 
+    @property
+    def zone(self) -> str:
+        """The session's time zone."""
+        return zone_named(self._given.get(_ZONE, UTC)) or UTC
+
     def _set(self, option: TableOption) -> None:
         if option.key == APP_NAME:
             if option.value != self._host.id:
                 raise SqlFault(option.value_span, f"the name of this app is {self._host.id}", "App(name) gives it")
             return
-        if option.key == _ZONE and option.value.upper() not in ("UTC", "Z", "ETC/UTC"):
-            raise SqlFault(
-                option.value_span, "times with a local zone are in UTC", f"CONVERT_TZ(text, 'UTC', '{option.value}')"
-            )
+        if option.key == _ZONE:
+            if zone_named(option.value) is None:
+                raise SqlFault(option.value_span, f"there is no time zone '{option.value}'", "'Europe/Berlin', 'UTC'")
+            self._given[option.key] = option.value
+            return
         name = _setting_of(option)
         if name is None:
             _log.warning("SET '%s' has no effect", option.key)

@@ -10,7 +10,7 @@ from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
-from sabot.api.windows import HoppingWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, HoppingWindow, TumblingWindow
 from sabot.base.config import parse_ms
 from sabot.sql.joins import JoinBinder, same_type
 from sabot.sql.patterns import bind_match
@@ -326,7 +326,7 @@ class QueryBinder:
         if first.partition:
             raise SqlFault(first.span, "PARTITION BY of a table argument is not supported", "write it in GROUP BY")
         inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
-        relation = table_window(source.call, inner.named(""))
+        relation = table_window(source.call, inner.named(""), self._context.zone)
         return relation if source.alias is None else renamed(relation, source.alias)
 
     def _predicted(self, call: Call) -> Relation:
@@ -375,7 +375,7 @@ class QueryBinder:
         if relation.window is None:
             return relation
         with at(tree.span):
-            return opened(relation, tree.span)
+            return opened(relation, tree.span, self._context.zone)
 
     def _unnested(self, join: JoinSource, left: Relation, table: TableFunction) -> Relation:
         """Returns the rows of `left` with those of UNNEST(array): a row for each element."""
@@ -536,7 +536,7 @@ class QueryBinder:
 def _is_time(column: TableColumn) -> bool:
     """Returns True for the event time of the rows, and for bounds of windows that have a fixed distance from it."""
     edge = column.window
-    fixed = edge is not None and isinstance(edge.window, TumblingWindow | HoppingWindow)
+    fixed = edge is not None and isinstance(edge.window, TumblingWindow | CalendarWindow | HoppingWindow)
     return column.shift_ms is not None or fixed
 
 

@@ -13,12 +13,12 @@ from sabot.api.nodes.node import Node
 from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
-from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
 from sabot.sql.syntax.tree import Name
 
-TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow
+TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | SessionWindow
 
 
 class TypedExpr(NamedTuple):

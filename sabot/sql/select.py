@@ -11,7 +11,7 @@ from sabot.api.aggregates import Aggregate, count
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
-from sabot.api.windows import CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -43,7 +43,8 @@ from sabot.sql.syntax.tree import (
     Window,
 )
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
-from sabot.sql.windows import EDGES, GROUP_WINDOWS, group_window, opened
+from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, group_window, opened
+from sabot.sql.zones import is_local
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
@@ -104,7 +105,7 @@ class SelectBinder:
         waited = isinstance(select.source, Derived) and not self._groups_windows(relation)
         if relation.window is not None and (waited if grouped else not waits):
             with at(select.span):
-                relation = opened(relation, select.span)
+                relation = opened(relation, select.span, self._context.zone)
         items = list(self._items(relation))
         if not grouped:
             relation = self._computed_once(relation, items)
@@ -314,7 +315,7 @@ class SelectBinder:
         binder = Binder(self._context, relation)
         replaced: dict[Any, TypedExpr] = {}
         keys: dict[str, Expr] = {}
-        window = _WindowUse(relation)
+        window = _WindowUse(relation, self._context.zone)
         before, names = names_of(relation), Names()
         aliases = {
             key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
@@ -341,7 +342,7 @@ class SelectBinder:
                 if _is_aggregate(call) and key_of(call, relation) not in known:
                     wanted = alias.text if alias is not None and call is tree else f"EXPR${len(aggregates)}"
                     self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
-        stream = self._aggregated(relation, window, keys, aggregates, names)
+        stream = window.shown(self._aggregated(relation, window, keys, aggregates, names), relation)
         schema = stream.schema
         for key, name in pending:
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
@@ -422,12 +423,12 @@ class SelectBinder:
             for column, kind in ((total, "SUM"), (number, "COUNT")):
                 part = replace(base, name=replace(call.name, text=kind))
                 with at(call.span):
-                    aggregates[column] = functions.aggregate(part, argument, predicate)
+                    aggregates[column] = functions.aggregate(part, argument, predicate, self._context.zone)
             means[key] = (total, number)
             return
         column = names.free(wanted)
         with at(call.span):
-            aggregates[column] = functions.aggregate(call, argument, predicate)
+            aggregates[column] = functions.aggregate(call, argument, predicate, self._context.zone)
         known[key] = column
 
     def _order_of_list(self, call: Call, relation: Relation) -> bool | None:
@@ -535,7 +536,7 @@ class SelectBinder:
             argument = None if call.star else binder.bind(call.arguments[0])
             predicate = None if call.filter is None else binder.predicate(call.filter)
             with at(call.span):
-                made = functions.aggregate(call, argument, predicate)
+                made = functions.aggregate(call, argument, predicate, self._context.zone)
             if isinstance(made, Expr) or name == "LISTAGG":
                 what = "DISTINCT" if call.distinct else name
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
@@ -725,8 +726,10 @@ def _preceding(window: Window, context: Context, relation: Relation) -> Any:
     return value
 
 
-def windows_again(window: TimeWindow, span: Span) -> TumblingWindow:
+def windows_again(window: TimeWindow, span: Span) -> TumblingWindow | CalendarWindow:
     """Returns the windows in which rows that a window has made are together again: those of one end."""
+    if isinstance(window, CalendarWindow):
+        return replace(window, time="event")
     if isinstance(window, SessionWindow):
         raise SqlFault(span, "sessions cannot be grouped by their bounds again")
     every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
@@ -736,7 +739,8 @@ def windows_again(window: TimeWindow, span: Span) -> TumblingWindow:
 class _WindowUse:
     """The window of a GROUP BY: of a window table, of TUMBLE(…) in GROUP BY, or of rows that a window has made."""
 
-    def __init__(self, relation: Relation) -> None:
+    def __init__(self, relation: Relation, zone: str) -> None:
+        self._zone = zone
         self.window: TimeWindow | None = None
         self.keys: list[str] = []
         self._span: Span | None = None
@@ -753,7 +757,7 @@ class _WindowUse:
         if isinstance(node, Call) and node.name.text.upper() in GROUP_WINDOWS:
             if self.window is not None:
                 raise SqlFault(node.span, "a GROUP BY has one window")
-            self.window = group_window(node, relation)
+            self.window = group_window(node, relation, self._zone)
             self._calls["window"] = node
             return True
         if not isinstance(node, Column):
@@ -790,6 +794,15 @@ class _WindowUse:
                 self._edges[edge] = self._renamed[column]
         self.keys = list(self._edges.values())
         return stream.rename(self._renamed) if self._renamed else stream
+
+    def shown(self, stream: Stream, relation: Relation) -> Stream:
+        """Returns the results of the window with bounds of the type that its event time has in this session."""
+        if self.window is None or self._again is not None:
+            return stream
+        type = bounds_type(relation, self.window.time, self._zone)
+        if is_local(type):
+            return stream
+        return stream.with_columns(**{name: col(name).cast(type) for name in ("window_start", "window_end")})
 
     def replaced(
         self, relation: Relation, schema: pa.Schema, items: Sequence[Item], having: Expression | None

@@ -152,7 +152,7 @@ class Session:
         """Runs statements that `parse` has read from a text; see `run`."""
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        context = Context(self._compile, parameters, self._registered, self._rows)
+        context = Context(self._compile, parameters, self._registered, self._rows, lambda: self._options.zone)
         scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []
         result: Result = None
@@ -345,7 +345,7 @@ class _Statements:
         if rows is not None:
             self._finished(rows)
             with stated(target, self._text, statement.span):
-                write_table(self._session._app, statement, rows, (), statement.span)
+                write_table(self._session._app, self._context, statement, rows, (), statement.span)
         self._session._relations[self._key(statement.name)] = declared
 
     def _like(self, statement: CreateTable) -> CreateTable:
@@ -397,7 +397,7 @@ class _Statements:
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
         relation = self._query(statement.query, target)
         self._finished(relation)
-        write_table(self._session._app, table, relation, statement.columns, statement.span)
+        write_table(self._session._app, self._context, table, relation, statement.columns, statement.span)
 
     def _agent(self, name: str) -> Any:
         """Returns the function of the agent that is registered under a name, or has it; None if there is none."""

@@ -3,6 +3,7 @@
 import datetime
 import re
 from decimal import Decimal, InvalidOperation
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
@@ -166,8 +167,11 @@ def _compound_ms(node: Interval) -> int:
     return int(-total if node.text.strip().startswith("-") else total)
 
 
-def literal_time(node: TypedLiteral) -> Expr:
-    """Returns DATE '…', TIME '…', TIMESTAMP '…' as a literal. Raises SqlFault for a text that is none."""
+def literal_time(node: TypedLiteral, zone: str) -> Expr:
+    """Returns DATE '…', TIME '…', TIMESTAMP '…' as a literal. Raises SqlFault for a text that is none.
+
+    `zone`: the time zone of a TIMESTAMP_LTZ whose text has none.
+    """
     text = node.text.strip()
     try:
         if node.type == "DATE":
@@ -178,7 +182,7 @@ def literal_time(node: TypedLiteral) -> Expr:
     except ValueError:
         raise SqlFault(node.span, f"'{node.text}' is no {node.type}", _FORMS[node.type]) from None
     if node.type == "TIMESTAMP_LTZ":
-        return lit(value.replace(tzinfo=value.tzinfo or datetime.UTC))
+        return lit(value.replace(tzinfo=value.tzinfo or ZoneInfo(zone)).astimezone(datetime.UTC))
     if value.tzinfo is not None:
         raise SqlFault(node.span, "a TIMESTAMP has no time zone", "write TIMESTAMP_LTZ '…'")
     return lit(value)

@@ -46,6 +46,7 @@ from sabot.sql.syntax.tree import (
     Unary,
 )
 from sabot.sql.types import arrow_type, common_type, interval_months, interval_ms, literal_time, sql_type
+from sabot.sql.zones import UTC, is_local
 
 
 class CompiledExpr(Protocol):
@@ -69,13 +70,19 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 class Context:
     """The values of the parameters of a text, the functions registered for it, and two functions of the engine.
 
-    `rows`: returns the rows of a table in memory.
+    `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, which SET changes.
     """
 
     compile: Compile
     parameters: Mapping[str, Any]
     registered: Mapping[str, Any]
     rows: Callable[[pa.Table], Stream]
+    local_zone: Callable[[], str]
+
+    @property
+    def zone(self) -> str:
+        """The session's time zone."""
+        return self.local_zone()
 
 
 class Binder:
@@ -173,7 +180,7 @@ class Binder:
         return TypedExpr(lit(None), pa.null())
 
     def _typed_literal(self, node: TypedLiteral) -> TypedExpr:
-        return self.typed(literal_time(node), node.span)
+        return self.typed(literal_time(node, self.context.zone), node.span)
 
     def _interval(self, node: Interval) -> TypedExpr:
         return self.typed(lit(datetime.timedelta(milliseconds=interval_ms(node))), node.span)
@@ -213,13 +220,19 @@ class Binder:
             return moved
         left_, right_ = self.bind(node.left), self.bind(node.right)
         if operator == "||":
-            return self.typed(functions.as_text(left_) + functions.as_text(right_), node.span)
+            return self.typed(self._text(left_) + self._text(right_), node.span)
         if operator in ("/", "%"):
             return self.typed(functions.divided(operator, left_, right_), node.span)
         if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):
             raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
         made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
         return self.typed(made, node.span)
+
+    def _text(self, bound: TypedExpr) -> Expr:
+        return functions.as_text(bound, self.context.zone)
+
+    def _cast_to(self, bound: TypedExpr, type: pa.DataType, span: Span) -> TypedExpr:
+        return self.typed(functions.cast(bound, type, self.context.zone, strict=True), span)
 
     def _moved_by_months(self, node: Binary) -> TypedExpr | None:
         """Returns a time plus or minus an interval of months or years, or None for any other operation."""
@@ -260,8 +273,11 @@ class Binder:
             is_text = one.expr.kind == "lit" and pa.types.is_string(one.type)
             if is_text and (pa.types.is_temporal(other.type) or functions.is_number(other.type)):
                 check_text(one.expr.option("value"), other.type, span)
-                made = self.typed(one.expr.cast(other.type), span)
+                made = self._cast_to(one, other.type, span)
                 return (made, right) if one is left else (left, made)
+        is_time = pa.types.is_timestamp(left.type) and pa.types.is_timestamp(right.type)
+        if is_time and is_local(left.type) != is_local(right.type) and self.context.zone != UTC:
+            return left, self._cast_to(right, left.type, span)
         return left, right
 
     def _distinct_from(self, node: Binary) -> TypedExpr:
@@ -349,7 +365,7 @@ class Binder:
     def _cast(self, node: Cast) -> TypedExpr:
         operand = self.bind(node.operand)
         target = arrow_type(node.type)
-        return self.typed(functions.cast(operand, target, strict=not node.lenient), node.span)
+        return self.typed(functions.cast(operand, target, self.context.zone, strict=not node.lenient), node.span)
 
     def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
@@ -385,7 +401,7 @@ class Binder:
             for each in node.arguments
         ]
         with at(node.span):
-            made = function(functions.CallArguments(node, arguments))
+            made = function(functions.CallArguments(node, arguments, self.context.zone))
         return self.typed(made, node.span)
 
     def _registered_call(self, node: Call) -> TypedExpr:

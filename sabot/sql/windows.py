@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sabot.api.expr import col, lit
+from sabot.api.stream import Stream
 from sabot.api.windows import (
+    CalendarWindow,
     CumulativeWindow,
     HoppingWindow,
     SessionWindow,
@@ -14,13 +17,15 @@ from sabot.api.windows import (
     session,
     tumbling,
 )
-from sabot.sql.scope import Relation, TableColumn, TimeWindow, WindowEdge, at, names_of
+from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, names_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
-from sabot.sql.types import interval_ms, sql_type
+from sabot.sql.types import DAY_MS, interval_ms, sql_type
+from sabot.sql.zones import UTC, instant, offset_of_windows, on_the_clock
 
 import pyarrow as pa  # isort: skip
 
+_INSTANT = pa.timestamp("ms", tz=UTC)
 TABLE_WINDOWS = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 GROUP_WINDOWS = ("TUMBLE", "HOP", "SESSION")
 
@@ -35,16 +40,19 @@ _FORMS = {
 }
 
 
-def table_window(call: Call, relation: Relation) -> Relation:
-    """Returns the table of TABLE(TUMBLE(TABLE t, …)), with window_start, window_end and window_time."""
+def table_window(call: Call, relation: Relation, zone: str) -> Relation:
+    """Returns the table of TABLE(TUMBLE(TABLE t, …)), with window_start, window_end and window_time.
+
+    `zone`: the session's time zone, in which windows of a TIMESTAMP_LTZ begin.
+    """
     kind = call.name.text.upper()
     call = positional(call)
     descriptor = call.arguments[1] if len(call.arguments) > 1 else None
     if not isinstance(descriptor, Descriptor) or len(descriptor.columns) != 1:
         raise SqlFault(call.span, f"{kind} needs DESCRIPTOR(column)", _FORMS[kind])
     time = _time_of(Column(descriptor.columns, descriptor.span), relation)
-    window = _window(kind, call.arguments[2:], call, time)
-    type = pa.timestamp("ms", tz="UTC")
+    window = _window(kind, call.arguments[2:], call, time, _zone_of_windows(relation, time, zone))
+    type = bounds_type(relation, time, zone)
     added = (
         TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window), never_null=True),
         TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window), never_null=True),
@@ -56,7 +64,24 @@ def table_window(call: Call, relation: Relation) -> Relation:
     return Relation(relation.stream, (*relation.fields, *added), window, relation.ranking)
 
 
-def opened(relation: Relation, span: Span) -> Relation:
+def bounds_type(relation: Relation, time: str, zone: str) -> pa.DataType:
+    """Returns the type of a window's bounds: TIMESTAMP if the event time is one and the session has a zone, so that they are on
+    the same clock; otherwise TIMESTAMP_LTZ.
+    """
+    return pa.timestamp("ms", tz=None if zone != UTC and _is_clock(relation, time) else UTC)
+
+
+def _is_clock(relation: Relation, time: str) -> bool:
+    """Returns True if windows go by a TIMESTAMP, whose clock is no zone's."""
+    found = next((each.type for each in relation.fields if each.shift_ms is not None), None)
+    return time == "event" and found is not None and pa.types.is_timestamp(found) and found.tz is None
+
+
+def _zone_of_windows(relation: Relation, time: str, zone: str) -> str:
+    return UTC if _is_clock(relation, time) else zone
+
+
+def opened(relation: Relation, span: Span, zone: str) -> Relation:
     """Returns the rows of a window table, each once for each of its windows, with the bounds of that window.
 
         ts 12:07, HOP of 10 minutes every 5     ->     12:00 to 12:10; 12:05 to 12:15
@@ -78,10 +103,25 @@ def opened(relation: Relation, span: Span) -> Relation:
     start, end, at_ms, place = (
         names.free(name) for name in ("window_start", "window_end", "window_ms", "window_place")
     )
-    slide = {HoppingWindow: "slide_ms", CumulativeWindow: "size_ms", TumblingWindow: "size_ms"}[type(window)]
-    every = getattr(window, slide)
     ms = (col(time.column) if whole else col(time.column).dt.epoch("ms")) - lit(time.shift_ms or 0)
     stream = relation.stream.with_columns(**{at_ms: ms})
+    type_ = bounds_type(relation, "event", zone)
+    if isinstance(window, CalendarWindow):
+        if window.count != 1:
+            raise SqlFault(
+                span,
+                f"rows of windows of {window.count} days need GROUP BY window_start, window_end",
+                "INTERVAL '1' DAY",
+            )
+        time_of_row = TypedExpr(col(at_ms).cast(_INSTANT), _INSTANT)
+        day = on_the_clock(time_of_row, window.time_zone).expr.dt.date_trunc("1d")
+        bounds = {start: day, end: day.dt.offset_by("1d")}
+        stream = stream.with_columns(
+            **{name: instant(clock, window.time_zone).dt.epoch("ms") for name, clock in bounds.items()}
+        )
+        return _with_bounds(relation, stream, (start, end, names.free("window_time")), type_)
+    slide = {HoppingWindow: "slide_ms", CumulativeWindow: "size_ms", TumblingWindow: "size_ms"}[type(window)]
+    every = getattr(window, slide)
     last = col(at_ms) - (col(at_ms) - lit(window.offset_ms)) % lit(every)  # the start of the last window of the row
     if isinstance(window, TumblingWindow):
         stream = stream.with_columns(**{start: last, end: last + lit(window.size_ms)})
@@ -95,14 +135,20 @@ def opened(relation: Relation, span: Span) -> Relation:
         stream = stream.with_columns(**{place: lit(list(range(1, steps + 1)))}).explode(place)
         stream = stream.with_columns(**{start: last, end: last + col(place) * lit(window.step_ms)})
         stream = stream.filter(col(end) > col(at_ms))
-    type_ = pa.timestamp("ms", tz="UTC")
-    end_ms = names.free("window_time")
+    return _with_bounds(relation, stream, (start, end, names.free("window_time")), type_)
+
+
+def _with_bounds(relation: Relation, stream: Stream, names: tuple[str, str, str], type: pa.DataType) -> Relation:
+    """Returns the rows with the bounds of their windows as times. `stream`: the rows, with start and end in ms. `names`: the
+    columns of the start, the end, and the event time of a result.
+    """
+    window, (start, end, last) = relation.window, names
     stream = stream.with_columns(
-        **{start: col(start).cast(type_), end: col(end).cast(type_), end_ms: (col(end) - lit(1)).cast(type_)}
+        **{start: col(start).cast(type), end: col(end).cast(type), last: (col(end) - lit(1)).cast(type)}
     )
-    columns = {"start": start, "end": end, "time": end_ms}
+    columns = {"start": start, "end": end, "time": last}
     # rows of tumbling windows may be grouped by the bounds again, in windows of the same time
-    keeps = isinstance(window, TumblingWindow)
+    keeps = isinstance(window, TumblingWindow | CalendarWindow)
     fields = tuple(
         each
         if each.window is None or each.window.window is not window
@@ -134,12 +180,13 @@ def positional(call: Call) -> Call:
     return replace(call, arguments=tuple(found[name] for name in names if name in found))
 
 
-def group_window(call: Call, relation: Relation) -> TimeWindow:
-    """Returns the window of GROUP BY TUMBLE(ts, INTERVAL …)."""
+def group_window(call: Call, relation: Relation, zone: str) -> TimeWindow:
+    """Returns the window of GROUP BY TUMBLE(ts, INTERVAL …). `zone`: the session's time zone."""
     kind = call.name.text.upper()
     if not call.arguments:
         raise SqlFault(call.span, f"{kind} needs a column of event time and an interval")
-    return _window(kind, call.arguments[1:], call, _time_of(call.arguments[0], relation))
+    time = _time_of(call.arguments[0], relation)
+    return _window(kind, call.arguments[1:], call, time, _zone_of_windows(relation, time, zone))
 
 
 def _time_of(node: Expression, relation: Relation) -> str:
@@ -158,23 +205,36 @@ def _time_of(node: Expression, relation: Relation) -> str:
     return "event"
 
 
-def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str) -> TimeWindow:
-    lengths = []
+def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str, zone: str) -> TimeWindow:
+    lengths: list[int] = []
     for size in sizes:
         if not isinstance(size, Interval):
             raise SqlFault(size.span, f"{kind} takes intervals here", _FORMS[kind])
-        lengths.append(f"{interval_ms(size)}ms")
+        lengths.append(interval_ms(size))
     wanted = {"TUMBLE": (1, 2), "HOP": (2, 3), "CUMULATE": (2, 3), "SESSION": (1, 1)}[kind]
     if not wanted[0] <= len(lengths) <= wanted[1]:
         raise SqlFault(call.span, f"{kind} takes {wanted[0]} intervals", _FORMS[kind])
-    options = {"time": time}
+    options: dict[str, Any] = {"time": time}
+    every = lengths[1] if kind == "CUMULATE" else lengths[0]  # how often a window begins
+    given = lengths[-1] if len(lengths) == wanted[1] and kind != "SESSION" else 0
     with at(call.span):
         if kind == "SESSION":
-            return session(lengths[0], **options)  # type: ignore[arg-type]
-        if len(lengths) == wanted[1]:
-            options["offset"] = lengths[-1]
+            return session(f"{every}ms", **options)
+        if zone != UTC:
+            shift = offset_of_windows(zone, every)
+            if shift is None and kind == "TUMBLE" and every % DAY_MS == 0 and not given:
+                return tumbling(f"{every // DAY_MS}d", time_zone=zone, **options)
+            if shift is None:
+                raise SqlFault(
+                    call.span,
+                    f"these windows begin at other times whenever the clock of {zone} is changed",
+                    "TUMBLE of whole days, windows that begin each hour or more often, or SET 'table.local-time-zone' = 'UTC'",
+                )
+            given = (given + shift) % every
+        if given:
+            options["offset"] = f"{given}ms"
         if kind == "TUMBLE":
-            return tumbling(lengths[0], **options)  # type: ignore[arg-type, return-value]  # ms are no units of the calendar
+            return tumbling(f"{every}ms", **options)
         if kind == "HOP":
-            return hopping(lengths[1], lengths[0], **options)  # type: ignore[arg-type]
-        return cumulative(lengths[1], lengths[0], **options)  # type: ignore[arg-type]
+            return hopping(f"{lengths[1]}ms", f"{every}ms", **options)
+        return cumulative(f"{every}ms", f"{lengths[0]}ms", **options)

@@ -1,4 +1,4 @@
-"""Two tables of random rows, and what SQL over them returns: Sabot's answer and DuckDB's."""
+"""Tables of random rows, and what SQL over them returns: Sabot's answer and DuckDB's."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ ROWS = 400
 
 
 def write_tables(place):
-    """Writes orders and customers as Parquet files, and returns their folder."""
+    """Writes orders, customers and visits as Parquet files, and returns their folder."""
     rng = random.Random(7)
     base = 1_700_000_000_000
     orders = {
@@ -40,6 +40,12 @@ def write_tables(place):
         "ts": time,
     }
     of_customers = {"id": "int64", "name": "string", "since": time}
+    begun = 1_711_670_400_000  # 29 March 2024, two days before the clocks of Berlin are changed
+    visits = {"id": list(range(ROWS)), "seen": [begun + 1_800_000 * i for i in range(ROWS)]}
+    pq.write_table(
+        pa.table(visits, schema=pa.schema([("id", "int64"), ("seen", pa.timestamp("ms", "UTC"))])),
+        place / "visits.parquet",
+    )
     kinds = {"orders": pa.schema(list(of_orders.items())), "customers": pa.schema(list(of_customers.items()))}
     for name, rows in (("orders", orders), ("customers", customers)):
         pq.write_table(pa.table(rows, schema=kinds[name]), place / f"{name}.parquet", row_group_size=64)
@@ -56,12 +62,13 @@ def given_tables(app, folder):
     return {
         "orders": app.stream(files(str(folder / "orders.parquet")), time="ts", lateness="1s"),
         "customers": app.stream(files(str(folder / "customers.parquet")), time="since", lateness="1h"),
+        "visits": app.stream(files(str(folder / "visits.parquet")), time="seen"),
     }
 
 
 def theirs(folder, text):
     with duckdb.connect() as connection:
-        for name in ("orders", "customers"):
+        for name in ("orders", "customers", "visits"):
             connection.execute(f"create view {name} as select * from '{folder}/{name}.parquet'")
         return connection.sql(text).to_arrow_table()
 

@@ -343,7 +343,7 @@ def null_is_distinct_from_nothing(patch):
 
 def filters_of_aggregates_are_lost(patch):
     whole = functions.aggregate
-    patch.setattr(functions, "aggregate", lambda call, argument, predicate: whole(call, argument, None))
+    patch.setattr(functions, "aggregate", lambda call, argument, predicate, zone: whole(call, argument, None, zone))
 
 
 def distinct_aggregates_count_all(patch):
@@ -351,7 +351,7 @@ def distinct_aggregates_count_all(patch):
     patch.setattr(
         functions,
         "aggregate",
-        lambda call, argument, predicate: whole(replace(call, distinct=False), argument, predicate),
+        lambda call, argument, predicate, zone: whole(replace(call, distinct=False), argument, predicate, zone),
     )
 
 

@@ -1,5 +1,6 @@
 """SHOW, DESCRIBE, EXPLAIN, SET, CREATE TABLE LIKE and AS: statements about tables and plans."""
 
+import asyncio
 import json
 from datetime import datetime
 
@@ -85,6 +86,27 @@ def test_explain_against_a_checkpoint_says_which_state_goes_on(app, tmp_path):
         other.sql(f"EXPLAIN AGAINST 'state' INSERT INTO kept {query}")
     with pytest.raises(SqlError, match="nowhere holds no checkpoint"):
         again.sql(f"EXPLAIN AGAINST 'nowhere' INSERT INTO kept {query}")
+
+
+def test_the_zone_of_the_session_is_that_of_the_last_set(app):
+    hour, zone = "SELECT HOUR(TIMESTAMP_LTZ '2024-07-01 22:30:00Z') AS h", "'table.local-time-zone'"
+    for text, expected in (("", 22), (f"SET {zone} = 'Europe/Berlin';", 0), ("", 0), (f"SET {zone} = 'utc';", 22)):
+        assert app.sql(f"{text} {hour}").collect().to_pylist() == [{"h": expected}]
+    app.sql(f"SET {zone} = 'Asia/Tokyo'")
+    assert app.sql("SET").to_pylist() == [{"key": "table.local-time-zone", "value": "Asia/Tokyo"}]
+    assert app.sql(f"RESET {zone}; {hour}").collect().to_pylist() == [{"h": 22}]
+
+
+def test_a_timestamp_is_written_into_a_table_as_an_instant_of_the_zone(app, tmp_path):
+    app.sql(f"""
+        SET 'table.local-time-zone' = 'Asia/Tokyo';
+        CREATE TABLE days (at TIMESTAMP_LTZ(3), clock TIMESTAMP(3)) WITH
+            ('connector' = 'files', 'path' = '{tmp_path}/days.parquet', 'format' = 'parquet');
+        INSERT INTO days SELECT TIMESTAMP '2024-07-01 09:00:00', TIMESTAMP_LTZ '2024-07-01 00:00:00Z'
+    """)
+    asyncio.run(app.run())
+    (row,) = pq.read_table(tmp_path / "days.parquet").to_pylist()
+    assert (row["at"].isoformat(), row["clock"].isoformat()) == ("2024-07-01T00:00:00+00:00", "2024-07-01T09:00:00")
 
 
 def test_set_alone_lists_what_was_set(app):
