@@ -51,6 +51,7 @@ from sabot.api.functions import Process as Process
 from sabot.api.functions import ProcessContext as ProcessContext
 from sabot.api.functions import Timer as Timer
 from sabot.api.functions import Timers as Timers
+from sabot.api.group_functions import aggregate as aggregate
 from sabot.api.over import OverFunction as OverFunction
 from sabot.api.over import dense_rank as dense_rank
 from sabot.api.over import lag as lag

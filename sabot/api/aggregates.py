@@ -66,7 +66,7 @@ class _OverColumns:
 
     @property
     def name(self) -> str:
-        return type(self.of).__qualname__
+        return str(getattr(self.of, "name", type(self.of).__qualname__))
 
     def init(self) -> Any:
         return self.of.init()

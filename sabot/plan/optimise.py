@@ -15,7 +15,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read, StreamEnd
-from sabot.api.nodes.rows import Filter
+from sabot.api.nodes.rows import Filter, MapBatches
 from sabot.api.windows import SessionWindow, TimeWindow
 from sabot.connectors.places import Place
 from sabot.operators.windows.panes import shape_of
@@ -28,6 +28,7 @@ __all__ = [
     "ending_at",
     "optimise",
     "present_columns",
+    "rows_at_a_time",
     "time_use",
     "used_columns",
     "walk",
@@ -177,6 +178,18 @@ def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
     reads = [node for node in nodes if isinstance(node, Read)]
     read = {id(node) for node in reads if id(node) in needed or (id(node) in carried and node.has_time)}
     return TimeUse(frozenset(read), frozenset(needed | asked))
+
+
+def rows_at_a_time(ends: Iterable[StreamEnd], read: Read) -> int | None:
+    """Returns the most rows that a source is read at a time, because a barrier waits for the rows before it: the least `rows=` of the
+    `map_batches` behind it; None if there is none.
+    """
+    behind, most = {id(read)}, []
+    for node in walk(ends):
+        if any(id(upstream) in behind for upstream in node.inputs):
+            behind.add(id(node))
+            most += [node.most_rows] if isinstance(node, MapBatches) and node.most_rows is not None else []
+    return min(most, default=None)
 
 
 def closing_time(ends: Iterable[StreamEnd], read: Read) -> Callable[[int], int]:

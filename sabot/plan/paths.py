@@ -37,6 +37,7 @@ _NO_MATTER = (
         "origin",
         "overrides",
         "kept",
+        "most_rows",
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.

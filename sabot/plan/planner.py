@@ -22,7 +22,15 @@ from sabot.operators.layout.stages import Aligned, Edge, Reading, Stage
 from sabot.operators.rows.stateless import only_columns
 from sabot.plan.agents import arranged
 from sabot.plan.lineage import Lineages, lineages_behind, said
-from sabot.plan.optimise import check_nodes, closing_time, optimise, present_columns, time_use, used_columns
+from sabot.plan.optimise import (
+    check_nodes,
+    closing_time,
+    optimise,
+    present_columns,
+    rows_at_a_time,
+    time_use,
+    used_columns,
+)
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
 
@@ -159,7 +167,7 @@ class _Planner:
         elif used is not None:
             columns = tuple(sorted(used))
         closing = closing_time(self._ends, node) if node.idle_closes else None
-        reading = Reading(node, columns, timed, closing)
+        reading = Reading(node, columns, timed, closing, rows_at_a_time(self._ends, node))
         aligned = None if node.max_drift_ms is None else Aligned(frozenset([node]), node.max_drift_ms)
         before = next((each for each in self._saved if each.name == node.name), None)
         if before is not None:

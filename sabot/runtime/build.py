@@ -342,6 +342,7 @@ class Build:
             format=format_facts(node.format, codec),
             clock=self.settings.clock,
             letters_to=_letters_to(node) if self.settings.has_dead_letters else "",
+            most_rows=reading.most_rows,
         )
         task.input = source_input
         source_input.said_time = node.said_time if reading.timed else ""

@@ -82,8 +82,9 @@ class SourceTime:
         return to_ms(column)
 
     def trust(self) -> None:
-        """Turns off `count_failed`, because rows of this source had event times in the run of the checkpoint."""
+        """Turns off `count_failed` and `look`, because rows of this source had event times in the run of the checkpoint."""
         self._failed = -1
+        self._is_new = False
 
     def count_failed(self, rows: int, reason: str) -> None:
         """Counts rows without an event time. Raises UserError if none of the first rows has one: `time=` is then

@@ -296,9 +296,12 @@ class SourceInput(Reader):
         format: Mapping[str, Any],
         clock: Clock,
         letters_to: str = "",
+        most_rows: int | None = None,
     ) -> None:
-        """`dead_letter`: writes dead letters. `letters_to`: the name of the topic or sink that gets them, for the log."""
-        super().__init__(name, source)
+        """`dead_letter`: writes dead letters. `letters_to`: the name of the topic or sink that gets them, for the log. `most_rows`: as in
+        `Reading`.
+        """
+        super().__init__(name, source, max_rows=min(most_rows or _BATCH_ROWS, _BATCH_ROWS))
         self.dead_letters = 0
         self.reasons = ReasonCounts()
         self._letter_log = LetterLog(self.reasons, clock)

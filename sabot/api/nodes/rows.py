@@ -11,6 +11,7 @@ from sabot.api.arguments import RowPolicy, Schema, function_of, row_policy, sche
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.words import name_of, select_text, with_text
+from sabot.base.checks import Whole, check
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +238,7 @@ class MapBatches(Node):
     function: Callable[[pa.RecordBatch], Any]
     schema: pa.Schema | None
     on_error: RowPolicy | None = None  # None: the policy of the stream
+    most_rows: int | None = None  # of a batch; None: as many as come
 
     def text(self) -> str:
         return f"map_batches {name_of(self.function)}"
@@ -397,10 +399,14 @@ class Sample(Node):
         return (wanted,)
 
 
-def map_batches_node(input: Node, function: Any, schema: Schema | None, on_error: RowPolicy | None) -> MapBatches:
+def map_batches_node(
+    input: Node, function: Any, schema: Schema | None, on_error: RowPolicy | None, rows: int | None
+) -> MapBatches:
     """Returns the node of `Stream.map_batches`. Raises UserError."""
     columns = None if schema is None else schema_of(schema)
-    return MapBatches(input, function_of(function, "map_batches"), columns, _own_policy("map_batches", on_error))
+    most = None if rows is None else check("map_batches: rows", rows, Whole(1))
+    own = _own_policy("map_batches", on_error)
+    return MapBatches(input, function_of(function, "map_batches"), columns, own, most)
 
 
 def flat_map_node(input: Node, function: Any, schema: Schema, on_error: RowPolicy | None) -> FlatMap:

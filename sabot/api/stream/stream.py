@@ -40,6 +40,7 @@ from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
+from sabot.api.group_functions import applied
 from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
 from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert, sort_node
@@ -132,6 +133,9 @@ class Steps:
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
+_ROWS = "rows of apply"  # the column with the results of a window, between two steps
+
+
 class Stream(Looks, NamedElsewhere):
     """The rows after a step. A stream is immutable: every method returns a new stream. Nothing runs before the app
     does, or `collect`.
@@ -212,17 +216,19 @@ class Stream(Looks, NamedElsewhere):
         *,
         schema: Schema | None = None,
         on_error: RowPolicy | None = None,
+        rows: int | None = None,
     ) -> "Stream":
         """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
 
         `schema`: the columns of the result; without it, the function is called once with an empty batch to find them.
         `on_error`: the policy for this step, see `on_error`. If the function raises, it is called again with halves
-        of the batch, until the failing rows are found; so it may get a row more than once.
+        of the batch, until the failing rows are found; so it may get a row more than once. `rows`: the most rows of a
+        call. The source is then read in pieces of that size too, so that a checkpoint waits for few rows of a slow function.
 
         If windows follow, event time is read again from its column, if the result has this column; otherwise the
         result must have as many rows as the batch. Changes are refused.
         """
-        return self._then(map_batches_node(self._node, function, schema, on_error))
+        return self._then(map_batches_node(self._node, function, schema, on_error, rows))
 
     def flat_map(
         self, function: Callable[[dict[str, Any]], Any], *, schema: Schema, on_error: RowPolicy | None = None
@@ -992,7 +998,7 @@ class WindowedStream(NamedElsewhere):
     """Rows with a key and a window: the methods work on the rows of each key and window separately."""
 
     _made_by = 'window(tumbling("1m"))'
-    _ends_in = "aggregate(…), top_n(…)"
+    _ends_in = "aggregate(…), top_n(…), apply(…)"
 
     def __init__(
         self,
@@ -1064,6 +1070,26 @@ class WindowedStream(NamedElsewhere):
             order = tuple((own.get(name, name), down) for name, down in order)
         node = WindowTopN(node, self._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late)
         return self._steps.then(node)
+
+    def apply(self, function: Callable[[pa.Table], Any], *, schema: Schema) -> "Stream":
+        """Calls `function(rows: pa.Table)` with all rows of each key and window, in order of arrival. It returns a data frame of polars
+        or pandas, other data that speaks Arrow, or None for no rows.
+
+        `schema`: the columns of the result. The rows have the keys, `window_start` and `window_end` before them. All rows of the open
+        windows are kept as state: prefer `aggregate`. Raises UserError if the columns of the stream are not known yet.
+        """
+        names = self._steps.node.column_names
+        if names is None:
+            raise UserError(
+                "window(…).apply needs the columns of the rows, which are unknown before the first record",
+                hint="give the stream schema=, or .select(…) the columns before key_by",
+            )
+        rows, made = applied(function, schema, names)
+        if wrong := [name for name in (*self._keys, "window_start", "window_end") if name in made]:
+            raise UserError(f"apply: {wrong[0]!r} is the name of another column", hint="leave it out of schema=")
+        several = self.aggregate(**{_ROWS: rows}).explode(_ROWS, keep_nulls=False)
+        row = col(_ROWS).struct
+        return several.select(*self._keys, "window_start", "window_end", **{name: row.field(name) for name in made})
 
     def __repr__(self) -> str:
         return f"WindowedStream({self._window})"

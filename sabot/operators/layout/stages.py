@@ -62,13 +62,14 @@ class Reading:
 
     `columns`: the columns that are decoded, or None for all. `timed`: True if rows get TIME_COLUMN as their last
     column. `closing`: for an idle source, a function from the greatest event time of its rows to the watermark that
-    closes their windows; None if idleness closes no windows.
+    closes their windows; None if idleness closes no windows. `most_rows`: the most rows of a batch, or None for the usual number.
     """
 
     node: Read
     columns: tuple[str, ...] | None
     timed: bool
     closing: Callable[[int], int] | None = None
+    most_rows: int | None = None
 
     @property
     def schema(self) -> pa.Schema | None:

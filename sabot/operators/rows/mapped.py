@@ -35,7 +35,7 @@ class MapBatches(Operator):
     `time`: the name of the column that is the stream's event time, or None. If the results have this column, their
     event time is read from it. If they do not, each row keeps its event time, and the function must return as many
     rows as it got. `fixed`: the names of other columns from which event time was computed. The function must return
-    these columns unchanged, or leave them out.
+    these columns unchanged, or leave them out. `rows`: the most rows of a call, or None for whole batches.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class MapBatches(Operator):
         time: str | None = None,
         fixed: Sequence[str] = (),
         on_error: RowPolicy = "fail",
+        rows: int | None = None,
     ) -> None:
         self.function = function
+        self.rows = rows
         self.schema = schema
         self.time, self.fixed = time, fixed
         self.on_error = on_error
@@ -69,6 +71,12 @@ class MapBatches(Operator):
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
+        most = self.rows or batch.num_rows
+        whole = of_selected(batch, batch.taken()) if batch.num_rows > most else batch
+        for start in range(0, batch.num_rows, most):
+            self._process(whole if batch.num_rows <= most else whole.slice(start, most))
+
+    def _process(self, batch: Batch) -> None:
         for piece, made in self._bad.halved(batch, self._result_of, self._nulls):
             if made is not None and made.num_rows:
                 self.emit(of_selected(piece, made) if made.num_rows == piece.num_rows else piece.with_data(made))
@@ -393,7 +401,11 @@ def times_of(node: Node, point: PlanPoint, *, follows: bool = True) -> dict[str,
 
 def plan_map_batches(node: nodes.MapBatches, point: PlanPoint) -> PlanPoint:
     make = partial(
-        MapBatches, node.function, node.schema, **times_of(node, point), on_error=point.policy(node.on_error)
+        MapBatches,
+        *(node.function, node.schema),
+        **times_of(node, point),
+        on_error=point.policy(node.on_error),
+        rows=node.most_rows,
     )
     return point.step(node.text(), make, keys=None)
 

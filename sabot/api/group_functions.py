@@ -1,0 +1,145 @@
+"""Functions of the user over all rows of a group at once: `@sabot.aggregate`, and `window(…).apply(…)`.
+
+The state of a group is its rows, as a list of Arrow streams. Of two neighbouring streams the earlier one is longer, as in a binary
+counter, so n rows that come one by one are copied about log n times.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import normalise
+from sabot.api.aggregates import Aggregate, UserAggregate, aggregate_with
+from sabot.api.arguments import Schema, function_of, schema_of
+from sabot.api.expr import Expr
+from sabot.api.words import name_of
+from sabot.errors import DataError, UserError
+
+
+class _GroupRows(UserAggregate):
+    """An aggregate whose state is all rows of the group. `finished`: called with these rows, in order of arrival."""
+
+    def __init__(self, name: str, type: pa.DataType, finished: Callable[[pa.RecordBatch], Any]) -> None:
+        self.name = name
+        self.type = type
+        self._finished = finished
+
+    def init(self) -> list[bytes]:
+        return []
+
+    def accumulate(self, state: list[bytes], batch: pa.RecordBatch) -> list[bytes]:
+        return self.merge(state, [_packed([batch])])
+
+    def merge(self, a: list[bytes], b: list[bytes]) -> list[bytes]:
+        for piece in b:
+            a.append(piece)
+            while len(a) > 1 and len(a[-1]) >= len(a[-2]):
+                last = a.pop()
+                a[-1] = _packed([*_unpacked(a[-1]), *_unpacked(last)])
+        return a
+
+    def finish(self, state: list[bytes]) -> Any:
+        if not state:
+            return None
+        return self._finished(_one([batch for piece in state for batch in _unpacked(piece)]))
+
+
+def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callable[..., Aggregate]]:
+    """Makes an aggregate of the function below this decorator, which gets all values of a group at once.
+
+    ```python
+    import pyarrow.compute as pc
+
+    import sabot
+    from sabot import App
+
+
+    @sabot.aggregate("float64")
+    def spread(amounts):
+        return pc.max(amounts).as_py() - pc.min(amounts).as_py()
+
+
+    payments = App("spread").stream([{"k": "a", "amount": 2.0, "at": 0}, {"k": "a", "amount": 5.0, "at": 1}], time="at")
+    windows = payments.key_by("k").window(sabot.tumbling("1m"))
+    print(windows.aggregate(spread=spread("amount")).select("k", "spread").collect().to_pylist())
+    ```
+
+    ```text
+    [{'k': 'a', 'spread': 3.0}]
+    ```
+
+    The function gets a pyarrow Array for each column that it is called with, nulls included, and returns the value of the group or
+    None. `type`: the type of the value, as in `schema=`. All values of the open groups are kept as state; a UserAggregate
+    (`aggregate_with`) keeps less where the rows need not be there at once. Raises UserError for an unknown type.
+    """
+    kind = schema_of({"value": type}).field(0).type
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Aggregate]:
+        rows = _GroupRows(name_of(function_of(function, "aggregate")), kind, lambda rows: function(*rows.columns))
+
+        @wraps(function)
+        def called(*columns: str | Expr) -> Aggregate:
+            return aggregate_with(rows, *columns)
+
+        return called
+
+    return decorated
+
+
+def applied(function: Any, schema: Schema, columns: Sequence[str]) -> tuple[Aggregate, list[str]]:
+    """Returns the aggregate whose value is the list of the rows that `function` returns for all rows of the group, and the names of their
+    columns, which are those of `schema`. `columns`: those that the function gets, in a pa.Table.
+    """
+    call, wanted = function_of(function, "apply"), schema_of(schema)
+    name = f"apply({name_of(call)})"
+
+    def finished(rows: pa.RecordBatch) -> Any:
+        made = call(pa.Table.from_batches([rows]))
+        if made is None:
+            return None
+        found = pa.StructArray.from_arrays(_fitted(name, made, wanted), fields=list(wanted))
+        return pa.ListArray.from_arrays(pa.array([0, len(found)], pa.int32()), found)[0]
+
+    kind = pa.list_(pa.struct(list(wanted)))
+    return aggregate_with(_GroupRows(name, kind, finished), *columns), list(wanted.names)
+
+
+def _fitted(name: str, made: Any, wanted: pa.Schema) -> list[Any]:
+    """Returns the wanted columns of a result of the user's function."""
+    try:
+        batch = normalise(made)
+    except TypeError as error:
+        raise UserError(
+            f"{name} returned a {type(made).__name__}, which is not Arrow data",
+            hint="return a DataFrame of polars or pandas, a pa.Table, or None",
+        ) from error
+    missing = [each for each in wanted.names if each not in batch.schema.names]
+    if missing:
+        raise UserError(
+            f"{name} returned no column {', '.join(map(repr, missing))}, but {', '.join(batch.schema.names) or 'none'}",
+            hint="schema= names the columns of its result",
+        )
+    try:
+        return [pc.cast(batch.column(field.name), field.type) for field in wanted]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{name}: {error}", hint="schema= has the types of its result") from DataError(str(error))
+
+
+def _packed(batches: list[pa.RecordBatch]) -> bytes:
+    whole = _one(batches)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_batch(whole)
+    return bytes(sink.getvalue())
+
+
+def _unpacked(piece: bytes) -> list[pa.RecordBatch]:
+    with pa.ipc.open_stream(piece) as reader:
+        return list(reader)
+
+
+def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

@@ -1,0 +1,151 @@
+"""Functions of the user over all rows of a window, and over batches of a size that the user chooses."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+import sabot
+from sabot import App, UserError, WindowedStream, files, tumbling
+from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
+
+ROWS = [{"k": "abc"[n % 3], "x": float(n * 7 % 101), "ts": n * 700} for n in range(600)]
+SCHEMA = {"k": "string", "x": "float64", "ts": "int64"}
+
+
+@sabot.aggregate("float64")
+def spread(xs: Any) -> Any:
+    return pc.max(xs).as_py() - pc.min(xs).as_py()
+
+
+@sabot.aggregate(pa.list_(pa.int64()))
+def order(ts: Any, xs: Any) -> Any:
+    return ts.take(pc.array_sort_indices(xs))[:2].to_pylist()
+
+
+def groups() -> dict[tuple[str, int], list[dict[str, Any]]]:
+    found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in ROWS:
+        found[row["k"], row["ts"] // 60_000].append(row)
+    return found
+
+
+def windows(parallelism: int = 1) -> WindowedStream:
+    app = App("groups", parallelism=parallelism)
+    return app.stream(ROWS, time="ts", schema=SCHEMA).key_by("k").window(tumbling("1m"))
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_function_over_all_values_of_a_group_is_an_aggregate(parallelism: int) -> None:
+    stream = windows(parallelism)
+    table = stream.aggregate(spread=spread("x"), least=order("ts", "x"), n=sabot.count()).collect()
+    found = {(row["k"], row["window_start"].minute): row for row in table.to_pylist()}
+    assert found.keys() == groups().keys()
+    for key, rows in groups().items():
+        xs = [row["x"] for row in rows]
+        assert (found[key]["spread"], found[key]["n"]) == (max(xs) - min(xs), len(xs))
+        assert found[key]["least"] == [row["ts"] for row in sorted(rows, key=lambda row: row["x"])[:2]]
+
+
+def test_the_values_of_open_groups_survive_a_crash(caplog: pytest.LogCaptureFixture) -> None:
+    pieces = [ROWS[start : start + 7] for start in range(0, len(ROWS), 7)]
+    script = [*pieces[:20], BARRIER, *pieces[20:30], CRASH, *pieces[30:60], BARRIER, CRASH, *pieces[60:], END]
+    source, results = ScriptedSource(script, name="in"), ListSink()
+
+    def build(directory: Path) -> App:
+        app = App("groups", checkpoint_dir=directory, restart="fixed(3, 1ms)")
+        keyed = app.stream(source, schema=SCHEMA, time="ts").key_by("k")
+        keyed.window(tumbling("1m")).aggregate(spread=spread("x")).to(results)
+        return app
+
+    run(build)
+    found = {(row["k"], row["window_start"].minute): row["spread"] for row in results.rows}
+    xs = {key: [row["x"] for row in rows] for key, rows in groups().items()}
+    assert found == {key: max(each) - min(each) for key, each in xs.items()}
+    assert not [line for line in caplog.messages if "may be no time" in line], "a restart asks nothing again"
+
+
+def best_of_polars(rows: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.sort("x", descending=True).head(2).select(place=pl.int_range(1, pl.len() + 1), best="x")
+
+
+def best_of_pandas(rows: pa.Table) -> Any:
+    frame = rows.to_pandas().nlargest(2, "x", keep="first").reset_index(drop=True)
+    return frame.assign(place=frame.index + 1).rename(columns={"x": "best"})
+
+
+@pytest.mark.parametrize("function", [best_of_polars, best_of_pandas])
+def test_a_function_of_polars_or_pandas_runs_over_each_window(function: Any) -> None:
+    stream = windows()
+    table = stream.apply(function, schema={"place": "int64", "best": "float64"}).collect()
+    assert table.column_names == ["k", "window_start", "window_end", "place", "best"]
+    found = [(row["k"], row["window_start"].minute, row["place"], row["best"]) for row in table.to_pylist()]
+    expected = []
+    for (key, minute), rows in groups().items():
+        xs = sorted((row["x"] for row in rows), reverse=True)
+        expected += [(key, minute, place, x) for place, x in enumerate(xs[:2], 1)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_results_of_apply_have_event_time_and_none_is_no_row() -> None:
+    stream = windows()
+    only_a = stream.apply(lambda rows: rows if rows["k"][0].as_py() == "a" else None, schema={"x": "float64"})
+    table = only_a.window(tumbling("1h")).aggregate(n=sabot.count()).collect()
+    assert table["n"].to_pylist() == [200]
+
+
+def test_what_apply_cannot_do_is_said() -> None:
+    stream = windows()
+    with pytest.raises(UserError, match="apply: 'k' is the name of another column"):
+        stream.apply(lambda rows: rows, schema={"k": "string"})
+    with pytest.raises(UserError, match=r"returned no column 'y', but k, x, ts"):
+        stream.apply(lambda rows: rows, schema={"y": "int64"}).collect()
+    with pytest.raises(UserError, match=r"returned a int, which is not Arrow data"):
+        stream.apply(lambda rows: 1, schema={"y": "int64"}).collect()
+    with pytest.raises(UserError, match="needs the columns of the rows, which are unknown"):
+        App("a").stream("topic").key_by("k").window(tumbling("1m")).apply(lambda rows: rows, schema={"y": "int64"})
+    with pytest.raises(UserError, match="aggregate"):
+        sabot.aggregate("float64")(3)  # type: ignore[arg-type]
+
+
+def test_rows_limits_the_batches_of_a_function_and_what_is_read_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["n", *map(str, range(5000))]))
+    read: list[int] = []
+    seen: list[int] = []
+
+    def noted(into: list[int]) -> Any:
+        return lambda batch: (into.append(batch.num_rows), batch)[1]
+
+    stream = App("small").stream(files(path)).map_batches(noted(read), schema={"n": "int64"})
+    table = stream.map_batches(noted(seen), schema={"n": "int64"}, rows=300).collect()
+    assert sorted(table["n"].to_pylist()) == list(range(5000))
+    assert max(seen) <= 300
+    assert max(read) <= 300, "a barrier waits for the rows that were read before it"
+    with pytest.raises(UserError, match="map_batches: rows"):
+        stream.map_batches(noted(seen), rows=0)
+
+
+def test_rows_limits_the_batches_behind_a_shuffle() -> None:
+    seen: list[int] = []
+    keyed = App("shuffled", parallelism=2).stream(ROWS, time="ts").key_by("k").aggregate(n=sabot.count())
+    keyed.map_batches(lambda batch: (seen.append(batch.num_rows), batch)[1], rows=10).collect()
+    assert sum(seen) == 600
+    assert max(seen) <= 10
+
+
+async def test_a_barrier_waits_for_no_more_than_rows_of_a_slow_function(memory_url: str) -> None:
+    MemoryBroker.get(memory_url).publish("in", [{"n": n} for n in range(1000)])
+    seen: list[int] = []
+    app = App("slow", memory_url)
+    app.stream("in", schema={"n": "int64"}, until="now").map_batches(
+        lambda batch: (seen.append(batch.num_rows), batch)[1], schema={"n": "int64"}, rows=50
+    ).to(ListSink())
+    await app.run()
+    assert (sum(seen), max(seen)) == (1000, 50)
