@@ -9,7 +9,12 @@ import pyarrow as pa
 
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
+from sabot.api.nodes.changes import Upsert
+from sabot.api.nodes.keyed import TopN
+from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
+from sabot.api.nodes.rows import RowStep
+from sabot.api.stream import Stream
 from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.registered import has_calls, with_calls
@@ -23,6 +28,7 @@ from sabot.sql.scope import (
     names_of,
     node_of,
     statement_name,
+    steps_of,
 )
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import (
@@ -44,6 +50,30 @@ _HOW = {"INNER": "inner", "COMMA": "inner", "CROSS": "inner", "LEFT": "left", "R
 _COMPARISONS = ("<", "<=", ">", ">=")
 _EVENT_TIMES = (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC"))
 _RANKED = ("every", "window_start", "window_end")  # the columns that a ranking in windows adds
+
+
+def _versions(stream: Stream) -> Stream | None:
+    """Returns rows with one row for each key as a table of versions, each valid from its event time on, or None if the rows
+    change in another way.
+
+        ROW_NUMBER() OVER (PARTITION BY k ORDER BY ts DESC) = 1, where ts is the event time     ->     upsert(k)
+    """
+    above: list[Any] = []
+    node = node_of(stream)
+    while isinstance(node, RowStep):
+        above.append(node)
+        node = node.input
+    if isinstance(node, Upsert):
+        return stream
+    last = isinstance(node, TopN) and node.n == 1 and node.ties == "row_number" and not node.input.changes
+    if not last or not isinstance(node, TopN) or node.by != ((time_column(node.input), True),):
+        return None
+    table = steps_of(stream).then(Upsert(node.input, node.keys))
+    if node.rank is not None:
+        table = table.with_columns(**{node.rank: lit(1, "int64")})
+    for each in reversed(above):
+        table = steps_of(table).then(replace(each, input=node_of(table)))
+    return table
 
 
 class JoinBinder:
@@ -380,6 +410,18 @@ class JoinBinder:
     def bind_as_of(self) -> Relation:
         """Returns the rows of the left table with the version of the right one at their event time."""
         self._check_versions()
+        right = self._right
+        if right.stream.changes:
+            found = _versions(right.stream)
+            if found is None:
+                name = next((each.qualifier for each in right.fields), "this table")
+                raise SqlFault(
+                    self._join.right.span,
+                    f"{name} is updated as rows come, so it has no versions by event time",
+                    "the last row of each key: SELECT … FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts DESC) AS n "
+                    "FROM t) WHERE n = 1; or AS OF a column PROCTIME(), for the rows that exist",
+                )
+            self._right = replace(right, stream=found)
         return self._bind_point(lambda stream, other, options: stream.join_asof(other, **options))
 
     def _check_versions(self) -> None:
