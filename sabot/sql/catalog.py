@@ -24,7 +24,12 @@ from sabot.sql.syntax.tree import (
     ColumnDefinition,
     CreateTable,
     Interval,
+    Item,
     Name,
+    Query,
+    SelectBody,
+    SetOperation,
+    Star,
     WatermarkDefinition,
 )
 from sabot.sql.table_options import Options
@@ -478,16 +483,19 @@ def write_table(
     statement: CreateTable,
     relation: Relation,
     columns: tuple[Name, ...],
+    query: Query,
     span: Span,
 ) -> None:
-    """Writes rows into a table, by the position of their columns. Raises SqlFault for columns that do not fit."""
+    """Writes rows into a table, by the position of their columns. `query`: the query whose rows they are. `span`: the
+    place of the table's name. Raises SqlFault for columns that do not fit.
+    """
     name = statement.name[-1].text
     options = _options_of(statement)
     connector = _connector(options)
     if connector.write is None:
         raise SqlFault(span, f"table {name} can only be read")
     target = [each for each in statement.columns if each.computed is None and each.metadata is None]
-    stream = _fitting(context, relation, target, columns, name, span)
+    stream = _fitting(context, relation, target, columns, name, query, span)
     with at(span):
         sink, written = connector.write(options, statement)(app)
         options.finish()
@@ -527,6 +535,7 @@ def _fitting(
     target: list[ColumnDefinition],
     columns: tuple[Name, ...],
     table: str,
+    query: Query,
     span: Span,
 ) -> Stream:
     """Returns the stream with the names and types of the table's columns."""
@@ -539,7 +548,8 @@ def _fitting(
                 raise SqlFault(name.span, f'table {table} has no column "{name.text}"', list_names(name.text, known))
         missing = [each for each in target if each.name.text not in {name.text for name in columns}]
         if missing:
-            raise SqlFault(span, f"INSERT leaves out the column {missing[0].name.text}", "give all columns")
+            named = columns[0].span.to(columns[-1].span)
+            raise SqlFault(named, f"INSERT leaves out the column {missing[0].name.text}", "give all columns")
         target = [known[name.text] for name in columns]
     if len(target) != len(relation.fields):
         message = f"table {table} has {len(target)} columns, and the query {len(relation.fields)}"
@@ -547,28 +557,38 @@ def _fitting(
     if not columns:
         _warn_of_positions(target, relation, table)
     chosen: dict[str, Any] = {}
-    for column, field in zip(target, relation.fields, strict=True):
+    spans = _entries(query, len(target)) or [span] * len(target)
+    for column, field, place in zip(target, relation.fields, spans, strict=True):
         if field.clock:
-            raise SqlFault(span, f"PROCTIME() has no value to write into {column.name.text}")
+            raise SqlFault(place, f"PROCTIME() has no value to write into {column.name.text}", "leave it out of both")
         assert column.type is not None
         wanted = arrow_type(column.type)
         expr = col(field.column)
         if field.type != wanted:
             if not _may_convert(field.type, wanted):
-                raise SqlFault(
-                    span,
-                    f"column {column.name.text} of table {table} is {wanted}, and the query gives {field.type}",
-                    f"CAST({field.name} AS …)",
-                )
+                asked, given = sql_type(wanted), sql_type(field.type)
+                what = "…" if field.name.startswith("EXPR$") else field.name
+                message = f"column {column.name.text} of table {table} is {asked}, and the query gives {given}"
+                raise SqlFault(place, message, f"CAST({what} AS {asked})")
             is_clock = pa.types.is_timestamp(field.type) and is_local(field.type) != is_local(wanted)
-            given = TypedExpr(expr, field.type)
-            expr = cast(given, wanted, context.zone, strict=True) if is_clock else expr.cast(wanted)
+            bound = TypedExpr(expr, field.type)
+            expr = cast(bound, wanted, context.zone, strict=True) if is_clock else expr.cast(wanted)
         chosen[column.name.text] = expr
     order = [each.name.text for each in target]
     if node_of(relation.stream).column_names == order and all(expr.column == name for name, expr in chosen.items()):
         return relation.stream
     with at(span):
         return relation.stream.select(**chosen)
+
+
+def _entries(query: Query, width: int) -> list[Span]:
+    """Returns the places of the columns of a query, or nothing if they do not stand in its text one by one."""
+    body: Any = query.body
+    while isinstance(body, Query | SetOperation):
+        body = body.body if isinstance(body, Query) else body.left
+    entries = body.items if isinstance(body, SelectBody) else body.rows[0]
+    starred = any(isinstance(each, Item) and isinstance(each.expression, Star) for each in entries)
+    return [] if starred or len(entries) != width else [each.span for each in entries]
 
 
 def _warn_of_positions(target: list[ColumnDefinition], relation: Relation, table: str) -> None:

@@ -19,6 +19,7 @@ from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
+from sabot.sql.types import sql_type
 from sabot.sql.zones import UTC, instant, is_local, on_the_clock
 
 
@@ -119,11 +120,12 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
 _WINDOW_TABLE = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 
+_GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
 _CLOCK = "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)"
 
 _ELSEWHERE = {
     **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
-    **dict.fromkeys(("NOW", "UNIX_TIMESTAMP", "CURRENT_ROW_TIMESTAMP"), _CLOCK),
+    **dict.fromkeys(("NOW", "UNIX_TIMESTAMP", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
     **dict.fromkeys(
         ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
     ),
@@ -134,7 +136,17 @@ _ELSEWHERE = {
     **dict.fromkeys(("DATEDIFF", "DATE_DIFF"), "TIMESTAMPDIFF(DAY, start, end)"),
     **dict.fromkeys(("DATEADD", "DATE_ADD"), "ts + INTERVAL '1' DAY"),
     "STRPTIME": "TO_TIMESTAMP(text, 'yyyy-MM-dd HH:mm:ss')",
-    "IIF": "IF(condition, x, y)",
+    **dict.fromkeys(("IIF", "IFF"), "IF(condition, x, y)"),
+    **dict.fromkeys(("CONVERT", "TRY_CONVERT"), "CAST(x AS BIGINT), or TRY_CAST"),
+    **dict.fromkeys(("CHARINDEX", "INSTR", "STRPOS"), "POSITION(part IN text)"),
+    **dict.fromkeys(("SPLIT_PART", "SUBSTRING_INDEX"), "SPLIT_INDEX(text, ',', 0): the first part is 0"),
+    **dict.fromkeys(("ARG_MAX", "MAX_BY", "ARG_MIN", "MIN_BY"), _GREATEST),
+    **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
+    **dict.fromkeys(("ROW_NUMBER", "RANK", "DENSE_RANK"), "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC)"),
+    "DATE_PART": "EXTRACT(HOUR FROM ts)",
+    "ANY_VALUE": "FIRST_VALUE(x)",
+    "ARRAY_LENGTH": "CARDINALITY(array)",
+    "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
     "LAG": "LAG(x) OVER (ORDER BY ts)",
     "LEAD": "LEAD(x) OVER (ORDER BY ts)",
     "DATE_TRUNC": "FLOOR(ts TO HOUR)",
@@ -566,7 +578,8 @@ def java_format(pattern: str, span: Span) -> str:
         elif letter is not None:
             word = match.group()
             if word not in _JAVA:
-                raise SqlFault(span, f"{word} of the pattern has no equivalent", f"there are {', '.join(_JAVA)}")
+                java = "patterns are Java's: yyyy-MM-dd HH:mm:ss" if "%" in pattern else f"there are {', '.join(_JAVA)}"
+                raise SqlFault(span, f"{word} of the pattern has no equivalent", java)
             made.append(_JAVA[word])
         else:
             made.append(other.replace("%", "%%"))
@@ -793,7 +806,7 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zo
     if call.order and name != "LISTAGG":
         raise SqlFault(call.span, f"{name} WITHIN GROUP is not supported", "LISTAGG(x) WITHIN GROUP (ORDER BY x)")
     if argument is not None and name.startswith(_OF_NUMBERS) and not is_number(argument.type):
-        raise SqlFault(call.span, f"{name} of {argument.type}", "it takes numbers")
+        raise SqlFault(call.span, f"{name} of {sql_type(argument.type)}", "it takes numbers")
     if name == "LISTAGG" and argument is not None:
         present = argument.expr.is_not_null()
         predicate = present if predicate is None else predicate & present

@@ -136,6 +136,9 @@ class JoinBinder:
 
     def _sort_conditions(self) -> None:
         for node in self._own:
+            for each in walk(node):
+                if isinstance(each, Column):
+                    self._both.find(each.parts)  # a name that both tables have is neither's
             if not self._classify(node):
                 self._residual.append(node)
         for node in list(self._where):

@@ -33,7 +33,7 @@ from sabot.sql.syntax.tree import (
     Succession,
     Variable,
 )
-from sabot.sql.types import interval_ms
+from sabot.sql.types import interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
 
 _SKIPS: dict[str, Any] = {
@@ -264,7 +264,7 @@ class _MatchBinder:
         if kind == "COUNT":
             return self._column(span, pa.int64(), present)
         if not functions.is_number(type):
-            raise SqlFault(span, f"{kind} of {type}", "it takes numbers")
+            raise SqlFault(span, f"{kind} of {sql_type(type)}", "it takes numbers")
         whole = pa.types.is_integer(type)
         total = rows.sum(expr)
         if current is not None:

@@ -215,7 +215,9 @@ class QueryBinder:
         names = [each.name for each in left.fields]
         if len(names) != len(right.fields):
             message = f"UNION of {len(names)} and {len(right.fields)} columns"
-            raise SqlFault(body.right.span, message)
+            raise SqlFault(
+                body.right.span, message, "both queries have the same columns; CAST(NULL AS …) stands for one"
+            )
         for relation in (left, right):
             check_plain(relation, body.span, "before UNION")
         fields = []
@@ -295,7 +297,8 @@ class QueryBinder:
             return relation if source.alias is None else renamed(relation, source.alias)
         if isinstance(source, Derived):
             if source.lateral:
-                raise SqlFault(source.span, "LATERAL (SELECT …) is not supported")
+                hint = "JOIN (SELECT … GROUP BY key) AS b ON a.key = b.key"
+                raise SqlFault(source.span, "LATERAL (SELECT …) is not supported", hint)
             if source.alias is None:
                 return self.query(source.query, waits=True)
             with part_of_statement(source.alias.name.text.lower()):
@@ -322,7 +325,8 @@ class QueryBinder:
         arguments = positional(source.call).arguments
         first = arguments[0] if arguments else None
         if not isinstance(first, TableArgument):
-            raise SqlFault(source.call.span, f"{name} needs TABLE t", "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)")
+            span = source.call.span if first is None else first.span
+            raise SqlFault(span, f"{name} needs TABLE t", "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)")
         if first.partition:
             raise SqlFault(first.span, "PARTITION BY of a table argument is not supported", "write it in GROUP BY")
         inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
@@ -414,7 +418,9 @@ class QueryBinder:
         if field.clock:
             return binder.bind_lookup()
         if further or field.shift_ms != 0:
-            raise SqlFault(node.span, f"{node.parts[-1].text} is neither the event time nor PROCTIME()")
+            times = [each.name for each in left.fields if each.shift_ms == 0]
+            hint = f"the event time is {times[0]}" if times else "declare it: WATERMARK FOR ts AS ts"
+            raise SqlFault(node.span, f"{node.parts[-1].text} is neither the event time nor PROCTIME()", hint)
         return binder.bind_as_of()
 
     def _values_of_queries(

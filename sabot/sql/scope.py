@@ -15,7 +15,7 @@ from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
 from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.errors import UserError
-from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
+from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_names
 from sabot.sql.syntax.tree import Name
 
 TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | SessionWindow
@@ -130,7 +130,11 @@ class Relation:
         if len(parts) > 1:
             tables = dict.fromkeys(each.qualifier for each in self.fields if each.qualifier)
             raise SqlFault(span, f'there is no table or column "{first}"', list_names(first, tables))
-        raise SqlFault(span, f'there is no column "{first}"', list_names(first, [each.name for each in self.fields]))
+        names = [each.name for each in self.fields]
+        hint = list_names(first, names) if names else "SELECT … FROM table"
+        if parts[0].quoted and not near_names(first, names):
+            hint = f"a text has single quotes: '{first}'"
+        raise SqlFault(span, f'there is no column "{first}"', hint)
 
     def _qualified(self, qualifier: str) -> list[TableColumn]:
         exact = [each for each in self.fields if each.qualifier == qualifier]

@@ -170,17 +170,15 @@ class SelectBinder:
 
     def _narrowed(self, relation: Relation, items: Sequence[Item]) -> Relation:
         """Drops columns that the select list does not use, before a function of the user takes whole batches."""
+        nodes = [node for item in items for node in walk(item)]
+        called = [node for node in nodes if isinstance(node, Call)]
+        if any(node.over is not None for node in called) or not any(has_calls(self._context, node) for node in called):
+            return relation
         used = {str(each.expr.column) for each in relation.calls.values()}
-        calls = False
-        for node in [node for item in items for node in walk(item)]:
-            if isinstance(node, Call) and node.over is not None:
-                return relation
-            calls = calls or (isinstance(node, Call) and has_calls(self._context, node))
-            if isinstance(node, Column):
-                used.add(relation.find(node.parts)[0].column)
+        used |= {relation.find(node.parts)[0].column for node in nodes if isinstance(node, Column)}
         names = node_of(relation.stream).column_names or ()
         kept = [name for name in names if name in used]
-        if not calls or not kept or len(kept) == len(names) or relation.ranking is not None:
+        if not kept or len(kept) == len(names) or relation.ranking is not None:
             return relation
         fields = tuple(each for each in relation.fields if each.column in used or each.clock)
         return replace(relation, stream=relation.stream.select(*kept), fields=fields)
@@ -209,12 +207,25 @@ class SelectBinder:
 
     def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
         binder = Binder(self._context, relation)
-        predicates = [(condition, binder.predicate(condition)) for condition in conditions]
+        predicates = [(condition, self._condition(binder, condition)) for condition in conditions]
         stream = relation.stream
         for condition, predicate in predicates:
             with at(condition.span):
                 stream = stream.filter(predicate)
         return replace(relation, stream=stream)
+
+    def _condition(self, binder: Binder, condition: Expression) -> Expr:
+        """Returns a condition of WHERE. Raises SqlFault, which says so if it uses a name of the select list."""
+        try:
+            return binder.predicate(condition)
+        except SqlFault as error:
+            aliases = {item.alias.text.lower() for item in self._select.items if item.alias is not None}
+            wrong = error.fault.span
+            for node in walk(condition):
+                if isinstance(node, Column) and node.span == wrong and node.parts[-1].text.lower() in aliases:
+                    hint = "WHERE does not know the names of the select list: write the expression, or a query outside"
+                    raise SqlFault(wrong, error.fault.message, hint) from error
+            raise
 
     # -- the select list ----------------------------------------------------------------------------------------------
 
@@ -414,7 +425,10 @@ class SelectBinder:
             self._lists[key] = separator, self._order_of_list(call, relation)
             call = replace(call, arguments=(call.arguments[0], *call.arguments[2:]))
         if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
-            raise SqlFault(call.span, f"{name} takes one argument" + (", or *" if name == "COUNT" else ""))
+            hints = {"MIN": "LEAST(x, y)", "MAX": "GREATEST(x, y)"}
+            hints["COUNT"] = "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)" if call.distinct else "COUNT(*)"
+            message = f"{name} takes one argument" + (", or *" if name == "COUNT" else "")
+            raise SqlFault(call.span, message, hints.get(name, ""))
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
@@ -521,7 +535,9 @@ class SelectBinder:
         """Adds a column of an aggregate, LAG or LEAD over the rows up to each row, in the order of event time."""
         field = next((each for each in relation.fields if order and each.column == order[0][0]), None)
         if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
-            raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending")
+            time = next((each.name for each in relation.fields if each.shift_ms is not None), "ts")
+            hint = f"{call.name.text}(…) OVER (… ORDER BY {time})"
+            raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending", hint)
         binder = Binder(self._context, relation)
         name = call.name.text.upper()
         made: Any

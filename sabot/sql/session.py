@@ -345,7 +345,9 @@ class _Statements:
         if rows is not None:
             self._finished(rows)
             with stated(target, self._text, statement.span):
-                write_table(self._session._app, self._context, statement, rows, (), statement.span)
+                assert statement.query is not None
+                place = statement.name[-1].span
+                write_table(self._session._app, self._context, statement, rows, (), statement.query, place)
         self._session._relations[self._key(statement.name)] = declared
 
     def _like(self, statement: CreateTable) -> CreateTable:
@@ -397,7 +399,8 @@ class _Statements:
             raise SqlFault(statement.table[0].span, f"{statement.table[0].text} is a view or a stream, and no table")
         relation = self._query(statement.query, target)
         self._finished(relation)
-        write_table(self._session._app, self._context, table, relation, statement.columns, statement.span)
+        place, query = statement.table[-1].span, statement.query
+        write_table(self._session._app, self._context, table, relation, statement.columns, query, place)
 
     def _agent(self, name: str) -> Any:
         """Returns the function of the agent that is registered under a name, or has it; None if there is none."""

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from typing import Any
 
 from sabot.sql.syntax.text import Span, SqlFault, list_names
@@ -51,7 +52,9 @@ class Options:
         """Returns the value of an option. Raises SqlFault if it is missing."""
         value = self.take(*names)
         if value is None:
-            raise SqlFault(self.span, f"{self._kind} {self.table} needs the option '{names[0]}'", f"'{names[0]}' = '…'")
+            near = get_close_matches(names[0], self._options, n=1)
+            hint = f"'{names[0]}' = '…'" + (f", and there is '{near[0]}'" if near else "")
+            raise SqlFault(self.span, f"{self._kind} {self.table} needs the option '{names[0]}'", hint)
         return value
 
     def value_span(self, name: str) -> Span:

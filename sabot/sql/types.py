@@ -33,6 +33,19 @@ _PLAIN = {
     "DATE": pa.date32(),
 }
 _OTHERS = ("DECIMAL", "NUMERIC", "TIMESTAMP", "TIMESTAMP_LTZ", "TIME", "ARRAY", "ROW")
+_ELSEWHERE = {
+    **dict.fromkeys(("TEXT", "NVARCHAR", "NCHAR", "CLOB", "UUID", "ENUM"), "STRING"),
+    **dict.fromkeys(("JSON", "JSONB"), "STRING, and JSON_VALUE(text, '$.name')"),
+    **dict.fromkeys(("DATETIME", "DATETIME2", "TIMESTAMP_NTZ", "SMALLDATETIME"), "TIMESTAMP(3)"),
+    **dict.fromkeys(("TIMESTAMPTZ", "DATETIMEOFFSET", "TIMESTAMP_TZ"), "TIMESTAMP_LTZ(3)"),
+    **dict.fromkeys(("INT64", "INT8", "LONG", "SERIAL", "BIGSERIAL", "UINT32", "HUGEINT"), "BIGINT"),
+    **dict.fromkeys(("INT32", "INT4", "MEDIUMINT"), "INT"),
+    **dict.fromkeys(("FLOAT8", "FLOAT64"), "DOUBLE"),
+    **dict.fromkeys(("NUMBER", "MONEY"), "DECIMAL(19, 4)"),
+    **dict.fromkeys(("BOOL", "BIT"), "BOOLEAN"),
+    **dict.fromkeys(("BYTEA", "BLOB"), "BYTES"),
+}
+"""What to write for types of other dialects."""
 _LOCAL = ("TIMESTAMP_LTZ", "TIMESTAMP WITH LOCAL TIME ZONE")
 
 
@@ -60,7 +73,8 @@ def arrow_type(type: Type) -> pa.DataType:
         return pa.struct([(field.name.text, arrow_type(field.type)) for field in type.fields])
     if name in ("MAP", "MULTISET"):
         raise SqlFault(type.span, f"there are no columns of the type {name}", "declare a ROW or an ARRAY")
-    raise SqlFault(type.span, f"there is no type {name}", list_names(name, [*_PLAIN, *_OTHERS]))
+    hint = _ELSEWHERE.get(name) or list_names(name, [*_PLAIN, *_OTHERS])
+    raise SqlFault(type.span, f"there is no type {name}", hint)
 
 
 def _unit(type: Type, default: int) -> str:

@@ -132,12 +132,14 @@ class Binder:
             raise SqlFault(node.span, f"a condition is true or false, and this is {sql_type(bound.type)}", "compare it")
         return bound.expr
 
-    def typed(self, expr: Expr, span: Span) -> TypedExpr:
-        """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit."""
+    def typed(self, expr: Expr, span: Span, function: str = "") -> TypedExpr:
+        """Returns an expression with the type that the engine gives it. Raises SqlFault for types that do not fit.
+        `function`: the name in SQL of the function that it is, for the message.
+        """
         try:
             return TypedExpr(expr, self.context.compile(expr, self._schema).type)
         except (UserError, DataError) as error:  # a constant may have no value: CAST('x' AS INT)
-            raise _in_words_of_sql(error, span) from error
+            raise _in_words_of_sql(error, span, function) from error
 
     # -- leaves -------------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Binder:
 
     def _field_of(self, bound: TypedExpr, name: Name) -> TypedExpr:
         if not pa.types.is_struct(bound.type):
-            raise SqlFault(name.span, f"{bound.type} has no fields, so there is no {name.text}")
+            raise SqlFault(name.span, f"{sql_type(bound.type)} has no fields, so there is no {name.text}")
         names = [each.name for each in bound.type]
         found = name.text if name.text in names else next((n for n in names if n.lower() == name.text.lower()), None)
         if found is None:
@@ -300,7 +302,13 @@ class Binder:
         if isinstance(node.operand, Items):
             return self._in_rows(node, node.operand)
         operand = self.bind(node.operand)
-        values = [self._alike(operand, self.bind(tree), node.span)[1].expr for tree in node.values]
+        values: list[Expr] = []
+        for tree in node.values:
+            _, found = self._alike(operand, self.bind(tree), tree.span)
+            if pa.types.is_string(operand.type) != pa.types.is_string(found.type) and not pa.types.is_null(found.type):
+                message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
+                raise SqlFault(tree.span, message, f"CAST(… AS {sql_type(operand.type)})")
+            values.append(found.expr)
         if all(value.kind == "lit" and value.option("value") is not None for value in values):
             made = operand.expr.is_in([value.option("value") for value in values])
         else:
@@ -370,7 +378,7 @@ class Binder:
     def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
         if not pa.types.is_list(operand.type):
-            raise SqlFault(node.span, f"{operand.type} has no elements")
+            raise SqlFault(node.span, f"{sql_type(operand.type)} has no elements")
         if not (isinstance(node.index, Constant) and node.index.kind == "integer" and int(node.index.text) > 0):
             raise SqlFault(node.index.span, "the index of an array is a whole number, 1 or more")
         return self.typed(operand.expr.list.get(int(node.index.text) - 1), node.span)
@@ -402,7 +410,7 @@ class Binder:
         ]
         with at(node.span):
             made = function(functions.CallArguments(node, arguments, self.context.zone))
-        return self.typed(made, node.span)
+        return self.typed(made, node.span, name)
 
     def _registered_call(self, node: Call) -> TypedExpr:
         found = None if self._replaced is not None else self.relation.calls.get(key_of(node, self.relation))
@@ -469,7 +477,7 @@ _ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "&
 _ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
 
 
-def _in_words_of_sql(error: UserError | DataError, span: Span) -> SqlFault:
+def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) -> SqlFault:
     """Returns an error of the engine about an expression, with the names that operators and types have in SQL."""
 
     def named(match: re.Match[str]) -> str:
@@ -486,6 +494,8 @@ def _in_words_of_sql(error: UserError | DataError, span: Span) -> SqlFault:
     if len(message) == 2:
         text = _ENGINE_TYPES.sub(named, text)
         hint = _cast_for(text) if "cast" in hint else hint
+        if function and " of " in text:
+            text = f"{function} of {text.split(' of ', 1)[1]}"
     elif "strict=False" in hint:  # a constant that is no value of the type of a CAST
         text, hint = _ENGINE_TYPES.sub(named, text.split("): ", 1)[-1]), "TRY_CAST(… AS …) gives NULL for such values"
     return SqlFault(span, text, hint)

@@ -49,7 +49,8 @@ def table_window(call: Call, relation: Relation, zone: str) -> Relation:
     call = positional(call)
     descriptor = call.arguments[1] if len(call.arguments) > 1 else None
     if not isinstance(descriptor, Descriptor) or len(descriptor.columns) != 1:
-        raise SqlFault(call.span, f"{kind} needs DESCRIPTOR(column)", _FORMS[kind])
+        span = call.span if descriptor is None else descriptor.span
+        raise SqlFault(span, f"{kind} needs DESCRIPTOR(column)", _FORMS[kind])
     time = _time_of(Column(descriptor.columns, descriptor.span), relation)
     window = _window(kind, call.arguments[2:], call, time, _zone_of_windows(relation, time, zone))
     type = bounds_type(relation, time, zone)
@@ -207,13 +208,22 @@ def _time_of(node: Expression, relation: Relation) -> str:
 
 def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str, zone: str) -> TimeWindow:
     lengths: list[int] = []
+    wanted = {"TUMBLE": (1, 2), "HOP": (2, 3), "CUMULATE": (2, 3), "SESSION": (1, 1)}[kind]
     for size in sizes:
         if not isinstance(size, Interval):
             raise SqlFault(size.span, f"{kind} takes intervals here", _FORMS[kind])
         lengths.append(interval_ms(size))
-    wanted = {"TUMBLE": (1, 2), "HOP": (2, 3), "CUMULATE": (2, 3), "SESSION": (1, 1)}[kind]
+        if lengths[-1] <= 0 and len(lengths) <= wanted[0]:
+            raise SqlFault(size.span, f"a window of {kind} is longer than 0", _FORMS[kind])
     if not wanted[0] <= len(lengths) <= wanted[1]:
         raise SqlFault(call.span, f"{kind} takes {wanted[0]} intervals", _FORMS[kind])
+    if kind in ("HOP", "CUMULATE"):
+        step, whole = lengths[:2]
+        if whole % step:
+            word = "slide" if kind == "HOP" else "step"
+            fitting = [f"{ms / 60_000:g} minutes" for ms in (whole // step * step, whole // step * step + step) if ms]
+            hint = f"a size of {' or '.join(fitting)} for this {word}; the {word} stands first, then the size"
+            raise SqlFault(sizes[1].span, f"the size of {kind} is no multiple of its {word}", hint)
     options: dict[str, Any] = {"time": time}
     every = lengths[1] if kind == "CUMULATE" else lengths[0]  # how often a window begins
     given = lengths[-1] if len(lengths) == wanted[1] and kind != "SESSION" else 0

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
-from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names
+from sabot.sql.syntax.text import Span, SqlFault, SqlText, near_names
 from sabot.sql.syntax.tokens import SqlToken, TokenKind, tokens_of
 from sabot.sql.syntax.tree import Hint, Name
 
@@ -81,11 +81,36 @@ NOT_AN_ALIAS = frozenset(
 )
 """The words that are not read as an alias without AS, nor as a column without quotes: they begin a clause."""
 
+_GIVEN = "leave it out: rows come with their values"
+
 _ELSEWHERE = {
     "CHANGES": "leave EMIT CHANGES out: a query without a window gives its changes",
     "ILIKE": "LOWER(text) LIKE 'u%'",
+    "EXCLUDE": "name the columns that are wanted",
+    "EXCEPT": "name the columns that are wanted; of two queries: WHERE NOT EXISTS (SELECT …)",
+    "TOP": "ORDER BY … LIMIT n",
+    "PERCENT": "LIMIT takes a number of rows",
+    "FILTER": "FILTER (WHERE condition)",
+    "APPLY": "CROSS JOIN UNNEST(array), or JOIN … ON",
+    "MAX": "STRING has no bound",
+    "INTO": "INSERT INTO table SELECT …",
+    "CONFLICT": "leave ON CONFLICT out: a PRIMARY KEY in CREATE TABLE makes INSERT INTO an upsert",
+    "DUPLICATE": "leave ON DUPLICATE KEY out: a PRIMARY KEY in CREATE TABLE makes INSERT INTO an upsert",
+    "INDEX": "leave it out: the state of a query is found by its keys",
+    **dict.fromkeys(("AUTO_INCREMENT", "IDENTITY", "DEFAULT", "UNIQUE", "CHECK", "REFERENCES", "GENERATED"), _GIVEN),
 }
-"""What to write for words of other dialects."""
+"""What to write for words of other dialects: the word that was found, or the one before or behind it."""
+
+_SYMBOLS_ELSEWHERE = {
+    "==": "= compares",
+    "->": "JSON_VALUE(text, '$.name')",
+    "[": 'ARRAY[1, 2] is an array; `x` and "x" quote a name',
+    "$": "a parameter is :name",
+    "?": "a parameter is :name",
+}
+"""What to write for symbols of other dialects: the symbol that was found, or it behind the one before."""
+
+_ORDER = "the clauses stand in this order: FROM, WHERE, GROUP BY, HAVING, QUALIFY, ORDER BY, LIMIT"
 
 _CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
 
@@ -163,7 +188,8 @@ class TokenCursor:
     def expect_name(self, what: str) -> Name:
         """Returns the name here, quoted or not, and moves behind it. `what`: for the message, "the name of a table"."""
         if self.token.kind not in (TokenKind.NAME, TokenKind.QUOTED):
-            self.expected(what)
+            text = self.token.kind is TokenKind.STRING
+            self.expected(what, hint=f"a name has no quotes, or `{self.token.value}`" if text else "")
         token = self.next()
         return Name(token.value, token.span, token.kind is TokenKind.QUOTED)
 
@@ -236,13 +262,28 @@ class TokenCursor:
         """Raises SqlFault: something else was expected here."""
         token = self.token
         context = f" {where}" if where else ""
-        hint = hint or _ELSEWHERE.get(token.word, "")
+        hint = hint or self.elsewhere(what)
         if not hint:
             wanted = [what] if what.isupper() else _CLAUSES
             for wrong in (token, self.tokens[max(0, self.at - 1)]):
-                near = list_names(wrong.value, wanted) if wrong.word and wrong.word not in _CLAUSES else ""
-                hint = hint or (near if near.startswith("did") else "")
+                hint = hint or (near_names(wrong.word, wanted) if wrong.word not in _CLAUSES else "")
         raise SqlFault(token.span, f"expected {what}{context}, found {token}", hint)
+
+    def elsewhere(self, what: str) -> str:
+        """Returns the hint for a word or a symbol of another dialect here; empty for any other. `what`: see `expected`."""
+        token, before = self.token, self.tokens[max(0, self.at - 1)]
+        for each in (token, before, self.peek()):
+            if each.word in _ELSEWHERE:
+                return _ELSEWHERE[each.word]
+        if token.kind is TokenKind.SYMBOL:
+            found = [before.value + token.value, token.value]
+            return next((_SYMBOLS_ELSEWHERE[each] for each in found if each in _SYMBOLS_ELSEWHERE), "")
+        if what == "BY":
+            return f"write {before.word} BY"
+        if before.kind is TokenKind.SYMBOL and before.value == "," and token.word:
+            return f"leave out the comma before {token}"
+        ends = any(self.is_word(*each.split()) for each in _CLAUSES)
+        return _ORDER if ends and what.startswith(";") else ""
 
 
 class _Hints(TokenCursor):

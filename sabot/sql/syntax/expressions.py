@@ -4,12 +4,13 @@ Operators bind as in Flink's parser (Calcite), from loose to tight: OR, AND, NOT
 `+ -`, `* / % ||`, signs, and last `::`, `[…]` and fields.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Literal, cast
 
 from sabot.sql.syntax.cursor import NOT_AN_ALIAS, TokenCursor
-from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     Argument,
@@ -258,6 +259,9 @@ class Expressions(TokenCursor):
         start = self.next().span
         sign = self.next().value if signed else ""
         text = self.next().value
+        inside = re.fullmatch(r"\s*(\d+)\s+([A-Za-z]+)\s*", text)
+        if inside is not None and inside[2].upper().removesuffix("S") in UNITS:
+            self.expected("a unit", "behind INTERVAL '…'", f"write INTERVAL '{inside[1]}' {inside[2].upper()}")
         unit = self._unit()
         to_unit = self._unit() if self.take_word("TO") else None
         return Interval(sign.replace("+", "") + text.strip(), unit, to_unit, self.since(start))
@@ -323,6 +327,9 @@ class Expressions(TokenCursor):
         """Reads a call of a function, with FILTER, WITHIN GROUP and OVER."""
         name = self.expect_name("a function")
         self.expect_symbol("(")
+        if name.text.upper() in ("ANY", "SOME", "ALL") and self.at_query():
+            hint = "= ANY is IN (SELECT …); > ANY is > (SELECT MIN(x) …)"
+            raise SqlFault(name.span, f"{name.text.upper()} (SELECT …) is not supported", hint)
         special = _ARGUMENTS.get(name.text.upper()) if not name.quoted else None
         star = distinct = False
         arguments: tuple[Expression, ...] = ()
@@ -447,7 +454,7 @@ class Expressions(TokenCursor):
 
     def _word(self, words: tuple[str, ...]) -> Word:
         if self.token.word not in words:
-            self.expected(f"one of {', '.join(words)}")
+            self.expected(f"one of {', '.join(words)}", hint=near_names(self.token.word, words))
         token = self.next()
         return Word(token.word, token.span)
 

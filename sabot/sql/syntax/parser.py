@@ -5,7 +5,7 @@ hand: each token is read by exactly one rule, so no clause is lost in silence (d
 """
 
 from sabot.sql.syntax.queries import Queries
-from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names
+from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names, near_names
 from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     ColumnDefinition,
@@ -32,15 +32,17 @@ _REFUSED = {
     "DELETE": "a stream's rows are not deleted in place; write INSERT INTO a table with a PRIMARY KEY",
     "MERGE": "write INSERT INTO a table with a PRIMARY KEY",
     "ALTER": "write a new CREATE TABLE",
-    "TRUNCATE": "",
+    "TRUNCATE": "empty the table itself, while no app writes into it",
     "USE": "there are no catalogs and databases",
     "ADD": "a function comes from Python: app.register(name, function), or --functions MODULE",
-    "CALL": "",
-    "ANALYZE": "",
+    "CALL": "a function comes from Python: app.register(name, function), or --functions MODULE",
+    "ANALYZE": "EXPLAIN shows the plan; sabot run --web shows what a running app does",
+    "COPY": "write CREATE TABLE … WITH ('connector' = 'files', 'path' = '…') and INSERT INTO",
     "BEGIN": "a set of statements begins with EXECUTE STATEMENT SET BEGIN",
     "COMMIT": "there are no transactions: results are delivered with each checkpoint",
     "ROLLBACK": "there are no transactions",
-    "LOAD": "",
+    "LOAD": "a function comes from Python: app.register(name, function), or --functions MODULE",
+    "REPLACE": "write INSERT INTO: a PRIMARY KEY makes it an upsert",
 }
 _STATEMENTS = ("SELECT", "WITH", "VALUES", "INSERT", "CREATE", "DROP", "EXECUTE", "SET", "RESET", "SHOW", "EXPLAIN")
 _SHOWN = ("TABLES", "VIEWS", "FUNCTIONS", "MODELS")
@@ -210,7 +212,10 @@ class Parser(Queries):
                     columns.append(self._column_definition())
                 if not self.take_symbol(","):
                     break
-            self.expect_symbol(")", "behind the columns")
+            if not self.is_symbol(")"):
+                apart = self.token.kind in (TokenKind.NAME, TokenKind.QUOTED) and not self.elsewhere("")
+                self.expected(") behind the columns", hint="columns have commas between them" if apart else "")
+            self.next()
         comment = self._comment()
         if self.is_word("DISTRIBUTED"):
             raise SqlFault(self.token.span, "DISTRIBUTED BY is not supported")
@@ -268,6 +273,8 @@ class Parser(Queries):
         return self.in_parentheses(self._option, "of WITH") if self.take_word("WITH") else ()
 
     def _option(self) -> TableOption:
+        if self.token.word:
+            self.expected("an option ('name' = 'value')", hint=f"options have quotes: '{self.token.value}'")
         key = self.expect_string("an option ('name' = 'value')")
         self.expect_symbol("=", f"behind '{key.value}'")
         value = self.expect_string(f"the value of '{key.value}' as a string")
@@ -291,7 +298,8 @@ class Parser(Queries):
         if self.token.kind is not TokenKind.STRING:
             if self.at_end or self.is_symbol(";"):
                 return SetOption(None, reset, token.span)
-            self.expected("an option ('name' = 'value')", f"behind {token.word}")
+            hint = f"options have quotes: '{self.token.value}'"
+            self.expected("an option ('name' = 'value')", f"behind {token.word}", hint)
         if reset:
             key = self.next()
             return SetOption(TableOption(key.value, "", key.span, key.span), True, self.since(token.span))
@@ -309,7 +317,8 @@ class Parser(Queries):
             self.take_word("IN") or self.expect_word("FROM")
             return Show("COLUMNS", self.qualified("a table"), self.since(start))
         if self.token.word not in _SHOWN:
-            self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW")
+            near = near_names(self.token.word, _SHOWN)
+            self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)
         return Show(self.next().word, (), self.since(start))
 
     def _explain(self) -> Explain:

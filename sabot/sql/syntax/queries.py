@@ -35,6 +35,12 @@ from sabot.sql.syntax.tree import (
 
 _JOINS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
 _GROUPING = ("GROUPING", "CUBE", "ROLLUP")
+_NO_ALIAS = {
+    "ASOF": "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
+    "PIVOT": "SUM(x) FILTER (WHERE kind = 'a') AS a, …",
+    "UNPIVOT": "UNION ALL of a query for each column",
+}
+"""Words of other dialects behind a table, and what to write instead."""
 
 
 class Queries(Expressions):
@@ -127,10 +133,13 @@ class Queries(Expressions):
         start = self.expect_word("SELECT")
         hints = self.hints()
         distinct = self.take_word("DISTINCT")
+        if distinct and self.is_word("ON") and self.is_symbol("(", 1):
+            hint = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
+            raise SqlFault(self.before.to(self.token.span), "DISTINCT ON is not supported", hint)
         if not distinct:
             self.take_word("ALL")
         if self.is_word("FROM"):
-            self.expected("a column or an expression", "behind SELECT")
+            self.expected("a column or an expression", "behind SELECT", "SELECT * FROM …")
         items = self.several(self.item)
         source = self._from() if self.take_word("FROM") else None
         where = self.expression() if self.take_word("WHERE") else None
@@ -163,6 +172,8 @@ class Queries(Expressions):
             raise SqlFault(
                 self.token.span, "GROUPING SETS, CUBE and ROLLUP are not supported", "write UNION ALL of two queries"
             )
+        if self.is_word("ALL") and not self.is_symbol(".", 1):
+            raise SqlFault(self.token.span, "GROUP BY ALL is not supported", "name the columns: GROUP BY a, b")
         return self.several(self.expression)
 
     def _named_window(self) -> tuple[Name, Window]:
@@ -263,7 +274,9 @@ class Queries(Expressions):
             self.expect_word("SYSTEM_TIME", "AS", "OF")
             as_of = self.expression()
         if self.is_word("TABLESAMPLE"):
-            raise SqlFault(self.token.span, "TABLESAMPLE is not supported")
+            raise SqlFault(self.token.span, "TABLESAMPLE is not supported", "WHERE MOD(id, 10) = 0")
+        if self.is_word("WITH") and self.is_symbol("(", 1):
+            raise SqlFault(self.token.span, "hints of tables are not supported", "leave WITH (…) out")
         return TableName(parts, alias, as_of, hints, self.since(start))
 
     def _function_of_table(self) -> Call:
@@ -276,6 +289,9 @@ class Queries(Expressions):
         return call
 
     def _alias(self) -> Alias | None:
+        word = self.token.word
+        if word in _NO_ALIAS and (self.peek().word == "JOIN" or self.is_symbol("(", 1)):
+            raise SqlFault(self.token.span, f"{word} is not supported", _NO_ALIAS[word])
         name = self._alias_name()
         if name is None:
             return None

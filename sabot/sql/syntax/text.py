@@ -94,16 +94,21 @@ class SqlFault(Exception):
         self.fault = Fault(span, message, hint)
 
 
+def near_names(wrong: str, names: Iterable[str]) -> str:
+    """Returns a hint with the names that resemble `wrong`: "did you mean a or b?"; empty if none does."""
+    folded: dict[str, str] = {}
+    for name in names:
+        folded.setdefault(name.lower(), name)
+    near = [folded[match] for match in get_close_matches(wrong.lower(), folded, n=3, cutoff=0.6)]
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
 def list_names(wrong: str, names: Iterable[str]) -> str:
-    """Returns a hint that lists the existing names, those that resemble `wrong` first: "there are a, b, c"."""
+    """Returns a hint with the names that resemble `wrong`, or else with all names: "there are a, b, c"."""
     every = list(dict.fromkeys(names))
     if not every:
         return ""
-    folded: dict[str, str] = {}
-    for name in every:
-        folded.setdefault(name.lower(), name)
-    near = [folded[match] for match in get_close_matches(wrong.lower(), folded, n=3, cutoff=0.6)]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    if near := near_names(wrong, every):
+        return near
     more = f", … ({len(every)} in all)" if len(every) > _NAMES_SHOWN else ""
     return f"there {'is' if len(every) == 1 else 'are'} {', '.join(every[:_NAMES_SHOWN])}{more}"

@@ -111,7 +111,14 @@ def _runs_on(before: SqlToken, token: SqlToken) -> bool:
     return before.kind in numbers and token.kind in (TokenKind.NAME, *numbers)
 
 
-_ELSEWHERE = {"~": "REGEXP(text, pattern)"}
+_ELSEWHERE = {
+    "~": "REGEXP(text, pattern)",
+    "&": "conditions are joined by AND",
+    "@": "a parameter is :name",
+    "!": "NOT, or <> for unequal",
+    ":": "a parameter is :name; a choice is CASE WHEN … THEN … ELSE … END",
+    "#": "a comment begins with --",
+}
 """What to write for operators of other dialects."""
 
 

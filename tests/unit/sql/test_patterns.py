@@ -94,7 +94,7 @@ def test_the_results_are_grouped_and_joined_like_others(app):
         (clause("A B", "A.p AS a", "B AS LAST(A.p, B.p) > 3"), "LAST takes a number of rows"),
         (clause("A B", "A.p AS a", "B AS SUM(A.p, 1) > 3"), "SUM takes one column"),
         (clause("A? B*", "A.p AS a", "B AS B.p < 3"), "would match without any row"),
-        (clause("A B", "A.p AS a", "B AS SUM(A.k) > 3"), "SUM of string"),
+        (clause("A B", "A.p AS a", "B AS SUM(A.k) > 3"), "SUM of STRING"),
         (clause("A B", "A.p AS a", "B AS UPPER(A.k || B.k) = 'XX'"), "over several rows"),
     ],
 )

@@ -57,7 +57,7 @@ WRONG = [
     ),
     (
         "SELECT HOUR(carrier) FROM flights",
-        "1:8: dt.hour of STRING",
+        "1:8: HOUR of STRING",
         "CAST(… AS TIMESTAMP(3))",
     ),
     (
@@ -157,12 +157,12 @@ WRONG = [
     ),
     (
         "SELECT COUNT(*) FROM TABLE(TUMBLE(flights, ts, INTERVAL '1' HOUR)) GROUP BY window_start, window_end",
-        "1:28: TUMBLE needs TABLE t",
+        "1:35: TUMBLE needs TABLE t",
         "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)",
     ),
     (
         "SELECT COUNT(*) FROM TUMBLE(flights, ts, '1 hour') GROUP BY window_start, window_end",
-        "1:22: TUMBLE needs TABLE t",
+        "1:29: TUMBLE needs TABLE t",
         "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)",
     ),
     (
@@ -182,7 +182,7 @@ WRONG = [
     ),
     (
         "INSERT INTO counts SELECT carrier FROM flights",
-        "1:1: table counts has 2 columns, and the query 1",
+        "1:13: table counts has 2 columns, and the query 1",
         "counts(carrier, n)",
     ),
     (
@@ -218,7 +218,7 @@ WRONG = [
     (
         "SELECT delay * 2 AS twice FROM flights WHERE twice > 1",
         '1:46: there is no column "twice"',
-        "there are carrier, delay, origin, ts",
+        "WHERE does not know the names of the select list: write the expression, or a query outside",
     ),
     (
         "UPDATE flights SET delay = 0",
@@ -287,7 +287,7 @@ WRONG = [
     ),
     (
         "SELECT SUM(carrier) FROM flights GROUP BY origin",
-        "1:8: SUM of string",
+        "1:8: SUM of STRING",
         "it takes numbers",
     ),
     (
@@ -395,6 +395,291 @@ WRONG = [
         "1:24: there is no metadata 'ofset'",
         "there are partition, offset, timestamp, key, headers",
     ),
+    (
+        "SELECT * EXCLUDE (origin) FROM flights",
+        "1:18: expected ; or the end of the statement, found (",
+        "name the columns that are wanted",
+    ),
+    (
+        "SELECT * EXCEPT (origin) FROM flights",
+        "1:17: expected SELECT, found (",
+        "name the columns that are wanted; of two queries: WHERE NOT EXISTS (SELECT …)",
+    ),
+    (
+        "SELECT DISTINCT ON (carrier) carrier, delay FROM flights",
+        "1:8: DISTINCT ON is not supported",
+        "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1",
+    ),
+    (
+        "SELECT TOP 3 carrier FROM flights",
+        "1:12: expected ; or the end of the statement, found 3",
+        "ORDER BY … LIMIT n",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE delay > 10 && origin = 'JFK'",
+        "1:46: '&' has no meaning in SQL",
+        "conditions are joined by AND",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE delay == 10",
+        "1:42: expected an expression, found =",
+        "= compares",
+    ),
+    (
+        "SELECT * FROM flights ASOF JOIN plain ON flights.origin = plain.name",
+        "1:23: ASOF is not supported",
+        "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
+    ),
+    (
+        "SELECT TIMESTAMPDIFF(HOURS, ts, ts) FROM flights",
+        "1:22: expected one of YEAR, QUARTER, MONTH, WEEK, DAY, HOUR, MINUTE, SECOND, found HOURS",
+        "did you mean HOUR?",
+    ),
+    (
+        "SELECT COUNT(*) FILTER WHERE delay > 10 FROM flights GROUP BY carrier",
+        "1:17: expected ; or the end of the statement, found FILTER",
+        "FILTER (WHERE condition)",
+    ),
+    (
+        "SELECT carrier FROM flights UNION ALL SELECT name, id FROM plain",
+        "1:39: UNION of 1 and 2 columns",
+        "both queries have the same columns; CAST(NULL AS …) stands for one",
+    ),
+    (
+        "SELECT * FROM TABLE(HOP(TABLE flights, DESCRIPTOR(ts), INTERVAL '7' MINUTE, INTERVAL '1' HOUR))",
+        "1:77: the size of HOP is no multiple of its slide",
+        "a size of 56 minutes or 63 minutes for this slide; the slide stands first, then the size",
+    ),
+    (
+        "SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '-1' HOUR)) GROUP BY window_start, window_end",
+        "1:66: a window of TUMBLE is longer than 0",
+        "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
+    ),
+    (
+        "SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE flights, ts, INTERVAL '1' HOUR)) GROUP BY window_start, window_end",
+        "1:50: TUMBLE needs DESCRIPTOR(column)",
+        "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
+    ),
+    (
+        "SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR('ts'), INTERVAL '1' HOUR)) GROUP BY window_start, window_end",
+        "1:61: expected a column, found 'ts'",
+        "a name has no quotes, or `ts`",
+    ),
+    (
+        "SELECT carrier, COUNT(*) FROM flights GROUP BY ALL",
+        "1:48: GROUP BY ALL is not supported",
+        "name the columns: GROUP BY a, b",
+    ),
+    (
+        'SELECT carrier FROM flights WHERE carrier = "UA"',
+        '1:45: there is no column "UA"',
+        "a text has single quotes: 'UA'",
+    ),
+    (
+        "SELECT [carrier] FROM flights",
+        "1:8: expected an expression, found [",
+        'ARRAY[1, 2] is an array; `x` and "x" quote a name',
+    ),
+    (
+        "SELECT carrier FROM flights WITH (NOLOCK)",
+        "1:29: hints of tables are not supported",
+        "leave WITH (…) out",
+    ),
+    (
+        "SELECT GETDATE() FROM flights",
+        "1:8: there is no function GETDATE",
+        "a column of event time; the clock's value would differ after a restart (PROCTIME() in DESCRIPTOR and AS OF)",
+    ),
+    (
+        "SELECT DATEADD(hour, 1, ts) FROM flights",
+        "1:8: there is no function DATEADD",
+        "ts + INTERVAL '1' DAY",
+    ),
+    (
+        "SELECT delay::text FROM flights",
+        "1:15: there is no type TEXT",
+        "STRING",
+    ),
+    (
+        "SELECT carrier ILIKE 'u%' FROM flights",
+        "1:22: expected ; or the end of the statement, found 'u%'",
+        "LOWER(text) LIKE 'u%'",
+    ),
+    (
+        "SELECT ts + INTERVAL '1 hour' FROM flights",
+        "1:31: expected a unit behind INTERVAL '…', found FROM",
+        "write INTERVAL '1' HOUR",
+    ),
+    (
+        "SELECT * FROM flights, LATERAL (SELECT * FROM plain) AS p",
+        "1:24: LATERAL (SELECT …) is not supported",
+        "JOIN (SELECT … GROUP BY key) AS b ON a.key = b.key",
+    ),
+    (
+        "SELECT * FROM flights PIVOT (AVG(delay) FOR carrier IN ('UA', 'AA'))",
+        "1:23: PIVOT is not supported",
+        "SUM(x) FILTER (WHERE kind = 'a') AS a, …",
+    ),
+    (
+        "SELECT COUNT(DISTINCT carrier, origin) FROM flights",
+        "1:8: COUNT takes one argument, or *",
+        "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)",
+    ),
+    (
+        "SELECT SUM(delay) OVER (PARTITION BY carrier) FROM flights",
+        "1:8: SUM OVER needs ORDER BY the event time, ascending",
+        "SUM(…) OVER (… ORDER BY ts)",
+    ),
+    (
+        "SELECT delay FROM flights WHERE carrier IN ('UA', 1)",
+        "1:51: STRING and BIGINT are never equal",
+        "CAST(… AS STRING)",
+    ),
+    (
+        "SELECT delay > 10 ? 'late' : 'early' FROM flights",
+        "1:28: ':' has no meaning in SQL",
+        "a parameter is :name; a choice is CASE WHEN … THEN … ELSE … END",
+    ),
+    (
+        "SELECT carrier, FROM flights",
+        "1:17: expected an expression, found FROM",
+        "leave out the comma before FROM",
+    ),
+    (
+        "SELECT carrier flights",
+        '1:8: there is no column "carrier"',
+        "SELECT … FROM table",
+    ),
+    (
+        "SELECT FROM flights",
+        "1:8: expected a column or an expression behind SELECT, found FROM",
+        "SELECT * FROM …",
+    ),
+    (
+        "SELECT carrier FROM flights ORDER carrier",
+        "1:35: expected BY, found carrier",
+        "write ORDER BY",
+    ),
+    (
+        "SELECT carrier FROM flights HAVING COUNT(*) > 3 GROUP BY carrier",
+        "1:49: expected ; or the end of the statement, found GROUP",
+        "the clauses stand in this order: FROM, WHERE, GROUP BY, HAVING, QUALIFY, ORDER BY, LIMIT",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE delay > ANY (SELECT id FROM plain)",
+        "1:43: ANY (SELECT …) is not supported",
+        "= ANY is IN (SELECT …); > ANY is > (SELECT MIN(x) …)",
+    ),
+    (
+        "SELECT f.carrier FROM flights AS f JOIN plain AS p FOR SYSTEM_TIME AS OF f.delay ON f.origin = p.name",
+        "1:74: delay is neither the event time nor PROCTIME()",
+        "the event time is ts",
+    ),
+    (
+        "SELECT a.origin FROM flights AS a JOIN flights AS b ON carrier = carrier",
+        '1:56: "carrier" may be a.carrier or b.carrier',
+        "write the name of the table before it",
+    ),
+    (
+        "SELECT carrier->>'a' FROM flights",
+        "1:16: expected an expression, found >",
+        "JSON_VALUE(text, '$.name')",
+    ),
+    (
+        "SELECT $1 FROM flights",
+        "1:8: expected an expression, found $",
+        "a parameter is :name",
+    ),
+    (
+        "SELECT carrier INTO counts FROM flights",
+        "1:16: expected ; or the end of the statement, found INTO",
+        "INSERT INTO table SELECT …",
+    ),
+    (
+        "SELECT MAX(delay, 3) FROM flights",
+        "1:8: MAX takes one argument",
+        "GREATEST(x, y)",
+    ),
+    (
+        "SELECT GREATEST(delay, carrier) FROM flights",
+        "1:8: GREATEST of BIGINT and STRING",
+        "CAST(… AS STRING)",
+    ),
+    (
+        "SELECT DATE_FORMAT(ts, '%Y-%m-%d') FROM flights",
+        "1:24: Y of the pattern has no equivalent",
+        "patterns are Java's: yyyy-MM-dd HH:mm:ss",
+    ),
+    (
+        "COPY flights FROM 'flights.csv'",
+        "1:1: COPY is not supported",
+        "write CREATE TABLE … WITH ('connector' = 'files', 'path' = '…') and INSERT INTO",
+    ),
+    (
+        "SHOW TABELS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS or CREATE TABLE behind SHOW, found TABELS",
+        "did you mean TABLES?",
+    ),
+    (
+        "EXPLAIN ANALYZE SELECT * FROM flights",
+        "1:9: ANALYZE is not supported",
+        "EXPLAIN shows the plan; sabot run --web shows what a running app does",
+    ),
+    (
+        "SET parallelism = 2",
+        "1:5: expected an option ('name' = 'value') behind SET, found parallelism",
+        "options have quotes: 'parallelism'",
+    ),
+    (
+        "CREATE TABLE x (a INT b STRING) WITH ('connector' = 'print')",
+        "1:23: expected ) behind the columns, found b",
+        "columns have commas between them",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH (connector = 'print')",
+        "1:30: expected an option ('name' = 'value'), found connector",
+        "options have quotes: 'connector'",
+    ),
+    (
+        "CREATE TABLE x (a INT AUTO_INCREMENT) WITH ('connector' = 'print')",
+        "1:23: expected ) behind the columns, found AUTO_INCREMENT",
+        "leave it out: rows come with their values",
+    ),
+    (
+        "CREATE TABLE x (a VARCHAR(MAX)) WITH ('connector' = 'print')",
+        "1:27: expected a number, found MAX",
+        "STRING has no bound",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('connector' = 'kafka', 'topics' = 'x')",
+        "1:14: table x needs the option 'topic'",
+        "'topic' = '…', and there is 'topics'",
+    ),
+    (
+        "CREATE INDEX i ON flights (carrier)",
+        "1:8: expected TABLE, VIEW, FUNCTION or MODEL behind CREATE, found INDEX",
+        "leave it out: the state of a query is found by its keys",
+    ),
+    (
+        "INSERT INTO counts SELECT carrier, origin FROM flights",
+        "1:36: column n of table counts is BIGINT, and the query gives STRING",
+        "CAST(origin AS BIGINT)",
+    ),
+    (
+        "INSERT INTO counts (carrier) SELECT carrier FROM flights",
+        "1:21: INSERT leaves out the column n",
+        "give all columns",
+    ),
+    (
+        "INSERT INTO counts SELECT * FROM plain",
+        "1:13: table counts has 2 columns, and the query 3",
+        "counts(carrier, n)",
+    ),
+    (
+        "INSERT INTO counts SELECT carrier, 1 FROM flights ON CONFLICT DO NOTHING",
+        "1:51: expected ; or the end of the statement, found ON",
+        "leave ON CONFLICT out: a PRIMARY KEY in CREATE TABLE makes INSERT INTO an upsert",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
@@ -409,3 +694,22 @@ def test_wrong_statement_gives_one_error_with_a_caret_and_a_way_out(statement, m
     assert (first, line, way_out) == (f"SQL:{message}", f"  {statement}", f"  hint: {hint}")
     column = int(message.split(":")[1])
     assert caret.startswith(" " * (column + 1) + "^")
+
+
+@pytest.mark.parametrize(
+    ("statement", "marked"),
+    [
+        ("INSERT INTO counts SELECT carrier FROM flights", "counts"),
+        ("INSERT INTO counts SELECT carrier, origin FROM flights", "origin"),
+        ("INSERT INTO counts (carrier) SELECT carrier FROM flights", "carrier"),
+        ("INSERT INTO counts SELECT f.* FROM (SELECT carrier, origin FROM flights) AS f", "counts"),
+        ("INSERT INTO counts VALUES ('UA', 'many')", "'many'"),
+    ],
+)
+def test_an_insert_marks_what_does_not_fit(statement, marked):
+    app = App("wrong")
+    app.sql(TABLES)
+    with pytest.raises(SqlError) as caught:
+        app.sql(statement)
+    _, line, caret, _ = str(caught.value).splitlines()
+    assert line[caret.index("^") : caret.rindex("^") + 1] == marked
