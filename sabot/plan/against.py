@@ -189,6 +189,9 @@ def _given_up(
     names: dict[str, set[str]] = {id: {*_names(old.schema), *old.names} for id, old in saved.items()}
     for new in operators:
         names[new.id] = names.get(new.id, set()) | set(_names(new.schema))
+    columns = {
+        new.id: {name for name, _ in new.schema["columns"]} for new in operators if new.schema["kind"] == "upsert"
+    }
     whole: set[str] = set()
     parts: dict[str, set[str]] = defaultdict(set)
     for each in drop:
@@ -196,7 +199,7 @@ def _given_up(
         name = each[len(owner) + 1 :]
         if each in names:
             whole.add(each)
-        elif owner and name in names[owner]:
+        elif owner and name in names[owner] | columns.get(owner, set()):
             parts[owner].add(name)
         else:
             there = [*names, *(f"{id}.{name}" for id, known in names.items() for name in sorted(known))]
@@ -399,6 +402,7 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     differences: list[str] = []
     refused: list[str] = []  # differences of single aggregates
     parts: list[AggregateVerdict] = []
+    added = _added_columns(old, new)
     if old.schema.get("kind") != new.schema["kind"]:
         differences.append(f"it was a {old.schema.get('kind')}, is a {new.schema['kind']}")
     else:
@@ -421,6 +425,8 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
             before, now = old.schema.get(name), new.schema.get(name)
             if before != now and not (name == listed or (name == "order" and None in (before, now))):
                 change = _taken_over(name, before, now, old, new)
+                if change is None and added and added <= forgets:
+                    change = f"{', '.join(sorted(added))}: null in the rows so far, as asked"
                 differences.append(_difference(name, before, now)) if change is None else changes.append(change)
     if old.event_time and new.event_time and old.event_time != new.event_time:
         differences.append(f"event time was {old.event_time}, is {new.event_time}")
@@ -432,13 +438,26 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     told = () if differences else tuple(parts)
     if differences or refused:
         why = "; ".join([*differences, *refused, *changes])
-        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, parts=told)
+        instead = tuple(f"{new.id}.{name}" for name in sorted(added)) if len(differences) == 1 and added else ()
+        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, parts=told, instead=instead)
     if old.id != new.id:
         changes.insert(0, f"the checkpoint calls it {old.id}")
     if old.subtasks != new.parallelism:
         changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
     outcome: Outcome = "migrate" if changes else "keep"
     return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
+
+
+def _added_columns(old: SavedStep, new: Planned) -> frozenset[str]:
+    """Returns the columns that a program adds to the rows which an `upsert` keeps, if nothing else differs and the user may let
+    them be null in the rows so far. Returns none if the step keeps more than the last row of each key.
+    """
+    before, now = old.schema, new.schema
+    if not before.get("kind") == now["kind"] == "upsert" or now["changes"] or before["changes"]:
+        return frozenset()
+    kinds = dict(before["columns"])
+    fits = all(kinds.get(name, kind) == kind for name, kind in now["columns"]) and before["keys"] == now["keys"]
+    return frozenset(name for name, _ in now["columns"] if name not in kinds) if fits else frozenset()
 
 
 def _spent(manifest: SavedApp) -> frozenset[str] | None:

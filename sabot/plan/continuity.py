@@ -41,9 +41,14 @@ def over_changes(
         broken = [] if old is None else list(_broken(old, new, known, found, saved, spent is not None))
         begun = Verdict(new.id, verdict.before, new.text, "new", "it begins empty", given_up=verdict.given_up)
         if old is not None and old.groups and (broken or verdict.outcome == "refuse"):
-            if broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
+            again = _filled(new, begun, known, found, _ALL)
+            if new.keeps_copy and again.fills and again.outcome != "refuse":
                 why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
-                ways = [new.id, *_filled(new, begun, known, found, _ALL).instead]
+                why = f"{why}: it is filled again with the rows of {' and '.join(new.makers)}"
+                verdict = replace(again, outcome="refill", before=old.text, why=why)
+            elif broken or not verdict.parts:  # all of it would have to go, and what then cannot be filled
+                why = "; ".join([*([verdict.why] if verdict.outcome == "refuse" else []), *broken])
+                ways = [new.id, *again.instead]
                 verdict = Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups, instead=tuple(ways))
         elif old is None and spent is not None and new.id in spent:
             why = "it begins empty, because all inputs had ended and its rows wait for nothing any more"

@@ -63,7 +63,7 @@ def _fills(step: Planned, known: Mapping[str, Planned]) -> bool:
 
 def _has_rows(step: Planned, number: int, lineages: Sequence[Any], known: Mapping[str, Planned]) -> bool:
     if not lineages:
-        return number == 0 and step.schema["kind"] == "lookup"  # of the left, a lookup keeps no row
+        return number == 0 and step.keeps_copy
     way = step.ways[number] if number < len(step.ways) else None
     return way is not None and known[way.maker.id].gives_table
 

@@ -38,6 +38,13 @@ class Planned:
     origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
 
     @property
+    def keeps_copy(self) -> bool:
+        """True if its state is a copy of the table on its right: a lookup keeps no row of the left, and emits nothing for changes of
+        the table.
+        """
+        return bool(self.schema["kind"] == "lookup")
+
+    @property
     def makers(self) -> list[str]:
         """The ids of the steps that make its changes, sorted."""
         return sorted({each["from"] for lineages in self.lineage for each in lineages})
@@ -49,9 +56,9 @@ class Verdict:
 
     - `before`, `now`: the text of the operator in the checkpoint and in the program, or None if it is not there.
     - `outcome`, `why`: "keep": the state continues as it is. "migrate": it continues, and `why` says what changes.
-      "refill": it is computed again from its topics, as the user asked. "new": the checkpoint has no state for the operator,
-      so it begins empty. "drop": the program has no such operator. "refuse": the program's operator with this id keeps other
-      state, and `why` says what differs.
+      "refill": it is computed again from its topics, as the user asked, or from the table of which it is a copy. "new":
+      the checkpoint has no state for the operator, so it begins empty. "drop": the program has no such operator.
+      "refuse": the program's operator with this id keeps other state, and `why` says what differs.
     - `saved_as`: the operator's id in the checkpoint, or None if its state is not restored.
     - `groups`: about how many groups of it the checkpoint has.
     - `parts`: the decision on each of its aggregates.

@@ -270,3 +270,50 @@ async def test_a_sink_without_a_table_is_not_written_again(lives: Lives) -> None
     ) as refused:
         await lives.live(table("maker"), {}, reemit=["outt"])
     assert refused.value.hint == "the tables are written into out"
+
+
+async def test_an_added_column_may_be_null_in_the_rows_so_far(lives: Lives) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    with pytest.raises(UserError) as refused:
+        await lives.live(table("maker", "seats"), {})
+    assert refused.value.hint.endswith("--refill newest; or give up only this state: --drop newest.seats")
+    more = {"id": 4, "maker": "m9", "seats": 77}
+    written = await lives.live(table("maker", "seats"), {"cars": [more]}, drop=["newest.seats"])
+    assert written == [more]
+    kept = {row["id"]: row for row in lives.kept("newest")}
+    assert kept == {row["id"]: {**row, "seats": None} for row in ROWS} | {4: more}
+
+
+async def test_an_added_column_of_another_type_is_not_null_but_refused(lives: Lives) -> None:
+    def program(app: App) -> None:
+        cars = app.stream("cars", schema=CARS).with_columns(maker=sabot.lit(1))
+        cars.select("id", "maker", "seats").upsert("id").named("newest").to("out")
+
+    await lives.live(table("maker"), {"cars": ROWS})
+    with pytest.raises(UserError, match="column maker was string, is int64") as refused:
+        await lives.live(program, {}, drop=["newest.seats"])
+    assert "--drop newest " in f"{refused.value.hint} "
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_lookup_that_needs_another_column_or_other_rows_is_filled_again_by_itself(
+    lives: Lives, parallelism: int
+) -> None:
+    def program(least: int, *columns: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.table("cars", key="id", schema=CARS).named("newest")
+            cars.group_by("maker").aggregate(most=sabot.max("seats")).named("most").upsert("maker").to("most")
+            trips = app.stream("trips", schema=TRIPS, time="ts")
+            found = trips.lookup(cars.filter(col("seats") >= least), on="id", how="left").named("of_trip")
+            found.select("id", "km", *columns).to("out")
+
+        return build
+
+    lives.parallelism = parallelism
+    await lives.live(program(0, "maker"), {"cars": ROWS})
+    written = await lives.live(program(0, "maker", "seats"), {"trips": trips(0, 7)})
+    newest = {row["id"]: row for row in ROWS}
+    right = [{"id": n % 5, "km": n, "maker": newest[n % 5]["maker"], "seats": newest[n % 5]["seats"]} for n in range(7)]
+    assert sorted(written, key=str) == sorted(right, key=str)
+    written = await lives.live(program(37, "maker", "seats"), {"trips": trips(0, 5)})
+    assert {row["id"]: row["seats"] for row in written} == {0: None, 1: None, 2: 37, 3: 38, 4: 39}

@@ -31,7 +31,8 @@ class LatestRows(Groups):
         self._names, self._input = list(keys), input
         self._timed = TIME_COLUMN in input.names
         folder, memory = context.directory, context.memory_budget
-        self._rows = RowStore(input, self._names, directory=folder, memory_bytes=memory, later=TIME_COLUMN)
+        later = set(input.names).difference(keys)  # the start has checked which columns the program may add
+        self._rows = RowStore(input, self._names, directory=folder, memory_bytes=memory, later=later)
         self._known = key_table(pa.schema([input.field(name) for name in keys]))
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()

@@ -12,7 +12,7 @@ a row is written O(log n) times.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -52,8 +52,8 @@ class RowStore:
     `rows`, `keys`, `counted`: see RowTable. `directory`: a directory that nothing else uses, for files that
     checkpoints share and for rows beyond `memory_bytes`, which are mapped from files (the index stays in memory).
     Without a directory all rows are in memory, and each checkpoint is written whole. `order_of`: computes the order
-    of rows from all their columns, for a restore from a checkpoint with other columns. `later`: the name of a column
-    that an older checkpoint may lack (rows from it get null), or "".
+    of rows from all their columns, for a restore from a checkpoint with other columns. `later`: the names of columns
+    that an older checkpoint may lack (rows from it get null).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RowStore:
         directory: Path | None = None,
         memory_bytes: int = 256_000_000,
         order_of: Callable[[pa.RecordBatch], pa.Int64Array] | None = None,
-        later: str = "",
+        later: Collection[str] = (),
     ) -> None:
         self._order_of, self._later = order_of, later
         self._directory = None if directory is None else directory / "rows"
@@ -175,7 +175,7 @@ class RowStore:
             raise checkpoint_error(f"{directory}: cannot be read as rows", error) from error
 
     def _kept(self, data: pa.RecordBatch, columns: Sequence[int]) -> pa.RecordBatch:
-        """Returns the table's columns of rows of a file; the column `later` is null if the file lacks it."""
+        """Returns the table's columns of rows of a file; columns of `later` that the file lacks are null."""
         fields = list(self.table.rows)
         found = [
             data.column(c) if c >= 0 else pa.nulls(data.num_rows, each.type)
@@ -192,7 +192,7 @@ class RowStore:
         if names == rows.names:
             columns = list(range(len(names)))
         known = [(schema.types[c], kind) for c, kind in zip(columns, rows.types, strict=True) if c >= 0]
-        lacking = [name for c, name in zip(columns, rows.names, strict=True) if c < 0 and name != self._later]
+        lacking = [name for c, name in zip(columns, rows.names, strict=True) if c < 0 and name not in self._later]
         if lacking or any(one != two for one, two in known):
             raise CorruptCheckpoint(
                 f"{file}: has the columns {_described(schema)}, the program keeps {_described(rows)}",
