@@ -1,4 +1,4 @@
-"""What bridges to servers have in common: the tools of a server by their names, asked again while it cannot be reached.
+"""The base of bridges to servers: calls of a server's tools, which are repeated while the server cannot be reached.
 
 Any MCP server will do that offers the tools of a bridge (`sessions`, `documents`). Each call of them may be repeated, so one that found no
 server, or lost it, is: three times, after 1, 2 and 4 seconds. `on_error` says what follows where the server cannot be reached at all.
@@ -28,7 +28,7 @@ OnBridgeError = Literal["fail_fast", "graceful"]
 
 
 class BridgeAnswer(Protocol):
-    """What a tool of a server has answered; `McpResult` is one."""
+    """The answer of a server's tool; `McpResult` is one."""
 
     @property
     def is_error(self) -> bool: ...
@@ -44,8 +44,8 @@ class CallTool(Protocol):
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
     ) -> BridgeAnswer:
-        """Calls a tool, once. Raises TransientError or TimeoutError where the server cannot be reached or does not answer, and another
-        SabotError where it refuses.
+        """Calls a tool once. Raises TransientError or TimeoutError if the server cannot be reached or does not answer, and another
+        SabotError if it refuses.
         """
 
 

@@ -1,4 +1,4 @@
-"""What is said of MCP servers: limits and times of all of them (`McpConfig`), and of each one how it is reached (`McpServerSpec`)."""
+"""The settings of MCP servers: limits and times of all (`McpConfig`), and the way to reach each one (`McpServerSpec`)."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
-    """Whose session it is: nobody else ever uses it. scope: the tenant. principal: the user or agent."""
+    """The owner of a session, which nobody else ever uses. `scope`: the tenant. `principal`: the user or the agent."""
 
     server: str
     scope: str = ""
@@ -48,18 +48,22 @@ Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class McpConfig:
-    """Limits and times of a pool's servers. Durations as "5s", sizes as "10MB".
+    """Limits and times of a pool's servers. Durations are written as "5s", sizes as "10MB".
 
-    cortex_binary_path: the program of the server that an agent has where none is named, run as `PROGRAM mcp stdio`; None: `cortex` of PATH.
-    protocol_version: the oldest that a server may speak. request_timeout: for an answer; each report of progress begins it anew, and
-    time in which the server waits for a person does not count. max_call_time: of a call altogether, however often it reports progress;
-    None: 10 times what it has for an answer. connect_timeout: to start a server, and to agree with it. max_retries: how
-    often opening a session is tried again after a failure that may pass. stdio_buffer: bytes that are read at a time.
-    max_result_bytes: of a message from a server. max_servers: sessions that are open at a time. idle_timeout: a session that was not used
-    for so long is closed. question_timeout: how long a person may take to answer a server's question. max_questions: of one call.
-    max_tools: that an agent is given of a server; of one that lists more, `only=` names those that it needs. max_listed: tools, resources,
-    templates of them, and prompts that a server may list. max_list_bytes: of such a list, all its pages. max_description_chars: of a tool's
-    description. max_sampling_tokens: that a server's request to a model may write.
+    - `cortex_binary_path`: the program of the server that an agent has if no server is named, run as `PROGRAM mcp stdio`; `cortex` of PATH
+      if None.
+    - `protocol_version`: the oldest version that a server may speak.
+    - `request_timeout`: the time for an answer; each report of progress begins it anew, and time in which the server waits for a person
+      does not count. `max_call_time`: the time of a whole call, however often it reports progress; 10 times the time for an answer if None.
+    - `connect_timeout`: the time to start a server, and to agree with it. `max_retries`: further tries to open a session after a failure
+      that may pass.
+    - `stdio_buffer`: bytes that are read at a time. `max_result_bytes`: the size of a message from a server.
+    - `max_servers`: sessions that are open at a time. `idle_timeout`: the time without use after which a session is closed.
+    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the questions of one call.
+    - `max_tools`: the tools of a server that an agent is given; `only=` chooses among more. `max_listed`: the tools, resources, templates
+      and prompts that a server may list. `max_list_bytes`: the size of such a list, with all its pages.
+    - `max_description_chars`: the length of a tool's description. `max_sampling_tokens`: the tokens that a model may write for a server's
+      request.
     """
 
     cortex_binary_path: "str | PathLike[str] | None" = None
@@ -96,11 +100,11 @@ class McpConfig:
             check(f"McpConfig: {name}", getattr(self, name), Whole(1))
 
     def seconds(self, name: str) -> float:
-        """One of the durations, in seconds."""
+        """Returns one of the durations in seconds."""
         return parse_seconds(getattr(self, name), name=name)
 
     def most_seconds(self, timeout_s: float) -> float:
-        """The time of a call altogether that has so many seconds for an answer."""
+        """Returns the time of a whole call that has so many seconds for an answer."""
         if self.max_call_time is None:
             return _MOST_TIMEOUTS * timeout_s
         return parse_seconds(self.max_call_time, name="max_call_time")
@@ -116,7 +120,7 @@ class McpConfig:
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:
-        """The command of the server that an agent has where none is named. Raises UserError."""
+        """Returns the command of the server that an agent has if no server is named. Raises UserError."""
         named = None if self.cortex_binary_path is None else os.fspath(self.cortex_binary_path)
         program = shutil.which(named or "cortex")
         if program is None:
@@ -132,8 +136,8 @@ class McpConfig:
         return (program, "mcp", "stdio")
 
     def tool_servers(self) -> "McpServerPool | None":
-        """A pool whose agents have the server of `cortex_binary_path`, for `RuntimeConfig(mcp=McpConfig(...))`; None where no program is
-        named, and no `cortex` is on PATH. Raises UserError, MissingExtra.
+        """Returns a pool whose agents have the server of `cortex_binary_path`, for `RuntimeConfig(mcp=McpConfig(...))`; None if no program
+        is named, and no `cortex` is on PATH. Raises UserError, MissingExtra.
         """
         from sabot.mcp import McpServerPool
 
@@ -158,12 +162,13 @@ class McpServerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class McpServerSpec:
-    """A server: its name, and how it is reached: by a command (its stdin and stdout), a URL (streamable HTTP), or `connect`.
+    """A server, with its name and the way to reach it: a command (by stdin and stdout), a URL (streamable HTTP), or `connect`.
 
-    environment: what a command's process has besides PATH, HOME and the like. headers: of each HTTP request. working_dir: of the process.
-    limits: of the process and all that it starts; those of a task, its time and its output, are not of a server. trust: how far the program
-    is trusted (`sabot.process.Command`). connect: `connect(key, ended)` gives an asynchronous context manager of the SDK's two message
-    streams; it calls `ended(why)` when the server is gone.
+    - `environment`: variables of a command's process besides PATH, HOME and the like. `working_dir`, `limits`, `trust`: those of the
+      process, as in `sabot.process.Command`; limits of a task, time and output, do not apply.
+    - `headers`: headers of each HTTP request.
+    - `connect`: `connect(key, ended)` returns an asynchronous context manager of the SDK's two message streams, and calls `ended(why)` when
+      the server is gone.
     """
 
     name: str
@@ -178,7 +183,7 @@ class McpServerSpec:
 
     @property
     def way(self) -> str:
-        """How the server is reached, without arguments and passwords, which are secret."""
+        """The program or the address, without arguments and passwords, which are secret."""
         if self.command:
             return os.path.basename(self.command[0])
         return redacted_url(self.url) if self.url else "connect"
@@ -212,7 +217,7 @@ class McpServerSpec:
         keep_url(self.url, owner=self)
 
     def command_of(self, key: SessionKey) -> Command:
-        """The program that is run for this session."""
+        """Returns the command for this session."""
         return Command(
             argv=self.command,
             environment=_values(self.environment, key),
@@ -223,7 +228,7 @@ class McpServerSpec:
         )
 
     def headers_of(self, key: SessionKey, owner: object) -> dict[str, str]:
-        """What each HTTP request of this session carries. Its secrets are hidden in texts while `owner` lives."""
+        """Returns the headers of each HTTP request of this session. Their secrets are hidden in texts while `owner` lives."""
         headers = _values(self.headers, key)
         _keep_headers(headers, owner)
         return headers

@@ -35,13 +35,13 @@ _NEGATIONS = {
 
 
 class DocumentError(SabotError):
-    """A query of documents has failed (E2060), or something else is wrong with one: see the classes below it."""
+    """A query of documents has failed (E2060). The classes below it name other failures."""
 
     code = "E2060"
 
 
 class NoAuthoritativeSource(DocumentError):
-    """No authoritative document has anything to do with it."""
+    """No authoritative document matches."""
 
     code = "E2061"
 
@@ -59,8 +59,10 @@ class DocumentNotFound(DocumentError):
 
 
 class SourceDocument(msgspec.Struct, frozen=True):
-    """A document of the server. confidence: how well it fits the query, 0 to 1. updated: as the server writes it, "" if it does not.
-    authoritative: what it says holds; so it is where the server does not say otherwise.
+    """A document of the server.
+
+    `confidence`: the match with the query, from 0 to 1. `authoritative`: True unless the server says otherwise. `updated`: the time of the
+    last change as the server writes it, or "".
     """
 
     id: str
@@ -72,8 +74,10 @@ class SourceDocument(msgspec.Struct, frozen=True):
 
 
 class ClaimCheck(msgspec.Struct, frozen=True):
-    """What authoritative documents say of a claim. status: "disputed": some support and some contradict it; "undecided": none does either.
-    confidence: that of the best document which decides. sources: the documents that were asked, the best first.
+    """The result of a comparison of a claim with authoritative documents.
+
+    `status`: "disputed" if some documents support it and some contradict it, "undecided" if none does either. `confidence`: that of the
+    best document which decides. `sources`: the documents that were compared, the best first.
     """
 
     claim: str
@@ -93,11 +97,12 @@ Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
 
 
 class DocumentBridge:
-    """The documents of a server: searched, read, and asked whether a claim holds.
+    """The documents of a server: they can be searched, read, and compared with claims.
 
-    confidence_threshold: documents that fit a query less are left out. max_sources: the most that a search gives. cache_ttl: how long the
-    answer to a query is given again. judge: compares a claim with a document, a function or a coroutine function; a model may be behind
-    it. on_error, retries, backoff, timeout: see above.
+    - `confidence_threshold`: the least confidence of a document. `max_sources`: the most documents of a search. `cache_ttl`: the time for
+      which the answer to a query is used again.
+    - `judge`: compares a claim with a document; a function or a coroutine function, which may ask a model.
+    - `on_error`, `retries`, `backoff`, `timeout`: as in `bridges`.
     """
 
     def __init__(
@@ -129,14 +134,14 @@ class DocumentBridge:
 
     @property
     def reachable(self) -> bool:
-        """Whether the last call found the server."""
+        """True if the last call found the server."""
         return self._server.reachable
 
     async def search(
         self, query: str, *, filters: Mapping[str, Any] | None = None, use_cache: bool = True
     ) -> list[SourceDocument]:
-        """The documents that fit the query, the best first. Where no server can be reached, "graceful" gives what it gave last for this
-        query, however old, or none. Raises DocumentError (E2060).
+        """Returns the documents that match the query, the best first. If the server cannot be reached, "graceful" returns the last answer
+        to the same query, however old it is, or none. Raises DocumentError (E2060).
         """
         key = msgspec.json.encode([query, dict(filters or {})], order="deterministic")
         kept = self._cached.get(key)
@@ -159,7 +164,7 @@ class DocumentBridge:
         return list(fitting)
 
     async def get_document(self, document_id: str) -> SourceDocument:
-        """A document by its id. Raises DocumentNotFound (E2063); DocumentError (E2060) where no server can be reached."""
+        """Returns a document by its id. Raises DocumentNotFound (E2063); DocumentError (E2060) if the server cannot be reached."""
         what = f"document {short_repr(document_id)}"
         asked = {"documentId": document_id}
         said = await self._server.ask("get_document", asked, DocumentNotFound, what, gone=DocumentError)
@@ -168,7 +173,7 @@ class DocumentBridge:
         return _document({"confidence": 1.0} | dict(said["document"]), DocumentError, what)
 
     async def source_of_truth(self, topic: str) -> SourceDocument:
-        """The authoritative document that fits best; of equal ones the one that was updated last. Raises NoAuthoritativeSource (E2061)."""
+        """Returns the authoritative document that matches best; among equal ones, the newest. Raises NoAuthoritativeSource (E2061)."""
         return (await self._authoritative(topic))[0]
 
     async def verify_claim(self, claim: str) -> ClaimCheck:
@@ -209,8 +214,8 @@ class DocumentBridge:
 
 
 def by_words(claim: str, document: SourceDocument) -> Says:
-    """The judge that asks no model: a document supports a claim if one of its sentences has all words of it, and no negation that the claim
-    does not have. It never contradicts: words alone do not tell that.
+    """Returns "supports" if a sentence of the document has all words of the claim, and no negation that the claim lacks, else "silent". It
+    asks no model, and never returns "contradicts": words alone do not tell that.
     """
     wanted = set(_words(claim))
     for sentence in _SENTENCE.split(document.text):
@@ -229,12 +234,12 @@ def _negates(word: str) -> bool:
 
 
 def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
-    """The best first; of equal ones the newest."""
+    """Returns a key that sorts the best first; among equal ones, the newest."""
     return -document.confidence, tuple(-ord(each) for each in document.updated), document.id
 
 
 def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:
-    """A document as servers write it: `content`, `snippet` or `text`; `confidence` or `score`; `updated_at` or `updatedAt`."""
+    """Returns a document as servers write it: `content`, `snippet` or `text`; `confidence` or `score`; `updated_at` or `updatedAt`."""
     if not isinstance(said, dict):
         raise error(f"{what}: {short_repr(said)} is no document")
     confidence = _first(said, ("confidence", "score"))

@@ -1,4 +1,4 @@
-"""What goes wrong with MCP servers.
+"""The errors of MCP servers.
 
 ToolError                    of `sabot.llm.errors`: an agent's model is told
 └── McpError                 names the server
@@ -18,7 +18,7 @@ from sabot.llm.errors import ToolError, ToolTimeout
 
 
 class McpError(ToolError):
-    """Something is wrong with an MCP server, or with a call of one of its tools. server: its name in the pool."""
+    """An MCP server, or a call of one of its tools, has failed. `server`: its name in the pool."""
 
     def __init__(self, server: str, message: str, *, hint: str = "") -> None:
         super().__init__(f"MCP server {server}: {message}", hint=hint)
@@ -26,7 +26,9 @@ class McpError(ToolError):
 
 
 class McpUnavailable(McpError, NotSent):
-    """The server cannot be started or reached, or does not speak the protocol. Nothing was sent. passes: another try may do better."""
+    """The server cannot be started or reached, or does not speak the protocol. Nothing was sent. `passes`: True if another try may
+    succeed.
+    """
 
     def __init__(self, server: str, message: str, *, passes: bool = False, hint: str = "") -> None:
         super().__init__(server, message, hint=hint)
@@ -38,15 +40,15 @@ class McpBusy(McpError, NotSent):
 
 
 class McpConnectionLost(McpError, TransientError):
-    """The session ended while a call was under way. Whether it was done is not known: the class of the tool says what follows."""
+    """The session ended while a call was under way. Nobody knows whether the call was done: the class of the tool says what follows."""
 
 
 class McpTimeout(McpError, ToolTimeout):
-    """The server did not answer in time. Whether the call was done is not known."""
+    """The server did not answer in time. Nobody knows whether the call was done."""
 
 
 class McpRefused(McpError):
-    """The server answered with an error, or asked for what it did not get. number: its code, as JSON-RPC has it."""
+    """The server answered with an error, or asked for something that it did not get. `number`: its code of JSON-RPC."""
 
     def __init__(self, server: str, message: str, number: int = 0, *, hint: str = "") -> None:
         super().__init__(server, message, hint=hint)
@@ -58,7 +60,7 @@ class McpResultTooLarge(McpError):
 
 
 class McpInvalidAnswer(McpError):
-    """The call was done, and its answer is not what the protocol, or the output schema of the tool, says."""
+    """The call was done, and its answer does not fit the protocol, or the output schema of the tool."""
 
 
 class McpInvalidArguments(McpError):
@@ -66,4 +68,4 @@ class McpInvalidArguments(McpError):
 
 
 class McpToolChanged(McpError):
-    """The tool's description or schema is another one than when it was offered, or the server offers it no more. Nothing was sent."""
+    """The tool's description or schema has changed since it was offered, or the server offers it no more. Nothing was sent."""

@@ -1,4 +1,4 @@
-"""Whether sessions still answer, judged once for all who use them.
+"""The health of sessions, judged once for all of their users.
 
     a call is out of time ─▶ ping ─┬─ answered: the tool is slow, and the session stays
                                    └─ no answer: hung. The session ends, and the next call opens another one;
@@ -29,9 +29,10 @@ _LOOK_SECONDS = 0.02
 
 
 class SessionHealth:
-    """The health of one session. server: for messages. ping: sends a request that any server answers. end: ends the session, for a reason.
+    """The health of one session. `server`: the name for messages. `ping`: sends a request that any server answers. `end`: ends the session,
+    for a reason.
 
-    hung: it did not answer a ping. under_way: requests that wait for an answer.
+    `hung`: True if a ping was not answered. `under_way`: the number of requests that wait for an answer.
     """
 
     def __init__(
@@ -47,33 +48,35 @@ class SessionHealth:
         self._why = ""
 
     def doubt(self, what: str) -> None:
-        """A request is out of time: from now on, until the server has answered a ping, nothing new is sent. what: for messages."""
+        """Notes that a request is out of time, and pings the server; nothing new is sent until the answer. `what`: the request, for
+        messages.
+        """
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(what))
             self._asking.add_done_callback(seen)
 
     async def checked(self) -> None:
-        """Returns when nothing is known against the session. Raises McpUnavailable where it hangs; nothing was sent then."""
+        """Waits for the answer to a ping that is under way. Raises McpUnavailable if the session hangs; nothing was sent then."""
         if self._asking is not None:
             await asyncio.shield(self._asking)
         if self.hung:
             raise McpUnavailable(self._server, self._why, hint="it was sent nothing, so the call may be made again")
 
     def begun(self) -> None:
-        """A request is sent."""
+        """Notes that a request is sent."""
         self.under_way += 1
 
     def answered(self) -> None:
-        """The server has answered something."""
+        """Notes an answer of the server."""
         self.hung = False
 
     def over(self) -> None:
-        """A request waits no longer."""
+        """Notes that a request waits no longer."""
         self.under_way -= 1
         self._end_if_hung()
 
     def stop(self) -> None:
-        """The session is over."""
+        """Stops the ping: the session is over."""
         if self._asking is not None:
             self._asking.cancel()
 
@@ -96,22 +99,23 @@ class SessionHealth:
 
 
 class ServerBackoff:
-    """Sessions that were given up because their servers hung, in a row without an answer to a call: for how long nothing is asked of them.
+    """Sessions whose servers hung, in a row without an answer to a call, and the times until which nothing is asked of them.
 
-    One that hung in a call is opened again at once. One that hung again, or while it was opened, rests, each time twice as long.
+    After the first hang in a call, the next session is opened at once. After further ones, or a hang while it was opened, it waits, each
+    time twice as long.
     """
 
     def __init__(self) -> None:
         self._hung: dict[SessionKey, tuple[int, float, str]] = {}  # how often, until when, why
 
     def hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """The session was given up. opened: it was open before."""
+        """Notes that a session was given up. `opened`: True if it was open before."""
         times = self._hung.get(key, (0, 0.0, ""))[0] + 1
         rest = _POLICY.wait_s(times - opened)
         self._hung[key] = (times, asyncio.get_running_loop().time() + rest, why)
 
     def answered(self, key: SessionKey) -> None:
-        """The server has answered a call."""
+        """Notes that the server has answered a call."""
         self._hung.pop(key, None)
 
     def check(self, key: SessionKey) -> None:
@@ -127,8 +131,8 @@ class ServerBackoff:
 
 
 class PacedStream:
-    """A stream of messages. While nothing is asked of the server, its notifications are read at a bounded rate, so that one that floods has
-    to wait instead of keeping a core busy. is_awaited: whether something is asked.
+    """A stream of messages. While nothing is asked of the server, notifications are read at a bounded rate, so that a flood of them waits
+    instead of keeping a core busy. `is_awaited`: returns True while something is asked.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -143,7 +147,7 @@ class PacedStream:
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
-        """The next message."""
+        """Returns the next message."""
         found = await self._stream.receive()
         if isinstance(getattr(found, "message", None), JSONRPCNotification):
             while not (self._has_room() or self._is_awaited()):  # noqa: ASYNC110 - room comes with the time, and nothing tells

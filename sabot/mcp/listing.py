@@ -18,8 +18,10 @@ _PIECE = 50  # items that are looked at before others go on: some milliseconds
 async def all_pages(
     server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
 ) -> list[dict[str, Any]]:
-    """The items of all pages, as JSON. method: of the SDK's session, as `list_tools`, whose pages have `tools`. fetch: a page by its
-    cursor. Raises McpResultTooLarge, which names the bound.
+    """Returns the items of all pages as JSON.
+
+    `method`: the method of the SDK's session, such as `list_tools`, whose pages have `tools`. `fetch`: returns a page by its cursor. Raises
+    McpResultTooLarge, which names the bound.
     """
     items = method.removeprefix("list_")
     most, most_bytes = config.max_listed, config.most_list_bytes
@@ -48,7 +50,7 @@ async def all_pages(
 
 
 async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
-    """The tools that can be offered, by name; and why others are left out."""
+    """Returns the tools that can be offered, by name, and the reasons why others are left out."""
     offers: dict[str, Offer] = {}
     left_out: dict[str, str] = {}
     for number, told in enumerate(listed):

@@ -27,7 +27,7 @@ class LoopThread:
             return self._loop
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs it there. Who is cancelled cancels it."""
+        """Runs the work on the loop, and returns its result. If the caller is cancelled, so is the work."""
         there, here = self._started(), asyncio.get_running_loop()
         answer: asyncio.Future[T] = here.create_future()
         task: asyncio.Task[T] | None = None
@@ -49,13 +49,13 @@ class LoopThread:
             raise
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Runs it, and nobody waits for it. Called on the loop."""
+        """Starts work that nobody waits for. Called on the loop."""
         task = asyncio.get_running_loop().create_task(work)
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
 
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `last` there, and ends the thread."""
+        """Runs `last` on the loop, and ends the thread."""
         with self._lock:
             loop = self._loop
         if loop is not None:
@@ -64,13 +64,13 @@ class LoopThread:
 
 
 def seen(task: "asyncio.Task[Any]") -> None:
-    """The error of a task that nobody waits for any more is nobody's."""
+    """Marks the error of a task as retrieved, because nobody waits for the task any more."""
     if not task.cancelled():
         task.exception()
 
 
 def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
-    """Gives what came of it to who waits."""
+    """Gives the result or the error of the task to the caller that waits."""
     error = None if done.cancelled() else done.exception()
     if answer.done():
         return
@@ -83,7 +83,7 @@ def _pass_on(done: "asyncio.Task[T]", answer: "asyncio.Future[T]") -> None:
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """The life of the thread."""
+    """Runs the loop, in its thread."""
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()

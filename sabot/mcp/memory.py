@@ -1,4 +1,4 @@
-"""What agents remember: texts under a scope, found again by their words. No model is asked.
+"""The memory of agents: texts under a scope, which are found by their words. No model is asked.
 
     memory = Memory(MemoryFile("memories"))                a file that agents and servers of several processes use at once
     memory = Memory(StateMemories(ctx.map_state("notes")))  keyed state of an agent: saved with its checkpoints, exactly once
@@ -55,7 +55,9 @@ _SATURATION, _BY_LENGTH = 1.2, 0.75  # k1 and b of BM25
 
 
 class FoundMemory(TypedDict):
-    """A memory that a search has found. score: above 0, of this search alone. cut: the text goes on; `retrieve` gives all of it."""
+    """A memory that a search has found. `score`: above 0, and comparable within this search. `cut`: True if the text goes on; `retrieve`
+    returns all of it.
+    """
 
     id: str
     text: str
@@ -66,7 +68,7 @@ class FoundMemory(TypedDict):
 
 
 class Remembered(TypedDict):
-    """A memory. earlier: the wordings that were stored before and are consolidated into it, the newest first."""
+    """A memory. `earlier`: the earlier wordings that were consolidated into it, the newest first."""
 
     id: str
     text: str
@@ -79,7 +81,7 @@ class MemoryStore(Protocol):
     """Keeps records by scope and id."""
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
-        """The records of these ids that are there; None: all of the scope."""
+        """Returns the records with these ids that are there, or all of the scope."""
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
         """Reads as `read` does and keeps what `change` returns, nothing else having changed in between. If it raises, nothing is kept."""
@@ -186,9 +188,9 @@ class MemoryFile:
 
 
 class Memory:
-    """What is remembered in a home. All calls take the scope, and see nothing of another one.
+    """The memories of a store. All calls take the scope, and see nothing of another one.
 
-    A scope holds 10,000 memories, a text 65,536 characters; known secrets of this process are hidden in what is stored.
+    A scope holds 10,000 memories, a text 65,536 characters. Known secrets of this process are hidden in stored texts.
     """
 
     def __init__(self, home: MemoryStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -215,8 +217,9 @@ class Memory:
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
-        """The memories that have words of the query, the best first, by BM25; of equal ones the newest. Letter case and accents written in
-        another way count as equal; a word of three letters or more also finds words that begin with it, for half the weight.
+        """Returns the memories that have words of the query, the best first by BM25; among equal ones, the newest. Letter case, and accents
+        that are written in another way, count as equal. A word of three letters or more also finds longer words that begin with it, with
+        half the weight.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
@@ -228,7 +231,7 @@ class Memory:
         return [_found(each, standing[each], scores[each]) for each in order[:limit]]
 
     async def retrieve(self, scope: str, id: str) -> Remembered:
-        """The memory of this id, or the one into which it was consolidated. Raises UserError where there is none."""
+        """Returns the memory with this id, or the one into which it was consolidated. Raises UserError if there is none."""
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:
@@ -239,10 +242,10 @@ class Memory:
         )
 
     async def consolidate(self, scope: str, similarity: float = 0.8) -> dict[str, int]:
-        """Puts memories of nearly the same words together, and returns `before` and `after`, how many there are.
+        """Merges memories of nearly the same words, and returns their numbers `before` and `after`.
 
-        similarity: words that two texts share, of all that they have (Jaccard), from 0.5 to 1. The newest stands; each older one goes to
-        the one that it is most like. The same memories give the same result.
+        `similarity`: the share of common words among all words of two texts (Jaccard), from 0.5 to 1. The newest text stays; each older one
+        is merged into the text that it resembles most. The same memories give the same result.
         """
         if isinstance(similarity, bool) or not isinstance(similarity, int | float) or not 0.5 <= similarity <= 1:
             raise UserError(f"memory: similarity={short_repr(similarity)}", hint="from 0.5 to 1")
@@ -254,7 +257,7 @@ class Memory:
         return {"before": len(standing), "after": len(standing) - len(leaders)}
 
     async def forget(self, scope: str, id: str) -> bool:
-        """Removes the memory of this id, with its earlier wordings; False where there is none."""
+        """Removes the memory with this id, and its earlier wordings. Returns False if there is none."""
         scope = _scope(scope)
         standing, record = await self._standing(scope, checked_text(id, "memory: id"))
         if record is None:
@@ -308,8 +311,8 @@ class Memory:
         return [cortex_search, cortex_store, cortex_retrieve, cortex_consolidate]
 
     async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
-        """The id under which a memory stands now, and its record. Those of earlier wordings lead straight to it, unless another process
-        consolidates at this moment.
+        """Returns the id under which a memory is kept now, and its record. Ids of earlier wordings lead straight to it, unless another
+        process consolidates at this moment.
         """
         while True:
             record = (await self._store.read(scope, [id])).get(id)
@@ -319,7 +322,7 @@ class Memory:
 
 
 def id_of(text: str) -> str:
-    """16 hexadecimal digits, the same for the same text."""
+    """Returns 16 hexadecimal digits, the same for the same text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -369,7 +372,7 @@ def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
 
 
 def _ranked(texts: Mapping[str, list[str]], query: list[str]) -> dict[str, float]:
-    """The score of each text that has a word of the query: BM25 (Robertson and Zaragoza, 2009), its idf as Lucene has it."""
+    """Returns the score of each text that has a word of the query: BM25 (Robertson and Zaragoza, 2009), with the idf of Lucene."""
     usual = sum(map(len, texts.values())) / max(len(texts), 1)
     known = set().union(*texts.values())
     scores: defaultdict[str, float] = defaultdict(float)
@@ -386,10 +389,10 @@ def _ranked(texts: Mapping[str, list[str]], query: list[str]) -> dict[str, float
 
 
 def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:
-    """For each memory that is to be a part of another one: which.
+    """Returns for each memory that is to be merged the memory into which it goes.
 
-    Two sets of words can be that similar only if they share one of the first few in an order that all sets have; with the rarest words
-    first, few sets do (Chaudhuri, Ganti and Kaushik, 2006).
+    Two sets of words can be that similar only if they share one of the first few words in an order that all sets have; with the rarest
+    words first, few sets do (Chaudhuri, Ganti and Kaushik, 2006).
     """
     sets = {each: frozenset(_words(record["text"])) for each, record in standing.items()}
     common = Counter(word for words in sets.values() for word in words)

@@ -1,4 +1,4 @@
-"""What a server says of its tools, made safe to show: servers are not trusted, and what they write goes into the prompts of models.
+"""Descriptions of a server's tools, made safe to show: servers are not trusted, and their texts go into the prompts of models.
 
 A description is cleaned of characters that nobody sees, and cut; a schema that is too large, or is none, leaves the tool out. `digest` is
 of what the server wrote, before that: a tool that changes after somebody has looked at it is seen to have changed.
@@ -36,9 +36,10 @@ _DEEPEST = 60
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tool, as a server offers it. name: the server's. shown: the name that models are given. digest: of what the server wrote.
+    """A tool that a server offers. `name`: the server's name for it. `shown`: the name for models. `digest`: the digest of the server's
+    description, before it was cleaned.
 
-    read_only, idempotent, open_world: what the server says of its effect; None: nothing. said: things to know, such as a cut description.
+    `read_only`, `idempotent`, `open_world`: the server's hints about the effect, or None.
     """
 
     name: str
@@ -53,14 +54,14 @@ class Offer:
 
     @property
     def proposed(self) -> EffectClass:
-        """The class that the server's words propose. MCP carries no key, so `idempotent` means by the arguments."""
+        """The class that the server's hints propose. MCP carries no key, so `idempotent` means by the arguments."""
         if self.read_only:
             return EffectClass.READ
         return EffectClass.IDEMPOTENT if self.idempotent else EffectClass.UNSAFE
 
 
 def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
-    """The offer that a server makes by this entry of its list of tools, as JSON; or why it is left out."""
+    """Returns the offer that an entry of the server's list of tools makes, or the reason why it is left out."""
     name = told["name"]
     if not name or clean(name, 200) != name:
         return f"its name {clean(repr(name), 100)} is empty, too long, or has characters that nobody sees"
@@ -89,14 +90,14 @@ def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
 
 
 def clean(text: str, most: int) -> str:
-    """The text without characters that nobody sees, and at most so long; of a longer one the end says how much was left out."""
+    """Returns the text without invisible characters, and cut to so many; the end of a cut text says how many were left out."""
     kept = "".join(each for each in text[: 4 * most] if each in _KEPT or unicodedata.category(each) not in _UNSEEN)
     left = len(text) - most
     return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[:most]}… ({left:,} characters left out)"
 
 
 def _wrong_with(schema: Any) -> str:
-    """What keeps values from being checked by this schema; "": nothing."""
+    """Returns the reason why no value can be checked by this schema, or ""."""
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return "it is not of an object"
     if _depth(schema) > _DEEPEST:
@@ -124,7 +125,7 @@ def _depth(value: Any) -> int:
 
 
 def _cleaned(schema: Any, most: int) -> Any:
-    """The schema, with prose cleaned and cut. Names of properties, and values, stay: they are what calls are made of."""
+    """Returns the schema with its prose cleaned and cut. Names of properties, and values, stay, because calls are made of them."""
     if isinstance(schema, list):
         return [_cleaned(each, most) for each in schema]
     if not isinstance(schema, dict):
@@ -136,7 +137,7 @@ def _cleaned(schema: Any, most: int) -> Any:
 
 
 class OfferedArguments:
-    """The arguments of a tool, as a model is told of them, by the schema that the server gives."""
+    """The arguments of a tool, with the server's schema, as a model is told of them."""
 
     def __init__(self, name: str, description: str, schema: JsonSchema) -> None:
         self.name = name
@@ -144,7 +145,7 @@ class OfferedArguments:
         self.json = schema
 
     def decode(self, text: str) -> dict[str, Any]:
-        """The arguments by name, from the JSON that a model wrote. Raises Mismatch."""
+        """Returns the arguments by name from the JSON that a model wrote. Raises Mismatch."""
         try:
             found = msgspec.json.decode(text or "{}")
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -155,6 +156,6 @@ class OfferedArguments:
         return found
 
     def check(self, arguments: Mapping[str, Any]) -> None:
-        """Raises Mismatch where they do not match the schema."""
+        """Raises Mismatch if the arguments do not match the schema."""
         if wrong := mismatch(dict(arguments), self.json):
             raise Mismatch(wrong)

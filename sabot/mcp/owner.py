@@ -76,10 +76,11 @@ _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequir
 
 
 class McpConnection:
-    """One session. All of it belongs to the event loop that opened it.
+    """One session, which belongs to the event loop that opened it.
 
-    offers: the tools by name. version: of the protocol. left_out: tools that are not offered, and why. used_at: of the loop's
-    clock. may_be_older: it has ended at the first word, which servers of the first SDKs do where they do not know it.
+    - `offers`: the tools by name. `left_out`: the reasons of tools that are not offered. `version`: the version of the protocol.
+    - `used_at`: the time of the last use, by the loop's clock. `may_be_older`: True if it ended at the first request, as servers of the
+      first SDKs do if they do not know that request.
     """
 
     def __init__(
@@ -122,25 +123,25 @@ class McpConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls can be made."""
+        """True if calls can be made."""
         return self._client is not None and not self._why and not self._closing.is_set()
 
     @property
     def _session(self) -> Any:
-        """The SDK's. Raises McpUnavailable."""
+        """The SDK's session. Raises McpUnavailable."""
         if self._client is None:
             raise McpUnavailable(self.key.server, f"its session is over: {self._why}")
         return self._client.session
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way, and nobody is being asked."""
+        """True if no call is under way, and no person is being asked."""
         return not (self.busy or self._suspended)
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Returns when the session is there. Raises McpUnavailable."""
+        """Opens the session. Raises McpUnavailable."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._own(ready), name=f"mcp {self.key}")
         try:
@@ -159,7 +160,7 @@ class McpConnection:
             raise
 
     async def close(self) -> None:
-        """Ends the session, and the server's process. Returns when it has ended."""
+        """Ends the session and the server's process, and returns when that has ended."""
         self._closing.set()
         if self._task is None or self._task.done():
             return
@@ -169,7 +170,7 @@ class McpConnection:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[None]") -> None:
-        """The life of the owner."""
+        """Opens, holds and closes the SDK's session, which only one task may do."""
         error: BaseException | None = None
         try:
             async with self._opened() as client:
@@ -212,7 +213,7 @@ class McpConnection:
             )
 
     def ended(self, why: str) -> None:
-        """The server has ended the session, for this reason."""
+        """Notes that the server has ended the session, for this reason."""
         if not self._why and not self._closing.is_set():
             self._why = why
         self._closing.set()
@@ -240,7 +241,7 @@ class McpConnection:
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:
-        """Listens to changes of the list of tools, where they come by a subscription."""
+        """Subscribes to changes of the list of tools, if the server tells them by a subscription."""
         capabilities = self._client.server_capabilities.tools
         if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
             self._listener = asyncio.create_task(self._listen())
@@ -256,7 +257,7 @@ class McpConnection:
         self._stale = True  # what it has missed is looked up before the next call
 
     def _awaits(self) -> bool:
-        """Whether the server is asked something, or is just being met."""
+        """Returns True while a request is under way, or the session is being opened."""
         return self._client is None or self._health.under_way > 0
 
     async def _ping(self) -> None:
@@ -287,10 +288,10 @@ class McpConnection:
         answers: Mapping[str, Any] | None = None,
         state: str = "",
     ) -> McpResult:
-        """What the tool answers, or the questions that come first. expects: the digest of the tool, as it was offered. answers, state: to
-        the questions of an earlier result of this call.
+        """Calls a tool, and returns its answer, or the questions that come first. `expects`: the digest of the tool when it was offered.
+        `answers`, `state`: the answers to an earlier result of this call, and its state.
 
-        Raises McpError: nothing was sent, it is not known whether it was done, or it was done.
+        Raises McpError; its class says whether nothing was sent, the call was done, or nobody knows.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
@@ -340,7 +341,7 @@ class McpConnection:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
 
     async def _until_it_asks(self, call: SentCall) -> McpResult:
-        """The result of the call, or its questions."""
+        """Returns the result of the call, or its questions."""
         assert call.task is not None
         stays = False
         self._calls.add(call)
@@ -422,7 +423,7 @@ class McpConnection:
         return recordable(self.key.server, name, result)
 
     async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-        """What the server answers. Raises McpError."""
+        """Sends a request, and returns the server's answer. Raises McpError."""
         self._health.begun()
         try:
             found = await send(*args, **options)
@@ -458,7 +459,7 @@ class McpConnection:
         return await self._asked("sampling/createMessage", params)
 
     async def _asked(self, method: str, params: Any) -> Any:
-        """The answer to a request of the server's own; it waits until the caller of the call has it."""
+        """Returns the answer to a request that the server makes, once the caller of the call has given it."""
         calls = list(self._calls or self._suspended.values())
         if len(calls) != 1:
             several = "several calls are" if calls else "no call is"
@@ -479,7 +480,7 @@ class McpConnection:
         return await answer
 
     def _forget(self, state: str) -> None:
-        """Nobody has answered: who was to has gone."""
+        """Drops a suspended call that nobody has answered."""
         call = self._suspended.pop(state, None)
         if call is not None and call.task is not None:
             call.task.cancel()
@@ -487,7 +488,7 @@ class McpConnection:
     # -- what it offers -----------------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Looks the tools up again, where the server has said that they changed."""
+        """Lists the tools again if the server has said that they changed."""
         if self._stale and self.is_open:
             self._stale = False
             try:
@@ -513,7 +514,9 @@ class McpConnection:
         self.offers, self.left_out = offers, left_out
 
     async def pages(self, method: str) -> list[dict[str, Any]]:
-        """All items of a list, as JSON. method: of the SDK's session. Raises McpError; McpResultTooLarge where there are too many."""
+        """Returns all items of a list as JSON. `method`: the method of the SDK's session. Raises McpError; McpResultTooLarge if there are
+        too many.
+        """
 
         async def fetch(cursor: str | None) -> Any:
             params = types.PaginatedRequestParams(cursor=cursor)
@@ -523,14 +526,14 @@ class McpConnection:
             return await all_pages(self.key.server, method, fetch, self._config)
 
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
-        """The answer to a request that changes nothing. method: of the SDK's session. Raises McpError."""
+        """Returns the answer to a request that changes nothing. `method`: the method of the SDK's session. Raises McpError."""
         check_encoded(self.key.server, method, [args, options])
         await self._health.checked()
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
     def offers_any(self, what: str) -> bool:
-        """Whether it has said that it has "tools", "resources" or "prompts"."""
+        """Returns True if the server has "tools", "resources" or "prompts"."""
         return self._client is not None and getattr(self._client.server_capabilities, what) is not None
 
     @contextlib.asynccontextmanager

@@ -108,7 +108,7 @@ class McpServerPool:
     # -- servers ------------------------------------------------------------------------------------------------------
 
     def add(self, server: str, **options: Unpack[McpServerOptions]) -> None:
-        """Names a server, and how it is reached (`McpServerSpec`). Raises UserError where it is named already, and reached otherwise."""
+        """Names a server and the way to reach it (`McpServerSpec`). Raises UserError if the name has another way already."""
         spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
             raise UserError(
@@ -116,13 +116,15 @@ class McpServerPool:
             )
 
     async def session(self, server: str, *, scope: str = "", principal: str = "") -> "McpSession":
-        """A session with this server, for this tenant and principal alone. Raises UserError for a name that is not added; McpError."""
+        """Returns a session with this server, for this tenant and principal alone. Raises UserError for a name that was not added;
+        McpError.
+        """
         session = McpSession(self, SessionKey(self._known(server).name, scope, principal))
         await self.run(self._connection(session.key))
         return session
 
     async def get_or_create(self, agent_id: str) -> "McpSession":
-        """The session of an agent with the pool's own server. Raises UserError, McpError."""
+        """Returns the session of an agent with the pool's own server. Raises UserError, McpError."""
         if _AGENT_SERVER not in self._specs:
             command, url = self._default
             self.add(_AGENT_SERVER, command=command or (() if url else self.config.default_command()), url=url)
@@ -131,8 +133,8 @@ class McpServerPool:
     async def call_tool(self, agent_id: str, call: Any) -> McpResult:
         """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`.
 
-        call: also a `sabot.llm.ToolCall`, which has its arguments as the model has written them, or anything with a `name` and
-        `arguments`. Raises UserError for what has none, McpError.
+        `call`: also a `sabot.llm.ToolCall`, whose arguments are the text that the model wrote, or any object with a `name` and `arguments`.
+        Raises UserError for another object; McpError.
         """
         name, arguments = getattr(call, "name", None), getattr(call, "arguments", None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | str):
@@ -167,13 +169,16 @@ class McpServerPool:
         approved: Mapping[str, str] | None = None,
         **options: Unpack[McpServerOptions],
     ) -> list[Tool]:
-        """The tools of a server, for agents and for `ctx.call`.
+        """Returns the tools of a server, for agents and for `ctx.call`.
 
-        options: those of `add`, where the server is not added yet. scope, principal: for whom they are looked up, and called where
-        the caller names nobody. only: their names; None: all. effects: a class for all of them, or by name ("*": the others); it wins over
-        what the server's annotations propose, and where `trust_annotations` is False they propose nothing. in_doubt, timeout, retries,
-        labels: as of `tool`. prefix: stands before each name. on_change: whether a call of a tool is refused that is not what it was when
-        it was offered here. approved: digests by name (`McpSession.digests`): tools that are not exactly those are refused, too.
+        - `options`: those of `add`, if the server was not added yet.
+        - `scope`, `principal`: the session in which tools are looked up, and in which they are called if the caller names no other.
+        - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest are
+          refused.
+        - `effects`: a class for all tools, or classes by name ("*" for the others). It wins over the server's annotations, which count only
+          if `trust_annotations` is True.
+        - `in_doubt`, `timeout`, `retries`, `labels`: as of `tool`. `prefix`: put before each name.
+        - `on_change`: "refuse" if calls of a tool fail that has changed since it was offered here.
 
         Raises UserError, McpError.
         """
@@ -227,15 +232,15 @@ class McpServerPool:
     async def step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> McpResult:
-        """One step of a call: its result, or its questions. options: `expects`, `timeout_s`, `progress`, `answers`, `state` of
-        `McpConnection.call`. A session that is over before the call was sent is opened again, once.
+        """Makes one step of a call, and returns its result, or its questions. `options`: `expects`, `timeout_s`, `progress`, `answers`,
+        `state` of `McpConnection.call`. If the session is over before the call was sent, another one is opened, once.
         """
         return await self.run(self._step(key, name, arguments, options))
 
     # -- on its loop --------------------------------------------------------------------------------------------------
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs it on the pool's loop."""
+        """Runs work on the pool's loop."""
         if self._closed:
             work.close()
             raise UserError("the McpServerPool is closed", hint="make another one")
@@ -256,7 +261,7 @@ class McpServerPool:
         raise AssertionError("the second try returns or raises")
 
     async def use(self, key: SessionKey, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
-        """Something that changes nothing, with an open session; with another one where it ends meanwhile."""
+        """Does something that changes nothing with an open session, and again with another one if the session ends meanwhile."""
         for first in (True, False):
             async with self._in_use(key) as connection:
                 try:
@@ -278,7 +283,7 @@ class McpServerPool:
             self._look_for_room()
 
     async def _connection(self, key: SessionKey) -> "McpConnection":
-        """An open session. Who asks while it is being opened gets the same one."""
+        """Returns an open session. Callers that ask while it is being opened get the same one."""
         found = self._opened.get(key)
         if found is not None and found.is_open:
             return found
@@ -335,8 +340,8 @@ class McpServerPool:
             return connection
 
     async def _make_room(self, key: SessionKey) -> None:
-        """Waits until there may be one more session; the one that was not used for longest is closed for it. Raises McpBusy where all are
-        in use, or no room comes within `connect_timeout`.
+        """Waits until one more session is allowed; the session that was not used for longest is closed for it. Raises McpBusy if all are in
+        use, or no room comes within `connect_timeout`.
         """
         self._waiting += 1
         try:
@@ -369,7 +374,7 @@ class McpServerPool:
         self._changed = asyncio.Event()
 
     def _close(self, connection: "McpConnection") -> Coroutine[Any, Any, None]:
-        """Nobody gets it from now on; it is closed when what this returns has run, which must be."""
+        """Takes a session out of the pool. Returns the coroutine that closes it, which has to be run."""
         self._over(connection)
         self._closing += 1
         return self._closed_down(connection)
@@ -391,7 +396,7 @@ class McpServerPool:
             self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds / 2, self._sweep_now)
 
     def _sweep_now(self) -> None:
-        """Closes sessions that were not used for long."""
+        """Closes sessions that were not used for `idle_timeout`."""
         self._sweep = None
         oldest = asyncio.get_running_loop().time() - self._idle_seconds
         for each in list(self._opened.values()):
@@ -407,7 +412,7 @@ class McpServerPool:
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def open_sessions(self) -> list[SessionKey]:
-        """Whose sessions are open now."""
+        """Returns the keys of the sessions that are open now."""
         return list(self._opened)
 
     def servers(self) -> list[McpServerFacts]:
@@ -423,7 +428,7 @@ class McpServerPool:
         return found
 
     async def close(self) -> None:
-        """Ends all sessions, and the servers that were started for them. The pool cannot be used after it."""
+        """Ends all sessions, and the servers that were started for them. The pool cannot be used afterwards."""
         if not self._closed:
             self._closed = True
             SERVERS.discard(self)
@@ -451,12 +456,12 @@ class McpServerPool:
 
     @property
     def questions(self) -> ServerQuestions:
-        """How questions of servers are answered."""
+        """The answers to questions of servers."""
         return ServerQuestions(self.config, self._sampling)
 
     @property
     def ask(self) -> Ask | None:
-        """Who asks people outside of jobs."""
+        """The function that asks people outside of jobs, or None."""
         return self._ask
 
 

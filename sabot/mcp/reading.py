@@ -1,4 +1,4 @@
-"""What a server lets read, and the prompts that it offers."""
+"""The resources and prompts of a server."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from sabot.mcp.wire import as_json
 
 
 async def resources(server: McpConnection) -> list[McpResource]:
-    """What can be read; templates last."""
+    """Returns the resources of the server, templates last."""
     if not server.offers_any("resources"):
         return []
     found = [
@@ -31,13 +31,13 @@ async def resources(server: McpConnection) -> list[McpResource]:
 
 
 async def read_resource(server: McpConnection, uri: str) -> list[dict[str, Any]]:
-    """Its contents, as the protocol has them."""
+    """Returns the contents of a resource, as the protocol has them."""
     found = await server.request("read_resource", uri)
     return [as_json(each) for each in found.contents]
 
 
 async def prompts(server: McpConnection) -> list[McpPrompt]:
-    """The prompts that it offers."""
+    """Returns the prompts of the server."""
     if not server.offers_any("prompts"):
         return []
     return [
@@ -51,7 +51,7 @@ async def prompts(server: McpConnection) -> list[McpPrompt]:
 
 
 async def prompt(server: McpConnection, name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
-    """The messages of a prompt."""
+    """Returns the messages of a prompt."""
     found = await server.request("get_prompt", name, arguments=dict(arguments))
     return [_said(as_json(each)) for each in found.messages]
 

@@ -1,4 +1,4 @@
-"""What a call of an MCP tool asks and gives, as values that a journal keeps: they are JSON as the protocol has it."""
+"""Calls of MCP tools and their results, as values that a journal keeps: JSON in the form of the protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,13 @@ from sabot.process.executor import ToolRequest
 
 
 class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
-    """What a tool has answered.
+    """The answer of a tool.
 
-    content: its blocks, as the protocol has them: `{"type": "text", "text": …}`, images, resources. structured: the same as JSON, by tools
-    that have an output schema. is_error: the tool says that it has failed. questions: what the server wants to know before it goes on, by
-    a key: `{"method": …, "params": …}`; then there is no content yet, and `state` is what it gets back with the answers.
+    - `content`: blocks, as the protocol has them: `{"type": "text", "text": …}`, images, resources. `structured`: the same as JSON, if the
+      tool has an output schema.
+    - `is_error`: True if the tool says that it has failed.
+    - `questions`: the server's questions by key, `{"method": …, "params": …}`. Then there is no content yet, and the server gets `state`
+      back with the answers.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -25,7 +27,7 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The texts of its content; a word for each block that is none. Where there are none: `structured` as JSON."""
+        """The texts of the content, with a word for each other block; `structured` as JSON if there is no content."""
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()
         return "\n".join(map(_words, self.content))
@@ -47,7 +49,7 @@ ToolCall = ToolRequest
 
 @dataclass(frozen=True, slots=True)
 class McpResource:
-    """Something that a server lets read. template: its uri has names in braces, to be filled in."""
+    """A resource of a server. `template`: True if its uri has names in braces, to be filled in."""
 
     uri: str
     name: str
@@ -58,7 +60,7 @@ class McpResource:
 
 @dataclass(frozen=True, slots=True)
 class McpPrompt:
-    """A prompt that a server offers. arguments: the names of what fills it in, and whether it must be given."""
+    """A prompt of a server. `arguments`: the names of its arguments, each with True if it must be given."""
 
     name: str
     description: str = ""

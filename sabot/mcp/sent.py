@@ -14,7 +14,9 @@ from sabot.mcp.wire import responses_of
 
 @dataclass(slots=True, eq=False)
 class SentCall:
-    """A call under way. seconds: that the server has for an answer. asked: questions that nobody was told of. asks: done when there are."""
+    """A call under way. `seconds`: the time for the server's answer. `asked`: questions that were not passed on yet. `asks`: done when
+    there are any.
+    """
 
     name: str
     seconds: float
@@ -29,7 +31,7 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """The server answers inside. Raises McpTimeout."""
+        """Limits the time of the code inside. Raises McpTimeout."""
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
         try:
@@ -45,7 +47,7 @@ class SentCall:
             self.left, self.deadline = max(0.0, self.ends - now()), None
 
     def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Gives the server the answers to what it has asked."""
+        """Gives the server the answers to its questions."""
         if self.forget is not None:
             self.forget.cancel()
         responses = responses_of({key: each for key, each in answers.items() if key in self.asked})

@@ -52,10 +52,11 @@ _REPEATABLE = (*_READING, EffectClass.METERED, EffectClass.IDEMPOTENT)
 
 
 class ToolServer:
-    """Serves `tools` under their names. name, version, instructions: what clients are told of the server.
+    """A server of `tools` under their names.
 
-    concurrency: so many calls at a time, the others wait. max_result_bytes: of the JSON of a result. Raises UserError for two tools of one
-    name, and for a tool that takes an `Effect`: a call from outside has no journal, so it has no key.
+    `name`, `version`, `instructions`: shown to clients. `concurrency`: calls at a time; others wait. `max_result_bytes`: the size of a
+    result as JSON. Raises UserError for two tools of one name, and for a tool that takes an `Effect`: a call from outside has no journal,
+    so it has no key.
     """
 
     def __init__(
@@ -90,15 +91,15 @@ class ToolServer:
         """The server as the SDK knows it: `mcp.Client(tool_server.server)` is connected to it inside this process."""
 
     async def serve_stdio(self) -> None:
-        """Serves the client at standard input and output, until it closes the input. What else writes to standard output meanwhile goes to
-        standard error.
+        """Serves the client at standard input and output until it closes the input. Other output to standard output goes to standard error
+        meanwhile.
         """
         async with stdio_server() as (requests, answers):
             await self.server.run(requests, answers, self.server.create_initialization_options())
 
     @asynccontextmanager
     async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
-        """A client's side of a connection inside this process: `pool.add("shop", connect=server.connect)` of a `McpServerPool`."""
+        """Gives a client's side of a connection inside this process: `pool.add("shop", connect=server.connect)` of a `McpServerPool`."""
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()
             serving = asyncio.ensure_future(self.server.run(requests, answers, options))
@@ -119,9 +120,11 @@ class ToolServer:
     ) -> None:
         """Serves clients at `http://host:port/mcp` (streamable HTTP) until it is cancelled; calls under way have 5 seconds to end then.
 
-        token: whom a request has to name. Without one, all who are on this machine may call, but no page in a browser (`Host` and `Origin`
-        are checked); a host that others can reach needs one. port: 0 takes a free one. on_start: gets the address once it is served.
-        Raises UserError for an address that is taken, and where a token is missing or shorter than 16 characters.
+        - `token`: the token that each request has to carry. Without a token all programs on this machine may call, but no page in a browser
+          (`Host` and `Origin` are checked); a host that others can reach needs a token.
+        - `port`: 0 takes a free one. `on_start`: called with the address once it is served.
+
+        Raises UserError for an address that is taken, and for a token that is missing or shorter than 16 characters.
         """
         check_called("serve_http", on_start=on_start)
         if token is not None:
@@ -201,7 +204,7 @@ class ToolServer:
 
 
 class _TokenCheck:
-    """Lets pass the requests that name the token."""
+    """Middleware that refuses requests without the token."""
 
     def __init__(self, app: "ASGIApp", token: str) -> None:
         self._app = app
@@ -219,7 +222,7 @@ class _TokenCheck:
 
 
 class _Http(uvicorn.Server):
-    """Says when it serves, and leaves signals to the program."""
+    """A server that tells when it serves, and leaves signals to the program."""
 
     on_start: Callable[[], object]
 

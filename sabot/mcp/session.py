@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Pool(Protocol):
-    """What a session asks of its `McpServerPool`."""
+    """The part of a `McpServerPool` that a session uses."""
 
     @property
     def step(self) -> CallStep: ...
@@ -33,8 +33,8 @@ class _Pool(Protocol):
 
 
 class McpSession:
-    """A session with a server, of one tenant and principal. key: whose. It may be closed when it was not used for long, and is opened again
-    when it is used.
+    """A session with a server, of one tenant and principal, named by `key`. It may be closed if it is not used for long, and is opened
+    again at the next use.
     """
 
     def __init__(self, pool: _Pool, key: SessionKey) -> None:
@@ -49,8 +49,9 @@ class McpSession:
         timeout: Duration | None = None,
         progress: "OnProgress | None" = None,
     ) -> McpResult:
-        """Calls a tool, once. timeout: for the answer; None: `request_timeout`. progress: `progress(done, total, words)`, async or not, in
-        the pool's thread. Raises McpError: McpConnectionLost and McpTimeout where nobody knows whether it was done.
+        """Calls a tool once. `timeout`: the time for the answer, `request_timeout` if None. `progress`: called as `progress(done, total,
+        words)` in the pool's thread; it may be async. Raises McpError; after McpConnectionLost and McpTimeout nobody knows whether the
+        call was done.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = RemoteTool(
@@ -59,7 +60,7 @@ class McpSession:
         return await remote(**dict(arguments or {}))
 
     async def digests(self) -> dict[str, str]:
-        """What each tool says of itself, as a digest: for `approved=`."""
+        """Returns the digest of each tool's description, for `approved=`."""
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
     async def offers(self) -> dict[str, Any]:
@@ -67,33 +68,35 @@ class McpSession:
         return await self._use(_offered)
 
     async def left_out(self) -> dict[str, str]:
-        """The tools that are not offered to agents, and why."""
+        """Returns the reasons of tools that are not offered to agents."""
         return await self._use(_left_out)
 
     async def version(self) -> str:
-        """The version of the protocol that is spoken."""
+        """Returns the version of the protocol."""
         return await self._use(_version_of)
 
     async def resources(self) -> list[McpResource]:
-        """What the server lets read, templates last. Raises McpError."""
+        """Returns the resources of the server, templates last. Raises McpError."""
         from sabot.mcp import reading
 
         return await self._use(reading.resources)
 
     async def read_resource(self, uri: str) -> list[dict[str, Any]]:
-        """Its contents, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64. Raises McpError."""
+        """Returns the contents of a resource, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64.
+        Raises McpError.
+        """
         from sabot.mcp import reading
 
         return await self._use(lambda server: reading.read_resource(server, uri))
 
     async def prompts(self) -> list[McpPrompt]:
-        """The prompts that the server offers. Raises McpError."""
+        """Returns the prompts of the server. Raises McpError."""
         from sabot.mcp import reading
 
         return await self._use(reading.prompts)
 
     async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
-        """The messages of a prompt, for a model. Raises McpError."""
+        """Returns the messages of a prompt, for a model. Raises McpError."""
         from sabot.mcp import reading
 
         return await self._use(lambda server: reading.prompt(server, name, arguments or {}))

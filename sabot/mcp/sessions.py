@@ -28,13 +28,13 @@ _LEAST_SECONDS = 0.01  # between two rounds of heartbeats
 
 
 class SessionError(SabotError):
-    """A session cannot be started (E2050), or something else is wrong with it: see the classes below it."""
+    """A session cannot be started (E2050). The classes below it name other failures."""
 
     code = "E2050"
 
 
 class SessionStopFailed(SessionError):
-    """The server did not take the end of a session; here it has ended."""
+    """The server did not accept the end of a session; here it has ended."""
 
     code = "E2051"
 
@@ -46,7 +46,7 @@ class SnapshotFailed(SessionError):
 
 
 class RecoveryCheckFailed(SessionError):
-    """It is not known which sessions need recovery."""
+    """The sessions that need recovery could not be found out."""
 
     code = "E2053"
 
@@ -59,8 +59,8 @@ class ContextFailed(SessionError):
 
 @dataclass
 class SessionInfo:
-    """A session that runs here. missed: heartbeats in a row that did not arrive. unsent: its newest snapshot is kept here alone.
-    next_heartbeat: when one is due, by the clock's steady count of seconds.
+    """A session that runs here. `missed`: a count of failed heartbeats in a row. `unsent`: True if its newest snapshot is kept only here.
+    `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
     """
 
     session_id: str
@@ -75,7 +75,7 @@ class SessionInfo:
 
 @dataclass(frozen=True)
 class RecoverableSession:
-    """A session that ended without being stopped. facts: what the server says of it."""
+    """A session that ended without being stopped. `facts`: the server's data about it."""
 
     session_id: str
     agent_id: str
@@ -83,10 +83,11 @@ class RecoverableSession:
 
 
 class SessionBridge:
-    """The sessions of agents, kept by a server: started and stopped, their context saved and restored, heartbeats while they run.
+    """The sessions of agents at a server: they are started and stopped, their context is saved and restored, and heartbeats are sent inside
+    `async with`.
 
-    heartbeat_interval, heartbeat_timeout: how often, and how long one may take. retries, backoff: further tries of a call that did not
-    reach the server; the backoff doubles. timeout: of a call. on_error: see above. Heartbeats are sent inside `async with`.
+    `heartbeat_interval`, `heartbeat_timeout`: the time between two heartbeats, and the time for one. `on_error`, `retries`, `backoff`,
+    `timeout`: as in `bridges`; the backoff doubles.
     """
 
     def __init__(
@@ -123,11 +124,11 @@ class SessionBridge:
 
     @property
     def reachable(self) -> bool:
-        """Whether the last call found the server."""
+        """True if the last call found the server."""
         return self._server.reachable
 
     def sessions(self) -> list[SessionInfo]:
-        """The sessions that run here."""
+        """Returns the sessions that run here."""
         return list(self._sessions.values())
 
     async def start_session(
@@ -141,7 +142,7 @@ class SessionBridge:
         return await self._begin(agent_id, session_id, dict(context or {}), f"Session started for agent {agent_id}")
 
     async def resume_session(self, agent_id: str, session_id: str) -> SessionInfo:
-        """Goes on with a session of `check_recovery`, with the context that was saved. Raises ContextFailed (E2054), SessionError."""
+        """Continues a session of `check_recovery` with its saved context. Raises ContextFailed (E2054), SessionError."""
         if session_id in self._sessions:
             raise SessionError(f"session {session_id}: it runs already")
         context = await self._read(session_id)
@@ -164,7 +165,7 @@ class SessionBridge:
             session.context = whole
 
     async def restore_snapshot(self, session_id: str) -> dict[str, Any]:
-        """The context of a session as it was saved last, by whomever. Raises ContextFailed (E2054)."""
+        """Returns the context of a session as it was saved last, by this or another program. Raises ContextFailed (E2054)."""
         session = self._sessions.get(session_id)
         if session is not None and session.unsent:
             return dict(session.context)
@@ -176,7 +177,7 @@ class SessionBridge:
             return dict(session.context)
 
     async def check_recovery(self) -> list[RecoverableSession]:
-        """The sessions that ended without being stopped. Where no server can be reached, "graceful" knows of none. Raises
+        """Returns the sessions that ended without being stopped; none if the server cannot be reached, and `on_error` is "graceful". Raises
         RecoveryCheckFailed (E2053).
         """
         what = "recovery check"
@@ -189,7 +190,7 @@ class SessionBridge:
         return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
-        """Ends a session; it does not need recovery then. Raises SessionStopFailed (E2051) where the server does not take that."""
+        """Ends a session, which needs no recovery then. Raises SessionStopFailed (E2051) if the server does not accept that."""
         session = self._running(session_id, SessionStopFailed)
         del self._sessions[session_id]
         status = "completed" if reason == "normal_termination" else "archived"

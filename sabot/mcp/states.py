@@ -24,7 +24,7 @@ _SAMPLED = 1000  # values whose fields are told
 
 
 class StateInfo(TypedDict):
-    """Who keeps state: an operator of a stream, a table, an agent. rows: about how many; None: not known without reading them."""
+    """A keeper of state: an operator of a stream, a table, an agent. `rows`: about their number, or None if they would have to be read."""
 
     name: str
     kind: str
@@ -33,7 +33,7 @@ class StateInfo(TypedDict):
 
 
 class StateRows(TypedDict):
-    """A page of rows. total: how many fit the question. next: the cursor of the next page; None: this is the last."""
+    """A page of rows. `total`: the number of rows that match. `next`: the cursor of the next page; None after the last one."""
 
     as_of: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -50,23 +50,24 @@ class SavedState(Protocol):
     def created_ms(self) -> int: ...
 
     def kept(self) -> list[StateInfo]:
-        """Who keeps state in it."""
+        """Returns the keepers of state in the checkpoint."""
 
     def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
-        """The rows of this state, or those of the key alone, and the columns that are the key, as far as they are known."""
+        """Returns the rows of this state, or those of the key alone, and the key's columns as far as they are known."""
 
 
 class StateSource(Protocol):
     """Opens the checkpoints of an app."""
 
     def open(self, checkpoint_id: int | None) -> AbstractContextManager[SavedState]:
-        """The checkpoint of this id, or the newest. May block. Raises UserError where there is none, or not any more."""
+        """Opens the checkpoint with this id, or the newest. May block. Raises UserError if there is none, or not any more."""
 
 
 def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool]:
-    """The tools `state_list`, `state_schema` and `state_read` of an app. only: the names that they offer; by default all that is kept.
+    """Returns the tools `state_list`, `state_schema` and `state_read` of an app. `only`: the names of the states that they offer; by
+    default all.
 
-    Known secrets are hidden in values, and so is what stands under the name of one (`password`, `api_key`).
+    Known secrets are hidden in values, as are values with a secret's name (`password`, `api_key`).
     """
 
     def checked(name: str) -> str:
@@ -127,7 +128,7 @@ def _as_of(saved: SavedState) -> dict[str, Any]:
 
 
 def _place(cursor: str) -> tuple[int, int]:
-    """The checkpoint and the row that a cursor means."""
+    """Returns the checkpoint and the row that a cursor names."""
     checkpoint_id, _, begin = cursor.partition(":")
     if not (checkpoint_id.isascii() and checkpoint_id.isdigit() and begin.isascii() and begin.isdigit()):
         raise UserError(f"cursor={short_repr(cursor)}", hint="give back what stands under next, or leave it out")
@@ -135,7 +136,7 @@ def _place(cursor: str) -> tuple[int, int]:
 
 
 def _beginning(table: pa.Table, keys: list[str], prefix: str) -> pa.Table:
-    """The rows whose first key column, as text, begins with the prefix."""
+    """Returns the rows whose first key column, as text, begins with the prefix."""
     if not table.num_columns:
         return table
     column = table[keys[0] if keys else table.column_names[0]]
@@ -149,7 +150,7 @@ def _text(value: Any) -> str:
 
 
 def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
-    """Rows as JSON says them: as many as fit a page, and one at least."""
+    """Returns rows as JSON values: as many as fit a page, and at least one."""
     readers = {name: _reader(table[name]) for name in table.column_names}
     rows: list[dict[str, Any]] = []
     size = 0
@@ -165,8 +166,10 @@ def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
 
 
 def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
-    """What makes JSON of a column's values. A column of text that begins with a JSON object, list or text among values that all are JSON
-    holds JSON (state of agents whose values are mixed or nested is saved so), and is given as what it says.
+    """Returns the function that makes JSON of a column's values.
+
+    Mixed or nested values of an agent's state are saved as JSON in a column of text. Such a column is known by its values: all are JSON,
+    and at least one is an object, a list or a text.
     """
     if pa.types.is_string(column.type):
         texts = [text for text in column.slice(0, _SAMPLED).to_pylist() if text is not None]
@@ -176,7 +179,7 @@ def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
 
 
 def _said(text: str | None) -> Any:
-    """The value that a text is the JSON of, or the text."""
+    """Returns the value of a text of JSON, or the text."""
     return msgspec.json.decode(text) if text is not None and _is_json(text) else text
 
 
@@ -189,7 +192,7 @@ def _is_json(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """The value; of a larger one the beginning of its JSON, and how long it is."""
+    """Returns the value; for a large one, the beginning of its JSON and its length."""
     text = msgspec.json.encode(value)
     if len(text) <= _CELL_MOST:
         return value
@@ -197,7 +200,7 @@ def _bounded(value: Any) -> Any:
 
 
 def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
-    """The type of a column, and of objects in it the fields, each with the kinds of its values, in the first 1,000."""
+    """Returns the type of a column, and for objects the fields with the kinds of their values, of the first 1,000."""
     read = _reader(column)
     if read is msgspec.to_builtins:
         return {"type": str(column.type)}

@@ -68,11 +68,11 @@ class RemoteTool:
         self._ask = ask
 
     async def __call__(self, **arguments: Any) -> McpResult:
-        """The call, with nothing around it. Raises McpError."""
+        """Calls the tool by itself, outside of an agent. Raises McpError."""
         return await self._talk(_Direct(self._questions), self._key, partial(self._once, self._key), arguments)
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """The call as a caller of tools makes it, in steps. Raises McpError, or what the caller makes of it."""
+        """Makes the call in steps, for a caller of tools. Raises McpError, or the error that the caller makes of it."""
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)
 
@@ -105,7 +105,7 @@ class RemoteTool:
 
 
 class _Direct:
-    """Where a tool is called by itself."""
+    """The caller of a tool that is called by itself."""
 
     scope = principal = ""
 
@@ -126,7 +126,7 @@ class _Direct:
 
 
 class ServerQuestions:
-    """Answers what servers ask. most: questions of one call."""
+    """Answers questions of servers. `most`: the number of questions of one call."""
 
     def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None") -> None:
         self.most = config.max_questions
@@ -137,7 +137,7 @@ class ServerQuestions:
     async def answer(
         self, site: ToolCaller, ask: Ask | None, server: str, tool: str, question: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The answer, as `McpConnection.call` takes it."""
+        """Returns the answer to a question, as `McpConnection.call` takes it."""
         method, params = question["method"], question["params"]
         if method == "sampling/createMessage":
             return {"method": method, **await self._sampled(site, params)}
@@ -189,8 +189,8 @@ class ServerQuestions:
 
 
 def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a person has answered, as MCP has it: {"approved": false} and {"action": "decline"} decline; else the fields, or {"content":
-    fields}; {"answer": value} is that of the only field.
+    """Returns the answer of a person in the form of MCP. {"approved": false} and {"action": "decline"} decline; other values are the
+    fields, or {"content": fields}; {"answer": value} is the value of the only field.
     """
     if said.get("action") in ("decline", "cancel"):
         return {"action": said["action"]}
@@ -212,7 +212,9 @@ def _refusal(words: str) -> dict[str, Any]:
 
 
 def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
-    """What a server asks of a model. The model is the engine's own, whatever the server prefers. Raises UserError."""
+    """Returns the request to a model that a server asks for. The model is the engine's own, whatever the server prefers. Raises
+    UserError.
+    """
     messages = [_message_of(each) for each in params.get("messages", ())]
     prompt, tokens, heat = params.get("systemPrompt"), params.get("maxTokens", most_tokens), params.get("temperature")
     if not messages:
@@ -254,7 +256,7 @@ def _message_of(message: Mapping[str, Any]) -> ChatMessage:
 def checked_effects(
     server: str, effects: str | Mapping[str, str] | None, offers: Mapping[str, Offer]
 ) -> dict[str, str]:
-    """The class of each tool for which the user has said one. Raises UserError."""
+    """Returns the class of each tool for which the user has given one. Raises UserError."""
     said = {"*": effects} if isinstance(effects, str) else dict(effects or {})
     if unknown := sorted(said.keys() - offers.keys() - {"*"}):
         raise UserError(
@@ -281,7 +283,7 @@ def tool_of(
     labels: Collection[str],
     prefix: str,
 ) -> Tool:
-    """The tool that is offered, as agents take it. A class that may be repeated is repeated once, where nobody says otherwise."""
+    """Returns the offered tool, as agents take it. A class that may be repeated is repeated once, unless `retries` says otherwise."""
     kind = effect_class(effect)
     name = f"{prefix}{offer.shown}"[:_MOST_NAME]
     world = frozenset[str]() if offer.open_world is False else frozenset({UNTRUSTED})

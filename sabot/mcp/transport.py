@@ -1,4 +1,4 @@
-"""How messages travel: as lines of JSON over a pair of byte streams, or by streamable HTTP. Both give the SDK's two message streams.
+"""The transports of messages: lines of JSON over a pair of byte streams, or streamable HTTP. Both give the SDK's two message streams.
 
     Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
@@ -61,7 +61,7 @@ _ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|erro
 
 
 class _TooLong:
-    """A line of which only the ends were kept."""
+    """A line that is too long, of which only the ends were kept."""
 
     def __init__(self, size: int, first: bytes, last: bytes) -> None:
         self.size = size
@@ -69,12 +69,12 @@ class _TooLong:
         self._last = last
 
     def request_id(self) -> int | str | None:
-        """Of the request that it answers, where that stands at one of its ends."""
+        """Returns the id of the request that the line answers, if it stands at one of its ends."""
         return _answered(self._first, self._last)
 
 
 def _answered(first: bytes, last: bytes) -> int | str | None:
-    """The request that a line with these ends answers; None: it is no answer, or its id stands between them."""
+    """Returns the request that a line with these ends answers; None if it is no answer, or if its id stands between the ends."""
     found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
     return msgspec.json.decode(found[1], type=int | str) if found else None
 
@@ -89,7 +89,7 @@ class _Lines:
         self._first: bytes | None = None  # its beginning, where it is too long; then `_kept` is its end
 
     def cut(self, data: bytes) -> Iterator[bytes | _TooLong]:
-        """The lines that end in these bytes."""
+        """Yields the lines that end in these bytes."""
         *ended, rest = data.split(b"\n")
         for part in ended:
             self._add(part)
@@ -120,7 +120,9 @@ async def over_bytes(
     buffer: int,
     on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """The streams of messages over these bytes. on_end: is told why, where they end before the block does, and before the session is."""
+    """Gives the streams of messages over these bytes. `on_end`: called with the reason if they end before the block does, and before the
+    session ends.
+    """
     lists = set[int | str]()  # requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
     outgoing, said = anyio.create_memory_object_stream[Any](0)
@@ -196,7 +198,9 @@ def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
 
 
 def _too_long_list(line: bytes | _TooLong, lists: set[int | str], most_bytes: int) -> Any:
-    """The error in the place of an answer that is a longer list than may be: it is not looked into, which takes long. None: it is none."""
+    """Returns the error that replaces an answer with a list that is too long, which is not parsed, since that takes long; None for another
+    line.
+    """
     if not lists or isinstance(line, _TooLong) or (request_id := _answered(line[:_END], line[-_END:])) not in lists:
         return None
     lists.discard(request_id)
@@ -206,13 +210,13 @@ def _too_long_list(line: bytes | _TooLong, lists: set[int | str], most_bytes: in
 
 
 def _first_wrong(error: Exception) -> str:
-    """What is wrong with a line, without what is in it."""
+    """Returns the first fault of a line, without the line's contents."""
     told = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
     return str(told[0]["msg"])[:_JUNK_WORDS] if told else type(error).__name__
 
 
 def _junk(line: Any) -> str:
-    """A line of which no message can be made, as it may be shown."""
+    """Returns the beginning of a line that is no message, as it may be shown."""
     return scrubbed(line[:_SCRUBBED].decode(errors="replace"))[:_JUNK_WORDS]
 
 
@@ -267,7 +271,7 @@ async def over_process(
 
 @asynccontextmanager
 async def over_http(url: str, headers: Mapping[str, str], *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
-    """The streams of messages by streamable HTTP. Time-outs of requests are their callers'."""
+    """Gives the streams of messages by streamable HTTP. The callers limit the time of requests."""
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity", **headers},
         timeout=httpx2.Timeout(config.seconds("connect_timeout"), read=None),
@@ -282,15 +286,15 @@ async def over_http(url: str, headers: Mapping[str, str], *, config: McpConfig) 
 
 @functools.cache
 def _trusted() -> Any:
-    """The certificates that are trusted; reading them takes longer than opening a session."""
+    """Returns the certificates that are trusted, which takes longer to read than a session takes to open."""
     return httpx2.create_ssl_context()
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """HTTP whose failures are answers, and whose bodies of JSON are bounded, and lists also as events.
+    """HTTP whose failures are answers, and whose bodies of JSON, and events with lists, are bounded.
 
-    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. Where the question did
-    not reach the server, `initialize` gets the same error: with one that starts meanwhile no older version is agreed on than it knows.
+    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. If the question did not
+    reach the server, `initialize` gets the same error, so that no older version is agreed on with a server that is just starting.
     """
 
     def __init__(self, config: McpConfig) -> None:
@@ -339,7 +343,7 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
 
 
 class _Asked(msgspec.Struct):
-    """What a request asks for; an answer or a notification nothing."""
+    """The method and the id of a request; empty for an answer or a notification."""
 
     method: str = ""
     id: int | str | None = None
@@ -351,7 +355,7 @@ def _answer(request: Any, status: int, code: int, words: str) -> Any:
 
 
 class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
-    """A body that ends with an error of its own where it is too long, or breaks off."""
+    """A body that ends with an error of its own if it is too long, or breaks off."""
 
     def __init__(self, body: Any, most_bytes: int) -> None:
         self._body = body
@@ -373,7 +377,7 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class _BoundedEvents(_BoundedBody):
-    """Events that end with an error for the request where they are too long altogether: the SDK tells no other end. Whole events pass."""
+    """Events that end with an error for the request if they are too long in sum: the SDK reports no other end. Whole events pass."""
 
     def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
         super().__init__(body, most_bytes)
@@ -398,7 +402,7 @@ class _BoundedEvents(_BoundedBody):
 
 
 class Transport:
-    """How this server is reached, as the SDK takes it. is_awaited: whether something is asked of the server (`PacedStream`)."""
+    """The transport to a server, as the SDK takes it. `is_awaited`: returns True while something is asked of the server (`PacedStream`)."""
 
     def __init__(
         self,

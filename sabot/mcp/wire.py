@@ -1,4 +1,4 @@
-"""What comes from the SDK, as Sabot has it: models as JSON, errors by what they say of a call."""
+"""Values of the SDK in Sabot's form: models as JSON, and errors by their meaning for a call."""
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def as_json(value: BaseModel) -> dict[str, Any]:
-    """A model of the protocol, as it travels."""
+    """Returns a model of the protocol as JSON."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
 
@@ -45,7 +45,7 @@ def check_encoded(server: str, what: str, value: object) -> None:
 
 
 def recordable(server: str, what: str, value: T) -> T:
-    """What a server has said, which a journal can keep. Raises McpInvalidAnswer, say for a number of more than 64 bits."""
+    """Returns a value of a server that a journal can keep. Raises McpInvalidAnswer, say for a number of more than 64 bits."""
     try:
         msgspec.msgpack.encode(value)
     except (OverflowError, ValueError, RecursionError) as error:
@@ -54,7 +54,7 @@ def recordable(server: str, what: str, value: T) -> T:
 
 
 def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """The SDK's answers of JSON that says which question each one answers."""
+    """Returns the SDK's answers, from JSON that names the question of each."""
     return {
         key: types.ErrorData.model_validate(each["error"])
         if "error" in each
@@ -74,12 +74,12 @@ def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
 
 
 def is_closed(error: MCPError) -> bool:
-    """Whether the SDK says that its session has ended."""
+    """Returns True if the SDK says that its session has ended."""
     return bool(error.code == CLOSED and str(error.message) == "Connection closed")
 
 
 def is_lost(error: MCPError) -> bool:
-    """Whether the request may have been done, and no answer comes any more."""
+    """Returns True if the request may have been done, and no answer comes any more."""
     broke = "the connection broke" in str(error.message)
     ended = error.code == CLOSED and str(error.message).startswith("SSE stream") and not _too_large(error)
     return bool(error.code == LOST or broke or ended or is_closed(error))
@@ -92,12 +92,12 @@ def _too_large(error: MCPError) -> bool:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether another try to open the session may do better."""
+    """Returns True if another try to open the session may succeed."""
     return any(isinstance(each, MCPError) and each.code in (NOT_SENT, LOST) for each in errors_in(error))
 
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
-    """The error of a request that is answered, or was not sent."""
+    """Returns the error of a request that was answered with one, or was not sent."""
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
         lists = what.startswith("list_")
@@ -115,31 +115,31 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
 
 
 def unsent(error: SabotError, server: str = "") -> McpUnavailable:
-    """The error as one of before a call, which was not sent. server: of an error that names none."""
+    """Returns the error as one before a call, which was not sent. `server`: the name for an error that names none."""
     server = error.server if isinstance(error, McpError) else server
     return McpUnavailable(server, error.message.removeprefix(f"MCP server {server}: "), hint=error.hint)
 
 
 def first_wrong(error: ValidationError) -> str:
-    """What is first wrong with what the server has sent, and where."""
+    """Returns the first fault of a server's message, with its place."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{first['msg']} at {'.'.join(map(str, first['loc']))}"[:300]
 
 
 def errors_in(error: BaseException | None) -> Sequence[BaseException]:
-    """The errors of a group, or this one."""
+    """Returns the errors of a group, or the error itself."""
     if isinstance(error, BaseExceptionGroup):
         return [inner for each in error.exceptions for inner in errors_in(each)]
     return [] if error is None else [error]
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a session has ended."""
+    """Returns the reason why a session has ended."""
     return "; ".join(f"{type(each).__name__}: {message_of(each)}"[:300] for each in errors_in(error)) or "it was closed"
 
 
 def client_version() -> str:
-    """What servers are told."""
+    """Returns the version that servers are told."""
     try:
         return metadata.version("sabot")
     except metadata.PackageNotFoundError:  # it runs from its source

@@ -62,13 +62,15 @@ class AgentProgram:
     stdin: Literal["pipe", "null"] = "null"
 
     def session_of(self, event: Any) -> str | None:
-        """The id by which the program's session can be resumed, where the event has it."""
+        """Returns the id by which the program's session can be resumed, if the event has it."""
         found = event.get(self.session) if self.session is not None and isinstance(event, Mapping) else None
         return found if isinstance(found, str) else None
 
 
 def program_of(backend: str) -> AgentProgram:
-    """`claude`, `opencode`, `X-cli` for the program X, any other name for the program of that name: both get the task as their argument."""
+    """Returns the program of a backend: `claude`, `opencode`, the program X for `X-cli`, and for any other name the program of that name.
+    The last two get the task as their argument.
+    """
     if backend in _KNOWN:
         return _KNOWN[backend]
     name = backend.removesuffix("-cli")

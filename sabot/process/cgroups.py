@@ -17,12 +17,12 @@ _OF_THE_WORKER = "sabot.worker"
 
 
 def group_of(tag: int | str) -> str:
-    """The name of the group of the child with this tag."""
+    """Returns the name of the group of the child with this tag."""
     return f"sabot-{tag}"
 
 
 class ControlGroups:
-    """The folders in which groups can be made, by controller: `controllers` are those that can be used."""
+    """The folders in which this process can make groups, by controller."""
 
     def __init__(self, mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> None:
         self._parents: dict[str, Path] = {}
@@ -40,13 +40,13 @@ class ControlGroups:
 
     @property
     def controllers(self) -> list[str]:
-        """Those that can be used, of `cpu`, `memory` and `pids`."""
+        """The controllers that can be used, of `cpu`, `memory` and `pids`."""
         return sorted(self._parents)
 
     def hand_down(self, ours: Iterable[int]) -> None:
-        """Makes version 2 usable where a group is made over to this process, and nothing is handed down in it yet: by systemd
-        (`Delegate=yes`), or as the root of a container. Its processes are moved into a group below it, since a group that hands controllers
-        down has no process; where it has any other than `ours` it is left as it is.
+        """Makes version 2 usable if systemd (`Delegate=yes`) or a container gives this process a group in which no controller is handed
+        down yet. The processes of that group are moved into a group below it, since a group that hands controllers down has no process.
+        A group with other processes than `ours` is left as it is.
         """
         for place in (self._own, self._own.parent) if self._unified else ():
             with suppress(OSError):
@@ -69,7 +69,9 @@ class ControlGroups:
                 return
 
     def make(self, name: str, limits: Mapping[str, Any]) -> list[str]:
-        """A group with these limits (`cpu` in percent of a core, `memory` in bytes, `processes`). -> the files by which a process joins."""
+        """Makes a group with these limits (`cpu` in percent of a core, `memory` in bytes, `processes`). Returns the files by which a
+        process joins it.
+        """
         wanted = {"cpu": limits["cpu"], "memory": limits["memory"], "pids": limits["processes"]}
         joins = []
         for folder, names in self._folders(name).items():
@@ -83,19 +85,19 @@ class ControlGroups:
         return joins
 
     def free_cpu(self, name: str) -> None:
-        """What the group uses of the CPU is not limited any more."""
+        """Removes the limit of the group's CPU."""
         with suppress(OSError, KeyError):
             if (folder := self._parents["cpu"] / name).exists():
                 self._set(folder, "cpu", None)
 
     def kill(self, name: str) -> None:
-        """SIGKILL to all of the group at once, where the kernel can (version 2, Linux 5.14): nobody is just being forked."""
+        """Sends SIGKILL to all processes of the group at once, if the kernel can (version 2, Linux 5.14), so that no fork escapes."""
         for folder in self._folders(name) if self._unified else ():
             with suppress(OSError):
                 (folder / "cgroup.kill").write_text("1")
 
     def ran_out_of_memory(self, name: str) -> bool:
-        """Whether the kernel has killed a process of the group for its memory."""
+        """Returns True if the kernel has killed a process of the group for its memory."""
         with suppress(OSError, KeyError):
             for line in (self._parents["memory"] / name / "memory.events").read_text().splitlines():
                 if line.startswith("oom_kill "):
@@ -103,7 +105,7 @@ class ControlGroups:
         return False
 
     def remove(self, name: str) -> bool:
-        """Removes the group, which has no process any more. -> whether it is gone"""
+        """Removes a group that has no process any more. Returns True if it is gone."""
         gone = True
         for folder in self._folders(name):
             try:
@@ -115,7 +117,7 @@ class ControlGroups:
         return gone
 
     def left_of(self, prefix: str) -> list[str]:
-        """The names of groups that begin like this."""
+        """Returns the names of groups that begin like this."""
         found: set[str] = set()
         for parent in set(self._parents.values()):
             with suppress(OSError):
@@ -138,7 +140,7 @@ class ControlGroups:
         return folders
 
     def _set(self, folder: Path, controller: str, value: float | None) -> None:
-        """None: no limit."""
+        """Writes a limit; without one it writes the kernel's word for no limit."""
         match controller:
             case "cpu" if self._unified:
                 (folder / "cpu.max").write_text(f"{'max' if value is None else _quota(value)} {_PERIOD_US}")
@@ -153,7 +155,7 @@ class ControlGroups:
 
 
 def _quota(percent: float) -> int:
-    """Of a period, in microseconds. The kernel takes none below a millisecond."""
+    """Returns the microseconds of each period in which a group may run. The kernel takes no value below a millisecond."""
     return max(1000, int(percent / 100 * _PERIOD_US))
 
 

@@ -42,12 +42,13 @@ _MOST_UNSENT = 100_000  # requests that a supervisor has not taken
 
 
 class Child:
-    """A program that runs, and all that it has started. Its streams belong to the event loop that spawned it; all else may be called from
-    any loop.
+    """A running program with all its descendants. Its streams belong to the event loop that spawned it; all else may be called from any
+    loop.
 
-    pid: the program's process, which leads a session of its own. started_at: seconds since 1970. stdin, stdout, stderr: None where the
-    command has no pipe for it. output_bytes: how many bytes it has written to stdout and stderr. confined_by: the means of its sandbox, of
-    `sabot.process.sandbox.levels.MEANS`.
+    - `pid`: the program's process, which leads a session of its own. `started_at`: its start in seconds since 1970.
+    - `stdin`, `stdout`, `stderr`: None if the command has no pipe for the stream. `output_bytes`: the number of bytes written to stdout and
+      stderr.
+    - `confined_by`: the means of its sandbox, of `sabot.process.sandbox.levels.MEANS`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Child:
 
     @property
     def status(self) -> ExitStatus | None:
-        """None while it runs, or anything that it has started."""
+        """The end of the program; None while it, or a descendant of it, runs."""
         return self._ended.result() if self._ended.done() and self._ended.exception() is None else None
 
     @property
@@ -103,16 +104,15 @@ class Child:
         return f"its process {self.pid} is stopped (SIGSTOP)" if self.paused else ""
 
     async def wait(self) -> ExitStatus:
-        """How it ended. Returns when nothing is left of it: what it has started is ended with it. Its output can still be read.
-
-        Raises CommunicationError when the supervisor was killed.
+        """Waits until the program and all its descendants have ended, and returns the end. Descendants end with the program. The output can
+        still be read afterwards. Raises CommunicationError if the supervisor was killed.
         """
         await wait_done(self._ended)
         return self._ended.result()
 
     def signal(self, number: int) -> None:
-        """A signal to the program and the others of its process group, as a terminal would send it. Does nothing when it has ended. Raises
-        UserError where the system has no such signal.
+        """Sends a signal to the process group of the program, as a terminal does. Does nothing if the program has ended. Raises UserError
+        for a number that is no signal of this system.
         """
         if number and number not in signal.valid_signals():
             raise UserError(f"{self.argv[0]}: signal({short_repr(number)})", hint="a signal of the module signal")
@@ -123,29 +123,29 @@ class Child:
         self._ask("pause")
 
     def resume(self) -> None:
-        """Lets them go on (SIGCONT)."""
+        """Lets stopped processes go on (SIGCONT)."""
         self._ask("resume")
 
     def hold_cpu(self, percent: float | None) -> None:
-        """Holds them to so many percent of a core from now on, or to what the command's limits say, if that is less or this is None."""
+        """Limits the CPU to a percentage of a core from now on. The limit of the command holds if it is lower, or if `percent` is None."""
         if percent is not None and not (is_number(percent) and math.isfinite(percent)):
             raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
         both = [each for each in (percent, self._limits.cpu_limit_percent) if each is not None]
         self._ask("cpu", percent=min(both, default=None))
 
     def kill(self) -> None:
-        """Ends the program and all that it has started, now (SIGKILL). `wait` says when they have ended."""
+        """Ends the program and all its descendants now (SIGKILL). `wait` returns when they have ended."""
         self._ask("stop", grace=0.0)
 
     def end_after(self, seconds: Duration | None) -> None:
-        """From now on it has so much time, as if this were its `max_task_duration`; None: it is not limited any more."""
+        """Sets a time limit of so many seconds from now, as `max_task_duration` does; None removes the limit."""
         self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
-        """Ends the program and all that it has started: its stdin is closed, SIGTERM, and SIGKILL to who lives `grace_seconds` later.
+        """Ends the program and all its descendants: closes stdin, sends SIGTERM, and SIGKILL to those that still run `grace_seconds` later.
 
-        Raises CommunicationError when the supervisor was killed, or does not say for 30 s that it has ended; UserError, and the program
-        goes on, where `grace_seconds` is no duration.
+        Raises CommunicationError if the supervisor was killed, or has not answered 30 s after that; UserError if `grace_seconds` is no
+        duration, and then the program goes on.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:
@@ -159,14 +159,14 @@ class Child:
             raise self._supervisor.silent(f"{self.argv[0]} (pid {self.pid}) is to end") from None
 
     async def usage(self) -> ProcessUsage:
-        """What it uses, measured now. When it has ended: no process and no memory."""
+        """Measures the usage now. A child that has ended has no process and no memory."""
         if self.is_over:
             status = self.status
             return ProcessUsage(0, 0, 0.0 if status is None else status.cpu_seconds)
         return await self._supervisor.usage(self._number)
 
     def _wrote(self, count: int) -> None:
-        """So many bytes of output came."""
+        """Counts bytes of output, and ends the child if they exceed its limit."""
         before, self.output_bytes = self.output_bytes, self.output_bytes + count
         if (most := self._limits.max_output_bytes) is not None and before <= most < self.output_bytes:
             self._ask("stop", grace=0.0, limit="max_output_bytes")
@@ -178,7 +178,7 @@ class Child:
     # -- told by the supervisor's thread --------------------------------------------------------------------------------
 
     def told(self, message: Mapping[str, Any]) -> None:
-        """Takes what the supervisor says of this child. Called in its thread."""
+        """Takes a message of the supervisor about this child. Called in the supervisor's thread."""
         match message["event"]:
             case "began":
                 self.pid, self.started_at = message["pid"], message["at"]
@@ -194,7 +194,7 @@ class Child:
                 self.over(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
     def over(self, end: ExitStatus | AgentError) -> None:
-        """It has ended, or nobody knows any more how it goes on. Called in the supervisor's thread."""
+        """Notes the end of the child, or the loss of its supervisor. Called in the supervisor's thread."""
         if self._loop.is_closed():
             self.close_streams()
         elif self.stdin is not None:
@@ -205,7 +205,7 @@ class Child:
             self._ended.set_exception(end)
 
     def close_streams(self) -> None:
-        """Nobody reads its output any more, or writes to it."""
+        """Closes all streams: nobody reads or writes them any more."""
         if self.stdin is not None:
             self.stdin.abandon()
         for each in (self.stdout, self.stderr):
@@ -213,18 +213,18 @@ class Child:
                 each.close()
 
     def forget(self) -> None:
-        """In a fork: the pipes are the worker's, whose child must see their end when the worker closes them."""
+        """Closes the pipes in a fork: the child must see their end when the worker closes them."""
         for each in (self.stdin, self.stdout, self.stderr):
             if each is not None:
                 each.forget()
 
 
 class Supervisor:
-    """The supervisor process of this worker. `await Supervisor.running()` gives it; there is none before.
+    """The supervisor process of this worker, which `await Supervisor.running()` starts and returns.
 
-    It ends every child, and what those have started, when this process ends, however it ends. A fork of this process does not share it.
-
-    control_groups: by which controllers of the kernel limits are held, of `cpu`, `memory` and `pids`; without them they are measured.
+    When this process ends, in whatever way, the supervisor ends every child with its descendants. A fork of this process does not share the
+    supervisor. `control_groups`: the controllers of the kernel that hold limits, of `cpu`, `memory` and `pids`; without a controller the
+    supervisor measures.
     """
 
     _lock = threading.Lock()
@@ -274,8 +274,8 @@ class Supervisor:
 
     @classmethod
     async def running(cls) -> "Supervisor":
-        """The supervisor of this process; starts it if there is none, or if it has ended. Raises IoError where this user has no folder for
-        its lease; UserError on another system than Linux.
+        """Returns the supervisor of this process, and starts one if there is none, or if it has ended. Raises IoError if this user has no
+        folder for its lease; UserError on another system than Linux.
         """
         current = cls._current
         return current if current is not None and not current._over else await run_in_thread(cls._started)
@@ -294,15 +294,15 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        """The children that have begun and have not ended: each has a pid."""
+        """The children that have begun and have not ended. Each of them has a pid."""
         return [child for child in self._children.values() if child.pid]
 
     async def spawn(self, command: Command) -> Child:
-        """Starts the program. Returns when it is executed.
+        """Starts the program, and returns when it was executed.
 
-        Raises SpawnFailed when it cannot be: it is not there, may not be executed, or its directory is not there; SandboxError when its
-        sandbox cannot be made; IoError when this process has no more files for its pipes, or no current folder; CommunicationError when the
-        supervisor has ended, or does not answer for 30 s: what it was asked for is ended when it goes on.
+        Raises SpawnFailed if the program or its directory is not there, or may not be executed; SandboxError if its sandbox cannot be made;
+        IoError if this process has no more files for pipes, or no current folder; CommunicationError if the supervisor has ended, or does
+        not answer for 30 s. A child that starts after that is ended.
         """
         number = next(self._numbers)
         try:
@@ -339,7 +339,7 @@ class Supervisor:
         return child
 
     async def usage(self, number: int) -> ProcessUsage:
-        """What a child uses, by its number."""
+        """Measures the usage of a child, given by its number."""
         ask = next(self._numbers)
         reply = self._replies[ask] = Future()
         self.tell({"do": "usage", "child": number, "ask": ask})
@@ -350,7 +350,7 @@ class Supervisor:
         return ProcessUsage(found["processes"], found["memory"], found["cpu"])
 
     async def _answer(self, reply: "Future[dict[str, Any]]") -> dict[str, Any]:
-        """Raises TimeoutError."""
+        """Waits for a reply of the supervisor. Raises TimeoutError."""
         if self._over:  # perhaps before it knew of this reply
             raise self._lost()
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -358,7 +358,7 @@ class Supervisor:
         return reply.result()
 
     def silent(self, whose: str) -> CommunicationError:
-        """The error of what it was asked for and does not answer."""
+        """Returns the error for a request that the supervisor has not answered."""
         return CommunicationError(
             f"{whose}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)}) has not answered in"
             f" {_ANSWER_SECONDS:g} s",
@@ -372,8 +372,8 @@ class Supervisor:
         )
 
     def tell(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Sends a request, also from an event loop: what a supervisor that was stopped does not take waits here, and a thread sends it.
-        Does nothing when the supervisor has ended: that ends what waits for it. Raises CommunicationError where too many requests wait.
+        """Sends a request, and never blocks an event loop: requests that a stopped supervisor does not take are sent by a thread. Does
+        nothing if the supervisor has ended. Raises CommunicationError if too many requests wait.
         """
         data = json.dumps(request).encode()
         with self._sending:
@@ -388,7 +388,7 @@ class Supervisor:
                     threading.Thread(target=self._send_all, name="sabot-supervisor-requests", daemon=True).start()
 
     def _send_all(self) -> None:
-        """The life of a thread that sends what the supervisor did not take at once."""
+        """Sends the requests that the supervisor did not take at once. Runs in a thread of its own."""
         more = True
         while more:
             self._send_first(0)
@@ -397,7 +397,7 @@ class Supervisor:
                 more = bool(self._unsent)
 
     def _send_first(self, flags: int) -> bool:
-        """Sends the oldest request that waits. -> whether nothing of it is left to be sent"""
+        """Sends the oldest waiting request. Returns True if nothing of it is left to be sent."""
         data, descriptors = self._unsent[0]
         while data:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
@@ -414,7 +414,7 @@ class Supervisor:
         return True
 
     def _listen(self) -> None:
-        """The life of the thread that takes what the supervisor says."""
+        """Takes the messages of the supervisor until it ends. Runs in a thread of its own."""
         received = bytearray()
         while data := self._receive():
             received += data
@@ -458,14 +458,14 @@ class Supervisor:
                 self._children[message["child"]].told(message)
 
     def close(self) -> None:
-        """Ends all children and the supervisor, and waits for it. For the end of the process, or of a test."""
+        """Ends all children and the supervisor, and waits for it. Called at the end of the process, or of a test."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
 
     def forget(self) -> None:
-        """In a fork: the supervisor is not this process's, and neither are the children."""
+        """Forgets the supervisor and its children in a fork, whose they are not."""
         self._over = True
         self._socket.close()
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
@@ -492,7 +492,7 @@ async def _gone(child: Child, reply: "Future[dict[str, Any]]") -> None:
 
 
 def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], list[int]]:
-    """Our ends, and the child's three descriptors."""
+    """Opens the pipes of a child. Returns our ends, and the child's three descriptors."""
     opened: list[int] = []
     streams: list[ChildInput | ChildOutput | None] = []
     far: list[int] = []
@@ -536,7 +536,7 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """A fork of the process must not hold the socket open whose end tells the supervisor that the worker has ended."""
+    """Closes the socket in a fork of the process: the end of the socket tells the supervisor that the worker has ended."""
     Supervisor._lock = threading.Lock()
     current, Supervisor._current = Supervisor._current, None
     if current is not None:

@@ -35,17 +35,18 @@ INHERITED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A program to be run.
+    """A program to be run, with all that it is given.
 
-    argv: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
-    environment: variables that are set; their values are shown nowhere, and the secret ones are hidden in what the program says.
-    inherit: the names of the worker's variables that the child gets besides. It gets no others.
-    working_dir: the worker's current one, if None.
-    stdin, stdout, stderr: "pipe", or "null", which is empty and takes everything; stderr may be "stdout".
-    limits: what it and all that it starts may use; None: no limits.
-    trust: how far it is trusted: a level, or a `Sandbox`; None: it runs as the worker does. In a sandbox it writes in its working_dir, and
-    where that is None in an empty /tmp of its own.
-    output_bytes: how much that nobody has read is kept of stdout, and of stderr. lossless: the child waits for the reader instead.
+    - `argv`: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
+    - `environment`: variables to set; their values are shown nowhere, and secret ones are hidden in the program's output. `inherit`: names
+      of the worker's variables that the program gets besides; it gets no others.
+    - `working_dir`: the worker's current directory if None. `stdin`, `stdout`, `stderr`: "pipe", or "null", which is empty and takes
+      everything; stderr may be "stdout".
+    - `limits`: limits of the program with all its descendants, or None.
+    - `trust`: a level of trust, or a `Sandbox`; None if the program runs as the worker does. In a sandbox it writes in its `working_dir`,
+      or, without one, in an empty /tmp of its own.
+    - `output_bytes`: the number of unread bytes that are kept of stdout, and of stderr. `lossless`: True if the program waits for the
+      reader instead of losing older bytes.
     """
 
     argv: Sequence[str]
@@ -93,17 +94,17 @@ class Command:
         keep_settings(self.environment, owner=self)
 
     def whole_environment(self) -> dict[str, str]:
-        """The environment that the child sees."""
+        """Returns the environment that the program sees."""
         return {name: os.environ[name] for name in self.inherit if name in os.environ} | dict(self.environment)
 
 
 def are_texts(given: object) -> bool:
-    """Whether it is a collection of texts, and not a text."""
+    """Returns True for a collection of texts. A single text is none."""
     return isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(each, str) for each in given)
 
 
 def _check_encoded(where: str, text: str) -> None:
-    """Raises UserError for what the system takes in no file name and no variable. The text is not shown: it may be a secret."""
+    """Raises UserError for a text that the system takes in no file name and no variable. The text is not shown: it may be a secret."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
@@ -114,7 +115,7 @@ def _check_encoded(where: str, text: str) -> None:
 
 
 def confined_command(command: Command) -> Confined:
-    """What its sandbox demands and this system has. Raises what `confined` raises."""
+    """Returns the command as its sandbox and this system confine it. Raises the errors of `confined`."""
     sandbox = sandbox_of(command.trust)
     assert sandbox is not None
     where = None if command.working_dir is None else os.path.abspath(command.working_dir)
@@ -122,7 +123,7 @@ def confined_command(command: Command) -> Confined:
 
 
 def spawn_request(number: int, command: Command, sandbox: Confined | None) -> dict[str, Any]:
-    """What the supervisor is asked for. number: of the child."""
+    """Returns the request to the supervisor. `number`: the number of the child."""
     return {
         "do": "spawn",
         "child": number,
@@ -135,7 +136,7 @@ def spawn_request(number: int, command: Command, sandbox: Confined | None) -> di
 
 
 def spawn_failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
-    """Says which program did not start, why, and what to do."""
+    """Returns the error for a program that did not start, with the reason and a hint."""
     program, number, step = command.argv[0], said["errno"], said["step"]
     why, what = (os.strerror(number), said.get("what", "")) if number else (said.get("what", ""), "")
     hint = ""

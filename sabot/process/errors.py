@@ -24,11 +24,11 @@ from sabot.errors import SabotError, UserError
 
 
 class AgentError(SabotError):
-    """A child process, or what it was asked for, cannot go on."""
+    """A child process, or a request to it, has failed."""
 
 
 class SpawnFailed(AgentError):
-    """The program did not start: no process of it is left. The message names the program and the reason."""
+    """The program did not start, and no process of it is left. The message names the program and the reason."""
 
 
 class SandboxError(SpawnFailed):
@@ -38,7 +38,9 @@ class SandboxError(SpawnFailed):
 
 
 class SandboxUnavailable(SandboxError):
-    """The system does not have what the level of trust demands. missing: the means, of `sabot.process.sandbox.levels.MEANS`."""
+    """The system lacks means that the level of trust demands. `missing`: the names of those means, of
+    `sabot.process.sandbox.levels.MEANS`.
+    """
 
     code = "E2041"
 
@@ -48,13 +50,13 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxStepFailed(SandboxError):
-    """The system refused a step by which the program is confined, though it allowed it when it was tried."""
+    """The system refused a step of the confinement that it had allowed when it was tried."""
 
     code = "E2042"
 
 
 class SandboxPathRefused(SandboxError):
-    """A path of the sandbox is not there, cannot be written by its user, or is one that is given to nobody."""
+    """A path of the sandbox is not there, cannot be written by its user, or is given to no sandbox."""
 
     code = "E2043"
 
@@ -66,7 +68,7 @@ class TrustExceeded(SandboxError):
 
 
 class ExecutionError(AgentError):
-    """The program ended badly, or what it was asked for has failed."""
+    """The program ended badly, or its task has failed."""
 
 
 class CommunicationError(AgentError):
@@ -82,11 +84,11 @@ class AgentNotFound(NotFound):
 
 
 class Timeout(AgentError, TimeoutError):
-    """It was not done in the time that it had."""
+    """A time limit has passed."""
 
 
 class InvalidContext(AgentError, UserError):
-    """What the instance was given does not fit: its name, its task, its environment."""
+    """The name, the task or the environment of an instance does not fit."""
 
 
 class IoError(AgentError, OSError):
@@ -98,7 +100,7 @@ class ProviderError(AgentError):
 
 
 class ResourceLimitExceeded(AgentError):
-    """A task has used more than it may. limit: the field of `ResourceLimits`."""
+    """A task has used more than its limit. `limit`: the field of `ResourceLimits`."""
 
     def __init__(self, message: str, *, limit: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -106,7 +108,7 @@ class ResourceLimitExceeded(AgentError):
 
 
 class LifecycleError(AgentError):
-    """A verb of the lifecycle has failed. code: of document 002."""
+    """A verb of the lifecycle has failed. `code`: the code of document 002."""
 
     code = "E2020"
 
@@ -146,7 +148,7 @@ class UnknownAgent(LifecycleError, NotFound):
 
 
 class QuotaError(AgentError):
-    """What an instance may use cannot be said, or cannot be held. code: of document 002."""
+    """A quota of an instance is missing, wrong, or cannot be enforced. `code`: the code of document 002."""
 
     code = "E2070"
 
@@ -156,7 +158,7 @@ class QuotaNotFound(QuotaError):
 
 
 class InvalidQuota(QuotaError, UserError):
-    """A limit, a mode or an action of a quota that is none."""
+    """A quota has a limit, a mode or an action that does not exist."""
 
     code = "E2071"
 
@@ -168,31 +170,31 @@ class QuotaExceeded(QuotaError):
 
 
 class QuotaUpdateFailed(QuotaError):
-    """The quota stays as it was; or it was changed, and what was done about the old one stays."""
+    """A quota was not changed, or the measures that the old quota had taken could not be undone."""
 
     code = "E2073"
 
 
 class QuotaSuspendFailed(QuotaError):
-    """An instance that uses more than it may was not suspended."""
+    """An instance that exceeds its quota was not suspended."""
 
     code = "E2074"
 
 
 class QuotaTerminateFailed(QuotaError):
-    """An instance that uses more than it may was to be terminated, and still runs."""
+    """An instance that exceeds its quota was terminated, and still runs."""
 
     code = "E2075"
 
 
 class ScaleUpFailed(AgentError):
-    """A fleet has not grown as it was to: it would be larger than it may, or children of it did not start."""
+    """A fleet has not grown: it would exceed its size, or children did not start."""
 
     code = "E2090"
 
 
 class ScaleDownFailed(AgentError):
-    """A fleet has not shrunk: it would be smaller than it may, or what was to be saved first was not."""
+    """A fleet has not shrunk: it would fall below its size, or the state of a replica was not saved."""
 
     code = "E2091"
 
@@ -204,6 +206,6 @@ class WarmPoolExhausted(AgentError):
 
 
 class DrainTimeout(Timeout):
-    """What a child did was not done when its time to drain was over. It was ended: the work is given back."""
+    """A drain took too long. The child was ended, and its work is given back."""
 
     code = "E2093"

@@ -1,4 +1,4 @@
-"""What is done in a child between fork and exec, by the supervisor, which has one thread: so any Python may run here.
+"""The steps in a child between fork and exec. The supervisor, which forks, has one thread, so they may run any Python.
 
 Of the child it makes the leader of a session of its own, with default signals, its three streams, its limits and its directory, and
 executes the program. A step that fails is written to `report` as `step errno`, and the child ends; exec closes `report` unwritten.
@@ -25,13 +25,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_subreaper() -> None:
-    """From now on a descendant whose parent ends becomes a child of this process."""
+    """Makes this process the parent of each descendant whose own parent ends."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the system gives no subreaper")
 
 
 def candidates(program: str, path: str) -> Iterator[str]:
-    """The files that a program of this name may be: with a slash in it the name itself, else one for each folder of `path`."""
+    """Yields the files that a program of this name may be: the name itself if it has a slash, else one for each folder of `path`."""
     if "/" in program:
         yield program
     else:
@@ -42,8 +42,9 @@ def candidates(program: str, path: str) -> Iterator[str]:
 def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: int, parent: int) -> None:
     """Makes a child of this fork and executes its program. Never returns.
 
-    plan: argv, environment, directory, nice, rlimits, groups (the files by which control groups are joined), and sandbox (None, or what
-    `confine.confinement` takes). streams: the descriptors that become 0, 1 and 2. parent: the supervisor's pid.
+    - `plan`: argv, environment, directory, nice, rlimits, groups (the files by which control groups are joined), and sandbox (None, or the
+      plan for `confine.confinement`).
+    - `streams`: the descriptors that become 0, 1 and 2. `parent`: the supervisor's pid.
     """
     step = "session"
     try:
@@ -106,7 +107,7 @@ class _Failed(Exception):
 
 
 def _join(group: str) -> None:
-    """Moves this process into a control group. One that does not take it is done without: the supervisor measures too."""
+    """Moves this process into a control group. A group that refuses is left out: the supervisor measures too."""
     with suppress(OSError):
         descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a supervisor leaves that is itself killed: its children end with it, but not what they have started.
+"""Leases of supervisors, by which the processes that a killed supervisor has left are found: its children end with it, others do not.
 
 Each supervisor holds a lease: a file, locked as long as its process lives, that says which tags its descendants carry. A lease that can be
 locked by another is that of a dead one: whoever gets the lock ends what still carries the tags, and removes the file. That is the watcher,
@@ -52,15 +52,15 @@ class Lease:
         new.rename(self._path)
 
     def give_up(self) -> None:
-        """Nothing is left that it would have to tell of."""
+        """Removes the lease: no process is left that it would name."""
         self._path.unlink(missing_ok=True)
         os.close(self._file)
 
     def watch(self, groups: ControlGroups) -> None:
-        """Starts the watcher: a process that outlives this one and ends what it has left, unless it gives the lease up.
+        """Starts the watcher: a process that outlives this one, and ends all that this one has left, unless the lease was given up.
 
-        Its parent ends at once, so it is no child of this process. To be called before this process becomes a subreaper, has other threads,
-        or handles signals.
+        The watcher's parent ends at once, so the watcher is no child of this process. To be called before this process becomes a subreaper,
+        has other threads, or handles signals.
         """
         if (parent := os.fork()) == 0:
             try:
@@ -72,7 +72,7 @@ class Lease:
 
 
 def _watch(path: Path, groups: ControlGroups) -> None:
-    """The life of a watcher. It has nothing open of the supervisor's, whose end others see by that."""
+    """Runs the watcher. It holds no descriptor of the supervisor, whose end others see by the closing of its files."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they may be meant for all: then it is the last one to go
@@ -86,9 +86,9 @@ def _watch(path: Path, groups: ControlGroups) -> None:
 
 
 def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
-    """Ends what supervisors that were killed have left. Returns when it has ended, or after some seconds. -> how many processes it was
+    """Ends processes that killed supervisors have left, and returns their number, at the latest after some seconds.
 
-    own: the name of the lease of a supervisor that is known to have ended; where its watcher is at it, this waits for that.
+    `own`: the name of the lease of a supervisor that is known to have ended; if its watcher works on that lease, this call waits.
     """
     if not _is_ours(folder):
         return 0
@@ -100,7 +100,9 @@ def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
 
 
 def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
-    """Raises OSError where the lease is in use, unless it is to `wait` until it is not, or where there is none."""
+    """Ends the processes that a lease names, and returns their number. Raises OSError if the lease is in use and `wait` is False, or if
+    there is none.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -137,7 +139,7 @@ def _end_all(first: int, groups: ControlGroups) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it is a folder of this user's, in which nobody else may write: who may could name processes of this user in a lease."""
+    """Returns True for a folder of this user in which nobody else may write; others could name processes of this user in a lease."""
     try:
         status = folder.lstat()
     except OSError:
@@ -146,5 +148,5 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _boot() -> str:
-    """Unlike that of any other start of this or another system."""
+    """Returns the id of this start of this system."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,4 +1,4 @@
-"""What a child and all that it has started may use."""
+"""Limits of a child with all its descendants."""
 
 import resource
 from typing import Any, Final
@@ -17,16 +17,16 @@ _OVERSHOOT = 0.5
 
 
 class ResourceLimits:
-    """Limits of a child and all its descendants together; exactly at the limit is allowed. None: not limited.
+    """Limits of a child and all its descendants together. Exactly at a limit is allowed; None removes a limit.
 
-    max_memory_bytes (or max_memory_mb): resident memory; above it they are killed.
-    cpu_limit_percent (or max_cpu_percent): of one core; above it they are held up.
-    max_task_duration (or max_runtime_secs): seconds; after it they are stopped.
-    max_open_files: of each process; more are refused. max_processes: above it they are killed.
-    max_output_bytes: of stdout and stderr together; above it they are killed. max_file_bytes: the size of a file that one of them writes;
-    it gets SIGXFSZ.
-    max_tool_calls_per_task: how many tools an instance may call for a task; counted by who runs the task. max_tool_calls_per_minute: in any
-    60 seconds, over all its tasks; further calls are refused, and say when the next one may be made.
+    - `max_memory_bytes` (or `max_memory_mb`): resident memory; above it they are killed.
+    - `cpu_limit_percent` (or `max_cpu_percent`): percent of one core; above it they are slowed down.
+    - `max_task_duration` (or `max_runtime_secs`): seconds, after which they are stopped.
+    - `max_open_files`: open files of each process; more are refused. `max_processes`: above it they are killed.
+    - `max_output_bytes`: bytes of stdout and stderr together; above it they are killed. `max_file_bytes`: the size of a file that one of
+      them writes; above it the writer gets SIGXFSZ.
+    - `max_tool_calls_per_task`: calls of tools in a task, counted by the runtime. `max_tool_calls_per_minute`: calls in any 60 seconds over
+      all tasks; a refused call says when the next one may be made.
     """
 
     __slots__ = (
@@ -79,7 +79,7 @@ class ResourceLimits:
 
     @classmethod
     def none(cls) -> "ResourceLimits":
-        """Nothing is limited."""
+        """Returns limits that limit nothing."""
         return cls(**dict.fromkeys(cls.__slots__))
 
     @property
@@ -98,11 +98,11 @@ class ResourceLimits:
         return self.max_task_duration
 
     def without(self, *names: str) -> "ResourceLimits":
-        """The others: these are no limits."""
+        """Returns these limits without those of the given names."""
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
-        """The lower one of each limit."""
+        """Returns the lower one of each limit."""
         if other is None:
             return self
         both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
@@ -110,7 +110,7 @@ class ResourceLimits:
         return ResourceLimits(**lower)
 
     def plan(self) -> dict[str, Any]:
-        """What the supervisor has to see to."""
+        """Returns the limits as the supervisor takes them."""
         memory = None
         if self.max_memory_bytes is not None:
             memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())
@@ -141,7 +141,7 @@ class ResourceLimits:
 
 
 def _either(value: Any, other: dict[str, Any], first: str, name: str, default: float) -> Any:
-    """The value, or what it is called in its second spelling."""
+    """Returns the value that was given by the first or the second name of a limit. Raises UserError if both were used."""
     if name not in other:
         return value
     second = other.pop(name)

@@ -25,13 +25,13 @@ _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
 class ChildOutput:
-    """stdout or stderr of a child.
+    """The stdout or the stderr of a child.
 
-    name: in errors. wrote: called with the number of bytes that came. dropped_bytes: how many bytes nobody has read in time. total_bytes:
-    how many the child has written.
+    `name`: the stream's name in errors. `wrote`: called with each number of bytes that were read from the child. `dropped_bytes`: a count
+    of bytes that nobody read in time. `total_bytes`: a count of all bytes.
 
-    A reader that has begun, and lets a full stream that is not lossless wait for more than a second, misses something: its next call raises
-    CommunicationError at the place of the gap, and the one after that goes on behind it.
+    If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's next call then raises
+    CommunicationError at the gap, and the call after that goes on behind it.
     """
 
     def __init__(
@@ -64,34 +64,33 @@ class ChildOutput:
 
     @property
     def at_end(self) -> bool:
-        """Whether the child, and all that had its stream, have closed it, and everything was read."""
+        """True if all writers of the stream have closed it, and everything was read."""
         return self._descriptor < 0 and not self._kept
 
     @property
     def has_unread(self) -> bool:
-        """Whether the child has written what nobody has read."""
+        """True if there is output that nobody has read."""
         if not self._kept and self._descriptor >= 0:
             self._receive()
         return bool(self._kept)
 
     async def read(self, most_bytes: int = _PIECE) -> bytes:
-        """What there is, at most so many bytes; waits for the first one. b"" at the end."""
+        """Returns at most so many bytes, and waits for the first one; b"" at the end."""
         self._check_gap()
         while not self._kept and self._descriptor >= 0:
             await self._wait()
         return self._take(most_bytes)
 
     def read_nowait(self, most_bytes: int = _PIECE) -> bytes | None:
-        """What there is, at most so many bytes; None when there is nothing now, b"" at the end."""
+        """Returns at most so many bytes without waiting; None if there are none now, b"" at the end."""
         self._check_gap()
         if not self._kept and self._descriptor >= 0:
             self._receive()
         return None if not self._kept and self._descriptor >= 0 else self._take(most_bytes)
 
     async def lines(self) -> AsyncGenerator[bytes]:
-        """The lines, without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`.
-
-        Raises CommunicationError for a line that is longer than the capacity.
+        """Yields the lines without their ends. A line whose beginning was dropped is left out, and counted in `dropped_bytes`. Raises
+        CommunicationError for a line that is longer than the capacity.
         """
         taken = 0
         while True:
@@ -122,9 +121,8 @@ class ChildOutput:
                 yield line
 
     async def json_lines(self) -> AsyncIterator[Any]:
-        """The values of the lines, which are JSON. Empty lines are left out.
-
-        Raises CommunicationError for a line that is not JSON; the following ones can be read after that.
+        """Yields the values of the lines, which are JSON; empty lines are left out. Raises CommunicationError for a line that is not JSON;
+        the lines after it can still be read.
         """
         async for line in self.lines():
             if line.strip():
@@ -147,7 +145,7 @@ class ChildOutput:
             self._more.set()
 
     def forget(self) -> None:
-        """In a fork: closes the descriptor. The event loop is the worker's, and shares its registrations with the worker."""
+        """Closes the descriptor in a fork, whose event loop shares its registrations with the worker."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -188,7 +186,7 @@ class ChildOutput:
             self._missed += excess if self._has_been_read else 0
 
     def _stop_expecting(self) -> None:
-        """The child goes on, though nobody has read what is there."""
+        """Lets the child go on, though nobody has read its output."""
         self._is_expected = False
         self._go_on()
         self._drop()
@@ -202,7 +200,7 @@ class ChildOutput:
             self._loop.add_reader(self._descriptor, self._receive)
 
     def _refuse_line(self) -> None:
-        """The stream is full, and no line ends in it. Raises CommunicationError, once for a line: what follows of it is left out."""
+        """Raises CommunicationError for a line that does not end within a full stream: once, and the rest of the line is left out."""
         was_told = self._torn
         if not self._lossless:
             self.dropped_bytes += len(self._kept)
@@ -270,11 +268,11 @@ class LastWords:
 
     @property
     def size(self) -> int:
-        """The number of bytes that there ever were."""
+        """The number of bytes that were ever added."""
         return self.dropped_bytes + len(self._kept)
 
     def text(self, start: int = 0) -> str:
-        """Returns the kept part of what came after the first `start` bytes. The secrets of the command are in it."""
+        """Returns the kept bytes from number `start` on, counted over all that were added. They may have secrets of the command."""
         return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
 
     async def _read(self, output: ChildOutput) -> None:
@@ -297,24 +295,22 @@ class ChildInput:
 
     @property
     def is_open(self) -> bool:
-        """Whether the child can be written to."""
+        """True if the child can be written to."""
         return not self._closing and not self._broken
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the pipe has not taken yet what was written."""
+        """True if the pipe has not taken all bytes yet."""
         return bool(self._waiting)
 
     @property
     def has_room(self) -> bool:
-        """Whether `drain` would return at once."""
+        """True if `drain` would return at once."""
         return self._room.is_set()
 
     def write(self, data: bytes) -> None:
-        """Gives the child these bytes, after those of before. What the pipe does not take now waits in memory: `await drain()` before the
-        next one.
-
-        Raises CommunicationError when the child does not read any more, or when 64 MB wait for it.
+        """Writes bytes. What the pipe does not take now is kept in memory: await `drain()` before the next call. Raises CommunicationError
+        if the child does not read any more, or if 64 MB wait for it.
         """
         if not self.is_open:
             raise self._error()
@@ -335,19 +331,19 @@ class ChildInput:
             raise self._error()
 
     async def drain(self) -> None:
-        """Returns when at most 64 KB wait for the child. Raises CommunicationError when it does not read any more."""
+        """Waits until at most 64 KB wait for the child. Raises CommunicationError if it does not read any more."""
         await self._room.wait()
         if self._broken:
             raise self._error()
 
     def close(self) -> None:
-        """The child sees the end, after what was written. Does nothing when it is closed."""
+        """Closes the stream after what was written. Does nothing if it is closed."""
         self._closing = True
         if not self._waiting:
             self.abandon()
 
     def abandon(self) -> None:
-        """Closes it at once: what waits is lost."""
+        """Closes the stream at once; bytes that wait are lost."""
         self._closing = True
         self._broken |= bool(self._waiting)
         self._waiting.clear()
@@ -360,7 +356,7 @@ class ChildInput:
             self._room.set()
 
     def forget(self) -> None:
-        """In a fork: closes the descriptor. The event loop is the worker's, and shares its registrations with the worker."""
+        """Closes the descriptor in a fork, whose event loop shares its registrations with the worker."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

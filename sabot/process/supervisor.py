@@ -84,7 +84,7 @@ class _Child:
 
 
 class Supervision:
-    """What the supervisor knows of its children."""
+    """The loop of the supervisor: the requests of the worker, and the children with their limits and ends."""
 
     def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups, leases: Path) -> None:
         self._worker = worker
@@ -122,7 +122,7 @@ class Supervision:
         self._watch(worker_pid)
 
     def run(self) -> None:
-        """Returns when the worker has ended, and so have all children."""
+        """Runs until the worker and all children have ended."""
         self._say({"event": "ready", "pid": self._pid, "groups": self._groups.controllers, "lease": self._lease.name})
         while True:
             for key, _ in self._selector.select(self._wait_seconds()):
@@ -140,7 +140,7 @@ class Supervision:
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def _watch(self, worker_pid: int) -> None:
-        """A fork of the worker may hold the socket open longer than the worker lives."""
+        """Watches the worker itself: a fork of it may hold the socket open longer than the worker lives."""
         with suppress(OSError):
             self._selector.register(os.pidfd_open(worker_pid), selectors.EVENT_READ, self._say_farewell)
         if os.getppid() != worker_pid:
@@ -197,7 +197,7 @@ class Supervision:
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
 
     def _pause(self, child: _Child) -> None:
-        """Stops all of it, also what is being forked meanwhile."""
+        """Stops all processes of a child, also those that are being forked meanwhile."""
         child.paused = True
         if child.throttled:  # it is stopped already, so that the system will not tell of it
             self._say({"event": "stopped", "child": child.number})
@@ -215,7 +215,7 @@ class Supervision:
             self._send_more()
 
     def _send_more(self) -> None:
-        """A worker that does not read, because a debugger holds it, does not hold the supervisor up."""
+        """Sends what the worker takes now, so that a worker in a debugger does not block the supervisor."""
         try:
             while self._unsent:
                 del self._unsent[: self._worker.send(self._unsent)]
@@ -228,7 +228,7 @@ class Supervision:
             self._selector.modify(self._worker, wanted, self._talk)
 
     def _say_farewell(self, over: Any = None) -> None:
-        """The worker has ended, or somebody ends the supervisor: so the whole tree ends."""
+        """Begins to end the whole tree, because the worker has ended, or somebody ends the supervisor."""
         for each in (over, self._worker):
             with suppress(KeyError, ValueError):
                 self._selector.unregister(each)
@@ -274,7 +274,7 @@ class Supervision:
         self._selector.register(report, selectors.EVENT_READ, lambda _: self._began(child, report))
 
     def _began(self, child: _Child, report: int) -> None:
-        """The program runs, or a step before it has failed."""
+        """Reads the report of a fork: its program was executed, or a step before that has failed."""
         said = os.read(report, 4096).decode(errors="surrogateescape")
         self._selector.unregister(report)
         os.close(report)
@@ -288,7 +288,7 @@ class Supervision:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _reap(self) -> bool:
-        """-> whether no process is left below this one: who is orphaned becomes its child."""
+        """Reaps ended processes, also orphans, which become children of this process. Returns True if none is left below it."""
         childless = False
         while True:
             try:
@@ -331,7 +331,7 @@ class Supervision:
         return next((child for child in self._children.values() if child.tag == tag), None)
 
     def _end_strays(self) -> None:
-        """What a child has left, when it has ended, ends too; and with the last of it the child is over."""
+        """Ends the descendants of children that have ended. With the last of them the child is over."""
         strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
         now = time.monotonic()
@@ -388,7 +388,7 @@ class Supervision:
             self._look(measured, now)
 
     def _look(self, measured: list[_Child], now: float) -> None:
-        """Ends who has more than it may, and holds up who computes more."""
+        """Ends children that exceed a limit, and slows down those that use too much CPU."""
         for child in measured:
             members = self._members(child)
             found = self._used_by(child, members)
@@ -404,7 +404,7 @@ class Supervision:
         self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - now))
 
     def _throttle(self, child: _Child, members: list[int], used: float, share: float, now: float) -> None:
-        """Stops all of it until what it has used above its share is made up for."""
+        """Stops all processes of a child until the CPU time that it has used above its share is made up for."""
         earned, spent = share * (now - child.looked_at), max(0.0, used - child.seen_cpu)
         child.allowance = min(share * _BURST_SECONDS, child.allowance + earned - spent)
         child.looked_at, child.seen_cpu = now, used
@@ -417,7 +417,7 @@ class Supervision:
                 signal_all(members, signal.SIGCONT)
 
     def _hold(self, child: _Child, percent: float | None) -> None:
-        """From now on all of it may use so much of a core; None: any."""
+        """Limits the CPU of a child from now on; None removes the limit."""
         child.limits = {"memory": None, "processes": None, **child.limits, "cpu": percent}
         members = self._members(child)
         child.looked_at, child.seen_cpu = time.monotonic(), self._used_by(child, members)["cpu"]
@@ -454,7 +454,7 @@ class Supervision:
     # -- what belongs to a child --------------------------------------------------------------------------------------
 
     def _roots(self, child: _Child) -> list[int]:
-        """The processes of the child whose parent is the supervisor: the program itself, and what was orphaned."""
+        """Returns the processes of a child whose parent is the supervisor: the program itself, and its orphans."""
         roots = [] if child.status is not None else [child.pid]
         others = (pid for pid in children_of(self._pid) if pid not in self._leaders)
         return [*roots, *(pid for pid in others if tag_of(pid) == child.tag)]
@@ -478,12 +478,12 @@ class Supervision:
 
 
 def _noted(number: int, frame: object) -> None:
-    """A signal that has no other effect than to wake the selector."""
+    """Does nothing: the signal has woken the selector."""
 
 
 def main() -> None:
-    """As arguments: the descriptor of the socket, the pid of the worker, the folder of control groups, which may not be there, and the
-    folder of leases.
+    """Runs the supervisor. Its arguments are the descriptor of the socket, the pid of the worker, the folder of control groups, which may
+    not be there, and the folder of leases.
     """
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)

@@ -15,14 +15,14 @@ TAGS = 1 << 20
 
 
 def own_tags() -> int:
-    """The first of the tags of this supervisor's children. Below another supervisor its tag is the limit, which can only be lowered."""
+    """Returns the first tag for this supervisor's children. Below another supervisor, that one's tag is the highest that can be set."""
     limit = resource.getrlimit(TAG)[1]
     highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
     return int.from_bytes(os.urandom(8)) % max(1, highest // TAGS - 1) * TAGS + 1
 
 
 def tag_of(pid: int) -> int | None:
-    """Of which child of which supervisor it is a descendant; None: of none, or it has ended."""
+    """Returns the tag that a process has inherited from a child of a supervisor; None if it has none, or has ended."""
     with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
         for line in limits:
             if line.startswith("Max file locks"):
@@ -32,13 +32,13 @@ def tag_of(pid: int) -> int | None:
 
 
 def tagged(first: int) -> list[int]:
-    """All processes of the system whose tag is one of the supervisor with this first tag."""
+    """Returns all processes of the system that carry a tag of the supervisor with this first tag."""
     found = ((pid, tag_of(pid)) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))))
     return [pid for pid, tag in found if tag is not None and first <= tag < first + TAGS]
 
 
 def children_of(pid: int) -> list[int]:
-    """Children that have not been reaped."""
+    """Returns the children of a process that were not reaped."""
     if not _CHILDREN_ARE_LISTED:
         return [each for each in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent_of(each) == pid]
     found: list[int] = []
@@ -56,14 +56,14 @@ def _parent_of(pid: int) -> int | None:
 
 
 def above(pid: int) -> Iterator[int]:
-    """All ancestors, parents before their parents."""
+    """Yields all ancestors, parents before their parents."""
     while parent := _parent_of(pid):
         yield parent
         pid = parent
 
 
 def below(pid: int) -> Iterator[int]:
-    """All descendants, parents before their children."""
+    """Yields all descendants, parents before their children."""
     waiting = deque(children_of(pid))
     while waiting:
         following = waiting.popleft()
@@ -72,8 +72,8 @@ def below(pid: int) -> Iterator[int]:
 
 
 class ProcessFacts(NamedTuple):
-    """A process. `program`: its name, and with Python that of the module that it runs; no other arguments, which may be secret. `state`:
-    the letter that the kernel has for it. `cpu_seconds`: with those of children that it has reaped.
+    """A process. `program`: its name, and for Python the name of the module; other arguments, which may be secret, are left out. `state`:
+    the kernel's letter. `cpu_seconds`: the CPU time, with that of reaped children.
     """
 
     pid: int
@@ -126,10 +126,10 @@ def _bytes_in(path: str, name: bytes) -> int:
 
 
 def shared_memory_of(pids: Iterable[int]) -> int:
-    """Bytes of the shared memory of these processes that is resident and not counted by `numbers_of`, because nobody has mapped it: of open
-    files without a name (memfd_create), of those in /dev/shm, and of System V segments that one of them has made.
+    """Returns the resident shared memory of these processes that `numbers_of` does not count, because no process has mapped it: open files
+    without a name (memfd_create), files in /dev/shm, and System V segments that one of them made.
 
-    Not counted: what only a message in a socket still holds, and files of processes that this one may not look into.
+    Memory that only a message in a socket still holds, and files of processes that this one may not inspect, are not counted.
     """
     pids, files = set(pids), dict[tuple[int, int], int]()
     for pid in pids:
@@ -150,14 +150,14 @@ def shared_memory_of(pids: Iterable[int]) -> int:
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
-    """A signal to each; not to who has ended, or is another user's."""
+    """Sends a signal to each process, and passes over those that have ended or belong to another user."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
 def may_be_signalled(pid: int) -> bool:
-    """Not where it runs as another user: there is nothing to wait for then."""
+    """Returns False for a process of another user: there is no use in waiting for its end."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -168,8 +168,9 @@ def may_be_signalled(pid: int) -> bool:
 
 
 def end(roots: Iterable[int]) -> None:
-    """SIGKILL to these and all their descendants. All are stopped first, so that none forks meanwhile. A process group is sent its signals
-    as a whole, which leaves out nobody that is just being forked: one by one, a program that forks without end would be faster.
+    """Kills these processes and all their descendants (SIGKILL). All are stopped first, so that none forks meanwhile. Process groups get
+    their signals as a whole, which reaches processes that are being forked: signals one by one would lose the race against a program
+    that forks without end.
     """
     roots, stopped, groups = list(roots), set[int](), set[int]()
     for _ in range(100):
@@ -186,7 +187,9 @@ def end(roots: Iterable[int]) -> None:
 
 
 def _group_of(pid: int) -> int | None:
-    """Its process group, where that has only descendants of children in it; a child leads a session, so its groups are its own."""
+    """Returns the process group of a process if it holds only descendants of children; a child leads a session, so its groups are its
+    own.
+    """
     with suppress(OSError):
         group = os.getpgid(pid)
         if tag_of(pid) is not None and os.getsid(pid) != os.getsid(0):

@@ -9,9 +9,8 @@ from sabot.process.lease import folder_of_leases
 
 
 def user_folder() -> Path:
-    """Makes the folder, or checks that the one that is there is this user's, and closes it to other users.
-
-    Raises IoError where somebody else has put something in its place, or where it cannot be made.
+    """Returns the folder of this user, which is made if it is not there, and is closed to other users. Raises IoError if somebody else has
+    put something in its place, or if it cannot be made.
     """
     folder = folder_of_leases()
     try:

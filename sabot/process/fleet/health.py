@@ -1,4 +1,4 @@
-"""Whether child processes live, are ready, or are stuck; what they take, and how often they fail.
+"""The health of child processes: whether they live, are ready, or are stuck; their usage, and the share of failed requests.
 
 a probe finds something wrong ─▶ so many times in a row ─▶ the instance does not live, or is not ready
 the next probe that finds nothing ─▶ it lives, or is ready, again
@@ -325,10 +325,10 @@ class HealthMonitor:
             yield from figures()
 
     def serve(self, port: int = 0, host: str = "127.0.0.1") -> int:
-        """Answers `/healthz`, `/ready` and `/metrics` on host:port until `close`; 0 takes a free port. -> the port
+        """Answers `/healthz`, `/ready` and `/metrics` on host:port until `close`, and returns the port; 0 takes a free one. An app has
+        these pages on its own port.
 
-        For programs without an app: an app tells of its instances on its own port. Raises MissingExtra, and UserError for an address that
-        cannot be had, and where it is served already.
+        Raises MissingExtra; UserError for an address that cannot be used, or if the monitor is served already.
         """
         if self._metrics is not None:
             raise UserError(f"health of {self.name} is served already, on port {self._metrics.port}")

@@ -1,4 +1,4 @@
-"""What child processes may use, as their quotas say it: CPU, memory and tokens; and what is told of it.
+"""Quotas of child processes (CPU, memory and tokens), and the reports and violations that follow from them.
 
 A quota is a rule for a manager that looks every few seconds and can warn, slow down, suspend. What must hold at every moment is a limit of
 the command (`ResourceLimits`), which the supervisor and the kernel hold.
@@ -23,8 +23,8 @@ _MOST_CORES = 1 << 20
 
 
 class QuotaMode(StrEnum):
-    """The time when a quota acts. hard: as soon as it is exceeded. soft_then_hard: it warns, and acts if it is exceeded
-    for `grace_seconds`. warn_only: it only warns.
+    """The time at which a quota acts: at once (HARD), after a warning and `grace_seconds` (SOFT_THEN_HARD), or never, with warnings only
+    (WARN_ONLY).
     """
 
     HARD = "hard"
@@ -160,7 +160,7 @@ class QuotaViolation:
 
 
 def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
-    """Cores, from "2", "0.5", "500m" (thousandths) or a number. Raises InvalidQuota."""
+    """Returns the cores of "2", "0.5", "500m" (thousandths) or a number. Raises InvalidQuota."""
     cores = None
     if isinstance(value, str):
         if (match := re.fullmatch(r"(\d+)m|(\d+(?:\.\d+)?)", value.strip(), re.ASCII)) is not None:
@@ -175,7 +175,7 @@ def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
 
 
 def parse_memory(value: str | int, *, name: str = "memory") -> int:
-    """Bytes, from "2Gi", "512Mi", "1.5G" or a number. Raises InvalidQuota."""
+    """Returns the bytes of "2Gi", "512Mi", "1.5G" or a number. Raises InvalidQuota."""
     size = None
     if isinstance(value, str):
         if (match := re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTPE]i|[kMGTPE])?", value.strip(), re.ASCII)) is not None:

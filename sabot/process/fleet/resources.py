@@ -48,7 +48,7 @@ _VIOLATIONS_KEPT = 1000
 
 @dataclass
 class _Breach:
-    """A limit is exceeded since this moment. done: what was done about it, and `why`."""
+    """A limit that is exceeded, with the time since when. `done`: the action that was taken, and `why`."""
 
     since: float
     done: QuotaAction | None = None
@@ -57,7 +57,7 @@ class _Breach:
 
 @dataclass
 class _Account:
-    """An instance with its quota, and what is known of what it uses."""
+    """An instance with its quota and its measured usage."""
 
     quota: ResourceQuota
     child: Child | None = None  # to which `looked_at`, `seen_cpu` and `held_to` belong
@@ -90,10 +90,12 @@ class _Account:
 
 
 class ResourceManager:
-    """Measures the instances of a lifecycle manager that have a quota, every `report_interval` seconds, and does what their quotas say.
+    """Measures the instances of a lifecycle manager that have a quota, each `report_interval` seconds, and enforces the quotas.
 
-    default: the quota of instances without one of their own; None: they have none. tokens_of: gives the tokens that an instance has used in
-    this hour of the clock, as a ledger has them, beside what is reported here. on_report, on_violation: are told of each.
+    - `default`: the quota of instances without one of their own, or None.
+    - `tokens_of`: returns the tokens that an instance has used in this hour of the clock, say by a ledger. They are added to the tokens
+      that are reported here.
+    - `on_report`, `on_violation`: called with each report, and with each violation.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class ResourceManager:
             self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
-        """Looks no more. What was done to instances stays, and so do they."""
+        """Stops looking. Instances, and the measures taken, stay as they are."""
         self._running = False
         await self._tasks.cancel()
 
@@ -143,9 +145,9 @@ class ResourceManager:
     # -- quotas -------------------------------------------------------------------------------------------------------
 
     async def set_quota(self, agent_id: str, quota: ResourceQuota) -> None:
-        """Gives an instance this quota, in the place of the one that it has. What was done about that one is undone, and judged anew.
+        """Gives an instance this quota in the place of its present one. Measures of the old quota are undone, and the usage is judged anew.
 
-        Raises UnknownAgent; QuotaUpdateFailed where the instance cannot be let go; what `check` raises.
+        Raises UnknownAgent; QuotaUpdateFailed if the instance cannot be released; the errors of `check`.
         """
         instance = self._lives.agent(agent_id)
         if agent_id not in self._accounts:
@@ -158,8 +160,8 @@ class ResourceManager:
                 await self._judge(instance, account, resource)
 
     async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
-        """Changes fields of an instance's quota. -> the new one. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has changed;
-        what `check` raises.
+        """Changes fields of an instance's quota, and returns the new quota. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has
+        changed; the errors of `check`.
         """
         account = self._account(agent_id)
         try:
@@ -170,16 +172,16 @@ class ResourceManager:
         return quota
 
     async def remove_quota(self, agent_id: str) -> None:
-        """From now on the instance has the `default`, or is not measured. What was done about its quota is undone. Raises QuotaNotFound;
-        QuotaUpdateFailed where it cannot be let go.
+        """Removes the quota of an instance, which has the `default` from now on. Measures of the old quota are undone. Raises
+        QuotaNotFound; QuotaUpdateFailed if the instance cannot be released.
         """
         async with self._locked(agent_id) as account:
             await self._let_go(self._lives.agent(agent_id), account)
             del self._accounts[agent_id]
 
     async def reset(self, agent_id: str) -> None:
-        """Forgets what the instance has used, the tokens that were reported here too, and undoes what was done about it. Raises
-        QuotaNotFound; QuotaUpdateFailed where it cannot be let go.
+        """Sets the usage of an instance to zero, also its reported tokens, and undoes the measures of its quota. Raises QuotaNotFound;
+        QuotaUpdateFailed if the instance cannot be released.
         """
         async with self._locked(agent_id) as account:
             await self._let_go(self._lives.agent(agent_id), account)
@@ -187,18 +189,18 @@ class ResourceManager:
             account.cpu_seconds = 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
-        """That of this instance. Raises QuotaNotFound."""
+        """Returns the quota of an instance. Raises QuotaNotFound."""
         return self._account(agent_id).quota
 
     @property
     def violations(self) -> list[QuotaViolation]:
-        """The newest thousand, the oldest first."""
+        """The newest thousand violations, the oldest first."""
         return list(self._violations)
 
     # -- tokens -------------------------------------------------------------------------------------------------------
 
     async def report_tokens(self, agent_id: str, used: int | CountsTokens) -> None:
-        """Counts tokens that a model has used for the instance, and enforces its quota. Raises QuotaNotFound, and what `check` raises."""
+        """Adds tokens that a model has used for the instance, and enforces the quota. Raises QuotaNotFound, and the errors of `check`."""
         tokens: Any = getattr(used, "total_tokens", used)
         if not is_whole(tokens, 0):
             raise UserError(f"instance {agent_id!r}: {short_repr(used)} is no number of tokens")
@@ -209,8 +211,8 @@ class ResourceManager:
             await self._judge(self._lives.agent(agent_id), account, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
-        """Returns when a call that uses so many may be made. Nothing is reserved for it: calls at a time may use more together, which the
-        `Budget` of a ledger does not allow. Raises QuotaExceeded where the quota acts, and does not only warn; QuotaNotFound.
+        """Checks that the quota leaves room for a call of so many tokens. It reserves nothing: calls at the same time may exceed the quota
+        together, which the `Budget` of a ledger prevents. Raises QuotaExceeded if the quota acts, and does not only warn; QuotaNotFound.
         """
         async with self._locked(agent_id) as account:
             await self._ask_for_tokens(agent_id, account)
@@ -228,9 +230,9 @@ class ResourceManager:
     # -- looks --------------------------------------------------------------------------------------------------------
 
     async def check(self, agent_id: str) -> ResourceReport:
-        """Looks at an instance now, and does what its quota says.
+        """Measures an instance now, and enforces its quota.
 
-        Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed where that could not be done.
+        Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed if an action failed.
         """
         instance = self._lives.agent(agent_id)
         errors = []
@@ -250,7 +252,7 @@ class ResourceManager:
         return report
 
     async def check_all(self) -> list[ResourceReport]:
-        """Looks at all instances that have a quota and have not ended. What could not be done is logged, and done at the next look."""
+        """Checks all instances that have a quota and have not ended. A failed action is logged, and is tried again at the next look."""
         infos = {info.id: info for info in self._lives.list_agents()}
         for agent_id in self._accounts.keys() - infos.keys():  # they ended long ago
             del self._accounts[agent_id]
@@ -360,7 +362,9 @@ class ResourceManager:
                     raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
-        """Undoes what was done about this limit. Who was meanwhile suspended for something else stays so. Raises ResumeFailed."""
+        """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays suspended. Raises
+        ResumeFailed.
+        """
         if account.held.pop(resource, None) is not None:
             self._hold(account)
         is_ours = breach.done is QuotaAction.SUSPEND and instance.why == breach.why

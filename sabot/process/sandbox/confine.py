@@ -1,4 +1,4 @@
-"""How a child is confined, between fork and exec: namespaces, mounts, the user, capabilities, Landlock, the filter of system calls.
+"""The confinement of a child, between fork and exec: namespaces, mounts, user, capabilities, Landlock, and the filter of system calls.
 
 What a sandbox is made of is decided by the worker (`reach`), by what `probe` has found on this system. Here it is done, in a process
 of one thread, with the standard library alone.
@@ -53,14 +53,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """The steps by which this process is confined for good, in order, with their names. They raise OSError.
+    """Yields the steps that confine this process for good, in order, with their names. The steps raise OSError.
 
-    plan: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (whether each is done), landlock (the version, 0:
-    not), filter (which sockets, None: no filter), links (symbolic links on the way to paths, and to where they point), system and readable
-    (paths that can be read), writable, owners (as whom it writes in each of these: user and group), devices, ports (None: any), temp_bytes.
+    `plan`: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (True if the step is done), landlock (the version, or
+    0), filter (the kind of sockets, or None for no filter), links (symbolic links on the way to paths, with their targets), system and
+    readable (paths to read), writable, owners (user and group for writing in each of these), devices, ports (None for any), temp_bytes.
 
-    No path of `readable` and `writable` has a symbolic link in it. Each is opened once, in the step "paths", which fails where there is one
-    now; all that follows has the descriptor.
+    No path of `readable` and `writable` has a symbolic link in it. Each is opened once, in the step "paths", which fails if it has one now;
+    all later steps use the descriptor.
     """
     steps: list[tuple[str, Callable[[], None]]] = []
     ruleset: list[int] = []
@@ -86,7 +86,7 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Makes what is made once for many children, in the process that forks them."""
+    """Makes the things that many children share, in the process that forks them."""
     if plan["filter"] is not None:
         instructions(plan["filter"])
     if plan["user"] == "root" and plan["mounts"]:
@@ -97,7 +97,7 @@ def prepare(plan: Mapping[str, Any]) -> None:
 
 
 def filter_calls(sockets: Any) -> None:
-    """The last step: system calls of this process, and of all that it starts, are filtered for good. Raises OSError."""
+    """Filters the system calls of this process and of all that it starts, for good: the last step. Raises OSError."""
     program = instructions(sockets)
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(held))
@@ -170,7 +170,7 @@ def _enter_ipc() -> None:
 
 
 def _enter_network() -> None:
-    """A network that has nothing but the loopback device."""
+    """Enters a network that has only the loopback device."""
     _unshare(_NEW_NETWORK)
     set_flags, up = 0x8914, 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -178,12 +178,12 @@ def _enter_network() -> None:
 
 
 def _named(plan: Mapping[str, Any]) -> list[str]:
-    """The paths that the sandbox names, folders before what lies in them."""
+    """Returns the paths that the sandbox names, folders before their contents."""
     return sorted({*plan["readable"], *plan["writable"]}, key=lambda path: path.count("/"))
 
 
 def _open_place(path: str) -> int:
-    """Opens what is at an absolute path, with no right but to name it. Raises OSError with ELOOP where a symbolic link is on the way."""
+    """Opens an absolute path with no other right than to name it. Raises OSError with ELOOP if a symbolic link is on the way."""
     how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
     try:
         return _call(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how), path=path)
@@ -215,7 +215,7 @@ def _walk_to(path: str) -> int:
 
 
 def enter(path: str) -> None:
-    """Makes this folder the current one, in a sandbox. Raises OSError with ELOOP where a symbolic link is on the way."""
+    """Makes this folder the current one, in a sandbox. Raises OSError with ELOOP if a symbolic link is on the way."""
     place = _open_place(path)
     os.fchdir(place)
     os.close(place)
@@ -291,7 +291,7 @@ def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = Fal
 
 
 def _closed_above(path: str) -> str | None:
-    """The highest folder on the way to the path that nobody may not pass."""
+    """Returns the highest folder on the way to the path that nobody may not pass."""
     way = ""
     for name in path.split("/")[1:-1]:
         way += f"/{name}"
@@ -346,7 +346,7 @@ def _ids(owner: int) -> str:
 
 
 def landlock_version() -> int:
-    """0: this kernel has none."""
+    """Returns the version of Landlock; 0 if this kernel has none."""
     version: int = _libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_long(0), ctypes.c_long(1))
     return max(0, version)
 
@@ -392,10 +392,10 @@ def _allow(rules: int, path: str, place: int, allowed: int) -> None:
 
 
 def probe() -> dict[str, Any]:
-    """What this system lets this process do, found out by doing it in forks.
+    """Tries in forks which means this system gives this process, and returns the findings.
 
-    -> user ("root", "namespace" or ""), landlock (its version), missing: of `user`, `capabilities`, `filter`, `mounts`, `proc`, `network`
-    and `ipc` those that are not there, with the reason; encrypted: whether the host of this machine cannot read its memory.
+    They are user ("root", "namespace" or ""), landlock (the version), missing (the reasons of those of `user`, `capabilities`, `filter`,
+    `mounts`, `proc`, `network` and `ipc` that are not there), and encrypted (True if the host cannot read the machine's memory).
     """
     root = os.geteuid() == 0
     missing: dict[str, str] = {}
@@ -453,7 +453,7 @@ def _filter_trial() -> None:
 
 
 def _why_not(action: Callable[[], None]) -> str:
-    """ "": a fork of this process has done it. Else the reason."""
+    """Returns "" if a fork of this process has done the step, else the reason."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -473,5 +473,5 @@ def _why_not(action: Callable[[], None]) -> str:
 
 
 def main() -> None:
-    """Prints what `probe` finds."""
+    """Prints the findings of `probe`."""
     print(json.dumps(probe()))

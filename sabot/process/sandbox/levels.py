@@ -35,10 +35,12 @@ _PROBE_SECONDS = 20.0
 
 
 class TrustLevel(StrEnum):
-    """How far a program is trusted. At each level it is user 65534 without capabilities, and writes only in its working directory.
+    """A level of trust in a program. At each level it runs as user 65534 without capabilities, and writes only in its working directory.
 
-    TRUSTED: the network, and all files that anybody may read. STANDARD: TCP connections to a few ports; the files of the system, of the
-    program, and those it is given. UNTRUSTED: no network but a loopback of its own. CONFIDENTIAL: as that, in memory that is encrypted.
+    - TRUSTED: the network, and all files that anybody may read.
+    - STANDARD: TCP connections to a few ports; the files of the system, of the program, and those that it is given.
+    - UNTRUSTED: no network but a loopback of its own.
+    - CONFIDENTIAL: the same as UNTRUSTED, in encrypted memory.
     """
 
     TRUSTED = "trusted"
@@ -76,11 +78,12 @@ USED_WHERE_THERE = ("mounts", "neighbours", "ipc")
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """A level of trust, and what is given beyond it.
+    """A level of trust, with exceptions.
 
-    readable, writable: files and folders besides the working directory. ports: to which a STANDARD program may connect; 53 is for names.
-    temp_bytes: how much its /tmp holds, and as much its /dev/shm; they are in memory.
-    allow_degraded: what the level demands and the system has not is done without, and told in the log.
+    - `readable`, `writable`: files and folders besides the working directory. `ports`: TCP ports to which a STANDARD program may connect;
+      53 is for names.
+    - `temp_bytes`: the size of its /tmp, and of its /dev/shm; both are in memory.
+    - `allow_degraded`: True if the program runs without means that the level demands and the system lacks; the log names them.
     """
 
     level: TrustLevel | str
@@ -103,8 +106,8 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class SandboxSupport:
-    """What this system has of the `MEANS`. missing: the others, with the reason. user, landlock: how the user is changed ("root",
-    "namespace" or ""), and the version of Landlock (0: none).
+    """The means of `MEANS` that this system has. `missing`: the reasons of the others. `user`, `landlock`: the way in which the user is
+    changed ("root", "namespace" or ""), and the version of Landlock, 0 for none.
     """
 
     there: frozenset[str]
@@ -131,13 +134,13 @@ def _level(given: TrustLevel | str) -> TrustLevel:
 
 
 def sandbox_of(trust: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """What `trust=` stands for; None: no sandbox. Raises UserError."""
+    """Returns the sandbox for a value of `trust=`, or None for no sandbox. Raises UserError."""
     return trust if trust is None or isinstance(trust, Sandbox) else Sandbox(level=_level(trust))
 
 
 def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustLevel | str | None") -> Sandbox | None:
-    """Returns the sandbox of who asks for one where there is one for all: with the files of both, the ports that it asks for (a level alone
-    has those of all), and the smaller temp_bytes. Raises TrustExceeded where it asks for more trust than all have.
+    """Returns the sandbox of an instance within the sandbox of all: with the files of both, the ports that the instance asks for (for a
+    level alone, those of all), and the smaller temp_bytes. Raises TrustExceeded if the instance asks for more trust than all have.
     """
     general, own = sandbox_of(most), sandbox_of(asked)
     if general is None or own is None:
@@ -169,7 +172,7 @@ def stricter(most: "Sandbox | TrustLevel | str | None", asked: "Sandbox | TrustL
 
 @functools.cache
 def available() -> SandboxSupport:
-    """What this system lets this worker do. Found out by trying it, once: that takes some hundredths of a second."""
+    """Returns the means that this system gives this worker. They are tried once, which takes some hundredths of a second."""
     if sys.platform != "linux":
         support = SandboxSupport(frozenset(), dict.fromkeys(MEANS, f"{sys.platform} has no such means"))
     else:
@@ -192,7 +195,7 @@ def _tried() -> SandboxSupport:
 
 
 def support_of(found: Mapping[str, Any]) -> SandboxSupport:
-    """What the findings of `confine.probe` come to."""
+    """Returns the means that follow from the findings of `confine.probe`."""
     failed: Mapping[str, str] = found["missing"]
     version: int = found["landlock"]
     kernel = "Landlock is not in this kernel" if version == 0 else f"Landlock is of version {version} here"
@@ -216,8 +219,8 @@ def support_of(found: Mapping[str, Any]) -> SandboxSupport:
 
 
 def check_available(sandbox: Sandbox, program: str) -> str:
-    """Raises SandboxUnavailable where this system does not have what the level demands. -> what of that it does without, if it may, with
-    the reasons
+    """Returns the reasons for means that the program has to do without, if it may. Raises SandboxUnavailable if the system lacks means that
+    the level demands.
     """
     level, support = TrustLevel(sandbox.level), available()
     lacking = [name for name in DEMANDED[level] if name not in support.there]

@@ -31,7 +31,7 @@ class SymbolicLink(NamedTuple):
 
 
 class ResolvedPath(NamedTuple):
-    """real: the path without any link, which may not be there. links: those that were followed, in order."""
+    """A path without any link. `real`: the path, which may not be there. `links`: the links that were followed, in order."""
 
     real: str
     links: tuple[SymbolicLink, ...]
@@ -62,12 +62,12 @@ def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
 
 
 def _names(path: str) -> list[str]:
-    """The names of a path, the last one first."""
+    """Returns the names of a path, the last one first."""
     return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def is_in(path: str, folders: Iterable[str]) -> bool:
-    """Whether the path is one of these, or lies in one."""
+    """Returns True if the path is one of these folders, or lies in one."""
     return any(f"{path.rstrip('/')}/".startswith(f"{each.rstrip('/')}/") for each in folders)
 
 

@@ -1,4 +1,4 @@
-"""What a command in a sandbox reaches: files, folders, ports and sockets, by its level and by what it needs to run."""
+"""The files, folders, ports and sockets that a sandboxed command reaches, by its level and by the needs of the program."""
 
 import functools
 import logging
@@ -63,7 +63,7 @@ _MOST_SETTINGS = 1 << 16  # bytes of a pyvenv.cfg that are read
 
 @dataclass(frozen=True)
 class Confined:
-    """A command in its sandbox. plan: for the supervisor. means: by which it is confined."""
+    """A command in its sandbox. `plan`: the plan for the supervisor. `means`: the means by which it is confined."""
 
     plan: Mapping[str, Any]
     environment: Mapping[str, str]
@@ -74,9 +74,10 @@ class Confined:
 def confined(
     sandbox: Sandbox, argv: Sequence[str], environment: Mapping[str, str], own: Mapping[str, str], directory: str | None
 ) -> Confined:
-    """The command in the sandbox. environment: the whole one, of which `own` was set for it. directory: None: it has its /tmp alone.
+    """Returns the command in the sandbox. `environment`: the whole environment, of which `own` was set for the command. `directory`: None
+    if the command has only its /tmp.
 
-    Raises SandboxUnavailable where the system does not have what the level demands; SandboxPathRefused; IoError.
+    Raises SandboxUnavailable if the system lacks means that the level demands; SandboxPathRefused; IoError.
     """
     level, support = TrustLevel(sandbox.level), levels.available()
     if said := check_available(sandbox, argv[0]):
@@ -133,7 +134,7 @@ def confined(
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Without those that lie in another one."""
+    """Returns the paths that lie in no other one."""
     found: list[str] = []
     for path in sorted(set(paths)):
         if not is_in(path, found):
@@ -142,7 +143,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 
 class _Ways:
-    """The paths that a sandbox names, each with its links. folders: in which programs in sandboxes may write, once `check` was called."""
+    """The paths that a sandbox names, each with its links. `folders`: the folders in which programs in sandboxes may write."""
 
     def __init__(self, program: str) -> None:
         self.program = program
@@ -180,8 +181,8 @@ class _Ways:
         return real
 
     def check(self, writable: Iterable[str]) -> None:
-        """Raises SandboxPathRefused where a link on one of the ways may have been put there by a program in a sandbox: by another one, or
-        by this one before, which may write in `writable`.
+        """Raises SandboxPathRefused if a program in a sandbox may have placed a link on one of the ways: another program, or this one
+        before. This one may write in `writable`.
         """
         before = self.folders
         self.folders |= frozenset(writable)
@@ -233,11 +234,11 @@ class _Ways:
 
 
 class _Programs:
-    """Finds what is read to run a program: its file, the interpreter that its first line names, what was installed with either; and the
-    programs on the path, for it to run.
+    """Finds the files that are read to run a program: its file, the interpreter that its first line names, all that was installed with
+    either, and the programs on the PATH.
 
-    given: what is read anyway. A file that a program in a sandbox may have written opens nothing besides: neither as a link, nor by what
-    its first line or its `pyvenv.cfg` says.
+    `given`: paths that are readable anyway. A file that a program in a sandbox may have written gives access to nothing else: neither as a
+    link, nor by its first line or its `pyvenv.cfg`.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:
@@ -247,7 +248,9 @@ class _Programs:
         self._given = list(given)
 
     def of(self, program: str) -> list[str]:
-        """Raises SandboxPathRefused where a file that may have been written by a program in a sandbox asks for more than is given."""
+        """Returns the files for a program. Raises SandboxPathRefused if a file that a program in a sandbox may have written asks for more
+        than is given.
+        """
         home = os.path.realpath(os.path.expanduser("~"))
         found: list[str] = []
         for each in self._environment.get("PATH", os.defpath).split(os.pathsep):
@@ -260,7 +263,7 @@ class _Programs:
         return found
 
     def _places(self, program: str) -> Iterator[str]:
-        """The file that is run, if there is one."""
+        """Yields the file that is run, if there is one."""
         for each in candidates(program, self._environment.get("PATH", os.defpath)):
             place = os.path.join(self._directory, each)
             if os.path.isfile(place) and os.access(place, os.X_OK):
@@ -268,7 +271,9 @@ class _Programs:
                 return
 
     def _installed(self, file: str, written: str | None = None, depth: int = 0) -> Iterator[str]:
-        """written: the file that has named this one, where a program in a sandbox may have written that."""
+        """Yields the files that were installed with a file. `written`: the file that has named this one, if a program in a sandbox may have
+        written it.
+        """
         for _ in range(_HOPS):
             way = way_to(os.path.dirname(file))
             if (found := planted(way, self._ways.folders)) is not None:
@@ -303,11 +308,11 @@ class _Programs:
         return parts
 
     def _is_given(self, path: str, written: str) -> bool:
-        """Whether it is read anyway, or lies in the folder of the file that leads to it."""
+        """Returns True if the path is readable anyway, or lies in the folder of the file that leads to it."""
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 
     def _interpreters(self, file: str) -> list[str]:
-        """The program that the first line of a script names, and behind `env` the one that is asked for there."""
+        """Returns the program that the first line of a script names, and behind `env` the program that is asked for there."""
         try:
             with open(file, "rb", opener=regular) as opened:
                 first = opened.readline(256)
@@ -322,8 +327,8 @@ class _Programs:
         return found
 
     def _installation(self, folder: str, *, is_run: bool = False) -> Iterator[str]:
-        """The parts of an installation of Python or Node in whose `bin` a program is, and of anything, but a home, where the program is
-        run; or all packages of Node where it lies among them. folder: without links.
+        """Yields the parts of an installation of Python or Node in whose `bin` a program is, of any other installation but a home if the
+        program is run, or all packages of Node among which it lies. `folder`: a path without links.
         """
         before, packages, _ = f"{folder}/".partition("/node_modules/")
         if packages:
@@ -344,7 +349,7 @@ class _Programs:
 
     @staticmethod
     def _homes_of(settings: Path) -> Iterator[str]:
-        """The folder of the Python over which a virtual environment was made."""
+        """Yields the folder of the Python over which a virtual environment was made."""
         try:
             with open(os.path.realpath(settings), "rb", opener=regular) as file:
                 lines = file.read(_MOST_SETTINGS).decode(errors="replace").splitlines()
@@ -358,5 +363,5 @@ class _Programs:
 
 @functools.cache
 def _homes() -> frozenset[str]:
-    """What is no installation, though it may have a folder `bin` and a folder `lib`."""
+    """Returns folders that are no installations, though they may have a folder `bin` and a folder `lib`."""
     return frozenset(map(os.path.realpath, ["/", os.path.expanduser("~"), *(user.pw_dir for user in pwd.getpwall())]))

@@ -136,8 +136,8 @@ _X32 = 0x40000000  # the other numbers of calls on x86_64
 
 
 class _Test(NamedTuple):
-    """Of the lower half of an argument: whether it `is` the value, is `not` it, or `has` any of its bits; after `mask`. `set`: whether any
-    bit of the whole argument is set.
+    """A test of the lower half of an argument after `mask`: it `is` the value, is `not` the value, or `has` any bit of it. `set`: a test
+    for any bit of the whole argument.
     """
 
     argument: int
@@ -219,9 +219,8 @@ def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
 
 @functools.cache
 def instructions(sockets: Sockets, machine: str = "") -> bytes:
-    """The program, as the kernel takes it: 8 bytes for each instruction. machine: as `platform.machine()` has it, by default this one.
-
-    A call of another architecture than the machine's ends the process.
+    """Returns the program as the kernel takes it: 8 bytes for each instruction. `machine`: the name by `platform.machine()`, by default of
+    this one. A call of another architecture ends the process.
     """
     machine = machine or platform.machine()
     column = list(_ARCHITECTURES).index(machine)
