@@ -4,8 +4,9 @@
       read(function, …) ──▶ call in msgpack       ──▶    calls the function
       the record        ◀── frames                ◀──    a frame for each record, then a last one
 
-A reader process has a bound of memory, one thread for Arrow, and a low priority: the run keeps its processor and its
-interpreter. A read that is cancelled, takes too long, or needs too much memory ends with its process, and nothing else does.
+A reader process has a bound of memory, one thread for Arrow, and, once it has started, a low priority: the run keeps its
+processor and its interpreter. A read that is cancelled, takes too long, or needs too much memory ends with its process, and
+nothing else does.
 A process that has answered waits for the next call, because a start takes longer than most reads.
 """
 
@@ -39,7 +40,7 @@ MEMORY_BYTES = 1 << 30
 READ_SECONDS = 60.0
 _AT_ONCE = 2
 _IDLE_SECONDS = 60.0
-_NICENESS = 19
+_NICENESS = 10  # at 19 a machine with work for its processors leaves a read next to nothing of them
 _HEAD = struct.Struct(">I")  # the length of a frame
 _MOST_FRAME = 64 << 20
 _SELECT_LESS = "select less, for example one key"
@@ -221,7 +222,6 @@ def serve(memory_bytes: int) -> NoReturn:
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     most = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the app, which ends its console
     pa.set_cpu_count(1)
     os.dup2(2, 1)  # whatever prints must not print into the output of the run
@@ -242,6 +242,8 @@ def _answer(call: bytes, answers: BinaryIO, memory_bytes: int) -> None:
     try:
         named = msgspec.msgpack.decode(call, type=_ReadCall)
         function = getattr(import_module(named.module), named.function)
+        # Not earlier: a start at a low priority takes longer than a reader of the page waits, where the processors are used.
+        os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         kinds = get_type_hints(function)
         result = function(
             **{name: msgspec.msgpack.decode(value, type=kinds[name]) for name, value in named.arguments.items()}

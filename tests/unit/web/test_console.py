@@ -50,7 +50,7 @@ class Browser:
             method, body = "POST", urlencode({"form": self.form} | form)
             own |= {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/x-www-form-urlencoded"}
         own |= {name.replace("_", "-"): value for name, value in headers.items()}
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)  # as long as a read may take
         try:
             client.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in own.items():

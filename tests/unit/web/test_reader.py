@@ -15,6 +15,8 @@ import pytest
 from sabot.errors import InternalError, UserError
 from sabot.web.reader import ConsoleReader
 
+AT_IMPORT = os.getpriority(os.PRIO_PROCESS, 0)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -38,6 +40,10 @@ def numbers(most: int, taken: str) -> Iterator[list[int]]:
 
 def renamed(each: Found, names: list[str]) -> list[Found]:
     return [replace(each, name=name) for name in names]
+
+
+def priorities() -> list[int]:
+    return [AT_IMPORT, os.getpriority(os.PRIO_PROCESS, 0)]
 
 
 def refused() -> int:
@@ -84,6 +90,12 @@ async def ended(process: int) -> None:
 async def begun(mark: Path) -> int:
     await until(lambda: mark.exists() and mark.read_text() != "")
     return int(mark.read_text())
+
+
+async def test_a_process_starts_at_the_priority_of_the_console_and_reads_at_a_lower_one(reader: ConsoleReader) -> None:
+    # A start at a low priority took longer than a minute on a machine whose processors were used.
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert await reader.read(priorities) == [own, max(own, 10)]
 
 
 async def test_a_record_comes_from_another_process_which_is_used_again(reader: ConsoleReader) -> None:
