@@ -55,7 +55,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
         os.kill(running.process.pid, signal.SIGKILL)
         began = time.monotonic()
         expect(page.locator(".notice")).to_contain_text("its process has ended without a stop")
-        assert time.monotonic() - began < 6, "3 s on an idle machine"
+        assert time.monotonic() - began < 3
         expect(page.locator("h1 .badge")).to_have_text("killed")
         found = Axe().run(page).response
         assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
