@@ -308,23 +308,41 @@ class Queries(Expressions):
             self.expect_word("BY")
             partition = self.several(self.expression)
         order: tuple[Sort, ...] = self.order_by() if self.is_word("ORDER") else ()
-        measures = self.several(self.item) if self.take_word("MEASURES") else ()
+        measures = self.several(self._measure) if self.take_word("MEASURES") else ()
         if self.take_word("ALL"):
-            raise SqlFault(self.before, "ALL ROWS PER MATCH is not supported", "write ONE ROW PER MATCH")
+            hint = "ONE ROW PER MATCH, with a measure for each value that is wanted"
+            raise SqlFault(self.before, "ALL ROWS PER MATCH is not supported", hint)
         if self.take_word("ONE"):
             self.expect_word("ROW", "PER", "MATCH")
+            if self.token.word in ("SHOW", "OMIT"):
+                raise SqlFault(self.token.span, f"{self.token.word} EMPTY MATCHES is not supported", "leave it out")
         skip, skip_to = self._skip()
         self.expect_word("PATTERN", where="of MATCH_RECOGNIZE")
         self.expect_symbol("(", "behind PATTERN")
         pattern = self._pattern()
         self.expect_symbol(")", "of PATTERN")
         within = self.expression() if self.take_word("WITHIN") else None
+        if self.is_word("SUBSET"):
+            hint = "a function without a variable goes over all rows: SUM(price)"
+            raise SqlFault(self.token.span, "SUBSET is not supported", hint)
         define = self.several(self._definition) if self.take_word("DEFINE") else ()
         self.expect_symbol(")", "of MATCH_RECOGNIZE")
         span = self.since(start)
         return MatchRecognize(
             input, partition, order, measures, skip, skip_to, pattern, within, define, self._alias(), span
         )
+
+    def _measure(self) -> Item:
+        self._refuse_semantics()
+        return self.item()
+
+    def _refuse_semantics(self) -> None:
+        if self.token.word in ("FINAL", "RUNNING") and self.peek().kind is TokenKind.NAME:
+            raise SqlFault(
+                self.token.span,
+                f"{self.token.word} is not supported",
+                "leave it out: measures see the whole match, and conditions the rows up to the current one",
+            )
 
     def _skip(self) -> tuple[str, Name | None]:
         if not self.take_word("AFTER"):
@@ -342,6 +360,7 @@ class Queries(Expressions):
     def _definition(self) -> tuple[Name, Expression]:
         name = self.expect_name("a variable of the pattern")
         self.expect_word("AS", where=f"behind {name.text}")
+        self._refuse_semantics()
         return name, self.expression()
 
     def _pattern(self) -> Pattern:
@@ -362,6 +381,10 @@ class Queries(Expressions):
     def _repeated(self) -> Pattern:
         start = self.token.span
         pattern: Pattern
+        if self.is_symbol("^"):
+            raise SqlFault(start, "anchors are not supported", "a pattern may begin at any row")
+        if self.is_word("PERMUTE") and self.is_symbol("(", 1):
+            raise SqlFault(start, "PERMUTE is not supported", "write the alternatives: (A B | B A)")
         if self.take_symbol("("):
             pattern = self._pattern()
             self.expect_symbol(")", "of PATTERN")
@@ -381,6 +404,8 @@ class Queries(Expressions):
         if not self.take_symbol("{"):
             return None
         start = self.before
+        if self.is_symbol("-"):
+            raise SqlFault(start, "{- … -} is not supported", "write the variable alone: a match is one row")
         least = 0 if self.is_symbol(",") else self.expect_integer("the number of repetitions")
         most: int | None = least
         if self.take_symbol(","):

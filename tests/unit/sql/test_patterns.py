@@ -1,5 +1,7 @@
 """MATCH_RECOGNIZE: the answers of small tables that a reader can check by eye."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +103,30 @@ def test_the_results_are_grouped_and_joined_like_others(app):
 def test_what_a_pattern_cannot_be_is_refused(app, text, message):
     with pytest.raises(SqlError, match=message):
         app.sql(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (clause("A B", "PREV(B.p) AS x", "B AS B.p > 1"), r":70: there is no function PREV", r"LAST\(A.x, 1\)"),
+        (clause("A B", "B.p AS x", "B AS B.p > NEXT(B.p)"), "there is no function NEXT", "PATTERN"),
+        (clause("A B", "CLASSIFIER() AS x", "B AS B.p > 1"), "there is no function CLASSIFIER", "COUNT"),
+        (clause("A B", "MATCH_NUMBER() AS x", "B AS B.p > 1"), "there is no function MATCH_NUMBER", "ROW_NUMBER"),
+        (clause("A B", "FINAL LAST(B.p) AS x", "B AS B.p > 1"), "FINAL is not supported", "leave it out"),
+        (clause("A B", "B.p AS x", "B AS RUNNING LAST(B.p) > 1"), "RUNNING is not supported", "leave it out"),
+        (clause("A B", "B.p AS x", "B AS B.p > 1", within="SUBSET S = (A, B)"), "SUBSET is", "over all rows"),
+        (clause("A B", "B.p AS x", "B AS B.p > 1").replace("ONE ROW", "ALL ROWS"), "ALL ROWS PER MATCH is", "ONE ROW"),
+        (clause("A B", "B.p AS x", "B AS B.p > 1", skip="SHOW EMPTY MATCHES"), "SHOW EMPTY MATCHES", "leave it out"),
+        (clause("PERMUTE(A, B)", "B.p AS x", "B AS B.p > 1"), "PERMUTE is not supported", r"\(A B \| B A\)"),
+        (clause("^A B", "B.p AS x", "B AS B.p > 1"), "anchors are not supported", "begin at any row"),
+        (clause("A {- B -}", "B.p AS x", "B AS B.p > 1"), "\\{- … -\\} is not supported", "the variable alone"),
+    ],
+)
+def test_what_flink_does_not_have_either_is_refused_with_a_way_out(app, text, message, hint):
+    with pytest.raises(SqlError, match=message) as caught:
+        app.sql(text)
+    assert "^" in str(caught.value)
+    assert re.search(f"hint: .*{hint}", str(caught.value))
 
 
 def test_measures_take_rows_by_their_number_and_count_all_rows(app):
