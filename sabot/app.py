@@ -31,7 +31,7 @@ from sabot.base.options import check_names, option, takes, takes_id_and
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encode_payload
 from sabot.connectors.memory import TableSink
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
@@ -407,7 +407,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """
         level, form = "info", "text"
         if argv is not None:
-            from sabot.api.script_options import script_parser, settings_of
+            from sabot.api.script_options import hint_with_program, script_parser, settings_of
 
             parser = script_parser()
             settings, level, form = settings_of(parser, argv)
@@ -417,7 +417,12 @@ class App(AgentDeclarations, HasStreams, HasTopics):
                 parser.error(str(error))
         with StopSignals.held():
             set_up_logging(level, form)
-            asyncio.run(self.run())
+            try:
+                asyncio.run(self.run())
+            except SabotError as error:
+                if argv is not None:
+                    error.hint = hint_with_program(error.hint, f"python {parser.prog}")
+                raise
 
     async def start(self) -> None:
         """Starts agents and streams and returns; `await app.stop()` ends them.

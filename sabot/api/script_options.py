@@ -1,6 +1,7 @@
 """The options of a script that ends in `app.main(sys.argv[1:])`: those of `sabot run` that set the app."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -38,6 +39,16 @@ def settings_of(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[d
     if given["until"] is not None:
         given["until"] = _time_of(given["until"])
     return {name: value for name, value in given.items() if value is not None}, level, form
+
+
+def hint_with_program(hint: str, program: str) -> str:
+    """Returns the hint of an error with the whole command in place of an option that stands alone: "start afresh (--fresh)" becomes
+    "start afresh (sabot run shop:app --fresh)". `program`: the words that have started the app, without options.
+    """
+    names = "|".join(name.replace("_", "-") for name, each in options_of(Settings).items() if each.metavar)
+    return re.sub(
+        rf"(^|[(;:,] ?|\b(?:with|or|start) )(--(?:{names})\b)", lambda found: f"{found[1]}{program} {found[2]}", hint
+    )
 
 
 def _kind_of(each: Option) -> dict[str, Any]:

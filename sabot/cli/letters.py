@@ -22,9 +22,11 @@ from sabot.connectors.redrive import Selection
 from sabot.errors import UserError
 from sabot.runtime.dead_letters import (
     LetterFilter,
+    LetterPage,
     LetterPlace,
     job_of,
     letter_facts,
+    letters_page,
     opened_letters,
     origin_of,
     record_facts,
@@ -86,14 +88,15 @@ def list_(
     def work() -> None:
         with _opened(context, topic, table, broker, kafka) as dead:
             chosen = LetterFilter(error=error, job=job or "")
-            found = islice(filter(chosen.selects, dead.letters(redriven=everything)), limit or 20)
             if json:
-                for letter in found:
+                for letter in islice(filter(chosen.selects, dead.letters(redriven=everything)), limit or 20):
                     json_line(_facts(letter))
                 return
-            rows = [_row(letter, everything) for letter in found]
+            page = letters_page(dead, chosen, redriven=everything, most=limit or 20)
             titles = ["letter", "written", "record", "agent", "version", "error", "payload"]
-            columns([*titles, "redriven"] if everything else titles, rows)
+            columns([*titles, "redriven"] if everything else titles, [_row(each, everything) for each in page.letters])
+            if page.letters:
+                typer.echo(_counts_of(page), err=True)
 
     _run(work)
 
@@ -326,6 +329,17 @@ def _row(letter: DeadLetter, everything: bool) -> list[str]:
         payload,
     ]
     return [*row, "yes" if letter.redriven else "no"] if everything else row
+
+
+def _counts_of(page: LetterPage) -> str:
+    """Returns how many dead letters are shown of how many, and for what reasons these were written."""
+    by_reason = [
+        f"{count:,} × {plain(reason)} in {plain(step)}" for (reason, step), count in page.counts.most_common(5)
+    ]
+    rest = page.found - sum(count for _, count in page.counts.most_common(5))
+    reasons = "; ".join([*by_reason, *([f"{rest:,} others"] if rest else [])])
+    more = "" if page.complete else " or more"
+    return f"{len(page.letters):,} of {page.found:,}{more} dead letters: {reasons}"
 
 
 def _facts(letter: DeadLetter) -> dict[str, Any]:

@@ -161,7 +161,9 @@ def run(target: Target, functions: Functions = None, **given: Any) -> None:
         raise typer.Exit(reload_on_change(first, again, Path.cwd()))
     set_up_logging(loglevel, log_format)
     worker = [*functions_words(), "run-worker", target, *words_of(logs)]
-    raise typer.Exit(guarded(lambda: _work(target, settings, worker), debug=loglevel == "debug"))
+    raise typer.Exit(
+        guarded(lambda: _work(target, settings, worker), debug=loglevel == "debug", program=f"sabot run {target}")
+    )
 
 
 @with_options

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from sabot.api.script_options import hint_with_program
 from sabot.base.process_exit import EXITS, Exit
 from sabot.base.redaction import scrubbed, visible
 from sabot.cli.loading import WrongUse
@@ -58,10 +59,11 @@ def _exit_code(asked: Exit) -> int:
     return 1
 
 
-def guarded(work: Callable[[], None], *, debug: bool) -> int:
+def guarded(work: Callable[[], None], *, debug: bool, program: str = "") -> int:
     """Does the work and returns the exit code: 0, 1 (failure), 2 (wrong use), or 128 + the signal (130 for Ctrl-C).
 
     Prints a failure as one line on stderr, or as several if the user has a choice to make. `debug`: True to print the traceback too.
+    `program`: the words that have started an app, which hints put before its options.
     """
     if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be resources to close
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,6 +77,8 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if program and isinstance(error, SabotError):
+            error.hint = hint_with_program(error.hint, program)
         return print_error(error, 1, debug)
     return 0
 

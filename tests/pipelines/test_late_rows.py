@@ -6,7 +6,9 @@ The story: twenty repaired dead letters went back into a pipeline with `join_aso
 
 import json
 import logging
+import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from harness import until
@@ -153,6 +155,23 @@ def test_a_join_that_no_row_is_late_for_takes_no_place_for_late_rows():
         orders.join_asof(prices.upsert("k"), on="k", late=("late", "late-prices"))
 
 
+def test_the_log_says_how_late_rows_were_and_the_lateness_that_would_have_kept_nearly_all(caplog):
+    context = OperatorContext(pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())]), clock=ManualClock())
+    rows = LateRows(context, "window")
+    late_ms = np.array([*[100] * 9000, *[3000] * 995, *[60_000] * 5])
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        rows.note(100_000 - late_ms, 100_000)
+    (line,) = caplog.messages
+    found = re.search(
+        r"half of them by up to (\d+) ms, 99 % by up to ([\d.]+) s; lateness= greater by ([\d.]+) s would", line
+    )
+    assert found is not None, line
+    assert 100 <= float(found[1]) < 120
+    assert 3 <= float(found[2]) < 3.6
+    assert 3 <= float(found[3]) < 3.6, "only 5 of 10,000 rows were later"
+    assert "by up to 60 s" in line
+
+
 def test_late_rows_are_told_at_once_then_once_a_minute_and_at_the_end(caplog):
     clock = ManualClock()
     context = OperatorContext(pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())]), clock=clock)
@@ -160,7 +179,7 @@ def test_late_rows_are_told_at_once_then_once_a_minute_and_at_the_end(caplog):
     batch = Batch(pa.RecordBatch.from_arrays([pa.array([1, 2]), pa.array([0, 4000])], schema=context.input))
 
     def said():
-        (line,) = [record.getMessage().split(":")[0] for record in caplog.records]
+        (line,) = [record.getMessage().split(" (")[0] for record in caplog.records]
         caplog.clear()
         return line
 

@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from sabot import UserError
+from sabot.api.script_options import hint_with_program
+from sabot.cli.running import guarded
+
 SCRIPT = """
 import sys
 from sabot import App
@@ -53,3 +57,50 @@ def test_a_wrong_option_ends_the_script_with_its_name(run, words, message):
 
 def test_help_lists_the_options(run):
     assert "--checkpoint-interval TIME" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("start afresh (--fresh)", "start afresh (sabot run job:app --fresh)"),
+        ("put the files back, or start with --fresh", "put the files back, or start with sabot run job:app --fresh"),
+        ("--fresh --forget-effects, if it may be", "sabot run job:app --fresh --forget-effects, if it may be"),
+        ("without --fresh the app resumes", "without --fresh the app resumes"),
+        ("leave --fresh out; --freshly is no option", "leave --fresh out; --freshly is no option"),
+    ],
+)
+def test_a_hint_names_the_command_that_takes_its_option(hint, said):
+    assert hint_with_program(hint, "sabot run job:app") == said
+
+
+def test_the_error_of_a_run_names_the_command_that_started_it(capsys):
+    def work():
+        raise UserError("the topic was made again", hint="start afresh (--fresh)")
+
+    assert guarded(work, debug=False, program="sabot run job:app") == 1
+    assert capsys.readouterr().err == "sabot: the topic was made again (start afresh (sabot run job:app --fresh))\n"
+
+
+def test_the_error_of_a_script_names_the_script(tmp_path):
+    (tmp_path / "job.py").write_text(
+        """
+import sys
+from sabot import App, UserError
+
+app = App("job", broker="memory://", state="kept")
+
+
+@app.source(schema={"n": "int64"}, bounded=True)
+def numbers(position):
+    raise UserError("the numbers were made again", hint="start afresh (--fresh)")
+    yield {"n": 1}
+
+
+app.stream(numbers).to([])
+app.main(sys.argv[1:])
+"""
+    )
+    words = [sys.executable, "job.py", "--parallelism", "1"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "the numbers were made again" in ended.stderr
+    assert "start afresh (python job.py --fresh)" in ended.stderr.splitlines()[-1]

@@ -48,6 +48,20 @@ def test_the_broker_of_the_app_is_taken(tmp_path, monkeypatch: pytest.MonkeyPatc
     assert "memory://shop: the topics of a memory broker end with their process" in done.stderr
 
 
+def test_a_list_says_of_how_many_and_counts_them_by_reason(tmp_path: Path) -> None:
+    letters = []
+    for number in range(30):
+        error, step = ("DataError", "read-1") if number % 3 else ("ValueError", "check")
+        facts = {"letter": number, "written": 0, "topic": "orders", "error": error, "step": step, "agent": "read"}
+        letters.append(json.dumps(dict.fromkeys(LETTER_SCHEMA.names) | facts | {"headers": "[]", "payload": "{}"}))
+    (tmp_path / "bad.ndjson").write_text("\n".join(letters) + "\n")
+    done = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--limit", "4"])
+    assert len(done.stdout.splitlines()) == 5
+    assert done.stderr == "4 of 30 dead letters: 20 × DataError in read-1; 10 × ValueError in check\n"
+    found = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--error", "ValueError"])
+    assert found.stderr == "10 of 10 dead letters: 10 × ValueError in check\n"
+
+
 @pytest.mark.parametrize("words", [["list"], ["show", "0:0"]])
 def test_what_a_letter_says_cannot_control_the_terminal(tmp_path: Path, words: list[str]) -> None:
     """Who may write to a topic of dead letters chooses every header of theirs."""
