@@ -549,36 +549,43 @@ def walk(node: Any) -> Iterator[Any]:
     waiting = [node]
     while waiting:
         value = waiting.pop()
-        if isinstance(value, tuple):
-            if not isinstance(value, Span):
-                waiting += reversed(value)
-        elif names := _field_names(type(value)):
+        kind = type(value)
+        if kind is tuple:
+            waiting += value[::-1]
+        elif names := _parts_of.get(kind) or _parts(kind):
             yield value
-            if not isinstance(value, Query):
-                waiting += [getattr(value, name) for name in reversed(names)]
+            if kind is not Query:
+                waiting += [getattr(value, name) for name in names]
 
 
-_field_names_of: dict[type, tuple[str, ...]] = {}
+_parts_of: dict[type, tuple[str, ...]] = {}  # a binder walks the same trees often, so the fields are looked up once
 
 
-def _field_names(kind: type) -> tuple[str, ...]:
-    """Returns the names of the fields of a class of the tree; empty for any other class."""
-    known = _field_names_of.get(kind)
+def _parts(kind: type) -> tuple[str, ...]:
+    """Returns the names of the fields of a class of the tree, the last one first; empty for any other class."""
+    known = _parts_of.get(kind)
     if known is None:
-        known = _field_names_of[kind] = tuple(each.name for each in fields(kind)) if is_dataclass(kind) else ()
+        known = _parts_of[kind] = tuple(each.name for each in reversed(fields(kind))) if is_dataclass(kind) else ()
     return known
 
 
 def rebuilt(node: Any, change: Callable[[Any], Any]) -> Any:
-    """Returns a tree in which `change` has replaced nodes; below a node that it has replaced nothing is changed."""
-    if isinstance(node, tuple) and not isinstance(node, Span):
-        return tuple(rebuilt(each, change) for each in node)
-    if not is_dataclass(node) or isinstance(node, type):
+    """Returns a tree in which `change` has replaced nodes; below a node that it has replaced nothing is changed. A part
+    of the tree without such nodes is the old one.
+    """
+    kind = type(node)
+    if kind is tuple:
+        made = tuple(rebuilt(each, change) for each in node)
+        return node if all(one is other for one, other in zip(made, node, strict=True)) else made
+    names = _parts(kind)
+    if not names:
         return node
     changed = change(node)
     if changed is not node:
         return changed
-    return replace(node, **{name: rebuilt(getattr(node, name), change) for name in _field_names(type(node))})
+    parts = {name: (getattr(node, name), rebuilt(getattr(node, name), change)) for name in reversed(names)}
+    new = {name: after for name, (before, after) in parts.items() if after is not before}
+    return replace(node, **new) if new else node
 
 
 def key_of(node: Any, relation: Relation) -> Any:
@@ -593,5 +600,5 @@ def key_of(node: Any, relation: Relation) -> Any:
     if isinstance(node, tuple):
         return tuple(key_of(each, relation) for each in node)
     if is_dataclass(node):
-        return (type(node).__name__, *(key_of(getattr(node, name), relation) for name in _field_names(type(node))))
+        return (type(node).__name__, *(key_of(getattr(node, name), relation) for name in reversed(_parts(type(node)))))
     return node

@@ -80,6 +80,11 @@ def test_import_of_sabot_needs_no_optional_package(tmp_path: Path) -> None:
     assert done.stdout.strip() == sabot.__version__
 
 
+def test_a_program_without_sql_loads_nothing_of_sql() -> None:
+    code = "import sys; from sabot import App; App('x').stream('t'); print([m for m in sys.modules if m.startswith('sabot.sql')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_wheels_are_built_for_four_pythons_and_no_musl_and_no_free_threads() -> None:
     done = run(
         *(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"),

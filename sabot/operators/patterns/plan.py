@@ -43,6 +43,7 @@ class PatternPlan:
         self._input = input
         self._known: dict[str, int] = {}  # by text of a predicate, its index among the tests
         self._columns: dict[tuple[str, str], int] = {}  # by text and type of an operand, its index
+        self._types: dict[int, tuple[Expr, pa.DataType]] = {}  # by id of an expression, which is kept, its type
         self.tests: list[Compiled] = []
         self.operands: list[Callable[[pa.RecordBatch], Array]] = []
         self.can_fail = False
@@ -106,7 +107,10 @@ class PatternPlan:
         return with_step_values(expr, {value.text(): _typed(value) for value in step_values(expr)})
 
     def _type(self, expr: Expr) -> pa.DataType:
-        return compile_expr(self._over_row(expr), self._input).type
+        found = self._types.get(id(expr))
+        if found is None or found[0] is not expr:
+            found = self._types[id(expr)] = expr, compile_expr(self._over_row(expr), self._input).type
+        return found[1]
 
     def _value(self, expr: Expr, type: pa.DataType | None = None) -> Program:
         """Returns a program that leaves the value of an expression, of this type or of its own."""
