@@ -110,7 +110,8 @@ def reemit_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
             said = f"{' and '.join(makers)}, which keeps no table" if makers else "steps that keep no table"
             raise UserError(
                 f"--reemit {name}: its rows are the results of {said}",
-                hint="a join or a top_n over tables emits all of its results when it is filled again: --drop NAME",
+                hint='.upsert(key).named("rows") before the sink keeps them from then on; a join or a top_n over tables emits all of its '
+                "results when it is filled again: --drop NAME",
             )
         found[tables[name].id] = [way for way in ways if way is not None]
     return found

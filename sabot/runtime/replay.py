@@ -11,7 +11,7 @@ from typing import Any
 
 from sabot._cython.flow.channel import IDLE, Watermark
 from sabot.checkpoint import StoredTask
-from sabot.connectors.base import Positions
+from sabot.connectors.base import Positions, TakesBound
 from sabot.errors import UserError
 from sabot.operators.base import START_OF_TIME
 from sabot.runtime.reading import SourceInput
@@ -41,7 +41,7 @@ class Replay:
     def begin(self, task: str, reader: SourceInput) -> None:
         """Adds a reader, which is open and has read nothing. Raises UserError if its source no longer has its first rows."""
         for (topic, partition), offset in reader.positions.items():
-            if offset:
+            if offset and isinstance(reader.source, TakesBound):  # the parts of a file do not begin at 0
                 raise UserError(
                     f"{topic}[{partition}] begins at {offset} now: its first rows are gone, and so the state cannot be computed again",
                     hint="give the state up (--drop), or run the program that wrote the checkpoint",

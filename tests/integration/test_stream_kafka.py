@@ -561,3 +561,30 @@ async def test_partitions_of_a_topic_wait_for_each_other_and_no_window_loses_a_r
     assert {(row["n"], row["window_start"].timestamp()): row["rows"] for row in out.rows} == wanted
     assert len(out.rows) == len(wanted)
     assert parallelism > 1 or (name, 0) in apart
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_step_is_refilled_from_its_topic_and_writes_nothing_twice(place, name, parallelism, tmp_path):
+    topic, out = f"{name}-cars", f"{name}-newest"
+    create_topic(place.url, topic, 3)
+
+    def cars(number: int) -> dict[str, object]:
+        return {"id": number % 7, "maker": f"m{number % 3}", "seats": number}
+
+    async def live(numbers, *columns, **settings):
+        app = App(name, place.url, state=str(tmp_path / "state"), parallelism=parallelism)
+        app.configure(**settings)
+        table = app.stream(topic, schema={"id": "int64", "maker": "string", "seats": "int64"}).select("id", *columns)
+        table.upsert("id").named("newest").to(out)
+        await app.start()
+        for number in numbers:
+            await app.send(topic, cars(number), key=str(number % 7))
+        await until(lambda: rows_in(app) == len(numbers))
+        await bounded(app.stop())
+        return [json.loads(record.payload) for record in place.read(out)]
+
+    before = await live(range(50), "maker")
+    after = await live(range(50, 52), "maker", "seats", refill=["newest"])
+    assert after[len(before) :] == [cars(50), cars(51)]
+    again = await live([], "maker", "seats", reemit=[out])
+    assert sorted(again[len(after) :], key=str) == sorted((cars(number) for number in range(45, 52)), key=str)

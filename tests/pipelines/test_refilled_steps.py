@@ -317,3 +317,23 @@ async def test_a_lookup_that_needs_another_column_or_other_rows_is_filled_again_
     assert sorted(written, key=str) == sorted(right, key=str)
     written = await lives.live(program(37, "maker", "seats"), {"trips": trips(0, 5)})
     assert {row["id"]: row["seats"] for row in written} == {0: None, 1: None, 2: 37, 3: 38, 4: 39}
+
+
+async def test_files_that_several_readers_share_refill_a_step(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lives.folder)
+    Path("cars.ndjson").write_text(
+        "".join(f'{{"id": {n}, "maker": "m{n % 3}", "seats": {n}}}\n' for n in range(150_000))
+    )
+
+    def program(*columns: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream(sabot.files("cars.ndjson"), schema=CARS).select("id", *columns)
+            cars.upsert("id").named("newest").to(SqlSink("sqlite:cars.db", table="cars", evolve=True))
+
+        return build
+
+    lives.parallelism = 2
+    await lives.app(program("maker")).run()
+    await lives.app(program("maker", "seats"), refill=["newest"], reemit=["cars"]).run()
+    with contextlib.closing(sqlite3.connect("cars.db")) as connection:
+        assert connection.execute("SELECT count(*), sum(seats - id) FROM cars").fetchall() == [(150_000, 0)]
