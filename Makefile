@@ -97,9 +97,10 @@ smokes:
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
-# The drawings of plans in README and the documents.
+# The drawings of plans, and the pictures of the console, in README and the documents. Look at them before they are committed.
 pictures: $(STAMP)
 	@$(BIN)/python tests/test_pictures.py
+	@$(BIN)/python tests/integration/test_console_pictures.py
 
 docs-serve: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/site/mkdocs.yml

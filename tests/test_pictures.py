@@ -1,4 +1,6 @@
-"""The drawings of plans in README and the documents are those that `sabot plan` makes. `make pictures` makes them anew."""
+"""The drawings of plans in README and the documents are those that `sabot plan` makes, and the pictures of the console are small.
+`make pictures` makes them anew.
+"""
 
 import os
 import re
@@ -15,6 +17,7 @@ from tools.command_line import sabot_says
 from tools.source_tree import PROJECT
 
 DRAWINGS = PROJECT / "docs" / "drawings"
+PHOTOS = PROJECT / "docs" / "pictures"  # of the console, by tests/integration/test_console_pictures.py
 PICTURES = {"fraud": "examples.fraud:app", "shop": "shop:app"}  # by the name of the file: the app
 
 
@@ -45,9 +48,18 @@ def test_a_picture_is_the_plan_of_its_app(name: str, tmp_path: Path) -> None:
 
 def test_each_picture_is_shown_somewhere() -> None:
     pages = [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]
-    shown = {name for page in pages for name in re.findall(r"\]\((?:docs/)?drawings/(\w+)\.svg\)", page.read_text())}
+    shown = {
+        name
+        for page in pages
+        for name in re.findall(r"\]\((?:docs/)?((?:drawings|pictures)/\w+\.\w+)\)", page.read_text())
+    }
     assert {path.stem for path in DRAWINGS.glob("*.svg")} == PICTURES.keys()
-    assert shown >= PICTURES.keys()
+    made = {f"{each.parent.name}/{each.name}" for folder in (DRAWINGS, PHOTOS) for each in folder.iterdir()}
+    assert made - shown == set()
+
+
+def test_the_pictures_of_the_console_are_small() -> None:
+    assert {path.name: size for path in PHOTOS.iterdir() if (size := path.stat().st_size) > 150_000} == {}
 
 
 if __name__ == "__main__":
