@@ -294,7 +294,14 @@ def _not_read(name: str, others: Sequence[str]) -> str:
 
 def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], refill: Refill) -> list[Verdict]:
     why = f"it is computed again from {' and '.join(refill.sources)}, up to the positions of the checkpoint"
-    return compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why))
+    verdicts = compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why))
+    return [_filled_again(each) if each.id in refill.tables and each.fills else each for each in verdicts]
+
+
+def _filled_again(verdict: Verdict) -> Verdict:
+    """Returns the verdict on a step that begins anew only to be filled from the tables above it."""
+    why = verdict.why.replace("its state is dropped, as asked", "it is filled again, as asked")
+    return replace(verdict, outcome="refill", given_up=False, why=why)
 
 
 def _with_refills(
@@ -316,7 +323,7 @@ def _with_refills(
             del names[refused[0]]
             break
     helped = {each.id for each in verdicts if each.loses} - {each.id for each in now if each.loses}
-    ways = tuple(names)
+    ways = tuple(dict.fromkeys([*sorted(refill), *names]))
     return [replace(each, refills=ways) if each.id in helped else each for each in verdicts]
 
 

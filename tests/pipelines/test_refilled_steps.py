@@ -337,3 +337,50 @@ async def test_files_that_several_readers_share_refill_a_step(lives: Lives, monk
     await lives.app(program("maker", "seats"), refill=["newest"], reemit=["cars"]).run()
     with contextlib.closing(sqlite3.connect("cars.db")) as connection:
         assert connection.execute("SELECT count(*), sum(seats - id) FROM cars").fetchall() == [(150_000, 0)]
+
+
+async def test_the_hint_names_all_refills_that_are_needed_together(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program(*columns: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).select("id", "maker", *columns).upsert("id").named("newest")
+            made = {"n": count()} | ({"most": sabot.max("seats")} if columns else {})
+            cars.group_by("maker").aggregate(**made).named("makers").upsert("maker").to("out")
+
+        return build
+
+    await lives.live(program(), {"cars": ROWS})
+    for settings in ({}, {"refill": ["newest"]}):
+        with pytest.raises(UserError) as refused:
+            await lives.live(program("seats"), {}, **settings)
+        assert "again: --refill newest --refill makers; or" in refused.value.hint
+    written = await lives.live(program("seats"), {}, refill=["newest", "makers"])
+    newest = {row["id"]: row for row in ROWS}
+    right = {maker: [row["seats"] for row in newest.values() if row["maker"] == maker] for maker in ("m0", "m1", "m2")}
+    assert {row["maker"]: (row["n"], row["most"]) for row in lives.kept("makers")} == {
+        maker: (len(seats), max(seats)) for maker, seats in right.items()
+    }
+    assert {row["maker"]: row["most"] for row in written} == {maker: max(seats) for maker, seats in right.items()}
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_join_that_needs_another_column_reads_both_topics_again(lives: Lives, parallelism: int) -> None:
+    def program(*columns: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).select("id", "maker", *columns)
+            paid = app.stream("paid", schema={"car": "int64", "price": "int64"})
+            cars.join(paid, left_on="id", right_on="car").named("sold").to("out")
+
+        return build
+
+    lives.parallelism = parallelism
+    cars = [{"id": n, "maker": f"m{n % 3}", "seats": n * 10} for n in range(20)]
+    written = await lives.live(program(), {"cars": cars[:15], "paid": [{"car": n, "price": n} for n in range(5)]})
+    assert len(written) == 5
+    with pytest.raises(UserError, match="column seats is new") as refused:
+        await lives.live(program("seats"), {})
+    assert "--refill sold" in refused.value.hint
+    more = {"cars": cars[15:], "paid": [{"car": n, "price": n} for n in range(5, 20)]}
+    written = await lives.live(program("seats"), more, refill=["sold"])
+    assert sorted((row["id"], row["seats"], row["price"]) for row in written) == [(n, n * 10, n) for n in range(5, 20)]
