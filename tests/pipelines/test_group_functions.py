@@ -1,4 +1,4 @@
-"""Functions of the user over all rows of a window, and over batches of a size that the user chooses."""
+"""Functions of the user over all rows of a window, over batches of a chosen size, and over rows in order of event time."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -149,3 +149,32 @@ async def test_a_barrier_waits_for_no_more_than_rows_of_a_slow_function(memory_u
     ).to(ListSink())
     await app.run()
     assert (sum(seen), max(seen)) == (1000, 50)
+
+
+def test_a_process_function_gets_rows_in_order_of_event_time_over_a_crash() -> None:
+    shuffled = [ROWS[start + n] for start in range(0, len(ROWS), 10) for n in (3, 0, 9, 1, 2, 8, 4, 7, 5, 6)]
+    pieces = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
+    script = [*pieces[:20], BARRIER, *pieces[20:30], CRASH, *pieces[30:60], BARRIER, CRASH, *pieces[60:], END]
+
+    def since_last(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        last = ctx.state("last").get()
+        ctx.state("last").put(row["ts"])
+        return {"k": row["k"], "ts": row["ts"], "since": None if last is None else row["ts"] - last}
+
+    def gaps(order: Any) -> set[int | None]:
+        source, results = ScriptedSource(script, name="in"), ListSink()
+
+        def build(directory: Path) -> App:
+            app = App("order", checkpoint_dir=directory, restart="fixed(3, 1ms)")
+            keyed = app.stream(source, schema=SCHEMA, time="ts", lateness="10s").key_by("k")
+            keyed.process(since_last, schema={"k": "string", "ts": "int64", "since": "int64"}, order=order).to(results)
+            return app
+
+        run(build)
+        assert sorted(row["ts"] for row in results.rows) == [row["ts"] for row in ROWS]
+        return {row["since"] for row in results.rows}
+
+    assert gaps("time") == {None, 2100}
+    assert min(gap for gap in gaps(None) if gap is not None) < 0
+    with pytest.raises(UserError, match="process: order"):
+        App("a").stream(ROWS, time="ts").key_by("k").process(since_last, schema=SCHEMA, order="k")  # type: ignore[arg-type]

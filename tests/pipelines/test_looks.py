@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -128,6 +129,9 @@ async def test_the_console_shows_what_agents_give(memory_url: str, capsys: pytes
 
 def test_notebooks_get_columns_and_plan_escaped(memory_url: str) -> None:
     stream = App("looks", memory_url).stream("in", schema={"<script>": "int64"})
+    seen: list[str] = []
+    stream._repr_pretty_(SimpleNamespace(text=seen.append), False)
+    assert seen == ["Stream\n<script>: int64"], "what IPython shows in a terminal"
     page = stream._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;: int64" in page

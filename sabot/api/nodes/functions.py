@@ -23,9 +23,14 @@ class Process(ByKey):
     spec: ProcessSpec
     id: str = ""
     on_error: RowPolicy | None = None  # None: the policy of the stream
+    order: str | None = None  # "time": rows come in order of event time; None: as they come
 
     def text(self) -> str:
         return f"{self.spec.name}{by_keys(self.keys)}"
+
+    @property
+    def needs_time(self) -> bool:
+        return self.order is not None
 
     @cached_property
     def column_names(self) -> list[str] | None:

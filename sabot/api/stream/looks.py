@@ -141,17 +141,23 @@ class Looks:
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the columns and their types in IPython, as in notebooks. Nothing runs."""
+        printer.text(f"Stream\n{self._columns()}")
+
     def _repr_svg_(self) -> str | None:
         return drawing_or_none(self._draw)
 
     def _repr_html_(self) -> str:
         """Returns the columns, if they are known, and the plan, for notebooks. Nothing runs."""
+        return page("Stream", self._columns(), self._draw, self.explain)
+
+    def _columns(self) -> str:
+        """Returns a line for each column with its type, or the reason why they are not known."""
         try:
-            schema = self._owner.schema(self._node)
-            columns = "\n".join(f"{field.name}: {field.type}" for field in schema)
+            return "\n".join(f"{field.name}: {field.type}" for field in self._owner.schema(self._node))
         except FAILURES as error:
-            columns = str(error)
-        return page("Stream", columns, self._draw, self.explain)
+            return str(error)
 
     def _draw(self) -> str:
         return self._owner.draw(self._node)

@@ -880,6 +880,7 @@ class KeyedStream(NamedElsewhere):
         sides: Mapping[str, Schema] | None = None,
         ttl: Duration | None = None,
         on_error: RowPolicy | None = None,
+        order: Literal["time"] | None = None,
     ) -> "ProcessedStream":
         """Calls `function(row, ctx)` for each row, with the state and the timers of its key. It returns None, a dict,
         or several dicts.
@@ -894,12 +895,15 @@ class KeyedStream(NamedElsewhere):
         - `ttl`: the event time after which a value of the state expires, measured from its last put.
         - `on_error`: the policy for this step, see `Stream.on_error`. All changes of the failing call are undone:
           values, timers, results and broadcast maps.
+        - `order`: "time" gives the function its rows in order of event time, each when event time has passed it; a late row comes at
+          once. None: rows come as they arrive.
 
         `api/functions` describes `ctx`. Changes are refused.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         own = None if on_error is None else row_policy(spec.name, on_error)
-        node = Process(self._steps.node, self._keys, spec, on_error=own)
+        by = None if order is None else check("process: order", order, OneOf(("time",)))
+        node = Process(self._steps.node, self._keys, spec, on_error=own, order=by)
         return self._steps.then_process(node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":

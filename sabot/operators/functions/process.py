@@ -48,6 +48,7 @@ from sabot.operators.columns import key_columns, time_index
 from sabot.operators.functions.columns import BatchCaller
 from sabot.operators.functions.rows import RowCaller
 from sabot.operators.functions.state import Caller, FunctionState, Side, parts_of, plain_key
+from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import (
@@ -430,6 +431,8 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
 
 def plan_process(node: nodes.Process, point: PlanPoint) -> PlanPoint:
     point = point.partition_by(node.keys, "process")
+    if node.order is not None:
+        point = in_order(point, node.keys, node.id)
     make = partial(process_operator, node.keys, node.spec, on_error=point.policy(node.on_error))
     return point.step(node.text(), make, id=node.id, keys=None)
 
