@@ -126,6 +126,7 @@ class _Shell:
             word = line.strip().rstrip(";").strip()
             if not typed and word.lower() in ("\\q", "quit", "exit"):
                 return
+            word = "\\?" if word.lower() == "help" else word
             if not typed and word.startswith("\\"):
                 self._command(word)
                 continue

@@ -353,20 +353,22 @@ class _Statements:
     def _like(self, statement: CreateTable) -> CreateTable:
         """Returns the statement with the columns, the key, the watermark and the options of the table of LIKE.
 
-        What the statement itself says comes first.
+        What the statement itself says comes first. With a connector of its own it takes no options: those of another
+        connector have no meaning for it.
         """
         found = self._declared(statement.like)
         like = found.table
         if not isinstance(like, CreateTable):
             raise SqlFault(statement.like[0].span, f"{found.name} is a view or a stream, and no table")
         own = {option.key for option in statement.options}
+        others = () if "connector" in own else like.options
         return replace(
             statement,
             columns=(*like.columns, *statement.columns),
             watermark=statement.watermark or like.watermark,
             key=statement.key or like.key,
             partition=statement.partition or like.partition,
-            options=(*statement.options, *(each for each in like.options if each.key not in own)),
+            options=(*statement.options, *(each for each in others if each.key not in own)),
             like=(),
         )
 

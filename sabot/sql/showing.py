@@ -62,7 +62,8 @@ def _row(table: CreateTable, name: str, type: str) -> tuple[str, str, str, str, 
     elif column is not None and column.computed is not None:
         extras = "computed"
     time, lateness = time_of(table)
-    return name, type, key, extras, f"{name} - {lateness} ms" if time == name else ""
+    watermark = f"{name} - {lateness} ms" if lateness else name
+    return name, type, key, extras, watermark if time == name else ""
 
 
 def statement_text(text: SqlText, span: Span, table: CreateTable | None) -> str:

@@ -164,6 +164,8 @@ def test_a_session_at_a_terminal(folder: Path) -> None:
     terminal.until("Ctrl-C ends the query")
     terminal.type("\x03")  # ends the query, and not the shell
     terminal.until(r"\(0 rows\).*sabot> ")
+    terminal.type("help\n")
+    terminal.until(r"the columns of one.*sabot> ")
     terminal.type("half a statement\n")
     terminal.until(r"\.\.\.> ")
     terminal.interrupt("sabot> ")

@@ -134,6 +134,14 @@ def test_a_table_like_another_has_its_columns_and_options(app, tmp_path):
         app.sql("CREATE TABLE x LIKE flihgts")
 
 
+def test_a_table_like_another_with_a_connector_of_its_own_takes_no_options(app):
+    app.sql("CREATE TABLE topic WITH ('connector' = 'kafka', 'topic' = 'flights') LIKE flights")
+    assert (
+        app.sql("DESCRIBE topic").column("name").to_pylist() == app.sql("DESCRIBE flights").column("name").to_pylist()
+    )
+    assert "read flights:" in app.sql("EXPLAIN SELECT carrier FROM topic")
+
+
 def test_a_table_as_a_query_is_written_when_the_app_runs(app, tmp_path):
     app.sql(
         "CREATE TABLE copy WITH ('connector' = 'files', 'path' = 'copy.parquet') AS SELECT carrier, delay * 2 AS d FROM late"
