@@ -14,6 +14,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.sql import SqlSink
 from sabot.operators.reading import state_of
+from sabot.runtime.refilling import Refilling
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
 
@@ -384,3 +385,67 @@ async def test_a_join_that_needs_another_column_reads_both_topics_again(lives: L
     more = {"cars": cars[15:], "paid": [{"car": n, "price": n} for n in range(5, 20)]}
     written = await lives.live(program("seats"), more, refill=["sold"])
     assert sorted((row["id"], row["seats"], row["price"]) for row in written) == [(n, n * 10, n) for n in range(5, 20)]
+
+
+async def test_windows_that_an_idle_partition_has_let_close_do_not_come_out_twice(
+    lives: Lives, memory_url: str
+) -> None:
+    MemoryBroker.get(memory_url).create_topic("trips", partitions=2)
+
+    def program(**aggregates: Any) -> Any:
+        def build(app: App) -> None:
+            rows = app.stream("trips", schema=TRIPS, time="ts", idle="50ms")
+            rows.key_by("id").window(tumbling("1m")).aggregate(n=count(), **aggregates).named("minutes").to("out")
+
+        return build
+
+    app = lives.app(program())
+    await app.start()
+    MemoryBroker.get(memory_url).publish("trips", trips(0, 250), partition=1)
+    await until(lambda: len(values(app, "out")) == 20)  # partition 0 is idle
+    await bounded(app.stop())
+    app = lives.app(program(km=sabot.sum("km")), refill=["minutes"])
+    await app.start()
+    MemoryBroker.get(memory_url).publish("trips", trips(250, 310), partition=1)
+    await until(lambda: len(values(app, "out")) == 25)
+    await bounded(app.stop())
+    fifth = [[km for km in range(240, 300) if km % 5 == id] for id in range(5)]
+    found = sorted((row["id"], row["n"], row["km"]) for row in values(app, "out")[20:])
+    assert found == [(id, len(km), sum(km)) for id, km in enumerate(fifth)]
+
+
+@pytest.mark.parametrize("start", ["latest", 5])
+async def test_a_topic_that_was_not_read_from_its_start_cannot_refill_a_step(lives: Lives, start: Any) -> None:
+    await lives.live(table("maker"), {"cars": ROWS}, start=start)
+    with pytest.raises(UserError, match=f"cars began at start={start!r}"):
+        await lives.live(table("maker", "seats"), {}, start=start, refill=["newest"])
+
+
+async def test_a_savepoint_is_not_refilled(lives: Lives) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    storage = CheckpointStorage(lives.folder / "checkpoints")
+    manifest = storage.latest()
+    assert manifest is not None
+    storage.copy_to(manifest, lives.folder / "saved")
+    with pytest.raises(UserError, match="the start is from a savepoint"):
+        await lives.live(table("maker", "seats"), {}, refill=["newest"], from_=str(lives.folder / "saved"))
+
+
+async def test_a_stop_during_a_refill_leaves_the_checkpoint_before_it(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lives.live(table("maker"), {"cars": ROWS})
+    before = CheckpointStorage(lives.folder / "checkpoints").last_id()
+    app = lives.app(table("maker", "seats"), refill=["newest"])
+    stored = Refilling._replayed
+
+    async def stopped(self: Refilling, refill: Any, folder: Path, stop_asked: Any) -> Any:
+        stop_asked.set()
+        return await stored(self, refill, folder, stop_asked)
+
+    monkeypatch.setattr(Refilling, "_replayed", stopped)
+    await bounded(app.run())
+    assert CheckpointStorage(lives.folder / "checkpoints").last_id() == before
+    monkeypatch.undo()
+    await lives.live(table("maker", "seats"), {"cars": ROWS[:1]}, refill=["newest"])
+    assert len(lives.kept("newest")) == 7
