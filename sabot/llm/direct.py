@@ -42,7 +42,7 @@ class DirectTools:
         """
         with nullcontext() if self.middleware is None else self.middleware.call(tool.name, self._context):
             if tool.converse is not None:
-                return await tool.converse(tool, _DirectCaller(self, self._context), arguments)
+                return await tool.converse(tool, DirectCaller(self, self._context), arguments)
             return await self.make(tool, arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
@@ -89,7 +89,7 @@ class DirectTools:
             raise EffectError("CancelledError", message_of(error)) from error
 
 
-class _DirectCaller:
+class DirectCaller:
     """The ToolCaller of a tool with `converse` outside of a job. It cannot ask a person."""
 
     def __init__(self, tools: DirectTools, context: RequestContext) -> None:

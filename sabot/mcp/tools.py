@@ -17,10 +17,11 @@ import msgspec
 from sabot.calls.options import Retry
 from sabot.errors import EffectError, UserError, short_repr
 from sabot.journal.effects import RULES, EffectClass, effect_class
+from sabot.llm.direct import DirectCaller, DirectTools
 from sabot.llm.errors import BudgetExceeded, ModelError, TurnLimitExceeded
 from sabot.llm.json_schema import mismatch
 from sabot.llm.messages import ChatMessage, Image, Part, Text, system
-from sabot.llm.spec import RequestSpec
+from sabot.llm.spec import RequestContext, RequestSpec
 from sabot.llm.tools import UNTRUSTED, InDoubt, Tool, ToolCaller, as_tool
 from sabot.mcp.config import McpConfig, SessionKey
 from sabot.mcp.errors import McpRefused
@@ -69,7 +70,10 @@ class RemoteTool:
 
     async def __call__(self, **arguments: Any) -> McpResult:
         """Calls the tool by itself, outside of an agent. Raises McpError."""
-        return await self._talk(_Direct(self._questions), self._key, partial(self._once, self._key), arguments)
+        context = RequestContext()
+        return await self._talk(
+            DirectCaller(DirectTools(context), context), self._key, partial(self._once, self._key), arguments
+        )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
         """Makes the call in steps, for a caller of tools. Raises McpError, or the error that the caller makes of it."""
@@ -102,24 +106,6 @@ class RemoteTool:
         if _ANSWERS in arguments:
             options |= {"answers": arguments.pop(_ANSWERS), "state": arguments.pop(_STATE)}
         return await self._step(key, self._name, arguments, options)
-
-
-class _Direct:
-    """The caller of a tool that is called by itself."""
-
-    scope = principal = ""
-
-    def __init__(self, questions: "ServerQuestions") -> None:
-        self._questions = questions
-
-    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> Any:
-        return await tool.func(**arguments)
-
-    async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> None:
-        return None
-
-    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> Any:
-        return await engine.complete(spec)
 
 
 # -- questions --------------------------------------------------------------------------------------------------------

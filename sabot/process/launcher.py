@@ -75,7 +75,8 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         step = "directory"
         (os.chdir if sandbox is None else enter)(plan["directory"])
         if sandbox is not None and not os.access(".", os.W_OK):
-            raise _Failed("sandbox-directory", PermissionError(errno.EACCES, ""))
+            step = "sandbox-directory"
+            raise PermissionError(errno.EACCES, "")
         # After a change of the user, which would undo it; and the supervisor may have ended before it.
         _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:
@@ -85,9 +86,10 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
             filter_calls(sandbox["filter"])
         step = "program"
         _execute(plan["argv"], plan["environment"])
-    except _Failed as error:
-        _report(report, f"{error.step} {error.number}")
     except OSError as error:
+        is_there = error.filename is not None and os.path.exists(error.filename)
+        if step == "program" and is_there and isinstance(error, FileNotFoundError | NotADirectoryError):
+            step = "interpreter"  # of a script, whose first line names a program that is not there
         _report(report, f"{step} {error.errno or 0} {error.filename or ''}")
     except BaseException as error:  # a fork of the supervisor must never go on as a second supervisor
         _report(report, f"{step} 0 {type(error).__name__}: {error}")
@@ -97,13 +99,6 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
 
 def _report(report: int, text: str) -> None:
     os.write(report, text.encode(errors="surrogateescape")[:4000])  # names of files are bytes
-
-
-class _Failed(Exception):
-    def __init__(self, step: str, error: OSError) -> None:
-        super().__init__(step)
-        self.step = step
-        self.number = error.errno or 0
 
 
 def _join(group: str) -> None:
@@ -120,9 +115,9 @@ def _execute(argv: list[str], environment: Mapping[str, str]) -> None:
     for path in candidates(argv[0], environment.get("PATH", os.defpath)):
         try:
             os.execve(path, argv, environment)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if os.path.exists(path):  # a script, and the program that its first line names is not there
-                raise _Failed("interpreter", error) from error
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(path):
+                raise
         except PermissionError as error:
             refused = error  # as a shell does: another folder may have it
     raise refused or FileNotFoundError(2, "not found")

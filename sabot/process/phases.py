@@ -1,4 +1,9 @@
-"""The phases of an instance and their changes, with the states that documents 002, 003 and 004 have for each phase."""
+"""The phases of an instance and their changes, with the states that documents 002, 003 and 004 have for each phase.
+
+A phase is changed by `Instance.become` alone, which holds every change to the table `NEXT`. Three kinds of code call it: the verbs of an
+instance, which its owner calls; the planned start after a failure (`_start_later`); and the end of the process (`_watch`, or `see` for an
+instance without a task of its own). Beside each row stands who brings about its changes, in the row's order.
+"""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -77,17 +82,22 @@ OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)
 """Phases in which there is no process, and none is planned."""
 
 NEXT: Final[Mapping[Phase, tuple[Phase, ...]]] = {
+    # start | end
     Phase.NEW: (Phase.STARTING, Phase.TERMINATED),
-    # A start that fails: tried again, given up, or (the start of a resume) suspended as before.
+    # the process is ready | the start fails: tried again, or in a `resume` suspended as before, or ended meanwhile, or given up
     Phase.STARTING: (Phase.READY, Phase.WAITING, Phase.SUSPENDED, Phase.TERMINATED, Phase.FAILED),
+    # work | suspend, release, or somebody stops the process (SIGSTOP) | end, replace, restart, or the process ends by itself
     Phase.READY: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
     Phase.BUSY: (Phase.IDLE, Phase.SUSPENDED, Phase.STOPPING),
     Phase.IDLE: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
-    # It goes on where it was, or in a new process; or its process ends, by a verb or by itself.
+    # resume: where it was | resume: in a new process | restart, replace | the process ends by itself, or end
     Phase.SUSPENDED: (*RUNS, Phase.STARTING, Phase.WAITING, *OVER),
+    # the end of the process, by the restart policy: another start is planned, or none
     Phase.STOPPING: (Phase.WAITING, *OVER),
+    # the planned start | end
     Phase.WAITING: (Phase.STARTING, Phase.TERMINATED),
     Phase.COMPLETED: (),
     Phase.TERMINATED: (),
-    Phase.FAILED: (Phase.WAITING, Phase.TERMINATED),  # `restart` begins anew, `end` is for good
+    # restart, which begins anew | end, which is for good
+    Phase.FAILED: (Phase.WAITING, Phase.TERMINATED),
 }

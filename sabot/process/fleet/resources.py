@@ -47,15 +47,6 @@ _VIOLATIONS_KEPT = 1000
 
 
 @dataclass
-class _Breach:
-    """A limit that is exceeded, with the time since when. `done`: the action that was taken, and `why`."""
-
-    since: float
-    done: QuotaAction | None = None
-    why: str = ""
-
-
-@dataclass
 class _Account:
     """An instance with its quota and its measured usage."""
 
@@ -74,7 +65,8 @@ class _Account:
     asked_tokens: int = 0
     held: dict[QuotaResource, float] = field(default_factory=dict)
     held_to: float | None = None
-    breaches: dict[QuotaResource, _Breach] = field(default_factory=dict)
+    breaches: dict[QuotaResource, float] = field(default_factory=dict)  # since when a limit is exceeded
+    measures: dict[QuotaResource, QuotaViolation] = field(default_factory=dict)  # with the action that was taken
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     limits: dict[QuotaResource, float] = field(init=False)
 
@@ -217,8 +209,7 @@ class ResourceManager:
         async with self._locked(agent_id) as account:
             await self._ask_for_tokens(agent_id, account)
             used, limit = account.used(QuotaResource.TOKENS), account.limits.get(QuotaResource.TOKENS)
-            breach = account.breaches.get(QuotaResource.TOKENS) or _Breach(self._clock.monotonic())
-            action = self._action(account, QuotaResource.TOKENS, breach)
+            action = self._action(account, QuotaResource.TOKENS)
         if limit is None or used + tokens <= limit or action is QuotaAction.WARN:
             return
         left = _HOUR - self._clock.time() % _HOUR
@@ -310,18 +301,18 @@ class ResourceManager:
     async def _judge(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         limit = account.limits.get(resource)
         used = account.used(resource)
-        breach = account.breaches.get(resource)
+        measure = account.measures.get(resource)
+        done = None if measure is None else measure.action
         if limit is None or used <= limit:
-            if breach is not None:
-                suspended = breach.done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
-                uses_less = suspended or breach.done is QuotaAction.THROTTLE  # of its CPU, because of what was done
+            if resource in account.breaches:
+                suspended = done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
+                uses_less = suspended or done is QuotaAction.THROTTLE  # of its CPU, because of the measure
                 if resource is not QuotaResource.CPU or not uses_less:
-                    await self._lift(instance, account, resource, breach)
+                    await self._lift(instance, account, resource)
             return
-        if breach is None:
-            breach = account.breaches[resource] = _Breach(self._clock.monotonic())
-        action = self._action(account, resource, breach)
-        if self._is_done(instance, breach, action):
+        account.breaches.setdefault(resource, self._clock.monotonic())
+        action = self._action(account, resource)
+        if self._is_done(instance, done, action):
             return
         violation = QuotaViolation(instance.id, self._clock.time(), resource, used, limit, action)
         try:
@@ -329,21 +320,24 @@ class ResourceManager:
         except SabotError as error:
             self._note(replace(violation, error=message_of(error)))
             raise
-        breach.done, breach.why = action, str(violation)
+        account.measures[resource] = violation
         self._note(violation)
 
-    def _action(self, account: _Account, resource: QuotaResource, breach: _Breach) -> QuotaAction:
-        quota = account.quota
-        soft = quota.mode is QuotaMode.SOFT_THEN_HARD and self._clock.monotonic() - breach.since < quota.grace_seconds
+    def _action(self, account: _Account, resource: QuotaResource) -> QuotaAction:
+        """Returns the action for a limit that is exceeded, or would be."""
+        quota, now = account.quota, self._clock.monotonic()
+        soft = (
+            quota.mode is QuotaMode.SOFT_THEN_HARD and now - account.breaches.get(resource, now) < quota.grace_seconds
+        )
         return QuotaAction.WARN if soft or quota.mode is QuotaMode.WARN_ONLY else quota.action(resource)
 
-    def _is_done(self, instance: AgentInstance, breach: _Breach, action: QuotaAction) -> bool:
+    def _is_done(self, instance: AgentInstance, done: QuotaAction | None, action: QuotaAction) -> bool:
         match action:
             case QuotaAction.SUSPEND:  # somebody may have resumed it
                 return instance.state is not LifecycleState.RUNNING
             case QuotaAction.TERMINATE:
                 return instance.is_over
-        return breach.done is action
+        return done is action
 
     async def _do(
         self, instance: AgentInstance, account: _Account, resource: QuotaResource, action: QuotaAction, why: str
@@ -361,21 +355,23 @@ class ResourceManager:
                     failed = QuotaSuspendFailed if is_gentle else QuotaTerminateFailed
                     raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
-    async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource, breach: _Breach) -> None:
+    async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays suspended. Raises
         ResumeFailed.
         """
         if account.held.pop(resource, None) is not None:
             self._hold(account)
-        is_ours = breach.done is QuotaAction.SUSPEND and instance.why == breach.why
+        measure = account.measures.get(resource)
+        is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)
         if is_ours and instance.state is LifecycleState.SUSPENDED:
             await self._lives.resume(instance.id)
         del account.breaches[resource]
+        account.measures.pop(resource, None)
 
     async def _let_go(self, instance: AgentInstance, account: _Account) -> None:
-        for resource, breach in list(account.breaches.items()):
+        for resource in list(account.breaches):
             try:
-                await self._lift(instance, account, resource, breach)
+                await self._lift(instance, account, resource)
             except LifecycleError as error:
                 raise QuotaUpdateFailed(f"instance {instance.id!r} is not let go: {error.message}") from error
 
