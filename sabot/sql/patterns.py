@@ -20,6 +20,7 @@ from sabot.sql.select import order_columns
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Alternatives,
+    Binary,
     Call,
     Column,
     Constant,
@@ -34,7 +35,7 @@ from sabot.sql.syntax.tree import (
     Variable,
 )
 from sabot.sql.types import interval_ms, sql_type
-from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
+from sabot.sql.values import Binder, Context, conjuncts, mirrored, rebuilt, walk
 
 _SKIPS: dict[str, Any] = {
     "PAST LAST ROW": "past_last",
@@ -43,6 +44,12 @@ _SKIPS: dict[str, Any] = {
     "TO LAST": "to_last",
     "TO": "to_last",
 }
+_MEANS = {
+    "<": ("<", 0),
+    "<=": ("<", 1),
+    ">=": (">=", 0),
+    ">": (">=", 1),
+}  # the same comparison of a whole number plus 0 or 1
 _VALUES = ("FIRST", "LAST", "SUM", "MIN", "MAX", "AVG", "COUNT")
 
 
@@ -145,7 +152,7 @@ class _MatchBinder:
     def _predicate(self, name: str, condition: Expression) -> Expr:
         made: Expr | None = None
         for each in conjuncts(condition):
-            predicate = self._bound(each, name).expr
+            predicate = self._bound(self._without_mean(each), name).expr
             if predicate.kind in engine.COMPARISONS and any(
                 value.option("step") == name for value in engine.step_values(predicate)
             ):
@@ -153,6 +160,30 @@ class _MatchBinder:
             made = predicate if made is None else made & predicate
         assert made is not None
         return made
+
+    def _without_mean(self, node: Expression) -> Expression:
+        """Returns a comparison of the mean of whole numbers with a constant above 0 as one without a division, which each
+        partial match would compute for each row; any other condition unchanged.
+
+            AVG(A.price) <= 9     ->     SUM(A.price) < 10 * COUNT(A.price)
+
+        AVG is cut off towards zero, so it is below 10 exactly if the quotient is: both are if the sum is negative.
+        """
+        if not isinstance(node, Binary) or node.operator not in _MEANS:
+            return node
+        operator, mean, bound = node.operator, node.left, node.right
+        if isinstance(mean, Constant):
+            operator, mean, bound = mirrored(operator), bound, mean
+        if not (isinstance(mean, Call) and mean.name.text.upper() == "AVG" and len(mean.arguments) == 1):
+            return node
+        if not (isinstance(bound, Constant) and bound.kind == "integer"):
+            return node
+        operator, more = _MEANS[operator]
+        least = int(bound.text) + more
+        if not 1 <= least < 1 << 31 or not pa.types.is_integer(self._argument(mean.arguments[0]).type):
+            return node
+        total, count = (replace(mean, name=replace(mean.name, text=kind)) for kind in ("SUM", "COUNT"))
+        return Binary(operator, total, Binary("*", replace(bound, text=str(least)), count, node.span), node.span)
 
     def _measure(self, item: Item) -> Expr:
         if item.alias is None and not isinstance(item.expression, Column):

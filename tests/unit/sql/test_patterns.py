@@ -200,3 +200,22 @@ def test_conditions_over_several_rows(app):
     assert sums("MAX(B.p) - MIN(A.p) = -7 AND LAST(A.p, 1) IS NULL") == [(8, 13)]
     assert sums("C.p BETWEEN A.p AND B.p * 100", "A.p * 10 + C.p AS a") == [(38,), (93,), (12,), (150,)]
     assert sums("CASE WHEN A.p > 5 THEN C.p > 5 ELSE FALSE END") == [(8, 13), (13, 20)]
+
+
+@pytest.mark.parametrize(("compared", "turned"), [("<", ">"), ("<=", ">="), (">", "<"), (">=", "<=")])
+def test_a_mean_is_compared_as_the_whole_number_that_it_is(app, compared, turned):
+    """AVG is cut off towards zero: that of -3 and 2 is 0. A comparison with a constant is bound without a division, and one of
+    AVG + 0 with it."""
+    prices, matched = [-7, 2, 3, 4, -3, 2, 0, 1, 1, 0, 5], 0
+    for bound in (0, 1, 3):
+        found = []
+        for condition in (
+            f"AVG(B.p) {compared} {bound}",
+            f"AVG(B.p) + 0 {compared} {bound}",
+            f"{bound} {turned} AVG(B.p)",
+        ):
+            text = clause("A B B", "A.p AS a, AVG(B.p) AS b", f"B AS {condition}", skip="AFTER MATCH SKIP TO NEXT ROW")
+            found.append(prices_of(app, prices, text))
+        assert found[0] == found[1] == found[2], bound
+        matched += len(found[0])
+    assert matched
