@@ -202,6 +202,18 @@ async def test_the_end_of_the_supervisor_is_survived(supervisor: Supervisor) -> 
         assert await fleet.run(echo("on")) == "on"
 
 
+async def test_a_replica_that_is_stopped_is_replaced_before_the_next_look_if_work_asks_for_it() -> None:
+    time = ByHand()
+    async with fleet_of(CAT, time) as fleet:
+        (first,) = fleet.replicas
+        os.kill(first.child.pid, signal.SIGSTOP)
+        await until(lambda: first.child.paused)
+        assert await fleet.run(echo("on")) == "on"
+        assert first.child.is_over
+        assert [each.number for each in fleet.replicas] == [2]
+        assert [each.value for each in fleet.samples() if each.topic == "died"] == [1]
+
+
 async def test_a_replica_that_is_stopped_gets_no_work_and_is_replaced_at_the_next_look() -> None:
     time = ByHand()
     async with fleet_of(CAT, time, min_replicas=2) as fleet:
