@@ -82,14 +82,13 @@ bench:
 	@set -e; for script in $(BENCHMARKS) $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark
 
-# With one broker for all of them that need one. rescale.py, console_reads.py and job_history.py are run by hand: they
-# start many interpreters, and take minutes.
+# With one broker for all of them that need one. rescale.py is run by hand: it starts many interpreters, and takes minutes.
 bench-smoke:
 	@$(BIN)/python tests/tools/with_broker.py $(MAKE) smokes
 
 smokes:
-	@set -e; for script in $(filter-out %/rescale.py %/console_reads.py,$(BENCHMARKS)); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
-	@set -e; for script in $(filter-out %/job_history.py,$(AGENT_BENCHMARKS)); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
+	@set -e; for script in $(filter-out %/rescale.py,$(BENCHMARKS)); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
+	@set -e; for script in $(AGENT_BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 100; done
 	@echo "== benchmarks.nexmark"; $(BIN)/python -m benchmarks.nexmark --events 20000 --check
 	@echo "== benchmarks/changes"; SABOT_BENCHMARK_ROWS=20000 $(BIN)/pytest -q --benchmark-disable benchmarks/changes
 

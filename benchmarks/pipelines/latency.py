@@ -12,6 +12,8 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +63,10 @@ class Reader(threading.Thread):
             self.last = time.perf_counter()
 
 
-async def run(rate: float | None, rows: int, url: str) -> tuple[float, np.ndarray]:
-    """-> (rows per second from first in to last out, latencies in µs)."""
+async def run(
+    rate: float | None, rows: int, url: str, beside: Callable[[App], AbstractContextManager[object]] = nullcontext
+) -> tuple[float, np.ndarray]:
+    """-> (rows per second from first in to last out, latencies in µs). `beside`: entered with the app while rows are fed."""
     MemoryBroker.get(url).reset()
     app = App("latency", broker=url)
     stream = app.stream("in", schema=SCHEMA).filter(col("amount") > 10)
@@ -75,10 +79,16 @@ async def run(rate: float | None, rows: int, url: str) -> tuple[float, np.ndarra
     sink = MemorySink("in", url)
     sink.open()
     ticks = [(0.0, part) for part in all_at_once(rows)] if rate is None else paced(rows, rate)
-    reader.start()
-    began = reader.began = time.perf_counter()
-    await asyncio.to_thread(feed, sink, ticks, began)
-    await asyncio.to_thread(reader.join, 120)
+
+    def fed() -> float:
+        with beside(app):
+            reader.start()
+            began = reader.began = time.perf_counter()
+            feed(sink, ticks, began)
+            reader.join(120)
+            return began
+
+    began = await asyncio.to_thread(fed)
     assert reader.rows == reader.expected, f"{reader.rows} rows came out of {reader.expected}"
     assert reader.wrong == 0
     assert reader.ids == int(np.flatnonzero(passing).sum())
