@@ -453,7 +453,7 @@ def _added_columns(old: SavedStep, new: Planned) -> frozenset[str]:
     them be null in the rows so far. Returns none if the step keeps more than the last row of each key.
     """
     before, now = old.schema, new.schema
-    if not before.get("kind") == now["kind"] == "upsert" or now["changes"] or before["changes"]:
+    if not before.get("kind") == now["kind"] == "upsert" or now["changes"] or before.get("changes"):
         return frozenset()
     kinds = dict(before["columns"])
     fits = all(kinds.get(name, kind) == kind for name, kind in now["columns"]) and before["keys"] == now["keys"]
