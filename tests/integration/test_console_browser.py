@@ -23,7 +23,7 @@ import sabot
 from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
 
 with open("orders.ndjson", "w") as file:
-    for n in range(200_000):
+    for n in range(800_000):
         file.write(json.dumps({"account": f"a{n % 7}", "amount": n * 1.0, "ts": 1_700_000_000_000 + 50 * n}) + "\\n")
         if n % 1000 == 500:
             file.write("{<b>broken</b>\\n")

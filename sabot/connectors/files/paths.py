@@ -90,13 +90,13 @@ def _each(paths: Paths) -> list[str]:
 
 
 def name_of(paths: Paths) -> str:
-    """Returns the name of these paths in messages, metrics and positions: "./orders.csv" is "orders.csv"."""
+    """Returns the name of these paths in messages, metrics and positions. It is kept as written: checkpoints know a source by it."""
     found = _each(paths)
     if not found:
         raise UserError(
             "a source of files needs a path", hint='a file, a folder, a glob such as "data/*.ndjson", a list'
         )
-    return ", ".join(path if is_remote(path) else os.path.normpath(path) for path in found)
+    return ", ".join(found)
 
 
 def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], bool]:

@@ -75,6 +75,7 @@ INNER = {
     "CallTimers": "of the constructor of a context, which the runtime calls",
     "CheckpointStorage": "of App.open_storage, for tools",
     "Codec": "what a Format makes for a reader",
+    "DataFile": "what the sources of files hand to each other",
     "DateExpr": "a namespace of Expr: .dt",
     "EffectGuard": "of App.guards, for the runtime",
     "Encoder": "what a Format makes for a writer",
