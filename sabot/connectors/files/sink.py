@@ -118,6 +118,8 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
             afresh, self._afresh = self._afresh, False
             self._delivering.give_up()
             self._writing.open(afresh=afresh)
+            if afresh:
+                self._target.say_kept()
         except OSError as error:
             raise UserError(
                 f"file {self.name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)
@@ -165,6 +167,8 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         self._writing.close()
         self._opened = False
         token = self._delivering.claim(track, afresh=self._afresh)
+        if self._afresh:
+            self._target.say_kept()
         self._afresh = False
         return token
 

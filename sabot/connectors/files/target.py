@@ -113,6 +113,15 @@ class FileTarget:
                 hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
             )
 
+    def say_kept(self) -> None:
+        """Logs that rows of an earlier run are kept, if there are any. Called for an app that starts without a checkpoint."""
+        kept = self.newest() is not None if self.folder else self.path.exists() and self.path.stat().st_size > 0
+        if kept and not self.overwrite:
+            _log.warning(
+                "sink %s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty)",
+                self.name,
+            )
+
     def drop(self, path: Path) -> None:
         """Removes the hidden files of an earlier run that has not completed this file."""
         leftovers = unfinished(path)

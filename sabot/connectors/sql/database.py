@@ -101,6 +101,10 @@ class Database(ABC):
         """Returns the columns of the table, in order, without generated ones; None if the table does not exist."""
 
     @abstractmethod
+    def has_rows(self) -> bool:
+        """Returns True if the table, which exists, is known to have rows."""
+
+    @abstractmethod
     def same_column(self, name: str) -> str:
         """Folds a column's name as the database does: two names with the same result are one column."""
 

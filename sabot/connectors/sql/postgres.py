@@ -87,6 +87,10 @@ class PostgresDatabase(Database):
         self._types = dict(rows)
         return {name: _JSON_KINDS.get(kind, "text") for name, kind in rows} or None
 
+    def has_rows(self) -> bool:
+        _, allowed = self.run("SELECT has_table_privilege(%s, 'SELECT')", (self._name,))  # a sink needs only INSERT
+        return allowed == [(True,)] and bool(self.run(f"SELECT 1 FROM {self._name} LIMIT 1")[1])
+
     def same_column(self, name: str) -> str:
         return name
 

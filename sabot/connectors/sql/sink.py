@@ -14,7 +14,17 @@ from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
-from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, LostFloats, Sink, TakesChanges, Token, Track
+from sabot.connectors.base import (
+    ChecksTypes,
+    ExpectsColumns,
+    KeepsToken,
+    LostFloats,
+    Sink,
+    StartsAfresh,
+    TakesChanges,
+    Token,
+    Track,
+)
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -27,7 +37,7 @@ _log = logging.getLogger(__name__)
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
 
-class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
+class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     """A sink that writes rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
 
     `url`: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with any parameters
@@ -71,6 +81,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
         self._columns: Columns | None = None
         self._told: set[str] = set()
         self._changes = False  # changes are written, not only rows
+        self._afresh = False  # the app starts without a checkpoint
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
@@ -83,6 +94,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
 
     def floats_lost(self, kind: pa.DataType) -> LostFloats:
         return "not_finite" if pa.types.is_nested(kind) else self._database.floats_lost  # nested values are JSON
+
+    def start_afresh(self) -> None:
+        self._afresh = True
 
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:
@@ -200,7 +214,13 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken):
     # -- the table -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Checks the table before there are rows, as far as that is possible."""
+        """Checks the table before there are rows, as far as that is possible. Logs that it keeps rows of an earlier run."""
+        if self._afresh and not self._keys and self._table() is not None and self._database.has_rows():
+            _log.warning(
+                "table %s has rows already, and this start without a checkpoint adds to them (keys= replaces rows; or empty it before)",
+                self.name,
+            )
+        self._afresh = False
         if self._schema is not None and not self._schema.equals(RECORD_SCHEMA):
             self._fit(normalise(self._schema.empty_table()).schema)
 

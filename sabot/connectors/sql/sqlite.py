@@ -111,6 +111,9 @@ class SqliteDatabase(Database):
         _, rows = self.run(f"PRAGMA table_info({self._name})")
         return {name: _json_kind(declared) for _, name, declared, *_ in rows} or None
 
+    def has_rows(self) -> bool:
+        return bool(self.run(f"SELECT 1 FROM {self._name} LIMIT 1")[1])
+
     def same_column(self, name: str) -> str:
         return name.lower()
 

@@ -1,0 +1,53 @@
+"""A start without a checkpoint says that it adds to rows that are there, in each kind of sink."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot import App, CsvSink, NdjsonSink, ParquetSink, UserError
+from sabot.connectors.base import Sink
+from sabot.connectors.sql import SqlSink
+
+ROWS = [{"id": 1, "n": 10}, {"id": 2, "n": 20}]
+
+
+def started(sink: Sink, caplog: pytest.LogCaptureFixture, delivery: Any = None) -> list[str]:
+    """The warnings about kept rows of a start without a checkpoint."""
+    app = App("kept", "memory://kept-output", fresh=True)
+    app.stream(ROWS).to(sink, delivery=delivery)
+    caplog.clear()
+    app.main()
+    return [line for line in caplog.messages if "has rows already" in line]
+
+
+@pytest.mark.parametrize("delivery", [None, "at_least_once"])
+def test_a_second_fresh_start_says_that_it_adds_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, delivery: Any
+) -> None:
+    def sinks() -> list[Sink]:
+        return [
+            CsvSink(tmp_path / "out.csv"),
+            NdjsonSink(tmp_path / "out.ndjson"),
+            ParquetSink(tmp_path / "folder/"),
+            ParquetSink(f"{tmp_path}/days/", partition_by=["id"]),
+            SqlSink(f"sqlite:///{tmp_path}/out.db", "t"),
+        ]
+
+    for sink in sinks():
+        assert started(sink, caplog, delivery) == []
+    for sink in sinks():
+        (said,) = started(sink, caplog, delivery)
+        assert "this start without a checkpoint adds to them" in said
+
+
+def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert started(CsvSink(tmp_path / "out.csv", overwrite=True), caplog) == []
+        assert started(ParquetSink(tmp_path / "out.parquet", overwrite=True), caplog) == []
+        assert started(SqlSink(f"sqlite:///{tmp_path}/out.db", "t", keys=["id"]), caplog) == []
+    assert (tmp_path / "out.csv").read_text().count("\n") == 3
+    with pytest.raises(UserError, match="overwrite=True replaces it"):
+        started(ParquetSink(tmp_path / "out.parquet"), caplog)
