@@ -328,7 +328,8 @@ def _substring(arguments: CallArguments) -> Expr:
     start = int(arguments.constant(1, "integer", "the position"))
     length = int(arguments.constant(2, "integer", "the length")) if len(arguments) > 2 else None
     if start < 1:
-        raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1")
+        hint = "RIGHT(text, n) is the end of a text"
+        raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1", hint)
     return arguments.expr(0).str.slice(start - 1, length)
 
 

@@ -536,6 +536,7 @@ class JoinBinder:
                 raise SqlFault(
                     node.span,
                     f"{self._join.kind} JOIN takes equal columns, bounds of time, and conditions on one of the tables",
+                    "JOIN … ON a.id = b.id, and the condition in WHERE: rows without a partner are left out",
                 )
             i = found[0]
             predicate = Binder(self._context, sides[i]).predicate(node)

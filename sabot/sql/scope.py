@@ -134,6 +134,8 @@ class Relation:
         hint = list_names(first, names) if names else "SELECT … FROM table"
         if parts[0].quoted and not near_names(first, names):
             hint = f"a text has single quotes: '{first}'"
+        elif first.lower() in ("window_start", "window_end", "window_time"):
+            hint = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) has it"
         raise SqlFault(span, f'there is no column "{first}"', hint)
 
     def _qualified(self, qualifier: str) -> list[TableColumn]:

@@ -207,15 +207,15 @@ class SelectBinder:
 
     def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
         binder = Binder(self._context, relation)
-        predicates = [(condition, self._condition(binder, condition)) for condition in conditions]
+        predicates = [(condition, self._condition(binder, condition, "WHERE")) for condition in conditions]
         stream = relation.stream
         for condition, predicate in predicates:
             with at(condition.span):
                 stream = stream.filter(predicate)
         return replace(relation, stream=stream)
 
-    def _condition(self, binder: Binder, condition: Expression) -> Expr:
-        """Returns a condition of WHERE. Raises SqlFault, which says so if it uses a name of the select list."""
+    def _condition(self, binder: Binder, condition: Expression, clause: str) -> Expr:
+        """Returns a condition of WHERE or HAVING. Raises SqlFault, which says so if it uses a name of the select list."""
         try:
             return binder.predicate(condition)
         except SqlFault as error:
@@ -223,7 +223,9 @@ class SelectBinder:
             wrong = error.fault.span
             for node in walk(condition):
                 if isinstance(node, Column) and node.span == wrong and node.parts[-1].text.lower() in aliases:
-                    hint = "WHERE does not know the names of the select list: write the expression, or a query outside"
+                    hint = (
+                        f"{clause} does not know the names of the select list: write the expression, or a query outside"
+                    )
                     raise SqlFault(wrong, error.fault.message, hint) from error
             raise
 
@@ -371,7 +373,7 @@ class SelectBinder:
         grouped = Relation(stream, tuple(TableColumn("", each.name, each.name, each.type) for each in schema))
         after = Binder(self._context, grouped, replaced, relation)
         if select.having is not None:
-            predicate = after.predicate(select.having)
+            predicate = self._condition(after, select.having, "HAVING")
             with at(select.having.span):
                 grouped = replace(grouped, stream=grouped.stream.filter(predicate))
         outputs = []
@@ -559,7 +561,8 @@ class SelectBinder:
         elif name in _RANKINGS:
             made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
         else:
-            raise SqlFault(call.span, f"{name} is no function of OVER")
+            hint = "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK"
+            raise SqlFault(call.span, f"{name} is no function of OVER", hint)
         preceding = _preceding(window, self._context, relation)
         column = names_of(relation).free("over")
         with at(call.span):

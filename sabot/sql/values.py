@@ -291,7 +291,7 @@ class Binder:
         operand = self.bind(node.operand)
         bounds = []
         for tree in (node.lower, node.upper):
-            _, bound = self._alike(operand, self.bind(tree), node.span)
+            _, bound = self._alike(operand, self.bind(tree), tree.span)
             bounds.append(bound.expr)
         made = (operand.expr >= bounds[0]) & (operand.expr <= bounds[1])
         return self.typed(~made if node.negated else made, node.span)
@@ -507,6 +507,8 @@ def _cast_for(text: str) -> str:
         return "a time and an interval: ts + INTERVAL '1' DAY"
     if text.startswith("dt."):
         return "CAST(… AS TIMESTAMP(3))"
+    if text[0] in "<>=" and "TIMESTAMP" in text:
+        return "a time: TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP_LTZ(x, 3) of ms since 1970"
     if text[0] in "+-*/%" or text.startswith("round"):
         return "CAST(… AS DOUBLE), or AS BIGINT"
     return "CAST(… AS STRING)"
@@ -520,7 +522,10 @@ def check_text(text: Any, type: pa.DataType, span: Span) -> None:
         elif functions.is_number(type) or pa.types.is_date(type):
             pa.scalar(text).cast(type)
     except (ValueError, pa.ArrowInvalid):
-        raise SqlFault(span, f"'{text}' is no {sql_type(type)}") from None
+        form = (
+            "'2024-05-17 12:30:00'" if pa.types.is_timestamp(type) else "'2024-05-17'" if pa.types.is_date(type) else ""
+        )
+        raise SqlFault(span, f"'{text}' is no {sql_type(type)}", form) from None
 
 
 def constant_text(node: Expression, what: str) -> str:

@@ -275,13 +275,13 @@ class TokenCursor:
         for each in (token, before, self.peek()):
             if each.word in _ELSEWHERE:
                 return _ELSEWHERE[each.word]
+        if before.kind is TokenKind.SYMBOL and before.value == "," and (token.word or token.value == ")"):
+            return f"leave out the comma before {token}"
         if token.kind is TokenKind.SYMBOL:
             found = [before.value + token.value, token.value]
             return next((_SYMBOLS_ELSEWHERE[each] for each in found if each in _SYMBOLS_ELSEWHERE), "")
         if what == "BY":
             return f"write {before.word} BY"
-        if before.kind is TokenKind.SYMBOL and before.value == "," and token.word:
-            return f"leave out the comma before {token}"
         ends = any(self.is_word(*each.split()) for each in _CLAUSES)
         return _ORDER if ends and what.startswith(";") else ""
 

@@ -353,7 +353,8 @@ class Expressions(TokenCursor):
         if self.is_word("FILTER") and self.is_symbol("(", 1):
             self.next()
             self.next()
-            self.expect_word("WHERE", where="of FILTER")
+            if not self.take_word("WHERE"):
+                self.expected("WHERE", "of FILTER", "FILTER (WHERE condition)")
             filter = self.expression()
             self.expect_symbol(")", "of FILTER")
         over = self._over() if self.take_word("OVER") else None

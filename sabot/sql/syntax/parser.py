@@ -4,6 +4,7 @@ The grammar is that of Flink SQL, as far as the engine has what it asks for. The
 hand: each token is read by exactly one rule, so no clause is lost in silence (decision 056).
 """
 
+from sabot.sql.syntax.expressions import UNITS
 from sabot.sql.syntax.queries import Queries
 from sabot.sql.syntax.text import Fault, Span, SqlError, SqlFault, SqlText, list_names, near_names
 from sabot.sql.syntax.tokens import TokenKind
@@ -117,6 +118,9 @@ class Parser(Queries):
             raise SqlFault(start, "UPSERT is not supported", "write INSERT INTO: a PRIMARY KEY makes it an upsert")
         if self.is_word("OVERWRITE"):
             raise SqlFault(self.token.span, "INSERT OVERWRITE is not supported", "write INSERT INTO")
+        if self.is_word("OR"):
+            hint = "write INSERT INTO: a PRIMARY KEY makes it an upsert"
+            raise SqlFault(self.token.span, "INSERT OR … is not supported", hint)
         self.expect_word("INTO", where="behind INSERT")
         table = self.qualified("a table")
         if self.is_word("PARTITION"):
@@ -214,7 +218,10 @@ class Parser(Queries):
                     break
             if not self.is_symbol(")"):
                 apart = self.token.kind in (TokenKind.NAME, TokenKind.QUOTED) and not self.elsewhere("")
-                self.expected(") behind the columns", hint="columns have commas between them" if apart else "")
+                hint = "columns have commas between them" if apart else ""
+                if self.token.word.removesuffix("S") in UNITS and self.peek(-1).kind is TokenKind.INTEGER:
+                    hint = f"INTERVAL '{self.peek(-1).value}' {self.token.word.removesuffix('S')}"
+                self.expected(") behind the columns", hint=hint)
             self.next()
         comment = self._comment()
         if self.is_word("DISTRIBUTED"):

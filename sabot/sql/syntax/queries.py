@@ -81,6 +81,8 @@ class Queries(Expressions):
         name = self.expect_name("the name of a table in WITH")
         columns = self.in_parentheses(self.column_name, "of the columns") if self.is_symbol("(") else ()
         self.expect_word("AS", where=f"behind {name.text}")
+        if not self.is_symbol("("):
+            self.expected("(", "of WITH", f"WITH {name.text} AS (SELECT …)")
         return Alias(name, columns), self.subquery()
 
     def column_name(self) -> Name:
@@ -264,6 +266,8 @@ class Queries(Expressions):
             parts = self.qualified("a table")
         hints = self.hints()
         as_of = None
+        if self.is_word("FOR", "UPDATE"):
+            raise SqlFault(self.token.span, "FOR UPDATE is not supported", "leave it out: there are no locks")
         if self.take_word("FOR"):
             self.expect_word("SYSTEM_TIME", "AS", "OF")
             as_of = self.expression()

@@ -680,6 +680,71 @@ WRONG = [
         "1:51: expected ; or the end of the statement, found ON",
         "leave ON CONFLICT out: a PRIMARY KEY in CREATE TABLE makes INSERT INTO an upsert",
     ),
+    (
+        "SELECT carrier, COUNT(*) AS n FROM flights GROUP BY carrier HAVING n > 3",
+        '1:68: there is no column "n"',
+        "HAVING does not know the names of the select list: write the expression, or a query outside",
+    ),
+    (
+        "SELECT carrier FROM flights FOR UPDATE",
+        "1:29: FOR UPDATE is not supported",
+        "leave it out: there are no locks",
+    ),
+    (
+        "SELECT SUBSTR(carrier, 0, 1) FROM flights",
+        "1:24: positions of a text begin at 1",
+        "RIGHT(text, n) is the end of a text",
+    ),
+    (
+        "INSERT OR REPLACE INTO counts SELECT carrier, delay FROM flights",
+        "1:8: INSERT OR … is not supported",
+        "write INSERT INTO: a PRIMARY KEY makes it an upsert",
+    ),
+    (
+        "SELECT AVG(delay) FILTER (delay > 3) FROM flights",
+        "1:27: expected WHERE of FILTER, found delay",
+        "FILTER (WHERE condition)",
+    ),
+    (
+        "SELECT NTILE(4) OVER (ORDER BY ts) FROM flights",
+        "1:8: NTILE is no function of OVER",
+        "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE ts BETWEEN '2013-01-01' AND 'tomorrow'",
+        "1:63: 'tomorrow' is no TIMESTAMP(3)",
+        "'2024-05-17 12:30:00'",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE ts > 1357000000",
+        "1:35: > of TIMESTAMP and BIGINT",
+        "a time: TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP_LTZ(x, 3) of ms since 1970",
+    ),
+    (
+        "SELECT f.* FROM flights AS f LEFT JOIN plain AS p ON f.origin = p.name AND f.delay > p.id",
+        "1:76: LEFT JOIN takes equal columns, bounds of time, and conditions on one of the tables",
+        "JOIN … ON a.id = b.id, and the condition in WHERE: rows without a partner are left out",
+    ),
+    (
+        "WITH x AS SELECT carrier FROM flights SELECT * FROM x",
+        "1:11: expected ( of WITH, found SELECT",
+        "WITH x AS (SELECT …)",
+    ),
+    (
+        "SELECT window_start FROM flights GROUP BY window_start",
+        '1:43: there is no column "window_start"',
+        "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) has it",
+    ),
+    (
+        "CREATE TABLE x (a INT,) WITH ('connector' = 'print')",
+        "1:23: expected the name of a column, found )",
+        "leave out the comma before )",
+    ),
+    (
+        "CREATE TABLE x (a TIMESTAMP(3), WATERMARK FOR a AS a - 5 SECONDS) WITH ('connector' = 'print')",
+        "1:58: expected ) behind the columns, found SECONDS",
+        "INTERVAL '5' SECOND",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
