@@ -165,6 +165,7 @@ class Statements:
             f"SUM({value}){filtered} AS total",
             f"{self.pick('MIN', 'MAX')}({self.pick(value, self.text(tables))}) AS edge",
             f"COUNT(DISTINCT {self.text(tables)}) AS texts",
+            f"SUM(DISTINCT {value}){filtered} AS each_once",
             "AVG(a.d) AS mean",
         ]
         chosen = self.rng.sample(aggregates, self.rng.randrange(1, 4))
