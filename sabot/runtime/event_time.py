@@ -2,7 +2,9 @@
 
 import datetime
 import logging
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 _FIRST_ROWS = 100  # if the first rows, this many, have no event time, time= is wrong
 _FROM_MS, _TO_MS = 631_152_000_000, 4_102_444_800_000  # the years 1990 to 2099
+_DATES = ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%b %d %Y", "%b %d, %Y", "%d %b %Y", "%Y%m%d")
+_USUAL = [date + clock for date in _DATES for clock in ("", " %H:%M", " %H:%M:%S")]
 _DELETE = pa.scalar(DELETE, pa.int8())
 
 
@@ -96,7 +100,8 @@ class SourceTime:
         if self._failed >= _FIRST_ROWS:
             raise UserError(
                 f"stream {self._name}: none of its first {self._failed:,} rows has an event time by time={self.text!r}: {reason}",
-                hint="time= names the column with the event time; time_format= and time_unit= describe how it is written",
+                hint=_fitting_format(reason)
+                or "time= names the column with the event time; time_format= and time_unit= describe how it is written",
             )
 
     def look(self, least_ms: int, greatest_ms: int) -> None:
@@ -133,6 +138,16 @@ def source_time(node: Read) -> SourceTime | None:
         return None
     options = {"unit": node.time_unit, "format": node.time_format, "zone": node.time_zone, "text": node.time_text}
     return SourceTime(node.name, node.time_column, node.time_expr, **options)
+
+
+def _fitting_format(reason: str) -> str:
+    """Returns the time_format= that reads the text of the reason, or "" if none of the usual ones does."""
+    for text in re.findall(r"'([^']*)' is no timestamp", reason)[:1]:
+        for format in _USUAL:
+            with suppress(ValueError):
+                datetime.datetime.strptime(text, format)
+                return f'time_format="{format}" reads {text!r}'
+    return ""
 
 
 def _shown(ms: int) -> str:

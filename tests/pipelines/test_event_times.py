@@ -215,6 +215,28 @@ def test_first_times_that_are_no_times_or_in_another_unit_are_warned_of_once(
         assert "rows.ndjson: event time 't' of its first rows is " in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        ("2012/01/01", "%Y/%m/%d"),
+        ("2010/01/01 00:00", "%Y/%m/%d %H:%M"),
+        ("Jan 1 2000", "%b %d %Y"),
+        ("31.12.2024", "%d.%m.%Y"),
+    ],
+)
+def test_a_start_over_texts_in_another_form_names_the_format_that_reads_them(text: str, format: str) -> None:
+    rows = [{"n": n, "t": text} for n in range(200)]
+    with pytest.raises(UserError, match="none of its first 200 rows has an event time") as refused:
+        minutes_of(App("times").stream(rows, time="t"))
+    assert refused.value.hint == f'time_format="{format}" reads {text!r}'
+    assert len(minutes_of(App("times").stream(rows, time="t", time_format=format))) == 1
+
+
+def test_the_hint_for_a_part_of_a_text_names_the_way_to_a_time() -> None:
+    with pytest.raises(UserError, match=r"dt.month of string .*str.to_datetime"):
+        App("times").stream([{"t": "2024-01-01"}]).with_columns(m=col("t").dt.month()).collect()
+
+
 _BERLIN = [
     ("2024-01-01 10:00:00", "2024-01-01 09:00"),
     ("2024-07-01T10:00:00", "2024-07-01 08:00"),

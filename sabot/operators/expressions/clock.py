@@ -39,7 +39,7 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if not is_time(node.type) or (kind in _CLOCK_PARTS and pa.types.is_date(node.type)):
         raise UserError(
             f"{expr.text()} cannot be computed: {kind} of {node.type}",
-            hint="cast to a timestamp first, or to int64 as ms since 1970 UTC",
+            hint='a text: .str.to_datetime("%Y-%m-%d %H:%M") first; a date: .cast("timestamp[us]"); a number: ms since 1970 as int64',
         )
     if kind in _PARTS:
         part = _PARTS[kind]
