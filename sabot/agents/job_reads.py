@@ -142,12 +142,11 @@ def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> J
     chosen = [
         job for job in chosen if query.status in ("", query.status_of(job)) and (after is None or _age(job) < after)
     ]
-    rows: list[tuple[tuple[int, str], JobState | EndedJob]] = [(_age(job), job) for job in chosen]
     ended = reader.history.find(query.of_history(), most + 1 + len(both))
-    rows += [((job.created_ms, job.job), job) for job in ended if job.job not in both]
-    rows = nlargest(most + 1, rows, key=lambda row: row[0])
-    page = [row for _, row in rows[:most]]
-    following = "{}:{}".format(*rows[most - 1][0]) if len(rows) > most else ""
+    rows: list[JobState | EndedJob] = [*chosen, *(job for job in ended if job.job not in both)]
+    rows = nlargest(most + 1, rows, key=_age)
+    page = rows[:most]
+    following = "{}:{}".format(*_age(page[-1])) if len(rows) > most else ""
     found = counts[query.status] if query.status else counts.total()
     return JobPage(
         _listed(reader, query, page, view), found, {name: each for name, each in counts.items() if each}, following
@@ -167,19 +166,16 @@ def _selects(query: EndedQuery, job: JobState) -> bool:
     )
 
 
-def _age(job: JobState) -> tuple[int, str]:
-    return round(job.created_at * 1000), job.job_id
+def _age(job: JobState | EndedJob) -> tuple[int, str]:
+    return (job.created_ms, job.job) if isinstance(job, EndedJob) else (round(job.created_at * 1000), job.job_id)
 
 
 def _listed(
     reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
 ) -> list[ListedJob]:
     """Returns the jobs with what their trees have used: in the history as it says, in the log as the view says."""
-    found = []
-    for job in page:
-        record = job.record() if isinstance(job, JobState) else record_of(job)
-        found.append((record, query.status_of(job) if isinstance(job, JobState) else job.status))
-    parents = {record.job_id for record, _ in found if record.children}
+    records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
+    parents = {record.job_id for record in records if record.children}
     below = reader.history.used_below(parents)
     used = {job_id: (each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
     nothing = 0, Decimal(0)
@@ -190,7 +186,8 @@ def _listed(
                 tokens, dollars = used.get(above, nothing)
                 used[above] = tokens + each.tokens, dollars + each.dollars
     listed = []
-    for record, status in found:
+    for job, record in zip(page, records, strict=True):
+        status = job.status if isinstance(job, EndedJob) else query.status_of(job)
         tokens, dollars = used.get(record.job_id, nothing)
         listed.append(ListedJob(record, status, record.tokens + tokens, record.dollars + dollars))
     return listed
