@@ -151,7 +151,9 @@ def run(target: Target, functions: Functions = None, **given: Any) -> None:
     use_functions(functions)
     loglevel, log_format, reload = (given.pop(name) for name in ("loglevel", "log_format", "reload"))
     logs = {"loglevel": loglevel, "log_format": log_format}
-    settings = {name: value for name, value in given.items() if value not in (None, False, [])}
+    settings = {
+        name: value for name, value in given.items() if value is not None and value is not False and value != []
+    }
     if reload:
         command = [sys.executable, "-m", "sabot", *functions_words(), "run", target]
         from sabot.cli.reloading import reload_on_change

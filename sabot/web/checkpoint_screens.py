@@ -43,13 +43,15 @@ _MOST_REASON = 2_000  # characters
 class KeptCheckpoints:
     """The kept checkpoints of an app, as they were when they were last read. Used by the server's thread.
 
-    `app`: None if the app keeps no checkpoints. `records`: the oldest first. `damaged`: the message about a damaged one, or "".
+    `app`: None if the app keeps no checkpoints. `records`: the oldest first. `damaged`: the message about a damaged one, or "". `unread`:
+    True until they were read for the first time.
     """
 
     def __init__(self, app: AppCheckpoints | None) -> None:
         self.app = app
         self.records: list[CheckpointRecord] = []
         self.damaged = ""
+        self.unread = app is not None
         self._read_at: int | None = None  # the id of the newest checkpoint when they were read
         self._reading: asyncio.Task[None] | None = None
 
@@ -93,6 +95,7 @@ class KeptCheckpoints:
     async def _read(self, app: AppCheckpoints) -> None:
         try:
             self.records, self.damaged = await asyncio.to_thread(checkpoint_records, app)
+            self.unread = False
         except (SabotError, OSError) as error:
             self._read_at = None
             _log.warning("the checkpoints cannot be read for the console: %s", error)
@@ -141,6 +144,7 @@ class CheckpointScreens:
         return {
             "kept": list(reversed(self._kept.records)),
             "damaged": self._kept.damaged,
+            "unread": self._kept.unread,
             "statistics": statistics,
             "failures": [each for each in reversed(self._app.run().events) if each.kind == "checkpoint"][
                 :_MOST_FAILURES

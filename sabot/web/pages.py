@@ -123,6 +123,7 @@ def templates_of(root: str) -> Environment:
     made.globals.update(bar=bar, root=root)
     made.filters.update(
         number=texts.number,
+        counted=texts.counted,
         share=texts.share,
         nbytes=texts.nbytes,
         duration=texts.duration,

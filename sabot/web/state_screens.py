@@ -69,6 +69,7 @@ class StateScreens:
             "step": step,
             "read": None,
             "most_keys": MOST_DIFFERENCES,
+            "most_rows": _MOST_ROWS,
             "columns": [],
             "lines": None,
             "changes": None,

@@ -15,6 +15,11 @@ def number(value: float | None) -> str:
     return NOTHING if value is None else count_words(value)
 
 
+def counted(value: float, noun: str) -> str:
+    """Returns a count with a noun, in the plural unless the count is 1."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
 def share(value: float | None) -> str:
     """Returns a part of a whole as a percentage; "–" for None."""
     return NOTHING if value is None else f"{value:.0%}"

@@ -73,7 +73,7 @@ def find_by_key(console: Console, folder: Path, dark: bool, width: int) -> None:
         expect(page.locator("tbody tr")).to_have_count(1)
         page.get_by_label("Key").fill("bad")
         page.keyboard.press("Enter")
-        page.get_by_role("button", name="Retry the 1 failed jobs of this list").click()
+        page.get_by_role("button", name="Retry the 1 failed job of this list").click()
         expect(page.locator("h1")).to_have_text("Done")
         visit.check()
         visit.context.close()

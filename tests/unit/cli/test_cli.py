@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -143,6 +144,17 @@ def test_a_finished_bounded_app_says_that_it_is_complete_and_how_to_start_afresh
     assert "--fresh" in again.stderr
     fresh = sabot_says("run", "bounded:app", "--fresh")
     assert (fresh.exit_code, fresh.stdout) == (0, "row 1\nrow 2\n")
+
+
+def test_port_0_of_the_console_is_any_free_one_and_not_the_default(here: Path) -> None:
+    """An option with the value 0 was taken for one that is not given."""
+    (here / "rows.ndjson").write_text('{"n": 1}\n')
+    write(here, bounded=BOUNDED)
+    done = sabot_does(here, "run", "bounded:app", "--web", "--web-port", "0")
+    assert done.returncode == 0, done.stderr
+    ports = set(re.findall(r"http://127.0.0.1:(\d+)/enter", done.stderr))
+    assert len(ports) == 1
+    assert not ports & {str(port) for port in range(8420, 8440)}
 
 
 @pytest.mark.slow  # a second of a core, or more

@@ -63,6 +63,15 @@ async def test_a_checkpoint_names_its_slowest_task(console: Console, tmp_path: P
     ]
 
 
+async def test_checkpoints_that_are_not_read_yet_are_not_said_to_be_missing(console: Console) -> None:
+    browser = await enter(console, "read")
+    deadline = time.monotonic() + 30
+    while 'href="/checkpoint?id=1"' not in (page := (await ask(browser, "/checkpoints"))[1]):
+        assert "They are being read." in page
+        assert "None yet." not in page
+        assert time.monotonic() < deadline
+
+
 async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Path) -> None:
     made = create_savepoint(AppCheckpoints(tmp_path / "kept", chosen=1), None, 10)
     browser, reader = await enter(console, "act"), await enter(console, "read")

@@ -178,7 +178,7 @@ async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: st
         await into_history(app)
         browser = await enter(console, "act")
         page = (await ask(browser, "/jobs?key=ann"))[1]
-        assert "1 jobs" in page
+        assert "1 job as of" in page
         assert "1 succeeded" in page
         page = (await ask(browser, job_of(page)))[1]
         assert "look" in page
@@ -216,7 +216,7 @@ async def test_a_failed_job_is_retried_from_its_dead_letter_also_all_of_a_list(m
     async with running(memory_url, tmp_path, ["bad", "ann"], handle) as (app, console):
         browser = await enter(console, "act")
         page = (await ask(browser, "/jobs"))[1]
-        assert "Retry the 1 failed jobs" in page
+        assert "Retry the 1 failed job of" in page
         (failed,) = await app.jobs.find(statuses=[JobStatus.FAILED])
         assert (await ask(browser, "/act/retry-jobs", {"count": "2"}))[0] == 409
         status, page = await ask(browser, "/act/retry-jobs", {"count": "1"})

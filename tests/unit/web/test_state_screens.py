@@ -67,6 +67,7 @@ async def test_the_owners_of_state_lead_to_their_rows_page_by_page(consoles: Any
     }
     status, page = await ask(browser, address(of=1, step="steady"))
     assert sorted(cells(page)) == sorted([f"a{n}", "5", f"{400 + 5 * n}"] for n in range(40))
+    assert "CSV and JSON have the rows of all pages, up to 20,000" in page
     status, page = await ask(browser, address(of=1, step="shop.notes", q="a7"))
     assert cells(page) == [["shop.notes/seen", "a7", "rows", "[87, 127, 167]"]]
     status, page = await ask(browser, address(of=1, step="totals", q="nobody"))
