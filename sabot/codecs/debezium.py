@@ -22,6 +22,7 @@ FULL avoids that. The flat rows of the transform ExtractNewRecordState are read 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,14 @@ from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.connect import SCHEMAS, ConnectTypes, by_schema, types_of
 from sabot.codecs.engine_columns import DELETE, INSERT, OP_COLUMN
 
-_OPS = pa.array(["c", "r", "u", "d"])
-_DELETION = pa.scalar(3, pa.int32())
+
+@cache
+def _ops() -> "tuple[pa.Array[Any], pa.Scalar[Any]]":
+    """Returns the ops of Debezium, and the place of the deletion among them. They are no constants, since making them imports pandas,
+    which takes half a second.
+    """
+    ops = ["c", "r", "u", "d"]
+    return pa.array(ops), pa.scalar(ops.index("d"), pa.int32())
 
 
 class _Program:
@@ -121,8 +128,9 @@ class Envelopes:
         if refused:
             bad.update({int(numbers[each.row]): each.reason + _of_registry(payloads[each.row]) for each in refused})
             numbers = np.delete(numbers, [each.row for each in refused])
-        kinds = pc.index_in(ops, value_set=_OPS)
-        ends = pc.fill_null(pc.equal(kinds, _DELETION), False)
+        known, deletion = _ops()
+        kinds = pc.index_in(ops, value_set=known)
+        ends = pc.fill_null(pc.equal(kinds, deletion), False)
         columns, wrong = program.types.typed(after.flatten())
         keys, wrong_keys = program.key_types.typed(before.flatten())
         for index, key in zip(self._keys, keys, strict=True):
