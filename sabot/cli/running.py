@@ -10,7 +10,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from sabot.api.script_options import hint_with_program
 from sabot.base.process_exit import EXITS, Exit
 from sabot.base.redaction import scrubbed, visible
 from sabot.cli.loading import WrongUse
@@ -78,6 +77,8 @@ def guarded(work: Callable[[], None], *, debug: bool, program: str = "") -> int:
         return 0
     except Exception as error:
         if program and isinstance(error, SabotError):
+            from sabot.api.script_options import hint_with_program  # here, so that `--help` loads no settings
+
             error.hint = hint_with_program(error.hint, program)
         return print_error(error, 1, debug)
     return 0
