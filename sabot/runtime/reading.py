@@ -301,7 +301,9 @@ class SourceInput(Reader):
         """`dead_letter`: writes dead letters. `letters_to`: the name of the topic or sink that gets them, for the log. `most_rows`: as in
         `Reading`.
         """
-        super().__init__(name, source, max_rows=min(most_rows or _BATCH_ROWS, _BATCH_ROWS))
+        super().__init__(name, source)
+        if most_rows is not None:
+            self._max_rows = min(self._max_rows, most_rows)
         self.dead_letters = 0
         self.reasons = ReasonCounts()
         self._letter_log = LetterLog(self.reasons, clock)

@@ -71,10 +71,11 @@ class MapBatches(Operator):
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
-        most = self.rows or batch.num_rows
-        whole = of_selected(batch, batch.taken()) if batch.num_rows > most else batch
-        for start in range(0, batch.num_rows, most):
-            self._process(whole if batch.num_rows <= most else whole.slice(start, most))
+        if self.rows is None or batch.num_rows <= self.rows:
+            return self._process(batch)
+        whole = of_selected(batch, batch.taken())
+        for start in range(0, whole.num_rows, self.rows):
+            self._process(whole.slice(start, self.rows))
 
     def _process(self, batch: Batch) -> None:
         for piece, made in self._bad.halved(batch, self._result_of, self._nulls):
