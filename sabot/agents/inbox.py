@@ -99,8 +99,8 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 
 class OpenQuestions:
-    """The open questions of a journal, for a reader who looks again and again: each `read` takes only the entries that are new. It keeps
-    the jobs that have not ended. Not for several threads at once.
+    """The open questions of a journal, for a reader who looks again and again: each `read` takes only the entries that are new, or all
+    of them if a checkpoint has taken new ones out of the log. It keeps the jobs that have not ended. Not for several threads at once.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,8 @@ class OpenQuestions:
 
     def read(self, reader: JournalReader) -> list[InboxQuestion]:
         """Returns the open questions, the oldest first. Blocks."""
-        if self._known is None or reader.identity != self._identity:
+        lost = any(offset > self._start.get(partition, 0) for partition, offset in reader.trimmed().items())
+        if self._known is None or reader.identity != self._identity or lost:  # `lost`: ends of jobs that were not read
             self._identity, self._known, self._start = reader.identity, JobView(reader), {}
         known = self._known
         known.bodies = reader

@@ -189,6 +189,20 @@ async def test_the_head_of_each_page_has_the_number_of_open_questions(memory_url
         assert "/inbox" not in page
 
 
+async def test_an_answered_question_is_gone_though_checkpoints_took_its_job_out_of_the_log(
+    memory_url: str, tmp_path: Path
+) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask", "o-1"), ticket("ask", "o-2")]) as (app, console, _):
+        browser = await enter(console, "act")
+        answered, left = fields((await ask(browser, "/inbox"))[1])
+        assert (await ask(browser, "/act/answer", {answered: "1", "answer": "value", "value": "{}"}))[0] == 200
+        await until(lambda: values(app, "answers"))
+        with app.jobs.store.reader() as reader:
+            while not reader.trimmed():  # no page is read in between
+                await app.agent_runtime.trigger_checkpoint()
+        assert fields((await ask(browser, "/inbox"))[1]) == [left]
+
+
 async def test_a_session_that_may_read_has_no_inbox(memory_url: str, tmp_path: Path) -> None:
     async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
         (field,) = fields((await ask(await enter(console, "act"), "/inbox"))[1])
