@@ -26,6 +26,7 @@ from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _MOST_ROWS = 20_000  # of CSV and JSON
+_LOOKS = 5  # for the newest checkpoint
 # Columns that Sabot adds. They say which row it is, and have no values of the user's rows.
 _OWN_COLUMNS = {
     "agent": {"namespace"},
@@ -62,7 +63,7 @@ class StateScreens:
 
     async def facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the page. Raises UserError for a checkpoint that is not there."""
-        sources = await self._sources()
+        sources, of, read = await self._read(query.get("of", ""))
         step, key, beside = query.get("step", ""), query.get("q", ""), query.get("beside", "")
         facts: dict[str, Any] = {
             "sources": sources,
@@ -78,10 +79,9 @@ class StateScreens:
             "older": None,
             "problem": "" if sources else "The app has no checkpoint yet.",
         }
-        if not sources:
+        if of is None or read is None:
             return facts
-        of = _named(sources, query.get("of", ""))
-        facts["of"], facts["read"] = of, (read := await self._reader.read(owners_in, of.place, of.checkpoint))
+        facts |= {"of": of, "read": read}
         if not step:
             return facts
         try:
@@ -107,9 +107,10 @@ class StateScreens:
         """Returns the rows of the state for CSV and JSON, with the values that the page may show: at most 20,000, of all pages. Without a
         step, the owners of the state. Raises UserError.
         """
-        sources = await self._sources()
-        of, step = _named(sources, query.get("of", "")), query.get("step", "")
-        read = await self._reader.read(owners_in, of.place, of.checkpoint)
+        sources, of, read = await self._read(query.get("of", ""))
+        step = query.get("step", "")
+        if of is None or read is None:
+            raise UserError("the app has no checkpoint yet", hint="look again after the first one")
         if not step:
             return [asdict(each) for each in read.owners]
         kind, key = _kind(read, step), query.get("q", "")
@@ -126,6 +127,21 @@ class StateScreens:
                 if len(rows) >= _MOST_ROWS:
                     break
         return rows[:_MOST_ROWS]
+
+    async def _read(self, name: str) -> tuple[list[_Source], _Source | None, OwnersOfState | None]:
+        """Returns the sources, the one of this name ("" is the newest) and its owners; without them if there is no checkpoint. Raises
+        UserError for a checkpoint that is not there.
+        """
+        for looks_left in reversed(range(_LOOKS)):
+            if not (sources := await self._sources()):
+                break
+            of = _named(sources, name)
+            try:
+                return sources, of, await self._reader.read(owners_in, of.place, of.checkpoint)
+            except UserError:  # with a short interval the newest one may be gone before it is read
+                if name or not looks_left:
+                    raise
+        return [], None, None
 
     async def _sources(self) -> list[_Source]:
         assert self._app is not None  # else there is no such screen

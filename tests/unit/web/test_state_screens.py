@@ -23,6 +23,7 @@ from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import AppCheckpoints, create_savepoint
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
+from sabot.web.reader import ConsoleReader
 
 
 @pytest.fixture
@@ -159,6 +160,23 @@ async def refuses(browser: Browser, name: str) -> None:
             status, page = await ask(browser, address(form, **query))
             assert "no such checkpoint" in page, (status, page)
             assert MARKUP not in page
+
+
+async def test_the_newest_checkpoint_is_the_next_one_if_it_goes_while_it_is_read(
+    kept: tuple[Manifest, Manifest], consoles: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, read, gone = await consoles(), ConsoleReader.read, []
+
+    async def late(self: ConsoleReader, function: Any, *arguments: Any) -> Any:
+        if not gone:
+            gone.append(max(Path(kept[1].path).parent.glob("*.json")))
+            gone[0].unlink()
+        return await read(self, function, *arguments)
+
+    monkeypatch.setattr(ConsoleReader, "read", late)
+    status, page = await ask(browser, "/state")
+    assert status == 200
+    assert "totals" in [row[0] for row in cells(page)]
 
 
 async def test_a_read_ends_when_its_page_is_left(kept: tuple[Manifest, Manifest], tmp_path: Path) -> None:
