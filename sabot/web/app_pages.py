@@ -144,7 +144,10 @@ class AppPages:
 
     def _parts(self, name: str, query: dict[str, str], session: ConsoleSession) -> dict[str, str]:
         """Returns the fragments of a page, rendered once for each tick of the figures."""
-        key, number = (name, urlencode(query), session.role), self._tabs.number
+        key, number = (
+            (name, urlencode(query), session.form),
+            self._tabs.number,
+        )  # the forms of a part have the session's token
         known = self._made.get(key)
         if known is None or known[0] != number:
             if len(self._made) > _MOST_TABS:

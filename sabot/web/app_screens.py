@@ -129,9 +129,10 @@ class AppScreens:
     async def _rescale(self, form: Mapping[str, str]) -> str:
         """Gives the app the number of workers of the form. Raises UserError."""
         wanted = form.get("workers", "")
-        if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted[:6]) <= _MOST_WORKERS:
+        count = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) <= 6 else 0
+        if not 1 <= count <= _MOST_WORKERS:
             raise UserError(f"{wanted[:20]!r} is no number of workers", hint=f"give 1 to {_MOST_WORKERS:,}")
-        answer = await self._app.ask({"rescale": int(wanted)}, _RESCALE_SECONDS)
+        answer = await self._app.ask({"rescale": count}, _RESCALE_SECONDS)
         return f"The app has {len(answer['workers']):,} workers."
 
     # -- steps --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import msgspec
 
 from sabot.base.redaction import has_password, redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
-from sabot.checkpoint import ask
 from sabot.checkpoint.inspection import (
     AppCheckpoints,
     CheckpointRecord,
@@ -69,15 +68,6 @@ class KeptCheckpoints:
     def rows(self, query: Query) -> Rows:
         """Returns the records for CSV and JSON."""
         return [asdict(each) for each in self.records]
-
-    async def checkpoint(self) -> int:
-        """Takes a checkpoint now, and returns its id. Raises UserError if the app does not run."""
-        app = self.places()
-        control = await asyncio.to_thread(control_of, app)
-        if control is None:
-            raise UserError("the app does not run now", hint="it takes checkpoints again after its start")
-        answer = await asyncio.to_thread(ask, control, {"checkpoint": True}, _ASK_SECONDS)
-        return int(answer["checkpoint"])
 
     async def savepoint(self) -> SavepointRecord:
         """Makes a savepoint beside the checkpoints. Raises SabotError if that is not possible."""
@@ -227,7 +217,7 @@ class CheckpointScreens:
         return app.manifest(found)
 
     async def _checkpoint(self, form: Mapping[str, str]) -> str:
-        taken = await self._kept.checkpoint()
+        taken = int((await self._app.ask({"checkpoint": True}, _ASK_SECONDS))["checkpoint"])
         return f"Checkpoint {taken} is complete."
 
     async def _savepoint(self, form: Mapping[str, str]) -> str:
@@ -248,10 +238,11 @@ class CheckpointScreens:
 
     async def _stop_with_savepoint(self, form: Mapping[str, str]) -> str:
         place = self._kept.new_place()
-        await self._app.stop()
         if not self._app.here:
+            await self._app.stop()
             return await self._savepoint_of_another(place)
-        self._savepoint_at_stop = place
+        self._savepoint_at_stop = place  # before the stop: `after_run` is called by another thread
+        await self._app.stop()
         return f"The app stops. Its last checkpoint is then kept in {redacted_url(str(place))}"
 
     async def _savepoint_of_another(self, place: Location) -> str:

@@ -78,8 +78,11 @@ class KeptApp(ShownApp):
 
     def refresh(self) -> None:
         """Reads the record, if it is a new one, and whether the app runs. Blocks. May be called by any thread, one at a time."""
-        if self.checkpoints is not None:
-            self._control = control_of(self.checkpoints)
+        try:
+            self._control = None if self.checkpoints is None else control_of(self.checkpoints)
+        except (SabotError, OSError) as error:  # as of another user: other apps are shown all the same
+            self._control, self._problem = None, f"The lock of the app cannot be read: {error}"
+            return
         if self._places.state is None:
             return
         try:
@@ -123,11 +126,10 @@ class KeptApp(ShownApp):
         return [] if self.live is None else shown_settings(self.live.settings)
 
     def notice(self) -> str:
+        if self._problem:
+            return self._problem
         if self._record is None:
-            return (
-                self._problem
-                or "Nothing is known here of the runs of this app: it has left no record in a state directory."
-            )
+            return "Nothing is known here of the runs of this app: it has left no record in a state directory."
         at = moment(self._record.at)
         if self.running:
             return Markup(

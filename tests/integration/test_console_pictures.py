@@ -10,7 +10,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 from unit.demos.test_watched_demos import Watched, watched
 
@@ -42,7 +41,7 @@ class Camera:
         """Takes a picture of the page, down to the end of an element. Fails if axe finds anything, or if the page is too wide."""
         page = self.page
         page.emulate_media(color_scheme="dark" if dark else "light")
-        assert [each["id"] for each in Axe().run(page).response["violations"]] == []
+        assert self._visit.violations() == []
         assert self._visit.fits()
         box = (until or page.locator("main > :last-child")).bounding_box()
         assert box is not None

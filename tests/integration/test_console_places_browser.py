@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from integration.test_console_browser import PROGRAM, app_running
 from playwright.sync_api import Browser, expect
 
@@ -57,8 +56,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
         expect(page.locator(".notice")).to_contain_text("its process has ended without a stop")
         assert time.monotonic() - began < 3
         expect(page.locator("h1 .badge")).to_have_text("killed")
-        found = Axe().run(page).response
-        assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
+        assert visit.violations() == []
         assert visit.fits()
         page.screenshot(path=tmp_path / "killed.png", full_page=True)
         with app_running(tmp_path):
@@ -72,8 +70,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
             page.get_by_role("link", name="All apps").click()
             page.screenshot(path=tmp_path / "apps.png", full_page=True)
             assert visit.fits()
-            found = Axe().run(page).response
-            assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]] == []
+            assert visit.violations() == []
     address = link.partition("/enter")[0]
     with started(tmp_path, "again.log", "web", "state", "--web-port", address.rpartition(":")[2]) as again:
         assert again == link, "the token outlives the server"

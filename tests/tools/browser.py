@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PROGRAMS = ("chromium-headless-shell", "chromium")
@@ -62,6 +63,13 @@ class Visit:
     def check(self) -> None:
         assert self.problems == []
         assert len(self.hosts) <= 1, self.hosts
+
+    def violations(self) -> list[tuple[str, list[str]]]:
+        """What axe finds on the page: rules, each with the elements that break it."""
+        self.page.wait_for_load_state()  # with its style sheet
+        found = Axe().run(self.page).response
+        assert found["passes"]
+        return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
 
     def fits(self) -> bool:
         """True if the page is no wider than the window."""

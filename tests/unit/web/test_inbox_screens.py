@@ -203,6 +203,17 @@ async def test_an_answered_question_is_gone_though_checkpoints_took_its_job_out_
         assert fields((await ask(browser, "/inbox"))[1]) == [left]
 
 
+async def test_the_forms_of_a_page_have_the_token_of_its_session(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask")]) as (_, console, _bank):
+        tokens = []
+        for _ in range(2):  # within one tick, in which parts of pages are kept
+            page = (await ask(await enter(console, "act"), "/"))[1]
+            tokens.append(set(re.findall(r'name="form" value="([^"]+)"', page)))
+            assert "/act/stop" in page
+        assert [len(each) for each in tokens] == [1, 1]
+        assert tokens[0] != tokens[1]
+
+
 async def test_a_session_that_may_read_has_no_inbox(memory_url: str, tmp_path: Path) -> None:
     async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
         (field,) = fields((await ask(await enter(console, "act"), "/inbox"))[1])
