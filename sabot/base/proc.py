@@ -5,6 +5,7 @@ its own), the number, and when the process began. Where one of these is another,
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -28,18 +29,40 @@ def is_over(life: str) -> bool:
     return _began(int(rest)) != began
 
 
-def numbers_of(pid: int) -> tuple[int, float] | None:
-    """Returns the resident bytes of a process and its CPU seconds, with those of the children that it has reaped; None if it has ended."""
-    fields = _fields(pid)
-    if fields is None:
+def stat_of(pid: int) -> tuple[bytes, bytes, list[bytes]] | None:
+    """Returns the name of a process, the letter of its state, and the fields behind; None if it has ended and was reaped."""
+    try:  # supervisors and warm pools ask often, and `Path.read_bytes` takes twice as long
+        descriptor = os.open(f"{_PROC}/{pid}/stat", os.O_RDONLY)
+        try:
+            stat = os.read(descriptor, _STAT_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError:
         return None
+    name, _, rest = stat.rpartition(b")")
+    state, *fields = rest.split()
+    return name.partition(b"(")[2], state, fields
+
+
+def use_in(fields: Sequence[bytes]) -> tuple[int, float]:
+    """Returns the resident bytes and the CPU seconds in fields of `stat_of`; the seconds with those of children that it has reaped."""
     return int(fields[20]) * _PAGE, sum(map(int, fields[10:14])) / _TICKS
+
+
+def numbers_of(pid: int) -> tuple[int, float] | None:
+    """Returns the resident bytes and the CPU seconds of a process; None if it has ended, reaped or not."""
+    fields = _fields(pid)
+    return None if fields is None else use_in(fields)
+
+
+def boot_id() -> str:
+    """Returns the id of this start of this system. Raises OSError if it cannot be read."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def _world() -> str:
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {(_PROC / 'self/ns/pid').readlink()}"
+        return f"{boot_id()} {(_PROC / 'self/ns/pid').readlink()}"
     except OSError:
         return ""
 
@@ -52,13 +75,5 @@ def _began(pid: int) -> str:
 
 def _fields(pid: int) -> list[bytes] | None:
     """Returns the fields of a process behind its state; None if it has ended, reaped or not."""
-    try:  # supervisors and warm pools ask often, and `Path.read_bytes` takes twice as long
-        descriptor = os.open(f"{_PROC}/{pid}/stat", os.O_RDONLY)
-        try:
-            stat = os.read(descriptor, _STAT_BYTES)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return None
-    state, *fields = stat.rpartition(b")")[2].split()
-    return None if state in (b"Z", b"X") else fields
+    found = stat_of(pid)
+    return None if found is None or found[1] in (b"Z", b"X") else found[2]

@@ -333,10 +333,9 @@ def _row(letter: DeadLetter, everything: bool) -> list[str]:
 
 def _counts_of(page: LetterPage) -> str:
     """Returns how many dead letters are shown of how many, and for what reasons these were written."""
-    by_reason = [
-        f"{count:,} × {plain(reason)} in {plain(step)}" for (reason, step), count in page.counts.most_common(5)
-    ]
-    rest = page.found - sum(count for _, count in page.counts.most_common(5))
+    first = page.counts.most_common(5)
+    by_reason = [f"{count:,} × {plain(reason)} in {plain(step)}" for (reason, step), count in first]
+    rest = page.found - sum(count for _, count in first)
     reasons = "; ".join([*by_reason, *([f"{rest:,} others"] if rest else [])])
     more = "" if page.complete else " or more"
     return f"{len(page.letters):,} of {page.found:,}{more} dead letters: {reasons}"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from sabot.errors import SabotError
 
@@ -31,7 +31,7 @@ class DemoProgram:
         self._web = web
         self._process: subprocess.Popen[str] | None = None
         self._said: set[str] = set()
-        self._signals = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+        self._signals: dict[int, Any] = {}  # the handlers that are put back at the end
 
     def start(self) -> None:
         """Starts the process. With the console it has a process group of its own, so that Ctrl-C is only for the demo, which stops it."""
@@ -49,8 +49,7 @@ class DemoProgram:
 
     def __enter__(self) -> Self:
         if self._web:
-            for each in self._signals:
-                signal.signal(each, _leave)
+            self._signals = {each: signal.signal(each, _leave) for each in (signal.SIGTERM, signal.SIGHUP)}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -71,6 +71,7 @@ def compare(
     manifest: SavedApp,
     drop: Iterable[str] = (),
     replayed: Mapping[str, str] = MappingProxyType({}),
+    again: Collection[str] = (),
 ) -> list[Verdict]:
     """Returns a verdict for each operator of the program that keeps state, in order, and then one for each operator
     that is only in the checkpoint. Raises UserError if an entry of `drop` names no state.
@@ -78,6 +79,7 @@ def compare(
     `drop`: the state that the user gives up. Each entry is the id of an operator, in the program or in the
     checkpoint, or OPERATOR.NAME: one aggregate of an operator, or the values that a process function keeps under that
     name. `replayed`: the ids of operators whose state is computed again, with a text that says from where.
+    `again`: the ids in `drop` of operators that begin anew to be filled.
     """
     saved = {each.id: each for each in _saved(manifest)}
     whole, parts = _given_up(drop, operators, saved)
@@ -96,7 +98,7 @@ def compare(
             taken.add(new.id)
             before = saved.get(new.id) or begun.get(new.id)
             text = None if before is None else before.text
-            why = "its state is dropped, as asked: it begins empty"
+            why = f"{'it is filled again' if new.id in again else 'its state is dropped'}, as asked: it begins empty"
             verdicts.append(Verdict(new.id, text, new.text, "new", why, given_up=True))
         elif new.id in replayed:
             old = old or (same_id if same_id is not None and same_id.id not in taken else None)

@@ -50,8 +50,8 @@ def refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
     topics = frozenset(names) - tables
     stages, steps = plan.leading_to(topics)
     _check(plan, stages, steps, sorted(topics))
-    sources = {stage.reading.node.name: 0 for stage in plan.stages if stage.id in stages and stage.reading is not None}
-    return Refill(tables, topics, frozenset(steps & known.keys()), tuple(sources))
+    sources = (stage.reading.node.name for stage in plan.stages if stage.id in stages and stage.reading is not None)
+    return Refill(tables, topics, frozenset(steps & known.keys()), tuple(dict.fromkeys(sources)))
 
 
 def _fills(step: Planned, known: Mapping[str, Planned]) -> bool:

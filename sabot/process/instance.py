@@ -171,7 +171,7 @@ class Instance:
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
-                raise SpawnFailed(f"instance {self.label}: it was terminated before it was started")
+                raise SpawnFailed(f"instance {self.label}: it is {self.phase}, and an instance is started once")
             try:
                 return await self._start()
             except BaseException as error:

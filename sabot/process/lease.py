@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sabot.base.proc import numbers_of
+from sabot.base.proc import boot_id, numbers_of
 from sabot.process.cgroups import ControlGroups, group_of
 from sabot.process.tree import TAGS, end, may_be_signalled, tagged
 
@@ -48,7 +48,7 @@ class Lease:
         new = folder / f"{first}.new"
         self._file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # before anybody can find it
-        os.write(self._file, json.dumps({"first": first, "boot": _boot()}).encode())
+        os.write(self._file, json.dumps({"first": first, "boot": boot_id()}).encode())
         new.rename(self._path)
 
     def give_up(self) -> None:
@@ -113,7 +113,7 @@ def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
             return 0
         try:
             said = json.loads(os.read(descriptor, 4096) or b"{}")
-            ended = _end_all(int(said["first"]), groups) if said.get("boot") == _boot() else 0
+            ended = _end_all(int(said["first"]), groups) if said.get("boot") == boot_id() else 0
         except ValueError:  # half written, by who was killed then: nothing was started yet
             ended = 0
         path.unlink(missing_ok=True)
@@ -145,8 +145,3 @@ def _is_ours(folder: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
-
-
-def _boot() -> str:
-    """Returns the id of this start of this system."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

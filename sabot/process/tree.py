@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from sabot.base.proc import stat_of, use_in
 from sabot.process.launcher import TAG
 
 TAGS = 1 << 20
@@ -50,9 +51,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def _parent_of(pid: int) -> int | None:
-    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
-        return int(stat.read().rpartition(b")")[2].split()[1])
-    return None
+    found = stat_of(pid)
+    return None if found is None else int(found[2][0])
 
 
 def above(pid: int) -> Iterator[int]:
@@ -86,21 +86,22 @@ class ProcessFacts(NamedTuple):
 
 def facts_of(pid: int) -> ProcessFacts | None:
     """Returns the facts of a process, or None if it has ended."""
+    found = stat_of(pid)
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat, open(f"/proc/{pid}/cmdline", "rb") as command:
-            names, _, rest = stat.read().rpartition(b")")
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
             words = command.read(4096).decode(errors="replace").split("\0")
     except OSError:
         return None
-    state, *figures = rest.split()
+    if found is None:
+        return None
+    name, state, fields = found
     # Not the first word of the command, into which some programs write all their arguments.
-    program = names.partition(b"(")[2].decode(errors="replace")
+    program = name.decode(errors="replace")
     with suppress(OSError):
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     if program.startswith("python") and "-m" in words[:-1]:
         program += f" -m {words[words.index('-m') + 1]}"
-    memory, seconds = int(figures[20]) * _PAGE, sum(map(int, figures[10:14])) / _TICKS
-    return ProcessFacts(pid, int(figures[0]), program, state.decode(), memory, seconds)
+    return ProcessFacts(pid, int(fields[0]), program, state.decode(), *use_in(fields))
 
 
 def memory_left() -> int:
@@ -205,5 +206,3 @@ def _signal_groups(groups: Iterable[int], number: int) -> None:
 
 _CHILDREN_ARE_LISTED = os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # a kernel may be built without
 _IN_MEMORY = ("/memfd:", "/dev/shm/")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICKS = os.sysconf("SC_CLK_TCK")

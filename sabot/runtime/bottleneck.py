@@ -288,7 +288,7 @@ class _AppShares:
                 Cause.SLOW_FUNCTION,
                 task.load,
                 function,
-                f"{task.name} is the narrow place: it {_computes(task)}, most of it in {function}{behind}",
+                f"{task.name} is the narrow place: it {_computing(task)}, most of it in {function}{behind}",
                 "a faster function, as one over whole batches or an expression; or a higher parallelism with --workers",
             )
         what = {"reading": "reading and decoding its rows", "cutting": "taking snapshots for checkpoints"}.get(
@@ -299,7 +299,7 @@ class _AppShares:
             Cause.SLOW_STEP,
             task.load,
             main,
-            f"{task.name} is the narrow place: it {_computes(task)}"
+            f"{task.name} is the narrow place: it {_computing(task)}"
             + (f", most of it in {what}" if what else "")
             + behind,
             "checkpoints less often" if main == "cutting" else "a higher parallelism, or less work in this step",
@@ -322,7 +322,7 @@ class _AppShares:
             task.load,
             "",
             f"{task.name} is the narrow place: few keys have most rows, so it gets {times} rows as the other subtasks of "
-            f"{task.stage}, and {_computes(task)}{_behind(task)}",
+            f"{task.stage}, and {_computing(task)}{_behind(task)}",
             "combine rows of a key before this step (two aggregations), or a further key column",
         )
 
@@ -458,7 +458,7 @@ class _AppShares:
                 continue
             which = f", {name}" if name else ""
             if slow is not None and slow.load >= _ALIGNS:
-                which += f", which {_computes(slow)}"
+                which += f", which {_computing(slow)}"
             yield _place(
                 task,
                 Cause.SLOW_ALIGNMENT,
@@ -594,7 +594,7 @@ def _behind(task: _TaskShares) -> str:
     )
 
 
-def _computes(task: _TaskShares) -> str:
+def _computing(task: _TaskShares) -> str:
     """Returns the part of a sentence that says for how long a task computed, or was ready to compute."""
     if task.shares["contended"] < _PRESSED / 3:
         return f"computes {_percent(task.load)} of the time"

@@ -29,9 +29,8 @@ _DELETE = pa.scalar(DELETE, pa.int8())
 class SourceTime:
     """Reads the event times of rows. All readers of a source share it; it may be called from any thread.
 
-    `column`: the column with the event time. `expr`: the expression that computes it, in which numbers count `unit`
-    texts have `format`, and
-    texts and timestamps without a zone have `zone`.
+    `column`: the column with the event time. `expr`: the expression that computes it, in which numbers count `unit`, texts have
+    `format`, and texts and timestamps without a zone have `zone`.
     """
 
     def __init__(

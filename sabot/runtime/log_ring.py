@@ -97,7 +97,8 @@ class LogRing(logging.Handler):
         """Replaces the kept lines by those of a file, the oldest first."""
         self.acquire()
         try:
-            self._lines = deque(lines, maxlen=_MOST_LINES)
+            self._lines = deque(lines)
+            self._characters = sum(each.characters for each in self._lines)
         finally:
             self.release()
 

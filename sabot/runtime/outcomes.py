@@ -97,13 +97,10 @@ def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
         if missing:
             said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
             again = f"; --reemit {sink.name} writes its table again" if is_table else ""
-            added, lacking = (
-                f"column {said} is added, and is null so far{again}",
-                f"it has no column {said}, which evolve=True adds",
-            )
-            yield StateOutcome(
-                name, "migrate" if evolves else "refuse", name, name, added if evolves else lacking, not evolves
-            )
+            why = f"it has no column {said}, which evolve=True adds"
+            if evolves:
+                why = f"column {said} is added, and is null so far{again}"
+            yield StateOutcome(name, "migrate" if evolves else "refuse", name, name, why, not evolves)
 
 
 def _format_outcomes(specs: Sequence[AgentSpec], made: Plan, manifest: Manifest) -> Iterator[StateOutcome]:

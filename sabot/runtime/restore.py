@@ -294,14 +294,10 @@ def _not_read(name: str, others: Sequence[str]) -> str:
 
 def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], refill: Refill) -> list[Verdict]:
     why = f"it is computed again from {' and '.join(refill.sources)}, up to the positions of the checkpoint"
-    verdicts = compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why))
-    return [_filled_again(each) if each.id in refill.tables and each.fills else each for each in verdicts]
-
-
-def _filled_again(verdict: Verdict) -> Verdict:
-    """Returns the verdict on a step that begins anew only to be filled from the tables above it."""
-    why = verdict.why.replace("its state is dropped, as asked", "it is filled again, as asked")
-    return replace(verdict, outcome="refill", given_up=False, why=why)
+    verdicts = compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why), refill.tables)
+    # A step of `refill.tables` begins anew only to be filled from the tables above it.
+    again = {each.id for each in verdicts if each.id in refill.tables and each.fills}
+    return [replace(each, outcome="refill", given_up=False) if each.id in again else each for each in verdicts]
 
 
 def _with_refills(

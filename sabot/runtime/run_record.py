@@ -260,8 +260,8 @@ class RunRecorder:
             restarts=self._restarts(),
             figures=figures,
             settings=shown_settings(settings),
-            checkpoint_dir="" if settings.checkpoint_dir is None else redacted_url(str(settings.checkpoint_dir)),
-            journal="" if settings.journal is None else redacted_url(str(settings.journal)),
+            checkpoint_dir=_place(settings.checkpoint_dir),
+            journal=_place(settings.journal),
             durable=any(each.spec is not None and each.spec.durable for each in self._agents.values()),
             plan=self._flat_plan(),
             events=self.events,
@@ -290,10 +290,17 @@ class RunRecorder:
         return found[::-1]
 
 
+def _place(given: object) -> str:
+    """Returns a place of the settings as another process finds it; "" if there is none, or if only the program can open it."""
+    if given is None or isinstance(given, tuple):
+        return ""
+    text = str(given)
+    return redacted_url(text) if "://" in text or text == "memory" else str(Path(text).absolute())
+
+
 def _encoded(record: RunRecord) -> bytes:
     """Returns the record as JSON, without known secrets. What JSON cannot say is a text."""
     plain = msgspec.to_builtins(record, enc_hook=str)
-    plain |= {
-        name: scrubbed_values(plain[name]) for name in ("figures", "plan")
-    }  # the other texts are clean from the start
+    for name in ("figures", "plan", "log", "events"):  # a line may be older than the secret in it
+        plain[name] = scrubbed_values(plain[name])
     return msgspec.json.encode(plain)

@@ -47,8 +47,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     an existing table lacks; they are null in its rows.
 
     The table is made if it is missing. An existing table keeps its rows; without `evolve` it must have the columns that
-    come. Agents'
-    results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
+    come. Agents' results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
     first results.
 
     Changes are accepted: the unique key of the changes becomes `keys`. An insert or update writes the row of its key,

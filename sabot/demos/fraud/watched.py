@@ -66,6 +66,9 @@ class Terminals(Source, ReportsLag):
         self._began = SYSTEM_CLOCK.time() - self._row / _ROWS_PER_S
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self._payments.exhausted:
+            time.sleep(timeout)
+            return None
         missing = (min(_BATCH_ROWS, self._payments.rows - self._row) - self._sent()) / _ROWS_PER_S
         time.sleep(min(max(missing, 0.0), timeout))
         read = self._payments.read_batch(min(max_rows, _BATCH_ROWS), timeout) if missing <= timeout else None

@@ -114,17 +114,15 @@ class ResourceManager:
         self._accounts: dict[str, _Account] = {}
         self._violations: deque[QuotaViolation] = deque(maxlen=_VIOLATIONS_KEPT)
         self._tasks = TaskSet("the resource manager")
-        self._running = False
+        self._looking: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
         """Begins to look every `report_interval` seconds."""
-        if not self._running:
-            self._running = True
-            self._tasks.every(self._interval, self.check_all, self._sleep)
+        if self._looking is None or self._looking.done():
+            self._looking = self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
         """Stops looking. Instances, and the measures taken, stay as they are."""
-        self._running = False
         await self._tasks.cancel()
 
     async def __aenter__(self) -> "ResourceManager":

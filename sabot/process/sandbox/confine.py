@@ -53,7 +53,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """Yields the steps that confine this process for good, in order, with their names. The steps raise OSError.
+    """Returns the steps that confine this process for good, in order, with their names. The steps raise OSError.
 
     `plan`: user ("root", "namespace" or ""), network, ipc, mounts, proc, capabilities (True if the step is done), landlock (the version, or
     0), filter (the kind of sockets, or None for no filter), links (symbolic links on the way to paths, with their targets), system and
