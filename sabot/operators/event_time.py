@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr, lit, when
+from sabot.api.expr.time import ZONED
 from sabot.base.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
 from sabot.operators.expressions.compiled import Compiled, compile_expr
@@ -15,7 +16,6 @@ from sabot.operators.rows.bad import values_or_nulls
 FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 
 # The end of an ISO 8601 text with a zone. "-01" ends a date too, so there must be minutes before.
-_ZONED = r":\d\d[^+-]*([zZ]|[+-]\d\d(:?\d\d)?)\s*$"
 _US = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # of each unit
 _FAR_US = 2.0**62  # no float beyond fits into 64 bits as microseconds
 
@@ -44,8 +44,9 @@ class ComputedTime:
             if pa.types.is_string(made.type) and unit is None:
                 times = expr.str.to_datetime(format)
                 if zone is not None and (format is None or "%z" not in format):
-                    zoned = expr.str.contains(_ZONED) if format is None else lit(False)
-                    times = when(zoned).then(times).otherwise(_utc(times, zone))
+                    zoned = expr.str.contains(ZONED) if format is None else lit(False)
+                    without = when(zoned).then(lit(None)).otherwise(times)  # both branches are computed for all rows
+                    times = when(zoned).then(times).otherwise(_utc(without, zone))
                 made = compile_expr(times, schema)
             elif zone is not None:
                 made = _with_zone(expr, made.type, zone, schema) or made

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
+from sabot.api.expr.time import ZONED
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
@@ -138,7 +139,7 @@ _ELSEWHERE = {
     "STRPTIME": "TO_TIMESTAMP(text, 'yyyy-MM-dd HH:mm:ss')",
     **dict.fromkeys(("IIF", "IFF"), "IF(condition, x, y)"),
     **dict.fromkeys(("CONVERT", "TRY_CONVERT"), "CAST(x AS BIGINT), or TRY_CAST"),
-    **dict.fromkeys(("CHARINDEX", "INSTR", "STRPOS"), "POSITION(part IN text)"),
+    **dict.fromkeys(("CHARINDEX", "STRPOS"), "POSITION(part IN text)"),
     **dict.fromkeys(("SPLIT_PART", "SUBSTRING_INDEX"), "SPLIT_INDEX(text, ',', 0): the first part is 0"),
     **dict.fromkeys(("ARG_MAX", "MAX_BY", "ARG_MIN", "MIN_BY"), _GREATEST),
     **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
@@ -202,9 +203,6 @@ def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool 
     return rest - when(apart).then(b).otherwise(lit(0))
 
 
-_WITH_ZONE = r":\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$"  # a text that says its own zone: 2024-05-17 12:30:00+02:00
-
-
 def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) -> Expr:
     """Returns CAST of Flink: a fraction is cut off where the target is an integer, and a TIMESTAMP_LTZ is a time on the
     clock of the session's zone.
@@ -216,7 +214,7 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
             made = instant(expr if type == clock else expr.cast(clock, strict=strict), zone)
             if not pa.types.is_string(type):
                 return made
-            return when(expr.str.contains(_WITH_ZONE)).then(expr.cast(target, strict=strict)).otherwise(made)
+            return when(expr.str.contains(ZONED)).then(expr.cast(target, strict=strict)).otherwise(made)
     elif is_local(type) and not is_local(target):
         if pa.types.is_string(target):
             return as_text(operand, zone)
@@ -490,10 +488,12 @@ def _json_exists(arguments: CallArguments) -> Expr:
     exists = text.str.json_exists(path)
     error = ~exists if _is_strict(path) else ~text.str.is_json()
     behaviour = arguments.word(2) if len(arguments) > 2 else "FALSE"
+    if behaviour == "FALSE":  # `exists` says so already
+        return exists
     if behaviour == "ERROR":
         whole = when(error).then(text).otherwise(lit(None)).str.json_path_match(path, strict=True)
         return when(error & whole.is_null()).then(lit(False)).otherwise(exists)
-    return when(error).then(lit({"TRUE": True, "FALSE": False, "UNKNOWN": None}[behaviour])).otherwise(exists)
+    return when(error).then(lit({"TRUE": True, "UNKNOWN": None}[behaviour])).otherwise(exists)
 
 
 def _json_object(arguments: CallArguments) -> Expr:
@@ -614,8 +614,7 @@ def _convert_tz(arguments: CallArguments) -> Expr:
     """Returns a local time as a text on the clock of another zone."""
     before, after = (arguments.constant(i, "string", "the time zone") for i in (1, 2))
     there = arguments.expr(0).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
-    zoned = there.dt.replace_time_zone(before, ambiguous="earliest", non_existent="null")
-    return zoned.dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
+    return instant(there, before).dt.convert_time_zone(after).dt.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _to_timestamp_ltz(arguments: CallArguments) -> Expr:
@@ -694,6 +693,9 @@ def _part(name: str, arguments: CallArguments) -> Expr:
 
 _LENGTH = Function(1, 1, partial(_text, "length"))
 _COALESCE = Function(1, None, lambda a: coalesce(*a.exprs))
+
+OF_ONE_TYPE = frozenset(("COALESCE", "GREATEST", "IF", "IFNULL", "LEAST", "NULLIF", "TIMESTAMPDIFF"))
+"""Functions whose arguments are compared or put in each other's place."""
 
 FUNCTIONS: dict[str, Function] = {
     "ABS": Function(1, 1, partial(_number, "abs")),

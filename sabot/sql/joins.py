@@ -442,7 +442,8 @@ class JoinBinder:
                 "WATERMARK FOR ts AS ts in CREATE TABLE",
             )
         columns = [node for each in self._own for node in walk(each) if isinstance(node, Column)]
-        asked = {node.parts[-1].text.lower() for node in columns}
+        found = [self._both.find(node.parts)[0] for node in columns]
+        asked = {each.name.lower() for each in found if any(each is mine for mine in right.fields)}
         left_out = next((each for each in right.key if each.lower() not in asked), None)
         if left_out is not None:
             raise SqlFault(

@@ -6,9 +6,11 @@ compared with a time as a time.
 
 import datetime
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
+from functools import reduce
+from operator import or_
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -227,6 +229,7 @@ class Binder:
             return self.typed(functions.divided(operator, left_, right_), node.span)
         if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):
             raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
+        left_, right_ = self._on_one_clock([left_, right_], node.span)
         made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
         return self.typed(made, node.span)
 
@@ -277,10 +280,18 @@ class Binder:
                 check_text(one.expr.option("value"), other.type, span)
                 made = self._cast_to(one, other.type, span)
                 return (made, right) if one is left else (left, made)
-        is_time = pa.types.is_timestamp(left.type) and pa.types.is_timestamp(right.type)
-        if is_time and is_local(left.type) != is_local(right.type) and self.context.zone != UTC:
-            return left, self._cast_to(right, left.type, span)
+        left, right = self._on_one_clock([left, right], span)
         return left, right
+
+    def _on_one_clock(self, bounds: Sequence[TypedExpr], span: Span) -> list[TypedExpr]:
+        """Casts times and dates beside a TIMESTAMP_LTZ to it, since they are on the clock of the session's zone."""
+        local = next((each.type for each in bounds if is_local(each.type)), None)
+        if local is None or self.context.zone == UTC:
+            return list(bounds)
+        return [
+            self._cast_to(each, local, span) if _is_on_clock(each.type) and not is_local(each.type) else each
+            for each in bounds
+        ]
 
     def _distinct_from(self, node: Binary) -> TypedExpr:
         left, right = self._alike(self.bind(node.left), self.bind(node.right), node.span)
@@ -289,11 +300,9 @@ class Binder:
 
     def _between(self, node: Between) -> TypedExpr:
         operand = self.bind(node.operand)
-        bounds = []
-        for tree in (node.lower, node.upper):
-            _, bound = self._alike(operand, self.bind(tree), tree.span)
-            bounds.append(bound.expr)
-        made = (operand.expr >= bounds[0]) & (operand.expr <= bounds[1])
+        above, low = self._alike(operand, self.bind(node.lower), node.lower.span)
+        below, high = self._alike(operand, self.bind(node.upper), node.upper.span)
+        made = (above.expr >= low.expr) & (below.expr <= high.expr)
         return self.typed(~made if node.negated else made, node.span)
 
     def _in(self, node: In) -> TypedExpr:
@@ -303,18 +312,19 @@ class Binder:
             return self._in_rows(node, node.operand)
         operand = self.bind(node.operand)
         values: list[Expr] = []
+        tests: list[Expr] = []
         for tree in node.values:
-            _, found = self._alike(operand, self.bind(tree), tree.span)
-            if pa.types.is_string(operand.type) != pa.types.is_string(found.type) and not pa.types.is_null(found.type):
+            asked, found = self._alike(operand, self.bind(tree), tree.span)
+            known = not pa.types.is_null(found.type) and not pa.types.is_null(operand.type)
+            if known and pa.types.is_string(operand.type) != pa.types.is_string(found.type):
                 message = f"{sql_type(operand.type)} and {sql_type(found.type)} are never equal"
                 raise SqlFault(tree.span, message, f"CAST(… AS {sql_type(operand.type)})")
             values.append(found.expr)
+            tests.append(asked.expr == found.expr)
         if all(value.kind == "lit" and value.option("value") is not None for value in values):
             made = operand.expr.is_in([value.option("value") for value in values])
         else:
-            made = operand.expr == values[0]
-            for value in values[1:]:
-                made = made | (operand.expr == value)
+            made = reduce(or_, tests)
         return self.typed(~made if node.negated else made, node.span)
 
     def _in_rows(self, node: In, row: Items) -> TypedExpr:
@@ -356,19 +366,18 @@ class Binder:
         return self.typed(~made if node.negated else made, node.span)
 
     def _case(self, node: Case) -> TypedExpr:
-        conditions = []
-        for condition, value in node.branches:
+        predicates = []
+        for condition, _ in node.branches:
             if node.operand is not None:
-                test = Binary("=", node.operand, condition, condition.span)
-                conditions.append((self.bind(test).expr, self.bind(value)))
+                predicates.append(self.bind(Binary("=", node.operand, condition, condition.span)).expr)
             else:
-                conditions.append((self.predicate(condition), self.bind(value)))
-        otherwise = None if node.otherwise is None else self.bind(node.otherwise)
-        chain: Any = when(conditions[0][0]).then(conditions[0][1].expr)
-        for predicate, bound in conditions[1:]:
-            chain = chain.when(predicate).then(bound.expr)
-        made = chain.otherwise(lit(None) if otherwise is None else otherwise.expr)
-        return self.typed(made, node.span)
+                predicates.append(self.predicate(condition))
+        trees = [value for _, value in node.branches] + ([] if node.otherwise is None else [node.otherwise])
+        values = [each.expr for each in self._on_one_clock([self.bind(each) for each in trees], node.span)]
+        chain: Any = when(predicates[0]).then(values[0])
+        for predicate, value in zip(predicates[1:], values[1:], strict=False):
+            chain = chain.when(predicate).then(value)
+        return self.typed(chain.otherwise(lit(None) if node.otherwise is None else values[-1]), node.span)
 
     def _cast(self, node: Cast) -> TypedExpr:
         operand = self.bind(node.operand)
@@ -408,6 +417,11 @@ class Binder:
             functions.ArgumentOf(each, None if functions.is_word(each) else self.bind(functions.value_of(each)))
             for each in node.arguments
         ]
+        if name in functions.OF_ONE_TYPE:
+            alike = iter(self._on_one_clock([each.bound for each in arguments if each.bound is not None], node.span))
+            arguments = [
+                each if each.bound is None else functions.ArgumentOf(each.tree, next(alike)) for each in arguments
+            ]
         with at(node.span):
             made = function(functions.CallArguments(node, arguments, self.context.zone))
         return self.typed(made, node.span, name)
@@ -549,6 +563,11 @@ def mirrored(operator: str) -> str:
     return _MIRRORED[operator]
 
 
+def _is_on_clock(type: pa.DataType) -> bool:
+    """Returns True for DATE and TIMESTAMP, with a zone or without."""
+    return bool(pa.types.is_date(type) or pa.types.is_timestamp(type))
+
+
 def walk(node: Any) -> Iterator[Any]:
     """Yields a node and all nodes below it; it does not enter queries."""
     waiting = [node]
@@ -557,7 +576,11 @@ def walk(node: Any) -> Iterator[Any]:
         kind = type(value)
         if kind is tuple:
             waiting += value[::-1]
-        elif names := _parts_of.get(kind) or _parts(kind):
+            continue
+        names = _parts_of.get(kind)
+        if names is None:
+            names = _parts(kind)
+        if names:
             yield value
             if kind is not Query:
                 waiting += [getattr(value, name) for name in names]

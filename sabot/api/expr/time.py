@@ -10,6 +10,9 @@ from sabot.api.expr.made import E, Make
 from sabot.base.checks import TEXT, OneOf, check
 from sabot.errors import UserError
 
+ZONED = r"(Z|[+-]\d\d:?\d\d)$"
+"""The pattern of texts of ISO 8601 that say their own time zone, as the engine reads them."""
+
 _LENGTHS = {
     "nanosecond": "1ns",
     "microsecond": "1us",

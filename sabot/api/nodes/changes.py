@@ -65,7 +65,7 @@ class Upsert(ByKey):
 
     @property
     def keeps_rows(self) -> bool:
-        return self.deletes or not self.input.changes
+        return self.kept and (self.deletes or not self.input.changes)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(wanted, self.keys),)

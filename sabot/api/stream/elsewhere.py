@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 HERE = {
     "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
-    "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches, and apply of a window or of group_by()",
+    "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches, window(…).apply(function, schema=…) for windows",
     "assign": "with_columns(name=expression)",
     "distinct": 'deduplicate("column")',
     "drop_nulls": 'filter(col("x").is_not_null())',

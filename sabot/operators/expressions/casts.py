@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.api.expr.time import ZONED
 from sabot.base.arrays import (
     PER_SECOND,
     decimal_array,
@@ -30,7 +31,6 @@ _UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
 _UNITS = ["s", "ms", "us", "ns"]
 _DIVIDES = 9  # the most digits of a decimal that pyarrow can drop; it fails for more (see `rescaled`)
 _WHOLE = r"^[+-]?[0-9]+$"
-_ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 
 Convert = Callable[[pa.Array], pa.Array]
 
@@ -320,7 +320,7 @@ def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Parses ISO 8601. A text without a time zone is read as UTC."""
     naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
-    zoned = pc.match_substring_regex(array, _ZONED)
+    zoned = pc.match_substring_regex(array, ZONED)
     without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
     if pc.any(zoned, min_count=0).as_py():
         within = _salvaged(lambda part: pc.cast(part, utc), where(zoned, array), utc)

@@ -31,6 +31,8 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         get = functools.partial(_list_get, index=expr.option("index"), strict=strict, what=expr.text())
         return apply(expr, get, node, can_fail=strict)
     if expr.kind == "list.sort":
+        if pa.types.is_nested(node.type.value_type):
+            raise UserError(f"{expr.text()} cannot be computed: list.sort of {node.type}")
         return apply(expr, functools.partial(_sort, **dict(expr.options)), node)
     if expr.kind == "list.sum":
         kind = number(expr, Compiled(node.type.value_type, node.run)).type
@@ -83,8 +85,8 @@ _BETWEEN: dict[str, Callable[[Any, Any, Any], Any]] = {  # two neighbours and th
 
 def _quantile(lists: pa.Array, *, fraction: float, between: Callable[[Any, Any, Any], Any]) -> pa.Array:
     """Sorts the values of all lists at once, by list and value, and picks those at the rank of the fraction."""
-    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-    values = lists.flatten().to_numpy(zero_copy_only=False)
+    rows = _rows(lists)
+    parents, values = rows["list"].to_numpy(), rows["value"].to_numpy()
     known = ~np.isnan(values)
     parents, values = parents[known], values[known]
     values = values[np.lexsort((values, parents))]
@@ -105,7 +107,12 @@ def _quantile(lists: pa.Array, *, fraction: float, between: Callable[[Any, Any, 
 
 def _rows(lists: pa.Array) -> pa.Table:
     """Returns the values of all lists, one below the other, with the number of their list."""
-    return pa.table({"list": pc.list_parent_indices(lists), "value": lists.flatten()})
+    # Not pc.list_parent_indices, which counts values behind a null list too.
+    return pa.table({"list": np.repeat(np.arange(len(lists)), _sizes(lists)), "value": lists.flatten()})
+
+
+def _sizes(lists: pa.Array) -> Any:
+    return pc.list_value_length(lists).fill_null(0).to_numpy()
 
 
 def _sort(lists: pa.Array, *, descending: bool, nulls_last: bool) -> pa.Array:
@@ -118,8 +125,7 @@ def _sort(lists: pa.Array, *, descending: bool, nulls_last: bool) -> pa.Array:
         order.append(("nan", way))
     order.append(("value", way))
     values = rows.column("value").combine_chunks().take(pc.sort_indices(rows, order))
-    sizes = pc.list_value_length(lists).fill_null(0).to_numpy()
-    bounds = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+    bounds = pa.array(np.concatenate([[0], np.cumsum(_sizes(lists))]).astype(np.int32))
     mask = lists.is_null() if lists.null_count else None
     return pa.ListArray.from_arrays(bounds, values, type=lists.type, mask=mask)
 

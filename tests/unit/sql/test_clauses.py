@@ -195,6 +195,13 @@ def test_a_table_without_versions_has_none_as_of_a_time(more, message):
         app.sql(AS_OF)
 
 
+def test_a_column_of_the_other_table_is_no_part_of_the_key_of_versions():
+    app = App("versions")
+    app.sql(VERSIONS.format(more=", st STRING, WATERMARK FOR at AS at, PRIMARY KEY (origin) NOT ENFORCED"))
+    with pytest.raises(SqlError, match="ON leaves out origin of the PRIMARY KEY of w"):
+        app.sql(AS_OF.replace("f.origin = w.origin", "f.origin = w.st"))
+
+
 def test_versions_of_a_table_without_a_key_are_warned_of(caplog):
     app = App("versions")
     app.sql(VERSIONS.format(more=", WATERMARK FOR at AS at"))

@@ -1096,3 +1096,16 @@ def test_a_nested_type_has_an_end() -> None:
 def test_a_type_that_has_no_name_is_given_as_one_of_arrow_s(name: str) -> None:
     with pytest.raises(UserError, match=r"is no name of a type .*a pa.DataType for the others: pa\.struct\("):
         as_type(name)
+
+
+def test_lists_behind_a_null_row_have_no_values() -> None:
+    inner = pa.array([[3, 1], [2, 1], [9, 8]], pa.list_(pa.int64()))
+    hidden = pa.ListArray.from_arrays(inner.offsets, inner.values, mask=pa.array([False, True, False]))
+    batch = pa.record_batch({"l": hidden})
+    assert evaluate(col("l").list.sort(), batch).to_pylist() == [[1, 3], None, [8, 9]]
+    assert evaluate(col("l").list.sum(), batch).to_pylist()[::2] == [4, 17]
+
+
+def test_lists_of_lists_have_no_order() -> None:
+    with pytest.raises(UserError, match=r"list\.sort of list"):
+        evaluate(col("l").list.sort(), pa.record_batch({"l": pa.array([[[1], [0]]])}))
