@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ from sabot.base.redaction import scrubbed, visible
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
-_OURS = str(Path(__file__).parents[1])
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_DEMOS = f"{_OURS}demos{os.sep}"  # these are programs as users write them
 
 
 class _Scrubbing(logging.Formatter):
@@ -64,11 +66,16 @@ def warn_of_users_error(
     log.handle(record)
 
 
+def is_sabots(file: str) -> bool:
+    """Returns True if a file of code belongs to Sabot and not to the user's program. The code of the demos is a user's."""
+    return file.startswith(_OURS) and not file.startswith(_DEMOS)
+
+
 def users_part(trace: TracebackType | None) -> TracebackType | None:
     """Returns the part of a traceback that begins with the first frame of the user's code, or None if there is no
     such frame.
     """
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+    while trace is not None and is_sabots(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     return trace
 

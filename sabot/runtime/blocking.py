@@ -14,10 +14,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sabot.base.logs import is_sabots
 from sabot.clock import SYSTEM_CLOCK
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ STEP_S = 10.0  # the time that one function of a stream may take for a batch
 AGAIN = 10.0  # the factor by which the wait before each further report grows
 _LOOK_S = 0.25
 _MOST_LINES = 100  # of a sample
-_OURS = str(Path(__file__).parents[1])
+_LOOP_FILE = asyncio.events.__file__
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), "<")
 
 
@@ -156,18 +156,31 @@ class UserLine:
 
 
 def user_line(thread: int) -> UserLine | None:
-    """Returns the line of the user's code that a thread executes, or None if it executes none."""
+    """Returns the line of the user's code that a thread executes, or None if it executes none. While the user's function is in a
+    function of Sabot or of a library that it has called, this is the line of the call.
+    """
     frame = sys._current_frames().get(thread)
-    inside: list[FrameType] = []
-    while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
-        inside.append(frame)
+    inner: FrameType | None = None
+    outer: FrameType | None = (
+        None  # the user's outermost function that Sabot has called: the program itself may have called Sabot
+    )
+    own: FrameType | None = None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file == _LOOP_FILE and (inner is None or outer is not None):
+            break  # what has started the loop does not execute now
+        if not is_sabots(file):
+            if not file.startswith(_LIBRARIES):
+                own = frame
+                inner = inner or frame
+        elif own is not None:
+            outer, own = own, None
         frame = frame.f_back
-    own = [each for each in inside if not each.f_code.co_filename.startswith(_LIBRARIES)]
-    if not own or frame is None:
+    if inner is None or outer is None:
         return None
-    code, line = own[0].f_code, own[0].f_lineno
+    code, line = inner.f_code, inner.f_lineno
     text = linecache.getline(code.co_filename, line).strip()
-    return UserLine(next(_names(frame), ""), own[-1].f_code.co_qualname, code.co_filename, line, text)
+    return UserLine(next(_names(outer.f_back), ""), outer.f_code.co_qualname, code.co_filename, line, text)
 
 
 @dataclass(frozen=True)
@@ -199,6 +212,6 @@ def _names(frame: FrameType | None) -> Iterator[str]:
     """Yields the names of the objects whose methods are on the stack, from this frame outwards."""
     while frame is not None:
         name = getattr(frame.f_locals.get("self"), "name", None)
-        if isinstance(name, str) and frame.f_code.co_filename.startswith(_OURS):
+        if isinstance(name, str) and is_sabots(frame.f_code.co_filename):
             yield name
         frame = frame.f_back
