@@ -47,6 +47,11 @@ class LateRows:
         self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
         self._greatest_ms = 0  # of this run
         self._by_lateness = np.zeros(64 * _STEPS, np.int64)  # rows of this run by the logarithm of their lateness
+        self._all = 0  # the rows of this run, late or not
+
+    def came(self, rows: int) -> None:
+        """Counts rows of the input, whether they are late or not. Called before `reject` or `note` for these rows."""
+        self._all += rows
 
     def reject(self, batch: Batch, rows: pa.Int32Array, watermark_ms: int) -> None:
         """Counts these rows of the batch's data, and sends them to the branch. `watermark_ms`: the watermark at which
@@ -98,17 +103,25 @@ class LateRows:
 
     def _tell(self, now: float) -> None:
         taken = self._rows is not None or self._letters is not None
-        half, most, nearly = quantiles_ms(self._by_lateness, self._greatest_ms, (0.5, 0.99, 0.999))
+        half, most = quantiles_ms(self._by_lateness, self._greatest_ms, (0.5, 0.99))
         _log.log(
             logging.INFO if taken else logging.WARNING,
-            "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; lateness= greater "
-            "by %s would have kept 99.9 %% of them): they %s",
-            *(self.count, self._step, _span(self._most_ms), _span(half), _span(most), _span(nearly)),
+            "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
+            *(self.count, self._step, _span(self._most_ms), _span(half), _span(most), self._nearly_all()),
             "go where late= says"
             if taken
             else "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)",
         )
         self._told, self._told_at, self._most_ms = self.count, now, 0
+
+    def _nearly_all(self) -> str:
+        """Returns the lateness with which 99.9 % of all rows of this run would have been in time, as a part of a sentence."""
+        late = int(self._by_lateness.sum())
+        allowed = (self._all or late) // 1000  # this many rows may be late
+        if late <= allowed:
+            return "99.9 % of all rows were in time"
+        (more,) = quantiles_ms(self._by_lateness, self._greatest_ms, (1 - allowed / late,))
+        return f"lateness= greater by {_span(more)} would have kept 99.9 % of all rows"
 
     def _letters_of(self, batch: Batch, rows: pa.Int32Array, times: list[int], watermark_ms: int) -> pa.RecordBatch:
         data = batch.data.take(rows)

@@ -18,7 +18,7 @@ from sabot import App, Batch, NdjsonSink, UserError, col, pattern, session, tumb
 from sabot.connectors.letters import LETTER_SCHEMA
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.late_rows import LateRows
-from sabot.testing import ManualClock, MemoryBroker
+from sabot.testing import END, ManualClock, MemoryBroker, ScriptedSource
 
 SCHEMA = {"k": "string", "n": "int64", "ts": "int64"}
 ROW = {"k": "x", "n": -1, "ts": 1000}  # comes when event time is an hour on
@@ -158,6 +158,7 @@ def test_a_join_that_no_row_is_late_for_takes_no_place_for_late_rows():
 def test_the_log_says_how_late_rows_were_and_the_lateness_that_would_have_kept_nearly_all(caplog):
     context = OperatorContext(pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())]), clock=ManualClock())
     rows = LateRows(context, "window")
+    rows.came(10_000)
     late_ms = np.array([*[100] * 9000, *[3000] * 995, *[60_000] * 5])
     with caplog.at_level(logging.WARNING, logger="sabot"):
         rows.note(100_000 - late_ms, 100_000)
@@ -170,6 +171,33 @@ def test_the_log_says_how_late_rows_were_and_the_lateness_that_would_have_kept_n
     assert 3 <= float(found[2]) < 3.6
     assert 3 <= float(found[3]) < 3.6, "only 5 of 10,000 rows were later"
     assert "by up to 60 s" in line
+
+
+def test_the_lateness_in_the_log_is_that_which_keeps_nearly_all_rows_and_not_nearly_all_late_ones(caplog):
+    app = App("kept", broker="memory://kept")
+    in_time = [{"k": "x", "n": n, "ts": 3_600_000 + n} for n in range(10_000)]
+    late = [{"k": "x", "n": -1, "ts": 3_600_000 - late_ms} for late_ms in [3000] * 10 + [60_000] * 10]
+    batches = [in_time[:5000], in_time[5000:], late, END]
+    orders = app.stream(ScriptedSource(batches), schema=SCHEMA, time="ts", lateness="0s")
+    counts = orders.key_by("k").window(tumbling("1s")).aggregate(n=sabot.count())
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        counts.collect()
+    (line,) = [line for line in caplog.messages if "too late" in line]
+    found = re.search(r"lateness= greater by ([\d.]+) s would have kept 99.9 % of all rows", line)
+    assert found is not None, line
+    assert 13 <= float(found[1]) < 16, "10 of 10,020 rows were later: one in a thousand may be"
+    assert "20 rows came too late" in line
+
+
+def test_the_log_says_that_nearly_all_rows_were_in_time(caplog):
+    app = App("intime", broker="memory://intime")
+    in_time = [{"k": "x", "n": n, "ts": 3_600_000 + n} for n in range(10_000)]
+    orders = app.stream(ScriptedSource([in_time, [ROW], END]), schema=SCHEMA, time="ts", lateness="0s")
+    matches = orders.key_by("k").pattern(pattern("a", col("n") < 0), n=sabot.step("a").last("n"))
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        matches.collect()
+    (line,) = [line for line in caplog.messages if "too late" in line]
+    assert "99.9 % of all rows were in time" in line
 
 
 def test_late_rows_are_told_at_once_then_once_a_minute_and_at_the_end(caplog):

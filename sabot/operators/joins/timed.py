@@ -66,6 +66,7 @@ class TimedJoin(JoinOperator, HasBranches):
         """Counts the late rows, and sends them to their branch. `rows`: the rows of `batch`. Returns True for each
         late row (numpy), or None if there are none.
         """
+        self.late[side.name].came(len(rows))
         late = side.times(rows) < self.late_before
         if not late.any():
             return None

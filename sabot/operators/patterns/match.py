@@ -150,6 +150,7 @@ class Pattern(StatefulOperator):
     def _without_late(self, batch: Batch) -> Batch:
         """Returns the batch without its late rows. Late rows are counted, and sent to the output branch "late"."""
         times, watermark = batch.data.column(self._time), self._watermark_ms
+        self._late.came(batch.num_rows)
         if watermark is None or not len(times) or pc.min(times).as_py() >= watermark:
             return batch
         rows = np.arange(len(times), dtype=np.int32) if batch.selection is None else batch.selection.to_numpy()

@@ -122,6 +122,7 @@ class WindowAggregate(StatefulOperator):
             None if self.parted_by else batch.hashes
         )  # with `parted_by`, the hashes are those of a part of the keys
         late, panes = self._shape.split(data.column(self._time), batch.selection, self._late_before)
+        self._late.came(self._rows_of(batch))
         if late is not None:
             self._reject_late(batch, late)
         with self._open_rows.changing:
@@ -156,6 +157,13 @@ class WindowAggregate(StatefulOperator):
         if extras is None:
             extras = self._extras[pane] = self._aggregator.extras(partial(self._open_rows.note, part=pane))
         return extras
+
+    def _rows_of(self, batch: Batch) -> int:
+        """Returns the number of rows of the input that a batch stands for."""
+        if not self._partial:
+            return batch.num_rows
+        counts = batch.data.column(ROWS_COLUMN)
+        return pc.sum(counts if batch.selection is None else counts.take(batch.selection)).as_py() or 0
 
     def _reject_late(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:

@@ -82,6 +82,7 @@ class SessionAggregate(StatefulOperator):
     def process(self, batch: Batch) -> None:
         state: _OpenSessions = self._state
         late = None
+        self._late.came(batch.num_rows)
         with state.changing:
             selection = batch.selection
             slots = state.resolve(batch)

@@ -111,6 +111,7 @@ class WindowTopN(RankedOperator):
         )  # with `parted_by`, the hashes are those of a part of the keys
         times = data.column(self._time)
         late, panes = shape.split(times, batch.selection, self._late_before)
+        self._late.came(batch.num_rows)
         if late is not None:
             self._late.reject(batch, late, self._watermark)
         with self._kept_rows.changing:
