@@ -473,7 +473,10 @@ class Effects:
             self._make(running, ask, None)
             return
         if ask.ordinal in job.history.stopped:
-            return self._questions.waits(running, ask, job.history.approval(ask.ordinal))
+            answer = job.history.approval(ask.ordinal)
+            if answer is None and ask.ordinal in job.history.approvals:
+                return self._questions.waits(running, ask, None)
+            return self._retry(running, ask)
         question = job.history.doubts.get(ask.ordinal)
         if question is not None and found is None:
             self._asked_before(running, ask, question)

@@ -11,8 +11,8 @@ A RESULT with ordinal 0 is of the attempt itself: its time is over.
 
 An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
 are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
-that were cancelled, calls that were not made because nobody awaited them. They are asked anew, as effects of their own. So is what was
-denied (`guard`).
+that were cancelled. They are asked anew, as effects of their own. So is what was denied (`guard`). A call that was not made because nobody
+awaited it is asked again under its own ordinal, so that its idempotency key stays the same.
 """
 
 from collections.abc import Iterable
@@ -65,8 +65,9 @@ class History:
 
     intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
     doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
-    the answers to such questions, by token. An approval may also be a question of the call's tool, at which the last attempt has ended
-    where its ordinal is in `stopped`. failed_children: the ordinals of those that failed in an attempt before this one.
+    the answers to such questions, by token. An approval may also be a question of the call's tool. stopped: the ordinals of calls whose
+    last attempt was certainly not made: it has ended at such a question, or was given up. failed_children: the ordinals of those that
+    failed in an attempt before this one.
     told: of each effect the last attempt whose use is recorded. instead: of each effect what was decided of models that were asked in place
     of the first one, by the attempt from which on. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
     the time up to the last entry (`last_ms`), in all histories of the job, without that of waits for others. seed: of what is drawn by
@@ -265,6 +266,9 @@ class History:
         for entry in self.deliveries:
             if self._given_up(entry):
                 self.intents.pop(entry.ordinal, None)  # type: ignore[union-attr]  # it is of an effect
+            elif isinstance(entry, EffectResult) and entry.outcome == GIVEN_UP:
+                self.stopped.add(entry.ordinal)
+                self.doubts.pop(entry.ordinal, None)
         results = [each for each in self.deliveries if isinstance(each, EffectResult) and self._asked_again(each)]
         children = {at for at, each in self.intents.items() if each.kind == "child"}
         self.failed_children |= children.intersection(each.ordinal for each in results)
@@ -300,7 +304,7 @@ class History:
                 return entry.outcome == "cancelled" and entry.by == entry.job
             case EffectResult():
                 intent = self.intents.get(entry.ordinal)
-                return entry.outcome == GIVEN_UP and intent is not None and intent.kind in ("call", "child")
+                return entry.outcome == GIVEN_UP and intent is not None and intent.kind == "child"
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
@@ -310,5 +314,10 @@ class History:
         intent = self.intents.get(entry.ordinal)
         failed = isinstance(entry, EffectResult) and entry.outcome != "ok"
         return intent is None or (
-            failed and (not intent.effect_class or RULES[EffectClass(intent.effect_class)].repeatable)
+            failed
+            and (
+                entry.outcome == GIVEN_UP
+                or not intent.effect_class
+                or RULES[EffectClass(intent.effect_class)].repeatable
+            )
         )

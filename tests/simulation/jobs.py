@@ -172,9 +172,7 @@ class World:
 
         def begins(line: str, effect: Effect) -> bool:
             """-> whether this call goes wrong."""
-            another = self.keys.setdefault(line, effect.key) != effect.key
-            # A call that its job gave up, and that is known not to have been made, is another effect in the next attempt of the job.
-            if another and (each.effect not in ONCE or self.done[line]):
+            if self.keys.setdefault(line, effect.key) != effect.key:
                 self.wrong.append(f"{line} has another key than before")
             self.calls[line] += 1
             faulty = self.calls[line] == 1 and fault != "works"

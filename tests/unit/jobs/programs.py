@@ -176,8 +176,7 @@ class World:
         calls = self.calls[name]
         calls.append((effect.key, arguments))
         self.names[effect.id.job, effect.id.ordinal] = name, kind
-        # A call that its job gave up, and that is known not to have been made, is another effect in the next attempt of the job.
-        if calls[0][0] != effect.key and (kind not in ONCE or self.done[name]):
+        if calls[0][0] != effect.key:
             self.wrong.append(f"{name} ({kind}) has another key")
         if kind not in ("read", "metered") and calls[0][1] != arguments:
             self.wrong.append(f"{name} ({kind}) was called with {calls[0][1]}, and with {arguments}")

@@ -19,7 +19,7 @@ from sabot.journal import Letter, Position
 from sabot.journal.effects import Reconciled
 from sabot.journal.entries import Attempt, Cancel, EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryStorage
-from sabot.llm.tools import tool
+from sabot.llm.tools import Effect, tool
 
 
 class World:
@@ -434,9 +434,12 @@ async def test_a_call_that_a_cancelled_job_awaits_no_longer_is_made_again_only_i
 
     options: dict[str, Any] = {"reconcile": look} if effect == "reconcilable" else {"effect": effect}
 
+    keys: set[str] = set()
+
     @tool(**options)
-    async def pay() -> str:
+    async def pay(effect: Effect) -> str:
         made.append("pay")
+        keys.add(effect.key)
         if len(made) == 1 and not again:
             await asyncio.Event().wait()
         return "paid"
@@ -462,6 +465,7 @@ async def test_a_call_that_a_cancelled_job_awaits_no_longer_is_made_again_only_i
         await jobs.over("j")
         assert jobs.agent.done["j"] == "paid"
     assert made == ([] if effect == "idempotent" else ["pay"])
+    assert len(keys) == 1  # a service that honours the key would refuse what an earlier attempt of the job has done
 
 
 async def test_a_call_that_was_not_sent_is_not_sent_again_when_its_job_awaits_it_no_longer() -> None:
