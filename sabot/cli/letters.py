@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from sabot.base.config import dead_letter_topic, parse_broker
 from sabot.base.logs import set_up_logging
 from sabot.base.redaction import redacted_url
+from sabot.checkpoint.manifest import Manifest
+from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.options import Kafka, kafka_settings
 from sabot.cli.printing import columns, json_line, moment, plain, shortened
@@ -20,6 +23,7 @@ from sabot.connectors.base import Sink
 from sabot.connectors.letters import DeadLetter, Letters
 from sabot.connectors.redrive import Selection
 from sabot.errors import UserError
+from sabot.operators.late_rows import span_text
 from sabot.runtime.dead_letters import (
     LetterFilter,
     LetterPage,
@@ -33,6 +37,7 @@ from sabot.runtime.dead_letters import (
     steps_dropping_late,
 )
 from sabot.runtime.dead_letters import redrive as send_back
+from sabot.runtime.late_letters import LateAgain, late_again
 
 _REMEDIES = {"to": "--to TOPIC sends them there", "now": "--now gives them the current time"}
 _WHICH = "give --broker kafka://host:port, or write sabot -A module:app dlq …"
@@ -152,6 +157,14 @@ def redrive(
     error: Error = "",
     job: Job = None,
     limit: Limit = None,
+    late: Annotated[
+        str | None,
+        typer.Option(metavar="TOPIC", help="The topic for records that the app in -A would find late."),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The state of the app in -A, where sabot run has --state DIR."),
+    ] = None,
     now: Annotated[
         bool,
         typer.Option("--now", help="Give records older than the topic's retention the current time; else they stay."),
@@ -165,7 +178,8 @@ def redrive(
 
     Records keep their event time. A window, join or pattern whose watermark has passed that time treats the record as late. The record
     then goes to the place in the step's late= ("{topic}.dlq" makes a dead letter of it again), or is dropped and counted in
-    sabot_records_late_total.
+    sabot_records_late_total. With -A module:app the command says before it sends anything how many records would be late for which step,
+    at the watermarks of the app's last checkpoint; --late TOPIC sends these records to a topic of their own.
     """
     places = None if not only else [_place(text) for text in only]
     skipped = {_place(text) for text in skip or []}
@@ -174,11 +188,23 @@ def redrive(
         return letter.says(error) and (letter.partition, letter.offset) not in skipped
 
     def work() -> None:
+        whole = Selection(to or "", places, wanted, limit, now)
+        found: LateAgain | None = None
+        if (restored := _checkpoint_of(context, state, needed=late is not None)) is not None:
+            with _opened(context, topic, table, broker, kafka) as dead:
+                found = _late_again(context, restored, dead, whole, job)
+        elif said := _late_note(context):
+            typer.echo(said, err=True)
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
-            chosen = places if job is None else _places_of(dead, job, places)
-            if said := _late_note(context):
-                typer.echo(said, err=True)
-            _send_back(dead, json, Selection(to or "", chosen, wanted, limit, now))
+            whole = whole if job is None else replace(whole, only=_places_of(dead, job, places))
+            if late is None or found is None:
+                _send_back(dead, json, whole)
+                return
+            again = found
+            apart = replace(whole, to=late, limit=again.late, wanted=lambda letter: wanted(letter) and letter in again)
+            rest = again.read - again.late
+            in_time = replace(whole, limit=rest, wanted=lambda letter: wanted(letter) and letter not in again)
+            _send_back(dead, json, *([apart, in_time] if again.late and rest else [apart] if again.late else [in_time]))
 
     _run(work)
 
@@ -232,9 +258,57 @@ def _late_note(context: typer.Context) -> str:
     return f"records keep their event time: {'; '.join(dropping)} {fate}" if dropping else ""
 
 
-def _send_back(dead: Letters, json: bool, selection: Selection) -> None:
+def _checkpoint_of(context: typer.Context, state: str | None, *, needed: bool) -> Manifest | None:
+    """Returns the last checkpoint of the app in -A, or None if there is no app or checkpoint. Raises UserError if it is needed."""
+    target = context.find_root().obj
+    if target is None:
+        if needed or state is not None:
+            raise WrongUse("late records are those of an app", hint="write sabot -A module:app dlq redrive …")
+        return None
+    try:
+        return find_checkpoints(state or target).manifest()
+    except UserError:
+        if needed or state is not None:
+            raise
+        return None
+
+
+def _late_again(
+    context: typer.Context, restored: Manifest, dead: Letters, selection: Selection, job: str | None
+) -> LateAgain:
+    """Returns which of the selected dead letters would be late, and prints for which steps, by how much, and what helps."""
+    ends = load_app(context.find_root().obj).ends()
+    found = late_again(ends, restored, islice(_selected(dead, selection, job), selection.limit), selection.to)
+    at = f"at the watermarks of checkpoint {restored.checkpoint_id}"
+    if not found.late:
+        typer.echo(f"none of {found.read:,} dead letters is late {at}", err=True)
+    for step in found.steps:
+        behind = span_text(step.late_ms)
+        fate = (
+            f"they go to {step.goes_to}"
+            if step.goes_to
+            else "it drops them; --late TOPIC sends them to a topic of their own"
+        )
+        window = f", and an allowed_lateness= greater by {behind} takes them" if step.is_window else ""
+        late = f"{step.letters:,} of {found.read:,} dead letters are too late for {step.step} {at}, by up to {behind}"
+        typer.echo(f"{late}: {fate}{window}", err=True)
+    return found
+
+
+def _selected(dead: Letters, selection: Selection, job: str | None) -> Iterator[DeadLetter]:
+    """Yields the dead letters that a redrive would send."""
+    only = selection.only
+    chosen = dead.letters() if only is None else (dead.find(*place) for place in sorted(set(only)))
+    for letter in chosen:
+        if not letter.redriven and selection.wanted(letter) and (job is None or job_of(letter) == job):
+            yield letter
+
+
+def _send_back(dead: Letters, json: bool, *selections: Selection) -> None:
     """Redrives dead letters and prints how many went to which topic. Raises UserError if some could not be redriven."""
-    done = send_back(dead, selection)
+    done = send_back(dead, selections[0])
+    for selection in selections[1:]:
+        done.add(send_back(dead, selection))
     left = {f"{why} ({_REMEDIES[done.remedies[why]]})": count for why, count in done.left.items()}
     if json:
         json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": left})

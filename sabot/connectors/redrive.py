@@ -57,6 +57,16 @@ class Redriven:
         self.left[why] = self.left.get(why, 0) + 1
         self.remedies[why] = remedy
 
+    def add(self, other: "Redriven") -> None:
+        """Adds the result of a later redrive of other dead letters of the same place. `already` stays, since the later
+        one counts what the earlier one has sent.
+        """
+        self.letters += other.letters
+        for counts, more in ((self.topics, other.topics), (self.left, other.left)):
+            for name, count in more.items():
+                counts[name] = counts.get(name, 0) + count
+        self.remedies |= other.remedies
+
     def sent(self, sending: "Sending") -> None:
         """Counts a dead letter that was sent."""
         self.letters += 1

@@ -107,7 +107,7 @@ class LateRows:
         _log.log(
             logging.INFO if taken else logging.WARNING,
             "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
-            *(self.count, self._step, _span(self._most_ms), _span(half), _span(most), self._nearly_all()),
+            *(self.count, self._step, span_text(self._most_ms), span_text(half), span_text(most), self._nearly_all()),
             "go where late= says"
             if taken
             else "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)",
@@ -121,14 +121,17 @@ class LateRows:
         if late <= allowed:
             return "99.9 % of all rows were in time"
         (more,) = quantiles_ms(self._by_lateness, self._greatest_ms, (1 - allowed / late,))
-        return f"lateness= greater by {_span(more)} would have kept 99.9 % of all rows"
+        return f"lateness= greater by {span_text(more)} would have kept 99.9 % of all rows"
 
     def _letters_of(self, batch: Batch, rows: pa.Int32Array, times: list[int], watermark_ms: int) -> pa.RecordBatch:
         data = batch.data.take(rows)
         places: Any = None if batch.records is None else batch.records.places(rows.to_pylist())
         return letters_of_rows(
             data.drop_columns(self._hidden),
-            [(DataError.__name__, f"late: {_moment(time)} is {_span(watermark_ms - time)} too old") for time in times],
+            [
+                (DataError.__name__, f"late: {_moment(time)} is {span_text(watermark_ms - time)} too old")
+                for time in times
+            ],
             [1] * len(rows),
             times=times,
             topic=batch.topic,
@@ -162,7 +165,7 @@ def _moment(ms: int) -> str:
         return f"{ms} ms"
 
 
-def _span(ms: int) -> str:
+def span_text(ms: int) -> str:
     """Returns a duration for people: "250 ms", "3.2 s", "5 h"."""
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
         if ms >= 2 * size or (unit == "s" and ms >= size):

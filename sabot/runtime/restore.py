@@ -122,6 +122,17 @@ def known_columns(node: Read, readers: Sequence[Mapping[str, Any]]) -> pa.Schema
     return columns_of(node.source) if isinstance(node.source, Source) else node.format.columns(node.name)
 
 
+def columns_at(node: Read, restored: Manifest) -> pa.Schema | None:
+    """Returns the columns with which a stream of the app reads records after this checkpoint, or None if it has not
+    read any. May block, to ask a schema registry.
+    """
+    if node.schema is not None:
+        return node.schema
+    found = _kept_columns(node, restored)
+    found = known_columns(node, readers_in(restored, node.name)) if found is None else found
+    return None if found is None else node.overridden(found)
+
+
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
     """Raises UserError for a Source object that two streams read, because it has only one position."""
     seen: set[int] = set()

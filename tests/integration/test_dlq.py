@@ -564,6 +564,71 @@ def test_a_redrive_says_before_it_which_steps_drop_records_that_are_late_again(
     assert f"1 dead letters are redriven: 1 to {topic}" in done.stdout
 
 
+TIMED_APP = """
+import sabot
+app = sabot.App("shop", {url!r}, checkpoint_dir={folder!r}, state="memory")
+orders = app.stream({topic!r}, schema={{"k": "string", "ts": "int64"}}, time="ts", until="now")
+late = orders.key_by("k").window(sabot.tumbling("1m"), allowed_lateness="1m")
+late.aggregate(n=sabot.count()).to({topic!r} + ".counts")
+"""
+MINUTE = 60_000
+
+
+@pytest.fixture
+def timed(kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An app whose windows are at minute 100, and five dead letters of its topic: of minutes 10, 97, 99 and 101, and one without a
+    time.
+    """
+    rows = [100 * MINUTE, 10 * MINUTE, 97 * MINUTE, 99 * MINUTE, 101 * MINUTE]
+    payloads = [json.dumps({"k": "x", "ts": ts}).encode() for ts in rows]
+    for name in (topic, f"{topic}.dlq", f"{topic}.counts"):
+        admin.create_topic(kafka_url, name, 1)
+    write(kafka_url, topic, [(payloads[0], (), 0)])
+    letters = [(payload, facts(topic, 3 * n), 0) for n, payload in enumerate([*payloads[1:], b'{"k": "x"}'])]
+    write(kafka_url, f"{topic}.dlq", letters)
+    name = f"timed_{topic.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        TIMED_APP.format(url=kafka_url, topic=topic, folder=str(tmp_path / "checkpoints"))
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    ran = CliRunner().invoke(commands._cli, ["run", f"{name}:app"])
+    assert ran.exit_code == 0, ran.output
+    return f"{name}:app"
+
+
+def test_a_redrive_says_before_it_how_many_records_would_be_late_for_which_step_and_by_how_much(
+    kafka_url: str, topic: str, timed: str
+) -> None:
+    done = CliRunner().invoke(commands._cli, ["-A", timed, "dlq", "redrive", f"{topic}.dlq"])
+    assert done.exit_code == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "too late" in line]
+    assert said.startswith("2 of 5 dead letters are too late for tumbling window (60000 ms) by k: n = count()"), said
+    assert "by up to 88 min: it drops them; --late TOPIC sends them" in said
+    assert "an allowed_lateness= greater by 88 min takes them" in said
+    assert f"5 dead letters are redriven: 5 to {topic}" in done.stdout
+
+
+def test_a_redrive_sends_records_that_would_be_late_to_a_topic_of_their_own(
+    kafka_url: str, topic: str, timed: str
+) -> None:
+    admin.create_topic(kafka_url, f"{topic}.late", 1)
+    words = ["-A", timed, "dlq", "redrive", f"{topic}.dlq", "--late", f"{topic}.late"]
+    done = CliRunner().invoke(commands._cli, [*words, "--limit", "4"])
+    assert f"4 dead letters are redriven: 2 to {topic}.late, 2 to {topic}" in done.stdout, done.output
+    late = [json.loads(each.value())["ts"] // MINUTE for each in messages(kafka_url, f"{topic}.late", least=2)]
+    assert late == [10, 97]
+    rest = CliRunner().invoke(commands._cli, words)
+    assert f"1 dead letters are redriven: 1 to {topic}" in rest.stdout, rest.output
+    assert "none of 1 dead letters is late" in rest.stderr
+
+
+def test_a_redrive_of_late_records_needs_to_know_the_app(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 1)
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--late", f"{topic}.late")
+    assert done.exit_code == 2
+    assert "late records are those of an app" in done.stderr
+
+
 def test_a_redrive_without_the_app_says_what_becomes_of_late_records(kafka_url: str, topic: str) -> None:
     with_letters(kafka_url, topic, 1)
     assert "records keep their event time" in sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq").stderr
