@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sabot.runtime.reports import Summary
     from sabot.runtime.settings import StreamsMaker
     from sabot.sql.session import Session
+    from sabot.sql.templates import TemplateText
 
 IMPORTING = ContextVar("IMPORTING", default=False)
 """True while a program is imported by code that will start its app."""
@@ -253,12 +254,13 @@ class App(AgentDeclarations, HasStreams, HasTopics):
             checkpoint,
         )
 
-    def sql(self, text: str, /, **values: Any) -> Stream | pa.Table | str | None:
+    def sql(self, text: "str | TemplateText", /, **values: Any) -> Stream | pa.Table | str | None:
         """Runs SQL statements, in the language of Flink SQL, and returns the result of the last one: the stream of a
         query, a table for SHOW, DESCRIBE and SET, a text for EXPLAIN and SHOW CREATE, or None.
 
         `values`: streams of this app, which the text uses as tables of these names, and the values of its parameters
-        (`:least`). CREATE TABLE and CREATE VIEW stay known to later calls; INSERT INTO writes when the app runs.
+        (`:least`). A template string (`t"… WHERE delay > {least}"`, Python 3.14) gives both in its own text. CREATE TABLE
+        and CREATE VIEW stay known to later calls; INSERT INTO writes when the app runs.
 
         ```python
         from sabot import App, files

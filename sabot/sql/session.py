@@ -58,6 +58,7 @@ from sabot.sql.syntax.tree import (
     Statement,
     StatementSet,
 )
+from sabot.sql.templates import TemplateText, text_of
 from sabot.sql.values import Compile, Context
 
 if TYPE_CHECKING:
@@ -139,12 +140,14 @@ class Session:
                 found |= {field.name for field in table.fields}
         return found
 
-    def run(self, text: str, values: Mapping[str, Any], name: str = "SQL") -> Result:
+    def run(self, text: str | TemplateText, values: Mapping[str, Any], name: str = "SQL") -> Result:
         """Runs the statements of a text, and returns the result of the last one.
 
         `values`: the values of parameters (`:least`), and streams, which are tables of this text. Raises SqlError with
         the errors of all statements.
         """
+        if not isinstance(text, str):
+            text, values = text_of(text, values)
         source = SqlText(text, name)
         return self.execute(source, parse(source), values)
 
