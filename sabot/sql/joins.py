@@ -15,7 +15,7 @@ from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import RowStep
 from sabot.api.stream import Stream
-from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TumblingWindow, tumbling
+from sabot.api.windows import SessionWindow, TumblingWindow
 from sabot.sql.equal_steps import without_repeats
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -43,6 +43,7 @@ from sabot.sql.syntax.tree import (
 from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, walk
 from sabot.sql.window_tops import window_top, window_top_in_time
+from sabot.sql.windows import windows_again
 
 _log = logging.getLogger(__name__)
 
@@ -562,18 +563,7 @@ class JoinBinder:
             edges[one.window.edge] = one.window.window
         if set(edges) != {"start", "end"} or self._lower is not None or self._upper is not None:
             return None
-        window = edges["end"]
-        if isinstance(window, CalendarWindow):
-            return replace(window, time="event")
-        if isinstance(window, TumblingWindow):
-            every = window.size_ms
-        elif isinstance(window, HoppingWindow):
-            every = window.slide_ms
-        elif isinstance(window, CumulativeWindow):
-            every = window.step_ms
-        else:
-            return None
-        return tumbling(f"{every}ms", offset=f"{window.offset_ms % every}ms")
+        return None if isinstance(edges["end"], SessionWindow) else windows_again(edges["end"], self._join.span)
 
 
 def _is_ranked(type: pa.DataType) -> bool:

@@ -1,5 +1,6 @@
 """The binder of queries: WITH, UNION, and the tables and joins of FROM."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -25,10 +26,11 @@ from sabot.sql.scope import (
     node_of,
     part_of_statement,
     steps_of,
+    warn_of_growth,
 )
 from sabot.sql.select import SelectBinder, columns_of, has_aggregate, order_columns
 from sabot.sql.subqueries import check_one_row, with_value, without_partners
-from sabot.sql.syntax.text import Span, SqlFault
+from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Alias,
     Binary,
@@ -66,8 +68,13 @@ from sabot.sql.types import common_type, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
 from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
 
+_log = logging.getLogger(__name__)
+
 Lookup = Callable[[tuple[Name, ...]], Relation]
 """A function that returns the table or view of a name; raises SqlFault if there is none."""
+
+
+_SEMI_JOINED = "a JOIN with bounds of time (BETWEEN) keeps the rows within them"
 
 
 class QueryBinder:
@@ -234,6 +241,7 @@ class QueryBinder:
             streams = [self._as_columns(relation, fields) for relation in (left, right)]
             stream = streams[0].union(streams[1])
             if not body.all:
+                warn_of_growth(stream, "UNION", "all different rows", "UNION ALL keeps none")
                 stream = stream.deduplicate(*(each.column for each in fields))
         return Relation(stream, tuple(fields))
 
@@ -252,14 +260,23 @@ class QueryBinder:
         if select.qualify is not None:
             return self._qualified(select, select.qualify)
         where = conjuncts(select.where)
-        binder = QueryBinder(self._context, self._lookup, state_ttl(select.hints))
+        ttl = state_ttl(select.hints)
+        binder = QueryBinder(self._context, self._lookup, ttl)
         if select.source is None:
             relation = replace(self._constant_rows({"row": [lit(1)]}, select.span), fields=())
         else:
             relation = binder._source(select.source, where)
+        check_ttl(ttl, select, relation)
         relation = self._semi_joins(relation, where)
         relation, select, where = self._values_of_queries(relation, select, where)
-        return SelectBinder(self._context, select, relation, where, waits=waits).bind()
+        made = SelectBinder(self._context, select, relation, where, waits=waits).bind()
+        if select.emit_on_close is not None and made.stream is not None and made.stream.changes:
+            raise SqlFault(
+                select.emit_on_close,
+                "the rows of this query are updated as rows come, and it has no window that closes",
+                "GROUP BY window_start, window_end of a window; or without EMIT ON WINDOW CLOSE",
+            )
+        return made
 
     def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
         """Returns the rows of SELECT … QUALIFY: those of a query inside that meet the condition outside."""
@@ -484,6 +501,8 @@ class QueryBinder:
                 same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type))
                 for operand, its in zip(operands, inner.fields, strict=True)
             ]
+            for side in (relation, inner):
+                warn_of_growth(side.stream, "IN (SELECT …)", "all rows", _SEMI_JOINED)
             with at(node.span):
                 if node.negated:
                     stream = without_partners(relation.stream, inner.stream, *keys[0])
@@ -518,6 +537,8 @@ class QueryBinder:
         if not keys:
             raise SqlFault(query.span, "EXISTS needs a condition that joins its query", "WHERE b.id = a.id")
         left_on, right_on = [key.expr for key, _ in keys], [key.expr for _, key in keys]
+        for side in (relation, inner):
+            warn_of_growth(side.stream, "EXISTS (SELECT …)", "all rows", _SEMI_JOINED)
         with at(query.span):
             stream = relation.stream.join(inner.stream, left_on=left_on, right_on=right_on, how=how)
         return replace(relation, stream=stream)
@@ -607,6 +628,19 @@ def state_ttl(hints: Sequence[Hint]) -> dict[str, str]:
             with at(hint.span):
                 found[alias.lower()] = f"{parse_ms(time, name='STATE_TTL')}ms"
     return found
+
+
+def check_ttl(ttl: Mapping[str, str], select: SelectBody, relation: Relation) -> None:
+    """Raises SqlFault if the hint STATE_TTL names a table that FROM does not have. Warns where it has no effect, since the
+    query joins no tables.
+    """
+    known = {each.qualifier.lower(): each.qualifier for each in relation.fields if each.qualifier}
+    for alias in ttl:
+        if alias not in known:
+            message = f'FROM has no table "{alias}"'
+            raise SqlFault(select.hints[0].span, message, list_names(alias, known.values()))
+        if not isinstance(select.source, JoinSource):
+            _log.warning("STATE_TTL('%s') has no effect: it bounds the rows that a join keeps", known[alias])
 
 
 def renamed(relation: Relation, alias: Alias) -> Relation:

@@ -1,5 +1,6 @@
 """The tables of a query as they are bound: a stream, and the SQL names of its columns."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,12 +12,15 @@ import pyarrow as pa
 from sabot.api.expr import Expr
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.origin import StepOrigin, originating
+from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
 from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_names
 from sabot.sql.syntax.tree import Name
+
+_log = logging.getLogger(__name__)
 
 TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | SessionWindow
 
@@ -178,6 +182,15 @@ def steps_of(stream: Stream) -> Steps:
     if steps is None:
         raise UserError(f"{stream!r} is not a stream", hint="app.stream(…)")
     return steps
+
+
+def warn_of_growth(stream: Stream, what: str, kept: str, instead: str) -> None:
+    """Warns that a step keeps rows of a stream without an end for ever. `what`: the clause. `instead`: what bounds it.
+
+    The rows of a table that is updated are kept below already.
+    """
+    if not stream.changes and endless_read(node_of(stream)) is not None:
+        _log.warning("%s keeps %s for ever; %s", what, kept, instead)
 
 
 def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[TableColumn, ...]:

@@ -11,7 +11,7 @@ from sabot.api.aggregates import Aggregate, count
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
-from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.api.windows import SessionWindow
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -26,6 +26,7 @@ from sabot.sql.scope import (
     at,
     names_of,
     node_of,
+    warn_of_growth,
 )
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
@@ -43,7 +44,7 @@ from sabot.sql.syntax.tree import (
     Window,
 )
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
-from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, group_window, opened
+from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, group_window, opened, windows_again
 from sabot.sql.zones import is_local
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
@@ -296,6 +297,9 @@ class SelectBinder:
         if self._select.distinct:
             if ranking is not None:
                 raise SqlFault(self._select.span, "DISTINCT with a ranking is not supported")
+            warn_of_growth(
+                stream, "SELECT DISTINCT", "all different rows", "GROUP BY a window and the columns bounds it"
+            )
             with at(self._select.span):
                 stream = stream.deduplicate(*columns)
         return Relation(stream, tuple(fields), None, ranking)
@@ -481,6 +485,9 @@ class SelectBinder:
         with at(self._select.span):
             found = window.window
             if found is None:
+                if keys:
+                    what = f"GROUP BY {', '.join(keys)}"
+                    warn_of_growth(stream, what, "a row for each key", "a window bounds it: FROM TABLE(TUMBLE(…))")
                 if not aggregates:
                     return stream.group_by(*plain, **computed).aggregate(**{names.free("rows"): count()})
                 return stream.group_by(*plain, **computed).aggregate(**aggregates)
@@ -743,16 +750,6 @@ def _preceding(window: Window, context: Context, relation: Relation) -> Any:
     if frame.unit == "RANGE" and isinstance(value, int):
         raise SqlFault(frame.start.span, "RANGE has an interval", "ROWS BETWEEN 5 PRECEDING AND CURRENT ROW")
     return value
-
-
-def windows_again(window: TimeWindow, span: Span) -> TumblingWindow | CalendarWindow:
-    """Returns the windows in which rows that a window has made are together again: those of one end."""
-    if isinstance(window, CalendarWindow):
-        return replace(window, time="event")
-    if isinstance(window, SessionWindow):
-        raise SqlFault(span, "sessions cannot be grouped by their bounds again")
-    every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
-    return TumblingWindow(getattr(window, every), window.offset_ms % getattr(window, every))
 
 
 class _WindowUse:

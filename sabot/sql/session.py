@@ -470,7 +470,8 @@ class _Statements:
         host, inner = self._session._host, statement.statement
         if isinstance(inner, CreateTable):
             if inner.query is None:
-                raise SqlFault(inner.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs")
+                hint = f"DESCRIBE {inner.name[-1].text}, or SHOW CREATE TABLE {inner.name[-1].text}"
+                raise SqlFault(inner.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs", hint)
             inner = inner.query
         with self._unused(), host.captured() as ends:
             if isinstance(inner, Query):

@@ -159,6 +159,16 @@ def _with_bounds(relation: Relation, stream: Stream, names: tuple[str, str, str]
     return replace(relation, stream=stream, fields=fields, window=None)
 
 
+def windows_again(window: TimeWindow, span: Span) -> TumblingWindow | CalendarWindow:
+    """Returns the windows in which rows that a window has made are together again: those of one end."""
+    if isinstance(window, CalendarWindow):
+        return replace(window, time="event")
+    if isinstance(window, SessionWindow):
+        raise SqlFault(span, "sessions cannot be grouped by their bounds again")
+    every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
+    return TumblingWindow(getattr(window, every), window.offset_ms % getattr(window, every))
+
+
 _ARGUMENTS = {
     "TUMBLE": ("DATA", "TIMECOL", "SIZE", "OFFSET"),
     "HOP": ("DATA", "TIMECOL", "SLIDE", "SIZE", "OFFSET"),

@@ -345,5 +345,10 @@ class Parser(Queries):
         begin = self.token.span.start
         statement = self._inserts(begin) if self.take_word("STATEMENT", "SET") else self.statement()
         if not isinstance(statement, Query | Insert | StatementSet | CreateTable):
-            raise SqlFault(statement.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs")
+            hint = (
+                "EXPLAIN SELECT …, with the query of the view"
+                if isinstance(statement, CreateView)
+                else "EXPLAIN SELECT …"
+            )
+            raise SqlFault(statement.span, "EXPLAIN takes a query, an INSERT, or a set of INSERTs", hint)
         return Explain(kind, checkpoint, statement, self.since(start))  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ class Queries(Expressions):
         having = self.expression() if self.take_word("HAVING") else None
         windows = self.several(self._named_window) if self.take_word("WINDOW") else ()
         qualify = self.expression() if self.take_word("QUALIFY") else None
-        emit = bool(self.is_word("EMIT") and self.expect_word("EMIT", "ON", "WINDOW", "CLOSE"))
+        emit = self.expect_word("EMIT", "ON", "WINDOW", "CLOSE") if self.is_word("EMIT") else None
         return SelectBody(
             distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start)
         )

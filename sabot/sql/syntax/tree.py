@@ -492,7 +492,7 @@ class SelectBody:
     windows: tuple[tuple[Name, Window], ...]
     qualify: Expression | None
     hints: tuple[Hint, ...]
-    emit_on_close: bool
+    emit_on_close: Span | None
     span: Span
 
 

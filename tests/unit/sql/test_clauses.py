@@ -107,6 +107,39 @@ def test_the_hint_state_ttl_bounds_the_state_of_a_join(caplog):
     assert "left kept 3600000 ms, right kept 172800000 ms" in plan
 
 
+@pytest.mark.parametrize(
+    ("query", "warning"),
+    [
+        ("SELECT id, COUNT(*) FROM a GROUP BY id", "GROUP BY id keeps a row for each key for ever; a window bounds it"),
+        ("SELECT DISTINCT id FROM a", "SELECT DISTINCT keeps all different rows for ever"),
+        ("SELECT id FROM a UNION SELECT id FROM b", "UNION keeps all different rows for ever; UNION ALL keeps none"),
+        ("SELECT id FROM a WHERE id IN (SELECT id FROM b)", "IN (SELECT …) keeps all rows for ever; a JOIN with bounds"),
+        ("SELECT id FROM a WHERE EXISTS (SELECT 1 FROM b WHERE a.id = b.id)", "EXISTS (SELECT …) keeps all rows for ever"),
+        ("SELECT /*+ STATE_TTL('a' = '1d') */ id FROM a", "STATE_TTL('a') has no effect: it bounds the rows that a join keeps"),
+    ],
+)  # fmt: skip
+def test_state_that_grows_without_end_is_warned_of(caplog, query, warning):
+    def warnings(**more):
+        app = App("growing")
+        given = {name: app.stream(more.get(name, name), schema={"id": "int64"}) for name in ("a", "b")}
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            app.sql(query, **given)
+        return caplog.text
+
+    assert warning in warnings()
+    assert "for ever" not in warnings(a=[{"id": 1}], b=[{"id": 1}]), "rows that end are no growth"
+
+
+def test_a_group_of_a_window_and_of_all_rows_is_not_warned_of(caplog):
+    app = App("bounded")
+    a = app.stream("a", schema={"id": "int64", "ts": "int64"}, time="ts")
+    with caplog.at_level(logging.WARNING):
+        app.sql("SELECT COUNT(*) FROM a", a=a)
+        app.sql("SELECT id, COUNT(*) FROM a GROUP BY id, TUMBLE(ts, INTERVAL '1' HOUR)", a=a)
+    assert "for ever" not in caplog.text
+
+
 def test_an_insert_by_position_that_crosses_names_is_warned_of(caplog):
     app = App("positions")
     app.register("a", app.stream("a", schema={"bidder": "int64", "price": "int64"}))

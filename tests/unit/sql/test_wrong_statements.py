@@ -745,6 +745,21 @@ WRONG = [
         "1:58: expected ) behind the columns, found SECONDS",
         "INTERVAL '5' SECOND",
     ),
+    (
+        "SELECT carrier, COUNT(*) AS n FROM flights GROUP BY carrier EMIT ON WINDOW CLOSE",
+        "1:61: the rows of this query are updated as rows come, and it has no window that closes",
+        "GROUP BY window_start, window_end of a window; or without EMIT ON WINDOW CLOSE",
+    ),
+    (
+        "SELECT /*+ STATE_TTL('flihgts' = '1d') */ carrier FROM flights",
+        '1:12: FROM has no table "flihgts"',
+        "did you mean flights?",
+    ),
+    (
+        "EXPLAIN CREATE VIEW v AS SELECT * FROM flights",
+        "1:9: EXPLAIN takes a query, an INSERT, or a set of INSERTs",
+        "EXPLAIN SELECT …, with the query of the view",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
