@@ -21,7 +21,7 @@ from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
 from sabot.sql.types import sql_type
-from sabot.sql.zones import UTC, instant, is_local, on_the_clock
+from sabot.sql.zones import UTC, instant, is_local, on_the_clock, zone_named
 
 
 class ArgumentOf(NamedTuple):
@@ -218,7 +218,8 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
     elif is_local(type) and not is_local(target):
         if pa.types.is_string(target):
             return as_text(operand, zone)
-        expr, type = on_the_clock(operand, zone)
+        if pa.types.is_temporal(target):
+            expr, type = on_the_clock(operand, zone)
     if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
     if pa.types.is_boolean(type) and is_number(target):
@@ -599,8 +600,10 @@ def _extract(arguments: CallArguments) -> Expr:
 
 
 def _date_format(arguments: CallArguments) -> Expr:
-    tree = arguments.items[1].tree
-    return arguments.clock(0).dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
+    tree, time = arguments.items[1].tree, arguments.clock(0)
+    if pa.types.is_string(arguments.bound(0).type):
+        time = time.str.to_datetime(strict=False)
+    return time.dt.strftime(java_format(arguments.constant(1, "string", "the pattern"), tree.span))
 
 
 def _to_time(method: str, arguments: CallArguments) -> Expr:
@@ -618,6 +621,12 @@ def _convert_tz(arguments: CallArguments) -> Expr:
 
 
 def _to_timestamp_ltz(arguments: CallArguments) -> Expr:
+    if pa.types.is_string(arguments.bound(0).type):
+        zone = arguments.constant(2, "string", "the time zone") if len(arguments) > 2 else UTC
+        known = zone_named(zone)
+        if known is None:
+            raise SqlFault(arguments.items[2].tree.span, f"there is no time zone '{zone}'", "'Europe/Berlin', 'UTC'")
+        return instant(_to_time("to_datetime", arguments), known)
     digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 3
     if digits not in (0, 3):
         raise SqlFault(arguments.items[1].tree.span, "the number of digits is 0 for seconds, or 3 for milliseconds")
@@ -640,9 +649,8 @@ _UNIT_MONTHS = {"MONTH": 1, "QUARTER": 3, "YEAR": 12}
 
 def _timestampdiff(arguments: CallArguments) -> Expr:
     if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
-        return divided(
-            "/", TypedExpr(_months_between(*arguments.exprs_from(1)), pa.int64()), TypedExpr(lit(months), pa.int64())
-        )
+        whole = _months_between(arguments.clock(1), arguments.clock(2))
+        return divided("/", TypedExpr(whole, pa.int64()), TypedExpr(lit(months), pa.int64()))
     start, end = (arguments.expr(i).dt.epoch("ms") for i in (1, 2))
     distance = TypedExpr(end - start, pa.int64())
     return divided("/", distance, TypedExpr(lit(_unit_ms(arguments)), pa.int64()))
@@ -657,12 +665,21 @@ def _months_between(start: Expr, end: Expr) -> Expr:
     return months - early.otherwise(lit(0))
 
 
+def plus_months(time: TypedExpr, months: int, zone: str) -> Expr:
+    """Returns a time moved by months; a TIMESTAMP_LTZ on the clock of the session's zone, so that its time of day stays.
+
+    zone Europe/Berlin     2024-03-15 12:00 there (11:00Z) + 1 MONTH     ->     2024-04-15 12:00 there (10:00Z)
+    """
+    moved = on_the_clock(time, zone).expr.dt.offset_by(f"{months}mo")
+    return instant(moved, zone) if is_local(time.type) and zone != UTC else moved
+
+
 def _timestampadd(arguments: CallArguments) -> Expr:
     amount = arguments.expr(1).option("value") if arguments.expr(1).kind == "lit" else None
     if not isinstance(amount, int):
         raise SqlFault(arguments.items[1].tree.span, "the number of TIMESTAMPADD is a constant integer")
     if (months := _UNIT_MONTHS.get(arguments.word(0))) is not None:
-        return arguments.expr(2).dt.offset_by(f"{amount * months}mo")
+        return plus_months(arguments.bound(2), amount * months, arguments.zone)
     return arguments.expr(2) + lit(datetime.timedelta(milliseconds=amount * _unit_ms(arguments)))
 
 
@@ -760,7 +777,7 @@ FUNCTIONS: dict[str, Function] = {
     "TIMESTAMPDIFF": Function(3, 3, _timestampdiff),
     "TO_DATE": Function(1, 2, partial(_to_time, "to_date")),
     "TO_TIMESTAMP": Function(1, 2, partial(_to_time, "to_datetime")),
-    "TO_TIMESTAMP_LTZ": Function(1, 2, _to_timestamp_ltz),
+    "TO_TIMESTAMP_LTZ": Function(1, 3, _to_timestamp_ltz),
     "TRIM": Function(1, 3, _trim),
     "UPPER": Function(1, 1, partial(_text, "upper")),
     **{

@@ -245,7 +245,7 @@ class Binder:
             months = interval_months(interval) if isinstance(interval, Interval) else None
             if months is not None and (node.operator == "+" or (node.operator == "-" and interval is node.right)):
                 sign = -1 if node.operator == "-" else 1
-                return self.typed(self.bind(time).expr.dt.offset_by(f"{sign * months}mo"), node.span)
+                return self.typed(functions.plus_months(self.bind(time), sign * months, self.context.zone), node.span)
         return None
 
     def _compared(self, node: Binary) -> TypedExpr:
