@@ -58,7 +58,6 @@ from sabot.agents import (
     LedgerWriter,
     PolicyEngine,
     PostgresLedgerWriter,
-    RedisBudgets,
     RuntimeEvent,
     RuntimeEventType,
     RuntimeKernel,
@@ -73,9 +72,8 @@ from sabot.journal import open_reader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Begin
 from tools.postgres import Postgres
-from tools.redis_server import Redis
 
-OWNERS = ("sqlite", "postgres", "redis")
+OWNERS = ("sqlite", "postgres")
 
 
 class Order:
@@ -278,19 +276,10 @@ def owners(names: Sequence[str], rows: int, folder: Path) -> dict[str, dict[str,
                 server = Postgres("fsync=on")
                 opened.callback(server.remove)
                 connect: Callable[[], Any] = partial(PostgresLedgerWriter, server.url, shared=True)
-            elif name == "redis":
-                redis = Redis(durable=True)
-                opened.callback(redis.remove)
-                path = folder / "redis.db"
-                connect = partial(_in_redis, redis.url, path)
             else:
                 connect = partial(SqliteLedgerWriter, folder / "shared.db", shared=True)
             found[f"shared {name}"] = asyncio.run(shared(rows, connect))
     return found
-
-
-def _in_redis(address: str, rows: Path) -> LedgerWriter:
-    return RedisBudgets(address, SqliteLedgerWriter(rows))
 
 
 def replayed(count: int, folder: Path) -> dict[str, float]:

@@ -114,7 +114,6 @@ from sabot.agents.stores.postgres import PostgresJobStore as PostgresJobStore
 from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
 from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
 from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
-from sabot.agents.stores.redis_budgets import RedisBudgets as RedisBudgets
 from sabot.api.durable import DurableContext as DurableContext
 from sabot.api.durable import Reply as Reply
 from sabot.errors import EffectError as EffectError

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -19,25 +18,19 @@ from sabot.agents import (
     InMemoryLedgerWriter,
     Ledger,
     LedgerEvent,
-    LedgerWriter,
     PostgresLedgerWriter,
-    RedisBudgets,
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.owners import (
-    REPORT_PART,
-    REPORT_SLACK_S,
     BudgetBatch,
     BudgetOwner,
     BudgetStep,
     SettledRow,
 )
 from sabot.clock import ManualClock
-from sabot.errors import TransientError, UserError
 from sabot.llm import BudgetUnavailable, Usage
 from tools.postgres import server_or_skip
-from tools.redis_server import server_or_skip as redis_or_skip
 
 NOON = datetime(2026, 3, 31, 12, 0, tzinfo=UTC).timestamp()
 LEASE_S = 30.0
@@ -47,19 +40,18 @@ LIMIT = Budget("tenant", max_tokens_daily=1000, warn_at=1)
 class Place:
     """Where an owner keeps accounts; each process has an owner object of its own over it."""
 
-    def __init__(self, connect: "Callable[[], tuple[LedgerWriter, BudgetOwner]]") -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._open: list[Any] = []
         self.clock = ManualClock(NOON)
 
     def owner(self) -> BudgetOwner:
-        _, owner = self._connect()
+        owner: BudgetOwner = self._connect()
         self._open.append(owner)
         return owner
 
     def ledger(self, *budgets: Budget, **options: Any) -> Ledger:
-        writer, owner = self._connect()
-        ledger = Ledger(writer, owner=owner, budgets=budgets or [LIMIT], clock=self.clock, **options)
+        ledger = Ledger(self._connect(), budgets=budgets or [LIMIT], clock=self.clock, **options)
         self._open.append(ledger)
         return ledger
 
@@ -68,24 +60,16 @@ class Place:
             await each.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     with ExitStack() as open_now:
         memory = InMemoryLedgerWriter(shared=True)
-        redis = redis_or_skip().url if request.param == "redis" else ""
-        prefix = f"sabot:{uuid.uuid4().hex}"
         url = open_now.enter_context(server_or_skip().database()) if request.param == "postgres" else ""
 
-        def connect() -> tuple[LedgerWriter, BudgetOwner]:
+        def connect() -> Any:
             if request.param == "memory":
-                return memory, memory
-            if request.param == "redis":
-                both = RedisBudgets(redis, SqliteLedgerWriter(tmp_path / "l.db"), prefix=prefix, lossy=True)
-                return both, both
-            writer: Any = (
-                PostgresLedgerWriter(url, shared=True) if url else SqliteLedgerWriter(tmp_path / "l.db", shared=True)
-            )
-            return writer, writer
+                return memory
+            return PostgresLedgerWriter(url, shared=True) if url else SqliteLedgerWriter(tmp_path / "l.db", shared=True)
 
         made = Place(connect)
         yield made
@@ -254,8 +238,8 @@ async def test_a_row_that_cannot_be_kept_keeps_what_was_reserved_and_others_are_
 
 async def test_a_call_that_an_owner_does_not_take_is_refused_and_those_beside_it_are_judged(place: Place) -> None:
     ledger = place.ledger(Budget("tenant", max_calls_daily=3, warn_at=1))
-    if isinstance(ledger.writer, InMemoryLedgerWriter | RedisBudgets):
-        pytest.skip("memory keeps anything, and Redis texts")
+    if isinstance(ledger.writer, InMemoryLedgerWriter):
+        pytest.skip("memory keeps anything")
     context = ExecutionContext(scope_id="tenant")
     asked = [ledger.check_budget(context, tokens) for tokens in (1, 2**70, 2, 3, 4)]
     said = await asyncio.gather(*asked, return_exceptions=True)
@@ -371,8 +355,6 @@ async def test_rows_count_once_and_corrections_change_what_is_used(place: Place)
     await one.settle(row("a/1", input_tokens=300))
     await one.settle(row("a/1", input_tokens=500))
     assert (await one.used()).tokens == 300, "it was there"
-    if isinstance(one.owner, RedisBudgets):  # it has not kept what each row was
-        return
     assert await one.settle(row("a/1", input_tokens=500), corrects=True) == 1
     assert await one.settle(row("a/1", input_tokens=500), corrects=True) == 0
     await one.settle(row("a/2", type="doubt", reserved_tokens=100))
@@ -414,7 +396,7 @@ async def test_scopes_in_one_batch_are_judged_each_by_its_own(place: Place) -> N
 async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None:
     """Random calls of three processes, some of which are away for longer than their lease."""
     memory = InMemoryLedgerWriter(shared=True)
-    twin = Place(lambda: (memory, memory))
+    twin = Place(lambda: memory)
     twin.clock = place.clock
     pairs = [(Process(place, name), Process(twin, name)) for name in ("one", "two", "three")]
     for each in (each for pair in pairs for each in pair):
@@ -440,65 +422,3 @@ async def test_it_judges_as_its_naive_twin_does(place: Place, seed: int) -> None
                 assert here.judgements == there.judgements, turn
         assert [await each.used() for each in pair] == [await pair[0].used()] * 2, turn
     await twin.close()
-
-
-# -- a Redis that has lost its accounts ------------------------------------------------------------------------------------
-
-
-async def forgotten(place: Place) -> None:
-    owner = place.owner()
-    if not isinstance(owner, RedisBudgets):
-        pytest.skip("accounts are kept beside the rows")
-    client = owner._server.client
-    async for key in client.scan_iter(match=f"{owner._prefix}:*"):
-        await client.delete(key)
-
-
-async def test_after_a_loss_nothing_is_granted_until_living_processes_have_told_what_they_have(place: Place) -> None:
-    one, two = Process(place, "one"), Process(place, "two")
-    assert await one.reserve("a", 400) is BudgetDecision.ALLOW
-    assert await two.reserve("b", 100) is BudgetDecision.ALLOW
-    await forgotten(place)
-    with pytest.raises(TransientError, match=r"lost the account of scope tenant: no call is granted for 8\.0 s"):
-        await two.reserve("c", 600)
-    assert await two.reserve("c", 1000) is BudgetDecision.DENY, "100 are its own"
-    await two.hold("b", 200)
-    place.clock.advance(LEASE_S * REPORT_PART)
-    await one._work()
-    with pytest.raises(TransientError, match=r"granted for 2\.0 s"):
-        await two.reserve("c", 400)
-    place.clock.advance(REPORT_SLACK_S)
-    assert await two.reserve("c", 401) is BudgetDecision.DENY
-    assert await two.reserve("c", 400) is BudgetDecision.ALLOW
-
-
-async def test_recent_rows_tell_a_process_that_has_just_started_of_a_loss_and_older_ones_do_not(place: Place) -> None:
-    one, two, three = (Process(place, name) for name in ("one", "two", "three"))
-    await one.settle(row("old", input_tokens=50, at_ms=round((NOON - 3601) * 1000)))
-    assert await one.reserve("a", 100) is BudgetDecision.ALLOW, "a first use"
-    assert (await one.used()).tokens == 50
-    await forgotten(place)
-    assert await two.reserve("b", 100) is BudgetDecision.ALLOW, "nothing tells of the account"
-    await two.settle(row("b/1", input_tokens=100), "b")
-    await forgotten(place)
-    with pytest.raises(TransientError, match="lost the account"):
-        await three.reserve("c", 100)
-
-
-async def test_a_call_that_waits_for_longer_than_its_patience_after_a_loss_says_why_it_is_not_made(
-    place: Place,
-) -> None:
-    await Process(place, "one").settle(row("a/1", input_tokens=300))
-    await forgotten(place)
-    ledger = place.ledger(patience="100ms")
-    async with asyncio.timeout(60):
-        with pytest.raises(BudgetUnavailable) as told:
-            await ledger.check_budget(ExecutionContext(scope_id="tenant"), 100)
-        while "no call is granted for 8.0 s" not in str(told.value):  # a machine that is busy has not asked yet
-            with pytest.raises(BudgetUnavailable) as told:
-                await ledger.check_budget(ExecutionContext(scope_id="tenant"), 100)
-
-
-def test_an_owner_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="Ledger: owner=7"):
-        Ledger(InMemoryLedgerWriter(), owner=7)  # type: ignore[arg-type]

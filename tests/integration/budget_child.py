@@ -1,5 +1,5 @@
 """A process that spends from a budget it shares. Arguments: place, name, number of calls, "spend" or "hold". place: the address or file
-of its owner; for Redis with the file of its rows behind it.
+of its owner.
 
 Makes so many calls at once, each of which may use 300 tokens. hold: prints "held N" when N of them were allowed, and waits to be killed.
 spend: each that was allowed uses 200 tokens; prints "spent N".
@@ -15,7 +15,6 @@ from sabot.agents import (
     Ledger,
     LedgerEvent,
     PostgresLedgerWriter,
-    RedisBudgets,
     SqliteLedgerWriter,
 )
 from sabot.agents.accounts.budgets import Amounts
@@ -26,12 +25,7 @@ BUDGET = Budget("tenant", max_tokens_daily=2 * LIMIT, max_tokens_monthly=LIMIT, 
 
 
 def shared_ledger(place: str, **options: Any) -> Ledger:
-    address, _, rows = place.partition(" ")
-    writer: Any
-    if rows:
-        writer = RedisBudgets(address, SqliteLedgerWriter(rows))
-    else:
-        writer = (PostgresLedgerWriter if "://" in place else SqliteLedgerWriter)(place, shared=True)
+    writer: Any = (PostgresLedgerWriter if "://" in place else SqliteLedgerWriter)(place, shared=True)
     return Ledger(writer, budgets=[BUDGET], lease="1s", **options)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from integration import budget_child
-from integration.budget_child import LIMIT, hold, shared_ledger, spend
+from integration.budget_child import LIMIT, shared_ledger, spend
 
 from sabot.agents import (
     Budget,
@@ -24,9 +24,7 @@ from sabot.agents import (
     RuntimeKernel,
 )
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.stores import redis_budgets
 from sabot.base.threads import run_in_thread
-from sabot.connectors.redis import RedisServer
 from sabot.llm import (
     Agent,
     BudgetExceeded,
@@ -40,8 +38,6 @@ from sabot.llm import (
 )
 from tools.command_line import lines
 from tools.postgres import Postgres, server_or_skip
-from tools.redis_server import Redis
-from tools.redis_server import server_or_skip as redis_or_skip
 
 OF = ExecutionContext(scope_id="tenant")
 
@@ -75,21 +71,11 @@ async def until_used(ledger: Ledger, tokens: int) -> Amounts:
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    redis_or_skip()
-    server = Redis(durable=True)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+@pytest.fixture(params=["sqlite", "postgres"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with contextlib.ExitStack() as open_now:
         if request.param == "postgres":
             yield open_now.enter_context(server_or_skip().database())
-        elif request.param == "redis":
-            yield f"{request.getfixturevalue('redis').url} {tmp_path / 'ledger.db'}"
         else:
             yield str(tmp_path / "ledger.db")
 
@@ -111,7 +97,7 @@ async def test_a_budget_is_not_exceeded_though_a_process_is_killed_with_calls_in
         assert await ledger.check_budget(OF, LIMIT - used.tokens) is BudgetDecision.ALLOW
     finally:
         await ledger.close()
-    shown = await run_in_thread(lines, "ledger", place.rpartition(" ")[2], "--by", "type,job", "--json")
+    shown = await run_in_thread(lines, "ledger", place, "--by", "type,job", "--json")
     doubts = [each for each in shown if each["type"] == "doubt"]
     assert {each["job"]: each["in_doubt"] for each in doubts} == {f"dead/{number}": 300 for number in range(40)}
 
@@ -161,52 +147,6 @@ async def test_calls_wait_for_a_server_that_is_restarted_and_none_is_made_twice_
         assert connection.execute("SELECT count(*) FROM runtime_reservations").fetchall() == [(0,)]
     for each in ledgers:
         await each.close()
-
-
-async def test_a_redis_that_is_restarted_has_forgotten_nothing(redis: Redis, tmp_path: Path) -> None:
-    address = redis.url.replace("/0", "/1")
-    ledgers = [shared_ledger(f"{address} {tmp_path / 'ledger.db'}", patience="60s") for _ in range(3)]
-    assert await hold(ledgers[0], "held", 10) == 10
-    spending = [asyncio.create_task(spend(each, f"ledger {at}", 200)) for at, each in enumerate(ledgers)]
-    await until_used(ledgers[0], 200)
-    await run_in_thread(redis.stop)
-    await run_in_thread(redis.start)
-    spent = sum(await asyncio.gather(*spending))
-    used = (await ledgers[0].used("tenant"))["monthly"]
-    assert used == Amounts(200 * spent, Decimal(0), spent)
-    assert 90 <= spent <= (LIMIT - 10 * 300) // 200
-    (sums,) = await ledgers[0].writer.sums([], 0)
-    assert (sums.calls, sums.input_tokens) == (spent, 200 * spent)
-    for each in ledgers:
-        await each.close()
-
-
-async def test_a_redis_that_may_forget_is_refused(tmp_path: Path) -> None:
-    ledger = shared_ledger(f"{redis_or_skip().url} {tmp_path / 'ledger.db'}")
-    with pytest.raises(BudgetUnavailable, match="forgets what it has when it ends"):
-        await ledger.check_budget(OF, 1)
-    await ledger.close()
-
-
-async def test_an_account_that_redis_has_lost_is_made_anew_with_what_is_in_flight(
-    redis: Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_budgets, "REPORT_SLACK_S", 0.0)
-    address = redis.url.replace("/0", "/2")
-    one, two = [shared_ledger(f"{address} {tmp_path / 'ledger.db'}") for _ in range(2)]
-    assert await spend(one, "one", 10) == 10
-    assert await hold(one, "held", 20) == 20
-    assert await hold(two, "too", 10) == 10
-    client = RedisServer(address, "test", "test").client
-    await client.flushdb()
-    await client.aclose()
-    assert (await one.used("tenant"))["monthly"].tokens == 2000
-    assert (await two.used("tenant"))["monthly"].tokens == 2000
-    assert await one.check_budget(OF, LIMIT - 2000 - 9000 + 1) is BudgetDecision.DENY
-    assert await one.check_budget(OF, LIMIT - 2000 - 9000) is BudgetDecision.ALLOW
-    assert caplog.text.count("has lost the account of scope tenant: it is made anew") == 2
-    await one.close()
-    await two.close()
 
 
 async def test_while_the_server_is_away_no_call_is_made_and_the_error_names_the_server_only(own: Own) -> None:

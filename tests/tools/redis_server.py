@@ -22,14 +22,14 @@ class RedisMissing(Exception):
 
 
 class Redis:
-    """`stop` and `start` keep the port; the data goes, but for a server that is durable. password: what the server wants of its clients."""
+    """A server whose `stop` and `start` keep the port and lose the data. `password`: the password that clients have to give."""
 
-    def __init__(self, password: str = "", *, durable: bool = False) -> None:
+    def __init__(self, password: str = "") -> None:
         program = shutil.which("redis-server")
         if program is None:
             raise RedisMissing("no Redis server: apt-get install redis-server")
         self._program = program
-        self._password, self._durable = password, durable
+        self._password = password
         self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-redis-")))
         (self.port,) = free_ports(1)
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
@@ -45,7 +45,7 @@ class Redis:
             "save",
             "",
             "appendonly",
-            "yes" if self._durable else "no",
+            "no",
             "dir",
             str(self.folder),
         ]

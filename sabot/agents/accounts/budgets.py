@@ -174,38 +174,6 @@ class JudgedCall(NamedTuple):
 _ALLOWED = Judgement(BudgetDecision.ALLOW)
 
 
-def refused(
-    budget: Budget,
-    window: Window,
-    measure: str,
-    limit: Decimal,
-    used: Decimal | int,
-    reserved: Decimal | int,
-    asked: Decimal | int,
-) -> Judgement:
-    """Of a call that does not fit into this limit."""
-    return Judgement(
-        BudgetDecision(budget.exhausted),
-        f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}: {used} used, {reserved} reserved for "
-        f"calls in flight, and this call may use {asked}",
-        window,
-    )
-
-
-def warned(budget: Budget, window: Window, measure: str, limit: Decimal, most: Decimal | int) -> Judgement:
-    """Of a call with which so much of this limit may be used."""
-    return Judgement(
-        BudgetDecision.WARN,
-        f"of the {window} budget of {budget.scope_id}, {_words(measure, limit)}, {most} may be used with this call",
-        window,
-    )
-
-
-def warns_from(budget: Budget, limit: Decimal) -> Decimal:
-    """So much of a limit is told as a warning."""
-    return limit * Decimal(str(budget.warn_at))
-
-
 @dataclass(slots=True)
 class _Used:
     """In a window that began at `start`."""
@@ -262,18 +230,21 @@ class Account:
     def judge(self, wanted: Amounts, now_s: float) -> Judgement:
         """Whether a call may use that much, beside what is used and reserved. A call that can cost nothing may be made at the limit."""
         self._roll(now_s)
-        worst = _ALLOWED
+        judged, budget = _ALLOWED, self.budget
         for window, measure, limit in self._limits:
             used = getattr(self._windows[window].used, measure)
             reserved = getattr(self._all_reserved, measure)
             asked = getattr(wanted, measure)
-            sum_ = used + reserved + asked
+            most = used + reserved + asked
             full = asked == 0 and measure == "cost" and used >= limit  # its price is not known
-            if sum_ > limit or full:
-                return refused(self.budget, window, measure, limit, used, reserved, asked)
-            if self.budget.warn_at < 1 and worst is _ALLOWED and sum_ >= warns_from(self.budget, limit):
-                worst = warned(self.budget, window, measure, limit, sum_)
-        return worst
+            if most > limit or full:
+                has = f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}"
+                why = f"{used} used, {reserved} reserved for calls in flight, and this call may use {asked}"
+                return Judgement(BudgetDecision(budget.exhausted), f"{has}: {why}", window)
+            if budget.warn_at < 1 and judged is _ALLOWED and most >= limit * Decimal(str(budget.warn_at)):
+                has = f"of the {window} budget of {budget.scope_id}, {_words(measure, limit)}"
+                judged = Judgement(BudgetDecision.WARN, f"{has}, {most} may be used with this call", window)
+        return judged
 
     def reserve(self, call: str, wanted: Amounts) -> None:
         """This call is about to be made. A reservation of the same call is replaced."""

@@ -93,8 +93,21 @@ class LedgerWriter(Protocol):
         """What was written stays."""
 
 
+def refuse_redis(given: object) -> None:
+    """Raises UserError if `given` is the address of a Redis server, which keeps no budgets. The address may have a password, so no message
+    shows it.
+    """
+    if isinstance(given, str) and given.startswith(("redis:", "rediss:")):
+        raise UserError(
+            "Redis keeps no budgets and no ledger",
+            hint="processes share PostgresLedgerWriter('postgresql://user@host/database', shared=True); those of one machine "
+            "also SqliteLedgerWriter('ledger.db', shared=True)",
+        )
+
+
 def checked_writer(given: Any) -> LedgerWriter:
-    """Raises UserError for what keeps no rows."""
+    """Returns the writer. Raises UserError if `given` is none."""
+    refuse_redis(given)
     if not isinstance(given, LedgerWriter):
         lacks = [name for name in ("write", "correct", "known", "used", "sums", "close") if not hasattr(given, name)]
         raise UserError(

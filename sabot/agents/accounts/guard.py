@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement, unpriced
-from sabot.agents.accounts.contract import Durable, LedgerEvent
+from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
@@ -446,6 +446,7 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
     """Budgets, as an app or a kernel takes them. Raises UserError for what is none of them, and where those of a scope contradict."""
+    refuse_redis(given)
     if isinstance(given, Ledger):
         return given
     if isinstance(given, str) or not isinstance(given, Sequence):

@@ -77,18 +77,17 @@ class Ledger:
         clock: Clock = SYSTEM_CLOCK,
         reservation_timeout: Duration = "10m",
         on_decision: Callable[[ExecutionContext, Judgement], object] | None = None,
-        owner: BudgetOwner | None = None,
         lease: Duration = "30s",
         patience: Duration = "10s",
     ) -> None:
-        """budgets: those of the same scope hold together (`Budget.merge`). on_decision: told of each call that is not simply allowed.
-        owner: of budgets that other processes spend from too; by default the writer, if it is a shared one; else this ledger alone. lease:
-        what a process has reserved that the owner has not heard of for so long is in doubt, and counts as used. patience: for how long a
-        call waits for an owner that does not answer; then it is not made.
+        """Opens a ledger over `writer`. `budgets`: budgets of the same scope all apply (`Budget.merge`). `on_decision` is called with each
+        call that is not simply allowed. If the writer is shared by several processes, `lease` is the time after which reservations of a
+        process that has sent nothing are in doubt and count as used; `patience` is the time that a call waits for a writer that does not
+        answer, before it is refused. Raises UserError.
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
-        self._shared = self._sharing(owner, lease, patience, clock)
+        self._shared = self._sharing(lease, patience, clock)
         self._clock = clock
         self._accounts: dict[str, Account] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -107,25 +106,13 @@ class Ledger:
         for budget in merge_budgets(budgets):
             self.set_budget(budget)
 
-    def _sharing(
-        self, owner: BudgetOwner | None, lease: Duration, patience: Duration, clock: Clock
-    ) -> SharedAccounts | None:
+    def _sharing(self, lease: Duration, patience: Duration, clock: Clock) -> SharedAccounts | None:
+        """Returns the ledger's side of shared budgets; None if the writer is not shared."""
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
-        if owner is not None and not isinstance(owner, BudgetOwner):
-            raise UserError(
-                f"Ledger: owner={short_repr(owner)}", hint="a writer with shared=True, or RedisBudgets(client)"
-            )
-        kept = getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)
-        if owner is None and not kept:
+        if not (getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)):
             return None
-        return SharedAccounts(
-            owner or self.writer,  # type: ignore[arg-type]
-            lease_s=lease_s,
-            patience_s=patience_s,
-            clock=clock,
-            beat=self._write_again,
-        )
+        return SharedAccounts(self.writer, lease_s=lease_s, patience_s=patience_s, clock=clock, beat=self._write_again)
 
     # -- budgets ------------------------------------------------------------------------------------------------------
 
@@ -429,15 +416,14 @@ class Ledger:
         return await self._kept([_Waiting(each, None) for each in events], self._correct)
 
     async def _correct(self, rows: Sequence[_Waiting]) -> int:
-        events = [each.event for each in rows]
-        if self._shared is not None and self._shared.owner.keeps_rows:
-            return await self._shared.settle([SettledRow(each) for each in events], corrects=True)
-        return await self.writer.correct(events)
+        if self._shared is not None:
+            return await self._shared.settle([SettledRow(each.event) for each in rows], corrects=True)
+        return await self.writer.correct([each.event for each in rows])
 
     async def _keep(self, rows: Sequence[_Waiting]) -> int:
-        if self._shared is None or not self._shared.owner.keeps_rows:
+        if self._shared is None:
             await self.writer.write([each.event for each in rows])
-        if self._shared is not None:
+        else:
             await self._shared.settle([SettledRow(each.event, each.call, each.number) for each in rows])
         return 0
 
@@ -483,15 +469,13 @@ class Ledger:
             return 0
 
     async def close(self) -> None:
-        """Writes what waits, and closes the writer and the owner of shared budgets."""
+        """Writes the rows that wait, and closes the writer."""
         try:
             await self.flush()
         finally:
             if self._shared is not None:
                 await self._shared.close()
             await self.writer.close()
-            if self._shared is not None and not self._shared.owner.keeps_rows:
-                await self._shared.owner.close()
 
 
 def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:

@@ -29,12 +29,6 @@ from sabot.agents.accounts.budgets import (
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.errors import UserError
 
-REPORT_PART = 0.2
-"""Of a lease: after so much of it a process with calls in flight gives its owner a batch, if it has given none."""
-
-REPORT_SLACK_S = 2.0
-"""So much longer may that take: where a server was away, the wait for the next try, and the way."""
-
 _FITS = (BudgetDecision.ALLOW, BudgetDecision.WARN)
 _NOTHING = Amounts()
 
@@ -57,11 +51,6 @@ class BudgetStep(NamedTuple):
     def scope(self) -> str:
         """Of the budget."""
         return self.budget.scope_id
-
-
-def held_again(step: BudgetStep) -> BudgetStep:
-    """What a step has reserved, reserved again in any case."""
-    return BudgetStep("hold", step.budget, step.call, step.number, step.wanted, step.doubts)
 
 
 class SettledRow(NamedTuple):
@@ -102,21 +91,17 @@ class BatchResult(NamedTuple):
 
 @runtime_checkable
 class BudgetOwner(Protocol):
-    """Keeps the accounts of scopes for several processes. For one event loop in each of them."""
+    """A writer of rows that also keeps the accounts of scopes for several processes, so that rows, reservations and accounts change in one
+    step. Each process uses it in one event loop.
+    """
 
     where: str
     """The server or file, for messages."""
-
-    keeps_rows: bool
-    """Whether it keeps rows of a ledger too, in the same step as the accounts. Else it is told of them when they are written."""
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
         """All of it is durable when it returns; where it raises TransientError it may be, and the same batch may be given again. Raises
         DataError, and does nothing, where a row cannot be kept for what it says; UserError where the owner refuses.
         """
-
-    async def close(self) -> None:
-        """What was kept stays."""
 
 
 class Reservation(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sabot.agents.accounts.budgets import Account, Amounts, Budget, Window
-from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, Reservation, batch_of_rows, opened_account, work
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.base.config import checked_path
@@ -120,7 +120,6 @@ class InMemoryLedgerWriter:
     `BudgetOwner` of the ledgers over it.
     """
 
-    keeps_rows = True
     where = "ledger in memory"
 
     def __init__(self, *, shared: bool = False) -> None:
@@ -271,10 +270,9 @@ class SqliteLedgerWriter:
     the ledgers over it. Calls raise UserError where it is no database.
     """
 
-    keeps_rows = True
-
     def __init__(self, path: Path | str, *, shared: bool = False) -> None:
         """shared: several processes of this machine spend from the same budgets; then all that write to this file are to be so."""
+        refuse_redis(path)
         self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
         self.shared = shared
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Standing
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.accounts.owners import REPORT_PART, BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
+from sabot.agents.accounts.owners import BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
 from sabot.base.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, message_of
@@ -23,6 +23,7 @@ from sabot.llm.errors import BudgetUnavailable
 _log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 1000  # steps of a batch
+_BEATS = 5  # batches in each lease of a process that has calls in flight
 BACKOFF = Backoff(0.02, 1.0)  # between tries of a batch
 
 
@@ -189,7 +190,7 @@ class SharedAccounts:
 
     async def _beats(self) -> None:
         while True:
-            await asyncio.sleep(self._lease_s * REPORT_PART)
+            await asyncio.sleep(self._lease_s / _BEATS)
             self._beat()
             if self._open:
                 self._put(_Pending())

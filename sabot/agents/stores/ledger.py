@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from sabot.agents.accounts.budgets import Amounts
-from sabot.agents.accounts.contract import LedgerEvent, LedgerSum
+from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, batch_of_rows, check_skew, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
@@ -77,14 +77,13 @@ class PostgresLedgerWriter:
     a row for what it says.
     """
 
-    keeps_rows = True
-
     def __init__(self, pool: Any, *, make: bool = True, shared: bool = False) -> None:
         """pool: a pool of asyncpg, whose address is taken: connections are the writer's own. Or an address:
         postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first use.
         shared: several processes spend from the same budgets; then all that write to this table are to be so. Raises UserError for what is
         neither, MissingExtra without psycopg.
         """
+        refuse_redis(pool)
         self.shared, self._makes = shared, make
         made_by = _TABLES | (tables_of_budgets("BIGINT", "NUMERIC", "DOUBLE PRECISION") if shared else {})
         self._tables = PostgresTables(

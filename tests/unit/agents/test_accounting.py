@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
-from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, SqliteLedgerWriter
+from sabot import App
+from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, PostgresLedgerWriter, SqliteLedgerWriter
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
 from sabot.agents.accounts.limits import reported_use
 from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
+from sabot.errors import UserError
 from sabot.jobs.values import pack
 from sabot.journal import Letter
 from sabot.journal.entries import EffectResult, Intent
@@ -653,3 +655,16 @@ async def test_more_that_a_vendor_put_into_its_cache_than_was_read_is_not_believ
     with FakeModelServer(said) as server:
         async with ExecutionEngine(OpenAIProvider("m", base_url=server.openai_url, api_key="k")) as engine:
             assert (await engine.complete("one")).usage is None
+
+
+def test_the_address_of_a_redis_server_is_refused_as_a_place_of_budgets_and_its_password_is_not_shown() -> None:
+    address = "redis://:swordfish@cache:6379/0"
+    for make in (SqliteLedgerWriter, PostgresLedgerWriter, Ledger, ledger_of_app):
+        with pytest.raises(UserError, match="Redis keeps no budgets and no ledger") as told:
+            make(address)
+        assert "PostgresLedgerWriter" in str(told.value)
+        assert "swordfish" not in str(told.value)
+
+
+def ledger_of_app(address: Any) -> Any:
+    return App("desk", journal="memory", budgets=address)
