@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
 from sabot.errors import UserError
+from sabot.sql.formats import DEBEZIUM, format_of, stream_of
 from sabot.sql.functions import cast
 from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of, steps_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
@@ -52,7 +54,6 @@ _METADATA = {
 """The keys of METADATA columns, and the fields of records that they are."""
 
 _YES_OR_NO = {"true": True, "false": False}
-_FORMATS = {"json": "json", "csv": "csv", "raw": "raw", "arrow": "arrow", "debezium-json": "debezium-json"}
 
 
 class BlackholeSink(Sink):
@@ -272,11 +273,6 @@ def _connector(options: Options) -> Connector:
     return found
 
 
-def _format(options: Options) -> str | None:
-    found: str | None = options.choose("value.format", _FORMATS) or options.choose("format", _FORMATS)
-    return found
-
-
 _STARTS = {
     "earliest-offset": "earliest",
     "latest-offset": "latest",
@@ -290,27 +286,38 @@ _STARTS = {
 def _read_topic(options: Options, statement: CreateTable) -> OpenRead:
     start = options.choose("scan.startup.mode", _STARTS)
     bounded = options.choose("scan.bounded.mode", {"latest-offset": True, "unbounded": False})
-    source, format = _topic(options), _format(options)
+    source, format = _topic(options), format_of(options, statement)
+    if format == DEBEZIUM:
+        return _read_changes(options, statement, source, "now" if bounded else None)
 
     def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
-        more = {"start": start, "until": "now" if bounded else None, "format": format}
-        return app.stream(source(app), **given, **{name: value for name, value in more.items() if value is not None})
+        more = {"start": start, "until": "now" if bounded else None}
+        given = {**given, **{name: value for name, value in more.items() if value is not None}}
+        return stream_of(app.stream, source(app), format, given, statement)
 
     return open_rows
+
+
+def _read_changes(
+    options: Options, statement: CreateTable, source: Callable[["HasStreams"], Any], until: str | None
+) -> OpenRead:
+    """Returns the reader of a topic whose records are changes of a table."""
+    _check_key(options, statement)
+    key = [name.text for name in statement.key]
+    metadata = next((each for each in statement.columns if each.metadata is not None), None)
+    if metadata is not None:
+        hint = "declare it in a table with 'format' = 'json', whose columns are before, after and op"
+        raise SqlFault(metadata.span, "a record of Debezium may change two rows, so they have no METADATA", hint)
+    until_: dict[str, Any] = {} if until is None else {"until": until}
+    return lambda app, given: app.table(source(app), key=key, format=DEBEZIUM, **given, **until_)
 
 
 def _read_upserts(options: Options, statement: CreateTable) -> OpenRead:
     _check_key(options, statement)
     options.take("key.format")
-    source, format = _topic(options), _format(options)
+    source, format = _topic(options), format_of(options, statement)
     key = [name.text for name in statement.key]
-
-    def open_rows(app: "HasStreams", given: dict[str, Any]) -> Stream:
-        if format is not None:
-            given = {**given, "format": format}
-        return app.table(source(app), key=key, **given)
-
-    return open_rows
+    return lambda app, given: stream_of(partial(app.table, key=key), source(app), format, dict(given), statement)
 
 
 def _write_upserts(options: Options, statement: CreateTable) -> OpenWrite:
@@ -352,7 +359,10 @@ def _write_topic(options: Options, statement: CreateTable) -> OpenWrite:
     options.take("key.format")
     servers, settings = _client(options)
     written: dict[str, Any] = {}
-    if (format := _format(options)) is not None:
+    if (format := format_of(options, statement)) == DEBEZIUM:
+        hint = "'connector' = 'upsert-kafka' with 'value.format' = 'json' writes the rows of a table"
+        raise SqlFault(options.value_span("format"), "'format' = 'debezium-json' can be read, and not written", hint)
+    if format is not None:
         written["format"] = format
     if (key := options.take("key.fields")) is not None:
         written["key"] = key

@@ -10,7 +10,7 @@ from sabot.sql.syntax.text import Span, SqlText
 from sabot.sql.syntax.tree import CreateTable
 from sabot.sql.types import arrow_type, sql_type
 
-_SECRET = ("password", "secret", "token", "credential", "sasl.jaas.config", "api-key")
+_SECRET = ("password", "secret", "token", "credential", "sasl.jaas.config", "api-key", "user-info")
 
 
 def names_table(title: str, names: Iterable[str]) -> pa.Table:

@@ -17,7 +17,9 @@ _SECRET = re.compile(r"\$\{env:([A-Za-z_]\w*)\}")
 
 _IGNORED = (
     re.compile(r"sink\.(partition-commit|rolling-policy|parallelism|buffer-flush|delay|transactional-id-prefix).*"),
-    re.compile(r"(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"),
+    re.compile(
+        r"(value\.)?(json|csv|debezium-json)\.(ignore-parse-errors|fail-on-missing-field|timestamp-format\.standard)"
+    ),
     re.compile(r"source\.monitor-interval|scan\.parallelism|lookup\..*|connector\.property-version|update-mode"),
 )
 """Options of Flink that have no meaning here, or whose meaning the engine always has."""

@@ -1,0 +1,131 @@
+"""The formats of tables on topics: by their names, and Avro, whose columns are in a schema of its own.
+
+'format' = 'avro-confluent'     a registry has the schema; with columns in CREATE TABLE, those of them that the table names
+'format' = 'avro'               the schema is made from the columns of CREATE TABLE, as in Flink
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.expr import col
+from sabot.api.stream import Stream
+from sabot.codecs.avro import avro_schema
+from sabot.codecs.schemas import Avro
+from sabot.sql.functions import cast
+from sabot.sql.scope import TypedExpr, at
+from sabot.sql.syntax.text import SqlFault, list_names
+from sabot.sql.syntax.tree import CreateTable
+from sabot.sql.table_options import Options
+from sabot.sql.types import arrow_type, sql_type
+from sabot.sql.zones import UTC
+
+DEBEZIUM = "debezium"
+"""The format whose records are changes of a table, and no rows."""
+
+_AVRO, _CONFLUENT = "avro", "avro-confluent"
+_FORMATS = {**{name: name for name in ("json", "csv", "raw", "arrow", _AVRO, _CONFLUENT)}, "debezium-json": DEBEZIUM}
+_YES_OR_NO = {"true": True, "false": False}
+
+
+def format_of(options: Options, statement: CreateTable) -> str | Avro | None:
+    """Returns the format of the records of a topic, or None if the options do not say it."""
+    name = options.choose("value.format", _FORMATS) or options.choose("format", _FORMATS)
+    if name == _AVRO:
+        return _plain(options, statement)
+    return _confluent(options) if name == _CONFLUENT else name
+
+
+def _plain(options: Options, statement: CreateTable) -> Avro:
+    """Returns Avro without a registry, with the schema that Flink makes from the columns of the table."""
+    physical = [each for each in statement.columns if each.type is not None and each.metadata is None]
+    if not physical:
+        hint = f"CREATE TABLE {options.table} (id BIGINT, …), or 'format' = 'avro-confluent' with a registry"
+        raise SqlFault(options.span, f"table {options.table} needs columns: records of Avro do not name them", hint)
+    keys = {each.text.lower() for each in statement.key}
+    fields = []
+    for each in physical:
+        assert each.type is not None
+        needed = not each.type.nullable or each.name.text.lower() in keys
+        fields.append(pa.field(each.name.text, arrow_type(each.type), nullable=not needed))
+    with at(options.span):
+        return Avro(avro_schema(pa.schema(fields), "record"))
+
+
+def _confluent(options: Options) -> Avro:
+    """Returns Avro with a registry, from the options of Flink's format."""
+    from sabot.kafka.registry import Registry
+
+    def names(name: str) -> tuple[str, str]:
+        return f"avro-confluent.{name}", f"value.avro-confluent.{name}"
+
+    url = options.need(*names("url"), *names("schema-registry.url"))
+    settings: dict[str, str] = {}
+    for prefix in names("properties."):
+        settings |= options.prefixed(prefix)
+    user = options.take(*names("basic-auth.user-info"))
+    token = options.take(*names("bearer-auth.token"))
+    options.take(*names("basic-auth.credentials-source"))
+    options.take(*names("bearer-auth.credentials-source"))
+    if token is not None:
+        settings |= {"bearer.auth.credentials.source": "STATIC_TOKEN", "bearer.auth.token": token}
+    register = settings.pop("auto.register.schemas", "true")
+    if register not in _YES_OR_NO:
+        raise SqlFault(options.span, f"'auto.register.schemas' cannot be '{register}'", "'true' or 'false'")
+    given: dict[str, Any] = {"auto_register": _YES_OR_NO[register]}
+    if (subject := options.take(*names("subject"))) is not None:
+        given["subject"] = subject
+    login = None if user is None else (user.partition(":")[0], user.partition(":")[2])
+    with at(options.span):
+        registry = Registry(url, auth=login, settings=settings)
+        return Avro(options.take(*names("schema")), registry=registry, **given)
+
+
+def stream_of(
+    read: Callable[..., Stream],
+    source: Any,
+    format: str | Avro | None,
+    given: dict[str, Any],
+    statement: CreateTable,
+) -> Stream:
+    """Returns the rows of a topic. `read`: `app.stream`, or `app.table` with its key. `given`: further arguments of it.
+
+    The columns of Avro are those of its schema; of them the stream has those that the table declares, with their types.
+    """
+    if not isinstance(format, Avro):
+        return read(source, **given, **({} if format is None else {"format": format}))
+    wanted: pa.Schema | None = given.pop("schema", None)
+    if wanted is None or format.registry is None:
+        return read(source, **given, format=format)
+    time, lateness = given.pop("time", None), given.pop("lateness", None)
+    found = format.columns(source if isinstance(source, str) else source.name)
+    for each in wanted:
+        if each.name not in found.names:
+            raise _unlike(
+                statement, each.name, "the schema in the registry lacks it", list_names(each.name, found.names)
+            )
+    same = all(found.field(each.name).type == each.type for each in wanted)
+    timed = {} if time is None else {"time": time, "lateness": lateness}
+    stream = read(source, **given, **(timed if same else {}), format=format)
+    columns = {}
+    for each in wanted:
+        bound = TypedExpr(col(each.name), found.field(each.name).type)
+        if bound.type != each.type and not _may_be(bound.type, each.type):
+            raise _unlike(statement, each.name, f"the schema in the registry says {sql_type(bound.type)}", "")
+        columns[each.name] = bound.expr if bound.type == each.type else cast(bound, each.type, UTC, strict=True)
+    stream = stream.select(**columns, **{name: col(name) for name in given.get("fields", {})})
+    return stream if same or time is None else stream.with_time(time, lateness=lateness)
+
+
+def _may_be(found: pa.DataType, wanted: pa.DataType) -> bool:
+    number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+    if number:
+        return bool(pa.types.is_integer(wanted) or pa.types.is_floating(wanted) or pa.types.is_decimal(wanted))
+    return bool(pa.types.is_timestamp(found) and pa.types.is_timestamp(wanted))
+
+
+def _unlike(statement: CreateTable, name: str, why: str, hint: str) -> SqlFault:
+    column = next(each for each in statement.columns if each.name.text == name)
+    type = "" if column.type is None else sql_type(arrow_type(column.type))
+    return SqlFault(column.span, f"column {name} is {type}, and {why}", hint or "declare the type of the schema")

@@ -1,0 +1,197 @@
+"""Formats of tables on topics: Avro with a schema registry and without one, and Debezium's changes."""
+
+import json
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+
+from sabot import App
+from sabot.codecs.avro import AvroCodec, AvroEncoder
+from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import publish, records
+from tools.registry import SchemaServer, schema_server
+
+PAYMENT = {
+    "type": "record",
+    "name": "Payment",
+    "namespace": "bank",
+    "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "account", "type": "string"},
+        {"name": "amount", "type": ["null", "int"], "default": None},
+        {"name": "ts", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+    ],
+}
+ROWS = [{"id": n, "account": f"a{n % 2}", "amount": n * 10, "ts": 1_700_000_000_000 + n} for n in range(4)]
+
+
+@pytest.fixture
+def server() -> Iterator[SchemaServer]:
+    with schema_server() as server:
+        yield server
+
+
+@pytest.fixture
+def app(memory_url: str) -> App:
+    return App("bank", memory_url)
+
+
+def table(name, columns, server, *options, connector="kafka"):
+    more = "".join(f", {option}" for option in options)
+    declared = f"({columns}) " if columns else ""
+    return (
+        f"CREATE TABLE {name} {declared}WITH ('connector' = '{connector}', 'topic' = '{name}', 'scan.bounded.mode' = 'latest-offset', "
+        f"'format' = 'avro-confluent', 'avro-confluent.url' = '{server.url}'{more})"
+    )
+
+
+def written(app, server, schema=PAYMENT, topic="payments"):
+    encoder = AvroEncoder(schema, schema_id=server.add(f"{topic}-value", schema))
+    publish(app, topic, encoder.encode(pa.RecordBatch.from_pylist(ROWS)).to_pylist())
+
+
+def test_a_table_reads_the_columns_that_it_declares_of_records_in_avro(app, server):
+    written(app, server)
+    app.sql(
+        table(
+            "payments",
+            "amount BIGINT, id BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, o BIGINT METADATA FROM 'offset'",
+            server,
+        )
+    )
+    found = app.sql("SELECT id, amount / 3 AS third, CAST(ts AS STRING) AS ts, o FROM payments WHERE id > 1").collect()
+    assert found.to_pylist() == [
+        {"id": 2, "third": 6, "ts": "2023-11-14 22:13:20.002", "o": 2},
+        {"id": 3, "third": 10, "ts": "2023-11-14 22:13:20.003", "o": 3},
+    ]
+    window = "TUMBLE(TABLE payments, DESCRIPTOR(ts), INTERVAL '1' SECOND)"
+    windows = f"SELECT COUNT(*) AS n FROM TABLE({window}) GROUP BY window_start, window_end"
+    assert app.sql(windows).collect().to_pylist() == [{"n": 4}]
+
+
+def test_a_table_without_columns_has_those_of_the_registry(app, server):
+    written(app, server)
+    app.sql(table("payments", "", server))
+    assert app.sql("DESCRIBE payments").select(["name", "type"]).to_pylist() == [
+        {"name": "id", "type": "BIGINT"},
+        {"name": "account", "type": "STRING"},
+        {"name": "amount", "type": "INT"},
+        {"name": "ts", "type": "TIMESTAMP_LTZ(3)"},
+    ]
+    assert app.sql("SELECT SUM(amount) AS s FROM payments").materialize().collect().to_pylist() == [{"s": 60}]
+
+
+async def test_a_table_writes_avro_and_registers_the_schema_of_its_columns(app, server):
+    app.sql(
+        table(
+            "totals",
+            "account STRING, total BIGINT, PRIMARY KEY (account) NOT ENFORCED",
+            server,
+            "'avro-confluent.subject' = 'sums'",
+            connector="upsert-kafka",
+        )
+        .replace("'scan.bounded.mode' = 'latest-offset', ", "")
+        .replace("'format'", "'value.format'")
+        .replace("'avro-confluent.", "'value.avro-confluent.")
+    )
+    rows = app.stream(
+        [{"account": "a", "amount": 2}, {"account": "b", "amount": 3}, {"account": "a", "amount": 4}],
+        schema={"account": "string", "amount": "int64"},
+    )
+    app.sql(
+        "INSERT INTO totals SELECT account, SUM(amount) FROM rows GROUP BY account".replace("rows", "given"), given=rows
+    )
+    await app.run()
+    assert list(server.subjects) == ["sums"]
+    schema = json.loads(server.schemas[0]["schema"])
+    assert [field["name"] for field in schema["fields"]] == ["account", "total"]
+    payloads = [record.payload for record in records(app, "totals")]
+    decoded, bad = AvroCodec(schema, schema_of=lambda id: json.dumps(schema)).decode(
+        pa.record_batch({"payload": pa.array(payloads, pa.binary())})
+    )
+    assert not bad
+    assert {row["account"]: row["total"] for row in decoded.to_pylist()} == {"a": 6, "b": 3}
+
+
+PEOPLE = """
+CREATE TABLE people (id BIGINT NOT NULL, name STRING, seen TIMESTAMP(3))
+WITH ('connector' = 'memory', 'topic' = 'people', 'format' = 'avro', 'scan.bounded.mode' = 'latest-offset');
+"""
+
+
+async def test_plain_avro_is_read_and_written_with_the_schema_of_the_columns(app):
+    nothing = "(2, CAST(NULL AS STRING), CAST(NULL AS TIMESTAMP(3)))"
+    app.sql(PEOPLE + f"INSERT INTO people VALUES (1, 'Ada', TIMESTAMP '2024-01-01 10:00:00'), {nothing}")
+    await app.run()
+    # A long, then the places of null and of the type in their unions, as Flink writes them
+    assert records(app, "people")[0].payload == b"\x02" + b"\x02\x06Ada" + b"\x02\x80\x94\xba\xc7\x98\x63"
+    assert records(app, "people")[1].payload == b"\x04\x00\x00"
+    again = App("again", app.broker)
+    found = again.sql(PEOPLE + "SELECT id, name, CAST(seen AS STRING) AS seen FROM people").collect()
+    assert found.to_pylist() == [
+        {"id": 1, "name": "Ada", "seen": "2024-01-01 10:00:00.000"},
+        {"id": 2, "name": None, "seen": None},
+    ]
+
+
+UNKNOWN = "'avro-confluent.ssl.keystore.location'"
+REGISTERS = "'avro-confluent.properties.auto.register.schemas' = 'no'"
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message", "hint"),
+    [
+        ("amuont INT", (), "column amuont is INT, and the schema in the registry lacks it", "did you mean amount"),
+        ("account BIGINT", (), "column account is BIGINT, and the schema in the registry says STRING", "declare the type of the schema"),
+        ("id BIGINT", (f"{UNKNOWN} = 'x'",), f"there is no option {UNKNOWN}", "avro-confluent"),
+        ("id BIGINT", (REGISTERS,), "'auto.register.schemas' cannot be 'no'", "'true' or 'false'"),
+        ("id BIGINT", ("'avro-confluent.schema' = '{'",), "the schema is not JSON", "a dict, its JSON text"),
+    ],
+)  # fmt: skip
+def test_a_table_of_avro_that_cannot_be_says_why(app, server, columns, options, message, hint):
+    written(app, server)
+    with pytest.raises(SqlError) as caught:
+        app.sql(table("payments", columns, server, *options) + "; SELECT * FROM payments")
+    assert message in str(caught.value)
+    assert hint in str(caught.value).split("hint: ")[1]
+
+
+def test_plain_avro_needs_columns_and_a_registry_its_address(app):
+    with pytest.raises(SqlError, match="table t needs columns: records of Avro do not name them"):
+        app.sql("CREATE TABLE t WITH ('connector' = 'kafka', 'topic' = 't', 'format' = 'avro')")
+    with pytest.raises(SqlError, match=r"table t needs the option 'avro-confluent\.url'"):
+        app.sql("CREATE TABLE t WITH ('connector' = 'kafka', 'topic' = 't', 'format' = 'avro-confluent')")
+
+
+def test_the_login_of_a_registry_is_hidden(app, server):
+    app.sql(
+        table(
+            "payments",
+            "id BIGINT",
+            server,
+            "'avro-confluent.basic-auth.credentials-source' = 'USER_INFO'",
+            "'avro-confluent.basic-auth.user-info' = 'ada:planted'",
+        )
+    )
+    shown = app.sql("SHOW CREATE TABLE payments")
+    assert "planted" not in shown
+    assert "'avro-confluent.basic-auth.user-info' = '***'" in shown
+
+
+def test_changes_of_debezium_are_a_table(app):
+    def row(n):
+        return n and {"id": 1, "n": n, "ts": 0}
+
+    for op, before, after in (("c", None, 10), ("u", 10, 12), ("d", 12, None)):
+        publish(app, "stock", [{"before": row(before), "after": row(after), "op": op}])
+    publish(app, "stock", [{"before": None, "after": {"id": 2, "n": 7, "ts": 0}, "op": "r"}])
+    app.sql(
+        "CREATE TABLE stock (id BIGINT, n BIGINT, PRIMARY KEY (id) NOT ENFORCED) WITH ('connector' = 'kafka', 'topic' = 'stock', "
+        "'format' = 'debezium-json', 'scan.bounded.mode' = 'latest-offset')"
+    )
+    assert app.sql("SELECT id, n FROM stock").materialize().collect().to_pylist() == [{"id": 2, "n": 7}]
+    with pytest.raises(SqlError, match="'format' = 'debezium-json' can be read, and not written"):
+        app.sql("INSERT INTO stock SELECT 1, 2")
+    with pytest.raises(SqlError, match=r"table t needs PRIMARY KEY \(…\) NOT ENFORCED"):
+        app.sql("CREATE TABLE t (id BIGINT) WITH ('connector' = 'kafka', 'topic' = 't', 'format' = 'debezium-json')")
