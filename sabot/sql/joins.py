@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
-from sabot.api.nodes.changes import Upsert
-from sabot.api.nodes.keyed import TopN
+from sabot.api.nodes.changes import GroupAggregate, Upsert
+from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import RowStep
@@ -58,6 +58,9 @@ def _versions(stream: Stream) -> Stream | None:
     change in another way.
 
         ROW_NUMBER() OVER (PARTITION BY k ORDER BY ts DESC) = 1, where ts is the event time     ->     upsert(k)
+        SELECT k, SUM(x) AS x … GROUP BY k     ->     SUM(x) OVER (PARTITION BY k ORDER BY ts) of each row, then upsert(k)
+
+    The changes of the GROUP BY itself would not do: rows of one batch are one change, so versions between them are lost.
     """
     above: list[Any] = []
     node = node_of(stream)
@@ -66,12 +69,34 @@ def _versions(stream: Stream) -> Stream | None:
         node = node.input
     if isinstance(node, Upsert):
         return stream
+    if isinstance(node, GroupAggregate) and node.keys and not node.input.changes:
+        table = _running(stream, node)
+        return None if table is None else _with_steps(table, above)
     last = isinstance(node, TopN) and node.n == 1 and node.ties == "row_number" and not node.input.changes
     if not last or not isinstance(node, TopN) or node.by != ((time_column(node.input), True),):
         return None
     table = steps_of(stream).then(Upsert(node.input, node.keys))
     if node.rank is not None:
         table = table.with_columns(**{node.rank: lit(1, "int64")})
+    return _with_steps(table, above)
+
+
+def _running(stream: Stream, node: GroupAggregate) -> Stream | None:
+    """Returns the aggregates of each key after each row as a table of versions, or None if the rows have no event time."""
+    if time_column(node.input) is None:
+        return None
+    names = Names(set(node.input.column_names or ()))
+    columns = {name: names.free(name) for name, _ in node.aggregates}
+    over = Over(node.input, node.keys, tuple((columns[name], each) for name, each in node.aggregates))
+    over.check()
+    rows = steps_of(stream).then(over)
+    _ = rows.schema  # raises UserError for an aggregate that has no value after each row
+    rows = rows.select(*node.keys, **{name: col(column) for name, column in columns.items()})
+    return steps_of(rows).then(Upsert(node_of(rows), node.keys))
+
+
+def _with_steps(table: Stream, above: Sequence[Any]) -> Stream:
+    """Returns the table with the steps that were above it, the lowest one last."""
     for each in reversed(above):
         table = steps_of(table).then(replace(each, input=node_of(table)))
     return table
@@ -416,7 +441,8 @@ class JoinBinder:
         self._check_versions()
         right = self._right
         if right.stream.changes:
-            found = _versions(right.stream)
+            with at(self._join.right.span):
+                found = _versions(right.stream)
             if found is None:
                 name = next((each.qualifier for each in right.fields), "this table")
                 raise SqlFault(
