@@ -10,6 +10,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("SABOT_DEBUG") == "1"
 SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
@@ -53,21 +54,34 @@ EXTENSIONS = [
     for path in sorted(ROOT.rglob("*.pyx"), key=lambda path: (-path.stat().st_size, path))
 ]
 
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "nonecheck": DEBUG,
+    "cdivision": True,
+    "initializedcheck": DEBUG,
+    "embedsignature": True,
+}
+
+
+class TranslateAndBuild(build_ext):
+    """A build of the extensions, which translates them first. An sdist and a list of requirements need no translation."""
+
+    def run(self) -> None:
+        """Translates all modules in several processes, then compiles them."""
+        cores = os.cpu_count() or 1
+        folder = "build/cython-debug" if DEBUG else "build/cython"
+        translated = cythonize(self.extensions, nthreads=cores, build_dir=folder, compiler_directives=DIRECTIVES)
+        sources = {extension.name: extension.sources for extension in translated}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
+        super().run()
+
+
 if __name__ == "__main__":  # the processes that translate may import this file
     setup(
-        ext_modules=cythonize(
-            EXTENSIONS,
-            nthreads=os.cpu_count() or 1,
-            build_dir="build/cython-debug" if DEBUG else "build/cython",
-            compiler_directives={
-                "language_level": 3,
-                "boundscheck": DEBUG,
-                "wraparound": False,
-                "nonecheck": DEBUG,
-                "cdivision": True,
-                "initializedcheck": DEBUG,
-                "embedsignature": True,
-            },
-        ),
+        ext_modules=EXTENSIONS,
+        cmdclass={"build_ext": TranslateAndBuild},
         options={"build_ext": {"parallel": os.cpu_count()}},
     )
