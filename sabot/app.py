@@ -35,7 +35,6 @@ from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
-from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -43,10 +42,10 @@ if TYPE_CHECKING:
     from sabot.agents.events.bus import EventBus
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.checkpoint import CheckpointStorage, Manifest
-    from sabot.journal import Journal
     from sabot.journal.memory import MemoryStorage
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
+    from sabot.runtime.agent_kind import AgentKind
     from sabot.runtime.reports import Summary
     from sabot.runtime.settings import StreamsMaker
     from sabot.sql.session import Session
@@ -515,20 +514,13 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         """Returns the directory for the tables of streams, or None if they stay in memory."""
         return None if (base := state_directory(self.settings.state)) is None else base / "streams"
 
-    def open_journal(self) -> "tuple[Journal, LocalBackend]":
-        """Opens the journal of durable agents, and a store for their mailboxes, both of which the runtime closes. Raises UserError."""
-        from sabot.agents.job_history import job_keeping  # of durable agents
-        from sabot.journal.memory import MemoryStorage
-        from sabot.runtime.jobs import open_app_journal
+    def durable_kind(self) -> "AgentKind":
+        """Returns what runs durable agents, and judges model calls by policy and budgets. A program without them loads
+        nothing of it.
+        """
+        from sabot.agents.durable.kind import DurableKind
 
-        storage = self.checkpoints()
-        if self.journal_storage is None or storage is None or self.settings.forget_effects:
-            self.journal_storage = MemoryStorage(
-                self.clock
-            )  # kept, so that the next run in this process finds its entries
-        journal, mail = open_app_journal(self, storage, self.journal_storage)
-        journal.keeping = job_keeping(self.settings.keep_jobs)
-        return journal, mail
+        return DurableKind(self)
 
     def open_storage(self) -> "CheckpointStorage | None":
         """Opens and locks the checkpoint directory for this process. Returns None without one."""

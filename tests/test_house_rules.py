@@ -193,9 +193,10 @@ ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, 
         "commands about jobs: sabot jobs, actions, journal, ledger, audit, dlq --job",
     ),
     **dict.fromkeys(
-        (f"runtime/{name}.py" for name in ("agent_task", "jobs", "local_agents", "run_journal")),
+        (f"runtime/{name}.py" for name in ("agent_kind", "agent_task", "local_agents", "run_journal")),
         "the jobs of the durable agents of a run",
     ),
+    "calls/judging.py": "calls of models that no job makes",
     "mcp/pool.py": "a server may ask people through a job",
     "runtime/dead_letters.py": "dead letters of durable agents are selected by their job",
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
+from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
@@ -25,7 +26,6 @@ from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import Letter
 from sabot.journal.memory import MemoryInbox, MemoryReader, MemoryStorage
 from sabot.journal.opening import open_inbox, open_reader
-from sabot.runtime.jobs import JournalOwner, journal_place
 
 
 @dataclass(frozen=True)

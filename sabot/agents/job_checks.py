@@ -8,6 +8,9 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sabot.agents.durable.job_function import JobFunction, job_function
+from sabot.agents.durable.job_rows import version_of
+from sabot.agents.durable.run import check_journal
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
 from sabot.api.durable import DurableContext
@@ -20,11 +23,8 @@ from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.journal import JournalReader
 from sabot.journal.effects import digest
-from sabot.operators.agents.job_function import JobFunction, job_function
-from sabot.operators.agents.job_rows import version_of
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import stored_journal
-from sabot.runtime.jobs import check_journal
 from sabot.state import StateBackend, load_snapshot
 from sabot.state.backends.memory import MemoryBackend
 from sabot.state.base import Entry, LocalBackend

@@ -7,10 +7,8 @@ No journal has them, so nothing is decided but for this one call, nobody can be 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import copy_context
 from dataclasses import replace
 from itertools import count
-from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -32,7 +30,6 @@ from sabot.jobs.owner import HostServices
 from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.errors import model_error
-from sabot.llm.judges import JUDGE
 from sabot.llm.messages import assistant, user
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Completion
@@ -41,9 +38,6 @@ from sabot.llm.spec import RequestSpec
 _log = logging.getLogger(__name__)
 
 NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class GuardJudge:
@@ -181,14 +175,3 @@ def judge_within(
     running = host.running_job(effect.job)
     assert running is not None, f"effect {effect} is made for a job that is not in memory"
     return _ToolJudge(effect, running.job.history.begin.agent, running.job.behalf, guard, clock, note)
-
-
-def with_judge(function: Callable[P, T], app: str, guards: Sequence[EffectGuard], clock: Clock) -> Callable[P, T]:
-    """The function, as it runs in this app: calls of models of what it makes are judged."""
-    context = copy_context()
-    context.run(JUDGE.set, judge_of(app, guards, clock))
-
-    def within(*args: P.args, **kwargs: P.kwargs) -> T:
-        return context.run(function, *args, **kwargs)
-
-    return within

@@ -12,6 +12,7 @@ from contextvars import ContextVar, copy_context
 from decimal import Decimal
 from typing import Protocol
 
+from sabot.calls import judging
 from sabot.errors import UserError
 from sabot.llm.middleware import ModelCall, Outcome
 from sabot.llm.results import Usage
@@ -34,14 +35,8 @@ class CallJudge(Protocol):
         """
 
 
-JUDGE: ContextVar[CallJudge | None] = ContextVar("JUDGE", default=None)
-"""The judge of the calls that are made in this context. None allows all calls, as in the context of a job's effect,
-which was judged before it began.
-"""
-
-# Set in the context of the main thread. Contexts copied from it have the value None; the empty contexts of threads have no
-# value, by which `judge_of_this` tells them apart.
-JUDGE.set(None)
+JUDGE: ContextVar[CallJudge | None] = judging.JUDGE
+"""The judge of the calls that are made in this context, with the type that this room knows."""
 
 SENDABLE: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("SENDABLE", default=None)
 """A function that returns when a request may be sent, set for calls that are effects of a job: they may be sent while

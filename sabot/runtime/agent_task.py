@@ -25,11 +25,10 @@ from sabot.base.supervision import watch_task
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.errors import InternalError, SabotError, UserError
-from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
+from sabot.runtime.agent_kind import JobsOfRun
 from sabot.runtime.agent_source import AgentSource
-from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed
 from sabot.runtime.streams import AgentCoordinator
@@ -67,7 +66,7 @@ class AgentTask:
         self.flushes: list[Flushes] = []
         self.sources: list[AgentSource] = []
         self.feeds: list[StreamFeed] = []
-        self.jobs: DurableJobs | None = None
+        self.jobs: JobsOfRun | None = None
         # Returns True if the streams that write into agents have read all their rows.
         self.streams_exhausted: Callable[[], bool] = lambda: True
         self.ended = False
@@ -110,10 +109,10 @@ class AgentTask:
         self.sinks.append(sink)
         self.flushes.append(sink)
 
-    def add_jobs(self, jobs: DurableJobs) -> None:
+    def add_jobs(self, jobs: JobsOfRun) -> None:
         """Adds the jobs of durable agents. Call it before `run`."""
         self.jobs = jobs
-        self.flushes.append(jobs.host.log)
+        self.flushes.append(jobs.flushes)
 
     def open_gate(self) -> None:
         """Opens the gate over all connected sources. If only streams feed the agents, the gate has one input, which has ended."""
@@ -469,7 +468,7 @@ class AgentTask:
     def _snapshot(self) -> TaskSnapshot:
         meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
         if self.jobs is not None:
-            meta["journal"] = self.jobs.host.log.facts()
+            meta["journal"] = self.jobs.facts()
         snapshot = TaskSnapshot(meta)
         first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
         for agent_id, operator in self.operators.items():
@@ -544,11 +543,8 @@ class AgentTask:
             operator.take_facts(facts)
             for entry in entries:
                 batch = Batch(from_ipc(read(entry["file"])), None, entry["topic"])
-                if isinstance(operator, DurableAgentOperator):
-                    source = meta["sources"].get(f"{agent_id}/{entry['topic']}", {})
-                    operator.put_restored(batch, source.get("identity"))
-                else:
-                    operator.put(batch)
+                source = meta["sources"].get(f"{agent_id}/{entry['topic']}", {})
+                operator.put_restored(batch, source.get("identity"))
 
     def statistics(self) -> dict[str, Any]:
         """Returns the figures of its sources, operators, sinks and gate; from any thread."""

@@ -54,7 +54,6 @@ from sabot.runtime.taps import TapPoint
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sabot.journal import Journal
 
 _log = logging.getLogger(__name__)
 
@@ -104,8 +103,8 @@ class AppRunner:
         self.loop_thread: int | None = None  # the thread of that loop
 
     @property
-    def journal(self) -> "Journal | None":
-        """The journal of durable agents, as long as it is open here."""
+    def journal(self) -> Any:
+        """The journal of durable agents (`journal.Journal`), as long as it is open here, else None."""
         return None if self._run is None else self._run.journal
 
     @property

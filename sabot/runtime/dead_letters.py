@@ -26,7 +26,7 @@ from sabot.connectors.redrive import Redriven, Selection
 from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
-from sabot.operators.agents.job_rows import JOB_HEADER
+from sabot.operators.agents.rows import JOB_HEADER
 from sabot.plan import dead_letter_topics, fed_by_streams
 
 _NUMBERS = {"partition", "offset", "timestamp", "attempts"}

@@ -11,6 +11,7 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.base.os_errors import restoring
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, run_in_thread, run_to_end
+from sabot.calls.judging import with_judge
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
@@ -19,24 +20,20 @@ from sabot.connectors.defaults import identity_of, is_same_log, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
-from sabot.jobs.guard import guard_of
-from sabot.jobs.judges import with_judge
-from sabot.journal import Journal
 from sabot.operators.agents.counters import Counters
-from sabot.operators.agents.durable import DurableAgentOperator
 from sabot.operators.agents.kinds import agent_operator
 from sabot.operators.agents.operator import AgentOperator, Port
 from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.plan import inputs_of, place_of_sink
 from sabot.runtime.agent_groups import TASK, AgentGroup, whole_app
+from sabot.runtime.agent_kind import OpenJournal
 from sabot.runtime.agent_sinks import AgentSinks
 from sabot.runtime.agent_source import AgentSource, scan_columns
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.decoding import changed_format
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.host import interpreter
-from sabot.runtime.jobs import DurableJobs
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.reading import Reader
 from sabot.runtime.settings import RunSettings
@@ -44,7 +41,6 @@ from sabot.runtime.streams import AgentCoordinator
 from sabot.runtime.unfinished import positions_of
 from sabot.runtime.writing import AgentSink, OperatorPort, SeveralSinks, SinkPort, StreamPort
 from sabot.state import HeldWrites, StateBackend
-from sabot.state.base import LocalBackend
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +63,11 @@ class LocalAgents:
         counters: Mapping[str, Counters],
         on_failed: Callable[[str, AgentFailed], None],
         ends: Sequence[StreamEnd] = (),
-        journal: Journal | None = None,
-        mail: LocalBackend | None = None,
+        journal: OpenJournal | None = None,
         group: AgentGroup | None = None,
     ) -> None:
         """`specs`: all agents of the app. `group`: those that run here, or None for all. `open_source`: opens a topic
-        of an agent. `ends`: the ends of the app's streams. `journal`, `mail`: those of durable agents; the caller
-        closes them.
+        of an agent. `ends`: the ends of the app's streams. `journal`: that of durable agents; the caller closes it.
         """
         self.group = whole_app(specs) if group is None else group
         self.sinks = AgentSinks(specs, ends, settings)
@@ -92,7 +86,7 @@ class LocalAgents:
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._afresh = True  # no checkpoint is restored
-        self._journal, self._mail = journal, mail
+        self._journal = journal
         self.task = AgentTask(
             self.group.task,
             coordinator=coordinator,
@@ -120,7 +114,7 @@ class LocalAgents:
         self.coordinator.on_complete.append(self._commit)
         if self.task.jobs is not None:
             self.coordinator.on_retained.append(self.task.jobs.retained)
-            self.task.jobs.host.start()
+            self.task.jobs.start()
         interpreter.suit()
         for operator in self.task.operators.values():
             operator.start()
@@ -145,7 +139,7 @@ class LocalAgents:
         if restored is not None:
             self.group.check(restored)
         operators: dict[str, AgentOperator] = {}
-        make = with_judge(agent_operator, self.settings.app_id, self.settings.guards, self._clock)
+        make = with_judge(agent_operator, self.settings.judge())
         await self._open_journal(restored)
         for spec in self.specs:
             branches = {name: self._sink(sink) for name, sink in spec.sinks.items()}
@@ -174,7 +168,6 @@ class LocalAgents:
         self._connect_streams()
         self.task.open_gate()
         if self.task.jobs is not None:
-            self._link_jobs(self.task.operators)
             self.task.jobs.restore(self.task.operators)
         if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
@@ -190,16 +183,10 @@ class LocalAgents:
     async def _open_journal(self, restored: Manifest | None) -> None:
         if self._journal is None:
             return
-        assert self._mail is not None
-        jobs = DurableJobs(
-            self._journal,
-            self._mail,
-            clock=self._clock,
+        jobs = self._journal.run(
+            self.settings.guards,
             known=self.coordinator.storage is None or stored_journal(restored, TASK) is not None,
             storage=self.coordinator.storage,
-            dedupe_s=self.settings.app.dedupe_s,
-            listener=self.settings.listener,
-            guard=guard_of(self.settings.guards),
             on_broken=self.task.break_down,
         )
         self.task.add_jobs(jobs)
@@ -222,16 +209,7 @@ class LocalAgents:
             )
         staged = [isinstance(each, AgentSink) and isinstance(each.writer.sink, StagedSink) for each in sinks]
         at_once = port is not None and not (staged and all(staged))
-        return {"host": self.task.jobs.host, "mail": self.task.jobs.mail, "leaves_at_once": at_once}
-
-    @staticmethod
-    def _link_jobs(operators: Mapping[str, AgentOperator]) -> None:
-        """Makes durable agents that write into other durable agents add the id of the job to each row."""
-        for agent_id, operator in operators.items():
-            below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
-            if isinstance(operator, DurableAgentOperator) and isinstance(below, DurableAgentOperator):
-                operator.hands_on = True
-                below.names.parents |= {agent_id}
+        return {"durable": self.task.jobs.operator, "leaves_at_once": at_once}
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -279,9 +257,7 @@ class LocalAgents:
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await run_to_end(run_in_thread(task.open, positions, start, facts))
         task.again = again
-        if isinstance(operator, DurableAgentOperator):
-            operator.names.again = max(again, operator.names.again)
-        if isinstance(operator, DurableAgentOperator) and spec.job_id is None:
+        if spec.durable and spec.job_id is None:
             task.identity = await run_to_end(run_in_thread(identity_of, source))
             if task.identity is None:
                 raise UserError(
@@ -290,7 +266,9 @@ class LocalAgents:
                 )
             if again:  # the records become other durable jobs than before
                 task.identity += f"#{again}"
-            operator.names.logs[source.name] = task.identity
+        if spec.durable:
+            assert self.task.jobs is not None
+            self.task.jobs.reads(spec.agent_id, source.name, task.identity, again)
 
     def _anew(self, spec: AgentSpec, topic: str, facts: Mapping[str, Any] | None) -> Place:
         """Returns the place at which the agent begins to read its records again, for `--reprocess`. `facts`: the
@@ -425,7 +403,7 @@ class LocalAgents:
     def left_behind(self) -> list[str]:
         """Returns the calls that ignored their cancellation, as texts that name the agent and the record."""
         calls = [place for operator in self.task.operators.values() for place in operator.left_behind]
-        return calls + ([] if self.task.jobs is None else self.task.jobs.host.left_behind)
+        return calls + ([] if self.task.jobs is None else self.task.jobs.left_behind)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
@@ -502,7 +480,7 @@ class LocalAgents:
         """Returns coroutines that stop all jobs: none begins or continues, and effects that run have some time to
         end.
         """
-        return [] if self.task.jobs is None else [self.task.jobs.host.quiesce()]
+        return [] if self.task.jobs is None else [self.task.jobs.quiesce()]
 
     async def finish(self, coordinator: Coordinator) -> None:
         """Stops agents that run outside of an app. Takes a last checkpoint, so that the offsets of finished rows are

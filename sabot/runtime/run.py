@@ -41,7 +41,6 @@ from sabot.state import StateBackend
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sabot.journal import Journal
     from sabot.runtime.local_agents import LocalAgents
 
 _log = logging.getLogger(__name__)
@@ -127,9 +126,9 @@ class Run:
         self._spread: SpreadStreams | None = None  # the same object, if streams and agents are in other processes
 
     @property
-    def journal(self) -> "Journal | None":
-        """The journal of durable agents, if it is open here."""
-        return self._journal.journal
+    def journal(self) -> Any:
+        """The journal of durable agents (`journal.Journal`), or None if it is not open here."""
+        return None if self._journal.opened is None else self._journal.opened.journal
 
     def busy(self) -> tuple[Sequence[StreamTask], dict[str, int]]:
         """Returns the stream tasks, and for each agent the number of waiting records. From any thread."""
@@ -267,8 +266,7 @@ class Run:
                 counters=self.agents,
                 on_failed=self._agent_failed,
                 ends=self._writes,
-                journal=self.journal,
-                mail=self._journal.mail,
+                journal=self._journal.opened,
             )
         for agent in self.agents.values():
             agent.state_backend = self._backend

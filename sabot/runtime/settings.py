@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.read import Read, StreamEnd
@@ -17,16 +17,13 @@ from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.defaults import up_to
 from sabot.delivery import StagedSinks
 from sabot.kafka import open_sink, open_source
+from sabot.runtime.agent_kind import AgentKind
 from sabot.runtime.placement import SingleProcess, TaskPlacement
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.streams import SpreadStreams, TaskCoordinator
 from sabot.state import StateBackend
-from sabot.state.base import LocalBackend
 
 if TYPE_CHECKING:
-    from sabot.jobs.guard import EffectGuard
-    from sabot.jobs.log import Listener
-    from sabot.journal import Journal
     from sabot.plan import Plan
 
 _WHOLE = SingleProcess()
@@ -42,7 +39,6 @@ class RunnableApp(Protocol):
     """The settings of the next start. The start itself changes those that are meant for one start."""
     reprocess: set[str]
     clock: Clock
-    listener: "Listener | None"
     lifespan: Lifespan
     workers: "StreamsMaker | None"
     """The maker of streams and agents in processes of their own, or None if they run in this one."""
@@ -52,8 +48,8 @@ class RunnableApp(Protocol):
         """The method that changes settings before a start (`App.configure`)."""
 
     @property
-    def guards(self) -> "Sequence[EffectGuard]":
-        """The guards of durable jobs; the first one decides first."""
+    def guards(self) -> Sequence[Any]:
+        """The guards of effects and of model calls (`jobs.guard.EffectGuard`); the first one decides first."""
 
     def plan(self) -> "Plan":
         """Returns the plan of streams and agents, as far as it is known without their data."""
@@ -66,10 +62,8 @@ class RunnableApp(Protocol):
         database, one for each task of agents.
         """
 
-    def open_journal(self) -> "tuple[Journal, LocalBackend]":
-        """Opens the journal of durable agents and the backend of their mailboxes. Called before `open_storage`. The
-        runtime closes both.
-        """
+    def durable_kind(self) -> AgentKind:
+        """Returns what runs durable agents, and judges calls by the guards. Nothing of it is loaded before this call."""
 
     def open_storage(self) -> CheckpointStorage | None:
         """Opens and locks the storage for checkpoints. Returns None if the app keeps no checkpoints."""
@@ -103,10 +97,10 @@ class RunSettings:
     clock: Clock = SYSTEM_CLOCK
     directory: Path | None = None
     """The directory for the databases of keyed tables, or None if they stay in memory."""
-    listener: "Listener | None" = None
-    """The listener to events in the jobs of durable agents."""
-    guards: "Sequence[EffectGuard]" = ()
+    guards: Sequence[Any] = ()
     """The guards that decide on effects of durable agents; the first one decides first."""
+    kind: Callable[[], AgentKind] | None = None
+    """The maker of what knows these guards (`RunnableApp.durable_kind`), or None if there are none."""
     reprocess: set[str] = field(default_factory=set)
     """The durable agents whose records are read again as new jobs. The set is emptied once a checkpoint contains this
     start.
@@ -122,6 +116,10 @@ class RunSettings:
     has_dead_letters: bool = True
     """False if there are no dead letters for rows that a step cannot process: such a row ends the run."""
     stop_asked: Callable[[], bool] = lambda: False
+
+    def judge(self) -> Any:
+        """Returns a judge of the model calls of agents, by the guards, or None if there are no guards."""
+        return None if not self.guards or self.kind is None else self.kind().judge(self.guards)
 
     def source_of(self, node: Read) -> Source:
         """Returns the source of a stream, not open yet. All streams of an app form one consumer group."""
@@ -196,8 +194,8 @@ def settings_of(
         placement=placement,
         clock=app.clock,
         directory=app.open_tables(),
-        listener=app.listener,
         guards=app.guards,
+        kind=app.durable_kind,
         reprocess=app.reprocess,
         drop=drop,
         reemit=reemit,

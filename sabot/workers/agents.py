@@ -8,17 +8,15 @@ from sabot.base.metrics import Sample
 from sabot.base.threads import run_in_thread
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
-from sabot.journal import Journal
 from sabot.runtime.agent_groups import TASK, AgentGroup
+from sabot.runtime.agent_kind import OpenJournal
 from sabot.runtime.facts import stored_journal
-from sabot.runtime.jobs import check_journal
 from sabot.runtime.local_agents import LocalAgents
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.restore import restore_state
 from sabot.runtime.runnable import RunnableAgent
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state import StateBackend
-from sabot.state.base import LocalBackend
 from sabot.workers.messages import AgentHasFailed, ControlMessage, failed
 from sabot.workers.remote import RemoteCheckpoints
 
@@ -45,8 +43,7 @@ class WorkerAgents:
         self._group = group
         self._agents = {agent_id: agent for agent_id, agent in app.agents().items() if agent_id in group.agents}
         self._send = send
-        self._journal: Journal | None = None
-        self._mail: LocalBackend | None = None
+        self._journal: OpenJournal | None = None
         self._backend: StateBackend | None = None
 
     async def open(
@@ -57,9 +54,8 @@ class WorkerAgents:
         for agent in self._agents.values():
             agent.starts(self._app.settings.broker, self._app.settings.kafka)
         if any(spec.durable and spec.agent_id in self._agents for spec in specs):
-            journal, self._mail = await run_in_thread(self._app.open_journal)
-            self._journal = journal
-            await run_in_thread(check_journal, journal, stored_journal(restored, TASK))
+            self._journal = await run_in_thread(self._app.durable_kind().open)
+            await run_in_thread(self._journal.check, stored_journal(restored, TASK))
         if self._keeps_state:
             self._backend, _ = await run_in_thread(
                 self._app.open_state, f"db-{self._group.room}" if self._group.own else "db"
@@ -77,7 +73,6 @@ class WorkerAgents:
             on_failed=self._failed,
             ends=streams.build.ends,
             journal=self._journal,
-            mail=self._mail,
             group=self._group,
         )
         if not self._group.own:
@@ -113,8 +108,7 @@ class WorkerAgents:
         await self.local.close()
         for agent in self._agents.values():
             agent.released()
-        if self._journal is not None and self._mail is not None:
-            await run_in_thread(self._mail.shut)
+        if self._journal is not None:
             await run_in_thread(self._journal.close)
         if self._backend is not None:
             await self._backend.close()

@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from sabot import App, Message, UserError
 from sabot.agents import ChildLimits
+from sabot.agents.durable import mailbox
 from sabot.checkpoint import CheckpointStorage, ask
 from sabot.checkpoint.places import LocalPlace
 from sabot.checkpoint.savepoints import forget_savepoint
@@ -25,7 +26,6 @@ from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, CorruptJourna
 from sabot.journal.entries import Answer, Begin, EffectResult, End
 from sabot.journal.sqlite import SqliteReader
 from sabot.llm import tool
-from sabot.operators.agents import mailbox
 from sabot.runtime.agent_source import AgentSource
 from sabot.testing import ManualClock
 from tools.agent_tools import PATIENCE, bounded, checkpoint, started, until

@@ -232,7 +232,7 @@ async def test_as_many_batches_run_as_concurrency_says(shop: Shop) -> None:
 
 
 async def test_a_batch_of_many_bytes_is_several_jobs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.operators.agents.durable_batches._PIECE_BYTES", 200)
+    monkeypatch.setattr("sabot.agents.durable.batch_operator._PIECE_BYTES", 200)
     app = shop.app()
     async with started(app):
         shop.order(*range(12))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
+from sabot.agents.durable.job_rows import version_of
 from sabot.api.durable import DurableContext, durable_context
 from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
@@ -29,7 +30,6 @@ from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Usage
-from sabot.operators.agents.job_rows import version_of
 from sabot.state.backends.memory import MemoryBackend
 
 _NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.agents.context import ExecutionContext
+from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.names import check_names
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
 from sabot.api.durable import DurableContext
@@ -43,7 +44,6 @@ from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
-from sabot.operators.agents.job_rows import version_of
 
 _NAMES = 4096  # of calls, by name and scope, for which is known which rules match
 

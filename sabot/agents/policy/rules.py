@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any, ClassVar, Literal, get_args
 
+from sabot.agents.durable.job_rows import version_of
 from sabot.base.checks import FLAG, TEXT, TEXTS, Of, OneOf, check, check_fields, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UserError, short_repr
@@ -15,7 +16,6 @@ from sabot.jobs.guard import CallKind, Decision, GuardedCall, GuardVerdict
 from sabot.jobs.masking import mask
 from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
-from sabot.operators.agents.job_rows import version_of
 
 RuleAnswer = GuardVerdict | Decision | None
 """What a rule says: None: it has nothing to say of this call."""

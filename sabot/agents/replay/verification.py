@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.durable.job_function import job_function
 from sabot.agents.entry_values import as_plain, readable, value_of
 from sabot.agents.replay.recording import Recording
 from sabot.api.agent import AgentSpec
@@ -18,7 +19,6 @@ from sabot.jobs.history import ContinueAs, History
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import pack
 from sabot.journal.entries import Answer, EffectResult, End, Intent
-from sabot.operators.agents.job_function import job_function
 from sabot.operators.agents.rows import plain_value
 
 

@@ -1,1 +1,1 @@
-"""The operators that run agents: record agents, batch agents and durable agents."""
+"""The operators that run agents: record agents and batch agents."""

@@ -412,6 +412,12 @@ class AgentOperator(ABC):
         """Restores the `schemas` of a checkpoint."""
         self.codecs = {topic: self.make_codec(topic, text) for topic, text in schemas.items()} | self.codecs
 
+    def put_restored(self, batch: Batch, log: str | None) -> None:
+        """Adds rows of a checkpoint. `log`: the identity of the topic's log at the checkpoint, or None if the
+        checkpoint has none.
+        """
+        self.put(batch)
+
     @abstractmethod
     def unfinished(self) -> list[Batch]:
         """Returns the rows whose calls have not ended, in order: a restore must process them again."""

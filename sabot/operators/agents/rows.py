@@ -36,6 +36,9 @@ from sabot.operators.row_queue import QueuedRows
 RECORD_ROWS = 2048
 """The most records that an agent takes at once: to decode so many blocks the event loop for 2 ms."""
 
+JOB_HEADER = "sabot.job"
+"""The header with the id of a record's durable job, in dead letters and in records that are sent back."""
+
 JSON_HEADER = "sabot.json"
 """The header of a record that has a JSON payload though its topic has another format. A job has made it from its own
 message.

@@ -68,6 +68,7 @@ app.stream("orders").filtr()
 PARTS = ("sabot", "sabot.agents", "sabot.llm", "sabot.journal", "sabot.process", "sabot.testing")
 
 INNER = {
+    "AgentKind": "of App.durable_kind, for the runtime",
     "ArrowTable": "what the tables of other libraries are",
     "AgentSpec": "only App.agent_of returns it, for the runtime",
     "CsvOptions": "the keywords of files, of which nobody makes one",
@@ -85,7 +86,6 @@ INNER = {
     "LineFormat": "a choice of texts, and no class",
     "ListExpr": "a namespace of Expr: .list",
     "LookupOptions": "the keywords of lookup, of which nobody makes one",
-    "LocalBackend": "the state of App.open_journal, for the runtime",
     "MapAsyncOptions": "the keywords of map_async, of which nobody makes one",
     "Node": "of the graph behind a stream",
     "Owner": "of the graph behind a stream",
@@ -101,6 +101,7 @@ INNER = {
     "StreamEnd": "of App.write, which Stream.to calls",
     "StringExpr": "a namespace of Expr: .str",
     "StructExpr": "a namespace of Expr: .struct",
+    "TemplateText": "what a template string of Python 3.14 is",
     "Summary": "what app.summary returns: nobody makes one",
 }
 

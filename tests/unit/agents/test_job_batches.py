@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot.codecs.records import build_records
-from sabot.errors import CorruptJournal
-from sabot.operators.agents.job_batches import (
+from sabot.agents.durable.job_batches import (
     Pins,
     batch_job_id,
     from_ipc,
@@ -19,6 +17,8 @@ from sabot.operators.agents.job_batches import (
     read_batch,
     to_ipc,
 )
+from sabot.codecs.records import build_records
+from sabot.errors import CorruptJournal
 
 PLACES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), unique=True)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sabot._cython.arrow.batch import Batch
+from sabot.agents.durable.job_batches import to_ipc
 from sabot.api.agent import AgentSpec
 from sabot.api.durable import DurableContext
 from sabot.calls.functions import unwrap
@@ -20,11 +21,7 @@ from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.run import PYTHON_MARK
 from sabot.journal.effects import digest
-from sabot.operators.agents.job_batches import to_ipc
-from sabot.operators.agents.rows import JSON_HEADER, Row, place_of, rows_of, with_headers
-
-JOB_HEADER = "sabot.job"
-"""The header with the id of a record's job, in dead letters and in records that are sent back."""
+from sabot.operators.agents.rows import JOB_HEADER, JSON_HEADER, Row, place_of, rows_of, with_headers
 
 RUN_HEADER = "sabot.run"
 """The header with the number of the run that has failed (`Begin.run`), beside JOB_HEADER or FROM_HEADER. 0 means that

@@ -23,24 +23,9 @@ from functools import partial
 from typing import Any
 
 from sabot._cython.arrow.batch import Batch
-from sabot.api.agent import AgentSpec
-from sabot.api.context import apply_writes
-from sabot.base.process_exit import EXITS
-from sabot.base.supervision import watch_call, watch_task
-from sabot.calls.limits import TokenBucket
-from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
-from sabot.jobs.guard import Behalf
-from sabot.jobs.host import JobHost
-from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.owner import OpenJob, Verdict
-from sabot.jobs.recovery import last_begin
-from sabot.jobs.run import JobRun
-from sabot.jobs.values import conversation_of, pack_error, unpack_error
-from sabot.journal.base import MAY_BEGIN_AGAIN
-from sabot.journal.effects import digest
-from sabot.operators.agents.job_batches import is_batch
-from sabot.operators.agents.job_function import job_function
-from sabot.operators.agents.job_rows import (
+from sabot.agents.durable.job_batches import is_batch
+from sabot.agents.durable.job_function import job_function
+from sabot.agents.durable.job_rows import (
     LABELS_HEADER,
     LAST_RUN,
     FailedRun,
@@ -59,8 +44,23 @@ from sabot.operators.agents.job_rows import (
     rows_of_begun,
     version_of,
 )
-from sabot.operators.agents.key_order import KeyOrder
-from sabot.operators.agents.mailbox import MailRoom
+from sabot.agents.durable.key_order import KeyOrder
+from sabot.agents.durable.mailbox import MailRoom
+from sabot.api.agent import AgentSpec
+from sabot.api.context import apply_writes
+from sabot.base.process_exit import EXITS
+from sabot.base.supervision import watch_call, watch_task
+from sabot.calls.limits import TokenBucket
+from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, UserError
+from sabot.jobs.guard import Behalf
+from sabot.jobs.host import JobHost
+from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.recovery import last_begin
+from sabot.jobs.run import JobRun
+from sabot.jobs.values import conversation_of, pack_error, unpack_error
+from sabot.journal.base import MAY_BEGIN_AGAIN
+from sabot.journal.effects import digest
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.rows import RecordReader, Row, place_of, results_of, waiting_batches
 
@@ -206,9 +206,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint. `log`: the identity of the topic's log at the checkpoint, or None if the
-        checkpoint has none. If the topic has another log now, other records may be at the same positions, so the rows
-        get job ids as headers.
+        """Adds rows of a checkpoint, as `AgentOperator.put_restored`. If the topic has another log now, other records may
+        be at the same positions, so the rows get job ids as headers.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 

@@ -23,6 +23,27 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_array
 from sabot._cython.text.json import BadRow
+from sabot.agents.durable.job_batches import (
+    BatchInput,
+    Pins,
+    batch_job_id,
+    from_ipc,
+    is_batch,
+    place_of_rows,
+    read_batch,
+    to_ipc,
+)
+from sabot.agents.durable.job_rows import (
+    FailedRun,
+    JobCall,
+    encode,
+    failed_run,
+    job_headers,
+    labels_of,
+    result_headers,
+    user_headers,
+)
+from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
 from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
@@ -34,29 +55,7 @@ from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
 from sabot.journal.effects import digest
 from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns
-from sabot.operators.agents.durable import DurableAgentOperator
-from sabot.operators.agents.job_batches import (
-    BatchInput,
-    Pins,
-    batch_job_id,
-    from_ipc,
-    is_batch,
-    place_of_rows,
-    read_batch,
-    to_ipc,
-)
-from sabot.operators.agents.job_rows import (
-    JOB_HEADER,
-    FailedRun,
-    JobCall,
-    encode,
-    failed_run,
-    job_headers,
-    labels_of,
-    result_headers,
-    user_headers,
-)
-from sabot.operators.agents.rows import rows_of, with_headers
+from sabot.operators.agents.rows import JOB_HEADER, rows_of, with_headers
 from sabot.operators.row_queue import QueuedRows
 
 _PIECE_BYTES = 8 << 20  # the most bytes of the rows of one job, since the journal stores them

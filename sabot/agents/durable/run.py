@@ -12,6 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.agents.durable.batch_operator import DurableBatchOperator
+from sabot.agents.durable.mailbox import NOTES, STATE, MailRoom, NotesOfParked
+from sabot.agents.durable.operator import DurableAgentOperator
+from sabot.api.agent import AgentSpec
 from sabot.api.settings import Settings
 from sabot.base.os_errors import restoring
 from sabot.base.threads import run_in_thread, run_to_end
@@ -27,11 +31,10 @@ from sabot.journal import Journal, JournalReader, open_journal
 from sabot.journal.base import check_place
 from sabot.journal.memory import MemoryJournal, MemoryStorage
 from sabot.journal.source import held_for
-from sabot.operators.agents.durable import DurableAgentOperator
-from sabot.operators.agents.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
+from sabot.runtime.writing import Flushes, OperatorPort
 from sabot.state import open_backend, state_directory
 from sabot.state.base import Cut, LocalBackend
 
@@ -212,8 +215,30 @@ class DurableJobs:
         cuts = {STATE: self.mail.cut(), NOTES: self._notes.cut()}
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
+    def operator(self, spec: AgentSpec, **wiring: Any) -> DurableAgentOperator:
+        """Makes the operator of a durable agent. `wiring`: `leaves_at_once`, and the arguments of all operators."""
+        kind = DurableBatchOperator if spec.batch else DurableAgentOperator
+        made = self._operators[spec.agent_id] = kind(spec, host=self.host, mail=self.mail, **wiring)
+        return made
+
+    def reads(self, agent_id: str, topic: str, log: str | None, again: int) -> None:
+        """Tells a durable agent which log its topic is, or None if its jobs are not named by positions in it, and how
+        often its rows became new jobs (`--reprocess`).
+        """
+        names = self._operators[agent_id].names
+        names.again = max(again, names.again)
+        if log is not None:
+            names.logs[topic] = log
+
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Hands the open jobs to their agents. Raises UserError if the program lacks an agent of some jobs."""
+        """Hands the open jobs to their agents. Durable agents that write into other durable agents will add the id of
+        the job to each row. Raises UserError if the program lacks an agent of some jobs.
+        """
+        for agent_id, operator in operators.items():
+            below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
+            if isinstance(operator, DurableAgentOperator) and isinstance(below, DurableAgentOperator):
+                operator.hands_on = True
+                below.names.parents |= {agent_id}
         self._operators = {name: each for name, each in operators.items() if isinstance(each, DurableAgentOperator)}
         gone = Counter(job.agent for job in self._open if job.agent not in self._operators)
         if gone:
@@ -283,6 +308,28 @@ class DurableJobs:
     def rest(self) -> bool:
         """True if some jobs are parked. The app is then not finished, even if all inputs have ended."""
         return self.host.parking.parked > 0
+
+    @property
+    def left_behind(self) -> list[str]:
+        """The calls that ignored their cancellation."""
+        return self.host.left_behind
+
+    @property
+    def flushes(self) -> Flushes:
+        """The log of the jobs, for which a barrier waits."""
+        return self.host.log
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the facts about the journal for a checkpoint."""
+        return self.host.log.facts()
+
+    def start(self) -> None:
+        """Starts the host."""
+        self.host.start()
+
+    async def quiesce(self) -> None:
+        """Stops all jobs: none begins or continues, and effects that run have some time to end."""
+        await self.host.quiesce()
 
     async def close(self) -> None:
         """Drops the jobs in memory; the journal has them. Idempotent."""

@@ -14,12 +14,12 @@ from typing import Protocol
 
 import msgspec
 
+from sabot.agents.durable.job_rows import JobCall, WaitingInput, decode_waiting, encode
+from sabot.agents.durable.mailbox import Mailboxes, MailRoom
 from sabot.api.agent import AgentSpec
 from sabot.base.redaction import scrubbed
 from sabot.errors import MailboxFull, SabotError, UserError
 from sabot.jobs.tree import parent_of
-from sabot.operators.agents.job_rows import JobCall, WaitingInput, decode_waiting, encode
-from sabot.operators.agents.mailbox import Mailboxes, MailRoom
 from sabot.operators.agents.timers import key_of
 
 _log = logging.getLogger(__name__)

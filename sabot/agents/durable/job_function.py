@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from sabot.agents.durable.job_batches import BatchInput, from_ipc, read_batch, to_ipc
+from sabot.agents.durable.job_rows import JobInput, decode_record, encode, payload_from, row_of
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
 from sabot.api.durable import BatchJobContext, DurableContext, batch_job_context, durable_context
@@ -18,8 +20,6 @@ from sabot.errors import RowErrors
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import in_order, pack
 from sabot.operators.agents.batches import named_rows, returned
-from sabot.operators.agents.job_batches import BatchInput, from_ipc, read_batch, to_ipc
-from sabot.operators.agents.job_rows import JobInput, decode_record, encode, payload_from, row_of
 from sabot.operators.agents.rows import collect_results, place_of, plain_value
 from sabot.state import StateAt, StateBackend
 from sabot.state.backends.memory import MemoryBackend

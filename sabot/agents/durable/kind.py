@@ -1,0 +1,97 @@
+"""Durable agents and the guards of an app, as the runtime sees them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sabot.agents.durable.run import DurableJobs, JournalOwner, check_journal, journal_place, open_app_journal
+from sabot.agents.job_history import job_keeping
+from sabot.api.agent import AgentSpec
+from sabot.base.redaction import redacted_url
+from sabot.checkpoint import CheckpointStorage
+from sabot.errors import UserError
+from sabot.jobs.guard import EffectGuard, guard_of
+from sabot.jobs.judges import GuardJudge, judge_of
+from sabot.jobs.log import Listener
+from sabot.journal import Journal
+from sabot.journal.memory import MemoryStorage
+from sabot.journal.opening import is_at_server
+from sabot.state.base import LocalBackend
+
+
+class DurableApp(JournalOwner, Protocol):
+    """An app with durable agents."""
+
+    listener: Listener | None
+    journal_storage: MemoryStorage | None
+    """The contents of a journal in memory, so that the next run in this process finds its entries."""
+
+    def checkpoints(self) -> CheckpointStorage | None:
+        """Returns the storage of checkpoints, not locked, or None."""
+
+
+class DurableKind:
+    """The durable agents of an app (`runtime.agent_kind.AgentKind`)."""
+
+    def __init__(self, app: DurableApp) -> None:
+        self._app = app
+
+    def open(self) -> "AppJournal":
+        """Opens the journal of the app, and the store of its mailboxes. Blocks. Raises UserError."""
+        app, storage = self._app, self._app.checkpoints()
+        if app.journal_storage is None or storage is None or app.settings.forget_effects:
+            app.journal_storage = MemoryStorage(app.clock)
+        journal, mail = open_app_journal(app, storage, app.journal_storage)
+        journal.keeping = job_keeping(app.settings.keep_jobs)
+        return AppJournal(app, journal, mail)
+
+    def judge(self, guards: Sequence[EffectGuard]) -> GuardJudge | None:
+        """Returns the judge of model calls that no job makes, by the guards of this run."""
+        return judge_of(self._app.id, guards, self._app.clock)
+
+    def refuses(self, agents: Sequence[AgentSpec]) -> None:
+        """Raises UserError if a durable agent would run in another process than its journal."""
+        durable = next((spec.agent_id for spec in agents if spec.durable), None)
+        if durable is not None and not is_at_server(journal := journal_place(self._app)):
+            raise UserError(
+                f"agent {durable} is durable, but its journal {redacted_url(str(journal))} is not on a server, as workers need it",
+                hint='App(…, journal="kafka://…") or journal="postgresql://…"; or start without --workers',
+            )
+
+
+class AppJournal:
+    """The journal of an app and the store of its mailboxes, while both are open in this process."""
+
+    def __init__(self, app: DurableApp, journal: Journal, mail: LocalBackend) -> None:
+        self._app, self.journal, self._mail = app, journal, mail
+
+    def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:
+        """Compares the journal with a checkpoint (`check_journal`). Blocks."""
+        check_journal(self.journal, facts, place)
+
+    def run(
+        self,
+        guards: Sequence[EffectGuard],
+        *,
+        known: bool,
+        storage: CheckpointStorage | None,
+        on_broken: Callable[[str, BaseException], None],
+    ) -> DurableJobs:
+        """Returns the jobs of a run over this journal, not open yet."""
+        return DurableJobs(
+            self.journal,
+            self._mail,
+            clock=self._app.clock,
+            known=known,
+            storage=storage,
+            dedupe_s=self._app.settings.dedupe_s,
+            listener=self._app.listener,
+            guard=guard_of(guards),
+            on_broken=on_broken,
+        )
+
+    def close(self, *, ran: bool = True) -> None:
+        """Closes both. Blocks. `ran`: False if the start failed; a journal that this start has made is then removed."""
+        try:
+            self._mail.shut()
+        finally:
+            self.journal.close() if ran else self.journal.abandon()
