@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 _HOW = {"INNER": "inner", "COMMA": "inner", "CROSS": "inner", "LEFT": "left", "RIGHT": "right", "FULL": "full"}
 _COMPARISONS = ("<", "<=", ">", ">=")
 _EVENT_TIMES = (pa.timestamp("ms"), pa.timestamp("ms", tz="UTC"))
-_RANKED = ("every", "window_start", "window_end")  # the columns that a ranking in windows adds
+_RANKED = ("window_start", "window_end")  # the columns that a ranking in windows adds
 
 
 def _versions(stream: Stream) -> Stream | None:
@@ -318,7 +318,7 @@ class JoinBinder:
         with at(self._join.span):
             stream = left.stream
             stream = stream.filter(col(found.by).is_not_null()) if found.has_nulls else stream
-            keyed = stream.key_by(every=lit(0)).window(window)
+            keyed = stream.window(window)
             first = keyed.top_n(1, by=[found.by], descending=[found.descending], ties="rank")
         fields = [replace(each, shift_ms=None) for each in left.fields]
         fields += [replace(each, column=found.columns[each.column], shift_ms=None) for each in right.fields]
@@ -347,7 +347,7 @@ class JoinBinder:
         passed = {each.column: col(found.columns[each.column]).cast(each.type) for each in right.fields}
         with at(self._join.span):
             rows = left.stream.filter(col(found.by).is_not_null()) if found.has_nulls else left.stream
-            ranked = rows.key_by(every=lit(0)).window(window)
+            ranked = rows.window(window)
             first = ranked.top_n(1, by=[found.by], descending=[found.descending], ties="rank")
             stream = first.select(*columns, **passed)
             if self._lower == -1:
