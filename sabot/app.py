@@ -210,9 +210,16 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         if they are known only from the first records.
         """
         from sabot.operators.base import without_marks
+        from sabot.plan import Reading, with_schemas
 
-        plan = self._plan_of(node)
-        known = plan.schemas().get(next(stage.id for stage in reversed(plan.stages) if stage.agent is None))
+        if isinstance(node, Read):  # SQL asks each table for its columns, for which no plan is needed
+            (end,) = with_schemas([Write(node, TableSink("out"), None)], {id(node): node.found_schema()})
+            (read,) = end.inputs
+            assert isinstance(read, Read)
+            known = Reading(read, None, timed=False).rows
+        else:
+            plan = self._plan_of(node)
+            known = plan.schemas().get(next(stage.id for stage in reversed(plan.stages) if stage.agent is None))
         if known is None:
             raise UserError(
                 "schema: the columns are not known before the first records have come",

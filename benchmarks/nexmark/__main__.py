@@ -8,7 +8,8 @@ A line for each query, and at last a JSON object. Events are all that the stream
 decoded in the timed run. Without --out changes are dropped as they come, and with it the final result is written. --check compares that
 with DuckDB's; without --out it is a second run that writes it. q12 goes by the clock, and is not compared; DuckDB has no patterns (p0
 to p3). Each query runs in a process of its own. --api sql: after each query its text in SQL too, of `benchmarks/nexmark/sql` or of
---sql FOLDER, which may be a folder of Flink's suite as it is.
+--sql FOLDER, which may be a folder of Flink's suite as it is. --bind: the CPU time of parsing and binding the texts of all
+queries, the first time of a process and later; nothing runs.
  --peers: the same events as files in other engines, one after the other (benchmarks/peers/nexmark_peers.py says how); with --check
 their results are compared too, of fewer events.
 """
@@ -29,7 +30,7 @@ from sabot import SabotError
 
 from .generator import Config, Generator
 from .peers import PEERS, Peers
-from .run import FURTHER, QUERIES, Settings, dump, measure
+from .run import FURTHER, QUERIES, Settings, dump, measure, measure_binding
 
 NOT_COMPARED = ("q12", *(name for name in FURTHER if name.startswith("p")))  # DuckDB has no patterns
 
@@ -54,6 +55,11 @@ def _run(options: argparse.Namespace) -> None:
         ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes,
         _peers(options, generator) as peers,
     ):
+        if options.bind:
+            settings = Settings(generator, options.events, sql=options.sql)
+            figures = processes.submit(measure_binding, options.queries, settings).result()
+            print(json.dumps({"benchmark": "nexmark --bind", **figures}))
+            return
         for query in options.queries:
             check = options.check and query not in NOT_COMPARED
             settings = Settings(
@@ -140,6 +146,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dump", type=Path, help="the folder for the stream, as Parquet")
     parser.add_argument("--check", action="store_true", help="compare the results with DuckDB's")
     parser.add_argument("--api", choices=["python", "sql"], default="python", help="sql: each query in SQL too")
+    parser.add_argument("--bind", action="store_true", help="measure parsing and binding of the texts alone")
     parser.add_argument("--sql", type=Path, help="the folder of the texts qN.sql; default: those of this suite")
     parser.add_argument("--peers", type=_peer_names, default=[], help=", ".join(PEERS))
     return parser.parse_args()

@@ -15,6 +15,7 @@ After a crash no method is called: a new process opens the source at the positio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -631,6 +632,7 @@ _SINK_ABILITIES = (
 # -- abilities that a class does not name -------------------------------------------------------------------------------
 
 
+@cache
 def _members(ability: type) -> list[str]:
     inherited = {name for base in ability.__bases__ for name in dir(base)}
     return [name for name in vars(ability) if not name.startswith("_") and name not in inherited]

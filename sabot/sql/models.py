@@ -1,12 +1,9 @@
 """CREATE MODEL: a model of a vendor, which ML_PREDICT asks."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sabot.llm.engine import ExecutionEngine
-from sabot.llm.middleware import CallBudget
-from sabot.llm.provider import Provider
 from sabot.sql.registered import RegisteredModel
 from sabot.sql.scope import at
 from sabot.sql.syntax.text import SqlFault
@@ -14,14 +11,18 @@ from sabot.sql.syntax.tree import CreateModel
 from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type
 
+if TYPE_CHECKING:  # a text without models does not wait for the package of models
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.provider import Provider
 
-def _openai(model: str, **options: Any) -> Provider:
+
+def _openai(model: str, **options: Any) -> "Provider":
     from sabot.llm.providers.openai import OpenAIProvider
 
     return OpenAIProvider(model, **options)
 
 
-def _anthropic(model: str, **options: Any) -> Provider:
+def _anthropic(model: str, **options: Any) -> "Provider":
     from sabot.llm.providers.anthropic import AnthropicProvider
 
     return AnthropicProvider(model, **options)
@@ -60,7 +61,10 @@ def model_of(statement: CreateModel) -> RegisteredModel:
     return RegisteredModel(name.text, engine, given)
 
 
-def _engine_of(options: Options) -> ExecutionEngine:
+def _engine_of(options: Options) -> "ExecutionEngine":
+    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.middleware import CallBudget
+
     make = options.choose("provider", _PROVIDERS)
     if make is None:
         raise SqlFault(options.span, f"model {options.table} needs the option 'provider'", "'provider' = 'openai'")

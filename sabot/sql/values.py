@@ -586,14 +586,18 @@ def walk(node: Any) -> Iterator[Any]:
                 waiting += [getattr(value, name) for name in names]
 
 
-_parts_of: dict[type, tuple[str, ...]] = {}  # a binder walks the same trees often, so the fields are looked up once
+_parts_of: dict[type, tuple[str, ...]] = {Span: ()}  # a binder walks the same trees often: fields are looked up once
 
 
 def _parts(kind: type) -> tuple[str, ...]:
-    """Returns the names of the fields of a class of the tree, the last one first; empty for any other class."""
+    """Returns the names of the fields of a class of the tree, the last one first; empty for any other class.
+
+    Positions in the text are left out: no binder looks for them, and two equal expressions stand at two places.
+    """
     known = _parts_of.get(kind)
     if known is None:
-        known = _parts_of[kind] = tuple(each.name for each in reversed(fields(kind))) if is_dataclass(kind) else ()
+        names = [each.name for each in reversed(fields(kind))] if is_dataclass(kind) else []
+        known = _parts_of[kind] = tuple(name for name in names if name != "span")
     return known
 
 
@@ -623,8 +627,6 @@ def key_of(node: Any, relation: Relation) -> Any:
         return ("column", field.column, *(each.text for each in further))
     if isinstance(node, Name):
         return node.text if node.quoted else node.text.upper()
-    if isinstance(node, Span):
-        return None
     if isinstance(node, tuple):
         return tuple(key_of(each, relation) for each in node)
     if is_dataclass(node):

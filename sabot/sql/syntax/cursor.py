@@ -137,7 +137,9 @@ class TokenCursor:
 
     def is_word(self, *words: str) -> bool:
         """Returns True if these keywords stand here, one after the other."""
-        return all(self.peek(i).word == word for i, word in enumerate(words))
+        if self.tokens[self.at].word != words[0]:
+            return False
+        return len(words) == 1 or all(self.peek(i).word == word for i, word in enumerate(words))
 
     @property
     def at_end(self) -> bool:
@@ -146,8 +148,8 @@ class TokenCursor:
 
     def is_symbol(self, symbol: str, ahead: int = 0) -> bool:
         """Returns True if this symbol stands here, or that many places behind."""
-        token = self.peek(ahead)
-        return token.kind is TokenKind.SYMBOL and token.value == symbol
+        token = self.peek(ahead) if ahead else self.tokens[self.at]
+        return token.value == symbol and token.kind is TokenKind.SYMBOL
 
     # -- taking -------------------------------------------------------------------------------------------------------
 

@@ -24,16 +24,16 @@ class TokenKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SqlToken:
-    """A token. `value`: the name or the string without its quotes, the digits of a number, the text of a hint."""
+    """A token. `value`: the name or the string without its quotes, the digits of a number, the text of a hint.
+
+    `word`: the name in capitals if it may be a keyword, else an empty text. The parser reads it several times at each
+    token, so it is made once.
+    """
 
     kind: TokenKind
     value: str
     span: Span
-
-    @property
-    def word(self) -> str:
-        """The name in capitals if it may be a keyword, else an empty text."""
-        return self.value.upper() if self.kind is TokenKind.NAME else ""
+    word: str = ""
 
     def __str__(self) -> str:
         if self.kind is TokenKind.END:
@@ -76,21 +76,22 @@ def tokens_of(text: SqlText) -> list[SqlToken]:
         match = _PATTERN.match(source, at)
         if match is None or (match.lastgroup == "symbol" and source.startswith("/*", at)):
             raise _unreadable(source, at)
-        token = _token(match, Span(at, match.end()))
-        if token is not None:
+        end = match.end()
+        if match.lastgroup not in ("blank", "comment"):
+            token = _token(match, Span(at, end))
             if tokens and tokens[-1].span.end == at and _runs_on(tokens[-1], token):
                 span = tokens[-1].span.to(token.span)
                 raise SqlFault(span, f"{source[span.start : span.end]} is neither a number nor a name")
             tokens.append(token)
-        at = match.end()
+        at = end
     tokens.append(SqlToken(TokenKind.END, "", Span(len(source), len(source))))
     return tokens
 
 
-def _token(match: re.Match[str], span: Span) -> SqlToken | None:
+def _token(match: re.Match[str], span: Span) -> SqlToken:
     group, text = match.lastgroup, match.group()
-    if group in ("blank", "comment"):
-        return None
+    if group == "name":
+        return SqlToken(TokenKind.NAME, text, span, text.upper())
     if match["number"] is not None:
         if match["exponent"]:
             return SqlToken(TokenKind.FLOAT, text, span)
@@ -103,7 +104,7 @@ def _token(match: re.Match[str], span: Span) -> SqlToken | None:
         return SqlToken(TokenKind.HINT, text[3:-2].strip(), span)
     if group == "parameter":
         return SqlToken(TokenKind.PARAMETER, match["parameter"], span)
-    return SqlToken(TokenKind.NAME if group == "name" else TokenKind.SYMBOL, text, span)
+    return SqlToken(TokenKind.SYMBOL, text, span)
 
 
 def _runs_on(before: SqlToken, token: SqlToken) -> bool:
