@@ -31,6 +31,7 @@ ORDER = [
     "base.sqlite_files",
     "steps",
     "base.disk",
+    "base.sorting",
     "base.claims",
     "base.proc",
     "base.process_exit",

@@ -234,6 +234,12 @@ class Scans(ABC):
         whose errors it raises. May read the beginning of the data.
         """
 
+    def inferring(self, rows: int) -> "Source":
+        """Returns the source with columns that are inferred from so many records. Raises UserError if they are not
+        inferred, as here. Called before all other methods.
+        """
+        raise UserError(f"infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
+
 
 class SkipsHeaders(ABC):
     """The ability of a source to read records without their headers, which saves memory and time where no step reads headers."""

@@ -156,6 +156,13 @@ def columns_of(source: Source) -> pa.Schema | None:
     return source.infer_schema() if isinstance(source, Scans) else source.schema
 
 
+def inferring(source: Source, rows: int) -> Source | None:
+    """Returns the source with columns that are inferred from so many records, as `Scans.inferring`. Returns None for a source of
+    records, whose columns the engine infers. Raises UserError if the columns are not inferred.
+    """
+    return source.inferring(rows) if isinstance(source, Scans) else None
+
+
 def leave_headers(source: Source) -> None:
     """Asks the source to leave headers out, if it can."""
     if isinstance(source, SkipsHeaders):

@@ -24,6 +24,7 @@ from sabot.operators.rows.bad import STEP_LENGTH
 _log = logging.getLogger(__name__)
 
 _STEPS = 4  # steps of the histogram in which lateness doubles
+DROPPED = "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)"
 _EVERY_S = 60.0  # the least time between two lines of the log about one step
 
 
@@ -36,11 +37,18 @@ class LateRows:
     """
 
     def __init__(
-        self, context: OperatorContext, step: str, branch: str = "late", hidden: Sequence[str] = (TIME_COLUMN,)
+        self,
+        context: OperatorContext,
+        step: str,
+        branch: str = "late",
+        hidden: Sequence[str] = (TIME_COLUMN,),
+        fate: str = DROPPED,
     ) -> None:
         """`step`: the text of the step for messages and dead letters. `branch`: the name of the output branch.
-        `hidden`: the columns that rows in the branch do not have.
+        `hidden`: the columns that rows in the branch do not have. `fate`: what becomes of the rows without a branch, as the
+        end of a sentence.
         """
+        self._fate = fate
         self.count = 0
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
         self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
@@ -108,9 +116,7 @@ class LateRows:
             logging.INFO if taken else logging.WARNING,
             "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
             *(self.count, self._step, span_text(self._most_ms), span_text(half), span_text(most), self._nearly_all()),
-            "go where late= says"
-            if taken
-            else "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)",
+            "go where late= says" if taken else self._fate,
         )
         self._told, self._told_at, self._most_ms = self.count, now, 0
 

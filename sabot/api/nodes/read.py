@@ -21,8 +21,7 @@ from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON, Json, format_of
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_input, check_sink
-from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of
-from sabot.connectors.files.source import FileSource
+from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of, inferring
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
@@ -291,10 +290,10 @@ def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema |
     rows = check("stream: infer", infer, Whole(1, _INFER_MOST))
     if known is not None:
         raise UserError("stream: schema= has all types already", hint="give schema= or infer=, not both")
-    if isinstance(source, FileSource):
-        return format, source.inferring(rows)
+    if isinstance(source, Source) and (found := inferring(source, rows)) is not None:
+        return format, found
     payloads = format_of(format, "stream")
-    if not isinstance(payloads, Json) or (isinstance(source, Source) and decodes(source)):
+    if not isinstance(payloads, Json):
         raise UserError(f"stream: infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")
     return replace(payloads, sample_rows=rows), source
 

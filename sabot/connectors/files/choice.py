@@ -8,6 +8,7 @@ from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
 from sabot.connectors.files.paths import FORMATS, Paths, bare_suffix, find_files, format_of, name_of
+from sabot.connectors.files.sorted import SortedFiles
 from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 
@@ -30,15 +31,27 @@ class CsvOptions(TypedDict, total=False):
 
 
 def files(
-    path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES, **csv: Unpack[CsvOptions]
-) -> FileSource:
+    path: Paths,
+    format: str | None = None,
+    *,
+    sort: str | None = None,
+    record_bytes: int | str = RECORD_BYTES,
+    **csv: Unpack[CsvOptions],
+) -> FileSource | SortedFiles:
     """Returns the source for these files. `format`: "ndjson", "csv", "parquet" or "arrow", or None: the suffixes of
-    the files tell it.
+    the files tell it. `sort`: the column of times, numbers or ISO 8601 texts in whose order the rows come, or None for
+    the order in which they are written.
 
     `csv`: `delimiter`, `columns`, `null_values`, `decimal_comma` and `encoding` of CSV files, as in `CsvSource`.
     A record of more than `record_bytes` goes to the dead letters. Raises UserError if no file is found, if the files
     have several formats, or if a suffix names no format.
     """
+    if sort is not None:
+        return SortedFiles(_files(path, format, record_bytes, csv), sort)
+    return _files(path, format, record_bytes, csv)
+
+
+def _files(path: Paths, format: str | None, record_bytes: int | str, csv: CsvOptions) -> FileSource:
     if format is not None:
         if format not in _SOURCES:
             raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_SOURCES)}")

@@ -184,7 +184,9 @@ def _stated(path: str, number: int) -> DataFile:
     return DataFile(path, number, found.st_size, found.st_mtime_ns // 1_000_000)
 
 
-def digest(files: Sequence[DataFile]) -> int:
-    """Returns a number below 2^56 that differs if the names of these files, or their order, differ."""
-    names = "\0".join(file.path for file in files).encode(errors="surrogateescape")
+def digest(files: Sequence[DataFile], *, sizes: bool = False) -> int:
+    """Returns a number below 2^56 that differs if the names of these files, or their order, differ, or, with `sizes`, their sizes."""
+    names = "\0".join(f"{file.path}\0{file.size}" if sizes else file.path for file in files).encode(
+        errors="surrogateescape"
+    )
     return int.from_bytes(blake2b(names, digest_size=7).digest(), "big")

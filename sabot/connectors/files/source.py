@@ -228,6 +228,10 @@ class FileSource(
         found.infer_rows, found._whole = rows, None
         return found
 
+    def digest(self) -> int:
+        """Returns a number below 2^56 that differs if the names, the order or the sizes of the files differ."""
+        return digest(self._list(), sizes=True)
+
     @property
     def schema(self) -> pa.Schema | None:
         return self._schema

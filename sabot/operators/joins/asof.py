@@ -43,6 +43,10 @@ class AsofJoin(TimedJoin):
 
     kind = "as-of join"
     hows = ("left", "inner")
+    fate_of_right = (
+        "are partners only of rows that come out after them; a reference whose rows are out of order is a table "
+        "(app.table(…)), files in order (files(…, sort=)), or a stream with a greater lateness="
+    )
 
     def __init__(
         self,

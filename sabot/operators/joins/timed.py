@@ -6,7 +6,7 @@ go to the output branch "late" or "late_right".
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import JoinOperator, Rows, Side
-from sabot.operators.late_rows import LateRows
+from sabot.operators.late_rows import DROPPED, LateRows
 from sabot.operators.state_parts import last_watermark
 
 LONGEST_MS = 2**60  # the longest interval or tolerance
@@ -32,6 +32,8 @@ LONGEST_MS = 2**60  # the longest interval or tolerance
 
 class TimedJoin(JoinOperator, HasBranches):
     """A join whose sides both have event time. Raises UserError if one has none."""
+
+    fate_of_right: ClassVar[str] = DROPPED  # of late rows of the right, for the log
 
     def open(self, context: OperatorContext) -> pa.Schema:
         for name, schema in (("left", context.input), ("right", context.right)):
@@ -41,7 +43,7 @@ class TimedJoin(JoinOperator, HasBranches):
         step, sides = self.step.text or self.kind, self.sides
         self.late = {
             "left": LateRows(context, step, "late", _hidden(sides.left_keys)),
-            "right": LateRows(context, step, "late_right", _hidden(sides.right_keys)),
+            "right": LateRows(context, step, "late_right", _hidden(sides.right_keys), self.fate_of_right),
         }
         return super().open(context)
 

@@ -8,7 +8,8 @@ import pytest
 
 import sabot
 from sabot import App, UserError, col
-from sabot.operators.changes.sorting import places_of, sorted_rows
+from sabot.base.sorting import SortedRuns
+from sabot.operators.changes.sorting import places_of
 
 BY = (("x", True, False), ("n", False, True))
 
@@ -29,14 +30,27 @@ def pieces(rows: int) -> list[pa.RecordBatch]:
 @pytest.mark.parametrize("run_bytes", [1, 20_000, 150_000, 10**9])
 def test_runs_on_disk_give_the_rows_that_memory_gives(tmp_path, run_bytes):
     given = pieces(20_000)
-    found = list(sorted_rows(given, partial(places_of, by=BY), tmp_path / "runs", run_bytes))
+    runs = SortedRuns(partial(places_of, by=BY), tmp_path / "runs", run_bytes)
+    for piece in given:
+        runs.add(piece)
+    found = list(runs.rows())
     whole = pa.concat_batches(given)
     assert pa.concat_batches(found)["n"].equals(whole["n"].take(places_of(whole, BY)))
     assert not (tmp_path / "runs").exists()
 
 
 def test_without_rows_there_are_none(tmp_path):
-    assert list(sorted_rows([], partial(places_of, by=BY), tmp_path, 1)) == []
+    assert list(SortedRuns(partial(places_of, by=BY), tmp_path, 1).rows()) == []
+
+
+@pytest.mark.parametrize("run_bytes", [1, 3000, 10**9])
+def test_rows_that_are_equal_in_the_order_come_out_as_they_were_added(tmp_path, run_bytes):
+    runs = SortedRuns(partial(places_of, by=(("x", False, False),)), tmp_path / "runs", run_bytes)
+    whole = pa.record_batch({"x": [n * 7 % 5 for n in range(5000)], "n": range(5000)})
+    for start in range(0, 5000, 100):
+        runs.add(whole.slice(start, 100))
+    found = pa.concat_batches(list(runs.rows()))
+    assert found["n"].to_pylist() == sorted(range(5000), key=lambda n: (n * 7 % 5, n))
 
 
 def test_null_comes_first_and_nan_is_the_greatest_number():
