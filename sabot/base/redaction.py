@@ -132,8 +132,11 @@ class _Known:
             deque()
         )  # forms of owners that are gone; the garbage collector may append while the lock is held
 
-    def add(self, values: Iterable[str], owner: object | None) -> None:
-        forms = frozenset(form for value in values for form in _forms(value))
+    def all(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self._forms)
+
+    def add(self, forms: frozenset[str], owner: object | None) -> None:
         if not forms:
             return
         with self._lock:
@@ -220,7 +223,20 @@ def keep_secret(*values: object, beside: Iterable[object] = (), owner: object | 
     """
     shown = {str(each) for each in beside}
     texts = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)
-    _known.add((text for text in texts if isinstance(text, str) and text not in shown), owner)
+    kept = (text for text in texts if isinstance(text, str) and text not in shown)
+    _known.add(frozenset(form for each in kept for form in _forms(each)), owner)
+
+
+def kept_forms() -> frozenset[str]:
+    """Returns what `scrubbed` hides: all forms of the registered secrets. A process that shows texts for this one gives them to
+    `keep_forms`.
+    """
+    return _known.all()
+
+
+def keep_forms(forms: Iterable[str]) -> None:
+    """Makes `scrubbed` hide these forms of secrets, which are those of another process, for the life of this one."""
+    _known.add(frozenset(forms), None)
 
 
 def keep_settings(settings: Mapping[str, object], *, owner: object | None = None) -> None:

@@ -5,12 +5,10 @@ second for all viewers together, and are sent to those who do not have them yet.
 """
 
 import asyncio
-import csv
-import io
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlencode
 
 from jinja2 import Environment
@@ -23,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
 from sabot.web.access import Access, ConsoleSession
-from sabot.web.screen import BY, Download, Rows, Screen
+from sabot.web.screen import BY, FORM, Download, Screen, Table
 from sabot.web.screens import Screens
+from sabot.web.texts import TableForm, table_text
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class AppPages:
         for name, screen in screens.items():
             yield Route(f"{root}{screen.path}", self._page_of(name))
             if screen.rows is not None:
-                for form in ("csv", "json"):
+                for form in get_args(TableForm):
                     yield Route(f"{root}{screen.path}.{form}", self._table_of(screen, screen.rows, form))
             if screen.file is not None:
                 yield Route(f"{root}{screen.path}.bin", self._file_of(screen, screen.file))
@@ -107,23 +106,19 @@ class AppPages:
 
         return page
 
-    def _table_of(
-        self, screen: Screen, rows: Callable[[dict[str, str]], Rows | Awaitable[Rows]], form: str
-    ) -> Callable[..., Awaitable[Response]]:
+    def _table_of(self, screen: Screen, rows: Table, form: TableForm) -> Callable[..., Awaitable[Response]]:
         async def table(request: Request) -> Response:
             if not screen.open_to(session := session_of(request)):
                 return self._for_acting(session)
             try:
-                made = rows(_query(request))
-                found = await _while_wanted(made, request) if isinstance(made, Awaitable) else made
+                made = rows({**_query(request), FORM: form})
+                found = made if isinstance(made, list) else await _while_wanted(made, request)
             except UserError as error:
                 return PlainTextResponse(f"{scrubbed(str(error))}\n", 404)
+            text = found if isinstance(found, str) else table_text(found, form)
             if form == "json":
-                return Response(json.dumps(found, ensure_ascii=False), media_type="application/json")
-            text = io.StringIO()
-            writer = csv.writer(text)
-            writer.writerows([found[0].keys(), *(map(cell, each.values()) for each in found)] if found else [])
-            return Response(text.getvalue(), media_type="text/csv", headers={"content-disposition": "attachment"})
+                return Response(text, media_type="application/json")
+            return Response(text, media_type="text/csv", headers={"content-disposition": "attachment"})
 
         return table
 
@@ -306,8 +301,3 @@ def _query(request: Request) -> dict[str, str]:
     """Returns the parameters of the address, the last of several values of one name, cut to a length for a search box."""
     found: Mapping[str, str] = request.query_params
     return {name[:40]: value[:200] for name, value in list(found.items())[:20]}
-
-
-def cell(value: object) -> object:
-    """Returns a value for CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

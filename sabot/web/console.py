@@ -58,7 +58,7 @@ class ConsoleSite:
         self.address = f"http://{listen}:{self.port}"
         self._shown_address = origins[0].rstrip("/") if proxy is not None and origins else self.address
         own = [self.address, f"http://localhost:{self.port}"]
-        self.screens = {root: ScreensOfApp(app, self._reader) for root, app in apps.items()}
+        self.screens = {root: ScreensOfApp(app, self._reader, root) for root, app in apps.items()}
         index = {} if "" in apps else {"": index_of(title, apps)}  # the last, because its routes catch all paths
         self._pages = Pages(
             {**self.screens, **index},

@@ -1,66 +1,198 @@
-"""Reads of jobs for the console, in the process of the console or in one that reads for it: a page of a list, and one job."""
+"""Reads of jobs for the console, in the process of the console or in one that reads for it: a page of a list, one job, and exports.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+What a page shows many times, the rows of its tables, is rendered where it was read: that takes longer than the read.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sabot.agents.app_jobs import JournalAddress
+from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.entry_values import as_plain, value_of
-from sabot.agents.job_effects import FoldedJob, JobStory, folded_job, story_of
-from sabot.agents.job_reads import JobPage, JobQuery, jobs_page
+from sabot.agents.job_effects import EffectRecord, FoldedJob, JobStory, effect_record, folded_job, story_of
+from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView
+from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.base.redaction import scrubbed
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry, Intent, body_of
 from sabot.web.payloads import Payloads, ShownPayload
+from sabot.web.rendering import templates_of
+from sabot.web.texts import TableForm, table_text
 
-MOST_EFFECTS = 2_000
-"""The most effects of a job that one page shows."""
+MOST_ROWS = 20_000
+"""The most jobs of a list as CSV or JSON, and the most among which a form selects some."""
+
+_PAGE = 200  # jobs
+_MOST_EFFECTS = 2_000  # of a job, on one page
+_SHORT_LOG = 20_000  # entries that are read in the process of the run: less than a tenth of a second of processor time
+_COLUMNS = (
+    "job_id",
+    "agent",
+    "key",
+    "scope_id",
+    "principal_id",
+    "status",
+    "attempt",
+    "effects",
+    "created_at",
+    "updated_at",
+    "completed_at",
+)
+
+
+@dataclass(frozen=True)
+class OwnJournal(JournalAddress):
+    """The journal of an app as its store reads it in this process."""
+
+    store: AppJobStore
+
+    @contextmanager
+    def opened(self) -> Iterator[JournalReader]:
+        with self.store.reader() as reader:
+            yield reader
+
+
+@dataclass(frozen=True)
+class ShownJobs:
+    """A page of a list of jobs. `rows`: those of its table, as HTML. `found`, `counts`, `following`: as in `JobPage`."""
+
+    rows: str
+    found: int
+    counts: dict[str, int]
+    following: str
 
 
 @dataclass(frozen=True)
 class ShownJob:
-    """A job, with the part of its values that a page may show. `place`: where the record that began it stands, or "". `given`, `result`:
-    the input and the output. `values`: for each effect of the story, its arguments and its answer. `count`: the number of
-    all effects; the story has those from a number on.
+    """A job, with the part of its values that a page may show.
+
+    `story`: without the effects. `place`: where the record that began it stands, or "". `given`, `result`: the input and the output.
+    `effects`: the rows of the table of effects, as HTML: those from a number on. `span`: the seconds that their bars show. `count`: the
+    number of all effects. `following`: the number of the first effect of the next page, or 0.
     """
 
     story: JobStory
     place: str
     given: ShownPayload
     result: ShownPayload
-    values: list[tuple[ShownPayload, ShownPayload]]
+    effects: str
+    span: float
     count: int
+    following: int
 
 
-def read_jobs(journal: JournalAddress, query: JobQuery, most: int) -> JobPage:
-    """Returns a page of the jobs of a journal, as `jobs_page`."""
+def loaded() -> bool:
+    """Returns True: a process that is called has loaded this module, and reads jobs from then on without a start."""
+    return True
+
+
+def read_jobs(journal: JournalAddress, query: JobQuery, root: str) -> ShownJobs:
+    """Returns a page of the jobs of a journal. `root`: the path below which the pages are. Blocks. Raises as `jobs_page`."""
     with journal.opened() as reader:
-        return jobs_page(reader, query, most)
+        return _shown_jobs(jobs_page(reader, query, _PAGE), root)
 
 
-def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payloads) -> ShownJob:
-    """Returns one job of a journal, as `shown_job`."""
+def read_short_log(journal: JournalAddress, query: JobQuery, root: str) -> ShownJobs | None:
+    """Returns the same as `read_jobs`, or None if the log of the journal is too long to be read in the process of a run."""
     with journal.opened() as reader:
-        return shown_job(reader, job_id, first, payloads)
+        page = short_jobs_page(reader, query, _PAGE, _SHORT_LOG)
+        return None if page is None else _shown_jobs(page, root)
 
 
-def shown_job(reader: JournalReader, job_id: str, first: int, payloads: Payloads) -> ShownJob:
-    """Returns a job with up to 2,000 effects from the ordinal `first` on. Blocks. Raises UserError if the journal does not have it."""
-    folded = folded_job(reader, job_id)
-    count = len(folded.effects)
-    page = {ordinal: each for ordinal, each in folded.effects.items() if ordinal >= first}
-    page = dict(list(page.items())[:MOST_EFFECTS])
-    begun = None if folded.begin is None else _value(reader, folded.begin)
-    message = begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
-    end = None if folded.end is None or folded.end.outcome != "succeeded" else _value(reader, folded.end)
+def selected_jobs(journal: JournalAddress, query: JobQuery, is_open: bool) -> list[str]:
+    """Returns the open jobs, or the failed ones, that a list has on all its pages, of at most 20,000."""
+    with journal.opened() as reader:
+        found = [each.record for each in jobs_page(reader, query, MOST_ROWS).jobs]
+    return [each.job_id for each in found if (not each.ended if is_open else each.status is JobStatus.FAILED)]
+
+
+def jobs_table(journal: JournalAddress, query: JobQuery, form: TableForm) -> str:
+    """Returns a list of jobs as a text of CSV or JSON: all pages, at most 20,000."""
+    with journal.opened() as reader:
+        return table_text([_flat(job) for job in jobs_page(reader, query, MOST_ROWS).jobs], form)
+
+
+def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableForm) -> str:
+    """Returns the effects of a job as a text of CSV or JSON: up to 2,000 from the ordinal `first` on. Raises as `read_job`."""
+    with journal.opened() as reader:
+        found = map(effect_record, _page_of(folded_job(reader, job_id), first).values())
+        return table_text([asdict(each) | {"dollars": str(each.dollars)} for each in found], form)
+
+
+def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payloads, root: str, now: float) -> ShownJob:
+    """Returns a job with up to 2,000 effects from the ordinal `first` on. `now`: the time up to which open effects last. Blocks. Raises
+    UserError if the journal does not have it.
+    """
+    with journal.opened() as reader:
+        folded = folded_job(reader, job_id)
+        page = _page_of(folded, first)
+        begun = None if folded.begin is None else _value(reader, folded.begin)
+        message = begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
+        end = None if folded.end is None or folded.end.outcome != "succeeded" else _value(reader, folded.end)
+        story = story_of(reader, folded, page)
+        rows, span = _shown_effects(
+            story, [_values(reader, each, payloads) for each in page.values()], payloads, root, now
+        )
+    last = story.effects[-1].ordinal if story.effects else 0
     return ShownJob(
-        story=story_of(reader, FoldedJob(folded.record, folded.effects, folded.begin, folded.end), page),
+        story=replace(story, effects=[]),
         place=str(begun.get("record") or begun.get("records") or "") if isinstance(begun, Mapping) else "",
         given=payloads.shown(as_plain(message)) if message is not None else ShownPayload(),
         result=payloads.shown(as_plain(end)) if end is not None else ShownPayload(),
-        values=[_values(reader, each, payloads) for each in page.values()],
-        count=count,
+        effects=rows,
+        span=span,
+        count=len(folded.effects),
+        following=last + 1 if len(page) == _MOST_EFFECTS else 0,
     )
+
+
+def _shown_jobs(page: JobPage, root: str) -> ShownJobs:
+    jobs = [(job, _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs]
+    rows = templates_of(root).get_template("parts/job_rows.html").render(jobs=jobs)
+    return ShownJobs(rows, page.found, page.counts, page.following)
+
+
+def _shown_effects(
+    story: JobStory, values: list[tuple[ShownPayload, ShownPayload]], payloads: Payloads, root: str, now: float
+) -> tuple[str, float]:
+    """Returns the rows of a table of effects, and the seconds that their bars show."""
+    begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
+    ends = [each.ended_at for each in story.effects if each.ended_at is not None]
+    end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
+    effects = [
+        (each, *_place(each, begin, end), asked, answer)
+        for each, (asked, answer) in zip(story.effects, values, strict=True)
+    ]
+    template = templates_of(root).get_template("parts/effect_rows.html")
+    return template.render(job=story.record, effects=effects, hides=not payloads.shows_any), end - begin
+
+
+def _page_of(job: FoldedJob, first: int) -> dict[int, EffectView]:
+    """Returns the effects of a page, by ordinal."""
+    page = [(ordinal, each) for ordinal, each in job.effects.items() if ordinal >= first]
+    return dict(page[:_MOST_EFFECTS])
+
+
+def _open_text(job: JobRecord) -> str:
+    words = {"ask": "question", "sleep": "timer", "wait": "signal"}
+    named = [f"{words.get(each.kind, each.kind)} {each.name}".strip() for each in job.open[:2]]
+    return "; ".join(named) + (f"; {len(job.open) - 2} more" if len(job.open) > 2 else "")
+
+
+def _flat(job: ListedJob) -> dict[str, Any]:
+    record = job.record
+    facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
+    facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
+    return facts | {"tokens": job.tokens, "dollars": str(job.dollars)}
+
+
+def _place(effect: EffectRecord, begin: float, end: float) -> tuple[str, str]:
+    """Returns the start and the width of the bar of an effect, in hundredths of the time from `begin` to `end`."""
+    start = max(0.0, (effect.asked_at - begin) / (end - begin)) * 100
+    wide = ((end if effect.ended_at is None else effect.ended_at) - effect.asked_at) / (end - begin) * 100
+    return f"{min(start, 99.5):.2f}", f"{max(wide, 0.5):.2f}"
 
 
 def _values(reader: JournalReader, effect: EffectView, payloads: Payloads) -> tuple[ShownPayload, ShownPayload]:

@@ -1,17 +1,19 @@
 """The screens of the jobs of an app: their list, one job with its effects, and the actions on them.
 
-A thread reads what is short. A long log, values and exports are read in a process of the console's reader, so that they take nothing from
-the run: its start takes longer than most reads. A journal that only this process has is always read in a thread.
+They are read, and the rows of their tables are rendered, in a process of the console's reader, so that they take nothing from the run. The
+start of this process takes longer than most reads: until it has started, a thread reads what is short. A journal that only this process
+has is always read in a thread.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlencode
 
-from sabot.agents.job_effects import EffectRecord
-from sabot.agents.job_reads import BLOCKED, JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
-from sabot.agents.jobs import ENDS, JobRecord, JobStatus
+from markupsafe import Markup
+
+from sabot.agents.app_jobs import JournalAddress
+from sabot.agents.job_reads import BLOCKED, JobQuery
+from sabot.agents.jobs import ENDS, JobStatus
 from sabot.agents.replay import Recording, record_job
 from sabot.agents.store import cancel_letter
 from sabot.base.redaction import scrubbed
@@ -21,56 +23,57 @@ from sabot.connectors.redrive import Selection
 from sabot.errors import LetterRefused, UserError
 from sabot.runtime.dead_letters import LetterPlace, job_of, letter_places, opened_letters, redrive
 from sabot.web.job_code import AppCode, ForkedJob
-from sabot.web.job_reading import MOST_EFFECTS, ShownJob, read_job, read_jobs, shown_job
+from sabot.web.job_reading import (
+    OwnJournal,
+    ShownJob,
+    ShownJobs,
+    effects_table,
+    jobs_table,
+    loaded,
+    read_job,
+    read_jobs,
+    read_short_log,
+    selected_jobs,
+)
 from sabot.web.reader import ConsoleReader
-from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
+from sabot.web.screen import BY, FORM, Query, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
+from sabot.web.texts import TableForm
 
 if TYPE_CHECKING:
     from sabot.agents.app_jobs import AppJobs
     from sabot.app import App
 
-_PAGE = 200  # jobs
-_SHORT_LOG = 20_000  # entries that are read in this process: less than a tenth of a second of processor time
-_MOST_ROWS = 20_000  # of a table as CSV or JSON
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _MOST_AT_ONCE = 1_000  # jobs that one form cancels, signals or retries
 _FORK_STEPS = 20  # that are named
 _AGES = {"1h": 3600, "1d": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 _FILTERS = ("q", "agent", "scope", "key", "status", "age")
-_COLUMNS = (
-    "job_id",
-    "agent",
-    "key",
-    "scope_id",
-    "principal_id",
-    "status",
-    "attempt",
-    "effects",
-    "created_at",
-    "updated_at",
-    "completed_at",
-)
 _WHY_NO_CODE = "The console does not know the program: start the app with sabot run MODULE:APP --web."
 
 
 class JobScreens:
     """The facts of the screens of jobs, and their actions. Used by the thread of the server."""
 
-    def __init__(self, app: ShownApp, reader: ConsoleReader) -> None:
+    def __init__(self, app: ShownApp, reader: ConsoleReader, root: str) -> None:
+        """`root`: the path below which the pages of the app are."""
         self._known = app.jobs
         self._live = app.live
         self._figures = app.figures
         self._payloads = app.payloads
         self._code = AppCode(app.program) if app.program else None
         self._reader = reader
+        self._root = root
 
     def group(self) -> ScreenGroup:
         """Returns the screens and their actions; none if the app has no durable agents."""
         if self._known is None:
             return ScreenGroup()
         screens = {
-            "jobs": Screen("Jobs", "/jobs", more=self.list_facts, rows=self.rows, role="act"),
-            "job": Screen("Job", "/job", more=self.job_facts, rows=self.effect_rows, role="act", listed=False),
+            "jobs": Screen("Jobs", "/jobs", more=self.list_facts, rows=self.table, role="act"),
+            "job": Screen("Job", "/job", more=self.job_facts, rows=self.effects_table, role="act", listed=False),
         }
         actions = {
             "cancel-job": self.cancel,
@@ -89,6 +92,10 @@ class JobScreens:
         assert self._known is not None  # without jobs there are no such screens
         return self._known
 
+    @property
+    def _own(self) -> OwnJournal:
+        return OwnJournal("", "", {}, self._jobs.store)
+
     # -- the list -----------------------------------------------------------------------------------------------------
 
     async def list_facts(self, query: Query) -> dict[str, Any]:
@@ -99,7 +106,7 @@ class JobScreens:
         if status := query.get("status", ""):
             counts = {status: page.found}
         return {
-            "jobs": [(job, _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs],
+            "rows": Markup(page.rows),  # rendered by the templates, which escape
             "found": page.found,
             "counts": page.counts,
             "open": sum(count for name, count in counts.items() if name not in ENDS),
@@ -112,35 +119,47 @@ class JobScreens:
             "most": _MOST_AT_ONCE,
         }
 
-    async def rows(self, query: Query) -> Rows:
-        """Returns the rows of the list for CSV and JSON: those of all pages, at most 20,000."""
-        page = await self._page({**query, "after": ""}, _MOST_ROWS)
-        return [_flat(job) for job in page.jobs]
+    async def table(self, query: Query) -> str:
+        """Returns the list as CSV or JSON: the jobs of all pages, at most 20,000."""
+        return await self._read(jobs_table, self._wanted({**query, "after": ""}), cast("TableForm", query[FORM]))
 
-    async def _page(self, query: Mapping[str, str], most: int = _PAGE) -> JobPage:
-        age, store = _AGES.get(query.get("age", "")), self._jobs.store
-        wanted = JobQuery(
+    async def _page(self, query: Query) -> ShownJobs:
+        wanted = self._wanted(query)
+        if not self._reads_elsewhere():
+            here = await run_in_thread(read_short_log, self._own, wanted, self._root)
+            if here is not None:
+                return here
+        return await self._read(read_jobs, wanted, self._root)
+
+    def _wanted(self, query: Mapping[str, str]) -> JobQuery:
+        age = _AGES.get(query.get("age", ""))
+        return JobQuery(
             agent=query.get("agent", ""),
             scope=query.get("scope", ""),
             key=query.get("key", ""),
             status=query.get("status", ""),
             text=query.get("q", ""),
-            since=store.clock.time() - age if age else 0.0,
+            since=self._jobs.store.clock.time() - age if age else 0.0,
             after=query.get("after", ""),
             blocked=frozenset(self._blocked()),
         )
+
+    def _reads_elsewhere(self) -> bool:
+        """Returns True if a process has started that reads the journal. Starts one if that is possible."""
+        if self._jobs.store.address() is None:
+            return False
+        self._reader.start(loaded)
+        return self._reader.started
+
+    async def _read(
+        self, function: Callable[Concatenate[JournalAddress, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Calls a function with the journal, in a process that reads for the console if it finds the journal, else in a thread."""
+        store = self._jobs.store
         address = store.address()
-
-        def read() -> JobPage | None:
-            with store.reader() as reader:
-                short = address is not None
-                return short_jobs_page(reader, wanted, most, _SHORT_LOG) if short else jobs_page(reader, wanted, most)
-
-        page = await run_in_thread(read) if address is None or most == _PAGE else None
-        if page is None:
-            assert address is not None
-            page = await self._reader.read(read_jobs, address, wanted, most)
-        return page
+        if address is None:
+            return await run_in_thread(function, self._own, *args, **kwargs)
+        return await self._reader.read(function, address, *args, **kwargs)
 
     def _blocked(self) -> Mapping[str, str]:
         """Returns the reasons of the jobs that the run cannot continue, by id."""
@@ -152,29 +171,20 @@ class JobScreens:
 
     async def job_facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of one job. Raises UserError if the journal does not have it."""
-        shown = await self._shown(query)
-        story, now = shown.story, SYSTEM_CLOCK.time()
-        begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
-        ends = [each.ended_at for each in story.effects if each.ended_at is not None]
-        end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
-        last = story.effects[-1].ordinal if story.effects else 0
-        blocked = self._blocked().get(story.record.job_id, "")
+        shown, now = await self._shown(query), SYSTEM_CLOCK.time()
+        job = shown.story.record
+        blocked = self._blocked().get(job.job_id, "")
         return {
-            "story": story,
+            "story": shown.story,
             "shown": shown,
-            "job": story.record,
-            "state": BLOCKED if blocked and not story.record.ended else story.record.status,
-            "error": scrubbed(blocked or story.record.error),
-            "effects": [
-                (each, *_place(each, begin, end), asked, answer)
-                for each, (asked, answer) in zip(story.effects, shown.values, strict=True)
-            ],
-            "following": last + 1 if len(story.effects) == MOST_EFFECTS else 0,
-            "can_retry": story.record.status is JobStatus.FAILED and self._live is not None,
+            "job": job,
+            "state": BLOCKED if blocked and not job.ended else job.status,
+            "error": scrubbed(blocked or job.error),
+            "effects": Markup(shown.effects),  # rendered by the templates, which escape
+            "can_retry": job.status is JobStatus.FAILED and self._live is not None,
             "why_no_code": "" if self._code is not None else _WHY_NO_CODE,
             "hides": self._hides,
             "at": now,
-            "span": end - begin,
         }
 
     @property
@@ -182,23 +192,15 @@ class JobScreens:
         """True if no option shows arguments or answers."""
         return not self._payloads.shows_any
 
-    async def effect_rows(self, query: Query) -> Rows:
-        """Returns the effects of one job for CSV and JSON."""
-        shown = await self._shown(query)
-        return [asdict(each) | {"dollars": str(each.dollars)} for each in shown.story.effects]
+    async def effects_table(self, query: Query) -> str:
+        """Returns the effects of one job as CSV or JSON."""
+        return await self._read(effects_table, query.get("id", ""), _first(query), cast("TableForm", query[FORM]))
 
     async def _shown(self, query: Query) -> ShownJob:
-        job_id, store = query.get("id", ""), self._jobs.store
-        first = int(query["from"]) if query.get("from", "").isdecimal() else 0
-        address = store.address()
-        if address is not None and not self._hides:  # values may be large
-            return await self._reader.read(read_job, address, job_id, first, self._payloads)
-
-        def read() -> ShownJob:
-            with store.reader() as reader:
-                return shown_job(reader, job_id, first, self._payloads)
-
-        return await run_in_thread(read)
+        wanted = query.get("id", ""), _first(query), self._payloads, self._root, SYSTEM_CLOCK.time()
+        if self._hides and not self._reads_elsewhere():  # values may be large
+            return await run_in_thread(read_job, self._own, *wanted)
+        return await self._read(read_job, *wanted)
 
     # -- code ---------------------------------------------------------------------------------------------------------
 
@@ -269,12 +271,7 @@ class JobScreens:
         query = {**form, "after": ""}
         if not is_open and not form.get("status"):
             query["status"] = JobStatus.FAILED
-        found = (await self._page(query, _MOST_ROWS)).jobs
-        jobs = [
-            each.record.job_id
-            for each in found
-            if (not each.record.ended if is_open else each.record.status is JobStatus.FAILED)
-        ]
+        jobs = await self._read(selected_jobs, self._wanted(query), is_open)
         if form.get("count") != str(len(jobs)):
             raise UserError(f"{len(jobs):,} such jobs are there now", hint="load the list again, then repeat this")
         if len(jobs) > _MOST_AT_ONCE:
@@ -331,21 +328,6 @@ def _fork_words(made: ForkedJob) -> str:
     return " ".join(said)
 
 
-def _open_text(job: JobRecord) -> str:
-    words = {"ask": "question", "sleep": "timer", "wait": "signal"}
-    named = [f"{words.get(each.kind, each.kind)} {each.name}".strip() for each in job.open[:2]]
-    return "; ".join(named) + (f"; {len(job.open) - 2} more" if len(job.open) > 2 else "")
-
-
-def _flat(job: ListedJob) -> dict[str, Any]:
-    record = job.record
-    facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
-    facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
-    return facts | {"tokens": job.tokens, "dollars": str(job.dollars)}
-
-
-def _place(effect: EffectRecord, begin: float, end: float) -> tuple[str, str]:
-    """Returns the start and the width of the bar of an effect, in hundredths of the time from `begin` to `end`."""
-    start = max(0.0, (effect.asked_at - begin) / (end - begin)) * 100
-    wide = ((end if effect.ended_at is None else effect.ended_at) - effect.asked_at) / (end - begin) * 100
-    return f"{min(start, 99.5):.2f}", f"{max(wide, 0.5):.2f}"
+def _first(query: Query) -> int:
+    """Returns the ordinal of the first effect of a page."""
+    return int(query["from"]) if query.get("from", "").isdecimal() else 0

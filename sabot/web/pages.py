@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -13,11 +12,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sabot.plan.drawing import style_rules
-from sabot.web import texts
 from sabot.web.access import Access, ConsoleSession
 from sabot.web.app_pages import AppPages, OpenTabs, session_of, unread
-from sabot.web.charts import bar
 from sabot.web.guard import ASSETS, ENTER, LEAVE, Guard, Proxy
+from sabot.web.rendering import templates_of
 from sabot.web.screens import Screens
 
 _log = logging.getLogger(__name__)
@@ -114,20 +112,3 @@ class Pages:
     async def _failed(self, request: Request, error: Exception) -> Response:
         _log.error("the page %s could not be made", request.url.path, exc_info=error)
         return PlainTextResponse("The page could not be made; the log of the app has the error.\n", 500)
-
-
-def templates_of(root: str) -> Environment:
-    """Returns the templates for the pages below a path, which they know as `root`."""
-    loader = FileSystemLoader(_HERE / "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, auto_reload=False)
-    made.globals.update(bar=bar, root=root)
-    made.filters.update(
-        number=texts.number,
-        counted=texts.counted,
-        share=texts.share,
-        nbytes=texts.nbytes,
-        duration=texts.duration,
-        money=texts.money,
-        moment=texts.moment,
-    )
-    return made

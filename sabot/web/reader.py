@@ -31,6 +31,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot.base.quantities import bytes_words
+from sabot.base.redaction import keep_forms, kept_forms
 from sabot.errors import InternalError, SabotError, UserError
 
 P = ParamSpec("P")
@@ -39,7 +40,7 @@ T = TypeVar("T")
 MEMORY_BYTES = 1 << 30
 READ_SECONDS = 60.0
 _AT_ONCE = 2
-_IDLE_SECONDS = 60.0
+_IDLE_SECONDS = 600.0
 _NICENESS = 19
 _HEAD = struct.Struct(">I")  # the length of a frame
 _MOST_FRAME = 64 << 20
@@ -68,15 +69,20 @@ class _Frame(msgspec.Struct, array_like=True):
 
 
 class _ReadCall(msgspec.Struct, array_like=True):
-    """A call of `function` in `module`. `arguments`: each in msgpack, which is read as the type of the parameter."""
+    """A call of `function` in `module`. `arguments`: each in msgpack, which is read as the type of the parameter. `secrets`: what
+    `scrubbed` hides in the console's process, if the reader process does not know it yet.
+    """
 
     module: str
     function: str
     arguments: dict[str, msgspec.Raw]
+    secrets: frozenset[str]
 
 
 class _ReaderProcess:
-    """A reader process, with a socket for calls and answers. Used on one event loop."""
+    """A reader process, with a socket for calls and answers. Used on one event loop. `started`: True if it has answered a call."""
+
+    started = False
 
     def __init__(self, memory_bytes: int) -> None:
         ours, its = socket.socketpair()
@@ -88,10 +94,14 @@ class _ReaderProcess:
             )
         self._socket = ours
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._secrets: frozenset[str] = frozenset()  # that it knows
 
-    async def send(self, call: bytes) -> None:
+    async def send(self, module: str, function: str, arguments: dict[str, msgspec.Raw]) -> None:
         if self._streams is None:
             self._streams = await asyncio.open_connection(sock=self._socket)
+        secrets = kept_forms()
+        call = msgspec.msgpack.encode(_ReadCall(module, function, arguments, secrets - self._secrets))
+        self._secrets |= secrets
         self._streams[1].write(_HEAD.pack(len(call)) + call)
         with suppress(ConnectionError):  # it has ended: `next_frame` says so
             await self._streams[1].drain()
@@ -126,6 +136,7 @@ class ConsoleReader:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._idle: dict[_ReaderProcess, asyncio.TimerHandle] = {}
         self._busy: set[_ReaderProcess] = set()
+        self._starting: asyncio.Task[bool] | None = None
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function of a module in a reader process, and returns its result.
@@ -148,6 +159,17 @@ class ConsoleReader:
             async for each in records:
                 yield each
 
+    @property
+    def started(self) -> bool:
+        """True if a process has answered a call, and waits for another one, or will: a start takes longer than most reads."""
+        return any(each.started and not each.has_ended() for each in [*self._busy, *self._idle])
+
+    def start(self, function: Callable[[], bool]) -> None:
+        """Starts a process by a call of a function, of whose module it will read something, unless one starts, or has."""
+        if not self._busy and not self.started:
+            self._starting = asyncio.get_running_loop().create_task(self.read(function))
+            self._starting.add_done_callback(_look)
+
     def close(self) -> None:
         """Ends all processes and their calls. Called on the event loop."""
         for process in [*self._busy, *self._idle]:
@@ -158,15 +180,15 @@ class ConsoleReader:
     ) -> AsyncGenerator[Any, None]:
         given = inspect.signature(function).bind(*args, **kwargs).arguments
         arguments = {name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in given.items()}
-        call = msgspec.msgpack.encode(_ReadCall(function.__module__, function.__qualname__, arguments))
         async with self._turns:
             process, ended = self._take(), False
             deadline = asyncio.get_running_loop().time() + self._seconds
             try:
-                await process.send(call)
+                await process.send(function.__module__, function.__qualname__, arguments)
                 while True:
                     frame = await self._next(process, deadline)
                     ended = frame.end
+                    process.started |= ended
                     if frame.failure:
                         raise InternalError(f"a process that reads for the console has failed:\n{frame.failure}")
                     if frame.error:
@@ -214,7 +236,24 @@ class ConsoleReader:
         process.kill()
 
 
+def _look(starting: "asyncio.Task[bool]") -> None:
+    """Takes the error of a process that could not start: the read that needs one raises it again, and shows it."""
+    if not starting.cancelled() and (error := starting.exception()) is not None and not isinstance(error, SabotError):
+        raise error
+
+
 # In the reader process
+
+
+class _WithoutPandas:
+    """A finder of modules that does not find pandas. Where it is installed, pyarrow imports it with its first array or scalar: half of the
+    start of a process, for nothing that a read needs.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("the console reads without pandas", name=name)
 
 
 def serve(memory_bytes: int) -> NoReturn:
@@ -223,6 +262,7 @@ def serve(memory_bytes: int) -> NoReturn:
     most = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the app, which ends its console
+    sys.meta_path.insert(0, _WithoutPandas)
     pa.set_cpu_count(1)
     os.dup2(2, 1)  # whatever prints must not print into the output of the run
     calls: SimpleQueue[bytes] = SimpleQueue()
@@ -241,6 +281,7 @@ def _listen(console: BinaryIO, calls: "SimpleQueue[bytes]") -> NoReturn:
 def _answer(call: bytes, answers: BinaryIO, memory_bytes: int) -> None:
     try:
         named = msgspec.msgpack.decode(call, type=_ReadCall)
+        keep_forms(named.secrets)
         function = getattr(import_module(named.module), named.function)
         # Not earlier: a start at a low priority takes longer than a reader of the page waits, where the processors are used.
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))

@@ -8,6 +8,11 @@ from sabot.web.access import ConsoleSession, Role
 
 Query: TypeAlias = Mapping[str, str]
 Rows: TypeAlias = list[dict[str, Any]]
+Table: TypeAlias = Callable[[Query], "Rows | Awaitable[Rows | str]"]
+"""Returns the rows of a table for programs, or its text in the form that the query has as FORM: a long one is written by the process that
+has read it.
+"""
+
 Action: TypeAlias = Callable[[Mapping[str, str]], Awaitable[str]]
 """Does what a form asks for. Returns what was done, in words. Raises SabotError if it is not possible. The server sets the form's field
 BY, whatever the browser has sent.
@@ -15,6 +20,9 @@ BY, whatever the browser has sent.
 
 BY = "by"
 """The field of a form with the principal who has sent it, for the records of what was done."""
+
+FORM = "as"
+"""The field of the query of a table with its form, csv or json. The server sets it, whatever the browser has sent."""
 
 
 def no_facts(query: Query) -> dict[str, Any]:
@@ -43,7 +51,7 @@ class Screen:
     parts: Sequence[str] = ()
     facts: Callable[[Query], dict[str, Any]] = no_facts
     more: Callable[[Query], Awaitable[dict[str, Any]]] | None = None
-    rows: Callable[[Query], Rows | Awaitable[Rows]] | None = None
+    rows: Table | None = None
     file: Callable[[Query], Awaitable[Download]] | None = None
     role: Role = "read"
     listed: bool = True

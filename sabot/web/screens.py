@@ -31,9 +31,9 @@ class Screens:
 
 
 class ScreensOfApp(Screens):
-    """All screens of one app. `reader`: for reads that may be large."""
+    """All screens of one app. `reader`: for reads that may be large. `root`: the path below which its pages are, or ""."""
 
-    def __init__(self, app: ShownApp, reader: ConsoleReader) -> None:
+    def __init__(self, app: ShownApp, reader: ConsoleReader, root: str = "") -> None:
         self.reader = reader
         self._checkpoints = CheckpointScreens(app)
         groups = [
@@ -42,7 +42,7 @@ class ScreensOfApp(Screens):
             self._checkpoints.group(),
             LetterScreens(app).group(),
             StateScreens(app, reader).group(),
-            JobScreens(app, reader).group(),
+            JobScreens(app, reader, root).group(),
             InboxScreens(app).group(),
             BudgetScreens(app).group(),
             ModelScreens(app).group(),

@@ -1,13 +1,21 @@
-"""Values as text for people: the filters of the templates."""
+"""Values as text: the filters of the templates, for people, and tables as CSV and JSON, for programs."""
 
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any, Literal, TypeAlias
 
 from markupsafe import Markup
 
 from sabot.base.quantities import bytes_words, count_words, duration_words
 
 NOTHING = "–"
+
+TableForm: TypeAlias = Literal["csv", "json"]
+"""The form of a table for programs."""
 
 
 def number(value: float | None) -> str:
@@ -56,3 +64,18 @@ def moment(at: float | None) -> Markup:
     return Markup('<time datetime="{}Z">{} UTC</time>').format(
         time.isoformat("T", "milliseconds"), time.isoformat(" ", "seconds")
     )
+
+
+def table_text(rows: Sequence[Mapping[str, Any]], form: TableForm) -> str:
+    """Returns rows, which have the same columns, as the text of a file."""
+    if form == "json":
+        return json.dumps(rows, ensure_ascii=False)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerows([rows[0].keys(), *(map(cell, each.values()) for each in rows)] if rows else [])
+    return text.getvalue()
+
+
+def cell(value: object) -> object:
+    """Returns a value for CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -23,10 +23,10 @@ from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.web import pages
 from sabot.web.access import Access
-from sabot.web.app_pages import cell
 from sabot.web.console import Console, ConsoleSite
 from sabot.web.records import StepRecord, chosen, folded
 from sabot.web.server import ConsoleServer
+from sabot.web.texts import cell
 
 MARKUP = "<script>alert(1)</script>"
 

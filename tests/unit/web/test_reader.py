@@ -4,14 +4,17 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from sabot.base.redaction import keep_secret, scrubbed
 from sabot.errors import InternalError, UserError
 from sabot.web.reader import ConsoleReader
 
@@ -184,3 +187,35 @@ async def test_a_process_ends_with_its_console(reader: ConsoleReader, tmp_path: 
     await ended(process)
     with pytest.raises(UserError, match=r"has ended \(code 0\)"):
         await reading
+
+
+def hidden(text: str) -> str:
+    return scrubbed(text)
+
+
+def modules() -> list[str]:
+    pa.array([1])
+    return [*sys.modules]
+
+
+def ready() -> bool:
+    return True
+
+
+async def test_a_process_hides_the_secrets_of_the_console_also_those_of_later(reader: ConsoleReader) -> None:
+    assert await reader.read(hidden, "hunter-two-word") == "hunter-two-word"
+    keep_secret("hunter-two-word", owner=reader)
+    assert await reader.read(hidden, "by hunter-two-word") == "by ***"
+    assert await reader.read(hidden, "by hunter-two-word") == "by ***"
+
+
+async def test_a_process_does_not_load_pandas(reader: ConsoleReader) -> None:
+    assert "pandas" not in await reader.read(modules)
+
+
+async def test_a_process_is_started_once_before_the_first_read(reader: ConsoleReader) -> None:
+    assert not reader.started
+    reader.start(ready)
+    reader.start(ready)
+    await until(lambda: reader.started)
+    assert len(reader._idle) == 1
