@@ -17,7 +17,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, VERDICTS
+from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.values import rows_of_answer
 
 __all__ = [
@@ -108,11 +108,14 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
         )
     if action.type == IN_DOUBT and "effect" in action.payload:
         said = resolution.get("outcome", resolution.get("answer"))
-        if said not in VERDICTS:
+        if said not in (*VERDICTS, *action.payload.get("answers", ())):
             raise UserError(
                 f"action {action.action_id} asks whether {action.payload['effect']} was done, "
                 f"and {short_repr(dict(resolution))} does not say it",
-                hint='{"outcome": "done"}, "not_done" (it is made again), or "abandon"',
+                hint='{"outcome": "done"}, "not_done" (it is made again), or "abandon"'
+                + (
+                    ', or "look_up" (reconcile= is asked again)' if LOOK_UP in action.payload.get("answers", ()) else ""
+                ),
             )
         if said == "done" and action.payload.get("gives") == "rows":
             rows_of_answer(resolution.get("result"))  # which the job needs: it would have no output for them

@@ -12,7 +12,7 @@ from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord
 from sabot.agents.store import as_json
 from sabot.errors import LetterRefused, UserError
-from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Letter
@@ -23,10 +23,13 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "done": {"outcome": "done"},
     "not-done": {"outcome": "not_done"},
     "abandon": {"outcome": "abandon"},
+    "look-up": {"outcome": LOOK_UP},
 }
-"""Answers by their short names. The last three are for effects in doubt: the call was made; make it again; raise an error in the job."""
+"""Answers by their short names. The last four are for effects in doubt: the call was made; make it again; raise an error in the job; ask
+the tool's `reconcile=` once more.
+"""
 
-OF_DOUBTS = ("done", "not-done", "abandon")
+OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,11 @@ class InboxQuestion:
     def in_doubt(self) -> bool:
         """True if a person is asked whether an effect was made."""
         return self.action.type == IN_DOUBT and "effect" in self.action.payload
+
+    @property
+    def can_look_up(self) -> bool:
+        """True if the tool of an effect in doubt has a function that finds out whether the call was made."""
+        return self.in_doubt and LOOK_UP in self.action.payload.get("answers", ())
 
     @property
     def key(self) -> str:
@@ -135,10 +143,12 @@ class PostsLetters(Protocol):
 
 @dataclass(slots=True)
 class AnswerCount:
-    """The number of answers that were taken, and those that were refused: pairs of the id of a question and the reason."""
+    """The number of answers that were taken, and those that were refused: the id of a question, the reason, and True if the question takes
+    no answer any more.
+    """
 
     answered: int = 0
-    refused: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str, bool]] = field(default_factory=list)
 
 
 def check_answer(action: ActionRecord, word: str, answer: Mapping[str, Any]) -> None:
@@ -166,7 +176,7 @@ def answer_questions(
             check_answer(each.action, word, answer)
             inbox.post(Letter("answer", each.action.resume_token, body=as_json(dict(answer), "the answer"), by=by))
         except (LetterRefused, UserError) as error:
-            count.refused.append((each.action.action_id, error.message))
+            count.refused.append((each.action.action_id, error.message, isinstance(error, LetterRefused)))
         else:
             count.answered += 1
     return count

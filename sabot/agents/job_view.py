@@ -384,7 +384,7 @@ class JobView:
         action_id = f"{entry.job}/{entry.ordinal}"
         payload = self._decoded(self.bodies, entry.body, dict[str, Any], action_id)
         if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
-            action_id = f"{action_id}.{payload['attempt']}"
+            action_id = f"{action_id}.{payload['attempt']}" + (f".{payload['looked']}" if "looked" in payload else "")
             payload |= _arguments(job, entry)
         elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:  # a tool's own question is complete
             payload |= _arguments(job, entry)

@@ -14,7 +14,7 @@ from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
-from sabot.jobs.history import IN_DOUBT
+from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.entries import Letter
 
 actions = typer.Typer(help="List and answer questions to people.", no_args_is_help=True, rich_markup_mode=None)
@@ -98,6 +98,9 @@ def resolve_action(
     abandon: Annotated[
         bool, typer.Option("--abandon", help="For an effect in doubt: raise an error in the job.")
     ] = False,
+    look_up: Annotated[
+        bool, typer.Option("--look-up", help="For an effect in doubt: ask the tool's reconcile= once more.")
+    ] = False,
     with_: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +117,7 @@ def resolve_action(
     The answer is stored durably when the command ends, whether the journal's owner runs or not.
     """
     given = {"approve": approve, "reject": reject, "done": done, "not-done": not_done, "abandon": abandon}
+    given["look-up"] = look_up
 
     def work() -> None:
         said = {f"--{word}": ANSWERS[word] for word, chosen in given.items() if chosen}
@@ -157,6 +161,8 @@ def _check(asked: ActionRecord, option: str, answer: dict[str, Any]) -> None:
         hint = "give --approve, --reject, or --with JSON"
         if asked.type == IN_DOUBT:
             hint = "give --done (with --with JSON for the result of the call), --not-done (makes the call again), or --abandon"
+            if LOOK_UP in asked.payload.get("answers", ()):
+                hint += "; or --look-up, which asks the tool's reconcile= again"
         elif asked.approves_effect:
             hint = "give --approve or --reject"
         raise WrongUse(f"{option} does not answer this question: {error.message}", hint=hint) from error

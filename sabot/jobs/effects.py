@@ -29,7 +29,7 @@ from sabot.jobs.guard import (
     encode_verdict,
     judge_call,
 )
-from sabot.jobs.history import GIVEN_UP, IN_DOUBT, VERDICTS
+from sabot.jobs.history import GIVEN_UP, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.judges import judge_within
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.questions import CallQuestions
@@ -41,6 +41,7 @@ from sabot.journal import Position
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
+from sabot.llm.tools import Tool
 
 _log = logging.getLogger(__name__)
 
@@ -490,8 +491,7 @@ class Effects:
             case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
                 self._retry(running, ask)
             case Doubt.RECONCILE:
-                args, kwargs = copied((ask.args, ask.kwargs), ask.name)
-                self.runner.reconcile(job.effect_id(ask), tool, args, kwargs, self._reconciled, self._sendable)
+                self._look_up(running, ask, tool)
             case Doubt.TAKE | Doubt.ASSUME_DONE:
                 self._result(running, ask, "ok", pack(None, tool.name) if result is None else result)
             case Doubt.FAIL:
@@ -501,6 +501,11 @@ class Effects:
                 self._result(running, ask, error.type, pack_error(error))
             case Doubt.ASK:
                 self._ask_person(running, ask)
+
+    def _look_up(self, running: RunningJob, ask: Ask, tool: Tool) -> None:
+        """Asks the tool's `reconcile=` whether the effect was made."""
+        args, kwargs = copied((ask.args, ask.kwargs), ask.name)
+        self.runner.reconcile(running.job.effect_id(ask), tool, args, kwargs, self._reconciled, self._sendable)
 
     def _reconciled(self, effect: EffectId, found: Reconciled, result: bytes | None) -> None:
         def judge() -> None:
@@ -512,10 +517,18 @@ class Effects:
         self._host.put(judge)
 
     def _ask_person(self, running: RunningJob, ask: Ask) -> None:
-        """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon."""
+        """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon; or that it is looked up again, after
+        which it may be asked again, as another question.
+        """
         job, journal = running.job, self._host.journal
-        ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, f"{IN_DOUBT} {ask.attempt}")
-        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": list(VERDICTS)}
+        earlier = job.history.doubts.get(ask.ordinal)
+        looked = 0 if earlier is None else _asked(earlier).get("looked", 0) + 1
+        answers = [*VERDICTS, *([LOOK_UP] if ask.tool is not None and ask.tool.reconcile is not None else [])]
+        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": answers}
+        if looked:
+            payload["looked"] = looked
+        asked = f"{IN_DOUBT} {ask.attempt}" + (f" {looked}" if looked else "")
+        ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, asked)
         if ask.tool is not None and gives_rows(ask.tool.func):
             payload["gives"] = "rows"
         name = digest(journal.key, "ask", IN_DOUBT, payload)
@@ -538,8 +551,12 @@ class Effects:
 
     def verdict(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
         """What a person says of an effect in doubt."""
-        del running.job.history.doubts[ask.ordinal]
         said, result = _said(answer)
+        if said == LOOK_UP and ask.tool is not None and ask.tool.reconcile is not None:
+            ask.doubt = ""  # the question stays in the history: it says how often this was looked up
+            self._look_up(running, ask, ask.tool)
+            return
+        del running.job.history.doubts[ask.ordinal]
         if said == "done":
             try:
                 result = rows_of_answer(result) if ask.tool is not None and gives_rows(ask.tool.func) else result
@@ -584,4 +601,10 @@ def _said(answer: Answer) -> tuple[str, Any]:
     """The verdict of a person, and the result that goes with it. Any other word means `abandon`: nothing is repeated by mistake."""
     body = _resolution(answer) if answer.outcome == "resolved" else {}
     said = body.get("outcome", body.get("answer"))
-    return (said if said in VERDICTS else "abandon"), body.get("result")
+    return (said if said in (*VERDICTS, LOOK_UP) else "abandon"), body.get("result")
+
+
+def _asked(question: Intent) -> dict[str, Any]:
+    """Returns what a question of this module has asked."""
+    body: dict[str, Any] = msgspec.json.decode(question.body or b"{}")  # type: ignore[arg-type]
+    return body

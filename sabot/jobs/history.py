@@ -35,6 +35,9 @@ ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes
 VERDICTS = ("done", "not_done", "abandon")
 """The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
 
+LOOK_UP = "look_up"
+"""A further answer to it if the effect's tool has `reconcile=`: that is asked again, and may lead to the next question."""
+
 GIVEN_UP = "cancelled"
 """The outcome of a child, or of a call that is known not to have been made, which the job itself did not want any more."""
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sabot.agents.actions import ActionStatus
 from sabot.agents.inbox import ANSWERS, OF_DOUBTS, InboxQuestion, OpenQuestions, answer_questions
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
@@ -13,12 +14,14 @@ from sabot.errors import SabotError, UserError
 from sabot.web.payloads import ShownPayload
 from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
+from sabot.web.texts import moment_text
 
 if TYPE_CHECKING:
     from sabot.agents.app_jobs import AppJobStore
 
 _FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the head of the pages
 _MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
+_MOST_NAMED = 20  # questions whose earlier answers are said
 _ASK = "ask:"  # before the id of a question, in the name of a field
 
 _SAID = {
@@ -27,6 +30,7 @@ _SAID = {
     "done": "known to be done",
     "not-done": "made again",
     "abandon": "given up",
+    "look-up": "looked up again",
     "value": "answered",
 }
 """What became of questions, by the answer of a form."""
@@ -123,13 +127,26 @@ class InboxScreens:
         questions = [each for each in await self._read() if each.action.action_id in wanted]
         count = await run_in_thread(answer_questions, self._store, questions, word, answer, form[BY])
         await self._read()
-        gone = len(wanted) - len(questions)
+        gone = sorted(wanted - {each.action.action_id for each in questions})
         said = [f"{count.answered:,} of {len(wanted):,} questions: {_SAID[word]}."] if count.answered else []
-        said += [f"{gone:,} were answered, or over, before."] if gone else []
-        said += [f"{name}: {why}" for name, why in count.refused]
+        said += [await self._before(name) for name in gone[:_MOST_NAMED]]
+        said += [f"{len(gone) - _MOST_NAMED:,} more were closed before."] if len(gone) > _MOST_NAMED else []
+        said += [await self._before(name) if closed else f"{name}: {why}." for name, why, closed in count.refused]
         if count.refused or not count.answered:
             raise UserError(" ".join(said))
         return " ".join(said)
+
+    async def _before(self, name: str) -> str:
+        """Returns what became of a question that takes no answer any more: who has answered it, how, and when."""
+        action = await self._store.action(name)
+        if action is None or action.status is ActionStatus.PENDING:
+            return f"{name} is over: its job has ended."
+        at = moment_text(action.resolved_at or action.created_at)
+        if action.status is not ActionStatus.RESOLVED:
+            return f"{name} was {'withdrawn' if action.status is ActionStatus.CANCELLED else action.status} at {at}."
+        words = (word for word, answer in ANSWERS.items() if answer.items() <= action.resolution.items())
+        how, by = _SAID[next(words, "value")], f" by {action.by}" if action.by else ""
+        return f"{name} was {how}{by} at {at}, before your answer."
 
 
 def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:

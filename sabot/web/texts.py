@@ -57,13 +57,19 @@ def moment(at: float | None) -> Markup:
     """
     if at is None:
         return Markup(NOTHING)
+    text = moment_text(at)
+    if not text.endswith(" UTC"):
+        return Markup("{}").format(text)
+    iso = datetime.fromtimestamp(at, UTC).replace(tzinfo=None).isoformat("T", "milliseconds")
+    return Markup('<time datetime="{}Z">{}</time>').format(iso, text)
+
+
+def moment_text(at: float) -> str:
+    """Returns a time, in seconds since 1970, as text in UTC."""
     try:
-        time = datetime.fromtimestamp(at, UTC).replace(tzinfo=None)
+        return f"{datetime.fromtimestamp(at, UTC).replace(tzinfo=None).isoformat(' ', 'seconds')} UTC"
     except (OverflowError, ValueError, OSError):
-        return Markup("{} s").format(at)
-    return Markup('<time datetime="{}Z">{} UTC</time>').format(
-        time.isoformat("T", "milliseconds"), time.isoformat(" ", "seconds")
-    )
+        return f"{at} s"
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], form: TableForm) -> str:

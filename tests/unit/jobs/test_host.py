@@ -550,6 +550,54 @@ async def test_a_reconcilable_effect_in_doubt_is_looked_up(found: Reconciled) ->
             assert made == ([] if found is Reconciled.DONE else ["pay"])
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_person_may_have_an_effect_in_doubt_looked_up_again(killed: bool) -> None:
+    """The payment service was down at the restart, so a person was asked: she could only guess, though the tool knows how to look it up."""
+    made: list[str] = []
+    looked: list[Any] = []
+
+    async def look(effect: Any) -> Any:
+        looked.append(effect.key)
+        return (Reconciled.DONE, "paid before") if len(looked) == 4 else Reconciled.UNKNOWN
+
+    @tool(reconcile=look)
+    async def pay() -> str:
+        made.append("pay")
+        return "paid"
+
+    async def f(ctx: DurableContext) -> Any:
+        return await ctx.call(pay)
+
+    home = MemoryStorage()
+    async with hosting(home, Agent(f)) as jobs:
+        jobs.begin("j")
+        await jobs.over("j")
+    home, tokens = prefix(home, 2), list[str]()  # killed during the call
+    made.clear()
+
+    async def asked(jobs: Any) -> str:
+        await jobs.parks("j")
+        (token,) = [each for each in open_questions(jobs) if each not in tokens]
+        tokens.append(token)
+        return token
+
+    async with hosting(home, Agent(f)) as jobs:
+        for _ in range(2):
+            jobs.journal.post(Letter("answer", await asked(jobs), body=b'{"outcome": "look_up"}'))
+            await jobs.until(lambda: len(looked) == len(tokens) + 1)
+        await asked(jobs)
+        if not killed:
+            jobs.journal.post(Letter("answer", tokens[-1], body=b'{"outcome": "look_up"}'))
+            await jobs.over("j")
+            assert jobs.agent.done["j"] == "paid before"
+    if killed:
+        async with hosting(home, Agent(f)) as jobs:
+            jobs.journal.post(Letter("answer", tokens[-1], body=b'{"outcome": "look_up"}'))
+            await jobs.over("j")
+            assert jobs.agent.done["j"] == "paid before"
+    assert (made, len(looked), len(set(looked)), len(tokens)) == ([], 4, 1, 3)
+
+
 async def test_an_answer_about_one_attempt_says_nothing_about_the_next_one() -> None:
     """A refund was in doubt, a person said "not done", it was made again, and the process was killed in that call. The next start took the
     old answer for the new attempt and made the refund a third time: seen by a witness under kills.

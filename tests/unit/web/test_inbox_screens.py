@@ -12,7 +12,7 @@ from unit.web.test_console import MARKUP
 from unit.web.test_job_screens import ask, enter
 
 from sabot import App
-from sabot.agents import DurableContext, PolicyEngine, ToolPolicy, tool
+from sabot.agents import DurableContext, PolicyEngine, Reconciled, ToolPolicy, tool
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until, values
@@ -24,8 +24,10 @@ class Bank:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.refunded: list[str] = []
+        self.knows = False
+        self.looked_up = 0
 
-    def tools(self) -> tuple[Any, Any]:
+    def tools(self) -> tuple[Any, Any, Any]:
         @tool
         async def transfer(order: str, amount: int) -> str:
             self.asked.append(order)
@@ -38,7 +40,15 @@ class Bank:
             self.refunded.append(order)
             return f"refunded {order}"
 
-        return transfer, refund
+        async def look(effect: Any, order: str) -> Any:
+            self.looked_up += 1
+            return (Reconciled.DONE, f"wired {order}") if self.knows else Reconciled.UNKNOWN
+
+        @tool(reconcile=look)
+        async def wire(order: str) -> str:
+            raise TimeoutError("the bank does not answer")
+
+        return transfer, refund, wire
 
 
 @asynccontextmanager
@@ -47,7 +57,7 @@ async def office(
 ) -> AsyncIterator[tuple[App, Console, Bank]]:
     """An app whose jobs wait for a person: by `ask`, for the approval of a refund, or about a transfer in doubt."""
     bank = Bank()
-    transfer, refund = bank.tools()
+    transfer, refund, wire = bank.tools()
     policy = PolicyEngine([ToolPolicy(["refund"], require_approval=True, reason=f"refunds need a person {MARKUP}")])
     app = App("shop", url, state=str(folder), checkpoint_interval=3600, policy=policy)
 
@@ -58,6 +68,8 @@ async def office(
             match message["what"]:
                 case "refund":
                     return await ctx.call(refund, order=message["order"], amount=message["amount"])
+                case "wire":
+                    return await ctx.call(wire, message["order"])
                 case "transfer":
                     return await ctx.call(transfer, message["order"], amount=message["amount"])
                 case _:
@@ -131,7 +143,10 @@ async def test_several_questions_are_answered_at_once_with_a_reason(memory_url: 
         said = values(app, "answers")
         assert all(re.search(r"rejected by console:[0-9a-f]{12}: too much", each) for each in said), said
         status, page = await ask(browser, "/act/answer", {others[0]: "1", "answer": "approve"})
-        assert (status, "1 were answered, or over, before" in page) == (409, True)
+        assert status == 409
+        assert re.search(r"was rejected by console:[0-9a-f]{12} at 2\d{3}-\S+ \S+ UTC, before your answer\.", page), (
+            page
+        )
         assert (await ask(browser, "/act/answer", {first: "1", others[0]: "1", "answer": "approve"}))[0] == 200
         await until(lambda: app.statistics()["jobs"]["ended"] == 3)
         assert len(bank.refunded) == 1
@@ -222,3 +237,24 @@ async def test_a_session_that_may_read_has_no_inbox(memory_url: str, tmp_path: P
             assert (await ask(reader, path))[0] == 403
         assert (await ask(reader, "/act/answer", {field: "1", "answer": "approve"}))[0] == 403
         assert app.statistics()["jobs"]["ended"] == 0
+
+
+async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("wire", "o-1"), ticket("transfer")]) as (app, console, bank):
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/inbox"))[1]
+        assert page.count('value="look-up"') == 1, "a transfer cannot be looked up"
+        parts = re.split(r"Was (\w+) done\?", page)
+        fields_of = {name: fields(part) for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+        (wired,), (transferred,) = fields_of["wire"], fields_of["transfer"]
+        assert bank.looked_up == 1
+        assert (await ask(browser, "/act/answer", {transferred: "1", "answer": "look-up"}))[0] == 409
+        status, page = await ask(browser, "/act/answer", {wired: "1", "answer": "look-up"})
+        assert (status, "1 of 1 questions: looked up again." in page) == (200, True)
+        await until(lambda: bank.looked_up == 2)
+        again: list[str] = []
+        while not again:
+            again = [each for each in fields((await ask(browser, "/inbox"))[1]) if each not in (wired, transferred)]
+        bank.knows = True
+        assert (await ask(browser, "/act/answer", {again[0]: "1", "answer": "look-up"}))[0] == 200
+        await until(lambda: values(app, "answers") == ["wired o-1"])
