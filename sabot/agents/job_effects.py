@@ -26,7 +26,7 @@ class EffectRecord:
     `kind`: call, ask, sleep, wait, child or patch. `attempts`: how often the call was made or may have been made. `ended_at`: None while
     the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person who answered last, or "". `decision`: the
     decision of the policy, or "" if there was none. `rule`: the rule that decided. `tokens`, `dollars`: the use that budgets count.
-    `child`: the id of the job that the effect began, or "".
+    `doubt_tokens`, `doubt_dollars`: the part of it that is an upper bound. `child`: the id of the job that the effect began, or "".
     """
 
     ordinal: int
@@ -44,6 +44,8 @@ class EffectRecord:
     rule: str = ""
     tokens: int = 0
     dollars: Decimal = Decimal(0)
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
     child: str = ""
 
     @property
@@ -88,6 +90,8 @@ def effect_record(effect: EffectView) -> EffectRecord:
         rule=verdict.rule,
         tokens=effect.tokens,
         dollars=effect.dollars,
+        doubt_tokens=effect.doubt_tokens,
+        doubt_dollars=effect.doubt_dollars,
         child=child_id(intent.job, intent.ordinal) if intent.kind == "child" else "",
     )
 
@@ -102,12 +106,16 @@ def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]
 
 
 class FoldedJob(NamedTuple):
-    """A job with its effects by ordinal, its last BEGIN and its last END."""
+    """A job with its effects by ordinal, its last BEGIN and its last END. `doubt_tokens`, `doubt_dollars`: the part of its use that is an
+    upper bound, because nobody knows whether a call was paid.
+    """
 
     record: JobRecord
     effects: Mapping[int, EffectView]
     begin: Begin | None
     end: End | None
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
@@ -156,11 +164,12 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
 def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
     view, entries = JobView(reader), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
-    record = view.job(job_id)
-    if record is None:
+    record, state = view.job(job_id), view.states.get(job_id)
+    if record is None or state is None:
         return None
     begin = next((each for each in reversed(entries) if isinstance(each, Begin)), None)
-    return FoldedJob(record, effects, begin, next((each for each in reversed(entries) if isinstance(each, End)), None))
+    end = next((each for each in reversed(entries) if isinstance(each, End)), None)
+    return FoldedJob(record, effects, begin, end, state.doubt_tokens, state.doubt_dollars)
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

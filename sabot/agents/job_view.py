@@ -64,7 +64,8 @@ class EffectView:
 
     `question`: the open question to a person about the effect, if there is one. `attempts`: how often the effect was made or may have been
     made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
-    who answered last. `tokens`, `dollars`: the use that budgets count. `result`: the entry that ended the effect.
+    who answered last. `tokens`, `dollars`: the use that budgets count. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper
+    bound, because nobody knows whether a call was paid. `result`: the entry that ended the effect.
     """
 
     intent: Intent
@@ -77,6 +78,8 @@ class EffectView:
     by: str = ""
     tokens: int = 0
     dollars: Decimal = Decimal(0)
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
 
     def close(self, state: EffectState, at: float) -> None:
         """Ends the effect in this state."""
@@ -108,7 +111,7 @@ class JobState:
     whose input is a record. `moved_at`: when the status changed last; `last_at`: the time of the last entry. `open`: the effects of which
     nothing has come, by ordinal; `failed`: those that came to an error, which another attempt may make again. `early`: the signals that
     nobody waited for when they came. `questions`: the open ones, by token. `inherited`: how many of the entries to come are those of the
-    job from whose checkpoint this one goes on.
+    job from whose checkpoint this one goes on. `doubt_tokens`, `doubt_dollars`: as in `EffectView`.
     """
 
     job_id: str
@@ -135,6 +138,8 @@ class JobState:
     last_ordinal: int = 0
     tokens: int = 0
     dollars: Decimal = Decimal(0)
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
     inherited: int = 0
     open: dict[int, EffectView] = field(default_factory=dict)
     failed: dict[int, EffectView] = field(default_factory=dict)
@@ -520,8 +525,10 @@ def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
 
 
 def _use(job: JobState, effect: EffectView | None, entry: EffectResult | End) -> None:
-    if entry.usage:
-        for row in rows_of([entry]):
-            job.tokens, job.dollars = job.tokens + row.adds.tokens, job.dollars + row.adds.cost
-            if effect is not None:
-                effect.tokens, effect.dollars = effect.tokens + row.adds.tokens, effect.dollars + row.adds.cost
+    if not entry.usage:
+        return
+    for row in rows_of([entry]):
+        for each in (job,) if effect is None else (job, effect):
+            each.tokens, each.dollars = each.tokens + row.adds.tokens, each.dollars + row.adds.cost
+            each.doubt_tokens += row.doubts.tokens
+            each.doubt_dollars += row.doubts.cost

@@ -6,6 +6,7 @@ What a page shows many times, the rows of its tables, is rendered where it was r
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
@@ -70,7 +71,8 @@ class ShownJob:
 
     `story`: without the effects. `place`: where the record that began it stands, or "". `given`, `result`: the input and the output.
     `effects`: the rows of the table of effects, as HTML: those from a number on. `span`: the seconds that their bars show. `count`: the
-    number of all effects. `following`: the number of the first effect of the next page, or 0.
+    number of all effects. `following`: the number of the first effect of the next page, or 0. `doubt_tokens`, `doubt_dollars`: as in
+    `FoldedJob`.
     """
 
     story: JobStory
@@ -81,6 +83,8 @@ class ShownJob:
     span: float
     count: int
     following: int
+    doubt_tokens: int
+    doubt_dollars: Decimal
 
 
 def loaded() -> bool:
@@ -118,7 +122,10 @@ def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableF
     """Returns the effects of a job as a text of CSV or JSON: up to 2,000 from the ordinal `first` on. Raises as `read_job`."""
     with journal.opened() as reader:
         found = map(effect_record, _page_of(folded_job(reader, job_id), first).values())
-        return table_text([asdict(each) | {"dollars": str(each.dollars)} for each in found], form)
+        rows = [
+            asdict(each) | {name: str(getattr(each, name)) for name in ("dollars", "doubt_dollars")} for each in found
+        ]
+        return table_text(rows, form)
 
 
 def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payloads, root: str, now: float) -> ShownJob:
@@ -145,6 +152,8 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
         span=span,
         count=len(folded.effects),
         following=last + 1 if len(page) == _MOST_EFFECTS else 0,
+        doubt_tokens=folded.doubt_tokens,
+        doubt_dollars=folded.doubt_dollars,
     )
 
 

@@ -48,6 +48,13 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
         """What a budget counts with it that it did not count before: what settles a doubt takes that back."""
         return self.amounts.minus(self.settles) if self.settles is not None else self.amounts
 
+    @property
+    def doubts(self) -> Amounts:
+        """The part of `adds` that is an upper bound: what settles a doubt takes its bound back."""
+        if self.settles is not None:
+            return Amounts().minus(self.settles)
+        return self.amounts if self.type == "doubt" else Amounts()
+
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
     """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens, doubt_cost: the most that calls

@@ -12,6 +12,7 @@ import pytest
 from sabot import App
 from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext
+from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, job_story
 from sabot.agents.job_history import job_keeping
@@ -54,6 +55,22 @@ class Folded:
     @property
     def job(self) -> JobRecord:
         return self.view.present("j")
+
+
+def test_what_a_call_may_have_cost_is_in_doubt_until_that_is_known() -> None:
+    bound = Amounts(500, Decimal("0.75"), 1)
+    doubt = LedgerEvent(event_id="1", type="doubt", scope_id="s", cost=bound.cost, reserved_tokens=bound.tokens)
+    known = LedgerEvent(
+        event_id="1", type="model", scope_id="s", input_tokens=90, output_tokens=10, cost=Decimal("0.25"), settles=bound
+    )
+    folded = Folded(call(1), EffectResult("j", 2000, 1, outcome="ModelTimeout", usage=msgspec.msgpack.encode([doubt])))
+    (effect,) = folded.effects.values()
+    assert (effect.tokens, effect.dollars) == (500, Decimal("0.75")), "the use that budgets count"
+    assert (effect.doubt_tokens, effect.doubt_dollars) == (500, Decimal("0.75"))
+    folded.add(End("j", 3000, "failed", usage=msgspec.msgpack.encode([known])))
+    state = folded.view.states["j"]
+    assert (state.tokens, state.dollars) == (100, Decimal("0.25"))
+    assert (state.doubt_tokens, state.doubt_dollars) == (0, 0)
 
 
 def test_a_call_has_its_attempts_its_result_and_its_use() -> None:
