@@ -16,7 +16,7 @@ too, so there are no counts by partition.
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -183,7 +183,10 @@ class Durations:
 
     __slots__ = ("_figures",)
 
-    BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf"))
+    BOUNDS = (
+        *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+        *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, float("inf")),
+    )
     """The upper bounds of the buckets in seconds, inclusive."""
 
     def __init__(self) -> None:
@@ -197,6 +200,18 @@ class Durations:
     def read(self) -> tuple[float, ...]:
         """Returns a count for each bound (not cumulative), and then the sum of all durations in seconds."""
         return tuple(self._figures)
+
+    @classmethod
+    def quantile(cls, figures: Sequence[float], part: float) -> float | None:
+        """Returns the seconds that this part of the durations does not exceed, about: buckets are taken as even, and 120 stands for all
+        longer durations. None without durations. `figures`: what `read` returns, or the difference of two of its results.
+        """
+        rank, below, lower = part * sum(figures[:-1]), 0.0, 0.0
+        for bound, count in zip(cls.BOUNDS, figures[:-1], strict=True):
+            if count > 0 and below + count >= rank:
+                return lower if bound == float("inf") else lower + (bound - lower) * (rank - below) / count
+            below, lower = below + count, bound
+        return None
 
     def statistics(self) -> dict[str, float]:
         """Returns `count` and `seconds_total`."""

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from sabot.base.config import Secret
+from sabot.base.metrics import Durations
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
 from sabot.base.redaction import HIDDEN, without_secrets
 from sabot.base.supervision import unexpected_end
@@ -99,14 +100,14 @@ class _Call:
 @dataclass(slots=True)
 class ToolFigures:
     """The calls of one tool since the start. `failed`: those that came to an error. `unknown`: those of which nobody knows whether they
-    were made. `seconds`: the time of all calls that are over, from their sending.
+    were made. `seconds`: the times of the calls that are over, from their sending.
     """
 
     calls: int = 0
     in_flight: int = 0
     failed: int = 0
     unknown: int = 0
-    seconds: float = 0.0
+    seconds: Durations = dataclasses.field(default_factory=Durations)
 
 
 class EffectRunner:
@@ -245,7 +246,11 @@ class EffectRunner:
 
     def tools(self) -> dict[str, dict[str, Any]]:
         """Returns the figures of each tool that was called since the start, by its name. From any thread."""
-        return {name: dataclasses.asdict(figures) for name, figures in list(self._of_tools.items())}
+        counts = ("calls", "in_flight", "failed", "unknown")
+        return {
+            name: {each: getattr(figures, each) for each in counts} | {"durations": figures.seconds.read()}
+            for name, figures in list(self._of_tools.items())
+        }
 
     async def close(self, grace_s: float) -> None:
         """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Nobody is told of these: a stop is no
@@ -395,7 +400,7 @@ class EffectRunner:
             figures.in_flight -= 1
             figures.failed += outcome.outcome != "ok"
             figures.unknown += outcome.certainty is Certainty.UNKNOWN
-            figures.seconds += outcome.seconds
+            figures.seconds.add(outcome.seconds)
         self._unknown += outcome.certainty is Certainty.UNKNOWN
         self._not_sent += outcome.certainty is Certainty.NOT_SENT
         if call.done is None:

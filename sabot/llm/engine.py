@@ -331,7 +331,8 @@ class ExecutionEngine:
         cache, by an idempotency key, or by an equal call in flight. `attempts`, of them `failed_attempts`. `retries`:
         attempts after the first. `overloads`: attempts that were turned away (429). `fallbacks`: requests to a
         fallback. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`. `cost`: US dollars, 0 for
-        answers of unknown price. `seconds_total`: the time of all attempts. `tool_calls`, `failed_tool_calls`,
+        answers of unknown price. `seconds_total`: the time of all attempts. `durations`: their times, as `Durations.read` returns
+        them. `tool_calls`, `failed_tool_calls`,
         `tool_seconds`: attempts of agents to call tools outside of jobs. `waiting`: requests that wait for the
         limits. `limit`: requests that the first provider may have in flight now.
         """

@@ -219,7 +219,8 @@ class CallFigures:
     def attempt_figures(self) -> dict[str, Any]:
         """Returns the figures of attempts, by their names in `ExecutionEngine.statistics`."""
         counted = {name: getattr(self, name) for name in _ATTEMPT_FIGURES}
-        return {**counted, "seconds_total": self.seconds.statistics()["seconds_total"]}
+        durations = self.seconds.read()
+        return {**counted, "seconds_total": durations[-1], "durations": durations}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,7 +122,7 @@ class RunEngines:
         for label, engine in self._engines.engines():
             sums = found.setdefault(" ".join(label), {})
             for name, figure in engine.statistics().items():
-                sums[name] = sums.get(name, 0) + figure
+                sums[name] = plus(sums[name], figure) if name in sums else figure
         return found
 
 

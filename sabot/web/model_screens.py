@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from sabot.api.models import ASKS
+from sabot.base.metrics import Durations
 from sabot.llm.names import SERVERS
 from sabot.process.tree import below, facts_of
 from sabot.runtime.figure_rings import FigureRings, Tick
@@ -15,13 +17,15 @@ if TYPE_CHECKING:
     from sabot.mcp.pool import McpServerPool
 
 _MOST_CHILDREN = 500
+_PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _STATES = {"R": "running", "S": "waiting", "D": "waiting for a device", "Z": "ended", "T": "stopped", "I": "idle"}
 
 
 @dataclass(frozen=True)
 class CallCounts:
     """The calls of a model or a tool since the start. `kind`: model or tool. `rate`: calls a second in the last ten seconds. `seconds`: the
-    mean time of an attempt in these seconds, or since the start if there was none. `limit`: the calls that may be in flight, of models.
+    mean time of an attempt in these seconds, or since the start if there was none; `p50`, `p95`, `p99`: the times that so many percent of
+    these attempts did not exceed, about. `limit`: the calls that may be in flight, of models.
     `overloads`: attempts that were turned away (429). A value that is not known, or does not exist, is None.
     """
 
@@ -31,6 +35,9 @@ class CallCounts:
     rate: float
     in_flight: int
     seconds: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
     failed: int
     unknown: int | None = None
     limit: int | None = None
@@ -154,34 +161,36 @@ def call_figures(figures: FigureRings) -> list[CallCounts]:
 
 
 def _tools(tick: Tick) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the figures of tools, without the calls of models, which jobs make in the same way."""
     found: Mapping[str, Mapping[str, Any]] = tick.statistics.get("jobs", {}).get("tools", {})
-    return found
+    return {name: each for name, each in found.items() if name != ASKS}
 
 
 def _of_model(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
-    seconds = _mean(now, old, "seconds_total", "attempts")
     counted = {
         each: now[each]
         for each in ("calls", "in_flight", "failed", "limit", "waiting", "retries", "overloads", "fallbacks")
     }
     rate, tokens = _rate(now, old, span), now["input_tokens"] + now["output_tokens"]
-    return CallCounts("model", name, rate=rate, seconds=seconds, tokens=tokens, dollars=float(now["cost"]), **counted)
+    times = _times(now, old)
+    return CallCounts("model", name, rate=rate, tokens=tokens, dollars=float(now["cost"]), **counted, **times)
 
 
 def _of_tool(name: str, now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> CallCounts:
-    seconds = _mean(now, old, "seconds", "calls", now["in_flight"])
     counted = {each: now[each] for each in ("calls", "in_flight", "failed", "unknown")}
-    return CallCounts("tool", name, rate=_rate(now, old, span), seconds=seconds, **counted)
+    return CallCounts("tool", name, rate=_rate(now, old, span), **counted, **_times(now, old))
 
 
 def _rate(now: Mapping[str, Any], old: Mapping[str, Any], span: float) -> float:
     return max(0, now["calls"] - old.get("calls", 0)) / span if span > 0 else 0.0
 
 
-def _mean(now: Mapping[str, Any], old: Mapping[str, Any], seconds: str, count: str, open_: int = 0) -> float | None:
-    """Returns the mean seconds of the calls that have ended between two readings, else of all calls; None if none has ended."""
-    all_ended: int = now[count] - open_
-    ended = all_ended - old.get(count, 0) if old else 0
-    if ended > 0:
-        return max(0.0, float(now[seconds] - old[seconds])) / ended
-    return float(now[seconds]) / all_ended if all_ended > 0 else None
+def _times(now: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the mean and the percentiles of the calls that have ended between two readings, else of all calls; None if none has ended."""
+    durations = now.get("durations") or (0.0,)  # a record of an earlier version has none
+    before = old.get("durations") or (0.0,) * len(durations)
+    lately = [max(0.0, last - first) for last, first in zip(durations, before, strict=True)]
+    figures = lately if any(lately[:-1]) else durations
+    count = sum(figures[:-1])
+    parts = {name: Durations.quantile(figures, part) if count else None for name, part in _PERCENTILES.items()}
+    return {"seconds": figures[-1] / count if count else None, **parts}

@@ -679,7 +679,7 @@ def test_opentelemetry_has_the_figures_of_prometheus_under_the_same_names_and_la
         for point in metric.data.data_points
     }
     assert found == figures(metrics.text())
-    assert len(found) == 1 + 2 + 15 + 2
+    assert len(found) == 1 + 2 + len(Durations.BOUNDS) + 2
     rising = {metric.name for metric in scope.metrics if getattr(metric.data, "is_monotonic", False)}
     assert rising == {name for name, _ in found} - {"sabot_consumer_lag"}
 
@@ -699,3 +699,14 @@ async def test_an_app_gives_its_figures_to_opentelemetry_while_it_runs() -> None
         (scope,) = reader.get_metrics_data().resource_metrics[0].scope_metrics
     (rows,) = [metric for metric in scope.metrics if metric.name == "sabot_records_in_total"]
     assert [(point.value, point.attributes["operator"]) for point in rows.data.data_points] == [(1, "seen.read")]
+
+
+def test_a_quantile_of_durations_is_within_their_bucket() -> None:
+    durations = Durations()
+    assert Durations.quantile(durations.read(), 0.5) is None
+    for _ in range(90):
+        durations.add(0.008)
+    for seconds in (*[1.5] * 9, 1000.0):
+        durations.add(seconds)
+    found = [Durations.quantile(durations.read(), part) for part in (0.5, 0.95, 0.99, 1.0)]
+    assert found == pytest.approx([0.005 + 0.005 * 50 / 90, 1.0 + 1.5 * 5 / 9, 2.5, 120.0])

@@ -69,14 +69,17 @@ async def test_calls_of_models_and_tools_are_counted(memory_url: str, tmp_path: 
         browser = await enter(console, "act")
         found: dict[str, Any] = {}
         while found.get("tool", {}).get("calls") != 4 or found["tool"]["in_flight"] > 1:  # figures of the last second
-            found = {each["kind"]: each for each in json.loads((await ask(browser, "/models.json"))[1])}
+            rows = json.loads((await ask(browser, "/models.json"))[1])
+            found = {each["kind"]: each for each in rows}
             await asyncio.sleep(0.02)
+        assert len(rows) == 2, "the call of a model is no call of a tool"
         model, called = found["model"], found["tool"]
         assert (model["name"], model["calls"], model["tokens"]) == (f"scripted m{MARKUP}", 4, 600)
         assert model["dollars"] > 0
         figures = {name: called[name] for name in ("name", "calls", "in_flight", "failed", "unknown")}
         assert figures == {"name": "look_up", "calls": 4, "in_flight": 1, "failed": 1, "unknown": 0}
-        assert called["seconds"] >= 0
+        assert 0 <= called["p50"] <= called["p95"] <= called["p99"]
+        assert all(model[each] is not None for each in ("seconds", "p50", "p95", "p99"))
         status, page = await ask(browser, "/models")
         assert (status, MARKUP in page, "look_up" in page) == (200, False, True)
         go.set()
