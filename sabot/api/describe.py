@@ -1,13 +1,17 @@
-"""`Stream.describe`: a summary of each column of a bounded stream."""
+"""`Stream.describe`: a summary of each column of a bounded stream: exact for up to EXACT_ROWS rows, and with estimates for
+more, so that its memory is bounded.
+"""
 
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot.api import aggregates
 from sabot.api.aggregates import Aggregate, count, max, mean, min, stddev
 
 QUARTILES = (0.25, 0.5, 0.75)
+EXACT_ROWS = 1_000_000
 
 _SCHEMA = pa.schema(
     [
@@ -45,6 +49,33 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
             wanted |= {f"{i}.mean": mean(name), f"{i}.std": stddev(name)}
             wanted |= {f"{i}.{q:.0%}": aggregates.approx_quantile(name, q) for q in QUARTILES}
     return wanted
+
+
+def figures_of(rows: pa.Table) -> dict[str, Any]:
+    """Returns the exact figures of these rows, by the names of `aggregates_of`. NaN counts as a value, has no place in the
+    order of values, and makes the mean NaN.
+    """
+    values: dict[str, Any] = {"rows": rows.num_rows}
+    for i, column in enumerate(rows.columns):
+        known = column.drop_null()
+        values[f"{i}.count"] = len(known)
+        if pa.types.is_nested(column.type):
+            continue
+        if pa.types.is_floating(column.type):
+            known = pc.add(known.cast(pa.float64()), 0.0)  # 0.0 and -0.0 are one value
+        values[f"{i}.distinct"] = len(pc.unique(known))
+        ordered = known.filter(pc.invert(pc.is_nan(known))) if pa.types.is_floating(column.type) else known
+        if pa.types.is_duration(column.type):  # pyarrow does not compare them
+            ordered = ordered.cast(pa.int64())
+        ends = pc.min_max(ordered)
+        values |= {f"{i}.{end}": ends[end].cast(known.type).as_py() for end in ("min", "max")}
+        if _is_number(column.type):
+            numbers = known.cast(pa.float64(), safe=False)
+            deviation = pc.stddev(numbers, ddof=1)
+            values |= {f"{i}.mean": pc.mean(numbers).as_py(), f"{i}.std": deviation.as_py()}
+            quartiles = pc.quantile(ordered, list(QUARTILES), interpolation="nearest").to_pylist()
+            values |= {f"{i}.{q:.0%}": found for q, found in zip(QUARTILES, quartiles, strict=True)}
+    return values
 
 
 def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:

@@ -985,14 +985,15 @@ def test_describe_says_what_a_stream_holds() -> None:
             assert (float(row["min"]), float(row["max"])) == (min(values), max(values))
             ordered = sorted(values)
             for part, column in ((0.25, "25%"), (0.5, "50%"), (0.75, "75%")):
-                truth = ordered[math.floor(part * (len(ordered) - 1))]
-                assert abs(row[column] - truth) <= 0.01 * abs(truth) * (1 + 1e-9), (name, column)
+                place = part * (len(ordered) - 1)
+                assert row[column] in {ordered[math.floor(place)], ordered[math.ceil(place)]}, (name, column)
         if name in ("k", "s"):
             assert (row["min"], row["max"], row["mean"], row["50%"]) == (min(values), max(values), None, None)
 
 
-def test_quantiles_that_describe_estimates_lie_within_the_data() -> None:
+def test_describe_of_many_rows_estimates_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The median of a hundred times 17.3 was 17.13."""
+    monkeypatch.setattr("sabot.api.stream.stream.EXACT_ROWS", 99)
     table = pa.table({"x": [17.3] * 100, "n": [-12_345] * 99 + [7]})
     got = {row["column"]: row for row in App("about").stream(Rows(table)).describe().to_pylist()}
     assert [got["x"][part] for part in ("25%", "50%", "75%")] == [17.3] * 3

@@ -186,3 +186,19 @@ def test_schema_and_describe_of_a_topic_look_at_the_records_that_are_there(memor
     assert totals.describe().num_rows == 2
     with pytest.raises(UserError, match="there is no record before until="):
         App("look", broker=memory_url).stream("nothing").schema  # noqa: B018
+
+
+def test_describe_has_figures_of_all_types():
+    rows = {
+        "x": [float("nan"), 1.0, -0.0, 0.0, None],
+        "d": pa.array([1.5, 2.5, 1.5, None, 9.5]).cast(pa.decimal128(5, 2)),
+        "wait": pa.array([5, 1, None, 9, 3], pa.duration("s")),
+        "tags": [["a"], [], None, ["b"], ["a"]],
+        "big": pa.array([2**64 - 1, 0, 1, 2, 3], pa.uint64()),
+    }
+    found = {row["column"]: row for row in App("looks").stream(pa.table(rows)).describe().to_pylist()}
+    assert (found["x"]["count"], found["x"]["distinct"], found["x"]["50%"]) == (4, 3, 0.0)
+    assert (found["d"]["min"], found["d"]["max"], found["d"]["nulls"]) == ("1.50", "9.50", 1)
+    assert (found["wait"]["min"], found["wait"]["max"]) == ("0:00:01", "0:00:09")
+    assert (found["tags"]["count"], found["tags"]["distinct"]) == (4, None)
+    assert (found["big"]["50%"], found["big"]["max"]) == (2.0, str(2**64 - 1))

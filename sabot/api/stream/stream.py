@@ -36,7 +36,7 @@ from sabot.api.arguments import (
     whole_ms,
 )
 from sabot.api.calls import AsyncCall, LookupOptions, MapAsyncOptions
-from sabot.api.describe import aggregates_of, table_of
+from sabot.api.describe import EXACT_ROWS, aggregates_of, figures_of, table_of
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
@@ -716,19 +716,18 @@ class Stream(Looks, NamedElsewhere):
         """Runs the stream now, and returns a table with one row per column: column, type, count, nulls, distinct,
         mean, std, min, 25%, 50%, 75%, max.
 
-        Mean, std and quartiles are given for numbers only; min and max are texts. The distinct count and the
-        quartiles are approximate (see `approx_count_distinct`, `approx_quantile`). A topic is read up to its present
-        end.
+        Mean, std and quartiles are given for numbers only; min and max are texts. Up to 1,000,000 rows are kept in
+        memory, and all figures are exact. A stream with more rows is read twice, in bounded memory, and its distinct
+        count and its quartiles are estimates (`approx_count_distinct`, `approx_quantile`). A topic is read up to its
+        present end.
         """
         schema = self.schema
-        found = (
-            Stream(self._owner, self._owner.ended(self._node))
-            .materialize()
-            .group_by()
-            .aggregate(**aggregates_of(schema))
-            .collect()
-        )
-        return table_of(schema, found.to_pylist()[0] if found.num_rows else {})
+        ended = Stream(self._owner, self._owner.ended(self._node))
+        rows = ended.collect(limit=EXACT_ROWS + 1)
+        if rows.num_rows <= EXACT_ROWS:
+            return table_of(schema, figures_of(rows))
+        found = ended.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
+        return table_of(schema, found.to_pylist()[0])
 
     @property
     def schema(self) -> pa.Schema:
