@@ -821,6 +821,14 @@ def is_aggregate(name: str) -> bool:
     return name in AGGREGATES
 
 
+def listed(text: TypedExpr, order: Sequence[Expr], predicate: Expr | None, zone: str) -> Aggregate:
+    """Returns the aggregate of LISTAGG that is ordered by other values: a list of structs of the text and these values."""
+    present = text.expr.is_not_null()
+    keys = {f"by{i}": each for i, each in enumerate(order)}
+    made = engine.collect_list(struct(text=as_text(text, zone), **keys))
+    return made.filter(present if predicate is None else predicate & present)
+
+
 def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zone: str) -> Aggregate | Expr:
     """Returns the aggregate of a call, or an expression of one. `argument`: None for COUNT(*). `zone`: that of the session.
 

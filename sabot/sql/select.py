@@ -87,9 +87,8 @@ class SelectBinder:
         self._relation = relation
         self._where = list(where)
         self._waits = waits
-        self._lists: dict[Any, tuple[str, bool | None]] = {}
-        """The separator of each LISTAGG, and True or False if its texts are sorted with the greatest or the least first, by
-        `key_of` of the call."""
+        self._lists: dict[Any, tuple[str, bool | Sequence[Sort] | None]] = {}
+        """The separator of each LISTAGG and its order (`_order_of_list`), by `key_of` of the call."""
 
     def bind(self) -> Relation:
         """Returns the rows of the SELECT."""
@@ -366,8 +365,16 @@ class SelectBinder:
         for key, name in known.items():
             replaced[key] = TypedExpr(col(name), schema.field(name).type)
             if str(key[1]).upper() == "LISTAGG":
-                separator, descending = self._lists[key]
-                texts = col(name) if descending is None else col(name).list.sort(descending=descending)
+                separator, order = self._lists[key]
+                texts = col(name)
+                if isinstance(order, bool):
+                    texts = texts.list.sort(descending=order)
+                elif order is not None:
+                    ways = [each.descending for each in order]
+                    # NULL is the smallest value
+                    last = [each.descending if each.nulls_first is None else not each.nulls_first for each in order]
+                    by = [f"by{i}" for i in range(len(order))]
+                    texts = texts.list.field("text", by=by, descending=ways, nulls_last=last)
                 some = when(col(name).list.len() > 0).then(texts.list.join(separator)).otherwise(lit(None))
                 replaced[key] = TypedExpr(some, pa.string())
         for key, (total, number) in means.items():
@@ -447,13 +454,18 @@ class SelectBinder:
             means[key] = (total, number)
             return
         column = names.free(wanted)
+        order = self._lists[key][1] if key in self._lists else None
         with at(call.span):
-            aggregates[column] = functions.aggregate(call, argument, predicate, self._context.zone)
+            if argument is not None and isinstance(order, tuple):
+                by = [binder.bind(each.expression).expr for each in order]
+                aggregates[column] = functions.listed(argument, by, predicate, self._context.zone)
+            else:
+                aggregates[column] = functions.aggregate(call, argument, predicate, self._context.zone)
         known[key] = column
 
-    def _order_of_list(self, call: Call, relation: Relation) -> bool | None:
-        """Returns True for LISTAGG(x) WITHIN GROUP (ORDER BY x DESC), False for ascending texts, and None for the order of
-        event time, which is that of the engine.
+    def _order_of_list(self, call: Call, relation: Relation) -> bool | Sequence[Sort] | None:
+        """Returns True for LISTAGG(x) WITHIN GROUP (ORDER BY x DESC), False for ascending texts, None for the order of event
+        time, which is that of the engine, and the entries of ORDER BY for any other order.
         """
         if not call.order:
             return None
@@ -464,10 +476,10 @@ class SelectBinder:
                 raise SqlFault(node.span, "the texts of LISTAGG are sorted as texts", "LISTAGG(CAST(x AS STRING))")
             return sort.descending
         field = relation.find(node.parts)[0] if isinstance(node, Column) else None
-        if len(call.order) > 1 or field is None or field.shift_ms is None or sort.descending or call.distinct:
-            raise SqlFault(
-                node.span, "LISTAGG is ordered by its own text, or by the event time", "WITHIN GROUP (ORDER BY x)"
-            )
+        if call.distinct:
+            raise SqlFault(node.span, "LISTAGG(DISTINCT …) is ordered by its own text", "WITHIN GROUP (ORDER BY x)")
+        if len(call.order) > 1 or field is None or field.shift_ms is None or sort.descending:
+            return call.order
         return None
 
     def _aggregated(

@@ -1,11 +1,13 @@
 """The methods of `col("place").struct` and `col("tags").list`, for columns of nested values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import fraction_of, whole_of
 from sabot.base.checks import FLAG, TEXT, OneOf, check
+from sabot.errors import UserError
 
 INTERPOLATIONS = ("nearest", "lower", "higher", "midpoint", "linear")
 
@@ -71,6 +73,30 @@ class ListExpr(Generic[E]):
             descending=check("list.sort: descending", descending, FLAG),
             nulls_last=check("list.sort: nulls_last", nulls_last, FLAG),
         )
+
+    def field(
+        self,
+        name: str,
+        *,
+        by: Sequence[str] = (),
+        descending: Sequence[bool] = (),
+        nulls_last: Sequence[bool] = (),
+    ) -> E:
+        """Returns the field of this name of each struct in the list: `collect_list(struct("name", "rank"))` and
+        `.list.field("name", by=["rank"])` are the names, the one of the least rank first.
+
+        `by`: fields by which the structs are sorted before; of equal ones the order stays. `descending`, `nulls_last`: for each
+        of them, False if they are left out. NaN is the greatest number.
+        """
+        names = tuple(check("list.field: by", each, TEXT) for each in by)
+        ways = [
+            tuple(check(f"list.field: {what}", each, FLAG) for each in given) or (False,) * len(names)
+            for what, given in (("descending", descending), ("nulls_last", nulls_last))
+        ]
+        if any(len(each) != len(names) for each in ways):
+            raise UserError("list.field: descending= and nulls_last= have a value for each field of by=")
+        name = check("list.field: name", name, TEXT)
+        return self.make("list.field", name=name, by=names, descending=ways[0], nulls_last=ways[1])
 
     def quantile(self, quantile: float, interpolation: str = "nearest") -> E:
         """Returns the value below which this fraction of the values lies, as float64. Null and NaN do not count; without a value the

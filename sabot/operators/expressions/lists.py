@@ -1,7 +1,7 @@
 """Expressions of lists."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         if pa.types.is_nested(node.type.value_type):
             raise UserError(f"{expr.text()} cannot be computed: list.sort of {node.type}")
         return apply(expr, functools.partial(_sort, **dict(expr.options)), node)
+    if expr.kind == "list.field":
+        return _field_step(expr, node)
     if expr.kind == "list.sum":
         kind = number(expr, Compiled(node.type.value_type, node.run)).type
         if pa.types.is_decimal256(kind):
@@ -116,18 +118,66 @@ def _sizes(lists: pa.Array) -> Any:
 
 
 def _sort(lists: pa.Array, *, descending: bool, nulls_last: bool) -> pa.Array:
-    rows = _rows(lists)
-    values, way = rows.column("value"), "descending" if descending else "ascending"
-    rows = rows.append_column("null", values.is_null() if nulls_last else values.is_valid())
-    order = [("list", "ascending"), ("null", "ascending")]
-    if pa.types.is_floating(values.type):  # pyarrow puts NaN behind all numbers in both directions
-        rows = rows.append_column("nan", pc.is_nan(values))
-        order.append(("nan", way))
-    order.append(("value", way))
-    values = rows.column("value").combine_chunks().take(pc.sort_indices(rows, order))
+    values = lists.flatten()
+    return _with_values(lists, values.take(_order(lists, [values], [descending], [nulls_last])), lists.type)
+
+
+def _order(lists: pa.Array, by: Sequence[pa.Array], descending: Sequence[bool], nulls_last: Sequence[bool]) -> pa.Array:
+    """Returns the places of the values of all lists, sorted in each list by these arrays. Equal ones stay in their order."""
+    # Not pc.list_parent_indices, which counts values behind a null list too.
+    columns: dict[str, Any] = {"list": np.repeat(np.arange(len(lists)), _sizes(lists))}
+    order = [("list", "ascending")]
+    for i, (values, down, last) in enumerate(zip(by, descending, nulls_last, strict=True)):
+        way = "descending" if down else "ascending"
+        columns[f"null{i}"] = values.is_null() if last else values.is_valid()
+        order.append((f"null{i}", "ascending"))
+        if pa.types.is_floating(values.type):  # pyarrow puts NaN behind all numbers in both directions
+            columns[f"nan{i}"] = pc.is_nan(values)
+            order.append((f"nan{i}", way))
+        columns[f"value{i}"] = values
+        order.append((f"value{i}", way))
+    return pc.sort_indices(pa.table(columns), order)
+
+
+def _with_values(lists: pa.Array, values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Returns lists of the same lengths with other values."""
     bounds = pa.array(np.concatenate([[0], np.cumsum(_sizes(lists))]).astype(np.int32))
     mask = lists.is_null() if lists.null_count else None
-    return pa.ListArray.from_arrays(bounds, values, type=lists.type, mask=mask)
+    return pa.ListArray.from_arrays(bounds, values, type=kind, mask=mask)
+
+
+def _field_step(expr: Expr, node: Compiled) -> Compiled:
+    kind, options = node.type.value_type, dict(expr.options)
+    if not pa.types.is_struct(kind):
+        raise UserError(
+            f"{expr.text()} cannot be computed: {expr.inputs[0].text()} is {node.type}, not a list of structs"
+        )
+    fields = {each.name: each.type for each in kind}
+    for name in (options["name"], *options["by"]):
+        if name not in fields:
+            raise UserError(
+                f"{expr.text()} cannot be computed: the structs have no field {name!r}",
+                hint=f"there are {', '.join(fields)}",
+            )
+    if nested := next((name for name in options["by"] if pa.types.is_nested(fields[name])), None):
+        raise UserError(f"{expr.text()} cannot be computed: {nested!r} is {fields[nested]}, which has no order")
+    return apply(expr, functools.partial(_field, **options, kind=pa.list_(fields[options["name"]])), node)
+
+
+def _field(
+    lists: pa.Array,
+    *,
+    name: str,
+    by: Sequence[str],
+    descending: Sequence[bool],
+    nulls_last: Sequence[bool],
+    kind: pa.DataType,
+) -> pa.Array:
+    structs = lists.flatten()
+    values = pc.struct_field(structs, name)
+    if by:
+        values = values.take(_order(lists, [pc.struct_field(structs, each) for each in by], descending, nulls_last))
+    return _with_values(lists, values, kind)
 
 
 def _sum(lists: pa.Array, *, wide: pa.DataType, result: pa.DataType, what: str) -> pa.Array:
@@ -198,5 +248,6 @@ def _bounds(lists: pa.Array) -> tuple[Any, Any]:
 
 
 STEPS: Steps = dict.fromkeys(
-    ["list.get", "list.len", "list.join", "list.contains", "list.quantile", "list.sum", "list.sort"], _list_step
+    ["list.get", "list.len", "list.join", "list.contains", "list.quantile", "list.sum", "list.sort", "list.field"],
+    _list_step,
 )

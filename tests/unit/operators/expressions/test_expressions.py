@@ -397,6 +397,37 @@ def test_a_sorted_list_is_that_of_polars(lists: list[Any], descending: bool, nul
         assert repr(made.to_pylist()) == repr(expected[len(expected) - len(made) :])
 
 
+@pytest.mark.parametrize("nulls_last", [False, True])
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_field_of_structs_in_a_list_is_sorted_by_others_as_in_polars(descending: bool, nulls_last: bool) -> None:
+    rows = [("a", 2, NAN), ("b", 1, 1.0), ("c", None, 0.5), ("d", 1, None), ("e", 2, INF), ("f", 1, 1.0)]
+    structs = [dict(zip(("t", "x", "y"), row, strict=True)) for row in rows]
+    lists = [structs, [], None, structs[:2], [None, structs[4]]]
+    batch = pa.record_batch({"l": pa.array(lists)})
+    made = col("l").list.field("t", by=["x", "y"], descending=[descending, False], nulls_last=[nulls_last, True])
+    frame = pl.DataFrame(rows, schema=["t", "x", "y"], orient="row")
+    expected = frame.sort(
+        ["x", "y"], descending=[descending, False], nulls_last=[nulls_last, True], maintain_order=True
+    )
+    found = evaluate(made, batch).to_pylist()
+    assert found[:3] == [expected["t"].to_list(), [], None]
+    assert evaluate(made, batch.slice(2)).to_pylist() == found[2:]
+    assert evaluate(col("l").list.field("x"), batch).to_pylist()[3:] == [[2, 1], [None, 2]]
+
+
+def test_a_field_of_a_list_that_is_not_there_is_named() -> None:
+    batch = pa.record_batch({"l": pa.array([[{"t": "a", "x": [1]}]]), "n": pa.array([[1]])})
+    for made, message in (
+        (col("n").list.field("t"), "not a list of structs"),
+        (col("l").list.field("u"), "the structs have no field 'u'"),
+        (col("l").list.field("t", by=["x"]), "'x' is list<item: int64>, which has no order"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(made, batch)
+    with pytest.raises(UserError, match="have a value for each field of by="):
+        col("l").list.field("t", by=["x"], descending=[True, False])
+
+
 @pytest.mark.parametrize(
     ("type", "lists", "sums"),
     [
