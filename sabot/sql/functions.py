@@ -18,7 +18,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
 from sabot.api.expr.time import ZONED
 from sabot.sql.scope import TypedExpr
-from sabot.sql.syntax.text import Span, SqlFault, list_names
+from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
 from sabot.sql.types import sql_type
 from sabot.sql.zones import UTC, instant, is_local, on_the_clock, zone_named
@@ -90,12 +90,13 @@ Make = Callable[[CallArguments], Expr]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function: the least and the largest number of its arguments, or None without a limit, and the maker of its
-    expression.
+    """A function: the least and the largest number of its arguments, or None without a limit, what is written between its
+    parentheses, and the maker of its expression.
     """
 
     least: int
     most: int | None
+    form: str
     make: Make
 
 
@@ -104,7 +105,8 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
     function = FUNCTIONS.get(name.text.upper())
     if function is None:
         known = [*FUNCTIONS, *AGGREGATES, *registered]
-        hint = _ELSEWHERE.get(name.text.upper()) or list_names(name.text, known)
+        hint = _ELSEWHERE.get(name.text.upper()) or near_names(name.text, known)
+        hint = hint or f'SHOW FUNCTIONS lists them; app.register("{name.text}", function) adds one of Python'
         raise SqlFault(name.span, f"there is no function {name.text}", hint)
 
     def made(arguments: CallArguments) -> Expr:
@@ -112,7 +114,8 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
         if count < function.least or (function.most is not None and count > function.most):
             wanted = f"{function.least}" if function.least == function.most else f"{function.least} to {function.most}"
             wanted = f"at least {function.least}" if function.most is None else wanted
-            raise SqlFault(arguments.call.span, f"{name.text.upper()} takes {wanted} arguments, not {count}")
+            message = f"{name.text.upper()} takes {wanted} argument{'s' * (wanted != '1')}, and there are {count}"
+            raise SqlFault(arguments.call.span, message, f"{name.text.upper()}({function.form})")
         return function.make(arguments)
 
     return made
@@ -145,6 +148,19 @@ _ELSEWHERE = {
     **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
     **dict.fromkeys(("ROW_NUMBER", "RANK", "DENSE_RANK"), "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC)"),
     "DATE_PART": "EXTRACT(HOUR FROM ts)",
+    **dict.fromkeys(("TO_UNIXTIME", "EPOCH", "EPOCH_MS", "UNIX_MILLIS"), "EXTRACT(EPOCH FROM ts)"),
+    "FROM_UNIXTIME": "TO_TIMESTAMP_LTZ(seconds, 0)",
+    "CONTAINS": "text LIKE '%part%'",
+    **dict.fromkeys(("EXPLODE", "UNNEST", "FLATTEN"), "CROSS JOIN UNNEST(array) AS t (x)"),
+    **dict.fromkeys(("LIST", "COLLECT_LIST", "ARRAY_AGG_DISTINCT", "GROUP_ARRAY"), "ARRAY_AGG(x)"),
+    "COLLECT_SET": "LISTAGG(DISTINCT x), or COUNT(DISTINCT x)",
+    **dict.fromkeys(("FIRST", "ARBITRARY"), "FIRST_VALUE(x)"),
+    "LAST": "LAST_VALUE(x)",
+    "DATE": "DATE '2024-05-17', or CAST(text AS DATE)",
+    "TIMESTAMP": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
+    "DATETIME": "TIMESTAMP '2024-05-17 12:30:00', or TO_TIMESTAMP(text)",
+    "COLUMNS": "name the columns",
+    **dict.fromkeys(("STRUCT", "ROW", "NAMED_STRUCT"), "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)"),
     "ANY_VALUE": "FIRST_VALUE(x)",
     "ARRAY_LENGTH": "CARDINALITY(array)",
     "JSON_EXTRACT": "JSON_VALUE(text, '$.name')",
@@ -708,80 +724,81 @@ def _part(name: str, arguments: CallArguments) -> Expr:
     return _PARTS[name](arguments.clock(0))
 
 
-_LENGTH = Function(1, 1, partial(_text, "length"))
-_COALESCE = Function(1, None, lambda a: coalesce(*a.exprs))
+_LENGTH = Function(1, 1, "text", partial(_text, "length"))
+_COALESCE = Function(1, None, "x, …", lambda a: coalesce(*a.exprs))
 
 OF_ONE_TYPE = frozenset(("COALESCE", "GREATEST", "IF", "IFNULL", "LEAST", "NULLIF", "TIMESTAMPDIFF"))
 """Functions whose arguments are compared or put in each other's place."""
 
 FUNCTIONS: dict[str, Function] = {
-    "ABS": Function(1, 1, partial(_number, "abs")),
-    "BTRIM": Function(1, 1, partial(_text, "strip")),
-    "CARDINALITY": Function(1, 1, lambda a: a.expr(0).list.len()),
-    "CEIL": Function(1, 2, partial(_rounded, "ceil")),
-    "CEILING": Function(1, 2, partial(_rounded, "ceil")),
+    "ABS": Function(1, 1, "number", partial(_number, "abs")),
+    "ARRAY_CONTAINS": Function(2, 2, "array, x", lambda a: a.expr(0).list.contains(a.expr(1))),
+    "BTRIM": Function(1, 1, "text", partial(_text, "strip")),
+    "CARDINALITY": Function(1, 1, "array", lambda a: a.expr(0).list.len()),
+    "CEIL": Function(1, 2, "number", partial(_rounded, "ceil")),
+    "CEILING": Function(1, 2, "number", partial(_rounded, "ceil")),
     "CHARACTER_LENGTH": _LENGTH,
     "CHAR_LENGTH": _LENGTH,
     "COALESCE": _COALESCE,
-    "CONCAT": Function(1, None, _concat),
-    "CONCAT_WS": Function(2, None, _concat_ws),
-    "CONVERT_TZ": Function(3, 3, _convert_tz),
-    "DATE_FORMAT": Function(2, 2, _date_format),
-    "DAYOFMONTH": Function(1, 1, partial(_part, "DAY")),
-    "DAYOFWEEK": Function(1, 1, partial(_part, "DOW")),
-    "DAYOFYEAR": Function(1, 1, partial(_part, "DOY")),
-    "ENDSWITH": Function(2, 2, partial(_ends, "endswith")),
-    "EXP": Function(1, 1, partial(_number, "exp")),
-    "EXTRACT": Function(2, 2, _extract),
-    "FLOOR": Function(1, 2, partial(_rounded, "floor")),
-    "GREATEST": Function(1, None, partial(_extreme, "__ge__")),
-    "IF": Function(3, 3, _if),
-    "IFNULL": Function(2, 2, lambda a: coalesce(*a.exprs)),
-    "INSTR": Function(2, 2, partial(_place, 0, 1)),
-    "JSON_ARRAY": Function(0, None, _json_array),
-    "JSON_EXISTS": Function(2, 3, _json_exists),
-    "JSON_OBJECT": Function(0, None, _json_object),
-    "JSON_QUERY": Function(2, 5, _json_query),
-    "JSON_VALUE": Function(2, 5, _json_value),
-    "LEAST": Function(1, None, partial(_extreme, "__le__")),
-    "LEFT": Function(2, 2, _left),
-    "LN": Function(1, 1, partial(_number, "log")),
-    "LOCATE": Function(2, 2, partial(_place, 1, 0)),
-    "LOG": Function(1, 2, _log),
-    "LOG10": Function(1, 1, lambda a: a.expr(0).log(10)),
-    "LOG2": Function(1, 1, lambda a: a.expr(0).log(2)),
-    "LOWER": Function(1, 1, partial(_text, "lower")),
-    "LPAD": Function(3, 3, partial(_pad, "pad_start")),
-    "LTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_start(" ")),
-    "MOD": Function(2, 2, _mod),
-    "NULLIF": Function(2, 2, _nullif),
-    "POSITION": Function(2, 2, partial(_place, 1, 0)),
-    "POWER": Function(2, 2, lambda a: a.expr(0) ** a.expr(1)),
-    "REGEXP": Function(2, 2, lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
-    "REGEXP_EXTRACT": Function(2, 3, _regexp_extract),
-    "REGEXP_REPLACE": Function(3, 3, _regexp_replace),
-    "REPLACE": Function(3, 3, _replace),
-    "REVERSE": Function(1, 1, partial(_text, "reverse")),
-    "RIGHT": Function(2, 2, _right),
-    "ROUND": Function(1, 2, _round),
-    "RPAD": Function(3, 3, partial(_pad, "pad_end")),
-    "RTRIM": Function(1, 1, lambda a: a.expr(0).str.strip_end(" ")),
-    "SIGN": Function(1, 1, partial(_number, "sign")),
-    "SPLIT": Function(2, 2, lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
-    "SPLIT_INDEX": Function(3, 3, _split_index),
-    "SQRT": Function(1, 1, partial(_number, "sqrt")),
-    "STARTSWITH": Function(2, 2, partial(_ends, "startswith")),
-    "SUBSTR": Function(2, 3, _substring),
-    "SUBSTRING": Function(2, 3, _substring),
-    "TIMESTAMPADD": Function(3, 3, _timestampadd),
-    "TIMESTAMPDIFF": Function(3, 3, _timestampdiff),
-    "TO_DATE": Function(1, 2, partial(_to_time, "to_date")),
-    "TO_TIMESTAMP": Function(1, 2, partial(_to_time, "to_datetime")),
-    "TO_TIMESTAMP_LTZ": Function(1, 3, _to_timestamp_ltz),
-    "TRIM": Function(1, 3, _trim),
-    "UPPER": Function(1, 1, partial(_text, "upper")),
+    "CONCAT": Function(1, None, "text, …", _concat),
+    "CONCAT_WS": Function(2, None, "separator, text, …", _concat_ws),
+    "CONVERT_TZ": Function(3, 3, "text, zone, other_zone", _convert_tz),
+    "DATE_FORMAT": Function(2, 2, "time, pattern", _date_format),
+    "DAYOFMONTH": Function(1, 1, "time", partial(_part, "DAY")),
+    "DAYOFWEEK": Function(1, 1, "time", partial(_part, "DOW")),
+    "DAYOFYEAR": Function(1, 1, "time", partial(_part, "DOY")),
+    "ENDSWITH": Function(2, 2, "text, end", partial(_ends, "endswith")),
+    "EXP": Function(1, 1, "number", partial(_number, "exp")),
+    "EXTRACT": Function(2, 2, "unit FROM time", _extract),
+    "FLOOR": Function(1, 2, "number[ TO unit]", partial(_rounded, "floor")),
+    "GREATEST": Function(1, None, "x, …", partial(_extreme, "__ge__")),
+    "IF": Function(3, 3, "condition, x, y", _if),
+    "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
+    "INSTR": Function(2, 2, "text, part", partial(_place, 0, 1)),
+    "JSON_ARRAY": Function(0, None, "[x, …]", _json_array),
+    "JSON_EXISTS": Function(2, 3, "text, path[ ON ERROR]", _json_exists),
+    "JSON_OBJECT": Function(0, None, "[KEY name VALUE x, …]", _json_object),
+    "JSON_QUERY": Function(2, 5, "text, path", _json_query),
+    "JSON_VALUE": Function(2, 5, "text, path", _json_value),
+    "LEAST": Function(1, None, "x, …", partial(_extreme, "__le__")),
+    "LEFT": Function(2, 2, "text, length", _left),
+    "LN": Function(1, 1, "number", partial(_number, "log")),
+    "LOCATE": Function(2, 2, "part, text", partial(_place, 1, 0)),
+    "LOG": Function(1, 2, "[base, ]number", _log),
+    "LOG10": Function(1, 1, "number", lambda a: a.expr(0).log(10)),
+    "LOG2": Function(1, 1, "number", lambda a: a.expr(0).log(2)),
+    "LOWER": Function(1, 1, "text", partial(_text, "lower")),
+    "LPAD": Function(3, 3, "text, length, character", partial(_pad, "pad_start")),
+    "LTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_start(" ")),
+    "MOD": Function(2, 2, "number, divisor", _mod),
+    "NULLIF": Function(2, 2, "x, y", _nullif),
+    "POSITION": Function(2, 2, "part IN text", partial(_place, 1, 0)),
+    "POWER": Function(2, 2, "number, exponent", lambda a: a.expr(0) ** a.expr(1)),
+    "REGEXP": Function(2, 2, "text, pattern", lambda a: a.expr(0).str.contains(a.constant(1, "string", "the pattern"))),
+    "REGEXP_EXTRACT": Function(2, 3, "text, pattern[, group]", _regexp_extract),
+    "REGEXP_REPLACE": Function(3, 3, "text, pattern, replacement", _regexp_replace),
+    "REPLACE": Function(3, 3, "text, old, new", _replace),
+    "REVERSE": Function(1, 1, "text", partial(_text, "reverse")),
+    "RIGHT": Function(2, 2, "text, length", _right),
+    "ROUND": Function(1, 2, "number[, digits]", _round),
+    "RPAD": Function(3, 3, "text, length, character", partial(_pad, "pad_end")),
+    "RTRIM": Function(1, 1, "text", lambda a: a.expr(0).str.strip_end(" ")),
+    "SIGN": Function(1, 1, "number", partial(_number, "sign")),
+    "SPLIT": Function(2, 2, "text, separator", lambda a: a.expr(0).str.split(a.constant(1, "string", "the separator"))),
+    "SPLIT_INDEX": Function(3, 3, "text, separator, index", _split_index),
+    "SQRT": Function(1, 1, "number", partial(_number, "sqrt")),
+    "STARTSWITH": Function(2, 2, "text, start", partial(_ends, "startswith")),
+    "SUBSTR": Function(2, 3, "text, start[, length]", _substring),
+    "SUBSTRING": Function(2, 3, "text, start[, length]", _substring),
+    "TIMESTAMPADD": Function(3, 3, "unit, number, time", _timestampadd),
+    "TIMESTAMPDIFF": Function(3, 3, "unit, start, end", _timestampdiff),
+    "TO_DATE": Function(1, 2, "text[, pattern]", partial(_to_time, "to_date")),
+    "TO_TIMESTAMP": Function(1, 2, "text[, pattern]", partial(_to_time, "to_datetime")),
+    "TO_TIMESTAMP_LTZ": Function(1, 3, "number[, digits]", _to_timestamp_ltz),
+    "TRIM": Function(1, 3, "text", _trim),
+    "UPPER": Function(1, 1, "text", partial(_text, "upper")),
     **{
-        name: Function(1, 1, partial(_part, name))
+        name: Function(1, 1, "time", partial(_part, name))
         for name in ("YEAR", "QUARTER", "MONTH", "WEEK", "HOUR", "MINUTE", "SECOND")
     },
 }

@@ -325,6 +325,9 @@ class QueryBinder:
         if isinstance(source, MatchRecognize):
             relation = self._opened(source.input, self._source(source.input, []))
             check_plain(relation, source.input.span, "before MATCH_RECOGNIZE", clocks=True)
+            if not source.measures and not source.partition:
+                message = "MATCH_RECOGNIZE has the columns of PARTITION BY and MEASURES, and there are none"
+                raise SqlFault(source.span, message, "MEASURES FIRST(A.x) AS x")
             relation = bind_match(self._context, source, relation)
             return relation if source.alias is None else renamed(relation, source.alias)
         return self._join(source, where)
@@ -338,6 +341,10 @@ class QueryBinder:
             raise SqlFault(source.span, "UNNEST needs a table before it", "FROM t CROSS JOIN UNNEST(t.tags) AS u (tag)")
         if name not in TABLE_WINDOWS:
             hint = f"there are {', '.join(TABLE_WINDOWS)}, ML_PREDICT"
+            if source.lateral:
+                hint = "CROSS JOIN UNNEST(array) AS t (x), as of SPLIT(text, ',')"
+            elif name.startswith(("READ_", "SCAN_")):
+                hint = "a file has quotes: FROM 'flights.csv'"
             raise SqlFault(source.call.name.span, f"there is no table function {source.call.name.text}", hint)
         arguments = positional(source.call).arguments
         first = arguments[0] if arguments else None

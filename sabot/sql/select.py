@@ -440,8 +440,9 @@ class SelectBinder:
         if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
             hints = {"MIN": "LEAST(x, y)", "MAX": "GREATEST(x, y)"}
             hints["COUNT"] = "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)" if call.distinct else "COUNT(*)"
+            hints["LISTAGG"] = "LISTAGG(text[, separator])"
             message = f"{name} takes one argument" + (", or *" if name == "COUNT" else "")
-            raise SqlFault(call.span, message, hints.get(name, ""))
+            raise SqlFault(call.span, message, hints.get(name, f"{name}(x)"))
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
@@ -554,18 +555,21 @@ class SelectBinder:
         order: tuple[tuple[str, bool], ...],
     ) -> tuple[Relation, TypedExpr]:
         """Adds a column of an aggregate, LAG or LEAD over the rows up to each row, in the order of event time."""
+        name = call.name.text.upper()
+        if name not in ("LAG", "LEAD", *_RANKINGS) and not functions.is_aggregate(name):
+            hint = "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK"
+            raise SqlFault(call.span, f"{name} is no function of OVER", hint)
         field = next((each for each in relation.fields if order and each.column == order[0][0]), None)
         if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
             time = next((each.name for each in relation.fields if each.shift_ms is not None), "ts")
             hint = f"{call.name.text}(…) OVER (… ORDER BY {time})"
             raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending", hint)
         binder = Binder(self._context, relation)
-        name = call.name.text.upper()
         made: Any
         if name in ("LAG", "LEAD"):
             arguments = [binder.bind(each) for each in call.arguments]
             if not 1 <= len(arguments) <= 3:
-                raise SqlFault(call.span, f"{name} takes 1 to 3 arguments")
+                raise SqlFault(call.span, f"{name} takes 1 to 3 arguments", f"{name}(x[, offset[, default]]) OVER (…)")
             options = [each.expr.option("value") if each.expr.kind == "lit" else None for each in arguments[1:]]
             with at(call.span):
                 made = (lag if name == "LAG" else lead)(arguments[0].expr, *options)  # type: ignore[arg-type]
@@ -577,11 +581,8 @@ class SelectBinder:
             if isinstance(made, Expr) or name == "LISTAGG":
                 what = "DISTINCT" if call.distinct else name
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
-        elif name in _RANKINGS:
-            made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
         else:
-            hint = "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK"
-            raise SqlFault(call.span, f"{name} is no function of OVER", hint)
+            made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
         preceding = _preceding(window, self._context, relation)
         column = names_of(relation).free("over")
         with at(call.span):

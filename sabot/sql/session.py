@@ -288,7 +288,9 @@ class _Statements:
 
     def _key(self, parts: tuple[Name, ...]) -> str:
         if len(parts) > 1:
-            raise SqlFault(parts[0].span.to(parts[-1].span), "there are no catalogs and databases", parts[-1].text)
+            name = ".".join(part.text for part in parts)
+            hint = f"a file has quotes: '{name}'" if format_of(name) else parts[-1].text
+            raise SqlFault(parts[0].span.to(parts[-1].span), "there are no catalogs and databases", hint)
         return parts[0].text.lower()
 
     def _missing(self, parts: tuple[Name, ...]) -> SqlFault:

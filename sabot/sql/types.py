@@ -38,7 +38,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("JSON", "JSONB"), "STRING, and JSON_VALUE(text, '$.name')"),
     **dict.fromkeys(("DATETIME", "DATETIME2", "TIMESTAMP_NTZ", "SMALLDATETIME"), "TIMESTAMP(3)"),
     **dict.fromkeys(("TIMESTAMPTZ", "DATETIMEOFFSET", "TIMESTAMP_TZ"), "TIMESTAMP_LTZ(3)"),
-    **dict.fromkeys(("INT64", "INT8", "LONG", "SERIAL", "BIGSERIAL", "UINT32", "HUGEINT"), "BIGINT"),
+    **dict.fromkeys(
+        ("UNSIGNED", "SIGNED", "INT64", "INT8", "LONG", "SERIAL", "BIGSERIAL", "UINT32", "HUGEINT"), "BIGINT"
+    ),
     **dict.fromkeys(("INT32", "INT4", "MEDIUMINT"), "INT"),
     **dict.fromkeys(("FLOAT8", "FLOAT64"), "DOUBLE"),
     **dict.fromkeys(("NUMBER", "MONEY"), "DECIMAL(19, 4)"),

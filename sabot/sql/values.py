@@ -387,9 +387,12 @@ class Binder:
     def _index(self, node: Index) -> TypedExpr:
         operand = self.bind(node.operand)
         if not pa.types.is_list(operand.type):
-            raise SqlFault(node.span, f"{sql_type(operand.type)} has no elements")
+            text = isinstance(node.index, Constant) and node.index.kind == "string"
+            hint = f"row.{node.index.text}" if text else "an ARRAY has them: tags[1]"  # type: ignore[union-attr]
+            raise SqlFault(node.span, f"{sql_type(operand.type)} has no elements", hint)
         if not (isinstance(node.index, Constant) and node.index.kind == "integer" and int(node.index.text) > 0):
-            raise SqlFault(node.index.span, "the index of an array is a whole number, 1 or more")
+            hint = "the first element is array[1]; CROSS JOIN UNNEST(array) AS t (x) gives a row for each"
+            raise SqlFault(node.index.span, "the index of an array is a constant whole number, 1 or more", hint)
         return self.typed(operand.expr.list.get(int(node.index.text) - 1), node.span)
 
     def _field(self, node: FieldAccess) -> TypedExpr:
@@ -445,8 +448,16 @@ _METHODS = {"=": "__eq__", "<>": "__ne__", "<": "__lt__", "<=": "__le__", ">": "
 def _items(self: Binder, node: Items) -> TypedExpr:
     """ARRAY[…] of constants."""
     values = [self.bind(each) for each in node.items]
+    if node.kind == "MAP":
+        raise SqlFault(node.span, "there are no maps", "a column for each value, or JSON_OBJECT(KEY 'a' VALUE x)")
+    if node.kind == "ROW":
+        raise SqlFault(node.span, "a row of values stands before IN alone", _HINTS[Items])
     if node.kind != "ARRAY" or not values or any(each.expr.kind != "lit" for each in values):
-        raise SqlFault(node.span, "there are only arrays of constants, such as ARRAY[1, 2]", _HINTS[Items])
+        raise SqlFault(
+            node.span,
+            "there are only arrays of constants, such as ARRAY[1, 2]",
+            "ARRAY_AGG(x) collects the values of rows",
+        )
     type = values[0].type
     for value in values[1:]:
         found = common_type(type, value.type)

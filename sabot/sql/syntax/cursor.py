@@ -86,7 +86,14 @@ _GIVEN = "leave it out: rows come with their values"
 _ELSEWHERE = {
     "CHANGES": "leave EMIT CHANGES out: a query without a window gives its changes",
     "ILIKE": "LOWER(text) LIKE 'u%'",
-    "EXCLUDE": "name the columns that are wanted",
+    **dict.fromkeys(("RLIKE", "REGEXP"), "REGEXP(text, pattern)"),
+    "GLOB": "text LIKE 'U%'",
+    "DIV": "a / b, which is a whole number for integers",
+    "ASOF": "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
+    "SAMPLE": "WHERE MOD(id, 10) = 0",
+    "TIES": "RANK() OVER (ORDER BY x) AS n in a query inside, and WHERE n <= 5 outside",
+    **dict.fromkeys(("TEMP", "SOURCE", "SINK", "EXTERNAL"), "CREATE TABLE … WITH ('connector' = '…')"),
+    **dict.fromkeys(("EXCLUDE", "REPLACE"), "name the columns that are wanted"),
     "EXCEPT": "name the columns that are wanted; of two queries: WHERE NOT EXISTS (SELECT …)",
     "TOP": "ORDER BY … LIMIT n",
     "PERCENT": "LIMIT takes a number of rows",
@@ -103,6 +110,10 @@ _ELSEWHERE = {
 
 _SYMBOLS_ELSEWHERE = {
     "==": "= compares",
+    "//": "a / b, which is a whole number for integers",
+    "<<": "a * POWER(2, n)",
+    ">>": "a / POWER(2, n)",
+    "^": "POWER(a, b)",
     "->": "JSON_VALUE(text, '$.name')",
     "[": 'ARRAY[1, 2] is an array; `x` and "x" quote a name',
     "$": "a parameter is :name",
@@ -111,6 +122,16 @@ _SYMBOLS_ELSEWHERE = {
 """What to write for symbols of other dialects: the symbol that was found, or it behind the one before."""
 
 _ORDER = "the clauses stand in this order: FROM, WHERE, GROUP BY, HAVING, QUALIFY, ORDER BY, LIMIT"
+
+_FORMS = {
+    "an expression": "a column, a value such as 1 or 'text', or a call such as UPPER(name)",
+    ")": "each ( has its )",
+    "; or the end of the statement": _ORDER,
+    "FIRST or LAST": "NULLS FIRST, or NULLS LAST",
+    "a table": "FROM table, or FROM (SELECT …) AS t",
+    "SELECT": "SELECT … FROM …",
+}
+"""What stands in a place, for errors that have no other way out."""
 
 _CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
 
@@ -253,7 +274,8 @@ class TokenCursor:
     def level(self) -> Iterator[None]:
         """Counts a level of nesting. Raises SqlFault beyond `NESTING_MAX`."""
         if self._depth >= NESTING_MAX:
-            raise SqlFault(self.token.span, f"this is nested deeper than {NESTING_MAX} levels")
+            hint = "give parts a name: WITH part AS (SELECT …)"
+            raise SqlFault(self.token.span, f"this is nested deeper than {NESTING_MAX} levels", hint)
         self._depth += 1
         try:
             yield
@@ -269,6 +291,7 @@ class TokenCursor:
             wanted = [what] if what.isupper() else _CLAUSES
             for wrong in (token, self.tokens[max(0, self.at - 1)]):
                 hint = hint or (near_names(wrong.word, wanted) if wrong.word not in _CLAUSES else "")
+        hint = hint or _FORMS.get(what, "")
         raise SqlFault(token.span, f"expected {what}{context}, found {token}", hint)
 
     def elsewhere(self, what: str) -> str:

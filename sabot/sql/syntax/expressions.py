@@ -119,6 +119,9 @@ class Expressions(TokenCursor):
                 return Binary(name, left, right, left.span.to(right.span))
         if word == "IS" and loosest <= _IS:
             return self._is(left)
+        if word == "AT" and self.is_word("AT", "TIME", "ZONE"):
+            hint = "CAST(ts AS TIMESTAMP(3)) of a TIMESTAMP_LTZ is on the clock of SET 'table.local-time-zone'"
+            raise SqlFault(self.expect_word("AT", "TIME", "ZONE"), "AT TIME ZONE is not supported", hint)
         negated = word == "NOT"
         if (self.peek().word if negated else word) in ("BETWEEN", "IN", "LIKE", "SIMILAR") and loosest <= _RANGE:
             if negated:
@@ -160,6 +163,10 @@ class Expressions(TokenCursor):
         if not self.take_word("LIKE"):
             self.expect_word("SIMILAR", "TO")
             operator = "SIMILAR TO"
+        if self.token.word in _QUANTIFIED and self.is_symbol("(", 1):
+            joint = "AND" if self.token.word == "ALL" else "OR"
+            hint = f"text LIKE 'a%' {joint} text LIKE 'b%'"
+            raise SqlFault(self.token.span, f"{operator} {self.token.word} is not supported", hint)
         pattern = self.expression(_ADD)
         escape = self.expression(_ADD) if self.take_word("ESCAPE") else None
         return Like(operator, left, pattern, escape, negated, self.since(left.span))
@@ -327,14 +334,20 @@ class Expressions(TokenCursor):
         """Reads a call of a function, with FILTER, WITHIN GROUP and OVER."""
         name = self.expect_name("a function")
         self.expect_symbol("(")
-        if name.text.upper() in ("ANY", "SOME", "ALL") and self.at_query():
+        if name.text.upper() in _QUANTIFIED and self.at_query():
             hint = "= ANY is IN (SELECT …); > ANY is > (SELECT MIN(x) …)"
             raise SqlFault(name.span, f"{name.text.upper()} (SELECT …) is not supported", hint)
+        if name.text.upper() in _QUANTIFIED and not name.quoted:
+            raise SqlFault(name.span, f"{name.text.upper()} (…) is not supported", "x IN ('a', 'b')")
         special = _ARGUMENTS.get(name.text.upper()) if not name.quoted else None
         star = distinct = False
         arguments: tuple[Expression, ...] = ()
         if special is not None:
-            arguments = special(self)
+            try:
+                arguments = special(self)
+            except SqlFault as error:
+                fault = error.fault
+                raise SqlFault(fault.span, fault.message, fault.hint or _FORMS.get(name.text.upper(), "")) from error
         elif self.is_symbol("*") and self.is_symbol(")", 1):
             star = True
             self.next()
@@ -343,6 +356,11 @@ class Expressions(TokenCursor):
             if not distinct and self.is_word("ALL") and not self.is_symbol(",", 1):
                 self.take_word("ALL")
             arguments = self.several(self.argument)
+        if self.is_word("AS"):
+            hint = (
+                "TRY_CAST(x AS INT)" if name.text.upper() == "SAFE_CAST" else "a value has its alias in the select list"
+            )
+            self.expected(")", f"of {name.text}(…)", hint)
         self.expect_symbol(")", f"of {name.text}(…)")
         order: tuple[Sort, ...] = ()
         if self.take_word("WITHIN", "GROUP"):
@@ -682,5 +700,20 @@ _ARGUMENTS: dict[str, Callable[[Expressions], tuple[Expression, ...]]] = {
 }
 """Functions whose arguments have words between them."""
 
+_FORMS = {
+    "EXTRACT": "EXTRACT(HOUR FROM ts)",
+    "TIMESTAMPADD": "TIMESTAMPADD(DAY, 1, ts)",
+    "TIMESTAMPDIFF": "TIMESTAMPDIFF(DAY, start, end)",
+    "TRIM": "TRIM(text), TRIM(BOTH 'x' FROM text)",
+    "POSITION": "POSITION('a' IN text)",
+    "OVERLAY": "OVERLAY(text PLACING part FROM 3)",
+    **dict.fromkeys(("FLOOR", "CEIL", "CEILING"), "FLOOR(number), FLOOR(ts TO HOUR)"),
+    **dict.fromkeys(("JSON_VALUE", "JSON_QUERY", "JSON_EXISTS"), "JSON_VALUE(text, '$.name')"),
+    "JSON_OBJECT": "JSON_OBJECT(KEY 'a' VALUE x)",
+    "JSON_ARRAY": "JSON_ARRAY(x, y)",
+}
+"""How the functions of `_ARGUMENTS` are written."""
+
+_QUANTIFIED = ("ANY", "SOME", "ALL")
 _SIDES = ("BOTH", "LEADING", "TRAILING")
 _OF_WINDOWS = ("PARTITION", "ORDER", "ROWS", "RANGE")

@@ -179,6 +179,9 @@ class Parser(Queries):
             self.expect_word("AS", where="of CREATE VIEW")
             return CreateView(name, columns, self.query(), maybe, self.since(start))
         if what == "FUNCTION":
+            if self.is_symbol("("):
+                hint = f'a function of Python: app.register("{name[-1].text}", function), or --functions module'
+                raise SqlFault(self.token.span, "functions are not written in SQL", hint)
             self.expect_word("AS", where="of CREATE FUNCTION")
             implementation = self.expect_string("the name of a class").value
             if self.take_word("LANGUAGE"):
@@ -225,7 +228,7 @@ class Parser(Queries):
             self.next()
         comment = self._comment()
         if self.is_word("DISTRIBUTED"):
-            raise SqlFault(self.token.span, "DISTRIBUTED BY is not supported")
+            raise SqlFault(self.token.span, "DISTRIBUTED BY is not supported", "leave it out")
         partition: tuple[Name, ...] = ()
         if self.take_word("PARTITIONED"):
             self.expect_word("BY")

@@ -35,6 +35,7 @@ from sabot.sql.syntax.tree import (
 
 _JOINS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
 _GROUPING = ("GROUPING", "CUBE", "ROLLUP")
+_UNNEST = "CROSS JOIN UNNEST(array) AS t (x)"
 _NO_ALIAS = {
     "ASOF": "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
     "PIVOT": "SUM(x) FILTER (WHERE kind = 'a') AS a, …",
@@ -60,10 +61,14 @@ class Queries(Expressions):
             limit = offset = None
             for _ in range(2):
                 if limit is None and self.take_word("LIMIT"):
+                    if self.is_word("ALL"):
+                        self.expected("a whole number", "behind LIMIT", "leave LIMIT ALL out")
                     limit = self.expression()
                 elif offset is None and self.take_word("OFFSET"):
                     offset = self.expression()
                     self.take_word("ROWS") or self.take_word("ROW")
+            if limit is not None and self.is_symbol(","):
+                self.expected("; or the end of the statement", hint="LIMIT 10 OFFSET 5")
             if limit is None and self.take_word("FETCH"):
                 limit = self._fetch()
             return Query(tables, body, order, limit, offset, self.since(start))
@@ -74,6 +79,8 @@ class Queries(Expressions):
         one = self.token.word in ("ROW", "ROWS")
         limit: Expression = Constant("integer", "1", start) if one else self.expression()
         self.take_word("ROWS") or self.expect_word("ROW")
+        if self.is_word("WITH", "TIES"):
+            self.next()
         self.expect_word("ONLY")
         return limit
 
@@ -180,6 +187,9 @@ class Queries(Expressions):
 
     def _named_window(self) -> tuple[Name, Window]:
         name = self.expect_name("the name of a window")
+        if name.text.upper() in ("TUMBLING", "HOPPING", "SESSION"):
+            hint = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
+            raise SqlFault(name.span, f"WINDOW {name.text.upper()} is not supported", hint)
         start = self.expect_word("AS")
         self.expect_symbol("(")
         window = self.window(start)
@@ -199,6 +209,8 @@ class Queries(Expressions):
         left = self._table()
         while self.token.word in _JOINS:
             left = self._join(left)
+        if self.is_word("LATERAL", "VIEW"):
+            raise SqlFault(self.expect_word("LATERAL", "VIEW"), "LATERAL VIEW is not supported", _UNNEST)
         return left
 
     def _join(self, left: Source) -> Source:
@@ -221,6 +233,8 @@ class Queries(Expressions):
             if self.take_word("ON"):
                 on = self.expression()
             elif self.take_word("USING"):
+                if not self.is_symbol("("):
+                    self.expected("(", "of USING", f"USING ({self.token})")
                 using = self.in_parentheses(self.column_name, "of USING")
             elif not (isinstance(right, TableFunction) and right.lateral) and self._needs_condition(right):
                 self.expected("ON or USING", "behind the joined table", "FROM a JOIN b ON a.id = b.id")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from sabot.sql.functions import AGGREGATES, FUNCTIONS
 from sabot.sql.syntax.text import SqlError
 from tools.sql_tables import counted, ours, theirs, write_tables
 
@@ -84,3 +85,22 @@ def test_a_record_has_its_answer(folder, record):
     if "ordered" not in words:
         rows, wanted = sorted(rows), sorted(wanted)
     assert rows == wanted
+
+
+def test_each_function_has_an_example():
+    texts = " ".join(record.text.upper() for record in RECORDS if record.kind.startswith("query"))
+    missing = [name for name in (*FUNCTIONS, *AGGREGATES) if not re.search(rf"\b{name}\s*\(", texts)]
+    assert missing == []
+
+
+def test_the_form_of_each_function_has_as_many_arguments_as_it_takes():
+    for name, function in FUNCTIONS.items():
+        if "…" in function.form or not re.fullmatch(r"[a-z_, \[\]]*", function.form):
+            continue
+        least = [each for each in re.sub(r"\[.*?\]", "", function.form).split(",") if each.strip()]
+        most = [each for each in re.sub(r"[\[\]]", "", function.form).split(",") if each.strip()]
+        assert (len(least), len(most)) == (function.least, function.most) or name in MORE, name
+
+
+MORE = {"JSON_VALUE", "JSON_QUERY", "TO_TIMESTAMP_LTZ", "TRIM", "CEIL", "CEILING"}
+"""Functions of which the form is the plainest of several."""

@@ -318,7 +318,7 @@ WRONG = [
     (
         "SELECT * FROM read_csv('a.csv')",
         "1:15: there is no table function read_csv",
-        "there are TUMBLE, HOP, CUMULATE, SESSION, ML_PREDICT",
+        "a file has quotes: FROM 'flights.csv'",
     ),
     (
         "FROM flights SELECT carrier",
