@@ -26,6 +26,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.defaults import columns_of
 from sabot.connectors.files.sink import FileSink
+from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
@@ -80,6 +81,8 @@ def plan_of(
     about its readers. It may block. `refresh`: True to infer columns again that the checkpoint has.
     """
     reads = [node for node in walk(ends) if isinstance(node, Read)]
+    if restored is not None:
+        _take_stored_paths(reads, restored)
     _refuse_shared_sources(reads)
     _refuse_shared_files(ends)
     sinks = [
@@ -144,6 +147,20 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
                     hint="make a Source for each stream, or make one stream and use it twice",
                 )
             seen.add(id(node.source))
+
+
+def _take_stored_paths(reads: Iterable[Read], restored: Manifest) -> None:
+    """Gives a source of files the path that the checkpoint has, if this is the same file or folder under another path
+    ("a.csv", "./a.csv", "/data/a.csv"). The checkpoint knows the source and its position by that path.
+    """
+    known = {stored.meta["input"]["source"] for stored in restored.tasks.values() if _reads(stored)}
+    sources = [node.source for node in reads if isinstance(node.source, FileSource)]
+    gone = known - {source.name for source in sources}
+    for source in sources:
+        stored_path = next((name for name in gone if source.has_path(name)), None) if source.name not in known else None
+        if stored_path is not None:
+            _log.info("%s goes on as %s, the path of the same file in the checkpoint", source.name, stored_path)
+            source.use_path(stored_path)
 
 
 def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:

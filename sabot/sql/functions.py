@@ -90,8 +90,8 @@ Make = Callable[[CallArguments], Expr]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function: the least and the largest number of its arguments, or None without a limit, what is written between its
-    parentheses, and the maker of its expression.
+    """A function: the least and the largest number of its arguments, or None without a limit, their form in a text such as
+    "text, start[, length]", and the maker of its expression.
     """
 
     least: int

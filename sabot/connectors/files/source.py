@@ -148,6 +148,15 @@ class FileSource(
         self._bytes = self._bytes_before = 0  # bytes of all files, and of those that were read completely
         self._progress: tuple[float, float] | None = None
 
+    def has_path(self, path: str) -> bool:
+        """Returns True if the source reads one local path, and `path` is another way to write it."""
+        one = isinstance(self._paths, str | os.PathLike) and "://" not in self.name
+        return one and os.path.abspath(self.name) == os.path.abspath(path)
+
+    def use_path(self, path: str) -> None:
+        """Reads the same file or folder by another path, which is its name from now on. Called before `open`."""
+        self.name, self._paths = name_of(path), path
+
     # -- what a format says --------------------------------------------------------------------------------------------
 
     @abstractmethod

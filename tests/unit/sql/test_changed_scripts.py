@@ -232,13 +232,21 @@ async def test_rows_that_are_final_keep_no_state_for_the_key_of_their_table(tmp_
     assert app.sql("EXPLAIN AGAINST 'state' INSERT INTO hours SELECT carrier, ts, delay FROM flights").count("\n") == 0
 
 
-async def test_another_path_of_the_same_file_is_named_with_the_way_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("absolute", [False, True])
+async def test_another_path_of_the_same_file_goes_on_from_its_position(tmp_path, monkeypatch, absolute):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "flights.csv").write_text("carrier,delay,ts\nUA,1,2024-01-01T00:30:00\n")
+    first, others = "carrier,delay,ts\nUA,1,2024-01-01T00:30:00\n", "AA,2,2024-01-01T01:30:00\n"
+    (tmp_path / "flights.csv").write_text(first)
     app, insert = hours(state="state")
     app.sql(insert)
     await app.run()
-    for path in ("./flights.csv", str(tmp_path / "flights.csv")):
-        app, insert = hours(path=path)
-        said = app.sql(f"EXPLAIN AGAINST 'state' {insert}")
-        assert f"this program reads the file under another path, {path}" in said
+    path = str(tmp_path / "flights.csv") if absolute else "./flights.csv"
+    app, insert = hours(path=path)
+    assert "drop" not in app.sql(f"EXPLAIN AGAINST 'state' {insert}")
+    app, insert = hours(path=path, state="state")
+    app.sql(insert)
+    await app.run()
+    assert rows_read(app) == 0, "the file has been read"
+    (tmp_path / "others.csv").write_text(first + others)
+    app, insert = hours(path="others.csv")
+    assert "this program does not read it, but others.csv" in app.sql(f"EXPLAIN AGAINST 'state' {insert}")
