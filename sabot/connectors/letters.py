@@ -19,6 +19,7 @@ import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from traceback import format_tb
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ import pyarrow as pa
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.base.arrays import shown
-from sabot.base.logs import warn_of_users_error
+from sabot.base.logs import users_part, warn_of_users_error
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -36,12 +37,16 @@ from sabot.errors import DataError, UserError, message_of
 _log = logging.getLogger(__name__)
 
 _MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
+_TRACE_CHARACTERS = 2048
 _REASONS, _REASON_CHARACTERS = 16, 100
 _EVERY_S = 60.0  # the least time between two lines of the log about the dead letters of one place
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
 _PREFIX = "sabot."
 _ORIGIN = "sabot.topic"  # the first header that Sabot adds
-_NUMBERS = ("partition", "offset", "timestamp", "attempts")
+BEFORE_HEADER = "sabot.letter"
+"""The header of a record that was sent back: the place of its dead letter, as "NAME PARTITION:OFFSET". The name of a
+file is without its folder."""
+_NUMBERS = ("partition", "offset", "timestamp", "attempts", "written")
 
 LETTER_SCHEMA = pa.schema(
     [
@@ -61,6 +66,7 @@ LETTER_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("headers", pa.string()),  # the record's own: JSON, a list of [name, value]
         ("payload", pa.string()),
+        ("traceback", pa.string()),  # the part of the user's code, if an exception of it is the cause
     ]
 )
 """The columns of a dead letter in a file or a table. Bytes that are no text are written as "base64:…"."""
@@ -161,13 +167,14 @@ def letter_headers(
     attempts: int | None,
     version: str,
     step: str | None = None,
+    trace: str | None = None,
 ) -> Headers:
     """Returns the facts about a dead letter as headers `sabot.<name>`, which stand after the record's own headers.
 
     `error`: an exception, the text of a DataError, or a pair of a class name and its message. Known secrets are taken
     out of the message, because an error of the user's function may repeat a setting. `topic`: the record's topic, or
     "" if it is not known. `step`: the step of a stream in which a row was that is no longer a record of the topic, or
-    None.
+    None. `trace`: the traceback of the error if `error` is none, as `trace_of` returns it.
     """
     if isinstance(error, str):
         error = stored_name(DataError), error
@@ -183,12 +190,22 @@ def letter_headers(
         "attempts": attempts,
         "version": version,
         "step": step,
+        "written": int(SYSTEM_CLOCK.time() * 1000),
+        "traceback": trace_of(error) if isinstance(error, BaseException) else trace,
     }
     return tuple(
         (_PREFIX + name, str(value).encode(errors="backslashreplace"))
         for name, value in facts.items()
         if value is not None
     )
+
+
+def trace_of(error: BaseException) -> str | None:
+    """Returns the frames of an error in the user's code, or None if it has none there: their last 2,048 characters, with the innermost
+    frame. The dead letter has the name of the error and its message besides.
+    """
+    trace = users_part(error.__traceback__)
+    return None if trace is None else visible(scrubbed("".join(format_tb(trace)))).rstrip()[-_TRACE_CHARACTERS:]
 
 
 def _clipped(message: str) -> str:
@@ -228,18 +245,23 @@ def letters_of_rows(
     agent: str,
     version: str,
     places: Sequence[tuple[int | None, int | None]] | None = None,
+    traces: Sequence[str | None] | None = None,
 ) -> pa.RecordBatch:
     """Returns the dead letters of rows that were in a step of a stream. The payload is the row as JSON.
 
     `times`: the event times of the rows, or None. `topic`: the topic of all rows, or "" if they come from several.
     `places`: the partition and the offset of the record from which each row was made, as far as they are known.
+    `traces`: the traceback of the error of each row, as `trace_of` returns it.
     """
     origin: dict[str, Any] = {"topic": topic, "agent": agent, "version": version, "step": step}
     stamps = [None] * rows.num_rows if times is None else times
     made = [
-        letter_headers(error, partition=partition, offset=offset, timestamp=stamp, attempts=count, **origin)
-        for error, stamp, count, (partition, offset) in zip(
-            errors, stamps, attempts, places or [(None, None)] * rows.num_rows, strict=True
+        letter_headers(
+            error, partition=partition, offset=offset, timestamp=stamp, attempts=count, trace=trace, **origin
+        )
+        for error, stamp, count, (partition, offset), trace in zip(
+            *(errors, stamps, attempts, places or [(None, None)] * rows.num_rows, traces or [None] * rows.num_rows),
+            strict=True,
         )
     ]
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
@@ -260,7 +282,7 @@ def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     columns: dict[str, list[Any]] = {
         "letter": [_number(now_ms) for _ in told],
-        "written": [now_ms] * len(told),
+        "written": [_fact(facts, "written") or now_ms for _, facts in told],
         "key": [_text(key) for key in bytes_list(data.column("key"))],
         "headers": [json.dumps([[name, _text(value)] for name, value in own]) if own else None for own, _ in told],
         "payload": [_text(payload) for payload in bytes_list(data.column("payload"))],
@@ -349,7 +371,7 @@ class DeadLetter:
     """A record that could not be processed: the place of the dead letter, the record, and the error.
 
     `headers` are the record's own. `facts` are the headers that Sabot added, without `sabot.`: topic, partition,
-    offset and timestamp of the record, agent, error, message, attempts, version, step. They are empty for a record
+    offset and timestamp of the record, agent, error, message, attempts, version, step, traceback. They are empty for a record
     that Sabot did not write as a dead letter.
     """
 
@@ -366,6 +388,13 @@ class DeadLetter:
     def place(self) -> str:
         """The place of the dead letter, as PARTITION:OFFSET."""
         return f"{self.partition}:{self.offset}"
+
+    @property
+    def before(self) -> tuple[str, str] | None:
+        """The name and the place of the dead letter that the record was before it was sent back, or None."""
+        found = next((value for name, value in self.headers if name == BEFORE_HEADER), None)
+        name, _, place = (found or b"").decode(errors="replace").rpartition(" ")
+        return (name, place) if name else None
 
     def number(self, name: str) -> int | None:
         """Returns a fact that is a number, or None if it is missing or was not written by Sabot."""
@@ -386,16 +415,19 @@ def letter_of_record(
 ) -> DeadLetter:
     """Returns a record of a topic as a dead letter."""
     own, facts = _parted(headers)
-    return DeadLetter(partition, offset, timestamp, key, payload, own, facts)
+    written = _integer(facts.pop("written", ""))  # the dead letter has the timestamp of its record
+    return DeadLetter(partition, offset, timestamp if written is None else written, key, payload, own, facts)
 
 
 def letter_of_row(row: Mapping[str, Any], partition: int, offset: int) -> DeadLetter | None:
     """Returns a row of LETTER_SCHEMA as the dead letter at this place, or None if the row was not written by Sabot."""
     texts = [row.get(name) for name in ("key", "headers", "payload")]
-    if not set(LETTER_SCHEMA.names) <= row.keys() or not all(text is None or isinstance(text, str) for text in texts):
+    if not set(LETTER_SCHEMA.names) - {"traceback"} <= row.keys() or not all(
+        text is None or isinstance(text, str) for text in texts
+    ):
         return None
     key, headers, payload = texts
-    facts = {name: str(row[name]) for name in _FACTS if row[name] is not None}
+    facts = {name: str(row[name]) for name in _FACTS if row.get(name) is not None}
     written = row["written"]
     return DeadLetter(
         partition,

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Literal, Protocol, TypeAlias
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.letters import DeadLetter, Letters
+from sabot.codecs.records import Headers
+from sabot.connectors.letters import BEFORE_HEADER, DeadLetter, Letters
 
 _LETTERS = 2000  # the most dead letters in one call of `deliver`
 _BYTES = 8 << 20
@@ -84,6 +85,8 @@ class Sending:
     topic: str
     partition: int  # -1: chosen by the record's key
     timestamp: int
+    headers: Headers
+    """The record's own headers, and the place of its dead letter in place of an earlier one."""
 
     @property
     def nbytes(self) -> int:
@@ -113,14 +116,14 @@ class Redriver(Protocol):
 
 
 def redrive_selected(dead: Letters, redriver: Redriver, selection: Selection) -> Redriven:
-    """Sends the selected dead letters with their own key, payload, headers and timestamp.
+    """Sends the selected dead letters with their own key, payload, headers and timestamp, and the header `sabot.letter`.
 
     Those that are not selected keep waiting. A dead letter that goes back to its own topic goes to its own partition.
     """
     done = Redriven()
     chosen = _waiting(dead) if selection.only is None else _places(dead, selection.only, done)
     wanted = ((each, begin) for each, begin in chosen if selection.wanted(each))
-    for batch in _batches(_addressed(islice(wanted, selection.limit), redriver, selection, done)):
+    for batch in _batches(_addressed(dead, islice(wanted, selection.limit), redriver, selection, done)):
         redriver.deliver(batch, done)
     return done
 
@@ -145,7 +148,11 @@ def _places(dead: Letters, only: list[tuple[int, int]], done: Redriven) -> Itera
 
 
 def _addressed(
-    wanted: Iterator[tuple[DeadLetter, int]], redriver: Redriver, selection: Selection, done: Redriven
+    dead: Letters,
+    wanted: Iterator[tuple[DeadLetter, int]],
+    redriver: Redriver,
+    selection: Selection,
+    done: Redriven,
 ) -> Iterator[Sending]:
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     for letter, begin in wanted:
@@ -170,7 +177,11 @@ def _addressed(
         origin = letter.number("partition")
         if origin is None or selection.to or not 0 <= origin < target.partitions:
             origin = -1
-        yield Sending(letter, begin, topic, origin, stamp)
+        name = dead.home.name.rpartition("/")[2]  # of a file: its folder is not for the readers of the topic
+        before = f"{name} {letter.place}".encode(errors="backslashreplace")
+        # In front: if the record is a dead letter itself, the headers behind its `sabot.topic` are facts about it.
+        own = ((BEFORE_HEADER, before), *(each for each in letter.headers if each[0] != BEFORE_HEADER))
+        yield Sending(letter, begin, topic, origin, stamp, own)
 
 
 def _batches(sendings: Iterator[Sending]) -> Iterator[list[Sending]]:

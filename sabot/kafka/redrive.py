@@ -147,7 +147,7 @@ class _Sender:
                 sending.topic,
                 letter.payload,
                 letter.key,
-                headers=list(letter.headers) or None,
+                headers=list(sending.headers),
                 timestamp=sending.timestamp,
                 on_delivery=refused,
                 **place,

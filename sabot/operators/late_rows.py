@@ -132,10 +132,11 @@ class LateRows:
     def _letters_of(self, batch: Batch, rows: pa.Int32Array, times: list[int], watermark_ms: int) -> pa.RecordBatch:
         data = batch.data.take(rows)
         places: Any = None if batch.records is None else batch.records.places(rows.to_pylist())
+        behind = f"too old: the watermark was at {_moment(watermark_ms)}"
         return letters_of_rows(
             data.drop_columns(self._hidden),
             [
-                (DataError.__name__, f"late: {_moment(time)} is {span_text(watermark_ms - time)} too old")
+                (DataError.__name__, f"late: {_moment(time)} is {span_text(watermark_ms - time)} {behind}")
                 for time in times
             ],
             [1] * len(rows),

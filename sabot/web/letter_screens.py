@@ -6,7 +6,7 @@ Dead letters are read and sent in threads, because brokers, disks and databases 
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
@@ -50,6 +50,8 @@ _PLACE = re.compile(r"(\d{1,19}):(\d{1,19})", re.ASCII)
 @dataclass(frozen=True)
 class ShownLetter:
     """A dead letter with its record, as far as it may be shown. Times are seconds since 1970. `at`: the time of the record, or None.
+    `before`: the name and the place of the dead letter that the record was before it was sent back, or None. `before_in`: the place of
+    that dead letter in addresses, or "" if the app does not write to it any more. `traceback`: of the step's error, or "".
     `nbytes`: the size of the payload, or None for a null payload. `asks_target`: True if it cannot go
     back to a topic that it came from: a row of a step, or a record of a file.
     """
@@ -70,11 +72,19 @@ class ShownLetter:
     key: str
     headers: list[tuple[str, str]]
     payload: ShownPayload
+    before: tuple[str, str] | None
+    before_in: str
+    traceback: str
 
 
-def _record_of(letter: DeadLetter, payloads: Payloads) -> ShownLetter:
+def _record_of(letter: DeadLetter, payloads: Payloads, places: Sequence[LetterPlace]) -> ShownLetter:
     facts = {name: scrubbed(value) for name, value in letter.facts.items()}
-    at = letter.number("timestamp")
+    at, before = letter.number("timestamp"), letter.before
+    named = [
+        _key(each)
+        for each in places
+        if before is not None and before[0] == (each.table or each.name).rpartition("/")[2]
+    ]
     return ShownLetter(
         place=letter.place,
         written=letter.timestamp / 1000,
@@ -92,6 +102,9 @@ def _record_of(letter: DeadLetter, payloads: Payloads) -> ShownLetter:
         key=payloads.cell(text_or_hex(letter.key), "key"),
         headers=[(scrubbed(name), payloads.cell(text_or_hex(value), name)) for name, value in letter.headers],
         payload=payloads.shown(_value_of(letter.payload)),
+        before=before and (scrubbed(before[0]), scrubbed(before[1])),
+        before_in=named[0] if named else "",
+        traceback=facts.get("traceback", ""),
     )
 
 
@@ -142,7 +155,7 @@ class LetterScreens:
             )
         except SabotError as error:
             problem = scrubbed(str(error))
-        letters = [_record_of(each, self._payloads) for each in page.letters]
+        letters = [_record_of(each, self._payloads, places) for each in page.letters]
         filters = {name: query[name] for name in _FILTERS if query.get(name)} | {"place": _key(place)}
         following = page.following and urlencode(filters | {"after": "{}:{}".format(*page.following)})
         counts = sorted(page.counts.items(), key=lambda each: -each[1])
@@ -178,6 +191,7 @@ class LetterScreens:
             "message",
             "attempts",
             "version",
+            "traceback",
         )
         found = []
         for each in page.letters:
@@ -191,7 +205,7 @@ class LetterScreens:
         return {
             "place": _key(place),
             "words": _words(place),
-            "letter": _record_of(letter, self._payloads),
+            "letter": _record_of(letter, self._payloads, _places(self._app)),
             "downloads": self._payloads.mode == "all",
             "at": SYSTEM_CLOCK.time(),
             **self._redrive_facts(place),

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -90,11 +91,13 @@ async def test_the_letters_of_an_agent_are_listed_with_all_that_is_known_of_them
         app.request_stop()
         raise ValueError(f"no account {ctx.message['n']}")
 
+    began = int(time.time() * 1000)
     await app.send(topic, {"n": 7}, key="seven", headers=(("a", b"1"),), timestamp=STAMP)
     await app.run()
     done = await asyncio.to_thread(sabot, kafka_url, "dlq", "list", f"{topic}.dlq", "--json")
     (letter,) = map(json.loads, done.stdout.splitlines())
-    assert letter.pop("written") >= STAMP
+    assert letter.pop("written") >= began
+    assert 'raise ValueError(f"no account' in letter.pop("traceback")
     assert letter == {
         "letter": f"{letter['letter'].partition(':')[0]}:0",
         "redriven": False,
@@ -150,7 +153,8 @@ def test_a_letter_goes_back_as_the_record_that_it_was(kafka_url: str, topic: str
     assert redriven(kafka_url, f"{topic}.dlq") == {"redriven": 1, "already": 0, "topics": {topic: 1}, "left": {}}
     (record,) = messages(kafka_url, topic, least=1)
     assert (record.key(), record.value(), record.partition()) == (b"k0", b"0", 0)
-    assert record.headers() == [("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
+    sent_back = ("sabot.letter", f"{topic}.dlq 0:0".encode())
+    assert record.headers() == [sent_back, ("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
     assert record.timestamp()[1] == STAMP
 
 
@@ -160,7 +164,10 @@ def test_a_letter_about_a_letter_keeps_what_the_first_one_said(kafka_url: str, t
     first = facts(topic, 1)
     write(kafka_url, f"{topic}.dlq.dlq", [(b"1", (*first, *facts(f"{topic}.dlq", 2)), 0)])
     assert redriven(kafka_url, f"{topic}.dlq.dlq")["topics"] == {f"{topic}.dlq": 1}
-    assert messages(kafka_url, f"{topic}.dlq")[0].headers() == list(first)
+    back = messages(kafka_url, f"{topic}.dlq")[0].headers()
+    assert back == [("sabot.letter", f"{topic}.dlq.dlq 0:0".encode()), *first]
+    (listed,) = map(json.loads, sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines())
+    assert (listed["letter"], listed["offset"]) == ("1:0", 101), "the header is none of the facts of the first letter"
 
 
 def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_others_waiting(
@@ -192,7 +199,10 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("1 dead letters are redriven")
     (record,) = messages(kafka_url, topic, least=1)
-    assert (record.value(), dict(record.headers())) == (b"1", {"sabot.job": b"shop.handle/x/0/1"})
+    assert (record.value(), dict(record.headers())) == (
+        b"1",
+        {"sabot.job": b"shop.handle/x/0/1", "sabot.letter": f"{topic}.dlq 0:1".encode()},
+    )
     again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert "0 dead letters are redriven; 1 were redriven before" in again.stdout
     nobody = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/99"])
@@ -357,9 +367,10 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     assert sum(json.loads(line)["redriven"] for line in everything) == 5
     assert redriven(kafka_url, *words)["redriven"] == 3
     back = sorted(messages(kafka_url, topic, least=8), key=lambda message: int(message.value()))
-    assert [(each.value(), each.key(), each.headers(), each.partition()) for each in back] == [
+    assert [(each.value(), each.key(), each.headers()[1:], each.partition()) for each in back] == [
         (b"%d" % n, b"k%d" % n, [("a", b"1")], n % 3) for n in range(8)
     ]
+    assert back[0].headers()[0] == ("sabot.letter", f"{'bad' if place == 'table' else 'bad.ndjson'} {first}".encode())
     assert [each.timestamp()[1] for each in back] == [STAMP + n for n in range(8)]
 
 

@@ -102,6 +102,7 @@ async def test_a_late_row_goes_back_to_the_dead_letters(step):
         assert headers["sabot.message"].startswith(
             f"late: 1970-01-01T00:00:0{row['ts'] // 1000}.000+00:00 is ".encode()
         )
+        assert b" too old: the watermark was at 1970-01-01T01:00:" in headers["sabot.message"]
 
 
 @pytest.mark.parametrize("step", STEPS)

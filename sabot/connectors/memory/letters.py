@@ -85,7 +85,7 @@ class _MemorySender:
         for sending in batch:
             letter = sending.letter
             record = Record(
-                letter.payload, letter.key, letter.headers, sending.timestamp, "", letter.partition, letter.offset
+                letter.payload, letter.key, sending.headers, sending.timestamp, "", letter.partition, letter.offset
             )
             partition = None if sending.partition < 0 else sending.partition
             if self._dead.broker.send_back(self._dead.home.id, sending.begin, record, sending.topic, partition):

@@ -9,7 +9,7 @@ that, all its rows are treated as failed.
 A row that failed is *set apart*: it is counted, and becomes a dead letter or a row of nulls, as `on_error=` says.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from sabot.base.os_errors import is_environment_error
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
 from sabot.codecs.engine_columns import UPDATE_AFTER
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows, trace_of
 from sabot.errors import DataError, SabotError, UserError, message_of
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.expressions.casts import RefusedValues
@@ -145,7 +145,14 @@ class BadRows:
             agent=self._context.agent,
             version=self._context.version,
             places=places,
+            traces=self._traces([errors[row] for row in rows]),
         )
+
+    def _traces(self, errors: Sequence[BaseException]) -> list[str | None]:
+        """Returns the traceback of each error. One that all rows of a batch share is written once."""
+        causes = {id(each): cause_of(each) for each in errors}
+        known = {number: trace_of(cause) for number, cause in causes.items()}
+        return [known[id(each)] for each in errors]
 
 
 def nulls_of(schema: pa.Schema, rows: int) -> pa.RecordBatch:

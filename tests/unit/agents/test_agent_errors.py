@@ -23,6 +23,7 @@ HEADERS = {
     "sabot.message",
     "sabot.attempts",
     "sabot.version",
+    "sabot.written",
 }
 
 
@@ -90,9 +91,10 @@ async def test_skip_leaves_a_dead_letter_with_the_original_bytes_and_all_headers
     letter = next(letter for letter in records(app, "orders.dlq") if letter.key is not None)
     assert letter.payload == broker_value
     assert letter.key == b"\x00\xffk"
-    assert len(letter.headers) == len(HEADERS)
+    assert len(letter.headers) == len(HEADERS) + 1
     headers = headers_of(letter)
-    assert set(headers) == HEADERS
+    assert set(headers) == HEADERS | {"sabot.traceback"}
+    assert headers["sabot.traceback"].endswith('raise ValueError("no good")')
     assert headers["sabot.topic"] == "orders"
     assert headers["sabot.partition"] == "1"
     assert headers["sabot.offset"] == "1"
@@ -738,7 +740,8 @@ async def test_skip_survives_an_error_with_an_odd_message(app, error):
         await until(lambda: values(app, "out") == ["b"], patience=5)
         await until(lambda: values(app, "orders.dlq") == ["bad"], patience=5)
     headers = headers_of(records(app, "orders.dlq")[0])
-    assert set(headers) == HEADERS
+    assert set(headers) == HEADERS | {"sabot.traceback"}
+    assert headers["sabot.traceback"].endswith("raise error")
     assert headers["sabot.error"].rpartition(".")[2] == type(error).__name__
 
 

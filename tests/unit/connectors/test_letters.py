@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import sqlite3
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,11 @@ def listed(*words: str) -> list[dict[str, Any]]:
 
 
 def test_a_letter_says_where_its_record_was_and_what_happened_to_it() -> None:
+    began = int(time.time() * 1000)
     read = letter_of_record(0, 1, STAMP, b"k", b"{}", (("a", b"1"), ("a", None), *headers_of()))
-    assert read == DeadLetter(0, 1, STAMP, b"k", b"{}", (("a", b"1"), ("a", None)), FACTS)  # type: ignore[arg-type]
+    written = read.timestamp  # the record has its own time
+    assert read == DeadLetter(0, 1, written, b"k", b"{}", (("a", b"1"), ("a", None)), FACTS)  # type: ignore[arg-type]
+    assert written >= began
     assert (read.number("offset"), read.number("agent"), read.says("price"), read.says("Value")) == (
         7,
         None,
@@ -119,10 +123,11 @@ BYTES = (
 @given(payload=BYTES, key=BYTES, headers=st.lists(st.tuples(st.text(), BYTES), max_size=3))
 def test_a_row_of_a_file_or_a_table_says_what_the_record_says(payload: Any, key: Any, headers: Any) -> None:
     own = [(name, value) for name, value in headers if name != "sabot.topic"]
-    data = as_columns(records([payload], [key], [(*own, *headers_of())]))
+    given_headers = (*own, *headers_of(trace="  File ..., line 3"))
+    data = as_columns(records([payload], [key], [given_headers]))
     assert data.schema == LETTER_SCHEMA
     row = json.loads(json.dumps(data.to_pylist()[0]))
-    read, record = letter_of_row(row, 0, 5), letter_of_record(0, 5, row["written"], key, payload, (*own, *headers_of()))
+    read, record = letter_of_row(row, 0, 5), letter_of_record(0, 5, row["written"], key, payload, given_headers)
     assert read == record
     assert not any("\0" in text for text in row.values() if isinstance(text, str))
 

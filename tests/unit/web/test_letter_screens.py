@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sabot.connectors.letters import letter_headers
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
+from tools.agent_tools import started, until
 
 STAMP = 1_700_000_000_000
 
@@ -96,6 +99,44 @@ async def test_dead_letters_are_counted_by_reason_and_step_filtered_and_shown(me
         ]
         assert "payload" not in rows[0]
         assert (await ask(browser, "/letters.csv?q=nothing"))[0] == 200
+
+
+async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one(memory_url: str) -> None:
+    app = App("shop", memory_url)
+    runs = 0
+
+    @app.agent("orders", name="check", on_error="skip")
+    async def check(ctx: Any) -> None:
+        nonlocal runs
+        runs += 1
+        raise ValueError("no such customer")
+
+    broker = MemoryBroker.get(memory_url)
+    broker.publish("orders", [b'{"order": 1}'], key="k", timestamp=STAMP)
+    began = time.time()
+    console = Console(app, port=0)
+    try:
+        async with started(app):
+            browser = await asyncio.to_thread(Browser(console).enter, console.access.token("act"))
+            await until(lambda: "orders.dlq" in broker.topics() and len(broker.records("orders.dlq")) == 1)
+            form = {"place": "orders.dlq", "letter": "0:0"}
+            assert (await ask(browser, "/act/redrive", form))[0] == 200
+            await until(lambda: len(broker.records("orders.dlq")) == 2)
+            _, page = await ask(browser, "/letters")
+            assert "again: it was dead letter 0:0" in page
+            (written,) = re.findall(r'<time datetime="([^"]+)"', page.partition("<tbody>")[2].partition("Oldest")[2])[
+                :1
+            ]
+            assert datetime.fromisoformat(written).timestamp() >= began - 0.01, "not the time of the record"
+            _, page = await ask(browser, links(page, "/letter")[0])
+            assert "It was sent back before" in page
+            assert "in check" in unescape(page)
+            assert "raise ValueError(&#34;no such customer&#34;)" in page
+            (first,) = links(page, "/letter")
+            assert "sent back" in (await ask(browser, first))[1].partition("</h1>")[0]
+    finally:
+        console.close()
+    assert runs == 2
 
 
 async def test_pages_of_the_list_follow_each_other(memory_url: str) -> None:
