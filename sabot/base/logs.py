@@ -89,7 +89,10 @@ def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:
     if logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
+    least = logging.getLevelNamesMapping()[level.upper()]
+    handler.addFilter(lambda record: record.levelno >= least or not f"{record.name}.".startswith("sabot."))
     text = _Scrubbing(f"%(asctime)s %(levelname)s {f'{worker}, ' if worker else ''}%(name)s: %(message)s")
     handler.setFormatter(_AsJson(worker) if form == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("sabot").setLevel(level.upper())
+    # The log ring of an app keeps lines from INFO up in any case.
+    logging.getLogger("sabot").setLevel(min(least, logging.INFO))

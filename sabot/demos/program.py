@@ -1,15 +1,18 @@
 """The program of a demo, in a process of its own that `sabot run` starts; with `--web` also the console, as long as somebody looks."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
 from sabot.errors import SabotError
+from sabot.process.launcher import end_with_parent
 
 _STOP_SECONDS = 20.0
 
@@ -34,7 +37,9 @@ class DemoProgram:
         self._signals: dict[int, Any] = {}  # the handlers that are put back at the end
 
     def start(self) -> None:
-        """Starts the process. With the console it has a process group of its own, so that Ctrl-C is only for the demo, which stops it."""
+        """Starts the process, which stops when the calling thread ends, also if the demo is killed. With the console it has a process group
+        of its own, so that Ctrl-C is only for the demo, which stops it.
+        """
         self._process = subprocess.Popen(
             self._command,
             cwd=self._folder,
@@ -42,6 +47,7 @@ class DemoProgram:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if self._web else None,
             process_group=0 if self._web else None,
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
             text=True,
         )
         if self._web:

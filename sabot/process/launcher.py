@@ -30,6 +30,15 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "the system gives no subreaper")
 
 
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Lets the kernel send this process a signal when the thread that has forked it ends, however that ends. Exits if the parent has
+    ended already. `parent`: its pid.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(127)
+
+
 def candidates(program: str, path: str) -> Iterator[str]:
     """Yields the files that a program of this name may be: the name itself if it has a slash, else one for each folder of `path`."""
     if "/" in program:
@@ -77,10 +86,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         if sandbox is not None and not os.access(".", os.W_OK):
             step = "sandbox-directory"
             raise PermissionError(errno.EACCES, "")
-        # After a change of the user, which would undo it; and the supervisor may have ended before it.
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(127)
+        end_with_parent(parent, signal.SIGKILL)  # after a change of the user, which would undo it
         if sandbox is not None and sandbox["filter"] is not None:
             step = "sandbox-filter"
             filter_calls(sandbox["filter"])

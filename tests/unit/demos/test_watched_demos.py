@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +86,29 @@ def test_the_fraud_demo_has_a_narrow_place_late_rows_and_dead_letters(tmp_path: 
         demo.until(lambda: sum(each["late_rows"] or 0 for each in demo.rows("/steps.json")) > 0)
         (first, *_) = demo.until(lambda: demo.rows("/letters.json"))
         assert "amount is missing" in str(first)
+        lines = demo.rows("/log.json?level=info")
+        assert [each for each in lines if each["level"] == "info"], "the log is not empty"
+        assert " INFO " not in demo.said(), "and the terminal stays as it was"
         demo.ends()
+
+
+@pytest.mark.slow
+def test_the_app_of_a_demo_that_was_killed_stops(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*SABOT, "demo", "fraud", "--web"], cwd=tmp_path, env=ENV, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    with process, process.stderr:
+        try:
+            line = next(each for each in process.stderr if "/enter?token=" in each)
+            (app,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert "fraud_demo:app" in Path(f"/proc/{app}/cmdline").read_text(), line
+        finally:
+            process.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{app}").exists() and "State:\tZ" not in Path(f"/proc/{app}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow  # the app is killed twice
