@@ -173,7 +173,7 @@ def _out(task: TaskRates) -> float | None:
 def _time_words(shares: dict[str, float] | float | None, most: int = 2) -> str:
     """Returns the `most` states that take most of the time, the largest share first."""
     if not isinstance(shares, dict):
-        return "" if shares is None else f"in it {shares:.0%}"
+        return "" if shares is None else f"own time {shares:.0%}"
     found = sorted(((share, name) for name, share in shares.items() if share >= _LEAST_SHARE), reverse=True)
     return ", ".join(f"{name} {share:.0%}" for share, name in found[:most]) or "-"
 

@@ -92,17 +92,14 @@ class AppRates:
     def drawn(self) -> PlanFigures:
         """Returns the figures for a drawing of the plan (`plan.drawing`).
 
-        A step is busy for the share of the time in which its task works in it. Agents that share a task have the shares
-        of its time each.
+        Agents that share a task have the shares of its time each.
         """
         tasks: dict[str, BoxFigures] = {}
         steps: dict[str, BoxFigures] = {}
         for task in self.tasks:
             figures = BoxFigures(task.shares, task.behind_s, late=task.late, dead_letters=task.dead)
             own = {
-                step.id: BoxFigures(
-                    {} if step.share is None else {"busy": step.share}, late=step.late, dead_letters=step.dead
-                )
+                step.id: BoxFigures(late=step.late, dead_letters=step.dead, own_time=step.share)
                 for step in task.steps.values()
             }
             if task.kind == "agents":

@@ -243,8 +243,8 @@ class _AppShares:
                 Cause.PROCESSORS,
                 task.load,
                 function or main,
-                f"the processors are the narrow place: the app uses all of them, and {task.name} has work and none for "
-                f"{_percent(contended)} of the time{behind}",
+                f"the processors are the narrow place: the app uses all of them, and {task.name} was ready to "
+                f"compute and had to wait for one {_percent(contended)} of the time{behind}",
                 "a machine with more processors, or workers on several machines",
             )
         # Other programs may leave the app only a part of a processor: of that, the other threads must have had a share.
@@ -257,8 +257,8 @@ class _AppShares:
                 Cause.INTERPRETER_LOCK,
                 task.load,
                 function or main,
-                f"the interpreter is the narrow place: {said} take turns with its lock, and {task.name} has work and waits "
-                f"for it {_percent(contended)} of the time{behind}",
+                f"the interpreter is the narrow place: {said} take turns with its lock, and {task.name} was ready to "
+                f"compute and had to wait for it {_percent(contended)} of the time{behind}",
                 "workers (--workers) have an interpreter each; expressions in place of Python functions need no lock",
             )
         if waits and task.queued >= max(_WAITS, 2 * task.shares["busy"]):
@@ -267,8 +267,8 @@ class _AppShares:
                 Cause.PROCESSORS,
                 task.queued,
                 function or main,
-                f"the processors are the narrow place: other programs use them, and {task.name} has work and none for "
-                f"{_percent(task.queued)} of the time{behind}",
+                f"the processors are the narrow place: other programs use them, and {task.name} was ready to "
+                f"compute and had to wait for one {_percent(task.queued)} of the time{behind}",
                 "fewer programs on this machine, or workers on others",
             )
         slept = contended - min(task.queued, contended)
@@ -598,7 +598,8 @@ def _computing(task: _TaskShares) -> str:
     """Returns the part of a sentence that says for how long a task computed, or was ready to compute."""
     if task.shares["contended"] < _PRESSED / 3:
         return f"computes {_percent(task.load)} of the time"
-    return f"computes {_percent(task.shares['busy'])} of the time, and could for a further {_percent(task.shares['contended'])}"
+    waited = _percent(task.shares["contended"])
+    return f"computes {_percent(task.shares['busy'])} of the time, and is contended (could compute, but has to wait) {waited}"
 
 
 def _fill(figures: Mapping[str, Any]) -> float:

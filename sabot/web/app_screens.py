@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
-from sabot.plan.drawing import SHARES, render
+from sabot.plan.drawing import SHARE_WORDS, render
 from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
 from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve
@@ -74,7 +74,7 @@ class AppScreens:
     def _app_facts(self, query: Query) -> dict[str, Any]:
         curves = self._figures.curves
         drawn = [
-            curve(curves["rows"].fine, "rows/s", number, "15 min"),
+            curve(curves["rows"].fine, "rows read/s", number, "15 min"),
             curve(curves["lag"].fine, "lag", number, "15 min"),
             curve(curves["watermark_lag"].fine, "watermark lag", duration, "15 min"),
             curve(curves["memory"].fine, "memory", nbytes, "15 min"),
@@ -90,6 +90,7 @@ class AppScreens:
             "keeps": self._app.checkpoints is not None,
             "refusal": self._app.refusal(),
             "workers": len(self._figures.last.statistics["workers"]),
+            "program": self._app.start_words(),
         }
 
     def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:
@@ -151,7 +152,7 @@ class AppScreens:
         }
 
     async def _steps_legend(self, query: Query) -> dict[str, Any]:
-        return {"states": SHARES}
+        return {"states": SHARE_WORDS}
 
     def _steps_rows(self, query: Query) -> Rows:
         return [flat(each) for each in self._steps(query)]

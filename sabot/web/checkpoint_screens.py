@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -148,6 +149,8 @@ class CheckpointScreens:
             "savepoints": list(reversed(found)),
             "problem": problem,
             "refusal": self._app.refusal(),
+            "program": self._app.start_words(),
+            "quoted": shlex.quote,
         }
 
     def _savepoints(self) -> tuple[list[KeptSavepoint], str]:

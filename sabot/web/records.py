@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sabot.base.redaction import scrubbed
+from sabot.clock import SYSTEM_CLOCK
 from sabot.plan.drawing import SHARES, PlanFigures
 from sabot.runtime.app_rates import AppReading, rates_between
 from sabot.runtime.figure_rings import FigureRings, Tick, lag_of, rows_read, time_of, watermark_of
@@ -19,6 +20,8 @@ class AppRecord:
     """An app at one time. Times are seconds since 1970. A value that is not known, or does not exist, is None.
 
     `state`: starting, running, stopping, failed, stopped, killed or not known. `why`: the failure that ended a run, or "".
+    `rows_per_second`, `rows`: the rows that all sources read; rows that the app writes into a topic and reads again count twice.
+    `late_most`: the seconds by which the latest of the late rows of this run was late. `stale`: True if the figures are old.
     """
 
     id: str
@@ -41,6 +44,8 @@ class AppRecord:
     checkpoint_error: str
     late_rows: int
     dead_letters: int
+    late_most: float | None
+    stale: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,13 @@ class StepRecord:
     dead_letters: int
     skew: float | None = None
     """The rows of the busiest subtask, divided by the mean of all subtasks; None for a single one."""
+    late_half: float | None = None
+    """The seconds that half of the late rows of this run were late at most."""
+    late_most: float | None = None
+    """The seconds by which the latest of the late rows of this run was late."""
 
+
+_STALE_SECONDS = 30.0  # a run that goes on writes its figures each ten seconds
 
 STEP_COLUMNS = tuple(each.name for each in fields(StepRecord) if each.name != "shares")
 
@@ -105,6 +116,8 @@ def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
         checkpoint_error=scrubbed(checkpoints["last_error"]),
         late_rows=sum(each.late_rows for each in steps),
         dead_letters=sum(each.dead_letters for each in steps),
+        late_most=max((each.late_most for each in steps if each.late_most is not None), default=None),
+        stale=SYSTEM_CLOCK.time() - now.at > _STALE_SECONDS,
     )
 
 
@@ -160,6 +173,8 @@ def _fold(group: Sequence[StepRecord]) -> StepRecord:
         shares={name: sum(each.shares.get(name, 0.0) for each in group) / len(group) for name in group[0].shares},
         behind=max(known("behind"), default=None),
         fill=max(known("fill"), default=None),
+        late_half=max(known("late_half"), default=None),
+        late_most=max(known("late_most"), default=None),
         skew=max(known("rows_in")) * len(group) / rows if rows else None,
     )
 
@@ -230,8 +245,14 @@ def _steps_of(
             state_bytes=operator.get("state_bytes"),
             late_rows=operator.get("late_rows", 0),
             dead_letters=operator.get("dead_rows", 0),
+            late_half=_seconds(operator.get("late_p50_ms")),
+            late_most=_seconds(operator.get("late_most_ms")),
             **common,
         )
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 def _agent_step(

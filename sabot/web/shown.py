@@ -1,6 +1,7 @@
 """An app as the screens see it: an App of this process, or the places of an app that runs elsewhere, or not at all."""
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -70,6 +71,10 @@ class ShownApp(PageHead, Protocol):
 
     def settings(self) -> Sequence[tuple[str, str, str]]:
         """Returns the name, the value and the meaning of the settings that a reader may see."""
+
+    def start_words(self) -> str:
+        """Returns the words for the program in a command that a person can copy: those of `program`, or a word to be replaced."""
+        return shlex.join(self.program) or "MODULE:APP"
 
     def refusal(self) -> str:
         """Returns the reason why nobody can be asked to act on the running app, or ""."""

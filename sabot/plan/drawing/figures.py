@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 
 from sabot.plan.drawing.graph import LinkKey
 
-SHARES = ("busy", "contended", "backpressured", "waiting", "aligning", "idle")
+SHARE_WORDS = {
+    "busy": "computes",
+    "contended": "has work, and waits for a processor or for the interpreter's lock, or sleeps in its function",
+    "backpressured": "waits for room behind it: a full channel, a sink, or calls at their limit",
+    "waiting": "waits for calls",
+    "aligning": "waits for a checkpoint's barrier on another input, or for a source that is behind",
+    "idle": "waits for rows",
+}
+"""The meanings of the states of a task's time, in the order of their drawing, for the legends of all pages and commands."""
+
+SHARES = tuple(SHARE_WORDS)
 """The shares of a task's time, by the names of the states of `runtime.task_times`."""
 
 
@@ -13,7 +23,8 @@ SHARES = ("busy", "contended", "backpressured", "waiting", "aligning", "idle")
 class BoxFigures:
     """Figures of a task, or of a step.
 
-    `shares`: the part of the time by its name in `SHARES`, 0 to 1. `watermark_lag_s`: the seconds by which event time
+    `shares`: the part of the task's time by its name in `SHARES`, 0 to 1. `own_time`: the part of it in which the task works in
+    the step, or None. `watermark_lag_s`: the seconds by which event time
     is behind the clock, or None. `late`, `dead_letters`, `restarts`: counts since the start.
     """
 
@@ -22,6 +33,7 @@ class BoxFigures:
     late: int = 0
     dead_letters: int = 0
     restarts: int = 0
+    own_time: float | None = None
 
 
 @dataclass(frozen=True)

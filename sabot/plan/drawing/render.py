@@ -10,7 +10,7 @@ from html import escape
 from math import log10
 from typing import Literal
 
-from sabot.plan.drawing.figures import SHARES, BoxFigures, LinkFigures, PlanFigures
+from sabot.plan.drawing.figures import SHARE_WORDS, SHARES, BoxFigures, LinkFigures, PlanFigures
 from sabot.plan.drawing.graph import TaskFrame, frames_of
 from sabot.plan.drawing.layout import (
     FIGURES_WIDTH,
@@ -65,15 +65,10 @@ _FIGURE_COLOURS = {
     ".waiting": ("fill", "#8250df", "#ab7df8"),
     ".aligning": ("fill", "#0969da", "#4493f8"),
     ".idle": ("fill", "#d1d9e0", "#3d444d"),
+    ".own": ("fill", "#59636e", "#9da7b3"),
 }
-_WORDS = {  # of the legend, and of tooltips
-    "busy": "computes",
-    "contended": "could compute, but another thread does",
-    "backpressured": "waits for what is below",
-    "waiting": "waits for calls",
-    "aligning": "waits for barriers",
-    "idle": "waits for rows",
-}
+_OWN = "own"
+_OWN_WORDS = "the part of the task's time in which it is in this step"
 
 
 def svg(plan: Plan, figures: PlanFigures | None = None, *, title: str = "", styled: bool = True) -> str:
@@ -222,14 +217,15 @@ def _figures_of(placed: PlacedBox, frame: PlacedFrame, figures: PlanFigures) -> 
         late=max(step.late, task.late),
         dead_letters=max(step.dead_letters, task.dead_letters),
         restarts=max(step.restarts, task.restarts),
-    )
+    )  # without its own time: the box has the bar of its task
 
 
 def _figures(figures: BoxFigures, x: float, y: float, wide: float) -> Iterator[str]:
-    """Yields the shares of time as a bar, and a line of text."""
+    """Yields the shares of time, or the own time of a step, as a bar, and a line of text."""
     at = x
-    for name in SHARES:
-        share = min(max(figures.shares.get(name, 0.0), 0.0), (x + wide - at) / wide)
+    shares = figures.shares if figures.own_time is None else {_OWN: figures.own_time}
+    for name in (*SHARES, _OWN):
+        share = min(max(shares.get(name, 0.0), 0.0), (x + wide - at) / wide)
         if share > 0:
             yield f'<rect class="{name}" {_place(at, y, share * wide, 4)}/>'
             at += share * wide
@@ -249,6 +245,8 @@ def _few_words(figures: BoxFigures) -> Iterator[str]:
     if figures.shares:
         name = max(SHARES, key=lambda each: figures.shares.get(each, 0.0))
         yield f"{name} {figures.shares.get(name, 0.0):.0%}"
+    if figures.own_time is not None:
+        yield f"own time {figures.own_time:.0%}"
     if figures.watermark_lag_s is not None:
         yield f"lag {_span(figures.watermark_lag_s)}"
 
@@ -256,11 +254,12 @@ def _few_words(figures: BoxFigures) -> Iterator[str]:
 def _all_words(figures: BoxFigures | None) -> list[str]:
     if figures is None:
         return []
-    shares = ", ".join(f"{_WORDS[name]} {figures.shares[name]:.0%}" for name in SHARES if name in figures.shares)
+    shares = ", ".join(f"{name} {figures.shares[name]:.0%}" for name in SHARES if name in figures.shares)
     lag = figures.watermark_lag_s
     counts = {"late rows": figures.late, "dead letters": figures.dead_letters, "restarts": figures.restarts}
     return [
         *([shares] if shares else []),
+        *([] if figures.own_time is None else [f"own time {figures.own_time:.0%}: {_OWN_WORDS}"]),
         *([] if lag is None else [f"event time is {_span(lag)} behind the clock"]),
         *(f"{count:,} {name}" for name, count in counts.items() if count),
     ]
@@ -304,9 +303,9 @@ def _curve(points: Iterable[Point]) -> str:
 
 
 def _legend(figures: PlanFigures, wide: float, top: float) -> tuple[list[str], float]:
-    """Returns the legend of the colours that occur, and its height."""
+    """Returns the legend of the colours that occur, with a tooltip for each state, and its height."""
     of_boxes = [*figures.tasks.values(), *figures.steps.values()]
-    shares = [(name, _WORDS[name]) for name in SHARES if any(each.shares.get(name) for each in of_boxes)]
+    shares = [(name, name) for name in SHARES if any(each.shares.get(name) for each in of_boxes)]
     fills = {_fill_class(each.fill) for each in figures.links.values()}
     channels = [(name, f"its channel is {words}") for name, words in _CHANNELS.items() if name in fills]
     parts, x, y = [], 0.0, top + 20
@@ -315,11 +314,13 @@ def _legend(figures: PlanFigures, wide: float, top: float) -> tuple[list[str], f
         if x and x + long > wide:
             x, y = 0.0, y + SMALL_LINE + 4
         if name in SHARES:
-            parts.append(f'<rect class="{name}" {_place(x, y - 8, 10, 8)}/>')
+            parts.append(
+                f'<g>{_title([f"{name}: {SHARE_WORDS[name]}"])}<rect class="{name}" {_place(x, y - 8, 10, 8)}/>'
+            )
         else:
             line = f"M{_point((x, y - 4))} H{_number(x + 10)}"
-            parts.append(f'<g class="{name}"><path class="line" stroke-width="3" d="{line}"/></g>')
-        parts.append(f'<text class="small muted" {_at(x + 14, y)}>{_text(words)}</text>')
+            parts.append(f'<g><g class="{name}"><path class="line" stroke-width="3" d="{line}"/></g>')
+        parts.append(f'<text class="small muted" {_at(x + 14, y)}>{_text(words)}</text></g>')
         x += long
     return (['<g class="legend">', *parts, "</g>"], y + 6 - top) if parts else ([], 0.0)
 

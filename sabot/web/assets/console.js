@@ -72,6 +72,11 @@ if (address) {
   setInterval(() => {
     const ms = Date.now() - heard;
     silence.hidden = ms < SILENT_MS;
-    if (ms >= SILENT_MS) silence.textContent = `No news for ${Math.round(ms / 1000)} s: the app has ended, or cannot be reached.`;
+    document.body.classList.toggle("silent", ms >= SILENT_MS);
+    if (ms >= SILENT_MS) {
+      const at = new Date(heard).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+      silence.textContent = `No news for ${Math.round(ms / 1000)} s: the app has ended, or cannot be reached. All is as of ${at}.`;
+      for (const badge of document.querySelectorAll(".badge")) badge.dataset.at = ` as of ${at}`;
+    }
   }, 500);
 }

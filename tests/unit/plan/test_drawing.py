@@ -201,7 +201,8 @@ def test_a_link_is_coloured_by_how_full_its_channel_is_and_the_legend_says_so() 
         drawing = svg(shop(), figures(5.0, fill, 0.5))
         assert f'<g class="link{classes}" ' in drawing
         legend = re.findall(">([^<]+)</text>", drawing.partition('<g class="legend">')[2])
-        assert legend == ["computes", "waits for rows", *said]
+        assert legend == ["busy", "idle", *said]
+        assert "<title>idle: waits for rows</title>" in drawing
     assert "legend" not in svg(shop())
 
 
@@ -218,9 +219,17 @@ def test_figures_of_a_task_stand_in_its_frame_or_in_its_only_box() -> None:
     assert "by account · 1.2k/s" in texts
     (title,) = [title.text for title in groups[None, "filter-2"].iter(f"{SVG}title")]
     assert title is not None
-    assert title.endswith(
-        "computes 75%, waits for rows 25%; event time is 12 s behind the clock; 3 late rows; 1,234 dead letters"
+    assert title.endswith("busy 75%, idle 25%; event time is 12 s behind the clock; 3 late rows; 1,234 dead letters")
+
+
+def test_the_own_time_of_a_step_is_no_state_of_its_task() -> None:
+    drawing = svg(shop(), PlanFigures({}, {"filter-1": BoxFigures(own_time=0.25)}), styled=False)
+    group = next(
+        each for each in ElementTree.fromstring(drawing).iter(f"{SVG}g") if each.get("data-step") == "filter-1"
     )
+    assert [rect.get("class") for rect in group.iter(f"{SVG}rect")] == ["box", "own"]
+    assert "own time 25%" in [text.text for text in group.iter(f"{SVG}text")]
+    assert not any(word in drawing for word in ("busy", "legend"))
 
 
 def test_boxes_stand_still_while_figures_change() -> None:

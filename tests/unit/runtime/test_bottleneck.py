@@ -265,7 +265,10 @@ def test_tasks_of_two_workers_do_not_take_turns_with_one_lock() -> None:
     both = {f"read-1/{number}": task("write-1", worker=number + 1, **waits) for number in range(2)}
     (place,) = places(streams={**both, "write-1/0": EASY}, workers=workers)
     assert place.cause is Cause.SLOW_FUNCTION
-    assert "computes 40 % of the time, and could for a further 58 %, most of it in f" in place.sentence
+    assert (
+        "computes 40 % of the time, and is contended (could compute, but has to wait) 58 %, most of it in f"
+        in place.sentence
+    )
     beside = {"read-1/0": both["read-1/0"], "read-2/0": task("write-1", worker=1, **waits)}
     (place,) = places(streams={**beside, "write-1/0": EASY}, workers=workers)
     assert place.cause is Cause.INTERPRETER_LOCK
