@@ -19,6 +19,7 @@ ORDER = [
     "base.lazy_imports",
     "base.redaction",
     "base.quantities",
+    "base.accounts",
     "base.logs",
     "errors",
     "base.stored_names",

@@ -65,8 +65,8 @@ from sabot.agents import (
     ToolPolicy,
     record_job,
 )
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.replay.verification import hash_of_steps, verified
+from sabot.base.accounts import Amounts
 from sabot.jobs.guard import Behalf
 from sabot.journal import open_reader
 from sabot.journal.effects import EffectId

@@ -26,6 +26,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
+from sabot.base.accounts import Account, AmountLimit, Amounts, Measure
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import amount
 from sabot.base.metrics import Durations
@@ -118,7 +119,7 @@ Forward: TypeAlias = Callable[[ModelCall], Awaitable[Outcome]]
 Middleware: TypeAlias = Callable[[ModelCall, Forward], Awaitable[Outcome]]
 
 
-class CallBudget:
+class CallBudget(Account):
     """A limit for the tokens and the US dollars of model calls together, and for the number of tool calls.
 
     `max_tokens`, `max_cost`, `max_tool_calls`: the limits, which may be reached exactly; None is no limit.
@@ -144,52 +145,48 @@ class CallBudget:
         self.max_tokens = max_tokens
         self.max_tool_calls = max_tool_calls
         self.max_cost = amount("CallBudget: max_cost", max_cost)
-        self.tokens = 0
-        self.cost = Decimal(0)
-        self.tool_calls = 0
-        self._reserved = 0
+        limits: dict[Measure, Decimal | int | None] = {"tokens": max_tokens, "cost": self.max_cost}
+        super().__init__(AmountLimit(measure, most) for measure, most in limits.items() if most is not None)
+        self._tools = Account([] if max_tool_calls is None else [AmountLimit("tool_calls", max_tool_calls)])
 
     def __repr__(self) -> str:
         return f"CallBudget(max_tokens={self.max_tokens}, max_cost={self.max_cost})"
 
-    def reserve(self, tokens: int, unpriced: str = "") -> None:
-        """Reserves the tokens of a call that is about to be made. `unpriced`: the model of the call if its price is
-        unknown, or "". Raises BudgetExceeded.
+    @property
+    def tokens(self) -> int:
+        """The tokens that were used."""
+        return self.total.tokens
+
+    @property
+    def cost(self) -> Decimal:
+        """The US dollars that were used."""
+        return self.total.cost
+
+    @property
+    def tool_calls(self) -> int:
+        """The calls of tools that were made."""
+        return self._tools.total.tool_calls
+
+    def allow(self, tokens: int, unpriced: str = "") -> Amounts:
+        """Returns the amounts to reserve for a call of a model. `unpriced`: the model of the call if its price is unknown, or "". Raises
+        BudgetExceeded.
         """
         if self.max_cost is not None and unpriced:
             raise BudgetExceeded(
                 f"the budget has {self.max_cost} dollars, and the price of {unpriced} is not known", hint=PRICES_HINT
             )
-        if self.max_tokens is not None and self.tokens + self._reserved + tokens > self.max_tokens:
-            raise BudgetExceeded(
-                f"the budget has {self.max_tokens} tokens: {self.tokens} are used, {self._reserved} are reserved by calls in flight, and"
-                f" this call may use {tokens}"
-            )
-        if self.max_cost is not None and self.cost >= self.max_cost:
-            raise BudgetExceeded(f"the budget has {self.max_cost} dollars, and {self.cost} are used")
-        self._reserved += tokens
+        return _allowed(self, Amounts(tokens))
 
     def count_tool_call(self) -> None:
         """Counts a tool call that is about to be made. Raises BudgetExceeded if there are too many."""
-        if self.max_tool_calls is not None and self.tool_calls >= self.max_tool_calls:
-            raise BudgetExceeded(f"the budget has {self.max_tool_calls} calls of tools, and all of them are used")
-        self.tool_calls += 1
+        self._tools.add(_allowed(self._tools, Amounts(tool_calls=1)))
 
-    def settle(
-        self, tokens: int, outcome: Outcome | None, uncounted: int = 0, lost: int = 0, lost_cost: Decimal = Decimal(0)
-    ) -> None:
-        """Replaces the reservation of a call that has ended by its usage.
 
-        `tokens`: the number given to `reserve`. `outcome`: the answer, or None if the call failed. `uncounted`: the
-        tokens to count if the provider does not report any. `lost` and `lost_cost`: the number of requests whose
-        answers were not read, and their greatest cost.
-        """
-        self._reserved -= tokens
-        self.tokens += lost * tokens
-        self.cost += lost_cost
-        if outcome is not None:
-            self.tokens += uncounted if outcome.usage is None else outcome.usage.total_tokens
-            self.cost += outcome.cost or 0
+def _allowed(account: Account, wanted: Amounts) -> Amounts:
+    """Returns `wanted`. Raises BudgetExceeded if the account has no room for it."""
+    if (full := account.exceeded(wanted)) is not None:
+        raise BudgetExceeded(f"the budget has {full.words}")
+    return wanted
 
 
 @dataclass(slots=True)
@@ -328,20 +325,22 @@ class BuiltIn:
         budgets = [each for each in (self.budget, call.budget) if each is not None]
         if not budgets:
             return await forward(call)
-        tokens, reserved, outcome = call.tokens, 0, None
-        uncounted, lost, lost_cost = tokens, call.lost, call.lost_cost
+        attempt, tokens, used = object(), call.tokens, Amounts()
+        lost, lost_cost = call.lost, call.lost_cost
         unpriced = self._unpriced(call) if any(each.max_cost is not None for each in budgets) else ""
         try:
             for each in budgets:
-                each.reserve(tokens, unpriced)
-                reserved += 1
+                each.reserve(attempt, each.allow(tokens, unpriced))
             outcome = await forward(call)
-            if isinstance(outcome, Completion) and call.spec.max_tokens is None:
-                uncounted += tokens_of([outcome.message])
+            counted = tokens if outcome.usage is None else outcome.usage.total_tokens
+            if outcome.usage is None and isinstance(outcome, Completion) and call.spec.max_tokens is None:
+                counted += tokens_of([outcome.message])
+            used = Amounts(counted, outcome.cost or Decimal(0))
             return outcome
         finally:
-            for each in budgets[:reserved]:
-                each.settle(tokens, outcome, uncounted, call.lost - lost, call.lost_cost - lost_cost)
+            unread = Amounts((call.lost - lost) * tokens, call.lost_cost - lost_cost)
+            for each in budgets:
+                each.settle(attempt, used.plus(unread))
 
     def _unpriced(self, call: ModelCall) -> str:
         """Returns the model of the call if its price is unknown, else ""."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from sabot.base.accounts import Account, AmountLimit, Amounts
 from sabot.base.checks import is_whole
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.threads import run_to_end
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC
 _MINUTE = 60.0
 _MOST_NAME = 200
+_ONE_CALL = Amounts(tool_calls=1)
 
 
 @runtime_checkable
@@ -264,20 +266,20 @@ class AgentExecutor:
         self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation
     ) -> tuple[dict[str, Any], int]:
         most = _lower(task.max_tool_calls, instance.limits.max_tool_calls_per_task)
-        calls = 0
+        account = Account([] if most is None else [AmountLimit("tool_calls", int(most))])
         await lines.tell({"id": task.task_id, "method": "task/execute", "params": task.params()})
         await self._tell("task.started", instance.id, task.task_id, None)
         while True:
             message = await lines.hear()
             if message.get("method") != "tools/call":
                 if message.get("id", task.task_id) == task.task_id:
-                    return message, calls
+                    return message, account.total.tool_calls
                 continue
-            calls += 1
-            if most is not None and calls > most:
+            if account.exceeded(_ONE_CALL) is not None:
                 why = f"task {task.task_id} of instance {instance.label} has called more than {most:g} tools"
                 await self._audit(instance, task, message.get("params"), "refused", why)
                 raise ResourceLimitExceeded(why, limit="max_tool_calls_per_task")
+            account.add(_ONE_CALL)
             await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from sabot.agents import (
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.owners import (
     BudgetBatch,
     BudgetOwner,
     BudgetStep,
     SettledRow,
 )
+from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.llm import BudgetUnavailable, Usage
 from tools.postgres import server_or_skip

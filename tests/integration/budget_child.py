@@ -17,7 +17,7 @@ from sabot.agents import (
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
-from sabot.agents.accounts.budgets import Amounts
+from sabot.base.accounts import Amounts
 from sabot.llm import Usage
 
 LIMIT = 30_000

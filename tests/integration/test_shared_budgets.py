@@ -23,7 +23,7 @@ from sabot.agents import (
     PostgresLedgerWriter,
     RuntimeKernel,
 )
-from sabot.agents.accounts.budgets import Amounts
+from sabot.base.accounts import Amounts
 from sabot.base.threads import run_in_thread
 from sabot.llm import (
     Agent,

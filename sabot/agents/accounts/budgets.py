@@ -1,58 +1,28 @@
-"""What a scope may use in an hour, a day and a month; and the account of it, with what calls in flight may still use.
+"""The budget of a scope: what it may use in an hour, a day and a month, and how a call is judged by it.
 
-A window is one of the calendar, in UTC. Windows only go on: where the clock is set back, the later one still counts, so nobody gets a day
-twice.
+The arithmetic is that of every account (`base/accounts.py`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import KW_ONLY, dataclass, replace
 from decimal import Decimal
-from enum import StrEnum
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from sabot.agents.context import checked_word
+from sabot.base.accounts import WINDOWS, Account, AmountLimit, Amounts, Measure, Window
 from sabot.base.checks import OneOf, check_fields, is_number
 from sabot.base.config import amount
 from sabot.errors import UserError, short_repr
+from sabot.jobs.guard import Decision
 from sabot.llm.prices import PRICES_HINT
 
-Window = Literal["hourly", "daily", "monthly"]
-WINDOWS: tuple[Window, ...] = get_args(Window)
-SKEW_SECONDS = 60.0
-"""By how much clocks of several machines may differ."""
+BudgetDecision = Decision
+"""As document 001 calls it."""
 
-_MEASURES = ("tokens", "cost", "calls")
+FITS = (Decision.ALLOW, Decision.WARN)
+"""The decisions with which a call is made because the budget has room for it."""
 
-
-class BudgetDecision(StrEnum):
-    """What may be done. warn: it may, and little is left. degrade: by a cheaper model. ask: if a person says so."""
-
-    ALLOW = "allow"
-    WARN = "warn"
-    DEGRADE = "degrade"
-    ASK = "ask"
-    DENY = "deny"
-
-
-class Amounts(NamedTuple):
-    """Tokens, US dollars, calls."""
-
-    tokens: int = 0
-    cost: Decimal = Decimal(0)
-    calls: int = 0
-
-    def plus(self, other: "Amounts") -> "Amounts":
-        """The sum."""
-        return Amounts(self.tokens + other.tokens, self.cost + other.cost, self.calls + other.calls)
-
-    def times(self, number: int) -> "Amounts":
-        """So often that much."""
-        return Amounts(self.tokens * number, self.cost * number, self.calls * number)
-
-    def minus(self, other: "Amounts") -> "Amounts":
-        """The difference."""
-        return Amounts(self.tokens - other.tokens, self.cost - other.cost, self.calls - other.calls)
+_MEASURES: tuple[Measure, ...] = ("tokens", "cost", "calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,45 +84,54 @@ class Budget:
         }
         return replace(self, **{name: min(values) for name, values in given.items() if values})
 
-    def limits(self) -> Iterator[tuple[Window, str, Decimal]]:
-        """Window, measure and limit of each that there is."""
+    def limits(self) -> Iterator[AmountLimit]:
+        """Yields the limits that there are, window by window."""
         for window in WINDOWS:
             for measure in _MEASURES:
-                limit = getattr(self, f"max_{measure}_{window}")
-                if limit is not None:
-                    yield window, measure, Decimal(limit)
-
-
-def window_start(window: Window, at_s: float) -> float:
-    """When the window began in which this time is; both in seconds since 1970."""
-    if window == "hourly":
-        return at_s - at_s % 3600
-    if window == "daily":
-        return at_s - at_s % 86400
-    return datetime.fromtimestamp(at_s, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
-
-
-def unpriced(budget: Budget, model: str) -> "Judgement | None":
-    """Returns what the budget says of a call of a model whose price is not known; None where it does not limit money."""
-    for window, measure, limit in budget.limits():
-        if measure == "cost":
-            has = f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}"
-            why = f"{has}, and the price of {model} is not known: {PRICES_HINT}"
-            return Judgement(BudgetDecision(budget.unpriced), why, window)
-    return None
+                most = getattr(self, f"max_{measure}_{window}")
+                if most is not None:
+                    yield AmountLimit(measure, Decimal(most), window)
 
 
 class Judgement(NamedTuple):
-    """What a budget says of a call. reason: why, where it does not simply allow it. window: of the limit that says so."""
+    """The judgement of a budget on a call. `reason`: why the call is not simply allowed. `window`: the window of the limit that says so."""
 
-    decision: BudgetDecision
+    decision: Decision
     reason: str = ""
     window: str = ""
 
 
+ALLOWED = Judgement(Decision.ALLOW)
+
+
+def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
+    """Judges a call that may use `wanted`, beside the usage and the reservations of the account, whose limits are those of the budget."""
+    judged = ALLOWED
+    for each in account.states(wanted, now_s):
+        window = each.limit.window
+        if each.exceeded:
+            return Judgement(
+                Decision(budget.exhausted), f"the {window} budget of {budget.scope_id} has {each.words}", window
+            )
+        if budget.warn_at < 1 and judged is ALLOWED and each.most >= each.limit.most * Decimal(str(budget.warn_at)):
+            of = f"of the {window} budget of {budget.scope_id}, {each.limit.words}"
+            judged = Judgement(Decision.WARN, f"{of}, {each.most} may be used with this call", window)
+    return judged
+
+
+def unpriced(budget: Budget, model: str) -> Judgement | None:
+    """Returns the judgement on a call of a model whose price is not known; None if the budget does not limit money."""
+    for limit in budget.limits():
+        if limit.measure == "cost":
+            has = f"the {limit.window} budget of {budget.scope_id} has {limit.words}"
+            why = f"{has}, and the price of {model} is not known: {PRICES_HINT}"
+            return Judgement(Decision(budget.unpriced), why, limit.window)
+    return None
+
+
 class Standing(NamedTuple):
-    """The account of a scope at one time. `used`: in the windows of `at`, seconds since 1970. `reserved`: for the calls in flight, in
-    addition.
+    """The account of a scope at one time: the usage in the windows of `at`, in seconds since 1970, and the reservations of the calls in
+    flight, in addition.
     """
 
     used: Mapping[Window, Amounts]
@@ -169,112 +148,3 @@ class JudgedCall(NamedTuple):
     principal: str
     name: str
     judgement: Judgement
-
-
-_ALLOWED = Judgement(BudgetDecision.ALLOW)
-
-
-@dataclass(slots=True)
-class _Used:
-    """In a window that began at `start`."""
-
-    start: float = 0.0
-    used: Amounts = field(default_factory=Amounts)
-
-
-class Account:
-    """What a scope has used in its windows, and what is reserved for its calls in flight. Not for several threads."""
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        self._windows: dict[Window, _Used] = {window: _Used() for window in WINDOWS}
-        self._reserved: dict[str, Amounts] = {}
-        self._all_reserved = Amounts()
-        self._limits = [*budget.limits()]
-
-    def changed(self, budget: Budget) -> None:
-        """Other limits of the same scope. What is used and reserved stays."""
-        self.budget = budget
-        self._limits = [*budget.limits()]
-
-    def load(self, used: Mapping[Window, Amounts], now_s: float) -> None:
-        """What was used in the windows of now, before this account was opened."""
-        for window in WINDOWS:
-            self._windows[window] = _Used(window_start(window, now_s), used.get(window, Amounts()))
-
-    def restore(self, windows: Mapping[Window, tuple[float, Amounts]], reserved: Amounts) -> None:
-        """As it was when it gave these: `windows` and `reserved`."""
-        self._windows = {window: _Used(*windows[window]) for window in WINDOWS}
-        self._all_reserved = reserved
-
-    @property
-    def windows(self) -> dict[Window, tuple[float, Amounts]]:
-        """When each window began, in seconds since 1970, and what was used in it so far."""
-        return {window: (each.start, each.used) for window, each in self._windows.items()}
-
-    @property
-    def limits_answers(self) -> bool:
-        """Whether tokens or money have a limit."""
-        return any(measure != "calls" for _, measure, _ in self._limits)
-
-    @property
-    def reserved(self) -> Amounts:
-        """For all calls in flight."""
-        return self._all_reserved
-
-    def used(self, now_s: float) -> dict[Window, Amounts]:
-        """In each window of now, without what is reserved."""
-        self._roll(now_s)
-        return {window: each.used for window, each in self._windows.items()}
-
-    def judge(self, wanted: Amounts, now_s: float) -> Judgement:
-        """Whether a call may use that much, beside what is used and reserved. A call that can cost nothing may be made at the limit."""
-        self._roll(now_s)
-        judged, budget = _ALLOWED, self.budget
-        for window, measure, limit in self._limits:
-            used = getattr(self._windows[window].used, measure)
-            reserved = getattr(self._all_reserved, measure)
-            asked = getattr(wanted, measure)
-            most = used + reserved + asked
-            full = asked == 0 and measure == "cost" and used >= limit  # its price is not known
-            if most > limit or full:
-                has = f"the {window} budget of {budget.scope_id} has {_words(measure, limit)}"
-                why = f"{used} used, {reserved} reserved for calls in flight, and this call may use {asked}"
-                return Judgement(BudgetDecision(budget.exhausted), f"{has}: {why}", window)
-            if budget.warn_at < 1 and judged is _ALLOWED and most >= limit * Decimal(str(budget.warn_at)):
-                has = f"of the {window} budget of {budget.scope_id}, {_words(measure, limit)}"
-                judged = Judgement(BudgetDecision.WARN, f"{has}, {most} may be used with this call", window)
-        return judged
-
-    def reserve(self, call: str, wanted: Amounts) -> None:
-        """This call is about to be made. A reservation of the same call is replaced."""
-        self.release(call)
-        self._reserved[call] = wanted
-        self._all_reserved = self._all_reserved.plus(wanted)
-
-    def release(self, call: str) -> None:
-        """The call is over, or not made. One that has no reservation is no error."""
-        had = self._reserved.pop(call, None)
-        if had is not None:
-            self._all_reserved = self._all_reserved.minus(had)
-
-    def reserve_instead(self, before: Amounts, after: Amounts) -> None:
-        """What all calls in flight have reserved has changed by one of them, which is kept elsewhere."""
-        self._all_reserved = self._all_reserved.minus(before).plus(after)
-
-    def add(self, used: Amounts, now_s: float, at_s: float | None = None) -> None:
-        """It was used now; or then, by the clock of another machine: it counts in the windows that had begun by then, or soon after."""
-        self._roll(now_s)
-        for each in self._windows.values():
-            if at_s is None or at_s + SKEW_SECONDS >= each.start:
-                each.used = each.used.plus(used)
-
-    def _roll(self, now_s: float) -> None:
-        for window, each in self._windows.items():
-            start = window_start(window, now_s)
-            if start > each.start:
-                each.start, each.used = start, Amounts()
-
-
-def _words(measure: str, limit: Decimal) -> str:
-    return f"{limit} dollars" if measure == "cost" else f"{limit} {measure}"

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from sabot.agents.accounts.budgets import Amounts
+from sabot.base.accounts import Amounts
 from sabot.errors import UserError, short_repr
 
 LedgerEventType = Literal["model", "tool", "doubt"]
@@ -30,7 +30,7 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     reserved_tokens: int = 0
     at_ms: int = 0
     agent: str = ""
-    settles: Amounts | None = None
+    settles: tuple[int, Decimal, int] | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -46,13 +46,13 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def adds(self) -> Amounts:
         """What a budget counts with it that it did not count before: what settles a doubt takes that back."""
-        return self.amounts.minus(self.settles) if self.settles is not None else self.amounts
+        return self.amounts if self.settles is None else self.amounts.minus(Amounts(*self.settles))
 
     @property
     def doubts(self) -> Amounts:
         """The part of `adds` that is an upper bound: what settles a doubt takes its bound back."""
         if self.settles is not None:
-            return Amounts().minus(self.settles)
+            return Amounts().minus(Amounts(*self.settles))
         return self.amounts if self.type == "doubt" else Amounts()
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from sabot.agents.accounts.budgets import Amounts, Budget, BudgetDecision, Judgement, unpriced
+from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, Judgement, unpriced
 from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
+from sabot.base.accounts import Amounts
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
@@ -45,15 +46,7 @@ from sabot.llm.results import Completion
 
 _log = logging.getLogger(__name__)
 
-_DECISIONS = {
-    BudgetDecision.ALLOW: Decision.ALLOW,
-    BudgetDecision.WARN: Decision.WARN,
-    BudgetDecision.DEGRADE: Decision.DEGRADE,
-    BudgetDecision.ASK: Decision.ASK,
-    BudgetDecision.DENY: Decision.DENY,
-}
 _AT_ONCE = 1000  # rows
-_FITS = Judgement(BudgetDecision.ALLOW)
 _VERSION = "budget"
 
 
@@ -141,10 +134,10 @@ class LedgerGuard(EffectGuard):
             opened.asks(call.name, call.effect.attempt)
             return GuardVerdict()
         attempts = max(1, opened.attempt - opened.told)
-        wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+        wanted = opened.wanted.costing(cost)
         if opened.limited and self.ledger.shared:
             return self._degraded_shared(call, opened, wanted, attempts)
-        judged = _FITS
+        judged = ALLOWED
         if opened.limited:
             judged = self.ledger.reserve(_name(call.effect), opened.scope, wanted.times(attempts))
         return self._degraded(call, opened, wanted, attempts, judged)
@@ -152,7 +145,7 @@ class LedgerGuard(EffectGuard):
     def _degraded(
         self, call: GuardedCall, opened: _Open, wanted: Amounts, attempts: int, judged: Judgement
     ) -> GuardVerdict:
-        if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+        if judged.decision not in FITS:
             self._reserve(call.effect, opened, attempts)
             self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
             return GuardVerdict(
@@ -200,12 +193,11 @@ class LedgerGuard(EffectGuard):
         return self._decided(call, wanted, judged)
 
     def _decided(self, call: GuardedCall, wanted: Amounts, judged: Judgement) -> GuardVerdict:
-        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN) and (refused := self._unpriced(call)):
+        if judged.decision in FITS and (refused := self._unpriced(call)):
             self.ledger.release(_name(call.effect), call.scope)
             judged = refused
         self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
-        decision = _DECISIONS[judged.decision]
-        model = ""
+        decision, model = judged.decision, ""
         if decision is Decision.DEGRADE:
             model = self.ledger.budget(call.scope).degrade_to
             if call.kind != "model" or call.name == model:  # there is nothing cheaper
@@ -216,7 +208,7 @@ class LedgerGuard(EffectGuard):
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
-            opened.limited = decision in (Decision.ALLOW, Decision.WARN)
+            opened.limited = decision in FITS
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
                 self._reserve(call.effect, opened, 1)
@@ -253,7 +245,7 @@ class LedgerGuard(EffectGuard):
         doubt = opened.row(effect, effect.attempt, at_ms)
         row = _settled(doubt, kind, name, outcome, body)
         if kind == "model" and opened.told >= effect.attempt:
-            row = msgspec.structs.replace(row, settles=doubt.amounts)
+            row = msgspec.structs.replace(row, settles=doubt.amounts[:3])
         return _usage(self._recorded(effect, opened, [*opened.doubts(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
@@ -310,7 +302,7 @@ class LedgerGuard(EffectGuard):
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
-        judged = _FITS
+        judged = ALLOWED
         if opened.limited and opened.kind == "model" and effect.attempt > 1:
             if self.ledger.shared:
                 return self._again_shared(effect, opened)
@@ -318,7 +310,7 @@ class LedgerGuard(EffectGuard):
         return self._again(effect, opened, judged)
 
     def _again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
-        if judged.decision not in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+        if judged.decision not in FITS:
             self._reserve(effect, opened, effect.attempt - 1 - opened.told)
             reason = f"with attempts before it that may have been paid, {judged.reason}"
             return GuardVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")

@@ -14,22 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sabot.agents.accounts.budgets import (
-    WINDOWS,
-    Account,
-    Amounts,
-    Budget,
-    BudgetDecision,
-    JudgedCall,
-    Judgement,
-    Standing,
-    Window,
-    window_start,
-)
+from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, BudgetDecision, JudgedCall, Judgement, Standing, judge
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
+from sabot.base.accounts import WINDOWS, Account, Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -89,7 +79,10 @@ class Ledger:
         self.writer = checked_writer(writer)
         self._shared = self._sharing(lease, patience, clock)
         self._clock = clock
-        self._accounts: dict[str, Account] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._accounts: dict[
+            str, Account
+        ] = {}  # of the same scopes; where budgets are shared their owner has what counts
         self._loading: dict[str, asyncio.Task[None]] = {}
         # Reservations of check_budget, the oldest first.
         self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
@@ -123,17 +116,14 @@ class Ledger:
 
     def set_budget(self, budget: Budget) -> None:
         """From now on, in place of what the scope had; what was used counts in it. Raises UserError for what is no Budget."""
-        _checked(budget)
-        account = self._accounts.get(budget.scope_id)
-        if account is None:
-            self._accounts[budget.scope_id] = Account(budget)
-        else:
-            account.changed(budget)
+        self._budgets[_checked(budget).scope_id] = budget
+        account = self._accounts.setdefault(budget.scope_id, Account(windows=WINDOWS))
+        account.limits = [*budget.limits()]
 
     @property
     def budgets(self) -> list[Budget]:
         """One for each scope that has one."""
-        return [account.budget for account in self._accounts.values()]
+        return [*self._budgets.values()]
 
     def budget(self, scope_id: str) -> Budget:
         """Of this scope. Raises UserError where it has none."""
@@ -146,13 +136,12 @@ class Ledger:
 
     def budget_of(self, scope_id: str) -> Budget | None:
         """Of this scope; None where it has none."""
-        account = self._accounts.get(checked_text(scope_id, "scope_id"))
-        return None if account is None else account.budget
+        return self._budgets.get(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
         """Whether tokens or money of this scope have a limit."""
         account = self._accounts.get(scope_id)
-        return account is not None and account.limits_answers
+        return account is not None and any(limit.measure != "calls" for limit in account.limits)
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """In the windows of now. Raises UserError for a scope without a budget."""
@@ -183,25 +172,25 @@ class Ledger:
             return None
         loading = self._loading.get(scope_id)
         if loading is None:
-            loading = self._loading[scope_id] = asyncio.create_task(self._load(account))
+            loading = self._loading[scope_id] = asyncio.create_task(self._load(scope_id, account))
         if not loading.done():
             await asyncio.shield(loading)
         loading.result()
         return account
 
-    async def _load(self, account: Account) -> None:
+    async def _load(self, scope: str, account: Account) -> None:
         try:
             recorded = -1
             while recorded != self._recorded:  # what is recorded meanwhile is among the rows, or not
                 recorded = self._recorded
                 await self.flush()
                 now = self._clock.time()
-                scope = account.budget.scope_id
-                used = {each: await self.writer.used(scope, round(window_start(each, now) * 1000)) for each in WINDOWS}
+                began = {each: window_start(each, now) for each in WINDOWS}
+                used = {each: (at, await self.writer.used(scope, round(at * 1000))) for each, at in began.items()}
         except BaseException:
-            del self._loading[account.budget.scope_id]  # the next one tries again
+            del self._loading[scope]  # the next one tries again
             raise
-        account.load(used, now)
+        account.restore(used, account.reserved)
 
     # -- before a call ------------------------------------------------------------------------------------------------
 
@@ -240,12 +229,12 @@ class Ledger:
         that stand for the call if this process dies. Guards use it, which name calls; others have `check_budget`. Raises BudgetUnavailable;
         UserError where `call` or `scope_id` are no texts.
         """
-        account = self._accounts.get(checked_text(scope_id, "scope_id"))
+        budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
-        if account is None:
-            return Judgement(BudgetDecision.ALLOW)
+        if budget is None:
+            return ALLOWED
         assert self._shared is not None
-        return await self._shared.reserve(account.budget, call, wanted, doubts)
+        return await self._shared.reserve(budget, call, wanted, doubts)
 
     def reserve(self, call: str, scope_id: str, wanted: Amounts) -> Judgement:
         """Whether this call may be made; if so, that much is reserved for it until `release` or `record`. A call that is degraded or that a
@@ -253,10 +242,10 @@ class Ledger:
         """
         account = self._accounts.get(scope_id)
         if account is None:
-            return Judgement(BudgetDecision.ALLOW)
+            return ALLOWED
         account.release(call)
-        judged = account.judge(wanted, self._clock.time())
-        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+        judged = judge(self._budgets[scope_id], account, wanted, self._clock.time())
+        if judged.decision in FITS:
             account.reserve(call, wanted)
         return judged
 
@@ -266,7 +255,7 @@ class Ledger:
         if account is None:
             return
         if self._shared is not None:
-            self._shared.hold(account.budget, call, wanted, doubts)
+            self._shared.hold(self._budgets[scope_id], call, wanted, doubts)
         else:
             account.reserve(call, wanted)
 
@@ -276,7 +265,7 @@ class Ledger:
         if account is None:
             return
         if self._shared is not None:
-            self._shared.release(account.budget, call)
+            self._shared.release(self._budgets[scope_id], call)
         else:
             account.release(call)
 
@@ -303,7 +292,7 @@ class Ledger:
             judged = self.reserve(call, context.scope_id, wanted)
         else:
             judged = await self.reserve_shared(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)])
-        if judged.decision in (BudgetDecision.ALLOW, BudgetDecision.WARN):
+        if judged.decision in FITS:
             self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
         self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
         if judged.decision is not BudgetDecision.ALLOW and self._on_decision is not None:
@@ -387,8 +376,7 @@ class Ledger:
         if self._shared is not None:
             number = self._shared.released(event.scope_id, call)
         elif account is not None:
-            account.release(call)
-            account.add(event.adds, self._clock.time())
+            account.settle(call, event.adds, self._clock.time())
         self._recorded += 1
         self._rows.append(_Waiting(event, durable, call if number else "", number))
         self._begin_writing()

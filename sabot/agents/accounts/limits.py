@@ -1,11 +1,11 @@
 """What one job may use, with all jobs that it has begun: its `BudgetSpec`, as a guard.
 
-    job ── used by itself
-     ├─ child ── used by it ─▶ RESULT of the child, with all that it has used ─▶ used by the job
-     └─ child ── used by it
+    job ◀── account of the job
+     ├─ child ◀── account whose parent is that of the job; the RESULT of the child has its total
+     └─ child
 
-Calls of all of them are judged against the sum, so it does not matter which of them makes them. The journal is the authority: what is used
-is made anew of its entries, by the same steps.
+Calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The journal is the authority:
+the accounts are made anew of its entries, by the same steps.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from decimal import Decimal
 
 import msgspec
 
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.context import BudgetSpec
+from sabot.base.accounts import NOTHING, Account, Amounts
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.jobs.guard import (
@@ -54,74 +54,65 @@ def unpaid(outcome: str, body: bytes) -> bool:
 
 
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a child has used, with its own children, as the RESULT of its parent has it. turns: calls of models."""
+    """The usage of a child and its own children, as the RESULT of its parent has it. turns: calls of models."""
 
     tokens: int = 0
-    cost: Decimal = Decimal(0)
+    cost: Decimal = NOTHING.cost
     turns: int = 0
     tool_calls: int = 0
 
-    def plus(self, other: "TreeUse") -> "TreeUse":
-        """The sum."""
-        return TreeUse(
-            self.tokens + other.tokens,
-            self.cost + other.cost,
-            self.turns + other.turns,
-            self.tool_calls + other.tool_calls,
-        )
+    @property
+    def amounts(self) -> Amounts:
+        """The same as amounts of an account."""
+        return Amounts(self.tokens, self.cost, self.turns, self.tool_calls)
 
 
 class _TreeCall(msgspec.Struct):
-    """A call without a result. wanted: what an attempt of it may use. attempt: the last one; 0: a person has to allow it first."""
+    """A call without a result. wanted: the most that an attempt of it may use. attempt: the last one; 0: a person has to allow it first."""
 
     kind: CallKind
     wanted: Amounts
     attempt: int = 1
 
-    def most(self, attempts: int) -> TreeUse:
-        """What so many of its attempts may use, counted as one call."""
+    def most(self, attempts: int) -> Amounts:
+        """Returns the most that so many of its attempts may use, counted as one call."""
         if self.kind != "model":
-            return TreeUse(tool_calls=1)
-        return TreeUse(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
+            return Amounts(tool_calls=1)
+        return Amounts(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
 
 
 @dataclass(slots=True)
-class _TreeJob:
-    """A job of a tree. used: by it, its tools, and by children that it has heard of. open: by ordinal, and those of its tools by name.
-    apart: ordinals of effects that do not count. asked: what tools have used of models by themselves, by ordinal; no result has it yet.
+class _Job:
+    """A job with limits, or one of its children, whose account counts for that of its parent too.
+
+    children: ids of the jobs that it has begun. open: its calls, by ordinal, and those of its tools by name. apart: ordinals of effects
+    that do not count. asked: the usage of models by tools, by ordinal; no result has it yet.
     """
 
-    tree: "_Tree"
-    used: TreeUse = field(default_factory=TreeUse)
+    limits: BudgetSpec
+    account: Account
+    children: set[str] = field(default_factory=set)
     open: dict[int | str, _TreeCall] = field(default_factory=dict)
     apart: set[int] = field(default_factory=set)
-    asked: dict[int, TreeUse] = field(default_factory=dict)
+    asked: dict[int, Amounts] = field(default_factory=dict)
     over: bool = False
 
+    def begin(self, key: int | str, call: _TreeCall) -> None:
+        """Opens a call, or changes one that is open, and reserves the most that its attempts may use."""
+        self.open[key] = call
+        self.account.reserve(key, call.most(max(1, call.attempt)))
 
-@dataclass(slots=True)
-class _Tree:
-    """lost: what jobs have used of which no job will hear."""
-
-    limits: BudgetSpec
-    jobs: dict[str, _TreeJob] = field(default_factory=dict)
-    lost: TreeUse = field(default_factory=TreeUse)
-
-    def used(self) -> TreeUse:
-        """With what calls in flight may use."""
-        total = self.lost
-        for job in self.jobs.values():
-            total = total.plus(job.used)
-            for each in job.open.values():
-                total = total.plus(each.most(max(1, each.attempt)))
-        return total
+    def most(self) -> Amounts:
+        """Returns the usage of the job that has the limits and of all its children, with the most that their calls in flight may use."""
+        root = self.account.root
+        return root.total.plus(root.reserved)
 
 
 class JobLimits(EffectGuard):
-    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. Others it does not look at."""
+    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. It allows all others."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, _TreeJob] = {}
+        self._jobs: dict[str, _Job] = {}
         self._within: dict[
             tuple[str, int], EffectId
         ] = {}  # calls that tools make by themselves -> the effects of these tools
@@ -139,13 +130,13 @@ class JobLimits(EffectGuard):
             self._jobs[begin.job].over = False
             return
         limits, parent = _limits_of(begin), self._parent(begin.job)
-        if limits is None and parent is not None:
-            parent.tree.jobs[begin.job] = self._jobs[begin.job] = _TreeJob(parent.tree)
-        elif limits is not None:
-            tree = _Tree(limits)
-            tree.jobs[begin.job] = self._jobs[begin.job] = _TreeJob(tree)
+        if limits is not None:
+            self._jobs[begin.job] = _Job(limits, Account())
+        elif parent is not None:
+            parent.children.add(begin.job)
+            self._jobs[begin.job] = _Job(parent.limits, Account(parent=parent.account))
 
-    def _parent(self, job_id: str) -> _TreeJob | None:
+    def _parent(self, job_id: str) -> _Job | None:
         name, ordinal = parent_of(job_id)
         parent = self._jobs.get(name)
         if parent is None or ordinal in parent.apart:
@@ -153,30 +144,32 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.end_job`. What its open calls may have used is used."""
+        """As `EffectGuard.end_job`. The most that its open calls may use counts as used."""
         job = self._jobs.get(job_id)
         if job is not None:
-            for each in job.open.values():
+            for key, each in job.open.items():
                 if each.attempt:
-                    job.used = job.used.plus(each.most(each.attempt))
+                    job.account.doubt(key)
+                else:
+                    job.account.release(key)
             job.open.clear()
             job.asked.clear()
             job.over = True
             if self._parent(job_id) is None:
-                job.tree.lost = job.tree.lost.plus(self._forget(job_id))
+                self._forget(job_id)
         return b""
 
     def forget_job(self, job_id: str) -> None:
         """As `EffectGuard.forget_job`."""
         self.end_job(job_id, 0)
 
-    def _forget(self, job_id: str) -> TreeUse:
-        """-> what it has used, with children that it did not wait for."""
+    def _forget(self, job_id: str) -> Amounts:
+        """Forgets a job with the children that are over. -> the usage of all of them, which stays in the account of the parent."""
         job = self._jobs.pop(job_id)
-        del job.tree.jobs[job_id]
-        for name in [name for name, each in job.tree.jobs.items() if each.over and parent_of(name)[0] == job_id]:
-            job.used = job.used.plus(self._forget(name))
-        return job.used
+        for name in job.children & self._jobs.keys():
+            if self._jobs[name].over:
+                self._forget(name)
+        return job.account.total
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -192,12 +185,12 @@ class JobLimits(EffectGuard):
         if call.apart:
             job.apart.add(call.effect.ordinal)
             return GuardVerdict(apart=True)
-        limits = job.tree.limits
+        limits = job.limits
         if call.kind == "tool":
             most = limits.max_tool_calls
-            if most is not None and job.tree.used().tool_calls >= most:
+            if most is not None and job.most().tool_calls >= most:
                 return _denied(f"the job may call tools {most} times")
-            job.open[call.effect.ordinal] = _TreeCall("tool", Amounts())
+            job.begin(call.effect.ordinal, _TreeCall("tool", NOTHING))
         elif call.kind == "model":
             return self._model(call, job)
         return GuardVerdict()
@@ -206,23 +199,24 @@ class JobLimits(EffectGuard):
         """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
-        if job is not None and opened is not None and job.tree.limits.max_cost is not None and not has_price(call):
-            return _denied(_unpriced(job.tree.limits, call))
+        if job is not None and opened is not None and job.limits.max_cost is not None and not has_price(call):
+            return _denied(_unpriced(job.limits, call))
         if job is None or opened is None or cost <= opened.wanted.cost:
             return GuardVerdict()
-        most, used, attempts = job.tree.limits.max_cost, job.tree.used().cost, max(1, opened.attempt)
+        most, used, attempts = job.limits.max_cost, job.most().cost, max(1, opened.attempt)
         others = used - opened.wanted.cost * attempts
         if most is not None and others + cost * attempts > most:
             return _denied(
                 f"the job may cost {most} dollars: {others} are used, or may be by calls in flight, and this one may cost {cost * attempts}"
             )
-        opened.wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+        opened.wanted = opened.wanted.costing(cost)
+        job.begin(self._key(call.effect), opened)
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(cost))
 
-    def _model(self, call: GuardedCall, job: _TreeJob) -> GuardVerdict:
+    def _model(self, call: GuardedCall, job: _Job) -> GuardVerdict:
         assert call.spec is not None
-        limits, used = job.tree.limits, job.tree.used()
-        if limits.max_turns is not None and used.turns >= limits.max_turns:
+        limits, used = job.limits, job.most()
+        if limits.max_turns is not None and used.calls >= limits.max_turns:
             return _denied(f"the job may ask models {limits.max_turns} times", TurnLimitExceeded)
         read, written, most_tokens = most_input_tokens(call.spec), call.spec.max_tokens, 0
         if limits.max_tokens is not None:
@@ -247,7 +241,7 @@ class JobLimits(EffectGuard):
         if asks and limits.unpriced == "deny":
             return _denied(_unpriced(limits, call))
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
-        job.open[self._key(call.effect)] = _TreeCall("model", wanted, attempt=0 if asks else 1)
+        job.begin(self._key(call.effect), _TreeCall("model", wanted, attempt=0 if asks else 1))
         cost = str(wanted.cost) if wanted.cost else ""
         verdict = GuardVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
         if not asks:
@@ -264,7 +258,7 @@ class JobLimits(EffectGuard):
         """As `EffectGuard.drop`."""
         job, _ = self._opened(effect)
         if job is not None:
-            job.open.pop(self._key(effect), None)
+            self._close(job, self._key(effect))
             job.apart.discard(effect.ordinal if effect.job in self._jobs else 0)
         self._within.pop(effect[:2], None)
 
@@ -272,7 +266,7 @@ class JobLimits(EffectGuard):
         """Under which it is open in its job, or in that of the tool that has made it."""
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
-    def _opened(self, effect: EffectId) -> tuple[_TreeJob | None, _TreeCall | None]:
+    def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
         """Of an effect, or of a call that a tool makes by itself: the job in which it counts, and the call, if it is open."""
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
@@ -284,7 +278,7 @@ class JobLimits(EffectGuard):
         if job is None or opened is None:
             return None
         if opened.kind == "model" and effect.attempt > 1:
-            limits, used = job.tree.limits, job.tree.used()
+            limits, used = job.limits, job.most()
             tokens, cost = used.tokens + opened.wanted.tokens, used.cost + opened.wanted.cost
             if limits.max_tokens is not None and tokens > limits.max_tokens:
                 return _denied(
@@ -295,6 +289,7 @@ class JobLimits(EffectGuard):
                     f"with attempts before it that may have been paid, it may cost {cost} of {limits.max_cost} dollars"
                 )
         opened.attempt = effect.attempt
+        job.begin(self._key(effect), opened)
         return None
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
@@ -308,7 +303,7 @@ class JobLimits(EffectGuard):
             return
         kind: CallKind = "model" if verdict.about else "tool"
         wanted = Amounts(verdict.tokens, most_cost(verdict, decided.instead.values()), 1)
-        job.open[effect.ordinal] = _TreeCall(kind, wanted, effect.attempt)
+        job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
         """As `EffectGuard.settle`. The result of a child has what it used."""
@@ -320,22 +315,26 @@ class JobLimits(EffectGuard):
             child = child_id(effect.job, effect.ordinal)
             if child not in self._jobs or effect.ordinal in job.apart:
                 return b""
-            used = self._forget(child)
-            job.used = job.used.plus(used)
-            return msgspec.msgpack.encode(used)
-        job.open.pop(key, None)
+            job.children.discard(child)
+            return msgspec.msgpack.encode(TreeUse(*self._forget(child)))
+        self._close(job, key)
         if opened is not None and effect.attempt:
             used = _used(opened, effect.attempt, outcome, body)
-            job.used = job.used.plus(used)
+            job.account.add(used)
             if within is not None:
-                job.asked[within.ordinal] = job.asked.get(within.ordinal, TreeUse()).plus(used)
+                job.asked[within.ordinal] = job.asked.get(within.ordinal, NOTHING).plus(used)
         return b""
+
+    @staticmethod
+    def _close(job: _Job, key: int | str) -> None:
+        job.open.pop(key, None)
+        job.account.release(key)
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
         """As `EffectGuard.asked_by_tool`."""
         job = self._jobs.get(effect.job)
         used = None if job is None else job.asked.pop(effect.ordinal, None)
-        return b"" if used is None else msgspec.msgpack.encode(used)
+        return b"" if used is None else msgspec.msgpack.encode(TreeUse(*used))
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -368,17 +367,21 @@ class JobLimits(EffectGuard):
         elif isinstance(entry, Attempt):
             opened = job.open.get(entry.ordinal)
             if opened is not None and (verdict := decode_verdict(entry.note)) is not None:
-                cost = max(opened.wanted.cost, most_cost(verdict))
-                opened.wanted = Amounts(opened.wanted.tokens, cost, opened.wanted.calls)
+                opened.wanted = opened.wanted.costing(max(opened.wanted.cost, most_cost(verdict)))
+                job.begin(entry.ordinal, opened)
             elif opened is not None:
                 opened.attempt = entry.attempt
+                job.begin(entry.ordinal, opened)
         elif isinstance(entry, EffectResult):
             if entry.asked:
-                job.used = job.used.plus(_decode_asked(entry.asked))
+                job.account.add(_decode_asked(entry.asked).amounts)
             if entry.usage and (used := _child_use(entry.usage)) is not None:
-                job.used = job.used.plus(used)
-                if (child := child_id(entry.job, entry.ordinal)) in self._jobs:
-                    self._forget(child)
+                child = child_id(entry.job, entry.ordinal)
+                job.children.discard(child)
+                known = (
+                    self._forget(child) if child in self._jobs else NOTHING
+                )  # of its entries: they counted for this job too
+                job.account.add(used.amounts.minus(known))
             elif entry.ordinal in job.open:
                 effect, body = EffectId(entry.job, entry.ordinal, entry.attempt), entry.body
                 assert isinstance(body, bytes)
@@ -397,7 +400,7 @@ def most_use(call: GuardedCall) -> Amounts:
     return Amounts(usage.total_tokens, cost or Decimal(0), 1)
 
 
-def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse:
+def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
     """What a call has used whose last attempt has this result; those before have none, and may have been paid."""
     most = opened.most(attempt)
     if opened.kind != "model":
@@ -411,7 +414,7 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> TreeUse
     if answer.cached:
         return before
     usage, cost = reported_use(answer, wanted)
-    return TreeUse(before.tokens + usage.total_tokens, before.cost + (cost or 0), 1)
+    return Amounts(before.tokens + usage.total_tokens, before.cost + (cost or 0), 1)
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:

@@ -15,22 +15,10 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from sabot.agents.accounts.budgets import (
-    SKEW_SECONDS,
-    WINDOWS,
-    Account,
-    Amounts,
-    Budget,
-    BudgetDecision,
-    Judgement,
-    Window,
-    window_start,
-)
+from sabot.agents.accounts.budgets import FITS, Budget, Judgement, judge
 from sabot.agents.accounts.contract import LedgerEvent
+from sabot.base.accounts import NOTHING, SKEW_SECONDS, WINDOWS, Account, Amounts, Window, window_start
 from sabot.errors import UserError
-
-_FITS = (BudgetDecision.ALLOW, BudgetDecision.WARN)
-_NOTHING = Amounts()
 
 
 class BudgetStep(NamedTuple):
@@ -44,7 +32,7 @@ class BudgetStep(NamedTuple):
     budget: Budget
     call: str
     number: int
-    wanted: Amounts = _NOTHING
+    wanted: Amounts = NOTHING
     doubts: tuple[LedgerEvent, ...] = ()
 
     @property
@@ -125,7 +113,7 @@ class AccountStore(Protocol):
     def now(self) -> float:
         """Seconds since 1970, by the clock of the owner."""
 
-    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+    def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
         """Those of these scopes, also new ones, with what rows have used; from now on nobody else has them."""
 
     def known(self, scopes: Collection[str]) -> set[str]:
@@ -168,10 +156,9 @@ class _BatchWork:
 
     def __init__(self, book: AccountStore, batch: BudgetBatch, now_s: float) -> None:
         self.book, self.batch, self.now_s = book, batch, now_s
-        budgets = {step.scope: step.budget for step in batch.steps}
-        others = {row.event.scope_id for row in batch.rows} - budgets.keys()
-        known = book.known(others) if others else ()
-        self.accounts = book.accounts(budgets | {scope: Budget(scope) for scope in known}, now_s)
+        asked = {step.scope for step in batch.steps}
+        others = {row.event.scope_id for row in batch.rows} - asked
+        self.accounts = book.accounts(asked | (book.known(others) if others else set()), now_s)
         calls = {step.call for step in batch.steps} | {row.call for row in batch.rows if row.call}
         found = book.reservations(calls) if calls else ()
         self.reserved = {(each.scope, each.call): each for each in found if each.scope in self.accounts}
@@ -191,7 +178,7 @@ class _BatchWork:
         """This is reserved for the call from now on."""
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
-            _NOTHING if before is None else before.amounts, _NOTHING if kept is None else kept.amounts
+            NOTHING if before is None else before.amounts, NOTHING if kept is None else kept.amounts
         )
         if kept is not None:
             self.reserved[scope, call] = kept
@@ -210,23 +197,22 @@ class _BatchWork:
             self.release(step.scope, step.call, step.number)
             return None
         account, wanted = self.accounts[step.scope], step.wanted
-        if account.budget is not step.budget:
-            account.changed(step.budget)
         judged = None
         if step.kind == "reserve":
             before = self.reserved.get((step.scope, step.call))
-            had = _NOTHING if before is None else before.amounts
-            account.reserve_instead(had, _NOTHING)
-            judged = account.judge(wanted, self.now_s)
-            account.reserve_instead(_NOTHING, had)
-            if judged.decision not in _FITS:
+            had = NOTHING if before is None else before.amounts
+            account.reserve_instead(had, NOTHING)
+            account.limits = [*step.budget.limits()]
+            judged = judge(step.budget, account, wanted, self.now_s)
+            account.reserve_instead(NOTHING, had)
+            if judged.decision not in FITS:
                 return judged
         else:  # what counts as a row already is not reserved too
             for row in step.doubts:
                 if (counted := self.rows.get(row.event_id)) is not None and counted.type == "doubt":
                     wanted = wanted.minus(row.amounts)
         kept = Reservation(step.scope, step.call, self.batch.holder, step.number, wanted, step.doubts)
-        self.change(step.scope, step.call, kept if wanted != _NOTHING else None)
+        self.change(step.scope, step.call, kept if wanted != NOTHING else None)
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
@@ -289,10 +275,12 @@ def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> B
     return BudgetBatch("", 0.0, rows=[SettledRow(each) for each in events], corrects=corrects)
 
 
-def opened_account(budget: Budget, used: Callable[[int], Amounts], now_s: float) -> Account:
-    """A new account, with what its scope has used in the windows of now. used: tells it from a time on, in milliseconds since 1970."""
-    account, began = Account(budget), {each: window_start(each, now_s) for each in WINDOWS}
-    account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()}, _NOTHING)
+def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
+    """Returns a new account with the usage of its scope in the windows of now. `used` returns the usage since a time in milliseconds since
+    1970.
+    """
+    account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}
+    account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()})
     return account
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sabot.agents.accounts.budgets import Window, window_start
 from sabot.agents.accounts.contract import LedgerSum
 from sabot.agents.accounts.ledger import Ledger
+from sabot.base.accounts import Window, window_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
     found = []
     for budget in ledger.budgets:
         standing = await ledger.standing(budget.scope_id)
-        for window, measure, limit in budget.limits():
+        for measure, most, window in budget.limits():
             began = window_start(window, standing.at)
             if window not in doubts:
                 sums = await ledger.writer.sums(["scope"], round(began * 1000))
@@ -53,7 +53,7 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
             in_doubt = min(used, _in_doubt(doubts[window].get(budget.scope_id), measure))
             reserved = Decimal(getattr(standing.reserved, measure))
             found.append(
-                LimitRecord(budget.scope_id, window, measure, limit, used - in_doubt, reserved, in_doubt, began)
+                LimitRecord(budget.scope_id, window, measure, Decimal(most), used - in_doubt, reserved, in_doubt, began)
             )
     return found
 

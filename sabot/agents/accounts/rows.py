@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sabot.agents.accounts.budgets import Account, Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, Reservation, batch_of_rows, opened_account, work
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
+from sabot.base.accounts import WINDOWS, Account, Amounts, Window
 from sabot.base.config import checked_path
 from sabot.base.disk import private
 from sabot.base.threads import run_in_thread, run_to_end
@@ -81,12 +81,14 @@ class _MemoryAccountStore:
     def known(self, scopes: Collection[str]) -> set[str]:
         return {*scopes} & self._accounts.keys()
 
-    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+    def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
         found = {}
-        for scope, budget in budgets.items():
-            found[scope] = opened_account(budget, partial(self._used, scope), now_s)
+        for scope in scopes:
             if scope in self._accounts:
+                found[scope] = Account(windows=WINDOWS)
                 found[scope].restore(*self._accounts[scope])
+            else:
+                found[scope] = opened_account(partial(self._used, scope), now_s)
         return found
 
     def reservations(self, calls: Collection[str]) -> list[Reservation]:

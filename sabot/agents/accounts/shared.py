@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
-from sabot.agents.accounts.budgets import Amounts, Budget, Judgement, Standing
+from sabot.agents.accounts.budgets import FITS, Budget, Judgement, Standing
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, BudgetOwner, BudgetStep, SettledRow
+from sabot.base.accounts import Amounts
 from sabot.base.backoff import Backoff
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import DataError, TransientError, UserError, message_of
@@ -93,7 +94,7 @@ class SharedAccounts:
             if not had:  # it may be reserved all the same
                 self.release(budget, call)
             raise
-        if not had and judged.decision not in ("allow", "warn"):
+        if not had and judged.decision not in FITS:
             self._open.discard(key)
         return judged
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from decimal import Decimal
 
 import msgspec
 import pyarrow as pa
@@ -51,11 +50,7 @@ def _rows(entry: Entry) -> Iterator[JournalRow]:
 
 
 def _fields(row: LedgerEvent) -> dict[str, object]:
-    is_tool, in_doubt, before = row.type == "tool", row.type == "doubt", row.settles
-    doubt = row.reserved_tokens if in_doubt else 0
-    doubt_cost = (row.cost or Decimal(0)) if in_doubt else Decimal(0)
-    if before is not None:
-        doubt, doubt_cost = doubt - before.tokens, doubt_cost - before.cost
+    is_tool, in_doubt, doubts = row.type == "tool", row.type == "doubt", row.doubts
     return {
         "at": row.at_ms,
         "id": row.event_id,
@@ -66,11 +61,11 @@ def _fields(row: LedgerEvent) -> dict[str, object]:
         "job": row.job_id,
         "model": "" if is_tool else row.name,
         "tool": row.name if is_tool else "",
-        "calls": int(not is_tool and before is None),
+        "calls": int(not is_tool and row.settles is None),
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "tokens": row.total_tokens,
         "cost": None if is_tool or in_doubt or row.cost is None else float(row.cost),
-        "in_doubt": doubt,
-        "cost_in_doubt": float(doubt_cost),
+        "in_doubt": doubts.tokens,
+        "cost_in_doubt": float(doubts.cost),
     }

@@ -11,9 +11,9 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sabot.agents.accounts.budgets import WINDOWS, Account, Amounts, Budget, Window
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.accounts.owners import Reservation, decode_doubts, encode_doubts, opened_account
+from sabot.base.accounts import WINDOWS, Account, Amounts, Window
 
 _RESERVED = "reserved"
 
@@ -88,26 +88,26 @@ class TableAccountStore(ABC):
         )
         return {scope for (scope,) in found}
 
-    def accounts(self, budgets: Mapping[str, Budget], now_s: float) -> dict[str, Account]:
+    def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
         """As `AccountStore.accounts`. Who locks several locks them in the order of their names, so none waits for another in a ring."""
-        if not budgets:
+        if not scopes:
             return {}
-        accounts = self._locked(budgets)
-        if missing := sorted(budgets.keys() - accounts.keys()):
+        accounts = self._locked(scopes)
+        if missing := sorted({*scopes} - accounts.keys()):
             made = "INSERT INTO runtime_accounts VALUES (?, ?, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
             self.change(made, [(scope, _RESERVED) for scope in missing])  # waits for who makes the same one
-            accounts = self._locked(budgets)
+            accounts = self._locked(scopes)
             for scope in missing:
                 if scope not in accounts:
-                    accounts[scope] = opened_account(budgets[scope], partial(self.used, scope), now_s)
+                    accounts[scope] = opened_account(partial(self.used, scope), now_s)
         return accounts
 
-    def _locked(self, budgets: Mapping[str, Budget]) -> dict[str, Account]:
+    def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
         """Those that have been opened."""
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
             f"ORDER BY scope_id, span {self.lock}",
-            self.several(budgets),
+            self.several(scopes),
         )
         spans: dict[str, dict[str, tuple[float, Amounts]]] = {}
         for scope, span, began, tokens, cost, calls in found:
@@ -115,7 +115,7 @@ class TableAccountStore(ABC):
         accounts = {}
         for scope, each in spans.items():
             if all(window in each for window in WINDOWS):
-                account = accounts[scope] = Account(budgets[scope])
+                account = accounts[scope] = Account(windows=WINDOWS)
                 windows: dict[Window, tuple[float, Amounts]] = {window: each[window] for window in WINDOWS}
                 account.restore(windows, each[_RESERVED][1])
         return accounts

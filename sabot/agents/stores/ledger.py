@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
 from sabot.agents.accounts.owners import BatchResult, BudgetBatch, batch_of_rows, check_skew, work
 from sabot.agents.accounts.rows import GROUPS, SETTLES, checked_groups, contradicted, sum_of_row
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.agents.stores.tables import PostgresTables
+from sabot.base.accounts import Amounts
 from sabot.base.redaction import clean_cause
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import DataError, UserError, message_of

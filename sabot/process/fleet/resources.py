@@ -6,8 +6,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from sabot.base.accounts import NOTHING, Account, Amounts, window_start
 from sabot.base.checks import check_called, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.supervision import TaskSet, call_listener
@@ -59,10 +61,12 @@ class _Account:
     memory: int = 0
     peak_memory: int = 0
     processes: int = 0
-    hour: float = 0.0
-    tokens: int = 0
-    total_tokens: int = 0
-    asked_tokens: int = 0
+    reported: Account = field(
+        default_factory=partial(Account, windows=("hourly", "total"))
+    )  # tokens that were reported here
+    asked: Account = field(
+        default_factory=partial(Account, windows=("hourly",))
+    )  # tokens that `tokens_of` has returned
     held: dict[QuotaResource, float] = field(default_factory=dict)
     held_to: float | None = None
     breaches: dict[QuotaResource, float] = field(default_factory=dict)  # since when a limit is exceeded
@@ -73,12 +77,11 @@ class _Account:
     def __post_init__(self) -> None:
         self.limits = self.quota.limits()
 
-    def used(self, resource: QuotaResource) -> float:
-        """Returns the cores, the bytes, or the tokens of this hour."""
-        of_tokens = self.tokens + self.asked_tokens
-        return {QuotaResource.CPU: self.cores, QuotaResource.MEMORY: self.memory, QuotaResource.TOKENS: of_tokens}[
-            resource
-        ]
+    def used(self, resource: QuotaResource, now_s: float) -> float:
+        """Returns the cores, the bytes, or the tokens of the hour of this time."""
+        if resource is QuotaResource.TOKENS:
+            return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
+        return self.cores if resource is QuotaResource.CPU else self.memory
 
 
 class ResourceManager:
@@ -175,8 +178,8 @@ class ResourceManager:
         """
         async with self._locked(agent_id) as account:
             await self._let_go(self._lives.agent(agent_id), account)
-            account.tokens = account.total_tokens = account.peak_memory = 0
-            account.cpu_seconds = 0.0
+            account.reported.restore({"hourly": (0.0, NOTHING), "total": (0.0, NOTHING)})
+            account.peak_memory, account.cpu_seconds = 0, 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
         """Returns the quota of an instance. Raises QuotaNotFound."""
@@ -195,9 +198,7 @@ class ResourceManager:
         if not is_whole(tokens, 0):
             raise UserError(f"instance {agent_id!r}: {short_repr(used)} is no number of tokens")
         async with self._locked(agent_id) as account:
-            self._roll(account)
-            account.tokens += tokens
-            account.total_tokens += tokens
+            account.reported.add(Amounts(tokens), self._clock.time())
             await self._judge(self._lives.agent(agent_id), account, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
@@ -206,7 +207,8 @@ class ResourceManager:
         """
         async with self._locked(agent_id) as account:
             await self._ask_for_tokens(agent_id, account)
-            used, limit = account.used(QuotaResource.TOKENS), account.limits.get(QuotaResource.TOKENS)
+            used = account.used(QuotaResource.TOKENS, self._clock.time())
+            limit = account.limits.get(QuotaResource.TOKENS)
             action = self._action(account, QuotaResource.TOKENS)
         if limit is None or used + tokens <= limit or action is QuotaAction.WARN:
             return
@@ -284,21 +286,15 @@ class ResourceManager:
         account.peak_memory = max(account.peak_memory, used.memory_bytes)
 
     async def _ask_for_tokens(self, agent_id: str, account: _Account) -> None:
-        self._roll(account)
         if self._tokens_of is not None:
-            account.asked_tokens = await self._tokens_of(agent_id)
-
-    def _roll(self, account: _Account) -> None:
-        """Begins the count of tokens anew in another hour of the clock."""
-        hour = self._clock.time() // _HOUR
-        if hour != account.hour:
-            account.hour, account.tokens, account.asked_tokens = hour, 0, 0
+            tokens = await self._tokens_of(agent_id)
+            account.asked.restore({"hourly": (window_start("hourly", self._clock.time()), Amounts(tokens))})
 
     # -- what follows -------------------------------------------------------------------------------------------------
 
     async def _judge(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         limit = account.limits.get(resource)
-        used = account.used(resource)
+        used = account.used(resource, self._clock.time())
         measure = account.measures.get(resource)
         done = None if measure is None else measure.action
         if limit is None or used <= limit:
@@ -394,8 +390,8 @@ class ResourceManager:
             account.cpu_seconds,
             account.memory,
             account.peak_memory,
-            int(account.used(QuotaResource.TOKENS)),
-            account.total_tokens,
+            int(account.used(QuotaResource.TOKENS, self._clock.time())),
+            account.reported.total.tokens,
             account.held_to,
             tuple(account.breaches),
         )

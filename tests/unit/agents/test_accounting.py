@@ -13,10 +13,10 @@ from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot import App
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, PostgresLedgerWriter, SqliteLedgerWriter
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
 from sabot.agents.accounts.limits import reported_use
 from sabot.api.durable import DurableContext
+from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import UserError
 from sabot.jobs.values import pack

@@ -19,8 +19,8 @@ from sabot.agents import (
     PolicyRule,
     RedactionPolicy,
 )
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.guard import LedgerGuard
+from sabot.base.accounts import Amounts
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of
 from sabot.journal.effects import EffectId
 from sabot.llm import ExecutionEngine, ModelUnavailable, ScriptedProvider

@@ -246,8 +246,8 @@ async def test_what_calls_without_a_result_may_have_used_counts_after_a_crash() 
         await running.over("job")
     limits = JobLimits()
     async with hosting(prefix(home, 2), Agent(Tree()), guard=limits, resume=False):  # BEGIN, INTENT
-        used = limits._jobs["job"].tree.used()
-    assert (used.tokens, used.turns) == (16 + len("one two three four") // 2 + 90, 1)
+        used = limits._jobs["job"].most()
+    assert (used.tokens, used.calls) == (16 + len("one two three four") // 2 + 90, 1)
 
 
 # -- what tools ask of models by themselves -----------------------------------------------------------------------------------

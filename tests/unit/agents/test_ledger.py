@@ -22,8 +22,8 @@ from sabot.agents import (
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.guard import update_ledger
+from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.connectors.sql.server import PostgresServer
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError
@@ -209,9 +209,9 @@ async def test_budgets_of_the_same_scope_hold_together_and_one_that_is_set_takes
     ):
         made = books(*given)
         assert list(made.budget("tenant").limits()) == [
-            ("daily", "tokens", 10),
-            ("daily", "calls", 5),
-            ("monthly", "tokens", 20),
+            ("tokens", 10, "daily"),
+            ("calls", 5, "daily"),
+            ("tokens", 20, "monthly"),
         ]
         assert await made.check_budget(TENANT, 11) is BudgetDecision.DENY
         made.set_budget(monthly)

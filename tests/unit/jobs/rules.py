@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
-from sabot.agents.accounts.budgets import Amounts, Budget
+from sabot.agents.accounts.budgets import Budget
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
+from sabot.base.accounts import Amounts
 from sabot.base.redaction import HIDDEN
 from sabot.jobs.guard import Decision, EffectGuard, EffectGuards, GuardedCall, GuardVerdict
 from sabot.journal import JournalReader

@@ -353,7 +353,7 @@ async def test_a_budget_holds_where_the_provider_does_not_say_what_was_used() ->
     engine = ExecutionEngine(ScriptedProvider(used(None)), budget=CallBudget(max_tokens=20))
     for _ in range(3):  # 7 tokens each by rule of thumb: 2 read, 5 written
         assert (await engine.complete("12345678")).usage is None
-    with pytest.raises(BudgetExceeded, match="21 are used"):
+    with pytest.raises(BudgetExceeded, match="21 used"):
         await engine.complete("12345678")
 
 

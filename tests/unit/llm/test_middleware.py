@@ -265,7 +265,7 @@ async def test_a_budget_of_tokens_may_be_used_up_and_not_more():
     for _ in range(2):
         await engine.complete("four", max_tokens=9)
     assert budget.tokens == 20
-    with pytest.raises(BudgetExceeded, match="20 tokens: 20 are used"):
+    with pytest.raises(BudgetExceeded, match="20 tokens: 20 used"):
         await engine.complete("four", max_tokens=9)
     assert len(provider.requests) == 2
 
@@ -302,7 +302,7 @@ async def test_requests_whose_answers_were_not_read_count_with_what_they_may_hav
     await engine.complete("four", max_tokens=9)
     assert (budget.tokens, budget.cost) == (30, Decimal("3.0"))
     few, provider = CallBudget(max_cost="0.5"), ScriptedProvider([lost, used(10)])
-    with pytest.raises(BudgetExceeded, match=r"and 1\.0+ are used"):
+    with pytest.raises(BudgetExceeded, match=r"0\.5 dollars: 1\.0+ used"):
         await ExecutionEngine(provider, budget=few, prices=prices, **time.options()).complete("four", max_tokens=9)
     assert len(provider.requests) == 1
 

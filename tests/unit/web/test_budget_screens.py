@@ -14,8 +14,8 @@ from unit.web.test_job_screens import ask, enter
 
 from sabot import App
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger
-from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
+from sabot.base.accounts import Amounts
 from sabot.llm import BudgetExceeded, Completion, ExecutionEngine, Price, PriceTable, ScriptedProvider, Usage, assistant
 from sabot.web.console import Console
 from sabot.web.texts import money
