@@ -22,7 +22,6 @@ from sabot.api.aggregates import stddev as stddev
 from sabot.api.aggregates import sum as sum
 from sabot.api.aggregates import top_k as top_k
 from sabot.api.aggregates import variance as variance
-from sabot.api.asked_batches import AgentModel as AgentModel
 from sabot.api.context import AgentContext as AgentContext
 from sabot.api.context import Message as Message
 from sabot.api.context import StateAccessor as StateAccessor
@@ -130,6 +129,7 @@ from sabot.errors import TransientError as TransientError
 from sabot.errors import UserError as UserError
 from sabot.errors import WorkerLost as WorkerLost
 from sabot.kafka.registry import Registry as Registry
+from sabot.llm.asked_batches import AgentModel as AgentModel
 from sabot.operators.reading import StateView as StateView
 from sabot.state import StateBackend as StateBackend
 from sabot.state.values import ListState as ListState

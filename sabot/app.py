@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sabot.agents.policy.engine import PolicyEngine
     from sabot.checkpoint import CheckpointStorage, Manifest
     from sabot.journal.memory import MemoryStorage
+    from sabot.llm.engine import ExecutionEngine
     from sabot.operators.reading import StateView
     from sabot.plan import Plan
     from sabot.runtime.agent_kind import AgentKind
@@ -297,7 +298,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         from sabot.sql.session import Session
 
         if self._sql is None:
-            self._sql = Session(self, self, compile_expr)
+            self._sql = Session(self, self, compile_expr, _engine_of_vendor)
         return self._sql
 
     def register(self, name: str, thing: Any, **options: Any) -> None:
@@ -612,3 +613,9 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         sources and sinks are counted from the start of the app.
         """
         return {"app": self.id, **self.agent_runtime.runner.report()}
+
+
+def _engine_of_vendor(*how: Any, **options: Any) -> "ExecutionEngine":
+    from sabot.llm.vendors import engine_of
+
+    return engine_of(*how, **options)

@@ -165,7 +165,7 @@ def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Pa
     rooms = tuple(f"sabot.{room}." for room in ("jobs", "journal", "llm", "mcp", "process", "operators.agents"))
     assert {name for name in loaded if name.startswith(rooms)} <= {
         "sabot.jobs.tree",  # limits of children
-        "sabot.llm.telemetry",
+        "sabot.calls.model_figures",
         "sabot.operators.agents.counters",
         "sabot.operators.agents.timers",  # of process functions too
     }

@@ -172,7 +172,7 @@ ENGINE = (  # rooms, and modules beside them, in which the running program is an
 ABOUT_JOBS = {  # modules of these rooms that are about jobs of durable agents, or about their journals
     "runtime/log_ring.py": "the job that a line of the log names",
     **dict.fromkeys(
-        (f"api/{name}.py" for name in ("agent", "agent_functions", "asked_batches", "durable", "models")),
+        (f"api/{name}.py" for name in ("agent", "child_limits")),
         "what a durable agent is declared with, and what its function gets",
     ),
     **dict.fromkeys(

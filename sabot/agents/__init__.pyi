@@ -16,6 +16,8 @@ from sabot.agents.context import BudgetSpec as BudgetSpec
 from sabot.agents.context import ExecutionContext as ExecutionContext
 from sabot.agents.context import PolicyRef as PolicyRef
 from sabot.agents.context import RunVersions as RunVersions
+from sabot.agents.durable.context import DurableContext as DurableContext
+from sabot.agents.durable.context import Reply as Reply
 from sabot.agents.events.brokers import KafkaConfig as KafkaConfig
 from sabot.agents.events.brokers import KafkaEventAdapter as KafkaEventAdapter
 from sabot.agents.events.brokers import RedisStreamsAdapter as RedisStreamsAdapter
@@ -114,8 +116,7 @@ from sabot.agents.stores.postgres import PostgresJobStore as PostgresJobStore
 from sabot.agents.stores.redis import RedisActionStore as RedisActionStore
 from sabot.agents.stores.redis import RedisJobCache as RedisJobCache
 from sabot.agents.stores.redis import RedisSignalChannel as RedisSignalChannel
-from sabot.api.durable import DurableContext as DurableContext
-from sabot.api.durable import Reply as Reply
+from sabot.api.child_limits import ChildLimits as ChildLimits
 from sabot.errors import EffectError as EffectError
 from sabot.errors import IdempotencyConflict as IdempotencyConflict
 from sabot.errors import IllegalTransition as IllegalTransition
@@ -125,7 +126,6 @@ from sabot.errors import PolicyDenied as PolicyDenied
 from sabot.jobs.guard import Decision as Decision
 from sabot.jobs.guard import GuardedCall as GuardedCall
 from sabot.jobs.guard import GuardVerdict as GuardVerdict
-from sabot.jobs.tree import ChildLimits as ChildLimits
 from sabot.journal.effects import Reconciled as Reconciled
 from sabot.journal.kafka import KafkaInbox as KafkaInbox
 from sabot.journal.kafka import KafkaJournal as KafkaJournal

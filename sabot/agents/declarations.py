@@ -236,7 +236,7 @@ class AgentDeclarations:
         What the model answers wrongly (it does not match `output`, or comes to no end in `max_turns`), and a record that makes no prompt,
         is a dead letter with its conversation, and the agent goes on; other errors end it. `on_error=` says what becomes of all of them.
         """
-        from sabot.api.agent_functions import agent_function, check_template
+        from sabot.agents.durable.agent_functions import agent_function, check_template
         from sabot.llm.agent import Agent
         from sabot.llm.errors import RECORD_ERRORS
 

@@ -8,12 +8,12 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_function import JobFunction, job_function
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.durable.run import check_journal
 from sabot.api.agent import AgentSpec
 from sabot.api.context import apply_writes
-from sabot.api.durable import DurableContext
 from sabot.checkpoint import Manifest
 from sabot.clock import Clock
 from sabot.errors import message_of

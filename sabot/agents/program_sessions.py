@@ -23,7 +23,7 @@ from sabot.process.errors import CommunicationError, ExecutionError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from sabot.api.durable import DurableContext
+    from sabot.agents.durable.context import DurableContext
 
 _MOST_RESUMES = 100  # of one record
 

@@ -37,7 +37,7 @@ from sabot.process.sandbox.levels import Sandbox, TrustLevel, check_available, s
 from sabot.process.sandbox.paths import remember_writable, way_to
 
 if TYPE_CHECKING:
-    from sabot.api.durable import DurableContext
+    from sabot.agents.durable.context import DurableContext
 
 LineFormat = Literal["text", "json"]
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import pyarrow as pa
 
+from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.api.expr import as_type
 from sabot.api.formats import payload_format, sink_format
 from sabot.base.checks import FLAG, check, is_whole
@@ -21,7 +22,6 @@ from sabot.connectors.checks import check_delivery, check_input, check_nan, chec
 from sabot.connectors.defaults import check_ends, sink_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import UserError
-from sabot.jobs.tree import ChildLimits, checked_limits
 
 OnError = Literal["fail", "retry", "skip"]
 

@@ -1,9 +1,10 @@
 """The argument `ctx` of an agent's function: the message, its origin, and the agent's state."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from sabot.api.functions import Timers, checked_ms
+from sabot.api.model_engine import ModelEngine, checked_engine
 from sabot.base.config import checked_text
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import HeadersLike, checked_headers
@@ -18,10 +19,7 @@ from sabot.state import (
     ValueState,
 )
 
-if TYPE_CHECKING:
-    from sabot.api.asked_batches import AgentModel
-    from sabot.llm.engine import ExecutionEngine
-
+M = TypeVar("M")
 TimerChange = tuple[bool, int, str]
 """A change of a timer: True if it is set and False if it is deleted, its time in ms, and its name."""
 
@@ -187,15 +185,13 @@ class AgentContext:
                 )
             raise AttributeError(what, name=name, obj=self)
 
-    def llm(self, engine: "ExecutionEngine") -> "AgentModel":
+    def llm(self, engine: ModelEngine[M]) -> M:
         """Returns the models of this engine: `await ctx.llm(engine).complete("…", output=Verdict)`.
 
         For a batch it is `.map("Sentiment of: {text}", batch, output={"label": "string"})`. In a durable agent each
         answer is in the journal.
         """
-        from sabot.api.asked_batches import AgentModel
-
-        return AgentModel(engine)
+        return checked_engine(engine, "ctx.llm").models()
 
     @property
     def payload(self) -> bytes | None:

@@ -8,6 +8,8 @@ cache      keeps answers, and makes one call for equal questions that come at th
 handover   makes calls for an operator that has a thread of its own
 pool       threads for calls of sync functions
 steps      logs which call blocks the event loop
+judging    the judge of model calls in this context
+model_figures  the figures of the engines of models in this event loop
 """
 
 from sabot.calls.crew import Calls, Crew, Worker

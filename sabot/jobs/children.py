@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from sabot.api.child_limits import ChildLimits
 from sabot.base.stored_names import stored_name
 from sabot.errors import DataError, EffectError, UserError
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.run import Ask
-from sabot.jobs.tree import ChildLimits, child_id, parent_of
+from sabot.jobs.tree import child_id, parent_of
 from sabot.jobs.values import pack_error, unpack
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Attempt, Begin, EffectResult

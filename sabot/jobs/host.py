@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from sabot.api.child_limits import DEFAULT_LIMITS, ChildLimits
 from sabot.base.process_exit import EXITS
 from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
@@ -34,7 +35,7 @@ from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import DEFAULT_LIMITS, ChildLimits, OpenJobs, parent_of
+from sabot.jobs.tree import OpenJobs, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
+from sabot.api.child_limits import ChildLimits
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import LetterRefused
 from sabot.jobs.history import GIVEN_UP
@@ -15,7 +16,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import HostServices, RunningJob
 from sabot.jobs.run import Ask
-from sabot.jobs.tree import ChildLimits, child_id
+from sabot.jobs.tree import child_id
 from sabot.jobs.values import pack_error
 from sabot.journal import Position
 from sabot.journal.entries import Cancel, EffectResult, Entry, Letter

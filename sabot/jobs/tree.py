@@ -5,10 +5,6 @@ job ── job~3 ── job~3~1         a cancel of `job` is one of all that sta
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-from sabot.base.checks import FLAG, Whole, check_fields
-from sabot.errors import UserError, short_repr
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 
@@ -30,35 +26,6 @@ def first_of(job_id: str) -> str:
     while parent := parent_of(job_id)[0]:
         job_id = parent
     return job_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildLimits:
-    """What a job may begin by `ctx.child`. max_depth: levels of jobs below the first one. max_child_jobs: children of one job that have
-    not ended. A child beyond them is not begun: `EffectError` of type "DepthExceeded".
-
-    outlive: a child that the job did not wait for goes on when the job has ended, and has its own time; else it is cancelled, and
-    the time that the job has left is its time too.
-    """
-
-    max_depth: int = 5
-    max_child_jobs: int = 100
-    outlive: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self, max_depth=Whole(), max_child_jobs=Whole(), outlive=FLAG)
-
-
-DEFAULT_LIMITS = ChildLimits()
-
-
-def checked_limits(where: str, children: ChildLimits | None) -> ChildLimits:
-    """The limits, or the default. Raises UserError for what is none."""
-    if not isinstance(children, ChildLimits | None):
-        raise UserError(
-            f"{where}: children={short_repr(children)}", hint="ChildLimits(max_depth=5, max_child_jobs=100)"
-        )
-    return children or DEFAULT_LIMITS
 
 
 class OpenJobs:

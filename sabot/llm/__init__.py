@@ -1,5 +1,5 @@
-"""Calls of models, and agents: a model with tools. `engine` makes the calls, `agent` runs the loop of a model with
-its tools.
+"""Calls of models, and agents: a model with tools. `engine_core` makes the calls, `engine` is
+what streams and agents use of it, `agent` runs the loop of a model with its tools.
 
 `messages` and `spec` contain the parts of a request, `results` the answers, `tools` the functions that a model may
 call. `provider` is the contract of a vendor's API, `providers` has the vendors, and `errors` draws the tree of

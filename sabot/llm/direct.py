@@ -15,7 +15,7 @@ from sabot.calls.steps import watched
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, NotSent, message_of
 from sabot.journal.effects import RULES, EffectId
-from sabot.llm.engine import ExecutionEngine
+from sabot.llm.engine_core import Engine
 from sabot.llm.errors import ToolTimeout
 from sabot.llm.middleware import ToolMiddleware
 from sabot.llm.results import Completion, Piece
@@ -104,18 +104,18 @@ class DirectCaller:
     async def ask(self, kind: str, payload: Mapping[str, Any], timeout_s: float) -> None:
         return None
 
-    async def complete(self, engine: ExecutionEngine, spec: RequestSpec) -> Completion:
+    async def complete(self, engine: Engine, spec: RequestSpec) -> Completion:
         return await engine.complete(spec, context=self._context.child())
 
 
 class DirectEffects(DirectTools):
     """`AgentEffects` without a journal, for one run of an agent."""
 
-    def __init__(self, engine: ExecutionEngine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, engine: Engine, context: RequestContext, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(context, clock)
         self._engine = engine
 
-    def of(self, engine: ExecutionEngine) -> "DirectEffects":
+    def of(self, engine: Engine) -> "DirectEffects":
         return DirectEffects(engine, self._context.child(), self._clock)
 
     def with_middleware(self, use: bool) -> "DirectEffects":

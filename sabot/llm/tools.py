@@ -37,7 +37,7 @@ from sabot.llm.names import TOOLS
 from sabot.llm.spec import JsonSchema, RequestSpec, ToolSchema
 
 if TYPE_CHECKING:
-    from sabot.llm.engine import ExecutionEngine
+    from sabot.llm.engine_core import Engine
     from sabot.llm.results import Completion
 
 UNTRUSTED = "untrusted"
@@ -116,7 +116,7 @@ class ToolCaller(Protocol):
         asked here.
         """
 
-    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> "Completion":
+    async def complete(self, engine: "Engine", spec: RequestSpec) -> "Completion":
         """Asks a model. Raises ModelError, BudgetExceeded or PolicyDenied."""
 
 

@@ -17,10 +17,10 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
+from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
 from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError
-from sabot.llm.telemetry import RunEngines
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly

@@ -1,9 +1,11 @@
 """CREATE MODEL: a model of a vendor, which ML_PREDICT asks."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 
+from sabot.api.model_engine import ModelEngine
 from sabot.sql.registered import RegisteredModel
 from sabot.sql.scope import at
 from sabot.sql.syntax.text import SqlFault
@@ -11,29 +13,14 @@ from sabot.sql.syntax.tree import CreateModel
 from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type
 
-if TYPE_CHECKING:  # a text without models does not wait for the package of models
-    from sabot.llm.engine import ExecutionEngine
-    from sabot.llm.provider import Provider
-
-
-def _openai(model: str, **options: Any) -> "Provider":
-    from sabot.llm.providers.openai import OpenAIProvider
-
-    return OpenAIProvider(model, **options)
-
-
-def _anthropic(model: str, **options: Any) -> "Provider":
-    from sabot.llm.providers.anthropic import AnthropicProvider
-
-    return AnthropicProvider(model, **options)
-
-
-_PROVIDERS = {"openai": _openai, "anthropic": _anthropic}
+_VENDORS = {"openai": "openai", "anthropic": "anthropic"}
 _WHOLE = {"max-tokens": "max_tokens", "concurrency": "concurrency", "cache": "cache"}
 
 
-def model_of(statement: CreateModel) -> RegisteredModel:
-    """Returns the model of a statement. Raises SqlFault for options and columns that cannot be."""
+def model_of(statement: CreateModel, engine_of: Callable[..., ModelEngine[Any]]) -> RegisteredModel:
+    """Returns the model of a statement. `engine_of`: makes an engine, as `llm.vendors.engine_of` does. Raises SqlFault
+    for options and columns that cannot be.
+    """
     name = statement.name[-1]
     for column in statement.inputs:
         if column.type is None or not pa.types.is_string(arrow_type(column.type)):
@@ -46,7 +33,7 @@ def model_of(statement: CreateModel) -> RegisteredModel:
     if not output:
         raise SqlFault(statement.span, f"model {name.text} has no OUTPUT", "OUTPUT (answer STRING)")
     options = Options(name.text, statement.options, name.span, "model")
-    engine = _engine_of(options)
+    engine = _engine(options, engine_of)
     given: dict[str, Any] = {"instructions": options.take("system-prompt") or ""}
     for option, field in _WHOLE.items():
         if (number := options.number(option)) is not None:
@@ -61,17 +48,12 @@ def model_of(statement: CreateModel) -> RegisteredModel:
     return RegisteredModel(name.text, engine, given)
 
 
-def _engine_of(options: Options) -> "ExecutionEngine":
-    from sabot.llm.engine import ExecutionEngine
-    from sabot.llm.middleware import CallBudget
-
-    make = options.choose("provider", _PROVIDERS)
-    if make is None:
+def _engine(options: Options, engine_of: Callable[..., ModelEngine[Any]]) -> ModelEngine[Any]:
+    vendor = options.choose("provider", _VENDORS)
+    if vendor is None:
         raise SqlFault(options.span, f"model {options.table} needs the option 'provider'", "'provider' = 'openai'")
     made = {"base_url": options.take("endpoint"), "api_key": options.take("api-key")}
     tokens, cost = options.number("budget.tokens"), options.number("budget.dollars")
     with at(options.span):
-        provider = make(options.need("model"), **made)
-        limited = tokens is not None or cost is not None
-        budget = CallBudget(max_tokens=None if tokens is None else int(tokens), max_cost=cost) if limited else None
-        return ExecutionEngine(provider, budget=budget)
+        most = None if tokens is None else int(tokens)
+        return engine_of(vendor, options.need("model"), max_tokens=most, max_cost=cost, **made)

@@ -1,13 +1,14 @@
 """SQL programs: the statements of a text, one after the other, over the tables of one app."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from sabot.api.model_engine import ModelEngine
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import Write
 from sabot.api.stream import Stream
@@ -85,14 +86,18 @@ class Declared:
 class Session:
     """The tables, views and streams that SQL statements of an app know, and the statements that run over them.
 
-    `host`: the app once more, whose settings SET changes. `compile`: see `Context`.
+    `host`: the app once more, whose settings SET changes. `compile`: see `Context`. `engine_of`:
+    makes the engine of a model that a statement declares.
     """
 
-    def __init__(self, app: "HasStreams", host: SqlHost, compile: Compile) -> None:
+    def __init__(
+        self, app: "HasStreams", host: SqlHost, compile: Compile, engine_of: Callable[..., ModelEngine[Any]]
+    ) -> None:
         self._app = app
         self._host = host
         self._options = SqlOptions(host)
         self._compile = compile
+        self._engine_of = engine_of
         self._relations: dict[str, Declared] = {}  # by the name in lower case
         self._read: dict[str, Relation] = {}  # of tables that a query has read
         self._registered: dict[str, Registered] = {}  # by the name in lower case
@@ -252,7 +257,7 @@ class _Statements:
             raise SqlFault(
                 statement.name[-1].span, f"there is a function or a model {name} already", f"DROP MODEL {name}"
             )
-        self._session._registered[key] = model_of(statement)
+        self._session._registered[key] = model_of(statement, self._session._engine_of)
 
     def _drop(self, statement: DropStatement) -> None:
         key = self._key(statement.name)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from sabot.api.models import ASKS
+from sabot.agents.durable.models import ASKS
 from sabot.base.metrics import Durations
 from sabot.llm.names import SERVERS
 from sabot.process.tree import below, facts_of

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
-from sabot.api.asking import map_llm_node
 from sabot.api.expr import col, lit
 from sabot.api.functions import process_spec
 from sabot.api.nodes.node import Node
@@ -20,6 +19,7 @@ from sabot.api.patterns import pattern, step
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
 from sabot.llm import ExecutionEngine, ScriptedProvider
+from sabot.llm.asking import map_llm_node
 from sabot.operators.agents.feed import AgentFeed
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import (

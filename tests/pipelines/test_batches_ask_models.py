@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 
 from sabot import App, NdjsonSource, UserError, col
-from sabot.api.asked_batches import AgentModel
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed
 from sabot.jobs.host import JobHost
@@ -32,6 +31,7 @@ from sabot.llm import (
     system,
     tool,
 )
+from sabot.llm.asked_batches import AgentModel
 from sabot.testing import ManualClock
 from tools.agent_tools import started, until
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from sabot import AgentContext, App
+from sabot.agents.durable.context import DurableContext
 from sabot.api.context import DURABLE_NAMES
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, DataError, UserError

@@ -16,7 +16,7 @@ from typing import Any
 from flows import Dice
 
 from sabot import App, NotSent
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.errors import EffectError, LetterRefused, SabotError
 from sabot.jobs.values import unpack
 from sabot.journal import Letter

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from sabot.agents import InMemoryLedgerWriter, Ledger
+from sabot.agents.durable.agent_functions import agent_function
 from sabot.agents.jobs import JobManager
 from sabot.agents.orchestration import ExecutionGraph, GraphEdge
-from sabot.api.agent_functions import agent_function
 from sabot.base.checks import check_called
 from sabot.errors import UserError
 from sabot.llm import Agent, ExecutionEngine, ScriptedProvider

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_array
 from sabot._cython.text.json import BadRow
+from sabot.agents.durable.context import BatchJobContext
 from sabot.agents.durable.job_batches import (
     BatchInput,
     Pins,
@@ -45,7 +46,6 @@ from sabot.agents.durable.job_rows import (
 )
 from sabot.agents.durable.operator import DurableAgentOperator
 from sabot.api.agent import AgentSpec
-from sabot.api.durable import BatchJobContext
 from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.guard import NOBODY, Behalf

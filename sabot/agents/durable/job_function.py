@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from sabot.agents.durable.context import BatchJobContext, DurableContext, batch_job_context, durable_context
 from sabot.agents.durable.job_batches import BatchInput, from_ipc, read_batch, to_ipc
 from sabot.agents.durable.job_rows import JobInput, decode_record, encode, payload_from, row_of
 from sabot.api.agent import AgentSpec
 from sabot.api.context import Message
-from sabot.api.durable import BatchJobContext, DurableContext, batch_job_context, durable_context
 from sabot.calls.functions import awaitable
 from sabot.clock import Clock
 from sabot.codecs.records import decode_json

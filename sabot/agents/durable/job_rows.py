@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sabot._cython.arrow.batch import Batch
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_batches import to_ipc
 from sabot.api.agent import AgentSpec
-from sabot.api.durable import DurableContext
 from sabot.calls.functions import unwrap
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON

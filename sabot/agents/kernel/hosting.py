@@ -20,6 +20,7 @@ from sabot.agents.events.job_events import JobEvents
 from sabot.agents.kernel.handle import ExecutionHandle, outcome_of
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent, encode_request
 from sabot.agents.store import LentStore
+from sabot.api.child_limits import ChildLimits
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
@@ -30,7 +31,7 @@ from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.jobs.owner import OpenJob
 from sabot.jobs.recovery import last_begin, whole_entries
-from sabot.jobs.tree import ChildLimits, parent_of
+from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.effects import digest

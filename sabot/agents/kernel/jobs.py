@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import msgspec
 
 from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_fields, checked_word
+from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.agents.durable.job_rows import version_of
-from sabot.api.durable import DurableContext, durable_context
 from sabot.base.checks import Of, check
 from sabot.base.config import checked_name
 from sabot.base.process_exit import EXITS

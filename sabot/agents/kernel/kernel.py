@@ -26,6 +26,7 @@ from sabot.agents.kernel.hosting import KernelHost
 from sabot.agents.kernel.jobs import ExecutionRequest, KernelAgent
 from sabot.agents.replay import JobCode, Recording, record_job
 from sabot.agents.store import LentStore
+from sabot.api.child_limits import ChildLimits, checked_limits
 from sabot.base.checks import Of, Whole, check
 from sabot.base.config import Duration, checked_name, checked_text, parse_seconds
 from sabot.base.threads import run_in_thread, run_to_end
@@ -37,7 +38,6 @@ from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.recovery import whole_entries
 from sabot.jobs.run import JobRun
-from sabot.jobs.tree import ChildLimits, checked_limits
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import Begin, Entry, Letter
 from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sabot.agents.context import ExecutionContext
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.base.checks import Of, check
 from sabot.base.config import check_numbers, checked_durations
 from sabot.errors import EffectError, SabotError, UserError, message_of, short_repr

@@ -21,10 +21,10 @@ from typing import Any, Literal
 import msgspec
 
 from sabot.agents.context import ExecutionContext
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_rows import version_of
 from sabot.agents.policy.names import check_names
 from sabot.agents.policy.rules import PolicyRule, RuleAnswer, asked_words
-from sabot.api.durable import DurableContext
 from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, checked_text, parse_seconds
 from sabot.errors import UserError, message_of, short_repr

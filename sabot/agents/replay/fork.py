@@ -18,10 +18,10 @@ import msgspec
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.durable.models import ASKS, request_body
 from sabot.agents.entry_values import as_plain
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
-from sabot.api.models import ASKS, request_body
 from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr

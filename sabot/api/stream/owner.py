@@ -1,16 +1,13 @@
 """The protocol by which streams use their app."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import StreamEnd
-
-if TYPE_CHECKING:
-    from sabot.llm.judges import CallJudge
 
 
 class Owner(Protocol):
@@ -39,5 +36,7 @@ class Owner(Protocol):
     def schema(self, node: Node) -> pa.Schema:
         """Returns the columns of the rows of this node."""
 
-    def judge(self) -> "CallJudge | None":
-        """Returns the judge of the model calls that streams of the app make, or None if all calls are allowed."""
+    def judge(self) -> Any:
+        """Returns the judge of the model calls that streams of the app make (`llm.judges.CallJudge`), or None if all
+        calls are allowed.
+        """

@@ -12,7 +12,7 @@ columns are known.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack
 
 import pyarrow as pa
 
@@ -41,6 +41,7 @@ from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
 from sabot.api.group_functions import applied
+from sabot.api.model_engine import ModelEngine, checked_engine
 from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
 from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert, sort_node
@@ -85,9 +86,6 @@ from sabot.connectors.checks import check_delivery, check_nan, check_sink
 from sabot.connectors.defaults import sink_of
 from sabot.connectors.rows import ListOfRows
 from sabot.errors import UserError
-
-if TYPE_CHECKING:
-    from sabot.llm.engine import ExecutionEngine
 
 Late: TypeAlias = str | Sink | tuple[str | Sink | None, str | Sink | None] | None
 """The sinks for late rows of a join: one for both streams, or a pair (for this stream, for the other one)."""
@@ -544,7 +542,7 @@ class Stream(Looks, NamedElsewhere):
     def map_llm(
         self,
         prompt: str | Expr | Callable[[pa.RecordBatch], Any],
-        engine: "ExecutionEngine",
+        engine: ModelEngine[Any],
         *,
         output: Any = None,
         instructions: str = "",
@@ -572,12 +570,10 @@ class Stream(Looks, NamedElsewhere):
 
         Prompts in flight are part of the checkpoint: one that had no answer is asked again after a restart.
         """
-        from sabot.api.asking import map_llm_node
-
         options = {"concurrency": concurrency, "ordered": ordered, "on_error": on_error, "cache": cache}
-        judge = self._owner.judge
+        asked, judge = checked_engine(engine, "map_llm"), self._owner.judge
         return self._then(
-            map_llm_node(self._node, prompt, engine, output, instructions, dead_letter, options, fields, judge)
+            asked.stream_step(self._node, prompt, output, instructions, dead_letter, options, fields, judge)
         )
 
     def broadcast(self) -> "Stream":

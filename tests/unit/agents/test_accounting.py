@@ -15,7 +15,7 @@ from sabot import App
 from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, PostgresLedgerWriter, SqliteLedgerWriter
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
 from sabot.agents.accounts.limits import reported_use
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import UserError

@@ -11,8 +11,8 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 
 from sabot.agents import DataAccessPolicy, ModelPolicy, PolicyEngine, PolicyRule, RedactionPolicy
 from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.policy.auditing import audit_job
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import Behalf, EffectGuard, guard_of, stood_in
 from sabot.jobs.judges import judge_of

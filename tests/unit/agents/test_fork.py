@@ -21,9 +21,9 @@ from sabot.agents import (
     code_of,
     record_job,
 )
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.replay import JobCode, fork, verified
 from sabot.agents.replay.verification import steps_of
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import PolicyDenied, UserError
 from sabot.journal import Letter

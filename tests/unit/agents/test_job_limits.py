@@ -22,8 +22,8 @@ from sabot.agents import (
     RuntimeKernel,
 )
 from sabot.agents.accounts.limits import JobLimits
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.kernel.jobs import encode_request
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import APART, guard_of

@@ -13,7 +13,7 @@ from unit.jobs.hosting import Agent, entries, hosting, prefix
 from sabot.agents import Decision, GuardedCall, PolicyEngine
 from sabot.agents.accounts.guard import LedgerGuard
 from sabot.agents.accounts.limits import JobLimits
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.jobs.guard import guard_of
 from sabot.jobs.judges import judge_of

@@ -11,7 +11,7 @@ from unit.agents.test_accounting import PRICES, answer, guard
 from unit.jobs.hosting import Agent, hosting
 
 from sabot.agents import DataAccessPolicy, Decision, GuardedCall, ModelPolicy, PolicyEngine
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard, guard_of

@@ -22,8 +22,8 @@ from sabot.agents import (
     RuntimeKernel,
     record_job,
 )
+from sabot.agents.durable.context import DurableContext
 from sabot.agents.replay.verification import JobCode, hash_of_steps, steps_of, verified
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import DataError, UserError
 from sabot.journal.entries import Letter

@@ -9,7 +9,7 @@ import pytest
 
 from sabot import App
 from sabot.agents import Budget, BudgetSpec, ExecutionRequest, RuntimeKernel
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import UserError
 from sabot.llm import Agent as ModelAgent

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sabot.api.durable import DurableContext, durable_context
+from sabot.agents.durable.context import DurableContext, durable_context
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard

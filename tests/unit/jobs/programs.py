@@ -28,7 +28,7 @@ if __name__ == "__main__":
 from unit.jobs.hosting import AGENT, Agent
 from unit.jobs.rules import ANSWER_TOKENS, DENIED, SECRET, Judges, Law
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import EffectError, LetterRefused, NotSent
 from sabot.jobs.host import JobHost

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import Agent, hosting
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.journal.memory import MemoryStorage
 from sabot.llm.tools import tool

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused, PolicyDenied, UserError
 from sabot.jobs.guard import (

@@ -15,7 +15,7 @@ from sabot.agents import (
     PlannerExecutorOperator,
     Workflow,
 )
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.journal.entries import EffectResult, Intent
 from sabot.journal.memory import MemoryStorage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import Agent, hosting
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.errors import UserError
 from sabot.journal.memory import MemoryStorage
 from sabot.llm import Agent as ModelAgent

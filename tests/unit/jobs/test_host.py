@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
 from sabot.jobs.values import pack, unpack

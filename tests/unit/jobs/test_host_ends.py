@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from unit.jobs.hosting import Agent, entries, hosting
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.base.process_exit import find_exit
 from sabot.clock import ManualClock
 from sabot.errors import BrokerUnavailable, JournalFailed

@@ -11,8 +11,8 @@ import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents import ChildLimits, ExecutionRequest, RuntimeKernel
+from sabot.agents.durable.context import DurableContext
 from sabot.api.agent import AgentSpec
-from sabot.api.durable import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, UserError
 from sabot.jobs.guard import Behalf

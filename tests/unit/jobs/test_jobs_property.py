@@ -15,7 +15,7 @@ from unit.jobs.programs import Crash, LifeOf, Seed, quiet, run_seed
 
 from sabot.agents.accounts import guard
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
 from sabot.jobs import run

@@ -13,7 +13,7 @@ import pytest
 import sabot.llm
 from sabot import AgentContext
 from sabot.agents import ExecutionContext, OperatorContext
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.calls import Retry
 from sabot.errors import UserError
 from sabot.journal.effects import EffectClass, EffectId, Reconciled

@@ -18,7 +18,6 @@ from async_runs import LoopClock, Run, Service, letters_in
 
 from sabot import App, col, lit
 from sabot._cython.flow.channel import Watermark
-from sabot.api.asking import map_llm_node
 from sabot.errors import UserError
 from sabot.llm import (
     AuthenticationFailed,
@@ -33,6 +32,7 @@ from sabot.llm import (
     assistant,
     system,
 )
+from sabot.llm.asking import map_llm_node
 from sabot.operators.base import OperatorContext
 from sabot.operators.calls.async_operator import AsyncOperator
 from sabot.operators.calls.map_llm import MapLlm

@@ -14,10 +14,10 @@ from sabot.base.checks import FLAG, Whole, check
 from sabot.calls import CallOptions
 from sabot.connectors.base import Sink
 from sabot.connectors.checks import check_sink
-from sabot.errors import UserError, short_repr
+from sabot.errors import UserError
 from sabot.llm.cache import MemoryCache
 from sabot.llm.columns import AnswerColumns
-from sabot.llm.engine import ExecutionEngine
+from sabot.llm.engine_core import Engine
 from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import system, user
 from sabot.llm.requests import request_of
@@ -34,12 +34,8 @@ class Asking:
     """
 
     def __init__(
-        self, engine: ExecutionEngine, columns: AnswerColumns, instructions: str, fields: Mapping[str, Any], where: str
+        self, engine: Engine, columns: AnswerColumns, instructions: str, fields: Mapping[str, Any], where: str
     ) -> None:
-        if not isinstance(engine, ExecutionEngine):
-            raise UserError(
-                f"{where}: {short_repr(engine)} is not an engine", hint="sabot.llm.ExecutionEngine(provider)"
-            )
         if "tools" in fields:
             raise UserError(f"{where}: tools= would need a conversation for each row", hint="app.llm_agent(…, tools=…)")
         self.columns = columns
@@ -93,7 +89,7 @@ class Asking:
 def map_llm_node(
     node: Node,
     prompt: Any,
-    engine: ExecutionEngine,
+    engine: Engine,
     output: Any,
     instructions: str,
     dead_letter: str | Sink | None,

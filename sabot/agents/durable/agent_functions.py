@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sabot.api.durable import DurableContext
+from sabot.agents.durable.context import DurableContext
 from sabot.base.checks import check_called
 from sabot.errors import DataError, UserError, short_repr
 from sabot.llm.agent import Agent, AgentResult

@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from sabot.api.asked_batches import AgentModel, Said
 from sabot.errors import EffectError, TransientError
 from sabot.jobs.guard import Price
 from sabot.jobs.judges import GuardJudge
 from sabot.jobs.run import JobRun, Pieces
 from sabot.jobs.values import pack
 from sabot.journal.effects import EffectClass
-from sabot.llm.engine import ExecutionEngine
+from sabot.llm.asked_batches import AgentModel, Said
+from sabot.llm.engine_core import Engine
 from sabot.llm.errors import ModelError, model_error
 from sabot.llm.judges import JUDGE, CallJudge
 from sabot.llm.messages import ChatMessage
@@ -42,7 +42,7 @@ class JobModel(AgentModel):
     job, which calls tools.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: ExecutionEngine) -> None:
+    def __init__(self, call: Callable[..., Awaitable[Any]], job: JobRun, engine: Engine) -> None:
         self._call_tool = call
         self._job = job
         self._tool = as_tool(_asking(engine, job.job_id, job.pieces), effect=EffectClass.METERED)
@@ -82,7 +82,7 @@ class JobModel(AgentModel):
         """
         yield Piece(completion=await self.complete(prompt, **fields))
 
-    def of(self, engine: ExecutionEngine) -> "JobModel":
+    def of(self, engine: Engine) -> "JobModel":
         """Returns the models of another engine, for the same job."""
         return JobModel(self._call_tool, self._job, engine)
 
@@ -124,7 +124,7 @@ class _Requests:
             self.effect = await self._again(self.effect)
 
 
-def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
+def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[..., Any]:
     async def llm(spec: RequestSpec, effect: Effect) -> Completion:
         requests = _Requests(effect, JUDGE.get())
         JUDGE.set(requests)  # for this effect only: each effect runs in its own context
@@ -137,7 +137,7 @@ def _asking(engine: ExecutionEngine, job_id: str, pieces: Pieces | None) -> Call
 
 
 async def _in_pieces(
-    engine: ExecutionEngine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
+    engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
 ) -> Completion:
     """Returns the answer, and publishes its pieces as they come. If the stream breaks off after a piece, the whole
     answer is requested again.

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import normalise
-from sabot.api.asking import Asking
 from sabot.api.expr import Expr
 from sabot.api.prompts import Template, distinct_prompts, given_prompts, prompt_of, text_of
 from sabot.errors import SabotError, UserError
+from sabot.llm.asking import Asking
 from sabot.llm.columns import AnswerColumns
 from sabot.llm.direct import DirectEffects
-from sabot.llm.engine import ExecutionEngine
+from sabot.llm.engine_core import Engine
 from sabot.llm.results import Completion, Piece
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec
@@ -32,7 +32,7 @@ class AgentModel:
     again after an error, the model is asked again.
     """
 
-    def __init__(self, engine: ExecutionEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._alone = DirectEffects(engine, RequestContext())
 
@@ -86,7 +86,7 @@ class AgentModel:
         answers = [column.take(places) for column in made]
         return pa.RecordBatch.from_arrays([*data.columns, *answers], schema=pa.schema([*data.schema, *added]))
 
-    def of(self, engine: ExecutionEngine) -> "AgentModel":
+    def of(self, engine: Engine) -> "AgentModel":
         """Returns the models of another engine, for the same agent."""
         return AgentModel(engine)
 

@@ -7,15 +7,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from sabot.base.metrics import Sample, Value, minus, plus
 
-if TYPE_CHECKING:
-    from sabot.llm.middleware import CallFigures
-    from sabot.llm.provider import Provider
-
-_COUNTERS = {  # by metric: the field of CallFigures
+_COUNTERS = {  # by metric: the field of `llm.middleware.CallFigures`
     "sabot_model_calls_total": "calls",
     "sabot_model_failures_total": "failed",
     "sabot_model_unasked_total": "unasked",
@@ -35,9 +31,29 @@ _Label = tuple[str, str]  # provider, model
 _Totals = dict[tuple[str, _Label, str], Value]  # by metric, label and kind of tokens
 
 
+class _Seconds(Protocol):
+    def read(self) -> Value: ...
+
+
+class EngineCounts(Protocol):
+    """The counts of one engine; `_COUNTERS` and `_TOKENS` name the further fields."""
+
+    @property
+    def seconds(self) -> _Seconds:
+        """The histogram of the seconds of attempts."""
+
+
+class _Provider(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+
 class _Engine(Protocol):
     @property
-    def provider(self) -> "Provider": ...
+    def provider(self) -> _Provider: ...
 
     def statistics(self) -> dict[str, Any]: ...
 
@@ -45,7 +61,7 @@ class _Engine(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Member:
     label: _Label
-    figures: "CallFigures"
+    figures: EngineCounts
     engine: weakref.ref[_Engine]
 
 
@@ -57,7 +73,7 @@ class _LoopEngines:
         self._members: list[_Member] = []
         self._gone: _Totals = {}
 
-    def add(self, engine: _Engine, figures: "CallFigures") -> None:
+    def add(self, engine: _Engine, figures: EngineCounts) -> None:
         label = (engine.provider.name, engine.provider.model)
         with self._lock:
             self._sweep()
@@ -86,7 +102,7 @@ class _LoopEngines:
 _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = weakref.WeakKeyDictionary()
 
 
-def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, figures: "CallFigures") -> None:
+def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, figures: EngineCounts) -> None:
     """Adds the engine to the engines of this event loop."""
     _engines_of(loop).add(engine, figures)
 

@@ -24,8 +24,8 @@ from sabot.llm.tools import Tool, as_tool
 from sabot.state import StateBackend
 
 if TYPE_CHECKING:
-    from sabot.api.models import JobModel
-    from sabot.llm.engine import ExecutionEngine
+    from sabot.agents.durable.models import JobModel
+    from sabot.llm.engine_core import Engine
     from sabot.llm.results import Completion
 
 
@@ -178,14 +178,14 @@ class DurableContext(AgentContext):
         agent_id = f"{self.agent_id.rpartition('.')[0]}.{name}"
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
 
-    def llm(self, engine: "ExecutionEngine") -> "JobModel":
+    def llm(self, engine: "Engine") -> "JobModel":  # type: ignore[override]  # these models ask as effects
         """Returns the models of this engine, asked by this job: `await ctx.llm(engine).complete("…",
         output=Verdict)`.
 
         Each answer is in the journal before the job continues, so it is paid for once. `Agent.run(…,
         effects=ctx.llm(engine))` runs a whole agent this way.
         """
-        from sabot.api.models import JobModel
+        from sabot.agents.durable.models import JobModel
 
         return JobModel(self.call, self._job, engine)
 
@@ -239,7 +239,7 @@ class _JobCaller:
         reply = await self._ctx.ask(kind, payload, timeout=timeout_s)
         return reply.outcome, reply.resolution
 
-    async def complete(self, engine: "ExecutionEngine", spec: RequestSpec) -> "Completion":
+    async def complete(self, engine: "Engine", spec: RequestSpec) -> "Completion":
         return await self._ctx.llm(engine).complete(spec)
 
 

@@ -1,0 +1,561 @@
+"""The engine: it makes equal requests once, keeps limits, repeats failed calls, asks fallbacks, and counts tokens and
+cost.
+
+complete, stream ─▶ idempotency key? ─▶ cache? ─▶ for each provider: middleware ─▶ circuit ─▶ limits ─▶ the provider
+                    in flight: shared    found:      logging, timeout, retry,
+                    answered: its answer its answer  budget, telemetry, the program's own
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from decimal import Decimal
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, Self, overload
+
+import msgspec
+
+from sabot.base.checks import Of, Whole, check
+from sabot.base.config import Duration, parse_seconds
+from sabot.calls.model_figures import join_loop
+from sabot.calls.options import Retry
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
+from sabot.llm.cache import CompletionCache
+from sabot.llm.errors import BudgetExceeded, ModelError, with_message
+from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
+from sabot.llm.judges import IN_JOB, judge_of_this
+from sabot.llm.limits import CircuitBreaker, Limits
+from sabot.llm.messages import ChatMessage
+from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, Middleware, ModelCall, Outcome, chained
+from sabot.llm.prices import Prices, known_prices
+from sabot.llm.provider import Provider
+from sabot.llm.requests import request_of, with_output
+from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
+from sabot.llm.route import Route
+from sabot.llm.schema import Schema
+from sabot.llm.spec import RequestContext, RequestSpec
+
+# If the caller that began a shared call gets one of these, the other callers make the call themselves.
+_CALLER_ERRORS = (BudgetExceeded, EffectError)
+_PARTS: tuple[tuple[str, Any, str], ...] = (
+    ("cache", CompletionCache, "MemoryCache(), SqliteCache(path), RedisCache(url)"),
+    ("idempotency_tracker", IdempotencyTracker, "IdempotencyTracker()"),
+    ("limits", Limits, "Limits(concurrency=…)"),
+    ("breaker", CircuitBreaker, "CircuitBreaker()"),
+    ("prices", Prices, "PriceTable({…}, version=…), GenaiPrices()"),
+)
+_TEXTS_AT_ONCE = 256  # in one request for embeddings
+_CACHED_REASONS = ("stop", "tool_calls")
+
+
+class Engine:
+    """The base of `ExecutionEngine`, which has all of it that makes calls."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        cache: CompletionCache | None = None,
+        idempotency_tracker: IdempotencyTracker | None = None,
+        limits: Limits | None = None,
+        fallback: Sequence[Provider] = (),
+        retries: int = 3,
+        backoff: Duration = "500ms",
+        patience: Duration = "2m",
+        timeout: Duration | None = "2m",
+        total_timeout: Duration | None = None,
+        max_answer_bytes: int | None = 64 << 20,
+        breaker: CircuitBreaker | None = None,
+        budget: CallBudget | None = None,
+        prices: Prices | None = None,
+        middleware: Sequence[str | Middleware] = MIDDLEWARE,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        seed: int | None = None,
+    ) -> None:
+        check("ExecutionEngine: retries", retries, Whole(0))
+        check("ExecutionEngine: fallback", fallback, Of(Sequence, "a list of providers"))
+        for each in (provider, *fallback):
+            if isinstance(each, type) or not isinstance(each, Provider):
+                raise UserError(
+                    f"ExecutionEngine: {short_repr(each)} is no provider",
+                    hint='OpenAIProvider("gpt-4o-mini"), AnthropicProvider(…), or any object with the methods of sabot.llm.Provider',
+                )
+        if max_answer_bytes is not None:
+            check("ExecutionEngine: max_answer_bytes", max_answer_bytes, Whole(1))
+        for given, (name, kind, hint) in zip(
+            (cache, idempotency_tracker, limits, breaker, prices), _PARTS, strict=True
+        ):
+            check(f"ExecutionEngine: {name}", given, Of(kind | None, hint))
+        prices = known_prices() if prices is None else prices
+        self._cache, self._tracker, self._clock = cache, idempotency_tracker, clock
+        self.concurrency = (limits or Limits()).concurrency  # requests that a provider may have in flight at most
+        self._figures = CallFigures()
+        built_in = BuiltIn(
+            timeout_s=_seconds("timeout", timeout),
+            total_s=_seconds("total_timeout", total_timeout),
+            retry=Retry(retries, parse_seconds(backoff, name="backoff")),
+            patience_s=parse_seconds(patience, name="patience"),
+            budget=budget,
+            prices=prices,
+            figures=self._figures,
+            clock=clock,
+            sleep=sleep,
+            dice=random.Random(seed),
+        )
+        if breaker is None and fallback:
+            breaker = CircuitBreaker()
+        self._routes = [
+            Route(each, limits or Limits(), breaker, prices, clock, sleep, max_answer_bytes)
+            for each in (provider, *fallback)
+        ]
+        self._chains = [chained(middleware, built_in, route.send) for route in self._routes]
+        self.tool_middleware = built_in.tool_middleware(middleware)
+        self._calls_by_key: dict[
+            bytes, SharedCall
+        ] = {}  # the calls in flight whose answers will be written to the cache
+        self._shared: set[SharedCall] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._in_flight = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def provider(self) -> Provider:
+        """The provider that is asked first."""
+        return self._routes[0].provider
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def complete(
+        self,
+        prompt: Any,
+        *,
+        output: Any = None,
+        idempotency_key: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: CallBudget | None = None,
+        cache: bool | CompletionCache = True,
+        **fields: Any,
+    ) -> Completion:
+        """Asks the model, and returns its whole answer.
+
+        `prompt`: a text, a ChatMessage, a list of them, or a RequestSpec. `output`: a type, columns or a JSON schema
+        (see `Schema`); the decoded answer is in `.output`, which is None if the model calls tools. `idempotency_key`:
+        the key for the IdempotencyTracker. `context`: the request id, tenant and user of the call. `timeout`: the
+        time limit of an attempt, in place of the engine's. `budget`: a budget of this call, in addition to the
+        engine's. `cache`: False asks anew and stores nothing; a cache is used if the engine has none. `fields`:
+        fields of the RequestSpec, which replace those of a given spec; `tools` may contain tools.
+
+        Raises ModelError, among them MalformedAnswer if the answer does not match the output; BudgetExceeded;
+        PolicyDenied; IdempotencyConflict; UserError, also in the function of a durable agent, which asks through
+        `ctx.llm(engine)`.
+        """
+        call, schema = self._call("complete", prompt, output, idempotency_key, context, timeout, budget, fields)
+        while True:
+            shared, joined = self._find_or_start(call, schema, cache)
+            if shared is None:
+                return with_output(await self._ask(call), schema)
+            try:
+                if isinstance(shared, SharedCall):
+                    shared = await shared.result(self._tracker.request_timeout_s if joined and self._tracker else None)
+                return with_output(_without_cost(shared) if joined else shared, schema)
+            except _CALLER_ERRORS:
+                if not joined:
+                    raise
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        output: Any = None,
+        idempotency_key: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: CallBudget | None = None,
+        cache: bool = True,
+        **fields: Any,
+    ) -> AsyncGenerator[Piece, None]:
+        """Asks the model, and yields its answer in pieces as they come. The last piece contains the completion.
+        Parameters and errors are those of `complete`. A call that fails after its first piece is not repeated. To end
+        the request early, close the generator (`contextlib.aclosing`).
+        """
+        call, schema = self._call("stream", prompt, output, idempotency_key, context, timeout, budget, fields)
+        return self._stream(call, schema, cache)
+
+    async def _stream(self, call: ModelCall, schema: Schema | None, cache: bool) -> AsyncGenerator[Piece, None]:
+        emitted = 0
+        while True:
+            shared, joined = self._find_or_start(call, schema, cache)
+            if shared is None:
+                shared = self._start(call, lambda _: self._answer(call, schema))
+            pieces = shared.stream() if isinstance(shared, SharedCall) else in_pieces(shared)
+            try:
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        if piece.completion is not None:
+                            answer = _without_cost(piece.completion) if joined else piece.completion
+                            piece = Piece(completion=with_output(answer, schema))
+                        emitted += 1
+                        yield piece
+                return
+            except _CALLER_ERRORS:
+                if emitted or not joined:
+                    raise
+
+    @overload
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: Literal["raise"] = "raise", concurrency: int = 1000, **how: Any
+    ) -> list[Completion]: ...
+
+    @overload
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: Literal["return"], concurrency: int = 1000, **how: Any
+    ) -> list[Completion | ModelError | BudgetExceeded | PolicyDenied]: ...
+
+    async def complete_many(
+        self, prompts: Iterable[Any], *, errors: str = "raise", concurrency: int = 1000, **how: Any
+    ) -> Any:
+        """Asks the model about each prompt, and returns the answers in the order of the prompts. `how`: parameters of
+        `complete`, the same for all.
+
+        `errors`: "raise" raises the first error and cancels the other calls; "return" puts a ModelError,
+        BudgetExceeded or PolicyDenied in the place of its answer. `concurrency`: the number of prompts that are taken
+        from the iterable at once. The limits of the engine say how many requests are in flight.
+        """
+        check("complete_many: concurrency", concurrency, Whole(1))
+        if errors not in ("raise", "return"):
+            raise UserError(f"complete_many: errors={errors!r}", hint="'raise' or 'return'")
+        if isinstance(prompts, str | ChatMessage | RequestSpec):
+            raise UserError(
+                f"complete_many: {short_repr(prompts)} is one prompt", hint="complete(…), or a list of prompts"
+            )
+        answers: dict[int, Any] = {}
+        source = enumerate(prompts)
+
+        async def work() -> None:
+            for place, prompt in source:
+                try:
+                    answers[place] = await self.complete(prompt, **how)
+                except (ModelError, BudgetExceeded, PolicyDenied) as error:
+                    if errors == "raise":
+                        raise
+                    answers[place] = error
+
+        size = len(prompts) if isinstance(prompts, Sequence) else concurrency
+        await _gather(work() for _ in range(min(concurrency, size)))
+        return [answers[place] for place in sorted(answers)]
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = "",
+        context: RequestContext | None = None,
+        timeout: Duration | None = None,
+        budget: CallBudget | None = None,
+    ) -> Embeddings:
+        """Returns a vector for each text. More than 256 texts are sent in several requests. Only the first provider
+        is asked, because vectors of different models cannot be compared. Raises the errors of `complete`.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(each, str) for each in texts):
+            raise UserError(f"embed: {short_repr(texts)} is no list of texts", hint='engine.embed(["a text", …])')
+        calls = [
+            self._new_call("embed", RequestSpec(messages=(), model=model), "", context, timeout, budget)
+            for _ in range(0, len(texts), _TEXTS_AT_ONCE)
+        ]
+        for place, call in enumerate(calls):
+            call.texts = tuple(texts[place * _TEXTS_AT_ONCE : (place + 1) * _TEXTS_AT_ONCE])
+        parts: list[Any] = await _gather(self._through(call, 1) for call in calls)
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def price(self, model: str, usage: Usage) -> Decimal | None:
+        """Returns the cost in US dollars of so many tokens of a model of the first provider, or None if the price is
+        unknown.
+        """
+        return self._routes[0].price(model, usage)
+
+    def most_cost(self, model: str, usage: Usage) -> Decimal | None:
+        """Returns the greatest cost of so many tokens among the first provider with this model and the fallbacks with
+        their own models, or None if no price is known.
+        """
+        others = (each.price(each.provider.model, usage) for each in self._routes[1:])
+        return max((each for each in (self.price(model, usage), *others) if each is not None), default=None)
+
+    async def close(self) -> None:
+        """Ends shared calls and streams, and closes the providers and the cache. Later calls raise UserError.
+        Repeated calls do nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for call in list(self._shared):
+            await call.cancel()
+        for route in self._routes:
+            await route.provider.close()
+        if self._cache is not None:
+            await self._cache.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Returns the figures of the engine since its creation.
+
+        `calls`: calls that needed a provider, of them `in_flight` now and `failed`. `unasked`: calls answered by the
+        cache, by an idempotency key, or by an equal call in flight. `attempts`, of them `failed_attempts`. `retries`:
+        attempts after the first. `overloads`: attempts that were turned away (429). `fallbacks`: requests to a
+        fallback. `input_tokens`, `output_tokens`, `cached_tokens`, `reasoning_tokens`. `cost`: US dollars, 0 for
+        answers of unknown price. `seconds_total`: the time of all attempts. `durations`: their times, as
+        `Durations.read` returns them. `tool_calls`, `failed_tool_calls`, `tool_seconds`: attempts of agents to call
+        tools outside of jobs. `waiting`: requests that wait for the limits. `limit`: requests that the first provider
+        may have in flight now.
+        """
+        figures = self._figures
+        first = self._routes[0].admission
+        return {
+            "calls": figures.calls,
+            "in_flight": self._in_flight,
+            "failed": figures.failed,
+            "unasked": figures.unasked,
+            **figures.attempt_figures(),
+            "waiting": sum(route.admission.waiting for route in self._routes),
+            "limit": first.limit,
+        }
+
+    # -- making a ModelCall ---------------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        kind: Literal["complete", "stream"],
+        prompt: Any,
+        output: Any,
+        key: str,
+        context: RequestContext | None,
+        timeout: Duration | None,
+        budget: CallBudget | None,
+        fields: dict[str, Any],
+    ) -> tuple[ModelCall, Schema | None]:
+        spec, schema = request_of(prompt, output, fields)
+        return self._new_call(kind, spec, key, context, timeout, budget), schema
+
+    def _new_call(
+        self,
+        kind: Literal["complete", "stream", "embed"],
+        spec: RequestSpec,
+        key: str,
+        context: RequestContext | None,
+        timeout: Duration | None,
+        budget: CallBudget | None,
+    ) -> ModelCall:
+        return ModelCall(
+            kind=kind,
+            spec=spec,
+            context=context or RequestContext(),
+            idempotency_key=key,
+            timeout_s=_seconds("timeout", timeout),
+            budget=budget,
+        )
+
+    # -- shared calls ---------------------------------------------------------------------------------------------------
+
+    def _find_or_start(
+        self, call: ModelCall, schema: Schema | None, use_cache: bool | CompletionCache
+    ) -> tuple[SharedCall | Completion | None, bool]:
+        """Returns a call or an answer that this request shares with equal ones, and True if it was there already.
+
+        The first value is the stored answer or the call in flight (then the second is True), or a call that was
+        started now (False). It is None if the request cannot share a call, because it has neither an idempotency key
+        nor a cache.
+        """
+        self._check()
+        cache = None if use_cache is False else self._cache
+        if cache is None and not isinstance(use_cache, bool):
+            cache = use_cache
+        key, context = call.idempotency_key, call.context
+        tracker = self._tracker if key else None
+        if cache is None and tracker is None:
+            return None, False
+        model = call.spec.model or self.provider.model
+        content = blake2b(f"{self.provider.name}\0{model}\0".encode() + call.spec.digest(), digest_size=16).digest()
+        found = self._calls_by_key.get(content) if tracker is None else tracker.find(key, content, context)
+        if found is not None and not (isinstance(found, SharedCall) and found.abandoned):
+            self._figures.unasked += 1
+            return found, True
+        if tracker is not None:
+            make = partial(self._start, call, partial(self._make_tracked, tracker, call, schema, content, cache))
+            return tracker.start(key, content, context, make), False
+        shared = self._calls_by_key[content] = self._start(
+            call, partial(self._make_cached, call, schema, content, cache)
+        )
+        return shared, False
+
+    def _start(self, call: ModelCall, work: Callable[[SharedCall], Awaitable[Completion]]) -> SharedCall:
+        async def run(emit: Callable[[Piece], None]) -> Completion:
+            call.listener = emit
+            try:
+                return await work(shared)
+            finally:
+                self._shared.discard(shared)
+
+        shared = SharedCall(run, f"{call.kind} for {call.context.request_id}")
+        self._shared.add(shared)
+        return shared
+
+    async def _make_tracked(
+        self,
+        tracker: IdempotencyTracker,
+        call: ModelCall,
+        schema: Schema | None,
+        content: bytes,
+        cache: CompletionCache | None,
+        shared: SharedCall,
+    ) -> Completion:
+        """Makes a call with an idempotency key."""
+        key, context = call.idempotency_key, call.context
+        try:
+            answer = await self._answer(call, schema, content, cache)
+        except BaseException:
+            tracker.fail(key, context, shared)
+            raise
+        tracker.complete(key, content, context, shared, answer)
+        return answer
+
+    async def _make_cached(
+        self, call: ModelCall, schema: Schema | None, content: bytes, cache: CompletionCache | None, shared: SharedCall
+    ) -> Completion:
+        """Makes a call whose answer comes from the cache, or goes into it."""
+        try:
+            return await self._answer(call, schema, content, cache)
+        finally:
+            if self._calls_by_key.get(content) is shared:
+                del self._calls_by_key[content]
+
+    async def _answer(
+        self, call: ModelCall, schema: Schema | None, content: bytes = b"", cache: CompletionCache | None = None
+    ) -> Completion:
+        """Returns the answer from the cache or from a provider. The cache gets only whole answers of the first
+        provider that match the schema.
+        """
+        found = None if cache is None else await cache.get(content)
+        if found is not None:
+            self._figures.unasked += 1
+            return _without_cost(found)
+        answer = await self._ask(call)
+        with_output(answer, schema)
+        by_first = answer.provider == self.provider.name
+        if cache is not None and by_first and answer.finish_reason in _CACHED_REASONS:
+            await cache.put(content, answer)
+        return answer
+
+    # -- requests -------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, call: ModelCall) -> Completion:
+        answer = await self._through(call, len(self._routes))
+        if not isinstance(answer, Completion):
+            raise UserError(
+                f"a middleware returned {short_repr(answer)}", hint="return the result of `await forward(call)`"
+            )
+        return answer
+
+    async def _through(self, call: ModelCall, most_routes: int) -> Outcome:
+        """Asks the policy and the budgets of the app whether the call may be made, makes it, and returns the answer."""
+        model = call.spec.model or self.provider.model
+        judge = judge_of_this(model)
+        if judge is None:
+            return await self._routed(call, most_routes)
+        return await judge(call, model, self.most_cost, partial(self._routed, call, most_routes))
+
+    async def _routed(self, call: ModelCall, most_routes: int) -> Outcome:
+        """Returns the answer of the first of `most_routes` providers that does not fail with an error that may pass."""
+        self._check()
+        self._figures.calls += 1
+        self._in_flight += 1
+        call.began = self._clock.monotonic()
+        asked, failed, failures, refusals = call.spec, [], [], []
+        try:
+            for place, (route, chain) in enumerate(zip(self._routes[:most_routes], self._chains, strict=False), 1):
+                if place > 1:
+                    call.spec = route.fallback_request(self.provider, asked)
+                call.provider = route.provider.name
+                call.model = call.spec.model or route.provider.model
+                if place > 1:
+                    try:
+                        if call.before_fallback is not None:
+                            await call.before_fallback(call, route.price)
+                    except (PolicyDenied, BudgetExceeded) as error:
+                        refusals.append(error.message)
+                        continue
+                    self._figures.fallbacks += 1
+                try:
+                    return await chain(call)
+                except TransientError as error:
+                    if call.pieces or self._clock.monotonic() >= call.until:
+                        raise
+                    failed.append(error)
+                    named = error.message.startswith(f"{call.provider}, {call.model}")
+                    failures.append(error.message if named else f"{call.model}: {error.message}")
+            if not refusals:
+                raise failed[-1]
+            raise with_message(failed[-1], "; ".join([failures[-1], *failures[:-1], *refusals])) from failed[-1]
+        except Exception:
+            self._figures.failed += 1
+            raise
+        finally:
+            failed.clear()  # the errors refer to this frame, which would make a reference cycle
+            self._in_flight -= 1
+
+    def _check(self) -> None:
+        """Raises UserError if no call can be made: the engine is closed, the caller is the function of a durable
+        agent, or the engine belongs to another event loop.
+        """
+        if self._closed:
+            raise UserError("the engine is closed")
+        if IN_JOB.get():
+            raise UserError(
+                "the function of a durable agent calls an engine directly, so the policy cannot judge the call, nor the journal record it",
+                hint="await ctx.llm(engine).complete(…), agent.run(…, effects=ctx.llm(engine)), or ctx.step or ctx.call",
+            )
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                raise UserError(
+                    "the engine is in use in another event loop that is not closed",
+                    hint="make an engine for each event loop",
+                )
+            self._loop = loop
+            join_loop(loop, self, self._figures)
+            for route in self._routes:
+                route.admission.reset()
+
+
+def _without_cost(answer: Completion) -> Completion:
+    """Returns the answer for a caller for whom no request was made: with no tokens and no cost."""
+    cost = None if answer.cost is None else Decimal(0)
+    return msgspec.structs.replace(answer, cached=True, usage=answer.usage and Usage(), cost=cost, output=None)
+
+
+async def _gather(works: Iterable[Any]) -> list[Any]:
+    """Returns the results in order. The first error cancels the others."""
+    tasks = [asyncio.ensure_future(each) for each in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _seconds(name: str, value: Duration | None) -> float | None:
+    if value is None:
+        return None
+    seconds = parse_seconds(value, name=name)
+    if not seconds:
+        raise UserError(f"{name}=0", hint='a time above 0 ("30s"), or None for no limit')
+    return seconds
