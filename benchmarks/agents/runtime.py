@@ -239,7 +239,7 @@ async def shared(rows: int, connect: Callable[[], LedgerWriter]) -> dict[str, fl
                 doubt = LedgerEvent(
                     event_id=name, type="doubt", scope_id="acme", reserved_tokens=1000, cost=wanted.cost
                 )
-                judged = await accounts.reserve_shared(name, "acme", wanted, [doubt])
+                judged = await accounts.reserve(name, "acme", wanted, [doubt])
                 assert judged.decision is BudgetDecision.ALLOW
                 used = {"input_tokens": 400, "output_tokens": 100, "cost": cost, "at_ms": round(time.time() * 1000)}
                 accounts.record(LedgerEvent(event_id=name, type="model", scope_id="acme", name="m", **used), name)
@@ -257,7 +257,7 @@ async def shared(rows: int, connect: Callable[[], LedgerWriter]) -> dict[str, fl
         took = []
         for _ in range(50 if count == 1 else 0):
             alone = time.perf_counter()
-            await ledgers[0].reserve_shared("alone", "acme", wanted)
+            await ledgers[0].reserve("alone", "acme", wanted)
             took.append(time.perf_counter() - alone)
             ledgers[0].release("alone", "acme")
         if took:

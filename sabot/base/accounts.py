@@ -182,11 +182,13 @@ class Account:
 
     def doubt(self, call: Hashable, now_s: float = 0.0) -> None:
         """Counts the reservation of a call as used."""
-        self.settle(call, self._calls.get(call, NOTHING), now_s)
+        self.add(self.release(call), now_s)
 
-    def release(self, call: Hashable) -> None:
-        """Ends the reservation of a call, if it has one."""
-        self.reserve_instead(self._calls.pop(call, NOTHING), NOTHING)
+    def release(self, call: Hashable) -> Amounts:
+        """Ends the reservation of a call, and returns it."""
+        reserved = self._calls.pop(call, NOTHING)
+        self.reserve_instead(reserved, NOTHING)
+        return reserved
 
     def reserve_instead(self, before: Amounts, after: Amounts) -> None:
         """Changes the reserved amounts by those of one call, which is kept elsewhere."""

@@ -226,14 +226,14 @@ async def test_a_row_that_cannot_be_kept_keeps_what_was_reserved_and_others_are_
     if isinstance(ledger.writer, InMemoryLedgerWriter):
         pytest.skip("memory keeps anything")
     for call in ("bad", "good"):
-        assert (await ledger.reserve_shared(call, "tenant", Amounts(400, Decimal(0), 1))).decision == "allow"
+        assert (await ledger.reserve(call, "tenant", Amounts(400, Decimal(0), 1))).decision == "allow"
     ledger.record(row("bad", input_tokens=2**70), "bad")
     ledger.record(row("good", input_tokens=100), "good")
     await ledger.flush()
     assert ledger.refused_rows == 1
     assert (await ledger.used("tenant"))["daily"].tokens == 100
-    assert (await ledger.reserve_shared("more", "tenant", Amounts(501, Decimal(0), 1))).decision == "deny"
-    assert (await ledger.reserve_shared("more", "tenant", Amounts(500, Decimal(0), 1))).decision == "allow"
+    assert (await ledger.reserve("more", "tenant", Amounts(501, Decimal(0), 1))).decision == "deny"
+    assert (await ledger.reserve("more", "tenant", Amounts(500, Decimal(0), 1))).decision == "allow"
 
 
 async def test_a_call_that_an_owner_does_not_take_is_refused_and_those_beside_it_are_judged(place: Place) -> None:

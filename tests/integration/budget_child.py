@@ -35,7 +35,7 @@ async def hold(ledger: Ledger, name: str, calls: int) -> int:
         doubt = LedgerEvent(
             event_id=f"{job}/1", type="doubt", scope_id="tenant", job_id=job, name="m", reserved_tokens=300
         )
-        judged = await ledger.reserve_shared(job, "tenant", Amounts(300, calls=1), [doubt])
+        judged = await ledger.reserve(job, "tenant", Amounts(300, calls=1), [doubt])
         return judged.decision == "allow"
 
     return sum(await asyncio.gather(*map(call, range(calls))))

@@ -1,19 +1,27 @@
-"""The ledger of jobs: each call that a job asks for is judged by the budget of its scope, and its result is a row.
+"""The guard that judges each call of a job by the budget of its scope, and makes rows of the results.
 
-    decide ─▶ reserved, in the INTENT ─▶ RESULT, with the row as its usage ─▶ the ledger
+    decide ────────── the most that an attempt may use is reserved in the account of the scope, if it fits   ─▶ INTENT, with the verdict
+    decide_again ──── the same for one more attempt, beside those before it, which may have been paid        ─▶ ATTEMPT
+    decide_degraded ─ the difference, if a dearer model is asked instead                                     ─▶ ATTEMPT, with a note
+    settle ────────── the row of the result counts in place of the reservation, and a row in doubt for each
+                      attempt before it                                                                      ─▶ RESULT, with the rows
+    end_job ───────── a row in doubt for each attempt of the calls that are open                             ─▶ END, with the rows
+    drop ──────────── the call was not made: the reservation ends
 
-The journal is the authority. A row is made of a RESULT and named by its effect and attempt, so the ledger can be made anew from the journal
-(`rows_of`), and no crash or replay counts a call twice: a row is written when its entry is durable, and so none outlives it. An attempt of
-which no result is recorded (a crash, a connection that broke, a job that has ended meanwhile: then END has it) may have been paid: it is a
-row of type "doubt", with what was reserved for it.
+The account is in this process, or with the owner of shared budgets; `Ledger` asks either. Its verbs are those of every account
+(`base/accounts.py`), by other names: reserve, if the call fits; hold, in any case; record, which settles; release.
+
+The journal is the authority. A row is named by its effect and attempt, so the ledger can be made anew from the journal (`rows_of`), and no
+crash or replay counts a call twice. A row is written when its entry is durable, so none outlives it.
 """
 
 import logging
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -48,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000  # rows
 _VERSION = "budget"
+_Verdict = TypeVar("_Verdict", GuardVerdict, GuardVerdict | None)
 
 
 @dataclass(slots=True)
@@ -108,17 +117,41 @@ class LedgerGuard(EffectGuard):
         self._closes = closes
         self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
-        self._ready: set[str] = set()  # scopes whose accounts are loaded
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """As `EffectGuard.decide`. Children are their agents' business."""
         if call.kind == "child":
             return GuardVerdict()
-        if self.ledger.shared:
-            return self._decide_shared(call)
-        if call.scope in self._ready and not self.ledger.full:
-            return self._decide(call)
-        return self._decide_later(call)
+        opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, most_use(call))
+        return self._if_it_fits(call.effect, opened, 1, lambda judged: self._decided(call, opened.wanted, judged))
+
+    def _if_it_fits(
+        self,
+        effect: EffectId,
+        opened: _Open,
+        attempts: int,
+        then: Callable[[Judgement], _Verdict],
+        unavailable: Callable[[], None] = lambda: None,
+    ) -> _Verdict | Awaitable[_Verdict | GuardVerdict]:
+        """Reserves the most that so many attempts may use if the budget has room for it, and returns the result of `then` for the
+        judgement, at once or to be awaited. If the owner of shared budgets does not answer, calls `unavailable`, and denies the call.
+        """
+        doubts = self._doubts(effect, opened, attempts) if self.ledger.shared else ()
+        judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), doubts)
+        if isinstance(judged, Judgement):
+            return then(judged)
+
+        async def later(judging: Awaitable[Judgement]) -> _Verdict | GuardVerdict:
+            try:
+                judged = await judging
+            except BudgetUnavailable as error:
+                unavailable()
+                return GuardVerdict(
+                    Decision.DENY, "budget owner", _VERSION, message_of(error), error=stored_name(type(error))
+                )
+            return then(judged)
+
+        return later(judged)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
@@ -127,70 +160,31 @@ class LedgerGuard(EffectGuard):
         if opened is None:
             return GuardVerdict()
         if opened.limited and (refused := self._unpriced(call)):
-            return GuardVerdict(
-                Decision.DENY, f"{refused.window} budget", _VERSION, refused.reason, error="BudgetExceeded"
-            )
+            return _denied(refused)
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
             return GuardVerdict()
         attempts = max(1, opened.attempt - opened.told)
-        wanted = opened.wanted.costing(cost)
-        if opened.limited and self.ledger.shared:
-            return self._degraded_shared(call, opened, wanted, attempts)
-        judged = ALLOWED
-        if opened.limited:
-            judged = self.ledger.reserve(_name(call.effect), opened.scope, wanted.times(attempts))
-        return self._degraded(call, opened, wanted, attempts, judged)
+        dearer = replace(opened, wanted=opened.wanted.costing(cost))
 
-    def _degraded(
-        self, call: GuardedCall, opened: _Open, wanted: Amounts, attempts: int, judged: Judgement
-    ) -> GuardVerdict:
-        if judged.decision not in FITS:
-            self._reserve(call.effect, opened, attempts)
-            self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
-            return GuardVerdict(
-                Decision.DENY, f"{judged.window} budget", _VERSION, judged.reason, error="BudgetExceeded"
-            )
-        opened.wanted = wanted
-        opened.asks(call.name, call.effect.attempt)
-        self._reserve(call.effect, opened, attempts)
-        return GuardVerdict(tokens=wanted.tokens, cost=str(wanted.cost))
+        def then(judged: Judgement) -> GuardVerdict:
+            if judged.decision not in FITS:
+                self._hold(call.effect, opened, attempts)
+                self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
+                return _denied(judged)
+            opened.wanted = dearer.wanted
+            opened.asks(call.name, call.effect.attempt)
+            self._hold(call.effect, opened, attempts)
+            return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
-    async def _degraded_shared(self, call: GuardedCall, opened: _Open, wanted: Amounts, attempts: int) -> GuardVerdict:
-        dearer = replace(opened, wanted=wanted)
-        try:
-            judged = await self._reserve_shared(call.effect, dearer, attempts)
-        except BudgetUnavailable as error:
-            self._reserve(call.effect, opened, attempts)
-            return _unavailable(error)
-        return self._degraded(call, opened, wanted, attempts, judged)
-
-    async def _decide_later(self, call: GuardedCall) -> GuardVerdict:
-        await self.ledger.ready(call.scope)
-        if self.ledger.full:
-            await self.ledger.flush()
-        self._ready.add(call.scope)
-        return self._decide(call)
-
-    def _decide(self, call: GuardedCall) -> GuardVerdict:
-        wanted = most_use(call)
-        return self._decided(call, wanted, self.ledger.reserve(_name(call.effect), call.scope, wanted))
+        if not opened.limited:
+            return then(ALLOWED)
+        return self._if_it_fits(call.effect, dearer, attempts, then, lambda: self._hold(call.effect, opened, attempts))
 
     def _unpriced(self, call: GuardedCall) -> Judgement | None:
-        """Returns what the budget of its scope says of the call if its price is not known; None: nothing."""
+        """Returns the judgement on a call of a model whose price is not known; None if the price is known, or money has no limit."""
         budget = None if call.kind != "model" or has_price(call) else self.ledger.budget_of(call.scope)
         return None if budget is None else unpriced(budget, call.name)
-
-    async def _decide_shared(self, call: GuardedCall) -> GuardVerdict:
-        if self.ledger.full:
-            await self.ledger.flush()
-        wanted = most_use(call)
-        opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, wanted)
-        try:
-            judged = await self._reserve_shared(call.effect, opened, 1)
-        except BudgetUnavailable as error:
-            return _unavailable(error)
-        return self._decided(call, wanted, judged)
 
     def _decided(self, call: GuardedCall, wanted: Amounts, judged: Judgement) -> GuardVerdict:
         if judged.decision in FITS and (refused := self._unpriced(call)):
@@ -211,7 +205,7 @@ class LedgerGuard(EffectGuard):
             opened.limited = decision in FITS
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
-                self._reserve(call.effect, opened, 1)
+                self._hold(call.effect, opened, 1)
         return GuardVerdict(
             decision,
             rule=f"{judged.window} budget" if judged.window else "",
@@ -258,18 +252,13 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
         return rows
 
-    def _reserve(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """What so many attempts may use, in place of what was reserved."""
+    def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
+        """Reserves the most that so many attempts may use, whatever the budget says, in place of the reservation so far."""
         if attempts > 0:
             doubts = self._doubts(effect, opened, attempts) if self.ledger.shared else ()
             self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), doubts)
         else:
             self.ledger.release(_name(effect), opened.scope)
-
-    def _reserve_shared(self, effect: EffectId, opened: _Open, attempts: int) -> Awaitable[Judgement]:
-        """The same, where the budget, which other processes spend from too, has room for it. Raises BudgetUnavailable."""
-        wanted, doubts = opened.wanted.times(attempts), self._doubts(effect, opened, attempts)
-        return self.ledger.reserve_shared(_name(effect), opened.scope, wanted, doubts)
 
     def _doubts(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
         """What counts of so many attempts, those that have no row yet, if nothing is heard of them any more."""
@@ -290,7 +279,7 @@ class LedgerGuard(EffectGuard):
             models = {attempt: each.model or each.about for attempt, each in instead.items()}
             opened.models = {**models, effect.attempt + 1: name}
         job[effect.ordinal] = opened
-        self._reserve(effect, opened, effect.attempt + 1 - told)
+        self._hold(effect, opened, effect.attempt + 1 - told)
 
     async def ready(self) -> None:
         """As `EffectGuard.ready`: `again` must know what the scopes have used."""
@@ -298,37 +287,32 @@ class LedgerGuard(EffectGuard):
             await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.decide_again`: where the budget has no room for this attempt beside those before it, which may have been paid."""
+        """As `EffectGuard.decide_again`: denies if the budget has no room for this attempt beside those before it, which may have been
+        paid.
+        """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
-        judged = ALLOWED
-        if opened.limited and opened.kind == "model" and effect.attempt > 1:
-            if self.ledger.shared:
-                return self._again_shared(effect, opened)
-            judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(effect.attempt - opened.told))
-        return self._again(effect, opened, judged)
+        before, attempts = effect.attempt - 1 - opened.told, effect.attempt - opened.told
 
-    def _again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
-        if judged.decision not in FITS:
-            self._reserve(effect, opened, effect.attempt - 1 - opened.told)
-            reason = f"with attempts before it that may have been paid, {judged.reason}"
-            return GuardVerdict(Decision.DENY, f"{judged.window} budget", _VERSION, reason, error="BudgetExceeded")
-        opened.attempt = effect.attempt
-        self._reserve(effect, opened, effect.attempt - opened.told)
-        return None
+        def then(judged: Judgement) -> GuardVerdict | None:
+            if not self._is_open(effect, opened):  # its job has ended meanwhile
+                self.ledger.release(_name(effect), opened.scope)
+                return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
+            if judged.decision not in FITS:
+                self._hold(effect, opened, before)
+                return _denied(judged, "with attempts before it that may have been paid, ")
+            opened.attempt = effect.attempt
+            self._hold(effect, opened, attempts)
+            return None
 
-    async def _again_shared(self, effect: EffectId, opened: _Open) -> GuardVerdict | None:
-        try:
-            judged = await self._reserve_shared(effect, opened, effect.attempt - opened.told)
-        except BudgetUnavailable as error:
+        def unavailable() -> None:
             if self._is_open(effect, opened):
-                self._reserve(effect, opened, effect.attempt - 1 - opened.told)
-            return _unavailable(error)
-        if not self._is_open(effect, opened):  # its job has ended meanwhile
-            self.ledger.release(_name(effect), opened.scope)
-            return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
-        return self._again(effect, opened, judged)
+                self._hold(effect, opened, before)
+
+        if opened.limited and opened.kind == "model" and effect.attempt > 1:
+            return self._if_it_fits(effect, opened, attempts, then, unavailable)
+        return then(ALLOWED)
 
     def _is_open(self, effect: EffectId, opened: _Open) -> bool:
         return self._open.get(effect.job, {}).get(effect.ordinal) is opened
@@ -344,7 +328,7 @@ class LedgerGuard(EffectGuard):
     def forget_job(self, job_id: str) -> None:
         """As `EffectGuard.forget_job`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
-            self._reserve(EffectId(job_id, ordinal), opened, 0)
+            self._hold(EffectId(job_id, ordinal), opened, 0)
 
     async def open(self, journal: Journal) -> None:
         """As `EffectGuard.open`: rows that a crash has left out are written."""
@@ -394,8 +378,10 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
     return msgspec.structs.replace(row, type="model", cost=cost, **made)
 
 
-def _unavailable(error: BudgetUnavailable) -> GuardVerdict:
-    return GuardVerdict(Decision.DENY, "budget owner", _VERSION, message_of(error), error=stored_name(type(error)))
+def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
+    return GuardVerdict(
+        Decision.DENY, f"{judged.window} budget", _VERSION, beside + judged.reason, error="BudgetExceeded"
+    )
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:

@@ -19,7 +19,7 @@ from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, c
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
-from sabot.base.accounts import WINDOWS, Account, Amounts, Window, window_start
+from sabot.base.accounts import NOTHING, WINDOWS, Account, Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -111,7 +111,7 @@ class Ledger:
 
     @property
     def shared(self) -> bool:
-        """Whether other processes spend from the same budgets, so that `reserve` is not to be called, but `reserve_shared`."""
+        """True if other processes spend from the same budgets."""
         return self._shared is not None
 
     def set_budget(self, budget: Budget) -> None:
@@ -195,7 +195,7 @@ class Ledger:
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """`reserve` may be called for this scope from now on; the owner of budgets that are shared knows what was held."""
+        """Returns when the account of the scope is loaded, and the owner of shared budgets knows what was held."""
         if self._shared is None:
             await self._account(scope_id)
         else:
@@ -222,35 +222,48 @@ class Ledger:
                     _log.warning("ledger: its writer does not answer, and the start waits: %s", message_of(error))
             await asyncio.sleep(BACKOFF.wait_s(failures))
 
-    async def reserve_shared(
+    def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
-    ) -> Judgement:
-        """As `reserve`, where budgets are shared; but what was reserved for the call before stays where it does not fit. doubts: the rows
-        that stand for the call if this process dies. Guards use it, which name calls; others have `check_budget`. Raises BudgetUnavailable;
-        UserError where `call` or `scope_id` are no texts.
+    ) -> Judgement | Awaitable[Judgement]:
+        """Judges a call. If it fits, reserves `wanted` for it until `release` or `record`, in place of an earlier reservation of the call;
+        else that one stays. A call that is degraded, or that a person is asked for, has no reservation yet: `hold` makes one.
+
+        The judgement has to be awaited where the account is not loaded yet, where too many rows wait for the writer, and where budgets are
+        shared. `doubts`: the rows that stand for the call if this process dies. Guards use it, which name calls; others have
+        `check_budget`. Raises UserError if `call` or `scope_id` is no text. The await raises BudgetUnavailable if the owner of shared
+        budgets does not answer.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
+        if self.full:
+            return self._reserve_later(call, scope_id, wanted, doubts)
         if budget is None:
             return ALLOWED
-        assert self._shared is not None
-        return await self._shared.reserve(budget, call, wanted, doubts)
-
-    def reserve(self, call: str, scope_id: str, wanted: Amounts) -> Judgement:
-        """Whether this call may be made; if so, that much is reserved for it until `release` or `record`. A call that is degraded or that a
-        person is asked for has no reservation yet: `hold` makes one.
-        """
-        account = self._accounts.get(scope_id)
-        if account is None:
-            return ALLOWED
-        account.release(call)
-        judged = judge(self._budgets[scope_id], account, wanted, self._clock.time())
-        if judged.decision in FITS:
-            account.reserve(call, wanted)
+        if self._shared is not None:
+            return self._shared.reserve(budget, call, wanted, doubts)
+        loading = self._loading.get(scope_id)
+        if loading is None or not loading.done():
+            return self._reserve_later(call, scope_id, wanted, doubts)
+        account = self._accounts[scope_id]
+        had = account.release(call)
+        judged = judge(budget, account, wanted, self._clock.time())
+        reserved = wanted if judged.decision in FITS else had
+        if reserved != NOTHING:
+            account.reserve(call, reserved)
         return judged
 
+    async def _reserve_later(
+        self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent]
+    ) -> Judgement:
+        if self.full:
+            await self.flush()
+        if self._shared is None:
+            await self._account(scope_id)
+        judged = self.reserve(call, scope_id, wanted, doubts)
+        return judged if isinstance(judged, Judgement) else await judged
+
     def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves that much, whatever the budget says: the call was allowed before, or by a person. doubts: as of `reserve_shared`."""
+        """Reserves that much, whatever the budget says: the call was allowed before, or by a person. `doubts`: as of `reserve`."""
         account = self._accounts.get(scope_id)
         if account is None:
             return
@@ -260,7 +273,7 @@ class Ledger:
             account.reserve(call, wanted)
 
     def release(self, call: str, scope_id: str) -> None:
-        """The call was not made."""
+        """Ends the reservation of a call that was not made."""
         account = self._accounts.get(scope_id)
         if account is None:
             return
@@ -278,8 +291,6 @@ class Ledger:
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
         check("pending_tokens", pending_tokens, Whole())
-        if self._shared is None:
-            await self._account(context.scope_id)
         who, now = _who(context), self._clock.monotonic()
         held = self._held.pop(who, deque())
         while held and held[0][1] <= now:
@@ -288,10 +299,8 @@ class Ledger:
             self._held[who] = held
         call = uuid.uuid4().hex
         wanted = Amounts(pending_tokens, cost, 1)
-        if self._shared is None:
-            judged = self.reserve(call, context.scope_id, wanted)
-        else:
-            judged = await self.reserve_shared(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)])
+        found = self.reserve(call, context.scope_id, wanted, [_in_doubt(call, context, wanted)] if self.shared else ())
+        judged = found if isinstance(found, Judgement) else await found
         if judged.decision in FITS:
             self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
         self.note(context.job_id, context.scope_id, context.principal_id, "", judged)

@@ -82,8 +82,8 @@ class SharedAccounts:
     async def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
-        """As `Ledger.reserve_shared`: where the budget has no room, what was reserved for the call before stays. Raises BudgetUnavailable
-        where the owner does not answer, or refuses: then as much is reserved for the call as before, or as was asked for.
+        """As `Ledger.reserve`. Raises BudgetUnavailable if the owner does not answer, or refuses: then as much is reserved for the call as
+        before, or as was asked for.
         """
         key = budget.scope_id, call
         had = key in self._open
