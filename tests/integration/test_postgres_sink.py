@@ -175,6 +175,21 @@ def test_a_value_that_the_table_refuses_is_named_with_its_row(url: str) -> None:
     assert query(url, "SELECT * FROM results") == []
 
 
+def test_a_fresh_start_empties_a_table_or_says_that_it_adds_to_it(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    name = 'of 100 %, "all"'
+
+    def rows_after(**options: bool) -> list[Any]:
+        sink = SqlSink(url, name, **options)  # type: ignore[arg-type]
+        sink.start_afresh()
+        written(sink, pa.record_batch({"n": [1]}))
+        return query(url, 'SELECT n FROM "of 100 %, ""all"""')
+
+    assert rows_after() == [(1,)]
+    assert rows_after() == [(1,), (1,)]
+    assert "adds to them (overwrite=True begins empty" in caplog.text
+    assert rows_after(overwrite=True) == [(1,)]
+
+
 def test_names_are_only_names(url: str) -> None:
     schema, table, column = "Weird %s", 'a "b"; DROP TABLE x; --', "100% 'ü' %(n)s ?"
     query(url, f'CREATE SCHEMA "{schema}"')

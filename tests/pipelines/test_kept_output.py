@@ -1,11 +1,13 @@
 """A start without a checkpoint says that it adds to rows that are there, in each kind of sink."""
 
+import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sabot import App, CsvSink, NdjsonSink, ParquetSink, UserError
+from sabot import App, CsvSink, NdjsonSink, ParquetSink, UserError, files
 from sabot.connectors.base import Sink
 from sabot.connectors.sql import SqlSink
 
@@ -48,6 +50,29 @@ def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
         assert started(CsvSink(tmp_path / "out.csv", overwrite=True), caplog) == []
         assert started(ParquetSink(tmp_path / "out.parquet", overwrite=True), caplog) == []
         assert started(SqlSink(f"sqlite:///{tmp_path}/out.db", "t", keys=["id"]), caplog) == []
+        assert started(SqlSink(f"sqlite:///{tmp_path}/out.db", "new", overwrite=True), caplog) == []
+    assert sqlite3.connect(tmp_path / "out.db").execute("SELECT * FROM new").fetchall() == [(1, 10), (2, 20)]
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
     with pytest.raises(UserError, match="overwrite=True replaces it"):
         started(ParquetSink(tmp_path / "out.parquet"), caplog)
+
+
+@pytest.mark.parametrize("delivery", [None, "at_least_once"])
+def test_a_table_that_is_overwritten_loses_its_rows_at_a_fresh_start_and_keeps_them_at_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, delivery: Any
+) -> None:
+    database = f"sqlite:///{tmp_path}/out.db"
+    (tmp_path / "in").mkdir()
+
+    def run(*, fresh: bool, number: int) -> list[tuple[int]]:
+        (tmp_path / f"in/{number}.ndjson").write_text(json.dumps({"n": number}) + "\n")
+        app = App("table", "memory://table", state=tmp_path / "state", fresh=fresh)
+        rows = app.stream(files(tmp_path / "in"), schema={"n": "int64"})
+        rows.to(SqlSink(database, "t", overwrite=True), delivery=delivery)
+        app.main()
+        found = sqlite3.connect(tmp_path / "out.db").execute("SELECT n FROM t ORDER BY n")
+        return list(found)
+
+    assert run(fresh=False, number=1) == [(1,)]
+    assert run(fresh=True, number=2) == [(1,), (2,)], "the rows of the first run are deleted, and both files read"
+    assert run(fresh=False, number=3) == [(1,), (2,)], "an app that is complete goes on from its checkpoint"

@@ -89,7 +89,7 @@ class PostgresDatabase(Database):
 
     def has_rows(self) -> bool:
         _, allowed = self.run("SELECT has_table_privilege(%s, 'SELECT')", (self._name,))  # a sink needs only INSERT
-        return allowed == [(True,)] and bool(self.run(f"SELECT 1 FROM {self._name} LIMIT 1")[1])
+        return allowed == [(True,)] and bool(self.run(f"SELECT 1 FROM {self.name} LIMIT 1")[1])
 
     def same_column(self, name: str) -> str:
         return name

@@ -44,7 +44,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     of libpq. `table`: the name of the table, for PostgreSQL with its schema, if any ("sales.alerts"). `keys`: columns
     whose values identify a row: a row replaces the one with the same values. They need a unique index, and no value
     may be null. `schema`: the columns, if the plan does not know them. `evolve`: True to add columns that come and that
-    an existing table lacks; they are null in its rows.
+    an existing table lacks; they are null in its rows. `overwrite`: True to delete all rows of the table when the app
+    starts without a checkpoint, in the transaction that opens the table.
 
     The table is made if it is missing. An existing table keeps its rows; without `evolve` it must have the columns that
     come. Agents' results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
@@ -65,12 +66,14 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         keys: Sequence[str] = (),
         schema: pa.Schema | None = None,
         evolve: bool = False,
+        overwrite: bool = False,
     ) -> None:
         if isinstance(keys, str):
             raise UserError(f"table {table}: keys={keys!r} is no list", hint=f"keys=[{keys!r}]")
         self.name = table
         self.url = str(url)
         self.evolve = evolve
+        self._overwrite = overwrite
         self._keys = list(keys)
         self._schema = schema
         self._database = database_of(self.url, table, keys)
@@ -133,6 +136,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._connect("")
         with self._database.transaction():
             self._prepare()
+        self._afresh = False
 
     def write(self, batch: Batch) -> None:
         data = batch.taken()
@@ -160,6 +164,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         with self._database.transaction():
             token = self._database.claim(track, self._owner, again=again)
             self._prepare()
+        self._afresh = False
         self._track = track
         return token
 
@@ -213,13 +218,19 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     # -- the table -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Checks the table before there are rows, as far as that is possible. Logs that it keeps rows of an earlier run."""
-        if self._afresh and not self._keys and self._table() is not None and self._database.has_rows():
-            _log.warning(
-                "table %s has rows already, and this start without a checkpoint adds to them (keys= replaces rows; or empty it before)",
-                self.name,
-            )
-        self._afresh = False
+        """Checks the table before there are rows, as far as that is possible. At a start without a checkpoint, deletes the rows of an
+        earlier run, or logs that they are kept.
+        """
+        if self._afresh and self._table() is not None:
+            if self._overwrite:
+                deleted, _ = self._database.run(f"DELETE FROM {self._database.name}")
+                _log.info("table %s: %d rows of earlier runs are deleted, as overwrite= says", self.name, deleted)
+            elif not self._keys and self._database.has_rows():
+                _log.warning(
+                    "table %s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty; keys= "
+                    "replaces rows)",
+                    self.name,
+                )
         if self._schema is not None and not self._schema.equals(RECORD_SCHEMA):
             self._fit(normalise(self._schema.empty_table()).schema)
 
