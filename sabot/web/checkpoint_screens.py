@@ -225,7 +225,9 @@ class CheckpointScreens:
 
     async def _savepoint(self, form: Mapping[str, str]) -> str:
         made = await self._kept.savepoint()
-        return f"Checkpoint {made.checkpoint} is kept in {redacted_url(made.savepoint)}"
+        place = redacted_url(made.savepoint)
+        start = f"sabot run {self._app.start_words()} --from {shlex.quote(place)}"
+        return f"Checkpoint {made.checkpoint} is kept in {place}\nA start from it: {start}"
 
     async def _drop_savepoint(self, form: Mapping[str, str]) -> str:
         return await run_in_thread(self._drop, form.get("savepoint", ""))

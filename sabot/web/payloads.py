@@ -17,6 +17,7 @@ PayloadMode: TypeAlias = Literal["none", "scrubbed", "all"]
 PAYLOAD_MODES: tuple[PayloadMode, ...] = get_args(PayloadMode)
 _MOST_FIELDS = 50  # of a value
 _MOST_CHARS = 2_000  # of a field
+_MOST_UNBROKEN = 64  # characters of a word on a page
 _HIDDEN = object()
 
 
@@ -47,13 +48,15 @@ class Payloads:
         """True if some values may be shown."""
         return self.mode == "all" or (self.mode == "scrubbed" and bool(self.names))
 
-    def shown(self, value: Any, name: str = "") -> ShownPayload:
-        """Returns the part of a value, which JSON can say, that may be shown. `name`: the column or the tool that the value is of."""
+    def shown(self, value: Any, name: str = "", *, most: int = _MOST_CHARS) -> ShownPayload:
+        """Returns the part of a value, which JSON can say, that may be shown. `name`: the column or the tool that the value is of. `most`:
+        the characters of a field after which it is cut.
+        """
         kept, hidden = (value, 0) if self.shows(name) else self._visible(value)
         if kept is _HIDDEN:
             return ShownPayload(hidden=hidden)
         pairs = [*kept.items()] if isinstance(kept, Mapping) else [("", kept)]
-        fields = [(_text(str(each)), _text(_written(found))) for each, found in pairs[:_MOST_FIELDS]]
+        fields = [(_text(str(each)), _text(_written(found), most)) for each, found in pairs[:_MOST_FIELDS]]
         return ShownPayload(fields, hidden, max(0, len(pairs) - _MOST_FIELDS))
 
     def cell(self, value: Any, name: str) -> str:
@@ -81,7 +84,14 @@ def _written(value: Any) -> str:
     )
 
 
-def _text(text: str) -> str:
+def _text(text: str, most: int = _MOST_CHARS) -> str:
     """Returns a text without known secrets, cut to a length for a page."""
     clean = visible(scrubbed(text))
-    return clean if len(clean) <= _MOST_CHARS else f"{clean[:_MOST_CHARS]}…"
+    return clean if len(clean) <= most else f"{clean[:most]}…"
+
+
+def shortened(text: str) -> str:
+    """Returns a long text without a space, such as that of binary data, as its beginning and its length; another text as it is."""
+    if len(text) <= _MOST_UNBROKEN or any(each.isspace() for each in text[:_MOST_UNBROKEN]):
+        return text
+    return f"{text[: _MOST_UNBROKEN // 2]}… ({len(text):,} characters)"

@@ -80,6 +80,8 @@ class StepRecord:
     """The seconds that half of the late rows of this run were late at most."""
     late_most: float | None = None
     """The seconds by which the latest of the late rows of this run was late."""
+    watermark: float | None = None
+    """The watermark, in seconds since 1970."""
 
 
 _STALE_SECONDS = 30.0  # a run that goes on writes its figures each ten seconds
@@ -173,6 +175,7 @@ def _fold(group: Sequence[StepRecord]) -> StepRecord:
         shares={name: sum(each.shares.get(name, 0.0) for each in group) / len(group) for name in group[0].shares},
         behind=max(known("behind"), default=None),
         fill=max(known("fill"), default=None),
+        watermark=min(known("watermark"), default=None),
         late_half=max(known("late_half"), default=None),
         late_most=max(known("late_most"), default=None),
         skew=max(known("rows_in")) * len(group) / rows if rows else None,
@@ -245,6 +248,7 @@ def _steps_of(
             state_bytes=operator.get("state_bytes"),
             late_rows=operator.get("late_rows", 0),
             dead_letters=operator.get("dead_rows", 0),
+            watermark=_seconds(time_of(operator)),
             late_half=_seconds(operator.get("late_p50_ms")),
             late_most=_seconds(operator.get("late_most_ms")),
             **common,

@@ -12,7 +12,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
 from sabot.runtime.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint
 from sabot.web.payloads import Payloads
-from sabot.web.records import tap_points
+from sabot.web.records import StepRecord, folded, step_records, tap_points
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
@@ -75,7 +75,14 @@ class RowsScreens:
     def _facts(self, query: Query) -> dict[str, Any]:
         payloads, view = self._app.payloads, self._view(query)
         hidden = [] if view is None else [name for name in view.columns if not payloads.shows(name)]
-        return {"view": view, "hidden": hidden, "chosen": bool(query.get("of"))}
+        return {"view": view, "hidden": hidden, "chosen": bool(query.get("of")), "late": self._late(query)}
+
+    def _late(self, query: Query) -> StepRecord | None:
+        """Returns the figures of the step if the rows are its late ones, which do not say how late they were."""
+        if not query.get("branch", "").startswith("late"):
+            return None
+        steps = folded(step_records(self._app.figures))
+        return next((each for each in steps if each.step == query.get("of") and each.late_most is not None), None)
 
     async def _more(self, query: Query) -> dict[str, Any]:
         return {"points": tap_points(self._app.figures), "rate": ROWS_A_SECOND}

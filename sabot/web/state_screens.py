@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,12 +20,13 @@ from sabot.checkpoint.state_reads import (
     rows_in,
 )
 from sabot.errors import SabotError, UserError
-from sabot.web.payloads import ShownPayload
+from sabot.web.payloads import ShownPayload, shortened
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _MOST_ROWS = 20_000  # of CSV and JSON
+_MOST_CHARS = 100_000  # of a value in CSV and JSON
 _LOOKS = 5  # for the newest checkpoint
 # Columns that Sabot adds. They say which row it is, and have no values of the user's rows.
 _OWN_COLUMNS = {
@@ -62,9 +63,16 @@ class StateScreens:
         return ScreenGroup({"state": Screen("State", "/state", more=self.facts, rows=self.rows, role="act")})
 
     async def facts(self, query: Query) -> dict[str, Any]:
-        """Returns the facts of the page. Raises UserError for a checkpoint that is not there."""
-        sources, of, read = await self._read(query.get("of", ""))
+        """Returns the facts of the page. In place of a checkpoint that is not there any more it shows the newest, and says so."""
         step, key, beside = query.get("step", ""), query.get("q", ""), query.get("beside", "")
+        gone = ""
+        try:
+            sources, of, read = await self._read(query.get("of", ""))
+        except UserError:
+            sources, of, read = await self._read("")
+            gone = query.get("of", "")
+            if not _has_gone(gone, sources):
+                raise
         facts: dict[str, Any] = {
             "sources": sources,
             "step": step,
@@ -77,6 +85,8 @@ class StateScreens:
             "following": "",
             "hidden": [],
             "older": None,
+            "gone": [each for each in (gone,) if each],
+            "oldest": next((each for each in reversed(sources) if each.name.isdigit()), None),
             "problem": "" if sources else "The app has no checkpoint yet.",
         }
         if of is None or read is None:
@@ -85,7 +95,9 @@ class StateScreens:
         if not step:
             return facts
         try:
-            if beside:
+            if _has_gone(beside, sources):
+                facts["gone"].append(beside)
+            elif beside:
                 older = facts["older"] = _named(sources, beside)
                 return facts | self._difference_facts(await self._difference(of, older, step), _kind(read, step))
             page = await self._reader.read(
@@ -98,7 +110,7 @@ class StateScreens:
         following = {"of": of.name or str(read.checkpoint), "step": step, "at": page.following}
         return facts | {
             "columns": page.columns,
-            "lines": [self._cells(row, page.columns, kind) for row in page.rows],
+            "lines": [self._short_cells(row, page.columns, kind) for row in page.rows],
             "hidden": self._hidden(page.columns, kind),
             "following": urlencode(following) if page.following else "",
         }
@@ -159,8 +171,8 @@ class StateScreens:
             "changes": [
                 (
                     each.kind,
-                    self._cells(each.key, found.keys, kind),
-                    *([self._cells(row, values, kind) for row in rows] for rows in (each.before, each.after)),
+                    self._short_cells(each.key, found.keys, kind),
+                    *([self._short_cells(row, values, kind) for row in rows] for rows in (each.before, each.after)),
                 )
                 for each in found.changes
             ],
@@ -170,10 +182,17 @@ class StateScreens:
     def _cells(self, row: dict[str, Any], columns: Iterable[str], kind: str) -> list[ShownPayload]:
         return [self._cell(row.get(name), name, kind) for name in columns]
 
+    def _short_cells(self, row: dict[str, Any], columns: Iterable[str], kind: str) -> list[ShownPayload]:
+        """Returns the cells for a page, which has binary values, written as base64, shortened."""
+        return [
+            replace(each, fields=[(name, shortened(text)) for name, text in each.fields])
+            for each in self._cells(row, columns, kind)
+        ]
+
     def _cell(self, value: Any, column: str, kind: str) -> ShownPayload:
         if column in _OWN_COLUMNS.get(kind, ()):
             return ShownPayload([("", scrubbed(str(value)))])
-        return self._payloads.shown(value, column)
+        return self._payloads.shown(value, column, most=_MOST_CHARS)
 
     def _hidden(self, columns: Sequence[str], kind: str) -> list[str]:
         """Returns the columns whose values are hidden, at least in part."""
@@ -224,6 +243,17 @@ def _named(sources: Sequence[_Source], name: str) -> _Source:
     if not found:
         raise UserError("there is no such checkpoint any more", hint="choose another one")
     return found[0]
+
+
+def _has_gone(name: str, sources: Sequence[_Source]) -> bool:
+    """Returns True if a name is that of a checkpoint that is not there."""
+    return (
+        name.isascii()
+        and name.isdigit()
+        and len(name) < 20
+        and bool(sources)
+        and all(each.name != name for each in sources)
+    )
 
 
 def _kind(read: OwnersOfState, step: str) -> str:

@@ -12,7 +12,7 @@ from sabot.api.agent import AgentSpec
 from sabot.connectors.base import Sink, Source
 from sabot.operators.base import LETTERS
 from sabot.operators.layout.stages import Edge, Stage, Step
-from sabot.plan.agents import place_of_sink
+from sabot.plan.agents import dead_letter_topics, place_of_sink
 from sabot.plan.stages import Plan, reading_text
 
 Kind: TypeAlias = Literal["source", "step", "sink", "dead letters", "agent", "gate"]
@@ -107,10 +107,14 @@ def frames_of(plan: Plan) -> list[TaskFrame]:
             root.links.append(BoxLink(key, target, _DEAD_LETTERS, aside=True))
         found.append(frame)
     sinks = {place_of_sink(stage.sink[0]): frames[id(stage)] for stage in plan.stages if stage.sink is not None}
+    specs = [stage.agent for stage in plan.stages if stage.agent is not None]
     for stage in plan.stages:
         if stage.agent is not None:
             found = [*_topics(stage.agent, frames[id(stage)]), *found]
             found += _agent_sinks(stage.agent, frames[id(stage)], sinks)
+    for stage in plan.stages:
+        if stage.agent is not None:
+            _link_letters(stage.agent, specs, frames[id(stage)], sinks)
     _mark_dead_letters(found)
     return found
 
@@ -241,6 +245,20 @@ def _agent_sinks(spec: AgentSpec, agent: TaskFrame, sinks: dict[str | int, TaskF
             made.append(sinks[place])
         agent.root.links.append(BoxLink(LinkKey(agent.id, sinks[place].id), sinks[place]))
     return made
+
+
+def _link_letters(
+    spec: AgentSpec, specs: Sequence[AgentSpec], agent: TaskFrame, sinks: Mapping[str | int, TaskFrame]
+) -> None:
+    """Links the agent to the places of its dead letters that the drawing has, because streams or agents write there too. Places of their
+    own would double the drawing: each agent has one.
+    """
+    own = spec.dead_letter
+    letters = dead_letter_topics(spec, specs, frozenset()).values() if isinstance(own, str) else [own]
+    for place in dict.fromkeys(map(place_of_sink, letters)):
+        if place in sinks:
+            key = LinkKey(agent.id, sinks[place].id, _DEAD_LETTERS)
+            agent.root.links.append(BoxLink(key, sinks[place], _DEAD_LETTERS, aside=True))
 
 
 def _mark_dead_letters(frames: Iterable[TaskFrame]) -> None:

@@ -100,6 +100,20 @@ def test_the_drawing_has_the_sources_steps_sinks_and_agents_with_their_links() -
     assert links[LinkKey("upsert-1", "join-1")].right
 
 
+def test_the_dead_letters_of_an_agent_have_a_line_to_the_place_that_a_stream_has_too() -> None:
+    app = App("shop")
+    app.stream("orders", schema={"id": "int64"}, dead_letter="{topic}.dlq").to("large")
+    app.agent("orders", name="check")(lambda ctx: None)
+    app.agent("other", name="lone")(lambda ctx: None)
+    frames = frames_of(planned(app, 1))
+    links = {(box.id, link.label, to.root.name, to.root.kind) for frame in frames for box, link, to in frame.exits()}
+    letters = {each for each in links if each[1] == "dead letters"}
+    assert letters == {
+        ("read-1", "dead letters", "orders.dlq", "dead letters"),
+        ("shop.check", "dead letters", "orders.dlq", "dead letters"),
+    }
+
+
 def test_subtasks_are_folded_and_named() -> None:
     assert svg(shop(1)).count("×") == 0
     two = svg(shop(2))

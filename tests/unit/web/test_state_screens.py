@@ -1,5 +1,6 @@
 """The screen of state over HTTP: rows, one key, two checkpoints, savepoints; hidden values, and requests that get nothing."""
 
+import base64
 import csv
 import io
 import json
@@ -21,9 +22,11 @@ from unit.web.test_reader import begun, ended, endless
 from sabot import App
 from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import AppCheckpoints, create_savepoint
+from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
 from sabot.web.reader import ConsoleReader
+from tools.agent_tools import checkpoint, started, until
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ async def test_the_owners_of_state_lead_to_their_rows_page_by_page(consoles: Any
     }
     status, page = await ask(browser, address(of=1, step="steady"))
     assert sorted(cells(page)) == sorted([f"a{n}", "5", f"{400 + 5 * n}"] for n in range(40))
-    assert "CSV and JSON have the rows of all pages, up to 20,000" in page
+    assert "the rows of all pages, up to 20,000" in page
     status, page = await ask(browser, address(of=1, step="shop.notes", q="a7"))
     assert cells(page) == [["shop.notes/seen", "a7", "rows", "[87, 127, 167]"]]
     status, page = await ask(browser, address(of=1, step="totals", q="nobody"))
@@ -91,6 +94,43 @@ async def test_two_checkpoints_are_beside_each_other(consoles: Any, kept: tuple[
     status, page = await ask(browser, address(of=2, step="steady", beside=1))
     assert "0 keys have changed" in page
     assert "in files that are equal in both are not read" in page
+
+
+async def test_in_place_of_a_checkpoint_that_has_gone_the_page_names_those_that_are_there(consoles: Any) -> None:
+    browser = await consoles(Payloads("all"))
+    status, page = await ask(browser, address(of=2, step="totals", beside=77))
+    assert status == 200
+    assert "Checkpoint 77 is not kept any more" in page
+    (way,) = re.findall(r'<a href="([^"]*)">Compare with the oldest that is there, checkpoint 1</a>', page)
+    assert "2 keys have changed from checkpoint 1" in re.sub(r"\s+", " ", (await ask(browser, unescape(way)))[1])
+    status, page = await ask(browser, address(of=77, step="totals", q="a7"))
+    assert (status, cells(page)) == (200, [["a7", "6", "1435"]])
+    assert "Checkpoint 77 is not kept any more" in page
+    assert re.search(r"Of checkpoint \d, written", page)
+    _, page = await ask(browser, address(of=77, step="totals", beside=78))
+    assert "Checkpoints 77 and 78 are not kept any more" in page
+
+
+async def test_long_binary_values_are_short_on_the_page_and_whole_in_json(memory_url: str, tmp_path: Path) -> None:
+    app = App("shop", memory_url, state=str(tmp_path / "state"), checkpoint_dir=str(tmp_path / "kept"))
+
+    @app.agent("in", name="notes")
+    async def notes(ctx: Any) -> None:
+        await ctx.state("seen").put("k", bytes(range(256)) * 13)
+
+    MemoryBroker.get(memory_url).publish("in", [b"1"])
+    async with started(app):
+        await until(lambda: app.agent_runtime.get_stats()["shop.notes"]["messages_processed"] == 1)
+        await checkpoint(app)
+    console = Console(App("shop", checkpoint_dir=str(tmp_path / "kept")), port=0, payloads=Payloads("all"))
+    try:
+        browser = await enter(console, "act")
+        ((*_, shown),) = cells((await ask(browser, address(step="shop.notes")))[1])
+        assert shown == "AAECAwQFBgcICQoLDA0ODxAREhMUFRYX… (4,440 characters)"
+        (row,) = json.loads((await ask(browser, address(".json", step="shop.notes")))[1])
+        assert base64.b64decode(row["value"]) == bytes(range(256)) * 13
+    finally:
+        console.close()
 
 
 async def test_values_are_hidden_but_those_that_are_named(consoles: Any) -> None:
@@ -158,7 +198,8 @@ async def refuses(browser: Browser, name: str) -> None:
     for query in ({"of": name, "step": "totals"}, {"of": 1, "step": "totals", "beside": name}):
         for form in ("", ".json", ".csv"):
             status, page = await ask(browser, address(form, **query))
-            assert "no such checkpoint" in page, (status, page)
+            said = "is not kept any more" if name.isdigit() and not form else "no such checkpoint"
+            assert said in page, (status, page)
             assert MARKUP not in page
 
 
