@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sabot._cython.arrow.batch import Batch
+from sabot.agents.admission import Place
 from sabot.agents.durable.context import DurableContext
 from sabot.agents.durable.job_batches import to_ipc
 from sabot.api.agent import AgentSpec
@@ -116,7 +117,7 @@ class JobCall(
     - `mailed`: True if the row is the first of its key's mailbox.
     - `before`: the job as it was open in the journal, or None; set to None when the job is parked or blocked.
     - `reopened`: True if the job was open at the start.
-    - `runs`: True if the job is one of the `concurrency=` that run.
+    - `place`: the place of the job at the agent's `JobAdmission`, which allows `concurrency=` jobs to run.
     - `renewed`: True if the job was tried again since the start.
     - `run`: the number of the run in its BEGIN; above 1 the job gets its recorded results.
     - `begun`: True if its BEGIN is in the journal.
@@ -133,14 +134,18 @@ class JobCall(
     mailed: bool = False
     before: OpenJob | None = None
     reopened: bool = False
-    runs: bool = False
-    parked: bool = False
+    place: Place = ""
     blocked: bool = False
     renewed: bool = False
     run: int = 1
     begun: bool = False
     ctx: DurableContext | None = None
     behalf: Behalf = NOBODY
+
+    @property
+    def parked(self) -> bool:
+        """True if the job is parked, or woken and not running yet."""
+        return self.place in ("parked", "woken")
 
     @property
     def is_failed_child(self) -> bool:

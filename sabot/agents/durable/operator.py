@@ -17,12 +17,12 @@ the same job.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from sabot._cython.arrow.batch import Batch
+from sabot.agents.admission import JobAdmission
 from sabot.agents.durable.job_batches import is_batch
 from sabot.agents.durable.job_function import job_function
 from sabot.agents.durable.job_rows import (
@@ -88,15 +88,13 @@ class DurableAgentOperator(AgentOperator):
         self._reader = RecordReader(spec, self.key_kinds, self.codec_for)
         self.function = job_function(spec, self.backend, self.clock)
         self._keyed = self.function.keyed
-        self._limit = spec.calls.concurrency
         self.calls: dict[str, JobCall] = {}
-        self._ready: deque[JobCall] = deque()
-        self._woken: deque[JobCall] = deque()  # were parked, and continue before others begin
+        self._admission = JobAdmission(spec.calls.concurrency, self._run, self._is_held)
         self._rate = None if spec.calls.rate is None else TokenBucket(spec.calls.rate)
         self._waits_for_rate: asyncio.TimerHandle | None = None
         self._known: dict[str, bytes] = {}  # by id of a job that the journal had at the start, the digest of its input
         self._begun: dict[tuple[str, int], int] = {}  # by topic and partition, the last offset whose job has begun
-        self._running = self._parked = self._duplicates = 0
+        self._duplicates = 0
         self._admitted = self._started = False
         self._waits_for_port: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,7 +183,8 @@ class DurableAgentOperator(AgentOperator):
         """True if a job runs, is ready to begin or to continue, or is parked. While the app drains, parked jobs are
         not counted. Blocked jobs never are.
         """
-        return bool(self._ready or self._woken or self._running or (self._parked and not self.leaving))
+        jobs = self._admission
+        return bool(jobs.waiting or jobs.running or (jobs.parked and not self.leaving))
 
     # -- input --------------------------------------------------------------------------------------------------------
 
@@ -272,7 +271,7 @@ class DurableAgentOperator(AgentOperator):
         """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
-            self._ready.append(call)
+            self._admission.wait(call)
 
     def has_failed(self) -> bool:
         return self.failure is not None
@@ -286,31 +285,29 @@ class DurableAgentOperator(AgentOperator):
         """Resumes parked jobs, then begins new ones, until `concurrency=` jobs run, or a receiver is full, or `rate=`
         is reached.
         """
-        while (self._woken or self._ready) and self._may_run:
-            if (self.port is not None and self.port.full) or self.dead_letters_full:
-                self._wait_for_port()
-                return
-            if not self._woken and not self._ready[0].named and self._is_rate_limited():
-                return
-            call = (self._woken or self._ready).popleft()
-            call.runs = True
-            self._running += 1
-            if call.parked:
-                self._wakes(call)
-                self.host.parking.wake(call.job_id)
-            elif call.before is not None:
-                self.host.resume(call.before)
-            elif call.named:
-                self._spawn(self.ask_journal(call))
-            else:
-                self.begin(call)
+        self._admission.go_on()
         if not self.unprocessed:
             self.release()
 
-    @property
-    def _may_run(self) -> bool:
-        """True if another job may run."""
-        return self._running < self._limit and self._started and self._admitted and self.failure is None
+    def _is_held(self, call: JobCall) -> bool:
+        """Returns True if the next job may not run now. `go_on` is called again when a receiver has room, or `rate=` allows a job."""
+        if not self._started or not self._admitted or self.failure is not None:
+            return True
+        if (self.port is not None and self.port.full) or self.dead_letters_full:
+            self._wait_for_port()
+            return True
+        return not call.parked and not call.named and self._is_rate_limited()
+
+    def _run(self, call: JobCall, was_parked: bool) -> None:
+        """Lets a job run, or asks the journal whether it has the job."""
+        if was_parked:
+            self.host.parking.wake(call.job_id)
+        elif call.before is not None:
+            self.host.resume(call.before)
+        elif call.named:
+            self._spawn(self.ask_journal(call))
+        else:
+            self.begin(call)
 
     def begin(self, call: JobCall) -> None:
         """Begins the job of a call at the host."""
@@ -348,8 +345,8 @@ class DurableAgentOperator(AgentOperator):
 
     def _begin_first(self, call: JobCall) -> None:
         """Puts the call at the front of those that are ready to begin."""
-        self._runs_no_more(call)
-        self._ready.appendleft(call)
+        self._admission.leave(call)
+        self._admission.wait(call, first=True)
         self.go_on()
 
     def _is_rate_limited(self) -> bool:
@@ -476,13 +473,12 @@ class DurableAgentOperator(AgentOperator):
 
     def parked(self, job_id: str) -> None:
         call = self.calls[job_id]
-        call.parked = True
-        self._parked += 1
+        self._admission.park(call)
         self._suspend(call)
 
     def woken(self, job_id: str) -> None:
         """Puts a parked job into the queue of jobs that continue. It stays parked until it may run."""
-        self._woken.append(self.calls[job_id])
+        self._admission.wait(self.calls[job_id], continues=True)
         self.go_on()
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
@@ -490,6 +486,7 @@ class DurableAgentOperator(AgentOperator):
         call = self.calls[job_id]
         call.blocked = True
         self.blocked_jobs[job_id] = error
+        self._admission.leave(call)
         self._suspend(call)
 
     def job_closed(self, job_id: str, outcome: str) -> None:
@@ -506,27 +503,15 @@ class DurableAgentOperator(AgentOperator):
     def _suspend(self, call: JobCall) -> None:
         """Releases all resources of a parked or blocked job. Its key stays taken."""
         call.ctx = None
-        self._runs_no_more(call)
         self.end_row(call)
         self.order.suspend(call)
         self.go_on()
-
-    def _wakes(self, call: JobCall) -> None:
-        if call.parked:
-            call.parked = False
-            self._parked -= 1
-
-    def _runs_no_more(self, call: JobCall) -> None:
-        if call.runs:
-            call.runs = False
-            self._running -= 1
 
     def _close_call(self, call: JobCall) -> None:
         """Removes a call whose job has ended, or that will have no job. The turn goes to the next call of its key."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
-        self._wakes(call)
-        self._runs_no_more(call)
+        self._admission.leave(call)
         self.end_row(call)
         self.order.end(call)
         self.go_on()
@@ -566,10 +551,10 @@ class DurableAgentOperator(AgentOperator):
         """
         return {
             **super().statistics(),
-            "limit": self._limit,
-            "in_flight": self._running,
-            "running": self._running,
-            "parked": self._parked,
+            "limit": self._admission.limit,
+            "in_flight": self._admission.running,
+            "running": self._admission.running,
+            "parked": self._admission.parked,
             "blocked": len(self.blocked_jobs),
             "behind_blocked": self.order.behind_blocked,
             "mailbox_rows": self.order.boxes.rows,

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sabot.agents.admission import JobAdmission, Place
 from sabot.agents.context import BudgetSpec
 from sabot.agents.events.bus import InMemoryEventBus
 from sabot.agents.events.job_events import JobEvents
@@ -67,7 +68,7 @@ class KernelHost:
         self.handles: dict[str, ExecutionHandle] = {}  # of jobs that have not ended
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
-        self._max_jobs, self._keep_jobs, self._dedupe_s = max_jobs, keep_jobs, dedupe_s
+        self._keep_jobs, self._dedupe_s = keep_jobs, dedupe_s
         self._children = children
         self._given: dict[str, asyncio.Event] = {}  # whether somebody has the handle, of jobs that have asked no model
         self._shown = shown
@@ -79,9 +80,9 @@ class KernelHost:
         for agent in agents.values():
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
-        self._places: set[str] = set()  # jobs that run
-        self._ready: deque[tuple[str, Callable[[], object]]] = deque()
-        self._callers: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._admission = JobAdmission[_Seat](max_jobs, lambda seat, was_parked: seat.go())
+        self._seats: dict[str, _Seat] = {}  # of jobs that run or wait for a place
+        self._callers: set[asyncio.Future[None]] = set()  # that wait for the place of a job
         self._said: dict[str, bytes | BaseException] = {}  # what END will say, of jobs that are about to end
         self._ended = 0
         self._positions: dict[int, int] = {}  # where the journal ended at the start
@@ -138,11 +139,12 @@ class KernelHost:
             handle.settle(error, ended=False)
             handle.begun(False)
         self.handles.clear()
-        self._ready.clear()
-        for _, caller in self._callers:
+        for seat in self._seats.values():
+            if seat.place == "waiting":
+                self._admission.leave(seat)
+        for caller in self._callers:
             if not caller.done():
                 caller.set_exception(error)
-        self._callers.clear()
 
     def check(self) -> None:
         """Raises the failure that has ended it."""
@@ -151,7 +153,7 @@ class KernelHost:
 
     def statistics(self) -> dict[str, Any]:
         """Those of the host; `waiting`: jobs and callers that wait for a place."""
-        return {**self._host.statistics(), "waiting": len(self._ready) + len(self._callers)}
+        return {**self._host.statistics(), "waiting": self._admission.waiting}
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
@@ -277,28 +279,22 @@ class KernelHost:
 
     async def _place(self, job_id: str) -> None:
         """Returns when the job may run."""
-        if len(self._places) < self._max_jobs and not self._ready and not self._callers:
-            self._places.add(job_id)
-            return
         free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._callers.append((job_id, free))
-        await free
+        self._callers.add(free)
+        try:
+            self._wait(job_id, partial(_let_in, free), continues=False)
+            await free
+        finally:
+            self._callers.discard(free)
 
     def _when_free(self, job_id: str, go: Callable[[], object]) -> None:
-        self._ready.append((job_id, go))
-        self._go_on()
+        self._wait(job_id, go, continues=True)
 
-    def _go_on(self) -> None:
-        while len(self._places) < self._max_jobs and (self._ready or self._callers):
-            if self._ready:
-                job_id, go = self._ready.popleft()
-                self._places.add(job_id)
-                go()
-                continue
-            job_id, free = self._callers.popleft()
-            if not free.done():  # who waited was cancelled
-                self._places.add(job_id)
-                free.set_result(None)
+    def _wait(self, job_id: str, go: Callable[[], object], *, continues: bool) -> None:
+        self._leave(job_id)
+        seat = self._seats[job_id] = _Seat(go)
+        self._admission.wait(seat, continues=continues)
+        self._admission.go_on()
 
     def _show(self) -> None:
         """More is durable."""
@@ -315,9 +311,10 @@ class KernelHost:
                 await store.became_durable()
 
     def _leave(self, job_id: str) -> None:
-        if job_id in self._places:
-            self._places.remove(job_id)
-            self._go_on()
+        seat = self._seats.pop(job_id, None)
+        if seat is not None:
+            self._admission.leave(seat)
+            self._admission.go_on()
 
     # -- what its agents say (`jobs.JobWatch`) ----------------------------------------------------------------------------
 
@@ -399,6 +396,19 @@ class KernelHost:
         if before is not None:
             found = before
             self._host.log.trim(lambda: found, max(1, round((self._clock.time() - self._dedupe_s) * 1000)))
+
+
+class _Seat(msgspec.Struct, eq=False):
+    """A job that runs or waits for a place. `go` lets it run."""
+
+    go: Callable[[], object]
+    place: Place = ""
+
+
+def _let_in(caller: "asyncio.Future[None]") -> None:
+    """Tells a caller that its job has a place. One that was cancelled gives the place back."""
+    if not caller.done():
+        caller.set_result(None)
 
 
 class _KernelEvents(JobEvents):
