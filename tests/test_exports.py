@@ -113,6 +113,11 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         sabot.Strem  # type: ignore[attr-defined]  # noqa: B018
 
 
+def test_a_script_that_misspells_a_name_is_told_the_nearest_one() -> None:
+    told = subprocess.run([sys.executable, "-c", "import sabot; sabot.meen"], capture_output=True, text=True)
+    assert "module 'sabot' has no attribute 'meen'. Did you mean: 'mean'?" in told.stderr
+
+
 # What a program that only says what is to be run has no need for; of `jobs` it has the limits of children.
 RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "operators", "plan", "process", "testing"}
 PROGRAM = """

@@ -75,6 +75,10 @@ def aggregate(type: str | pa.DataType) -> Callable[[Callable[..., Any]], Callabl
     None. `type`: the type of the value, as in `schema=`. All values of the open groups are kept as state; a UserAggregate
     (`aggregate_with`) keeps less where the rows need not be there at once. Raises UserError for an unknown type.
     """
+    if callable(type):
+        raise UserError(
+            f"aggregate: the type of the value of {name_of(type)} is not given", hint='@sabot.aggregate("float64")'
+        )
     kind = schema_of({"value": type}).field(0).type
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Aggregate]:

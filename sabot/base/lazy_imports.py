@@ -21,7 +21,8 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 
     def load(name: str) -> Any:
         if name not in where:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            what = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(what, name=name, obj=sys.modules[package])  # with these Python names the nearest name
         value = getattr(import_module(where[name]), name)
         setattr(sys.modules[package], name, value)  # the next time Python finds it by itself
         return value

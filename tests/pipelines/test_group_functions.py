@@ -178,3 +178,11 @@ def test_a_process_function_gets_rows_in_order_of_event_time_over_a_crash() -> N
     assert min(gap for gap in gaps(None) if gap is not None) < 0
     with pytest.raises(UserError, match="process: order"):
         App("a").stream(ROWS, time="ts").key_by("k").process(since_last, schema=SCHEMA, order="k")  # type: ignore[arg-type]
+
+
+def test_a_decorator_without_the_type_of_the_value_says_where_it_goes() -> None:
+    with pytest.raises(UserError, match=r'@sabot.aggregate\("float64"\)'):
+
+        @sabot.aggregate  # type: ignore[arg-type]
+        def longest(xs: Any) -> Any:
+            return pc.max(xs)

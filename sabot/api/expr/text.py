@@ -132,6 +132,8 @@ class StringExpr(Generic[E]):
 
         Raises UserError for another type: `cast` converts the result.
         """
+        if isinstance(dtype, str) and "%" in dtype:
+            raise UserError(f"str.strptime: {dtype!r} is a format, no type", hint=f"str.to_datetime({dtype!r})")
         type = as_type(dtype)
         if type == pa.date32():
             return self.to_date(format, strict)

@@ -546,6 +546,8 @@ def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
         "top_n": (orders.group_by("id"), r'\(here it is key_by\("column"\)\.top_n'),
         "take": (orders, r"head\(n\)"),
         "assign": (orders, "with_columns"),
+        "sorted": (orders, r'sort\("ts"\).*lateness="5m"'),
+        "value_counts": (orders, r'group_by\("x"\).aggregate'),
     }
     for name, (stream, here) in missing.items():
         with pytest.raises(AttributeError, match=f"{type(stream).__name__}.* no attribute '{name}'.*{here}"):
@@ -560,6 +562,9 @@ def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
         ("shift", r'sabot.lag\("x"\)'),
         ("isin", "is_in"),
         ("map_elements", "map_batches"),
+        ("cum_sum", "over"),
+        ("rank", "row_number"),
+        ("unique", "deduplicate"),
     ],
 )
 def test_a_method_that_expressions_do_not_have_is_answered_with_what_does_the_same(name: str, here: str) -> None:
