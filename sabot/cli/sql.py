@@ -112,7 +112,7 @@ class _Shell:
         readline.set_completer_delims(" \t\n,()=<>+-*/;.")
         readline.parse_and_bind("tab: complete")
         typer.echo("SQL of Sabot. A statement ends with ; and \\? shows the commands.")
-        typed = ""
+        typed, begun = "", 0
         while True:
             try:
                 line = input("  ...> " if typed else "sabot> ")
@@ -123,6 +123,8 @@ class _Shell:
             except EOFError:
                 typer.echo()
                 return
+            if not typed:
+                begun = readline.get_current_history_length()
             word = line.strip().rstrip(";").strip()
             if not typed and word.lower() in ("\\q", "quit", "exit"):
                 return
@@ -134,6 +136,7 @@ class _Shell:
             if not typed.strip():
                 typed = ""
             elif is_complete(typed):
+                _remember(typed, begun)
                 self._guarded(lambda text=typed: self._program.run(text))  # type: ignore[misc]
                 typed = ""
 
@@ -176,6 +179,17 @@ class _Shell:
             names = self._program.words()
             self._found = [word.lower() if small and word not in names else word for word in found]
         return self._found[number] if number < len(self._found) else None
+
+
+def _remember(statement: str, begun: int) -> None:
+    """Makes one entry of the history of a statement of several lines, so that it comes back whole. A comment ends with its line,
+    so lines with comments stay as they are. `begun`: the number of entries when its first line had been read.
+    """
+    lines = statement.split("\n")
+    if len(lines) > 1 and "--" not in statement:
+        for place in range(readline.get_current_history_length() - 1, begun - 2, -1):
+            readline.remove_history_item(place)
+        readline.add_history(" ".join(line.strip() for line in lines))
 
 
 def _use_history() -> None:

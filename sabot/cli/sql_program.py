@@ -107,6 +107,7 @@ class SqlProgram:
         final = self.format in ("table", "parquet") or (updated and not self.changes)
         sink = _KeptResult(limit) if final and not self.changes else _PrintedResult(self.format, limit)
         sink.on_full = app.request_stop
+        app.agent_runtime.runner.says_summary = False  # the result has its own number of rows
         rows.to(sink)
         if isinstance(sink, _PrintedResult):
             asyncio.run(app.run())

@@ -94,6 +94,8 @@ class AppRunner:
         self._has_run = self._can_go_back = False
         self._goes_on = False  # the last run has ended for another one to begin
         self._in_run = False  # True while `run` waits and will raise failures
+        self.says_summary = True
+        """False if `run` does not print its counts at the end."""
         self._exit: Exit | None = None  # the user's code asked for the end of the process
         self._leaving: asyncio.Task[None] | None = None
         self._starting: asyncio.Event | None = None
@@ -347,7 +349,7 @@ class AppRunner:
                 await self._run_again_and_again()
         finally:
             self._in_run = before
-            if self._has_run:
+            if self._has_run and self.says_summary:
                 self._print_summary()
             if not self.started:
                 self._end_record()

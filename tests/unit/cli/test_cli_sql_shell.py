@@ -142,10 +142,14 @@ def test_a_session_at_a_terminal(folder: Path) -> None:
     terminal.until("sabot> ")
     terminal.type("CREATE VIEW late AS\nSELECT * FROM 'flights.csv'\nWHERE delay > 10;\n")
     terminal.until(r"\.\.\.> .*sabot> ")
-    terminal.type("\\d\n")
+    terminal.type("\x1b[A")  # the whole statement comes back
+    terminal.until("CREATE VIEW late AS SELECT \\* FROM 'flights.csv' WHERE delay > 10;")
+    terminal.type("\x15\\d\n")
     assert "late" in terminal.until(r"\(1 row\)\s*sabot> ")
     terminal.type("SELECT COUNT(*) AS n FROM lat\t;\n")
-    assert re.search(r"\nn\n2\n", terminal.until(r"\(1 row\)\s*sabot> ")), "the name is completed"
+    shown = terminal.until(r"\(1 row\)\s*sabot> ")
+    assert re.search(r"\nn\n2\n", shown), "the name is completed"
+    assert "rows in" not in shown, "the result says how many rows it has"
     terminal.type("SELECT nothing FROM late;\n")
     shown = terminal.until(r"hint: .*sabot> ")
     assert 'SQL:1:8: there is no column "nothing"' in shown
