@@ -67,6 +67,23 @@ class CumulativeWindow:
 
 
 @dataclass(frozen=True)
+class ClockWindow:
+    """Windows on the clock of `time_zone`, which end each `step_ms` after midnight there, also on days of 23 or 25 hours.
+
+    `grows`: False for windows of the last `size_ms` (hopping; tumbling if both are equal), True for windows that begin every `size_ms`
+    (cumulative). A time that the clock shows twice is once in a window: the window that ends at the later one. Windows whose end the
+    clock skips end with the gap.
+    """
+
+    size_ms: int
+    step_ms: int
+    grows: bool
+    time_zone: str
+    offset_ms: int = 0
+    time: WindowTime = "event"
+
+
+@dataclass(frozen=True)
 class SessionWindow:
     """Windows of rows of a key that are less than `gap_ms` apart. A window lasts from its first row to `gap_ms` after
     its last one.
@@ -85,7 +102,7 @@ class CountWindow:
     size: int
 
 
-TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow
+TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | ClockWindow
 """Windows whose bounds do not depend on the rows, so that several streams have the same ones."""
 
 Window = TimeWindow | SessionWindow | CountWindow
@@ -96,21 +113,19 @@ _FIRST_MONDAY_MS = 4 * _DAY_MS  # 5 January 1970
 
 def tumbling(
     size: Duration, *, offset: Duration = 0, time: WindowTime = "event", time_zone: str | None = None
-) -> TumblingWindow | CalendarWindow:
+) -> TumblingWindow | CalendarWindow | ClockWindow:
     """Returns windows that follow each other without overlap: `tumbling("1m")` begins one at each full minute UTC.
 
     `size`: a duration; "1w" begins on Mondays, and "1mo", "1q", "1y" are months, quarters and years. `offset`: the time by which each
     window begins later. `time`: "event", or "processing", which puts each row into the window of its arrival, and closes windows by the
-    clock. `time_zone`: a name such as "Europe/Berlin": windows of days or more then begin at midnight there. Raises UserError for a
-    size that is not a whole number of ms, 1 or more, and for an offset of windows of a calendar.
+    clock. `time_zone`: a name such as "Europe/Berlin": windows then begin on the clock there, those of days or more at midnight. Raises
+    UserError for a size that is not a whole number of ms, 1 or more, and for an offset of windows of a calendar.
     """
     calendar = re.fullmatch(r"\s*(\d+)\s*(d|w|mo|q|y)\s*", size) if isinstance(size, str) else None
     zone = "UTC" if time_zone is None else zone_of("tumbling", time_zone)
     if calendar is None and not is_utc(zone):
-        raise UserError(
-            f"tumbling: time_zone={zone!r} needs a size in days, weeks or months, not {size!r}",
-            hint='tumbling("1d", time_zone="Europe/Berlin"); shorter windows begin at full hours and minutes UTC',
-        )
+        ms = _ms(size, "size")
+        return ClockWindow(ms, ms, False, zone, _offset_ms(offset, size), _time(time))
     if calendar is None or (calendar[2] in ("d", "w") and is_utc(zone)):
         return TumblingWindow(_ms(size, "size"), _offset_ms(offset, size), _time(time))
     if _ms(offset, "offset", zero=True):
@@ -123,25 +138,47 @@ def tumbling(
     return CalendarWindow(int(calendar[1]), unit, "UTC" if is_utc(zone) else zone, _time(time))
 
 
-def hopping(size: Duration, slide: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> HoppingWindow:
+def hopping(
+    size: Duration,
+    slide: Duration,
+    *,
+    offset: Duration = 0,
+    time: WindowTime = "event",
+    time_zone: str | None = None,
+) -> HoppingWindow | ClockWindow:
     """Returns windows that overlap: `hopping("1h", "1m")` begins a window of one hour each minute.
 
-    `offset` and `time` are those of `tumbling`. Raises UserError unless `size` is a multiple of `slide`.
+    `offset` and `time` are those of `tumbling`. `time_zone`: a name such as "Europe/Berlin": windows then begin on the clock there, so
+    that `hopping("7d", "1d", …)` are seven days from midnight to midnight. Raises UserError unless `size` is a multiple of `slide`.
     """
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
         raise UserError(f"hopping: {size!r} is not a multiple of {slide!r}", hint="a window is made of whole slides")
+    zone = "UTC" if time_zone is None else zone_of("hopping", time_zone)
+    if not is_utc(zone):
+        return ClockWindow(size_ms, slide_ms, False, zone, _offset_ms(offset, slide), _time(time))
     return HoppingWindow(size_ms, slide_ms, _offset_ms(offset, slide), _time(time))
 
 
-def cumulative(size: Duration, step: Duration, *, offset: Duration = 0, time: WindowTime = "event") -> CumulativeWindow:
+def cumulative(
+    size: Duration,
+    step: Duration,
+    *,
+    offset: Duration = 0,
+    time: WindowTime = "event",
+    time_zone: str | None = None,
+) -> CumulativeWindow | ClockWindow:
     """Returns windows that grow: `cumulative("1d", "1h")` gives at each hour the day so far.
 
-    `offset` and `time` are those of `tumbling`. Raises UserError unless `size` is a multiple of `step`.
+    `offset` and `time` are those of `tumbling`, and `time_zone` is that of `hopping`. Raises UserError unless `size` is a
+    multiple of `step`.
     """
     size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
     if size_ms % step_ms:
         raise UserError(f"cumulative: {size!r} is not a multiple of {step!r}", hint="a window is made of whole steps")
+    zone = "UTC" if time_zone is None else zone_of("cumulative", time_zone)
+    if not is_utc(zone):
+        return ClockWindow(size_ms, step_ms, True, zone, _offset_ms(offset, size), _time(time))
     return CumulativeWindow(size_ms, step_ms, _offset_ms(offset, size), _time(time))
 
 

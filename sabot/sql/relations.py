@@ -11,7 +11,7 @@ from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes.changes import SortRows
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
-from sabot.api.windows import CalendarWindow, HoppingWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, ClockWindow, HoppingWindow, TumblingWindow
 from sabot.base.config import parse_ms
 from sabot.sql.joins import JoinBinder, same_type
 from sabot.sql.patterns import bind_match
@@ -571,6 +571,7 @@ def _is_time(column: TableColumn) -> bool:
     """Returns True for the event time of the rows, and for bounds of windows that have a fixed distance from it."""
     edge = column.window
     fixed = edge is not None and isinstance(edge.window, TumblingWindow | CalendarWindow | HoppingWindow)
+    fixed = fixed or (edge is not None and isinstance(edge.window, ClockWindow) and not edge.window.grows)
     return column.shift_ms is not None or fixed
 
 

@@ -15,14 +15,21 @@ from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.api.stream.stream import Steps
-from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow
+from sabot.api.windows import (
+    CalendarWindow,
+    ClockWindow,
+    CumulativeWindow,
+    HoppingWindow,
+    SessionWindow,
+    TumblingWindow,
+)
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_names
 from sabot.sql.syntax.tree import Name
 
 _log = logging.getLogger(__name__)
 
-TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | SessionWindow
+TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | ClockWindow | SessionWindow
 
 
 class TypedExpr(NamedTuple):

@@ -8,6 +8,7 @@ from sabot.api.expr import col, lit
 from sabot.api.stream import Stream
 from sabot.api.windows import (
     CalendarWindow,
+    ClockWindow,
     CumulativeWindow,
     HoppingWindow,
     SessionWindow,
@@ -90,7 +91,7 @@ def opened(relation: Relation, span: Span, zone: str) -> Relation:
     Raises SqlFault for sessions, whose bounds depend on other rows, and for windows of the time of processing.
     """
     window = relation.window
-    if isinstance(window, SessionWindow) or window is None or window.time != "event":
+    if isinstance(window, SessionWindow | ClockWindow) or window is None or window.time != "event":
         raise SqlFault(
             span,
             "the rows of this window need GROUP BY window_start, window_end",
@@ -159,12 +160,16 @@ def _with_bounds(relation: Relation, stream: Stream, names: tuple[str, str, str]
     return replace(relation, stream=stream, fields=fields, window=None)
 
 
-def windows_again(window: TimeWindow, span: Span) -> TumblingWindow | CalendarWindow:
+def windows_again(window: TimeWindow, span: Span) -> TumblingWindow | CalendarWindow | ClockWindow:
     """Returns the windows in which rows that a window has made are together again: those of one end."""
     if isinstance(window, CalendarWindow):
         return replace(window, time="event")
+    if isinstance(window, ClockWindow):
+        step = window.step_ms
+        return ClockWindow(step, step, False, window.time_zone, window.offset_ms % step)
     if isinstance(window, SessionWindow):
-        raise SqlFault(span, "sessions cannot be grouped by their bounds again")
+        hint = "write the key of the session into its query, and GROUP BY it"
+        raise SqlFault(span, "sessions cannot be grouped by their bounds again", hint)
     every = {HoppingWindow: "slide_ms", CumulativeWindow: "step_ms", TumblingWindow: "size_ms"}[type(window)]
     return TumblingWindow(getattr(window, every), window.offset_ms % getattr(window, every))
 
@@ -244,13 +249,10 @@ def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str, zone:
             shift = offset_of_windows(zone, every)
             if shift is None and kind == "TUMBLE" and every % DAY_MS == 0 and not given:
                 return tumbling(f"{every // DAY_MS}d", time_zone=zone, **options)
-            if shift is None:
-                raise SqlFault(
-                    call.span,
-                    f"these windows begin at other times whenever the clock of {zone} is changed",
-                    "TUMBLE of whole days, windows that begin each hour or more often, or SET 'table.local-time-zone' = 'UTC'",
-                )
-            given = (given + shift) % every
+            if shift is None:  # they begin at other times whenever the clock is changed
+                options["time_zone"] = zone
+            else:
+                given = (given + shift) % every
         if given:
             options["offset"] = f"{given}ms"
         if kind == "TUMBLE":

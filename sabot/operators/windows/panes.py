@@ -14,11 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.windows.window import min_max, split_panes
-from sabot.api.windows import CalendarWindow, CumulativeWindow, HoppingWindow, TimeWindow, TumblingWindow, Window
+from sabot.api.windows import (
+    CalendarWindow,
+    ClockWindow,
+    CumulativeWindow,
+    HoppingWindow,
+    TimeWindow,
+    TumblingWindow,
+    Window,
+)
 from sabot.base.stored_names import stored_field, stored_name
 from sabot.errors import DataError, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
-from sabot.operators.expressions.zones import clock_of, times_at
+from sabot.operators.expressions.zones import Intervals, clock_of, times_at
 
 PANE_COLUMN = "__pane"  # the start of the pane in ms, in partial states and in checkpoints
 
@@ -126,6 +134,7 @@ class CalendarShape(WindowShape):
 
     def __init__(self, window: CalendarWindow) -> None:
         self._count, self._unit = window.count, window.unit
+        self._ahead = np.arange(1, 3)  # the first may be a day that the zone has skipped
         self._type = pa.timestamp("ms", window.time_zone)
         self._known = (0, 0)  # the pane that was computed last: its start and end
 
@@ -177,9 +186,7 @@ class CalendarShape(WindowShape):
         if not -_FARTHEST <= time <= _FARTHEST:
             return time, time + 1
         start = int(self._starts(np.array([time]))[0])
-        after = self._begin(
-            self._number(np.array([start])) + np.arange(1, 3)
-        )  # the first may be a day that the zone has skipped
+        after = self._begin(self._number(np.array([start])) + self._ahead)
         self._known = start, int(after[after > start][0])
         return self._known
 
@@ -208,6 +215,68 @@ class CalendarShape(WindowShape):
         return times_at(clock, pa.array(clock).view(self._type)).view(pa.int64()).to_numpy()
 
 
+class ClockShape(CalendarShape):
+    """The times of windows on the clock of a zone. A pane is a step of the clock, from the time at which it first shows its start.
+
+    The clock counts as one that stands still while it shows times again, so that it never goes back:
+
+        Berlin, 27 October 2024     00:30Z 02:30     00:59Z 02:59     01:00Z 02:59:59.999     01:59Z 02:59:59.999     02:00Z 03:00
+    """
+
+    def __init__(self, window: ClockWindow) -> None:
+        self._type = pa.timestamp("ms", window.time_zone)
+        self._known = (0, 0)
+        self._step, self._size, self._offset = window.step_ms, window.size_ms, window.offset_ms
+        self._steps = window.size_ms // window.step_ms
+        self.grows = window.grows
+        self._ahead = np.arange(1, _LONGEST_GAP_MS // window.step_ms + 3)  # panes that the clock may skip
+
+    def start(self, end: int) -> int:
+        if not -_FARTHEST < end <= _FARTHEST:
+            return end - 1
+        last = self._one(end - 1)
+        first = last - self._place(last) if self.grows else last + 1 - self._steps
+        return self._time(first)
+
+    def last_end(self, pane: int) -> int:
+        if not -_FARTHEST <= pane <= _FARTHEST:
+            return pane + 1
+        number = self._one(pane)
+        return self._time(number + self._steps - (self._place(number) if self.grows else 0))
+
+    def late_before(self, watermark: int) -> int:
+        if not -_FARTHEST <= watermark <= _FARTHEST:
+            return watermark
+        number = self._one(watermark)
+        return self._time(number - self._place(number) if self.grows else number + 1 - self._steps)
+
+    def _place(self, number: int) -> int:
+        """Returns the place of a pane among those of the windows that begin together."""
+        return number % self._steps
+
+    def _one(self, time: int) -> int:
+        return int(self._number(np.array([time]))[0])
+
+    def _time(self, number: int) -> int:
+        return int(self._begin(np.array([number]))[0])
+
+    def _starts(self, times: Any) -> Any:
+        numbers, found = np.unique(self._number(times), return_inverse=True)
+        return self._begin(numbers)[found]
+
+    def _number(self, times: Any) -> Any:
+        found = Intervals.of(times, self._type.tz, "ms")
+        back = found.offsets[np.maximum(found.rows - 1, 0)] - found.offsets[found.rows]  # more than 0: it was put back
+        clock = np.maximum(times - found.cycles, found.starts[found.rows] + np.maximum(back, 0) - (back > 0))
+        clock = clock + found.offsets[found.rows] + found.cycles
+        return np.floor_divide(clock - self._offset, self._step)
+
+    def _begin(self, numbers: Any) -> Any:
+        clock = numbers * self._step + self._offset
+        return times_at(clock, pa.array(clock).view(self._type)).view(pa.int64()).to_numpy()
+
+
+_LONGEST_GAP_MS = 26 * 3_600_000  # Samoa has skipped a day
 _DAY_MS = 86_400_000
 _DAYS = {"d": 1, "w": 7}
 _FIRST_DAY_MS = {"d": 0, "w": 4 * _DAY_MS}  # weeks begin on Mondays: 5 January 1970
@@ -217,6 +286,8 @@ _FARTHEST = 2**55  # ms from 1970: a million years, more than the units of the c
 
 def shape_of(window: TimeWindow) -> WindowShape:
     """Returns the shape of a window. Raises UserError as `WindowShape` does."""
+    if isinstance(window, ClockWindow):
+        return ClockShape(window)
     return CalendarShape(window) if isinstance(window, CalendarWindow) else WindowShape(window)
 
 
@@ -243,4 +314,6 @@ def window_of(reader: Mapping[str, Any]) -> Any:
     )
 
 
-_WINDOWS = {stored_name(each): each for each in (TumblingWindow, CalendarWindow, HoppingWindow, CumulativeWindow)}
+_WINDOWS = {
+    stored_name(each): each for each in (TumblingWindow, CalendarWindow, HoppingWindow, CumulativeWindow, ClockWindow)
+}

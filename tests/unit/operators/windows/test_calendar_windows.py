@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sabot
 from sabot import App, UserError, cumulative, hopping, tumbling
-from sabot.api.windows import CalendarWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, TimeWindow, TumblingWindow
 from sabot.errors import DataError
 from sabot.operators.windows.panes import shape_of
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
@@ -83,6 +83,68 @@ moments = st.one_of(
         [1_711_843_200_000, 1_729_987_200_000, 1_325_239_200_000, 1_699_160_400_000, 1_762_056_000_000]
     ).flatmap(lambda change: st.integers(change - 30 * HOUR, change + 30 * HOUR)),
 )
+
+
+def clock_so_far(ms: int, zone: str) -> int:
+    """The greatest time that the clock of the zone has shown until then, in ms since 1970 on that clock, by zoneinfo."""
+
+    def shown(at: int) -> int:
+        clock = (EPOCH + dt.timedelta(milliseconds=at)).astimezone(ZoneInfo(zone)).replace(tzinfo=dt.UTC)
+        return (clock - EPOCH) // dt.timedelta(milliseconds=1)
+
+    half_hours = ms // (HOUR // 2)
+    return max([shown(ms), *(shown((half_hours - back) * (HOUR // 2) - 1) for back in range(4))])
+
+
+def time_of_clock(clock: int, zone: str) -> int:
+    """The ms at which the clock of the zone first shows this time or a later one."""
+    low, high = clock - 30 * HOUR, clock + 30 * HOUR
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clock_so_far(middle, zone) >= clock else (middle + 1, high)
+    return low
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    moments,
+    st.sampled_from(ZONES[:-1]),
+    st.sampled_from([("3d", "1d"), ("1d", "6h"), ("1d", "10m"), ("12h", "12h")]),
+    st.booleans(),
+    st.sampled_from(["0s", "3h"]),
+)
+def test_windows_on_a_clock_begin_and_end_where_it_first_shows_their_bounds(ms, zone, sizes, grows, offset) -> None:
+    window = (cumulative if grows else hopping)(*sizes, offset=offset, time_zone=zone)
+    shape, step, size = shape_of(window), window.step_ms, window.size_ms
+    clock = clock_so_far(ms, zone) - window.offset_ms
+    pane = clock - clock % step
+    assert shape.pane(ms) == time_of_clock(pane + window.offset_ms, zone)
+    assert shape.pane(ms) <= ms < shape.pane_end(shape.pane(ms))
+    first = clock - clock % size if grows else pane
+    last_end = time_of_clock((first if grows else pane) + size + window.offset_ms, zone)
+    assert shape.last_end(shape.pane(ms)) == last_end
+    ends = list(shape.ends([shape.pane(ms)], shape.pane(ms)))
+    assert ends[-1] == last_end
+    assert all(shape.start(end) <= shape.pane(ms) < end for end in ends)
+    if grows:
+        assert {shape.start(end) for end in ends} == {time_of_clock(first + window.offset_ms, zone)}
+    late = shape.late_before(ms)
+    assert shape.last_end(shape.pane(late - 1)) <= ms < shape.last_end(shape.pane(late)), (
+        "late rows have no window left"
+    )
+    times = pa.array([ms, ms + HOUR // 3, ms], pa.int64())
+    split = [(at, rows) for at, rows in shape.split(times, None)[1]]
+    assert [at for at, _ in split] == sorted({shape.pane(each) for each in times.to_pylist()})
+
+
+def test_an_hour_that_the_clock_shows_twice_is_in_one_window() -> None:
+    begun = dt.datetime(2024, 10, 26, 22, 30, tzinfo=dt.UTC)
+    ms = [(begun + dt.timedelta(hours=hour) - EPOCH) // dt.timedelta(milliseconds=1) for hour in range(6)]
+    rows = App("night").stream([{"at": at} for at in ms], schema={"at": "int64"}, time="at")
+    made = rows.window(cumulative("1d", "1h", time_zone="Europe/Berlin")).aggregate(n=sabot.count()).collect()
+    until = [f"{row['window_end'].astimezone(ZoneInfo('Europe/Berlin')):%H:%M} {row['n']}" for row in made.to_pylist()]
+    assert until[:5] == ["01:00 1", "02:00 2", "03:00 4", "04:00 5", "05:00 6"]
+    assert len(until) == 24
 
 
 @settings(max_examples=150)
@@ -170,8 +232,12 @@ def test_the_first_row_of_each_month() -> None:
     assert first.select("n").collect().to_pylist() == [{"n": 11}, {"n": 21}, {"n": 31}]
 
 
+BERLIN = "Europe/Berlin"
+
+
 @pytest.mark.parametrize("parallelism", [1, 2])
-def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int) -> None:
+@pytest.mark.parametrize("window", [tumbling("1d", time_zone=BERLIN), hopping("1d", "1d", time_zone=BERLIN)])
+def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int, window: TimeWindow) -> None:
     script = [
         [{"k": "a", "ts": "2024-03-30T23:30:00", "n": 1}, {"k": "b", "ts": "2024-03-31T21:30:00", "n": 2}],
         BARRIER,
@@ -188,7 +254,7 @@ def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int) -> None:
         stream = app.stream(
             ScriptedSource(script), time="ts", schema={"k": "string", "ts": "timestamp[ms]", "n": "int64"}
         )
-        windows = stream.key_by("k").window(tumbling("1d", time_zone="Europe/Berlin"), allowed_lateness="30m")
+        windows = stream.key_by("k").window(window, allowed_lateness="30m")
         windows.aggregate(total=sabot.sum("n")).to(days)
         return app
 
@@ -202,7 +268,6 @@ def test_windows_of_a_calendar_go_on_after_a_crash(parallelism: int) -> None:
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (lambda: tumbling("1h", time_zone="Europe/Berlin"), "needs a size in days, weeks or months, not '1h'"),
         (lambda: tumbling("1mo", offset="1h"), "begins at midnight, so it has no offset"),
         (lambda: tumbling("1d", time_zone="Europe/Berlni"), "there is no time zone 'Europe/Berlni'"),
         (lambda: tumbling("0mo"), "is not a size of a window"),
