@@ -288,6 +288,14 @@ def redacted_url(url: str) -> str:
     return scheme + separator + _PAIR.sub(_hide_value, _parts(rest)[1])
 
 
+def without_password(url: str) -> str:
+    """Returns an address as `redacted_url` does, but with its user, by whom another process can connect whose password is elsewhere."""
+    scheme, separator, rest = url.partition("://")
+    user = _parts(rest)[0].partition(":")[0] if separator else ""
+    plain = redacted_url(url)
+    return f"{scheme}{separator}{user}@{plain.removeprefix(scheme + separator)}" if user else plain
+
+
 def has_password(url: str) -> bool:
     """Returns True if an address has a password in it, or a secret in its query."""
     scheme, separator, rest = url.partition("://")

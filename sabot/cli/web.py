@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import typer
 
 from sabot.base.logs import set_up_logging
-from sabot.base.redaction import keep_url, redacted_url, visible
+from sabot.base.redaction import has_password, keep_url, redacted_url, visible, without_password
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
@@ -263,13 +263,21 @@ def _add(found: "list[AppPlaces]", new: "AppPlaces") -> None:
     def is_other(known: object, value: object) -> bool:
         if isinstance(known, AppCheckpoints) and isinstance(value, AppCheckpoints):
             return known.place != value.place
-        return bool(known) and str(known) != str(value)
+        return bool(known) and _server_of(known) != _server_of(value)
 
     for at, known in enumerate(found):
         if known.id == new.id and not any(is_other(getattr(known, name), value) for name, value in given.items()):
+            if known.journal and has_password(str(known.journal)):
+                given.pop("journal", None)  # that of a run's record has none
             found[at] = replace(known, **given)
             return
     found.append(new)
+
+
+def _server_of(place: object) -> str:
+    """Returns a place as text, an address without its password and without the name of an app, which the id of the app says."""
+    text = str(place)
+    return re.sub(r"[?&]app=[^&]*$", "", without_password(text)) if "://" in text else text
 
 
 def _places_of_app(target: str) -> "AppPlaces":

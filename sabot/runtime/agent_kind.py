@@ -25,6 +25,11 @@ class AgentKind(Protocol):
     def judge(self, guards: Sequence[Any]) -> Any:
         """Returns the judge of model calls that no job makes, by the guards of this run, or None if there are none."""
 
+    async def budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the budgets of the app and their use, for a console of another process, which knows what they are.
+        Called on the app's event loop. Raises UserError if the app has none.
+        """
+
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if one of these agents cannot run in another process."""
 

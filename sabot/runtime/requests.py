@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from sabot.base.redaction import scrubbed_values
 from sabot.base.threads import run_in_thread
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
-from sabot.errors import UserError
+from sabot.errors import UserError, short_repr
 from sabot.runtime.settings import RunnableApp
 from sabot.runtime.streams import SpreadStreams
+from sabot.runtime.taps import TapPoint, plain_rows
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class AppRequests:
     {"savepoint": PLACE}    takes a checkpoint and copies it
     {"figures": true}       reports the figures of `App.statistics`
     {"workers": true}       reports the tasks of each worker, and their rates
+    {"rows": [ID, BRANCH]}  copies the last rows behind a step, and goes on to copy them for some seconds
+    {"budgets": {…}}        reports the budgets, as `AgentKind.budgets` says
     {"stop": true}          stops the app in good order
     {"rescale": N}          ends the run with a checkpoint, from which the app resumes with N workers
     """
@@ -39,11 +44,13 @@ class AppRequests:
         *,
         restarts: int,
         figures: Callable[[], dict[str, Any]],
+        tap: Callable[[TapPoint], list[pa.RecordBatch]],
         begin_anew: Callable[[], None] | None,
         stop: Callable[[], None] | None,
     ) -> None:
         """`spread`: the streams of the run if they are in other processes, else None. `restarts`: the number of
-        restarts so far. `figures`: returns those of the whole app, from any thread. `begin_anew`: ends this run so
+        restarts so far. `figures`: returns those of the whole app, from any thread. `tap`: copies rows, as
+        `LocalStreams.tap` does, from any thread. `begin_anew`: ends this run so
         that another one begins, or None if none would begin.
         """
         self._app = app
@@ -52,6 +59,7 @@ class AppRequests:
         self._spread = spread
         self._restarts = restarts
         self._figures = figures
+        self._tap = tap
         self._begin_anew = begin_anew
         self._stop = stop
 
@@ -63,6 +71,10 @@ class AppRequests:
             return await run_in_thread(self._reading)
         if "workers" in request:
             return self._workers()
+        if "rows" in request:
+            return await run_in_thread(self._rows, request["rows"])
+        if "budgets" in request:
+            return await self._app.durable_kind().budgets(request["budgets"])
         if "stop" in request:
             return self._stopped()
         if "rescale" in request:
@@ -102,6 +114,15 @@ class AppRequests:
             "now_ms": clock.time() * 1000,
             "figures": scrubbed_values(json.loads(text)),
         }
+
+    def _rows(self, point: object) -> dict[str, Any]:
+        """Returns the copies since the last such request. Known secrets are hidden in them."""
+        match point:
+            case [str() as origin, str() as branch]:
+                columns, rows = plain_rows(self._tap(TapPoint(origin, branch)))
+            case _:
+                raise UserError(f"rows: {short_repr(point)} is not the id of a step and a branch")
+        return {"columns": columns, "rows": scrubbed_values(json.loads(json.dumps(rows, default=str)))}
 
     def _workers(self) -> dict[str, Any]:
         return {

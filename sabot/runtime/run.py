@@ -190,6 +190,7 @@ class Run:
                 self._spread,
                 restarts=self._restarts,
                 figures=self._figures,
+                tap=self.tap,
                 begin_anew=anew,
                 stop=self._stop_asked.set if self._in_run else None,
             )

@@ -19,7 +19,7 @@ import msgspec
 from sabot.api.settings import Settings
 from sabot.base.disk import make_folder, private, regular
 from sabot.base.options import options_of
-from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values
+from sabot.base.redaction import redacted_url, scrubbed, scrubbed_values, without_password
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import flat_frames, frames_of
@@ -261,7 +261,7 @@ class RunRecorder:
             figures=figures,
             settings=shown_settings(settings),
             checkpoint_dir=_place(settings.checkpoint_dir),
-            journal=_place(settings.journal),
+            journal=_place(settings.journal, without_password),
             durable=any(each.spec is not None and each.spec.durable for each in self._agents.values()),
             plan=self._flat_plan(),
             events=self.events,
@@ -290,12 +290,14 @@ class RunRecorder:
         return found[::-1]
 
 
-def _place(given: object) -> str:
-    """Returns a place of the settings as another process finds it; "" if there is none, or if only the program can open it."""
+def _place(given: object, shown: Callable[[str], str] = redacted_url) -> str:
+    """Returns a place of the settings as another process finds it; "" if there is none, or if only the program can open it. `shown`: leaves
+    passwords out of an address.
+    """
     if given is None or isinstance(given, tuple):
         return ""
     text = str(given)
-    return redacted_url(text) if "://" in text or text == "memory" else str(Path(text).absolute())
+    return shown(text) if "://" in text or text == "memory" else str(Path(text).absolute())
 
 
 def _encoded(record: RunRecord) -> bytes:

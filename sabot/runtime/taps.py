@@ -14,11 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.arrays import shown
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.records import text_or_hex
 from sabot.runtime.task import StreamTask
 
 ROWS_A_SECOND = 50
 LEASE_SECONDS = 6.0  # a page without scripts is loaded again each five seconds
+_MOST_COLUMNS = 100  # of a row as Python values
 _MOST_BYTES = 1 << 20  # of the rows of one tap in a second; a single row may be larger
 
 
@@ -140,3 +143,22 @@ def _last_rows(batch: Batch, most: int) -> pa.RecordBatch:
     numbers = np.arange(first, batch.num_rows, dtype=np.int32) if selection is None else selection.slice(first)
     rows: pa.RecordBatch = batch.data.take(pa.array(numbers) if selection is None else numbers)
     return rows if rows.nbytes <= _MOST_BYTES else rows.take(pa.array([count - 1]))
+
+
+def plain_rows(batches: Sequence[pa.RecordBatch]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns the columns of the newest copies, at most a hundred, and all rows as Python values, the oldest first."""
+    columns: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        columns = [str(name) for name in batch.schema.names[:_MOST_COLUMNS]]
+        values = [_values(batch.column(at)) for at in range(len(columns))]
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    return columns, rows
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Returns the values of a column. Times outside the range of Python's become texts."""
+    try:
+        return [text_or_hex(value) if isinstance(value, bytes) else value for value in column.to_pylist()]
+    except (OverflowError, ValueError):
+        return [shown(each) for each in column]

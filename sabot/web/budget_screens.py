@@ -1,19 +1,22 @@
 """The screen of the budgets of an app: limits and their use, what was used by whom, and the calls that were not simply allowed.
 
-A ledger belongs to the event loop of the app, so it is asked there: then a budget that several processes share has one face.
+A ledger belongs to the event loop of the app, so it is asked there, also that of an app in another process: then a budget that several
+processes share has one face. The rows of a ledger in a state directory are there without the app too.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import msgspec
 from markupsafe import Markup
 
 from sabot.agents.accounts.contract import LedgerSum
-from sabot.agents.accounts.ledger import Ledger
-from sabot.agents.accounts.reads import LimitRecord, day_sums, limit_records, sum_facts
+from sabot.agents.accounts.reads import BudgetFacts, BudgetQuery, LimitRecord, budget_facts, sum_facts, used_facts
+from sabot.agents.accounts.rows import DATABASE, SqliteLedgerWriter
 from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
@@ -21,9 +24,6 @@ from sabot.web.charts import curve
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 from sabot.web.texts import money, number
-
-if TYPE_CHECKING:
-    from sabot.app import App
 
 _SECONDS = 5.0  # for the event loop of the app to answer
 _DAYS = 30
@@ -46,63 +46,77 @@ class BudgetScreens:
         self._app = app
 
     def group(self) -> ScreenGroup:
-        """Returns the screen, which shows names of people; none if the app has no budgets, or is no app of this process."""
-        if self._app.live is None or not self._app.here or self._app.live.accounts is None:
+        """Returns the screen, which shows names of people; none if the app has no budgets, or nothing is known of them."""
+        app = self._app
+        if app.live is None if app.here else app.jobs is None and self._file is None:
+            return ScreenGroup()
+        if app.here and app.live is not None and app.live.accounts is None:
             return ScreenGroup()
         return ScreenGroup({"budgets": Screen("Budgets", "/budgets", more=self._facts, rows=self._rows, role="act")})
 
     @property
-    def _live(self) -> "App":
-        assert self._app.live is not None  # without an app there is no such screen
-        return self._app.live
+    def _file(self) -> Path | None:
+        """The ledger in the state directory, if there is one."""
+        file = None if self._app.state is None else self._app.state / DATABASE
+        return file if file is not None and file.is_file() else None
 
     async def _facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the screen. Raises UserError if the app cannot be asked."""
         by, since = _by(query), _since(query)
 
-        async def read(ledger: Ledger) -> tuple[list[LimitRecord], Sequence[LedgerSum], Sequence[LedgerSum]]:
-            days = await day_sums(ledger, SYSTEM_CLOCK.time() - _DAYS * 86_400)
-            return await limit_records(ledger), await ledger.writer.sums(_BY[by], since), days
-
-        limits, sums, days = await self._asked(read)
+        used = await self._asked(BudgetQuery(_BY[by], since, SYSTEM_CLOCK.time() - _DAYS * 86_400))
         wanted = query.get("q", "").casefold()
-        found = [each for each in sums if wanted in "\n".join(each.group).casefold()]
-        ledger = self._live.accounts
-        judged = (
-            [] if ledger is None else [each for each in reversed(ledger.judged) if wanted in _words(each).casefold()]
-        )
+        found = [each for each in used.sums if wanted in "\n".join(each.group).casefold()]
         return {
-            "limits": [each for each in limits if wanted in each.scope.casefold()],
-            "curves": _curves(days),
+            "limits": [each for each in used.limits or () if wanted in each.scope.casefold()],
+            "asked": used.limits is not None,
+            "curves": _curves(used.days),
             "sums": found[:_MOST_SUMS],
             "found": len(found),
             "groups": _BY[by],
             "by": by,
             "choices": list(_BY),
             "spans": list(_SPANS),
-            "judged": judged,
+            "judged": [each for each in reversed(used.judged) if wanted in _words(each).casefold()],
             "bars": _bars,
             "scrubbed": scrubbed,
             "at": SYSTEM_CLOCK.time(),
         }
 
     async def _rows(self, query: Query) -> Rows:
+        by = _by(query)
+        used = await self._asked(BudgetQuery(_BY[by], _since(query), SYSTEM_CLOCK.time()))
         if query.get("of") == "limits":
-            return [_flat(asdict(each)) for each in await self._asked(limit_records)]
-        by, since = _by(query), _since(query)
+            return [_flat(asdict(each)) for each in used.limits or ()]
+        return [sum_facts(_BY[by], each) for each in used.sums]
 
-        async def read(ledger: Ledger) -> Sequence[LedgerSum]:
-            return await ledger.writer.sums(_BY[by], since)
+    async def _asked(self, query: BudgetQuery) -> BudgetFacts:
+        """Returns what the app's ledger says, or the file of the ledger if the app does not run. Raises UserError if neither is there."""
+        app = self._app
+        if app.here:
+            return await self._asked_here(query)
+        if not app.refusal():
+            answer = await app.ask({"budgets": msgspec.to_builtins(query)}, _SECONDS)
+            return msgspec.convert(answer, BudgetFacts)
+        if self._file is None:
+            raise UserError(
+                "the budgets of the app are known only while it runs: its ledger is not in a state directory that is known here",
+                hint="sabot ledger PLACE sums up a ledger in PostgreSQL",
+            )
+        writer = SqliteLedgerWriter(self._file)
+        try:
+            return await used_facts(writer, query)
+        finally:
+            await writer.close()
 
-        return [sum_facts(_BY[by], each) for each in await self._asked(read)]
-
-    async def _asked(self, read: Any) -> Any:
-        """Returns what `read` returns of the app's ledger, called on the app's event loop. Raises UserError if that does not answer."""
-        app = self._live
+    async def _asked_here(self, query: BudgetQuery) -> BudgetFacts:
+        """Asks on the event loop of an app of this process. Raises UserError if that does not answer."""
+        app = self._app.live
+        assert app is not None  # it is here
         ledger, loop = app.accounts, app.agent_runtime.runner.loop
         if ledger is None or loop is None or loop.is_closed():
             raise UserError("the app does not run now", hint="sabot budgets shows its budgets")
-        asked = asyncio.run_coroutine_threadsafe(read(ledger), loop)
+        asked = asyncio.run_coroutine_threadsafe(budget_facts(ledger, query), loop)
         try:
             async with asyncio.timeout(_SECONDS):
                 return await asyncio.wrap_future(asked)

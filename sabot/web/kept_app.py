@@ -53,6 +53,7 @@ class KeptApp(ShownApp):
         self.checkpoints = places.checkpoints
         self.live = places.app
         self.here = False
+        self.state = places.state
         self.program = places.program
         self._empty: Mapping[str, Any] = App("none").statistics()
         self.figures = FigureRings(lambda: self._empty)

@@ -1,30 +1,30 @@
 """The screen of the rows behind a step: the last of them, copied while somebody looks."""
 
+import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
-from sabot.base.arrays import shown
+from sabot.base.redaction import scrubbed
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import text_or_hex
-from sabot.runtime.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint
+from sabot.errors import UserError
+from sabot.runtime.taps import LEASE_SECONDS, ROWS_A_SECOND, TapPoint, plain_rows
 from sabot.web.payloads import Payloads
 from sabot.web.records import StepRecord, folded, step_records, tap_points
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 
 _MOST_SHOWN = 50
-_MOST_COLUMNS = 100
+_ASK_SECONDS = 10.0  # for an app of another process to answer
 _AT_MOST_EACH = 0.5  # seconds between two reads of one point, however many look
 
 
 @dataclass
 class PointView:
     """The last rows that passed a point. `columns`: the names of the columns of the newest ones. `rows`: the newest first, the part of
-    each row that may be shown, by column. `asked_at`: the steady time of the last read.
+    each row that may be shown, by column. `asked_at`: the steady time of the last read. `asking`: the last read of an app in another
+    process. `problem`: the reason why it has not answered, or "".
     """
 
     columns: Sequence[str] = ()
@@ -32,17 +32,19 @@ class PointView:
     copied: int = 0
     asked_at: float = -LEASE_SECONDS
     newest_at: float | None = None
+    asking: "asyncio.Task[None] | None" = None
+    problem: str = ""
 
-    def add(self, batches: Sequence[pa.RecordBatch], payloads: Payloads, now: float) -> None:
+    def add(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], payloads: Payloads, now: float) -> None:
         """Adds copied rows, at most 50 of them. `now`: seconds since 1970."""
-        for batch in batches:
-            self.columns = [str(name) for name in batch.schema.names[:_MOST_COLUMNS]]
-            values = [_values(batch.column(at)) for at in range(len(self.columns))]
-            for row in zip(*values, strict=True) if values else []:
-                pairs = zip(self.columns, row, strict=True)
-                self.rows.appendleft({name: _shown(value, name, payloads) for name, value in pairs})
-            self.copied += batch.num_rows
-            self.newest_at = now
+        self.problem = ""
+        if not columns:
+            return
+        self.columns = columns
+        for row in rows:
+            self.rows.appendleft({name: _shown(value, name, payloads) for name, value in row.items()})
+        self.copied += len(rows)
+        self.newest_at = now
 
 
 class RowsScreens:
@@ -53,9 +55,12 @@ class RowsScreens:
         self._views: dict[TapPoint, PointView] = {}
 
     def group(self) -> ScreenGroup:
-        """Returns the screen; none if the app does not run in this process, or has no streams."""
+        """Returns the screen; none if the app has no streams, or cannot be asked from here."""
         live = self._app.live
-        if live is None or not self._app.here or not live.agent_runtime.writes:
+        if not self._app.here:
+            if self._app.checkpoints is None:
+                return ScreenGroup()
+        elif live is None or not live.agent_runtime.writes:
             return ScreenGroup()
         screen = Screen("Rows", "/rows", ("rows",), self._facts, self._more, self._rows, role="act")
         return ScreenGroup({"rows": screen})
@@ -63,14 +68,29 @@ class RowsScreens:
     def _view(self, query: Query) -> PointView | None:
         """Returns the rows of the point that the query names, with those that have come since the last call; None without such a point."""
         point, now = TapPoint(query.get("of", ""), query.get("branch", "")), SYSTEM_CLOCK.monotonic()
-        if self._app.live is None or point not in tap_points(self._app.figures):
+        if point not in tap_points(self._app.figures):
             return None
         self._views = {name: each for name, each in self._views.items() if now - each.asked_at <= LEASE_SECONDS}
         view = self._views.setdefault(point, PointView())
         if now - view.asked_at >= _AT_MOST_EACH:
             view.asked_at = now
-            view.add(self._app.live.agent_runtime.runner.tap(point), self._app.payloads, SYSTEM_CLOCK.time())
+            if self._app.here and self._app.live is not None:
+                copies = plain_rows(self._app.live.agent_runtime.runner.tap(point))
+                view.add(*copies, self._app.payloads, SYSTEM_CLOCK.time())
+            elif view.asking is None or view.asking.done():  # its answer is on the page of the next second
+                view.asking = asyncio.get_running_loop().create_task(self._ask(view, point))
         return view
+
+    async def _ask(self, view: PointView, point: TapPoint) -> None:
+        """Adds the rows that an app of another process has copied since the last time."""
+        try:
+            if self._app.refusal():
+                raise UserError("the app does not run on this machine: only running streams have rows")
+            answer = await self._app.ask({"rows": list(point)}, _ASK_SECONDS)
+        except UserError as error:
+            view.problem = scrubbed(str(error))
+            return
+        view.add(answer["columns"], answer["rows"], self._app.payloads, SYSTEM_CLOCK.time())
 
     def _facts(self, query: Query) -> dict[str, Any]:
         payloads, view = self._app.payloads, self._view(query)
@@ -90,14 +110,6 @@ class RowsScreens:
     def _rows(self, query: Query) -> Rows:
         view = self._view(query)
         return [] if view is None else list(map(dict, view.rows))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """Returns the values of a column. Times outside the range of Python's become texts."""
-    try:
-        return [text_or_hex(value) if isinstance(value, bytes) else value for value in column.to_pylist()]
-    except (OverflowError, ValueError):
-        return [shown(each) for each in column]
 
 
 def _shown(value: Any, name: str, payloads: Payloads) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.base.redaction import scrubbed
@@ -52,7 +53,8 @@ class ShownApp(PageHead, Protocol):
 
     `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
     it has no such agents. `live`: the App, if this process has it: only then can its code be asked. `here`: True if it runs in
-    this process. `program`: the words by which commands find the program, such as `shop:app`; none if they are not known.
+    this process. `state`: its state directory, or None. `program`: the words by which commands find the program, such as `shop:app`;
+    none if they are not known.
     """
 
     log: LogRing
@@ -62,6 +64,7 @@ class ShownApp(PageHead, Protocol):
     live: "App | None"
     program: Sequence[str]
     here: bool
+    state: Path | None
 
     def run(self) -> RunFacts:
         """Returns the facts of the present run, or of the last one."""
@@ -99,7 +102,7 @@ class LiveApp(ShownApp):
         recorder = app.agent_runtime.runner.recorder
         self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads
-        base = state_directory(app.settings.state)
+        self.state = base = state_directory(app.settings.state)
         location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
         self.checkpoints = None if location is None else AppCheckpoints(location, state=base)
         agents = app.agent_runtime.agents.values()

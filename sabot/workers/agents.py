@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Sample
 from sabot.base.threads import run_in_thread
+from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.runtime.agent_groups import TASK, AgentGroup
@@ -39,6 +40,7 @@ class WorkerAgents:
     def __init__(self, app: AppWithAgents, group: AgentGroup, send: Callable[[ControlMessage], None]) -> None:
         """`send`: sends a message to the coordinator."""
         self.local: LocalAgents
+        self._engines: RunEngines
         self._app = app
         self._group = group
         self._agents = {agent_id: agent for agent_id, agent in app.agents().items() if agent_id in group.agents}
@@ -50,6 +52,7 @@ class WorkerAgents:
         self, settings: RunSettings, checkpoints: RemoteCheckpoints, streams: LocalStreams, restored: Manifest | None
     ) -> None:
         """Opens everything at the positions of the checkpoint. `streams`: the streams of this worker, which are open."""
+        self._engines = RunEngines()
         specs = [agent.spec for agent in self._app.agents().values() if agent.spec is not None]
         for agent in self._agents.values():
             agent.starts(self._app.settings.broker, self._app.settings.kafka)
@@ -119,9 +122,12 @@ class WorkerAgents:
         """Returns the number of waiting records of each agent."""
         return {agent_id: operator.held.rows for agent_id, operator in dict(self.local.task.operators).items()}
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns `agents`, the figures of each agent, `state`, those of the backend, and the figures of the task."""
+    def statistics(self, *, engines: bool) -> dict[str, Any]:
+        """Returns `agents`, the figures of each agent, `state`, those of the backend, and the figures of the task. `engines`: True adds
+        those of all engines of this process, which its tasks share.
+        """
         return {
+            **({"engines": self._engines.statistics()} if engines else {}),
             "agents": {agent_id: agent.figures() for agent_id, agent in self._agents.items()},
             "state": {} if self._backend is None else self._backend.statistics(),
             **self.local.task.statistics(),

@@ -393,7 +393,10 @@ class AppWorker:
                 *(sample for agents in opened.agents for sample in agents.samples()),
             ]
         ]
-        agents = {each.local.task.name: msgspec.to_builtins(each.statistics(), enc_hook=str) for each in opened.agents}
+        agents = {
+            each.local.task.name: msgspec.to_builtins(each.statistics(engines=not number), enc_hook=str)
+            for number, each in enumerate(opened.agents)
+        }
         hints = opened.checkpoints.hints()
         saving = opened.checkpoints.saving()
         return Beat(opened.streams.progress(), figures, samples, hints, agents, memory_bytes, cpu_seconds, saving)

@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
+from sabot.base.metrics import plus
 from sabot.checkpoint import Manifest
 from sabot.errors import AgentFailed
 from sabot.plan import walk
@@ -120,6 +122,17 @@ class RemoteAgents:
                     found.setdefault(part, {}).update({f"{name}{behind}": each for name, each in figures.items()})
                 elif part == "agent_tasks":
                     found.setdefault(part, {}).update(figures)
+                elif part == "engines":
+                    _add_engines(found.setdefault(part, {}), figures)
                 elif part != "agents" and not group.own:
                     found[part] = figures
         return found
+
+
+def _add_engines(found: dict[str, dict[str, Any]], told: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds the figures of a worker's engines, as a heartbeat has them, to those of the other workers, by provider and model."""
+    for label, figures in told.items():
+        sums = found.setdefault(label, {})
+        for name, each in figures.items():
+            value: Any = tuple(each) if isinstance(each, list) else Decimal(each) if isinstance(each, str) else each
+            sums[name] = plus(sums[name], value) if name in sums else value

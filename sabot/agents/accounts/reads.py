@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sabot.agents.accounts.contract import LedgerSum
+import msgspec
+
+from sabot.agents.accounts.budgets import JudgedCall
+from sabot.agents.accounts.contract import LedgerSum, LedgerWriter
 from sabot.agents.accounts.ledger import Ledger
 from sabot.base.accounts import Window, window_start
 
@@ -38,6 +41,39 @@ class LimitRecord:
         return float(self.used / self.limit) if self.limit else 1.0
 
 
+class BudgetQuery(msgspec.Struct, frozen=True):
+    """What is asked of a ledger. `by`: the words by which its rows are put together. `since_ms`: the earliest time of these rows.
+    `days_since_s`: the earliest time of the sums by day. Times are since 1970.
+    """
+
+    by: tuple[str, ...]
+    since_ms: int = 0
+    days_since_s: float = 0.0
+
+
+class BudgetFacts(msgspec.Struct, frozen=True):
+    """The budgets of a ledger and their use. `sums`, `days`: as the query asks for them. `judged`: calls that were not simply allowed, the
+    oldest first. `limits`: None if the ledger is read without the program that has the budgets; then there are no calls either.
+    """
+
+    sums: list[LedgerSum]
+    days: list[LedgerSum]
+    limits: list[LimitRecord] | None = None
+    judged: list[JudgedCall] = []
+
+
+async def budget_facts(ledger: Ledger, query: BudgetQuery) -> BudgetFacts:
+    """Returns the budgets of a ledger and their use. Called on its event loop. Raises as `limit_records`."""
+    used = await used_facts(ledger.writer, query)
+    return msgspec.structs.replace(used, limits=await limit_records(ledger), judged=list(ledger.judged))
+
+
+async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
+    """Returns the use that the rows of a ledger have, without budgets."""
+    days = await writer.sums(["scope", "day"], round(query.days_since_s * 1000))
+    return BudgetFacts(list(await writer.sums(query.by, query.since_ms)), list(days))
+
+
 async def limit_records(ledger: Ledger) -> list[LimitRecord]:
     """Returns the limits of all budgets of a ledger. Called on its event loop. Raises BudgetUnavailable if their owner does not answer."""
     doubts: dict[Window, dict[str, LedgerSum]] = {}
@@ -63,11 +99,6 @@ def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
     if rows is None or measure == "calls":
         return Decimal(0)
     return Decimal(rows.doubt_tokens) if measure == "tokens" else rows.doubt_cost
-
-
-async def day_sums(ledger: Ledger, since_s: float) -> Sequence[LedgerSum]:
-    """Returns what each scope has used on each day since then, by scope and day. Called on the ledger's event loop."""
-    return await ledger.writer.sums(["scope", "day"], round(since_s * 1000))
 
 
 def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:

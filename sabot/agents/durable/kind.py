@@ -1,8 +1,12 @@
 """Durable agents and the guards of an app, as the runtime sees them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import msgspec
+
+from sabot.agents.accounts.ledger import Ledger
+from sabot.agents.accounts.reads import BudgetQuery, budget_facts
 from sabot.agents.durable.run import DurableJobs, JournalOwner, check_journal, journal_place, open_app_journal
 from sabot.agents.job_history import job_keeping
 from sabot.api.agent import AgentSpec
@@ -24,6 +28,10 @@ class DurableApp(JournalOwner, Protocol):
     listener: Listener | None
     journal_storage: MemoryStorage | None
     """The contents of a journal in memory, so that the next run in this process finds its entries."""
+
+    @property
+    def accounts(self) -> Ledger | None:
+        """The ledger with the budgets of the app."""
 
     def checkpoints(self) -> CheckpointStorage | None:
         """Returns the storage of checkpoints, not locked, or None."""
@@ -47,6 +55,13 @@ class DurableKind:
     def judge(self, guards: Sequence[EffectGuard]) -> GuardJudge | None:
         """Returns the judge of model calls that no job makes, by the guards of this run."""
         return judge_of(self._app.id, guards, self._app.clock)
+
+    async def budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the `BudgetFacts` of the app. `asked`: the fields of a `BudgetQuery`. Raises UserError if the app has no budgets."""
+        if self._app.accounts is None:
+            raise UserError(f"app {self._app.id} has no budgets", hint='App(…, budgets=[Budget("scope", …)])')
+        facts = await budget_facts(self._app.accounts, msgspec.convert(asked, BudgetQuery))
+        return cast("dict[str, Any]", msgspec.to_builtins(facts))
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
         """Raises UserError if a durable agent would run in another process than its journal."""

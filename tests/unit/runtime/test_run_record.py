@@ -55,7 +55,7 @@ async def test_a_run_leaves_its_figures_its_plan_and_the_end_of_its_log(
     assert "app shop: 30 rows in" in "\n".join(line.message for line in record.log)
     file = tmp_path / "state" / RECORD_FILE
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert record.journal == "postgresql://localhost/jobs"
+    assert record.journal == "postgresql://user@localhost/jobs"
     assert "s3cret-word" not in file.read_text()
 
 

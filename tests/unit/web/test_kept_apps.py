@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ import pytest
 from unit.web.test_console import MARKUP, Browser
 from unit.web.test_job_screens import ticket
 
-from sabot import App, NdjsonSink, NdjsonSource
+from sabot import App, NdjsonSink, NdjsonSource, col
+from sabot.agents import Budget
+from sabot.agents.accounts.contract import LedgerEvent
+from sabot.base.redaction import without_password
 from sabot.cli.web import ConsoleOptions, _add, _places_of
 from sabot.errors import UserError
 from sabot.runtime.run_record import RECORD_FILE
 from sabot.web.access import Access
 from sabot.web.console import Console, KeptConsole
 from sabot.web.guard import Proxy
+from sabot.web.kept_app import AppPlaces
+from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
 from tools.command_line import ENV, SABOT
 
@@ -127,6 +133,72 @@ async def test_a_running_app_is_asked_for_a_checkpoint_and_stopped(tmp_path: Pat
         running.cancel()
 
 
+async def test_rows_behind_a_step_of_an_app_in_another_process_are_shown(tmp_path: Path) -> None:
+    app = App("shop", state=str(tmp_path / "state"), broker="memory://kept-rows", checkpoint_interval=3600)
+    app.stream("orders", schema={"account": "string", "amount": "int64"}).filter(col("amount") > 0).to("out")
+    running = asyncio.create_task(app.run())
+
+    async def feed() -> None:
+        for amount in range(1, 10_000):
+            await app.send("orders", {"account": f"SECRET {MARKUP}", "amount": amount})
+            await asyncio.sleep(0.02)
+
+    feeding = asyncio.create_task(feed())
+    try:
+        await until((tmp_path / "state" / RECORD_FILE).exists)
+        with site(tmp_path / "state", payloads=Payloads(names=frozenset({"amount"}))) as browser:
+            points: list[str] = []
+            while not points:  # the first figures come with the first record of the run
+                points = re.findall(r'href="(/apps/shop/rows\?[^"]+)"', (await ask(browser, "/apps/shop/rows"))[1])
+            path = unescape(points[-1])
+            rows: list[dict[str, str]] = []
+            while not rows:
+                rows = json.loads((await ask(browser, path.replace("/rows?", "/rows.json?")))[1])
+                await asyncio.sleep(0.05)
+            assert all(each["amount"].isdecimal() for each in rows)
+            assert "SECRET" not in json.dumps(rows)
+            running.cancel()
+            await asyncio.wait([running])
+            await seen(browser, path, "only running streams have rows")
+    finally:
+        feeding.cancel()
+        running.cancel()
+
+
+async def test_budgets_of_an_app_in_another_process_are_shown_and_their_use_when_it_is_dead(tmp_path: Path) -> None:
+    budget = Budget(f"ann {MARKUP}", max_tokens_daily=170)
+    app = App("shop", state=str(tmp_path / "state"), broker="memory://kept-budgets", budgets=[budget])
+
+    @app.agent("questions", durable=True)
+    async def handle(ctx: Any) -> None: ...
+
+    used = LedgerEvent(
+        event_id="1",
+        type="model",
+        scope_id=budget.scope_id,
+        name="m",
+        input_tokens=100,
+        at_ms=round(time.time() * 1000),
+    )
+    assert app.accounts is not None
+    await app.accounts.writer.write([used])
+    running = asyncio.create_task(app.run())
+    try:
+        await until((tmp_path / "state" / RECORD_FILE).exists)
+        with site(tmp_path / "state") as browser:
+            (limit,) = json.loads((await ask(browser, "/apps/shop/budgets.json?of=limits"))[1])
+            assert (limit["limit"], limit["spent"]) == ("170", "100")
+            status, page = await ask(browser, "/apps/shop/budgets")
+            assert (status, MARKUP in page, "The last 200 calls" in page) == (200, False, True)
+            running.cancel()
+            await asyncio.wait([running])
+            await seen(browser, "/apps/shop/budgets", "are known to the running app only")
+            (row,) = json.loads((await ask(browser, "/apps/shop/budgets.json?by=scope%2C+model"))[1])
+            assert (row["model"], row["read"]) == ("m", 100)
+    finally:
+        running.cancel()
+
+
 async def test_ten_apps_are_in_one_server(tmp_path: Path) -> None:
     folders = []
     for n in range(10):
@@ -168,6 +240,19 @@ async def test_the_places_of_one_app_are_shown_together(memory_url: str, tmp_pat
         found = re.search(r'href="(/apps/shop/job\?id=[^"]+)"', page)
         assert found is not None
         assert (await ask(browser, found[1]))[0] == 200
+
+
+def test_the_journal_of_a_record_and_the_same_one_with_a_password_are_one_place() -> None:
+    recorded = without_password("postgresql://ann:hunter-2-word@host/jobs")
+    assert recorded == "postgresql://ann@host/jobs"
+    known, given = AppPlaces("shop", journal=recorded), "postgresql://ann:hunter-2-word@host/jobs?app=shop"
+    for places in ([known, AppPlaces("shop", journal=given)], [AppPlaces("shop", journal=given), known]):
+        found: list[AppPlaces] = []
+        for each in places:
+            _add(found, each)
+        assert [each.journal for each in found] == [given]
+    _add(found, AppPlaces("shop", journal="postgresql://ann@host/others"))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(
