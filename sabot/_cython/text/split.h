@@ -1,9 +1,10 @@
-/* Finds one part of each text between separators, without a list of all parts. All functions are `noexcept nogil` and
-   allocate nothing. */
+/* Finds one part of each text between separators, without a list of all parts, and the elements of a JSON array. All
+   functions are `nogil`, and `noexcept` but for the vectors of ArrayScan. */
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace sabot {
 
@@ -75,5 +76,74 @@ static inline void copy_parts(const uint8_t* data, const int32_t* starts, const 
         begin = ends[row];
     }
 }
+
+/* The elements of a JSON array in text that begins in the array and outside of an element.
+
+   `starts`, `sizes`: of each element without the blanks around it; a blank element has the size 0. `end`: behind the last
+   comma between elements, or behind the closing bracket; 0 if there is neither. `close`: behind the closing bracket, or 0. */
+struct ArrayScan {
+    std::vector<int64_t> starts, sizes;
+    int64_t end = 0, close = 0;
+
+    /* Scans up to `most` elements. Quotes tell which bytes are in texts, and brackets outside of texts tell the depth. Text
+       behind the last comma is an element too, unless it is blank: only in a file that is cut off is there such a text. */
+    void scan(const uint8_t* data, int64_t n, int64_t most, bool keep) {
+        int64_t depth = 0, begin = 0, found = 0;
+        for (int64_t i = 0; i < n; i++) {
+            switch (data[i]) {
+                case '"':
+                    for (i++; i < n && data[i] != '"'; i++) {
+                        if (data[i] == '\\') i++;
+                    }
+                    break;
+                case '{':
+                case '[':
+                    depth++;
+                    break;
+                case '}':
+                    if (depth) depth--;
+                    break;
+                case ']':
+                    if (depth) {
+                        depth--;
+                        break;
+                    }
+                    if (keep) add(data, begin, i, false);
+                    end = close = i + 1;
+                    return;
+                case ',':
+                    if (depth) break;
+                    if (keep) add(data, begin, i, true);
+                    end = begin = i + 1;
+                    if (++found == most) return;
+                    break;
+                default:
+                    break;
+            }
+        }
+        if (keep) add(data, begin, n, false);
+    }
+
+    /* Copies the elements one behind the other. OUT offsets: the end of each in `out`. */
+    void copy(const uint8_t* data, int32_t* offsets, uint8_t* out) const {
+        int64_t written = 0;
+        for (size_t i = 0; i < starts.size(); i++) {
+            std::memcpy(out + written, data + starts[i], static_cast<size_t>(sizes[i]));
+            written += sizes[i];
+            offsets[i] = static_cast<int32_t>(written);
+        }
+    }
+
+   private:
+    static bool blank(uint8_t c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+
+    void add(const uint8_t* data, int64_t low, int64_t high, bool even_blank) {
+        while (low < high && blank(data[low])) low++;
+        while (low < high && blank(data[high - 1])) high--;
+        if (low == high && !even_blank) return;
+        starts.push_back(low);
+        sizes.push_back(high - low);
+    }
+};
 
 }  // namespace sabot

@@ -1,15 +1,17 @@
-"""One part of each text. See split.pyi for the contract; the loops are in split.h."""
+"""One part of each text, and the elements of a JSON array. See split.pyi for the contract; the loops are in split.h."""
 
 import numpy as np
 import pyarrow as pa
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
 
 from sabot._cython.arrow.batch cimport plain_array
 from sabot._cython.arrow.columns cimport TYPE_TEXT, View, open_view
 
-__all__ = ["split_part"]
+__all__ = ["element_end", "elements", "split_part"]
 
 
 cdef extern from "text/split.h" namespace "sabot" nogil:
@@ -22,6 +24,14 @@ cdef extern from "text/split.h" namespace "sabot" nogil:
         int32_t* starts, int32_t* ends, uint8_t* there
     ) noexcept
     void copy_parts(const uint8_t* data, const int32_t* starts, const int32_t* ends, int64_t count, uint8_t* out) noexcept
+
+    cppclass ArrayScan:
+        vector[int64_t] starts
+        vector[int64_t] sizes
+        int64_t end
+        int64_t close
+        void scan(const uint8_t* data, int64_t n, int64_t most, cbool keep) except +
+        void copy(const uint8_t* data, int32_t* offsets, uint8_t* out) noexcept
 
 
 def split_part(texts, bytes by not None, int64_t index):
@@ -52,3 +62,35 @@ def split_part(texts, bytes by not None, int64_t index):
     with nogil:
         copy_parts(view.data, &starts[0], &ends[1], count, out)
     return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), made, pa.py_buffer(bits), -1)
+
+
+def element_end(const uint8_t[::1] data, int64_t most=0):
+    """Returns the position behind the last comma between elements; see split.pyi."""
+    cdef ArrayScan found
+    if len(data):
+        with nogil:
+            found.scan(&data[0], len(data), most, False)
+    return found.end
+
+
+def elements(const uint8_t[::1] data):
+    """Returns the elements, where they begin, and the position behind the closing bracket; see split.pyi."""
+    cdef ArrayScan found
+    cdef int64_t size = len(data)
+    if size:
+        with nogil:
+            found.scan(&data[0], size, 0, True)
+    cdef int64_t count = <int64_t> found.starts.size()
+    if not count:
+        return pa.array([], pa.binary()), np.empty(0, np.int64), found.close
+    starts, offsets = np.empty(count, np.int64), np.zeros(count + 1, np.int32)
+    cdef int64_t[::1] begins = starts
+    cdef int32_t[::1] ends = offsets
+    made = pa.allocate_buffer(size)
+    cdef uint8_t* out = <uint8_t*> <size_t> made.address
+    cdef int64_t i
+    with nogil:
+        for i in range(count):
+            begins[i] = found.starts[i]
+        found.copy(&data[0], &ends[1], out)
+    return pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), made]), starts, found.close

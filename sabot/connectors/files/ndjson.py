@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.text.json import JsonDecoder
+from sabot._cython.text.split import elements
 from sabot.base.config import RECORD_BYTES
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
@@ -21,6 +22,7 @@ BLOCK_BYTES = 4 << 20
 SHARED_BYTES = 7 << 20  # about 30,000 rows of 250 bytes: with several readers a shuffle deals each batch out in parts
 NEWLINE, RETURN = 10, 13
 _REST_BYTES = 1024  # of the text behind an array, in a dead letter
+_CUT = "the file ends here without the closing bracket of its array, so it may have been cut off"
 _BEHIND = "only blanks may come after the closing bracket of the array"
 _LINES = Lines()
 _ELEMENTS = ArrayElements()
@@ -82,18 +84,18 @@ class NdjsonSource(FileSource):
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if begin := self._array_begin(file):
-            return self._open_array(file, max(offset, begin))
+            return self._open_array(file, max(offset, begin), offset > 0)
         blocks = open_blocks(file, offset, self._share, self._block_bytes, self._record_bytes)
         if self._schema is None:
             return _Payloads(blocks, file, self._share.index)
         return _Columns(blocks, JsonDecoder(self._schema))
 
-    def _open_array(self, file: DataFile, offset: int) -> FileReader:
+    def _open_array(self, file: DataFile, offset: int, again: bool) -> FileReader:
         decoder = None if self._schema is None else JsonDecoder(self._schema)
         blocks: ArrayFile | NoBlocks = NoBlocks(offset)
         if self._share.has(file.number, 0):
             blocks = ArrayFile(file, offset, self._block_bytes, self._record_bytes)
-        return _Elements(blocks, decoder, file, self._share.index)
+        return _Elements(blocks, decoder, file, self._share.index, again)
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         """Returns the columns that are inferred from the first rows (1,000, or as `inferring` says) of the first file that has a JSON
@@ -190,34 +192,56 @@ class _Elements(BlockReader):
     """A reader of the elements of an array, which it decodes into columns, or returns as records if there is no decoder."""
 
     def __init__(
-        self, blocks: ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int
+        self, blocks: ArrayFile | NoBlocks, decoder: JsonDecoder | None, file: DataFile, partition: int, again: bool
     ) -> None:
         super().__init__(blocks, _ELEMENTS)
+        self._array = blocks
         self._decoder = decoder
         self._file = file
         self._partition = partition
         # The offset behind the array's closing bracket, if it is known.
         self._close = blocks.offset if isinstance(blocks, ArrayFile) and blocks.closed else None
+        # True if a dead letter has said that the array has no closing bracket: with the last elements, or, if `again`,
+        # by the reader before this one, whose position was the end of the file.
+        self._cut = again and not blocks.next() if isinstance(blocks, ArrayFile) else True
+
+    def read(self, max_rows: int) -> FoundRows | None:
+        found, blocks = super().read(max_rows), self._array
+        if not self._told and not blocks.ended and blocks.low == blocks.limit:
+            blocks.next()  # the block ended with an element, so it is not known yet if the file does
+        if self._told or not blocks.ended or blocks.low < blocks.limit:
+            return found
+        # The letter is in the batch of the last elements: their position is the end of the file, and never comes again.
+        self._cut = True
+        data, bad = (self._decode(blocks, blocks.low).data, []) if found is None else found
+        return FoundRows(data, [*bad, (blocks.offset, b"", _CUT)])
+
+    @property
+    def ended(self) -> bool:
+        return super().ended and self._told
+
+    @property
+    def _told(self) -> bool:
+        return self._close is not None or self._cut
 
     def _decode(self, blocks: Blocks, end: int) -> FoundRows:
         closed = self._close is not None and blocks.offset >= self._close
-        texts, starts, close = ([], [], 0) if closed else _ELEMENTS.split(blocks.buffer, blocks.low, end)
+        with memoryview(blocks.buffer) as buffer, buffer[blocks.low : blocks.low if closed else end] as block:
+            payloads, starts, close = elements(block)
         if close:
             self._close = blocks.offset + close
-        data, bad = self._rows(texts, starts, blocks)
+        data, bad = self._rows(payloads, starts + blocks.offset)
         behind = bytes(memoryview(blocks.buffer)[blocks.low + close : end]).strip() if closed or close else b""
         if behind:
             bad.append((blocks.offset + close, behind[:_REST_BYTES], _BEHIND))
         return FoundRows(data, bad)
 
-    def _rows(
-        self, texts: list[bytes], starts: list[int], blocks: Blocks
-    ) -> tuple[pa.RecordBatch, list[tuple[int, bytes, str]]]:
-        payloads = pa.array(texts, pa.binary())
+    def _rows(self, payloads: Any, offsets: Any) -> tuple[pa.RecordBatch, list[tuple[int, bytes, str]]]:
+        """Returns the rows of elements, and the bad ones. `offsets`: of the elements in the file."""
         if self._decoder is None:
-            return _records(payloads, np.array(starts, np.int64) + blocks.offset, self._file, self._partition), []
+            return _records(payloads, offsets, self._file, self._partition), []
         data, bad = self._decoder.decode(payloads)
-        return data, [(blocks.offset + starts[row.row], texts[row.row], row.reason) for row in bad]
+        return data, [(int(offsets[row.row]), payloads[row.row].as_py(), row.reason) for row in bad]
 
 
 def _records(payloads: Any, offsets: Any, file: DataFile, partition: int) -> pa.RecordBatch:

@@ -75,12 +75,39 @@ def test_an_element_that_is_no_object_is_a_bad_row_and_so_is_text_behind_the_arr
         assert read(source, count) == ([{"n": 1}, {"n": 2}], [b"null", b'{"n": "x"}', b"", b'{"n": 3}'])
 
 
-def test_an_array_that_is_cut_off_keeps_its_whole_elements(tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
-    path.write_text('[{"n": 1}, {"n": 2}, {"n"')
-    source = files(path)
-    source.scan(pa.schema({"n": pa.int64()}), None)
-    assert read(source) == ([{"n": 1}, {"n": 2}], [b'{"n"'])
+@pytest.mark.parametrize(
+    ("text", "rows", "bad"),
+    [
+        ('[{"n": 1}, {"n": 2}, {"n"', 2, [(b'{"n"', 21), (b"", 25)]),
+        ('[{"n": 1}, {"n": 2}', 2, [(b"", 19)]),
+        ('[{"n": 1}, {"n": 2},', 2, [(b"", 20)]),
+        ('[{"n": 1}, {"n": 2} \n', 2, [(b"", 21)]),
+        ('[{"n": 1}, {"n": 2}, {"n": "a]', 2, [(b'{"n": "a]', 21), (b"", 30)]),
+        ("[", 0, [(b"", 1)]),
+    ],
+)
+@pytest.mark.parametrize("block", [10, 20, 1000])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_that_is_cut_off_keeps_its_whole_elements_and_tells_where_it_ends(
+    tmp_path: Path, text: str, rows: int, bad: list[tuple[bytes, int]], block: int, packed: bool
+) -> None:
+    path = tmp_path / ("t.json.gz" if packed else "t.json")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    for count in (1, 1000):
+        source = NdjsonSource(path, block_bytes=block)
+        source.scan(pa.schema({"n": pa.int64()}), None)
+        source.open(None)
+        good, found = [], []
+        while not source.exhausted:
+            batch = source.read_batch(count, 0)
+            if batch is not None:
+                good += batch.data["n"].to_pylist()
+                found += [] if batch.bad is None else batch.bad.to_pylist()
+                source.open(batch.offsets)
+        source.close()
+        assert good == [1, 2][:rows]
+        assert [(each["payload"], each["offset"]) for each in found] == bad
+        assert "without the closing bracket of its array" in found[-1]["reason"]
 
 
 def test_an_element_above_the_size_of_a_record_is_an_error_that_names_the_file(tmp_path: Path) -> None:
