@@ -71,6 +71,12 @@ class AppPages:
         """The first screen."""
         return next(iter(self._screens.screens.values()))
 
+    def _list_of(self, screen: Screen) -> Screen:
+        """Returns the screen with the list of which a screen shows one item, such as /letters for /letter, or else the first screen."""
+        one = f"/{screen.path.split('/')[1]}"
+        listed = (each for each in self._screens.screens.values() if each.listed and each.path == f"{one}s")
+        return next(listed, self._home)
+
     def routes(self) -> Iterator[Route]:
         """Yields the routes of all pages."""
         root, screens = self._root, self._screens.screens
@@ -96,7 +102,7 @@ class AppPages:
             try:
                 more = {} if screen.more is None else await _while_wanted(screen.more(query), request)
             except UserError as error:
-                back = self._home
+                back = self._list_of(screen)
                 return self._html("said.html", 404, session=session, said=scrubbed(str(error)), good=False, back=back)
             events = f"{self._root}/events/{name}?{urlencode(query)}"
             marked = {part: Markup(text) for part, text in parts.items()}  # rendered by the templates, which escape

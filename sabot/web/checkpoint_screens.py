@@ -216,7 +216,9 @@ class CheckpointScreens:
         app = self._kept.places()
         found = next((each for each in app.storage.ids() if str(each) == wanted), None)
         if found is None:
-            raise UserError("there is no such checkpoint any more", hint="choose another one")
+            raise UserError(
+                "there is no such checkpoint any more: only the last ones are kept", hint="a savepoint stays"
+            )
         return app.manifest(found)
 
     async def _checkpoint(self, form: Mapping[str, str]) -> str:

@@ -78,6 +78,9 @@ async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Pat
     page = (await ask(browser, "/checkpoints"))[1]
     found = re.search(r'name="savepoint" value="([0-9a-f]{16})"', page)
     assert found is not None
+    assert f'<code class="command">sabot run MODULE:APP --from {made.savepoint}</code>' in page
+    (state,) = re.findall(rf'<a href="(/state\?of={found[1]})">1</a>', page)
+    assert "Of checkpoint 1, written" in (await ask(browser, state))[1]
     assert "drop-savepoint" not in (await ask(reader, "/checkpoints"))[1]
     assert (await ask(reader, "/act/drop-savepoint", {"savepoint": found[1]}))[0] == 403
     for name in ("", "../kept", str(tmp_path / "kept"), MARKUP, "0" * 16):
@@ -156,3 +159,4 @@ async def test_no_other_checkpoint_is_shown(console: Console, id: str) -> None:
     for path in ("/checkpoint", "/checkpoint.csv"):
         status, page = await ask(browser, f"{path}?id={id}")
         assert (status, "no such checkpoint" in page, MARKUP in page) == (404, True, False)
+    assert '<a href="/checkpoints">Back to Checkpoints</a>' in (await ask(browser, f"/checkpoint?id={id}"))[1]
