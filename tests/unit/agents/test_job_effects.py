@@ -61,7 +61,13 @@ def test_what_a_call_may_have_cost_is_in_doubt_until_that_is_known() -> None:
     bound = Amounts(500, Decimal("0.75"), 1)
     doubt = LedgerEvent(event_id="1", type="doubt", scope_id="s", cost=bound.cost, reserved_tokens=bound.tokens)
     known = LedgerEvent(
-        event_id="1", type="model", scope_id="s", input_tokens=90, output_tokens=10, cost=Decimal("0.25"), settles=bound
+        event_id="1",
+        type="model",
+        scope_id="s",
+        input_tokens=90,
+        output_tokens=10,
+        cost=Decimal("0.25"),
+        settles=bound[:3],
     )
     folded = Folded(call(1), EffectResult("j", 2000, 1, outcome="ModelTimeout", usage=msgspec.msgpack.encode([doubt])))
     (effect,) = folded.effects.values()
