@@ -17,11 +17,10 @@ from sabot.connectors.console import ConsoleSink
 from sabot.errors import UserError
 from sabot.sql.formats import DEBEZIUM, format_of, stream_of
 from sabot.sql.functions import cast
-from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, fields_of, node_of, steps_of
+from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, clock_column, fields_of, is_clock, node_of, steps_of
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Binary,
-    Call,
     Column,
     ColumnDefinition,
     CreateTable,
@@ -89,7 +88,7 @@ def check_table(context: Context, statement: CreateTable) -> None:
             _metadata(each)
     fields = [TableColumn("", name, name, type) for name, type in types.items()]
     for each in statement.columns:
-        if each.computed is not None and not _is_clock(each):
+        if each.computed is not None and not is_clock(each.computed):
             bound = Binder(context, Relation(_NO_ROWS, tuple(fields))).bind(each.computed)
             types[each.name.text] = bound.type
             fields.append(TableColumn("", each.name.text, each.name.text, bound.type))
@@ -99,11 +98,6 @@ def check_table(context: Context, statement: CreateTable) -> None:
         message = f"{time} is {sql_type(types[time])}, which is no event time"
         raise SqlFault(statement.watermark.column[-1].span, message, f"declare it as TIMESTAMP(3): {time} TIMESTAMP(3)")
     _check_options(statement)
-
-
-def _is_clock(column: ColumnDefinition) -> bool:
-    tree = column.computed
-    return isinstance(tree, Call) and tree.name.text.upper() == "PROCTIME" and not tree.arguments
 
 
 def _may_be_time(type: pa.DataType) -> bool:
@@ -130,6 +124,8 @@ def _check_options(statement: CreateTable) -> None:
     if not known:
         raise missing[0]
     known[0].check_known(*known[1:])
+    if statement.partition and _connector(_options_of(statement)) is not _FILES:
+        _log.warning("table %s: PARTITIONED BY has no effect: it names the folders of files", statement.name[-1].text)
 
 
 def _options_of(statement: CreateTable) -> Options:
@@ -184,14 +180,10 @@ def _computed(
     fields = list(relation.fields)
     for each in computed:
         tree = each.computed
-        if _is_clock(each):
-            fields.append(
-                TableColumn(
-                    fields[0].qualifier if fields else "", each.name.text, each.name.text, pa.null(), clock=True
-                )
-            )
-            continue
         assert tree is not None
+        if is_clock(tree):
+            fields.append(clock_column(each.name.text, fields[0].qualifier if fields else ""))
+            continue
         bound: TypedExpr = Binder(context, replace(relation, fields=tuple(fields))).bind(tree)
         with at(each.span):
             stream = stream.with_columns(**{each.name.text: bound.expr})

@@ -25,7 +25,7 @@ from sabot.api.windows import (
 )
 from sabot.errors import UserError
 from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_names
-from sabot.sql.syntax.tree import Name
+from sabot.sql.syntax.tree import Call, Expression, Name
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +70,16 @@ class TableColumn:
     clock: bool = False
     merged: bool = False
     never_null: bool = False
+
+
+def clock_column(name: str, qualifier: str = "") -> TableColumn:
+    """Returns the column of a PROCTIME()."""
+    return TableColumn(qualifier, name, name, pa.null(), clock=True)
+
+
+def is_clock(node: Expression) -> bool:
+    """Returns True for PROCTIME()."""
+    return isinstance(node, Call) and node.name.text.upper() == "PROCTIME" and not node.arguments
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from sabot.sql.scope import (
     TypedExpr,
     WindowEdge,
     at,
+    clock_column,
+    is_clock,
     names_of,
     node_of,
     warn_of_growth,
@@ -256,7 +258,7 @@ class SelectBinder:
             return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=found)
         if found is not None:
             return OutputColumn(name, found, None)
-        if isinstance(node, Call) and node.name.text.upper() == "PROCTIME" and not node.arguments:
+        if is_clock(node):
             return OutputColumn(name, TypedExpr(lit(None), pa.null()), None, clock=True)
         if isinstance(node, Column):
             field, further = relation.find(node.parts)
@@ -277,7 +279,7 @@ class SelectBinder:
         for i, output in enumerate(outputs):
             name = names.free(output.name or f"EXPR${i}")
             if output.clock:
-                fields.append(TableColumn("", name, name, pa.null(), clock=True))
+                fields.append(clock_column(name))
                 continue
             if output.ranking is not None:
                 ranking = replace(output.ranking, column=name)

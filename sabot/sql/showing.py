@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
+from sabot.base.redaction import has_password, redacted_url
 from sabot.sql.catalog import time_of
 from sabot.sql.scope import Relation
 from sabot.sql.syntax.text import Span, SqlText
@@ -71,10 +72,13 @@ def statement_text(text: SqlText, span: Span, table: CreateTable | None) -> str:
     written, end = "", span.start
     for option in table.options if table is not None else ():
         if option.value_span.start >= end and _hidden(option.key, option.value) != option.value:
-            written += text.text[end : option.value_span.start] + "'***'"
+            written += f"{text.text[end : option.value_span.start]}'{_hidden(option.key, option.value)}'"
             end = option.value_span.end
     return written + text.text[end : span.end]
 
 
 def _hidden(key: str, value: str) -> str:
-    return "***" if any(word in key.lower() for word in _SECRET) and not value.startswith("${env:") else value
+    """Returns the value of an option as it may be shown; of an address with a password only the rest."""
+    if any(word in key.lower() for word in _SECRET) and not value.startswith("${env:"):
+        return "***"
+    return redacted_url(value) if "://" in value and has_password(value) else value

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from sabot.api.expr import col, lit
+from sabot.api.nodes.joins import Join
+from sabot.api.nodes.node import walk
 from sabot.api.stream import Stream
 from sabot.api.windows import (
     CalendarWindow,
@@ -18,7 +20,7 @@ from sabot.api.windows import (
     session,
     tumbling,
 )
-from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, names_of
+from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, is_clock, names_of, node_of
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
 from sabot.sql.types import DAY_MS, interval_ms, sql_type
@@ -207,7 +209,7 @@ def group_window(call: Call, relation: Relation, zone: str) -> TimeWindow:
 
 def _time_of(node: Expression, relation: Relation) -> str:
     """Returns "event" or "processing" for the column of time of a window."""
-    if isinstance(node, Call) and node.name.text.upper() == "PROCTIME":
+    if is_clock(node):
         return "processing"
     if not isinstance(node, Column):
         raise SqlFault(node.span, "a window goes by a column of event time")
@@ -217,6 +219,8 @@ def _time_of(node: Expression, relation: Relation) -> str:
     if further or field.shift_ms is None:
         known = [each.name for each in relation.fields if each.shift_ms is not None]
         hint = f"the event time is {known[0]}" if known else "declare it: WATERMARK FOR ts AS ts - INTERVAL '5' SECOND"
+        if not known and any(isinstance(each, Join) for each in walk([node_of(relation.stream)])):
+            hint = "the rows of this join have no event time: write them into a table with WATERMARK FOR ts AS …, and read that"
         raise SqlFault(node.span, f"{node.parts[-1].text} is not the event time of the table", hint)
     return "event"
 

@@ -241,3 +241,15 @@ def test_versions_of_a_table_without_a_key_are_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         assert "join_asof" in app.sql(AS_OF)
     assert "w has no PRIMARY KEY: FOR SYSTEM_TIME AS OF takes its last row with the values of ON" in caplog.text
+
+
+def test_a_window_over_the_rows_of_a_join_says_that_they_have_no_event_time():
+    app = App("joined")
+    app.register("a", app.stream("a", schema={"id": "int64", "ts": "timestamp[ms]"}, time="ts"))
+    app.register("b", app.stream("b", schema={"id": "int64", "at": "timestamp[ms]"}, time="at"))
+    rows = "SELECT a.ts FROM a JOIN b ON a.id = b.id AND b.at BETWEEN a.ts AND a.ts + INTERVAL '1' HOUR"
+    window = f"TUMBLE(TABLE ({rows}), DESCRIPTOR(ts), INTERVAL '1' HOUR)"
+    with pytest.raises(
+        SqlError, match="the rows of this join have no event time: write them into a table with WATERMARK"
+    ):
+        app.sql(f"SELECT COUNT(*) FROM TABLE({window}) GROUP BY window_start, window_end")

@@ -177,3 +177,26 @@ def test_a_timestamp_has_the_digits_of_its_declaration_whatever_the_file_has(tmp
     assert found.column("ts").to_pylist() == [
         datetime(2024, 1, 1, 0, 0, 1, 123000), datetime(1969, 12, 31, 23, 59, 59, 999000)
     ]  # fmt: skip
+
+
+def test_a_password_in_an_address_is_not_shown():
+    app = App("shown")
+    app.sql(
+        "CREATE TABLE c (id BIGINT) WITH ('connector' = 'jdbc', 'url' = 'postgresql://ada:planted@db/x', 'table-name' = 't')"
+    )
+    shown = app.sql("SHOW CREATE TABLE c")
+    assert "planted" not in shown
+    assert "'url' = 'postgresql://db/x'" in shown
+
+
+def test_partitions_of_a_topic_are_warned_of(caplog):
+    app = App("partitions")
+    app.sql(
+        "CREATE TABLE p (id BIGINT, d STRING) PARTITIONED BY (d) WITH ('connector' = 'kafka', 'topic' = 'p', 'format' = 'json')"
+    )
+    assert "table p: PARTITIONED BY has no effect" in caplog.text
+    caplog.clear()
+    app.sql(
+        "CREATE TABLE f (id BIGINT, d STRING) PARTITIONED BY (d) WITH ('connector' = 'files', 'path' = 'f', 'format' = 'parquet')"
+    )
+    assert caplog.text == ""
