@@ -119,6 +119,7 @@ def test_a_script_that_misspells_a_name_is_told_the_nearest_one() -> None:
 
 
 # What a program that only says what is to be run has no need for; of `jobs` it has the limits of children.
+AGENTS = ("agents", "jobs", "journal", "llm", "mcp")
 RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "operators", "plan", "process", "testing"}
 PROGRAM = """
 from sabot import App, col, count, tumbling
@@ -167,10 +168,8 @@ def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Pa
     (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
     assert "sabot.runtime.local_streams" in loaded
-    rooms = tuple(f"sabot.{room}." for room in ("jobs", "journal", "llm", "mcp", "process", "operators.agents"))
+    rooms = tuple(f"sabot.{room}." for room in (*AGENTS, "process", "operators.agents"))
     assert {name for name in loaded if name.startswith(rooms)} <= {
-        "sabot.jobs.tree",  # limits of children
-        "sabot.calls.model_figures",
         "sabot.operators.agents.counters",
         "sabot.operators.agents.timers",  # of process functions too
     }

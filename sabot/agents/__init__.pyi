@@ -102,9 +102,6 @@ from sabot.agents.replay import Verified as Verified
 from sabot.agents.replay import code_of as code_of
 from sabot.agents.replay import fork as fork
 from sabot.agents.replay import record_job as record_job
-from sabot.agents.runtime import AgentProcess as AgentProcess
-from sabot.agents.runtime import AgentRuntime as AgentRuntime
-from sabot.agents.runtime import AgentState as AgentState
 from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
 from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
 from sabot.agents.store import JournalStore as JournalStore
@@ -135,3 +132,6 @@ from sabot.journal.sqlite import SqliteInbox as SqliteInbox
 from sabot.journal.sqlite import SqliteJournal as SqliteJournal
 from sabot.llm.tools import Effect as Effect
 from sabot.llm.tools import tool as tool
+from sabot.runtime.agent_process import AgentProcess as AgentProcess
+from sabot.runtime.agent_process import AgentState as AgentState
+from sabot.runtime.agent_runtime import AgentRuntime as AgentRuntime

@@ -5,13 +5,15 @@ has such a kind of agents too. Only the app knows where it is; the runtime loads
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.operators.agents.operator import AgentOperator
-from sabot.runtime.writing import Flushes
 from sabot.state.base import Cut
+
+if TYPE_CHECKING:
+    from sabot.operators.agents.operator import AgentOperator
+    from sabot.runtime.writing import Flushes
 
 
 class AgentKind(Protocol):
@@ -88,7 +90,7 @@ class JobsOfRun(Protocol):
         """The calls that ignored their cancellation, as texts that name the agent and the record."""
 
     @property
-    def flushes(self) -> Flushes:
+    def flushes(self) -> "Flushes":
         """The journal, for which a barrier waits."""
 
     async def open(self, restored: Manifest | None, task: str) -> None:
@@ -96,7 +98,7 @@ class JobsOfRun(Protocol):
         agents.
         """
 
-    def operator(self, spec: AgentSpec, *, leaves_at_once: bool, **wiring: Any) -> AgentOperator:
+    def operator(self, spec: AgentSpec, *, leaves_at_once: bool, **wiring: Any) -> "AgentOperator":
         """Makes the operator of a durable agent. `leaves_at_once`: True if results can be seen outside of the app
         before a checkpoint covers them. `wiring`: the arguments of all operators.
         """
@@ -107,7 +109,7 @@ class JobsOfRun(Protocol):
         (`--reprocess`).
         """
 
-    def restore(self, operators: Mapping[str, AgentOperator]) -> None:
+    def restore(self, operators: "Mapping[str, AgentOperator]") -> None:
         """Hands the open jobs to their agents. `operators`: all agents of the task by id, connected to each other.
         Raises UserError if the program lacks an agent of some jobs.
         """

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sabot import App, SabotError, UserError, col
-from sabot.agents.process import AgentProcess
 from sabot.base.process_exit import find_exit
 from sabot.base.supervision import unexpected_end, watch_call, watch_task
 from sabot.calls import Crew
@@ -21,6 +20,7 @@ from sabot.errors import InternalError
 from sabot.operators.agents.operator import AgentOperator
 from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
+from sabot.runtime.agent_process import AgentProcess
 from sabot.runtime.agent_task import AgentTask
 from tools.agent_tools import bounded, publish, state_of, until, values
 

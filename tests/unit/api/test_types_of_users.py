@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot.agents.declarations import AgentDeclarations
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions
+from sabot.app.agents import AgentDeclarations
 from sabot.base.options import options_of
 from sabot.calls.options import CALL_WORDS
 from tools.source_tree import PROJECT

@@ -125,7 +125,7 @@ class AgentProcess:
         self.state = AgentState.STOPPED
 
     def stops(self) -> None:
-        """Its run is being stopped."""
+        """Notes that the run of the agent is being stopped."""
         if self.state is AgentState.RUNNING:
             self.state = AgentState.STOPPING
 
@@ -146,7 +146,7 @@ class AgentProcess:
         self.state = AgentState.RUNNING
 
     def take_figures(self, figures: Mapping[str, Any]) -> None:
-        """Those that `figures` has given in another process."""
+        """Takes over the figures that `figures()` has returned in another process."""
         self.messages_processed = figures["messages_processed"]
         self.errors_count = figures["errors"]
         self.last_message_time = figures["last_message_time"]
@@ -175,7 +175,7 @@ class AgentProcess:
         _log.info("agent %s stopped", self.agent_id)
 
     def released(self) -> None:
-        """Its run is over. A failed agent stays FAILED for everyone to see."""
+        """Notes that the run of the agent is over. A failed agent stays FAILED, so that everyone can see it."""
         if self.process is not None and not self.process.done():
             self.process.cancel()
         self._agents = None

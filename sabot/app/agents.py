@@ -6,13 +6,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
 from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import options_of, spells_out
 from sabot.clock import Clock
 from sabot.errors import UserError, short_repr
+from sabot.runtime.agent_runtime import AgentRuntime
 from sabot.state import state_directory
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class AgentDeclarations:
         policy: "PolicyEngine | None",
         budgets: "Sequence[Budget] | Ledger | None",
     ) -> None:
-        """Who is told of jobs, and what decides on what they ask. Only what is asked for is loaded."""
+        """Sets the listener to jobs and the guards of their effects. Only the modules of given arguments are loaded."""
         self.policy, self._budgets, self._ledger, self._judge, self.listener = policy, budgets, None, None, None
         if policy is not None:
             from sabot.jobs.guard import checked_guard
@@ -102,7 +102,7 @@ class AgentDeclarations:
 
     @property
     def accounts(self) -> "Ledger | None":
-        """What scopes have used, and may use: in the state directory, or in memory where there is none. None: the app has no budgets=."""
+        """The ledger with the usage of all scopes, in the state directory if there is one. It is None for an app without `budgets=`."""
         if self._ledger is None and self._budgets is not None:
             from sabot.agents.accounts.guard import ledger_of
 
@@ -110,8 +110,10 @@ class AgentDeclarations:
         return self._ledger
 
     def ledger(self, *, lateness: Duration = 0, idle: Duration = "30s") -> "Stream":
-        """What the jobs of this app use, as a stream of rows (`accounts.stream.LEDGER_SCHEMA`), by the time at which it was used: for
-        windows, joins and alerts. lateness, idle: as of `stream`. Raises UserError for an app without budgets=.
+        """Returns the usage of the jobs of this app as a stream of rows (`accounts.stream.LEDGER_SCHEMA`), for windows, joins and
+        alerts. Its event time is the time of the usage.
+
+        `lateness`, `idle`: the same as in `stream`. Raises UserError for an app without `budgets=`.
         """
         if self._budgets is None:
             raise UserError(f"app {self.id} records nothing that is used", hint="App(…, budgets=[]) only records")
@@ -125,7 +127,7 @@ class AgentDeclarations:
 
     @property
     def guards(self) -> "Sequence[EffectGuard]":
-        """The policy, then the ledger: the first one decides first."""
+        """The policy, then the ledger. The first one decides first."""
         ledger = self.accounts
         if ledger is None:
             return () if self.policy is None else (self.policy,)
@@ -135,7 +137,7 @@ class AgentDeclarations:
         return (guard,) if self.policy is None else (self.policy, guard)
 
     def judge(self) -> "GuardJudge | None":
-        """Who judges calls of models that no job makes; None: nobody."""
+        """Returns the judge of model calls that no job makes, or None if there is no policy and no budget."""
         if self._judge is None and (self.policy is not None or self._budgets is not None):
             from sabot.jobs.judges import judge_of
 
@@ -143,9 +145,9 @@ class AgentDeclarations:
         return self._judge
 
     def observe_metrics(self, meter_provider: Any = None) -> None:
-        """Gives a meter provider of OpenTelemetry the figures of /metrics, under the same names: call it once, in the program.
+        """Gives a meter provider of OpenTelemetry the figures of /metrics, under the same names. Call it once, in the program.
 
-        meter_provider: by default that of the process, as `opentelemetry-instrument` sets it up. Raises MissingExtra (`sabot[otel]`).
+        `meter_provider`: by default the one of the process, as `opentelemetry-instrument` sets it up. Raises MissingExtra (`sabot[otel]`).
         """
         self.agent_runtime.runner.metrics.observe(meter_provider)
 
@@ -193,9 +195,10 @@ class AgentDeclarations:
         {"id":2,"amount":500}
         ```
 
-        The function gets a record's value and an AgentContext; what it returns or yields goes to the sink. With `batch=True` it gets a
-        `pa.RecordBatch` in place of the value. `durable=True` needs a journal (docs/durable-agents.md), `process=` records that are
-        partitioned by `key=` (docs/scale-out.md). docs/agents.md describes all options. Raises UserError, which names the agent.
+        The function gets a record's value and an AgentContext. The values that it returns or yields go to the sink. With `batch=True`
+        it gets a `pa.RecordBatch` in place of the value. `durable=True` needs a journal (docs/durable-agents.md), `process=` records
+        that are partitioned by `key=` (docs/scale-out.md). docs/agents.md describes all options. Raises UserError, which names the
+        agent.
 
         `topic`: a topic, a Source, or a list of them; by default the function's name.
         `name`: the last part of the agent's id, by default the function's name.
@@ -226,15 +229,19 @@ class AgentDeclarations:
         name: str = "agent",
         **options: Any,
     ) -> "Agent":
-        """Runs a model with tools over each record of a topic, as a durable agent: no unsafe tool is called twice, no answer is paid twice.
+        """Runs a model with tools over each record of a topic, as a durable agent: no unsafe tool is called twice, and no answer is paid
+        for twice. Returns the agent.
 
-        prompt: a template over the record's fields ("Summarize: {text}"), or a function of the message; by default the message is the text,
-        or has a field "prompt", "text" or "question". reply: `f(message, result)`, what is sent to the sink; by default the output's
-        fields, or {"content": …}. session: a key has one conversation, which is kept in its state; by default with `key=`.
-        options: of `sabot.llm.Agent` (tools, instructions, output, …) and of `App.agent` (key, sink, concurrency, on_error, …).
+        - `prompt`: a template over the fields of the record ("Summarize: {text}"), or a function of the message. By default the message
+          is a text, or it has a field "prompt", "text" or "question".
+        - `reply`: the function of message and AgentResult that returns the result for the sink. By default the result is the typed output,
+          or {"content": …} without one.
+        - `session`: True if a key has one conversation, which is kept in its state. By default it is True with `key=`.
+        - `options`: those of `sabot.llm.Agent` (tools, instructions, output, …) and those of `App.agent` (key, sink, concurrency, …).
 
-        What the model answers wrongly (it does not match `output`, or comes to no end in `max_turns`), and a record that makes no prompt,
-        is a dead letter with its conversation, and the agent goes on; other errors end it. `on_error=` says what becomes of all of them.
+        If the answer of the model is wrong (it does not match `output`, or there is none after `max_turns`), or if a record makes no
+        prompt, the record becomes a dead letter with its conversation, and the agent goes on. Other errors end the agent. `on_error=`
+        decides for all of them.
         """
         from sabot.agents.durable.agent_functions import agent_function, check_template
         from sabot.llm.agent import Agent
@@ -297,26 +304,28 @@ class AgentDeclarations:
         name: str = "process",
         **options: Any,
     ) -> Callable[..., Any]:
-        """Runs a program for each record of a topic, as a child that ends with its worker; its lines go to the sink when it has ended well.
-        The agent's function is returned, for `sink=` of another agent and for `ctx.child`.
+        """Runs a program for each record of a topic, as a child process that ends with its worker. The lines that it writes go to the sink
+        when it has ended well. Returns the function of the agent, for `sink=` of another agent and for `ctx.child`.
 
-        command: the program and its arguments, in which {field} is a field of the record. No shell reads them. A record without such a
-        field is a dead letter. stdin: the program gets the record as a line of JSON. lines: "text", or "json" where each line is a value.
-        exit_record: a last result {"exit": 0, "lines": …, "cpu_seconds": …}. exit_codes: those with which it ends well. Any other, a
-        signal, a limit and a time-out are errors of the agent, with the last lines of stderr.
-        environment, working_dir, limits, trust: as of `sabot.process.Command`; where the system does not have what a level of trust
-        demands the app does not start. timeout: of one run.
-        pool: so many children live on, and get one record after the other on stdin, so many at a time. protocol: "lines": each answers a
-        record with one line; "json": with lines that name it (docs/processes.md). A child that ends with a record in hand is an error of
-        the agent; in a durable one the record is in doubt, or with effect="idempotent" tried again (retries, backoff).
-        effect, in_doubt: with durable=True, as of `@tool`: the run is one effect, by default "unsafe": where a crash leaves it in doubt a
-        person is asked, and on_error="retry" is refused. Without durable=True the record is read again after a crash, and the program
-        run again.
-        resume: with durable=True, the command by which the program goes on with a session of its own, whose id is {session} in it: a run
-        that was cut off after it had named its session is not in doubt, and goes on so. session: the field of its JSON lines that has the
-        id, by default that of claude and opencode, else "session_id".
-        live: a topic that gets each line as soon as it is written, also those of runs that are cut off or fail: at least once.
-        options: of `App.agent` (key, sink, concurrency, on_error, …).
+        - `command`: the program and its arguments, in which {field} is a field of the record. No shell reads them. A record without such a
+          field becomes a dead letter. `stdin`: True gives the program the record as a line of JSON. `lines`: "text", or "json" if each line
+          is a value. `exit_record`: True adds a last result {"exit": 0, "lines": …, "cpu_seconds": …}. `exit_codes`: the codes with
+          which the program ends well. Any other code, a signal, a limit and a time-out are errors of the agent, with the last lines of
+          stderr.
+        - `environment`, `working_dir`, `limits`, `trust`: the same as in `sabot.process.Command`. If the system does not have everything
+          that a level of trust demands, the app does not start. `timeout`: the longest time of one run.
+        - `pool`: the number of children that live on, and get one record after the other on stdin; so many records are processed at a
+          time. `protocol`: "lines" if the children answer each record with one line, "json" if their lines name the record
+          (docs/processes.md). If a child ends before it has answered a record, this is an error of the agent. In a durable agent the
+          record is in doubt, or with `effect="idempotent"` tried again (`retries`, `backoff`).
+        - `effect`, `in_doubt`: the same as in `@tool`, for durable agents. The run is one effect, by default "unsafe": if a crash leaves it
+          in doubt, a person is asked, and `on_error="retry"` is refused. Without `durable=True` the record is read again after a crash,
+          and the program runs again.
+        - `resume`: for durable agents, the command with which the program goes on with a session of its own; {session} in it is the id of
+          the session. A run that was cut off after it had named its session is not in doubt, and goes on this way. `session`: the field
+          of the JSON lines that has the id, by default that of claude and opencode, else "session_id".
+        - `live`: the topic that gets each line as soon as it is written, at least once, even if the run is cut off or fails.
+        - `options`: those of `App.agent` (key, sink, concurrency, on_error, …).
         """
         from sabot.agents.program_runs import LiveLines
         from sabot.agents.programs import AgentCommand

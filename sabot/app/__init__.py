@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sabot.agents.declarations import AgentDeclarations
-from sabot.agents.runtime import AgentProcess, AgentRuntime
 from sabot.api.agent import AgentSpec
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.node import Node, walk
@@ -25,6 +23,7 @@ from sabot.api.stream import Stream
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
 from sabot.api.unrun import note_written
+from sabot.app.agents import AgentDeclarations
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.logs import set_up_logging
 from sabot.base.options import check_names, option, takes, takes_id_and
@@ -33,6 +32,8 @@ from sabot.codecs.records import HeadersLike, checked_headers, encode_key, encod
 from sabot.connectors.memory import TableSink
 from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
+from sabot.runtime.agent_process import AgentProcess
+from sabot.runtime.agent_runtime import AgentRuntime
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 
