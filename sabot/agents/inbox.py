@@ -114,18 +114,15 @@ class OpenQuestions:
     def __init__(self) -> None:
         self._identity = ""
         self._known: JobView | None = None
-        self._start: dict[int, int] = {}
 
     def read(self, reader: JournalReader) -> list[InboxQuestion]:
         """Returns the open questions, the oldest first. Blocks."""
-        lost = any(offset > self._start.get(partition, 0) for partition, offset in reader.trimmed().items())
-        if self._known is None or reader.identity != self._identity or lost:  # `lost`: ends of jobs that were not read
-            self._identity, self._known, self._start = reader.identity, JobView(reader), {}
         known = self._known
+        if known is None or reader.identity != self._identity or known.has_missed(reader):  # ends of jobs, too
+            self._identity, known = reader.identity, JobView(reader)
+            self._known = known
         known.bodies = reader
-        for position, entry in reader.read(start=self._start):
-            self._start[position.partition] = position.offset + 1
-            known.apply(entry)
+        known.follow(reader)
         known.forget_ended()
         for job_id in [job_id for job_id, job in known.states.items() if not job.begun]:
             known.forget(job_id)  # entries behind the end of a job

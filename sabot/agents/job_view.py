@@ -227,6 +227,7 @@ class JobView:
         self.actions: dict[str, ActionRecord] = {}
         self.cancelled: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
+        self._ends: dict[int, int] = {}  # by partition: the offset behind the last entry that `follow` has taken
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
@@ -237,6 +238,22 @@ class JobView:
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):
             view.apply(entry)
         return view
+
+    def follow(self, reader: JournalReader) -> dict[str, int]:
+        """Takes the entries of a journal's log that came since the last call, and returns the offset of the last of them for each job that
+        has some. The jobs that have ended are still there: `forget_ended` drops them. Blocks. Raises CorruptJournal for an entry that
+        cannot be read; the next call goes on behind it.
+        """
+        last: dict[str, int] = {}
+        for position, entry in reader.read(start=self._ends):
+            self._ends[position.partition] = position.offset + 1
+            self.apply(entry)
+            last[entry.job] = position.offset
+        return last
+
+    def has_missed(self, reader: JournalReader) -> bool:
+        """Returns True if a checkpoint has taken entries out of the log that `follow` has not seen."""
+        return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
         """Returns the jobs, in the order in which they began."""

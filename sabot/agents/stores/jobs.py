@@ -81,7 +81,6 @@ class PostgresJobViews:
         """
         self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
         self._known: JobView | None = None
-        self._ends: dict[int, int] = {}
         self._turn = asyncio.Lock()
 
     async def create_tables(self) -> None:
@@ -105,11 +104,8 @@ class PostgresJobViews:
             return await run_to_end(run_in_thread(self._wrong, journal))
 
     def _wrong(self, journal: JournalReader) -> list[str]:
-        known, last = JobView(journal), dict[str, int]()
-        end = max(journal.positions().values(), default=0)
-        for position, entry in journal.read():
-            known.apply(entry)
-            last[entry.job] = position.offset
+        known, end = JobView(journal), max(journal.positions().values(), default=0)
+        last = known.follow(journal)
         with self._tables.transaction() as connection:
             shown = connection.execute(_SHOWN, (journal.identity,)).fetchall()
         found = []
@@ -131,12 +127,8 @@ class PostgresJobViews:
         known = self._known
         self._known = None
         if known is None or known.bodies is not journal or anew:
-            known, self._ends = JobView(journal), {}
-        last: dict[str, int] = {}
-        for position, entry in journal.read(start=self._ends):
-            known.apply(entry)
-            last[entry.job] = position.offset
-            self._ends[position.partition] = position.offset + 1
+            known = JobView(journal)
+        last = known.follow(journal)
         with self._tables.transaction(look=anew) as connection:
             if anew:
                 forget_jobs(connection, journal.identity)

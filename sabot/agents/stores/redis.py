@@ -472,15 +472,15 @@ return {status or '', closing or ''}
 
 @dataclass(slots=True)
 class _Mirror:
-    """What a store over Redis knows of the kernel whose actions it shows. of: its jobs and actions. known: of the journal, up to `ends`.
-    anew: all of it is to be shown, as the server was away, and may have lost something. pending: tokens of actions that wait for an
-    answer.
+    """The actions of a kernel that a store over Redis shows.
+
+    `of`: the jobs and actions of the kernel. `known`: the jobs of its journal. `anew`: True if all actions are to be shown again, because
+    the server was away, and may have lost some. `pending`: the tokens of actions that wait for an answer.
     """
 
     of: JobsAndActions
     journal: Journal | None = None
     known: JobView | None = None
-    ends: dict[int, int] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
     hearing: asyncio.Task[None] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -488,15 +488,11 @@ class _Mirror:
     anew: bool = True
 
     def news(self, journal: Journal) -> list[ActionRecord]:
-        """The actions of jobs of which something has come since the last call. Blocks."""
+        """Returns the actions of the jobs that have new entries since the last call. Blocks."""
         known, anew, self.anew = self.known, self.anew, False
         if known is None or anew:
-            known, self.ends = JobView(journal), {}
-        changed = set()
-        for position, entry in journal.read(start=self.ends):
-            known.apply(entry)
-            changed.add(entry.job)
-            self.ends[position.partition] = position.offset + 1
+            known = JobView(journal)
+        changed = known.follow(journal)
         found = [replace(action) for action in known.actions.values() if action.job_id in changed]
         known.forget_ended()
         self.known = known
