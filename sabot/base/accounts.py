@@ -12,6 +12,7 @@ A window is an hour, a day or a month of the calendar, in UTC; `total` has no en
 window continues, so nobody gets a day twice.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -130,6 +131,7 @@ class Account:
         self._began: dict[Window, float] = dict.fromkeys(windows, 0.0)
         self._used: dict[Window, Amounts] = dict.fromkeys(self._began, NOTHING)
         self._calls: dict[Hashable, Amounts] = {}
+        self._hour = -1.0 if {*self._began} & {*WINDOWS} else math.inf  # of the last `_roll`; inf: no window ever ends
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -147,6 +149,8 @@ class Account:
         """Puts the account back as it was when `windows` and `reserved` were read from it."""
         self._began = {window: windows[window][0] for window in self._began}
         self._used = {window: windows[window][1] for window in self._used}
+        if self._hour < math.inf:
+            self._hour = -1.0
         self.reserved = reserved
 
     def used(self, now_s: float) -> dict[Window, Amounts]:
@@ -194,9 +198,10 @@ class Account:
         """Changes the reserved amounts by those of one call, which is kept elsewhere."""
         if before == after:
             return
+        change = after if before is NOTHING else after.minus(before)
         account: Account | None = self
         while account is not None:
-            account.reserved = account.reserved.minus(before).plus(after)
+            account.reserved = account.reserved.plus(change)
             account = account._parent
 
     def add(self, used: Amounts, now_s: float = 0.0, at_s: float | None = None) -> None:
@@ -210,7 +215,10 @@ class Account:
             account = account._parent
 
     def _roll(self, now_s: float) -> None:
-        """Begins the windows of this time."""
+        """Begins the windows of this time. Each window begins with an hour."""
+        if self._hour == math.inf or (hour := now_s // 3600) == self._hour:
+            return
+        self._hour = hour
         for window, began in self._began.items():
             start = window_start(window, now_s)
             if start > began:

@@ -288,8 +288,9 @@ class JobLimits(EffectGuard):
                 return _denied(
                     f"with attempts before it that may have been paid, it may cost {cost} of {limits.max_cost} dollars"
                 )
-        opened.attempt = effect.attempt
-        job.begin(self._key(effect), opened)
+        if effect.attempt != opened.attempt:
+            opened.attempt = effect.attempt
+            job.begin(self._key(effect), opened)
         return None
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
