@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot.api.expr import Expr, lit, when
+from sabot.api.expr import Expr, instant, lit, when
 from sabot.api.expr.time import ZONED
 from sabot.base.arrays import epoch, floats, integer_array, is_time, signed, where
 from sabot.errors import DataError, UserError
@@ -114,8 +114,5 @@ def _with_zone(expr: Expr, type: pa.DataType, zone: str, schema: pa.Schema) -> C
 
 
 def _utc(times: Expr, zone: str) -> Expr:
-    """Returns the instants, as timestamps of UTC without a zone, at which clocks in this zone show these times. Of a time that clocks
-    show twice it is the first instant; a time that they never show is an error of its row.
-    """
-    there = times.dt.replace_time_zone(zone, ambiguous="earliest")
-    return there.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    """Returns the instants, as `instant` does, as timestamps of UTC without a zone."""
+    return instant(times, zone).dt.replace_time_zone(None)

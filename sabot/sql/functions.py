@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from sabot.api import aggregates as engine
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, coalesce, concat_str, lit, struct, when
+from sabot.api.expr import Expr, coalesce, concat_str, instant, lit, struct, when
 from sabot.api.expr.time import ZONED
 from sabot.sql.scope import TypedExpr
 from sabot.sql.syntax.text import Span, SqlFault, near_names
 from sabot.sql.syntax.tree import Argument, Call, Constant, Expression, Name, Word
 from sabot.sql.types import sql_type
-from sabot.sql.zones import UTC, instant, is_local, on_the_clock, zone_named
+from sabot.sql.zones import UTC, is_local, on_the_clock, zone_named
 
 
 class ArgumentOf(NamedTuple):

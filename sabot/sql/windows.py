@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sabot.api.expr import col, lit
+from sabot.api.expr import col, instant, lit
 from sabot.api.nodes.joins import Join
 from sabot.api.nodes.node import walk
 from sabot.api.stream import Stream
@@ -24,7 +24,7 @@ from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, Window
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
 from sabot.sql.types import DAY_MS, interval_ms, sql_type
-from sabot.sql.zones import UTC, instant, offset_of_windows, on_the_clock
+from sabot.sql.zones import UTC, offset_of_windows, on_the_clock
 
 import pyarrow as pa  # isort: skip
 

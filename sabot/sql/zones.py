@@ -12,12 +12,10 @@ import zoneinfo
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr, coalesce, lit
 from sabot.sql.scope import TypedExpr
 
 UTC = "UTC"
 _UTC_NAMES = ("UTC", "Z", "ETC/UTC", "GMT")
-_DAY = lit(datetime.timedelta(days=1))
 _YEARS = range(2000, 2038)  # for which the offsets of a zone are compared
 
 
@@ -43,22 +41,6 @@ def on_the_clock(bound: TypedExpr, zone: str) -> TypedExpr:
         return bound
     clock = bound.expr.dt.convert_time_zone(zone).dt.replace_time_zone(None)
     return TypedExpr(clock, pa.timestamp(bound.type.unit))
-
-
-def instant(clock: Expr, zone: str) -> Expr:
-    """Returns a TIMESTAMP on the clock of the zone as an instant.
-
-    Of two instants with this time it is the earlier one. For a time that a changed clock leaves out it is the instant that
-    the clock would have had without the change, as in Java and Flink.
-    """
-    if zone == UTC:
-        return clock.dt.replace_time_zone(UTC)
-
-    def there(time: Expr) -> Expr:
-        zoned = time.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
-        return zoned.dt.convert_time_zone(UTC)
-
-    return coalesce(there(clock), there(clock - _DAY) + _DAY)
 
 
 def offset_of_windows(zone: str, every_ms: int) -> int | None:

@@ -3,6 +3,7 @@
 import functools
 import operator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sabot.api.expr.tree import Expr, as_column, as_expr, lit
@@ -129,3 +130,20 @@ def _all(predicates: tuple[Any, ...]) -> Expr:
     if not predicates:
         raise UserError("when needs a predicate", hint='when(col("amount") > 10).then(1).otherwise(0)')
     return functools.reduce(operator.and_, map(as_expr, predicates))
+
+
+def instant(clock: Expr, zone: str) -> Expr:
+    """Returns times without a zone, as the clocks of `zone` show them, as instants in UTC.
+
+    Of two instants with this time it is the earlier one. For a time that a changed clock leaves out it is the instant that
+    the clock would have had without the change, as in Java and Flink.
+    """
+    if zone == "UTC":
+        return clock.dt.replace_time_zone("UTC")
+
+    def there(time: Expr) -> Expr:
+        zoned = time.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+        return zoned.dt.convert_time_zone("UTC")
+
+    day = lit(timedelta(days=1))
+    return coalesce(there(clock), there(clock - day) + day)
