@@ -152,7 +152,7 @@ class CsvSource(FileSource):
         return pa.schema([(name, pa.string()) for name in names])
 
     def _sample(self, file: DataFile, dialect: "_Dialect", blocks: Blocks) -> pa.Table:
-        """Returns the rows of a block, or as many as are still needed to infer types, in inferred types."""
+        """Returns the rows of a block in inferred types; rows with more or fewer fields than the header are left out."""
         view = memoryview(self._words.utf8(bytes(blocks.buffer[blocks.low : blocks.high])))
         # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
         skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
