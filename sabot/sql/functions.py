@@ -482,12 +482,33 @@ def _json_value(arguments: CallArguments) -> Expr:
     match, options = _json_match(arguments, "scalar"), _json_options(arguments)
     returned = options.get("RETURNING")
     if returned is None:
-        return _on_events(arguments, match, match.made)
+        made = _with_defaults(arguments, match)
+        return _on_events(arguments, match, match.made) if made is None else made
     assert returned.bound is not None
     fails = "ERROR" in options and options["ERROR"].bound is None
     made = cast(TypedExpr(match.made, pa.string()), returned.bound.type, arguments.zone, strict=fails)
     other = match.made.is_not_null() & made.is_null()  # a text that is no value of this type
     return _on_events(arguments, match if fails else replace(match, error=match.error | other), made)
+
+
+def _with_defaults(arguments: CallArguments, match: _JsonMatch) -> Expr | None:
+    """Returns the value at a path with constants in the place of nulls, or None for a strict path and other options.
+
+    A text that is no JSON has no value, so a null is the error of such a text, and the empty value of any other. Each
+    text is read twice, and not once more for each condition.
+    """
+    texts = arguments.expr(0)
+    defaults: dict[str, Expr] = {}
+    for event, option in _json_options(arguments).items():
+        if option.bound is None or option.bound.expr.kind != "lit":
+            return None
+        defaults[event] = as_text(option.bound, arguments.zone)
+    if not defaults or _is_strict(_json_path(arguments)):
+        return None
+    nothing = lit(None, pa.string())
+    error = when(texts.is_not_null()).then(defaults["ERROR"]).otherwise(nothing) if "ERROR" in defaults else nothing
+    empty = defaults.get("EMPTY", nothing)
+    return coalesce(match.made, when(texts.str.is_json()).then(empty).otherwise(error))
 
 
 def _json_query(arguments: CallArguments) -> Expr:
