@@ -1,12 +1,14 @@
-"""What scopes may use, and have used.
+"""The budgets of scopes and of jobs, and the ledger of what calls have used. The arithmetic is that of every account, `base/accounts.py`.
 
-budgets    limits of an hour, a day, a month, and the account of a scope
-contract   a row, and what keeps rows
-owners     who keeps what is used and reserved, where several processes share budgets
-books      their tables
-shared     a ledger's side of them
-ledger     judges calls by budgets, and keeps what they used
-rows       where its rows are kept
-limits     what one job may use, with its children: a guard of jobs
-guard      the ledger as a guard of jobs; rows made anew from a journal
+budgets    a budget of a scope: its limits, and the judgement on a call
+limits     the budget of one job with its children, as a guard of jobs
+guard      the budgets of scopes as a guard of jobs: from the intent of a call to the row of its result
+ledger     the accounts of scopes, and the rows that wait to be written
+contract   a row of the ledger, and the contract of its writers
+rows       the writers in memory and in SQLite
+owners     the step in which rows, reservations and accounts change together, where several processes share budgets
+tables     the accounts of shared budgets in tables
+shared     a ledger's side of shared budgets: it gathers requests into batches
+reads      limits and sums as records, for the command line and the console
+stream     the rows of the ledger as a stream
 """
