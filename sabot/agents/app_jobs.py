@@ -20,7 +20,7 @@ from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, check
 from sabot.base.threads import run_in_thread
 from sabot.errors import IllegalTransition, LetterRefused, UserError
-from sabot.jobs.questions import CALL
+from sabot.jobs.runner import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
 from sabot.journal.ended_jobs import EndedQuery
 from sabot.journal.entries import Letter
@@ -157,14 +157,15 @@ class AppJobStore(JobsAndActions):
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
-        if call is None or call.effect.job != spec.job_id:
-            within = "" if call is None else f", and this is a call of job {call.effect.job}"
+        if call is None or call[0].job != spec.job_id:
+            within = "" if call is None else f", and this is a call of job {call[0].job}"
             raise UserError(
                 f"job {spec.job_id} is a run of an agent, which asks by itself{within}",
                 hint="in the agent's function: await ctx.ask('confirm', {…}); a tool of the job may call require_action",
             )
         seconds: Any = spec.timeout_seconds
-        token = await call.ask(call.effect, spec.type, payload, seconds)
+        effect, ask = call
+        token = await ask(effect, spec.type, payload, seconds)
         return await run_in_thread(self._action_of, token)
 
     async def action(self, action_id: str) -> ActionRecord | None:

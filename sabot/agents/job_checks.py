@@ -146,7 +146,7 @@ def _verdict(run: JobRun) -> tuple[str, str]:
         return "ok", "ends"
     if run.stuck:
         return "fails", "waits for something that nobody will give it"
-    asked = [ask for ask in run.take_new() if not ask.noted]
+    asked = [ask for ask in run.take_new() if not ask.recorded]
     if asked:
         return "ok", f"asks for {', '.join(map(_words, asked))}"
     return "ok", f"waits for {', '.join(map(_words, run.open.values()))}"

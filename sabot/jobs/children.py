@@ -7,6 +7,7 @@ import msgspec
 from sabot.api.child_limits import ChildLimits
 from sabot.base.stored_names import stored_name
 from sabot.errors import DataError, EffectError, UserError
+from sabot.jobs.core import EffectCommand
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.run import Ask
@@ -20,12 +21,12 @@ class Children:
     """Its methods, but for `not_begun`, are parts of items of the host's task. limits: by agent."""
 
     def __init__(
-        self, host: HostServices, guard: EffectGuard | None, *, result: Callable[[RunningJob, Ask, str, bytes], None]
+        self, host: HostServices, guard: EffectGuard | None, *, do: Callable[[RunningJob, Ask, EffectCommand], None]
     ) -> None:
-        """result: records what has come of an effect."""
+        """do: runs a command for an effect."""
         self.limits: dict[str, ChildLimits] = {}
         self.begun_total = 0  # of those that have waited so
-        self._host, self._guard, self._result = host, guard, result
+        self._host, self._guard, self._do = host, guard, do
 
     def begin(self, running: RunningJob, ask: Ask) -> None:
         """The child of this effect, unless it has begun."""
@@ -33,7 +34,7 @@ class Children:
         if child in self._host.jobs:
             return  # it tells its end
         if (refusal := self._refused(running, ask)) is not None:
-            self._result(running, ask, refusal.type, pack_error(refusal))
+            self._do(running, ask, EffectCommand("result", refusal.type, pack_error(refusal)))
             return
         try:
             owner = self._host.owner_of(ask.name)
@@ -43,7 +44,7 @@ class Children:
             owner.begin_child(child, unpack(ask.body), failed=failed, behalf=running.job.behalf)
         except (UserError, DataError) as error:
             self._host.jobs.not_begun(child)
-            self._result(running, ask, stored_name(type(error)), pack_error(error))
+            self._do(running, ask, EffectCommand("result", stored_name(type(error)), pack_error(error)))
 
     def _refused(self, running: RunningJob, ask: Ask) -> EffectError | None:
         """Why a job may not begin this child; None: it may."""

@@ -1,9 +1,9 @@
-"""The effects of jobs: noted, made, made again, judged where nobody knows whether they were made.
+"""The effects of jobs: writes their entries and runs the commands of the core.
 
 asked ─▶ guard ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
                       │
                       ├─ it failed, and may be repeated: ATTEMPT, and again
-                      └─ nobody knows: `journal.effects.in_doubt` decides: again, look it up, ask a person, …
+                      └─ nobody knows: `core.doubted` decides: again, look it up, ask a person, …
 """
 
 import asyncio
@@ -14,11 +14,37 @@ from typing import Any
 
 import msgspec
 
-from sabot.base.stored_names import stored_name
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, EffectError, JournalFailed, SabotError, UserError
+from sabot.errors import EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.children import Children
-from sabot.jobs.derived import question_token
+from sabot.jobs.core import (
+    AGAIN,
+    APPROVE,
+    BEGIN,
+    DONE,
+    IN_DOUBT,
+    INQUIRE,
+    JUDGE,
+    JUDGING,
+    LATER,
+    LOOK_UP,
+    MAKE,
+    NOTHING,
+    OPEN,
+    VERDICTS,
+    EffectCommand,
+    again,
+    answered,
+    asked_person,
+    attempted,
+    doubted,
+    ended,
+    intended,
+    known,
+    question,
+    refusal,
+    refused,
+)
 from sabot.jobs.guard import (
     CONFIRM,
     CallKind,
@@ -29,19 +55,16 @@ from sabot.jobs.guard import (
     encode_verdict,
     judge_call,
 )
-from sabot.jobs.history import GIVEN_UP, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.judges import judge_within
 from sabot.jobs.owner import HostServices, OpenJob, RunningJob
-from sabot.jobs.questions import CallQuestions
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.runner import Certainty, EffectRunner, Outcome
+from sabot.jobs.runner import EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.values import copied, gives_rows, pack, pack_error, rows_of_answer, type_of, unpack
+from sabot.jobs.values import copied, gives_rows, pack_error, type_of, unpack
 from sabot.journal import Position
-from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
+from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled, digest
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 from sabot.llm.errors import model_error
-from sabot.llm.tools import Tool
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +74,7 @@ _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where 
 
 
 class Effects:
-    """Makes what jobs ask. Its methods are items of the host's task, or put some."""
+    """Runs the effects of jobs. Its methods are items of the host's task, or add some."""
 
     def __init__(
         self,
@@ -64,13 +87,12 @@ class Effects:
     ) -> None:
         """broke: the run has to end. guard: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
-        self.children = Children(host, guard, result=self._result)
+        self.children = Children(host, guard, do=self._do)
         judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
         asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.resend}
         self.runner = EffectRunner(clock=clock, on_broken=partial(broke, "an effect"), judge=judge, **asks)
-        self._questions = CallQuestions(host, timers, stop=self.runner.stop, again=self._retry)
-        self.runner.ask = self._questions.ask
-        self._host, self._timers = host, timers
+        self.runner.ask = self.ask_person
+        self._host, self._timers, self._loop = host, timers, asyncio.get_running_loop()
         self._guard = guard
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 
@@ -82,11 +104,11 @@ class Effects:
     # -- making -------------------------------------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
-        """What the function has asked for is noted, and made."""
+        """Takes up what the function has asked for."""
         host = self._host
-        if not host.is_running(running) or (host.stopping and not ask.noted):
+        if not host.is_running(running) or (host.stopping and not ask.recorded):
             return
-        if ask.noted:
+        if ask.recorded:
             if ask.ordinal in running.job.open and running.job.history.end is None:  # else nobody waits for it
                 self._go_on(running, ask)
         elif ask.dropped and ask.kind == "call":
@@ -98,49 +120,80 @@ class Effects:
             self._note(running, ask)
 
     def _note(self, running: RunningJob, ask: Ask) -> None:
-        """Its INTENT, and what follows of it."""
-        host, verdict = self._host, ask.verdict
+        """Writes the INTENT of an effect, and starts it."""
+        host = self._host
         at_ms = host.now_ms()
         if ask.due_ms:  # by the loop of its job, which is ahead where the machine's clock was set back before this life
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - at_ms)
         position = host.append(ask.intent(running.job.job_id, at_ms), running)
-        ask.noted = True
         self.asked_total += 1
-        if ask.ordinal not in running.job.open:
-            return  # there is nothing to make: a patch, a wait whose signal was there
-        if verdict is not None and not self._allowed(running, ask, verdict):
-            return
-        match ask.kind:
-            case "call":
-                self._make(running, ask, position)
-            case "sleep" | "ask" if ask.due_ms:
-                self._timers.add_rest(at_ms, ask.due_ms, running.job.job_id, ask.ordinal)
-            case "child":
-                self.children.begin(running, ask)
+        if ask.ordinal in running.job.open:
+            self._start(running, ask, at_ms, position)
+        else:
+            ask.enter(OPEN)  # there is nothing to make: a patch, a wait whose signal was there
 
     def _go_on(self, running: RunningJob, ask: Ask) -> None:
-        """It was asked before, and nothing has come of it."""
-        verdict = ask.verdict
+        """Continues with an effect of an earlier run that has no result."""
+        job, verdict = running.job, ask.verdict
         if verdict is not None:
             try:
                 ask.change(verdict)
             except UserError as error:  # the function asks for it with something else than it did
-                self._refused(running, ask, error.message)
+                self._do(running, ask, refused(ask, error.message))
                 return
             if self._guard is not None and verdict.decision is not Decision.DENY:
-                job = running.job
                 effect = job.effect_id(ask)
                 self._guard.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
-            if not self._allowed(running, ask, verdict):
-                return
-        match ask.kind:
-            case "call":
-                self._judge(running, ask)
-            case "sleep" | "ask" if ask.due_ms:
-                asked_ms = getattr(running.job.history.intents.get(ask.ordinal), "at_ms", 0)
-                self._timers.add_rest(asked_ms, ask.due_ms, running.job.job_id, ask.ordinal)
-            case "child":
-                self.children.begin(running, ask)
+        intent = job.history.intents.get(ask.ordinal)
+        self._start(running, ask, 0 if intent is None else intent.at_ms, resumed=True)
+
+    def _start(
+        self, running: RunningJob, ask: Ask, at_ms: int, entry: Position | None = None, *, resumed: bool = False
+    ) -> None:
+        verdict = ask.verdict
+        if verdict is None:
+            command = intended(ask, at_ms, resumed=resumed)
+        elif verdict.decision is Decision.DENY:
+            ask.enter(OPEN)
+            command = refused(ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
+        else:
+            asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
+            command = intended(ask, at_ms, resumed=resumed, asks=asks, answer=answer)
+        self._do(running, ask, command, entry)
+
+    def _do(self, running: RunningJob, ask: Ask, command: EffectCommand, entry: Position | None = None) -> None:
+        """Runs a command of the core. `entry`: the entry of this attempt, for MAKE."""
+        host, job_id = self._host, running.job.job_id
+        if command is MAKE:
+            self._make(running, ask, entry)
+        elif command.kind == "result":
+            result = self._settled(job_id, ask, command.outcome, command.body)
+            host.deliver(host.append(result, running), result)
+        elif command.kind == "wait":
+            if ask.due_ms:
+                self._timers.add_rest(command.at_ms, ask.due_ms, job_id, ask.ordinal)
+            if ask.phase is not OPEN:  # a person is asked, for which the job may be parked
+                host.put_front([partial(host.settle, running)])
+        elif command is BEGIN:
+            self.children.begin(running, ask)
+        elif command is AGAIN:
+            if not host.stopping:
+                attempt = EffectId(job_id, ask.ordinal, ask.attempt + 1)
+                self._ask_guard(attempt, partial(self._attempt, running, ask))
+        elif command is JUDGE:
+            self._judge(running, ask)
+        elif command is APPROVE:
+            self._ask_approval(running, ask)
+        elif command is INQUIRE:
+            self._inquire(running, ask)
+        elif command is not NOTHING:
+            assert ask.tool is not None
+            if command is LATER:
+                host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), partial(self._again, running, ask))
+            else:
+                args, kwargs = copied((ask.args, ask.kwargs), ask.name)
+                effect = running.job.effect_id(ask)
+                self.runner.reconcile(effect, ask.tool, args, kwargs, self._reconciled, self._sendable)
 
     def _make(self, running: RunningJob, ask: Ask, entry: Position | None) -> None:
         """entry: of this attempt. The call waits until it is durable, if the class wants that."""
@@ -165,26 +218,17 @@ class Effects:
         self._host.put(partial(self._outcome, effect.job, effect.ordinal, outcome))
 
     def _outcome(self, job_id: str, ordinal: int, outcome: Outcome) -> None:
-        """An attempt is over."""
+        """Handles the outcome of an attempt."""
         running = self._host.running_job(job_id)
         ask = self._outlived.pop((job_id, ordinal), None) if running is None else running.job.open.get(ordinal)
         if ask is None:
             return
         assert ask.tool is not None
-        retry, repeatable = ask.tool.retry, RULES[EffectClass(ask.effect_class)].repeatable
-        failed, certainty = outcome.outcome != "ok", outcome.certainty
-        unsent = certainty is Certainty.NOT_SENT and not ask.dropped
-        again = failed and ask.attempt <= retry.retries and (repeatable or unsent)
-        doubtful = certainty is Certainty.UNKNOWN and not repeatable
-        if running is None:
-            if not (again or doubtful):  # else the next start judges it
-                self._host.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
-        elif again:
-            self._host.put_later(retry.wait_s(ask.attempt - 1), partial(self._retry, running, ask))
-        elif doubtful:
-            self._judge(running, ask)
-        else:
-            self._result(running, ask, outcome.outcome, outcome.body)
+        command = ended(ask, outcome.outcome, outcome.body, outcome.certainty, ask.tool.retry.retries)
+        if running is not None:
+            self._do(running, ask, command)
+        elif command.kind == "result":  # else the next start judges it
+            self._host.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
 
     def forget(self, job: JobRun, stays_open: bool) -> None:
         """The job is not in memory any more. stays_open: the next start goes on with it, so what comes of its calls is recorded."""
@@ -204,19 +248,9 @@ class Effects:
             )
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
-    def _retry(self, running: RunningJob, ask: Ask) -> None:
-        """Begins another attempt of an effect. An effect that the function awaits no longer gets one only if its class
-        makes a repetition harmless; else its RESULT says that it was not made.
-        """
-        if not self._host.is_running(running) or self._host.stopping:
-            return
-        if ask.dropped and not RULES[EffectClass(ask.effect_class)].repeatable:
-            error = asyncio.CancelledError(f"{ask.name} was not done, and its job waits for it no longer")
-            self._result(running, ask, GIVEN_UP, pack_error(error))
-            return
-        self._ask_guard(
-            EffectId(running.job.job_id, ask.ordinal, ask.attempt + 1), partial(self._retry_judged, running, ask)
-        )
+    def _again(self, running: RunningJob, ask: Ask) -> None:
+        if self._host.is_running(running) and not self._host.stopping:
+            self._do(running, ask, again(ask))
 
     def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
         """Whether this attempt may be made: at once, or when the guard knows."""
@@ -229,81 +263,117 @@ class Effects:
 
         self._host.spawn(wait(), f"what decides on effect {effect}")
 
-    def _retry_judged(self, running: RunningJob, ask: Ask, refused: GuardVerdict | None) -> None:
-        if not self._host.is_running(running) or self._host.stopping or ask.ordinal not in running.job.open:
+    def _attempt(self, running: RunningJob, ask: Ask, denied: GuardVerdict | None) -> None:
+        host = self._host
+        if not host.is_running(running) or host.stopping or ask.ordinal not in running.job.open:
             return
-        if refused is not None:
-            self._refused(running, ask, refused.reason, refused.error, refused.rule)
+        if denied is not None:
+            self._do(running, ask, refused(ask, denied.reason, denied.error, denied.rule))
             return
-        ask.attempt += 1
-        ask.doubt = ""
-        running.job.history.stopped.discard(ask.ordinal)
-        entry = Attempt(running.job.job_id, self._host.now_ms(), ask.ordinal, ask.attempt)
-        self._make(running, ask, self._host.append(entry, running))
+        command = attempted(ask)
+        running.job.history.begin_attempt(ask.ordinal, ask.attempt)
+        self._do(running, ask, command, self._write_attempt(running.job.job_id, running, ask))
 
-    async def resend(self, effect: EffectId) -> EffectId:
-        """The call itself is about to send its request once more, as it has not read what came of the last one: another attempt, if a guard
-        lets it. Returns when that may be sent. Raises EffectError where nobody waits for it any more, BudgetExceeded.
+    def _write_attempt(self, job_id: str, running: RunningJob | None, ask: Ask) -> Position:
+        return self._host.append(Attempt(job_id, self._host.now_ms(), ask.ordinal, ask.attempt), running)
+
+    # -- what a call under way asks for -------------------------------------------------------------------------------
+
+    async def _request(self, effect: EffectId, item: Callable[..., None]) -> Any:
+        """Runs an item of the host's task for a call that is under way, and returns its answer. Raises EffectError if nobody waits for the
+        effect any more.
         """
-        asked: asyncio.Future[tuple[EffectId, Position]] = asyncio.get_running_loop().create_future()
-        self._host.put(partial(self._resend, effect, asked))
-        effect, entry = await asked
-        await self._sendable(entry)
-        return effect
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._host.put(partial(self._handle_request, effect, item, answer))
+        return await answer
 
-    def _resend(self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]") -> None:
-        found = self._waited_for(effect, asked)
-        if found is not None:
-            effect = EffectId(effect.job, effect.ordinal, found[1].attempt + 1)
-            self._ask_guard(effect, partial(self._resend_judged, effect, asked))
-
-    def _resend_judged(
-        self, effect: EffectId, asked: "asyncio.Future[tuple[EffectId, Position]]", refused: GuardVerdict | None
+    def _handle_request(
+        self, effect: EffectId, item: Callable[..., None], answer: "asyncio.Future[Any]", *given: Any
     ) -> None:
-        found = self._waited_for(effect, asked)
-        if found is None:
-            return
-        running, ask = found
-        if refused is not None:
-            said = _refusal(ask, refused.reason, refused.rule)
-            asked.set_exception(model_error(refused.error, said) or EffectError(refused.error, said))
-            return
-        ask.attempt = effect.attempt
-        entry = Attempt(effect.job, self._host.now_ms(), effect.ordinal, effect.attempt)
-        asked.set_result((effect, self._host.append(entry, running)))
-
-    def _waited_for(self, effect: EffectId, asked: "asyncio.Future[Any]") -> tuple[RunningJob | None, Ask] | None:
-        """The effect of a call that is under way; None: nobody waits for it any more, and the call is told so, or was cancelled."""
-        if asked.done():
-            return None
+        if answer.done():
+            return  # the call was cancelled
         running = self._host.running_job(effect.job)
         ask = self._outlived.get(effect[:2]) if running is None else running.job.open.get(effect.ordinal)
         if ask is None:
-            asked.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect}: it was not asked again"))
-            return None
-        return running, ask
+            answer.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect} any more"))
+        else:
+            item(running, ask, answer, *given)
+
+    async def resend(self, effect: EffectId) -> EffectId:
+        """Begins another attempt for a call that sends its request once more, because it has not read the answer to the last one. Returns
+        when that may be sent. Raises EffectError if nobody waits for the effect any more, BudgetExceeded.
+        """
+
+        def decide(_: RunningJob | None, ask: Ask, answer: "asyncio.Future[Any]") -> None:
+            later = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
+            self._ask_guard(later, partial(self._handle_request, later, partial(self._resend, effect.job), answer))
+
+        attempt, entry = await self._request(effect, decide)
+        await self._sendable(entry)
+        return EffectId(effect.job, effect.ordinal, attempt)
+
+    def _resend(
+        self,
+        job_id: str,
+        running: RunningJob | None,
+        ask: Ask,
+        answer: "asyncio.Future[Any]",
+        denied: GuardVerdict | None,
+    ) -> None:
+        if denied is not None:
+            said = refusal(ask, denied.reason, denied.rule)
+            answer.set_exception(model_error(denied.error, said) or EffectError(denied.error, said))
+            return
+        attempted(ask)
+        answer.set_result((ask.attempt, self._write_attempt(job_id, running, ask)))
 
     async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """The call itself is about to ask another model in place of the first one, from this attempt on, if the verdict on that lets it.
-        Returns when the journal has the verdict. Raises EffectError where nobody waits for the effect any more.
+        """Records the verdict on another model, which a call asks in place of the first one from this attempt on. Returns when the journal
+        has it. Raises EffectError if nobody waits for the effect any more.
         """
-        asked: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
 
-        def note() -> None:
-            found = self._waited_for(effect, asked)
-            if found is not None:
-                entry = Attempt(
-                    effect.job, self._host.now_ms(), effect.ordinal, effect.attempt, encode_verdict(verdict)
-                )
-                asked.set_result(self._host.append(entry, found[0]))
+        def note(running: RunningJob | None, ask: Ask, answer: "asyncio.Future[Any]") -> None:
+            entry = Attempt(effect.job, self._host.now_ms(), *effect[1:], encode_verdict(verdict))
+            answer.set_result(self._host.append(entry, running))
 
-        self._host.put(note)
-        await self._sendable(await asked)
+        await self._sendable(await self._request(effect, note))
 
-    def _result(self, running: RunningJob, ask: Ask, outcome: str, body: bytes) -> None:
-        """The effect has a certain outcome: it is recorded, and the function told."""
-        entry = self._settled(running.job.job_id, ask, outcome, body)
-        self._host.deliver(self._host.append(entry, running), entry)
+    async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
+        """As `AsksPerson`. Raises UserError for a second question, EffectError if nobody waits for the call any more."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise UserError(
+                f"effect {effect} asks a person in an event loop of its own", hint="make its tool a coroutine function"
+            )
+        return str(await self._request(effect, partial(self._ask_person, effect, kind, body, seconds)))
+
+    def _ask_person(
+        self,
+        effect: EffectId,
+        kind: str,
+        body: bytes,
+        seconds: float | None,
+        running: RunningJob | None,
+        ask: Ask,
+        answer: "asyncio.Future[Any]",
+    ) -> None:
+        if running is None or self._host.stopping:
+            answer.set_exception(EffectError("EffectOver", f"effect {effect} is left for the next start"))
+            return
+        history, ordinal = running.job.history, effect.ordinal
+        before, name = history.approvals.get(ordinal), digest(self._host.journal.key, "ask", kind, body)
+        if before is None:
+            at_ms = self._host.now_ms()
+            due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
+            before = history.approvals[ordinal] = self._question(running, ask, at_ms, kind, body, due_ms=due_ms)
+            history.stopped.add(ordinal)
+            self.runner.stop(effect)
+            self._do(running, ask, asked_person(ask, before))
+        elif (before.name, before.digest) == (kind, name) and history.approval(ordinal) is not None:
+            answer.set_result(before.token)
+        else:
+            said = f"{ask.name} asks a person, who was asked something else about this call before: a call asks one question"
+            hint = "let another tool ask it, or the agent's function by ctx.ask; where a rule asks, the tool need not"
+            answer.set_exception(UserError(said, hint=hint))
 
     # -- what may be made ---------------------------------------------------------------------------------------------
 
@@ -340,7 +410,7 @@ class Effects:
         if isinstance(found, GuardVerdict):
             self._decided(running, ask, found)
             return
-        ask.judging = True
+        ask.enter(JUDGING)
         running.judging[ask.ordinal] = ask
 
         async def wait() -> None:
@@ -350,7 +420,6 @@ class Effects:
 
     def _decided_later(self, running: RunningJob, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
         """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
-        ask.judging = False
         running.judging.pop(ask.ordinal, None)
         runs = self._host.is_running(running) and not self._host.stopping
         if ask.dropped or not runs:
@@ -367,8 +436,9 @@ class Effects:
         the function has asked is counted.
         """
         for ask in running.judging.values():
-            ask.verdict, ask.noted = _UNAWAITED, True
+            ask.verdict = _UNAWAITED
             self._host.append(ask.intent(running.job.job_id, self._host.now_ms()), running)
+            ask.enter(DONE)
 
     def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
         if ask.model:
@@ -381,62 +451,32 @@ class Effects:
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
         self._note(running, ask)
 
-    def _allowed(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> bool:
-        """Whether it may be made now. Else it is denied, or a person is asked."""
-        if verdict.decision is Decision.DENY:
-            self._refused(running, ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
-            return False
-        if verdict.decision is not Decision.ASK or ask.attempt:
-            return True
-        answer = running.job.history.approval(ask.ordinal)
-        if answer is not None:
-            self._approval(running, ask, answer)
-        else:
-            self._ask_approval(running, ask, verdict)
-        return False
-
-    def _refused(self, running: RunningJob, ask: Ask, why: str, error: str = "PolicyDenied", rule: str = "") -> None:
-        self._result(running, ask, error, pack_error(EffectError(error, _refusal(ask, why, rule))))
-
-    def _ask_approval(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
-        """A question of type "confirm", with the ordinal of its effect; asked once, also over restarts."""
-        job, history = running.job, running.job.history
-        question = history.approvals.get(ask.ordinal)
-        if question is None:
-            at_ms, key = self._host.now_ms(), self._host.journal.key
-            payload: dict[str, Any] = {"effect": ask.model or ask.name, "kind": ask.guarded, "ordinal": ask.ordinal}
+    def _ask_approval(self, running: RunningJob, ask: Ask) -> None:
+        """Asks a person whether the effect may be made, by a question of type "confirm"; once, also over restarts."""
+        history, verdict = running.job.history, ask.verdict
+        assert verdict is not None
+        if (asked := history.approvals.get(ask.ordinal)) is None:
+            at_ms = self._host.now_ms()
+            payload: dict[str, Any] = {"effect": ask.title, "kind": ask.guarded, "ordinal": ask.ordinal}
             payload |= {"reason": verdict.reason, "rule": verdict.rule, "answers": ["approve", "reject"]}
             due_ms = at_ms + round(verdict.wait_s * 1000) if verdict.wait_s else 0
-            asked, token = digest(key, "ask", CONFIRM, payload), question_token(key, job.job_id, ask.ordinal)
-            body = msgspec.json.encode(payload)
-            question = Intent(job.job_id, at_ms, ask.ordinal, "ask", CONFIRM, asked, "", body, token, due_ms)
-            self._host.append(question, running)
-            history.approvals[ask.ordinal] = question
-        ask.token, ask.due_ms = question.token, question.due_ms
-        if ask.due_ms:
-            self._timers.add_rest(question.at_ms, ask.due_ms, job.job_id, ask.ordinal)
-        self._host.put_front([partial(self._host.settle, running)])
+            asked = history.approvals[ask.ordinal] = self._question(
+                running, ask, at_ms, CONFIRM, payload, due_ms=due_ms
+            )
+        self._do(running, ask, asked_person(ask, asked))
+
+    def _question(
+        self, running: RunningJob, ask: Ask, at_ms: int, kind: str, payload: Any, *, about: str = "", due_ms: int = 0
+    ) -> Intent:
+        job_id, key = running.job.job_id, self._host.journal.key
+        asked = question(ask, job_id, at_ms, key, kind, payload, about=about, due_ms=due_ms)
+        self._host.append(asked, running)
+        return asked
 
     def deliver_answer(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
-        """A person has answered a question about an effect: whether it may be made, or whether it was."""
-        if answer.token == ask.doubt:
-            self.verdict(running, ask, answer)
-        else:
-            running.job.history.verdicts[answer.token] = answer
-            (self._questions.waits if ask.attempt else self._approval)(running, ask, answer)
-
-    def _approval(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
-        """Whether a person allows it. An entry says so before it is made: only behind that it may be in doubt."""
-        ask.token, ask.due_ms = "", 0
-        if answer.outcome != "resolved":
-            self._refused(running, ask, f"nobody has approved it: the question was {answer.outcome}")
-        elif not is_approved(answer):
-            self._refused(running, ask, _rejection(answer))
-        elif ask.kind == "child":
-            ask.attempt = 1
-            self.children.begin(running, ask)
-        else:
-            self._retry(running, ask)
+        """Handles a person's answer to a question about an effect: whether it may be made, or whether it was."""
+        running.job.history.verdicts[answer.token] = answer
+        self._do(running, ask, answered(ask, answer, gives_rows=_gives_rows(ask)))
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
@@ -473,39 +513,18 @@ class Effects:
         if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
             self._make(running, ask, None)
             return
-        if ask.ordinal in job.history.stopped:
-            answer = job.history.approval(ask.ordinal)
-            if answer is None and ask.ordinal in job.history.approvals:
-                return self._questions.waits(running, ask, None)
-            return self._retry(running, ask)
-        question = job.history.doubts.get(ask.ordinal)
-        if question is not None and found is None:
-            self._asked_before(running, ask, question)
+        history, stopped = job.history, ask.ordinal in job.history.stopped
+        asked = (history.approvals if stopped else history.doubts).get(ask.ordinal)
+        answer = None if asked is None else history.verdicts.get(asked.token)
+        command = known(ask, stopped, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
+        if command is not None:
+            self._do(running, ask, command)
             return
-        kind = EffectClass(ask.effect_class)
         wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
-        if wait_s > 0 and found is None and not RULES[kind].repeatable:
+        if wait_s > 0 and found is None and not ask.repeatable:
             self._host.put_later(wait_s, partial(self._judge, running, ask))
             return
-        match in_doubt(kind, configured=tool.in_doubt, found=found):
-            case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
-                self._retry(running, ask)
-            case Doubt.RECONCILE:
-                self._look_up(running, ask, tool)
-            case Doubt.TAKE | Doubt.ASSUME_DONE:
-                self._result(running, ask, "ok", pack(None, tool.name) if result is None else result)
-            case Doubt.FAIL:
-                error = EffectError(
-                    "InDoubt", f"nobody knows whether {tool.name} was done (in_doubt='ask' asks a person)"
-                )
-                self._result(running, ask, error.type, pack_error(error))
-            case Doubt.ASK:
-                self._ask_person(running, ask)
-
-    def _look_up(self, running: RunningJob, ask: Ask, tool: Tool) -> None:
-        """Asks the tool's `reconcile=` whether the effect was made."""
-        args, kwargs = copied((ask.args, ask.kwargs), ask.name)
-        self.runner.reconcile(running.job.effect_id(ask), tool, args, kwargs, self._reconciled, self._sendable)
+        self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
     def _reconciled(self, effect: EffectId, found: Reconciled, result: bytes | None) -> None:
         def judge() -> None:
@@ -516,95 +535,25 @@ class Effects:
 
         self._host.put(judge)
 
-    def _ask_person(self, running: RunningJob, ask: Ask) -> None:
-        """A question of type "in_doubt", with the ordinal of its effect: done, not done, or abandon; or that it is looked up again, after
-        which it may be asked again, as another question.
+    def _inquire(self, running: RunningJob, ask: Ask) -> None:
+        """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another
+        question.
         """
-        job, journal = running.job, self._host.journal
-        earlier = job.history.doubts.get(ask.ordinal)
-        looked = 0 if earlier is None else _asked(earlier).get("looked", 0) + 1
-        answers = [*VERDICTS, *([LOOK_UP] if ask.tool is not None and ask.tool.reconcile is not None else [])]
+        history = running.job.history
+        answers = [*VERDICTS, *([LOOK_UP] if ask.effect_class == EffectClass.RECONCILABLE else [])]
         payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": answers}
-        if looked:
-            payload["looked"] = looked
-        asked = f"{IN_DOUBT} {ask.attempt}" + (f" {looked}" if looked else "")
-        ask.doubt = question_token(journal.key, job.job_id, ask.ordinal, asked)
-        if ask.tool is not None and gives_rows(ask.tool.func):
+        about = f"{IN_DOUBT} {ask.attempt}"
+        if (earlier := history.doubts.get(ask.ordinal)) is not None:
+            payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
+            about += f" {payload['looked']}"
+        if _gives_rows(ask):
             payload["gives"] = "rows"
-        name = digest(journal.key, "ask", IN_DOUBT, payload)
-        body = msgspec.json.encode(payload)
-        question = Intent(job.job_id, self._host.now_ms(), ask.ordinal, "ask", IN_DOUBT, name, "", body, ask.doubt)
-        self._host.append(question, running)
-        job.history.doubts[ask.ordinal] = question
+        asked = self._question(running, ask, self._host.now_ms(), IN_DOUBT, payload, about=about)
+        history.doubts[ask.ordinal] = asked
         self.doubts_total += 1
-        _log.warning("job %s: nobody knows whether %s was done: a person is asked", job.job_id, ask.name)
-        self._host.put_front([partial(self._host.settle, running)])
-
-    def _asked_before(self, running: RunningJob, ask: Ask, question: Intent) -> None:
-        """A person was asked before the restart, and may have answered."""
-        ask.doubt = question.token
-        verdict = running.job.history.verdicts.get(question.token)
-        if verdict is None:
-            self._host.put_front([partial(self._host.settle, running)])
-        else:
-            self.verdict(running, ask, verdict)
-
-    def verdict(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
-        """What a person says of an effect in doubt."""
-        said, result = _said(answer)
-        if said == LOOK_UP and ask.tool is not None and ask.tool.reconcile is not None:
-            ask.doubt = ""  # the question stays in the history: it says how often this was looked up
-            self._look_up(running, ask, ask.tool)
-            return
-        del running.job.history.doubts[ask.ordinal]
-        if said == "done":
-            try:
-                result = rows_of_answer(result) if ask.tool is not None and gives_rows(ask.tool.func) else result
-            except UserError as error:  # nobody has checked the answer: it came straight into the inbox
-                self._result(running, ask, stored_name(type(error)), pack_error(error))
-                return
-            self._result(running, ask, "ok", pack(result, ask.name))
-        elif said == "not_done":
-            self._retry(running, ask)
-        else:
-            by = f" by {answer.by}" if answer.by else ""
-            self._result(
-                running, ask, "Abandoned", pack_error(EffectError("Abandoned", f"{ask.name} was abandoned{by}"))
-            )
+        _log.warning("job %s: nobody knows whether %s was done: a person is asked", running.job.job_id, ask.name)
+        self._do(running, ask, asked_person(ask, asked))
 
 
-def _refusal(ask: Ask, why: str, rule: str) -> str:
-    return f"{ask.model or ask.name} was not done: {why}" + (f" (rule {rule})" if rule else "")
-
-
-def is_approved(answer: Answer) -> bool:
-    """Whether it says yes: {"approved": true}, and nothing else counts."""
-    return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
-
-
-def _resolution(answer: Answer) -> dict[str, Any]:
-    """Returns what a person has answered; {} if it is no JSON object."""
-    try:
-        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
-    except UNREADABLE:
-        return {}
-    return body
-
-
-def _rejection(answer: Answer) -> str:
-    """Returns who has rejected an effect and why, as far as the answer says it, for the error in the job."""
-    by, reason = f" by {answer.by}" if answer.by else "", _resolution(answer).get("reason")
-    return f"it was rejected{by}" + (f": {reason}" if isinstance(reason, str) and reason else "")
-
-
-def _said(answer: Answer) -> tuple[str, Any]:
-    """The verdict of a person, and the result that goes with it. Any other word means `abandon`: nothing is repeated by mistake."""
-    body = _resolution(answer) if answer.outcome == "resolved" else {}
-    said = body.get("outcome", body.get("answer"))
-    return (said if said in (*VERDICTS, LOOK_UP) else "abandon"), body.get("result")
-
-
-def _asked(question: Intent) -> dict[str, Any]:
-    """Returns what a question of this module has asked."""
-    body: dict[str, Any] = msgspec.json.decode(question.body or b"{}")  # type: ignore[arg-type]
-    return body
+def _gives_rows(ask: Ask) -> bool:
+    return ask.tool is not None and gives_rows(ask.tool.func)

@@ -22,35 +22,16 @@ from typing import Any
 import msgspec
 
 from sabot.errors import CorruptJournal
+from sabot.jobs.core import GIVEN_UP, IN_DOUBT, PARKS_MS, TIMEOUT, WAITS_LONG
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
-IN_DOUBT = "in_doubt"
-"""The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
-
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
 """The types of questions that have a meaning. A durable agent may have words of its own beside them."""
 
-VERDICTS = ("done", "not_done", "abandon")
-"""The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
-
-LOOK_UP = "look_up"
-"""A further answer to it if the effect's tool has `reconcile=`: that is asked again, and may lead to the next question."""
-
-GIVEN_UP = "cancelled"
-"""The outcome of a child, or of a call that is known not to have been made, which the job itself did not want any more."""
-
 Delivery = EffectResult | Answer | Signal | Cancel
 """What changes a job from outside."""
-
-TIMEOUT = "timeout"
-"""The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
-
-WAITS_LONG = ("ask", "wait", "child")
-"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
-
-PARKS_MS = 1_000
 
 
 class ContinueAs(BaseException):
@@ -164,9 +145,7 @@ class History:
                 if (verdict := stood_in(entry)) is not None:
                     self.instead.setdefault(entry.ordinal, {})[entry.attempt] = verdict
             case Attempt():
-                self.tries[entry.ordinal] = max(entry.attempt, self.tries.get(entry.ordinal, 1))
-                self.doubts.pop(entry.ordinal, None)  # the question was about the attempt before
-                self.stopped.discard(entry.ordinal)
+                self.begin_attempt(entry.ordinal, entry.attempt)
             case Answer() if self._is_about_effect(entry):
                 self.verdicts[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():
@@ -177,6 +156,12 @@ class History:
                 self.end = entry
                 if entry.usage:
                     self._tell_open()
+
+    def begin_attempt(self, ordinal: int, attempt: int) -> None:
+        """Notes another attempt of an effect. Questions about the attempt before count no longer."""
+        self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
+        self.doubts.pop(ordinal, None)
+        self.stopped.discard(ordinal)
 
     def _tell_open(self) -> None:
         """END has recorded what calls without a result may have used."""

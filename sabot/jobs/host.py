@@ -23,7 +23,7 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.derived import question_token
+from sabot.jobs.core import question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
@@ -380,7 +380,7 @@ class JobHost:
             running.last = position
         if isinstance(entry, Answer):
             ask = running.job.open.get(entry.ordinal)
-            if ask is not None and ask.kind != "ask" and entry.token in (ask.doubt, ask.token):
+            if ask is not None and ask.kind != "ask" and entry.token == ask.token:
                 self._effects.deliver_answer(running, ask, entry)
                 return
         self.run(running, running.job.deliver, entry)

@@ -11,7 +11,7 @@ from functools import partial
 from sabot.api.child_limits import ChildLimits
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import LetterRefused
-from sabot.jobs.history import GIVEN_UP
+from sabot.jobs.core import GIVEN_UP
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
 from sabot.jobs.owner import HostServices, RunningJob
@@ -70,7 +70,7 @@ class JobLetters:
         job, host, told = running.job, self._host, list[tuple[Position, Entry]]()
         if limits[job.history.begin.agent].outlive:
             return told
-        for ask in [ask for ask in job.open.values() if ask.kind == "child" and ask.noted and ask.attempt]:
+        for ask in [ask for ask in job.open.values() if ask.kind == "child" and ask.recorded and ask.attempt]:
             child = child_id(job.job_id, ask.ordinal)
             if host.jobs.drop(child):
                 cancel = Cancel(

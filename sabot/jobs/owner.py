@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
+from sabot.jobs.core import PARKS_MS
 from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
-from sabot.jobs.history import PARKS_MS, Delivery
+from sabot.jobs.history import Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
 from sabot.journal import Journal, Position

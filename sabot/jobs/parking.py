@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from sabot.jobs.core import DOUBT
 from sabot.jobs.history import Delivery
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.owner import HostServices, JobOwner, OpenJob, RunningJob
@@ -130,7 +131,9 @@ class Parking:
             self._host.now_ms(),
         )
         self._add_parked(job_id, agent_id, note, running.limit_s)
-        if self._notes is not None and all(ask.kind in _NOTED or ask.token for ask in asks):
+        if self._notes is not None and all(
+            ask.kind in _NOTED or (ask.token and ask.phase is not DOUBT) for ask in asks
+        ):
             self._unnoted[job_id] = note
             if not self._has_letter(job_id):
                 self.letters_taken(job_id)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
-from sabot.jobs.derived import job_seed, question_token
+from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, job_seed, may_happen, question_token
 from sabot.jobs.guard import (
     APART,
     Behalf,
@@ -28,7 +28,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     encode_verdict,
 )
-from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
+from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.loop import JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, pack, unpack, unpack_error
@@ -45,23 +45,13 @@ PYTHON_MARK = " on Python "
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
-    """An effect that the function has asked for. future: what the function awaits, on the job's loop; None: nothing.
+class Ask(EffectState):
+    """An effect that the function has asked for, with what it is made of.
 
-    kind: "call", "ask", "sleep", "wait", "child" or "patch". model: of a call that asks a model, its name. noted: its INTENT is in the
-    journal. dropped: the function awaits it no longer. token, due_ms: of a question, also of one whether it may be made. doubt: a person is
-    asked whether it was made. attempt: of the effect, from 1; 0: a person has to allow it first. verdict: what was decided of it. judging:
-    that is being decided. apart: the job's own budget is not to count it.
+    `future` is what the function awaits, on the job's loop, if anything. `model` is the name of the model that a call asks. `verdict` is
+    what the guard has decided. `apart` is True if the job's own budget is not to count the call.
     """
 
-    ordinal: int
-    kind: str
-    name: str
-    effect_class: str = ""
-    digest: bytes = b""
-    body: bytes = b""
-    token: str = ""
-    due_ms: int = 0
     future: "asyncio.Future[Any] | None" = None
     tool: Tool | None = None
     args: tuple[Any, ...] = ()
@@ -69,13 +59,13 @@ class Ask:
     model: str = ""
     price: Price | None = None
     timer: JobTimer | None = None
-    noted: bool = False
-    dropped: bool = False
-    doubt: str = ""
-    attempt: int = 1
     verdict: GuardVerdict | None = None
-    judging: bool = False
     apart: bool = False
+
+    @property
+    def title(self) -> str:
+        """As `EffectState.title`: a call that asks a model has the name of that."""
+        return self.model or self.name
 
     @property
     def guarded(self) -> CallKind | None:
@@ -95,12 +85,6 @@ class Ask:
             shown = mask(asked, verdict.hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
-
-    def may_park(self, now_s: float) -> bool:
-        """Whether it may take long, so that its job need not stay in memory."""
-        if self.kind == "sleep":
-            return self.due_ms - now_s * 1000 > PARKS_MS
-        return not self.judging and (self.kind in WAITS_LONG or bool(self.doubt or self.token))
 
     def intent(self, job_id: str, at_ms: int) -> Intent:
         """Its entry."""
@@ -189,7 +173,7 @@ class JobRun:
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
-        if self.history.end is not None and not (self.finished and all(ask.noted for ask in self.new)):
+        if self.history.end is not None and not (self.finished and all(ask.recorded for ask in self.new)):
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
@@ -237,6 +221,7 @@ class JobRun:
     def _resolve(self, ask: Ask | None, entry: EffectResult | Answer) -> None:
         if ask is None:
             return
+        ask.enter(DONE)
         if isinstance(entry, EffectResult):
             self._take_labels(ask, entry)
         if ask.timer is not None:
@@ -378,7 +363,7 @@ class JobRun:
         if kind == "ask":
             ask.token = question_token(self._key, self.job_id, ordinal)
         if intent is not None:
-            ask.noted, ask.due_ms, ask.token = True, intent.due_ms, intent.token
+            ask.phase, ask.due_ms, ask.token = OPEN, intent.due_ms, intent.token
             ask.verdict = decode_verdict(intent.note)
             ask.attempt = self.history.attempt_of(intent)
             if ordinal in self.history.approvals and self.history.approval(ordinal) is None:
@@ -486,9 +471,7 @@ class JobRun:
     @property
     def over(self) -> bool:
         """The function has returned, and nothing that it has asked may still happen."""
-        return self.finished and not any(
-            ask.kind == "call" and RULES[EffectClass(ask.effect_class)].settles for ask in self.open.values()
-        )
+        return self.finished and not may_happen(self.open.values())
 
     @property
     def stuck(self) -> UserError | None:

@@ -36,7 +36,6 @@ from sabot.calls.steps import watched
 from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.certainty import Certainty, certainty_of
-from sabot.jobs.questions import CALL, AsksPerson, CallUnderWay
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
@@ -52,6 +51,16 @@ _MOST_TOOLS = 1_000  # whose figures are kept
 _RECONCILE_SECONDS = 60.0  # for the reconciling function of a tool without a time-out
 _CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation
 _LEFT_PER_THREAD = 4  # calls left behind in threads, for each thread that calls may have
+
+
+AsksPerson = Callable[[EffectId, str, bytes, float | None], Awaitable[str]]
+"""Asks a question of this call: its type, its payload as JSON, the seconds in which it may be answered. Returns the token of the question,
+when that is closed; until then whoever awaits it is cancelled.
+"""
+
+
+CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.ContextVar("CALL", default=None)
+"""The effect of a job whose tool is called, and how it asks a person; None outside of such a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +307,7 @@ class EffectRunner:
             begin_judging(self)
         context.run(SENDABLE.set, self._sendable)
         context.run(JUDGE.set, None if self._judge is None else self._judge(call.effect))
-        context.run(CALL.set, None if self.ask is None else CallUnderWay(call.effect, self.ask))
+        context.run(CALL.set, None if self.ask is None else (call.effect, self.ask))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {call.effect}", context=context)
 

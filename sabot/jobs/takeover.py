@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sabot.jobs.derived import job_seed, question_token
+from sabot.jobs.core import job_seed, question_token
 from sabot.jobs.history import History
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, JobOrigin, Signal
 

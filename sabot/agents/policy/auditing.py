@@ -7,7 +7,7 @@ from typing import Any
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.base.stored_names import stored_name
 from sabot.errors import PolicyDenied
-from sabot.jobs.effects import is_approved
+from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody

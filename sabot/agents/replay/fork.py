@@ -25,6 +25,7 @@ from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
+from sabot.jobs.core import DOUBT, IN_DOUBT
 from sabot.jobs.guard import (
     CONFIRM,
     Behalf,
@@ -37,7 +38,6 @@ from sabot.jobs.guard import (
     decode_verdict,
     guard_of,
 )
-from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import OpenJob, Verdict
 from sabot.jobs.run import Ask, JobRun, effect_words
@@ -254,7 +254,7 @@ def _question(ask: Ask) -> str:
     """The type of the question that is open, the function's own or one about the effect; of a wait its signal; "": nobody is asked."""
     if ask.kind in ("ask", "wait"):
         return ask.name
-    return IN_DOUBT if ask.doubt else CONFIRM if ask.token else ""
+    return IN_DOUBT if ask.phase is DOUBT and ask.token else CONFIRM if ask.token else ""
 
 
 def _approval(said: Any, *, of_function: bool) -> Any:
@@ -299,7 +299,7 @@ class _ForkRun(JobRun):
         """As `JobRun.may_park`: not where an answer comes at once."""
         answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
-            if (named := (ask.ordinal, ask.doubt or ask.token)) not in self._answered:
+            if (named := (ask.ordinal, ask.token)) not in self._answered:
                 self._answered.add(named)
                 self._on_answered(ask)
         return not answered and super().may_park(now_s)
@@ -511,7 +511,7 @@ class _ForkOwner:
             except UserError as error:
                 self.broken("an answer", error)
                 return
-        body, at_ms, token = msgspec.json.encode(said), host.now_ms(), ask.doubt or ask.token
+        body, at_ms, token = msgspec.json.encode(said), host.now_ms(), ask.token
         entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
             entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")

@@ -117,7 +117,7 @@ def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
 
 
 def _difference(run: JobRun, asked: Iterable[Ask], code: JobCode) -> str:
-    new = [effect_words(ask.kind, ask.name) for ask in asked if not ask.noted]
+    new = [effect_words(ask.kind, ask.name) for ask in asked if not ask.recorded]
     if run.blocked is not None:
         error = run.outcome()[1] if run.finished else None
         if isinstance(error, NoStateBackend):

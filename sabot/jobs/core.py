@@ -1,0 +1,323 @@
+"""The durable core: the phases of one effect of a job, and what follows each event. It does no I/O, and has no clock and no event loop.
+
+    asked ─▶ judging ─▶ open ─▶ done        approval: a person is asked, and nothing is made before the answer
+                 │      │  ▲                doubt: nobody knows whether the last attempt was made
+                 ▼      ▼  │
+               approval  doubt
+
+Each function takes an effect and an event, changes the effect in place, and returns the command that follows. The host writes entries and
+runs commands (`effects`); an entry always stands in the journal before the command that relies on it. A guard's note is opaque here: the
+core is told only whether it allows, denies, or asks a person.
+"""
+
+from asyncio import CancelledError
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from sabot.base.stored_names import stored_name
+from sabot.errors import UNREADABLE, EffectError, InternalError, UserError
+from sabot.jobs.certainty import Certainty
+from sabot.jobs.values import pack, pack_error, rows_of_answer
+from sabot.journal.effects import RULES, Doubt, EffectClass, Reconciled, digest, in_doubt
+from sabot.journal.entries import Answer, Intent
+
+IN_DOUBT = "in_doubt"
+"""The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
+
+VERDICTS = ("done", "not_done", "abandon")
+"""The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
+
+LOOK_UP = "look_up"
+"""A further answer to it if the effect's tool has `reconcile=`: that is asked again, and may lead to the next question."""
+
+GIVEN_UP = "cancelled"
+"""The outcome of a child, or of a call that is known not to have been made, which the job itself did not want any more."""
+
+TIMEOUT = "timeout"
+"""The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
+
+WAITS_LONG = ("ask", "wait", "child")
+"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
+
+PARKS_MS = 1_000
+
+
+class EffectPhase(IntEnum):
+    """The phase of an effect. Its INTENT is in the journal in all phases after JUDGING."""
+
+    ASKED = 0
+    JUDGING = 1
+    APPROVAL = 2
+    OPEN = 3
+    DOUBT = 4
+    DONE = 5
+
+
+ASKED, JUDGING, APPROVAL, OPEN, DOUBT, DONE = EffectPhase  # a name of a module is faster than an attribute of an enum
+TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
+    (JUDGING, APPROVAL, OPEN, DONE),  # after ASKED
+    (APPROVAL, OPEN, DONE),  # after JUDGING
+    (APPROVAL, OPEN, DONE),  # after APPROVAL
+    (APPROVAL, OPEN, DOUBT, DONE),  # after OPEN: a tool may ask a person, and is called again after the answer
+    (OPEN, DOUBT, DONE),  # after DOUBT
+    (),  # after DONE
+)
+"""The phases that may follow each phase, by its number."""
+
+
+@dataclass(slots=True, eq=False)
+class EffectState:
+    """The state of an effect that the function of a job has asked for.
+
+    `kind` is "call", "ask", "sleep", "wait", "child" or "patch". `token` and `due_ms` are those of the question that is open: the
+    function's own, or one about the effect. `attempt` counts from 1; 0 means that a person has to allow the effect first. `dropped` is
+    True once the function awaits it no longer.
+    """
+
+    ordinal: int
+    kind: str
+    name: str
+    effect_class: str = ""
+    digest: bytes = b""
+    body: bytes = b""
+    token: str = ""
+    due_ms: int = 0
+    attempt: int = 1
+    phase: EffectPhase = ASKED
+    dropped: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name of the effect in messages."""
+        return self.name
+
+    def enter(self, phase: EffectPhase) -> None:
+        """Changes the phase. Raises InternalError for a transition that the table does not have."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise InternalError(
+                f"effect {self.ordinal} ({self.kind} {self.name}) goes from {self.phase!r} to {phase!r}"
+            )
+        self.phase = phase
+
+    @property
+    def recorded(self) -> bool:
+        """True if its INTENT is in the journal."""
+        return self.phase > JUDGING
+
+    @property
+    def repeatable(self) -> bool:
+        """True if repeating the call is harmless."""
+        return RULES[EffectClass(self.effect_class)].repeatable
+
+    def may_park(self, now_s: float) -> bool:
+        """True if the effect may take long, so that its job need not stay in memory."""
+        if self.kind == "sleep":
+            return self.due_ms - now_s * 1000 > PARKS_MS
+        return self.phase is not JUDGING and (self.kind in WAITS_LONG or bool(self.token))
+
+
+class EffectCommand(NamedTuple):
+    """A command to the host.
+
+    "result" records the outcome and the body. "wait" sets the timer of the effect, if it has one, which counts from `at_ms`. "make" calls
+    the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's back-off. "begin" begins the child.
+    "approve" asks a person whether the effect may be made, "inquire" whether it was made, and "reconcile" asks the tool's `reconcile=`.
+    "judge" decides on the doubt. "nothing" waits for an event.
+    """
+
+    kind: str
+    outcome: str = ""
+    body: bytes = b""
+    at_ms: int = 0
+
+
+MAKE, BEGIN, AGAIN, LATER, JUDGE = map(EffectCommand, ("make", "begin", "again", "later", "judge"))
+RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve", "inquire", "nothing"))
+
+
+def intended(
+    effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
+) -> EffectCommand:
+    """Handles an effect whose INTENT is in the journal since `at_ms`. `resumed`: since before this run of the job. `asks`: the guard wants
+    the approval of a person, who may have given this answer.
+    """
+    effect.enter(OPEN)
+    if asks and not effect.attempt:
+        effect.enter(APPROVAL)
+        return APPROVE if answer is None else approved(effect, answer)
+    if effect.kind == "call":
+        return JUDGE if resumed else MAKE
+    if effect.kind == "child":
+        return BEGIN
+    return EffectCommand("wait", at_ms=at_ms) if effect.due_ms else NOTHING
+
+
+def asked_person(effect: EffectState, question: Intent) -> EffectCommand:
+    """Handles a question about an effect that a person has not answered."""
+    effect.token, effect.due_ms = question.token, question.due_ms
+    effect.enter(DOUBT if question.name == IN_DOUBT else APPROVAL)
+    return EffectCommand("wait", at_ms=question.at_ms)
+
+
+def answered(effect: EffectState, answer: Answer, *, gives_rows: bool = False) -> EffectCommand:
+    """Handles a person's answer to the open question about an effect. `gives_rows`: a result is a list of rows."""
+    effect.token, effect.due_ms = "", 0
+    if effect.phase is DOUBT:
+        return _verdict(effect, answer, gives_rows)
+    return again(effect) if effect.attempt else approved(effect, answer)
+
+
+def approved(effect: EffectState, answer: Answer) -> EffectCommand:
+    """Handles the answer to the question whether an effect may be made. An ATTEMPT entry is written before the call, so a crash before
+    that entry cannot leave the effect in doubt.
+    """
+    effect.token, effect.due_ms = "", 0
+    if answer.outcome != "resolved":
+        return refused(effect, f"nobody has approved it: the question was {answer.outcome}")
+    if not is_approved(answer):
+        by, reason = f" by {answer.by}" if answer.by else "", _resolution(answer).get("reason")
+        why = f"it was rejected{by}" + (f": {reason}" if isinstance(reason, str) and reason else "")
+        return refused(effect, why)
+    if effect.kind != "child":
+        return again(effect)
+    effect.attempt = 1
+    effect.enter(OPEN)
+    return BEGIN
+
+
+def refused(effect: EffectState, why: str, error: str = "PolicyDenied", rule: str = "") -> EffectCommand:
+    """Returns the result of an effect that must not be made."""
+    return EffectCommand("result", error, pack_error(EffectError(error, refusal(effect, why, rule))))
+
+
+def refusal(effect: EffectState, why: str, rule: str) -> str:
+    """Returns the message of the error that the function gets."""
+    return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
+
+
+def ended(effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int) -> EffectCommand:
+    """Handles the outcome of an attempt."""
+    unsent = certainty is Certainty.NOT_SENT and not effect.dropped
+    if outcome != "ok" and effect.attempt <= retries and (unsent or effect.repeatable):
+        return LATER
+    if certainty is Certainty.UNKNOWN and not effect.repeatable:
+        effect.enter(DOUBT)
+        return JUDGE
+    return EffectCommand("result", outcome, body)
+
+
+def again(effect: EffectState) -> EffectCommand:
+    """Makes another attempt. An effect that the function awaits no longer gets one only if its class makes a repetition harmless; else its
+    RESULT says that it was not made.
+    """
+    if effect.dropped and not effect.repeatable:
+        error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
+        return EffectCommand("result", GIVEN_UP, pack_error(error))
+    return AGAIN
+
+
+def attempted(effect: EffectState) -> EffectCommand:
+    """Handles a new attempt, whose entry is written next."""
+    effect.attempt += 1
+    effect.enter(OPEN)
+    return MAKE
+
+
+def known(
+    effect: EffectState, stopped: bool, asked: Intent | None, answer: Answer | None, *, gives_rows: bool = False
+) -> EffectCommand | None:
+    """Continues with a call that has an attempt without a result, if there is no doubt what to do. `stopped`: the attempt was certainly not
+    made. `asked`, `answer`: the question about it.
+    """
+    if asked is None:
+        return again(effect) if stopped else None
+    waits = asked_person(effect, asked)
+    return waits if answer is None else answered(effect, answer, gives_rows=gives_rows)
+
+
+def doubted(
+    effect: EffectState,
+    configured: Literal["ask", "fail", "assume_done"],
+    found: Reconciled | None = None,
+    result: bytes | None = None,
+) -> EffectCommand:
+    """Decides on an effect of which nobody knows whether it was made. `configured`: `in_doubt=` of its tool. `found`, `result`: what its
+    `reconcile=` has found.
+    """
+    effect.enter(DOUBT)
+    match in_doubt(EffectClass(effect.effect_class), configured=configured, found=found):
+        case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
+            return again(effect)
+        case Doubt.RECONCILE:
+            return RECONCILE
+        case Doubt.TAKE | Doubt.ASSUME_DONE:
+            return EffectCommand("result", "ok", pack(None, effect.name) if result is None else result)
+        case Doubt.FAIL:
+            why = f"nobody knows whether {effect.name} was done (in_doubt='ask' asks a person)"
+            return EffectCommand("result", "InDoubt", pack_error(EffectError("InDoubt", why)))
+        case Doubt.ASK:
+            return INQUIRE
+
+
+def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCommand:
+    """Handles a person's verdict on an effect in doubt. Any other word means `abandon`: nothing is repeated by mistake."""
+    body = _resolution(answer) if answer.outcome == "resolved" else {}
+    said, result = body.get("outcome", body.get("answer")), body.get("result")
+    if said == LOOK_UP and effect.effect_class == EffectClass.RECONCILABLE:
+        return RECONCILE
+    if said == "not_done":
+        return again(effect)
+    if said != "done":
+        by = f" by {answer.by}" if answer.by else ""
+        error = EffectError("Abandoned", f"{effect.name} was abandoned{by}")
+        return EffectCommand("result", error.type, pack_error(error))
+    try:
+        return EffectCommand("result", "ok", pack(rows_of_answer(result) if gives_rows else result, effect.name))
+    except UserError as error:  # nobody has checked the answer: it came straight into the inbox
+        return EffectCommand("result", stored_name(type(error)), pack_error(error))
+
+
+def may_happen(effects: Iterable[EffectState]) -> bool:
+    """True if one of the open effects is a call that may still change something outside: no job ends during it."""
+    return any(each.kind == "call" and RULES[EffectClass(each.effect_class)].settles for each in effects)
+
+
+def question(
+    effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
+) -> Intent:
+    """Returns the INTENT of a question about an effect, which has the ordinal of that effect. `key`: of the journal. `asked`: its payload,
+    or the JSON of it. `about`: tells apart several questions of one effect.
+    """
+    token, name_of = question_token(key, job_id, effect.ordinal, about), digest(key, "ask", name, asked)
+    body = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
+    return Intent(job_id, at_ms, effect.ordinal, "ask", name, name_of, "", body, token, due_ms)
+
+
+def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
+    """What a job draws by lot comes of this. runs: how many histories it has begun. key: of the journal."""
+    return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
+
+
+def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
+    """The secret word of a question, fit for a command line. Derived, so a crash before INTENT changes nothing. key: of the journal."""
+    name = f"token\0{job_id}\0{ordinal}\0{about}"
+    return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
+
+
+def is_approved(answer: Answer) -> bool:
+    """True if the answer says yes: {"approved": true}, and nothing else counts."""
+    return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
+
+
+def _resolution(answer: Answer) -> dict[str, Any]:
+    """Returns what a person has answered; {} if it is no JSON object."""
+    try:
+        body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
+    except UNREADABLE:
+        return {}
+    return body
