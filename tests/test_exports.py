@@ -12,6 +12,7 @@ import pytest
 
 import sabot
 from tools.source_tree import PROJECT, sources, tree_of
+from tools.without_agents import ROOMS, Refuses
 
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
@@ -118,9 +119,10 @@ def test_a_script_that_misspells_a_name_is_told_the_nearest_one() -> None:
     assert "module 'sabot' has no attribute 'meen'. Did you mean: 'mean'?" in told.stderr
 
 
-# What a program that only says what is to be run has no need for; of `jobs` it has the limits of children.
-AGENTS = ("agents", "jobs", "journal", "llm", "mcp")
-RUNS = {"checkpoint", "cli", "delivery", "journal", "llm", "mcp", "operators", "plan", "process", "testing"}
+# What a program that only says what is to be run has no need for.
+RUNS = {"checkpoint", "cli", "delivery", "operators", "plan", "process", "testing"} | {
+    name.removeprefix("sabot.") for name in ROOMS
+}
 PROGRAM = """
 from sabot import App, col, count, tumbling
 app = App("orders")
@@ -164,11 +166,50 @@ asyncio.run(app.run())
 """
 
 
+PLAIN_AGENT = """
+import asyncio
+from sabot import App
+app = App("orders")
+@app.agent("orders", sink="out", until="now")
+async def twice(ctx):
+    return {{"n": ctx.message["n"] * 2}}
+async def main():
+    await app.send("orders", {{"n": 1}})
+    await app.run()
+asyncio.run(main())
+assert app.statistics()["agents"]["orders.twice"]["messages_processed"] == 1
+"""
+
+SQL = """
+from sabot import App, files
+app = App("orders")
+found = app.sql("SELECT n, COUNT(*) AS c FROM t GROUP BY n", t=app.stream(files({source!r})))
+assert found.collect().num_rows == 2
+"""
+
+
+@pytest.mark.parametrize("program", [STREAM, PLAIN_AGENT, SQL], ids=["a stream", "an agent that is a function", "SQL"])
+def test_a_program_without_durable_agents_and_models_runs_where_their_rooms_cannot_be_imported(
+    tmp_path: Path, program: str
+) -> None:
+    (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
+    code = "from tools.without_agents import pytest_configure\npytest_configure()" + program.format(
+        source=str(tmp_path / "in.ndjson")
+    )
+    loaded_after(f"import sys\nsys.path.insert(0, {str(PROJECT / 'tests')!r})\n{code}")
+
+
+def test_the_plugin_refuses_the_rooms_of_the_agents() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"the engine has imported sabot\.jobs\.host"):
+        Refuses().find_spec("sabot.jobs.host", None)
+    assert Refuses().find_spec("sabot.jobsworth", None) is None  # type: ignore[func-returns-value]
+
+
 def test_a_stream_that_runs_loads_nothing_that_runs_agents_and_jobs(tmp_path: Path) -> None:
     (tmp_path / "in.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
     loaded = loaded_after(STREAM.format(source=str(tmp_path / "in.ndjson")))
     assert "sabot.runtime.local_streams" in loaded
-    rooms = tuple(f"sabot.{room}." for room in (*AGENTS, "process", "operators.agents"))
+    rooms = (*ROOMS, "sabot.process.", "sabot.operators.agents.")
     assert {name for name in loaded if name.startswith(rooms)} <= {
         "sabot.operators.agents.counters",
         "sabot.operators.agents.timers",  # of process functions too

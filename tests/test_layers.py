@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from tools.source_tree import ROOT, nodes_of, sources, text_of
+from tools.without_agents import ROOMS
 
 ORDER = [
     "base",  # its `__init__`, which imports nothing
@@ -167,6 +168,22 @@ def test_a_room_imports_only_rooms_above_it() -> None:
     assert wrong == {}, (
         "these rooms stand below the module's own in ORDER: move the shared code up, or pass it in as an argument"
     )
+
+
+ENGINE = ORDER[ORDER.index("_cython") : ORDER.index("journal")]
+
+
+def test_the_engine_imports_no_room_of_the_agents() -> None:
+    """The order says it too, but not of the rooms that may move in it."""
+    found = [
+        f"{name}: {each}"
+        for name, path in files().items()
+        if room_of(path) in ENGINE
+        for each in imports(path)
+        if ".".join(each.split(".")[:2]) in ROOMS
+    ]
+    assert found == [], "pass it in by runtime/agent_kind or api/model_engine (decision 082)"
+    assert {"api", "sql", "operators", "runtime", "workers"} <= set(ENGINE)
 
 
 def module_imports() -> dict[str, set[str]]:
