@@ -342,6 +342,9 @@ class SelectBinder:
         for node in self._resolved_groups(relation, items):
             if window.takes(node, relation):
                 continue
+            if relation.window is not None and self._has_bounds([node], relation):
+                message = "a key of a window's GROUP BY is not computed from its bounds"
+                raise SqlFault(node.span, message, "GROUP BY window_start, window_end, and compute in the select list")
             bound = binder.bind(node)
             key = key_of(node, relation)
             column = bound.expr.column
