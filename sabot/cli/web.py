@@ -269,9 +269,19 @@ def _add(found: "list[AppPlaces]", new: "AppPlaces") -> None:
         if known.id == new.id and not any(is_other(getattr(known, name), value) for name, value in given.items()):
             if known.journal and has_password(str(known.journal)):
                 given.pop("journal", None)  # that of a run's record has none
+            if known.checkpoints is not None and new.checkpoints is not None:
+                given["checkpoints"] = _merged(known.checkpoints, new.checkpoints)
             found[at] = replace(known, **given)
             return
     found.append(new)
+
+
+def _merged(known: AppCheckpoints, new: AppCheckpoints) -> AppCheckpoints:
+    """Returns checkpoints of the same place: at the address that has a password, if one does, and beside the state directory, by which the
+    running app is asked.
+    """
+    has = has_password(str(known.location))
+    return replace(known if has else new, state=known.state or new.state)
 
 
 def _server_of(place: object) -> str:

@@ -20,6 +20,7 @@ from sabot import App, NdjsonSink, NdjsonSource, col
 from sabot.agents import Budget
 from sabot.agents.accounts.contract import LedgerEvent
 from sabot.base.redaction import without_password
+from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.web import ConsoleOptions, _add, _places_of
 from sabot.errors import UserError
 from sabot.runtime.run_record import RECORD_FILE
@@ -255,6 +256,17 @@ def test_the_journal_of_a_record_and_the_same_one_with_a_password_are_one_place(
         assert [each.journal for each in found] == [given]
     _add(found, AppPlaces("shop", journal="postgresql://ann@host/others"))
     assert len(found) == 2
+
+
+def test_checkpoints_that_are_named_again_keep_the_state_directory_by_which_the_app_is_asked(tmp_path: Path) -> None:
+    beside = AppCheckpoints(tmp_path, state=tmp_path / "state")
+    for places in ([beside, AppCheckpoints(tmp_path)], [AppCheckpoints(tmp_path), beside]):
+        found: list[AppPlaces] = []
+        for each in places:
+            _add(found, AppPlaces("shop", checkpoints=each))
+        (made,) = found
+        assert made.checkpoints is not None
+        assert made.checkpoints.state == tmp_path / "state"
 
 
 @pytest.mark.parametrize(
