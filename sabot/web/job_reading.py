@@ -3,21 +3,24 @@
 What a page shows many times, the rows of its tables, is rendered where it was read: that takes longer than the read.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
+from heapq import nlargest
 from typing import Any
 
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.job_effects import EffectRecord, FoldedJob, JobStory, effect_record, folded_job, story_of
+from sabot.agents.job_history import searched
 from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
 from sabot.agents.job_view import EffectView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.redaction import scrubbed
 from sabot.journal.base import JournalReader
-from sabot.journal.entries import Entry, Intent, body_of
+from sabot.journal.entries import Begin, Entry, Intent, body_of
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.rendering import templates_of
 from sabot.web.texts import TableForm, table_text
@@ -25,7 +28,11 @@ from sabot.web.texts import TableForm, table_text
 MOST_ROWS = 20_000
 """The most jobs of a list as CSV or JSON, and the most among which a form selects some."""
 
+MOST_SEARCHED = 5_000
+"""The number of jobs, the newest of those that other filters select, in whose records a text is looked for."""
+
 _PAGE = 200  # jobs
+_LONG_PART = 24  # characters: the topic of a record is there as 32 digits
 _MOST_EFFECTS = 2_000  # of a job, on one page
 _SHORT_LOG = 20_000  # entries that are read in the process of the run: less than a tenth of a second of processor time
 _COLUMNS = (
@@ -92,30 +99,32 @@ def loaded() -> bool:
     return True
 
 
-def read_jobs(journal: JournalAddress, query: JobQuery, root: str) -> ShownJobs:
-    """Returns a page of the jobs of a journal. `root`: the path below which the pages are. Blocks. Raises as `jobs_page`."""
+def read_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, root: str) -> ShownJobs:
+    """Returns a page of the jobs of a journal. The text of the query may also be in a field of the record that began a job, if pages may
+    show that field. `root`: the path below which the pages are. Blocks. Raises as `jobs_page`.
+    """
     with journal.opened() as reader:
-        return _shown_jobs(jobs_page(reader, query, _PAGE), root)
+        return _shown_jobs(_found(reader, query, payloads, _PAGE), root)
 
 
 def read_short_log(journal: JournalAddress, query: JobQuery, root: str) -> ShownJobs | None:
-    """Returns the same as `read_jobs`, or None if the log of the journal is too long to be read in the process of a run."""
+    """Returns the same as `read_jobs` without a text, or None if the log of the journal is too long to be read in the process of a run."""
     with journal.opened() as reader:
         page = short_jobs_page(reader, query, _PAGE, _SHORT_LOG)
         return None if page is None else _shown_jobs(page, root)
 
 
-def selected_jobs(journal: JournalAddress, query: JobQuery, is_open: bool) -> list[str]:
+def selected_jobs(journal: JournalAddress, query: JobQuery, payloads: Payloads, is_open: bool) -> list[str]:
     """Returns the open jobs, or the failed ones, that a list has on all its pages, of at most 20,000."""
     with journal.opened() as reader:
-        found = [each.record for each in jobs_page(reader, query, MOST_ROWS).jobs]
+        found = [each.record for each in _found(reader, query, payloads, MOST_ROWS).jobs]
     return [each.job_id for each in found if (not each.ended if is_open else each.status is JobStatus.FAILED)]
 
 
-def jobs_table(journal: JournalAddress, query: JobQuery, form: TableForm) -> str:
+def jobs_table(journal: JournalAddress, query: JobQuery, payloads: Payloads, form: TableForm) -> str:
     """Returns a list of jobs as a text of CSV or JSON: all pages, at most 20,000."""
     with journal.opened() as reader:
-        return table_text([_flat(job) for job in jobs_page(reader, query, MOST_ROWS).jobs], form)
+        return table_text([_flat(job) for job in _found(reader, query, payloads, MOST_ROWS).jobs], form)
 
 
 def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableForm) -> str:
@@ -136,7 +145,7 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
         folded = folded_job(reader, job_id)
         page = _page_of(folded, first)
         begun = None if folded.begin is None else _value(reader, folded.begin)
-        message = begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
+        message = _message(begun)
         end = None if folded.end is None or folded.end.outcome != "succeeded" else _value(reader, folded.end)
         story = story_of(reader, folded, page)
         rows, span = _shown_effects(
@@ -157,8 +166,48 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
     )
 
 
+def _found(reader: JournalReader, query: JobQuery, payloads: Payloads, most: int) -> JobPage:
+    """Returns a page of jobs, as `jobs_page`; with a text, also those that have it in a field of their record that pages may show."""
+    page = jobs_page(reader, query, most)
+    if not query.text or not payloads.shows_any:
+        return page
+    text, after = query.text.casefold(), query.cursor()
+    newest = jobs_page(reader, replace(query, text="", status="", after=""), MOST_SEARCHED).jobs
+    further = [
+        each
+        for each in newest
+        if text not in searched(each.record) and text in _record_text(reader, each.record.job_id, payloads).casefold()
+    ]
+    counts = Counter(page.counts) + Counter(each.status for each in further)
+    further = [each for each in further if query.status in ("", each.status) and (after is None or _age(each) < after)]
+    jobs = nlargest(most + 1, [*page.jobs, *further], key=_age)
+    more = len(jobs) > most or page.following
+    return JobPage(
+        jobs[:most],
+        counts[query.status] if query.status else counts.total(),
+        dict(counts),
+        "{}:{}".format(*_age(jobs[:most][-1])) if more else "",
+    )
+
+
+def _age(job: ListedJob) -> tuple[int, str]:
+    return round(job.record.created_at * 1000), job.record.job_id
+
+
+def _record_text(reader: JournalReader, job_id: str, payloads: Payloads) -> str:
+    """Returns the fields that pages may show of the record that began a job."""
+    begin = next((each for _, each in reader.history.entries(job_id) if isinstance(each, Begin)), None)
+    shown = ShownPayload() if begin is None else payloads.shown(as_plain(_message(_value(reader, begin))))
+    return "\n".join(text for _, text in shown.fields)
+
+
+def _message(begun: Any) -> Any:
+    """Returns the message of the record that began a job. `begun`: the input of the job."""
+    return begun.get("message") if isinstance(begun, Mapping) and "record" in begun else begun
+
+
 def _shown_jobs(page: JobPage, root: str) -> ShownJobs:
-    jobs = [(job, _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs]
+    jobs = [(job, _short_id(job.record), _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs]
     rows = templates_of(root).get_template("parts/job_rows.html").render(jobs=jobs)
     return ShownJobs(rows, page.found, page.counts, page.following)
 
@@ -182,6 +231,12 @@ def _page_of(job: FoldedJob, first: int) -> dict[int, EffectView]:
     """Returns the effects of a page, by ordinal."""
     page = [(ordinal, each) for ordinal, each in job.effects.items() if ordinal >= first]
     return dict(page[:_MOST_EFFECTS])
+
+
+def _short_id(job: JobRecord) -> str:
+    """Returns the id of a job without that of its agent, and with the first characters of digests: a row of a table has both beside it."""
+    parts = job.job_id.removeprefix(f"{job.agent}/").split("/")
+    return "/".join(each if len(each) <= _LONG_PART else f"{each[:8]}…" for each in parts)
 
 
 def _open_text(job: JobRecord) -> str:

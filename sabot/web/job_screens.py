@@ -24,6 +24,7 @@ from sabot.errors import LetterRefused, UserError
 from sabot.runtime.dead_letters import LetterPlace, job_of, letter_places, opened_letters, redrive
 from sabot.web.job_code import AppCode, ForkedJob
 from sabot.web.job_reading import (
+    MOST_SEARCHED,
     OwnJournal,
     ShownJob,
     ShownJobs,
@@ -117,19 +118,29 @@ class JobScreens:
             "ages": list(_AGES),
             "at": SYSTEM_CLOCK.time(),
             "most": _MOST_AT_ONCE,
+            "fields": self._searched(),
         }
+
+    def _searched(self) -> str:
+        """Returns the fields of records that a search looks at, in words, or ""."""
+        if not self._payloads.shows_any:
+            return ""
+        names = "all fields" if self._payloads.mode == "all" else ", ".join(sorted(self._payloads.names))
+        return f"{names} of the records of the newest {MOST_SEARCHED:,} jobs"
 
     async def table(self, query: Query) -> str:
         """Returns the list as CSV or JSON: the jobs of all pages, at most 20,000."""
-        return await self._read(jobs_table, self._wanted({**query, "after": ""}), cast("TableForm", query[FORM]))
+        return await self._read(
+            jobs_table, self._wanted({**query, "after": ""}), self._payloads, cast("TableForm", query[FORM])
+        )
 
     async def _page(self, query: Query) -> ShownJobs:
         wanted = self._wanted(query)
-        if not self._reads_elsewhere():
+        if not self._reads_elsewhere() and not (wanted.text and self._payloads.shows_any):
             here = await run_in_thread(read_short_log, self._own, wanted, self._root)
             if here is not None:
                 return here
-        return await self._read(read_jobs, wanted, self._root)
+        return await self._read(read_jobs, wanted, self._payloads, self._root)
 
     def _wanted(self, query: Mapping[str, str]) -> JobQuery:
         age = _AGES.get(query.get("age", ""))
@@ -271,7 +282,7 @@ class JobScreens:
         query = {**form, "after": ""}
         if not is_open and not form.get("status"):
             query["status"] = JobStatus.FAILED
-        jobs = await self._read(selected_jobs, self._wanted(query), is_open)
+        jobs = await self._read(selected_jobs, self._wanted(query), self._payloads, is_open)
         if form.get("count") != str(len(jobs)):
             raise UserError(f"{len(jobs):,} such jobs are there now", hint="load the list again, then repeat this")
         if len(jobs) > _MOST_AT_ONCE:

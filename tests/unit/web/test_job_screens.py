@@ -189,6 +189,44 @@ async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: st
 
 
 @pytest.mark.parametrize(
+    ("payloads", "found"),
+    [
+        (Payloads(), 0),
+        (Payloads("none", frozenset({"topic"})), 0),
+        (Payloads(names=frozenset({"customer"})), 0),
+        (Payloads(names=frozenset({"topic"})), 2),
+        (Payloads("all"), 2),
+    ],
+)
+async def test_jobs_are_found_by_the_fields_of_their_records_that_may_be_shown(
+    memory_url: str, tmp_path: Path, payloads: Payloads, found: int
+) -> None:
+    app = App("shop", memory_url, state=str(tmp_path), checkpoint_interval=3600)
+    app.agent("tickets", name="handle", key="customer", sink="answers", durable=True)(handle)
+    async with started(app):
+        topics = ["Late parcel", "late PARCEL", "refund"]
+        publish(app, "tickets", [{"customer": f"c-{at}", "topic": each} for at, each in enumerate(topics)])
+        await until(lambda: app.statistics()["jobs"]["ended"] == 3)
+        await into_history(app)
+        publish(app, "tickets", [{"customer": "c-3", "topic": "a question"}])
+        await until(lambda: app.statistics()["jobs"]["ended"] == 4)
+        await app.agent_runtime.trigger_checkpoint()
+        console = Console(app, port=0, payloads=payloads)
+        try:
+            browser = await enter(console, "act")
+            rows = json.loads((await ask(browser, "/jobs.json?q=Parcel"))[1])
+            assert [each["key"] for each in rows] == ["c-1", "c-0"][:found]
+            page = (await ask(browser, "/jobs?q=parcel"))[1]
+            assert f"{found} job{'s' * (found != 1)} as of" in page
+            assert ("of the records of the newest 5,000 jobs" in page) == payloads.shows_any
+            rows = json.loads((await ask(browser, "/jobs.json?q=question"))[1])
+            assert len(rows) == bool(found), "of a job of the log"
+            assert len(json.loads((await ask(browser, "/jobs.json?q=c-2"))[1])) == 1
+        finally:
+            console.close()
+
+
+@pytest.mark.parametrize(
     ("payloads", "shown"),
     [
         (Payloads(), set()),
