@@ -425,7 +425,9 @@ def test_dead_letters_are_read_back_as_they_were(url: str) -> None:
         found = list(letters.letters())
         assert [(each.payload, each.key) for each in found] == list(zip(payloads, payloads[::-1], strict=True))
         assert {each.headers for each in found} == {(("a", b"1"),)}
-        assert found[0].facts == {name.removeprefix("sabot."): value.decode() for name, value in facts}
+        told = {name.removeprefix("sabot."): value.decode() for name, value in facts}
+        assert found[0].timestamp == int(told.pop("written"))
+        assert found[0].facts == told
         assert letters.find(0, found[1000].offset) == found[1000]
     finally:
         letters.close()

@@ -74,6 +74,7 @@ INNER = {
     "CsvOptions": "the keywords of files, of which nobody makes one",
     "CallTimers": "of the constructor of a context, which the runtime calls",
     "CheckpointStorage": "of App.open_storage, for tools",
+    "ClockWindow": "what hopping(…, time_zone=) and cumulative(…, time_zone=) return: nobody makes one",
     "Codec": "what a Format makes for a reader",
     "DataFile": "what the sources of files hand to each other",
     "DateExpr": "a namespace of Expr: .dt",

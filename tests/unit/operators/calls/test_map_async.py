@@ -446,7 +446,7 @@ def test_skip_counts_rows_and_gives_them_to_the_dead_with_the_reason(loop, order
     assert run.dead == [{"n": 2, "error": "KeyError: 'k'"}]
     assert run.operator.branch_schema("dead", INPUT) == RECORD_SCHEMA
     (letter,) = run.letters
-    assert (letter.key, letter.headers, letter.timestamp) == (None, (), 20)
+    assert (letter.key, letter.headers) == (None, ())
     assert letter.facts == {
         "topic": "",
         "timestamp": "20",
