@@ -182,7 +182,7 @@ def test_an_app_with_checkpoints_in_an_object_store_is_shown_by_its_places(
             other = Child(web, folder / "web.log", 2)
             looks(other, "/apps/kept")
             other.page("/apps/kept/checkpoints", "/checkpoint?id=")
-            other.page("/apps/kept/state", "read-1")
+            other.page("/apps/kept/state", "kept.handle")
             process.send_signal(signal.SIGKILL)
             other.page("/apps/kept/", "has ended without a stop")
             other.page("/apps/kept/checkpoints", "/checkpoint?id=")
@@ -190,5 +190,5 @@ def test_an_app_with_checkpoints_in_an_object_store_is_shown_by_its_places(
             alone = Child(web, folder / "alone.log", 2)
             assert len(alone.table("/apps/kept/jobs.json")) == 20
             alone.page("/apps/kept/checkpoints", "/checkpoint?id=")
-            alone.page("/apps/kept/state", "read-1")
+            alone.page("/apps/kept/state", "kept.handle")
             alone.page("/apps/kept/budgets", "the budgets of the app are known only while it runs")
