@@ -1,15 +1,20 @@
 """Options that several commands share."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from sabot.base.logs import LOG_FORMATS, LOG_LEVELS
+from sabot.base.options import Option, options_of
 from sabot.base.redaction import setting_name
 from sabot.cli.loading import WrongUse
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def log_level(value: str) -> str:
@@ -72,3 +77,38 @@ def until_of(given: str | None) -> str | int | datetime | None:
             hint="write now, milliseconds since 1970, or a time with a zone: 2026-01-31T00:00:00Z",
         )
     return time
+
+
+def with_options(declared: type) -> Callable[[F], F]:
+    """Returns a decorator that puts the options of a dataclass in the place of the last parameter of a command, `**given`: those that
+    have a metavar.
+    """
+    from sabot.api.settings import Settings
+
+    of_app = {each.name for each in fields(Settings)}
+    made = [_parameter(name, each, name in of_app) for name, each in options_of(declared).items() if each.metavar]
+
+    def decorate(command: F) -> F:
+        signature = inspect.signature(command)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        target: Any = command
+        target.__signature__ = signature.replace(parameters=[*own, *made])
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
+    """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value applies."""
+    types: dict[type, Any] = {bool: bool, list: list[str] | None, int: int | None}
+    hint = typer.Option(
+        f"--{name.rstrip('_').replace('_', '-')}",
+        metavar=each.metavar.strip() or None,
+        help=f"{each.help[0].upper()}{each.help[1:]}.",
+        min=each.bounds[0],
+        max=each.bounds[1],
+        callback=None if of_app or each.check is None else lambda value: each.checked(name, value),
+    )
+    default = False if each.kind is bool else None if of_app else each.default
+    annotation = Annotated[types.get(each.kind, str | None), hint]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

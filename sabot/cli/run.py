@@ -1,23 +1,22 @@
 """`sabot run`, and `sabot worker` with Faust's form of the command. Their options are made from the settings of an app."""
 
 import contextlib
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sabot.api.settings import Settings
 from sabot.base.logs import LOG_LEVELS, set_up_logging
-from sabot.base.options import Option, option, options_of
+from sabot.base.options import option, options_of
 from sabot.base.redaction import redacted_url, visible
 from sabot.cli.late import settled
 from sabot.cli.loading import WrongUse, functions_words, load_app, use_functions
-from sabot.cli.options import Functions, Target, log_format, log_level, until_of
+from sabot.cli.options import Functions, Target, log_format, log_level, until_of, with_options
 from sabot.cli.running import guarded, run_app
 from sabot.cli.web import ConsoleOptions, say_links
 from sabot.errors import UserError
@@ -26,11 +25,9 @@ if TYPE_CHECKING:
     from sabot.app import App
     from sabot.workers import Launcher
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Settings):
+class RunOptions(ConsoleOptions, Settings):
     """The options of `sabot run`: the settings of the app, and where and how it runs."""
 
     workers: int | None = option(
@@ -55,42 +52,6 @@ class RunOptions(Settings):
         None, "the resources that each worker takes on its node, by Ray's names: CPU=1", metavar="NAME=N,…"
     )
     web: bool = option(False, "the console, a page of the app for a browser on this machine", kind=bool, metavar=" ")
-    web_port: int | None = option(
-        None,
-        "the port of the console, 8420 by default; if it is taken, the next free one",
-        metavar="PORT",
-        kind=int,
-        bounds=(0, 65_535),
-    )
-    web_origin: Iterable[str] = option(
-        (),
-        "a further address under which browsers reach the console, such as that of a tunnel",
-        metavar="URL",
-        kind=list,
-    )
-    web_payloads: str | None = option(
-        None,
-        "the values of rows, questions and calls in the console: none, scrubbed (those that --web-show names), or all",
-        metavar="none|scrubbed|all",
-    )
-    web_show: Iterable[str] = option(
-        (),
-        "a column, a field or a tool whose values the console shows to sessions that may act",
-        metavar="NAME",
-        kind=list,
-    )
-    web_listen: str | None = option(
-        None, "the address at which the console listens, for --web-behind-proxy", metavar="ADDRESS"
-    )
-    web_behind_proxy: str | None = option(
-        None, "the address of the proxy with TLS from which all requests to the console come", metavar="ADDRESS"
-    )
-    web_user_header: str | None = option(
-        None, "the header in which the proxy of the console names the user, for the records of actions", metavar="NAME"
-    )
-    web_proxy_secret: str | None = option(
-        None, "the file with the secret that the proxy sends in the header X-Sabot-Proxy-Secret", metavar="FILE"
-    )
     loglevel: str = option(
         "info", f"the lowest level to log: {', '.join(LOG_LEVELS)}", check=log_level, metavar="LEVEL"
     )
@@ -100,34 +61,6 @@ class RunOptions(Settings):
     reload: bool = option(
         False, "a new start when a file of the program changes, for development", kind=bool, metavar=" "
     )
-
-
-def with_options(command: F) -> F:
-    """Returns the command with the options of RunOptions that have a metavar, in place of its last parameter `**given`."""
-    signature = inspect.signature(command)
-    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    of_app = {each.name for each in fields(Settings)}
-    known = {name: each for name, each in options_of(RunOptions).items() if each.metavar}
-    made = [_parameter(name, each, name in of_app) for name, each in known.items()]
-    target: Any = command
-    target.__signature__ = signature.replace(parameters=[*own, *made])
-    return command
-
-
-def _parameter(name: str, each: Option, of_app: bool) -> inspect.Parameter:
-    """Returns the parameter of a typer command. A setting of the app that is not given is None, so the program's own value applies."""
-    types: dict[type, Any] = {bool: bool, list: list[str] | None, int: int | None}
-    hint = typer.Option(
-        f"--{name.rstrip('_').replace('_', '-')}",
-        metavar=each.metavar.strip() or None,
-        help=f"{each.help[0].upper()}{each.help[1:]}.",
-        min=each.bounds[0],
-        max=each.bounds[1],
-        callback=None if of_app or each.check is None else lambda value: each.checked(name, value),
-    )
-    default = False if each.kind is bool else None if of_app else each.default
-    annotation = Annotated[types.get(each.kind, str | None), hint]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
@@ -145,7 +78,7 @@ def words_of(given: Mapping[str, Any], *, again: bool = False) -> list[str]:
     return words
 
 
-@with_options
+@with_options(RunOptions)
 def run(target: Target, functions: Functions = None, **given: Any) -> None:
     """Run an app until its input ends, or Ctrl-C. Options override the settings of the program."""
     use_functions(functions)
@@ -168,7 +101,7 @@ def run(target: Target, functions: Functions = None, **given: Any) -> None:
     )
 
 
-@with_options
+@with_options(RunOptions)
 def worker(context: typer.Context, **given: Any) -> None:
     """Run an app, as `run` does, by Faust's form: sabot -A module:app worker."""
     if context.obj is None:
@@ -209,9 +142,8 @@ def console_shown(
     from sabot.web.console import Console
 
     given = options or ConsoleOptions()
-    wanted: dict[str, Any] = {name: getattr(given, name) for name in ("port", "listen", "origins", "payloads", "proxy")}
     try:
-        console = Console(app, program=program, **wanted)
+        console = Console(app, program=program, **given.arguments)
     except OSError as error:
         raise UserError(
             f"the console cannot keep its token in the state directory: {error.strerror or error}",

@@ -4,20 +4,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qs, urlsplit
 
 import typer
 
 from sabot.base.logs import set_up_logging
+from sabot.base.options import option
 from sabot.base.redaction import has_password, keep_url, redacted_url, visible, without_password
 from sabot.checkpoint.inspection import AppCheckpoints
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.options import with_options
 from sabot.cli.running import guarded
 from sabot.errors import UserError
 from sabot.state import state_directory
@@ -31,67 +33,63 @@ if TYPE_CHECKING:
 _MOST_APPS = 100
 _LEAST_SECRET = 32  # characters
 
-Port = Annotated[
-    int | None,
-    typer.Option(
-        "--web-port",
-        min=0,
-        max=65_535,
-        metavar="PORT",
-        help="The port, 8420 by default; if it is taken, the next free one.",
-    ),
-]
-Origins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--web-origin", metavar="URL", help="A further address under which browsers reach the console; repeatable."
-    ),
-]
-PayloadsMode = Annotated[
-    str | None,
-    typer.Option("--web-payloads", metavar="none|scrubbed|all", help="The values that the console shows."),
-]
-Show = Annotated[
-    list[str] | None,
-    typer.Option("--web-show", metavar="NAME", help="A column, a field or a tool whose values are shown; repeatable."),
-]
-Listen = Annotated[
-    str | None,
-    typer.Option("--web-listen", metavar="ADDRESS", help="The address to listen at, for --web-behind-proxy."),
-]
-BehindProxy = Annotated[
-    str | None,
-    typer.Option(
-        "--web-behind-proxy", metavar="ADDRESS", help="The address of the proxy, from which all requests come."
-    ),
-]
-UserHeader = Annotated[
-    str | None,
-    typer.Option("--web-user-header", metavar="NAME", help="The header in which the proxy names the user."),
-]
-ProxySecret = Annotated[
-    Path | None,
-    typer.Option("--web-proxy-secret", metavar="FILE", help="The file with the secret that the proxy sends."),
-]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
-    """The options of the console, as the command line has them; None for those that are not given."""
+    """The options of the console, as the command line has them."""
 
-    web_port: int | None = None
-    web_origin: Sequence[str] | None = None
-    web_payloads: str | None = None
-    web_show: Sequence[str] | None = None
-    web_listen: str | None = None
-    web_behind_proxy: str | None = None
-    web_user_header: str | None = None
-    web_proxy_secret: str | Path | None = None
+    web_port: int | None = option(
+        None,
+        "the port of the console, 8420 by default; if it is taken, the next free one",
+        metavar="PORT",
+        kind=int,
+        bounds=(0, 65_535),
+    )
+    web_origin: Iterable[str] = option(
+        (),
+        "a further address under which browsers reach the console, such as that of a tunnel",
+        metavar="URL",
+        kind=list,
+    )
+    web_payloads: str | None = option(
+        None,
+        "the values of rows, questions and calls in the console: none, scrubbed (those that --web-show names), or all",
+        metavar="none|scrubbed|all",
+    )
+    web_show: Iterable[str] = option(
+        (),
+        "a column, a field or a tool whose values the console shows to sessions that may act",
+        metavar="NAME",
+        kind=list,
+    )
+    web_listen: str | None = option(
+        None, "the address at which the console listens, for --web-behind-proxy", metavar="ADDRESS"
+    )
+    web_behind_proxy: str | None = option(
+        None, "the address of the proxy with TLS from which all requests to the console come", metavar="ADDRESS"
+    )
+    web_user_header: str | None = option(
+        None, "the header in which the proxy of the console names the user, for the records of actions", metavar="NAME"
+    )
+    web_proxy_secret: str | None = option(
+        None, "the file with the secret that the proxy sends in the header X-Sabot-Proxy-Secret", metavar="FILE"
+    )
 
     @property
     def given(self) -> bool:
         """True if any option is given."""
         return any(getattr(self, name) not in (None, [], ()) for name in self.__dataclass_fields__)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a console that these options give. Raises WrongUse for a value that an option does not take."""
+        return {
+            "port": self.port,
+            "listen": self.address,
+            "origins": self.origins,
+            "payloads": self.payloads,
+            "proxy": self.proxy,
+        }
 
     @property
     def port(self) -> int:
@@ -119,7 +117,7 @@ class ConsoleOptions:
         raise WrongUse(f"--web-payloads {self.web_payloads} is no mode", hint=f"give one of {', '.join(PAYLOAD_MODES)}")
 
     @property
-    def listen(self) -> str:
+    def address(self) -> str:
         """The address to listen at. Raises WrongUse for another one than loopback without a proxy: TLS is the task of the proxy."""
         address = _address(self.web_listen or "127.0.0.1", "--web-listen")
         if not address.is_loopback and self.web_behind_proxy is None:
@@ -175,6 +173,7 @@ def say_links(title: str, site: "ConsoleSite") -> None:
     print(f"sabot: to read only: {site.reading_link}", file=sys.stderr, flush=True)
 
 
+@with_options(ConsoleOptions)
 def web(
     places: Annotated[
         list[str] | None,
@@ -189,21 +188,14 @@ def web(
             "--app", metavar="MODULE:APP", help="An app, for what needs its code, and for its places; repeatable."
         ),
     ] = None,
-    port: Port = None,
-    origin: Origins = None,
-    payloads: PayloadsMode = None,
-    show: Show = None,
-    listen: Listen = None,
-    behind_proxy: BehindProxy = None,
-    user_header: UserHeader = None,
-    proxy_secret: ProxySecret = None,
+    **given: Any,
 ) -> None:
     """Show apps that run elsewhere, or not at all, in a browser.
 
     Their figures are those that each run writes into its state directory every ten seconds. Apps that run on this machine can be stopped,
     rescaled and asked for checkpoints. Places of one app are shown together.
     """
-    options = ConsoleOptions(port, origin, payloads, show, listen, behind_proxy, user_header, proxy_secret)
+    options = ConsoleOptions(**given)
 
     def work() -> None:
         found: list[AppPlaces] = []
@@ -234,11 +226,7 @@ def _serve(apps: "Sequence[AppPlaces]", options: ConsoleOptions) -> None:
     site = KeptConsole(
         apps,
         access,
-        port=options.port,
-        listen=options.listen,
-        origins=options.origins,
-        payloads=options.payloads,
-        proxy=options.proxy,
+        **options.arguments,
     )
     try:
         say_links(", ".join(each.id for each in apps), site)

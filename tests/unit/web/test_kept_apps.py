@@ -353,8 +353,8 @@ def test_a_user_counts_only_with_the_secret_of_the_proxy(headers: dict[str, str]
 def test_an_open_address_and_a_user_header_need_a_proxy(given: dict[str, str], said: str) -> None:
     options = ConsoleOptions(**given)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=said):
-        _ = options.listen, options.proxy
-    assert ConsoleOptions(web_listen="0.0.0.0", web_behind_proxy="10.0.0.1").listen == "0.0.0.0"
+        _ = options.address, options.proxy
+    assert ConsoleOptions(web_listen="0.0.0.0", web_behind_proxy="10.0.0.1").address == "0.0.0.0"
 
 
 def test_a_short_secret_is_refused(tmp_path: Path) -> None:
