@@ -183,7 +183,7 @@ def test_what_a_program_begins_with_has_an_example_in_its_docstring() -> None:
     assert {
         "api/streams.py:stream",
         "api/streams.py:table",
-        "agents/declarations.py:agent",
+        "app/agents.py:agent",
         "connectors/base.py:Source",
         "connectors/base.py:Sink",
     } <= DOCSTRINGS.keys()

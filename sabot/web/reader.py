@@ -42,6 +42,7 @@ READ_SECONDS = 60.0
 _AT_ONCE = 2
 _IDLE_SECONDS = 600.0
 _NICENESS = 19
+_ERRORS = "surrogatepass"
 _HEAD = struct.Struct(">I")  # the length of a frame
 _MOST_FRAME = 64 << 20
 _SELECT_LESS = "select less, for example one key"
@@ -70,13 +71,14 @@ class _Frame(msgspec.Struct, array_like=True):
 
 class _ReadCall(msgspec.Struct, array_like=True):
     """A call of `function` in `module`. `arguments`: each in msgpack, which is read as the type of the parameter. `secrets`: what
-    `scrubbed` hides in the console's process, if the reader process does not know it yet.
+    `scrubbed` hides in the console's process, if the reader process does not know it yet; as bytes, because a secret of the environment
+    need not be UTF-8.
     """
 
     module: str
     function: str
     arguments: dict[str, msgspec.Raw]
-    secrets: frozenset[str]
+    secrets: list[bytes]
 
 
 class _ReaderProcess:
@@ -100,7 +102,8 @@ class _ReaderProcess:
         if self._streams is None:
             self._streams = await asyncio.open_connection(sock=self._socket)
         secrets = kept_forms()
-        call = msgspec.msgpack.encode(_ReadCall(module, function, arguments, secrets - self._secrets))
+        unknown = [each.encode(errors=_ERRORS) for each in secrets - self._secrets]
+        call = msgspec.msgpack.encode(_ReadCall(module, function, arguments, unknown))
         self._secrets |= secrets
         self._streams[1].write(_HEAD.pack(len(call)) + call)
         with suppress(ConnectionError):  # it has ended: `next_frame` says so
@@ -166,7 +169,8 @@ class ConsoleReader:
 
     def start(self, function: Callable[[], bool]) -> None:
         """Starts a process by a call of a function, of whose module it will read something, unless one starts, or has."""
-        if not self._busy and not self.started:
+        starts = self._starting is not None and not self._starting.done()
+        if not starts and not self._busy and not self.started:
             self._starting = asyncio.get_running_loop().create_task(self.read(function))
             self._starting.add_done_callback(_look)
 
@@ -281,7 +285,7 @@ def _listen(console: BinaryIO, calls: "SimpleQueue[bytes]") -> NoReturn:
 def _answer(call: bytes, answers: BinaryIO, memory_bytes: int) -> None:
     try:
         named = msgspec.msgpack.decode(call, type=_ReadCall)
-        keep_forms(named.secrets)
+        keep_forms(each.decode(errors=_ERRORS) for each in named.secrets)
         function = getattr(import_module(named.module), named.function)
         # Not earlier: a start at a low priority takes longer than a reader of the page waits, where the processors are used.
         os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from sabot.base import redaction
 from sabot.base.redaction import keep_secret, scrubbed
 from sabot.errors import InternalError, UserError
 from sabot.web.reader import ConsoleReader
@@ -198,6 +199,10 @@ def modules() -> list[str]:
     return [*sys.modules]
 
 
+def scrubbed_there(hexed: str) -> str:
+    return scrubbed(f"the key is {os.fsdecode(bytes.fromhex(hexed))}")
+
+
 def ready() -> bool:
     return True
 
@@ -211,6 +216,14 @@ async def test_a_process_hides_the_secrets_of_the_console_also_those_of_later(re
 
 async def test_a_process_does_not_load_pandas(reader: ConsoleReader) -> None:
     assert "pandas" not in await reader.read(modules)
+
+
+async def test_a_secret_that_is_not_utf_8_ends_no_read(reader: ConsoleReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable of the environment may have any bytes: with such a password each page of state and jobs was status 500."""
+    secret = os.fsdecode(b"pass\xd0\xcfword")
+    monkeypatch.setattr(redaction, "_known", type(redaction._known)())
+    keep_secret(secret)
+    assert await reader.read(scrubbed_there, secret.encode(errors="surrogateescape").hex()) == "the key is ***"
 
 
 async def test_a_process_is_started_once_before_the_first_read(reader: ConsoleReader) -> None:
