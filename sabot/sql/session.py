@@ -74,13 +74,14 @@ Result: TypeAlias = Stream | pa.Table | str | None
 class Declared:
     """A table, view or stream of a session. `table`: its CREATE TABLE, or its rows.
 
-    `text`, `span`: its statement; a stream has none.
+    `text`, `span`: its statement; a stream has none. `view`: the statement of a view.
     """
 
     name: str
     table: CreateTable | Relation
     text: SqlText
     span: Span
+    view: CreateView | None = None
 
 
 class Session:
@@ -236,7 +237,10 @@ class _Statements:
                 message = f"the program has not registered the function {name}"
                 raise SqlFault(statement.span, message, f'app.register("{name}", function)')
         elif isinstance(statement, SetOption):
+            zone = session._options.zone
             options = session._options.run(statement)
+            if session._options.zone != zone:
+                self._bind_again(statement)
             return None if options is None else options_table(options)
         elif isinstance(statement, Explain):
             return self._explain(statement)
@@ -274,9 +278,9 @@ class _Statements:
         del known[key]
         session._read.pop(key, None)
 
-    def _query(self, query: Query, name: str) -> Relation:
-        """Returns the rows of a query of the statement that is bound now. `name`: the name of the statement."""
-        with stated(name, self._text, query.span):
+    def _query(self, query: Query, name: str, text: SqlText | None = None) -> Relation:
+        """Returns the rows of a query of the statement that is bound now. `name`, `text`: those of the statement."""
+        with stated(name, text or self._text, query.span):
             relation = self._queries.query(query)
         node = node_of(relation.stream)
         (merged,) = without_repeats([node], name)
@@ -385,10 +389,35 @@ class _Statements:
     def _create_view(self, statement: CreateView) -> None:
         if not self._free(statement.name, statement.if_not_exists):
             return
+        self._bind_view(statement, self._text)
+
+    def _bind_view(self, statement: CreateView, text: SqlText) -> None:
+        """Gives the session a view. `text`: that of its statement."""
         name = statement.name[-1]
-        relation = self._query(statement.query, f"VIEW {name.text.lower()}")
+        relation = self._query(statement.query, f"VIEW {name.text.lower()}", text)
         relation = renamed(relation, Alias(name, statement.columns))
-        self._session._relations[self._key(statement.name)] = Declared(name.text, relation, self._text, statement.span)
+        declared = Declared(name.text, relation, text, statement.span, statement)
+        self._session._relations[self._key(statement.name)] = declared
+
+    def _bind_again(self, option: SetOption) -> None:
+        """Binds the views, and the computed columns of tables, to the session's new time zone: the types of windows and of casts depend on
+        it. Raises SqlFault if a view is over a stream or a parameter that only its own text had.
+        """
+        session = self._session
+        faults: list[SqlFault] = []
+        for key, each in list(session._relations.items()):
+            if isinstance(each.table, CreateTable) and any(column.computed for column in each.table.columns):
+                session._read.pop(key, None)
+            if each.view is None:
+                continue
+            try:
+                self._bind_view(each.view, each.text)
+            except SqlFault as error:
+                del session._relations[key]  # it would go on in the zone of before
+                why = f"the view {each.name} is dropped, as it cannot be bound to the new time zone: {error.fault.message}"
+                faults.append(SqlFault(option.span, why, f"write SET before CREATE VIEW {each.name}"))
+        if faults:
+            raise faults[0]
 
     def _insert(self, statement: Insert) -> None:
         target = f"INSERT INTO {self._key(statement.table)}"

@@ -97,6 +97,26 @@ def test_the_zone_of_the_session_is_that_of_the_last_set(app):
     assert app.sql(f"RESET {zone}; {hour}").collect().to_pylist() == [{"h": 22}]
 
 
+def test_a_view_from_before_set_is_one_of_the_new_zone(app):
+    """The bounds of its windows stayed TIMESTAMP_LTZ, and were shown on the clock of the zone: an hour or more too late."""
+    windows = "TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' MINUTE)) GROUP BY window_start, window_end"
+    app.sql(f"CREATE VIEW minutes AS SELECT window_start AS w FROM {windows}")
+    app.sql("CREATE VIEW again AS SELECT DATE_FORMAT(w, 'HH:mm') AS m FROM minutes")
+    assert app.sql("DESCRIBE minutes")["type"].to_pylist() == ["TIMESTAMP_LTZ(3)"]
+    app.sql("SET 'table.local-time-zone' = 'Asia/Tokyo'")
+    assert app.sql("DESCRIBE minutes")["type"].to_pylist() == ["TIMESTAMP(3)"]
+    assert app.sql("SELECT * FROM again").collect().to_pydict() == {"m": ["00:00", "00:01"]}
+
+
+def test_a_view_that_cannot_be_bound_to_a_new_zone_is_said_and_gone(app):
+    given = app.stream([{"x": 1}])
+    app.sql("CREATE VIEW mine AS SELECT x FROM given; CREATE VIEW other AS SELECT delay FROM flights", given=given)
+    with pytest.raises(SqlError, match="the view mine is dropped, as it cannot be bound to the new time zone"):
+        app.sql("SET 'table.local-time-zone' = 'Asia/Tokyo'")
+    assert app.sql("SHOW VIEWS").to_pydict() == {"view name": ["late", "other"]}
+    assert app.sql("SELECT * FROM other").collect().num_rows == 2
+
+
 def test_a_timestamp_is_written_into_a_table_as_an_instant_of_the_zone(app, tmp_path):
     app.sql(f"""
         SET 'table.local-time-zone' = 'Asia/Tokyo';
