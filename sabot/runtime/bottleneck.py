@@ -29,6 +29,7 @@ _LAGS = 0.8  # the share of unread rows from which on one partition is slow
 _ONE = 1.5  # processors that an app uses at most if it is bound by one interpreter
 _OTHERS = 0.1  # processors that its other threads use at least if they have the lock
 _TURNS = 100  # a thread that waits for the interpreter's lock wakes up at least so often a second
+_WITHOUT_WORKERS = "workers need topics in Kafka: those at memory:// are in this process"
 _LEAST_SECONDS = 0.5  # two readings that are closer say nothing
 
 
@@ -84,6 +85,11 @@ def narrow_places(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Nar
             causes.add(key)
             rank.append(place)
     return (rank or [*app.partitions()] or [*app.starved()])[:_MOST]
+
+
+def in_one_process(statistics: Mapping[str, Any]) -> bool:
+    """Returns True if the app cannot have workers because its topics are at memory://, in its own process."""
+    return bool(statistics.get("broker", {}).get("topics"))
 
 
 class _TaskShares:
@@ -165,6 +171,7 @@ class _AppShares:
 
     def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         self.before, self.now = before, now
+        self.alone = in_one_process(now)
         self.tasks = _tasks(before.get("streams", {}), now.get("streams", {}))
         self.senders: dict[str, list[_TaskShares]] = {}  # by stage: the tasks that send it rows
         for task in self.tasks:
@@ -245,7 +252,8 @@ class _AppShares:
                 function or main,
                 f"the processors are the narrow place: the app uses all of them, and {task.name} was ready to "
                 f"compute and had to wait for one {_percent(contended)} of the time{behind}",
-                "a machine with more processors, or workers on several machines",
+                "a machine with more processors"
+                + (f"; {_WITHOUT_WORKERS}" if self.alone else ", or workers on several machines"),
             )
         # Other programs may leave the app only a part of a processor: of that, the other threads must have had a share.
         locked = others is not None and cpu is not None and cpu <= _ONE and others >= max(_OTHERS, _PRESSED * cpu)
@@ -259,7 +267,8 @@ class _AppShares:
                 function or main,
                 f"the interpreter is the narrow place: {said} take turns with its lock, and {task.name} was ready to "
                 f"compute and had to wait for it {_percent(contended)} of the time{behind}",
-                "workers (--workers) have an interpreter each; expressions in place of Python functions need no lock",
+                "expressions in place of Python functions need no lock; "
+                + (_WITHOUT_WORKERS if self.alone else "workers (--workers) have an interpreter each"),
             )
         if waits and task.queued >= max(_WAITS, 2 * task.shares["busy"]):
             return _place(
@@ -269,7 +278,8 @@ class _AppShares:
                 function or main,
                 f"the processors are the narrow place: other programs use them, and {task.name} was ready to "
                 f"compute and had to wait for one {_percent(task.queued)} of the time{behind}",
-                "fewer programs on this machine, or workers on others",
+                "fewer programs on this machine"
+                + (f"; {_WITHOUT_WORKERS}" if self.alone else ", or workers on others"),
             )
         slept = contended - min(task.queued, contended)
         if waits and slept >= _PRESSED:
@@ -289,7 +299,8 @@ class _AppShares:
                 task.load,
                 function,
                 f"{task.name} is the narrow place: it {_computing(task)}, most of it in {function}{behind}",
-                "a faster function, as one over whole batches or an expression; or a higher parallelism with --workers",
+                "a faster function, as one over whole batches or an expression; "
+                + (_WITHOUT_WORKERS if self.alone else "or a higher parallelism with --workers"),
             )
         what = {"reading": "reading and decoding its rows", "cutting": "taking snapshots for checkpoints"}.get(
             main, main

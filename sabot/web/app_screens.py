@@ -10,7 +10,7 @@ from markupsafe import Markup
 from sabot.base.redaction import scrubbed
 from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import SHARE_WORDS, render
-from sabot.runtime.bottleneck import Cause, NarrowPlace, narrow_places
+from sabot.runtime.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve
 from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records, tap_points
@@ -91,6 +91,8 @@ class AppScreens:
             "refusal": self._app.refusal(),
             "workers": len(self._figures.last.statistics["workers"]),
             "program": self._app.start_words(),
+            "start": self._app.start_command,
+            "one_process": in_one_process(self._figures.last.statistics),
         }
 
     def _narrow_places(self) -> list[tuple[NarrowPlace, float]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -149,8 +148,7 @@ class CheckpointScreens:
             "savepoints": list(reversed(found)),
             "problem": problem,
             "refusal": self._app.refusal(),
-            "program": self._app.start_words(),
-            "quoted": shlex.quote,
+            "start": self._app.start_command,
         }
 
     def _savepoints(self) -> tuple[list[KeptSavepoint], str]:
@@ -228,7 +226,7 @@ class CheckpointScreens:
     async def _savepoint(self, form: Mapping[str, str]) -> str:
         made = await self._kept.savepoint()
         place = redacted_url(made.savepoint)
-        start = f"sabot run {self._app.start_words()} --from {shlex.quote(place)}"
+        start = self._app.start_command("--from", place)
         return f"Checkpoint {made.checkpoint} is kept in {place}\nA start from it: {start}"
 
     async def _drop_savepoint(self, form: Mapping[str, str]) -> str:

@@ -54,7 +54,7 @@ class KeptApp(ShownApp):
         self.live = places.app
         self.here = False
         self.state = places.state
-        self.program = places.program
+        self.program, self.folder = places.program, Path.cwd()
         self._empty: Mapping[str, Any] = App("none").statistics()
         self.figures = FigureRings(lambda: self._empty)
         self.log = LogRing()

@@ -54,7 +54,7 @@ class ShownApp(PageHead, Protocol):
     `payloads`: the values that pages may show. `checkpoints`: None if the app keeps none. `jobs`: those of its durable agents, or None if
     it has no such agents. `live`: the App, if this process has it: only then can its code be asked. `here`: True if it runs in
     this process. `state`: its state directory, or None. `program`: the words by which commands find the program, such as `shop:app`;
-    none if they are not known.
+    none if they are not known. `folder`: the working directory in which they do.
     """
 
     log: LogRing
@@ -63,6 +63,7 @@ class ShownApp(PageHead, Protocol):
     jobs: "AppJobs | None"
     live: "App | None"
     program: Sequence[str]
+    folder: Path
     here: bool
     state: Path | None
 
@@ -78,6 +79,12 @@ class ShownApp(PageHead, Protocol):
     def start_words(self) -> str:
         """Returns the words for the program in a command that a person can copy: those of `program`, or a word to be replaced."""
         return shlex.join(self.program) or "MODULE:APP"
+
+    def start_command(self, *options: str) -> str:
+        """Returns the command that starts the app with its own state and these options, as a person can copy it into any shell."""
+        state = () if self.state is None else ("--state", str(self.folder / self.state))
+        start = f"sabot run {self.start_words()} {shlex.join([*state, *options])}".rstrip()
+        return f"cd {shlex.quote(str(self.folder))} && {start}" if self.program else start
 
     def refusal(self) -> str:
         """Returns the reason why nobody can be asked to act on the running app, or ""."""
@@ -98,7 +105,7 @@ class LiveApp(ShownApp):
 
     def __init__(self, app: "App", payloads: Payloads, program: Sequence[str] = ()) -> None:
         self.id = app.id
-        self.program = program
+        self.program, self.folder = program, Path.cwd()
         recorder = app.agent_runtime.runner.recorder
         self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads

@@ -97,6 +97,10 @@ def test_a_slow_function_before_which_all_wait() -> None:
         "tasks before it wait"
     )
     assert (place.fill, place.step) == (1.0, "score")
+    assert "--workers" in place.advice
+    (place,) = places(streams=streams, cpu=1.0, broker={"topics": 1})
+    assert "--workers" not in place.advice
+    assert "workers need topics in Kafka: those at memory:// are in this process" in place.advice
 
 
 def test_a_step_of_the_engine_is_named_too() -> None:

@@ -1,5 +1,6 @@
 """The screens of checkpoints over HTTP: times of tasks, failures, savepoints and their end; requests that get nothing."""
 
+import html
 import json
 import re
 import sys
@@ -78,7 +79,8 @@ async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Pat
     page = (await ask(browser, "/checkpoints"))[1]
     found = re.search(r'name="savepoint" value="([0-9a-f]{16})"', page)
     assert found is not None
-    assert f'<code class="command">sabot run MODULE:APP --from {made.savepoint}</code>' in page
+    command = f"sabot run MODULE:APP --state {tmp_path / 'rocksdb'} --from {made.savepoint}"
+    assert f'<code class="command">{command}</code>' in page
     (state,) = re.findall(rf'<a href="(/state\?of={found[1]})">1</a>', page)
     assert "Of checkpoint 1, written" in (await ask(browser, state))[1]
     assert "drop-savepoint" not in (await ask(reader, "/checkpoints"))[1]
@@ -90,6 +92,23 @@ async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Pat
     assert (await ask(browser, "/act/drop-savepoint", {"savepoint": found[1]}))[0] == 200
     assert not Path(made.savepoint).exists()
     assert CheckpointStorage(tmp_path / "kept").ids() == [1]
+
+
+async def test_a_command_to_start_the_app_is_good_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my apps"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    app = App("shop", "memory://without-topics", state="home")
+    console = Console(app, port=0, program=("shop:app",))
+    try:
+        browser = await enter(console, "act")
+        page = html.unescape((await ask(browser, "/"))[1])
+        command = f"cd '{folder}' && sabot run shop:app --state '{folder / 'home'}' --workers 2"
+        assert f'<code class="command">{command}</code>' in page
+    finally:
+        console.close()
 
 
 async def test_a_savepoint_that_cannot_be_read_is_said(console: Console, tmp_path: Path) -> None:
