@@ -82,7 +82,13 @@ class InboxScreens:
 
     async def _found(self, query: Query) -> list[InboxQuestion]:
         wanted = query.get("q", "").casefold()
-        return [each for each in await self._read() if wanted in _searched(each).casefold()]
+        return [each for each in await self._read() if wanted in self._searched(each).casefold()]
+
+    def _searched(self, question: InboxQuestion) -> str:
+        """Returns the texts of a question in which a search looks: of its context only what the page shows."""
+        agent = "" if question.job is None else f"{question.job.agent}\n{question.job.scope_id}"
+        shown = (text for _, text in self._context(question).fields)
+        return "\n".join((question.action.action_id, question.action.type, question.effect, agent, *shown))
 
     async def _list(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the list, the oldest question first. Raises UserError if the journal cannot be read."""
@@ -165,11 +171,6 @@ def _answer_of(word: str, form: Mapping[str, str]) -> dict[str, Any]:
     if word not in OF_DOUBTS and form.get("reason"):
         answer.setdefault("reason", form["reason"])
     return answer
-
-
-def _searched(question: InboxQuestion) -> str:
-    agent = "" if question.job is None else f"{question.job.agent}\n{question.job.scope_id}"
-    return "\n".join((question.action.action_id, question.action.type, question.effect, agent))
 
 
 def _look(reading: "asyncio.Task[list[InboxQuestion]]") -> None:

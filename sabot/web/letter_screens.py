@@ -121,6 +121,7 @@ class LetterScreens:
 
     def __init__(self, app: ShownApp) -> None:
         self._live = app.live
+        self._log = app.log
         self._payloads = app.payloads
         self._sending = asyncio.Lock()  # a second redrive of a topic would end the first one
 
@@ -207,6 +208,7 @@ class LetterScreens:
             "words": _words(place),
             "letter": _record_of(letter, self._payloads, _places(self._app)),
             "downloads": self._payloads.mode == "all",
+            "logged": bool(self._log.lines(search=scrubbed(letter.facts.get("error", "?")))),
             "at": SYSTEM_CLOCK.time(),
             **self._redrive_facts(place),
         }

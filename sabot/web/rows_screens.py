@@ -105,9 +105,17 @@ class RowsScreens:
         return next((each for each in steps if each.step == query.get("of") and each.late_most is not None), None)
 
     async def _more(self, query: Query) -> dict[str, Any]:
-        return {"points": tap_points(self._app.figures), "rate": ROWS_A_SECOND}
+        points = tap_points(self._app.figures)
+        self._check(query, points)
+        return {"points": points, "rate": ROWS_A_SECOND}
+
+    def _check(self, query: Query, points: Mapping[TapPoint, str]) -> None:
+        """Raises UserError if the query names no step of the streams that run now."""
+        if points and query.get("of") and TapPoint(query["of"], query.get("branch", "")) not in points:
+            raise UserError("the streams of the app have no such step now", hint="the screen Rows lists them")
 
     def _rows(self, query: Query) -> Rows:
+        self._check(query, tap_points(self._app.figures))
         view = self._view(query)
         return [] if view is None else list(map(dict, view.rows))
 

@@ -128,6 +128,7 @@ async def test_named_values_are_shown_and_a_tool_shows_its_arguments(memory_url:
         page = (await ask(browser, "/inbox?q=transfer"))[1]
         assert page.count("4711") == 1
         assert MARKUP not in page
+        assert [len(fields((await ask(browser, f"/inbox?q={text}"))[1])) for text in ("O-1", "4711")] == [2, 1]
 
 
 async def test_several_questions_are_answered_at_once_with_a_reason(memory_url: str, tmp_path: Path) -> None:

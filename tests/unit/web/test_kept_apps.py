@@ -68,6 +68,7 @@ async def test_a_dead_app_shows_what_its_last_run_has_left(tmp_path: Path) -> No
         assert status == 200
         assert "The app does not run. All is as of" in page
         assert "<dt>rows read</dt><dd>20 <" in page
+        assert "by all sources, since the start at <time" in page
         assert 'class="sabot-plan"' in page
         assert "orders.ndjson" in page
         assert "v7" in page

@@ -92,6 +92,7 @@ async def test_dead_letters_are_counted_by_reason_and_step_filtered_and_shown(me
         assert status == 200
         for words in ("no account 3", "orders[0]@103", "shop.check", "v7"):
             assert words in page
+        assert ("There is no traceback" in page, "log has" in page, links(page, "/log")) == (True, False, [])
         rows = json.loads((await ask(browser, "/letters.json?reason=KeyError"))[1])
         assert [(each["letter"], each["offset"], each["error"]) for each in rows] == [
             ("0:1", 101, "KeyError"),
@@ -132,6 +133,7 @@ async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one
             assert "It was sent back before" in page
             assert "in check" in unescape(page)
             assert "raise ValueError(&#34;no such customer&#34;)" in page
+            assert links(page, "/log") == ["/log?q=ValueError"]
             (first,) = links(page, "/letter")
             assert "sent back" in (await ask(browser, first))[1].partition("</h1>")[0]
     finally:

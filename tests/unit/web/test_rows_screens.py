@@ -160,8 +160,9 @@ async def test_steps_that_are_not_there_begin_nothing(memory_url: str) -> None:
     async with running(memory_url) as (app, browser, _):
         for of in ("nothing", f"{MARKUP}", "", "filter-1&branch=nothing"):
             status, page = await ask(browser, f"/rows?of={of}")
-            assert status == 200
+            assert (status, "no such step" in page) == ((404, True) if of else (200, False))
             assert MARKUP not in page
+            assert (await ask(browser, f"/rows.json?of={of}"))[0] == status
         assert installed(app) == []
 
 
