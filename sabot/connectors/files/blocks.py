@@ -34,6 +34,11 @@ class Records(Protocol):
     def first(self, buffer: Buffer, low: int, high: int) -> int:
         """Returns the end of the first record, or `high` if the record does not end before that."""
 
+    def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
+        """Returns the starts, the last one first, of the records whose quotes are not closed before `high`, the end of the file. Of
+        each only the first line is left out, and the next record begins behind it.
+        """
+
 
 class Lines:
     """Records that are lines."""
@@ -48,9 +53,15 @@ class Lines:
         """Returns the position after the first newline, or `high` if there is none."""
         return buffer.find(b"\n", low, high) + 1 or high
 
+    def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
+        """Returns an empty list: lines have no quotes."""
+        return []
+
 
 class LongRecord(NamedTuple):
-    """A record above the size bound: its offset, its first bytes, and its length in bytes."""
+    """A record above the size bound, or the first line of one with a quote that is not closed: its offset, its first bytes, and its
+    length in bytes.
+    """
 
     offset: int
     head: bytes
@@ -114,7 +125,7 @@ class Blocks(ABC):
         self.high = high
 
     def _step_over(self) -> None:
-        """Steps over the record at `low`, which is above the bound, to the next line."""
+        """Steps over the record at `low`, which is above the bound or not closed, to the next line."""
         ends = [self.buffer.find(mark, self.low, self.limit) + 1 for mark in self._records.ends]
         end = min(filter(None, ends), default=0)
         head = bytes(memoryview(self.buffer)[self.low : min(end or self.limit, self.low + HEAD_BYTES)])
@@ -129,6 +140,8 @@ class Blocks(ABC):
     def reason(self, long: LongRecord) -> str:
         """Returns the reason why the record becomes a dead letter, for its error text."""
         if long.length <= self._record_bytes:
+            if self.ended and long.length + self.limit - self.low <= self._record_bytes:
+                return "a quote that is not closed before the end of the file"
             return f"a quote that is not closed within {self._record_bytes} bytes (record_bytes=)"
         return f"{long.length} bytes are more than a record may have (record_bytes={self._record_bytes}): only the first of them are kept"
 
@@ -270,6 +283,7 @@ class StreamedFile(Blocks):
         self.buffer = bytearray(block_bytes)
         self._filled = 0
         self._end_reached = False
+        self._unclosed: list[int] | None = None  # of the last bytes of the file, once they are read: see Records
         self._raw, self._stream = open_stream(file.path)
         self.before = b""  # the byte before `offset`
         try:
@@ -314,6 +328,21 @@ class StreamedFile(Blocks):
                 continue
             self._found(0, whole or self._filled)
             return self.limit > 0
+
+    def _found(self, low: int, limit: int) -> None:
+        super()._found(low, limit)
+        if not low < self.high == limit == self._filled:
+            return
+        if not self._end_reached:
+            # Behind a line that was stepped over, the last record of the buffer may be cut off.
+            self.high = self.limit = self._records.last(self.buffer, low, limit)
+            return
+        if self._unclosed is None:
+            self._unclosed = self._records.unclosed(self.buffer, low, limit)
+        while self._unclosed and self._unclosed[-1] < low:
+            self._unclosed.pop()
+        if self._unclosed:
+            self.high = self._unclosed[-1]
 
     def _pass(self) -> int:
         behind = 0

@@ -214,6 +214,7 @@ class CsvRecords:
         self._opens = np.isin(np.arange(256), list(before))  # indexed by the byte before a quote
         field = rb'"[^"]*(?:""[^"]*)*(?:"|\Z)'
         self._first = re.compile(field)
+        self._rest = re.compile(rb'[^"]*(?:""[^"]*)*("?)')  # of a field that began in an earlier line
         self._quoted = re.compile(rb"(?<=[\r\n" + re.escape(delimiter.encode()) + rb"])" + field)
 
     def last(self, buffer: Buffer, low: int, high: int) -> int:
@@ -239,6 +240,42 @@ class CsvRecords:
             if any(found):
                 return min(filter(None, found))
         return high
+
+    def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
+        low = self.last(buffer, low, high)
+        if not self._opened(buffer, low, low, high):
+            return []
+        # From the last line to the first: where would the last record begin that is not closed, if the line began outside of a quoted
+        # field (`outside`, for each line), and if it began inside of one (`inside`; -1: in a line before)? One pass, as many records
+        # may be found, and each is open up to the end of the file.
+        data = np.frombuffer(buffer, np.uint8)[low:high]
+        breaks = np.flatnonzero((data == _NEWLINE) | (data == _RETURN))
+        lines = np.unique(np.searchsorted(breaks, np.flatnonzero(data == _QUOTE)))  # no other line changes anything
+        starts = (np.concatenate(([0], breaks + 1))[lines] + low).tolist()
+        stops = (np.append(breaks + 1, len(data))[lines] + low).tolist()
+        outside = [len(starts)] * (len(starts) + 1)
+        inside = -1
+        for line in reversed(range(len(starts))):
+            start, stop = starts[line], stops[line]
+            closed = outside[line + 1]
+            opened = self._opened(buffer, start, start, stop)
+            outside[line] = closed if not opened else line if inside < 0 else inside
+            rest = self._rest.match(buffer, start, stop)
+            if rest is not None and rest[1] and not self._opened(buffer, start, rest.end(), stop):
+                inside = closed
+        found = []
+        line = outside[0]
+        while line < len(starts):
+            found.append(starts[line])
+            line = outside[line + 1]
+        return found[::-1]
+
+    def _opened(self, buffer: Buffer, low: int, at: int, high: int) -> bool:
+        """Returns True if a quoted field is open at `high`. A record begins at `low`, or a quoted field has ended at `at`."""
+        last = self._first.match(buffer, at, high) if at == low else None
+        for quoted in self._quoted.finditer(buffer, at if last is None else last.end(), high):
+            last = quoted
+        return last is not None and last.end() == high and bool(last[0].count(b'"') & 1)
 
     def split(self, buffer: Buffer, low: int, high: int) -> tuple[Any, Any, Any]:
         """Returns the starts of the non-empty records, the positions of their line breaks, and the number of fields of each."""

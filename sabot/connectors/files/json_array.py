@@ -37,6 +37,10 @@ class ArrayElements:
             end = element_end(data, 1)
         return low + end if end else high
 
+    def unclosed(self, buffer: Buffer, low: int, high: int) -> list[int]:
+        """Returns an empty list: the reader of elements finds what is not closed."""
+        return []
+
 
 class ArrayFile(StreamedFile):
     """A file that is one array, read by one reader. `closed`: True if the array has ended before `offset`."""
