@@ -268,8 +268,8 @@ async def test_work_that_is_cancelled_says_nothing_of_its_agent(watch: Watch) ->
 
 
 async def test_memory_and_cpu_of_children_are_measured(watch: Watch, supervisor: Supervisor) -> None:
-    child = await supervisor.spawn(sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; cat"))
-    assert await line(child) == "done"
+    child = await supervisor.spawn(sh("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; cat"))
+    assert await line(child) == "done"  # after more than ten ticks of 10 ms, in which the kernel counts its time
     watch.register("worker", child)
     await watch.probe_liveness()
     snapshot = watch.snapshot("worker")
