@@ -185,7 +185,7 @@ async def test_the_figures_of_agents_in_a_worker_are_those_of_the_app(tmp_path):
         (
             "app.configure(broker='kafka://localhost:1', journal='here')\n"
             "@app.agent('t', durable=True)\nasync def look(ctx): pass",
-            "agent refused.look is durable, and its journal is here",
+            "agent refused.look is durable, but its journal here is not on a server",
         ),
         (
             "from sabot.state import MemoryBackend\napp.state_backend = MemoryBackend()\n"
