@@ -43,8 +43,8 @@ class Camera:
         page.emulate_media(color_scheme="dark" if dark else "light")
         assert self._visit.violations() == []
         assert self._visit.fits()
-        box = (until or page.locator("main > :last-child")).bounding_box()
-        assert box is not None
+        last = until or page.locator("main > :last-child")
+        box = self.demo.until(last.bounding_box)  # none for the moment in which a live page puts the next one in its place
         end = box["y"] + box["height"] + 20
         path = self._folder / f"{name}.png"
         page.mouse.move(0, 0)
