@@ -167,6 +167,7 @@ class AppPages:
         badges = {} if session is None else self._badges(session)
         shared = {
             "app": self._screens.app.id,
+            "run": self._screens.app.figures.run,
             "screens": screens,
             "page": "",
             "events": "",

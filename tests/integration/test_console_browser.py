@@ -224,7 +224,7 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         began = time.monotonic()
         expect(page.locator("#silence")).to_be_visible()
         assert time.monotonic() - began < 5, "3 s on an idle machine"
-        expect(page.locator("#silence")).to_contain_text("No news")
+        expect(page.locator("#silence")).to_contain_text("The app does not answer since")
         expect(page.locator("h1 .badge")).to_have_attribute("data-at", re.compile(r"^ as of .*\d"))
         assert page.locator("h1 .badge").evaluate("each => getComputedStyle(each).borderStyle") == "dashed"
     with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
@@ -235,6 +235,46 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("h1")).to_have_text("Done")
         assert again.process.wait(60) == 0
+    visit.check()
+
+
+def test_a_click_while_the_app_is_gone_keeps_the_page_and_is_tried_again(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    visit = Visit(browser)
+    page, said = visit.page, visit.page.locator("#silence")
+    with app_running(tmp_path) as running:
+        page.goto(running.link)
+        expect(page.locator("h1 .badge")).to_have_text("running")
+        page.get_by_role("link", name="Log", exact=True).click()
+        expect(page.locator("header nav a[aria-current]")).to_have_text("Log")
+        os.kill(running.process.pid, signal.SIGKILL)
+        expect(said).to_be_visible()
+        page.get_by_label("Search").fill("dead")
+        page.get_by_role("button", name="Show").click()
+        expect(said).to_contain_text('"Show" is done as soon as it answers')
+        page.get_by_role("link", name="Steps", exact=True).click()
+        expect(said).to_contain_text('"Steps" is opened as soon as it answers')
+        expect(page.locator("header nav a[aria-current]")).to_have_text("Log")
+    with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
+        expect(page.locator("header nav a[aria-current]")).to_have_text("Steps", timeout=30_000)
+        expect(said).to_be_hidden()
+        page.get_by_role("link", name="App", exact=True).click()
+        expect(page.locator("h1 .badge")).to_have_text("running")
+        os.kill(again.process.pid, signal.SIGSTOP)
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(said).to_contain_text('"Stop" waits for its answer')
+        os.kill(again.process.pid, signal.SIGKILL)
+        expect(said).to_contain_text('"Stop" has had no answer, and is not sent again')
+        expect(page.locator("h1")).to_contain_text("<b>shop</b>")
+    with app_running(tmp_path, int(running.address.rpartition(":")[2])) as third:
+        expect(said).to_be_hidden(timeout=30_000)
+        expect(page.locator("h1 .badge")).to_have_text("running")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator("h1")).to_have_text("Done")
+        assert third.process.wait(60) == 0
+        page.get_by_role("link", name="Back to App").click()
+        expect(said).to_contain_text('"Back to App" is opened as soon as it answers')
+        expect(page.locator("h1")).to_have_text("Done")
     visit.check()
 
 

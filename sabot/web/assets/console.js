@@ -1,9 +1,17 @@
-// Puts changed fragments in place, shows times in the reader's zone, and says when figures are old.
+// Puts changed fragments in place, shows times in the reader's zone, says when figures are old, and keeps the page if a click finds no app.
 
 const SILENT_MS = 3000;
+const TRY_MS = 2000;
 const silence = document.getElementById("silence");
+const address = document.body.dataset.events;
 let heard = Date.now();
-let run = "";
+const run = document.body.dataset.run;
+let events = null;
+let failed = false; // a click has found that the app does not answer
+let click = ""; // what becomes of the last click
+let wanted = null; // does the last click again
+let trying = false;
+let passing = null; // a form that goes its way
 
 function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
@@ -44,13 +52,12 @@ function showBadges(badges) {
   document.title = (sum ? `(${sum}) ` : "") + document.title.replace(/^\(\d+\) /, "");
 }
 
-function follow(address) {
-  const events = new EventSource(address);
+function follow() {
+  events = new EventSource(address);
   events.onmessage = (event) => {
-    heard = Date.now();
     const told = JSON.parse(event.data);
-    if (run && run !== told.run) location.reload();
-    run = told.run;
+    if (run !== told.run) return wanted ? wanted() : location.reload();
+    heard = Date.now();
     showBadges(told.badges);
     for (const part of document.querySelectorAll("[data-part]")) {
       const html = told.parts[part.dataset.part];
@@ -60,23 +67,134 @@ function follow(address) {
   };
   // A browser gives up after an answer such as 401 or 503: it is asked again here.
   events.onerror = () => {
-    if (events.readyState === EventSource.CLOSED) setTimeout(() => follow(address), 2000);
+    if (events.readyState === EventSource.CLOSED) setTimeout(follow, TRY_MS);
   };
-  return events;
 }
 
-localTimes(document);
-const address = document.body.dataset.events;
-if (address) {
-  follow(address);
-  setInterval(() => {
-    const ms = Date.now() - heard;
-    silence.hidden = ms < SILENT_MS;
-    document.body.classList.toggle("silent", ms >= SILENT_MS);
-    if (ms >= SILENT_MS) {
-      const at = new Date(heard).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-      silence.textContent = `No news for ${Math.round(ms / 1000)} s: the app has ended, or cannot be reached. All is as of ${at}.`;
-      for (const badge of document.querySelectorAll(".badge")) badge.dataset.at = ` as of ${at}`;
-    }
-  }, 500);
+// Says above the page that the app does not answer, and what becomes of the last click.
+function tell() {
+  const gone = failed || (address && Date.now() - heard >= SILENT_MS);
+  const at = new Date(heard).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const news = `The app does not answer since ${at}: it has ended, or cannot be reached, and is tried again. `;
+  const text = (gone ? news + (address ? "All is as of then. " : "") : "") + click;
+  silence.hidden = !text;
+  if (silence.textContent !== text) silence.textContent = text; // it is read aloud
+  document.body.classList.toggle("silent", gone);
+  if (gone) for (const badge of document.querySelectorAll(".badge")) badge.dataset.at = ` as of ${at}`;
 }
+
+// -- clicks: a browser leaves a page for an error of its own if nobody answers, so a click is let through only if somebody does
+
+const answers = () => events?.readyState === EventSource.OPEN && Date.now() - heard < SILENT_MS;
+
+async function reached() {
+  try {
+    return (await fetch("/assets/icon.svg", { cache: "no-store", signal: AbortSignal.timeout(SILENT_MS) })).ok;
+  } catch {
+    return false;
+  }
+}
+
+// Does what a click has asked for, now or as soon as the app answers. Only the last click counts.
+async function attempt(go, words) {
+  wanted = go;
+  if (!(await reached())) {
+    if (wanted === go) click = words;
+    lose();
+  } else if (wanted === go) go();
+}
+
+function lose() {
+  if (!failed && !address) heard = Date.now();
+  failed = true;
+  tell();
+}
+
+async function tryAgain() {
+  if (!failed || trying) return;
+  trying = true;
+  const there = await reached();
+  trying = false;
+  if (!there) return;
+  failed = false;
+  if (wanted) wanted();
+  else if (!address) click = "";
+  tell();
+}
+
+function passOn(form, button) {
+  passing = form;
+  form.requestSubmit(button);
+  passing = null;
+}
+
+// Sends an action and shows the answer in place of the page. It is not sent again: who knows whether it was done?
+async function act(form, button, name) {
+  const body = new URLSearchParams(new FormData(form, button));
+  wanted = null;
+  click = `${name} waits for its answer.`;
+  const late = setTimeout(tell, 500);
+  if (button) button.disabled = true;
+  try {
+    const answer = await fetch(form.action, { method: "POST", body });
+    showAnswer(answer, await answer.text());
+    click = "";
+    tell();
+  } catch {
+    click = `${name} has had no answer, and is not sent again: look whether it was done when the app answers.`;
+    if (button) button.disabled = false;
+    lose();
+  } finally {
+    clearTimeout(late);
+  }
+}
+
+function showAnswer(answer, text) {
+  const main = document.querySelector("main");
+  if (answer.headers.get("content-type").startsWith("text/html")) {
+    const page = new DOMParser().parseFromString(text, "text/html");
+    main.replaceChildren(...page.querySelector("main").childNodes);
+    document.title = page.title;
+  } else {
+    const said = document.createElement("p");
+    [said.className, said.textContent] = ["said problem", text];
+    main.replaceChildren(said);
+  }
+  localTimes(main);
+  history.pushState(null, ""); // the way back leads to the page with the form
+  main.tabIndex = -1;
+  main.focus();
+  scrollTo(0, 0);
+}
+
+addEventListener("popstate", () => location.reload());
+
+document.addEventListener("submit", (event) => {
+  const [form, button] = [event.target, event.submitter];
+  const name = `"${button?.textContent ?? "The form"}"`;
+  if (form === passing) return;
+  if (new URL(form.action).pathname.includes("/act/")) {
+    event.preventDefault();
+    act(form, button, name);
+  } else if (!answers()) {
+    event.preventDefault();
+    attempt(() => passOn(form, button), `${name} is done as soon as it answers.`);
+  }
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  const changed = event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey;
+  if (!link || changed || answers()) return;
+  const to = new URL(link.href.baseVal ?? link.href, location); // a link of a drawing has another kind of address
+  if (to.origin !== location.origin || to.hash) return;
+  event.preventDefault();
+  attempt(() => location.assign(to), `"${link.textContent.trim()}" is opened as soon as it answers.`);
+});
+
+localTimes(document);
+if (address) {
+  follow();
+  setInterval(tell, 500);
+}
+setInterval(tryAgain, TRY_MS);
