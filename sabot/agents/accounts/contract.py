@@ -94,7 +94,7 @@ class LedgerWriter(Protocol):
         """What the rows of a scope count in its budget, from this time on."""
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Rows from this time on, put together by these words (`ledger_rows.GROUPS`), in the order of the groups. Raises UserError."""
+        """Rows from this time on, put together by these words (`rows.GROUPS`), in the order of the groups. Raises UserError."""
 
     async def close(self) -> None:
         """What was written stays."""

@@ -30,7 +30,7 @@ from sabot.agents.accounts.contract import Durable, LedgerEvent, refuse_redis
 from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
-from sabot.base.accounts import Amounts
+from sabot.base.accounts import NOTHING, Amounts
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
@@ -61,9 +61,11 @@ _Verdict = TypeVar("_Verdict", GuardVerdict, GuardVerdict | None)
 
 @dataclass(slots=True)
 class _Open:
-    """A call without a result. attempt: the last one; 0: a person has to allow it first. told: the last one that has a row. wanted: what
-    an attempt may use. limited: it is made because it fits, and not although the budget is used up. models: that are asked in place of
-    `name`, by the attempt from which on.
+    """A call without a result.
+
+    attempt: the last one; 0: a person has to allow it first. recorded: the last one that has a row. wanted: what an attempt may use.
+    judged: the budget has allowed the call, and judges each further attempt; False if a person has allowed it, or a cheaper model is asked,
+    although the budget is used up. models: that are asked in place of `name`, by the attempt from which on.
     """
 
     scope: str
@@ -73,8 +75,8 @@ class _Open:
     name: str
     wanted: Amounts
     attempt: int = 1
-    told: int = 0
-    limited: bool = True
+    recorded: int = 0
+    judged: bool = True
     models: dict[int, str] | None = None
 
     def asks(self, model: str, attempt: int) -> None:
@@ -105,7 +107,7 @@ class _Open:
         """Rows of attempts of a model before this one that have none: they have no result, and may have been paid."""
         if self.kind != "model":
             return []
-        return [self.row(effect, attempt, at_ms) for attempt in range(self.told + 1, before)]
+        return [self.row(effect, attempt, at_ms) for attempt in range(self.recorded + 1, before)]
 
 
 class LedgerGuard(EffectGuard):
@@ -119,9 +121,13 @@ class LedgerGuard(EffectGuard):
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide`. Children are their agents' business."""
+        """As `EffectGuard.decide`. A tool uses nothing that a budget limits, so its call is allowed, and has a row. A child's calls are
+        judged when it makes them.
+        """
         if call.kind == "child":
             return GuardVerdict()
+        if call.kind == "tool":
+            return self._decided(call, NOTHING, ALLOWED)
         opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, most_use(call))
         return self._if_it_fits(call.effect, opened, 1, lambda judged: self._decided(call, opened.wanted, judged))
 
@@ -159,12 +165,12 @@ class LedgerGuard(EffectGuard):
         cost = most_use(call).cost
         if opened is None:
             return GuardVerdict()
-        if opened.limited and (refused := self._unpriced(call)):
+        if opened.judged and (refused := self._unpriced(call)):
             return _denied(refused)
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
             return GuardVerdict()
-        attempts = max(1, opened.attempt - opened.told)
+        attempts = max(1, opened.attempt - opened.recorded)
         dearer = replace(opened, wanted=opened.wanted.costing(cost))
 
         def then(judged: Judgement) -> GuardVerdict:
@@ -177,7 +183,7 @@ class LedgerGuard(EffectGuard):
             self._hold(call.effect, opened, attempts)
             return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
-        if not opened.limited:
+        if not opened.judged:
             return then(ALLOWED)
         return self._if_it_fits(call.effect, dearer, attempts, then, lambda: self._hold(call.effect, opened, attempts))
 
@@ -202,7 +208,7 @@ class LedgerGuard(EffectGuard):
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
-            opened.limited = decision in FITS
+            opened.judged = decision in FITS
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
             if decision is Decision.DEGRADE:
                 self._hold(call.effect, opened, 1)
@@ -238,7 +244,7 @@ class LedgerGuard(EffectGuard):
             return b""
         doubt = opened.row(effect, effect.attempt, at_ms)
         row = _settled(doubt, kind, name, outcome, body)
-        if kind == "model" and opened.told >= effect.attempt:
+        if kind == "model" and opened.recorded >= effect.attempt:
             row = msgspec.structs.replace(row, settles=doubt.amounts[:3])
         return _usage(self._recorded(effect, opened, [*opened.doubts(effect, effect.attempt, at_ms), row]))
 
@@ -262,7 +268,7 @@ class LedgerGuard(EffectGuard):
 
     def _doubts(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
         """What counts of so many attempts, those that have no row yet, if nothing is heard of them any more."""
-        return opened.doubts(effect, opened.told + attempts + 1, 0)
+        return opened.doubts(effect, opened.recorded + attempts + 1, 0)
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGuard.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
@@ -282,7 +288,7 @@ class LedgerGuard(EffectGuard):
         self._hold(effect, opened, effect.attempt + 1 - told)
 
     async def ready(self) -> None:
-        """As `EffectGuard.ready`: `again` must know what the scopes have used."""
+        """As `EffectGuard.ready`: `decide_again` must know what the scopes have used."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
@@ -293,7 +299,7 @@ class LedgerGuard(EffectGuard):
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
-        before, attempts = effect.attempt - 1 - opened.told, effect.attempt - opened.told
+        before, attempts = effect.attempt - 1 - opened.recorded, effect.attempt - opened.recorded
 
         def then(judged: Judgement) -> GuardVerdict | None:
             if not self._is_open(effect, opened):  # its job has ended meanwhile
@@ -310,7 +316,7 @@ class LedgerGuard(EffectGuard):
             if self._is_open(effect, opened):
                 self._hold(effect, opened, before)
 
-        if opened.limited and opened.kind == "model" and effect.attempt > 1:
+        if opened.judged and opened.kind == "model" and effect.attempt > 1:
             return self._if_it_fits(effect, opened, attempts, then, unavailable)
         return then(ALLOWED)
 

@@ -156,6 +156,24 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
     ]
 
 
+async def test_a_tool_is_called_where_the_money_of_its_scope_is_used_up() -> None:
+    world = World(lambda spec: Completion(message=assistant("yes"), usage=Usage(5_000, 5_000), model="m", provider="scripted"))
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.llm(world.engine).complete("one", max_tokens=100)
+        looked = await ctx.call(world.look, "x")
+        with pytest.raises(BudgetExceeded):
+            await ctx.llm(world.engine).complete("two", max_tokens=100)
+        return looked
+
+    by = guard(max_cost_daily=Decimal("0.01"))
+    agent = await run(MemoryStorage(ManualClock(1.0)), job, by, "job")
+    assert (agent.done["job"], world.looks, len(world.provider.requests)) == ("x", 1, 1)
+    assert [each[0] for each in rows(by).values()] == ["model", "tool"]
+    assert [each.name for each in by.ledger.judged] == ["m"]
+    assert await reserved(by) == Amounts()
+
+
 @pytest.mark.one_in(2, "a fifth of a second of a core each")
 async def test_200_jobs_side_by_side_never_use_more_than_there_is() -> None:
     world = World()
