@@ -44,7 +44,7 @@ class Camera:
         assert self._visit.violations() == []
         assert self._visit.fits()
         last = until or page.locator("main > :last-child")
-        box = self.demo.until(last.bounding_box)  # none for the moment in which a live page puts the next one in its place
+        box = self.demo.until(last.bounding_box)  # an element that the live page has just replaced has none
         end = box["y"] + box["height"] + 20
         path = self._folder / f"{name}.png"
         page.mouse.move(0, 0)

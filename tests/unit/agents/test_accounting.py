@@ -157,7 +157,9 @@ async def test_a_call_that_does_not_fit_is_not_made_and_the_function_hears_why()
 
 
 async def test_a_tool_is_called_where_the_money_of_its_scope_is_used_up() -> None:
-    world = World(lambda spec: Completion(message=assistant("yes"), usage=Usage(5_000, 5_000), model="m", provider="scripted"))
+    world = World(
+        lambda spec: Completion(message=assistant("yes"), usage=Usage(5_000, 5_000), model="m", provider="scripted")
+    )
 
     async def job(ctx: DurableContext) -> Any:
         await ctx.llm(world.engine).complete("one", max_tokens=100)
