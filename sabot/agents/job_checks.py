@@ -144,9 +144,9 @@ def _verdict(run: JobRun) -> tuple[str, str]:
         if error is not None and not run.cancels:
             return "fails", f"{type(error).__name__}: {message_of(error)}"
         return "ok", "ends"
-    if run.stuck:
+    if not run.open:
         return "fails", "waits for something that nobody will give it"
-    asked = [ask for ask in run.take_new() if not ask.recorded]
+    asked = [ask for ask in run.new if not ask.recorded]
     if asked:
         return "ok", f"asks for {', '.join(map(_words, asked))}"
     return "ok", f"waits for {', '.join(map(_words, run.open.values()))}"

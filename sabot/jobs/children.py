@@ -37,7 +37,7 @@ class Children:
             self._do(running, ask, EffectCommand("result", refusal.type, pack_error(refusal)))
             return
         try:
-            owner = self._host.owner_of(ask.name)
+            owner = self._host.owners.get(ask.name)
             if owner is None:
                 raise UserError(f"ctx.child: there is no durable agent {ask.name}")
             self._host.jobs.ask(child)
@@ -113,7 +113,7 @@ class Children:
         parent, ordinal = parent_of(job_id)
         if parent not in self._host.jobs:
             return
-        running = self._host.running_job(parent)
+        running = self._host.running.get(parent)
         if running is not None and ordinal not in running.job.open:
             return  # it was told before the restart
         told = "ok" if outcome == "succeeded" else outcome
@@ -121,4 +121,4 @@ class Children:
         if self._guard is not None:
             used = self._guard.settle(EffectId(parent, ordinal), "child", "", told, body, entry.at_ms)
             entry = msgspec.structs.replace(entry, usage=used)
-        self._host.deliver(self._host.append(entry, running), entry)
+        self._host.deliver([(self._host.append(entry, running), entry)])

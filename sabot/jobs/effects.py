@@ -89,8 +89,15 @@ class Effects:
         self.asked_total = self.doubts_total = 0
         self.children = Children(host, guard, do=self._do)
         judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
-        asks: dict[str, Any] = {"may_send": self._may_send, "sendable": self._sendable, "again": self.resend}
-        self.runner = EffectRunner(clock=clock, on_broken=partial(broke, "an effect"), judge=judge, **asks)
+        self.runner = EffectRunner(
+            clock=clock,
+            put=host.put,
+            may_send=self._may_send,
+            sendable=self._sendable,
+            on_broken=partial(broke, "an effect"),
+            again=self.resend,
+            judge=judge,
+        )
         self.runner.ask = self.ask_person
         self._host, self._timers, self._loop = host, timers, asyncio.get_running_loop()
         self._guard = guard
@@ -106,7 +113,7 @@ class Effects:
     def submit(self, running: RunningJob, ask: Ask) -> None:
         """Takes up what the function has asked for."""
         host = self._host
-        if not host.is_running(running) or (host.stopping and not ask.recorded):
+        if not running.in_memory or (host.stopping and not ask.recorded):
             return
         if ask.recorded:
             if ask.ordinal in running.job.open and running.job.history.end is None:  # else nobody waits for it
@@ -162,18 +169,24 @@ class Effects:
         self._do(running, ask, command, entry)
 
     def _do(self, running: RunningJob, ask: Ask, command: EffectCommand, entry: Position | None = None) -> None:
-        """Runs a command of the core. `entry`: the entry of this attempt, for MAKE."""
+        """Runs a command of the core. `entry`: the entry of this attempt, for MAKE. The call waits until it is durable, if the class of the
+        effect wants that.
+        """
         host, job_id = self._host, running.job.job_id
         if command is MAKE:
-            self._make(running, ask, entry)
+            assert ask.tool is not None
+            first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
+            args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change them, and be called again
+            ready = partial(self._sendable, first)
+            self.runner.make(running.job.effect_id(ask), ask.tool, args, kwargs, self._outcome, ready)
         elif command.kind == "result":
             result = self._settled(job_id, ask, command.outcome, command.body)
-            host.deliver(host.append(result, running), result)
+            host.deliver([(host.append(result, running), result)])
         elif command.kind == "wait":
             if ask.due_ms:
                 self._timers.add_rest(command.at_ms, ask.due_ms, job_id, ask.ordinal)
             if ask.phase is not OPEN:  # a person is asked, for which the job may be parked
-                host.put_front([partial(host.settle, running)])
+                host.put_front(partial(host.settle, running))
         elif command is BEGIN:
             self.children.begin(running, ask)
         elif command is AGAIN:
@@ -195,14 +208,6 @@ class Effects:
                 effect = running.job.effect_id(ask)
                 self.runner.reconcile(effect, ask.tool, args, kwargs, self._reconciled, self._sendable)
 
-    def _make(self, running: RunningJob, ask: Ask, entry: Position | None) -> None:
-        """entry: of this attempt. The call waits until it is durable, if the class wants that."""
-        assert ask.tool is not None
-        first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
-        ready = partial(self._sendable, first)
-        args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change what it gets, and be called again
-        self.runner.make(running.job.effect_id(ask), ask.tool, args, kwargs, self._receive, ready)
-
     async def _sendable(self, first: Position | None = None) -> None:
         """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then
         it comes back; or another worker has it, and then the journal fails.
@@ -214,12 +219,10 @@ class Effects:
             await journal.room()
             await asyncio.sleep(_CLAIM_SECONDS)
 
-    def _receive(self, effect: EffectId, outcome: Outcome) -> None:
-        self._host.put(partial(self._outcome, effect.job, effect.ordinal, outcome))
-
-    def _outcome(self, job_id: str, ordinal: int, outcome: Outcome) -> None:
+    def _outcome(self, effect: EffectId, outcome: Outcome) -> None:
         """Handles the outcome of an attempt."""
-        running = self._host.running_job(job_id)
+        job_id, ordinal = effect.job, effect.ordinal
+        running = self._host.running.get(job_id)
         ask = self._outlived.pop((job_id, ordinal), None) if running is None else running.job.open.get(ordinal)
         if ask is None:
             return
@@ -238,18 +241,16 @@ class Effects:
             self.runner.drop(job.job_id)
 
     def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
-        """Its RESULT, with what it has used."""
-        at_ms, used, asked, kind = self._host.now_ms(), b"", b"", ask.guarded
-        if self._guard is not None and kind is not None:
-            effect, name = EffectId(job_id, ask.ordinal, ask.attempt), ask.model or ask.name
-            used, asked = (
-                self._guard.settle(effect, kind, name, outcome, body, at_ms),
-                self._guard.asked_by_tool(effect),
-            )
+        """Returns its RESULT, with what it has used."""
+        at_ms, used, asked = self._host.now_ms(), b"", b""
+        if self._guard is not None and (kind := ask.guarded) is not None:
+            effect = EffectId(job_id, ask.ordinal, ask.attempt)
+            used = self._guard.settle(effect, kind, ask.title, outcome, body, at_ms)
+            asked = self._guard.asked_by_tool(effect)
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
     def _again(self, running: RunningJob, ask: Ask) -> None:
-        if self._host.is_running(running) and not self._host.stopping:
+        if running.in_memory and not self._host.stopping:
             self._do(running, ask, again(ask))
 
     def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
@@ -265,7 +266,7 @@ class Effects:
 
     def _attempt(self, running: RunningJob, ask: Ask, denied: GuardVerdict | None) -> None:
         host = self._host
-        if not host.is_running(running) or host.stopping or ask.ordinal not in running.job.open:
+        if not running.in_memory or host.stopping or ask.ordinal not in running.job.open:
             return
         if denied is not None:
             self._do(running, ask, refused(ask, denied.reason, denied.error, denied.rule))
@@ -292,7 +293,7 @@ class Effects:
     ) -> None:
         if answer.done():
             return  # the call was cancelled
-        running = self._host.running_job(effect.job)
+        running = self._host.running.get(effect.job)
         ask = self._outlived.get(effect[:2]) if running is None else running.job.open.get(effect.ordinal)
         if ask is None:
             answer.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect} any more"))
@@ -421,7 +422,7 @@ class Effects:
     def _decided_later(self, running: RunningJob, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
         """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
         running.judging.pop(ask.ordinal, None)
-        runs = self._host.is_running(running) and not self._host.stopping
+        runs = running.in_memory and not self._host.stopping
         if ask.dropped or not runs:
             guard.drop(running.job.effect_id(ask))
             verdict = _UNAWAITED
@@ -490,7 +491,7 @@ class Effects:
 
     def time_out(self, job_id: str) -> None:
         """An attempt has run for too long: its calls are given up, as by time-outs of their own, and the function is cancelled, once."""
-        host, running = self._host, self._host.running_job(job_id)
+        host, running = self._host, self._host.running.get(job_id)
         if host.stopping or running is None or not 0 < running.due_s <= host.steady_s():
             return
         running.due_s, job = 0.0, running.job
@@ -498,7 +499,7 @@ class Effects:
         self.runner.give_up(job_id, error)
         if not job.finished:
             late = EffectResult(job_id, host.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))
-            host.deliver(host.append(late, running), late)
+            host.deliver([(host.append(late, running), late)])
 
     # -- in doubt -----------------------------------------------------------------------------------------------------
 
@@ -507,11 +508,11 @@ class Effects:
     ) -> None:
         """The effect has an intent, and nobody knows whether it was made. found, result: what its reconciling function says."""
         job, tool = running.job, ask.tool
-        if self._host.stopping or not self._host.is_running(running):
+        if self._host.stopping or not running.in_memory:
             return  # the next start judges it
         assert tool is not None
         if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
-            self._make(running, ask, None)
+            self._do(running, ask, MAKE)
             return
         history, stopped = job.history, ask.ordinal in job.history.stopped
         asked = (history.approvals if stopped else history.doubts).get(ask.ordinal)
@@ -527,13 +528,10 @@ class Effects:
         self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
     def _reconciled(self, effect: EffectId, found: Reconciled, result: bytes | None) -> None:
-        def judge() -> None:
-            running = self._host.running_job(effect.job)
-            ask = None if running is None else running.job.open.get(effect.ordinal)
-            if running is not None and ask is not None:
-                self._judge(running, ask, found, result)
-
-        self._host.put(judge)
+        running = self._host.running.get(effect.job)
+        ask = None if running is None else running.job.open.get(effect.ordinal)
+        if running is not None and ask is not None:
+            self._judge(running, ask, found, result)
 
     def _inquire(self, running: RunningJob, ask: Ask) -> None:
         """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another

@@ -12,7 +12,7 @@ the journal.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import question_token
+from sabot.jobs.core import PARKS_MS, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
@@ -40,7 +40,7 @@ from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
 from sabot.journal.effects import digest
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Signal
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class JobHost:
         self._stop_grace_s = stop_grace_s
         self._make_run = make_run
         self._loop = asyncio.get_running_loop()
-        self._owners: dict[str, JobOwner] = {}
-        self._running: dict[str, RunningJob] = {}
+        self.owners: dict[str, JobOwner] = {}
+        self.running: dict[str, RunningJob] = {}
         self.jobs = OpenJobs()
         self._blocked: dict[str, NonDeterminism] = {}
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
@@ -85,9 +85,10 @@ class JobHost:
         self._waker: asyncio.Future[None] | None = None
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._arriving: deque[tuple[Position, Delivery]] | None = None  # entries of this item that are not delivered
+        self._arriving: deque[tuple[Position, Entry]] | None = None  # entries of this item that are not delivered
         self._guard = guard or EffectGuard()
         self.log = JobLog(self, journal, listener, kept=self._guard.flush)
+        self.append: Callable[..., Position] = self.log.append
         self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
         self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
         letters = partial(self.put, self._letters.take)
@@ -100,7 +101,7 @@ class JobHost:
 
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
         """Jobs of this agent are runs of this owner. children: that one of them may begin."""
-        self._owners[agent_id] = owner
+        self.owners[agent_id] = owner
         self.children.limits[agent_id] = children
 
     async def open(
@@ -152,9 +153,9 @@ class JobHost:
         await self.log.wait_published()
         for task in list(self._tasks):
             task.cancel()
-        for running in self._running.values():
+        for running in [*self.running.values()]:
+            self._remove(running)
             running.job.discard()
-        self._running.clear()
         try:
             await self._guard.close()
         except (SabotError, OSError) as error:  # the journal has it, and the next start reads it there
@@ -187,7 +188,7 @@ class JobHost:
         def begin() -> None:
             if self.stopping:
                 return
-            owner = self._owners[agent_id]
+            owner = self.owners[agent_id]
             facts = owner.code, *behalf[:2], run, behalf.labels
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
             entries: Sequence[Any] = taken or (entry,)
@@ -207,12 +208,12 @@ class JobHost:
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
         running = self._load(history, owner)
         self.append(entry, running)
-        self.run(running, running.job.start, owner.call)
+        self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
         """The job is in memory from now on."""
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
-        running = self._running[job.job_id] = RunningJob(
+        running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
         )
         self._effects.limit(running)
@@ -220,7 +221,7 @@ class JobHost:
 
     def stays_parked(self, job: OpenJob) -> bool:
         """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
-        return self.parking.take_up(job, self._owners[job.agent], self._timers)
+        return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
         """Runs an open job over its history. One that had failed is not run: its owner is told again."""
@@ -236,7 +237,7 @@ class JobHost:
         self.log.unapplied.pop(job.job_id, None)
         if job.ended_at is not None:
             self.log.publish_again([(job.ended_at, end)])
-        self._owners[job.agent].had_ended(job)
+        self.owners[job.agent].had_ended(job)
         self.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
@@ -248,20 +249,16 @@ class JobHost:
     def put(self, item: Item) -> None:
         """As `HostServices.put`."""
         self._items.append(item)
-        self._wake()
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
 
-    def put_front(self, items: Sequence[Item]) -> None:
+    def put_front(self, item: Item) -> None:
         """As `HostServices.put_front`."""
-        self._items.extendleft(reversed(items))
-        self._wake()
+        self._items.appendleft(item)
 
     def put_later(self, wait_s: float, item: Item) -> None:
         """As `HostServices.put_later`."""
         self._loop.call_later(wait_s, self.put, item)
-
-    def _wake(self) -> None:
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
 
     async def _serve(self) -> None:
         monotonic = self._clock.monotonic
@@ -293,29 +290,10 @@ class JobHost:
         """As `HostServices.now_ms`."""
         return round(self._clock.time() * 1000)
 
-    def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """As `HostServices.append`."""
-        position = self.log.append(entry)
-        if running is not None:
-            running.last = position
-        return position
-
-    def running_job(self, job_id: str) -> RunningJob | None:
-        """As `HostServices.running_job`."""
-        return self._running.get(job_id)
-
-    def is_running(self, running: RunningJob) -> bool:
-        """As `HostServices.is_running`."""
-        return self._running.get(running.job.job_id) is running
-
-    def owner_of(self, agent_id: str) -> JobOwner | None:
-        """As `HostServices.owner_of`."""
-        return self._owners.get(agent_id)
-
     # -- turns --------------------------------------------------------------------------------------------------------
 
-    def run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """As `HostServices.run`."""
+    def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
+        """Runs one turn of the job. Then takes up what the function has asked for, or settles the job."""
         job = running.job
         try:
             turn(*given)
@@ -325,65 +303,74 @@ class JobHost:
         if job.blocked is not None:
             self._block(running, job.blocked)
             return
-        gone, new = job.take_gone(), job.take_new()
-        if gone or new:
-            running.noting += 1
-            asked = [partial(self._effects.submit, running, ask) for ask in new]
-            dropped = [partial(self._letters.dropped, running, ask) for ask in gone]
-            self.put_front([*asked, *dropped, partial(self._noted, running)])
+        if (job.new or job.gone) and not running.noting:
+            running.noting = True
+            self.put_front(partial(self._take_up, running))
         else:
             self.settle(running)
 
-    def _noted(self, running: RunningJob) -> None:
-        """What a turn has asked is in the journal. Another letter of the same step may have made a turn meanwhile."""
-        running.noting -= 1
-        self.settle(running)
+    def _take_up(self, running: RunningJob) -> None:
+        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is an item of its own,
+        because the journal must have room for its entry.
+        """
+        job = running.job
+        if job.new:
+            self._effects.submit(running, job.new.popleft())
+        elif job.gone:
+            self._letters.dropped(running, job.gone.popleft())
+        if job.new or job.gone:
+            self.put_front(partial(self._take_up, running))
+        else:
+            running.noting = False
+            self.settle(running)
 
     def settle(self, running: RunningJob) -> None:
         """As `HostServices.settle`."""
-        job = running.job
-        if not self.is_running(running) or running.ending or running.noting:
+        if not running.in_memory or running.ending or running.noting:
             return
-        if job.over:
+        job, finished = running.job, running.job.finished
+        if finished and not may_happen(job.open.values()):
             self._end(running)
         elif self.stopping:
             return  # what it has asked last is not in the journal
-        elif (stuck := job.stuck) is not None:
-            self._failed(running, stuck)
-        elif running.may_park(self._clock.time(), self.steady_s()):
-            del self._running[job.job_id]
+        elif not finished and not job.open:
+            self._failed(running, job.stuck())
+        elif (
+            not running.judging
+            and job.may_park(self._clock.time())
+            and not 0 < running.limit_s <= self.steady_s() + PARKS_MS / 1000  # else its time is over soon
+        ):
+            self._remove(running)
             self.parking.park(running, self.jobs.agent_of(job.job_id))
 
-    def deliver(self, position: Position, entry: Delivery) -> None:
-        """As `HostServices.deliver`. Entries that follow from a delivery are appended, and delivered, behind all others."""
-        self.deliver_all([(position, entry)])
+    def _remove(self, running: RunningJob) -> None:
+        del self.running[running.job.job_id]
+        running.in_memory = False
 
-    def deliver_all(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """As `HostServices.deliver_all`."""
-        told = [(at, each) for at, each in entries if isinstance(each, Answer | Signal | Cancel | EffectResult)]
+    def deliver(self, entries: Iterable[tuple[Position, Entry]]) -> None:
+        """As `HostServices.deliver`. Entries that follow from a delivery are appended, and delivered, behind all others."""
         if self._arriving is not None:
-            self._arriving.extend(told)
+            self._arriving.extend(entries)
             return
-        self._arriving = deque(told)
+        arriving = self._arriving = deque(entries)
         try:
-            while self._arriving:
-                self._deliver(*self._arriving.popleft())
+            while arriving:
+                position, entry = arriving.popleft()
+                if not isinstance(entry, Delivery):
+                    continue
+                running = self.running.get(entry.job)
+                if running is None:
+                    self.parking.deliver(position, entry)
+                    continue
+                if running.last is None or running.last < position:
+                    running.last = position
+                ask = running.job.open.get(entry.ordinal) if isinstance(entry, Answer) else None
+                if isinstance(entry, Answer) and ask is not None and ask.kind != "ask" and entry.token == ask.token:
+                    self._effects.deliver_answer(running, ask, entry)
+                else:
+                    self._run(running, running.job.deliver, entry)
         finally:
             self._arriving = None
-
-    def _deliver(self, position: Position, entry: Delivery) -> None:
-        running = self._running.get(entry.job)
-        if running is None:
-            self.parking.deliver(position, entry)
-            return
-        if running.last is None or running.last < position:
-            running.last = position
-        if isinstance(entry, Answer):
-            ask = running.job.open.get(entry.ordinal)
-            if ask is not None and ask.kind != "ask" and entry.token == ask.token:
-                self._effects.deliver_answer(running, ask, entry)
-                return
-        self.run(running, running.job.deliver, entry)
 
     def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         """As `HostServices.replay_job`."""
@@ -393,14 +380,14 @@ class JobHost:
             self._republished.remove(job_id)
             self.log.publish_again(entries)
         history = History.of(job_id, [entry for _, entry in entries])
-        owner = self._owners[history.begin.agent]
+        owner = self.owners[history.begin.agent]
         running = self._load(history, owner, entries[-1][0])
-        self.run(running, running.job.start, owner.call)
+        self._run(running, running.job.start, owner.call)
 
     # -- timers and letters -------------------------------------------------------------------------------------------
 
     def _awaits(self, job_id: str, ordinal: int) -> bool:
-        running = self._running.get(job_id)
+        running = self.running.get(job_id)
         return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
@@ -414,13 +401,13 @@ class JobHost:
         if self.parking.is_loading(job_id):
             self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
             return
-        running = self._running.get(job_id)
+        running = self.running.get(job_id)
         asked = self.parking.asks(job_id, ordinal) if running is None else running.job.open[ordinal].kind != "sleep"
         if asked:
             self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
-        self.deliver(self.append(entry, running), entry)
+        self.deliver([(self.append(entry, running), entry)])
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -450,7 +437,7 @@ class JobHost:
     def _when_durable(self, running: RunningJob, position: Position, item: Callable[[], None]) -> None:
         def go_on() -> None:
             running.ending, running.safe = False, True
-            if self.is_running(running):
+            if running.in_memory:
                 item()
 
         running.ending = True
@@ -471,11 +458,11 @@ class JobHost:
         self._ended_total += 1
         running.owner.job_closed(job_id, outcome)
         self.children.over(job_id, outcome, body, labels, ran_ms)
-        self.deliver_all(told)
+        self.deliver(told)
 
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
-        """It is not in memory any more. stays_open: the next start goes on with it."""
-        del self._running[running.job.job_id]
+        """Removes the job from memory. stays_open: the next start goes on with it."""
+        self._remove(running)
         self._effects.forget(running.job, stays_open)
         running.job.discard()
 
@@ -506,7 +493,7 @@ class JobHost:
     def _attempt(self, running: RunningJob) -> None:
         """The function is run again: results stay, errors of what may be repeated are asked again."""
         job_id = running.job.job_id
-        if not self.is_running(running) or self.stopping:
+        if not running.in_memory or self.stopping:
             return
         if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
             self.put_later(_AGAIN_SECONDS, partial(self._attempt, running))
@@ -528,7 +515,7 @@ class JobHost:
         job.history.last_ordinal = job.last_asked
         self._forget(running)
         self._begin(job.history.anew(entry), owner, entry)
-        self.deliver_all(told)
+        self.deliver(told)
 
     def _block(self, running: RunningJob, error: NonDeterminism) -> None:
         _log.error("%s", error)
@@ -544,7 +531,7 @@ class JobHost:
         flight. The figures of the calls of each tool.
         """
         return {
-            "running": len(self._running) + self.parking.loading,
+            "running": len(self.running) + self.parking.loading,
             "parked": self.parking.parked,
             "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
             "begun": self._begun_total + self.children.begun_total,

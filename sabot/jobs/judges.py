@@ -172,6 +172,5 @@ def judge_within(
     """Of what the tool of this effect, which is about to be called, asks of models by itself. note: records what is decided of a model
     that stands in for that of the effect.
     """
-    running = host.running_job(effect.job)
-    assert running is not None, f"effect {effect} is made for a job that is not in memory"
-    return _ToolJudge(effect, running.job.history.begin.agent, running.job.behalf, guard, clock, note)
+    job = host.running[effect.job].job  # no effect is made for a job that is not in memory
+    return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

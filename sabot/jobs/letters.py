@@ -45,7 +45,7 @@ class JobLetters:
         async def take() -> None:
             entries = await run_in_thread(self._host.journal.take)
             self._log.note_taken(entries)
-            self._host.deliver_all([*entries, *self._cancelled_with(entries)])
+            self._host.deliver([*entries, *self._cancelled_with(entries)])
 
         return run_to_end(take())
 
@@ -89,10 +89,10 @@ class JobLetters:
         if self._host.jobs.drop(child := child_id(job_id, ordinal)):
             cancel = Letter("cancel", job=child, name=running.job.late or UNAWAITED_CHILD)
             self._post(cancel, job_id, f"the cancellation of child {ordinal} of job {job_id}")
-        if self._host.is_running(running) and not running.job.history.has_result(ordinal):
+        if running.in_memory and not running.job.history.has_result(ordinal):
             told = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
             entry = EffectResult(job_id, self._host.now_ms(), ordinal, 1, GIVEN_UP, told)
-            self._host.deliver(self._host.append(entry, running), entry)  # another attempt asks for another child
+            self._host.deliver([(self._host.append(entry, running), entry)])  # another attempt asks for another child
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
         """Closes a question, unless an answer came first. why: "expired" or "cancelled"."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.errors import NonDeterminism, SabotError, TransientError
-from sabot.jobs.owner import HostServices
+from sabot.jobs.owner import HostServices, RunningJob
 from sabot.journal import Journal, Position
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Entry
@@ -93,9 +93,11 @@ class JobLog:
         """Reads where the journal ends."""
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
-    def append(self, entry: Entry) -> Position:
-        """As `Journal.append`."""
+    def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
+        """As `HostServices.append`."""
         position = self.journal.append(entry)
+        if running is not None:
+            running.last = position
         self._ends[position.partition] = position.offset + 1
         if self.listener is not None:
             self._publish(position, entry)

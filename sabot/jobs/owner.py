@@ -6,15 +6,13 @@ HostServices   the host, as `effects`, `parking` and `timers` see it
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from sabot.errors import NonDeterminism
-from sabot.jobs.core import PARKS_MS
 from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
-from sabot.jobs.history import Delivery
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.tree import OpenJobs
 from sabot.journal import Journal, Position
@@ -124,19 +122,21 @@ class JobOwner(Protocol):
 class RunningJob:
     """A job in memory.
 
-    `last` is the position of its last entry. `ending` is True while its end waits until that entry is durable, `safe`
-    once it is. `noting` is the number of turns whose effects are not in the journal yet. `due_s` is the end of its
-    time by the steady clock (0 without a limit), and `limit` the name of the option that set it. `judging` has the
-    effects on which the guard decides at present, by ordinal. `since_ms` and `since_s` are the time at which it came
-    into memory, by the wall clock and by the steady clock.
+    `last` is the position of its last entry. `in_memory` is False once this run of the job was parked, has ended or
+    began anew. `ending` is True while its end waits until the last entry is durable, `safe` once it is. `noting` is
+    True while effects that it has asked for or dropped are still to be taken up. `due_s` is the end of its time by
+    the steady clock (0 without a limit), and `limit` the name of the option that set it. `judging` has the effects on
+    which the guard decides at present, by ordinal. `since_ms` and `since_s` are the time at which it came into
+    memory, by the wall clock and by the steady clock.
     """
 
     job: JobRun
     owner: JobOwner
     last: Position | None = None
+    in_memory: bool = True
     ending: bool = False
     safe: bool = False
-    noting: int = 0
+    noting: bool = False
     due_s: float = 0.0
     limit: str = ""
     judging: dict[int, Ask] = field(default_factory=dict)
@@ -155,11 +155,6 @@ class RunningJob:
         """
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 
-    def may_park(self, now_s: float, steady_s: float) -> bool:
-        """True if, as far as is known, nothing will come for the job soon."""
-        soon = 0 < self.limit_s <= steady_s + PARKS_MS / 1000
-        return not self.judging and not soon and self.job.may_park(now_s)
-
     def awaits(self, ordinal: int) -> bool:
         """True if the timer of this ordinal is still needed. Ordinal 0 is the time limit of the attempt."""
         if not ordinal:
@@ -171,52 +166,40 @@ class RunningJob:
 class HostServices(Protocol):
     """The services of the host for its parts. All are called on its event loop.
 
-    `jobs`: the jobs that the host knows and that have not ended.
+    `jobs` are all jobs that the host knows and that have not ended, `running` those in memory, by id, and `owners`
+    the durable agents, by id.
     """
 
     journal: Journal
     jobs: OpenJobs
+    running: dict[str, RunningJob]
+    owners: dict[str, JobOwner]
 
     @property
     def stopping(self) -> bool:
         """True once the host stops: it begins no job and makes no effect any more."""
 
-    def running_job(self, job_id: str) -> RunningJob | None:
-        """Returns the job if it is in memory, else None."""
-
-    def is_running(self, running: RunningJob) -> bool:
-        """True if this run of the job is still in memory. False once it has ended, was parked, or began anew."""
-
-    def owner_of(self, agent_id: str) -> JobOwner | None:
-        """Returns the durable agent with this id, or None."""
-
     def put(self, item: Item) -> None:
         """Adds an item to the end of the host's queue."""
 
-    def put_front(self, items: Sequence[Item]) -> None:
-        """Adds items to the front of the host's queue, so that nothing is delivered before them."""
+    def put_front(self, item: Item) -> None:
+        """Adds an item to the front of the host's queue, so that nothing is delivered before it. Only an item may."""
 
     def put_later(self, wait_s: float, item: Item) -> None:
         """Adds an item to the end of the host's queue after `wait_s` seconds."""
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Appends an entry to the journal. Only an item of the queue may call it."""
-
-    def run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Runs one turn of the job, then notes the effects that it has asked for, or settles it."""
+        """Appends an entry to the journal, as the last one of a job in memory. Only an item may call it."""
 
     def settle(self, running: RunningJob) -> None:
         """Decides what a quiet job does next: wait, park or end. Does nothing while effects of the job are not in the
         journal yet.
         """
 
-    def deliver(self, position: Position, entry: Delivery) -> None:
-        """Delivers an entry to its job, or wakes a parked one. Entries that follow from it are appended behind it,
-        and delivered after it.
+    def deliver(self, entries: Iterable[tuple[Position, Entry]]) -> None:
+        """Delivers entries that were appended in one step to their jobs, in their order, or wakes parked ones. Entries
+        that follow from them are appended behind them, and delivered after them.
         """
-
-    def deliver_all(self, entries: Sequence[tuple[Position, Entry]]) -> None:
-        """Delivers entries that were appended in one step, in their order."""
 
     def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         """Runs a job over its history."""

@@ -203,9 +203,7 @@ class Parking:
         self._unnoted.pop(job_id, None)
         if self._notes is not None:
             self._notes.remove(job_id)
-        owner = self._host.owner_of(parked.agent)
-        assert owner is not None
-        owner.woken(job_id)
+        self._host.owners[parked.agent].woken(job_id)
 
     def wake(self, job_id: str) -> None:
         """A parked job may run."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
-from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, job_seed, may_happen, question_token
+from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, job_seed, question_token
 from sabot.jobs.guard import (
     APART,
     Behalf,
@@ -116,9 +116,10 @@ class Pieces(Protocol):
 class JobRun:
     """One job in memory. All of it belongs to the event loop of its host.
 
-    open: what was asked and has no result, by ordinal. new: what was asked since the host last looked (`take_new`). gone: questions,
-    timers and waits that the function awaits no longer. cancels: those that were delivered. late: why, where the attempt's time is over.
-    labels: of the job's input, and of what the function has been told so far. blocked: the function does not do what the journal has.
+    `open` has the effects that were asked for and have no result, by ordinal. `new` has those that the host has not taken up yet, and
+    `gone` the questions, timers, waits and children that the function awaits no longer; the host removes both as it handles them.
+    `cancels` are the cancels that were delivered. `late` is the reason if the time of the attempt is over. `labels` are those of the
+    input and of all results that the function has got. `blocked` is the error if the function does not do what the journal says.
     """
 
     def __init__(
@@ -141,8 +142,8 @@ class JobRun:
         self.blocked: NonDeterminism | None = None
         self.labels = set(history.begin.labels)
         self.open: dict[int, Ask] = {}
-        self.new: list[Ask] = []
-        self.gone: list[Ask] = []
+        self.new: deque[Ask] = deque()
+        self.gone: deque[Ask] = deque()
         self.cancels: list[Cancel] = []
         self.late = ""
         self.loop = JobLoop(  # type: ignore[abstract]  # it takes the methods that it refuses from a table
@@ -169,7 +170,7 @@ class JobRun:
         """Runs the function over what is recorded. Then the host takes what is open."""
         self.loop.start(function(self))
         self.loop.run_until_quiet()
-        self._deliver_recorded()
+        self.deliver(self._next_recorded())
         if self.blocked is None and self._unmatched and not self._matches:
             intent = next(iter(self._unmatched.values()))
             self._block(intent, "the function does not ask for it")
@@ -177,7 +178,9 @@ class JobRun:
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
-        """The recorded delivery that is next: of those that are kept, the first whose effect is asked; else the first of this attempt."""
+        """Returns the next recorded delivery: of those that are kept, the first whose effect is asked; else the first of this attempt."""
+        if self.blocked is not None:
+            return None
         for at, entry in enumerate(self._kept):
             if isinstance(entry, Signal | Cancel) or entry.ordinal in self.open:
                 return self._kept.pop(at)
@@ -189,21 +192,16 @@ class JobRun:
             return None
         return entry
 
-    def deliver(self, entry: Delivery) -> None:
-        """Tells the function, and runs it until it is quiet; then of what is kept and was asked for only now."""
-        self._deliver(entry)
-        self._deliver_recorded()
-
-    def _deliver_recorded(self) -> None:
-        while self.blocked is None and (entry := self._next_recorded()) is not None:
-            self._deliver(entry)
-
-    def _deliver(self, entry: Delivery) -> None:
-        passed_ms, self._last_ms = max(0, entry.at_ms - self._last_ms), entry.at_ms
-        back = entry.at_ms < self._told_ms  # the clock was set back between two lives: time goes on from there
-        self.loop.now = self.loop.now + passed_ms / 1000 if back else max(self.loop.now, entry.at_ms / 1000)
-        self._told_ms = max(self._told_ms, entry.at_ms)
-        self.loop.run_until_quiet(partial(self._tell, entry))
+    def deliver(self, entry: Delivery | None) -> None:
+        """Tells the function and runs it until it is quiet. Then does the same with the recorded deliveries that are next."""
+        loop = self.loop
+        while entry is not None:
+            passed_ms, self._last_ms = max(0, entry.at_ms - self._last_ms), entry.at_ms
+            back = entry.at_ms < self._told_ms  # the clock was set back between two lives: time goes on from there
+            loop.now = loop.now + passed_ms / 1000 if back else max(loop.now, entry.at_ms / 1000)
+            self._told_ms = max(self._told_ms, entry.at_ms)
+            loop.run_until_quiet(partial(self._tell, entry))
+            entry = self._next_recorded() if self._kept or self._undelivered else None
 
     def _tell(self, entry: Delivery) -> None:
         match entry:
@@ -223,7 +221,9 @@ class JobRun:
             return
         ask.enter(DONE)
         if isinstance(entry, EffectResult):
-            self._take_labels(ask, entry)
+            self.labels.update(entry.labels)
+            if ask.tool is not None and ask.tool.labels and entry.outcome != stored_name(PolicyDenied):
+                self.labels.update(ask.tool.labels)  # a denied call has told the function nothing
         if ask.timer is not None:
             self._by_timer.pop(ask.timer, None)
             self.loop.fire(ask.timer)
@@ -238,12 +238,6 @@ class JobRun:
             error = unpack_error(entry.body)  # type: ignore[arg-type]
             error.effect = f"{ask.name} (effect {ask.ordinal} of job {self.job_id})"
             future.set_exception(error)
-
-    def _take_labels(self, ask: Ask, result: EffectResult) -> None:
-        """What the function makes of it afterwards carries its labels. What was denied has told it nothing."""
-        self.labels.update(result.labels)
-        if ask.tool is not None and ask.tool.labels and result.outcome != stored_name(PolicyDenied):
-            self.labels.update(ask.tool.labels)
 
     def _signal(self, signal: Signal) -> None:
         for ask in self.open.values():
@@ -356,7 +350,12 @@ class JobRun:
         due_ms: int = 0,
         awaited: bool = True,
     ) -> Ask:
-        self._check_turn(effect_words(kind, name))
+        if (
+            self.loop.dead
+            or asyncio._get_running_loop() is not self.loop
+            or self._asked - self.history.base >= MOST_EFFECTS
+        ):
+            raise self._refusal(effect_words(kind, name))
         asked = digest(self._key, kind, name, arguments)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms, apart=APART.get())
@@ -370,7 +369,7 @@ class JobRun:
                 ask.token = self.history.approvals[ordinal].token
         if awaited:
             ask.future = self.loop.create_future()
-            ask.future.add_done_callback(lambda future: self._abandoned(ask, future))
+            ask.future.add_done_callback(partial(self._abandoned, ask))
         if kind != "patch":
             self.open[ordinal] = ask
         self.new.append(ask)
@@ -399,23 +398,19 @@ class JobRun:
             self._block(recorded, f"the function asks for {effect_words(kind, name)}" + _same(recorded, kind, name))
         return recorded, ordinal
 
-    def _check_turn(self, what: str) -> None:
+    def _refusal(self, what: str) -> BaseException:
+        """Returns the error of an effect that must not be asked for now."""
         if self.loop.dead:
-            raise asyncio.CancelledError(f"{what}: the job is parked or over")
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not self.loop:
-            raise UserError(
+            return asyncio.CancelledError(f"{what}: the job is parked or over")
+        if asyncio._get_running_loop() is not self.loop:
+            return UserError(
                 f"job {self.job_id}: {what} was asked outside of the job's turn",
                 hint="ask in the agent's own function, not in a thread or a step",
             )
-        if self._asked - self.history.base >= MOST_EFFECTS:
-            raise UserError(
-                f"job {self.job_id} has asked for {MOST_EFFECTS:,} effects",
-                hint="ctx.continue_as(input) begins a new history",
-            )
+        return UserError(
+            f"job {self.job_id} has asked for {MOST_EFFECTS:,} effects",
+            hint="ctx.continue_as(input) begins a new history",
+        )
 
     def _abandoned(self, ask: Ask, future: "asyncio.Future[Any]") -> None:
         """The function awaits it no longer: it was cancelled, or its time was over."""
@@ -453,42 +448,24 @@ class JobRun:
     def effect_id(self, ask: Ask) -> EffectId:
         return EffectId(self.job_id, ask.ordinal, ask.attempt)
 
-    def take_new(self) -> list[Ask]:
-        """What was asked since the last look."""
-        new, self.new = self.new, []
-        return new
-
-    def take_gone(self) -> list[Ask]:
-        """Questions, timers and waits that were dropped since the last look."""
-        gone, self.gone = self.gone, []
-        return gone
-
     @property
     def finished(self) -> bool:
-        """The function has returned, or must not go on."""
+        """True if the function has returned, or must not go on."""
         return self.loop.main.done() or self.loop.refused is not None
 
-    @property
-    def over(self) -> bool:
-        """The function has returned, and nothing that it has asked may still happen."""
-        return self.finished and not may_happen(self.open.values())
-
-    @property
-    def stuck(self) -> UserError | None:
-        """The error of a function that waits for what nobody will give it."""
-        if self.finished or self.open:
-            return None
+    def stuck(self) -> UserError:
+        """Returns the error of a function that has not finished and has no open effect, so that nothing can wake it."""
         return UserError(
             f"job {self.job_id} waits for something that nobody will give it",
             hint="await effects of ctx; what is awaited beside them belongs into ctx.step(f, …)",
         )
 
     def may_park(self, now_s: float) -> bool:
-        """Whether all that it waits for may take long."""
+        """True if all that the job waits for may take long."""
         return all(ask.may_park(now_s) for ask in self.open.values())
 
     def outcome(self) -> tuple[Any, BaseException | None]:
-        """What the function returned, or raised. Only where it is `finished`."""
+        """Returns what the function has returned or raised. The job must be `finished`."""
         if self.loop.refused is not None:
             return None, self.loop.refused
         forgotten = None if self.history.end else self.loop.forgotten  # what an older version has ended well stays so

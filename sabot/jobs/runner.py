@@ -65,15 +65,14 @@ CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.C
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one attempt. outcome: "ok", or the class of the error. body: the packed value, or the packed error. seconds: it took."""
+    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
 
     certainty: Certainty
     outcome: str
     body: bytes
-    seconds: float
 
 
-Done = Callable[[EffectId, Outcome], None]
+Done = Callable[[EffectId, Outcome], object]
 
 Ready = Callable[[], Awaitable[None]]
 """What a call waits for when it has all else, just before it is sent: that its intent is durable, say."""
@@ -81,10 +80,10 @@ Ready = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One attempt. done: who is told; None: nobody. look: it asks whether an earlier attempt was done.
+    """One attempt. `done` gets the outcome, unless it is None. `look` is True if the call asks whether an earlier attempt was done.
 
-    began: in seconds of the clock, infinite until it is sent. thread: it has one of the threads that calls may have. working: its thread
-    has not ended it. secrets: values that it was given.
+    `began` is the time by the clock at which it was sent, and infinite before. `thread` is True if the call has one of the threads that
+    calls may have, and `working` is done when its thread has ended it. `secrets` are the values of secrets that it was given.
     """
 
     effect: EffectId
@@ -126,6 +125,7 @@ class EffectRunner:
         self,
         *,
         clock: Clock,
+        put: Callable[[Callable[[], Any]], object] = lambda item: item(),
         may_send: Callable[[], None] = lambda: None,
         sendable: Callable[[], Awaitable[None]] | None = None,
         sync_threads: int = 16,
@@ -133,14 +133,15 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """may_send: called just before each call; it raises where no call may be made any more. sendable: awaited before each request to a
-        model that a call sends. sync_threads: calls of sync tools at once.
+        """put: calls what it gets, now or later: `done` with its outcome. may_send: called just before each call; it raises where no call
+        may be made any more. sendable: awaited before each request to a model that a call sends. sync_threads: calls of sync tools at once.
 
         on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
         JournalFailed), or a tool has asked for the end of the process (`process_exit`). None: it is raised out of a callback of the event
         loop. again: as of `Effect`. judge: gives who judges the calls of models that the tool of this effect makes by itself.
         """
         self._clock = clock
+        self._put = put
         self._may_send = may_send
         self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
@@ -172,12 +173,29 @@ class EffectRunner:
         kwargs: Mapping[str, Any],
         done: Done,
         ready: Ready | None = None,
+        *,
+        look: bool = False,
     ) -> None:
-        """Makes one attempt of the effect; or, where a call of it is under way, tells `done` of that one, and not whom it was to tell.
+        """Makes one attempt of the effect. If a call of it is under way, that one is adopted: `done` gets its outcome, in place of whoever
+        was to get it.
 
-        done: is called once, on the loop, and never from inside this method.
+        done: called once, on the loop, and never from inside this method. look: the call asks whether an earlier attempt was done.
         """
-        self._begin(_Call(effect, tool, args, kwargs, done, ready, False))
+        calls = self._jobs.setdefault(effect.job, {})
+        key = (effect.ordinal, look)
+        if (under_way := calls.get(key)) is not None:
+            under_way.done = done
+            return
+        call = calls[key] = _Call(effect, tool, args, kwargs, done, ready, look)
+        self._in_flight += 1
+        context = self._context.copy()
+        if self._judge is not None:
+            begin_judging(self)
+        context.run(SENDABLE.set, self._sendable)
+        context.run(JUDGE.set, None if self._judge is None else self._judge(effect))
+        context.run(CALL.set, None if self.ask is None else (effect, self.ask))
+        # No task factory is asked: an eager one would begin the call in here.
+        call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {effect}", context=context)
 
     def reconcile(
         self,
@@ -202,7 +220,7 @@ class EffectRunner:
             takes_effect=False,
             is_async=inspect.iscoroutinefunction(unwrap(look)),
         )
-        self._begin(_Call(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, True))
+        self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, look=True)
 
     def drop(self, job: str) -> None:
         """Nobody is told of the calls of this job; they go on to their end. Asked for again meanwhile, they are adopted."""
@@ -293,24 +311,6 @@ class EffectRunner:
     def _under_way(self) -> Iterator[_Call]:
         return (call for calls in self._jobs.values() for call in calls.values())
 
-    def _begin(self, call: _Call) -> None:
-        calls = self._jobs.setdefault(call.effect.job, {})
-        key = (call.effect.ordinal, call.look)
-        under_way = calls.get(key)
-        if under_way is not None:
-            under_way.done = call.done
-            return
-        calls[key] = call
-        self._in_flight += 1
-        context = self._context.copy()
-        if self._judge is not None:
-            begin_judging(self)
-        context.run(SENDABLE.set, self._sendable)
-        context.run(JUDGE.set, None if self._judge is None else self._judge(call.effect))
-        context.run(CALL.set, None if self.ask is None else (call.effect, self.ask))
-        # No task factory is asked: an eager one would begin the call in here.
-        call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {call.effect}", context=context)
-
     async def _run(self, call: _Call) -> None:
         tool = call.tool
         try:
@@ -326,7 +326,7 @@ class EffectRunner:
                 if pending:
                     value = await value
             with step("outcome", tool.name):  # the call was made, and nobody knows it yet
-                outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value), self._seconds(call))
+                outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value))
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as error:
@@ -339,7 +339,8 @@ class EffectRunner:
             call.timer.cancel()
         if call.working is None:
             self._left.pop(call, None)
-            self._release(call)
+            if call.thread:
+                self._release(call)
         self._tell(call, outcome)
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -368,9 +369,6 @@ class EffectRunner:
             name = "others"
         return self._of_tools.setdefault(name, ToolFigures())
 
-    def _seconds(self, call: _Call) -> float:
-        return self._clock.monotonic() - call.began if call.began < math.inf else 0.0
-
     def _packed(self, call: _Call, value: Any) -> bytes:
         """The result. What the tool gave of the secrets that it got is hidden."""
         try:
@@ -386,7 +384,7 @@ class EffectRunner:
         kind = type_of(error)
         if not isinstance(error, (asyncio.CancelledError, *EXITS, JournalFailed)):
             self._errors.add(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
-        return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error), self._seconds(call))
+        return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
         """The run has to end. What is known of the call is not told, since its job must not go on with it; the next start judges it."""
@@ -394,7 +392,7 @@ class EffectRunner:
         self._on_broken(error)
 
     def _tell(self, call: _Call, outcome: Outcome) -> None:
-        """The outcome is told, if it is the first one."""
+        """Passes on the outcome of a call, if it is the first one."""
         if call.told:
             return
         call.told = True
@@ -409,13 +407,13 @@ class EffectRunner:
             figures.in_flight -= 1
             figures.failed += outcome.outcome != "ok"
             figures.unknown += outcome.certainty is Certainty.UNKNOWN
-            figures.seconds.add(outcome.seconds)
+            figures.seconds.add(self._clock.monotonic() - call.began)
         self._unknown += outcome.certainty is Certainty.UNKNOWN
         self._not_sent += outcome.certainty is Certainty.NOT_SENT
         if call.done is None:
             return
         try:
-            call.done(call.effect, outcome)
+            self._put(partial(call.done, call.effect, outcome))
         except BaseException as error:  # of the owner: it must not be kept in a task that nobody looks at
             self._on_broken(unexpected_end(f"what is told of {call}", error))
 
@@ -428,6 +426,8 @@ class EffectRunner:
     def _give_up(self, call: _Call, error: BaseException) -> None:
         """The call is told as failed by this error, and cancelled."""
         assert call.task is not None
+        if call.timer is not None:
+            call.timer.cancel()
         self._left[call] = None
         if call.working is not None:
             _log.warning("%s: %s; its thread cannot be cancelled, and is left behind", call, error)
@@ -463,9 +463,7 @@ class EffectRunner:
         call.thread = True
 
     def _release(self, call: _Call) -> None:
-        """The thread that the call may have, if it may, goes to another call."""
-        if not call.thread:
-            return
+        """Gives the thread that the call may have to another call."""
         call.thread = False
         while self._waiting:
             waiter = self._waiting.popleft()

@@ -336,7 +336,7 @@ class KernelHost:
         """As `JobWatch.child`."""
         if job_id in self.handles:
             return
-        parent = self._host.running_job(parent_of(job_id)[0])
+        parent = self._host.running.get(parent_of(job_id)[0])
         if parent is not None and parent.due_s and not self._children.outlive:
             left_s = max(0.0, parent.due_s - self._host.steady_s())
             request = replace(request, budgets=BudgetSpec(max_runtime_seconds=left_s))

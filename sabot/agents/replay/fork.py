@@ -515,7 +515,7 @@ class _ForkOwner:
         entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
             entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
-        host.deliver(host.append(entry, host.running_job(run.job_id)), entry)
+        host.deliver([(host.append(entry, host.running.get(run.job_id)), entry)])
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`."""

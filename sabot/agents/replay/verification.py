@@ -79,7 +79,7 @@ def verified(recording: Recording, code: JobCode) -> Verified:
     asked: list[Ask] = []
     try:
         run.start(code.call)
-        asked = run.take_new()
+        asked = list(run.new)
         difference = _other_arguments(run, asked) or _difference(run, asked, code)
     except NoStateBackend:
         difference = "it reads its state, and how that was then is not recorded"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -184,10 +185,12 @@ async def test_the_outcome_says_how_long_the_call_took_without_the_wait_for_its_
         clock.advance(3)
 
     told = Told()
-    EffectRunner(clock=clock).make(effect(), slow, (), {}, told, lambda: durable)
+    runner = EffectRunner(clock=clock)
+    runner.make(effect(), slow, (), {}, told, lambda: durable)
     clock.advance(100)
     durable.set_result(None)
-    assert (await told.one()).seconds == 3
+    await told.one()
+    assert runner.tools()["slow"]["durations"][-1] == 3, "the seconds of all calls"
 
 
 async def test_each_call_has_a_context_of_its_own() -> None:
@@ -534,6 +537,25 @@ def test_a_call_that_swallows_one_cancellation_is_cancelled_again() -> None:
         await asyncio.sleep(20)
         assert (len(told.all), runner.left_behind) == (1, [])
         assert 12.5 <= ended[0] < 12.6
+
+    simulated(main())
+
+
+def test_a_call_that_was_given_up_is_not_given_up_again_when_its_own_time_is_over() -> None:
+    @tool(timeout="10s")
+    async def deaf() -> None:
+        until = asyncio.get_running_loop().time() + 15
+        while asyncio.get_running_loop().time() < until:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(15)
+
+    async def main() -> None:
+        runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+        runner.make(effect(), deaf, (), {}, told)
+        await asyncio.sleep(1)
+        runner.give_up("job", TimeoutError("the job ran too long"))
+        await asyncio.sleep(40)
+        assert (len(told.all), runner.statistics()["timeouts"]) == (1, 0)
 
     simulated(main())
 
