@@ -14,6 +14,7 @@ from sabot.base.redaction import scrubbed, visible
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
 _OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_TRACE_CHARACTERS = 2048
 _DEMOS = f"{_OURS}demos{os.sep}"  # these are programs as users write them
 
 
@@ -78,6 +79,16 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and is_sabots(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     return trace
+
+
+def trace_of(error: BaseException) -> str | None:
+    """Returns the frames of an error in the user's code, without its name and message, or None if it has none there: their last 2,048
+    characters, with the innermost frame.
+    """
+    trace = users_part(error.__traceback__)
+    if trace is None:
+        return None
+    return visible(scrubbed("".join(traceback.format_tb(trace)))).rstrip()[-_TRACE_CHARACTERS:]
 
 
 def set_up_logging(level: str, form: str = "text", worker: str = "") -> None:

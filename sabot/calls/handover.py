@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, Protocol
 
 import pyarrow as pa
 
+from sabot.base.logs import trace_of
 from sabot.base.process_exit import EXITS
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
@@ -40,13 +41,14 @@ class Failed:
     """The outcome of a call whose attempts have all failed, with on_error="skip".
 
     `text`: the error's class and message, or the message alone for an error class of Sabot. `kind`: the name of the
-    error's class. `attempts`: the number of attempts. After a restore from a checkpoint only `text` is known.
+    error's class. `attempts`: the number of attempts. `trace`: the traceback, as `base.logs.trace_of` returns it. After a restore
+    from a checkpoint only `text` is known.
     """
 
-    __slots__ = ("attempts", "kind", "text")
+    __slots__ = ("attempts", "kind", "text", "trace")
 
-    def __init__(self, text: str, kind: str = "", attempts: int | None = None) -> None:
-        self.text, self.kind, self.attempts = text, kind, attempts
+    def __init__(self, text: str, kind: str = "", attempts: int | None = None, trace: str | None = None) -> None:
+        self.text, self.kind, self.attempts, self.trace = text, kind, attempts, trace
 
     @property
     def error(self) -> tuple[str, str]:
@@ -280,7 +282,7 @@ class Handover:
             self._errors.add(
                 failure, shown(argument, self._argument), "its row goes to the dead letters, if there are any"
             )
-        return Failed(scrubbed(text), stored_name(type(failure)), attempts)
+        return Failed(scrubbed(text), stored_name(type(failure)), attempts, trace_of(failure))
 
     def _fail(self, error: SabotError) -> None:
         """Begins no more calls, and notifies the operator at once."""

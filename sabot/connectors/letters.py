@@ -19,7 +19,6 @@ import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from traceback import format_tb
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -27,7 +26,7 @@ import pyarrow as pa
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.base.arrays import shown
-from sabot.base.logs import users_part, warn_of_users_error
+from sabot.base.logs import trace_of, warn_of_users_error
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -37,7 +36,6 @@ from sabot.errors import DataError, UserError, message_of
 _log = logging.getLogger(__name__)
 
 _MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
-_TRACE_CHARACTERS = 2048
 _REASONS, _REASON_CHARACTERS = 16, 100
 _EVERY_S = 60.0  # the least time between two lines of the log about the dead letters of one place
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
@@ -198,14 +196,6 @@ def letter_headers(
         for name, value in facts.items()
         if value is not None
     )
-
-
-def trace_of(error: BaseException) -> str | None:
-    """Returns the frames of an error in the user's code, or None if it has none there: their last 2,048 characters, with the innermost
-    frame. The dead letter has the name of the error and its message besides.
-    """
-    trace = users_part(error.__traceback__)
-    return None if trace is None else visible(scrubbed("".join(format_tb(trace)))).rstrip()[-_TRACE_CHARACTERS:]
 
 
 def _clipped(message: str) -> str:

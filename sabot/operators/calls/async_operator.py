@@ -268,6 +268,7 @@ class AsyncOperator(Stateful, HoldsMarks, WaitsForCalls, HasBranches):
                 step=self.name,
                 agent=self._context.agent,
                 version=self._context.version,
+                traces=[each.trace for each in failed],
             )
             self._dead(Batch(letters, None, self._source))
 

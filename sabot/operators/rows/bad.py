@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.arguments import RowPolicy
+from sabot.base.logs import trace_of
 from sabot.base.os_errors import is_environment_error
 from sabot.base.redaction import scrubbed
 from sabot.base.stored_names import stored_name
 from sabot.codecs.engine_columns import UPDATE_AFTER
-from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows, trace_of
+from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.expressions.casts import RefusedValues

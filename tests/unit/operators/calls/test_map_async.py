@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import itertools
 import random
+import re
 import threading
 from collections import Counter
 
@@ -447,6 +448,7 @@ def test_skip_counts_rows_and_gives_them_to_the_dead_with_the_reason(loop, order
     assert run.operator.branch_schema("dead", INPUT) == RECORD_SCHEMA
     (letter,) = run.letters
     assert (letter.key, letter.headers) == (None, ())
+    assert "in __call__" in letter.facts.pop("traceback")
     assert letter.facts == {
         "topic": "",
         "timestamp": "20",
@@ -1311,6 +1313,10 @@ def test_rows_that_are_skipped_go_to_the_dead_letter_sink(tmp_path):
         "map_async(test_rows_that_are_skipped_go_to_the_dead_letter_sink.<locals>.picky)"
     }
     assert {letter.facts["agent"].split("/")[0] for letter in letters} == {"picky"}
+    for letter in letters:
+        assert re.fullmatch(
+            r' +File "[^"]+", line \d+, in picky\n +raise ValueError\("three"\)', letter.facts["traceback"]
+        )
 
 
 def test_all_of_an_app_is_told_to_people(loop):
