@@ -44,6 +44,8 @@ _ORIGIN = "sabot.topic"  # the first header that Sabot adds
 BEFORE_HEADER = "sabot.letter"
 """The header of a record that was sent back: the place of its dead letter, as "NAME PARTITION:OFFSET". The name of a
 file is without its folder."""
+ATTEMPTS_HEADER = "sabot.letter.attempts"
+"""The header of a record that was sent back: the number of attempts so far. They count in its next dead letter too."""
 _NUMBERS = ("partition", "offset", "timestamp", "attempts", "written")
 
 LETTER_SCHEMA = pa.schema(
@@ -206,6 +208,12 @@ def _clipped(message: str) -> str:
     return message if over <= 0 else f"{message[:_MESSAGE_CHARACTERS]}… and {over} characters more"
 
 
+def attempts_before(headers: Headers) -> int:
+    """Returns the number of attempts that were made before a record was sent back; 0 for other records."""
+    found = next((value for name, value in headers if name == ATTEMPTS_HEADER), None)
+    return _integer((found or b"").decode(errors="replace")) or 0
+
+
 def letters_of(
     records: pa.RecordBatch, errors: Sequence[BaseException | str], *, topic: str, agent: str, version: str
 ) -> pa.RecordBatch:
@@ -216,7 +224,14 @@ def letters_of(
         (
             *own,
             *letter_headers(
-                error, topic=topic, partition=p, offset=o, timestamp=t, agent=agent, attempts=1, version=version
+                error,
+                topic=topic,
+                partition=p,
+                offset=o,
+                timestamp=t,
+                agent=agent,
+                attempts=1 + attempts_before(own),
+                version=version,
             ),
         )
         for own, (t, p, o), error in zip(header_rows(headers), places, errors, strict=True)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers
-from sabot.connectors.letters import BEFORE_HEADER, DeadLetter, Letters
+from sabot.connectors.letters import ATTEMPTS_HEADER, BEFORE_HEADER, DeadLetter, Letters
 
 _LETTERS = 2000  # the most dead letters in one call of `deliver`
 _BYTES = 8 << 20
@@ -86,7 +86,7 @@ class Sending:
     partition: int  # -1: chosen by the record's key
     timestamp: int
     headers: Headers
-    """The record's own headers, and the place of its dead letter in place of an earlier one."""
+    """The record's own headers, and the place and the attempts of its dead letter in place of those of an earlier one."""
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +116,8 @@ class Redriver(Protocol):
 
 
 def redrive_selected(dead: Letters, redriver: Redriver, selection: Selection) -> Redriven:
-    """Sends the selected dead letters with their own key, payload, headers and timestamp, and the header `sabot.letter`.
+    """Sends the selected dead letters with their own key, payload, headers and timestamp, and the headers `sabot.letter` and
+    `sabot.letter.attempts`.
 
     Those that are not selected keep waiting. A dead letter that goes back to its own topic goes to its own partition.
     """
@@ -180,7 +181,10 @@ def _addressed(
         name = dead.home.name.rpartition("/")[2]  # of a file: its folder is not for the readers of the topic
         before = f"{name} {letter.place}".encode(errors="backslashreplace")
         # In front: if the record is a dead letter itself, the headers behind its `sabot.topic` are facts about it.
-        own = ((BEFORE_HEADER, before), *(each for each in letter.headers if each[0] != BEFORE_HEADER))
+        ours = {BEFORE_HEADER: before}
+        if (attempts := letter.number("attempts")) is not None:
+            ours[ATTEMPTS_HEADER] = str(attempts).encode()
+        own = (*ours.items(), *(each for each in letter.headers if each[0] not in (BEFORE_HEADER, ATTEMPTS_HEADER)))
         yield Sending(letter, begin, topic, origin, stamp, own)
 
 

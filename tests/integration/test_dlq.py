@@ -154,7 +154,13 @@ def test_a_letter_goes_back_as_the_record_that_it_was(kafka_url: str, topic: str
     (record,) = messages(kafka_url, topic, least=1)
     assert (record.key(), record.value(), record.partition()) == (b"k0", b"0", 0)
     sent_back = ("sabot.letter", f"{topic}.dlq 0:0".encode())
-    assert record.headers() == [sent_back, ("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
+    assert record.headers() == [
+        sent_back,
+        ("sabot.letter.attempts", b"1"),
+        ("a", b"1"),
+        ("sabot.x", b"own"),
+        ("a", b"2"),
+    ]
     assert record.timestamp()[1] == STAMP
 
 
@@ -165,7 +171,7 @@ def test_a_letter_about_a_letter_keeps_what_the_first_one_said(kafka_url: str, t
     write(kafka_url, f"{topic}.dlq.dlq", [(b"1", (*first, *facts(f"{topic}.dlq", 2)), 0)])
     assert redriven(kafka_url, f"{topic}.dlq.dlq")["topics"] == {f"{topic}.dlq": 1}
     back = messages(kafka_url, f"{topic}.dlq")[0].headers()
-    assert back == [("sabot.letter", f"{topic}.dlq.dlq 0:0".encode()), *first]
+    assert back == [("sabot.letter", f"{topic}.dlq.dlq 0:0".encode()), ("sabot.letter.attempts", b"1"), *first]
     (listed,) = map(json.loads, sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines())
     assert (listed["letter"], listed["offset"]) == ("1:0", 101), "the header is none of the facts of the first letter"
 
@@ -201,7 +207,7 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     (record,) = messages(kafka_url, topic, least=1)
     assert (record.value(), dict(record.headers())) == (
         b"1",
-        {"sabot.job": b"shop.handle/x/0/1", "sabot.letter": f"{topic}.dlq 0:1".encode()},
+        {"sabot.job": b"shop.handle/x/0/1", "sabot.letter": f"{topic}.dlq 0:1".encode(), "sabot.letter.attempts": b"1"},
     )
     again = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert "0 dead letters are redriven; 1 were redriven before" in again.stdout
@@ -367,7 +373,7 @@ def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, t
     assert sum(json.loads(line)["redriven"] for line in everything) == 5
     assert redriven(kafka_url, *words)["redriven"] == 3
     back = sorted(messages(kafka_url, topic, least=8), key=lambda message: int(message.value()))
-    assert [(each.value(), each.key(), each.headers()[1:], each.partition()) for each in back] == [
+    assert [(each.value(), each.key(), each.headers()[2:], each.partition()) for each in back] == [
         (b"%d" % n, b"k%d" % n, [("a", b"1")], n % 3) for n in range(8)
     ]
     assert back[0].headers()[0] == ("sabot.letter", f"{'bad' if place == 'table' else 'bad.ndjson'} {first}".encode())

@@ -28,7 +28,7 @@ from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, Headers
-from sabot.connectors.letters import ReasonCounts, letter_headers
+from sabot.connectors.letters import ReasonCounts, attempts_before, letter_headers
 from sabot.errors import AgentFailed, SabotError, UserError, message_of
 from sabot.operators.agents.counters import Counters
 from sabot.operators.agents.payloads import RowPayloads, payloads_of
@@ -513,7 +513,7 @@ class AgentOperator(ABC):
             offset=row.offset if step is None else None,
             timestamp=row.timestamp,
             agent=self.spec.agent_id,
-            attempts=attempts,
+            attempts=None if attempts is None else attempts + attempts_before(row.headers),
             version=self._version,
             step=step,
         )

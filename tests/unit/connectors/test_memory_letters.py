@@ -80,7 +80,7 @@ def test_a_letter_goes_back_as_the_record_that_it_was(memory_url: str) -> None:
     done = redriven(memory_url)
     assert (done.letters, done.topics, done.left) == (2, {"orders": 2}, {})
     first, second = broker.records("orders")
-    headers = (("sabot.letter", b"orders.dlq 0:0"), ("trace", b"1"))
+    headers = (("sabot.letter", b"orders.dlq 0:0"), ("sabot.letter.attempts", b"1"), ("trace", b"1"))
     assert (first.payload, first.key, first.headers, first.timestamp) == (b"0", b"k0", headers, STAMP)
     assert (first.partition, second.partition) == (0, 1)
 

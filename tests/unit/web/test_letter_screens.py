@@ -131,6 +131,7 @@ async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one
             assert datetime.fromisoformat(written).timestamp() >= began - 0.01, "not the time of the record"
             _, page = await ask(browser, links(page, "/letter")[0])
             assert "It was sent back before" in page
+            assert "<dt>attempts</dt><dd>2</dd>" in page
             assert "in check" in unescape(page)
             assert "raise ValueError(&#34;no such customer&#34;)" in page
             assert links(page, "/log") == ["/log?q=ValueError"]
