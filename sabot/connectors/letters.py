@@ -19,7 +19,8 @@ import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from heapq import merge
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 
@@ -37,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _MESSAGE_CHARACTERS = 2048  # the most characters of an error's message in a dead letter
 _REASONS, _REASON_CHARACTERS = 16, 100
+_BLOCK_LETTERS, _BLOCK_BYTES = (
+    50,
+    4 << 20,
+)  # read at once from the newest on: the first block, and the aim for the next ones
 _EVERY_S = 60.0  # the least time between two lines of the log about the dead letters of one place
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d[\d.,]*")
 _PREFIX = "sabot."
@@ -465,6 +470,10 @@ def _parted(headers: Sequence[tuple[str, bytes | None]]) -> tuple[Headers, dict[
 # -- where they lie ----------------------------------------------------------------------------------------------------
 
 
+LetterTime: TypeAlias = tuple[int, int, int]
+"""The place of a dead letter in the order of time: the time (ms since 1970), the partition, and the offset."""
+
+
 class Ranges:
     """A set of offsets, as sorted ranges that do not touch."""
 
@@ -519,6 +528,11 @@ class Home(Protocol):
     def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
         """Yields the dead letters of a partition with first <= offset < end, by offset."""
 
+    def before(self, partition: int, end: int, count: int) -> int:
+        """Returns an offset before `end`, at least 0. From there to `end` are about `count` dead letters, and at least one if any is
+        before `end`, unless offsets are missing.
+        """
+
     def close(self) -> None:
         """Closes the place. May be called twice."""
 
@@ -546,6 +560,27 @@ class Letters:
             for letter in self.home.read(index, max(begin, after[1] + 1) if index == after[0] else begin, end):
                 if redriven or letter.offset not in done:
                     yield replace(letter, redriven=letter.offset in done)
+
+    def newest(self, *, redriven: bool = False) -> "Iterator[tuple[LetterTime, DeadLetter]]":
+        """Yields the dead letters, the one that was written last first, each with its place in this order. `redriven`: as in `letters`.
+        Only blocks of some megabytes are read at once, one of each partition.
+        """
+        parts = (self._backwards(index, redriven) for index in sorted(self.home.bounds))
+        return merge(*parts, key=lambda each: each[0], reverse=True)
+
+    def _backwards(self, partition: int, redriven: bool) -> "Iterator[tuple[LetterTime, DeadLetter]]":
+        begin, end = self.begin(partition, redriven=redriven), self.home.bounds[partition][1]
+        done, count, time = self.redriven[partition], _BLOCK_LETTERS, 1 << 62
+        while begin < end:
+            first = max(begin, self.home.before(partition, end, count))
+            block = list(self.home.read(partition, first, end))
+            for letter in reversed(block):
+                time = min(time, letter.timestamp)  # writers may be behind each other a little
+                if redriven or letter.offset not in done:
+                    yield (time, partition, letter.offset), replace(letter, redriven=letter.offset in done)
+            nbytes = sum(len(each.payload or b"") for each in block)
+            count = max(1, min(2 * count, _BLOCK_BYTES * count // max(1, nbytes)))
+            end = first
 
     def begin(self, partition: int, *, redriven: bool = False) -> int:
         """Returns the offset at which reading of a partition begins: its first offset, or, unless `redriven`, the

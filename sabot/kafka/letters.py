@@ -104,6 +104,9 @@ class _TopicHome:
         for message in self._log.messages(self.name, partition, first, end):
             yield _letter(message)
 
+    def before(self, partition: int, end: int, count: int) -> int:
+        return max(0, end - count)
+
     def close(self) -> None:
         """Does nothing: the connection belongs to DeadLetters."""
 

@@ -18,7 +18,7 @@ from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink
 from sabot.connectors.files.letters import FileHome
 from sabot.connectors.files.paths import bare_suffix
-from sabot.connectors.letters import DeadLetter, Home, Letters
+from sabot.connectors.letters import DeadLetter, Home, Letters, LetterTime
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.memory.letters import MemoryLetters
 from sabot.connectors.memory.letters import redrive as redrive_in_memory
@@ -30,7 +30,7 @@ from sabot.operators.agents.rows import JOB_HEADER
 from sabot.plan import dead_letter_topics, fed_by_streams
 
 _NUMBERS = {"partition", "offset", "timestamp", "attempts"}
-_MOST_READ = 20_000  # dead letters that are read for one page, and for its counts
+MOST_READ = 20_000  # dead letters that are read for one page, and for its counts
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,13 @@ class LetterFilter:
 
 @dataclass(frozen=True)
 class LetterPage:
-    """A page of dead letters. `following`: the place behind which the next page begins, or None. `counts`: the number of selected dead
+    """A page of dead letters. `following`: the place behind which the next page begins, or None; of a page with the newest first a
+    `LetterTime`. `counts`: the number of selected dead
     letters by reason and step. `complete`: False if there are more than were counted.
     """
 
     letters: list[DeadLetter]
-    following: tuple[int, int] | None
+    following: tuple[int, ...] | None
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     complete: bool = True
 
@@ -204,7 +205,7 @@ def letters_page(
     following: tuple[int, int] | None = None
     at = after
     for read, letter in enumerate(dead.letters(redriven=redriven, after=after)):
-        if len(letters) == most or read == _MOST_READ:
+        if len(letters) == most or read == MOST_READ:
             following = at
             break
         at = (letter.partition, letter.offset)
@@ -213,11 +214,39 @@ def letters_page(
     counts: Counter[tuple[str, str]] = Counter()
     complete = True
     for read, letter in enumerate(dead.letters(redriven=redriven)):
-        if read == _MOST_READ:
+        if read == MOST_READ:
             complete = False
             break
         if chosen.selects(letter):
             counts[reason_of(letter), step_of(letter)] += 1
+    return LetterPage(letters, following, counts, complete)
+
+
+def newest_page(
+    dead: Letters, chosen: LetterFilter, *, after: LetterTime | None = None, redriven: bool = False, most: int = 50
+) -> LetterPage:
+    """Returns the selected dead letters behind a place, at most `most`, the newest first. `redriven`: True includes those that were
+    redriven before. Only the newest 20,000 are read and counted; `complete` is False if there are older ones.
+    """
+    letters: list[DeadLetter] = []
+    at: LetterTime | None = None
+    following: LetterTime | None = None
+    counts: Counter[tuple[str, str]] = Counter()
+    complete = True
+    for read, (place, letter) in enumerate(dead.newest(redriven=redriven)):
+        if read == MOST_READ:
+            complete = False
+            break
+        if not chosen.selects(letter):
+            continue
+        counts[reason_of(letter), step_of(letter)] += 1
+        if after is not None and place >= after:
+            continue
+        if len(letters) < most:
+            letters.append(letter)
+            at = place
+        else:
+            following = at
     return LetterPage(letters, following, counts, complete)
 
 

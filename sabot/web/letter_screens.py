@@ -15,16 +15,18 @@ from sabot.base.redaction import redacted_url, scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import text_or_hex
-from sabot.connectors.letters import DeadLetter, Letters
+from sabot.connectors.letters import DeadLetter, Letters, LetterTime
 from sabot.connectors.redrive import Redriven, Selection
 from sabot.errors import UNREADABLE, SabotError, UserError
 from sabot.runtime.dead_letters import (
+    MOST_READ,
     LetterFilter,
     LetterPage,
     LetterPlace,
     letter_facts,
     letter_places,
     letters_page,
+    newest_page,
     opened_letters,
     origin_of,
     redrive,
@@ -42,8 +44,10 @@ T = TypeVar("T")
 
 _MOST_ROWS = 10_000  # of a table as CSV or JSON
 _MOST_SENT = 100_000  # by one form
-_FILTERS = ("place", "q", "reason", "step", "all")
+_FILTERS = ("place", "q", "reason", "step", "all", "order")
+_OLDEST = "oldest"  # the order of another page than the usual one
 _REMEDIES = {"to": "give a target topic", "now": "choose to give them the current time"}
+_NUMBER = re.compile(r"-?\d{1,19}", re.ASCII)
 _PLACE = re.compile(r"(\d{1,19}):(\d{1,19})", re.ASCII)
 
 
@@ -150,15 +154,12 @@ class LetterScreens:
         place = _chosen(places, query)
         page, problem = LetterPage([], None), ""
         try:
-            after = _place_of(query["after"]) if query.get("after") else (-1, -1)
-            page = await self._read(
-                place, lambda dead: letters_page(dead, _filter(query), after=after, redriven=_all(query))
-            )
+            page = await self._read(place, lambda dead: _page(dead, query))
         except SabotError as error:
             problem = scrubbed(str(error))
         letters = [_record_of(each, self._payloads, places) for each in page.letters]
         filters = {name: query[name] for name in _FILTERS if query.get(name)} | {"place": _key(place)}
-        following = page.following and urlencode(filters | {"after": "{}:{}".format(*page.following)})
+        following = page.following and urlencode(filters | {"after": ":".join(map(str, page.following))})
         counts = sorted(page.counts.items(), key=lambda each: -each[1])
         return {
             "places": {_key(each): _words(each) for each in places},
@@ -167,9 +168,12 @@ class LetterScreens:
             "letters": letters,
             "found": page.found,
             "complete": page.complete,
+            "most_read": MOST_READ,
             "counts": [(scrubbed(reason), reason, scrubbed(step), step, count) for (reason, step), count in counts],
             "asks_target": any(each.asks_target for each in letters),
             "filters": filters,
+            "oldest_first": _oldest(query),
+            "other_order": urlencode({**filters, "order": "" if _oldest(query) else _OLDEST}),
             "following": following,
             "at": SYSTEM_CLOCK.time(),
             **self._redrive_facts(place),
@@ -178,9 +182,7 @@ class LetterScreens:
     async def rows(self, query: Query) -> Rows:
         """Returns the selected dead letters for CSV and JSON, without their records: those of all pages."""
         place = _chosen(_places(self._app), query)
-        page = await self._read(
-            place, lambda dead: letters_page(dead, _filter(query), redriven=_all(query), most=_MOST_ROWS)
-        )
+        page = await self._read(place, lambda dead: _page(dead, query, _MOST_ROWS))
         names = (
             "topic",
             "partition",
@@ -288,6 +290,20 @@ def _filter(query: Mapping[str, str]) -> LetterFilter:
     return LetterFilter(reason=query.get("reason", ""), step=query.get("step", ""), text=query.get("q", ""))
 
 
+def _page(dead: Letters, query: Query, most: int = 50) -> LetterPage:
+    """Returns the page of a query. Raises UserError."""
+    chosen, after = _filter(query), query.get("after", "")
+    if _oldest(query):
+        return letters_page(
+            dead, chosen, after=_place_of(after) if after else (-1, -1), redriven=_all(query), most=most
+        )
+    return newest_page(dead, chosen, after=_time_of(after) if after else None, redriven=_all(query), most=most)
+
+
+def _oldest(query: Query) -> bool:
+    return query.get("order") == _OLDEST
+
+
 def _all(query: Mapping[str, str]) -> bool:
     return bool(query.get("all"))
 
@@ -297,6 +313,13 @@ def _place_of(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"{text!r} is not the place of a dead letter", hint="it is a partition and an offset, as 0:17")
     return int(match[1]), int(match[2])
+
+
+def _time_of(text: str) -> LetterTime:
+    time, _, place = text.partition(":")
+    if not _NUMBER.fullmatch(time):
+        raise UserError(f"{text!r} is not the place of a dead letter in the order of time")
+    return int(time), *_place_of(place)
 
 
 def _said(done: Redriven) -> str:

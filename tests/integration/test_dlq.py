@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,18 @@ def test_a_letter_is_shown_whole_as_text_or_as_hexadecimal_digits(kafka_url: str
 def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
     done = sabot(kafka_url, "dlq", "list", topic)
     assert (done.exit_code, f"topic '{topic}' does not exist" in done.stderr) == (1, True)
+
+
+def test_letters_are_read_from_the_newest_on(kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.letters._BLOCK_LETTERS", 2)
+    admin.create_topic(kafka_url, f"{topic}.dlq", 3)
+    rows = []
+    for n in range(20):
+        written = ("sabot.written", b"%d" % n)
+        rows.append((b"%d" % n, (*(each for each in facts(topic, n) if each[0] != written[0]), written), n % 3))
+    write(kafka_url, f"{topic}.dlq", rows)
+    with closing(DeadLetters(f"{topic}.dlq", kafka_url)) as dead:
+        assert [int(letter.payload or b"") for _, letter in dead.newest()] == list(reversed(range(20)))
 
 
 # --- sending them back

@@ -6,6 +6,7 @@ first byte.
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ _LINE_BYTES = (
     256 << 20
 )  # a longer line is no dead letter: a record has some 16 MiB at most, and JSON writes a byte as up to six
 _BLOCK_BYTES = 1 << 20
+_MEAN_LINE_BYTES = 1 << 10
+_COMPRESSED_LINES = 2_000  # are read at once from the end
 
 _read = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -44,6 +47,19 @@ class FileHome:
     def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
         for offset, line in self._lines(self._files[partition], first, end):
             yield _letter(line, partition, offset)
+
+    def before(self, partition: int, end: int, count: int) -> int:
+        path = self._files[partition]
+        if codec_of(path.name) is not None:  # it can only be read from its beginning, so that is done seldom
+            lines = deque((at for at, _ in self._lines(path, 0, end)), maxlen=_COMPRESSED_LINES)
+            return lines[0] if lines else 0
+        size = count * _MEAN_LINE_BYTES
+        while size < end:
+            found = next(self._lines(path, end - size, end), None)
+            if found is not None:
+                return found[0]
+            size *= 2  # a line is longer
+        return 0
 
     def close(self) -> None:
         """Does nothing: no file is open between two calls."""

@@ -58,6 +58,9 @@ class MemoryHome:
                 yield letter_of_record(partition, each.offset, each.timestamp, each.key, each.payload, each.headers)
             first = found[-1].offset + 1
 
+    def before(self, partition: int, end: int, count: int) -> int:
+        return max(0, end - count)
+
     def close(self) -> None:
         """Does nothing: the broker belongs to the process."""
 

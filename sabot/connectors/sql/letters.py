@@ -71,5 +71,14 @@ class TableHome:
                 return
             first = int(rows[-1][0]) + 1
 
+    def before(self, partition: int, end: int, count: int) -> int:
+        number, table = quoted("letter"), self._database.name
+        last = (
+            f"SELECT {number} FROM {table} WHERE {number} < {self._database.mark} ORDER BY {number} DESC LIMIT {count}"
+        )
+        with self._database.explained():
+            _, ((first,),) = self._database.run(f"SELECT min({number}) FROM ({last}) AS last_letters", (end,))
+        return 0 if first is None else int(first)
+
     def close(self) -> None:
         self._database.close()

@@ -1,19 +1,28 @@
 """Dead letters in topics of the embedded broker: read back, and sent back once, also by a redrive that is broken off at any step."""
 
+import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sabot import App, NdjsonSink, NdjsonSource, steps
+from sabot import App, NdjsonSink, NdjsonSource, SqlSink, steps
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors import redrive as selecting
 from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.redrive import Selection
 from sabot.errors import TransientError, UserError
-from sabot.runtime.dead_letters import LetterFilter, LetterPlace, letter_places, letters_page, opened_letters, redrive
+from sabot.runtime.dead_letters import (
+    LetterFilter,
+    LetterPlace,
+    letter_places,
+    letters_page,
+    newest_page,
+    opened_letters,
+    redrive,
+)
 from sabot.testing import MemoryBroker
 
 STAMP = 1_700_000_000_000
@@ -204,8 +213,67 @@ def test_pages_follow_each_other_and_count_all(memory_url: str) -> None:
     assert pages == 3
 
 
+def test_the_newest_first_is_an_order_of_all_partitions(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.letters._BLOCK_LETTERS", 3)
+    written = [STAMP + n for n in (0, 1, 2, 3, 9, 5, 6, 7, 8, 4)]  # a writer was behind
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("orders.dlq", 3)
+    for n, at in enumerate(written):
+        own = [each for each in headers(n) if each[0] != "sabot.written"]
+        broker.publish(
+            "orders.dlq", [b"%d" % n], headers=[*own, ("sabot.written", b"%d" % at)], partition=n % 2, timestamp=STAMP
+        )
+    seen: list[str] = []
+    after = None
+    while True:
+        with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
+            page = newest_page(dead, LetterFilter(), after=after, most=3)
+        assert (page.found, page.complete) == (10, True)
+        seen += [each.place for each in page.letters]
+        if page.following is None:
+            break
+        after = page.following
+    times = "8 6 6 4 4 4 3 2 1 0"  # never above that of a later one of the partition
+    assert seen == ["0:4", "0:3", "0:2", "1:4", "1:3", "1:2", "1:1", "0:1", "1:0", "0:0"], times
+    redriven(memory_url, Selection(only=[(0, 4), (1, 0)], to="orders.dlq"))
+    with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
+        waiting = [each.place for each in newest_page(dead, LetterFilter()).letters]
+        assert len([place for place in waiting if place in seen]) == 8
+        every = newest_page(dead, LetterFilter(reason="KeyError"), redriven=True).letters
+        assert [each.redriven for each in every if each.place == "1:0"] == [True]
+    monkeypatch.setattr("sabot.runtime.dead_letters.MOST_READ", 4)
+    with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
+        page = newest_page(dead, LetterFilter())
+        assert (len(page.letters), page.found, page.complete) == (4, 4, False)
+
+
+@pytest.mark.parametrize("name", ["bad.ndjson", "bad.ndjson.gz", "bad", "table"])
+def test_files_and_tables_are_read_from_the_newest_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("sabot.connectors.letters._BLOCK_LETTERS", 2)
+    monkeypatch.setattr("sabot.connectors.letters._BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("sabot.connectors.files.letters._COMPRESSED_LINES", 3)
+    sink = (
+        SqlSink(f"sqlite:{tmp_path}/bad.db", "bad")
+        if name == "table"
+        else NdjsonSink(tmp_path / name.removesuffix(".gz"))
+    )
+    sink.open()
+    for n in range(12):
+        payload = b"x" * (10_000 if n % 5 == 4 else 5)
+        sink.write(Batch(build_records([payload], [b"%d" % n], [STAMP], 0, [0], [headers(n)])))
+    sink.flush()
+    sink.close()
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "bad.ndjson").read_bytes()))
+    place = LetterPlace(f"sqlite:{tmp_path}/bad.db", "bad") if name == "table" else LetterPlace(f"{tmp_path}/{name}")
+    with opened_letters(place, None, {}) as dead:
+        assert [letter.key for _, letter in dead.newest()] == [b"%d" % n for n in reversed(range(12))]
+
+
 def test_a_page_of_a_long_topic_reads_a_part_of_it(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.runtime.dead_letters._MOST_READ", 4)
+    monkeypatch.setattr("sabot.runtime.dead_letters.MOST_READ", 4)
     with_letters(memory_url, 20)
     with opened_letters(LetterPlace("orders.dlq"), memory_url, {}) as dead:
         page = letters_page(dead, LetterFilter(reason="KeyError"))

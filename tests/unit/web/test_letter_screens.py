@@ -95,9 +95,18 @@ async def test_dead_letters_are_counted_by_reason_and_step_filtered_and_shown(me
         assert ("There is no traceback" in page, "log has" in page, links(page, "/log")) == (True, False, [])
         rows = json.loads((await ask(browser, "/letters.json?reason=KeyError"))[1])
         assert [(each["letter"], each["offset"], each["error"]) for each in rows] == [
-            ("0:1", 101, "KeyError"),
             ("0:3", 103, "KeyError"),
+            ("0:1", 101, "KeyError"),
         ]
+        assert re.findall(r"orders\[0\]@(\d+)", (await ask(browser, "/letters"))[1]) == [
+            "104",
+            "103",
+            "102",
+            "101",
+            "100",
+        ]
+        (oldest,) = [each for each in links((await ask(browser, "/letters?q=no"))[1], "/letters") if "oldest" in each]
+        assert re.findall(r"orders\[0\]@(\d+)", (await ask(browser, oldest))[1]) == ["100", "101", "102", "103", "104"]
         assert "payload" not in rows[0]
         assert (await ask(browser, "/letters.csv?q=nothing"))[0] == 200
 
@@ -142,11 +151,12 @@ async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one
     assert runs == 2
 
 
-async def test_pages_of_the_list_follow_each_other(memory_url: str) -> None:
+@pytest.mark.parametrize("first", ["/letters", "/letters?order=oldest"])
+async def test_pages_of_the_list_follow_each_other(memory_url: str, first: str) -> None:
     for number in range(120):
         put(memory_url, number)
     async with shown(memory_url) as (browser, _):
-        path, seen = "/letters", 0
+        path, seen = first, 0
         for _ in range(3):
             _, page = await ask(browser, path)
             seen += len(links(page, "/letter"))
