@@ -41,7 +41,7 @@ _NO_MATTER = (
     ),
 )
 # Fields that are newer than checkpoints: their defaults are what a program without them says.
-_LATER = ("time_unit", "time_format", "time_zone", "time", "overlap", "is_reluctant", "order")
+_LATER = ("time_unit", "time_format", "time_zone", "time", "overlap", "is_reluctant", "order", "ttl_ms")
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from sabot.sql.scope import (
     TableColumn,
     TypedExpr,
     at,
+    may_expire,
     names_of,
     node_of,
     statement_name,
@@ -69,7 +70,7 @@ def _versions(stream: Stream) -> Stream | None:
         node = node.input
     if isinstance(node, Upsert):
         return stream
-    if isinstance(node, GroupAggregate) and node.keys and not node.input.changes:
+    if isinstance(node, GroupAggregate) and node.keys and node.ttl_ms is None and not node.input.changes:
         table = _running(stream, node)
         return None if table is None else _with_steps(table, above)
     last = isinstance(node, TopN) and node.n == 1 and node.ties == "row_number" and not node.input.changes
@@ -415,10 +416,9 @@ class JoinBinder:
         return replace(side, stream=side.stream.rename(new), fields=fields)
 
     def _kept(self, side: Relation) -> str | None:
-        """Returns the time for which STATE_TTL keeps the rows of a table, or None for ever."""
-        return next(
-            (self._ttl[each.qualifier.lower()] for each in side.fields if each.qualifier.lower() in self._ttl), None
-        )
+        """Returns the time for which STATE_TTL, or SET, keeps the rows of a table, or None for ever."""
+        hinted = (self._ttl[each.qualifier.lower()] for each in side.fields if each.qualifier.lower() in self._ttl)
+        return next(hinted, self._context.state_ttl() if may_expire(side.stream) else None)
 
     def _warn_of_state(self, left: Relation, right: Relation, keep: tuple[str | None, str | None]) -> None:
         for side, kept in ((left, keep[0]), (right, keep[1])):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.settings import Settings
+from sabot.base.config import parse_ms
 from sabot.base.options import Option, options_of
 from sabot.errors import UserError
 from sabot.sql.syntax.text import SqlFault, list_names
@@ -21,6 +22,7 @@ APP_NAME = "pipeline.name"
 """The option that names the app of a script."""
 
 _ZONE = "table.local-time-zone"
+_TTL = "table.exec.state.ttl"
 _OURS = "sabot."
 _KAFKA = "sabot.kafka."
 
@@ -46,7 +48,10 @@ _IGNORED = re.compile(
 )
 """Options of Flink that have no meaning here."""
 
-_UNITS = {"ms": "ms", "milli": "ms", "s": "s", "sec": "s", "second": "s", "min": "m", "m": "m", "minute": "m", "h": "h"}
+_UNITS = {
+    **{"ms": "ms", "milli": "ms", "millisecond": "ms", "s": "s", "sec": "s", "second": "s", "min": "m", "m": "m"},
+    **{"minute": "m", "h": "h", "hour": "h", "d": "d", "day": "d"},
+}
 _DURATION = re.compile(r"\s*(\d+)\s*([a-z]+)?\s*")
 
 
@@ -97,6 +102,11 @@ class SqlOptions:
         """The session's time zone."""
         return zone_named(self._given.get(_ZONE, UTC)) or UTC
 
+    @property
+    def state_ttl(self) -> str | None:
+        """The event time for which `table.exec.state.ttl` keeps state, or None for ever."""
+        return self._given.get(_TTL)
+
     def _set(self, option: TableOption) -> None:
         if option.key == APP_NAME:
             if option.value != self._host.id:
@@ -106,6 +116,12 @@ class SqlOptions:
             if zone_named(option.value) is None:
                 raise SqlFault(option.value_span, f"there is no time zone '{option.value}'", "'Europe/Berlin', 'UTC'")
             self._given[option.key] = option.value
+            return
+        if option.key == _TTL:
+            ttl = _duration(option)
+            self._given.pop(_TTL, None)
+            if parse_ms(ttl, name=_TTL):  # 0 is for ever, as in Flink
+                self._given[_TTL] = ttl
             return
         name = _setting_of(option)
         if name is None:
@@ -143,9 +159,9 @@ def _setting_of(option: TableOption) -> str | None:
     known = {f"{_OURS}{name}": name for name in options_of(Settings) if name not in _OTHERWISE} | _FLINKS
     if key in known:
         return known[key]
-    if _IGNORED.fullmatch(key) or key in (APP_NAME, _ZONE):
+    if _IGNORED.fullmatch(key) or key in (APP_NAME, _ZONE, _TTL):
         return None
-    raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME]))
+    raise SqlFault(option.key_span, f"there is no option '{key}'", list_names(key, [*known, APP_NAME, _ZONE, _TTL]))
 
 
 def _value_of(option: TableOption, declared: Option) -> Any:

@@ -267,9 +267,10 @@ class QueryBinder:
         else:
             relation = binder._source(select.source, where)
         check_ttl(ttl, select, relation)
+        own = None if isinstance(select.source, JoinSource) else next(iter(ttl.values()), None)
         relation = self._semi_joins(relation, where)
         relation, select, where = self._values_of_queries(relation, select, where)
-        made = SelectBinder(self._context, select, relation, where, waits=waits).bind()
+        made = SelectBinder(self._context, select, relation, where, waits=waits, ttl=own).bind()
         if select.emit_on_close is not None and made.stream is not None and made.stream.changes:
             raise SqlFault(
                 select.emit_on_close,
@@ -640,15 +641,17 @@ def state_ttl(hints: Sequence[Hint]) -> dict[str, str]:
 
 def check_ttl(ttl: Mapping[str, str], select: SelectBody, relation: Relation) -> None:
     """Raises SqlFault if the hint STATE_TTL names a table that FROM does not have. Warns where it has no effect, since the
-    query joins no tables.
+    query neither joins tables nor groups rows.
     """
     known = {each.qualifier.lower(): each.qualifier for each in relation.fields if each.qualifier}
     for alias in ttl:
         if alias not in known:
             message = f'FROM has no table "{alias}"'
             raise SqlFault(select.hints[0].span, message, list_names(alias, known.values()))
-        if not isinstance(select.source, JoinSource):
-            _log.warning("STATE_TTL('%s') has no effect: it bounds the rows that a join keeps", known[alias])
+        if not isinstance(select.source, JoinSource) and not select.group:
+            _log.warning(
+                "STATE_TTL('%s') has no effect: it bounds the rows of a join, and the keys of a GROUP BY", known[alias]
+            )
 
 
 def renamed(relation: Relation, alias: Alias) -> Relation:

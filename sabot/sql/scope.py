@@ -210,6 +210,11 @@ def warn_of_growth(stream: Stream, what: str, kept: str, instead: str) -> None:
         _log.warning("%s keeps %s for ever; %s", what, kept, instead)
 
 
+def may_expire(stream: Stream) -> bool:
+    """Returns True if the rows of a stream have an event time at which the state of a step over them can expire."""
+    return not stream.changes and bool(node_of(stream).event_times)
+
+
 def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = None) -> tuple[TableColumn, ...]:
     """Returns the fields of all columns of a stream. `times`: the columns that are event time, with their shift."""
     shifts = times or {}

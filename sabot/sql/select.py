@@ -1,6 +1,7 @@
 """The binder of SELECT: rows, groups, aggregates, rankings, and the columns that come out."""
 
 import datetime
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -26,6 +27,7 @@ from sabot.sql.scope import (
     at,
     clock_column,
     is_clock,
+    may_expire,
     names_of,
     node_of,
     warn_of_growth,
@@ -48,6 +50,8 @@ from sabot.sql.syntax.tree import (
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
 from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, group_window, opened, windows_again
 from sabot.sql.zones import is_local
+
+_log = logging.getLogger(__name__)
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
@@ -72,7 +76,8 @@ def _is_costly(node: Any) -> bool:
 
 class SelectBinder:
     """The binder of one SELECT over a bound FROM. `where`: the conditions that the joins of FROM have not used. `waits`:
-    True if the rows of a window table may stay without their windows, for a GROUP BY of the query outside.
+    True if the rows of a window table may stay without their windows, for a GROUP BY of the query outside. `ttl`: the
+    time of the hint STATE_TTL for a GROUP BY, or None.
     """
 
     def __init__(
@@ -83,8 +88,10 @@ class SelectBinder:
         where: Sequence[Expression],
         *,
         waits: bool = False,
+        ttl: str | None = None,
     ) -> None:
         self._context = context
+        self._ttl = ttl
         self._select = select
         self._relation = relation
         self._where = list(where)
@@ -503,14 +510,48 @@ class SelectBinder:
         with at(self._select.span):
             found = window.window
             if found is None:
-                if keys:
-                    what = f"GROUP BY {', '.join(keys)}"
-                    warn_of_growth(stream, what, "a row for each key", "a window bounds it: FROM TABLE(TUMBLE(…))")
-                if not aggregates:
-                    return stream.group_by(*plain, **computed).aggregate(**{names.free("rows"): count()})
-                return stream.group_by(*plain, **computed).aggregate(**aggregates)
+                grouped = stream.group_by(*plain, **computed)
+                ttl = self._ttl_of_groups(stream, list(keys))
+                return grouped.aggregate(ttl=ttl, **(aggregates or {names.free("rows"): count()}))
+            if self._ttl is not None:
+                _log.warning("STATE_TTL has no effect on the GROUP BY of a window, which keeps no rows for ever")
             by = stream.key_by(*plain, **computed) if plain or computed else stream
             return by.window(found).aggregate(**(aggregates or {names.free("rows"): count()}))
+
+    def _ttl_of_groups(self, stream: Stream, keys: Sequence[str]) -> str | None:
+        """Returns the time after which a key of GROUP BY without rows starts anew, or None for never.
+
+        Raises SqlFault if the hint STATE_TTL asks for it and the rows have no event time, or are updated. Warns if the
+        keys of a stream without an end are kept for ever.
+        """
+        if not keys:
+            return None
+        if self._ttl is not None:
+            span = self._select.hints[0].span
+            if stream.changes:
+                raise SqlFault(
+                    span,
+                    "STATE_TTL bounds a GROUP BY of rows that are only added, and these rows are updated",
+                    "give it to the query inside that updates them, or group by a window",
+                )
+            if not may_expire(stream):
+                raise SqlFault(
+                    span,
+                    "STATE_TTL counts event time, and these rows have none",
+                    "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND in CREATE TABLE",
+                )
+            return self._ttl
+        ttl = self._context.state_ttl()
+        if ttl is not None and may_expire(stream):
+            return ttl
+        name = next((each.qualifier for each in self._relation.fields if each.qualifier), "")
+        instead = "a window bounds it: FROM TABLE(TUMBLE(…))"
+        if may_expire(stream) and name:
+            instead += f", or the hint /*+ STATE_TTL('{name}' = '1d') */"
+        elif ttl is not None:
+            instead = f"'table.exec.state.ttl' has no effect without an event time; {instead}"
+        warn_of_growth(stream, f"GROUP BY {', '.join(keys)}", "a row for each key", instead)
+        return None
 
     # -- OVER and rankings --------------------------------------------------------------------------------------------
 

@@ -161,7 +161,15 @@ class Session:
         """Runs statements that `parse` has read from a text; see `run`."""
         tables = {key: value for key, value in values.items() if isinstance(value, Stream)}
         parameters = {key: value for key, value in values.items() if key not in tables}
-        context = Context(self._compile, parameters, self._registered, self._rows, lambda: self._options.zone)
+        options = self._options
+        context = Context(
+            self._compile,
+            parameters,
+            self._registered,
+            self._rows,
+            lambda: options.zone,
+            lambda: options.state_ttl,
+        )
         scope = _Statements(self, context, tables, source)
         faults: list[Fault] = []
         result: Result = None

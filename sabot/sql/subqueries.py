@@ -29,7 +29,11 @@ def without_partners(stream: Stream, inner: Stream, mine: TypedExpr, its: TypedE
     found = stream.join(inner, left_on=mine.expr, right_on=its.expr, how="anti")
     names = Names(set(node_of(stream).column_names or ()))
     nulls = names.free("nulls")  # 1 if the query has a NULL, 0 if it has none, NULL if it has no rows
-    rows = inner.group_by(every=lit(0)).aggregate(**{nulls: greatest(its.expr.is_null().cast("int64"))}).select(nulls)
+    rows = (
+        inner.group_by(every=lit(0))
+        .aggregate(ttl=None, **{nulls: greatest(its.expr.is_null().cast("int64"))})
+        .select(nulls)
+    )
     passes = col(nulls).is_null() | ((col(nulls) == 0) & mine.expr.is_not_null())
     return found.join(rows, left_on=lit(0), right_on=lit(0), how="left").filter(passes).drop(nulls)
 

@@ -72,7 +72,8 @@ _MIRRORED = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 class Context:
     """The values of the parameters of a text, the functions registered for it, and two functions of the engine.
 
-    `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, which SET changes.
+    `rows`: returns the rows of a table in memory. `local_zone`: returns the session's time zone, and `state_ttl`
+    the event time for which it keeps state, or None for ever. SET changes both.
     """
 
     compile: Compile
@@ -80,6 +81,7 @@ class Context:
     registered: Mapping[str, Any]
     rows: Callable[[pa.Table], Stream]
     local_zone: Callable[[], str]
+    state_ttl: Callable[[], str | None]
 
     @property
     def zone(self) -> str:

@@ -50,6 +50,9 @@ PROGRAMS: dict[str, Callable[[Stream], Any]] = {
     ),
     "count windows": lambda rows: rows.key_by("key").window(count_window(3)).aggregate(**AGGREGATES),
     "ttl": lambda rows: rows.key_by("key").aggregate(count=sabot.count(), total=sabot.sum("n"), ttl="60ms"),
+    "groups with ttl": lambda rows: (
+        rows.group_by("key").aggregate(**AGGREGATES, least=sabot.min("n"), ttl="60ms").materialize()
+    ),
     "deduplicate within": lambda rows: rows.deduplicate("key", within="50ms"),
     "patterns": lambda rows: rows.key_by("key").pattern(
         RISES, first=step("low").first("n"), notes=step("high").list("note")

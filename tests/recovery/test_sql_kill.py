@@ -1,9 +1,13 @@
-"""kill -9 of a worker, and of the coordinator, of `sabot run minutes.sql --workers 2`: every window is in the file once."""
+"""kill -9 of a worker, and of the coordinator, of `sabot run minutes.sql --workers 2`: every window is in the file once,
+and so is every row in the totals of keys that expire.
+"""
 
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,17 +33,25 @@ FROM TABLE(TUMBLE(TABLE payments, DESCRIPTOR(ts), INTERVAL '10' SECOND))
 GROUP BY account, window_start, window_end;
 """
 
+EXPIRING = """
+SET 'pipeline.name' = 'expiring-of-sql';
+CREATE TABLE payments (account STRING, amount BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
+    WITH ('connector' = 'files', 'path' = 'in.ndjson', 'format' = 'json');
+CREATE TABLE totals (account STRING, n BIGINT, total BIGINT, PRIMARY KEY (account) NOT ENFORCED)
+    WITH ('connector' = 'sqlite', 'url' = 'sqlite:out.db', 'table-name' = 'totals');
+INSERT INTO totals
+SELECT /*+ STATE_TTL('payments' = '10s') */ account, COUNT(*), SUM(amount) FROM payments GROUP BY account;
+"""
+
 
 def payment(number: int) -> dict[str, object]:
     return {"account": f"a{number % ACCOUNTS}", "amount": number, "ts": number * 10}
 
 
-@pytest.mark.slow  # some ten processes
-async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path):
-    rows = [payment(number) for number in range(ROWS)]
-    write_lines(tmp_path / "in.ndjson", rows)
-    (tmp_path / "minutes.sql").write_text(SCRIPT)
-    checkpoints, log = tmp_path / "state" / "checkpoints", tmp_path / "log"
+async def run_killed(folder: Path, script: str) -> None:
+    """Runs the script over the rows of in.ndjson until they end; a worker is killed on the way, and then the coordinator."""
+    (folder / "minutes.sql").write_text(script)
+    checkpoints, log = folder / "state" / "checkpoints", folder / "log"
     words = ["minutes.sql", "--workers", "2", "--state", "state", "--checkpoint-interval", "0.02"]
 
     async def checkpoint_of(process, life):
@@ -50,15 +62,22 @@ async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path):
         await until(lambda: process.poll() is not None or manifests(checkpoints) - known, "a checkpoint", patience=60)
         assert process.poll() is None, lines_of(log)
 
-    with running(log, *words, "--restart", "fixed(5, 10ms)", folder=tmp_path) as process:
+    with running(log, *words, "--restart", "fixed(5, 10ms)", folder=folder) as process:
         await checkpoint_of(process, 1)
         os.kill(attempts(log)[-1][0], signal.SIGKILL)
         await checkpoint_of(process, 2)
         process.kill()
         process.wait()
-    with running(log, *words, folder=tmp_path) as process:
+    with running(log, *words, folder=folder) as process:
         assert await asyncio.to_thread(process.wait, 150) == 0, lines_of(log)
     assert "was killed by SIGKILL" in lines_of(log)
+
+
+@pytest.mark.slow  # some ten processes
+async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path):
+    rows = [payment(number) for number in range(ROWS)]
+    write_lines(tmp_path / "in.ndjson", rows)
+    await run_killed(tmp_path, SCRIPT)
     found = read_lines(tmp_path / "out.ndjson")
     expected: dict[tuple[object, int], list[int]] = {}
     for row in rows:
@@ -67,3 +86,21 @@ async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path):
         answer[1] += row["amount"]
     assert len(found) == len(expected), "a window came twice, or is missing"
     assert {(row["account"], row["until"]): [row["n"], row["total"]] for row in found} == expected
+
+
+@pytest.mark.slow  # some ten processes
+async def test_keys_that_expire_count_each_row_of_their_last_stretch_once_whichever_process_was_killed(tmp_path):
+    """Every 30,000 rows, no payment comes for a minute. All accounts expire then, but those of the last stretch."""
+    stretch = 30_000
+    rows = [{**payment(number), "ts": number + number // stretch * 60_000} for number in range(ROWS)]
+    write_lines(tmp_path / "in.ndjson", [{"account": "once", "amount": 1, "ts": 0}, *rows])
+    await run_killed(tmp_path, EXPIRING)
+    expected = {"once": (1, 1)}
+    for row in rows[(ROWS - 1) // stretch * stretch :]:
+        n, total = expected.get(row["account"], (0, 0))
+        expected[row["account"]] = (n + 1, total + row["amount"])
+    with closing(sqlite3.connect(tmp_path / "out.db")) as connection:
+        found = {
+            account: (n, total) for account, n, total in connection.execute("SELECT account, n, total FROM totals")
+        }
+    assert found == expected

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import column_names, flags_of, flat
 from sabot.api.nodes.keyed import Aggregates, ByKey
-from sabot.api.nodes.node import Columns, Node, time_column, with_more, without
+from sabot.api.nodes.node import Columns, Node, refused_changes, time_column, with_more, without
 from sabot.api.nodes.read import Read, TableFormat, endless_read, read_node
 from sabot.api.words import by_keys, named_texts
 from sabot.codecs.base import Format
@@ -22,7 +22,9 @@ _ENVELOPE = {"before", "after", "op"}
 
 @dataclass(frozen=True, eq=False)
 class GroupAggregate(Aggregates):
-    """A step whose changes make a table with one row for each key: the key and its aggregates."""
+    """A step whose changes make a table with one row for each key: the key and its aggregates. `ttl_ms`: the event time
+    after which a key without rows starts anew, or None for never.
+    """
 
     word = "group_by"
     takes_changes = True
@@ -32,9 +34,26 @@ class GroupAggregate(Aggregates):
     keys: tuple[str, ...]
     aggregates: tuple[tuple[str, Aggregate], ...]
     id: str = ""
+    ttl_ms: int | None = None
 
     def text(self) -> str:
-        return f"group{by_keys(self.keys)}: {named_texts(self.aggregates)}"
+        kept = "" if self.ttl_ms is None else f", kept {self.ttl_ms} ms"
+        return f"group{by_keys(self.keys)}: {named_texts(self.aggregates)}{kept}"
+
+    def check(self) -> None:
+        super().check()
+        if self.ttl_ms is None:
+            return
+        if self.input.changes:
+            raise refused_changes("group_by(…).aggregate(ttl=)")
+        if not self.keys:
+            raise UserError(
+                "group_by().aggregate(ttl=) has one row for all, which never expires", hint="leave ttl= out"
+            )
+
+    @property
+    def needs_time(self) -> bool:
+        return self.ttl_ms is not None
 
     @cached_property
     def changes(self) -> bool:

@@ -722,7 +722,7 @@ class Stream(Looks, NamedElsewhere):
         rows = ended.collect(limit=EXACT_ROWS + 1)
         if rows.num_rows <= EXACT_ROWS:
             return table_of(schema, figures_of(rows))
-        found = ended.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
+        found = ended.materialize().group_by().aggregate(ttl=None, **aggregates_of(schema)).collect()
         return table_of(schema, found.to_pylist()[0])
 
     @property
@@ -1104,18 +1104,23 @@ class GroupedStream(NamedElsewhere):
         self._steps = steps
         self._keys = keys
 
-    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate | Expr) -> "Stream":
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
         """Emits the keys and their aggregates as changes. A result may also be computed of aggregates:
         `share=sum("a") / sum("b")`.
 
         A batch updates the row of a key at most once. The row of a key is deleted when all rows of the key are
         deleted.
+
+        `ttl`: the event time after which a key without rows starts anew. The state forgets the key then, and its last
+        result stays as it is; the next row of the key inserts a new one. Rows wait for the watermark, and must not be
+        changes.
         """
         known, computed = aggregates_of_keywords(unnamed, aggregates)
         for name in aggregates:
             if name in self._keys:
                 raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
-        return self._steps.then_aggregate(GroupAggregate(self._steps.node, self._keys, known), known, computed)
+        node = GroupAggregate(self._steps.node, self._keys, known, ttl_ms=optional_ms(ttl, "ttl"))
+        return self._steps.then_aggregate(node, known, computed)
 
     def __repr__(self) -> str:
         return f"GroupedStream(by {', '.join(self._keys)})"

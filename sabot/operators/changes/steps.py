@@ -24,11 +24,13 @@ from sabot.operators.base import (
     Saved,
     without_marks,
 )
+from sabot.operators.changes.expiring import ExpiringGroups
 from sabot.operators.changes.groups import GroupAggregate, TableOperator
 from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
+from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders, aggregates_of
 from sabot.operators.rows.marked import AsInserts
@@ -203,6 +205,10 @@ class Changelog(SavesWatermark):
 
 
 def plan_group_aggregate(node: nodes.GroupAggregate, point: PlanPoint) -> PlanPoint:
+    if node.ttl_ms is not None:
+        point = in_order(point.partition_by(node.keys, "grouped"), node.keys, node.id)
+        point, aggregates = with_arguments(point, node.aggregates)
+        return point.step(node.text(), partial(ExpiringGroups, node.keys, aggregates, node.ttl_ms), id=node.id)
     point, parted_by = point.partition_by_some(node.keys, "grouped")
     point, aggregates = with_arguments(point, node.aggregates)
     make = partial(GroupAggregate, node.keys, aggregates, changes=point.changes, parted_by=parted_by)

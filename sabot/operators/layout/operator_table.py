@@ -18,7 +18,7 @@ from sabot.operators.layout.plan_points import PlanPoint
 _MODULES = {
     "agents": ("agents.feed",),
     "calls": ("calls.map_async", "calls.lookups", "calls.map_llm"),
-    "changes": ("changes.steps", "changes.materialize", "changes.sorting"),
+    "changes": ("changes.steps", "changes.materialize", "changes.sorting", "changes.expiring"),
     "functions": ("functions.process",),
     "joins": ("joins.join", "joins.interval", "joins.window", "joins.asof"),
     "keyed": ("keyed.running", "keyed.top", "keyed.over"),

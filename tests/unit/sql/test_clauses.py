@@ -115,7 +115,7 @@ def test_the_hint_state_ttl_bounds_the_state_of_a_join(caplog):
         ("SELECT id FROM a UNION SELECT id FROM b", "UNION keeps all different rows for ever; UNION ALL keeps none"),
         ("SELECT id FROM a WHERE id IN (SELECT id FROM b)", "IN (SELECT …) keeps all rows for ever; a JOIN with bounds"),
         ("SELECT id FROM a WHERE EXISTS (SELECT 1 FROM b WHERE a.id = b.id)", "EXISTS (SELECT …) keeps all rows for ever"),
-        ("SELECT /*+ STATE_TTL('a' = '1d') */ id FROM a", "STATE_TTL('a') has no effect: it bounds the rows that a join keeps"),
+        ("SELECT /*+ STATE_TTL('a' = '1d') */ id FROM a", "STATE_TTL('a') has no effect: it bounds the rows of a join"),
     ],
 )  # fmt: skip
 def test_state_that_grows_without_end_is_warned_of(caplog, query, warning):
