@@ -24,6 +24,7 @@ from sabot.operators.rows.bad import STEP_LENGTH
 _log = logging.getLogger(__name__)
 
 _STEPS = 4  # steps of the histogram in which lateness doubles
+_DROPPED_IN_SQL = "do not count (the interval of WATERMARK FOR … AS … - INTERVAL '5' SECOND says how late rows may be)"
 DROPPED = "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)"
 _EVERY_S = 60.0  # the least time between two lines of the log about one step
 
@@ -43,12 +44,13 @@ class LateRows:
         branch: str = "late",
         hidden: Sequence[str] = (TIME_COLUMN,),
         fate: str = DROPPED,
+        place: str = "",
     ) -> None:
         """`step`: the text of the step for messages and dead letters. `branch`: the name of the output branch.
         `hidden`: the columns that rows in the branch do not have. `fate`: what becomes of the rows without a branch, as the
-        end of a sentence.
+        end of a sentence. `place`: the position of the step in a script of SQL, empty for a program of Python.
         """
-        self._fate = fate
+        self._fate, self._place = _DROPPED_IN_SQL if place and fate == DROPPED else fate, place
         self.count = 0
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
         self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
@@ -115,7 +117,14 @@ class LateRows:
         _log.log(
             logging.INFO if taken else logging.WARNING,
             "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
-            *(self.count, self._step, span_text(self._most_ms), span_text(half), span_text(most), self._nearly_all()),
+            *(
+                self.count,
+                f"{self._step}{self._place and f' (at {self._place})'}",
+                span_text(self._most_ms),
+                span_text(half),
+                span_text(most),
+                self._nearly_all(),
+            ),
             "go where late= says" if taken else self._fate,
         )
         self._told, self._told_at, self._most_ms = self.count, now, 0
@@ -127,7 +136,8 @@ class LateRows:
         if late <= allowed:
             return "99.9 % of all rows were in time"
         (more,) = quantiles_ms(self._by_lateness, self._greatest_ms, (1 - allowed / late,))
-        return f"lateness= greater by {span_text(more)} would have kept 99.9 % of all rows"
+        what = "an interval of WATERMARK that is" if self._place else "lateness="
+        return f"{what} greater by {span_text(more)} would have kept 99.9 % of all rows"
 
     def _letters_of(self, batch: Batch, rows: pa.Int32Array, times: list[int], watermark_ms: int) -> pa.RecordBatch:
         data = batch.data.take(rows)

@@ -206,6 +206,20 @@ def test_the_lateness_in_the_log_is_that_which_keeps_nearly_all_rows_and_not_nea
     assert "20 rows came too late" in line
 
 
+def test_the_log_of_a_script_says_what_to_write_in_sql(caplog):
+    app = App("rides", broker="memory://rides")
+    batches = [[{"k": "x", "n": 1, "ts": 10_000_000}], [{"k": "x", "n": 2, "ts": 3_600_000}], END]
+    app.register("rides", app.stream(ScriptedSource(batches), schema=SCHEMA, time="ts"))
+    query = "SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE rides, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        app.sql(query).collect()
+    (line,) = [line for line in caplog.messages if "too late" in line]
+    assert "(at SQL:1:1)" in line
+    assert "an interval of WATERMARK that is greater by" in line
+    assert "(the interval of WATERMARK FOR … AS … - INTERVAL '5' SECOND says how late rows may be)" in line
+    assert "lateness=" not in line
+
+
 def test_the_log_says_that_nearly_all_rows_were_in_time(caplog):
     app = App("intime", broker="memory://intime")
     in_time = [{"k": "x", "n": n, "ts": 3_600_000 + n} for n in range(10_000)]

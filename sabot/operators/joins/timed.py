@@ -41,9 +41,10 @@ class TimedJoin(JoinOperator, HasBranches):
                 raise no_event_time(f"{self.kind}: the {name} side has no event time")
         self.set_watermark(START_OF_TIME)
         step, sides = self.step.text or self.kind, self.sides
+        left, right, place = _hidden(sides.left_keys), _hidden(sides.right_keys), self.step.origin.place
         self.late = {
-            "left": LateRows(context, step, "late", _hidden(sides.left_keys)),
-            "right": LateRows(context, step, "late_right", _hidden(sides.right_keys), self.fate_of_right),
+            "left": LateRows(context, step, "late", left, place=place),
+            "right": LateRows(context, step, "late_right", right, self.fate_of_right, place),
         }
         return super().open(context)
 

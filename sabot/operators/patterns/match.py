@@ -73,7 +73,7 @@ class Pattern(StatefulOperator):
         self._opened = False
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._late = LateRows(context, self.step.text)
+        self._late = LateRows(context, self.step.text, place=self.step.origin.place)
         self._time = time_index(context.input, "patterns")
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)

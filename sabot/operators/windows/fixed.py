@@ -94,7 +94,7 @@ class WindowAggregate(StatefulOperator):
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
         self._aggregator = Aggregator(self._keys, self._aggregates, rows, order=TIME_COLUMN)
         self._key_indices = [context.input.get_field_index(name) for name in self._keys]
-        self._late = LateRows(context, self.step.text)
+        self._late = LateRows(context, self.step.text, place=self.step.origin.place)
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # the starts of the panes with rows, ascending

@@ -61,7 +61,7 @@ class SessionAggregate(StatefulOperator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        self._late = LateRows(context, self.step.text)
+        self._late = LateRows(context, self.step.text, place=self.step.origin.place)
         self._time = time_index(context.input, "session windows")
         self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
         self._state = _OpenSessions(

@@ -76,7 +76,7 @@ class WindowTopN(RankedOperator):
         context = replace(context, parted_by=self.parted_by)
         self._time = time_index(context.input, "a top_n of a window")
         self.open_rows(context)
-        self._late = LateRows(context, self.step.text)
+        self._late = LateRows(context, self.step.text, place=self.step.origin.place)
         # by pane: the keys of rows that arrived after a window of the pane was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
