@@ -30,6 +30,12 @@ class StringExpr(Generic[E]):
         """Converts to upper case."""
         return self.make("str.upper")
 
+    def to_titlecase(self) -> E:
+        """Converts the first letter of each word to upper case, and the others to lower case. A word consists of letters
+        and digits.
+        """
+        return self.make("str.to_titlecase")
+
     def strip(self, characters: str | None = None) -> E:
         """Removes these characters (white space by default) at both ends."""
         return self.make(

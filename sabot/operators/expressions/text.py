@@ -21,6 +21,7 @@ from sabot.operators.expressions.node import Compiled, Function, Steps, apply, t
 _KINDS = [
     "lower",
     "upper",
+    "to_titlecase",
     "strip",
     "strip_start",
     "strip_end",
@@ -92,6 +93,8 @@ def _string_function(expr: Expr) -> Function:
             return _lower
         case "upper":
             return _upper
+        case "to_titlecase":
+            return _titlecase
         case "strip" | "strip_start" | "strip_end" as kind:
             trim: Function = {"strip": pc.utf8_trim, "strip_start": pc.utf8_ltrim, "strip_end": pc.utf8_rtrim}[kind]
             given = options["characters"]
@@ -154,6 +157,17 @@ def _lower(x: pa.Array) -> pa.Array:
 def _upper(x: pa.Array) -> pa.Array:
     """Converts to upper case. Texts with a character that becomes several, such as ß, are converted by Python."""
     return pc.ascii_upper(x) if is_ascii(x) else _with_python(pc.utf8_upper(x), x, _become_several(), str.upper)
+
+
+def _titlecase(x: pa.Array) -> pa.Array:
+    """Converts the first letter of each word to upper case. For pyarrow a digit ends a word: those texts, and those with
+    letters beyond ASCII, are converted by Python.
+    """
+    return _with_python(pc.utf8_title(x), x, r"[^\x00-\x7f]|[0-9][A-Za-z]", _with_capitals)
+
+
+def _with_capitals(text: str) -> str:
+    return re.sub(r"[^\W_]+", lambda word: word[0][:1].upper() + word[0][1:].lower(), text)
 
 
 def _with_python(made: pa.Array, x: pa.Array, special: str, function: Callable[[str], str]) -> pa.Array:

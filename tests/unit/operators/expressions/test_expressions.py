@@ -273,6 +273,7 @@ SAME: dict[str, Callable[[Any], Any]] = {
     "len_chars of null": lambda m: m.col("nothing").cast(pl.String if m is pl else "string").str.len_chars(),
     "slice": lambda m: m.col("s").str.slice(1, 2),
     "reverse": lambda m: m.col("s").str.reverse(),
+    "to_titlecase": lambda m: (m.col("s") + "'S b_c ÉA 漢ab").str.to_titlecase(),
     "slice to the end": lambda m: m.col("s").str.slice(2),
     "slice from the end": lambda m: m.col("s").str.slice(-2),
     "slice within the end": lambda m: m.col("s").str.slice(-3, 2),
