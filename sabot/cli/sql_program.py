@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
@@ -22,6 +22,7 @@ from sabot.api.stream import Stream
 from sabot.app import App
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
+from sabot.codecs.csv_text import field_texts
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import TableSink
 from sabot.sql.options import app_name
@@ -175,16 +176,54 @@ class _PrintedResult(Sink):
     def print(self, table: pa.Table) -> None:
         """Prints the rows; those of CSV with a first line of titles."""
         if self._csv:
-            options = pa.csv.WriteOptions(include_header=not self._titled, quoting_style="needed")
+            titles = pa.record_batch([[name] for name in table.column_names], table.column_names)
+            rows = [] if self._titled else _csv_lines(titles)
             self._titled = True
-            made = pa.BufferOutputStream()
-            pa.csv.write_csv(table, made, options)
-            text = made.getvalue().to_pybytes().decode()
+            rows += [row for batch in _shown(table).to_batches() for row in _csv_lines(batch)]
+            text = "".join(f"{row}\n" for row in rows)
         else:
-            lines = [line for batch in table.to_batches() for line in encode_rows(batch).to_pylist()]
+            lines = [line for batch in _shown(table).to_batches() for line in encode_rows(batch).to_pylist()]
             text = b"".join(line + b"\n" for line in lines).decode(errors="backslashreplace")
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def _shown(table: pa.Table) -> pa.Table:
+    """Returns the rows with dates and times as texts in ISO 8601, also those inside of arrays and rows."""
+    columns = [_texts(column.combine_chunks()) for column in table.columns]
+    return pa.Table.from_arrays(columns, table.column_names)
+
+
+def _texts(values: Any) -> Any:
+    """Returns an array with dates and times as texts.
+
+    TIMESTAMP(3) 2024-05-17 12:30:00.250 -> 2024-05-17T12:30:00.25; the same TIMESTAMP_LTZ -> 2024-05-17T12:30:00.25Z
+    """
+    type = values.type
+    if pa.types.is_list(type):
+        ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(values), 0))
+        starts = pa.concat_arrays([pa.array([0], ends.type), ends])
+        return pa.ListArray.from_arrays(starts, _texts(values.flatten()), mask=values.is_null())
+    if pa.types.is_struct(type):
+        names = [field.name for field in type]
+        return pa.StructArray.from_arrays([_texts(each) for each in values.flatten()], names, mask=values.is_null())
+    if pa.types.is_duration(type):
+        return pa.array([None if each is None else str(each) for each in values.to_pylist()], pa.string())
+    if not pa.types.is_temporal(type):
+        return values
+    texts = pc.replace_substring(values.cast(pa.string()), " ", "T")
+    return pc.replace_substring_regex(texts, r"(\.\d*[1-9])0+(Z?)$|\.0+(Z?)$", r"\1\2\3")
+
+
+def _csv_lines(rows: pa.RecordBatch) -> list[str]:
+    """Returns the rows as lines of CSV, with arrays and rows as texts of JSON."""
+    for i, column in enumerate(rows.columns):
+        if pa.types.is_nested(column.type):
+            whole = encode_rows(pa.record_batch([column], ["v"])).cast(pa.string())
+            inner = pc.utf8_slice_codeunits(whole, len('{"v":'), -1)
+            texts = pc.if_else(column.is_null(), pa.scalar(None, pa.string()), inner)
+            rows = rows.set_column(i, rows.schema.names[i], texts)
+    return [",".join(row) for row in zip(*(each.to_pylist() for each in field_texts(rows, ",")), strict=True)]
 
 
 def _applied(changes: pa.Table) -> pa.Table:

@@ -36,9 +36,40 @@ def test_a_query_of_a_file_is_printed_as_a_table(folder: Path) -> None:
 def test_rows_are_printed_as_json_and_as_csv(folder: Path) -> None:
     rows = [json.loads(line) for line in sabot_says("sql", "--format", "json", "-c", TOTALS).stdout.splitlines()]
     assert sorted(row["n"] for row in rows) == [1, 2]
-    assert sabot_says("sql", "--format", "csv", "-c", TOTALS).stdout.splitlines()[0] == '"carrier","n"'
+    assert sabot_says("sql", "--format", "csv", "-c", TOTALS).stdout.splitlines()[0] == "carrier,n"
     changes = sabot_says("sql", "--changes", "-c", TOTALS).stdout.splitlines()
     assert {json.loads(line)["op"] for line in changes} == {"insert"}
+
+
+def test_times_and_arrays_are_printed_as_texts(folder: Path) -> None:
+    (folder / "rides.csv").write_text("ts,day,fare\n2024-05-17T12:30:00.250,2024-05-17,2\n,,\n")
+    text = """
+        CREATE TABLE rides (ts TIMESTAMP(3), day DATE, fare INT)
+            WITH ('connector' = 'files', 'path' = 'rides.csv', 'format' = 'csv');
+        SELECT ts, CAST(ts AS TIMESTAMP_LTZ(3)) AS at, day, CAST(ts AS TIME(3)) AS clock, ts - ts AS none FROM rides"""
+    first, second = sabot_says("sql", "--format", "json", "-c", text).stdout.splitlines()
+    assert json.loads(first) == {
+        "ts": "2024-05-17T12:30:00.25",
+        "at": "2024-05-17T12:30:00.25Z",
+        "day": "2024-05-17",
+        "clock": "12:30:00.25",
+        "none": "0:00:00",
+    }
+    assert set(json.loads(second).values()) == {None}
+    lines = sabot_says("sql", "--format", "csv", "-c", text).stdout.splitlines()
+    assert lines[1:] == ["2024-05-17T12:30:00.25,2024-05-17T12:30:00.25Z,2024-05-17,12:30:00.25,0:00:00", ",,,,"]
+    lists = text.split("SELECT")[0] + 'SELECT ARRAY_AGG(ts) AS every, MAX(fare) AS "a, b" FROM rides WHERE fare = 2'
+    assert sabot_says("sql", "--format", "csv", "-c", lists).stdout.splitlines() == [
+        'every,"a, b"',
+        '"[""2024-05-17T12:30:00.25""]",2',
+    ]
+    assert json.loads(sabot_says("sql", "--format", "json", "-c", lists).stdout)["every"] == ["2024-05-17T12:30:00.25"]
+
+
+def test_a_limit_of_groups_takes_any_of_them_when_the_input_has_ended(folder: Path) -> None:
+    (row,) = sabot_says("sql", "--format", "json", "-c", f"{TOTALS} LIMIT 1").stdout.splitlines()
+    assert json.loads(row) in ({"carrier": "UA", "n": 2}, {"carrier": "AA", "n": 1})
+    assert len(sabot_says("sql", "--format", "json", "-c", f"{TOTALS} LIMIT 9").stdout.splitlines()) == 2
 
 
 def test_rows_are_written_as_parquet_into_a_pipe(folder: Path) -> None:
