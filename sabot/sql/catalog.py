@@ -260,6 +260,9 @@ class Connector:
 def _connector(options: Options) -> Connector:
     found: Connector | None = options.choose("connector", CONNECTORS) or options.choose("connector.type", CONNECTORS)
     if found is None:
+        near = options.near("connector")
+        if near is not None:
+            raise SqlFault(near.key_span, f"there is no option '{near.key}'", "did you mean connector?")
         hint = f"WITH ('connector' = '…'): {', '.join(CONNECTORS)}"
         raise SqlFault(options.span, f"table {options.table} has no connector", hint)
     return found

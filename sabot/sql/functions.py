@@ -74,8 +74,19 @@ class CallArguments:
         """Returns argument `i`, which must be a constant of this kind, as it was written."""
         tree = self.items[i].tree
         if not (isinstance(tree, Constant) and tree.kind == kind):
-            raise SqlFault(tree.span, f"{what} of {self.call.name.text} is a constant {kind}")
+            hint = 'a column there needs a function of Python: app.register("f", function), or --functions module'
+            raise SqlFault(
+                tree.span,
+                f"{what} of {self.call.name.text} is a constant {kind}",
+                "" if isinstance(tree, Constant) else hint,
+            )
         return tree.text
+
+    def whole(self, i: int, what: str) -> int:
+        """Returns argument `i`, which must be a constant whole number, with a sign or without."""
+        expr = self.expr(i)
+        value = expr.option("value") if expr.kind == "lit" else None
+        return value if isinstance(value, int) else int(self.constant(i, "integer", what))
 
     def word(self, i: int) -> str:
         """Returns argument `i`, which must be a word."""
@@ -122,6 +133,8 @@ def scalar(name: Name, registered: Mapping[str, Any]) -> Make:
 
 
 _WINDOW_TABLE = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end"
+_WINDOW_SELECT = "SELECT TUMBLE_START(ts, INTERVAL '1' HOUR), and GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
+_PERCENTILES = ("MEDIAN", "QUANTILE", "PERCENTILE_CONT", "PERCENTILE_DISC", "APPROX_PERCENTILE", "QUANTILE_CONT")
 _WINDOW_GROUP = "GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
 
 _GREATEST = "QUALIFY ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC) = 1"
@@ -133,7 +146,10 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
     ),
-    **dict.fromkeys(("MEDIAN", "QUANTILE", "PERCENTILE", "PERCENTILE_CONT"), "there are AVG, STDDEV, MIN and MAX"),
+    **dict.fromkeys(
+        _PERCENTILES, "PERCENTILE(x, 0.5): the median; 0.9 in place of 0.5 is exceeded by a tenth of the values"
+    ),
+    **dict.fromkeys(("TUMBLE", "HOP", "SESSION", "CUMULATE"), _WINDOW_SELECT),
     **dict.fromkeys(("LENGTH", "LEN"), "CHAR_LENGTH(text)"),
     **dict.fromkeys(("STRING_AGG", "GROUP_CONCAT"), "LISTAGG(text, ',')"),
     **dict.fromkeys(("STRFTIME", "TO_CHAR"), "DATE_FORMAT(ts, 'yyyy-MM-dd')"),
@@ -258,9 +274,14 @@ def _rounded(method: str, arguments: CallArguments) -> Expr:
         return getattr(arguments.expr(0), method)()  # type: ignore[no-any-return]
     unit = arguments.word(1)
     every = _TRUNCATED.get(unit)
-    if every is None or method == "ceil":
-        raise SqlFault(arguments.call.span, f"{arguments.call.name.text.upper()}(… TO {unit}) is not supported")
-    made = arguments.clock(0).dt.date_trunc(every)
+    if every is None:
+        name = arguments.call.name.text.upper()
+        message = f"{name}(… TO {unit}) is not supported"
+        raise SqlFault(arguments.items[1].tree.span, message, f"there are {', '.join(_TRUNCATED)}")
+    time = arguments.clock(0)
+    made = time.dt.date_trunc(every)
+    if method == "ceil":
+        made = when(made == time).then(made).otherwise(made.dt.offset_by(every))
     is_instant = is_local(arguments.bound(0).type) and arguments.zone != UTC
     return instant(made, arguments.zone) if is_instant else made
 
@@ -340,12 +361,16 @@ def _trim(arguments: CallArguments) -> Expr:
 
 
 def _substring(arguments: CallArguments) -> Expr:
-    start = int(arguments.constant(1, "integer", "the position"))
-    length = int(arguments.constant(2, "integer", "the length")) if len(arguments) > 2 else None
-    if start < 1:
-        hint = "RIGHT(text, n) is the end of a text"
+    """Returns a part of a text from a position, 1 at its start and -1 at its last character."""
+    text, start = arguments.expr(0), arguments.whole(1, "the position")
+    length = arguments.whole(2, "the length") if len(arguments) > 2 else None
+    if length is not None and length < 0:
+        raise SqlFault(arguments.items[2].tree.span, "a part of a text is not shorter than 0", "a length of 0 or more")
+    if start == 0:
+        hint = "1 is the first character, -1 the last one"
         raise SqlFault(arguments.items[1].tree.span, "positions of a text begin at 1", hint)
-    return arguments.expr(0).str.slice(start - 1, length)
+    made = text.str.slice(start - 1 if start > 0 else start, length)
+    return made if start > 0 else when(text.str.length() < -start).then(lit("")).otherwise(made)
 
 
 def _concat(arguments: CallArguments) -> Expr:
@@ -773,6 +798,7 @@ FUNCTIONS: dict[str, Function] = {
     "EXTRACT": Function(2, 2, "unit FROM time", _extract),
     "FLOOR": Function(1, 2, "number[ TO unit]", partial(_rounded, "floor")),
     "GREATEST": Function(1, None, "x, …", partial(_extreme, "__ge__")),
+    "INITCAP": Function(1, 1, "text", partial(_text, "to_titlecase")),
     "IF": Function(3, 3, "condition, x, y", _if),
     "IFNULL": Function(2, 2, "x, y", lambda a: coalesce(*a.exprs)),
     "INSTR": Function(2, 2, "text, part", partial(_place, 0, 1)),
@@ -846,11 +872,12 @@ AGGREGATES: dict[str, Callable[[Expr], Aggregate]] = {
     "ARRAY_AGG": engine.collect_list,
     "COLLECT": engine.collect_list,
     "LISTAGG": engine.collect_list,
+    "PERCENTILE": engine.collect_list,
 }
-"""The aggregates of one argument, by their name in capitals."""
+"""The aggregates of one argument, and PERCENTILE, by their name in capitals."""
 
 _SAME_IF_DISTINCT = ("MIN", "MAX")
-_OF_NUMBERS = ("SUM", "AVG", "STDDEV", "VAR")
+_OF_NUMBERS = ("SUM", "AVG", "STDDEV", "VAR", "PERCENTILE")
 _OF_DISTINCT = ("SUM", "AVG", "LISTAGG")
 
 
@@ -865,6 +892,14 @@ def listed(text: TypedExpr, order: Sequence[Expr], predicate: Expr | None, zone:
     keys = {f"by{i}": each for i, each in enumerate(order)}
     made = engine.collect_list(struct(text=as_text(text, zone), **keys))
     return made.filter(present if predicate is None else predicate & present)
+
+
+def _fraction(node: Expression) -> float:
+    """Returns the second argument of PERCENTILE."""
+    value = float(node.text) if isinstance(node, Constant) and node.kind != "string" else -1.0
+    if not 0 <= value <= 1:
+        raise SqlFault(node.span, "the fraction of PERCENTILE is a constant number from 0 to 1", "0.5 is the median")
+    return value
 
 
 def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zone: str) -> Aggregate | Expr:
@@ -893,6 +928,8 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zo
     else:
         made = AGGREGATES[name](argument.expr)
     made = made if predicate is None else made.filter(predicate)
+    if name == "PERCENTILE":
+        return made.expression().list.quantile(_fraction(call.arguments[1]), "linear")
     if made.kind != "collect_set" or name == "LISTAGG":
         return made
     total = made.expression().list.sum()

@@ -66,7 +66,7 @@ from sabot.sql.syntax.tree import (
 )
 from sabot.sql.types import common_type, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, rebuilt, walk
-from sabot.sql.windows import TABLE_WINDOWS, opened, positional, table_window
+from sabot.sql.windows import TABLE_WINDOWS, form_of, opened, positional, table_window
 
 _log = logging.getLogger(__name__)
 
@@ -101,8 +101,16 @@ class QueryBinder:
             return self._ordered(query, relation, added)
         if query.limit is None:
             return relation
+        stream, number = relation.stream, self._limit(query.limit)
+        if stream.changes and endless_read(node_of(stream)) is not None:
+            by = relation.fields[-1].name if relation.fields else "x"
+            raise SqlFault(
+                query.limit.span,
+                "the rows of this query are updated and have no end, so there are no first ones without an order",
+                f"ORDER BY {by} DESC LIMIT {number}: these rows, kept up to date",
+            )
         with at(query.limit.span):
-            return replace(relation, stream=relation.stream.head(self._limit(query.limit)))
+            return replace(relation, stream=stream.materialize().head(number))
 
     def _ordered(self, query: Query, relation: Relation, added: int) -> Relation:
         """Returns the rows of ORDER BY: with LIMIT, the first ones, which are updated as rows come; without, all rows,
@@ -351,9 +359,10 @@ class QueryBinder:
         first = arguments[0] if arguments else None
         if not isinstance(first, TableArgument):
             span = source.call.span if first is None else first.span
-            raise SqlFault(span, f"{name} needs TABLE t", "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)")
-        if first.partition:
-            raise SqlFault(first.span, "PARTITION BY of a table argument is not supported", "write it in GROUP BY")
+            table = first.parts[-1].text if isinstance(first, Column) else "t"
+            raise SqlFault(span, f"{name} needs TABLE {table}", form_of(name, table))
+        if first.partition and name != "SESSION":
+            raise SqlFault(first.span, f"{name} has no PARTITION BY", "leave it out, and write its columns in GROUP BY")
         inner = self.query(first.table) if isinstance(first.table, Query) else self._lookup(first.table)
         relation = table_window(source.call, inner.named(""), self._context.zone)
         return relation if source.alias is None else renamed(relation, source.alias)

@@ -41,10 +41,13 @@ class TypedExpr(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WindowEdge:
-    """A column that has the start, the end, or the last millisecond ("time") of a window."""
+    """A column that has the start, the end, or the last millisecond ("time") of a window. `partition`: the columns that
+    PARTITION BY of SESSION names.
+    """
 
     edge: Literal["start", "end", "time"]
     window: TimeWindow
+    partition: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class TableColumn:
     - `window`: set if the values are the start or the end of the row's window.
     - `clock`: True for PROCTIME(), which has no value in a row.
     - `never_null`: True if no value is NULL.
+    - `session_key`: the name in the table of sessions, for a column of its PARTITION BY; else empty.
     - `merged`: True for a key that USING has made one column of two: only `qualifier.name` finds it.
     """
 
@@ -70,6 +74,7 @@ class TableColumn:
     clock: bool = False
     merged: bool = False
     never_null: bool = False
+    session_key: str = ""
 
 
 def clock_column(name: str, qualifier: str = "") -> TableColumn:

@@ -48,7 +48,7 @@ from sabot.sql.syntax.tree import (
     Window,
 )
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
-from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, group_window, opened, windows_again
+from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, check_sessions, group_window, opened, windows_again
 from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)
@@ -216,6 +216,8 @@ class SelectBinder:
 
     def _filtered(self, relation: Relation, conditions: Sequence[Expression]) -> Relation:
         binder = Binder(self._context, relation)
+        for condition in conditions:
+            check_no_aggregate(condition)
         predicates = [(condition, self._condition(binder, condition, "WHERE")) for condition in conditions]
         stream = relation.stream
         for condition, predicate in predicates:
@@ -346,7 +348,10 @@ class SelectBinder:
             key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
         }
         pending: list[tuple[Any, str]] = []  # keys whose type is known once the stream is made
-        for node in self._resolved_groups(relation, items):
+        groups = list(self._resolved_groups(relation, items))
+        if isinstance(relation.window, SessionWindow):
+            check_sessions(groups, relation, self._select.span)
+        for node in groups:
             if window.takes(node, relation):
                 continue
             if relation.window is not None and self._has_bounds([node], relation):
@@ -443,17 +448,24 @@ class SelectBinder:
     ) -> None:
         name = call.name.text.upper()
         key = key_of(call, relation)
+        inner = next((node for each in call.arguments for node in walk(each) if _is_aggregate(node)), None)
+        if inner is not None:
+            hint = f"{name}(x) of a query inside: FROM (SELECT {inner.name.text.upper()}(…) AS x FROM t GROUP BY key)"
+            raise SqlFault(inner.span, "an aggregate has no other aggregate inside", hint)
         if name == "LISTAGG" and call.arguments:
             separator = (
                 "," if len(call.arguments) == 1 else constant_text(call.arguments[1], "the separator of LISTAGG")
             )
             self._lists[key] = separator, self._order_of_list(call, relation)
             call = replace(call, arguments=(call.arguments[0], *call.arguments[2:]))
-        if call.star != (len(call.arguments) == 0) or len(call.arguments) > 1 or (call.star and name != "COUNT"):
+        wanted_arguments = 2 if name == "PERCENTILE" else 1
+        if (call.star and name != "COUNT") or len(call.arguments) != (0 if call.star else wanted_arguments):
             hints = {"MIN": "LEAST(x, y)", "MAX": "GREATEST(x, y)"}
             hints["COUNT"] = "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)" if call.distinct else "COUNT(*)"
             hints["LISTAGG"] = "LISTAGG(text[, separator])"
-            message = f"{name} takes one argument" + (", or *" if name == "COUNT" else "")
+            hints["PERCENTILE"] = "PERCENTILE(x, 0.5)"
+            number = "two arguments" if name == "PERCENTILE" else "one argument"
+            message = f"{name} takes {number}" + (", or *" if name == "COUNT" else "")
             raise SqlFault(call.span, message, hints.get(name, f"{name}(x)"))
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
@@ -779,6 +791,14 @@ _SIDES = ("=", "<", "<=", ">", ">=", "<>")
 
 def _is_aggregate(node: Any) -> bool:
     return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
+
+
+def check_no_aggregate(condition: Expression) -> None:
+    """Raises SqlFault if a condition of WHERE has an aggregate."""
+    found = next((node for node in walk(condition) if _is_aggregate(node)), None)
+    if found is not None:
+        message = f"the aggregate {found.name.text.upper()} has no value in a single row"
+        raise SqlFault(found.span, message, "HAVING, behind GROUP BY, takes conditions on aggregates")
 
 
 def has_aggregate(items: Sequence[Item]) -> bool:

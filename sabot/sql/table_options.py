@@ -54,10 +54,15 @@ class Options:
         """Returns the value of an option. Raises SqlFault if it is missing."""
         value = self.take(*names)
         if value is None:
-            near = get_close_matches(names[0], self._options, n=1)
-            hint = f"'{names[0]}' = '…'" + (f", and there is '{near[0]}'" if near else "")
+            near = self.near(names[0])
+            hint = f"'{names[0]}' = '…'" + (f", and there is '{near.key}'" if near else "")
             raise SqlFault(self.span, f"{self._kind} {self.table} needs the option '{names[0]}'", hint)
         return value
+
+    def near(self, name: str) -> TableOption | None:
+        """Returns the option whose name resembles this one, or None."""
+        found = get_close_matches(name, self._options, n=1)
+        return self._options[found[0]] if found else None
 
     def value_span(self, name: str) -> Span:
         """Returns the place of an option's value, or that of the table's name if the option is not given."""

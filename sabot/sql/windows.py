@@ -22,7 +22,7 @@ from sabot.api.windows import (
 )
 from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, WindowEdge, at, is_clock, names_of, node_of
 from sabot.sql.syntax.text import Span, SqlFault
-from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval
+from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval, TableArgument
 from sabot.sql.types import DAY_MS, interval_ms, sql_type
 from sabot.sql.zones import UTC, offset_of_windows, on_the_clock
 
@@ -39,8 +39,13 @@ _FORMS = {
     "TUMBLE": "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
     "HOP": "HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '5' MINUTE, INTERVAL '10' MINUTE): the slide first, then the size",
     "CUMULATE": "CUMULATE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR, INTERVAL '1' DAY): the step first",
-    "SESSION": "SESSION(TABLE t, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
+    "SESSION": "SESSION(TABLE t PARTITION BY key, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
 }
+
+
+def form_of(kind: str, table: str) -> str:
+    """Returns how a window table is written, with the name of its table."""
+    return _FORMS[kind].replace("TABLE t", f"TABLE {table}", 1)
 
 
 def table_window(call: Call, relation: Relation, zone: str) -> Relation:
@@ -57,15 +62,47 @@ def table_window(call: Call, relation: Relation, zone: str) -> Relation:
     time = _time_of(Column(descriptor.columns, descriptor.span), relation)
     window = _window(kind, call.arguments[2:], call, time, _zone_of_windows(relation, time, zone))
     type = bounds_type(relation, time, zone)
-    added = (
-        TableColumn("", "window_start", "window_start", type, None, WindowEdge("start", window), never_null=True),
-        TableColumn("", "window_end", "window_end", type, None, WindowEdge("end", window), never_null=True),
-        TableColumn("", "window_time", "window_time", type, None, WindowEdge("time", window), never_null=True),
-    )
+    keys = _partition_of(call.arguments[0], relation)
+    edges = {f"window_{edge}": WindowEdge(edge, window, tuple(keys)) for edge in ("start", "end", "time")}
+    added = tuple(TableColumn("", name, name, type, None, edge, never_null=True) for name, edge in edges.items())
     for name in ("window_start", "window_end", "window_time"):
         if any(each.name == name for each in relation.fields):
             raise SqlFault(call.span, f"the table has a column {name} already", "select it under another name first")
-    return Relation(relation.stream, (*relation.fields, *added), window, relation.ranking)
+    fields = (replace(each, session_key=each.name if each.name in keys else "") for each in relation.fields)
+    return Relation(relation.stream, (*fields, *added), window, relation.ranking)
+
+
+def _partition_of(table: Expression, relation: Relation) -> list[str]:
+    """Returns the columns of PARTITION BY of TABLE t PARTITION BY …, by their names in the table."""
+    keys = []
+    for node in table.partition if isinstance(table, TableArgument) else ():
+        field, further = relation.find(node.parts) if isinstance(node, Column) else (None, ())
+        if field is None or further:
+            raise SqlFault(node.span, "PARTITION BY of SESSION takes columns", "compute it in TABLE (SELECT …)")
+        keys.append(field.name)
+    return keys
+
+
+def check_sessions(group: Sequence[Expression], relation: Relation, span: Span) -> None:
+    """Raises SqlFault if rows of a table of sessions are not grouped by its PARTITION BY and the bounds of the sessions, as
+    Flink wants it: by any other columns, a group would have a part of a session.
+    """
+    partition = next(each.window.partition for each in relation.fields if each.window is not None)
+    found: dict[str, Expression] = {}
+    for node in group:
+        field = relation.find(node.parts)[0] if isinstance(node, Column) else None
+        if field is not None and field.window is not None:
+            continue
+        if field is None or not field.session_key:
+            name = field.name if field is not None else "key"
+            hint = f"SESSION(TABLE t PARTITION BY {', '.join([*partition, name])}, DESCRIPTOR(ts), …): sessions of each of them"
+            raise SqlFault(
+                node.span, "sessions are grouped by the columns of their PARTITION BY, and by no others", hint
+            )
+        found[field.session_key] = node
+    if missing := [name for name in partition if name not in found]:
+        message = f"these sessions are those of each {missing[0]}, which is not in GROUP BY"
+        raise SqlFault(group[0].span if group else span, message, f"GROUP BY {missing[0]}, window_start, window_end")
 
 
 def bounds_type(relation: Relation, time: str, zone: str) -> pa.DataType:

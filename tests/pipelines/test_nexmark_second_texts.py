@@ -81,7 +81,7 @@ QUERIES = {
     """,
     "q11": """
         SELECT bidder, COUNT(*) AS bid_count, window_start AS starttime, window_end AS endtime
-        FROM TABLE(SESSION(TABLE bid, DESCRIPTOR(`dateTime`), INTERVAL '10' SECOND))
+        FROM TABLE(SESSION(TABLE bid PARTITION BY bidder, DESCRIPTOR(`dateTime`), INTERVAL '10' SECOND))
         GROUP BY bidder, window_start, window_end
     """,
     "q13": """

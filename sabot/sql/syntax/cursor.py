@@ -133,7 +133,8 @@ _FORMS = {
 }
 """What stands in a place, for errors that have no other way out."""
 
-_CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
+CLAUSES = ("FROM", "WHERE", "GROUP BY", "HAVING", "ORDER BY", "LIMIT", "UNION", "JOIN", "LEFT JOIN", "QUALIFY", "EMIT")
+"""The words that begin a clause."""
 
 
 class TokenCursor:
@@ -236,6 +237,13 @@ class TokenCursor:
             parts.append(self.expect_name(f"{what} behind the dot"))
         return tuple(parts)
 
+    def table_name(self) -> tuple[Name, ...]:
+        """Returns the name of a table here, or the path of a file, which is a string."""
+        if self.token.kind is TokenKind.STRING:
+            path = self.next()
+            return (Name(path.value, path.span, True),)
+        return self.qualified("a table")
+
     def several(self, one: Callable[[], T]) -> tuple[T, ...]:
         """Returns what `one` reads, once and again behind each comma."""
         read = [one()]
@@ -288,9 +296,9 @@ class TokenCursor:
         context = f" {where}" if where else ""
         hint = hint or self.elsewhere(what)
         if not hint:
-            wanted = [what] if what.isupper() else _CLAUSES
+            wanted = [what] if what.isupper() else CLAUSES
             for wrong in (token, self.tokens[max(0, self.at - 1)]):
-                hint = hint or (near_names(wrong.word, wanted) if wrong.word not in _CLAUSES else "")
+                hint = hint or (near_names(wrong.word, wanted) if wrong.word not in CLAUSES else "")
         hint = hint or _FORMS.get(what, "")
         raise SqlFault(token.span, f"expected {what}{context}, found {token}", hint)
 
@@ -307,7 +315,7 @@ class TokenCursor:
             return next((_SYMBOLS_ELSEWHERE[each] for each in found if each in _SYMBOLS_ELSEWHERE), "")
         if what == "BY":
             return f"write {before.word} BY"
-        ends = any(self.is_word(*each.split()) for each in _CLAUSES)
+        ends = any(self.is_word(*each.split()) for each in CLAUSES)
         return _ORDER if ends and what.startswith(";") else ""
 
 

@@ -102,7 +102,7 @@ class Parser(Queries):
             return self._show()
         if word in ("DESCRIBE", "DESC"):
             start = self.next().span
-            return Describe(self.qualified("a table"), self.since(start))
+            return Describe(self.table_name(), self.since(start))
         if word == "EXPLAIN":
             return self._explain()
         if word in _REFUSED:
@@ -325,7 +325,7 @@ class Parser(Queries):
             return Show(f"CREATE {what}", self.qualified(f"a {what.lower()}"), self.since(start))
         if self.take_word("COLUMNS"):
             self.take_word("IN") or self.expect_word("FROM")
-            return Show("COLUMNS", self.qualified("a table"), self.since(start))
+            return Show("COLUMNS", self.table_name(), self.since(start))
         if self.token.word not in _SHOWN:
             near = near_names(self.token.word, _SHOWN)
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)

@@ -2,9 +2,9 @@
 
 from typing import cast
 
-from sabot.sql.syntax.cursor import NOT_AN_ALIAS
+from sabot.sql.syntax.cursor import CLAUSES, NOT_AN_ALIAS
 from sabot.sql.syntax.expressions import Expressions
-from sabot.sql.syntax.text import SqlFault
+from sabot.sql.syntax.text import SqlFault, near_names
 from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
     Alias,
@@ -35,6 +35,7 @@ from sabot.sql.syntax.tree import (
 
 _JOINS = ("JOIN", "INNER", "LEFT", "RIGHT", "FULL", "CROSS", "NATURAL")
 _GROUPING = ("GROUPING", "CUBE", "ROLLUP")
+_BEGINNINGS = (TokenKind.NAME, TokenKind.QUOTED, TokenKind.STRING, TokenKind.INTEGER, TokenKind.DECIMAL)
 _UNNEST = "CROSS JOIN UNNEST(array) AS t (x)"
 _NO_ALIAS = {
     "ASOF": "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
@@ -150,6 +151,7 @@ class Queries(Expressions):
         if self.is_word("FROM"):
             self.expected("a column or an expression", "behind SELECT", "SELECT * FROM …")
         items = self.several(self.item)
+        self._check_commas(items[-1])
         source = self._from() if self.take_word("FROM") else None
         where = self.expression() if self.take_word("WHERE") else None
         group = self._group() if self.take_word("GROUP", "BY") else ()
@@ -160,6 +162,18 @@ class Queries(Expressions):
         return SelectBody(
             distinct, items, source, where, group, having, windows, qualify, hints, emit, self.since(start)
         )
+
+    def _check_commas(self, last: Item) -> None:
+        """Raises SqlFault if an entry follows the last one of a select list without a comma."""
+        token, what = self.token, "a comma or FROM"
+        begins = token.kind in _BEGINNINGS and (token.word not in NOT_AN_ALIAS or token.word == "CASE")
+        called = token.kind is TokenKind.SYMBOL and token.value == "(" and last.alias is not None
+        if not (begins or called) or self.elsewhere(what) or near_names(self.peek(-1).word, CLAUSES):
+            return
+        hint = "columns have commas between them: SELECT a, b"
+        if called and last.alias is not None:
+            raise SqlFault(last.alias.span, f"expected {what}, found a call of {last.alias.text}", hint)
+        self.expected(what, hint=hint)
 
     def item(self) -> Item:
         """Reads an entry of a select list, with its alias."""
@@ -273,11 +287,7 @@ class Queries(Expressions):
             return TableFunction(call, self._alias(), lateral, ordinality, self.since(start))
         if self.token.kind is TokenKind.NAME and self.token.word in NOT_AN_ALIAS:
             self.expected("a table")
-        if self.token.kind is TokenKind.STRING:  # the path of a file
-            path = self.next()
-            parts: tuple[Name, ...] = (Name(path.value, path.span, True),)
-        else:
-            parts = self.qualified("a table")
+        parts = self.table_name()
         hints = self.hints()
         as_of = None
         if self.is_word("FOR", "UPDATE"):

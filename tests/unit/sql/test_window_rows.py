@@ -69,6 +69,33 @@ def test_sessions_of_an_inner_query_are_grouped(app):
         app.sql(query.replace("FROM (", "FROM (SELECT * FROM (").replace(") GROUP", ") WHERE id > 3) GROUP"))
 
 
+@pytest.mark.parametrize(
+    ("gap", "query"),
+    [
+        ("'2.1'", "SELECT k, COUNT(*) AS n FROM {} GROUP BY k, window_start, window_end"),
+        ("'2.101'", "SELECT k, COUNT(*) AS n FROM {} GROUP BY window_start, k, window_end"),
+        (
+            "'2.101'",
+            "SELECT who, COUNT(*) AS n FROM (SELECT k AS who, ts, window_start AS s, window_end AS e FROM {}) GROUP BY s, e, who",
+        ),
+    ],
+    ids=["exactly the gap", "less than the gap", "of an inner query"],
+)
+def test_sessions_of_each_key_end_when_a_row_comes_a_whole_gap_later(app, gap, query):
+    """The rows of each key are 2.1 seconds apart. In Flink those that are exactly a gap apart are together."""
+    session = f"TABLE(SESSION(TABLE t PARTITION BY k, DESCRIPTOR(ts), INTERVAL {gap} SECOND))"
+    found = Counter(tuple(row.values()) for row in app.sql(query.format(session)).collect().to_pylist())
+    each = {0: 34, 1: 33, 2: 33}
+    assert found == ({(k, 1): n for k, n in each.items()} if gap == "'2.1'" else {(k, n): 1 for k, n in each.items()})
+
+
+def test_a_key_of_sessions_is_a_column_of_the_table(app):
+    with pytest.raises(SqlError, match="PARTITION BY of SESSION takes columns"):
+        app.sql("SELECT COUNT(*) FROM SESSION(TABLE t PARTITION BY k + 1, DESCRIPTOR(ts), INTERVAL '1' SECOND)")
+    with pytest.raises(SqlError, match='there is no column "x"'):
+        app.sql("SELECT COUNT(*) FROM SESSION(TABLE t PARTITION BY x, DESCRIPTOR(ts), INTERVAL '1' SECOND)")
+
+
 def test_rows_without_a_group_and_joined_rows_have_each_of_their_windows(app):
     rows = app.sql(
         f"SELECT id, e FROM (SELECT id, ts, window_start, window_end AS e FROM {HOP}) WHERE id < 2"

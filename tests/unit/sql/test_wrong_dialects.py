@@ -103,10 +103,10 @@ ELSEWHERE = [
         "TO_TIMESTAMP_LTZ(seconds, 0)",
     ),
     (
-        "SELECT INITCAP(carrier) FROM flights",
-        "INITCAP",
-        "there is no function INITCAP",
-        'SHOW FUNCTIONS lists them; app.register("INITCAP", function) adds one of Python',
+        "SELECT LEVENSHTEIN(carrier) FROM flights",
+        "LEVENSHTEIN",
+        "there is no function LEVENSHTEIN",
+        'SHOW FUNCTIONS lists them; app.register("LEVENSHTEIN", function) adds one of Python',
     ),
     ("SELECT CONTAINS(carrier, 'U') FROM flights", "CONTAINS", "there is no function CONTAINS", "text LIKE '%part%'"),
     (

@@ -102,8 +102,83 @@ WRONG = [
     ),
     (
         "SELECT delay carrier origin FROM flights",
-        "1:22: expected ; or the end of the statement, found origin",
-        "did you mean JOIN?",
+        "1:22: expected a comma or FROM, found origin",
+        "columns have commas between them: SELECT a, b",
+    ),
+    (
+        "SELECT COUNT(*) SUM(delay) FROM flights",
+        "1:17: expected a comma or FROM, found a call of SUM",
+        "columns have commas between them: SELECT a, b",
+    ),
+    (
+        "SELECT COUNT(*) n 'UA' FROM flights",
+        "1:19: expected a comma or FROM, found 'UA'",
+        "columns have commas between them: SELECT a, b",
+    ),
+    (
+        "CREATE TABLE x (a INT) WITH ('conector' = 'print')",
+        "1:30: there is no option 'conector'",
+        "did you mean connector?",
+    ),
+    (
+        "SELECT f.carrier FROM flights f JOIN plain p ON f.carrier = p.name WHERE SUM(f.delay) > p.id",
+        "1:74: the aggregate SUM has no value in a single row",
+        "HAVING, behind GROUP BY, takes conditions on aggregates",
+    ),
+    (
+        "SELECT * FROM TABLE(HOP(flights, DESCRIPTOR(ts), INTERVAL '1' HOUR, INTERVAL '2' HOUR))",
+        "1:25: HOP needs TABLE flights",
+        "HOP(TABLE flights, DESCRIPTOR(ts), INTERVAL '5' MINUTE, INTERVAL '10' MINUTE): the slide first, then the size",
+    ),
+    (
+        "SELECT carrier FROM TABLE(SESSION(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY carrier, window_start, window_end",
+        "1:95: sessions are grouped by the columns of their PARTITION BY, and by no others",
+        "SESSION(TABLE t PARTITION BY carrier, DESCRIPTOR(ts), …): sessions of each of them",
+    ),
+    (
+        "SELECT 1 FROM SESSION(TABLE flights PARTITION BY carrier, DESCRIPTOR(ts), INTERVAL '1' HOUR) GROUP BY window_start, window_end",
+        "1:103: these sessions are those of each carrier, which is not in GROUP BY",
+        "GROUP BY carrier, window_start, window_end",
+    ),
+    (
+        "SELECT COUNT(*) FROM TUMBLE(TABLE flights PARTITION BY carrier, DESCRIPTOR(ts), INTERVAL '1' HOUR)",
+        "1:29: TUMBLE has no PARTITION BY",
+        "leave it out, and write its columns in GROUP BY",
+    ),
+    (
+        "SELECT TUMBLE(ts, INTERVAL '1' HOUR), COUNT(*) FROM flights GROUP BY carrier",
+        "1:8: there is no function TUMBLE",
+        "SELECT TUMBLE_START(ts, INTERVAL '1' HOUR), and GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)",
+    ),
+    (
+        "SELECT carrier, MEDIAN(delay) FROM flights GROUP BY carrier",
+        "1:17: there is no function MEDIAN",
+        "PERCENTILE(x, 0.5): the median; 0.9 in place of 0.5 is exceeded by a tenth of the values",
+    ),
+    (
+        "SELECT PERCENTILE(delay) FROM flights",
+        "1:8: PERCENTILE takes two arguments",
+        "PERCENTILE(x, 0.5)",
+    ),
+    (
+        "SELECT PERCENTILE(delay, 50) FROM flights",
+        "1:26: the fraction of PERCENTILE is a constant number from 0 to 1",
+        "0.5 is the median",
+    ),
+    (
+        "SELECT CONVERT_TZ('2024-01-01 00:00:00', carrier, 'UTC') FROM flights",
+        "1:42: the time zone of CONVERT_TZ is a constant string",
+        'a column there needs a function of Python: app.register("f", function), or --functions module',
+    ),
+    (
+        "SELECT SUBSTRING(carrier, 1, -2) FROM flights",
+        "1:30: a part of a text is not shorter than 0",
+        "a length of 0 or more",
+    ),
+    (
+        "SELECT ts - carrier FROM flights",
+        "1:8: - of TIMESTAMP and STRING",
+        "a time and an interval: ts + INTERVAL '1' DAY",
     ),
     (
         "SELEC * FROM flights",
@@ -157,13 +232,13 @@ WRONG = [
     ),
     (
         "SELECT COUNT(*) FROM TABLE(TUMBLE(flights, ts, INTERVAL '1' HOUR)) GROUP BY window_start, window_end",
-        "1:35: TUMBLE needs TABLE t",
-        "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)",
+        "1:35: TUMBLE needs TABLE flights",
+        "TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
     ),
     (
         "SELECT COUNT(*) FROM TUMBLE(flights, ts, '1 hour') GROUP BY window_start, window_end",
-        "1:29: TUMBLE needs TABLE t",
-        "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL …)",
+        "1:29: TUMBLE needs TABLE flights",
+        "TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '10' MINUTE)",
     ),
     (
         "SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL 1 HOUR)) GROUP BY window_start, window_end",
@@ -213,7 +288,7 @@ WRONG = [
     (
         "SELECT * FROM flights WHERE COUNT(*) > 1",
         "1:29: the aggregate COUNT has no value in a single row",
-        "write it in the select list or in HAVING",
+        "HAVING, behind GROUP BY, takes conditions on aggregates",
     ),
     (
         "SELECT delay * 2 AS twice FROM flights WHERE twice > 1",
@@ -292,8 +367,8 @@ WRONG = [
     ),
     (
         "SELECT MAX(SUM(delay)) FROM flights GROUP BY origin",
-        "1:12: the aggregate SUM has no value in a single row",
-        "write it in the select list or in HAVING",
+        "1:12: an aggregate has no other aggregate inside",
+        "MAX(x) of a query inside: FROM (SELECT SUM(…) AS x FROM t GROUP BY key)",
     ),
     (
         "SELECT carrier, COUNT(*) FROM flights GROUP BY ROLLUP (carrier)",
@@ -693,7 +768,7 @@ WRONG = [
     (
         "SELECT SUBSTR(carrier, 0, 1) FROM flights",
         "1:24: positions of a text begin at 1",
-        "RIGHT(text, n) is the end of a text",
+        "1 is the first character, -1 the last one",
     ),
     (
         "INSERT OR REPLACE INTO counts SELECT carrier, delay FROM flights",
@@ -754,6 +829,11 @@ WRONG = [
         "SELECT /*+ STATE_TTL('flihgts' = '1d') */ carrier FROM flights",
         '1:12: FROM has no table "flihgts"',
         "did you mean flights?",
+    ),
+    (
+        "SELECT carrier, COUNT(*) AS n FROM flights GROUP BY carrier LIMIT 10",
+        "1:67: the rows of this query are updated and have no end, so there are no first ones without an order",
+        "ORDER BY n DESC LIMIT 10: these rows, kept up to date",
     ),
     (
         "EXPLAIN CREATE VIEW v AS SELECT * FROM flights",
