@@ -29,6 +29,17 @@ ANSWERS: dict[str, dict[str, Any]] = {
 the tool's `reconcile=` once more.
 """
 
+SAID = {
+    "approve": "approved",
+    "reject": "rejected",
+    "done": "known to be done",
+    "not-done": "made again",
+    "abandon": "given up",
+    "look-up": "looked up again",
+    "value": "answered",
+}
+"""What became of a question, by the name of its answer (`answer_name`)."""
+
 OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
 
@@ -81,6 +92,11 @@ class InboxQuestion:
                 return last  # the last message of the request
             case other:
                 return {} if other is None else other
+
+
+def answer_name(answer: Mapping[str, Any]) -> str:
+    """Returns the short name of an answer, or "value" if it has none."""
+    return next((name for name, given in ANSWERS.items() if given.items() <= answer.items()), "value")
 
 
 def _questions(known: JobView, reader: JournalReader, actions: Collection[ActionRecord]) -> list[InboxQuestion]:

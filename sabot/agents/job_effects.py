@@ -5,18 +5,32 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
+from sabot.agents.inbox import answer_name
 from sabot.agents.job_history import dollars_of, record_of
-from sabot.agents.job_view import EffectState, EffectView, JobView
+from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
 from sabot.agents.jobs import JobRecord
 from sabot.errors import UserError
 from sabot.jobs.guard import GuardVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import Use
-from sabot.journal.entries import Begin, End, Entry
+from sabot.journal.entries import Answer, Begin, End, Entry
 
 _MOST_JOBS = 1_000  # of a tree, whose tokens and money are added up
 _OPEN = ("open", "in_doubt", "needs_approval")
+
+
+@dataclass(frozen=True, slots=True)
+class EffectAnswer:
+    """The end of a question about an effect. `question`: in_doubt, or confirm for an approval. `answer`: the name of the answer
+    (`inbox.answer_name`), or the outcome of a question without one, such as expired. `by`: who has answered, or "". `at`: the time, in
+    seconds since 1970.
+    """
+
+    question: str
+    answer: str
+    by: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,7 @@ class EffectRecord:
     the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person who answered last, or "". `decision`: the
     decision of the policy, or "" if there was none. `rule`: the rule that decided. `tokens`, `dollars`: the use that budgets count.
     `doubt_tokens`, `doubt_dollars`: the part of it that is an upper bound. `child`: the id of the job that the effect began, or "".
+    `answers`: those to the questions about the effect, in their order.
     """
 
     ordinal: int
@@ -47,6 +62,7 @@ class EffectRecord:
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
     child: str = ""
+    answers: tuple[EffectAnswer, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -59,7 +75,8 @@ class JobStory:
     """A job with all of its effects.
 
     `parent`: the id of the job that began this one, or "". `children`: the jobs that this one began. `tree_tokens`, `tree_dollars`: the
-    use of this job's own calls, and of those of all jobs below it, of which at most 1,000 are read.
+    use of this job's own calls, and of those of all jobs below it, of which at most 1,000 are read. `tree_doubt_tokens`,
+    `tree_doubt_dollars`: the part of it that is an upper bound, as far as the entries and rows that were read say.
     """
 
     record: JobRecord
@@ -68,10 +85,14 @@ class JobStory:
     children: list[JobRecord]
     tree_tokens: int
     tree_dollars: Decimal
+    tree_doubt_tokens: int
+    tree_doubt_dollars: Decimal
 
 
-def effect_record(effect: EffectView) -> EffectRecord:
-    """Returns an effect as it is now. Raises CorruptJournal if the decision on it cannot be read."""
+def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
+    """Returns an effect as it is now. `bodies`: where answers are loaded from. Raises CorruptJournal if the decision on it cannot be
+    read.
+    """
     intent = effect.intent
     verdict = decode_verdict(intent.note) or GuardVerdict()
     return EffectRecord(
@@ -93,7 +114,13 @@ def effect_record(effect: EffectView) -> EffectRecord:
         doubt_tokens=effect.doubt_tokens,
         doubt_dollars=effect.doubt_dollars,
         child=child_id(intent.job, intent.ordinal) if intent.kind == "child" else "",
+        answers=tuple(_answer_of(question, entry, bodies) for question, entry in effect.answers),
     )
+
+
+def _answer_of(question: str, entry: Answer, bodies: HasBodies) -> EffectAnswer:
+    name = answer_name(resolution_of(bodies.load(entry.body))) if entry.outcome == "resolved" else entry.outcome
+    return EffectAnswer(question, name, entry.by, entry.at_ms / 1000)
 
 
 def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]:
@@ -106,16 +133,12 @@ def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]
 
 
 class FoldedJob(NamedTuple):
-    """A job with its effects by ordinal, its last BEGIN and its last END. `doubt_tokens`, `doubt_dollars`: the part of its use that is an
-    upper bound, because nobody knows whether a call was paid.
-    """
+    """A job with its effects by ordinal, its last BEGIN and its last END."""
 
     record: JobRecord
     effects: Mapping[int, EffectView]
     begin: Begin | None
     end: End | None
-    doubt_tokens: int = 0
-    doubt_dollars: Decimal = Decimal(0)
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
@@ -141,6 +164,7 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []
     tokens, dollars = record.tokens, record.dollars
+    doubts = [record]
     if record.children:
         kept = reader.history.used_below([job_id]).get(job_id, Use())
         tokens, dollars = tokens + kept.tokens, dollars + dollars_of(kept.nanodollars)
@@ -155,21 +179,31 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
         if found is not None:
             tokens, dollars = tokens + found.record.tokens, dollars + found.record.dollars
             below += _children_of(found.effects)
+        known = [record_of(row) for row in kept_row] if found is None else [found.record]
+        doubts += known
         if child in direct:
-            children += [record_of(row) for row in kept_row] if found is None else [found.record]
-    made = [effect_record(each) for each in shown.values()]
-    return JobStory(record, made, parent_of(job_id)[0], children, tokens, dollars)
+            children += known
+    return JobStory(
+        record,
+        [effect_record(each, reader) for each in shown.values()],
+        parent_of(job_id)[0],
+        children,
+        tokens,
+        dollars,
+        sum(each.doubt_tokens for each in doubts),
+        sum((each.doubt_dollars for each in doubts), Decimal(0)),
+    )
 
 
 def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
     view, entries = JobView(reader), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
-    record, state = view.job(job_id), view.states.get(job_id)
-    if record is None or state is None:
+    record = view.job(job_id)
+    if record is None:
         return None
     begin = next((each for each in reversed(entries) if isinstance(each, Begin)), None)
     end = next((each for each in reversed(entries) if isinstance(each, End)), None)
-    return FoldedJob(record, effects, begin, end, state.doubt_tokens, state.doubt_dollars)
+    return FoldedJob(record, effects, begin, end)
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

@@ -31,6 +31,8 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
     result_ref: str = ""
     error: str = ""
     origin: tuple[str, str] | None = None
+    doubt_tokens: int = 0
+    doubt_nanodollars: int = 0
 
 
 def job_keeping(keep: str) -> JobKeeping | None:
@@ -66,6 +68,8 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         record.result_ref,
         record.error[:_MOST_CHARS],
         None if origin is None else (origin["job"], origin["checkpoint"]),
+        min(record.doubt_tokens, _MOST_TOKENS),
+        _nanodollars(record.doubt_dollars),
     )
     return EndedJob(
         job_id,
@@ -78,7 +82,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         last_ms if record.completed_at is None else round(record.completed_at * 1000),
         searched(record),
         min(record.tokens, _MOST_TOKENS),
-        min(round(record.dollars * _NANO), _MOST_TOKENS),
+        _nanodollars(record.dollars),
         msgspec.msgpack.encode(kept),
     )
 
@@ -107,6 +111,8 @@ def record_of(job: EndedJob) -> JobRecord:
         children=kept.children,
         tokens=job.tokens,
         dollars=dollars_of(job.nanodollars),
+        doubt_tokens=kept.doubt_tokens,
+        doubt_dollars=dollars_of(kept.doubt_nanodollars),
     )
 
 
@@ -129,6 +135,10 @@ def ended_records(
 def dollars_of(nanodollars: int) -> Decimal:
     """Returns a number of 10⁻⁹ dollars as dollars, without zeros at its end."""
     return (nanodollars / _NANO).normalize() + 0
+
+
+def _nanodollars(dollars: Decimal) -> int:
+    return min(round(dollars * _NANO), _MOST_TOKENS)
 
 
 def searched(record: JobRecord) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from heapq import nlargest
-from typing import Any
+from typing import Any, NamedTuple
 
 from sabot.agents.actions import ActionRecord
 from sabot.agents.entry_values import key_text, value_of
@@ -90,13 +90,16 @@ class JobQuery:
 @dataclass(frozen=True, slots=True)
 class ListedJob:
     """A job of a list. `status`: that of the record, or BLOCKED. `tokens`, `dollars`: the use of its own calls and of those of all jobs
-    below it.
+    below it. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper bound, because nobody knows whether a call was paid: of the
+    job's own calls, and of those of jobs below it that are in the log.
     """
 
     record: JobRecord
     status: str
     tokens: int
     dollars: Decimal
+    doubt_tokens: int
+    doubt_dollars: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +180,35 @@ def _listed(
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
     below = reader.history.used_below(parents)
-    used = {job_id: (each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
-    nothing = 0, Decimal(0)
+    used = {job_id: _Used(each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
     for each in view.states.values() if parents else ():
         above = each.job_id
         while above := parent_of(above)[0]:
             if above in parents:
-                tokens, dollars = used.get(above, nothing)
-                used[above] = tokens + each.tokens, dollars + each.dollars
+                used[above] = used.get(above, _Used()).plus(each)
     listed = []
     for job, record in zip(page, records, strict=True):
         status = job.status if isinstance(job, EndedJob) else query.status_of(job)
-        tokens, dollars = used.get(record.job_id, nothing)
-        listed.append(ListedJob(record, status, record.tokens + tokens, record.dollars + dollars))
+        listed.append(ListedJob(record, status, *used.get(record.job_id, _Used()).plus(record)))
     return listed
+
+
+class _Used(NamedTuple):
+    """The use of several jobs, and the part of it that is in doubt."""
+
+    tokens: int = 0
+    dollars: Decimal = Decimal(0)
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
+
+    def plus(self, job: JobState | JobRecord) -> "_Used":
+        """Returns the sum of this and the use of one more job."""
+        return _Used(
+            self.tokens + job.tokens,
+            self.dollars + job.dollars,
+            self.doubt_tokens + job.doubt_tokens,
+            self.doubt_dollars + job.doubt_dollars,
+        )
 
 
 def find_jobs(

@@ -65,7 +65,8 @@ class EffectView:
     `question`: the open question to a person about the effect, if there is one. `attempts`: how often the effect was made or may have been
     made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
     who answered last. `tokens`, `dollars`: the use that budgets count. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper
-    bound, because nobody knows whether a call was paid. `result`: the entry that ended the effect.
+    bound, because nobody knows whether a call was paid. `result`: the entry that ended the effect. `answers`: those to the questions about
+    the effect, each behind the type of its question.
     """
 
     intent: Intent
@@ -80,6 +81,7 @@ class EffectView:
     dollars: Decimal = Decimal(0)
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
+    answers: list[tuple[str, Answer]] = field(default_factory=list)
 
     def close(self, state: EffectState, at: float) -> None:
         """Ends the effect in this state."""
@@ -182,6 +184,8 @@ class JobState:
             "error": self.error,
             "tokens": self.tokens,
             "dollars": self.dollars,
+            "doubt_tokens": self.doubt_tokens,
+            "doubt_dollars": self.doubt_dollars,
         }
         if self.spec is not None:
             said = {name: getattr(self.spec, name) for name in _OF_SPEC}
@@ -429,7 +433,7 @@ class JobView:
             action.status = _CLOSED.get(entry.outcome, ActionStatus.CANCELLED)
             action.resolved_at, action.by = at, entry.by
             if action.status is ActionStatus.RESOLVED:
-                action.resolution = _resolution(self.bodies.load(entry.body))
+                action.resolution = resolution_of(self.bodies.load(entry.body))
         if question is not None and job.status is JobStatus.WAITING_ACTION and not job.questions:
             job.move(JobStatus.RUNNING, at)
         return question
@@ -448,7 +452,7 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
     return {"arguments": as_plain(value_of(effect.intent, effect.intent.body))}
 
 
-def _resolution(answered: bytes) -> dict[str, Any]:
+def resolution_of(answered: bytes) -> dict[str, Any]:
     """Returns what was answered. Who has a token may put any bytes into the inbox, and they must not make the journal unreadable: what is
     no JSON object is the text of an answer.
     """
@@ -515,6 +519,7 @@ def _answer(job: JobState, entry: Answer, at: float) -> tuple[EffectView, ...]:
         return ()
     known.by = entry.by
     if known.question is not None:
+        known.answers.append((known.question.name, entry))
         known.question, known.state = None, "open"
     else:
         del job.open[entry.ordinal]

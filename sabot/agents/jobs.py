@@ -145,7 +145,8 @@ class JobRecord:
     result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
     run, up to `updated_at`. Of a job of a durable agent: agent: its id; attempt: from 1; effects: how many it has asked for; open: those of
     them that nothing has come of yet, the last one first; key: that of its record, as text. children: how many jobs it has begun. tokens,
-    dollars: what its own calls have used, as budgets count.
+    dollars: what its own calls have used, as budgets count. doubt_tokens, doubt_dollars: the part of it that is an upper bound, because
+    nobody knows whether a call was paid.
     """
 
     job_id: str
@@ -176,6 +177,8 @@ class JobRecord:
     children: int = 0
     tokens: int = 0
     dollars: Decimal = Decimal(0)
+    doubt_tokens: int = 0
+    doubt_dollars: Decimal = Decimal(0)
 
     @property
     def ended(self) -> bool:

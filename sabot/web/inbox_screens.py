@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sabot.agents.actions import ActionStatus
-from sabot.agents.inbox import ANSWERS, OF_DOUBTS, InboxQuestion, OpenQuestions, answer_questions
+from sabot.agents.inbox import ANSWERS, OF_DOUBTS, SAID, InboxQuestion, OpenQuestions, answer_name, answer_questions
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
@@ -23,17 +23,6 @@ _FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the h
 _MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
 _MOST_NAMED = 20  # questions whose earlier answers are said
 _ASK = "ask:"  # before the id of a question, in the name of a field
-
-_SAID = {
-    "approve": "approved",
-    "reject": "rejected",
-    "done": "known to be done",
-    "not-done": "made again",
-    "abandon": "given up",
-    "look-up": "looked up again",
-    "value": "answered",
-}
-"""What became of questions, by the answer of a form."""
 
 
 class InboxScreens:
@@ -134,7 +123,7 @@ class InboxScreens:
         count = await run_in_thread(answer_questions, self._store, questions, word, answer, form[BY])
         await self._read()
         gone = sorted(wanted - {each.action.action_id for each in questions})
-        said = [f"{count.answered:,} of {len(wanted):,} questions: {_SAID[word]}."] if count.answered else []
+        said = [f"{count.answered:,} of {len(wanted):,} questions: {SAID[word]}."] if count.answered else []
         said += [await self._before(name) for name in gone[:_MOST_NAMED]]
         said += [f"{len(gone) - _MOST_NAMED:,} more were closed before."] if len(gone) > _MOST_NAMED else []
         said += [await self._before(name) if closed else f"{name}: {why}." for name, why, closed in count.refused]
@@ -150,8 +139,7 @@ class InboxScreens:
         at = moment_text(action.resolved_at or action.created_at)
         if action.status is not ActionStatus.RESOLVED:
             return f"{name} was {'withdrawn' if action.status is ActionStatus.CANCELLED else action.status} at {at}."
-        words = (word for word, answer in ANSWERS.items() if answer.items() <= action.resolution.items())
-        how, by = _SAID[next(words, "value")], f" by {action.by}" if action.by else ""
+        how, by = SAID[answer_name(action.resolution)], f" by {action.by}" if action.by else ""
         return f"{name} was {how}{by} at {at}, before your answer."
 
 

@@ -3,16 +3,17 @@
 What a page shows many times, the rows of its tables, is rendered where it was read: that takes longer than the read.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
 from heapq import nlargest
-from typing import Any
+from typing import Any, TypeVar
 
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.entry_values import as_plain, value_of
+from sabot.agents.inbox import SAID
 from sabot.agents.job_effects import EffectRecord, FoldedJob, JobStory, effect_record, folded_job, story_of
 from sabot.agents.job_history import searched
 from sabot.agents.job_reads import JobPage, JobQuery, ListedJob, jobs_page, short_jobs_page
@@ -24,6 +25,8 @@ from sabot.journal.entries import Begin, Entry, Intent, body_of
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.rendering import templates_of
 from sabot.web.texts import TableForm, table_text
+
+T = TypeVar("T")
 
 MOST_ROWS = 20_000
 """The most jobs of a list as CSV or JSON, and the most among which a form selects some."""
@@ -64,9 +67,9 @@ class OwnJournal(JournalAddress):
 
 @dataclass(frozen=True)
 class ShownJobs:
-    """A page of a list of jobs. `rows`: those of its table, as HTML. `found`, `counts`, `following`: as in `JobPage`."""
+    """A page of a list of jobs. `table`: its table, as HTML. `found`, `counts`, `following`: as in `JobPage`."""
 
-    rows: str
+    table: str
     found: int
     counts: dict[str, int]
     following: str
@@ -77,9 +80,8 @@ class ShownJob:
     """A job, with the part of its values that a page may show.
 
     `story`: without the effects. `place`: where the record that began it stands, or "". `given`, `result`: the input and the output.
-    `effects`: the rows of the table of effects, as HTML: those from a number on. `span`: the seconds that their bars show. `count`: the
-    number of all effects. `following`: the number of the first effect of the next page, or 0. `doubt_tokens`, `doubt_dollars`: as in
-    `FoldedJob`.
+    `effects`: the table of effects from a number on, as HTML. `span`: the seconds that their bars show. `count`: the number of all effects.
+    `following`: the number of the first effect of the next page, or 0.
     """
 
     story: JobStory
@@ -90,8 +92,6 @@ class ShownJob:
     span: float
     count: int
     following: int
-    doubt_tokens: int
-    doubt_dollars: Decimal
 
 
 def loaded() -> bool:
@@ -130,11 +130,8 @@ def jobs_table(journal: JournalAddress, query: JobQuery, payloads: Payloads, for
 def effects_table(journal: JournalAddress, job_id: str, first: int, form: TableForm) -> str:
     """Returns the effects of a job as a text of CSV or JSON: up to 2,000 from the ordinal `first` on. Raises as `read_job`."""
     with journal.opened() as reader:
-        found = map(effect_record, _page_of(folded_job(reader, job_id), first).values())
-        rows = [
-            asdict(each) | {name: str(getattr(each, name)) for name in ("dollars", "doubt_dollars")} for each in found
-        ]
-        return table_text(rows, form)
+        found = [effect_record(each, reader) for each in _page_of(folded_job(reader, job_id), first).values()]
+        return table_text([_flat_effect(each, form) for each in found], form)
 
 
 def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payloads, root: str, now: float) -> ShownJob:
@@ -148,7 +145,7 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
         message = _message(begun)
         end = None if folded.end is None or folded.end.outcome != "succeeded" else _value(reader, folded.end)
         story = story_of(reader, folded, page)
-        rows, span = _shown_effects(
+        table, span = _shown_effects(
             story, [_values(reader, each, payloads) for each in page.values()], payloads, root, now
         )
     last = story.effects[-1].ordinal if story.effects else 0
@@ -157,12 +154,10 @@ def read_job(journal: JournalAddress, job_id: str, first: int, payloads: Payload
         place=str(begun.get("record") or begun.get("records") or "") if isinstance(begun, Mapping) else "",
         given=payloads.shown(as_plain(message)) if message is not None else ShownPayload(),
         result=payloads.shown(as_plain(end)) if end is not None else ShownPayload(),
-        effects=rows,
+        effects=table,
         span=span,
         count=len(folded.effects),
         following=last + 1 if len(page) == _MOST_EFFECTS else 0,
-        doubt_tokens=folded.doubt_tokens,
-        doubt_dollars=folded.doubt_dollars,
     )
 
 
@@ -208,14 +203,22 @@ def _message(begun: Any) -> Any:
 
 def _shown_jobs(page: JobPage, root: str) -> ShownJobs:
     jobs = [(job, _short_id(job.record), _open_text(job.record), scrubbed(job.record.error)) for job in page.jobs]
-    rows = templates_of(root).get_template("parts/job_rows.html").render(jobs=jobs)
-    return ShownJobs(rows, page.found, page.counts, page.following)
+    facts: dict[str, Callable[[ListedJob], object]] = {
+        "key": lambda job: job.record.key,
+        "scope": lambda job: job.record.scope_id,
+        "attempt": lambda job: job.record.attempt > 1,
+        "tokens": lambda job: job.tokens,
+        "dollars": lambda job: job.dollars,
+        "why": lambda job: job.record.open or job.record.error,
+    }
+    table = templates_of(root).get_template("parts/job_table.html").render(jobs=jobs, filled=_filled(facts, page.jobs))
+    return ShownJobs(table, page.found, page.counts, page.following)
 
 
 def _shown_effects(
     story: JobStory, values: list[tuple[ShownPayload, ShownPayload]], payloads: Payloads, root: str, now: float
 ) -> tuple[str, float]:
-    """Returns the rows of a table of effects, and the seconds that their bars show."""
+    """Returns the table of effects, and the seconds that its bars show."""
     begin = min([story.record.created_at, *(each.asked_at for each in story.effects)])
     ends = [each.ended_at for each in story.effects if each.ended_at is not None]
     end = max([now if not story.record.ended else story.record.updated_at, *ends, begin + 0.001])
@@ -223,8 +226,28 @@ def _shown_effects(
         (each, *_place(each, begin, end), asked, answer)
         for each, (asked, answer) in zip(story.effects, values, strict=True)
     ]
-    template = templates_of(root).get_template("parts/effect_rows.html")
-    return template.render(job=story.record, effects=effects, hides=not payloads.shows_any), end - begin
+    facts: dict[str, Callable[[EffectRecord], object]] = {
+        "policy": lambda effect: effect.decision,
+        "tokens": lambda effect: effect.tokens,
+        "dollars": lambda effect: effect.dollars,
+    }
+    table = (
+        templates_of(root)
+        .get_template("parts/effect_table.html")
+        .render(
+            job=story.record,
+            effects=effects,
+            hides=not payloads.shows_any,
+            filled=_filled(facts, story.effects),
+            said=SAID,
+        )
+    )
+    return table, end - begin
+
+
+def _filled(columns: Mapping[str, Callable[[T], object]], rows: Collection[T]) -> list[str]:
+    """Returns the columns that have a value in some row; a table leaves the others out."""
+    return [name for name, value in columns.items() if any(map(value, rows))]
 
 
 def _page_of(job: FoldedJob, first: int) -> dict[int, EffectView]:
@@ -249,7 +272,13 @@ def _flat(job: ListedJob) -> dict[str, Any]:
     record = job.record
     facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
     facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
-    return facts | {"tokens": job.tokens, "dollars": str(job.dollars)}
+    facts |= {"tokens": job.tokens, "dollars": str(job.dollars)}
+    return facts | {"doubt_tokens": job.doubt_tokens, "doubt_dollars": str(job.doubt_dollars)}
+
+
+def _flat_effect(effect: EffectRecord, form: TableForm) -> dict[str, Any]:
+    facts = asdict(effect) | {name: str(getattr(effect, name)) for name in ("dollars", "doubt_dollars")}
+    return facts if form == "json" else facts | {"answers": json.dumps(facts["answers"]) if effect.answers else ""}
 
 
 def _place(effect: EffectRecord, begin: float, end: float) -> tuple[str, str]:

@@ -107,7 +107,7 @@ class JobScreens:
         if status := query.get("status", ""):
             counts = {status: page.found}
         return {
-            "rows": Markup(page.rows),  # rendered by the templates, which escape
+            "table": Markup(page.table),  # rendered by the templates, which escape
             "found": page.found,
             "counts": page.counts,
             "open": sum(count for name, count in counts.items() if name not in ENDS),

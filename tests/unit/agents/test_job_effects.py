@@ -33,6 +33,11 @@ USED = msgspec.msgpack.encode(
 )
 
 
+DOUBT = msgspec.msgpack.encode(
+    [LedgerEvent(event_id="2", type="doubt", scope_id="s", cost=Decimal("0.75"), reserved_tokens=500)]
+)
+
+
 def call(ordinal: int, at: int = 1000, job: str = "j", note: bytes = b"") -> Intent:
     return Intent(job, at, ordinal, "call", "pay", effect_class="unsafe", note=note)
 
@@ -50,7 +55,7 @@ class Folded:
 
     @property
     def effects(self) -> dict[int, EffectRecord]:
-        return {ordinal: effect_record(each) for ordinal, each in self._effects.items()}
+        return {ordinal: effect_record(each, MemoryJournal()) for ordinal, each in self._effects.items()}
 
     @property
     def job(self) -> JobRecord:
@@ -97,6 +102,28 @@ def test_the_answer_to_a_question_about_an_effect_does_not_end_the_effect() -> N
     assert (asked.effects[1].state, asked.effects[1].by, asked.effects[1].ended_at) == ("open", "bob", None)
     asked.add(EffectResult("j", 4000, 1))
     assert (asked.effects[1].kind, asked.effects[1].state) == ("call", "done")
+
+
+def test_an_effect_says_who_has_answered_the_questions_about_it_how_and_when() -> None:
+    made = Folded(
+        call(1),
+        Intent("j", 2000, 1, "ask", "confirm", token="may"),
+        Answer("j", 3000, 1, "may", body=b'{"approved": true, "reason": "small"}', by="ann"),
+        Intent("j", 4000, 1, "ask", "in_doubt", token="was"),
+        Answer("j", 5000, 1, "was", body=b'{"outcome": "look_up"}', by="bob"),
+        Intent("j", 6000, 1, "ask", "in_doubt", token="was it"),
+        Answer("j", 7000, 1, "was it", body=b'{"outcome": "done", "result": {"payment": 7}}', by="cid"),
+        EffectResult("j", 8000, 1),
+        call(2, 9000),
+        Intent("j", 9000, 2, "ask", "confirm", token="late"),
+        Answer("j", 9500, 2, "late", "expired"),
+    )
+    assert [(each.question, each.answer, each.by, each.at) for each in made.effects[1].answers] == [
+        ("confirm", "approve", "ann", 3.0),
+        ("in_doubt", "look-up", "bob", 5.0),
+        ("in_doubt", "done", "cid", 7.0),
+    ]
+    assert [(each.answer, each.by) for each in made.effects[2].answers] == [("expired", "")]
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("resolved", "answered"), ("expired", "expired"), ("no", "withdrawn")])
@@ -279,6 +306,38 @@ def test_pages_go_over_the_log_and_the_history() -> None:
     assert [job.job_id[-1] for job in find_jobs(journal, agent="handle").found] == list("013456729")
     with pytest.raises(UserError, match="no job of an agent nobody"):
         find_jobs(journal, agent="nobody")
+
+
+def test_lists_tell_what_is_in_doubt_from_what_was_spent_in_the_log_and_in_the_history() -> None:
+    child = child_id("j", 3)
+    made: list[Entry] = [
+        Begin("j", 1, "shop.handle"),
+        call(1, 2),
+        EffectResult("j", 3, 1, usage=USED),
+        call(2, 4),
+        EffectResult("j", 5, 2, outcome="ModelTimeout", usage=DOUBT),
+        Intent("j", 6, 3, "child", "shop.help"),
+        Begin(child, 7, "shop.help"),
+        call(1, 8, child),
+        EffectResult(child, 9, 1, outcome="ModelTimeout", usage=DOUBT),
+    ]
+    journal = journal_with([])
+    for each in made:
+        journal.append(each)
+    _, listed = jobs_page(journal, JobQuery()).jobs
+    assert (listed.tokens, listed.doubt_tokens) == (1100, 1000), "with the child"
+    assert (listed.dollars, listed.doubt_dollars) == (Decimal("1.75"), Decimal("1.50"))
+    assert [each.doubt_tokens for each in find_jobs(journal).found] == [500, 500]
+    story = job_story(journal, "j")
+    assert (story.tree_doubt_tokens, story.tree_doubt_dollars) == (1000, Decimal("1.50"))
+    for each in (End(child, 10, "failed"), End("j", 11, "failed")):
+        journal.append(each)
+    journal.trim(journal.positions(), 1 << 60)
+    assert not list(journal.read())
+    assert job_story(journal, "j").tree_doubt_tokens == 1000
+    listed = jobs_page(journal, JobQuery(key="")).jobs[-1]
+    assert (listed.record.doubt_tokens, listed.record.doubt_dollars) == (500, Decimal("0.75"))
+    assert (listed.tokens, listed.doubt_tokens) == (1100, 500), "rows of jobs below it are only added up"
 
 
 def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unit.web.test_console import MARKUP
 from unit.web.test_job_screens import ask, enter
@@ -174,6 +175,15 @@ async def test_effects_in_doubt_are_decided_by_a_person(memory_url: str, tmp_pat
         assert said[0] == "looked up"
         assert re.fullmatch(r"paid o-\d", said[1])
         assert "abandoned by console:" in said[2]
+        await app.agent_runtime.trigger_checkpoint()
+        for field, words in [(done, "known to be done"), (again, "made again"), (given_up, "given up")]:
+            job = field.removeprefix("ask:").rpartition("/")[0]
+            page = (await ask(browser, f"/job?id={quote(job)}"))[1]
+            assert re.search(rf"was in doubt: {words} by console:[0-9a-f]{{12}} at <time", page)
+            assert "looked up" not in page, "values of answers are hidden"
+            (effect,) = json.loads((await ask(browser, f"/job.json?id={quote(job)}"))[1])
+            assert effect["answers"][0]["question"] == "in_doubt"
+            assert "in_doubt" in (await ask(browser, f"/job.csv?id={quote(job)}"))[1]
 
 
 async def test_a_question_of_a_job_takes_an_object(memory_url: str, tmp_path: Path) -> None:

@@ -3,19 +3,27 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from unit.web.test_console import MARKUP, Browser
 
 from sabot import App
 from sabot.agents import DurableContext, JobStatus, tool
-from sabot.journal.entries import Cancel, EffectResult, Signal
+from sabot.agents.accounts.contract import LedgerEvent
+from sabot.agents.app_jobs import JournalAddress
+from sabot.agents.job_reads import JobQuery
+from sabot.journal.base import JournalReader
+from sabot.journal.entries import Begin, Cancel, EffectResult, Entry, Intent, Signal
+from sabot.journal.memory import MemoryJournal
 from sabot.web.console import Console
+from sabot.web.job_reading import jobs_table, read_job, read_jobs
 from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
 
@@ -248,6 +256,73 @@ async def test_arguments_and_answers_are_shown_as_the_options_say(
         assert ("4111" in effects) == ("answer" in shown)
         assert ("4111" in rows) == ("output" in shown)
         assert "<b>ann" not in page
+
+
+class Given(JournalAddress):
+    """A journal whose entries a test gives."""
+
+    def __init__(self, *entries: Entry) -> None:
+        self._journal = MemoryJournal()
+        for each in entries:
+            self._journal.append(each)
+
+    @contextmanager
+    def opened(self) -> Iterator[JournalReader]:
+        yield self._journal
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub("<[^>]+>", " ", html).split())
+
+
+def test_pages_mark_what_a_job_may_have_used_in_calls_in_doubt() -> None:
+    known = LedgerEvent(event_id="1", type="model", scope_id="s", input_tokens=200, output_tokens=35, cost=Decimal("1"))
+    doubt = LedgerEvent(event_id="2", type="doubt", scope_id="s", reserved_tokens=1840, cost=Decimal("2"))
+    used = [msgspec.msgpack.encode([each]) for each in (known, doubt)]
+    begun: list[Entry] = [Begin("j", 1, "shop.handle")]
+    for at, each in enumerate(used, 1):
+        begun += [Intent("j", at, at, "call", "llm"), EffectResult("j", at, at, usage=each)]
+    journal, payloads = Given(*begun, Begin("k", 1, "shop.handle")), Payloads()
+    page = text_of(read_jobs(journal, JobQuery(), payloads, "").table)
+    assert "at most 2,075 at most $3.00" in page
+    assert page.count("at most") == 2, "not of the other job"
+    shown = read_job(journal, "j", 0, payloads, "", 3.0)
+    assert "235 $1.00" in text_of(shown.effects)
+    assert "at most 1,840 at most $2.00" in text_of(shown.effects)
+    (_, row) = json.loads(jobs_table(journal, JobQuery(), payloads, "json"))
+    assert [row[name] for name in ("tokens", "doubt_tokens", "dollars", "doubt_dollars")] == [2075, 1840, "3", "2"]
+
+
+def test_a_table_leaves_out_columns_without_a_value() -> None:
+    journal = Given(Begin("j", 1, "shop.handle", scope="north"), Begin("k", 1, "shop.handle", scope="south"))
+    head = text_of(read_jobs(journal, JobQuery(), Payloads(), "").table.partition("</thead>")[0])
+    assert head == "job agent scope status effects created last entry"
+
+
+async def test_a_job_without_children_has_one_sum_of_tokens(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann"], handle) as (_, console):
+        browser = await enter(console, "act")
+        page = text_of((await ask(browser, job_of((await ask(browser, "/jobs"))[1])))[1])
+        assert "tokens 0 dollars $0.00 Rows" in page
+
+    async def parent(ctx: DurableContext) -> Any:
+        return await ctx.child("child", ctx.message)
+
+    app = App("tree", memory_url, state=str(tmp_path / "tree"), checkpoint_interval=3600)
+    app.agent("wide", name="parent", sink="wide-answers", durable=True)(parent)
+    app.agent("deep", name="child", sink="deep-answers", durable=True)(handle)
+    async with started(app):
+        publish(app, "wide", [{"customer": "ann"}])
+        await until(lambda: app.statistics()["jobs"]["ended"] == 2)
+        await app.agent_runtime.trigger_checkpoint()
+        console = Console(app, port=0)
+        try:
+            browser = await enter(console, "act")
+            page = text_of((await ask(browser, job_of((await ask(browser, "/jobs?agent=parent"))[1])))[1])
+            assert "tokens of its own calls 0" in page
+            assert "tokens with all jobs below it 0" in page
+        finally:
+            console.close()
 
 
 async def test_a_failed_job_is_retried_from_its_dead_letter_also_all_of_a_list(memory_url: str, tmp_path: Path) -> None:
