@@ -171,7 +171,7 @@ def test_the_pages_fit_the_window(browser: Browser, running: Running, dark: bool
         visit.page.get_by_role("link", name=name, exact=True).click()
         expect(visit.page.locator("header nav a[aria-current]")).to_have_text(name)
         visit.page.wait_for_timeout(300)
-        assert visit.fits(), name
+        assert visit.too_wide() == [], name
     visit.check()
     visit.context.close()
 

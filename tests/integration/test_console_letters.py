@@ -65,7 +65,7 @@ def test_dead_letters_are_found_by_reason_and_sent_back_by_keyboard(browser: Bro
         rows = page.locator("table.letters tbody tr")
         expect(rows).to_have_count(8)
         expect(page.locator("table.counts tbody")).to_contain_text("KeyError")
-        assert visit.fits()
+        assert visit.too_wide() == []
         page.locator("table.counts").get_by_role("link", name="ValueError").press("Enter")
         expect(rows).to_have_count(4)
         page.get_by_label("Search").fill("ACCOUNT 5")
@@ -76,7 +76,7 @@ def test_dead_letters_are_found_by_reason_and_sent_back_by_keyboard(browser: Bro
         expect(page.locator(".problem").first).to_contain_text("<i>no account 5</i>")
         expect(page.locator("main")).to_contain_text("orders[0]@5")
         expect(page.locator("main")).not_to_contain_text("note 5")
-        assert visit.fits()
+        assert visit.too_wide() == []
         (folder / "fixed").touch()
         page.get_by_role("button", name="Send back").press("Enter")
         expect(page.locator("main p").first).to_contain_text("1 dead letter is sent back: 1 to orders.")
@@ -106,7 +106,7 @@ def test_axe_finds_nothing_on_the_screens_of_dead_letters(browser: Browser, fold
             assert visit.violations() == []
             for width in (360, 768, 1280):
                 page.set_viewport_size({"width": width, "height": 900})
-                assert visit.fits(), width
+                assert visit.too_wide() == [], width
             page.locator("table.letters").get_by_role("link").first.click() if _ == "list" else None
         expect(page.locator("table.record")).to_contain_text("<i>note 11</i>")
         with page.expect_download() as download:

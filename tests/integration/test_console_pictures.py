@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urljoin
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -42,7 +43,7 @@ class Camera:
         page = self.page
         page.emulate_media(color_scheme="dark" if dark else "light")
         assert self._visit.violations() == []
-        assert self._visit.fits()
+        assert self._visit.too_wide() == []
         last = until or page.locator("main > :last-child")
         box = self.demo.until(last.bounding_box)  # an element that the live page has just replaced has none
         end = box["y"] + box["height"] + 20
@@ -53,6 +54,13 @@ class Camera:
         path.write_bytes(small_png(self._visit.context, taken))
         assert path.stat().st_size < MOST_BYTES
         page.emulate_media(color_scheme="light")
+
+    def looks_at_all_screens(self) -> None:
+        """Fails if a page or a table is wider than the window on any of the listed screens."""
+        screens = self.page.get_by_role("navigation", name="Screens").get_by_role("link").all()
+        for path in [each.get_attribute("href") or "" for each in screens]:
+            self.page.goto(urljoin(self.demo.link, path))
+            assert self._visit.too_wide() == [], path
 
 
 def through_fraud(camera: Camera) -> None:
@@ -73,6 +81,7 @@ def through_fraud(camera: Camera) -> None:
     camera.goes_to("Dead letters")
     expect(page.locator(".letters tbody")).to_contain_text("amount is missing")
     camera.takes("letters")
+    camera.looks_at_all_screens()
 
 
 def through_agents(camera: Camera) -> None:
@@ -81,6 +90,7 @@ def through_agents(camera: Camera) -> None:
     expect(page.locator("article")).to_have_count(2)
     camera.takes("inbox", dark=True)
     camera.goes_to("Jobs")
+    expect(page.locator("table.jobs")).to_contain_text("at most")  # the answer of the model that a kill has lost
     camera.takes("jobs")
     page.get_by_label("Key").fill("c-1")
     page.keyboard.press("Enter")
@@ -93,6 +103,7 @@ def through_agents(camera: Camera) -> None:
     camera.goes_to("Models")
     expect(page.locator("tbody").first).to_contain_text("demo-1")
     camera.takes("models")
+    camera.looks_at_all_screens()
 
 
 JOURNEYS: dict[str, Callable[[Camera], None]] = {"fraud": through_fraud, "agents": through_agents}

@@ -57,7 +57,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
         assert time.monotonic() - began < 3
         expect(page.locator("h1 .badge")).to_have_text("killed")
         assert visit.violations() == []
-        assert visit.fits()
+        assert visit.too_wide() == []
         page.screenshot(path=tmp_path / "killed.png", full_page=True)
         with app_running(tmp_path):
             expect(page.locator(".notice")).to_contain_text("the app runs in another process")
@@ -69,7 +69,7 @@ def test_the_page_of_sabot_web_says_that_the_app_was_killed_and_shows_the_new_ru
             expect(page.locator("main p").first).to_contain_text("is complete.")
             page.get_by_role("link", name="All apps").click()
             page.screenshot(path=tmp_path / "apps.png", full_page=True)
-            assert visit.fits()
+            assert visit.too_wide() == []
             assert visit.violations() == []
     address = link.partition("/enter")[0]
     with started(tmp_path, "again.log", "web", "state", "--web-port", address.rpartition(":")[2]) as again:

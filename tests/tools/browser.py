@@ -13,6 +13,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+_TOO_WIDE = """() => {
+  const boxes = window.innerWidth < 1280 ? [] : [...document.querySelectorAll(".scroll")];
+  return [document.documentElement, ...boxes].filter((each) => each.scrollWidth > each.clientWidth)
+    .map((each) => `${each.ariaLabel ?? "the page"}: ${each.scrollWidth} > ${each.clientWidth}`);
+}"""
+
 PROGRAMS = ("chromium-headless-shell", "chromium")
 
 
@@ -71,7 +77,9 @@ class Visit:
         assert found["passes"]
         return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
 
-    def fits(self) -> bool:
-        """True if the page is no wider than the window."""
+    def too_wide(self) -> list[str]:
+        """What is too wide: the page, if it is wider than the window, and in a window of 1,280 pixels or more each table that is wider than
+        its box.
+        """
         self.page.wait_for_load_state()  # with its style sheet
-        return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+        return list(self.page.evaluate(_TOO_WIDE))

@@ -1,4 +1,5 @@
-// Puts changed fragments in place, shows times in the reader's zone, says when figures are old, and keeps the page if a click finds no app.
+// Puts changed fragments in place, shows times in the reader's zone, marks tables that can be scrolled, says when
+// figures are old, and keeps the page if a click finds no app.
 
 const SILENT_MS = 3000;
 const TRY_MS = 2000;
@@ -17,10 +18,40 @@ function localTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime);
     if (!isNaN(at)) {
-      time.textContent = at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-      time.title = time.dateTime;
+      const whole = at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+      time.textContent = time.closest("td") ? shortTime(at) : whole;
+      time.title = `${whole}, ${time.dateTime}`;
     }
   }
+}
+
+// The time in a table: that of today without its date, that of this year without the year.
+function shortTime(at) {
+  const now = new Date();
+  const clock = { hour: "2-digit", minute: "2-digit", second: "2-digit" };
+  if (at.toDateString() === now.toDateString()) return at.toLocaleTimeString(undefined, clock);
+  const year = at.getFullYear() === now.getFullYear() ? {} : { year: "numeric" };
+  return at.toLocaleString(undefined, { day: "numeric", month: "short", ...year, ...clock });
+}
+
+// Marks the sides on which a table goes on, so that one sees that it can be scrolled.
+function markSides(box) {
+  box.classList.toggle("more-left", box.scrollLeft > 1);
+  box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+}
+
+const sizes = new ResizeObserver((changed) => changed.forEach((each) => markSides(each.target.closest(".scroll"))));
+
+function watchSides(root) {
+  for (const box of root.querySelectorAll(".scroll")) {
+    markSides(box);
+    for (const each of [box, ...box.children]) sizes.observe(each);
+  }
+}
+
+function prepare(root) {
+  localTimes(root);
+  watchSides(root);
 }
 
 // The way from a fragment to an element in it, by the numbers of children: the same place in the next fragment.
@@ -33,13 +64,17 @@ function wayTo(element, top) {
 function replace(part, html) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const way = focused && wayTo(focused, part);
+  const typed = [...part.querySelectorAll("input")].filter((each) => each.value !== each.defaultValue)
+    .map((each) => [wayTo(each, part), each.value]);
   const scrolls = [...part.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
   part.innerHTML = html;
-  localTimes(part);
+  prepare(part);
   [...part.querySelectorAll(".scroll")].forEach((each, at) => {
     if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at];
   });
-  if (way) way.reduce((at, child) => at && at.children[child], part)?.focus?.({ preventScroll: true });
+  const found = (to) => to.reduce((at, child) => at && at.children[child], part);
+  for (const [to, value] of typed) if (found(to)?.matches("input")) found(to).value = value;
+  if (way) found(way)?.focus?.({ preventScroll: true });
 }
 
 // The numbers in the head of the page, and their sum in its title.
@@ -160,7 +195,7 @@ function showAnswer(answer, text) {
     [said.className, said.textContent] = ["said problem", text];
     main.replaceChildren(said);
   }
-  localTimes(main);
+  prepare(main);
   history.pushState(null, ""); // the way back leads to the page with the form
   main.tabIndex = -1;
   main.focus();
@@ -192,7 +227,8 @@ document.addEventListener("click", (event) => {
   attempt(() => location.assign(to), `"${link.textContent.trim()}" is opened as soon as it answers.`);
 });
 
-localTimes(document);
+prepare(document);
+document.addEventListener("scroll", (event) => event.target.matches?.(".scroll") && markSides(event.target), true);
 if (address) {
   follow();
   setInterval(tell, 500);
