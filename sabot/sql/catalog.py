@@ -458,14 +458,18 @@ def _read_agent(options: Options, statement: CreateTable) -> OpenRead:
 
 
 _TOPIC = Connector(_read_topic, _write_topic)
+_MEMORY = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
 _PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(), {}))
 
+_WITH_OP = (None, "json", "csv", "arrow")
+"""The formats whose records may have a column more than the table: `op`, which says what each change is."""
+
 CONNECTORS: dict[str, Connector] = {
     "kafka": _TOPIC,
     "upsert-kafka": Connector(_read_upserts, _write_upserts),
-    "memory": _TOPIC,
+    "memory": _MEMORY,
     "agent": Connector(_read_agent, None),
     "files": _FILES,
     "filesystem": _FILES,
@@ -505,7 +509,8 @@ def write_table(
         sink, written = connector.write(options, statement)(app)
         options.finish()
         key = [each.text for each in statement.key]
-        plain = isinstance(sink, ConsoleSink | BlackholeSink)
+        logged = connector is _MEMORY and not key and written.get("format") in _WITH_OP
+        plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
         if relation.stream.changes and plain:
             stream = stream.changelog()
         elif key and not plain:

@@ -10,6 +10,8 @@ import pytest
 
 from sabot import App, files
 from sabot.sql.syntax.text import SqlError
+from sabot.testing import END, ScriptedSource
+from tools.agent_tools import bounded, values
 from tools.sql_tables import counted, ours, theirs, write_tables
 
 
@@ -198,9 +200,36 @@ def test_updated_rows_need_a_key(tmp_path):
     app = App("keys")
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     app.sql(f"CREATE TABLE t (a BIGINT, b BIGINT) WITH ('connector' = 'files', 'path' = '{tmp_path}/t.csv')")
-    app.sql("CREATE TABLE u (a BIGINT, n BIGINT) WITH ('connector' = 'memory', 'topic' = 'u')")
-    with pytest.raises(SqlError, match=r"table u has no PRIMARY KEY"):
-        app.sql("INSERT INTO u SELECT a, COUNT(*) FROM t GROUP BY a")
+    app.sql(
+        "CREATE TABLE u (a BIGINT, n BIGINT) WITH ('connector' = 'sqlite', 'url' = 'sqlite:u.db', 'table-name' = 'u')"
+    )
+    app.sql("CREATE TABLE v (a BIGINT, n BIGINT) WITH ('connector' = 'memory', 'topic' = 'v', 'format' = 'avro')")
+    for name in "uv":
+        with pytest.raises(SqlError, match=rf"1:13: .*are updated, and table {name} has no PRIMARY KEY"):
+            app.sql(f"INSERT INTO {name} SELECT a, COUNT(*) FROM t GROUP BY a")
+
+
+async def test_a_memory_table_without_a_key_takes_each_change_as_a_row(memory_url):
+    """Its reader declares `op`; a table with a PRIMARY KEY has the rows as they are now, and no op."""
+    app, source = App("memory", broker=memory_url), ScriptedSource([[{"a": 1}], [{"a": 1}, {"a": 2}], END])
+    app.sql(
+        """
+        CREATE TABLE log (a BIGINT, n BIGINT) WITH ('connector' = 'memory', 'topic' = 'log');
+        CREATE TABLE kept (a BIGINT, n BIGINT, PRIMARY KEY (a) NOT ENFORCED) WITH ('connector' = 'memory', 'topic' = 'kept');
+        CREATE VIEW counted AS SELECT a, COUNT(*) AS n FROM t GROUP BY a;
+        INSERT INTO log SELECT * FROM counted;
+        INSERT INTO kept SELECT * FROM counted;
+        """,
+        t=app.stream(source),
+    )
+    await bounded(app.run())
+    assert values(app, "log") == [
+        {"op": "insert", "a": 1, "n": 1},
+        {"op": "update_before", "a": 1, "n": 1},
+        {"op": "update_after", "a": 1, "n": 2},
+        {"op": "insert", "a": 2, "n": 1},
+    ]
+    assert values(app, "kept") == [{"a": 1, "n": 1}, {"a": 1, "n": 2}, {"a": 2, "n": 1}]
 
 
 def test_a_view_is_one_step_however_often_it_is_read(folder):
