@@ -113,7 +113,7 @@ class SpilledGroups(StatePart):
         self._bytes: dict[int, int] = {}  # by pane: its bytes in memory when it was measured last
         self._touched: set[int] = set()
         self._all_bytes = self._evicted = self._back = 0
-        self._rows = self._batches = 0  # since the last measurement
+        self._rows = self._batches = self._read_bytes = 0  # since the last measurement
         self._cold: Segments | None = None
         if spills and context.directory is not None and keys:
             self._cold = Segments(self._schema, context.directory / _COLD)
@@ -145,7 +145,9 @@ class SpilledGroups(StatePart):
         """
         if self._cold is None:
             return
-        self._rows += data.num_rows if selection is None else len(selection)
+        rows = data.num_rows if selection is None else len(selection)
+        self._rows += rows
+        self._read_bytes += data.nbytes * rows // max(data.num_rows, 1)
         self._touched.add(pane)
         if pane in self._count:
             if hashes is None:
@@ -154,9 +156,10 @@ class SpilledGroups(StatePart):
             slots = table.resolve(data, keys, hashes=hashes, selection=selection, insert=False).to_numpy()
             missing = np.flatnonzero(slots < 0)
             if len(missing):
-                rows = missing if selection is None else selection.to_numpy()[missing]
-                for found in self._cold.take(_places(hashes.to_numpy()[rows], pane)):
+                places = missing if selection is None else selection.to_numpy()[missing]
+                for found in self._cold.take(_places(hashes.to_numpy()[places], pane)):
                     self._back += found.num_rows
+                    self._read_bytes += found.nbytes
                     self._put(found)
 
     def read(self, pane: int) -> Iterator[pa.RecordBatch]:
@@ -184,9 +187,10 @@ class SpilledGroups(StatePart):
         if self._cold is None:
             return
         self._batches += 1
-        if self._rows < _MEASURED_ROWS and self._batches < _MEASURED_BATCHES:
+        few = self._rows < _MEASURED_ROWS and self._batches < _MEASURED_BATCHES
+        if few and self._read_bytes < self._most_bytes // 4:
             return
-        self._rows = self._batches = 0
+        self._rows = self._batches = self._read_bytes = 0
         self._measure()
         if self._all_bytes > self._most_bytes and sum(map(self._used, self._bytes)) > self._most_bytes:
             self._make_room(self._cold)

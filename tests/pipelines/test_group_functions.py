@@ -1,6 +1,8 @@
 """Functions of the user over all rows of a window, over batches of a chosen size, and over rows in order of event time."""
 
+import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from harness import figures, rows_read
 
 import sabot
-from sabot import App, UserError, WindowedStream, files, tumbling
+from sabot import App, Stream, UserError, WindowedStream, files, session, tumbling
 from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource, run
+from tools.agent_tools import bounded, until
 
 ROWS = [{"k": "abc"[n % 3], "x": float(n * 7 % 101), "ts": n * 700} for n in range(600)]
 SCHEMA = {"k": "string", "x": "float64", "ts": "int64"}
@@ -186,3 +190,47 @@ def test_a_decorator_without_the_type_of_the_value_says_where_it_goes() -> None:
         @sabot.aggregate  # type: ignore[arg-type]
         def longest(xs: Any) -> Any:
             return pc.max(xs)
+
+
+@sabot.aggregate("int64")
+def letters(texts: Any) -> Any:
+    return pc.sum(pc.utf8_length(texts)).as_py()
+
+
+PROGRAMS: dict[str, Callable[[Stream], Stream]] = {
+    "windows": lambda rows: rows.key_by("k").window(tumbling("1h")).aggregate(n=letters("text")),
+    "apply": lambda rows: (
+        rows.key_by("k")
+        .window(tumbling("1h"))
+        .apply(lambda table: pa.table({"n": [letters_of(table)]}), schema={"n": "int64"})
+    ),
+    "sessions": lambda rows: rows.key_by("k").window(session("1h")).aggregate(n=letters("text")),
+    "groups": lambda rows: rows.group_by("k").aggregate(n=letters("text")).materialize(),
+    "groups that expire": lambda rows: rows.group_by("k").aggregate(n=letters("text"), ttl="1h").materialize(),
+}
+
+
+def letters_of(table: pa.Table) -> int:
+    return int(pc.sum(pc.utf8_length(table["text"])).as_py())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_rows_of_groups_beyond_the_memory_budget_are_on_disk(name: str, tmp_path: Path) -> None:
+    """200 keys have 20 texts of 2,000 letters each: 8 MB of rows, with a budget of 1 MB. Between two rows of a key are those of others."""
+    schema = pa.schema([("k", pa.string()), ("text", pa.string()), ("ts", pa.int64())])
+    batches = [
+        [{"k": f"k{key}", "text": "x" * 2000, "ts": turn * 1000 + start} for key in range(start, start + 10)]
+        for turn in range(20)
+        for start in range(0, 200, 10)
+    ]
+    app, sink = App("beyond", state=str(tmp_path), memory_budget="1MB", checkpoint_interval=0.05), ListSink()
+    PROGRAMS[name](app.stream(ScriptedSource(batches, schema=schema), time="ts")).to(sink)
+    running = asyncio.ensure_future(app.run())
+    try:
+        await until(lambda: rows_read(app.statistics()) >= 4000, "the rows to be read")
+        await until(lambda: 0 < sum(figures(app.statistics(), "bytes")) < 2_500_000, "the state to be on disk")
+        assert sum(figures(app.statistics(), "evicted_total")) > 100
+    finally:
+        await app.stop(drain=True)
+        await bounded(running)
+    assert {row["k"]: row["n"] for row in sink.rows} == {f"k{key}": 40_000 for key in range(200)}

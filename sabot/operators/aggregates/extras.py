@@ -71,5 +71,5 @@ class Extras:
 
     @property
     def nbytes(self) -> int:
-        """The bytes in memory. A state of a user's function is estimated as a fixed small size."""
+        """The bytes in memory. Long lists in a state of a user's function are estimated from some of their values."""
         return sum(part.nbytes for part in self._parts)

@@ -1,5 +1,8 @@
 """Users' aggregates: the states that their functions make, by slot."""
 
+from collections.abc import Sequence
+from itertools import islice
+from sys import getsizeof
 from typing import Any, Protocol
 
 import msgspec
@@ -9,7 +12,8 @@ import pyarrow as pa
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.gather import Array, Gather, GatheredValues
 
-_STATE_BYTES = 300  # about the size of a state of a few numbers
+_SLOT_BYTES = 200  # of the entries for a slot in the two dicts of `UserStates`
+_WHOLE, _SAMPLE = 64, 8  # the number of values of a list up to which all are measured, and of those that stand for more
 
 
 class UserAggregate(Protocol):
@@ -40,9 +44,11 @@ class UserStates(GatheredValues):
         super().__init__(gather)
         self._function: UserAggregate = gather.function
         self._states: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}
+        self._bytes = 0  # the sum of `_sizes`
 
     def clear(self) -> None:
-        self._states = {}
+        self._states, self._sizes, self._bytes = {}, {}, 0
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
@@ -59,7 +65,7 @@ class UserStates(GatheredValues):
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             slot = int(numbers[start])
             state = self._states[slot] if slot in self._states else self._call("init")
-            self._states[slot] = self._call("accumulate", state, values.slice(start, end - start))
+            self._put(slot, self._call("accumulate", state, values.slice(start, end - start)))
 
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         for slot, states in zip(slots.to_pylist(), columns[0].to_pylist(), strict=True):
@@ -94,18 +100,28 @@ class UserStates(GatheredValues):
     def move(self, into: Any, source: Any) -> None:
         for target, slot in zip(into.tolist(), source.tolist(), strict=True):
             if slot in self._states:
-                self._join(target, self._states.pop(slot))
+                self._join(target, self._taken(slot))
 
     def remove(self, slots: Any) -> None:
         for slot in slots.tolist():
-            self._states.pop(slot, None)
+            self._taken(slot)
 
     @property
     def nbytes(self) -> int:
-        return len(self._states) * _STATE_BYTES
+        return self._bytes
 
     def _join(self, slot: int, state: Any) -> None:
-        self._states[slot] = self._call("merge", self._states[slot], state) if slot in self._states else state
+        self._put(slot, self._call("merge", self._states[slot], state) if slot in self._states else state)
+
+    def _put(self, slot: int, state: Any) -> None:
+        size = _SLOT_BYTES + state_bytes(state)
+        self._bytes += size - self._sizes.get(slot, 0)
+        self._states[slot], self._sizes[slot] = state, size
+
+    def _taken(self, slot: int) -> Any:
+        """Removes the state of a slot, and returns it; None if there is none."""
+        self._bytes -= self._sizes.pop(slot, 0)
+        return self._states.pop(slot, None)
 
     def _call(self, method: str, *given: Any) -> Any:
         try:
@@ -120,6 +136,27 @@ class UserStates(GatheredValues):
     def _what(self, method: str) -> str:
         name = getattr(self._function, "name", type(self._function).__qualname__)
         return f"aggregate {self.gather.name}: {name}.{method}"
+
+
+def state_bytes(state: Any, depth: int = 3) -> int:
+    """Returns about how many bytes a state has in memory.
+
+    It takes a time that does not grow with the state: long lists and dicts are estimated from some of their values, and
+    values `depth` levels below the state count as their own object alone.
+    """
+    if depth and isinstance(state, list | tuple):
+        return getsizeof(state) + _bytes_of_all(state, len(state), depth)
+    if depth and isinstance(state, dict):
+        some = [each for item in islice(state.items(), _SAMPLE) for each in item]
+        return getsizeof(state) + _bytes_of_all(some, 2 * len(state), depth)
+    return getsizeof(state)
+
+
+def _bytes_of_all(values: Sequence[Any], count: int, depth: int) -> int:
+    """Returns about how many bytes `count` values have of which these are some, or all."""
+    if len(values) > _WHOLE:
+        values = values[:: -(-len(values) // _SAMPLE)]
+    return sum(state_bytes(each, depth - 1) for each in values) * count // max(len(values), 1)
 
 
 def fits(value: Any, kind: pa.DataType) -> bool:
