@@ -79,6 +79,7 @@ THIRD_PARTIES = {
     "anyio": {"mcp"},
     "cedarpy": {"agents"},
     "confluent_kafka": {"kafka"},
+    "deltalake": {"connectors"},
     "genai_prices": {"llm"},
     "google": {"codecs"},  # google.protobuf
     "httpx2": {"mcp"},

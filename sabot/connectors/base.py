@@ -462,7 +462,11 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The progress of a track at its receiver: the number of the last part that arrived, and the incarnation that sent that part."""
+    """The progress of a track at its receiver: the number of the last part that arrived, and the incarnation that sent that part.
+
+    A receiver may keep only a digest of the incarnation. Then the token of a part that another incarnation than that of
+    the track has sent has a text made of this digest.
+    """
 
     seq: int
     incarnation: str
@@ -592,6 +596,12 @@ class ExpectsColumns(ABC):
         Called by `sabot plan --against`, without `open`. May block. Raises the errors of `open` if the receiver cannot be asked.
         """
         return []
+
+    def misfit(self, schema: pa.Schema) -> str:
+        """Returns the reason why the receiver cannot take rows with these columns, such as a column of another type, or
+        "". Missing columns are none. Called as `missing_columns`.
+        """
+        return ""
 
 
 class ChecksTypes(ABC):

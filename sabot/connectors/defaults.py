@@ -64,6 +64,7 @@ __all__ = [
     "lag_of",
     "leave_headers",
     "log_id_of",
+    "misfit_of",
     "progress_of",
     "readers_of",
     "receiver_of",
@@ -301,6 +302,12 @@ def missing_columns(sink: Sink, schema: pa.Schema) -> tuple[Sequence[str], bool]
     """Returns those columns that the receiver of the sink lacks, as far as the sink can tell, and True if it adds them."""
     receiver = receiver_of(sink)
     return (receiver.missing_columns(schema), receiver.evolve) if isinstance(receiver, ExpectsColumns) else ((), False)
+
+
+def misfit_of(sink: Sink, schema: pa.Schema) -> str:
+    """Returns the reason why the receiver of the sink cannot take rows with these columns, or "", as far as the sink can tell."""
+    receiver = receiver_of(sink)
+    return receiver.misfit(schema) if isinstance(receiver, ExpectsColumns) else ""
 
 
 def takes_changes(sink: Sink) -> bool:

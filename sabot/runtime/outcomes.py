@@ -9,7 +9,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import missing_columns
+from sabot.connectors.defaults import misfit_of, missing_columns
 from sabot.delivery import undelivered
 from sabot.errors import SabotError
 from sabot.operators.agents.timers import state_name
@@ -91,10 +91,13 @@ def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
         name = f"sink {sink.name}"
         try:
             missing, evolves = missing_columns(sink, schema)
+            misfit = misfit_of(sink, schema)
         except SabotError as error:
             yield StateOutcome(name, "keep", "", name, f"not compared: {error.message}")
             continue
-        if missing:
+        if misfit:
+            yield StateOutcome(name, "refuse", name, name, misfit, True)
+        elif missing:
             said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
             again = f"; --reemit {sink.name} writes its table again" if is_table else ""
             why = f"it has no column {said}, which evolve=True adds"

@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import deltalake
+import duckdb
 import psycopg
+import pyarrow as pa
 
 from sabot.connectors.base import Sink
+from sabot.connectors.delta import DeltaSink
 from sabot.connectors.files import ObjectSink
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
@@ -106,6 +110,27 @@ class ObjectDelivery:
         return [_row(json.loads(line)) for _, data in objects for line in data.splitlines()]
 
 
+class DeltaDelivery:
+    """A table of Delta Lake."""
+
+    fences = True
+
+    def __init__(self, folder: Path) -> None:
+        self._table = folder / uuid.uuid4().hex
+
+    def sink(self) -> Sink:
+        return DeltaSink(self._table, schema=pa.schema([("n", pa.int64()), ("text", pa.string())]))
+
+    def rows(self) -> list[Row]:
+        if not self._table.exists():
+            return []
+        connection = duckdb.connect()  # its own reader of Parquet, over the files that the log of the table lists
+        files = deltalake.DeltaTable(self._table).file_uris()
+        if not files:
+            return []
+        return connection.execute("SELECT n, text FROM read_parquet(?) ORDER BY n", [files]).fetchall()
+
+
 class DocumentedDelivery:
     """The sink of a user's own that docs/sinks.md shows."""
 
@@ -141,6 +166,7 @@ PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[]
     "memory": lambda folder: contextlib.nullcontext(MemoryDelivery),
     "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
     "postgres": _postgres,
+    "delta": lambda folder: contextlib.nullcontext(lambda: DeltaDelivery(folder)),
     "objects": lambda folder: contextlib.nullcontext(ObjectDelivery),
     "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),
 }

@@ -189,7 +189,9 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     afresh = place.sink()
     start_afresh(afresh)
     token = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))
-    assert token == (Token(PARTS[2][0], "first") if isinstance(afresh, KeepsToken) else None)
+    assert (token is not None) == isinstance(afresh, KeepsToken)
+    if token is not None:  # a receiver may keep a digest of the incarnation, which is still that of another one
+        assert (token.seq, token.incarnation == "second") == (PARTS[2][0], False)
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
     told = afresh.claim(Track(TRACK.app, TRACK.sink, "second"))

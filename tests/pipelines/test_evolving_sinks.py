@@ -3,13 +3,17 @@
 import contextlib
 import json
 import sqlite3
+import uuid
 from pathlib import Path
 from typing import Any
 
+import deltalake
+import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App, ParquetSink, UserError
+from sabot import App, DeltaSink, ParquetSink, UserError
 from sabot.connectors.base import Sink
 from sabot.connectors.sql import SqlSink
 from tools.agent_tools import bounded, publish, until
@@ -22,6 +26,12 @@ from sabot import App
 from sabot.connectors.sql import SqlSink
 app = App("cars", "memory://", state="state")
 app.stream("cars", schema={{"id": "int64", "seats": "int64"}}).upsert("id").to(SqlSink("sqlite:cars.db", table="cars"{more}))
+"""
+
+DELTA_PROGRAM = """
+from sabot import App, DeltaSink
+app = App("cars", "memory://", state="state")
+app.stream("cars", schema={{"id": "int64", "seats": "int64"}}).to(DeltaSink("cars"{more}))
 """
 
 
@@ -86,6 +96,39 @@ async def test_a_folder_of_parquet_that_evolves_gets_further_parts_with_the_colu
     found = [row for part in sorted(Path("cars").glob("part-*")) for row in pq.read_table(part).to_pylist()]
     assert [row["id"] for row in found] == [0, 1, 2, 3, 4, 5]
     assert [row.get("seats") for row in found] == [None, None, None, 4, 5, 6]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_a_delta_table_that_evolves_gets_the_new_column_which_is_null_so_far(cars: Cars, delivery: str) -> None:
+    await cars.live(DeltaSink("cars"), ["id"], delivery=delivery)
+    with pytest.raises(UserError, match=r"has no column seats \(int64\)") as refused:
+        await cars.live(DeltaSink("cars"), ["id", "seats"], delivery=delivery)
+    assert "evolve=True" in refused.value.hint
+    await cars.live(DeltaSink("cars", evolve=True), ["id", "seats"], delivery=delivery)
+    found = polars.read_delta("cars").sort("id").rows()
+    assert found == [(0, None), (1, None), (2, None), (3, 4), (4, 5), (5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("there", "more", "outcome", "why"),
+    [
+        ([("id", pa.int64())], "", "refuse", "it has no column seats (int64), which evolve=True adds"),
+        ([("id", pa.int64())], ", evolve=True", "migrate", "column seats (int64) is added, and is null so far"),
+        ([("id", pa.int64()), ("seats", pa.int32())], "", "refuse", "its column seats is int32, which does not hold int64"),
+        ([("id", pa.int64()), ("Seats", pa.int64())], ", evolve=True", "refuse", "differ only by case, which Delta ignores"),
+    ],
+)  # fmt: skip
+async def test_the_plan_compares_the_columns_of_a_delta_table(
+    cars: Cars, there: list[Any], more: str, outcome: str, why: str
+) -> None:
+    await cars.live(DeltaSink("cars"), ["id", "seats"])
+    deltalake.write_deltalake("cars", pa.schema(there).empty_table(), mode="overwrite", schema_mode="overwrite")
+    name = f"delta_{uuid.uuid4().hex}"
+    Path(f"{name}.py").write_text(DELTA_PROGRAM.format(more=more))
+    done = sabot_says("plan", f"{name}:app", "--against", "state", "--json")
+    found = {each["id"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert (done.exit_code, found["sink cars"]["outcome"]) == (int(outcome == "refuse"), outcome)
+    assert why in found["sink cars"]["why"]
 
 
 @pytest.mark.parametrize(

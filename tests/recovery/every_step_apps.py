@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 import sabot
-from sabot import App, Message, ParquetSink, SqlSink, col, tumbling
+from sabot import App, DeltaSink, Message, ParquetSink, SqlSink, col, tumbling
 from sabot.testing import BARRIER, END, ScriptedSource
 
 ACCOUNTS = ["ann", "bob", "cyd"]
@@ -57,6 +57,12 @@ def windows_to_kafka(directory: Path) -> App:
 def windows_to_parquet(directory: Path) -> App:
     app = named(directory)
     windows(app).to(ParquetSink(directory / "out/"))
+    return app
+
+
+def windows_to_delta(directory: Path) -> App:
+    app = named(directory)
+    windows(app).to(DeltaSink(directory / "out", partition_by=["account"]))
     return app
 
 

@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import every_step_apps as apps
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 
 from sabot.checkpoint import CheckpointStorage
@@ -67,6 +69,16 @@ def parquet_rows(directory: Path) -> list[str]:
 def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
     crashes = crashes_survived(apps.windows_to_parquet, parquet_rows, "manifest", "stage", "rename")
     assert crashes.by_moment["torn"] > 0
+
+
+def delta_rows(directory: Path) -> list[str]:
+    """The rows of the files that the log of the table lists."""
+    files = deltalake.DeltaTable(directory / "out").file_uris()
+    return sorted(str(row) for file in files for row in pq.read_table(file).to_pylist())
+
+
+def test_windows_into_a_delta_table_survive_a_crash_at_every_step() -> None:
+    crashes_survived(apps.windows_to_delta, delta_rows, "manifest", "stage", "create", "claim", "commit", "sync")
 
 
 def test_an_agent_between_two_streams_survives_a_crash_at_every_step() -> None:

@@ -66,7 +66,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
     def accept(self, empty: Batch, before: pa.Schema | None) -> None:
         schema = self.columns(empty).schema.remove_metadata()
         if self.partition_by:
-            check_partitions(schema, self.partition_by, self.name)
+            check_partitions(schema, self.partition_by, f"file {self.name!r}")
         before = self._schema if before is None else before
         if before is not None and not schema.equals(before.remove_metadata()):
             raise self._other_columns(schema, before)

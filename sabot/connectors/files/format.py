@@ -110,7 +110,7 @@ class FileFormat(ABC, Generic[Rows]):
     def check_types(self, schema: pa.Schema) -> None:
         """Raises UserError for a column that can never be written (`ChecksTypes.check_types`)."""
         if self.partition_by:
-            check_partitions(schema, self.partition_by, self.name)
+            check_partitions(schema, self.partition_by, f"file {self.name!r}")
         refuse_types(schema, self.try_types, f"file {self.name!r}", self.suffix[1:])
 
     # Files

@@ -140,12 +140,12 @@ class PartitionedPart(SealedPart[pa.RecordBatch]):
         return self._bytes
 
 
-def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
-    """Raises UserError for columns by which rows cannot be divided into folders. `name`: the sink's name."""
+def check_partitions(schema: pa.Schema, by: Sequence[str], where: str) -> None:
+    """Raises UserError, whose text begins with `where`, for columns by which rows cannot be divided into folders."""
     for column in by:
         if column not in schema.names:
             raise UserError(
-                f"file {name!r}: partition_by names {column!r}, but the rows have {', '.join(schema.names)}",
+                f"{where}: partition_by names {column!r}, but the rows have {', '.join(schema.names)}",
                 hint="add it before the sink: with_columns(day=col(…).dt.strftime('%Y-%m-%d'))",
             )
         kind = schema.field(column).type
@@ -157,11 +157,11 @@ def check_partitions(schema: pa.Schema, by: Sequence[str], name: str) -> None:
             or pa.types.is_date(kind)
         ):
             raise UserError(
-                f"file {name!r}: partition_by: column {column!r} of type {kind} cannot name folders",
+                f"{where}: partition_by: column {column!r} of type {kind} cannot name folders",
                 hint="cast it to text, a whole number, a boolean or a date",
             )
     if len(schema) == len(by):
-        raise UserError(f"file {name!r}: partition_by takes all columns, so none is left for the files")
+        raise UserError(f"{where}: partition_by takes all columns, so none is left for the files")
 
 
 def partitions_of(table: pa.Table, by: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:

@@ -1,0 +1,492 @@
+"""`DeltaSink`: appends rows to a table of Delta Lake. Only this module imports deltalake.
+
+The log of a Delta table has, beside its files, a number for each *application id* (the action `txn`). A commit takes
+effect as a whole, so the rows of a part and its token are one commit. Each track has three ids:
+
+    sabot.<app>.<sink>               the number of the last part
+    sabot.<app>.<sink>.incarnation   a digest of the incarnation that sent this part
+    sabot.<app>.<sink>.owner         a random number: the process that has claimed the track last
+
+Two commits that set the same id conflict, and the later one fails. Every delivery sets the id of the owner, so a
+process that has lost the track cannot commit any more.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.disk import sync
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
+from sabot.codecs.records import RECORD_SCHEMA, refuse_types
+from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
+from sabot.connectors.delta.types import (
+    columns_of,
+    converted,
+    declared,
+    delta_schema,
+    in_order,
+    in_words,
+    misfit,
+    missing_fields,
+)
+from sabot.connectors.files.partitions import check_partitions
+from sabot.connectors.letters import as_columns
+from sabot.connectors.sql.rows import decoded_records
+from sabot.errors import AppLocked, MissingExtra, TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["DeltaSink"]
+
+_log = logging.getLogger(__name__)
+
+_WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")
+_WORDS = 600  # characters of an error of the driver, which may quote rows
+_NUMBER_BITS = 62  # of a random number or a digest that the log of the table keeps, as a positive long
+_REFUSED = "does the table have a rule that the rows break, or a feature that deltalake does not support?"
+_COMMITS = 20  # after which the table is loaded anew
+_ATTEMPTS = 10  # to claim a track while its former owner still commits
+
+
+class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
+    """A sink that appends rows to a table of Delta Lake: `DeltaSink("lake/orders", partition_by=["day"])`.
+
+    `table`: the folder of the table, or its address in an object store: s3://…, gs://…, az://…, abfss://….
+    `partition_by`: the columns by which the files of a new table are divided. `schema`: the columns, if the plan does
+    not know them. `evolve`: True to add columns that come and that an existing table lacks; they are null in its rows.
+    `overwrite`: True to remove all rows from the table when the app starts without a checkpoint. `storage_options`:
+    settings for the object store, as deltalake takes them, such as {"aws_region": "eu-central-1"}.
+
+    The table is made if it is missing. Columns of the table that do not come are null. Rows are only added, so changes
+    are refused.
+
+    Exactly once: the rows of a part and its token are one commit. At least once: there is a commit at each checkpoint,
+    or for 64 MiB of rows.
+    """
+
+    def __init__(
+        self,
+        table: str | os.PathLike[str],
+        *,
+        partition_by: Sequence[str] = (),
+        schema: pa.Schema | None = None,
+        evolve: bool = False,
+        overwrite: bool = False,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        try:
+            import deltalake
+        except ImportError as error:
+            raise MissingExtra("a sink into Delta Lake", "delta") from error
+        if isinstance(partition_by, str):
+            raise UserError(
+                f"table {table}: partition_by={partition_by!r} is no list", hint=f"partition_by=[{partition_by!r}]"
+            )
+        self._delta = deltalake
+        self._uri = os.fspath(table)
+        self._options = dict(storage_options or {})
+        keep_url(self._uri)
+        keep_settings(self._options)
+        self.name = redacted_url(self._uri) if "://" in self._uri else self._uri
+        self.evolve = evolve
+        self._overwrite = overwrite
+        self._partition_by = list(partition_by)
+        self._schema = schema
+        self._table: Any = None
+        self._track: Track | None = None
+        self._owner = 0  # the number under which this sink has claimed the track
+        self._not_null: frozenset[str] = frozenset()  # columns of the table in which each row needs a value
+        self._told: set[str] = set()
+        self._afresh = False  # the app starts without a checkpoint
+        self._commits = 0  # of this sink
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+
+    # -- the contract --------------------------------------------------------------------------------------------------
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_types(schema, lambda empty: delta_schema(normalise(empty).schema), self._where, "Delta")
+        if self._partition_by and not schema.equals(RECORD_SCHEMA):
+            check_partitions(schema, self._partition_by, self._where)
+
+    def start_afresh(self) -> None:
+        self._afresh = True
+
+    def expect(self, schema: pa.Schema) -> None:
+        if self._schema is None:
+            self._schema = schema
+
+    def missing_columns(self, schema: pa.Schema) -> list[str]:
+        with self._explained():
+            table = self._found()
+            return [] if table is None else missing_fields(delta_schema(schema), columns_of(table)).names
+
+    def misfit(self, schema: pa.Schema) -> str:
+        with self._explained():
+            table = self._found()
+            return "" if table is None else misfit(delta_schema(schema), columns_of(table))
+
+    def open(self) -> None:
+        self._track = None
+        with self._explained():
+            self._table = self._found()
+            if self._table is None:
+                self._table = self._created(self._properties([]))
+            self._check(self._table)
+            self._prepare([])
+        self._afresh, self._waiting, self._waiting_bytes = False, [], 0
+
+    def write(self, batch: Batch) -> None:
+        self._opened()
+        if batch.num_rows:
+            data = self.fitting(batch.taken())
+            self._waiting.append(data)
+            self._waiting_bytes += data.nbytes
+            if self._waiting_bytes >= _WAITING_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        self._opened()
+        if self._waiting:
+            with self._explained():
+                self._refresh()
+                self._append(self._waiting, [])
+            self._waiting, self._waiting_bytes = [], 0
+
+    def known(self, track: Track) -> Token | None:
+        if self._afresh and self._overwrite:
+            return None
+        with self._explained():
+            table = self._found()
+            return None if table is None else _token(table, track)
+
+    def claim(self, track: Track) -> Token | None:
+        again = track == self._track
+        owner = self._owner if again else uuid.uuid4().int >> (128 - _NUMBER_BITS)
+        with self._explained():
+            self._table = self._claimed(track, owner, again=again)
+            self._owner = owner
+            anew = self._afresh and self._overwrite
+            self._prepare([(_owner_id(track), owner)])
+            token = None if anew else _token(self._table, track)
+        self._afresh = False
+        self._track = track
+        return token
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the rows with Delta's types. Records, which are not decoded yet, are not checked."""
+        data = normalise(as_columns(data))
+        if data.schema.equals(RECORD_SCHEMA):
+            return data
+        schema = delta_schema(data.schema)
+        self._check_names(schema)
+        rows = converted(data, schema, self._where)
+        for name in self._not_null.intersection(rows.schema.names):
+            if rows.column(name).null_count:
+                raise UserError(
+                    f"{self._where}: column {name} is NOT NULL in the table, and a row has no value for it",
+                    hint="fill it (fill_null) or filter such rows before the sink",
+                )
+        return rows
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        track = self._turn()
+        with self._explained():
+            table = self._current(track)
+            token = _token(table, track)
+            if token is not None and token.incarnation == track.incarnation and seq <= token.seq:
+                return
+            self._append([batch for batch in batches if batch.num_rows], self._numbers(track, seq))
+
+    def settle(self, seq: int) -> None:
+        track = self._turn()
+        with self._explained():
+            self._current(track)
+            self._append([], self._numbers(track, seq))
+
+    def close(self) -> None:
+        self._track = self._table = None
+        self._waiting, self._waiting_bytes = [], 0
+
+    @property
+    def _where(self) -> str:
+        """The words for the table in messages."""
+        return f"table {self.name}"
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises errors of deltalake as those of Sabot."""
+        errors = self._delta.exceptions
+        try:
+            yield
+        except errors.CommitFailedError as error:
+            text = f"{self._where}: another process has changed it: {_plain(error)}"
+            raise TransientError(text) from clean_cause(error)
+        except OSError as error:
+            raise TransientError(
+                f"{self._where} cannot be reached: {_plain(error)}",
+                hint=hint_of(error, "check the address, and the keys in storage_options= or in the environment"),
+            ) from clean_cause(error)
+        except errors.DeltaError as error:
+            raise UserError(f"{self._where}: {_plain(error)}", hint=_REFUSED) from clean_cause(error)
+
+    # -- the table -----------------------------------------------------------------------------------------------------
+
+    def _found(self) -> Any:
+        """Returns the table as it is now, or None if it does not exist."""
+        try:
+            return self._delta.DeltaTable(self._uri, storage_options=self._options)
+        except self._delta.exceptions.TableNotFoundError:
+            return None
+
+    def _created(self, properties: Any) -> Any:
+        """Makes the table. Raises UserError if its columns are not known."""
+        schema = self._expected()
+        if schema is None:
+            raise UserError(
+                f"{self._where} does not exist, and its columns are not known before the results come",
+                hint='DeltaSink(…, schema=pa.schema([("id", pa.int64()), …])) makes it',
+            )
+        self._check_names(schema)
+        with step("create", self.name):
+            return self._delta.DeltaTable.create(
+                self._uri,
+                schema=self._delta.Schema.from_arrow(declared(schema)),
+                partition_by=self._partition_by,
+                storage_options=self._options,
+                commit_properties=properties,
+            )
+
+    def _expected(self) -> pa.Schema | None:
+        """Returns the columns that will come, as the table has them; None if they are not known."""
+        if self._schema is None or self._schema.equals(RECORD_SCHEMA):
+            return None
+        return delta_schema(normalise(self._schema.empty_table()).schema)
+
+    def _check(self, table: Any) -> None:
+        """Raises UserError for a table that cannot take the rows. Changes nothing."""
+        partitions = list(table.metadata().partition_columns)
+        if self._partition_by and self._partition_by != partitions:
+            raise UserError(
+                f"{self._where} is partitioned by {', '.join(partitions) or 'no column'}, and partition_by= says "
+                f"{', '.join(self._partition_by)}",
+                hint="leave partition_by= out, or give another table",
+            )
+        if (schema := self._expected()) is not None:
+            self._missing(schema, columns_of(table))
+
+    def _missing(self, schema: pa.Schema, columns: pa.Schema) -> pa.Schema:
+        """Returns the columns of the rows that have to be added to those of the table. Raises UserError for columns that
+        do not fit, and for missing ones if they may not be added.
+        """
+        missing = missing_fields(schema, columns)
+        if missing.names and not self.evolve:
+            raise UserError(
+                f"{self._where} has no column {in_words(missing)}",
+                hint="DeltaSink(…, evolve=True) adds the column; or give another table, or leave it out (select) before the sink",
+            )
+        if why := misfit(schema, columns):
+            raise UserError(f"{self._where}: {why}", hint="cast the column before the sink, or give another table")
+        return missing
+
+    def _prepare(self, numbers: Sequence[tuple[str, int]]) -> None:
+        """Prepares the table, which was checked, for rows: adds columns that will come. At a start without a checkpoint,
+        removes the rows of an earlier run, or logs that they are kept. `numbers`: those of application ids with which a
+        process that has lost the track removes nothing.
+        """
+        if self._afresh and (files := len(self._table.file_uris())):
+            if self._overwrite:
+                with step("commit", self.name):
+                    self._table.delete(commit_properties=self._properties(numbers))
+                _log.info("%s: the rows of earlier runs (%d files) are removed, as overwrite= says", self._where, files)
+            else:
+                _log.warning(
+                    "%s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty)",
+                    self._where,
+                )
+        if (schema := self._expected()) is not None:
+            self._fit(schema)
+        self._not_null = frozenset(field.name for field in columns_of(self._table) if not field.nullable)
+
+    def _fit(self, schema: pa.Schema) -> pa.Schema:
+        """Returns the columns of the table, after those of the rows were added to it as far as they are missing."""
+        columns = columns_of(self._table)
+        missing = self._missing(schema, columns)
+        if not missing.names:
+            return columns
+        with step("commit", self.name):
+            self._table.alter.add_columns(self._delta.Schema.from_arrow(declared(missing)).fields)
+        self._table.update_incremental()
+        _log.info("%s lacked %s, which is added, as evolve= says", self._where, in_words(missing))
+        return columns_of(self._table)
+
+    def _append(self, batches: Sequence[pa.RecordBatch], numbers: Sequence[tuple[str, int]]) -> None:
+        """Commits the rows and the numbers of application ids, both or neither."""
+        fitting: list[pa.RecordBatch] = []
+        columns = columns_of(self._table)
+        for batch in batches:
+            data = batch
+            if data.schema.equals(RECORD_SCHEMA):
+                kinds = {field.name: field.type for field in columns}
+                data = decoded_records(data, kinds, self.name, self._told)
+            if not fitting or not data.schema.equals(fitting[-1].schema):
+                columns = self._fit(data.schema)
+            fitting.append(data)
+        table, properties = self._table, self._properties(numbers)
+        rows = [in_order(data, columns, self._where) for data in fitting]
+        with step("commit", self.name):
+            if rows:
+                hook = self._delta.PostCommitHookProperties(cleanup_expired_logs=None if self._is_turn else False)
+                self._delta.write_deltalake(
+                    table, rows, mode="append", commit_properties=properties, post_commithook_properties=hook
+                )
+            else:
+                self._commit_numbers(table, properties)
+        self._sync(table)
+
+    def _commit_numbers(self, table: Any, properties: Any) -> None:
+        """Commits numbers of application ids without rows. Raises the driver's CommitFailedError if another process has
+        changed one of them.
+        """
+        table.create_write_transaction(
+            actions=[],
+            mode="append",
+            schema=table.schema(),
+            partition_by=table.metadata().partition_columns,
+            commit_properties=properties,
+        )
+        table.update_incremental()
+
+    def _check_names(self, schema: pa.Schema) -> None:
+        folded = [name.lower() for name in schema.names]
+        if not folded:
+            raise UserError(f"{self._where}: rows without a column came", hint="results are objects, not empty ones")
+        if len(set(folded)) < len(folded):
+            columns = ", ".join(schema.names)
+            raise UserError(
+                f"{self._where}: two columns of one name came", hint=f"the columns are {columns}; Delta ignores case"
+            )
+
+    def _sync(self, table: Any) -> None:
+        """Makes the last commit of a table on this machine durable. Object stores do that by themselves."""
+        root = self._uri.removeprefix("file://")
+        if "://" in root:
+            return
+        log = Path(root, "_delta_log", f"{table.version():020}.json")
+        added = [action["add"]["path"] for action in map(json.loads, log.read_bytes().splitlines()) if "add" in action]
+        files = [Path(root, unquote(path)) for path in added]
+        with step("sync", self.name):
+            for path in [*files, *{file.parent for file in files}, Path(root), log, log.parent]:
+                sync(path)
+
+    # -- the track -----------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> Any:
+        if self._table is None:
+            raise UserError(f"the sink of {self._where} is not open")
+        return self._table
+
+    def _turn(self) -> Track:
+        if self._track is None:
+            raise UserError(f"the sink of {self._where} is not open: no track was claimed")
+        return self._track
+
+    def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
+        """Makes `owner` the owner of the track, and returns the table, which is made if it is missing. If a commit of the
+        former owner comes in between, tries again.
+        """
+        properties = self._properties([(_owner_id(track), owner)])
+        for _ in range(_ATTEMPTS):
+            table = self._found()
+            if again:
+                self._check_owner(table, track, owner)
+            if table is None:
+                return self._created(properties)
+            self._check(table)
+            try:
+                with step("claim", track.key):
+                    self._commit_numbers(table, properties)
+            except self._delta.exceptions.CommitFailedError:
+                continue
+            return table
+        raise TransientError(f"{self._where}: other processes commit so often that {track.key!r} cannot be claimed")
+
+    def _current(self, track: Track) -> Any:
+        """Returns the table with all commits so far. Raises AppLocked if another process has claimed the track."""
+        table = self._refresh()
+        self._check_owner(table, track, self._owner)
+        return table
+
+    def _refresh(self) -> Any:
+        """Returns the table with all commits so far."""
+        self._commits += 1
+        if self._is_turn:
+            self._table = self._found()
+        else:
+            self._opened().update_incremental()
+        return self._opened()
+
+    @property
+    def _is_turn(self) -> bool:
+        """True if this commit loads the table anew, and removes old entries of its log. deltalake keeps a batch for each
+        commit that it has seen, and each later commit reads them all; and to find old entries it lists the log.
+        """
+        return self._commits % _COMMITS == 0
+
+    def _check_owner(self, table: Any, track: Track, owner: int) -> None:
+        known = None if table is None else table.transaction_version(_owner_id(track))
+        if known is None:
+            raise UserError(
+                f"{self._where}: its log does not have {track.key!r} any more, so nobody knows what was delivered",
+                hint="was the table removed or made anew? start again, and choose",
+            )
+        if known != owner:
+            raise AppLocked(
+                f"another process delivers {track.key!r} into {self._where} now",
+                hint="stop one of the two; two different apps need different names (App(id))",
+            )
+
+    def _numbers(self, track: Track, seq: int) -> list[tuple[str, int]]:
+        return [(track.key, seq), (_incarnation_id(track), _digest(track.incarnation)), (_owner_id(track), self._owner)]
+
+    def _properties(self, numbers: Sequence[tuple[str, int]]) -> Any:
+        return self._delta.CommitProperties(app_transactions=[self._delta.Transaction(*each) for each in numbers])
+
+
+def _token(table: Any, track: Track) -> Token | None:
+    """Returns the token of the track in the log. The log has only a digest of the incarnation, which stands for another one."""
+    seq = table.transaction_version(track.key)
+    if seq is None:
+        return None
+    digest = table.transaction_version(_incarnation_id(track))
+    return Token(seq, track.incarnation if digest == _digest(track.incarnation) else f"digest {digest or 0:x}")
+
+
+def _incarnation_id(track: Track) -> str:
+    return f"{track.key}.incarnation"
+
+
+def _owner_id(track: Track) -> str:
+    return f"{track.key}.owner"
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> (64 - _NUMBER_BITS)
+
+
+def _plain(error: Exception) -> str:
+    """Returns the text of an error in one line, without colours, backtrace and secrets."""
+    text = _COLOUR.sub("", str(error)).partition("\n   0: ")[0]
+    return scrubbed(" ".join(text.split()))[:_WORDS]

@@ -1,0 +1,450 @@
+"""A table of Delta Lake as a sink, read back with deltalake, DuckDB and polars: types, columns, partitions, owners, errors."""
+
+import datetime
+import decimal
+import json
+import logging
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import duckdb
+import polars
+import pyarrow as pa
+import pytest
+
+from sabot import App, DeltaSink, UserError, col
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.base import Track
+from sabot.errors import AppLocked, TransientError
+from sabot.testing import END, ScriptedSource
+from tools.agent_tools import publish, started, until
+from tools.secrets_planted import leaks, planted
+
+TRACK = Track("app", "out", "one")
+SCHEMA = pa.schema([("n", pa.int64()), ("day", pa.string())])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "lake" / "orders"
+
+
+def batch(*numbers: int, day: str = "mon") -> pa.RecordBatch:
+    return pa.record_batch({"n": list(numbers), "day": [day] * len(numbers)}, SCHEMA)
+
+
+def claimed(table: Any, track: Track = TRACK, **options: Any) -> DeltaSink:
+    sink = DeltaSink(table, **{"schema": SCHEMA, **options})
+    sink.claim(track)
+    return sink
+
+
+def put(sink: DeltaSink, seq: int, *batches: pa.RecordBatch) -> None:
+    sink.deliver(seq, [sink.fitting(each) for each in batches])
+
+
+def rows(table: Path) -> list[dict[str, Any]]:
+    """The rows, by deltalake's list of files and DuckDB's reader."""
+    files = deltalake.DeltaTable(table).file_uris()
+    if not files:
+        return []
+    found = duckdb.sql("SELECT * FROM read_parquet($1, hive_partitioning = true, union_by_name = true)", params=[files])
+    return sorted(found.to_arrow_table().to_pylist(), key=lambda row: row["n"])
+
+
+def commits(table: Path) -> list[dict[str, Any]]:
+    """The actions of each commit, by their names."""
+    logs = sorted((table / "_delta_log").glob("*.json"))
+    return [
+        {name: body for line in log.read_text().splitlines() for name, body in json.loads(line).items()} for log in logs
+    ]
+
+
+# -- commits ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_is_one_commit_whatever_its_batches(table: Path) -> None:
+    sink = claimed(table)
+    before = len(commits(table))
+    put(sink, 1, batch(1, 2), batch(3), batch())
+    put(sink, 1, batch(1, 2), batch(3), batch())
+    assert len(commits(table)) == before + 1
+    assert polars.read_delta(str(table)).sort("n").to_dicts() == [{"n": n, "day": "mon"} for n in (1, 2, 3)]
+
+
+def test_the_log_has_the_number_of_the_part_beside_its_rows(table: Path) -> None:
+    sink = claimed(table)
+    put(sink, 7, batch(1))
+    assert "add" in commits(table)[-1]
+    assert deltalake.DeltaTable(table).transaction_version(TRACK.key) == 7
+
+
+def test_other_writers_commit_in_between(table: Path) -> None:
+    sink = claimed(table)
+    for n in range(3):
+        deltalake.write_deltalake(table, batch(100 + n), mode="append")
+        put(sink, n + 1, batch(n))
+    assert [row["n"] for row in rows(table)] == [0, 1, 2, 100, 101, 102]
+
+
+def test_two_apps_write_one_table_at_the_same_time(table: Path) -> None:
+    sinks = [claimed(table, Track(f"app{n}", "out", "one")) for n in range(2)]
+
+    def write(sink: DeltaSink, first: int) -> None:
+        for n in range(10):
+            put(sink, n + 1, batch(first + n))
+
+    threads = [threading.Thread(target=write, args=(sink, 100 * number)) for number, sink in enumerate(sinks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["n"] for row in rows(table)] == [*range(10), *range(100, 110)]
+
+
+def test_who_lost_the_track_between_its_look_and_its_commit_is_refused(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = claimed(table)
+    write = deltalake.write_deltalake
+
+    def writes_late(*args: Any, **options: Any) -> None:
+        claimed(table)
+        write(*args, **options)
+
+    monkeypatch.setattr(deltalake, "write_deltalake", writes_late)
+    with pytest.raises(TransientError, match="another process has changed it"):
+        put(sink, 1, batch(1))
+    with pytest.raises(AppLocked):
+        sink.claim(TRACK)
+    assert rows(table) == []
+
+
+def test_a_table_that_was_removed_meanwhile_is_not_half_made(table: Path) -> None:
+    sink = claimed(table)
+    put(sink, 1, batch(1))
+    shutil.rmtree(table)
+    with pytest.raises(UserError, match=r"Invalid table version|File not found"):
+        put(sink, 2, batch(2))
+    assert not list(table.glob("_delta_log/*.json"))
+
+
+def test_at_least_once_there_is_a_commit_for_each_flush(table: Path) -> None:
+    sink = DeltaSink(table, schema=SCHEMA)
+    sink.open()
+    for n in range(5):
+        sink.write(Batch(batch(n)))
+    assert rows(table) == []
+    sink.flush()
+    sink.flush()
+    assert [row["n"] for row in rows(table)] == list(range(5))
+    assert len(commits(table)) == 2
+    sink.close()
+
+
+def test_at_least_once_enough_rows_are_committed_before_the_flush(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.delta.sink._WAITING_BYTES", 100)
+    sink = DeltaSink(table, schema=SCHEMA)
+    sink.open()
+    for n in range(50):
+        sink.write(Batch(batch(n)))
+    assert len(commits(table)) > 5
+    sink.close()
+
+
+# -- columns ----------------------------------------------------------------------------------------------------------
+
+NOON = datetime.datetime(2026, 3, 1, 12, 0, 0, 250)
+UTC = datetime.UTC
+BERLIN = pa.timestamp("ms", "Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "read"),
+    [
+        (pa.array([255], pa.uint8()), pa.int16(), 255),
+        (pa.array([2**32 - 1], pa.uint32()), pa.int64(), 2**32 - 1),
+        (pa.array([2**64 - 1], pa.uint64()), pa.decimal128(20, 0), decimal.Decimal(2**64 - 1)),
+        (pa.array([1.5], pa.float32()).cast(pa.float16()), pa.float32(), 1.5),
+        (pa.array(["ü"], pa.large_string()), pa.string(), "ü"),
+        (pa.array(["a"]).dictionary_encode(), pa.string(), "a"),
+        (pa.array([b"abc"], pa.binary(3)), pa.binary(), b"abc"),
+        (pa.array([NOON], pa.timestamp("ns")), pa.timestamp("us"), NOON),
+        (pa.array([1], pa.timestamp("ns")), pa.timestamp("us"), datetime.datetime(1970, 1, 1)),
+        (pa.array([0], BERLIN), pa.timestamp("us", "UTC"), datetime.datetime(1970, 1, 1, tzinfo=UTC)),
+        (pa.array([NOON.date()], pa.date64()), pa.date32(), NOON.date()),
+        (pa.array([decimal.Decimal("1.50")], pa.decimal256(10, 2)), pa.decimal128(10, 2), decimal.Decimal("1.50")),
+        (pa.array([None]), pa.string(), None),
+        (pa.array([[1, None]], pa.list_(pa.uint8())), pa.list_(pa.int16()), [1, None]),
+        (pa.array([{"a": 1}], pa.struct([("a", pa.uint8())])), pa.struct([("a", pa.int16())]), {"a": 1}),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32())), pa.map_(pa.string(), pa.int32()), [("k", 1)]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_each_type_is_read_back_as_it_was(table: Path, given: Any, kind: pa.DataType, read: Any) -> None:
+    data = pa.record_batch({"n": [1], "v": given})
+    sink = claimed(table, schema=data.schema)
+    put(sink, 1, data)
+    found = pa.table(deltalake.DeltaTable(table).to_pyarrow_table())
+    assert (found.schema.field("v").type, found.column("v").to_pylist()) == (kind, [read])
+
+
+@pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("s"), pa.list_(pa.duration("s")), pa.decimal256(60, 2)])
+def test_a_type_that_delta_does_not_have_is_refused_before_the_start(table: Path, kind: pa.DataType) -> None:
+    with pytest.raises(UserError, match=r"column 'v' of type .* cannot be written as Delta") as refused:
+        DeltaSink(table).check_types(pa.schema([("v", kind)]))
+    assert "drop('v')" in refused.value.hint
+
+
+def test_a_value_beyond_the_type_is_refused_before_it_is_in_a_checkpoint(table: Path) -> None:
+    far = pa.record_batch({"v": pa.array([2**62], pa.timestamp("s"))})
+    with pytest.raises(UserError, match=r"column v: .* out of"):
+        claimed(table, schema=far.schema).fitting(far)
+
+
+def test_columns_that_do_not_come_are_null(table: Path) -> None:
+    claimed(table)
+    put(claimed(table, schema=pa.schema([("n", pa.int32())])), 1, pa.record_batch({"n": pa.array([5], pa.int32())}))
+    assert rows(table) == [{"n": 5, "day": None}]
+
+
+WIDER = [
+    (pa.int32(), pa.int64()),
+    (pa.float32(), pa.float64()),
+    (pa.int64(), pa.string()),
+    (pa.timestamp("us", "UTC"), pa.timestamp("us")),
+    (pa.decimal128(10, 2), pa.decimal128(10, 3)),
+    (pa.list_(pa.int32()), pa.list_(pa.int64())),
+    (pa.struct([("a", pa.int32())]), pa.struct([("a", pa.int32()), ("b", pa.int32())])),
+]
+
+
+@pytest.mark.parametrize(("there", "given"), WIDER, ids=str)
+@pytest.mark.parametrize("evolve", [False, True])
+def test_a_column_of_a_narrower_type_ends_the_start(
+    table: Path, there: pa.DataType, given: pa.DataType, evolve: bool
+) -> None:
+    claimed(table, schema=pa.schema([("v", there)]))
+    before = len(commits(table))
+    with pytest.raises(UserError, match=r"its column v is .*, which does not hold") as refused:
+        claimed(table, schema=pa.schema([("v", given)]), evolve=evolve)
+    assert "cast" in refused.value.hint
+    assert len(commits(table)) == before  # it has not claimed the track
+
+
+@pytest.mark.parametrize(
+    ("there", "given"),
+    [*((wide, narrow) for narrow, wide in WIDER[:2]), (pa.decimal128(20, 0), pa.int64()), (pa.decimal128(12, 3), pa.decimal128(10, 2))],
+    ids=str,
+)  # fmt: skip
+def test_a_column_of_a_wider_type_takes_the_rows(table: Path, there: pa.DataType, given: pa.DataType) -> None:
+    claimed(table, schema=pa.schema([("v", there)]))
+    values = pa.array([7], pa.int8()).cast(given)
+    put(claimed(table, schema=pa.schema([("v", given)])), 1, pa.record_batch({"v": values}))
+    assert deltalake.DeltaTable(table).to_pyarrow_table().column("v").to_pylist() == [7]
+
+
+def test_a_missing_column_ends_the_start_and_evolve_adds_it(table: Path) -> None:
+    put(claimed(table), 1, batch(1))
+    more = pa.schema([*SCHEMA, ("seats", pa.uint8())])
+    with pytest.raises(UserError, match=r"has no column seats \(int16\)") as refused:
+        claimed(table, schema=more)
+    assert "evolve=True" in refused.value.hint
+    sink = claimed(table, schema=more, evolve=True)
+    put(sink, 2, pa.record_batch({"n": [2], "day": ["tue"], "seats": pa.array([4], pa.uint8())}))
+    assert rows(table) == [{"n": 1, "day": "mon", "seats": None}, {"n": 2, "day": "tue", "seats": 4}]
+
+
+def test_a_column_that_comes_in_the_middle_of_a_part_is_added_for_all_of_it(table: Path) -> None:
+    sink = claimed(table, evolve=True)
+    wider = pa.record_batch({"n": [2], "more": ["x"]})
+    put(sink, 1, batch(1), wider, batch(3))
+    found = [
+        {"n": 1, "day": "mon", "more": None},
+        {"n": 2, "day": None, "more": "x"},
+        {"n": 3, "day": "mon", "more": None},
+    ]
+    assert rows(table) == found
+
+
+def test_names_that_differ_only_by_case_are_refused(table: Path) -> None:
+    claimed(table)
+    with pytest.raises(UserError, match="differ only by case"):
+        claimed(table, schema=pa.schema([("N", pa.int64())]), evolve=True)
+    with pytest.raises(UserError, match="two columns of one name"):
+        claimed(table.parent / "other", schema=pa.schema([("n", pa.int64()), ("N", pa.int64())]))
+
+
+def test_a_column_that_needs_a_value_is_checked_before_the_checkpoint(table: Path) -> None:
+    deltalake.DeltaTable.create(table, pa.schema([pa.field("n", pa.int64(), nullable=False), ("day", pa.string())]))
+    sink = claimed(table)
+    with pytest.raises(UserError, match="column n is NOT NULL in the table, and a row has no value"):
+        sink.fitting(pa.record_batch({"n": pa.array([1, None], pa.int64())}))
+    with pytest.raises(UserError, match="column n is NOT NULL, and the rows do not have it"):
+        claimed(table, schema=pa.schema([("day", pa.string())]))
+    put(sink, 1, batch(4))
+    assert rows(table) == [{"n": 4, "day": "mon"}]
+
+
+def test_a_rule_of_the_table_that_a_row_breaks_ends_the_app_with_the_row(table: Path) -> None:
+    claimed(table)
+    deltalake.DeltaTable(table).alter.add_constraint({"positive": "n > 0"})
+    sink = claimed(table)
+    put(sink, 1, batch(1))
+    with pytest.raises(UserError, match=r"1 rows failed validation check.*-5.*mon"):
+        put(sink, 2, batch(2, -5))
+    assert rows(table) == [{"n": 1, "day": "mon"}]
+
+
+# -- partitions, and the first start ------------------------------------------------------------------------------------
+
+
+def test_rows_are_in_the_folders_of_their_partitions(table: Path) -> None:
+    sink = claimed(table, partition_by=["day"])
+    put(sink, 1, batch(1), batch(2, day="a/b c"), pa.record_batch({"n": [3], "day": [None]}, SCHEMA))
+    assert len(list(table.glob("day=*/*.parquet"))) == 3
+    found = polars.read_delta(str(table)).sort("n").to_dicts()
+    assert found == [{"n": 1, "day": "mon"}, {"n": 2, "day": "a/b c"}, {"n": 3, "day": None}]
+    put(claimed(table), 2, batch(4, day="tue"))  # the partitions of an existing table need not be said
+    assert (table / "day=tue").is_dir()
+
+
+def test_other_partitions_than_those_of_the_table_are_refused(table: Path) -> None:
+    claimed(table, partition_by=["day"])
+    with pytest.raises(UserError, match="is partitioned by day, and partition_by= says n"):
+        claimed(table, partition_by=["n"])
+    with pytest.raises(UserError, match="partition_by names 'hour', but the rows have n, day"):
+        DeltaSink(table, partition_by=["hour"]).check_types(SCHEMA)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("exactly", [False, True])
+def test_a_fresh_start_adds_to_the_table_or_begins_empty(
+    table: Path, overwrite: bool, exactly: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(claimed(table), 1, batch(1))
+    caplog.set_level(logging.INFO)
+    sink = DeltaSink(table, schema=SCHEMA, overwrite=overwrite)
+    sink.start_afresh()
+    if exactly:
+        assert (sink.known(TRACK) is None) == overwrite
+        sink.claim(TRACK)
+        put(sink, 2, batch(2))
+    else:
+        sink.open()
+        sink.write(Batch(batch(2)))
+        sink.flush()
+    assert [row["n"] for row in rows(table)] == ([2] if overwrite else [1, 2])
+    assert (
+        "are removed, as overwrite= says" if overwrite else "adds to them (overwrite=True begins empty)"
+    ) in caplog.text
+    sink.close()
+    later = DeltaSink(table, schema=SCHEMA, overwrite=overwrite)  # a restart from a checkpoint
+    later.claim(TRACK)
+    assert [row["n"] for row in rows(table)] == ([2] if overwrite else [1, 2])
+
+
+def test_a_table_without_known_columns_is_not_made(table: Path) -> None:
+    with pytest.raises(UserError, match="does not exist, and its columns are not known") as refused:
+        DeltaSink(table).claim(TRACK)
+    assert "schema=pa.schema" in refused.value.hint
+
+
+# -- whole apps ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_in_the_table_when_the_app_has_ended(table: Path, tmp_path: Path) -> None:
+    app = App("orders", state=str(tmp_path / "state"))
+    source = ScriptedSource([batch(1, 2), batch(3, day="tue"), END], schema=SCHEMA)
+    app.stream(source).with_columns(double=col("n") * 2).to(DeltaSink(table, partition_by=["day"]))
+    await app.run()
+    assert [(row["n"], row["double"]) for row in rows(table)] == [(1, 2), (2, 4), (3, 6)]
+
+
+def test_changes_are_refused_with_the_way_out(table: Path) -> None:
+    app = App("orders", state="memory")
+    changes = app.stream(ScriptedSource([batch(1), END], schema=SCHEMA)).upsert("n")
+    with pytest.raises(UserError, match="final") as refused:
+        changes.to(DeltaSink(table))
+    assert "materialize" in str(refused.value.hint)
+
+
+async def test_results_of_an_agent_become_rows(memory_url: str, table: Path, tmp_path: Path) -> None:
+    app = App("orders", broker=memory_url, state=str(tmp_path / "state"))
+
+    @app.agent("orders", sink=DeltaSink(table, schema=SCHEMA))
+    async def large(ctx: Any) -> dict[str, Any]:
+        return {"n": ctx.message["n"], "day": "mon", "unknown": 1}
+
+    publish(app, "orders", [{"n": n} for n in range(3)])
+    async with started(app):
+        await until(lambda: len(rows(table)) == 3)
+    assert rows(table) == [{"n": n, "day": "mon"} for n in range(3)]
+
+
+# -- object stores, secrets, the missing package ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {"aws_endpoint_url": f"http://{host}:{port}", "aws_region": "us-east-1", "aws_allow_http": "true"}
+    server.stop()
+
+
+@pytest.mark.slow  # the server of the store takes seconds to import
+def test_a_table_in_s3(s3: dict[str, str]) -> None:
+    from pyarrow import fs
+
+    options = {**s3, "aws_access_key_id": "any", "aws_secret_access_key": "anyone"}
+    where = s3["aws_endpoint_url"].removeprefix("http://")
+    fs.S3FileSystem(access_key="any", secret_key="anyone", region="us-east-1", scheme="http", endpoint_override=where,
+                    allow_bucket_creation=True).create_dir("lake")  # fmt: skip
+    sink = claimed("s3://lake/orders", storage_options=options)
+    put(sink, 1, batch(1, 2))
+    put(sink, 1, batch(1, 2))
+    later = claimed("s3://lake/orders", storage_options=options)
+    put(later, 2, batch(3))
+    with pytest.raises(AppLocked):
+        put(sink, 3, batch(4))
+    found = deltalake.DeltaTable("s3://lake/orders", storage_options=options).to_pyarrow_table()
+    assert sorted(found.column("n").to_pylist()) == [1, 2, 3]
+    with pytest.raises(TransientError, match="NoSuchBucket"):
+        claimed("s3://none/orders", storage_options=options)
+
+
+def test_secrets_of_the_store_are_in_no_message(caplog: pytest.LogCaptureFixture) -> None:
+    secret = planted("/+")
+    options = {
+        "aws_endpoint_url": "http://127.0.0.1:9",
+        "aws_region": "us-east-1",
+        "aws_allow_http": "true",
+        "aws_access_key_id": "any",
+        "aws_secret_access_key": secret,
+        "max_retries": "0",
+    }
+    sink = DeltaSink(f"s3://any:{secret}@lake/orders", schema=SCHEMA, storage_options=options)
+    with pytest.raises(UserError) as refused:
+        sink.claim(TRACK)
+    assert not leaks(f"{refused.value}{refused.value.__cause__!r}{sink.name}{sink.address}{caplog.text}")
+    sink = DeltaSink("s3://lake/orders", schema=SCHEMA, storage_options=options)
+    with pytest.raises(TransientError, match="table s3://lake/orders cannot be reached") as away:
+        sink.claim(TRACK)
+    assert "storage_options=" in away.value.hint
+    assert not leaks(f"{away.value}{away.value.__cause__!r}{caplog.text}")
+
+
+def test_without_the_package_the_error_names_the_extra(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(UserError, match="Delta Lake needs an optional package") as refused:
+        DeltaSink(table)
+    assert "sabot[delta]" in refused.value.hint
