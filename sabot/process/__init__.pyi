@@ -2,6 +2,9 @@ from sabot.process.backends import AgentConfig as AgentConfig
 from sabot.process.client import Child as Child
 from sabot.process.client import Supervisor as Supervisor
 from sabot.process.command import Command as Command
+from sabot.process.document_names import AgentStatus as AgentStatus
+from sabot.process.document_names import LifecycleState as LifecycleState
+from sabot.process.document_names import ProcessState as ProcessState
 from sabot.process.errors import AgentError as AgentError
 from sabot.process.errors import AgentNotFound as AgentNotFound
 from sabot.process.errors import AgentNotSpawned as AgentNotSpawned
@@ -72,9 +75,6 @@ from sabot.process.fleet.warm import WarmPoolStatus as WarmPoolStatus
 from sabot.process.lead import LeadAgent as LeadAgent
 from sabot.process.lead import LeadAgentWithRuntime as LeadAgentWithRuntime
 from sabot.process.limits import ResourceLimits as ResourceLimits
-from sabot.process.phases import AgentStatus as AgentStatus
-from sabot.process.phases import LifecycleState as LifecycleState
-from sabot.process.phases import ProcessState as ProcessState
 from sabot.process.runner import AgentHandle as AgentHandle
 from sabot.process.runner import AgentInfo as AgentInfo
 from sabot.process.runner import AgentMetrics as AgentMetrics

@@ -1,13 +1,17 @@
 """One child process and its successors: an instance, its phases, and the verbs that change them.
 
-                 start                 work                 suspend
-    new ──> starting ──> ready ──> busy <──> idle   (each) <──────> suspended
-              │   ^         └─────────┬────────┘                        │
-              │   │                   v  end, replace, or by itself     │
-              │   └── waiting <── stopping                              │
-              v                       v                                 v
-           failed            completed, terminated, failed      terminated, failed
+                 start                 work              suspend, SIGSTOP
+    new ──> starting ──> ready ──> busy <──> idle   (each) <──────────> suspended
+            │ ^   ^         └─────────┬────────┘                         │ │  │
+            │ │   │                   v  end, or by itself               │ │  │
+            │ │   └── waiting <── stopping                               │ │  │
+            │ │          ^            v                                  │ │  │
+            v │          │   completed, terminated, failed <── end ──────┘ │  │
+         failed          └───────────────────────────────── restart ───────┘  │
+              └───────────────────── resume, if its process has ended ────────┘
 
+The end of a process: of all that no verb has brought about, `_has_ended` decides what follows. It is called by `_watch`, the
+task that awaits the end if the instance has a TaskSet, and by `see` if it has none. A failed instance goes on by `restart`.
 The phases, their changes, and the states of documents 002, 003 and 004 are the tables of `phases`.
 """
 
@@ -99,8 +103,8 @@ class Instance:
         - `ended`: awaited with each process that has ended, before anything follows from that. It returns False if
           the end is no failure of the program; then the successor is started at once.
         - `on_phase`: called with the instance, the phase before, and the new one.
-        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without them an end is seen when
-          somebody calls `see`, and there are no restarts.
+        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without tasks an end is noticed
+          when somebody calls `see`, and there are no restarts.
         """
         self.id = instance_id or uuid.uuid4().hex
         self.name = name or command.argv[0]
@@ -114,8 +118,8 @@ class Instance:
         self.failures = 0
         self.next_start_at: float | None = None
         self.lock = asyncio.Lock()
-        self.given_up = False
-        self._give_up = asyncio.Event()
+        self.end_asked = False  # by `end`, or by a signal that its owner has sent
+        self._ends = asyncio.Event()  # set by `end`
         self._ready = ready
         self._ready_within_s = ready_within_s
         self._ended = ended
@@ -128,7 +132,6 @@ class Instance:
         self._runs_as = Phase.READY  # the phase to which a resumed instance returns
         self.suspended_for = ""
         self._planned: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()  # the process has ended, and `ended` has returned
 
     def __repr__(self) -> str:
@@ -136,8 +139,8 @@ class Instance:
 
     @property
     def is_over(self) -> bool:
-        """True if there is no process, and none is planned."""
-        return self.phase in OVER
+        """True if the instance gets no other process, also while its last one is being ended."""
+        return self.end_asked or self.phase in OVER
 
     @property
     def pid(self) -> int:
@@ -175,7 +178,7 @@ class Instance:
             try:
                 return await self._start()
             except BaseException as error:
-                was_ended = self.given_up or not isinstance(error, Exception)
+                was_ended = self.end_asked or not isinstance(error, Exception)
                 self.become(Phase.TERMINATED if was_ended else Phase.FAILED)
                 raise
 
@@ -184,8 +187,8 @@ class Instance:
 
         Raises TerminateFailed if some of it still runs.
         """
-        self.given_up = True
-        self._give_up.set()
+        self.end_asked = True
+        self._ends.set()
         self._changed.set()
         if grace_s == 0 and self.child is not None:
             self.child.kill()  # overtakes an end with a grace that holds the lock
@@ -198,7 +201,7 @@ class Instance:
             self.why = why
             self.become(Phase.TERMINATED)
 
-    async def replace(self, child: Child, why: str, *, grace_s: float = 0.0, counts: bool = True) -> None:
+    async def end_and_plan(self, child: Child, why: str, *, grace_s: float = 0.0, counts: bool = True) -> None:
         """Ends this process, and plans the next one as after a failure; `counts` False: at once, and uncounted.
 
         Does nothing if the instance has another process by now, or none. Raises TerminateFailed.
@@ -215,7 +218,7 @@ class Instance:
         Raises RestartFailed if the instance is over for good, its restarts are used up, or its process still runs.
         """
         async with self.lock:
-            if self.given_up or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
+            if self.end_asked or self.phase in (Phase.COMPLETED, Phase.TERMINATED) or self.policy is None:
                 raise RestartFailed(f"instance {self.label} is terminated: {self.why}", hint="spawn another one")
             if self.phase in (Phase.NEW, Phase.WAITING) and not at_once:
                 return
@@ -306,13 +309,16 @@ class Instance:
             else:
                 try:
                     await self._start()
-                except Exception as error:
+                except BaseException as error:
                     self.become(Phase.SUSPENDED)
+                    if not isinstance(error, Exception):  # the caller was cancelled
+                        raise
                     raise ResumeFailed(f"instance {self.label} does not go on: {self.why}") from error
 
     def see(self) -> Phase:
-        """Notices what the process did without a verb, and returns the phase: it was stopped by somebody else, or let
-        go on; or it has ended, if the instance does not await that itself. Does nothing while a verb works.
+        """Brings the phase up to date with the process, and returns it. Notices that somebody else has stopped the
+        process, or has let it go on; and its end, if the instance has no tasks to await that. Does nothing while a
+        verb works.
         """
         if not self.lock.locked():
             self._see()
@@ -323,11 +329,9 @@ class Instance:
         if child is None:
             return
         if child.is_over:
-            if self._tasks is None and self.phase not in OVER:
+            if self._tasks is None and self.phase not in OVER:  # else `_watch` awaits the end
                 self.why = child.how
-                if self.phase in RUNS:
-                    self.become(Phase.STOPPING)
-                self.become(self._end_of(child.status))
+                self._has_ended(child)
         elif self.phase in RUNS and child.paused:
             self._suspended(STOPPED_BY_OTHERS)
         elif self.phase is Phase.SUSPENDED and self.suspended_for is STOPPED_BY_OTHERS and not child.paused:
@@ -356,7 +360,7 @@ class Instance:
                 child = self.child = await (await Supervisor.running()).spawn(self.command)
                 self._gone = asyncio.Event()
                 if self._tasks is not None:
-                    self._watching = self._tasks.begin(self._watch(child, self._gone))
+                    self._tasks.begin(self._watch(child, self._gone))
                 await self._until_ready(child)
         except BaseException as error:
             here = f"instance {self.label}: "
@@ -384,7 +388,7 @@ class Instance:
         """Raises what `ready` raises, and SpawnFailed if the process has ended, or the instance is to end."""
         if self._ready is not None:
             ready = asyncio.ensure_future(self._ready(child))
-            others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._give_up.wait())]
+            others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._ends.wait())]
             try:
                 await asyncio.wait([ready, *others], return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
@@ -395,7 +399,7 @@ class Instance:
                 for each in (ready, *others):
                     each.cancel()
                 await asyncio.wait([ready, *others])
-        if self.given_up:
+        if self.end_asked:
             raise SpawnFailed(f"instance {self.label}: it was terminated before it was ready")
 
     def _plan(self, *, counts: bool = True) -> None:
@@ -431,7 +435,7 @@ class Instance:
             try:
                 await self._start()
             except Exception:  # `why` has it
-                if self.given_up:
+                if self.end_asked:
                     self.become(Phase.TERMINATED)
                 else:
                     self._plan()
@@ -439,7 +443,7 @@ class Instance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
-        """Awaits the end of this process, and does what follows from an end that no verb has brought about."""
+        """Awaits the end of this process, and tells `ended`."""
         with suppress(CommunicationError):  # its supervisor was killed, and the process with it
             await child.wait()
         if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
@@ -447,29 +451,34 @@ class Instance:
         counts = self._ended is None or await self._ended(child)
         gone.set()
         async with self.lock:
-            if self.child is not child:  # a verb has ended it, and goes on from there
-                return
-            self.child = None
-            if self.phase in RUNS:
-                self.become(Phase.STOPPING)
-            if self.phase is not Phase.STOPPING:  # suspended: `resume` starts another one
-                return
-            policy, end = self.policy, self._end_of(child.status)
-            if self.given_up:
-                self.become(Phase.TERMINATED)
-            elif policy is None or (end is Phase.COMPLETED and not policy.after_success):
-                self.become(end)
-            else:
-                if self._clock.monotonic() - self._running_since >= policy.stable_after_s:
-                    self.failures = 0
-                self._plan(counts=counts)
+            if self.child is child:  # else a verb has ended it, and goes on from there
+                self.child = None
+                self._has_ended(child, counts=counts)
+
+    def _has_ended(self, child: Child, *, counts: bool = True) -> None:
+        """Does what follows from the end of a process that no verb has brought about. `counts` False: it is no failure
+        of the program.
+        """
+        policy, end = self.policy, self._end_of(child.status)
+        if self.phase in (Phase.WAITING, *OVER):  # a verb has failed to end it, and went on
+            return
+        if self.phase is Phase.SUSPENDED and policy is not None:  # `resume` and `restart` give it another process
+            return
+        if self.phase in RUNS:
+            self.become(Phase.STOPPING)
+        if policy is None or self.end_asked or (end is Phase.COMPLETED and not policy.after_success):
+            self.become(end)
+            return
+        if self._clock.monotonic() - self._running_since >= policy.stable_after_s:
+            self.failures = 0
+        self._plan(counts=counts)
 
     def _end_of(self, status: ExitStatus | None) -> Phase:
         """Returns the phase of an instance whose process has ended so and gets no successor."""
         if status is not None and status.success:
             return Phase.COMPLETED
         is_killed = status is None or (status.signal is not None and status.limit is None)
-        return Phase.TERMINATED if self.given_up and is_killed else Phase.FAILED
+        return Phase.TERMINATED if self.end_asked and is_killed else Phase.FAILED
 
     async def _stop(self, child: Child, grace_s: float, why: str) -> None:
         """Ends the process, and forgets it when `ended` has returned. The lock is held. Raises TerminateFailed."""

@@ -1,50 +1,21 @@
 """The phases of an instance and their changes, with the states that documents 002, 003 and 004 have for each phase.
 
-A phase is changed by `Instance.become` alone, which holds every change to the table `NEXT`. Three kinds of code call it: the verbs of an
-instance, which its owner calls; the planned start after a failure (`_start_later`); and the end of the process (`_watch`, or `see` for an
-instance without a task of its own). Beside each row stands who brings about its changes, in the row's order.
+`Instance.become` alone changes a phase, and holds every change to the table `NEXT`. It is called by
+
+- the verbs of an instance, which its owner calls: start, end, end_and_plan, restart, suspend, release, resume, work;
+- the planned start after a failure (`_start_later`);
+- `_watch`, when the process has ended, for an instance with a TaskSet;
+- `see`, which an owner calls before it reads a phase: it notices that somebody else has sent SIGSTOP or SIGCONT and, for
+  an instance without a TaskSet, that the process has ended.
+
+Beside each row stand the causes of its changes, in the row's order.
 """
 
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
-
-class LifecycleState(StrEnum):
-    """The state of an instance in document 002."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    SUSPENDED = "suspended"
-    TERMINATED = "terminated"
-    FAILED = "failed"
-
-
-class AgentStatus(StrEnum):
-    """The status of an instance in document 003. An instance of a runner has one task from its start on: it is Running,
-    Paused or over.
-    """
-
-    IDLE = "Idle"
-    INITIALIZING = "Initializing"
-    RUNNING = "Running"
-    THINKING = "Thinking"
-    PAUSED = "Paused"
-    COMPLETED = "Completed"
-    FAILED = "Failed"
-    TERMINATED = "Terminated"
-
-
-class ProcessState(StrEnum):
-    """The state of an instance's process in document 004."""
-
-    INITIAL = "Initial"
-    STARTING = "Starting"
-    READY = "Ready"
-    BUSY = "Busy"
-    IDLE = "Idle"
-    SHUTTING_DOWN = "ShuttingDown"
-    TERMINATED = "Terminated"
+from sabot.process.document_names import AgentStatus, LifecycleState, ProcessState
 
 
 class Phase(StrEnum):
@@ -86,11 +57,12 @@ NEXT: Final[Mapping[Phase, tuple[Phase, ...]]] = {
     Phase.NEW: (Phase.STARTING, Phase.TERMINATED),
     # the process is ready | the start fails: tried again, or in a `resume` suspended as before, or ended meanwhile, or given up
     Phase.STARTING: (Phase.READY, Phase.WAITING, Phase.SUSPENDED, Phase.TERMINATED, Phase.FAILED),
-    # work | suspend, release, or somebody stops the process (SIGSTOP) | end, replace, restart, or the process ends by itself
+    # work | suspend, release, or somebody stops the process (SIGSTOP) | end, end_and_plan, restart, or the process ends by itself
     Phase.READY: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
     Phase.BUSY: (Phase.IDLE, Phase.SUSPENDED, Phase.STOPPING),
     Phase.IDLE: (Phase.BUSY, Phase.SUSPENDED, Phase.STOPPING),
-    # resume: where it was | resume: in a new process | restart, replace | the process ends by itself, or end
+    # resume, or SIGCONT: where it was | resume: in a new process | restart, end_and_plan
+    # | end; or, without a restart policy, the process ends by itself
     Phase.SUSPENDED: (*RUNS, Phase.STARTING, Phase.WAITING, *OVER),
     # the end of the process, by the restart policy: another start is planned, or none
     Phase.STOPPING: (Phase.WAITING, *OVER),

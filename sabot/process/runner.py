@@ -16,6 +16,7 @@ from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.process.backends import AgentConfig, AgentProgram, program_of
 from sabot.process.client import Child
 from sabot.process.command import Command, are_texts
+from sabot.process.document_names import AgentStatus
 from sabot.process.errors import (
     AgentError,
     CommunicationError,
@@ -28,7 +29,6 @@ from sabot.process.errors import (
 )
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
-from sabot.process.phases import AgentStatus
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.status import ExitStatus
 
@@ -217,7 +217,7 @@ class AgentHandle:
                 f"instance {self.config.name!r}: signal({short_repr(what)})",
                 hint="AgentSignal.INTERRUPT, TERMINATE, KILL, PAUSE or RESUME",
             )
-        self._instance.given_up |= what not in (AgentSignal.PAUSE, AgentSignal.RESUME)
+        self._instance.end_asked |= what not in (AgentSignal.PAUSE, AgentSignal.RESUME)
         send = {
             AgentSignal.INTERRUPT: lambda: self.child.signal(signal.SIGINT),
             AgentSignal.TERMINATE: lambda: self.child.signal(signal.SIGTERM),
@@ -237,7 +237,7 @@ class AgentHandle:
         its end.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
-        self._instance.given_up = True
+        self._instance.end_asked = True
         return await self.child.stop(grace_s)
 
     async def measure(self) -> AgentMetrics:

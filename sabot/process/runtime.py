@@ -14,6 +14,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
+from sabot.process.document_names import ProcessState
 from sabot.process.errors import AgentNotFound, CommunicationError, ExecutionError, SpawnFailed, Timeout
 from sabot.process.executor import (
     AgentExecutor,
@@ -24,7 +25,7 @@ from sabot.process.executor import (
 )
 from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
-from sabot.process.phases import RUNS, Phase, ProcessState
+from sabot.process.phases import RUNS, Phase
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.streams import LastWords
 from sabot.process.worker import RuntimeAgent, TaskLines
@@ -362,7 +363,7 @@ class ProcessRuntime:
                 why = f"its last heartbeat was {silent:.0f} s ago"
             else:
                 continue
-            await instance.replace(lines.child, why)
+            await instance.end_and_plan(lines.child, why)
             hung.append(instance.id)
         return hung
 

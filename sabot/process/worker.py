@@ -21,10 +21,11 @@ from sabot.clock import Clock
 from sabot.errors import UNREADABLE
 from sabot.process.client import Child
 from sabot.process.command import Command
+from sabot.process.document_names import ProcessState
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
-from sabot.process.phases import OVER, Phase, ProcessState
+from sabot.process.phases import Phase
 from sabot.process.status import ProcessUsage
 from sabot.process.streams import LastWords
 
@@ -205,11 +206,6 @@ class RuntimeAgent(Instance):
         return self.child is not None and self.child.paused
 
     @property
-    def is_over(self) -> bool:
-        """True if the instance gets no other process, also while it is being ended."""
-        return self.given_up or self.phase in OVER
-
-    @property
     def degraded(self) -> bool:
         """True if the instance has used up its restarts."""
         return self.phase is Phase.FAILED and self.policy is not None
@@ -241,4 +237,4 @@ class RuntimeAgent(Instance):
         process is started at once, and no failure is counted.
         """
         lines.is_at_fault = False
-        await self.replace(lines.child, "its task was ended", counts=False)
+        await self.end_and_plan(lines.child, "its task was ended", counts=False)

@@ -6,8 +6,9 @@ from typing import Any
 
 from sabot.base.config import check_numbers, checked_durations
 from sabot.process.command import Command
+from sabot.process.document_names import LifecycleState
 from sabot.process.instance import Instance, RestartPolicy
-from sabot.process.phases import OVER, LifecycleState, Phase
+from sabot.process.phases import OVER, Phase
 
 IDLE = "it was idle"
 """Why an instance is suspended that goes on as soon as it is used."""

@@ -17,6 +17,7 @@ from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.process.client import Child
 from sabot.process.command import Command
+from sabot.process.document_names import LifecycleState
 from sabot.process.errors import (
     AgentNotSpawned,
     CommunicationError,
@@ -32,7 +33,7 @@ from sabot.process.fleet.instances import (
     LifecycleConfig,
     OnState,
 )
-from sabot.process.phases import OVER, RUNS, LifecycleState, Phase
+from sabot.process.phases import OVER, RUNS, Phase
 
 _log = logging.getLogger(__name__)
 

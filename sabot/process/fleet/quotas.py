@@ -13,8 +13,8 @@ from typing import Protocol
 from sabot.base.checks import is_number, is_whole
 from sabot.base.config import checked_durations
 from sabot.errors import UserError, short_repr
+from sabot.process.document_names import LifecycleState
 from sabot.process.errors import InvalidQuota
-from sabot.process.phases import LifecycleState
 
 _UNITS = {"": 1, **{f"{each}i": 1024**power for power, each in enumerate("KMGTPE", 1)}}
 _UNITS |= {each: 1000**power for power, each in enumerate("kMGTPE", 1)}

@@ -16,6 +16,7 @@ from sabot.base.supervision import TaskSet, call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import Child
+from sabot.process.document_names import LifecycleState
 from sabot.process.errors import (
     CommunicationError,
     InvalidQuota,
@@ -39,7 +40,6 @@ from sabot.process.fleet.quotas import (
     ResourceReport,
     parse_cpu,
 )
-from sabot.process.phases import LifecycleState
 
 _log = logging.getLogger(__name__)
 

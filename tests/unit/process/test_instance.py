@@ -177,11 +177,11 @@ async def test_every_change_of_the_table_happens_and_no_other_one(owner: Owner) 
 
     # Ends by itself with 0; and an instance whose end nobody awaits, while it is stopped.
     await (await owner.started(sh("exit 0"))).until(lambda phase: phase is Phase.COMPLETED)
-    for ended_by, given_up in ((signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGCONT, False)):
+    for ended_by, end_asked in ((signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGCONT, False)):
         seen = await owner.started(sh("kill -STOP $$; exit 0"), watched=False)
         await until(lambda: seen.see() is Phase.SUSPENDED)  # noqa: B023
         assert seen.child is not None
-        seen.given_up = given_up
+        seen.end_asked = end_asked
         os.kill(seen.child.pid, ended_by)
         await seen.child.wait()
         seen.see()
@@ -200,14 +200,14 @@ async def test_a_process_that_the_program_is_not_at_fault_for_is_replaced_withou
     assert (instance.failures, owner.time.waits, instance.child is first) == (0, [], False)
 
 
-async def test_replace_ends_only_the_process_that_was_meant(owner: Owner) -> None:
+async def test_end_and_plan_ends_only_the_process_that_was_meant(owner: Owner) -> None:
     instance = await owner.started()
     first = instance.child
     assert first is not None
-    await instance.replace(first, "its answers are late", counts=False)
+    await instance.end_and_plan(first, "its answers are late", counts=False)
     await until(lambda: instance.phase is Phase.READY)
     second = instance.child
-    await instance.replace(first, "its answers are late")
+    await instance.end_and_plan(first, "its answers are late")
     assert (instance.phase, instance.child) == (Phase.READY, second)
     assert first.is_over
 
@@ -221,3 +221,25 @@ async def test_a_process_whose_successor_is_wanted_gets_one_also_when_it_ends_wi
         await owner.restarted(instance)
     await instance.until(lambda phase: phase is Phase.FAILED)
     assert [wait for wait in owner.time.waits if wait] == [1, 2]
+
+
+async def test_a_resume_that_is_cancelled_while_its_new_process_starts_leaves_the_instance_suspended(
+    owner: Owner,
+) -> None:
+    is_ready = asyncio.Event()
+    is_ready.set()
+    instance = await owner.started(ready=lambda child: is_ready.wait())
+    await instance.suspend("it costs too much")
+    kill(instance)
+    await until(lambda: instance.child is None)
+    is_ready.clear()
+    resuming = asyncio.ensure_future(instance.resume())
+    await instance.until(lambda phase: phase is Phase.STARTING)
+    await until(lambda: instance.child is not None)
+    resuming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await resuming
+    assert (instance.phase, instance.child) == (Phase.SUSPENDED, None)
+    is_ready.set()
+    await instance.resume()
+    assert instance.phase is Phase.READY
