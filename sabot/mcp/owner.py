@@ -79,8 +79,9 @@ class McpConnection:
     """One session, which belongs to the event loop that opened it.
 
     - `offers`: the tools by name. `left_out`: the reasons of tools that are not offered. `version`: the version of the protocol.
-    - `used_at`: the time of the last use, by the loop's clock. `may_be_older`: True if it ended at the first request, as servers of the
-      first SDKs do if they do not know that request.
+    - `used_at`: the time of the last use, by the loop's clock.
+    - `failed_at_discover`: True if the server's program has ended before a version was agreed on. Servers of 2024 do that: they end at
+      `server/discover`, or at the message after it, 10 seconds later.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class McpConnection:
         self.version = ""
         self.used_at = 0.0
         self.busy = 0
-        self.may_be_older = False
+        self.failed_at_discover = False
         self._spec = spec
         self._config = config
         self._samples = samples
@@ -237,7 +238,7 @@ class McpConnection:
                 if isinstance(each, McpTimeout):
                     self._on_hung(self.key, each.message.removeprefix(f"MCP server {self.key.server}: "), False)
                 return unsent(each, self.key.server)
-        self.may_be_older = not (self._legacy or self.version or self._spec.url)
+        self.failed_at_discover = not (self._legacy or self.version or self._spec.url)
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:

@@ -320,9 +320,10 @@ class McpServerPool:
             try:
                 await connection.open()
             except McpUnavailable as error:
-                if connection.may_be_older:
+                if connection.failed_at_discover:
                     _log.info(
-                        "MCP server %s ended at `server/discover`, %.1f s after it was asked: from now on it is asked as older ones are",
+                        "MCP server %s did not survive `server/discover`, and has ended after %.1f s: from now on it is asked as older"
+                        " ones are",
                         key.server,
                         asyncio.get_running_loop().time() - began,
                     )

@@ -180,14 +180,18 @@ async def test_a_server_that_dies_at_each_start_is_not_started_for_ever():
     assert len(starts) == 2, "the second time without `server/discover`, at which old servers end"
 
 
-async def test_a_server_that_ends_at_a_word_that_it_does_not_know_is_asked_as_of_old():
-    """As the first SDKs do."""
+@pytest.mark.parametrize("hangs", [False, True], ids=["it ends at once", "it ends at the next message"])
+async def test_a_server_that_does_not_survive_a_word_that_it_does_not_know_is_asked_as_of_old(hangs, monkeypatch):
+    """As the first SDKs do: their loop ends, and with it the process, at once or when that reads the next line."""
+    monkeypatch.setattr("mcp.client.session.DISCOVER_TIMEOUT_SECONDS", 0.05)
     starts = []
 
     async def serve(there):
         starts.append(there)
         said = await there.read()
         if said["method"] != "initialize":
+            if hangs:
+                await there.read()
             raise EOFError
         info = {"serverInfo": {"name": "peer", "version": "1"}, "capabilities": {}}
         await there.answer(said, {"protocolVersion": "2024-11-05", **info})
