@@ -589,6 +589,23 @@ class Letters:
         first, _ = self.home.bounds[partition]
         return first if redriven else self.redriven[partition].behind(first)
 
+    def before(self, letter: DeadLetter) -> tuple[str, str] | None:
+        """Returns the name and the place of the dead letter that a record was before it was sent back, or None. A row of a step has no
+        headers: those of its record are read from the topic, if the place of the record is known and the broker still has it.
+        """
+        topic, partition, offset = letter.facts.get("topic"), letter.number("partition"), letter.number("offset")
+        if letter.before is not None or "step" not in letter.facts or not topic or partition is None or offset is None:
+            return letter.before
+        try:
+            record = self.record(topic, partition, offset)
+        except (UserError, DataError):  # there is no such topic any more, or no such record
+            return None
+        return None if record is None else record.before
+
+    def record(self, topic: str, partition: int, offset: int) -> DeadLetter | None:
+        """Returns a record of a topic of the broker, or None. Raises UserError and DataError if it is not there any more."""
+        return None
+
     def find(self, partition: int, offset: int) -> DeadLetter:
         """Returns the dead letter at this place. Raises UserError if there is none."""
         first, end = self.home.bounds.get(partition, (0, 0))

@@ -73,6 +73,10 @@ class DeadLetters(Letters):
                 for first, last in note.ranges:
                     self.redriven.setdefault(note.partition, Ranges()).add(first, last)
 
+    def record(self, topic: str, partition: int, offset: int) -> DeadLetter | None:
+        found = next(self._log.messages(topic, partition, offset, offset + 1), None)
+        return None if found is None else _letter(found)
+
     def _note(self, message: Any) -> Note:
         try:
             return msgspec.json.decode(message.value() or b"", type=Note)

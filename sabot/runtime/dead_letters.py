@@ -30,6 +30,7 @@ from sabot.operators.agents.rows import JOB_HEADER
 from sabot.plan import dead_letter_topics, fed_by_streams
 
 _NUMBERS = {"partition", "offset", "timestamp", "attempts"}
+_MOST_ROWS = 50  # rows of steps whose records are read for one page
 MOST_READ = 20_000  # dead letters that are read for one page, and for its counts
 
 
@@ -248,6 +249,23 @@ def newest_page(
         else:
             following = at
     return LetterPage(letters, following, counts, complete)
+
+
+def letter_after(dead: Letters, letter: DeadLetter, name: str) -> DeadLetter | None:
+    """Returns the dead letter that a record became after it was sent back, or None. `dead`: the place where it is searched for. `name`:
+    the name of the place of `letter`, as in `DeadLetter.before`.
+
+    At most the newest 20,000 are read, and the records of the newest 50 rows of steps.
+    """
+    rows = 0
+    for read, ((time, *_), each) in enumerate(dead.newest(redriven=True)):
+        if read == MOST_READ or time < letter.timestamp:
+            break
+        rows += "step" in each.facts
+        before = each.before if rows > _MOST_ROWS else dead.before(each)
+        if before == (name, letter.place):
+            return each
+    return None
 
 
 def reason_of(letter: DeadLetter) -> str:

@@ -23,6 +23,7 @@ from sabot.runtime.dead_letters import (
     LetterFilter,
     LetterPage,
     LetterPlace,
+    letter_after,
     letter_facts,
     letter_places,
     letters_page,
@@ -55,9 +56,10 @@ _PLACE = re.compile(r"(\d{1,19}):(\d{1,19})", re.ASCII)
 class ShownLetter:
     """A dead letter with its record, as far as it may be shown. Times are seconds since 1970. `at`: the time of the record, or None.
     `before`: the name and the place of the dead letter that the record was before it was sent back, or None. `before_in`: the place of
-    that dead letter in addresses, or "" if the app does not write to it any more. `traceback`: of the step's error, or "".
-    `nbytes`: the size of the payload, or None for a null payload. `asks_target`: True if it cannot go
-    back to a topic that it came from: a row of a step, or a record of a file.
+    that dead letter in addresses, or "" if the app does not write to it any more. `after`: the place of the dead letter that the record
+    became after it was sent back, in words and in addresses, and its number there; None if none is known. `traceback`: of the step's
+    error, or "". `nbytes`: the size of the payload, or None for a null payload. `asks_target`: True if it cannot go back to a topic
+    that it came from: a row of a step, or a record of a file.
     """
 
     place: str
@@ -78,17 +80,20 @@ class ShownLetter:
     payload: ShownPayload
     before: tuple[str, str] | None
     before_in: str
+    after: tuple[str, str, str] | None
     traceback: str
 
 
-def _record_of(letter: DeadLetter, payloads: Payloads, places: Sequence[LetterPlace]) -> ShownLetter:
+def _record_of(
+    letter: DeadLetter,
+    payloads: Payloads,
+    places: Sequence[LetterPlace],
+    before: tuple[str, str] | None,
+    after: tuple[str, str, str] | None = None,
+) -> ShownLetter:
     facts = {name: scrubbed(value) for name, value in letter.facts.items()}
-    at, before = letter.number("timestamp"), letter.before
-    named = [
-        _key(each)
-        for each in places
-        if before is not None and before[0] == (each.table or each.name).rpartition("/")[2]
-    ]
+    at = letter.number("timestamp")
+    named = [_key(each) for each in places if before is not None and before[0] == _name_of(each)]
     return ShownLetter(
         place=letter.place,
         written=letter.timestamp / 1000,
@@ -108,6 +113,7 @@ def _record_of(letter: DeadLetter, payloads: Payloads, places: Sequence[LetterPl
         payload=payloads.shown(_value_of(letter.payload)),
         before=before and (scrubbed(before[0]), scrubbed(before[1])),
         before_in=named[0] if named else "",
+        after=after,
         traceback=facts.get("traceback", ""),
     )
 
@@ -157,7 +163,7 @@ class LetterScreens:
             page = await self._read(place, lambda dead: _page(dead, query))
         except SabotError as error:
             problem = scrubbed(str(error))
-        letters = [_record_of(each, self._payloads, places) for each in page.letters]
+        letters = [_record_of(each, self._payloads, places, each.before) for each in page.letters]
         filters = {name: query[name] for name in _FILTERS if query.get(name)} | {"place": _key(place)}
         following = page.following and urlencode(filters | {"after": ":".join(map(str, page.following))})
         counts = sorted(page.counts.items(), key=lambda each: -each[1])
@@ -204,11 +210,13 @@ class LetterScreens:
 
     async def letter_page(self, query: Query) -> dict[str, Any]:
         """Returns the facts of one dead letter. Raises UserError if there is none at this place."""
-        place, letter = await self._found(query)
+        place, letter, before = await self._found(query)
+        after = await self._after(place, letter) if letter.redriven else None
         return {
             "place": _key(place),
             "words": _words(place),
-            "letter": _record_of(letter, self._payloads, _places(self._app)),
+            "letter": _record_of(letter, self._payloads, _places(self._app), before, after),
+            "most_read": MOST_READ,
             "downloads": self._payloads.mode == "all",
             "logged": bool(self._log.lines(search=scrubbed(letter.facts.get("error", "?")))),
             "at": SYSTEM_CLOCK.time(),
@@ -219,7 +227,7 @@ class LetterScreens:
         """Returns the payload of one dead letter as it is. Raises UserError if payloads are not shown whole."""
         if self._payloads.mode != "all":
             raise UserError("payloads are not shown whole", hint="start the console with --web-payloads all")
-        _, letter = await self._found(query)
+        _, letter, _ = await self._found(query)
         return Download(f"letter-{letter.partition}-{letter.offset}.bin", letter.payload or b"")
 
     def _redrive_facts(self, place: LetterPlace) -> dict[str, Any]:
@@ -246,9 +254,27 @@ class LetterScreens:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
-    async def _found(self, query: Query) -> tuple[LetterPlace, DeadLetter]:
+    async def _found(self, query: Query) -> tuple[LetterPlace, DeadLetter, tuple[str, str] | None]:
+        """Returns the place and the dead letter of a query, and the dead letter that its record was before."""
         place, at = _chosen(_places(self._app), query), _place_of(query.get("at", ""))
-        return place, await self._read(place, lambda dead: dead.find(*at))
+
+        def work(dead: Letters) -> tuple[DeadLetter, tuple[str, str] | None]:
+            letter = dead.find(*at)
+            return letter, dead.before(letter)
+
+        return place, *await self._read(place, work)
+
+    async def _after(self, place: LetterPlace, letter: DeadLetter) -> tuple[str, str, str] | None:
+        """Returns the dead letter that a record became after it was sent back, as `ShownLetter.after`."""
+        places = _places(self._app)
+        for each in sorted(places, key=lambda other: other != place):
+            try:
+                found = await self._read(each, lambda dead: letter_after(dead, letter, _name_of(place)))
+            except UserError:  # nothing was written there yet, or it cannot be read back
+                continue
+            if found is not None:
+                return _words(each), _key(each), found.place
+        return None
 
     async def _read(self, place: LetterPlace, use: Callable[[Letters], T], *, sends: bool = False) -> T:
         """Opens the dead letters of a place and uses them, in a thread."""
@@ -268,6 +294,11 @@ def _places(app: "App") -> list[LetterPlace]:
 def _key(place: LetterPlace) -> str:
     """Returns the name of a place in addresses and forms, without passwords."""
     return "/".join(filter(None, (redacted_url(place.name), place.table, redacted_url(place.broker))))
+
+
+def _name_of(place: LetterPlace) -> str:
+    """Returns the name of a place as records that were sent back have it."""
+    return (place.table or place.name).rpartition("/")[2]
 
 
 def _words(place: LetterPlace) -> str:

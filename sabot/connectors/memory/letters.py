@@ -29,6 +29,11 @@ class MemoryLetters(Letters):
         """Fills `redriven` with the notes that there are now."""
         self.redriven |= self.broker.sent_back(self.home.id)
 
+    def record(self, topic: str, partition: int, offset: int) -> DeadLetter | None:
+        home = MemoryHome(topic, self.broker)
+        first, end = home.bounds.get(partition, (0, 0))
+        return next(home.read(partition, offset, offset + 1), None) if first <= offset < end else None
+
 
 class MemoryHome:
     """A topic of the embedded broker as a place of dead letters (`connectors.letters.Home`)."""

@@ -145,10 +145,43 @@ async def test_a_letter_that_was_sent_back_and_dies_again_leads_to_the_first_one
             assert "raise ValueError(&#34;no such customer&#34;)" in page
             assert links(page, "/log") == ["/log?q=ValueError"]
             (first,) = links(page, "/letter")
-            assert "sent back" in (await ask(browser, first))[1].partition("</h1>")[0]
+            _, page = await ask(browser, first)
+            assert "sent back" in page.partition("</h1>")[0]
+            assert links(page, "/letter") == ["/letter?place=orders.dlq&at=0%3A1"]
+            assert "it is now" in page
     finally:
         console.close()
     assert runs == 2
+
+
+async def test_a_row_of_a_step_leads_to_the_dead_letter_that_its_record_was_before_and_back(memory_url: str) -> None:
+    app = App("shop", memory_url)
+
+    def fails(batch: Any) -> Any:
+        raise ValueError("no such customer")
+
+    orders = app.stream("orders", schema={"order": "int64"})
+    orders.map_batches(fails, schema={"order": "int64"}).to("done")
+    put(memory_url, 1)
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("orders")
+    broker.publish("orders", [b"{broken"], key="k", timestamp=STAMP)
+    console = Console(app, port=0)
+    try:
+        async with started(app):
+            browser = await asyncio.to_thread(Browser(console).enter, console.access.token("act"))
+            await until(lambda: len(broker.records("orders.dlq")) == 2)  # the broken record too
+            letter = "/letter?place=orders.dlq&at=0%3A0"
+            assert links((await ask(browser, letter))[1], "/letter") == []
+            assert (await ask(browser, "/act/redrive", {"place": "orders.dlq", "letter": "0:0"}))[0] == 200
+            await until(lambda: len(broker.records("orders.dlq")) == 3)
+            (again,) = links((await ask(browser, letter))[1], "/letter")
+            assert again == "/letter?place=orders.dlq&at=0%3A2"
+            _, page = await ask(browser, again)
+            assert "It was sent back before" in page
+            assert links(page, "/letter") == [letter]
+    finally:
+        console.close()
 
 
 @pytest.mark.parametrize("first", ["/letters", "/letters?order=oldest"])
