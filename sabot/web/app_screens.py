@@ -13,7 +13,17 @@ from sabot.plan.drawing import SHARE_WORDS, render
 from sabot.runtime.bottleneck import Cause, NarrowPlace, in_one_process, narrow_places
 from sabot.runtime.taps import TapPoint
 from sabot.web.charts import curve
-from sabot.web.records import StepRecord, app_record, chosen, flat, folded, plan_figures, step_records, tap_points
+from sabot.web.records import (
+    StepRecord,
+    app_record,
+    chosen,
+    flat,
+    folded,
+    plan_figures,
+    source_records,
+    step_records,
+    tap_points,
+)
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
 from sabot.web.texts import duration, nbytes, number
@@ -81,6 +91,7 @@ class AppScreens:
         ]
         return {
             "record": app_record(self._app.id, self._app.run(), self._figures),
+            "sources": source_records(self._figures),
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,

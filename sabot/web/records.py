@@ -1,5 +1,6 @@
 """Records of a running app, made of its figures: the data of the screens, of CSV and of JSON."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ class AppRecord:
     """An app at one time. Times are seconds since 1970. A value that is not known, or does not exist, is None.
 
     `state`: starting, running, stopping, failed, stopped, killed or not known. `why`: the failure that ended a run, or "".
-    `rows_per_second`, `rows`: the rows that all sources read; rows that the app writes into a topic and reads again count twice.
+    `rows_per_second`, `rows`: the rows that all streams and agents read; a row that two of them read counts twice.
     `late_most`: the seconds by which the latest of the late rows of this run was late. `stale`: True if the figures are old.
     """
 
@@ -46,6 +47,16 @@ class AppRecord:
     dead_letters: int
     late_most: float | None
     stale: bool
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """The rows that were read from one source, by all that read it. `readers`: the number of streams and agents that do."""
+
+    name: str
+    readers: int
+    rows: int
+    rows_per_second: float
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,25 @@ def app_record(id: str, run: "RunFacts", figures: FigureRings) -> AppRecord:
         late_most=max((each.late_most for each in steps if each.late_most is not None), default=None),
         stale=SYSTEM_CLOCK.time() - now.at > _STALE_SECONDS,
     )
+
+
+def source_records(figures: FigureRings) -> list[SourceRecord]:
+    """Returns the sources, the one with most rows per second first."""
+    before, now = figures.span
+    span = now.steady - before.steady
+    readers: dict[str, set[str]] = defaultdict(set)
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for at, each in enumerate((before.statistics, now.statistics)):
+        for task, facts in each["streams"].items():
+            if "source" in (source := facts.get("input", {})):
+                rows[source["source"]][at] += source["rows_in"]
+                readers[source["source"]].add(task.rpartition("/")[0])
+        for name, facts in each["sources"].items():  # of agents
+            agent, _, topic = name.rpartition("/")
+            rows[topic][at] += facts.get("rows_in", 0)
+            readers[topic].add(agent)
+    found = [SourceRecord(name, len(readers[name]), new, _rate(new, old, span)) for name, (old, new) in rows.items()]
+    return sorted(found, key=lambda each: -each.rows_per_second)
 
 
 def step_records(figures: FigureRings) -> list[StepRecord]:
