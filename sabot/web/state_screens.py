@@ -1,9 +1,9 @@
 """The screen of the state in a checkpoint: its owners, the rows of one, and the difference of two checkpoints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from sabot.base.redaction import scrubbed
@@ -24,6 +24,8 @@ from sabot.web.payloads import ShownPayload, shortened
 from sabot.web.reader import ConsoleReader
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
+
+T = TypeVar("T")
 
 _MOST_ROWS = 20_000  # of CSV and JSON
 _MOST_CHARS = 100_000  # of a value in CSV and JSON
@@ -64,15 +66,20 @@ class StateScreens:
 
     async def facts(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the page. In place of a checkpoint that is not there any more it shows the newest, and says so."""
-        step, key, beside = query.get("step", ""), query.get("q", ""), query.get("beside", "")
-        gone = ""
+        of = query.get("of", "")
         try:
-            sources, of, read = await self._read(query.get("of", ""))
+            return await self._of(of, lambda *read: self._page_facts(query, *read))
         except UserError:
-            sources, of, read = await self._read("")
-            gone = query.get("of", "")
-            if not _has_gone(gone, sources):
+            if not _has_gone(of, await self._sources()):
                 raise
+        facts = await self._of("", lambda *read: self._page_facts(query, *read))
+        return facts | {"gone": [of, *facts["gone"]]}
+
+    async def _page_facts(
+        self, query: Query, sources: list[_Source], of: _Source | None, read: OwnersOfState | None
+    ) -> dict[str, Any]:
+        """Returns the facts of the page for one source. Raises UserError if it goes while it is read."""
+        step, key, beside = query.get("step", ""), query.get("q", ""), query.get("beside", "")
         facts: dict[str, Any] = {
             "sources": sources,
             "step": step,
@@ -85,7 +92,7 @@ class StateScreens:
             "following": "",
             "hidden": [],
             "older": None,
-            "gone": [each for each in (gone,) if each],
+            "gone": [],
             "oldest": next((each for each in reversed(sources) if each.name.isdigit()), None),
             "problem": "" if sources else "The app has no checkpoint yet.",
         }
@@ -104,6 +111,8 @@ class StateScreens:
                 rows_in, of.place, of.checkpoint, step, key or None, "" if key else query.get("at", "")
             )
         except UserError as error:
+            if _has_gone(of.name, await self._sources()):
+                raise
             return facts | {"problem": scrubbed(str(error))}
         kind = _kind(read, step)
         # The id, not "newest": the next page is one of the same checkpoint.
@@ -119,7 +128,11 @@ class StateScreens:
         """Returns the rows of the state for CSV and JSON, with the values that the page may show: at most 20,000, of all pages. Without a
         step, the owners of the state. Raises UserError.
         """
-        sources, of, read = await self._read(query.get("of", ""))
+        return await self._of(query.get("of", ""), lambda *read: self._rows_of(query, *read))
+
+    async def _rows_of(
+        self, query: Query, sources: list[_Source], of: _Source | None, read: OwnersOfState | None
+    ) -> Rows:
         step = query.get("step", "")
         if of is None or read is None:
             raise UserError("the app has no checkpoint yet", hint="look again after the first one")
@@ -140,20 +153,24 @@ class StateScreens:
                     break
         return rows[:_MOST_ROWS]
 
-    async def _read(self, name: str) -> tuple[list[_Source], _Source | None, OwnersOfState | None]:
-        """Returns the sources, the one of this name ("" is the newest) and its owners; without them if there is no checkpoint. Raises
-        UserError for a checkpoint that is not there.
+    async def _of(
+        self, name: str, use: Callable[[list[_Source], _Source | None, OwnersOfState | None], Awaitable[T]]
+    ) -> T:
+        """Returns the result of `use` for all sources, the one of this name ("" is the newest) and its owners; both are None if there is no
+        checkpoint. If the newest one goes while it is read, which happens with a short interval, the newest of then is read.
+
+        Raises UserError, also for a checkpoint that is not there.
         """
         for looks_left in reversed(range(_LOOKS)):
             if not (sources := await self._sources()):
                 break
             of = _named(sources, name)
             try:
-                return sources, of, await self._reader.read(owners_in, of.place, of.checkpoint)
-            except UserError:  # with a short interval the newest one may be gone before it is read
-                if name or not looks_left:
+                return await use(sources, of, await self._reader.read(owners_in, of.place, of.checkpoint))
+            except UserError:
+                if name or not looks_left or not _has_gone(of.name, await self._sources()):
                     raise
-        return [], None, None
+        return await use([], None, None)
 
     async def _sources(self) -> list[_Source]:
         assert self._app is not None  # else there is no such screen
@@ -247,13 +264,7 @@ def _named(sources: Sequence[_Source], name: str) -> _Source:
 
 def _has_gone(name: str, sources: Sequence[_Source]) -> bool:
     """Returns True if a name is that of a checkpoint that is not there."""
-    return (
-        name.isascii()
-        and name.isdigit()
-        and len(name) < 20
-        and bool(sources)
-        and all(each.name != name for each in sources)
-    )
+    return name.isascii() and name.isdigit() and len(name) < 20 and all(each.name != name for each in sources)
 
 
 def _kind(read: OwnersOfState, step: str) -> str:

@@ -82,7 +82,7 @@ async def test_a_savepoint_is_listed_and_deleted(console: Console, tmp_path: Pat
     command = f"sabot run MODULE:APP --state {tmp_path / 'rocksdb'} --from {made.savepoint}"
     assert f'<code class="command">{command}</code>' in page
     (state,) = re.findall(rf'<a href="(/state\?of={found[1]})">1</a>', page)
-    assert "Of checkpoint 1, written" in (await ask(browser, state))[1]
+    assert "As of checkpoint 1, written" in (await ask(browser, state))[1]
     assert "drop-savepoint" not in (await ask(reader, "/checkpoints"))[1]
     assert (await ask(reader, "/act/drop-savepoint", {"savepoint": found[1]}))[0] == 403
     for name in ("", "../kept", str(tmp_path / "kept"), MARKUP, "0" * 16):

@@ -22,6 +22,7 @@ from unit.web.test_reader import begun, ended, endless
 from sabot import App
 from sabot.checkpoint import Manifest
 from sabot.checkpoint.inspection import AppCheckpoints, create_savepoint
+from sabot.checkpoint.state_reads import owners_in
 from sabot.testing import MemoryBroker
 from sabot.web.console import Console
 from sabot.web.payloads import Payloads
@@ -106,7 +107,7 @@ async def test_in_place_of_a_checkpoint_that_has_gone_the_page_names_those_that_
     status, page = await ask(browser, address(of=77, step="totals", q="a7"))
     assert (status, cells(page)) == (200, [["a7", "6", "1435"]])
     assert "Checkpoint 77 is not kept any more" in page
-    assert re.search(r"Of checkpoint \d, written", page)
+    assert re.search(r"As of checkpoint \d, written", page)
     _, page = await ask(browser, address(of=77, step="totals", beside=78))
     assert "Checkpoints 77 and 78 are not kept any more" in page
 
@@ -218,6 +219,38 @@ async def test_the_newest_checkpoint_is_the_next_one_if_it_goes_while_it_is_read
     status, page = await ask(browser, "/state")
     assert status == 200
     assert "totals" in [row[0] for row in cells(page)]
+
+
+@pytest.mark.parametrize("form", ["", ".json"])
+@pytest.mark.parametrize("key", [{}, {"q": "a7"}])
+async def test_rows_of_the_newest_checkpoint_are_those_of_the_next_one_if_it_goes_meanwhile(
+    kept: tuple[Manifest, Manifest], consoles: Any, monkeypatch: pytest.MonkeyPatch, key: dict[str, str], form: str
+) -> None:
+    browser, read, pages = await consoles(Payloads("all")), ConsoleReader.read, ConsoleReader.pages
+    gone: list[Path] = []
+
+    def removed(function: Any) -> None:
+        if function is not owners_in and not gone:
+            gone.append(max(Path(kept[1].path).parent.glob("*.json")))
+            gone[0].unlink()
+
+    async def late(self: ConsoleReader, function: Any, *arguments: Any) -> Any:
+        removed(function)
+        return await read(self, function, *arguments)
+
+    def late_pages(self: ConsoleReader, function: Any, *arguments: Any) -> Any:
+        removed(function)
+        return pages(self, function, *arguments)
+
+    monkeypatch.setattr(ConsoleReader, "read", late)
+    monkeypatch.setattr(ConsoleReader, "pages", late_pages)
+    status, page = await ask(browser, address(form, step="totals", **key))
+    assert status == 200, page
+    if form:
+        assert [each["n"] for each in json.loads(page) if each["account"] == "a7"] == ["6"]
+    else:
+        assert "As of checkpoint 2, written" in page, "the one before the last one, which has the state at the stop"
+        assert ["a7", "6", "1435"] in cells(page)
 
 
 async def test_a_read_ends_when_its_page_is_left(kept: tuple[Manifest, Manifest], tmp_path: Path) -> None:
