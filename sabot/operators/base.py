@@ -148,6 +148,7 @@ class StepInfo:
     `event_time`: the expressions, as text, that gave the event times in the state, or "" if the state has none.
     `lineage`: for each input, the tables whose changes come through it, as JSON values (`plan.lineage`).
     `origin`: the statement of a script that made the step.
+    `conditions`: the conditions of filters that its rows have passed, as text, with their positions in the script.
     """
 
     id: str = ""
@@ -157,6 +158,7 @@ class StepInfo:
     event_time: str = ""
     lineage: Sequence[Any] = ()
     origin: StepOrigin = NO_ORIGIN
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 _ABILITIES: dict[str, type["Operator"]] = {}  # by the name of a member, the ability that defines it
@@ -390,7 +392,7 @@ class Stateful(Restorable, ABC, ability=True):
         step = self.step
         about = {"named": step.named, "path": step.path, "event_time": step.event_time, "groups": groups}
         about |= {"lineage": step.lineage} if step.lineage else {}
-        about |= {"origin": step.origin.name} if step.origin.name else {}
+        about |= {"origin": step.origin.name, "conditions": list(step.conditions)} if step.origin.name else {}
         return {**self._about, **about, **({"parted_by": list(self.parted_by)} if self.parted_by else {})}
 
 

@@ -8,6 +8,7 @@ steps. The steps before and after an operator may change. So may its aggregates;
 each aggregate by what the aggregate computes (`operators.aggregates.migration`).
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +51,7 @@ def planned(plan: Plan) -> list[Planned]:
                     *(TIME_COLUMN in context.input.names and step.by_time, step.lineage),
                     *(isinstance(operator, GivesTable), unfit),
                     origin=step.origin,
+                    conditions=step.conditions,
                 )
             )
 
@@ -233,10 +235,9 @@ def _saved(manifest: SavedApp) -> Iterator[SavedStep]:
         event_time, lineage = first.get("event_time", ""), first.get("lineage", ())
         input = schema_of_text((first.get("reader") or {}).get("input"))
         timed = input is not None and TIME_COLUMN in input.names and not any(facts.get("untimed") for facts in parts)
-        origin = first.get("origin", "")
-        yield SavedStep(
-            *(operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage, origin)
-        )
+        origin, conditions = first.get("origin", ""), first.get("conditions")
+        facts = (operator, text, schema, len(parts), groups, named, path, names, event_time, timed, lineage)
+        yield SavedStep(*facts, origin, conditions)
 
 
 def _matched(
@@ -447,7 +448,28 @@ def _verdict(old: SavedStep, new: Planned, given_up: Mapping[str, set[str]]) -> 
     if old.subtasks != new.parallelism:
         changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
     outcome: Outcome = "migrate" if changes else "keep"
+    changes += _changed_conditions(old, new)
     return Verdict(new.id, old.text, new.text, outcome, "; ".join(changes), old.id, old.groups, told, forgets)
+
+
+def _changed_conditions(old: SavedStep, new: Planned) -> Iterator[str]:
+    """Yields a text that says which conditions before a step of a script have changed, and what of its state they leave."""
+    if old.conditions is None or not new.origin.name:
+        return
+    before = " AND ".join(_of_script(each) for each in old.conditions if each not in new.conditions)
+    now = [(_of_script(each), place) for each, place in new.conditions.items() if each not in old.conditions]
+    after = " AND ".join(f"{each} (at {place})" if place else each for each, place in now)
+    if before or after:
+        said = f"was {before}, is {after}" if before and after else f"{after} is new" if after else f"{before} is gone"
+        yield f"WHERE {said}: for rows from here on; --refill {new.id} applies it to those before"
+
+
+def _of_script(text: str) -> str:
+    """Returns a condition in the words of SQL: amount > 3 for col("amount") > 3."""
+    text = re.sub(r'col\("((?:[^"\\]|\\.)*)"\)', r"\1", text)
+    for ours, theirs in (("==", "="), ("!=", "<>"), (" & ", " AND "), (" | ", " OR "), ("(~", "(NOT "), ('"', "'")):
+        text = text.replace(ours, theirs)
+    return text
 
 
 def _added_columns(old: SavedStep, new: Planned) -> frozenset[str]:
@@ -513,7 +535,8 @@ def _said_of(parts: Sequence[AggregateVerdict]) -> Iterator[str]:
         if part.outcome == "add":
             yield f"{part.name} is new ({part.now}): {part.why}"
         elif part.outcome == "drop":
-            yield f"{part.name} is gone ({part.before}): {part.why}"
+            called = part.before if part.name.startswith("EXPR$") else f"{part.name} ({part.before})"
+            yield f"{called} is gone: {part.why}"
 
 
 def _taken_over(name: str, before: Any, now: Any, old: SavedStep, new: Planned) -> str | None:

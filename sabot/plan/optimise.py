@@ -14,6 +14,7 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
+from sabot.api.nodes.origin import StepOrigin
 from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter, MapBatches
 from sabot.api.windows import SessionWindow, TimeWindow
@@ -103,19 +104,19 @@ class _Pushdown:
 
     def _rewritten(self, node: Node) -> Node:
         if isinstance(node, Filter):
-            return self._filtered(node.predicate, node.input)
+            return self._filtered(node.predicate, node.input, node.origin)
         if isinstance(node, AsofJoin) and node.right.changes:
             return replace(node, left=self.rewrite(node.left), right=self.rewrite(node.right.versions()))
         return node.over(*map(self.rewrite, node.inputs))
 
-    def _filtered(self, predicate: Expr, below: Node) -> Node:
+    def _filtered(self, predicate: Expr, below: Node, origin: StepOrigin) -> Node:
         """Returns `below` with the filter moved up as far as possible: past each step that no other step reads and
         that does not make a column of the filter.
         """
         moved = below.moved_before(predicate) if self._readers[id(below)] == 1 else None
         if moved is None:
-            return Filter(self.rewrite(below), predicate)
-        return below.over(*(self._filtered(moved, upstream) for upstream in below.inputs))
+            return Filter(self.rewrite(below), predicate, origin=origin)
+        return below.over(*(self._filtered(moved, upstream, origin) for upstream in below.inputs))
 
 
 def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:

@@ -13,6 +13,7 @@ from sabot.api.expr import col
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, check_event_time, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
+from sabot.api.nodes.rows import Filter
 from sabot.api.nodes.times import WithTime
 from sabot.base.config import dead_letter_topic
 from sabot.codecs.formats import format_of
@@ -74,6 +75,7 @@ class _Planner:
         self._layout = Layout(parallelism, used, self._time.matters, {each.stage for each in saved})
         self._points: dict[int, PlanPoint] = {}
         self._lineages: dict[int, Lineages] = {}
+        self._conditions: dict[int, dict[str, str]] = {}  # see `StepInfo.conditions`
         self._by_time: dict[str, bool] = {}  # by stage, True if one of its nodes uses event time
 
     def plan(self) -> Plan:
@@ -136,6 +138,11 @@ class _Planner:
         """Notes the lineage of the changes that come into the node's step, and of those that come out of it."""
         step = None if any(point.targets is each.targets for each in inputs) else point.last
         before = [self._lineages[id(upstream)] for upstream in node.inputs]
+        conditions = {text: place for each in node.inputs for text, place in self._conditions[id(each)].items()}
+        if step is not None:
+            step.conditions = conditions
+        own = {node.predicate.text(): node.origin.place} if isinstance(node, Filter) else {}
+        self._conditions[id(node)] = {**conditions, **own}
         if step is not None and not step.lineage:
             step.by_time = id(node) in self._time.matters
             step.lineage = said(node, before, self._layout.used[id(node)])

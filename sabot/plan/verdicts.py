@@ -36,6 +36,7 @@ class Planned:
         default=()
     )  # by input, the path from the step that makes its changes (`plan.fills`)
     origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
+    conditions: Mapping[str, str] = field(default_factory=dict)  # those of filters before it, with their places
 
     @property
     def keeps_copy(self) -> bool:
@@ -129,3 +130,4 @@ class SavedStep(NamedTuple):
     timed: bool  # True if its rows had event time
     lineage: Sequence[Any]  # as in Planned
     origin: str  # the name of the statement of a script that made it, or ""
+    conditions: Sequence[str] | None  # those of filters before it; None if the checkpoint does not say them

@@ -116,7 +116,11 @@ def aggregate_verdicts(
     here = {name for name, _, _ in now}
     for number, (name, *said) in enumerate(before):
         if number not in taken and name and not (name in forgets and name in here):
-            why = "its state is dropped, as asked" if name in forgets else "the program no longer has it"
+            why = (
+                "its state is dropped, as asked"
+                if name in forgets
+                else "the program no longer has it; a column of a table that had it keeps its old values"
+            )
             found.append(AggregateVerdict(name, "drop", " ".join(said), None, why))
     return found
 

@@ -102,6 +102,42 @@ def test_a_changed_filter_keeps_the_state_of_its_statement_though_a_new_one_has_
     assert groups == [["group-1", "new"], ["group-2", "migrate"]]
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("WHERE id > 1 GROUP", "WHERE id > 1 (at SQL:2:91) is new: for rows from here on; --refill group-1 applies it to those before"),
+        ("WHERE id > 1 AND amount <> 7 GROUP", "WHERE id > 1 (at SQL:2:91) AND amount <> 7 (at SQL:2:102) is new"),
+        ("GROUP", ""),
+    ],
+)  # fmt: skip
+def test_a_changed_filter_is_named_with_what_becomes_of_the_rows_so_far(folder, monkeypatch, where, said):
+    found = verdicts(folder, monkeypatch, TOTALS.replace("GROUP", where), PAIRS)
+    (text,) = [text for text in found if text.startswith("group")]
+    assert said in text
+    assert ("WHERE" in text) == bool(said)
+
+
+def test_a_filter_that_the_checkpoint_has_is_named_in_words_of_sql(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "orders.csv").write_text("customer,amount,note\n1,2,a\n1,5,b\n")
+    count = "INSERT INTO totals SELECT customer, COUNT(*) AS n, SUM(amount) FROM 'orders.csv' {} GROUP BY customer"
+    app = App("shop", state="state")
+    app.sql("CREATE TABLE totals WITH ('connector' = 'blackhole');" + count.format("WHERE amount > 3 AND note <> 'x'"))
+    asyncio.run(app.run())
+
+    def said(statement: str) -> str:
+        app = App("shop", state="state")
+        app.sql("CREATE TABLE totals WITH ('connector' = 'blackhole')")
+        plan = app.sql(f"EXPLAIN AGAINST 'state' {statement}")
+        return next(line for line in plan.splitlines() if line.startswith("group-1 "))
+
+    assert "WHERE" not in said(count.format("WHERE amount > 3 AND note <> 'x'"))
+    assert "WHERE note <> 'x' is gone: for rows from here on" in said(count.format("WHERE amount > 3"))
+    assert "WHERE was amount > 3, is amount > 4 (at SQL:1:" in said(count.format("WHERE amount > 4 AND note <> 'x'"))
+    less = said(count.format("WHERE amount > 3 AND note <> 'x'").replace(", SUM(amount)", ""))
+    assert 'sum(col("amount")) int64 is gone: the program no longer has it; a column of a table that had it' in less
+
+
 def test_a_source_that_is_read_before_the_others_takes_no_position_of_theirs(folder, monkeypatch):
     found = verdicts(
         folder, monkeypatch,
