@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.api.expr import col
+from sabot.api.expr import Expr, col
 from sabot.api.nodes.changes import Upsert
 from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
+from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
 from sabot.sql.formats import DEBEZIUM, format_of, stream_of
 from sabot.sql.functions import cast
@@ -149,23 +150,43 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
         )
     given: dict[str, Any] = {}
     physical = [each for each in statement.columns if each.type is not None and each.metadata is None]
+    instants: dict[str, pa.DataType] = {}  # read as texts, which the session's zone makes instants
     if physical:
-        given["schema"] = pa.schema([(each.name.text, arrow_type(each.type)) for each in physical if each.type])
+        columns = {each.name.text: arrow_type(each.type) for each in physical if each.type}
+        instants = {name: type for name, type in columns.items() if is_local(type)} if _is_csv(statement) else {}
+        given["schema"] = pa.schema([*(columns | dict.fromkeys(instants, pa.string())).items()])
     metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
     if metadata:
         given["fields"] = metadata
     time, lateness = time_of(statement)
     computed = [each for each in statement.columns if each.computed is not None]
-    later = time is not None and any(each.name.text == time for each in computed)
+    is_computed = any(each.name.text == time for each in computed)
+    later = time is not None and (is_computed or time in instants)
     if time is not None and not later:
         given |= {"time": time, "lateness": f"{lateness}ms"}
     with at(statement.span):
         stream = connector.read(options, statement)(app, given)
     options.finish()
     with at(statement.span):
-        relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not later else None))
+        if instants:
+            stream = stream.with_columns(**{name: _instant(name, type, context) for name, type in instants.items()})
+        relation = Relation(stream, fields_of(stream, name, {time: 0} if time and not is_computed else None))
     made = _computed(relation, context, statement, computed, time if later else None, lateness)
     return replace(made, key=tuple(each.text for each in statement.key))
+
+
+def _instant(name: str, type: pa.DataType, context: Context) -> Expr:
+    """Returns a column of texts as instants. Digits of the second that the type lacks are cut off."""
+    exact = pa.timestamp("us" if type.unit in ("s", "ms") else type.unit, type.tz)
+    made = cast(TypedExpr(col(name), pa.string()), exact, context.zone, strict=True)
+    return made if exact == type else made.cast(type, strict=False)
+
+
+def _is_csv(statement: CreateTable) -> bool:
+    """Returns True if the rows of a table are read from CSV, whose parser refuses times without an offset."""
+    given = {each.key: each.value for each in statement.options}
+    named = next((given[key] for key in ("value.format", "format", "format.type") if key in given), None)
+    return (named or path_format(given.get("path") or given.get("connector.path") or "")) == "csv"
 
 
 def _computed(

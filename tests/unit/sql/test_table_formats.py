@@ -1,4 +1,4 @@
-"""Formats of tables on topics: Avro with a schema registry and without one, and Debezium's changes."""
+"""Formats of tables: Avro with a schema registry and without one, Debezium's changes, and instants in CSV."""
 
 import json
 from collections.abc import Iterator
@@ -195,3 +195,27 @@ def test_changes_of_debezium_are_a_table(app):
         app.sql("INSERT INTO stock SELECT 1, 2")
     with pytest.raises(SqlError, match=r"table t needs PRIMARY KEY \(…\) NOT ENFORCED"):
         app.sql("CREATE TABLE t (id BIGINT) WITH ('connector' = 'kafka', 'topic' = 't', 'format' = 'debezium-json')")
+
+
+TIMES = "2024-07-01 12:00:00\n2024-07-01T12:30:00.123456\n2024-07-01T12:45:00Z\n2024-07-01T12:50:00+04:00\n"
+
+
+@pytest.mark.parametrize(
+    ("zone", "expected"),
+    [
+        ("Europe/Berlin", ["10:00:00.000", "10:30:00.123", "12:45:00.000", "08:50:00.000"]),
+        ("UTC", ["12:00:00.000", "12:30:00.123", "12:45:00.000", "08:50:00.000"]),
+    ],
+)
+def test_instants_of_csv_without_an_offset_are_on_the_clock_of_the_session(tmp_path, zone, expected):
+    (tmp_path / "rides.txt").write_text(f"ts\n{TIMES}")
+    app = App("rides")
+    app.sql(f"""
+        SET 'table.local-time-zone' = '{zone}';
+        CREATE TABLE rides (ts TIMESTAMP_LTZ(3), WATERMARK FOR ts AS ts - INTERVAL '1' DAY)
+            WITH ('connector' = 'files', 'path' = '{tmp_path}/rides.txt', 'format' = 'csv')""")
+    found = app.sql("SELECT ts FROM rides").collect()
+    assert found.schema.field("ts").type == pa.timestamp("ms", "UTC")
+    assert [f"{each:%H:%M:%S.%f}"[:-3] for each in found["ts"].to_pylist()] == expected
+    hours = "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE rides, DESCRIPTOR(ts), INTERVAL '1' DAY)) GROUP BY window_start, window_end"
+    assert app.sql(hours).collect()["n"].to_pylist() == [4]
