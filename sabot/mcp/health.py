@@ -16,13 +16,13 @@ import anyio
 from mcp import MCPError
 from mcp.types import JSONRPCNotification
 
+from sabot.base.backoff import Backoff
 from sabot.mcp.config import SessionKey
 from sabot.mcp.errors import McpUnavailable
 from sabot.mcp.loop_thread import seen
-from sabot.process.instance import RestartPolicy
 
 _PING_SECONDS = 5.0
-_POLICY = RestartPolicy(first_wait_s=5.0)  # before the next session with a server whose sessions hang
+_BACKOFF = Backoff(5.0, 60.0)  # before the next session with a server whose sessions hang
 _UNASKED_PER_SECOND = 50.0  # notifications, while nothing is asked of the server
 _UNASKED_BURST = 500.0
 _LOOK_SECONDS = 0.02
@@ -111,7 +111,7 @@ class ServerBackoff:
     def hung(self, key: SessionKey, why: str, opened: bool) -> None:
         """Notes that a session was given up. `opened`: True if it was open before."""
         times = self._hung.get(key, (0, 0.0, ""))[0] + 1
-        rest = _POLICY.wait_s(times - opened)
+        rest = _BACKOFF.wait_s(times - opened)
         self._hung[key] = (times, asyncio.get_running_loop().time() + rest, why)
 
     def answered(self, key: SessionKey) -> None:

@@ -1,5 +1,7 @@
 from sabot.process.backends import AgentConfig as AgentConfig
 from sabot.process.client import Child as Child
+from sabot.process.client import ExitStatus as ExitStatus
+from sabot.process.client import ProcessUsage as ProcessUsage
 from sabot.process.client import Supervisor as Supervisor
 from sabot.process.command import Command as Command
 from sabot.process.document_names import AgentStatus as AgentStatus
@@ -94,8 +96,6 @@ from sabot.process.runtime import RuntimeStatistics as RuntimeStatistics
 from sabot.process.sandbox.levels import Sandbox as Sandbox
 from sabot.process.sandbox.levels import SandboxSupport as SandboxSupport
 from sabot.process.sandbox.levels import TrustLevel as TrustLevel
-from sabot.process.status import ExitStatus as ExitStatus
-from sabot.process.status import ProcessUsage as ProcessUsage
 from sabot.process.streams import ChildInput as ChildInput
 from sabot.process.streams import ChildOutput as ChildOutput
 from sabot.process.worker import RuntimeAgent as RuntimeAgent

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from sabot.process.errors import AgentError, CommunicationError, IoError
 from sabot.process.lease import end_what_is_left
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import BOOT
-from sabot.process.status import ExitStatus, ProcessUsage
 from sabot.process.streams import ChildInput, ChildOutput
 from sabot.process.supervisor import LENGTH
 from sabot.process.user_folder import user_folder
@@ -39,6 +39,41 @@ _STOP_SECONDS = 20.0
 _GONE_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0  # for the supervisor to say whether a program has begun, what it uses, or that it has ended
 _MOST_UNSENT = 100_000  # requests that a supervisor has not taken
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """The end of a program: by itself with `code`, or by `signal`; the other one is None.
+
+    cpu_seconds: the CPU time of the program and of those of its descendants that it waited for. limit: the field of
+    ResourceLimits for which it was ended, or None.
+    """
+
+    code: int | None
+    signal: int | None
+    cpu_seconds: float = 0.0
+    limit: str | None = None
+
+    @property
+    def success(self) -> bool:
+        """True if the program ended by itself with 0."""
+        return self.code == 0
+
+    @property
+    def how(self) -> str:
+        """How the program ended, to be put behind its name: say `ended with 3`."""
+        if self.limit is not None:
+            return f"was ended, because it had more than its {self.limit}"
+        return f"ended with {self.code}" if self.signal is None else f"was ended by signal {self.signal}"
+
+
+@dataclass(frozen=True)
+class ProcessUsage:
+    """The usage of a child and all its descendants: resident memory now, CPU time since the beginning."""
+
+    processes: int
+    memory_bytes: int
+    cpu_seconds: float
 
 
 class Child:

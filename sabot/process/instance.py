@@ -29,7 +29,7 @@ from sabot.base.supervision import TaskSet, call_listener
 from sabot.base.threads import run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import IllegalTransition, message_of
-from sabot.process.client import Child, Supervisor
+from sabot.process.client import Child, ExitStatus, Supervisor
 from sabot.process.command import Command
 from sabot.process.errors import (
     CommunicationError,
@@ -41,13 +41,14 @@ from sabot.process.errors import (
     Timeout,
 )
 from sabot.process.phases import NEXT, OVER, RUNS, Phase
-from sabot.process.status import ExitStatus
 
 _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
 _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
-_LONGEST_WAIT_S = 60.0  # before a restart, unless the first wait is longer
+LONGEST_WAIT_S = 60.0
+"""The longest wait before a start after failures, unless the first wait is longer."""
+
 STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
 """Why an instance is suspended that nobody has suspended through its verbs."""
 
@@ -68,7 +69,7 @@ class RestartPolicy:
 
     def wait_s(self, failures: int) -> float:
         """Returns the seconds to wait before the restart after so many failures in a row."""
-        return Backoff(self.first_wait_s, max(self.first_wait_s, _LONGEST_WAIT_S)).wait_s(failures)
+        return Backoff(self.first_wait_s, max(self.first_wait_s, LONGEST_WAIT_S)).wait_s(failures)
 
 
 class Instance:

@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from sabot.base.backoff import Backoff
 from sabot.base.supervision import TaskSet
 from sabot.clock import Clock
 from sabot.process.client import Child
 from sabot.process.errors import AgentError, CommunicationError, TerminateFailed
-from sabot.process.instance import Instance, RestartPolicy
+from sabot.process.instance import LONGEST_WAIT_S, Instance
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Pool(Generic[M]):
         self._given = given
         self._can_work = can_work
         self._tells_errors = tells_errors
-        self._policy = RestartPolicy(first_wait_s=first_wait_s)
+        self._backoff = Backoff(first_wait_s, max(first_wait_s, LONGEST_WAIT_S))
         self._clock = clock
         self._sleep = sleep
         self._not_before = 0.0  # of the next start after a failure
@@ -163,7 +164,7 @@ class Pool(Generic[M]):
         """Counts a failure of a member that was started after `since` failures."""
         self.failures = max(self.failures, min(since, self.failures) + 1)
         self.failure = why
-        self._not_before = self._clock.monotonic() + self._policy.wait_s(self.failures)
+        self._not_before = self._clock.monotonic() + self._backoff.wait_s(self.failures)
         _log.warning("%s: a child %s", self._what, why)
 
     async def stop(self, refusal: Callable[[], Exception]) -> None:

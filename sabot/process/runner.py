@@ -12,9 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UNREADABLE, UserError, short_repr
 from sabot.process.backends import AgentConfig, AgentProgram, program_of
-from sabot.process.client import Child
+from sabot.process.client import Child, ExitStatus
 from sabot.process.command import Command, are_texts
 from sabot.process.document_names import AgentStatus
 from sabot.process.errors import (
@@ -27,10 +28,10 @@ from sabot.process.errors import (
     SpawnFailed,
     Timeout,
 )
+from sabot.process.inspection import UsageMeter
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
-from sabot.process.status import ExitStatus
 
 _NEEDED = ("name", "model_backend", "task")
 _ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
@@ -116,8 +117,7 @@ class AgentHandle:
         self._events = events and program.answer is not None
         self._sent = 0
         self._received = 0
-        self._measured_at = self.child.started_at
-        self._measured_cpu = 0.0
+        self._meter = UsageMeter(SYSTEM_CLOCK, child)
 
     def __repr__(self) -> str:
         return f"<AgentHandle {self.config.name!r} {self.id} {self.status()}>"
@@ -242,11 +242,9 @@ class AgentHandle:
 
     async def measure(self) -> AgentMetrics:
         """Measures the usage of the instance."""
-        usage, now = await self.child.usage(), time.time()
-        passed = max(now - self._measured_at, 0.001)
-        cpu = 100 * max(0.0, usage.cpu_seconds - self._measured_cpu) / passed
-        self._measured_at, self._measured_cpu = now, usage.cpu_seconds
-        uptime = now - self.child.started_at
+        usage = await self.child.usage()
+        self._meter.note(self.child, usage)
+        cpu, uptime = 100 * (self._meter.cores or 0.0), time.time() - self.child.started_at
         self.metrics = AgentMetrics(cpu, usage.memory_bytes / (1 << 20), uptime, self._sent, self._received)
         return self.metrics
 
@@ -329,7 +327,7 @@ class LocalProcessRunner:
         handle = AgentHandle(config, program, instance, child, events=self.config.enable_json_streaming)
         self._running[handle.id] = handle
         if self.config.enable_health_checks and (self._health is None or self._health.done()):
-            self._health = asyncio.ensure_future(self._check_health())
+            self._health = asyncio.ensure_future(self._measure_all())
         return handle
 
     async def list_agents(self) -> list[AgentInfo]:
@@ -408,7 +406,7 @@ class LocalProcessRunner:
             del self._ended[next(iter(self._ended))]
         return list(self._running.values())
 
-    async def _check_health(self) -> None:
+    async def _measure_all(self) -> None:
         """Measures all instances again and again, as long as there are any."""
         while True:
             await asyncio.sleep(self.config.health_check_interval_secs)

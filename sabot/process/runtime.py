@@ -15,7 +15,7 @@ from sabot.errors import UserError, short_repr
 from sabot.process.client import Child
 from sabot.process.command import INHERITED, Command, are_texts
 from sabot.process.document_names import ProcessState
-from sabot.process.errors import AgentNotFound, CommunicationError, ExecutionError, SpawnFailed, Timeout
+from sabot.process.errors import AgentNotFound, ExecutionError, SpawnFailed, Timeout
 from sabot.process.executor import (
     AgentExecutor,
     ExecutorStatistics,
@@ -23,6 +23,7 @@ from sabot.process.executor import (
     ToolServerConfig,
     ToolServers,
 )
+from sabot.process.inspection import Strikes, silence, usage_of
 from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import RUNS, Phase
@@ -355,16 +356,10 @@ class ProcessRuntime:
             if lines is None or instance.phase not in RUNS:
                 continue
             stopped = lines.child.trouble if instance.pid else ""  # else its end is being seen
-            lines.strikes = lines.strikes + 1 if stopped else 0
-            silent = lines.silent_seconds
-            if lines.strikes >= self.config.recovery.failure_threshold:
-                why = stopped
-            elif silent > self.config.monitoring.heartbeat_timeout:
-                why = f"its last heartbeat was {silent:.0f} s ago"
-            else:
-                continue
-            await instance.end_and_plan(lines.child, why)
-            hung.append(instance.id)
+            silent = silence(lines.silent_seconds, self.config.monitoring.heartbeat_timeout)
+            if why := lines.strikes.look(stopped) or silent:
+                await instance.end_and_plan(lines.child, why)
+                hung.append(instance.id)
         return hung
 
     async def get_statistics(self) -> RuntimeStatistics:
@@ -420,7 +415,8 @@ class ProcessRuntime:
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
         """Begins to read a new process, and returns when that is ready."""
-        instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, self._clock)
+        strikes = Strikes(self.config.recovery.failure_threshold)
+        instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, strikes, self._clock)
         if wait_ready:
             await instance.lines.ready.wait()
 
@@ -441,10 +437,7 @@ class ProcessRuntime:
         async def one(instance: RuntimeAgent) -> None:
             child = instance.child
             if child is not None and not child.is_over:
-                try:
-                    instance.usage = await child.usage()
-                except CommunicationError:  # its supervisor was killed: its end is on the way
-                    instance.usage = None
+                instance.usage = await usage_of(child)
 
         await asyncio.gather(*map(one, self.list_agents()))
 

@@ -19,14 +19,14 @@ import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE
-from sabot.process.client import Child
+from sabot.process.client import Child, ProcessUsage
 from sabot.process.command import Command
 from sabot.process.document_names import ProcessState
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
+from sabot.process.inspection import Strikes
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import Phase
-from sabot.process.status import ProcessUsage
 from sabot.process.streams import LastWords
 
 _LAST_WORDS = 4000  # characters
@@ -48,11 +48,13 @@ class TaskLines:
     - `is_at_fault`: False if the process is ended because of its task, which says nothing of the program.
     """
 
-    def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
+    def __init__(
+        self, label: str, child: Child, log: LastWords, limits: ResourceLimits, strikes: Strikes, clock: Clock
+    ) -> None:
         """`limits`: of them the output of a task is limited here, and a lack of memory is told by the last words."""
         self.child = child
         self.ready = asyncio.Event()
-        self.strikes = 0
+        self.strikes = strikes
         self.is_at_fault = True
         self._label = label
         self._log = log

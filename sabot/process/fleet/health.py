@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,12 +22,12 @@ from sabot.base.supervision import call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.process.client import Child
-from sabot.process.errors import CommunicationError, NotFound
+from sabot.process.errors import NotFound
+from sabot.process.inspection import Strikes, silence, usage_of
 
 _log = logging.getLogger(__name__)
 
 _MOST_REQUESTS = 10_000  # of an instance, in the window
-_USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class _WatchedInstance:
     durations: Durations = field(default_factory=Durations)
     requests: int = 0
     errors: int = 0
-    strikes: dict[str, int] = field(default_factory=lambda: {"live": 0, "ready": 0})
+    strikes: Mapping[str, Strikes] = field(kw_only=True)  # of its probes of liveness, and of readiness
     wrong: dict[str, str] = field(default_factory=dict)  # why it is not live, not ready; why it is stuck
     memory_bytes: int = 0
     cpu_seconds: float = 0.0
@@ -154,8 +154,11 @@ class _WatchedInstance:
 
 
 class HealthMonitor:
-    """Watches child processes. Probes run in the event loop, from the first child, heartbeat or work on, as long as
-    there is any. Pages and samples may be asked for from any thread.
+    """Watches child processes, and changes nothing: it only tells. A process that hangs is ended by its owner: by
+    `ProcessRuntime.check_health`, by a fleet, or by the program's `on_change=`.
+
+    Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any. Pages and samples
+    may be asked for from any thread.
 
     - `name`: the app's name, in pages and figures. `on_change`: called with each change.
     """
@@ -199,7 +202,9 @@ class HealthMonitor:
         check_called(f"HealthMonitor: instance {agent_id!r}", child=child, is_suspended=is_suspended)
         before = self._instances.get(agent_id)
         child_of = (lambda: child) if isinstance(child, Child) else child
-        watched = _WatchedInstance(agent_id, child_of, is_suspended, self._clock.monotonic() if heartbeats else None)
+        beat_at = self._clock.monotonic() if heartbeats else None
+        strikes = {"live": Strikes(self.config.liveness_failures), "ready": Strikes(self.config.readiness_failures)}
+        watched = _WatchedInstance(agent_id, child_of, is_suspended, beat_at, strikes=strikes)
         if before is not None:
             watched.past, watched.durations = before.past, before.durations
             watched.requests, watched.errors, watched.open = before.requests, before.errors, before.open
@@ -278,14 +283,14 @@ class HealthMonitor:
         """Looks at all instances once, and measures their children."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
-            self._struck(watched, "live", self._why_not_live(watched), self.config.liveness_failures)
+            self._struck(watched, "live", self._why_not_live(watched))
         await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
         """Looks at all instances once."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
-            self._struck(watched, "ready", self._why_not_ready(watched), self.config.readiness_failures)
+            self._struck(watched, "ready", self._why_not_ready(watched))
 
     def snapshot(self, agent_id: str) -> HealthSnapshot:
         """Returns the instance at this moment. Raises NotFound."""
@@ -373,9 +378,7 @@ class HealthMonitor:
         if stopped := _stopped(watched):
             return stopped
         if watched.beat_at is not None:
-            silent = self._clock.monotonic() - watched.beat_at
-            if silent > self.config.liveness_interval_secs:
-                return f"its last heartbeat was {silent:.0f} s ago"
+            return silence(self._clock.monotonic() - watched.beat_at, self.config.liveness_interval_secs)
         return ""
 
     def _why_not_ready(self, watched: _WatchedInstance) -> str:
@@ -402,9 +405,8 @@ class HealthMonitor:
                 why = f"its work has made no progress for {idle:.0f} s"
         self._becomes(watched, "stuck", why)
 
-    def _struck(self, watched: _WatchedInstance, what: Literal["live", "ready"], why: str, most: int) -> None:
-        watched.strikes[what] = watched.strikes[what] + 1 if why else 0
-        if not why or watched.strikes[what] >= most:
+    def _struck(self, watched: _WatchedInstance, what: Literal["live", "ready"], why: str) -> None:
+        if watched.strikes[what].look(why) or not why:
             self._becomes(watched, what, why)
 
     def _becomes(self, watched: _WatchedInstance, what: Literal["live", "ready", "stuck"], why: str) -> None:
@@ -423,16 +425,9 @@ class HealthMonitor:
             )
 
     async def _measure(self, watched: _WatchedInstance) -> None:
-        memory, cpu = 0, 0.0
-        for child in watched.children():
-            try:
-                async with asyncio.timeout(_USAGE_SECONDS):
-                    usage = await child.usage()
-            except (CommunicationError, TimeoutError):  # its supervisor was killed, or is
-                continue
-            memory += usage.memory_bytes
-            cpu += usage.cpu_seconds
-        watched.memory_bytes, watched.cpu_seconds = memory, cpu
+        found = [each for child in watched.children() if (each := await usage_of(child)) is not None]
+        watched.memory_bytes = sum(each.memory_bytes for each in found)
+        watched.cpu_seconds = sum(each.cpu_seconds for each in found)
 
     def _window(self, watched: _WatchedInstance) -> list[tuple[float, bool]]:
         since = self._clock.monotonic() - self.config.window_secs

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.base.config import check_numbers, checked_durations
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.process.command import Command
 from sabot.process.document_names import LifecycleState
+from sabot.process.inspection import UsageMeter
 from sabot.process.instance import Instance, RestartPolicy
 from sabot.process.phases import OVER, Phase
 
@@ -69,14 +71,15 @@ class InstanceInfo:
 class AgentInstance(Instance):
     """An instance as document 002 names it: with its state, and with the figures by which it is found idle."""
 
-    def __init__(self, command: Command, **options: Any) -> None:
+    def __init__(self, command: Command, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> None:
         """`options`: those of Instance."""
-        super().__init__(command, **options)
+        super().__init__(command, clock=clock, **options)
         self.first_command = command
         self.is_adopted = False  # something else starts it, and ends it
         self.users = 0  # callers inside of `in_use`
         self.active_at = 0.0
-        self.seen = (0, 0.0)  # bytes of output and CPU seconds at the last look
+        self.written_bytes = 0  # output of its process at the last look
+        self.meter = UsageMeter(clock)
 
     @property
     def state(self) -> LifecycleState:

@@ -20,7 +20,6 @@ from sabot.process.command import Command
 from sabot.process.document_names import LifecycleState
 from sabot.process.errors import (
     AgentNotSpawned,
-    CommunicationError,
     RestartFailed,
     ResumeFailed,
     SuspendFailed,
@@ -244,7 +243,7 @@ class LifecycleManager:
 
     def _tell(self, instance: AgentInstance, before: Phase, phase: Phase) -> None:
         if phase is Phase.READY:
-            instance.active_at, instance.seen = self._clock.monotonic(), (0, 0.0)
+            instance.active_at, instance.written_bytes = self._clock.monotonic(), 0
         was, now = before.lifecycle_state, phase.lifecycle_state
         if self._on_state is not None and was is not now:
             self._on_state(instance, was, now)
@@ -296,14 +295,10 @@ class LifecycleManager:
         child, now = instance.child, self._clock.monotonic()
         if child is None or instance.users or self.config.idle_suspend is None:
             return False
-        try:
-            used = await child.usage()
-        except CommunicationError:  # its supervisor was killed: its end is on the way
+        if await instance.meter.look(child) is None:
             return False
-        written, computed = child.output_bytes - instance.seen[0], used.cpu_seconds - instance.seen[1]
-        instance.seen = (child.output_bytes, used.cpu_seconds)
-        if written or computed > _IDLE_SHARE * _look_seconds(self.config.idle_suspend):
-            instance.active_at = now
+        if child.output_bytes > instance.written_bytes or (instance.meter.cores or 0.0) > _IDLE_SHARE:
+            instance.active_at, instance.written_bytes = now, child.output_bytes
         return now - instance.active_at >= self.config.idle_suspend
 
 

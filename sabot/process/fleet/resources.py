@@ -18,7 +18,6 @@ from sabot.errors import SabotError, UserError, message_of, short_repr
 from sabot.process.client import Child
 from sabot.process.document_names import LifecycleState
 from sabot.process.errors import (
-    CommunicationError,
     InvalidQuota,
     LifecycleError,
     QuotaError,
@@ -40,11 +39,12 @@ from sabot.process.fleet.quotas import (
     ResourceReport,
     parse_cpu,
 )
+from sabot.process.inspection import UsageMeter
 
 _log = logging.getLogger(__name__)
 
 _HOUR = 3600.0
-_LEAST_SECONDS = 0.2  # between two looks, for their difference to say something: the kernel counts hundredths
+_LEAST_SECONDS = 0.2  # between two looks at the CPU
 _VIOLATIONS_KEPT = 1000
 
 
@@ -53,11 +53,8 @@ class _Account:
     """An instance with its quota and its measured usage."""
 
     quota: ResourceQuota
-    child: Child | None = None  # to which `looked_at`, `seen_cpu` and `held_to` belong
-    looked_at: float = 0.0
-    seen_cpu: float = 0.0
-    cores: float = 0.0
-    cpu_seconds: float = 0.0
+    meter: UsageMeter
+    child: Child | None = None  # to which `held_to` belongs
     memory: int = 0
     peak_memory: int = 0
     processes: int = 0
@@ -81,7 +78,7 @@ class _Account:
         """Returns the cores, the bytes, or the tokens of the hour of this time."""
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
-        return self.cores if resource is QuotaResource.CPU else self.memory
+        return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.memory
 
 
 class ResourceManager:
@@ -144,7 +141,7 @@ class ResourceManager:
         """
         instance = self._lives.agent(agent_id)
         if agent_id not in self._accounts:
-            self._accounts[agent_id] = _Account(quota)
+            self._accounts[agent_id] = self._account_with(quota)
             return
         async with self._locked(agent_id) as account:
             await self._let_go(instance, account)
@@ -179,7 +176,7 @@ class ResourceManager:
         async with self._locked(agent_id) as account:
             await self._let_go(self._lives.agent(agent_id), account)
             account.reported.restore({"hourly": (0.0, NOTHING), "total": (0.0, NOTHING)})
-            account.peak_memory, account.cpu_seconds = 0, 0.0
+            account.peak_memory, account.meter.cpu_seconds = 0, 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
         """Returns the quota of an instance. Raises QuotaNotFound."""
@@ -261,27 +258,14 @@ class ResourceManager:
         return reports
 
     async def _measure(self, instance: AgentInstance, account: _Account) -> None:
-        child, now = instance.child, self._clock.monotonic()
-        try:
-            used = None if child is None or child.is_over else await child.usage()
-        except CommunicationError:  # its supervisor was killed: its end is on the way
-            used = None
-        before = account.child
-        if before is not None and before.status is not None:  # what it used after the last look
-            account.cpu_seconds += max(0.0, before.status.cpu_seconds - account.seen_cpu)
-        if child is None or used is None:
-            account.child, account.held_to, account.cores, account.memory, account.processes = None, None, 0.0, 0, 0
+        child = instance.child
+        used = await account.meter.look(child)
+        if used is None:
+            account.child, account.held_to, account.memory, account.processes = None, None, 0, 0
             return
-        if child is not before:
-            account.child, account.held_to, account.cores = child, None, 0.0
-            account.looked_at, account.seen_cpu = now, used.cpu_seconds
-            account.cpu_seconds += used.cpu_seconds
+        if child is not account.child:
+            account.child, account.held_to = child, None
             self._hold(account)
-        elif now - account.looked_at >= _LEAST_SECONDS:
-            more = max(0.0, used.cpu_seconds - account.seen_cpu)
-            account.cores = more / (now - account.looked_at)
-            account.cpu_seconds += more
-            account.looked_at, account.seen_cpu = now, used.cpu_seconds
         account.memory, account.processes = used.memory_bytes, used.processes
         account.peak_memory = max(account.peak_memory, used.memory_bytes)
 
@@ -298,11 +282,8 @@ class ResourceManager:
         measure = account.measures.get(resource)
         done = None if measure is None else measure.action
         if limit is None or used <= limit:
-            if resource in account.breaches:
-                suspended = done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
-                uses_less = suspended or done is QuotaAction.THROTTLE  # of its CPU, because of the measure
-                if resource is not QuotaResource.CPU or not uses_less:
-                    await self._lift(instance, account, resource)
+            if resource in account.breaches and not _is_low_by(done, resource, instance):
+                await self._lift(instance, account, resource)
             return
         account.breaches.setdefault(resource, self._clock.monotonic())
         action = self._action(account, resource)
@@ -386,8 +367,8 @@ class ResourceManager:
             self._clock.time(),
             instance.state,
             account.processes,
-            account.cores,
-            account.cpu_seconds,
+            account.meter.cores or 0.0,
+            account.meter.cpu_seconds,
             account.memory,
             account.peak_memory,
             int(account.used(QuotaResource.TOKENS, self._clock.time())),
@@ -410,5 +391,16 @@ class ResourceManager:
             if self._default is None:
                 raise QuotaNotFound(f"instance {agent_id!r} has no quota", hint="set_quota gives it one")
             self._lives.agent(agent_id)
-            found = self._accounts[agent_id] = _Account(self._default)
+            found = self._accounts[agent_id] = self._account_with(self._default)
         return found
+
+    def _account_with(self, quota: ResourceQuota) -> _Account:
+        return _Account(quota, UsageMeter(self._clock, least_s=_LEAST_SECONDS))
+
+
+def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
+    """Returns True if the instance uses little only because it is held or suspended. If that lifted the measure, the
+    next look would take it again: only another quota lifts it.
+    """
+    suspended = done is QuotaAction.SUSPEND and instance.state is LifecycleState.SUSPENDED
+    return resource is QuotaResource.CPU and (suspended or done is QuotaAction.THROTTLE)

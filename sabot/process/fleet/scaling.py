@@ -21,14 +21,14 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.command import Command
-from sabot.process.errors import AgentError, CommunicationError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
+from sabot.process.errors import AgentError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
 from sabot.process.fleet.instances import AgentInstance
 from sabot.process.fleet.lifecycle import LifecycleManager
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool
+from sabot.process.inspection import UsageMeter
 from sabot.process.limits import ResourceLimits
 from sabot.process.pool import Pool, end_member
-from sabot.process.status import ProcessUsage
 
 _log = logging.getLogger(__name__)
 
@@ -44,13 +44,12 @@ class FleetReplica:
     number: int
     instance: AgentInstance
     child: Child
+    meter: UsageMeter
     state: Literal["active", "draining", "ending"] = "active"
     done: int = 0
     quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it has no work
     work: "asyncio.Task[Any] | None" = None
     is_given_back: bool = False  # its work is to be done by another one
-    seen_cpu: float | None = None  # seconds, when it was measured last
-    seen_at: float = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -195,22 +194,23 @@ class FleetManager:
     async def measure(self) -> FleetMetrics:
         """Measures the replicas, with all that they have started. CPU counts since the measurement before."""
         active = self._active()
-        used = [each for each in await asyncio.gather(*map(self._used, active)) if each is not None]
+        used = await asyncio.gather(*(each.meter.look(each.child) for each in active))
         lag = 0.0
         if self._lag is not None:
             said = self._lag()
             lag = float(await said if inspect.isawaitable(said) else said)
-        memory, most = sum(usage.memory_bytes for usage, _ in used), self._limits.max_memory_bytes
-        cpu = [each for _, each in used if each is not None]
+        memory, most = [each.memory_bytes for each in used if each is not None], self._limits.max_memory_bytes
+        cores = [each.meter.cores for each in active if each.meter.cores is not None]
+        share = (self._limits.cpu_limit_percent or 100) / 100
         self._last = FleetMetrics(
             active=len(active),
             busy=sum(each.is_busy for each in active),
             draining=len(self._pool.members) - len(active),
             waiting=self._pool.waiting,
             lag=lag,
-            cpu_percent=sum(cpu) / len(cpu) if cpu else None,
-            memory_percent=100 * memory / len(used) / most if used and most is not None else None,
-            memory_bytes=memory,
+            cpu_percent=100 * sum(cores) / len(cores) / share if cores else None,
+            memory_percent=100 * sum(memory) / len(memory) / most if memory and most is not None else None,
+            memory_bytes=sum(memory),
         )
         return self._last
 
@@ -247,8 +247,8 @@ class FleetManager:
 
     async def _look(self) -> None:
         for replica in self._active():
-            if replica.child.paused and not replica.child.is_over:  # by somebody else: its work would never end
-                _log.warning("fleet %r: replica %d is stopped (SIGSTOP), and is ended", self.name, replica.number)
+            if (why := replica.child.trouble) and not replica.child.is_over:  # stopped: its work would never end
+                _log.warning("fleet %r: replica %d is ended: %s", self.name, replica.number, why)
                 self._counts["died"] += 1
                 self._retire(replica)
         try:
@@ -263,23 +263,6 @@ class FleetManager:
                 await self.scale_to(decision.desired)
             except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
                 _log.warning("%s", error)
-
-    async def _used(self, replica: FleetReplica) -> tuple[ProcessUsage, float | None] | None:
-        """Returns the usage of a replica, and its CPU in percent of its limit."""
-        try:
-            usage = await replica.child.usage()
-        except CommunicationError:  # its supervisor was killed: its end is on the way
-            return None
-        now = self._clock.monotonic()
-        passed, before = now - replica.seen_at, replica.seen_cpu
-        if before is not None and passed <= 0:
-            return usage, None
-        replica.seen_at, replica.seen_cpu = now, usage.cpu_seconds
-        if before is None:
-            return usage, None
-        return usage, 100 * max(0.0, usage.cpu_seconds - before) / passed / (
-            (self._limits.cpu_limit_percent or 100) / 100
-        )
 
     # -- work -----------------------------------------------------------------------------------------------------------
 
@@ -362,15 +345,15 @@ class FleetManager:
 
     async def _start(self) -> tuple[FleetReplica, Child]:
         if isinstance(self._what, WarmPool):
-            instance, cpu_seconds = await self._what.take(self.config.spawn_timeout_secs), None
+            instance = await self._what.take(self.config.spawn_timeout_secs)
         else:
-            instance, cpu_seconds = AgentInstance(self._what, name=self.name, clock=self._clock), 0.0
+            instance = AgentInstance(self._what, name=self.name, clock=self._clock)
             await instance.start()
             if self._lives is not None:
                 self._lives.adopt(instance)
         assert instance.child is not None
-        replica = FleetReplica(next(self._numbers), instance, instance.child)
-        replica.seen_at, replica.seen_cpu = self._clock.monotonic(), cpu_seconds
+        meter = UsageMeter(self._clock, None if isinstance(self._what, WarmPool) else instance.child)
+        replica = FleetReplica(next(self._numbers), instance, instance.child, meter)
         replica.quiet.set()
         return replica, replica.child
 

@@ -44,6 +44,7 @@ from sabot.process import (
     UnknownAgent,
     WarmPool,
     WarmPoolConfig,
+    inspection,
 )
 from sabot.process import instance as instances
 from sabot.process.fleet.quotas import parse_cpu, parse_memory
@@ -340,6 +341,31 @@ async def test_what_a_process_used_after_the_last_look_counts(make: Make, lives:
     assert child.status is not None
     assert report.cpu_seconds == pytest.approx(child.status.cpu_seconds, abs=0.011)
     assert (report.memory_bytes, report.processes, report.state) == (0, 0, TERMINATED)
+
+
+async def test_cpu_time_is_counted_once_though_the_supervisor_did_not_answer_at_a_look(
+    make: Make, lives: LifecycleManager, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources = make()
+    agent = await lives.spawn(BURNS, agent_id="a")
+    await resources.set_quota("a", only(cpu="100"))
+    child = agent.child
+    assert child is not None
+    while (await child.usage()).cpu_seconds < 0.1:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    assert (await resources.check("a")).cpu_seconds >= 0.1
+    os.kill(supervisor.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(inspection, "_USAGE_SECONDS", 0.02)
+            assert (await resources.check("a")).processes == 0
+    finally:
+        os.kill(supervisor.pid, signal.SIGCONT)
+    assert (await resources.check("a")).processes == 1
+    await lives.terminate("a", grace_seconds=0)
+    report = await resources.check("a")
+    assert child.status is not None
+    assert report.cpu_seconds == pytest.approx(child.status.cpu_seconds, abs=0.011)
 
 
 # -- modes and actions --------------------------------------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""Looks at a child process from outside: what it uses, and what is wrong with it.
+
+    a look at its usage    its supervisor measures it; the CPU counts between two looks (`UsageMeter`)
+    a look at its health   `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Strikes`)
+
+Owners of children decide what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
+stopped, a `HealthMonitor` only tells.
+"""
+
+import asyncio
+
+from sabot.clock import Clock
+from sabot.process.client import Child, ProcessUsage
+from sabot.process.errors import CommunicationError
+
+_USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
+
+
+async def usage_of(child: Child) -> ProcessUsage | None:
+    """Measures a child, with all that it has started. Returns None if its supervisor does not answer in 5 s: it is
+    stopped, or it was killed, and then the end of the child is on the way.
+    """
+    try:
+        async with asyncio.timeout(_USAGE_SECONDS):
+            return await child.usage()
+    except (CommunicationError, TimeoutError):
+        return None
+
+
+class UsageMeter:
+    """A meter of one instance, whose processes follow each other.
+
+    - `cores`: the CPU that its present process has used between the last two looks; None before there were two.
+    - `cpu_seconds`: the CPU time of all its processes, as far as looks have seen it.
+    """
+
+    def __init__(self, clock: Clock, started: Child | None = None, *, least_s: float = 0.0) -> None:
+        """`started`: a child that has just been started, whose first look counts from now. `least_s`: the least seconds
+        between two looks for their difference to say something: the kernel counts hundredths.
+        """
+        self.cores: float | None = None
+        self.cpu_seconds = 0.0
+        self._clock = clock
+        self._child = started
+        self._least_s = least_s
+        self._looked_at = clock.monotonic()
+        self._seen_s = 0.0  # of `_child`
+
+    async def look(self, child: Child | None) -> ProcessUsage | None:
+        """Measures the present process. Returns None if there is none, or if nobody can measure it (`usage_of`)."""
+        usage = None if child is None or child.is_over else await usage_of(child)
+        self.note(child, usage)
+        return usage
+
+    def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
+        """Notes a usage of the present process that was measured now."""
+        before, now = self._child, self._clock.monotonic()
+        if before is not None and before.status is not None:  # what it has used after the last look
+            self.cpu_seconds += max(0.0, before.status.cpu_seconds - self._seen_s)
+            self._child = before = None
+        if child is None or usage is None or child.is_over:
+            self.cores = None
+            return
+        if child is not before:
+            self.cores = None
+            self.cpu_seconds += usage.cpu_seconds
+        elif (seconds := now - self._looked_at) > self._least_s:
+            used = max(0.0, usage.cpu_seconds - self._seen_s)
+            self.cores = used / seconds
+            self.cpu_seconds += used
+        else:
+            return
+        self._child, self._looked_at, self._seen_s = child, now, usage.cpu_seconds
+
+
+class Strikes:
+    """A count of looks in a row that have found something wrong."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: the number of looks in a row after which the trouble counts."""
+        self.count = 0
+        self._most = most
+
+    def look(self, trouble: str) -> str:
+        """Counts a look that has found this trouble, or "". Returns the trouble if it counts by now, else ""."""
+        self.count = self.count + 1 if trouble else 0
+        return trouble if self.count >= self._most else ""
+
+
+def silence(silent_s: float, longest_s: float) -> str:
+    """Returns the trouble of a child whose last heartbeat was so many seconds ago; "" if that is no longer than
+    `longest_s`.
+    """
+    return f"its last heartbeat was {silent_s:.0f} s ago" if silent_s > longest_s else ""
