@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate, count
 from sabot.api.expr import Expr, col, lit, when
+from sabot.api.nodes.read import endless_read
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
-from sabot.api.windows import SessionWindow
+from sabot.api.windows import SessionWindow, count_window
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -53,6 +54,8 @@ from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)
 
+_LISTS = ("collect_list", "collect_set")
+_ALL_ROWS = 2**62  # the size of a window that only the end of the input closes
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
 
@@ -521,14 +524,32 @@ class SelectBinder:
         plain = [*plain, *window.keys]
         with at(self._select.span):
             found = window.window
-            if found is None:
+            lists = found is None and not stream.changes and self._has_lists(stream, aggregates)
+            if found is None and not lists:
                 grouped = stream.group_by(*plain, **computed)
                 ttl = self._ttl_of_groups(stream, list(keys))
                 return grouped.aggregate(ttl=ttl, **(aggregates or {names.free("rows"): count()}))
             if self._ttl is not None:
                 _log.warning("STATE_TTL has no effect on the GROUP BY of a window, which keeps no rows for ever")
             by = stream.key_by(*plain, **computed) if plain or computed else stream
+            if found is None:
+                rows = by.window(count_window(_ALL_ROWS)).aggregate(**aggregates)
+                return rows.select(*plain, *computed, *aggregates)
             return by.window(found).aggregate(**(aggregates or {names.free("rows"): count()}))
+
+    def _has_lists(self, stream: Stream, aggregates: Mapping[str, Aggregate | Expr]) -> bool:
+        """Returns True if an aggregate of a GROUP BY without a window lists the values of rows that end. It has a row for
+        each key at the end of the rows then: results after each batch would repeat the values of the batches before, in a
+        time that grows with the square of the number of rows. Warns of that for rows without an end.
+        """
+        if not any(isinstance(each, Aggregate) and each.kind in _LISTS for each in aggregates.values()):
+            return False
+        if endless_read(node_of(stream)) is None:
+            return True
+        _log.warning(
+            "ARRAY_AGG and LISTAGG without a window give all values of a key again whenever rows come; a window bounds them"
+        )
+        return False
 
     def _ttl_of_groups(self, stream: Stream, keys: Sequence[str]) -> str | None:
         """Returns the time after which a key of GROUP BY without rows starts anew, or None for never.

@@ -8,6 +8,8 @@ import pytest
 
 from sabot import App, files
 from sabot.sql.syntax.text import SqlError
+from sabot.testing import END, ScriptedSource
+from tools.agent_tools import bounded, values
 from tools.sql_tables import counted, ours, theirs, write_tables
 
 
@@ -253,3 +255,34 @@ def test_a_window_over_the_rows_of_a_join_says_that_they_have_no_event_time():
         SqlError, match="the rows of this join have no event time: write them into a table with WATERMARK"
     ):
         app.sql(f"SELECT COUNT(*) FROM TABLE({window}) GROUP BY window_start, window_end")
+
+
+LISTS = "SELECT k, ARRAY_AGG(x) AS xs, COUNT(*) AS n FROM t GROUP BY k"
+
+
+async def test_lists_of_rows_that_end_come_once_at_the_end(memory_url):
+    """After each of the 40 batches they would be written again, with all values of the batches before."""
+    app = App("lists", broker=memory_url)
+    batches = [[{"k": f"k{n % 2}", "x": n} for n in range(start, start + 5)] for start in range(0, 200, 5)]
+    app.sql(
+        "CREATE TABLE out (k STRING, xs ARRAY<BIGINT>, n BIGINT) WITH ('connector' = 'memory', 'topic' = 'out'); "
+        f"INSERT INTO out {LISTS}",
+        t=app.stream(ScriptedSource([*batches, END])),
+    )
+    await bounded(app.run())
+    found = sorted(values(app, "out"), key=lambda row: row["k"])
+    assert found == [{"k": f"k{i}", "xs": list(range(i, 200, 2)), "n": 100} for i in range(2)]
+
+
+def test_lists_without_a_window_are_warned_of_if_their_rows_have_no_end(caplog):
+    app = App("endless")
+    t = app.stream("t", schema={"k": "string", "x": "int64", "ts": "int64"}, time="ts")
+    assert app.sql(LISTS, t=t).changes
+    assert "ARRAY_AGG and LISTAGG without a window give all values of a key again" in caplog.text
+    caplog.clear()
+    app.sql(
+        LISTS.replace("FROM t", "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR))")
+        + ", window_start, window_end",
+        t=t,
+    )
+    assert not caplog.records
