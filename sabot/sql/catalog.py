@@ -125,7 +125,7 @@ def _check_options(statement: CreateTable) -> None:
     if not known:
         raise missing[0]
     known[0].check_known(*known[1:])
-    if statement.partition and _connector(_options_of(statement)) is not _FILES:
+    if statement.partition and _connector(_options_of(statement)) not in (_FILES, _DELTA):
         _log.warning("table %s: PARTITIONED BY has no effect: it names the folders of files", statement.name[-1].text)
 
 
@@ -459,6 +459,20 @@ def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     return lambda app: (sink, written)
 
 
+def _write_delta(options: Options, statement: CreateTable) -> OpenWrite:
+    from sabot.connectors.delta import DeltaSink
+
+    path = options.need("table-path", "path")
+    written: dict[str, Any] = {}
+    _delivery(options, written)
+    evolve = options.choose("evolve", _YES_OR_NO, False)
+    stored = options.prefixed("storage.")
+    partitions = [name.text for name in statement.partition]
+    with at(options.span):
+        sink = DeltaSink(path, partition_by=partitions, evolve=evolve, storage_options=stored)
+    return lambda app: (sink, written)
+
+
 def _with_login(url: str, user: str | None, password: str | None) -> str:
     from urllib.parse import quote
 
@@ -482,6 +496,7 @@ _TOPIC = Connector(_read_topic, _write_topic)
 _MEMORY = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
+_DELTA = Connector(None, _write_delta)
 _PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")
@@ -497,6 +512,7 @@ CONNECTORS: dict[str, Connector] = {
     "sqlite": _SQL,
     "postgres": _SQL,
     "jdbc": _SQL,
+    "delta": _DELTA,
     "print": _PRINT,
     "console": _PRINT,
     "blackhole": Connector(None, lambda options, statement: lambda app: (BlackholeSink(options.table), {})),

@@ -9,7 +9,9 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import deltalake
 import pytest
 
 from tools.agent_tools import manifests, read_lines, until, write_lines
@@ -26,7 +28,7 @@ SET 'pipeline.name' = 'minutes-of-sql';
 CREATE TABLE payments (account STRING, amount BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
     WITH ('connector' = 'files', 'path' = 'in.ndjson', 'format' = 'json');
 CREATE TABLE minutes (account STRING, until TIMESTAMP_LTZ(3), n BIGINT, total BIGINT)
-    WITH ('connector' = 'files', 'path' = 'out.ndjson', 'format' = 'json', 'sink.delivery-guarantee' = 'exactly-once');
+    WITH ({options}, 'sink.delivery-guarantee' = 'exactly-once');
 INSERT INTO minutes
 SELECT account, window_end, COUNT(*), SUM(amount)
 FROM TABLE(TUMBLE(TABLE payments, DESCRIPTOR(ts), INTERVAL '10' SECOND))
@@ -42,6 +44,16 @@ CREATE TABLE totals (account STRING, n BIGINT, total BIGINT, PRIMARY KEY (accoun
 INSERT INTO totals
 SELECT /*+ STATE_TTL('payments' = '10s') */ account, COUNT(*), SUM(amount) FROM payments GROUP BY account;
 """
+
+
+FILE = "'connector' = 'files', 'path' = 'out.ndjson', 'format' = 'json'"
+DELTA = "'connector' = 'delta', 'table-path' = 'out'"
+
+
+def delta_rows(table: Path) -> list[dict[str, Any]]:
+    """The rows of the table, with times in ms as in the file."""
+    rows = deltalake.DeltaTable(table).to_pyarrow_table().to_pylist()
+    return [{**row, "until": int(row["until"].timestamp() * 1000)} for row in rows]
 
 
 def payment(number: int) -> dict[str, object]:
@@ -74,11 +86,12 @@ async def run_killed(folder: Path, script: str) -> None:
 
 
 @pytest.mark.slow  # some ten processes
-async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path):
+@pytest.mark.parametrize("options", [FILE, DELTA], ids=["file", "delta"])
+async def test_a_script_of_sql_is_exact_whichever_process_was_killed(tmp_path, options):
     rows = [payment(number) for number in range(ROWS)]
     write_lines(tmp_path / "in.ndjson", rows)
-    await run_killed(tmp_path, SCRIPT)
-    found = read_lines(tmp_path / "out.ndjson")
+    await run_killed(tmp_path, SCRIPT.format(options=options))
+    found = read_lines(tmp_path / "out.ndjson") if options == FILE else delta_rows(tmp_path / "out")
     expected: dict[tuple[object, int], list[int]] = {}
     for row in rows:
         answer = expected.setdefault((row["account"], (row["ts"] // 10_000 + 1) * 10_000), [0, 0])

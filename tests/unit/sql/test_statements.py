@@ -4,6 +4,8 @@ import asyncio
 import json
 from datetime import datetime
 
+import deltalake
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -220,3 +222,24 @@ def test_partitions_of_a_topic_are_warned_of(caplog):
         "CREATE TABLE f (id BIGINT, d STRING) PARTITIONED BY (d) WITH ('connector' = 'files', 'path' = 'f', 'format' = 'parquet')"
     )
     assert caplog.text == ""
+
+
+async def test_a_script_writes_into_a_delta_table_with_its_partitions_and_new_columns(app):
+    app.sql("""
+        CREATE TABLE lake (carrier STRING, delay BIGINT) PARTITIONED BY (carrier)
+            WITH ('connector' = 'delta', 'table-path' = 'lake');
+        INSERT INTO lake SELECT carrier, delay FROM flights;
+    """)
+    await app.run()
+    found = deltalake.DeltaTable("lake")
+    assert found.metadata().partition_columns == ["carrier"]
+    assert sorted(row["delay"] for row in found.to_pyarrow_table().to_pylist()) == [5, 20]
+    later = App("later")
+    later.sql(TABLES)
+    later.sql("""
+        CREATE TABLE lake (carrier STRING, minutes BIGINT) WITH ('connector' = 'delta', 'path' = 'lake', 'evolve' = 'true');
+        INSERT INTO lake SELECT carrier, minutes FROM flights;
+    """)
+    await later.run()
+    rows = polars.read_delta("lake").sort("delay", "minutes").rows()
+    assert rows == [("AA", None, 300), ("UA", None, 1200), ("AA", 5, None), ("UA", 20, None)]
