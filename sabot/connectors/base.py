@@ -406,8 +406,8 @@ class Sink(ABC):
     When the checkpoint is complete, a thread of the sink's track delivers its parts in order. Order of calls:
     [start_afresh] [check_types]* [expect | expect_changes] known (claim (deliver | settle)*)* [finish] close.
 
-    Abilities of a sink: Delivers and KeepsToken (exactly once), AsksOwner, TakesChanges, StartsAfresh, ExpectsColumns, ChecksTypes,
-    Finishes.
+    Abilities of a sink: Delivers and KeepsToken (exactly once), AsksOwner, WaitsForLetters, TakesChanges, StartsAfresh, ExpectsColumns,
+    ChecksTypes, Finishes.
     """
 
     name: str
@@ -466,10 +466,13 @@ class Token:
 
     A receiver may keep only a digest of the incarnation. Then the token of a part that another incarnation than that of
     the track has sent has a text made of this digest.
+
+    `empty`: True if it is certain that the receiver has no part: its topic does not exist yet, or has no records.
     """
 
     seq: int
     incarnation: str
+    empty: bool = False
 
 
 class Delivers(ABC):
@@ -493,8 +496,8 @@ class Delivers(ABC):
         Does not claim the track, so a start that is refused afterwards does not end another process that runs the
         app.
 
-        Called before `claim`. Makes a missing topic, because other tasks may read it before the claim. Raises the
-        errors of `open`.
+        Called before `claim`. Makes a missing topic, because other tasks may read it before the claim, unless it is
+        made with its first row (`WaitsForLetters`). Raises the errors of `open`.
         """
         return None
 
@@ -539,7 +542,7 @@ class KeepsToken(Delivers):
     @abstractmethod
     def settle(self, seq: int) -> None:
         """Sets the token to `seq` without rows: at each start, and once an hour if no part comes, as a receiver may forget old tokens.
-        Raises the errors of `deliver`.
+        Does nothing if the place of the token is made with the first part. Raises the errors of `deliver`.
         """
 
 
@@ -553,6 +556,13 @@ class AsksOwner:
     before `claim`. The function blocks, is called from the track's thread, and raises TransientError if the owner
     cannot be found out.
     """
+
+
+class WaitsForLetters:
+    """The ability of a sink to make its place, such as a topic, with the first dead letter, because most programs have none."""
+
+    only_letters: bool = False
+    """True if the program writes only dead letters to this sink. The engine sets it before `open` or `known`."""
 
 
 class TakesChanges(ABC):
@@ -637,6 +647,7 @@ _SINK_ABILITIES = (
     Delivers,
     KeepsToken,
     AsksOwner,
+    WaitsForLetters,
     TakesChanges,
     StartsAfresh,
     ExpectsColumns,

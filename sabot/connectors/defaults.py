@@ -34,6 +34,7 @@ from sabot.connectors.base import (
     StartsAfresh,
     TakesBound,
     TakesChanges,
+    WaitsForLetters,
     WritesBack,
 )
 from sabot.connectors.places import Bound, Place
@@ -343,6 +344,12 @@ def set_owner(sink: Sink, still_ours: Callable[[], bool]) -> None:
     """
     if isinstance(sink, AsksOwner):
         sink.still_ours = still_ours
+
+
+def set_only_letters(sink: Sink, only_letters: bool) -> None:
+    """Tells a WaitsForLetters sink whether the program writes only dead letters to it. Does nothing for others."""
+    if isinstance(sink, WaitsForLetters):
+        sink.only_letters = only_letters
 
 
 def finish_of(sink: Sink) -> Callable[[], None]:

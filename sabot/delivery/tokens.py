@@ -77,6 +77,9 @@ def opening(
     # A sink that keeps no token recognises a part by its number.
     if not keeps_token and (newest or not track.given or choice == "repeat"):
         return Opening(track.delivered, above)
+    if token is not None and token.empty:
+        gone = "the receiver has nothing any more of what was delivered: was it deleted?" if track.delivered else ""
+        return Opening(track.delivered, above, note=gone)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
         token = None  # left by an incarnation that had not delivered anything
     of_another_life = token is not None and token.incarnation != incarnation
@@ -86,7 +89,8 @@ def opening(
         if track.given == 0:
             return Opening(0, above)
         if not track.pending and newest:
-            return Opening(track.delivered, above, note="the receiver has lost its token; nothing was pending")
+            lost = "the receiver has lost its token; nothing was pending" if track.delivered else ""
+            return Opening(track.delivered, above, note=lost)
         why = f"the receiver has lost its token, and {_parts(track)} may be there or not"
     elif of_another_life:
         if fresh:

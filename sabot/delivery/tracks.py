@@ -338,7 +338,7 @@ class TrackWork:
             )
         token = self._receiver.claim(self.name)
         self._claimed = True
-        if self._keeper is None or (token is None and self.delivered == 0):
+        if self._keeper is None or (token is None and self.delivered == 0) or (token is not None and token.empty):
             return
         if token is None:
             raise UserError(

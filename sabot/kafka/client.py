@@ -462,17 +462,22 @@ def ensure_topic(
     kafka: Mapping[str, Any],
     partitions: int = -1,
     config: Mapping[str, str] | None = None,
+    *,
+    make: bool = True,
 ) -> int:
     """Makes the topic if it is missing, with the broker's own defaults if `partitions` is -1. Returns its number of
     partitions.
+
+    With `make=False` a missing topic is not made. The broker says only whether it would make it, and 0 is returned.
     """
     admin = admin_of(link, kafka)
     try:
         return len(partitions_of(admin, link, topic))
     except NoSuchTopic:
-        log.debug("topic %r is missing, and is made", topic)
+        log.debug("topic %r is missing, and %s", topic, "is made" if make else "will be made by its first record")
     request = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
-    outcome = admin.create_topics([request], operation_timeout=ANSWER_SECONDS, request_timeout=ANSWER_SECONDS)
+    seconds = {"operation_timeout": ANSWER_SECONDS, "request_timeout": ANSWER_SECONDS}
+    outcome = admin.create_topics([request], validate_only=not make, **seconds)
     try:
         outcome[topic].result()
     except KafkaException as error:
@@ -482,7 +487,8 @@ def ensure_topic(
             if unknown and error.args[0].code() == KafkaError.INVALID_CONFIG:
                 raised.hint = ", ".join(f"{name!r} is written {name.replace('_', '.')!r}" for name in unknown)
             raise raised from clean_cause(error)
-    return wait_for_partitions(admin, link, topic, 1)
+        make = True  # somebody else has made it just now
+    return wait_for_partitions(admin, link, topic, 1) if make else 0
 
 
 def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> int:

@@ -40,7 +40,7 @@ from sabot.kafka.client import (
     fatal_of,
     said,
 )
-from sabot.kafka.native import record_producer_of
+from sabot.kafka.native import open_topic, record_producer_of
 from sabot.kafka.writer import (
     CLOSE_SECONDS,
     LASTING,
@@ -91,13 +91,15 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         self._client: _Client | None = None
         self._track = Track("", "", "")
         self._seq = -1  # the number of the last part of this incarnation that was committed
+        self._settled = 0  # the number that `settle` was last given
+        self._tokened = False  # the topic has a token of this track
         self._faults = 0
         self._lost = False  # the broker has fenced us, and `still_ours` has not returned True
         self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
 
     def known(self, track: Track) -> Token | None:
         """Returns the last token that was committed, even while a producer has a transaction open. Makes the topic if
-        it is missing.
+        it is missing, unless its first dead letter makes it.
         """
         client = _Client(self._link)
         self._link.group = _track_id(track)
@@ -105,7 +107,8 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         deadline = SYSTEM_CLOCK.monotonic() + KNOWN_SECONDS
         try:
             with step("topic", self.name):
-                client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
+                if not client.call(self._partitions, TOPIC_SECONDS + GRACE_SECONDS):
+                    return None
             client.place = self.name
             client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), settings)
             while True:
@@ -129,15 +132,25 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         self._link.group = _track_id(track)
         client = self._client = _Client(self._link)
         with self._or_leave(client), step("claim", self.name):
-            partitions = client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
+            partitions = client.call(self._partitions, TOPIC_SECONDS + GRACE_SECONDS)
             client.call(lambda: self._connect(client, partitions), GRACE_SECONDS)
             deadline = SYSTEM_CLOCK.monotonic() + CLAIM_SECONDS
             self._ask(client, client.init, deadline)
-            found = self._ask(client, client.committed, deadline)
+            if not partitions and client.call(self._partitions, TOPIC_SECONDS + GRACE_SECONDS):
+                return self.claim(track)  # the last producer has made the topic, before it was shut out
+            found = self._ask(client, client.committed, deadline) if partitions else None
+            empty = found is None and self.only_letters and self._ask(client, client.has_no_records, deadline)
             client.call(client.forget_consumer, CLOSE_SECONDS + GRACE_SECONDS)
         client.claimed = self._link.opened = True
+        self._tokened = found is not None
         self._seq = found.seq if found is not None and found.incarnation == track.incarnation else -1
-        return found
+        return Token(0, track.incarnation, empty=True) if empty else found
+
+    def _partitions(self) -> int:
+        """Makes the topic if it is missing. Returns the number of its partitions, or 0 for a missing topic that is
+        made with its first dead letter.
+        """
+        return self.ensure_topic(make=not self.only_letters)
 
     def _is_ours(self) -> bool | None:
         """Returns True if this process owns the app, or None if that is unknown."""
@@ -159,7 +172,8 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         reading = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
         client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), reading)
         client.group = client.consumer.consumer_group_metadata()
-        client.place = self.name
+        client.partitions = partitions
+        client.place = self.name if partitions else ""
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Encodes the rows as records, in the caller's thread rather than in the track's."""
@@ -171,22 +185,41 @@ class KafkaDelivery(KafkaWriter, KeepsToken, AsksOwner, Finishes):
         """Writes a part in one transaction, which has to be committed within `transaction.timeout.ms`. Does nothing
         if the receiver has the part already. Raises UserError before `claim`, and as `Delivers.deliver` says.
         """
-        client = self._claimed()
-        if seq <= self._seq:
+        if self._claimed() and seq <= self._seq:
             return
+        if self.only_letters and not self._tokened:
+            self._begin_track()
+        client = self._claimed()
         with self._or_leave(client):
             deadline = self._begin(client)
             with step("produce", self.name):
                 self._produce(client, batches, deadline)
             self._commit(client, seq, deadline)
 
+    def _begin_track(self) -> None:
+        """Makes the topic if it is missing, and sets the token in a transaction without records. If the process ends
+        before that, the next start finds no topic or one without records, so no part is there. If it ends in the
+        transaction of the first part, which may leave aborted records, the next start finds the token.
+        """
+        client = self._claimed()
+        with self._or_leave(client), step("first", self.name):
+            if not client.place:
+                made = client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
+                client.call(lambda: open_topic(client.records, self.name, made, self._kafka), GRACE_SECONDS)
+                client.place, client.partitions = self.name, made
+        self.settle(self._settled)
+
     def settle(self, seq: int) -> None:
         """Commits the token in a transaction without records. Called at each start, and when a track has sent nothing for an hour, because
         a broker forgets offsets that are not renewed (`offsets.retention.minutes`, 7 days).
         """
         client = self._claimed()
+        self._settled = seq
+        if not client.place:
+            return
         with self._or_leave(client):
             self._commit(client, seq, self._begin(client))
+        self._tokened = True
 
     def _begin(self, client: "_Client") -> float:
         with step("begin", self.name):
@@ -385,7 +418,8 @@ class _Client:
         self.producer: Any = None  # its client
         self.consumer: Any = None
         self.group: Any = None
-        self.place = ""
+        self.place = ""  # the topic, or "" if it is not made yet
+        self.partitions = 0
         self._refused: Refused | None = None
         self.claimed = False
         self.open = False  # a transaction is open that may still be aborted
@@ -463,7 +497,7 @@ class _Client:
 
     def prove(self, seconds: float) -> None:
         """Raises KafkaException unless the broker accepts the producer's login. Called in the client's thread."""
-        self.producer.list_topics(self.place, timeout=seconds)
+        self.producer.list_topics(self.place or None, timeout=seconds)
 
     def init(self, seconds: float) -> None:
         """Ends the open transaction of the track's last producer, and fences that producer off."""
@@ -489,6 +523,16 @@ class _Client:
         if found.error is not None:
             raise KafkaException(found.error)
         return Token(found.offset, found.metadata or "") if found.offset >= 0 else None
+
+    def has_no_records(self, seconds: float) -> bool:
+        """Returns True if the topic is missing, or if no partition ever had a record."""
+        for partition in range(self.partitions):
+            bounds = self.consumer.get_watermark_offsets(TopicPartition(self.place, partition), timeout=seconds)
+            if bounds is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            if bounds[1] > 0:
+                return False
+        return True
 
     def forget_consumer(self) -> None:
         self.consumer.close()

@@ -100,7 +100,11 @@ class _TopicHome:
         self.name = topic
         self.words = f"topic {topic!r}"
         self._log = log
-        partitions = log.partitions(topic)
+        try:
+            partitions = log.partitions(topic)
+        except NoSuchTopic as error:
+            error.hint = "it is made with the first dead letter; if there was one, is the name right?"
+            raise
         self.id = log.topic_id(topic)
         self.bounds = {index: log.bounds(topic, index) for index in partitions}
 

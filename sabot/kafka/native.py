@@ -44,13 +44,22 @@ def record_producer_of(
     link: BrokerLink, kafka: Mapping[str, Any], topic: str, partitions: int, **settings: Any
 ) -> RecordProducer:
     """Returns an idempotent producer to one topic, which has `partitions` partitions, with the default settings of
-    Sabot's sinks.
+    Sabot's sinks. `partitions`: 0 for a topic that is opened later, by `open_topic`.
     """
     _load()
-    groups = 1 if {"partitioner", "default.topic.config"} & kafka.keys() else partitions
 
     def make(conf: dict[str, Any]) -> RecordProducer:
-        return RecordProducer(Producer, topic, groups, conf)
+        return RecordProducer(Producer, topic, _groups(partitions, kafka), conf)
 
     producer: RecordProducer = producer_of(link, kafka, make, **settings)
     return producer
+
+
+def open_topic(producer: RecordProducer, topic: str, partitions: int, kafka: Mapping[str, Any]) -> None:
+    """Opens the topic of a producer that `record_producer_of` made with these settings and 0 partitions."""
+    producer.open_topic(topic, _groups(partitions, kafka))
+
+
+def _groups(partitions: int, kafka: Mapping[str, Any]) -> int:
+    """Returns the number of partitions by which the producer groups rows (`RecordProducer`)."""
+    return min(partitions, 1) if {"partitioner", "default.topic.config"} & kafka.keys() else partitions

@@ -19,7 +19,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import Headers, to_records
-from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges
+from sabot.connectors.base import ChecksTypes, LostFloats, Sink, TakesChanges, WaitsForLetters
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,
@@ -111,7 +111,7 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
         raise RowErrors({first + row: f"topic {topic!r}: {size} {why}" for row, size in big.items()})
 
 
-class KafkaWriter(Sink, TakesChanges, ChecksTypes):
+class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
     """A sink with one idempotent producer. The error for a refused record is raised by `flush`, or by the next
     `write`.
     """
@@ -124,6 +124,7 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
         self._kafka = kafka
         self._producer: RecordProducer | None = None
         self._unflushed = False
+        self._unmade = False  # the sink is open, and its topic is made with the first row
         self._keys: Sequence[str] | None = None  # the key columns, when the rows are changes of a table
 
     def check_types(self, schema: pa.Schema) -> None:
@@ -135,19 +136,29 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys
 
-    def ensure_topic(self) -> int:
+    def ensure_topic(self, *, make: bool = True) -> int:
         """Makes the topic if it is missing, and returns its number of partitions. A topic for changes is made
-        compacted, which keeps the last record of each key.
+        compacted, which keeps the last record of each key. With `make=False` it returns 0 for a missing topic, or the
+        error that the broker would return if it had to make the topic.
         """
         config = {} if self._keys is None else {"cleanup.policy": "compact"}
-        return ensure_topic(self._link, self.name, self._kafka, config=config)
+        return ensure_topic(self._link, self.name, self._kafka, config=config, make=make)
 
     def open(self) -> None:
-        partitions = self.ensure_topic()
-        self._producer = record_producer_of(self._link, self._kafka, self.name, partitions)
+        if partitions := self.ensure_topic(make=not self.only_letters):
+            self._connect_to(partitions)
+        self._unmade = not partitions
         self._link.opened = True
 
+    def _connect_to(self, partitions: int) -> None:
+        self._producer = record_producer_of(self._link, self._kafka, self.name, partitions)
+        self._unmade = False
+
     def write(self, batch: Batch) -> None:
+        if self._unmade and batch.num_rows:
+            self._connect_to(self.ensure_topic())
+        if self._unmade:
+            return
         producer = self._opened()
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys, self.encoder)
         check_sizes(data, largest_record(self._kafka), self.name)
@@ -170,6 +181,8 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
             raise fault
 
     def flush(self) -> None:
+        if self._unmade:
+            return
         producer = self._opened()
         waiting, self._unflushed = self._unflushed, False  # len(producer) would not do: it also counts error events
         try:
@@ -182,7 +195,7 @@ class KafkaWriter(Sink, TakesChanges, ChecksTypes):
             self._link.up()
 
     def close(self) -> None:
-        producer, self._producer = self._producer, None
+        producer, self._producer, self._unmade = self._producer, None, False
         if producer is not None:
             producer.client.purge()
             producer.client.flush(CLOSE_SECONDS)

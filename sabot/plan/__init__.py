@@ -11,6 +11,8 @@ from sabot.plan.agents import (
     fed_by_streams,
     inputs_of,
     leading_to,
+    letter_sinks,
+    only_letters,
     place_of_sink,
 )
 from sabot.plan.drawing import svg
@@ -47,9 +49,11 @@ __all__ = [
     "fed_by_streams",
     "inputs_of",
     "leading_to",
+    "letter_sinks",
     "make_plan",
     "mermaid",
     "once_more",
+    "only_letters",
     "place_of_sink",
     "planned",
     "reemit_of",

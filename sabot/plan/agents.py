@@ -3,13 +3,13 @@ the same sink agree on its settings.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import walk
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.base.config import dead_letter_topic
 from sabot.codecs.base import Format
 from sabot.codecs.formats import JSON, agreed_format
@@ -144,6 +144,35 @@ def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozens
     """
     assert isinstance(spec.dead_letter, str)
     return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}
+
+
+def letter_sinks(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> Iterator[str | Sink]:
+    """Yields the topics and Sinks into which the streams and agents write dead letters, in the order of the program."""
+    for node in walk(ends):
+        letters = getattr(node, "dead_letter", None)
+        if isinstance(node, Read) and isinstance(letters, str):
+            yield dead_letter_topic(letters, node.name)
+        elif letters is not None:
+            yield letters
+    fed = fed_by_streams(ends)
+    for spec in specs:
+        topics = dead_letter_topics(spec, specs, fed).values() if isinstance(spec.dead_letter, str) else ()
+        yield from topics or [spec.dead_letter]
+
+
+def only_letters(specs: Sequence[AgentSpec], ends: Sequence[StreamEnd]) -> set[str | int]:
+    """Returns the places (`place_of_sink`) to which the program writes dead letters and nothing else, and which it
+    does not read.
+    """
+    others = {place_of_sink(end.sink) for end in ends if isinstance(end, Write)}
+    others.update(place_of_sink(sink) for spec in specs for sink in spec.sinks.values())
+    read = {node.name for node in walk(ends) if isinstance(node, Read)}.union(*(spec.topics for spec in specs))
+    letters = {place_of_sink(sink): sink for sink in letter_sinks(specs, ends)}
+    return {
+        place
+        for place, sink in letters.items()
+        if place not in others and (sink if isinstance(sink, str) else sink.name) not in read
+    }
 
 
 def agreed_deliveries(specs: Sequence[AgentSpec], fed: frozenset[str]) -> dict[str | int, Delivery]:

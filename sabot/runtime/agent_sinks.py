@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import StreamEnd
 from sabot.connectors.base import Sink
-from sabot.connectors.defaults import start_afresh
+from sabot.connectors.defaults import set_only_letters, start_afresh
 from sabot.delivery import StagedSink
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
@@ -17,6 +17,7 @@ from sabot.plan import (
     arranged,
     dead_letter_topics,
     fed_by_streams,
+    only_letters,
     place_of_sink,
 )
 from sabot.runtime.agent_groups import AgentGroup
@@ -35,6 +36,7 @@ class AgentSinks:
         self.wanted = agreed_deliveries(self.specs, self.fed)
         self._nans = agreed_nans(self.specs)
         self._formats = agreed_formats(self.specs)
+        self._only_letters = only_letters(self.specs, ends)
         self._settings = settings
 
     def of(self, group: AgentGroup) -> list[AgentSpec]:
@@ -47,6 +49,7 @@ class AgentSinks:
         """
         place, clock = place_of_sink(sink), self._settings.clock
         opened = self._settings.open_sink(sink, self._formats.get(place)) if isinstance(sink, str) else sink
+        set_only_letters(opened, place in self._only_letters)
         opened = self._settings.staged(group.room, opened, self.wanted[place])
         if afresh:
             start_afresh(opened)

@@ -24,7 +24,7 @@ from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.connectors.checks import agreed_delivery
-from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, start_afresh
+from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, set_only_letters, start_afresh
 from sabot.connectors.memory import CountSink
 from sabot.delivery import StagedSink
 from sabot.errors import SabotError, UserError
@@ -39,7 +39,21 @@ from sabot.operators.base import (
 )
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, agreed_nans, check, ending, planned, reemit_of, walk
+from sabot.plan import (
+    Edge,
+    Plan,
+    Reading,
+    Stage,
+    Step,
+    agreed_nans,
+    check,
+    ending,
+    only_letters,
+    place_of_sink,
+    planned,
+    reemit_of,
+    walk,
+)
 from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
@@ -94,6 +108,7 @@ class Build:
         ] = {}  # by the stage for which sources are read at about the same event time
         self.ends = ending(ends, settings.app.end_at)
         self._agents = agents
+        self._only_letters = only_letters(agents, ends)
         self._wanted = wanted
         self._loop = loop
         self.replay = replay
@@ -465,6 +480,7 @@ class Build:
         assert built.stage.sink is not None
         sink = built.stage.sink[0]
         opened = self.settings.open_sink(sink, built.stage.format) if isinstance(sink, str) else sink
+        set_only_letters(opened, place_of_sink(sink) in self._only_letters)
         return self.settings.staged("streams", opened, built.stage.delivery)
 
     def _sink_writer(self, built: BuiltStage, opened: Sink) -> Operator:

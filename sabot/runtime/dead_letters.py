@@ -11,8 +11,8 @@ from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import walk
-from sabot.api.nodes.read import Read, StreamEnd
-from sabot.base.config import dead_letter_topic, legal_topic, parse_broker
+from sabot.api.nodes.read import StreamEnd
+from sabot.base.config import legal_topic, parse_broker
 from sabot.codecs.records import text_or_hex
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink
@@ -27,7 +27,7 @@ from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
 from sabot.operators.agents.rows import JOB_HEADER
-from sabot.plan import dead_letter_topics, fed_by_streams
+from sabot.plan import letter_sinks
 
 _NUMBERS = {"partition", "offset", "timestamp", "attempts"}
 _MOST_ROWS = 50  # rows of steps whose records are read for one page
@@ -111,20 +111,7 @@ def redrive(dead: Letters, selection: Selection) -> Redriven:
 
 def letter_places(ends: Sequence[StreamEnd], specs: Sequence[AgentSpec]) -> list[LetterPlace]:
     """Returns the places into which the streams and agents of an app write dead letters, each once, in the order of the program."""
-    found: list[LetterPlace] = []
-    for node in walk(ends):
-        given = getattr(node, "dead_letter", None)
-        if isinstance(node, Read) and isinstance(given, str):
-            found.append(LetterPlace(dead_letter_topic(given, node.name)))
-        elif given is not None:
-            found.append(_place_of(given))
-    fed = fed_by_streams(ends)
-    for spec in specs:
-        if isinstance(spec.dead_letter, str):
-            found += [LetterPlace(topic) for topic in dead_letter_topics(spec, specs, fed).values()]
-        else:
-            found.append(_place_of(spec.dead_letter))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(_place_of, letter_sinks(specs, ends))))
 
 
 def _place_of(sink: str | Sink) -> LetterPlace:

@@ -1,8 +1,9 @@
 """Workers that deliver two parts each and die, or stop, at a step of the second: `delivery_child.py URL TOPIC STEP...`
 
 STEP: "before commit", "after token", ... killed there by SIGKILL; "stopped before commit": SIGSTOP, and when it is
-woken it goes on and prints what it got. Worker n writes to topic TOPIC-n. One process imports, and forks each worker
-before the client of Kafka has any thread.
+woken it goes on and prints what it got. "first before commit": it writes dead letters into a topic that does not exist,
+and dies at the commit that begins its track; "letter before commit": at that of its first part. Worker n writes to topic
+TOPIC-n. One process imports, and forks each worker before the client of Kafka has any thread.
 """
 
 import os
@@ -42,15 +43,17 @@ class At:
     """Sends this process a signal at a step."""
 
     def __init__(self, which: str) -> None:
-        *stopped, self.when, self.name = which.split(" ")
-        self.signal = signal.SIGSTOP if stopped else signal.SIGKILL
-        self.armed = False
+        *words, self.when, self.name = which.split(" ")
+        self.signal = signal.SIGSTOP if "stopped" in words else signal.SIGKILL
+        self.armed = self.name == "claim" or "first" in words
+        self.from_the_first = bool({"first", "letter"} & set(words))
 
     def _passing(self, when: str, name: str) -> None:
         if self.armed and (when, name) == (self.when, self.name):
             os.kill(os.getpid(), self.signal)
 
     def before(self, name: str, what: str) -> None:
+        self.armed = self.armed or (self.from_the_first and name == "produce")
         self._passing("before", name)
 
     def after(self, name: str, what: str) -> None:
@@ -63,8 +66,8 @@ class At:
 def work(url: str, topic: str, which: str) -> None:
     at = At(which)
     watch(at)
-    at.armed = at.name == "claim"
     sink = KafkaSink(topic, url)
+    sink.only_letters = at.from_the_first
     sink.claim(track_of(topic))
     sink.deliver(1, part(1))
     at.armed = True

@@ -143,6 +143,7 @@ def test_a_letter_is_shown_whole_as_text_or_as_hexadecimal_digits(kafka_url: str
 def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
     done = sabot(kafka_url, "dlq", "list", topic)
     assert (done.exit_code, f"topic '{topic}' does not exist" in done.stderr) == (1, True)
+    assert "it is made with the first dead letter" in done.stderr
 
 
 def test_letters_are_read_from_the_newest_on(kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:

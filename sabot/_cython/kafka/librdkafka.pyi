@@ -97,10 +97,16 @@ class RecordProducer:
         """`make`: confluent_kafka's Producer, called with `conf` and the setting that gives us access to it.
         `partitions`: the number of partitions of the topic, if the client chooses them by `murmur2`; rows are then
         passed to it grouped by partition, which takes less than half of its time. With 1 they are passed in their
-        order, as another partitioner requires.
+        order, as another partitioner requires. With 0 the client does not know the topic until `open_topic`: a broker
+        may make the topics that a client asks for.
 
         Raises the errors of `make`, and UserError if it does not make a client of the loaded library, or refuses the
         name of the topic.
+        """
+
+    def open_topic(self, topic: str, partitions: int) -> None:
+        """Opens the topic of a producer that was made with 0 partitions. Raises UserError if the client refuses the
+        name of the topic, and ValueError for a second call.
         """
 
     def produce(self, data: pa.RecordBatch, taken: int) -> tuple[int, tuple[int, str] | None]:

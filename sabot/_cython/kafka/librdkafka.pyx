@@ -195,18 +195,27 @@ def rows_above(data, int64_t limit):
 @cython.no_gc_clear  # the collector must not clear `client`, which must outlive its topic
 cdef class RecordProducer:
     cdef Producer* producer
+    cdef rd_kafka_t* made
+    cdef shared_ptr[Deliveries] deliveries
     cdef readonly object client
 
     def __cinit__(self, make, str topic not None, int32_t partitions, dict conf not None):
         global deliveries_expected
-        cdef shared_ptr[Deliveries] deliveries = make_shared[Deliveries]()
-        cdef bytes name = topic.encode()
-        deliveries_expected = &deliveries
+        self.deliveries = make_shared[Deliveries]()
+        deliveries_expected = &self.deliveries
         try:
             self.client = _client(make, conf)
         finally:
             deliveries_expected = NULL
-        self.producer = new Producer(client_made, deliveries, name, partitions)
+        self.made = client_made
+        if partitions:
+            self.open_topic(topic, partitions)
+
+    def open_topic(self, str topic not None, int32_t partitions):
+        cdef bytes name = topic.encode()
+        if self.producer != NULL:
+            raise ValueError("the topic is open already")
+        self.producer = new Producer(self.made, self.deliveries, name, partitions)
         if not self.producer.ready():
             raise UserError(f"the Kafka client refuses the topic {topic!r}: {err2str(last_error()).decode()}")
 
@@ -219,6 +228,8 @@ cdef class RecordProducer:
         cdef Fault fault
         if taken < 0:
             raise ValueError(f"the number of rows already taken is negative: {taken}")
+        if self.producer == NULL:
+            raise ValueError("the topic is not open")
         records = _records(capsules)
         with nogil:
             taken = self.producer.put(records, taken, fault)
@@ -227,11 +238,11 @@ cdef class RecordProducer:
     def wait(self, double seconds):
         cdef int timeout_ms = <int> (seconds * 1000 + 0.999)
         with nogil:
-            self.producer.deliveries.get().wait(timeout_ms)
+            self.deliveries.get().wait(timeout_ms)
 
     def refused(self):
         cdef Refusal first
-        cdef int64_t count = self.producer.deliveries.get().refused(first)
+        cdef int64_t count = self.deliveries.get().refused(first)
         if count == 0:
             return None
         return count, first.code, first.partition, first.key[:first.key_size] if first.keyed else None, first.size

@@ -109,6 +109,28 @@ def test_a_token_that_is_lost_is_set_again_where_nothing_waits_and_the_user_is_t
     assert found.above >= first_seq(GENERATION)
 
 
+@pytest.mark.parametrize("newest", [True, False])
+@pytest.mark.parametrize("choice", [None, "repeat", "skip"])
+def test_a_receiver_that_certainly_has_nothing_is_given_all_that_waits_and_nobody_is_asked(
+    newest: bool, choice: str | None
+) -> None:
+    """Its topic is made with the first part, and the process was killed before that."""
+    stored = track(given=4, delivered=0)
+    found = opened(stored, Token(0, US, empty=True), newest=newest, choice=choice)
+    assert (delivered_parts(stored, found), found.note) == ([1, 2, 3, 4], "")
+
+
+def test_who_deleted_what_was_delivered_is_told_and_gets_what_waits() -> None:
+    stored = track(given=4, delivered=2)
+    found = opened(stored, Token(0, US, empty=True))
+    assert delivered_parts(stored, found) == [3, 4]
+    assert "was it deleted?" in found.note
+
+
+def test_a_token_that_is_missing_is_no_news_where_nothing_was_ever_delivered() -> None:
+    assert opened(StoredTrack("out", seq(0)), None).note == ""
+
+
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_parts_above_the_token_are_delivered_in_order(n: int) -> None:
     stored = track(given=4, delivered=2)
