@@ -30,6 +30,7 @@ _NO_MATTER = (
         "max_drift_ms",
         "emit_every_ms",
         "lateness_ms",
+        "wait_ms",
         "idle_ms",
         "idle_closes",
         "start",

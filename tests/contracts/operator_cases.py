@@ -47,7 +47,7 @@ from sabot.operators.joins.interval import IntervalJoin
 from sabot.operators.joins.join import Join, TableLookup
 from sabot.operators.joins.sides import Sides
 from sabot.operators.joins.window import WindowJoin
-from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.ordered import EventOrder, SortedByTime
 from sabot.operators.keyed.over import Over
 from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
@@ -434,6 +434,7 @@ CASES = [
     ),
     Case("without pairs", WithoutPairs, CHANGED, CHANGES),
     Case("event order", lambda: EventOrder(("user",)), APPEND),
+    Case("sorted by event time", lambda: SortedByTime(30), APPEND, keys=()),
     Case(
         "sort by event time",
         lambda: EventOrder((), partial(places_of, by=((TIME_COLUMN, False, False), ("x", True, False)))),

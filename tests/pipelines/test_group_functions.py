@@ -184,6 +184,38 @@ def test_a_process_function_gets_rows_in_order_of_event_time_over_a_crash() -> N
         App("a").stream(ROWS, time="ts").key_by("k").process(since_last, schema=SCHEMA, order="k")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_rows_sorted_within_a_time_are_in_order_over_a_crash_and_in_time_for_later_windows(parallelism: int) -> None:
+    shuffled = [ROWS[start + n] for start in range(0, len(ROWS), 10) for n in (3, 0, 9, 1, 2, 8, 4, 7, 5, 6)]
+    late = {**ROWS[0], "x": -1.0}
+    pieces = [shuffled[start : start + 7] for start in range(0, len(shuffled), 7)]
+    script = [*pieces[:20], BARRIER, *pieces[20:30], CRASH, *pieces[30:60], BARRIER, CRASH, *pieces[60:], [late], END]
+    source, results = ScriptedSource(script, name="in"), ListSink()
+    counts, dead = ListSink("counts"), ListSink("dead")
+
+    def build(directory: Path) -> App:
+        app = App("order", checkpoint_dir=directory, restart="fixed(3, 1ms)", parallelism=parallelism)
+        ordered = app.stream(source, schema=SCHEMA, time="ts", dead_letter=dead).sorted(within="10s", late=dead)
+        ordered.to(results)
+        ordered.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count()).to(counts)
+        return app
+
+    run(build)
+    assert results.rows == ROWS
+    assert sum(row["n"] for row in counts.rows) == len(ROWS)
+    assert dead.rows == [late]
+
+
+def test_sorted_needs_event_time_and_rows_that_are_only_added() -> None:
+    stream = App("a").stream(ROWS, time="ts", schema=SCHEMA)
+    with pytest.raises(UserError, match="sorted: the rows that come in are changes"):
+        stream.group_by("k").aggregate(n=sabot.count()).sorted(within="1m")
+    with pytest.raises(UserError, match="sorted: within: 'soon' is no duration"):
+        stream.sorted(within="soon")
+    with pytest.raises(UserError, match="event time"):
+        App("b").stream(ROWS, schema=SCHEMA).sorted(within="1m").collect()
+
+
 def test_a_decorator_without_the_type_of_the_value_says_where_it_goes() -> None:
     with pytest.raises(UserError, match=r'@sabot.aggregate\("float64"\)'):
 

@@ -1,4 +1,4 @@
-"""The step that gives rows another event time."""
+"""The step that gives rows another event time, and the step that emits rows in the order of event time."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +9,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
 from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.base.config import Duration, parse_ms
+from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
 
@@ -76,3 +77,34 @@ def with_time_node(
     node = WithTime(input, time, unit, format, parse_ms(lateness, name="lateness"), time_zone=zone)
     node.check()
     return node
+
+
+@dataclass(frozen=True, eq=False)
+class InTimeOrder(Node):
+    """A step that emits the rows of a stream in the order of their event time. Rows wait until event time has passed
+    them by `wait_ms`. Later ones are late.
+    """
+
+    word = "sorted"
+    hint_of_changes = "sort(column) sorts the final rows, if the input has an end; "
+    input: Node
+    wait_ms: int = 0
+    late: str | Sink | None = None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"sorted by event time{f' within {self.wait_ms} ms' if self.wait_ms else ''}"
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted if self.late is None else None,)  # late rows are written with all columns
+
+    @property
+    def keeps_rows(self) -> bool:
+        return True
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        return predicate if self.late is None else None
+
+    @property
+    def needs_time(self) -> bool:
+        return True

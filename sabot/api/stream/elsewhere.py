@@ -20,7 +20,6 @@ HERE = {
     "partition_by": 'key_by("column")',
     "show": "print()",
     "sink_parquet": 'to(ParquetSink("folder"))',
-    "sorted": 'sort("ts") of a stream with time="ts", whose lateness="5m" says by how much rows may be out of order',
     "tail": 'top_n(n, by="ts") after key_by or window: a stream has no end',
     "take": "head(n)",
     "unique": 'deduplicate("column")',

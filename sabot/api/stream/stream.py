@@ -66,7 +66,7 @@ from sabot.api.nodes.rows import (
     flat_map_node,
     map_batches_node,
 )
-from sabot.api.nodes.times import with_time_node
+from sabot.api.nodes.times import InTimeOrder, with_time_node
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
@@ -648,6 +648,21 @@ class Stream(Looks, NamedElsewhere):
         other order of a stream without an end.
         """
         return self._then(sort_node(self._node, [by, *more_by], descending, nulls_last))
+
+    def sorted(self, *, within: Duration = 0, late: str | Sink | None = None) -> "Stream":
+        """Emits the rows in the order of their event time, each when event time has passed it. Rows of equal time keep
+        their order of arrival. All rows go through one task, and those that wait are in memory.
+
+        - `within`: how long rows wait in addition to the stream's `lateness=`, in event time. Later rows than that are
+          late. The steps after this one count lateness from here, so they too get these rows in time.
+        - `late`: a topic or Sink for late rows, which are dropped and counted without it; "{topic}.dlq" makes them
+          dead letters of their source.
+
+        Raises UserError for a stream without event time.
+        """
+        if late is not None:
+            check_sink(late, "sorted: late", 'late="late-orders"')
+        return self._then(InTimeOrder(self._node, whole_ms(within, "sorted: within"), late))
 
     # -- out ----------------------------------------------------------------------------------------------------------
 

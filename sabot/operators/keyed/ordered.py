@@ -1,6 +1,6 @@
 """Rows in the order of event time, for steps whose result depends on the order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
+from sabot.api.nodes.times import InTimeOrder
 from sabot.codecs.json import schema_text
-from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
-from sabot.operators.layout.plan_points import PlanPoint
+from sabot.operators.base import (
+    CHUNK_ROWS,
+    END_OF_TIME,
+    START_OF_TIME,
+    TIME_COLUMN,
+    OperatorContext,
+    Saved,
+    without_time,
+)
+from sabot.operators.late_rows import LateRows
+from sabot.operators.layout.plan_points import Planners, PlanPoint
 from sabot.operators.readers import StateReaders
 from sabot.operators.state_parts import RowsPart, SavesWatermark, StateParts, columns_schema
 
@@ -62,9 +72,10 @@ class EventOrder(SavesWatermark):
             self._held.append(pa.concat_batches(tail[::-1]))
             self._small = 0
 
-    def advance(self, watermark_ms: int) -> None:
+    def advance(self, watermark_ms: int) -> int | None:
         self._watermark = watermark_ms
         self._emit_ready()
+        return None
 
     def _emit_ready(self) -> None:
         """Emits the rows below the watermark, sorted by event time."""
@@ -124,6 +135,57 @@ class EventOrder(SavesWatermark):
         return {"held_rows": sum(data.num_rows for data in held), "held_bytes": sum(data.nbytes for data in held)}
 
 
+class SortedByTime(EventOrder):
+    """A step that emits all rows of a stream in the order of their event time. Late rows go to the output branch
+    "late".
+
+    Rows wait until the watermark has passed them by `within_ms`, and the next operator gets a watermark that is so much
+    lower. So rows that are late by less are in order, and no step after this one finds them late.
+    """
+
+    def __init__(self, within_ms: int) -> None:
+        super().__init__(())
+        self._within_ms = within_ms
+        self._opened = False
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._late = LateRows(context, self.step.text)
+        self._opened = True
+        return super().open(context)
+
+    def process(self, batch: Batch) -> None:
+        self._late.came(batch.num_rows)
+        times = batch.data.column(self._time).to_numpy()
+        rows = np.arange(len(times), dtype=np.int32) if batch.selection is None else batch.selection.to_numpy()
+        late = times[rows] < self._watermark
+        if late.any():
+            self._late.reject(batch, pa.array(rows[late]), self._watermark)
+            batch = batch.with_selection(pa.array(rows[~late]))
+        super().process(batch)
+
+    def advance(self, watermark_ms: int) -> int:
+        if watermark_ms != END_OF_TIME:
+            watermark_ms = max(watermark_ms, START_OF_TIME + self._within_ms) - self._within_ms
+        # After a restore with a greater `within_ms` it would be less than before.
+        super().advance(max(watermark_ms, self._watermark))
+        return self._watermark
+
+    def own_facts(self) -> dict[str, Any]:
+        return {**super().own_facts(), "late_rows": self._late.count}
+
+    def after_restore(self, saved: Sequence[Saved]) -> None:
+        super().after_restore(saved)
+        if all("late_rows" in part.facts for part in saved):  # state of `EventOrder` has no such fact
+            self._late.add_count(self.state_parts.once(saved, "late_rows"))
+
+    def close(self) -> None:
+        if self._opened:
+            self._late.tell_rest()
+
+    def statistics(self) -> dict[str, Any]:
+        return {**super().statistics(), **self._late.statistics()}
+
+
 # -- their place in a plan ----------------------------------------------------------------------------------------------
 
 
@@ -132,6 +194,14 @@ def in_order(point: PlanPoint, keys: tuple[str, ...], id: str) -> PlanPoint:
     the order. `id`: the id that the user gave to this step, or "".
     """
     return point.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
+
+
+def plan_in_time_order(node: InTimeOrder, point: PlanPoint) -> PlanPoint:
+    point = point.partition_by((), "order")
+    return point.step(node.text(), partial(SortedByTime, node.wait_ms), id=node.id).late_to("late", node.late)
+
+
+PLANNERS: Planners = {InTimeOrder: plan_in_time_order}
 
 
 STATE_READERS: StateReaders = {"rows in order": lambda reader: EventOrder(tuple(reader["keys"]))}

@@ -24,12 +24,12 @@ _MODULES = {
     "keyed": ("keyed.running", "keyed.top", "keyed.over"),
     "patterns": ("patterns.match",),
     "rows": ("rows.stateless", "rows.exploded", "rows.mapped", "rows.subset"),
-    "times": ("rows.timed",),
+    "times": ("rows.timed", "keyed.ordered"),
     "windows": ("windows.fixed", "windows.top"),
 }
 """The modules of operators, by the module of `api/nodes` that has their nodes."""
 
-_ONLY_READ = ("windows.sessions", "keyed.ordered")
+_ONLY_READ = ("windows.sessions",)
 
 
 def planner_of(kind: type[Node]) -> Callable[..., PlanPoint]:

@@ -7,7 +7,7 @@ import pytest
 
 from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.ordered import EventOrder, SortedByTime
 
 SCHEMA = pa.schema([("k", pa.int64()), (TIME_COLUMN, pa.int64())])
 
@@ -15,13 +15,14 @@ SCHEMA = pa.schema([("k", pa.int64()), (TIME_COLUMN, pa.int64())])
 class Run:
     """An operator fed by hand; `rows` is what came out."""
 
-    def __init__(self, subtask=0, parallelism=1):
-        self.rows = []
-        self.operator = EventOrder(("k",))
+    def __init__(self, subtask=0, parallelism=1, within_ms=None):
+        self.rows, self.late = [], []
+        self.operator = EventOrder(("k",)) if within_ms is None else SortedByTime(within_ms)
         self.operator.emit = lambda batch: self.rows.extend(
             map(tuple, zip(*batch.taken().to_pydict().values(), strict=True))
         )
-        self.operator.open(OperatorContext(SCHEMA, subtask, parallelism))
+        branches = {"late": lambda batch: self.late.extend(batch.taken().column("k").to_pylist())}
+        self.operator.open(OperatorContext(SCHEMA, subtask, parallelism, branches=branches))
 
     def feed(self, *rows):
         self.operator.process(
@@ -107,3 +108,43 @@ def test_restored_into_more_subtasks_each_takes_its_own_keys(tmp_path):
         part.operator.advance(END_OF_TIME)
     assert all(part.rows for part in parts)
     assert sorted(row for part in parts for row in part.rows) == sorted((n, 10 - n % 10) for n in range(100))
+
+
+def test_sorted_rows_wait_a_time_in_addition_and_the_watermark_waits_with_them():
+    run = Run(within_ms=100)
+    run.feed((1, 900), (2, 1000))
+    assert run.operator.advance(1000) == 900
+    assert run.rows == []
+    run.feed((3, 950), (4, 899))  # the watermark was at 1000, and one of them came within 100 ms of it
+    assert (run.rows, run.late) == ([], [4])
+    assert run.operator.advance(1051) == 951
+    assert run.rows == [(1, 900), (3, 950)]
+    assert run.operator.advance(END_OF_TIME) == END_OF_TIME
+    assert run.rows == [(1, 900), (3, 950), (2, 1000)]
+    assert run.operator.statistics()["late_rows"] == 1
+
+
+def test_sorted_rows_stay_in_order_although_a_restore_lets_them_wait_longer(tmp_path):
+    run = Run(within_ms=10)
+    run.feed((1, 100), (2, 195))
+    run.operator.advance(200)
+    facts, state = run.operator.snapshot()
+    state.save(tmp_path)
+    again = Run(within_ms=100)
+    again.operator.restore([Saved(tmp_path, facts)])
+    again.feed((3, 150), (4, 190))
+    assert again.late == [3]
+    assert again.operator.advance(250) == 190  # not 150: rows up to 190 were emitted
+    again.operator.advance(END_OF_TIME)
+    assert run.rows + again.rows == [(1, 100), (4, 190), (2, 195)]
+
+
+def test_state_of_rows_in_order_goes_on_as_sorted_rows(tmp_path):
+    run = Run()
+    run.feed((1, 20), (2, 10))
+    facts, state = run.operator.snapshot()
+    state.save(tmp_path)
+    again = Run(within_ms=0)
+    again.operator.restore([Saved(tmp_path, facts)])
+    again.operator.advance(END_OF_TIME)
+    assert again.rows == [(2, 10), (1, 20)]
