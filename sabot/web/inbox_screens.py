@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sabot.agents.actions import ActionStatus
@@ -11,6 +11,7 @@ from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_in_thread
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
+from sabot.web.job_reading import shown_record
 from sabot.web.payloads import ShownPayload
 from sabot.web.screen import BY, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the head of the pages
 _MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
+_MOST_CHARS = 200  # of a field of the record that began a job
 _MOST_NAMED = 20  # questions whose earlier answers are said
 _ASK = "ask:"  # before the id of a question, in the name of a field
 
@@ -82,8 +84,11 @@ class InboxScreens:
     async def _list(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the list, the oldest question first. Raises UserError if the journal cannot be read."""
         found = await self._found(query)
-        now = self._store.clock.time()
-        cards = [(each, self._context(each), each.action.overdue(now)) for each in found[:_MOST_SHOWN]]
+        now, shown = self._store.clock.time(), found[:_MOST_SHOWN]
+        records = await run_in_thread(self._records, {each.action.job_id for each in shown})
+        cards = [
+            (each, self._context(each), records.get(each.action.job_id), each.action.overdue(now)) for each in shown
+        ]
         return {
             "doubts": [each for each in cards if each[0].in_doubt],
             "asked": [each for each in cards if not each[0].in_doubt],
@@ -97,6 +102,13 @@ class InboxScreens:
     def _context(self, question: InboxQuestion) -> ShownPayload:
         """Returns the part of the context that the page may show. If it is about an effect, its name shows all arguments."""
         return self._payloads.shown(question.context, question.effect or question.action.type)
+
+    def _records(self, jobs: Collection[str]) -> dict[str, ShownPayload]:
+        """Returns the part that the page may show of the records that began these jobs, by job. Blocks."""
+        if not self._payloads.shows_any:
+            return {}
+        with self._store.reader() as reader:
+            return {job: shown_record(reader, job, self._payloads, most=_MOST_CHARS) for job in jobs}
 
     async def _rows(self, query: Query) -> Rows:
         return [

@@ -22,7 +22,7 @@ from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.redaction import scrubbed
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, Entry, Intent, body_of
-from sabot.web.payloads import Payloads, ShownPayload
+from sabot.web.payloads import MOST_CHARS, Payloads, ShownPayload
 from sabot.web.rendering import templates_of
 from sabot.web.texts import TableForm, table_text
 
@@ -189,11 +189,15 @@ def _age(job: ListedJob) -> tuple[int, str]:
     return round(job.record.created_at * 1000), job.record.job_id
 
 
-def _record_text(reader: JournalReader, job_id: str, payloads: Payloads) -> str:
-    """Returns the fields that pages may show of the record that began a job."""
+def shown_record(reader: JournalReader, job_id: str, payloads: Payloads, *, most: int = MOST_CHARS) -> ShownPayload:
+    """Returns the fields that pages may show of the record that began a job, each cut after `most` characters."""
     begin = next((each for _, each in reader.history.entries(job_id) if isinstance(each, Begin)), None)
-    shown = ShownPayload() if begin is None else payloads.shown(as_plain(_message(_value(reader, begin))))
-    return "\n".join(text for _, text in shown.fields)
+    message = None if begin is None else _message(_value(reader, begin))
+    return ShownPayload() if message is None else payloads.shown(as_plain(message), most=most)
+
+
+def _record_text(reader: JournalReader, job_id: str, payloads: Payloads) -> str:
+    return "\n".join(text for _, text in shown_record(reader, job_id, payloads).fields)
 
 
 def _message(begun: Any) -> Any:

@@ -15,8 +15,10 @@ PayloadMode: TypeAlias = Literal["none", "scrubbed", "all"]
 """none: no values. scrubbed: values of the named fields. all: values of all fields."""
 
 PAYLOAD_MODES: tuple[PayloadMode, ...] = get_args(PayloadMode)
+MOST_CHARS = 2_000
+"""The characters of a field that a page shows, if it names no other number."""
+
 _MOST_FIELDS = 50  # of a value
-_MOST_CHARS = 2_000  # of a field
 _MOST_UNBROKEN = 64  # characters of a word on a page
 _HIDDEN = object()
 
@@ -48,7 +50,7 @@ class Payloads:
         """True if some values may be shown."""
         return self.mode == "all" or (self.mode == "scrubbed" and bool(self.names))
 
-    def shown(self, value: Any, name: str = "", *, most: int = _MOST_CHARS) -> ShownPayload:
+    def shown(self, value: Any, name: str = "", *, most: int = MOST_CHARS) -> ShownPayload:
         """Returns the part of a value, which JSON can say, that may be shown. `name`: the column or the tool that the value is of. `most`:
         the characters of a field after which it is cut.
         """
@@ -84,7 +86,7 @@ def _written(value: Any) -> str:
     )
 
 
-def _text(text: str, most: int = _MOST_CHARS) -> str:
+def _text(text: str, most: int = MOST_CHARS) -> str:
     """Returns a text without known secrets, cut to a length for a page."""
     clean = visible(scrubbed(text))
     return clean if len(clean) <= most else f"{clean[:most]}…"

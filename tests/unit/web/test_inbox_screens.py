@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from unit.web.test_console import MARKUP
 from unit.web.test_job_screens import ask, enter
 
@@ -130,6 +132,28 @@ async def test_named_values_are_shown_and_a_tool_shows_its_arguments(memory_url:
         assert page.count("4711") == 1
         assert MARKUP not in page
         assert [len(fields((await ask(browser, f"/inbox?q={text}"))[1])) for text in ("O-1", "4711")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("payloads", "words"),
+    [
+        (Payloads(), ""),
+        (Payloads(names=frozenset({"amount"})), "Its record: amount 4711"),
+        (Payloads("all"), "Its record: what ask · order o-1<script>"),
+    ],
+)
+async def test_a_card_shows_the_record_that_began_the_job_as_far_as_the_options_say(
+    memory_url: str, tmp_path: Path, payloads: Payloads, words: str
+) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask")], payloads) as (_, console, _bank):
+        browser = await enter(console, "act")
+        page = (await ask(browser, "/inbox"))[1]
+        assert MARKUP not in page
+        text = unescape(" ".join(re.sub("<[^>]+>", " ", page).split()))
+        assert words in text
+        assert ("Its record" in text) == bool(words)
+        (link,) = set(re.findall(r'href="(/job\?id=[^"]+)"', page))
+        assert (await ask(browser, unescape(link)))[0] == 200
 
 
 async def test_several_questions_are_answered_at_once_with_a_reason(memory_url: str, tmp_path: Path) -> None:
