@@ -2,7 +2,7 @@
 
 tickets.ndjson --> refunds (durable) --> answers.ndjson
                      asks a person: the journal's inbox
-                     calls the bank: the witness at URL
+                     calls the bank, which makes payments and answers enquiries: the witness at URL
 """
 
 import json
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sabot.app import App
+from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.demos.tickets import OpenTickets
+from sabot.journal.effects import Reconciled
 from sabot.llm import Effect, tool
 from sabot.testing import WitnessClient
 
-BANK_SECONDS = 0.1  # the bank is slow, so that a kill comes in the middle of calls
+_ENQUIRY_SECONDS = 5.0  # from an enquiry at the bank to its answer
 
 
 def write_tickets(folder: Path, tickets: int) -> None:
@@ -36,11 +38,19 @@ def build(folder: Path, bank_url: str, *, ends: bool = True) -> App:
     """Returns the app. Its state, journal, input and output are in the folder. `ends`: False to wait for tickets behind the last one."""
     app = App("refunds-demo", state=str(folder / "state"), checkpoint_interval="200ms")
     bank = WitnessClient(bank_url)
+    enquired: dict[str, float] = {}
 
-    @tool(effect="unsafe")  # the bank ignores the key, by which a person can look the payment up
+    async def look_up(effect: Effect, order: str, amount: int) -> Any:
+        """Makes an enquiry about a payment, to which the bank has the answer some seconds later."""
+        now = SYSTEM_CLOCK.monotonic()
+        if now - enquired.setdefault(effect.key, now) < _ENQUIRY_SECONDS:
+            return Reconciled.UNKNOWN
+        found = await bank.find_async(effect.key)
+        return Reconciled.NOT_DONE if found is None else (Reconciled.DONE, int(found["number"]))
+
+    @tool(reconcile=look_up)  # the bank ignores the key of a call, and knows it in an enquiry
     async def refund(order: str, amount: int, effect: Effect) -> int:
-        arguments = {"order": order, "amount": amount}
-        done = await bank.do_async("refund", arguments, key=effect.key, fault="late", seconds=BANK_SECONDS)
+        done = await bank.do_async("refund", {"order": order, "amount": amount}, key=effect.key, timeout=None)
         return int(done["number"])
 
     async def amount_of(ticket: dict[str, Any]) -> int:

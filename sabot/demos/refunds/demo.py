@@ -22,6 +22,8 @@ from sabot.journal.entries import Intent
 from sabot.testing import Witness
 
 _KILLED_AT = (0.2, 0.6)  # shares of the refunds that are done when the process is killed
+_BANK_SECONDS = 0.1  # from a payment to the answer of the bank
+_HANGS_SECONDS = 600.0  # so long that the process is killed first
 _ANSWERED_AFTER = 1.0  # seconds from a question to its answer
 _PATIENCE_SECONDS = 120.0  # for the whole demo
 _LOOK_SECONDS = 0.02
@@ -51,10 +53,11 @@ def run(jobs: int = 60, *, json: bool = False, web: bool = False) -> dict[str, A
         with Witness(folder / "witness.db") as witness:
             text = _PROGRAM.format(folder=str(folder), bank=witness.url, ends=not web)
             with DemoProgram(folder, "refunds_demo", text, web=web) as program:
-                outcome = _RefundsDemo(folder, witness, program, jobs, console, _LEFT if web else 0).outcome()
+                demo = _RefundsDemo(folder, witness, program, jobs, console, min(_LEFT, jobs) if web else 0)
+                outcome = demo.outcome()
                 console.print(_summary(outcome))
                 if web:
-                    program.show(f"{min(_LEFT, jobs)} questions are left to you in the inbox")
+                    program.show(demo.left)
     return outcome
 
 
@@ -68,49 +71,71 @@ class _RefundsDemo:
         self._witness = witness
         self._program = program
         self._jobs = jobs
+        self._kills_at = [int(share * jobs) for share in _KILLED_AT]  # refunds that are done before the one in doubt
         self._left = left  # the questions that this person leaves to others
         self._console = console
         self._approved: set[str] = set()  # ids of jobs
-        self._seen = self._doubts = 0
+        self._seen = self._doubts = self._kills = 0
+        self._left_doubt = ""  # the key of the one that is left to others, after the last kill
+
+    @property
+    def left(self) -> str:
+        """The questions that are left to those who look at the console, in words."""
+        doubt = " and an effect in doubt" if self._left_doubt else ""
+        return f"{self._left} questions{doubt} are left to you in the inbox"
 
     def outcome(self) -> dict[str, Any]:
         """Runs the demo, and returns the figures."""
         began = SYSTEM_CLOCK.monotonic()
+        self._plan_bank()
         person = Person(str(self._folder / "state"), self._decide)
         person.start()
         try:
-            kills = self._work(began + _PATIENCE_SECONDS)
+            self._work(began + _PATIENCE_SECONDS)
         finally:
             person.finish()
         asked, done = len(self._approved), len(self._witness.effects("refund"))
         twice = len(self._witness.twice("refund"))
+        left = bool(self._left_doubt) and self._witness.client.find(self._left_doubt) is None
         return {
             "jobs": len(answers(self._folder)),
             "approvals": person.answered - self._doubts,
             "asked": asked,
             "done": done,
             "twice": twice,
-            "lost": asked - (done - twice),
+            "lost": asked - (done - twice) - left,
             "in_doubt": self._doubts,
-            "kills": kills,
+            "kills": self._kills,
             "seconds": round(SYSTEM_CLOCK.monotonic() - began, 3),
         }
 
-    def _work(self, until: float) -> int:
+    def _plan_bank(self) -> None:
+        """Lets the bank pay at once, and answer late; never where a kill shall come in the middle of a call."""
+        plan, made = self._witness.client.plan, 0
+        for before in self._kills_at:
+            if before > made:
+                plan("late", "refund", times=before - made, seconds=_BANK_SECONDS)
+            if before >= made:
+                plan("late", "refund", seconds=_HANGS_SECONDS)
+                made = before + 1
+        plan("late", "refund", times=10 * self._jobs, seconds=_BANK_SECONDS)
+
+    def _work(self, until: float) -> None:
         """Starts the process, kills it twice, starts it again each time, and waits for its end, or for all answers but those to questions
-        that are left to others. Returns the number of kills.
+        that are left to others.
         """
-        kills, program = 0, self._program
+        program = self._program
         program.start()
         with _bar(self._console, self._jobs) as bar:
             while True:
                 code, done, answered = program.poll(), len(self._witness.effects("refund")), len(answers(self._folder))
                 bar.update(bar.task_ids[0], completed=answered, done=done, refresh=True)
-                if code is not None or (self._left and answered >= self._jobs - self._left):
+                left = self._left + bool(self._left_doubt)
+                if code is not None or (self._left and answered >= self._jobs - left):
                     break
-                if kills < len(_KILLED_AT) and done >= _KILLED_AT[kills] * self._jobs:
-                    kills += 1
+                if self._kills < len(_KILLED_AT) and done > self._kills_at[self._kills]:
                     program.kill()
+                    self._kills += 1
                     bar.console.print(f"kill -9: {done} refunds are done; the app starts again")
                     program.start()
                 if SYSTEM_CLOCK.monotonic() > until:
@@ -118,13 +143,17 @@ class _RefundsDemo:
                 threading.Event().wait(_LOOK_SECONDS)
         if code:
             raise SabotError(f"the app of the demo ended with exit code {code}; its output is above")
-        return kills
 
     def _decide(self, question: Intent) -> tuple[float, Callable[[], dict[str, Any]]] | None:
-        """Decides as a person: approves refunds except every tenth, leaves the last ones. A refund in doubt is looked up at the bank."""
+        """Decides as a person: approves refunds except every tenth, leaves the last ones. A refund in doubt is looked up at the bank; the
+        first one after the last kill is left if others look at the console.
+        """
         if question.name == "in_doubt":
-            self._doubts += 1
             key = EffectId(question.job, question.ordinal).key
+            if self._left and self._kills == len(_KILLED_AT) and self._left_doubt in ("", key):
+                self._left_doubt = key
+                return None
+            self._doubts += 1
             return _ANSWERED_AFTER, lambda: {
                 "outcome": "not_done" if self._witness.client.find(key) is None else "done"
             }

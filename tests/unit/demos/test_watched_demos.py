@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from typer.testing import CliRunner
@@ -114,16 +115,27 @@ def test_the_app_of_a_demo_that_was_killed_stops(tmp_path: Path) -> None:
 @pytest.mark.slow  # the app is killed twice
 def test_the_refunds_demo_leaves_questions_to_approve_and_to_refuse(tmp_path: Path) -> None:
     with watched(tmp_path, "refunds", "--jobs", "12") as demo:
-        assert "3 questions are left to you in the inbox" in demo.said()
+        assert "3 questions and an effect in doubt are left to you in the inbox" in demo.said()
         assert demo.said().count("/enter?token=") == 2, (
             "the address is said once, although the app was started three times"
         )
-        first, second, third = fields(demo.page("/inbox"))
-        for form in ({first: "1", "answer": "reject"}, {second: "1", third: "1", "answer": "approve"}):
+        questions, doubts = map(fields, demo.page("/inbox").split("<h2>Effects in doubt</h2>"))
+        (first, second, third), (doubt,) = questions, doubts
+        assert 'value="look-up"' in demo.page("/inbox")
+        forms = [{first: "1", "answer": "reject"}, {second: "1", third: "1", "answer": "approve"}]
+        for form in [{doubt: "1", "answer": "look-up"}, *forms]:
             status, page = demo.client.ask("/act/answer", form=form)
             assert status == 200, page
         ended = {"succeeded"}
-        demo.until(lambda: {each["status"] for each in demo.rows("/jobs.json")} == ended)
+
+        def over() -> bool:
+            for again in fields(demo.page("/inbox")):  # the bank answers an enquiry some seconds later
+                demo.client.ask("/act/answer", form={again: "1", "answer": "look-up"})
+            return {each["status"] for each in demo.rows("/jobs.json")} == ended
+
+        demo.until(over)
+        page = demo.page(f"/job?id={quote(doubt.removeprefix('ask:').rpartition('/')[0])}")
+        assert re.search(r"was in doubt: looked up again by console:[0-9a-f]{12} at", page)
         demo.ends()
 
 
