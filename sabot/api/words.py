@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from sabot.api.expr import Expr
+from sabot.base.quantities import span_words
 from sabot.errors import UserError
 
 
@@ -68,9 +69,11 @@ def order_text(by: Iterable[tuple[str, bool]]) -> str:
 
 
 def window_text(window: object) -> str:
-    """Returns the text of a window, such as "tumbling window (60000 ms)"."""
+    """Returns the text of a window, such as "tumbling window (1 min)"."""
     given = {name: value for name, value in vars(window).items() if name != "time" and (name != "offset_ms" or value)}
     facts = {name.removesuffix("_ms"): value for name, value in given.items()}
-    sizes = ", ".join(f"{value} ms" if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items())
+    sizes = ", ".join(
+        span_words(value) if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items()
+    )
     by = " of processing time" if getattr(window, "time", "event") == "processing" else ""
     return f"{type(window).__name__.removesuffix('Window').lower()} window ({sizes}){by}"

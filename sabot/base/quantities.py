@@ -6,6 +6,13 @@ def count_words(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 10 else f"{value:.2g}"
 
 
+def counted_words(value: float, noun: str) -> str:
+    """Returns a count with its noun, whose last word is in the plural unless the count is 1: 1 row; 12,345 rows; 2 entries."""
+    if value != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
+    return f"{count_words(value)} {noun}"
+
+
 def bytes_words(value: float) -> str:
     """Returns a number of bytes in a readable unit: 512 B; 12.3 MB."""
     power = 0
@@ -25,3 +32,11 @@ def duration_words(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24:,} d"
+
+
+def span_words(ms: int) -> str:
+    """Returns a length of time as it is, in the greatest unit of which it has a whole number: 10 s, 90 s, 36 h, 1,500 ms, -5 min."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms and ms % size == 0:
+            return f"{ms // size:,} {unit}"
+    return f"{ms:,} ms"

@@ -11,6 +11,7 @@ import typer
 
 from sabot.base.config import dead_letter_topic, parse_broker
 from sabot.base.logs import set_up_logging
+from sabot.base.quantities import counted_words
 from sabot.base.redaction import redacted_url
 from sabot.checkpoint.manifest import Manifest
 from sabot.cli.app_checkpoints import find_checkpoints
@@ -281,7 +282,7 @@ def _late_again(
     found = late_again(ends, restored, islice(_selected(dead, selection, job), selection.limit), selection.to)
     at = f"at the watermarks of checkpoint {restored.checkpoint_id}"
     if not found.late:
-        typer.echo(f"none of {found.read:,} dead letters is late {at}", err=True)
+        typer.echo(f"none of {counted_words(found.read, 'dead letter')} is late {at}", err=True)
     for step in found.steps:
         behind = span_text(step.late_ms)
         fate = (
@@ -290,7 +291,7 @@ def _late_again(
             else "it drops them; --late TOPIC sends them to a topic of their own"
         )
         window = f", and an allowed_lateness= greater by {behind} takes them" if step.is_window else ""
-        late = f"{step.letters:,} of {found.read:,} dead letters are too late for {step.step} {at}, by up to {behind}"
+        late = f"{step.letters:,} of {counted_words(found.read, 'dead letter')} are too late for {step.step} {at}, by up to {behind}"
         typer.echo(f"{late}: {fate}{window}", err=True)
     return found
 
@@ -315,9 +316,13 @@ def _send_back(dead: Letters, json: bool, *selections: Selection) -> None:
     else:
         went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
         before = f"; {done.already} were redriven before" if done.already else ""
-        typer.echo(f"{done.letters} dead letters are redriven{': ' + went if went else ''}{before}")
+        typer.echo(f"{_letters_are(done.letters)} redriven{': ' + went if went else ''}{before}")
     if left:
-        raise UserError("; ".join(f"{count} dead letters are not redriven: {why}" for why, count in left.items()))
+        raise UserError("; ".join(f"{_letters_are(count)} not redriven: {why}" for why, count in left.items()))
+
+
+def _letters_are(count: int) -> str:
+    return f"{counted_words(count, 'dead letter')} {'is' if count == 1 else 'are'}"
 
 
 def _places_of(dead: Letters, job: str, places: list[tuple[int, int]] | None) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import typer
 from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.base.logs import set_up_logging
+from sabot.base.quantities import counted_words
 from sabot.checkpoint import ask
 from sabot.checkpoint.state_reads import MOST_DIFFERENCES, KeyChange, StateDifference, state_difference
 from sabot.cli.app_checkpoints import AppWord, find_checkpoints
@@ -100,7 +101,7 @@ def state(
         if wanted == "table":
             cut = min(shown.num_rows, _TABLE_ROWS)
             rest = f" of {table.num_rows:,}" if cut < table.num_rows else ""
-            typer.echo(f"{cut:,} rows{rest}; {note}", err=True)
+            typer.echo(f"{counted_words(cut, 'row')}{rest}; {note}", err=True)
 
     set_up_logging("warning")
     raise typer.Exit(guarded(work, debug=False))

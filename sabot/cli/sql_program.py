@@ -20,6 +20,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import Head
 from sabot.api.stream import Stream
 from sabot.app import App
+from sabot.base.quantities import counted_words
 from sabot.cli.loading import WrongUse, register_functions
 from sabot.cli.printing import columns
 from sabot.codecs.csv_text import field_texts
@@ -289,4 +290,4 @@ class _Refreshing:
             view.add_column(Text(name))
         for row in zip(*(map(_cell, newest[name].to_pylist()) for name in rows.column_names), strict=True):
             view.add_row(*map(Text, row))
-        return Group(view, Text(f"{rows.num_rows:,} rows; Ctrl-C ends the query", style="dim"))
+        return Group(view, Text(f"{counted_words(rows.num_rows, 'row')}; Ctrl-C ends the query", style="dim"))

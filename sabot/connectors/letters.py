@@ -28,6 +28,7 @@ from sabot._cython.text.json import encode_rows
 from sabot._cython.text.records import bytes_list
 from sabot.base.arrays import shown
 from sabot.base.logs import trace_of, warn_of_users_error
+from sabot.base.quantities import counted_words
 from sabot.base.redaction import scrubbed, visible
 from sabot.base.stored_names import stored_name
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -114,11 +115,11 @@ class LetterLog:
     and logged by reason at most once a minute and at the end. Belongs to one thread.
     """
 
-    def __init__(self, reasons: ReasonCounts, clock: Clock, rows: str = "dead letters") -> None:
-        """`reasons`: the counts of the place, which the caller has increased before it calls `note`. `rows`: the name of
-        the counted rows in the log.
+    def __init__(self, reasons: ReasonCounts, clock: Clock, row: str = "dead letter") -> None:
+        """`reasons`: the counts of the place, which the caller has increased before it calls `note`. `row`: the name of a
+        counted row in the log.
         """
-        self._reasons, self._clock, self._rows = reasons, clock, rows
+        self._reasons, self._clock, self._row = reasons, clock, row
         self._logged: dict[str, int] | None = None  # the counts that were logged; None before the first dead letter
         self._logged_at = 0.0
 
@@ -155,8 +156,8 @@ class LetterLog:
             return
         by_reason = "; ".join(f"{count:,} × {reason}" for reason, count in more.items())
         _log.warning(
-            "%s: %s more %s in %.0f s: %s",
-            *(name, f"{sum(more.values()):,}", self._rows, now - self._logged_at, by_reason),
+            "%s: %s in %.0f s: %s",
+            *(name, counted_words(sum(more.values()), f"more {self._row}"), now - self._logged_at, by_reason),
         )
         self._logged, self._logged_at = counts, now
 

@@ -23,6 +23,7 @@ from sabot.base.claims import FileClaim
 from sabot.base.config import checked_path
 from sabot.base.disk import own_folder, private, sync
 from sabot.base.os_errors import errno_of, hint_of
+from sabot.base.quantities import counted_words
 from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
@@ -260,7 +261,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         while not self._committed(rows):
-            _log.warning("%s: another process holds it, %d entries wait. %s", self.where, len(rows), HELD)
+            _log.warning(
+                "%s: another process holds it; waiting: %s. %s", self.where, counted_words(len(rows), "entry"), HELD
+            )
 
     def _committed(self, rows: list[StoredEntry]) -> bool:
         """False: another process held the database, and nothing was done; not so when the journal is being closed, which waits once."""

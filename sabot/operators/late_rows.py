@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.quantities import counted_words, duration_words
 from sabot.connectors.letters import letters_of_rows
 from sabot.errors import DataError
 from sabot.operators.base import LETTERS, TIME_COLUMN, OperatorContext
@@ -116,9 +117,9 @@ class LateRows:
         half, most = quantiles_ms(self._by_lateness, self._greatest_ms, (0.5, 0.99))
         _log.log(
             logging.INFO if taken else logging.WARNING,
-            "%d rows came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
+            "%s came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
             *(
-                self.count,
+                counted_words(self.count, "row"),
                 f"{self._step}{self._place and f' (at {self._place})'}",
                 span_text(self._most_ms),
                 span_text(half),
@@ -184,7 +185,6 @@ def _moment(ms: int) -> str:
 
 def span_text(ms: int) -> str:
     """Returns a duration for people: "250 ms", "3.2 s", "5 h"."""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
-        if ms >= 2 * size or (unit == "s" and ms >= size):
-            return f"{ms / size:,.3g} {unit}" if ms < 1000 * size else f"{ms // size:,} {unit}"
-    return f"{ms} ms"
+    if ms >= 60_000:
+        return duration_words(ms / 1000)
+    return f"{ms / 1000:.3g} s" if ms >= 1000 else f"{ms} ms"

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
+from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.connectors.places import Place
 from sabot.errors import UserError
@@ -179,7 +180,7 @@ class Plan:
                 lines.append(f"  write {name}" + ("" if key is None else f", key {key}"))
             if stage.aligned is not None and (read := self.aligned(stage)):
                 names = ", ".join(dict.fromkeys(each.reading.node.name for each in read if each.reading is not None))
-                lines.append(f"  {names}: read at most {stage.aligned.max_drift_ms} ms apart (max_drift)")
+                lines.append(f"  {names}: read at most {span_words(stage.aligned.max_drift_ms)} apart (max_drift)")
             _describe(stage.targets, "  ", lines)
         return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
 from sabot.base.metrics import Sample
+from sabot.base.quantities import counted_words
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end
 from sabot.checkpoint import Manifest
 from sabot.connectors.base import Delivery
@@ -113,7 +114,7 @@ class LocalStreams:
             task.start()
         if self.tasks:
             names = ", ".join(sorted({reading.node.name for reading, _, _ in self.build.inputs}))
-            _log.info("streams run in %d tasks, reading %s", len(self.tasks), names)
+            _log.info("streams run in %s, reading %s", counted_words(len(self.tasks), "task"), names)
 
     async def _give_up(self, building: asyncio.Future[None]) -> None:
         await asyncio.wait([building])

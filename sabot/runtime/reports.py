@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from sabot.base.quantities import bytes_words, count_words, duration_words
+from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 from sabot.clock import Clock
 from sabot.runtime.app_rates import AppReading, rates_between
 
@@ -52,9 +52,9 @@ class Summary:
     def _lines(self) -> Iterator[str]:
         rate = f" ({count_words(self.rows_in / self.seconds)} rows/s)" if self.seconds > 0 and self.rows_in else ""
         out = sum(self.rows_out.values())
-        yield f"app {self.app}: {self.rows_in:,} rows in, {out:,} out in {duration_words(self.seconds)}{rate}"
+        yield f"app {self.app}: {counted_words(self.rows_in, 'row')} in, {out:,} out in {duration_words(self.seconds)}{rate}"
         for sink, rows in self.rows_out.items():
-            yield f"{sink}: {rows:,} rows"
+            yield f"{sink}: {counted_words(rows, 'row')}"
         for step, late in self.late.items():
             yield f"late rows of {step} that do not count: {late.rows:,}, by up to {duration_words(late.most_ms / 1000)}"
         if self.dead_letters:
@@ -136,16 +136,16 @@ def figures_line(before: AppReading, after: AppReading) -> str:
     if checkpoints.get("last_at") is not None:
         ago = after.now_ms / 1000 - checkpoints["last_at"]
         words.append(f"checkpoint {checkpoints['last_id']} complete {duration_words(max(ago, 0.0))} ago")
-    words += [f"{rates.late:,} late rows"] * bool(rates.late)
-    words += [f"{rates.dead:,} dead letters"] * bool(rates.dead)
-    words += [f"{after.restarts:,} restarts"] * bool(after.restarts)
+    words += [counted_words(rates.late, "late row")] * bool(rates.late)
+    words += [counted_words(rates.dead, "dead letter")] * bool(rates.dead)
+    words += [counted_words(after.restarts, "restart")] * bool(after.restarts)
     return f"app {after.app}: {', '.join(words)}"
 
 
 def progress_line(read: float, total: float, rows: int, seconds: float) -> str:
     """Returns a line about bounded inputs: `read` of `total` bytes and `rows` rows in `seconds` seconds."""
     share = min(read / total, 1.0) if total > 0 else 1.0
-    words = [f"{share:4.0%} of {bytes_words(total)}", f"{rows:,} rows"]
+    words = [f"{share:4.0%} of {bytes_words(total)}", counted_words(rows, "row")]
     if seconds > 0 and rows:
         words.append(f"{count_words(rows / seconds)} rows/s")
     if 0 < share < 1:

@@ -26,7 +26,7 @@ from sabot.web.records import (
 )
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
-from sabot.web.texts import duration, nbytes, number
+from sabot.web.texts import counted, duration, nbytes, number
 
 _EVENTS = {  # failed checkpoints are on their own screen
     "start": "started",
@@ -147,7 +147,7 @@ class AppScreens:
         if not 1 <= count <= _MOST_WORKERS:
             raise UserError(f"{wanted[:20]!r} is no number of workers", hint=f"give 1 to {_MOST_WORKERS:,}")
         answer = await self._app.ask({"rescale": count}, _RESCALE_SECONDS)
-        return f"The app has {len(answer['workers']):,} workers."
+        return f"The app has {counted(len(answer['workers']), 'worker')}."
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from sabot.runtime.dead_letters import (
 from sabot.web.payloads import Payloads, ShownPayload
 from sabot.web.screen import Download, Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
+from sabot.web.texts import counted
 
 if TYPE_CHECKING:
     from sabot.app import App
@@ -361,6 +362,6 @@ def _said(done: Redriven) -> str:
         raise UserError(f"No dead letter is sent back. {left}")
     before = f"; {done.already:,} were sent back before" if done.already else ""
     more = " There may be more: repeat the redrive." if done.letters == _MOST_SENT else ""
-    sent = "1 dead letter is" if done.letters == 1 else f"{done.letters:,} dead letters are"
+    sent = f"{counted(done.letters, 'dead letter')} {'is' if done.letters == 1 else 'are'}"
     said = f"{sent} sent back{': ' + went if went else ''}{before}."
     return f"{said}{more}{' ' + left if left else ''}"

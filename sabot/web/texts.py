@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from markupsafe import Markup
 
-from sabot.base.quantities import bytes_words, count_words, duration_words
+from sabot.base.quantities import bytes_words, count_words, counted_words, duration_words
 
 NOTHING = "–"
 
@@ -25,7 +25,7 @@ def number(value: float | None) -> str:
 
 def counted(value: float, noun: str) -> str:
     """Returns a count with a noun, in the plural unless the count is 1."""
-    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+    return counted_words(value, noun)
 
 
 def share(value: float | None) -> str:

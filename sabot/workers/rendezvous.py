@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
 from sabot.workers.joining import Ticket, parse_address
@@ -121,7 +122,7 @@ class _TcpJoinRound:
         context = None if secrets is None else await run_in_thread(secrets.context, server=True)
         await self._listener.open(rendezvous.host or ours, rendezvous.port, context)
         if self._launcher is None:
-            _log.info("waiting for %d workers at %s", len(self._members), self._listener.address)
+            _log.info("waiting for %s at %s", counted_words(len(self._members), "worker"), self._listener.address)
             return
         folder = None if secrets is None else secrets.folder
         for member in self._members:

@@ -216,7 +216,7 @@ def test_the_letter_of_a_job_is_sent_back_by_the_jobs_id(kafka_url: str, topic: 
     redrive = ["redrive", f"{topic}.dlq", "--broker", kafka_url, "--job"]
     done = CliRunner().invoke(commands._cli, ["dlq", *redrive, "shop.handle/x/0/1"])
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("1 dead letters are redriven")
+    assert done.stdout.startswith("1 dead letter is redriven")
     (record,) = messages(kafka_url, topic, least=1)
     assert (record.value(), dict(record.headers())) == (
         b"1",
@@ -244,7 +244,7 @@ def test_a_job_is_tried_again_by_its_name(
     monkeypatch.syspath_prepend(tmp_path)
     asks = ["-A", f"{module}:app", "jobs", "retry"]
     done = CliRunner().invoke(commands._cli, [*asks, "shop.handle/x/0/2"])
-    assert (done.exit_code, done.stdout) == (0, f"1 dead letters are redriven: 1 to {topic}\n"), done.stderr
+    assert (done.exit_code, done.stdout) == (0, f"1 dead letter is redriven: 1 to {topic}\n"), done.stderr
     assert [record.value() for record in messages(kafka_url, topic, least=1)] == [b"2"]
     for job, words in {
         "shop.handle/x/0/99": "no dead letter here is of job",
@@ -277,7 +277,7 @@ def test_what_nobody_takes_back_stays_and_the_others_go(kafka_url: str, topic: s
     assert "partition  null\n" in sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:3").stdout
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert (done.exit_code, done.stdout) == (1, f"3 dead letters are redriven: 3 to {topic}\n")
-    assert "1 dead letters are not redriven: no dead letters of sabot" in done.stderr
+    assert "1 dead letter is not redriven: no dead letters of sabot" in done.stderr
     assert f"there is no topic '{topic}.gone'" in done.stderr
     assert payloads(kafka_url, topic, 3) == [0, 1, 5]
     left = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
@@ -398,7 +398,7 @@ def test_rows_of_a_step_are_sent_where_one_says(kafka_url: str, topic: str) -> N
     write(kafka_url, f"{topic}.dlq", [(b"1", facts(topic, 1, step="shop/map_async-1"), 0)])
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert done.exit_code == 1
-    assert "1 dead letters are not redriven: they are rows of a step" in done.stderr
+    assert "1 dead letter is not redriven: they are rows of a step" in done.stderr
     admin.create_topic(kafka_url, topic, 1)
     assert redriven(kafka_url, f"{topic}.dlq", "--to", topic)["redriven"] == 1
     assert payloads(kafka_url, topic, 1) == [1]
@@ -591,7 +591,7 @@ def test_a_redrive_says_before_it_which_steps_drop_records_that_are_late_again(
     done = CliRunner().invoke(commands._cli, ["-A", f"{name}:app", "dlq", "redrive", f"{topic}.dlq"])
     assert done.exit_code == 0, done.stderr
     assert ("by k: n = count() drops late records" in done.stderr) == (not late), done.stderr
-    assert f"1 dead letters are redriven: 1 to {topic}" in done.stdout
+    assert f"1 dead letter is redriven: 1 to {topic}" in done.stdout
 
 
 TIMED_APP = """
@@ -632,9 +632,9 @@ def test_a_redrive_says_before_it_how_many_records_would_be_late_for_which_step_
     done = CliRunner().invoke(commands._cli, ["-A", timed, "dlq", "redrive", f"{topic}.dlq"])
     assert done.exit_code == 0, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if "too late" in line]
-    assert said.startswith("2 of 5 dead letters are too late for tumbling window (60000 ms) by k: n = count()"), said
-    assert "by up to 88 min: it drops them; --late TOPIC sends them" in said
-    assert "an allowed_lateness= greater by 88 min takes them" in said
+    assert said.startswith("2 of 5 dead letters are too late for tumbling window (1 min) by k: n = count()"), said
+    assert "by up to 1 h 28 min: it drops them; --late TOPIC sends them" in said
+    assert "an allowed_lateness= greater by 1 h 28 min takes them" in said
     assert f"5 dead letters are redriven: 5 to {topic}" in done.stdout
 
 
@@ -648,8 +648,8 @@ def test_a_redrive_sends_records_that_would_be_late_to_a_topic_of_their_own(
     late = [json.loads(each.value())["ts"] // MINUTE for each in messages(kafka_url, f"{topic}.late", least=2)]
     assert late == [10, 97]
     rest = CliRunner().invoke(commands._cli, words)
-    assert f"1 dead letters are redriven: 1 to {topic}" in rest.stdout, rest.output
-    assert "none of 1 dead letters is late" in rest.stderr
+    assert f"1 dead letter is redriven: 1 to {topic}" in rest.stdout, rest.output
+    assert "none of 1 dead letter is late" in rest.stderr
 
 
 def test_a_redrive_of_late_records_needs_to_know_the_app(kafka_url: str, topic: str) -> None:

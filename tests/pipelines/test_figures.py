@@ -192,10 +192,10 @@ async def test_rows_that_an_expression_refuses_are_logged_by_step_at_the_stop(
         await bounded(app.run())
     first, rest = caplog.messages
     assert ", the first one: " in first
-    assert ": 1 more dead letters in 0 s: 1 × " in rest
+    assert ": 1 more dead letter in 0 s: 1 × " in rest
 
 
-@pytest.mark.parametrize(("policy", "rows"), [("dead_letter", "dead letters"), ("null", "rows with null")])
+@pytest.mark.parametrize(("policy", "rows"), [("dead_letter", "dead letters"), ("null", "null rows")])
 async def test_rows_for_which_a_step_fails_are_logged_at_the_first_and_by_class_of_error_at_the_stop(
     policy: str, rows: str, memory_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

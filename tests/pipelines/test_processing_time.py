@@ -226,4 +226,4 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="windows of event time only"):
         stream.join(stream.filter(col("n") > 1), on="k", window=tumbling("1s", time="processing"))
     plan = stream.window(tumbling("10s", time="processing")).aggregate(n=sabot.count()).explain()
-    assert "tumbling window (10000 ms) of processing time: n = count()" in plan
+    assert "tumbling window (10 s) of processing time: n = count()" in plan

@@ -31,6 +31,7 @@ from sabot.agents.accounts.ledger import BUDGETS, Ledger, merge_budgets
 from sabot.agents.accounts.limits import ASSUMED_TOKENS, TreeUse, has_price, most_use, reported_use, unpaid
 from sabot.agents.accounts.rows import DATABASE, InMemoryLedgerWriter, SqliteLedgerWriter
 from sabot.base.accounts import NOTHING, Amounts
+from sabot.base.quantities import counted_words
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
@@ -424,7 +425,9 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
         corrected += await ledger.correct(chunk)
         count += len(chunk)
     if corrected:
-        _log.warning("%s: %d rows of the ledger said something else, and are corrected", journal.where, corrected)
+        _log.warning(
+            "%s: corrected %s of the ledger, which said something else", journal.where, counted_words(corrected, "row")
+        )
     return count
 
 

@@ -22,6 +22,7 @@ from sabot.agents.context import ExecutionContext
 from sabot.base.accounts import NOTHING, WINDOWS, Account, Amounts, Window, window_start
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
+from sabot.base.quantities import counted_words
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
 from sabot.llm.errors import BudgetExceeded
@@ -445,7 +446,7 @@ class Ledger:
                 self._named.difference_update(each.event.event_id for each in rows)
                 rows = []
         except Exception as error:
-            _log.warning("ledger: %d rows could not be written, and wait: %s", len(rows), message_of(error))
+            _log.warning("ledger: %s could not be written yet: %s", counted_words(len(rows), "row"), message_of(error))
             return error
         finally:
             self._rows[:0] = rows

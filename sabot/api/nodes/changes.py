@@ -11,6 +11,7 @@ from sabot.api.nodes.keyed import Aggregates, ByKey
 from sabot.api.nodes.node import Columns, Node, refused_changes, time_column, with_more, without
 from sabot.api.nodes.read import Read, TableFormat, endless_read, read_node
 from sabot.api.words import by_keys, named_texts
+from sabot.base.quantities import span_words
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
 from sabot.connectors.base import Source
@@ -37,7 +38,7 @@ class GroupAggregate(Aggregates):
     ttl_ms: int | None = None
 
     def text(self) -> str:
-        kept = "" if self.ttl_ms is None else f", kept {self.ttl_ms} ms"
+        kept = "" if self.ttl_ms is None else f", kept {span_words(self.ttl_ms)}"
         return f"group{by_keys(self.keys)}: {named_texts(self.aggregates)}{kept}"
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from sabot.api.nodes.rows import Broadcast, RowStep
 from sabot.api.nodes.windows import WINDOW_COLUMNS
 from sabot.api.windows import TimeWindow, TumblingWindow
 from sabot.api.words import window_text
+from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
@@ -72,7 +73,7 @@ class Join(TwoInputs):
         return f"{self.word} {self.how} on {on}{self._more_text()}"
 
     def _more_text(self) -> str:
-        kept = [f"{side} kept {ms} ms" for side, ms in zip(("left", "right"), self.keep_ms, strict=True) if ms]
+        kept = [f"{side} kept {span_words(ms)}" for side, ms in zip(("left", "right"), self.keep_ms, strict=True) if ms]
         return "".join(f", {each}" for each in [*kept, *(["broadcast"] if self.broadcast else [])])
 
     @property
@@ -186,7 +187,7 @@ class IntervalJoin(JoinByTime):
     upper_ms: int | None = None
 
     def _more_text(self) -> str:
-        lower, upper = ("open" if ms is None else f"{ms} ms" for ms in (self.lower_ms, self.upper_ms))
+        lower, upper = ("open" if ms is None else span_words(ms) for ms in (self.lower_ms, self.upper_ms))
         return f", between {lower} and {upper}"
 
 
@@ -215,7 +216,7 @@ class AsofJoin(JoinByTime):
     tolerance_ms: int | None = None
 
     def _more_text(self) -> str:
-        return f", {self.strategy}" + ("" if self.tolerance_ms is None else f" within {self.tolerance_ms} ms")
+        return f", {self.strategy}" + ("" if self.tolerance_ms is None else f" within {span_words(self.tolerance_ms)}")
 
     @property
     def append_only(self) -> tuple[Node, ...]:

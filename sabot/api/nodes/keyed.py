@@ -9,6 +9,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.nodes.node import AddsColumns, Columns, Node, refused_changes, with_more
 from sabot.api.over import OverFunction
 from sabot.api.words import by_keys, name_of, named_texts, order_text
+from sabot.base.quantities import span_words
 from sabot.errors import UserError
 
 Ties: TypeAlias = Literal["row_number", "rank", "dense_rank"]
@@ -208,7 +209,7 @@ class Over(AddsColumns):
 
     def text(self) -> str:
         frame = "" if self.preceding_rows is None else f", {self.preceding_rows} rows before"
-        frame = frame if self.preceding_ms is None else f", {self.preceding_ms} ms before"
+        frame = frame if self.preceding_ms is None else f", {span_words(self.preceding_ms)} before"
         return f"over{by_keys(self.keys)}{frame}: {named_texts(self.columns)}"
 
     @property

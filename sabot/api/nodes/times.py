@@ -9,6 +9,7 @@ from sabot.api.expr import Expr
 from sabot.api.nodes.node import Columns, Node, with_more
 from sabot.api.nodes.read import check_time, named_time, path_of, said_time
 from sabot.base.config import Duration, parse_ms
+from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 
@@ -35,7 +36,7 @@ class WithTime(Node):
 
     def text(self) -> str:
         said = self.time.text() if isinstance(self.time, Expr) else self.time
-        return f"with_time {said}, lateness {self.lateness_ms} ms"
+        return f"with_time {said}, lateness {span_words(self.lateness_ms)}"
 
     @property
     def keeps_times(self) -> bool:

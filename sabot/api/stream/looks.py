@@ -16,6 +16,7 @@ from sabot.api.stream.owner import Owner
 from sabot.base.arrays import python_value
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.quantities import counted_words
 from sabot.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Looks:
             table = self._rows("print", n, wait)
             most = min(n, self._node.n) if isinstance(self._node, Head) else n
             within = f" in {time.monotonic() - begun:.3g} s" if table.num_rows < most else ""
-        print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows{within}")
+        print(f"{shown(table.slice(0, n))}\n{counted_words(table.num_rows, 'row')}{within}")
 
     def explain(self) -> str:
         """Returns the plan as text: its stages, the steps and inputs of each stage, and the edges that carry changes.

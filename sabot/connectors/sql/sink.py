@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot.base.quantities import counted_words
 from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
@@ -224,7 +225,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         if self._afresh and self._table() is not None:
             if self._overwrite:
                 deleted, _ = self._database.run(f"DELETE FROM {self._database.name}")
-                _log.info("table %s: %d rows of earlier runs are deleted, as overwrite= says", self.name, deleted)
+                _log.info(
+                    "table %s: deleted %s of earlier runs, as overwrite= says", self.name, counted_words(deleted, "row")
+                )
             elif not self._keys and self._database.has_rows():
                 _log.warning(
                     "table %s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty; keys= "

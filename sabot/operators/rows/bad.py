@@ -51,7 +51,7 @@ class BadRows:
         self._context = context
         self._letters = context.dead_letters
         self.nulls = policy == "null"
-        self._log = LetterLog(self._reasons, context.clock, "rows with null" if self.nulls else "dead letters")
+        self._log = LetterLog(self._reasons, context.clock, "null row" if self.nulls else "dead letter")
         self.fails = policy == "fail" or (policy == "dead_letter" and self._letters is None)
 
     def are_at_fault(self, error: Exception) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sabot.api.agent import AgentSpec
+from sabot.base.quantities import span_words
 from sabot.connectors.base import Sink, Source
 from sabot.operators.base import LETTERS
 from sabot.operators.layout.stages import Edge, Stage, Step
@@ -94,7 +95,8 @@ def frames_of(plan: Plan) -> list[TaskFrame]:
         root = frame.root
         if stage.aligned is not None and (read := plan.aligned(stage)):
             frame.note = (
-                f"sources {', '.join(each.id for each in read)} are read at most {stage.aligned.max_drift_ms} ms apart"
+                f"sources {', '.join(each.id for each in read)} are read at most "
+                f"{span_words(stage.aligned.max_drift_ms)} apart"
             )
         (first,) = stage.targets if root.kind == "step" else (None,)
         if isinstance(first, Step):

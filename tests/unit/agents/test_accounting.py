@@ -555,7 +555,7 @@ async def test_where_ledger_and_journal_disagree_the_journal_wins_and_that_is_to
     by = guard(SqliteLedgerWriter(path), max_tokens_daily=1000)
     async with hosting(home, Agent(World().job), guard=by):
         assert (await by.ledger.used("app"))["daily"].tokens == 300
-    assert caplog.text.count("1 rows of the ledger said something else, and are corrected") == 1
+    assert caplog.text.count("corrected 1 row of the ledger, which said something else") == 1
 
 
 def test_the_rows_of_a_journal_are_those_of_its_results() -> None:

@@ -426,7 +426,7 @@ async def test_rows_that_cannot_be_written_count_and_wait(caplog: pytest.LogCapt
     with pytest.raises(OSError, match="the disk is full"):
         await accounts.flush()
     assert await accounts.check_budget(TENANT, 20) is BudgetDecision.DENY
-    assert "1 rows could not be written, and wait: the disk is full" in caplog.text
+    assert "1 row could not be written yet: the disk is full" in caplog.text
     writer.failing = False
     await accounts.close()
     assert [event.event_id for event in writer.events] == ["1"]

@@ -74,7 +74,7 @@ def test_the_plan_is_printed_without_running_anything(shop: Path) -> None:
     target = program(shop, MINUTES, AGENT)
     text = sabot_says("plan", target).stdout
     assert text.splitlines()[0] == "stage read-1"
-    assert "  tumbling window (60000 ms) by account: n = count()" in text.splitlines()
+    assert "  tumbling window (1 min) by account: n = count()" in text.splitlines()
     assert "agent shop.seen" in text.splitlines()
     found = lines("plan", target, "--json", "--parallelism", "2")
     steps = [step["operator"] for stage in found[:-1] for step in stage["steps"]]

@@ -240,7 +240,7 @@ def test_entries_wait_while_another_process_holds_the_database(
     other = sqlite3.connect(tmp_path / "journal" / DATABASE, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     position = journal.append(Begin("job-1", 0))
-    while "1 entries wait" not in caplog.text:
+    while "waiting: 1 entry" not in caplog.text:
         assert not journal.wait_durable(position, 0.01)
     with pytest.raises(TransientError, match="another process has held it"):
         journal.post(Letter("cancel", job="job-0"))

@@ -39,7 +39,7 @@ def test_a_line_of_figures_has_rates_lag_checkpoint_and_what_went_wrong() -> Non
     streams = {"read-1/0": task(600, lag={"orders[0]": 7}, dead_letters=2), "write-1/0": written}
     after = reading(60, streams=streams, checkpoints={"last_at": 55.0, "last_id": 4})
     assert figures_line(before, after) == (
-        "app shop: 10 rows/s in, 0.6 rows/s out, 7 rows not yet read, checkpoint 4 complete 5.0 s ago, 2 dead letters, 1 restarts"
+        "app shop: 10 rows/s in, 0.6 rows/s out, 7 rows not yet read, checkpoint 4 complete 5.0 s ago, 2 dead letters, 1 restart"
     )
 
 
@@ -59,8 +59,8 @@ def test_the_log_gets_a_line_each_interval_and_no_other(caplog: pytest.LogCaptur
         reporter.look()
     reporter.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "app shop: 30 rows/s in, 0 rows/s out, 1 restarts",
-        "app shop: 20 rows/s in, 0 rows/s out, 1 restarts",
+        "app shop: 30 rows/s in, 0 rows/s out, 1 restart",
+        "app shop: 20 rows/s in, 0 rows/s out, 1 restart",
     ]
 
 

@@ -163,7 +163,7 @@ def test_a_join_by_time_keeps_pairs_within_the_bounds(folder):
     )
     app = App("plans")
     orders = app.stream(files(str(folder / "orders.parquet")), time="ts")
-    assert "between -1000 ms and 2000 ms" in app.sql(text, orders=orders).explain()
+    assert "between -1 s and 2 s" in app.sql(text, orders=orders).explain()
     assert counted(ours(folder, text)) == counted(theirs(folder, plain))
 
 
