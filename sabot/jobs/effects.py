@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import EffectError, JournalFailed, SabotError, UserError
-from sabot.jobs.children import Children
+from sabot.errors import DataError, EffectError, JournalFailed, SabotError, UserError
 from sabot.jobs.core import (
     AGAIN,
     APPROVE,
@@ -60,6 +59,7 @@ from sabot.jobs.owner import HostServices, OpenJob, RunningJob
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner, Outcome
 from sabot.jobs.timers import JobTimers
+from sabot.jobs.tree import child_id
 from sabot.jobs.values import copied, gives_rows, pack_error, type_of, unpack
 from sabot.journal import Position
 from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled, digest
@@ -87,7 +87,6 @@ class Effects:
     ) -> None:
         """broke: the run has to end. guard: decides what may be made; None: all may."""
         self.asked_total = self.doubts_total = 0
-        self.children = Children(host, guard, do=self._do)
         judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
         self.runner = EffectRunner(
             clock=clock,
@@ -188,7 +187,7 @@ class Effects:
             if ask.phase is not OPEN:  # a person is asked, for which the job may be parked
                 host.put_front(partial(host.settle, running))
         elif command is BEGIN:
-            self.children.begin(running, ask)
+            self._begin_child(running, ask)
         elif command is AGAIN:
             if not host.stopping:
                 attempt = EffectId(job_id, ask.ordinal, ask.attempt + 1)
@@ -207,6 +206,29 @@ class Effects:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)
                 effect = running.job.effect_id(ask)
                 self.runner.reconcile(effect, ask.tool, args, kwargs, self._reconciled, self._sendable)
+
+    def _begin_child(self, running: RunningJob, ask: Ask) -> None:
+        """Begins the child of an effect, unless it has begun: then it tells its end."""
+        job, jobs = running.job, self._host.jobs
+        child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
+        if child in jobs:
+            return
+        siblings = sum(each.kind == "child" and each.ordinal < ask.ordinal for each in job.open.values())
+        error: EffectError | UserError | DataError | None = jobs.refusal(
+            job.job_id, ask.name, siblings, cancelled=bool(job.cancels)
+        )
+        if error is None and owner is None:
+            error = UserError(f"ctx.child: there is no durable agent {ask.name}")
+        elif error is None and owner is not None:
+            jobs.ask(child)
+            try:
+                failed = ask.ordinal in job.history.failed_children
+                owner.begin_child(child, unpack(ask.body), failed=failed, behalf=job.behalf)
+            except (UserError, DataError) as refused:
+                jobs.not_begun(child)
+                error = refused
+        if error is not None:
+            self._do(running, ask, EffectCommand("result", type_of(error), pack_error(error)))
 
     async def _sendable(self, first: Position | None = None) -> None:
         """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then

@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from sabot.api.child_limits import DEFAULT_LIMITS, ChildLimits
 from sabot.base.process_exit import EXITS
 from sabot.base.stored_names import stored_name
@@ -23,24 +25,24 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import PARKS_MS, may_happen, question_token
+from sabot.jobs.core import GIVEN_UP, PARKS_MS, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.letters import UNAWAITED_CHILD, JobLetters
+from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.owner import Item, JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.recovery import open_jobs
-from sabot.jobs.run import JobRun
+from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import OpenJobs, parent_of
+from sabot.jobs.tree import UNAWAITED_CHILD, JobTree, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
-from sabot.journal.effects import digest
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry
+from sabot.journal.effects import EffectId, digest
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class JobHost:
         self._loop = asyncio.get_running_loop()
         self.owners: dict[str, JobOwner] = {}
         self.running: dict[str, RunningJob] = {}
-        self.jobs = OpenJobs()
+        self.jobs = JobTree()
         self._blocked: dict[str, NonDeterminism] = {}
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._items: deque[Item] = deque()
@@ -94,7 +96,6 @@ class JobHost:
         letters = partial(self.put, self._letters.take)
         self._timers = JobTimers(self, self._clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
         self._effects = Effects(self, self._timers, clock, broke=on_broken, guard=guard)
-        self.children = self._effects.children
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class JobHost:
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
         """Jobs of this agent are runs of this owner. children: that one of them may begin."""
         self.owners[agent_id] = owner
-        self.children.limits[agent_id] = children
+        self.jobs.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
@@ -189,14 +190,17 @@ class JobHost:
             if self.stopping:
                 return
             owner = self.owners[agent_id]
+            if not self.jobs.begins(job_id):
+                self.jobs.end(job_id)
+                owner.job_closed(job_id, "cancelled")
+                self._tell_parent(job_id, "cancelled", pack_error(asyncio.CancelledError(UNAWAITED_CHILD)), ())
+                return
             facts = owner.code, *behalf[:2], run, behalf.labels
             entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
             entries: Sequence[Any] = taken or (entry,)
             self._guard.begin_job(entries[0], entries[1:])
             self._begun_total += 1
-            if self.jobs.begins(job_id):
-                entries = (*entries, Cancel(job_id, entry.at_ms, UNAWAITED_CHILD))
-            elif run == 1 and not taken:
+            if run == 1 and not taken:
                 self._begin(History(entry), owner, entry)
                 return
             for each in entries:
@@ -204,6 +208,44 @@ class JobHost:
             self.parking.load(job_id)
 
         self.put(begin)
+
+    def begin_waiting(
+        self,
+        agent_id: str,
+        job_id: str,
+        *,
+        record: bytes,
+        key: bytes,
+        digest: bytes,
+        code: str,
+        behalf: Behalf,
+        failed: bool,
+    ) -> OpenJob | None:
+        """Handles a child of this agent that waits for its turn. If it may outlive its job, its BEGIN is recorded now: after a restart
+        nobody might ask for it. Only an item may call it. Returns the child as `resume` takes it at its turn; None if it begins only then.
+
+        failed: it has begun before.
+        """
+        if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
+            return None
+        entry = Begin(
+            job_id, self.now_ms(), agent_id, record, key, digest, code, *behalf[:2], run=1, labels=behalf.labels
+        )
+        self._guard.begin_job(entry)
+        self.jobs.add(job_id, agent_id, begun=True)
+        self._begun_total += 1
+        at = self.append(entry)
+        facts = key, record, digest, at, True, None
+        return OpenJob(job_id, agent_id, *facts, last=at, begun_ms=entry.at_ms, behalf=behalf)
+
+    def child_not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
+        """Tells the job that has asked for a child of this outcome, as of an END, because the child does not begin."""
+
+        def tell() -> None:
+            self.jobs.not_begun(job_id)
+            self._tell_parent(job_id, outcome, body, ())
+
+        self.put(tell)
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
         running = self._load(history, owner)
@@ -228,17 +270,23 @@ class JobHost:
         if job.ended is not None and job.ended.outcome != "succeeded":
             self.put(partial(self._had_ended, job, job.ended))
         elif job.last == job.began and parent_of(job.job_id)[0]:
-            self.put(partial(self.children.turn, job.job_id, self.parking.load))
+            self.put(partial(self._take_turn, job.job_id))
         else:
             self.parking.load(job.job_id)
 
+    def _take_turn(self, job_id: str) -> None:
+        """Begins a child that has waited for its turn, with its BEGIN in the journal: its timers count from now."""
+        if not self.stopping:
+            self.append(Attempt(job_id, self.now_ms(), 0, 1))
+            self.parking.load(job_id)
+
     def _had_ended(self, job: OpenJob, end: End) -> None:
-        self.jobs.remove(job.job_id)
+        self.jobs.end(job.job_id)
         self.log.unapplied.pop(job.job_id, None)
         if job.ended_at is not None:
             self.log.publish_again([(job.ended_at, end)])
         self.owners[job.agent].had_ended(job)
-        self.children.over(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
+        self._tell_parent(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
         """What the journal knows of a job that may have been asked for before; None: nothing."""
@@ -317,12 +365,47 @@ class JobHost:
         if job.new:
             self._effects.submit(running, job.new.popleft())
         elif job.gone:
-            self._letters.dropped(running, job.gone.popleft())
+            self._drop(running, job.gone.popleft())
         if job.new or job.gone:
             self.put_front(partial(self._take_up, running))
         else:
             running.noting = False
             self.settle(running)
+
+    def _drop(self, running: RunningJob, ask: Ask) -> None:
+        """Handles an effect that the function waits for no longer: withdraws a question, and cancels a child."""
+        job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
+        if ask.token:
+            self._letters.withdraw(job.job_id, ordinal, ask.token, "cancelled")
+        if ask.kind == "child":
+            told = self._append_all(self.jobs.drop(job.job_id, [ordinal], job.late or UNAWAITED_CHILD, now_ms))
+            if running.in_memory and not job.history.has_result(ordinal):  # another attempt asks for another child
+                error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
+                given_up = EffectResult(job.job_id, now_ms, ordinal, 1, GIVEN_UP, error)
+                told.append((self.append(given_up, running), given_up))
+            self.deliver(told)
+
+    def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
+        """Cancels the open children of a job that is about to end, or to begin a new history. Returns the entries, to be delivered."""
+        job = running.job
+        open_children = [ask.ordinal for ask in job.open.values() if ask.kind == "child"]
+        why = job.late or f"job {job.job_id} has ended, and did not wait for it"
+        return self._append_all(self.jobs.leave(job.job_id, open_children, why, self.now_ms()))
+
+    def _append_all(self, entries: Iterable[Entry]) -> list[tuple[Position, Entry]]:
+        return [(self.append(each), each) for each in entries]
+
+    def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
+        """Tells the job that has begun this one, if any, that it has ended. body, labels: of its END. ran_ms: how long it has run."""
+        self._guard.forget_job(job_id)
+        result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
+        running = None if result is None else self.running.get(result.job)
+        if result is None or (running is not None and result.ordinal not in running.job.open):
+            return  # it was told before the restart, or does not wait any more
+        effect = EffectId(result.job, result.ordinal)
+        used = self._guard.settle(effect, "child", "", result.outcome, body, result.at_ms)
+        result = msgspec.structs.replace(result, usage=used) if used else result
+        self.deliver([(self.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
         """As `HostServices.settle`."""
@@ -449,15 +532,15 @@ class JobHost:
         told: Sequence[tuple[Position, Entry]] = ()
         if running.job.history.end is None:
             self._effects.leave(running)
-            told = self._letters.left(running, self.children.limits)  # before END: where that is durable, they are told
+            told = self._leave_children(running)  # before END: where that is durable, they are told
             used = self._guard.end_job(job_id, self.now_ms())
             self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
         self._forget(running)
-        self.jobs.remove(job_id)
+        self.jobs.end(job_id)
         self.log.unapplied.pop(job_id, None)
         self._ended_total += 1
         running.owner.job_closed(job_id, outcome)
-        self.children.over(job_id, outcome, body, labels, ran_ms)
+        self._tell_parent(job_id, outcome, body, labels, ran_ms)
         self.deliver(told)
 
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
@@ -506,7 +589,7 @@ class JobHost:
     def _continue(self, running: RunningJob, message: Any) -> None:
         """A new history of the same job."""
         self._effects.leave(running)
-        told = self._letters.left(running, self.children.limits)
+        told = self._leave_children(running)
         job, owner = running.job, running.owner
         old, record = job.history.begin, owner.continued(job, message)
         behalf = job.behalf
@@ -534,7 +617,7 @@ class JobHost:
             "running": len(self.running) + self.parking.loading,
             "parked": self.parking.parked,
             "blocked": {job_id: str(error) for job_id, error in self._blocked.items()},
-            "begun": self._begun_total + self.children.begun_total,
+            "begun": self._begun_total,
             "ended": self._ended_total,
             "effects": self._effects.asked_total,
             "doubts": self._effects.doubts_total,

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.tree import OpenJobs
+from sabot.jobs.tree import JobTree
 from sabot.journal import Journal, Position
 from sabot.journal.entries import Body, End, Entry
 
@@ -171,7 +171,7 @@ class HostServices(Protocol):
     """
 
     journal: Journal
-    jobs: OpenJobs
+    jobs: JobTree
     running: dict[str, RunningJob]
     owners: dict[str, JobOwner]
 

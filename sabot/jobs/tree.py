@@ -1,124 +1,195 @@
-"""The jobs of a host that have not ended, as trees: `ctx.child` begins a job below another one.
+"""The part of the durable core that knows of trees of jobs: `ctx.child` begins a job below another one. It does no I/O.
 
-job ── job~3 ── job~3~1         a cancel of `job` is one of all that stands below it, in one step; what was asked for before
- └──── job~4                    that and begins only now is cancelled at its BEGIN
+    job ── job~3 ── job~3~1         a cancel of `job` is one of all jobs below it, in one step; a child that was asked for
+     └──── job~4                    before that, and whose turn comes after it, does not begin
+
+The functions return the entries that follow an event. The host appends all of them before it delivers the first one, so that no job of a
+tree begins another one in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+
+from sabot.api.child_limits import ChildLimits
+from sabot.errors import EffectError
+from sabot.journal.entries import Cancel, EffectResult
+
+UNAWAITED_CHILD = "its parent waits no longer"
+"""The reason of the cancel of a child that its parent does not wait for any more."""
 
 _CHILD = "~"  # between the id of a job and the ordinal of its child
 
 
 def child_id(job_id: str, ordinal: int) -> str:
-    """The id of the job that this effect of a job begins."""
+    """Returns the id of the job that this effect of a job begins."""
     return f"{job_id}{_CHILD}{ordinal}"
 
 
 def parent_of(job_id: str) -> tuple[str, int]:
-    """The job that has begun it, and by which effect; ("", 0): none has."""
+    """Returns the job that has begun this one, and the ordinal of the effect; ("", 0) if no job has."""
     parent, _, number = job_id.rpartition(_CHILD)
     ordinal = int(number) if number.isdecimal() else 0
     return (parent, ordinal) if ordinal and child_id(parent, ordinal) == job_id else ("", 0)
 
 
 def first_of(job_id: str) -> str:
-    """The first job of its tree: itself, where no job has begun it."""
+    """Returns the first job of its tree, which may be the job itself."""
     while parent := parent_of(job_id)[0]:
         job_id = parent
     return job_id
 
 
-class OpenJobs:
-    """On the event loop of the host. cancelled: jobs that were told to end, or will be at their BEGIN."""
+class JobTree:
+    """The jobs of a host that have not ended.
+
+    `limits` has by agent which children its jobs may begin. `cancelled` has the jobs that were told to end, or will not begin.
+    """
 
     def __init__(self) -> None:
+        self.limits: dict[str, ChildLimits] = {}
         self.cancelled: set[str] = set()
         self._agents: dict[str, str] = {}
         self._asked: dict[str, set[str]] = {}  # by job, the children that it asked for, and that are not open yet
         self._coming: set[str] = set()  # whose BEGIN is not in the journal
         self._unwanted: set[str] = set()  # of those two, children that nobody waits for any more
-        self._children: dict[str, set[str]] = {}
+        self._above: dict[str, str] = {}  # the nearest job above that has not ended
+        self._below: dict[str, set[str]] = {}  # the other way round
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._agents
 
     def agent_of(self, job_id: str) -> str:
-        """The id of its agent; "" where the job has ended."""
+        """Returns the id of the job's agent; "" if the job has ended."""
         return self._agents.get(job_id, "")
 
+    # -- beginnings ---------------------------------------------------------------------------------------------------
+
+    def refusal(self, job_id: str, child: str, siblings: int, *, cancelled: bool) -> EffectError | None:
+        """Returns why a job must not begin a child of this agent; None if it may. `siblings`: its open children that it asked for before.
+        `cancelled`: its function was told of a cancel.
+        """
+        if cancelled or job_id in self.cancelled:
+            return EffectError("JobCancelled", f"job {job_id} was cancelled, and begins no child {child}")
+        agent, chain = self.agent_of(job_id), self.chain(job_id)
+        limits = self.limits[agent]
+        if len(chain) > limits.max_depth:
+            why = f"jobs of {agent} may be {limits.max_depth} levels of children deep (ChildLimits(max_depth=…))"
+        elif siblings >= limits.max_child_jobs:
+            why = f"a job of {agent} may have {limits.max_child_jobs} children at once (ChildLimits(max_child_jobs=…))"
+        else:
+            return None
+        return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")
+
     def ask(self, job_id: str) -> None:
-        """A child is asked for: its agent adds it, or says that it does not begin."""
+        """Notes that a child was asked for. Its agent adds it, or says that it does not begin."""
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
 
     def not_begun(self, job_id: str) -> None:
-        """A child that was asked for does not begin."""
+        """Notes that a child that was asked for does not begin."""
         self._came(job_id)
         self._unwanted.discard(job_id)
 
     def add(self, job_id: str, agent_id: str, *, begun: bool, cancelled: bool = False) -> None:
-        """A job of this agent. begun: its BEGIN is in the journal; cancelled: so is a CANCEL."""
+        """Adds a job of this agent. `begun`: its BEGIN is in the journal. `cancelled`: so is a CANCEL."""
         self._agents[job_id] = agent_id
         self._came(job_id)
         if not begun:
             self._coming.add(job_id)
         if cancelled:
             self.cancelled.add(job_id)
-        if parent := parent_of(job_id)[0]:
-            self._children.setdefault(parent, set()).add(job_id)
+        above = parent_of(job_id)[0]
+        while above and above not in self._agents:
+            above = parent_of(above)[0]
+        self._hang(job_id, above)
 
     def begins(self, job_id: str) -> bool:
-        """Its BEGIN is about to be recorded. -> whether it is cancelled with that."""
+        """Handles the turn of a job. Returns False if nobody waits for it any more: then it does not begin. A BEGIN with a CANCEL behind it
+        would let the job go on if a crash came between the two.
+        """
         self._coming.discard(job_id)
-        if job_id in self._unwanted or parent_of(job_id)[0] in self.cancelled:
-            self._unwanted.discard(job_id)
-            self.cancelled.add(job_id)
-        return job_id in self.cancelled
+        unwanted = job_id in self._unwanted or not self.cancelled.isdisjoint((job_id, parent_of(job_id)[0]))
+        self._unwanted.discard(job_id)
+        return not unwanted
 
-    def remove(self, job_id: str) -> None:
-        """It has ended. What it has begun and not waited for stands below the job above it."""
+    # -- cancels and ends ---------------------------------------------------------------------------------------------
+
+    def cancel(self, cancel: Cancel, now_ms: int) -> list[Cancel]:
+        """Handles the cancel of a job. Returns those of the jobs below it, the nearest first, for all that have begun and were not
+        cancelled before. The others will not begin.
+        """
+        told: list[Cancel] = []
+        if cancel.job not in self._agents:
+            return told
+        self.cancelled.add(cancel.job)
+        below = [cancel.job]
+        for each in below:
+            for child in sorted(self._below.get(each, ())):
+                below.append(child)
+                if child not in self.cancelled and child not in self._coming:
+                    told.append(Cancel(child, now_ms, f"job {cancel.job} was cancelled: {cancel.reason}", cancel.by))
+                self.cancelled.add(child)
+        return told
+
+    def leave(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
+        """Handles the open children of a job that is about to end, or to begin a new history. As `drop`, unless they may outlive it."""
+        return [] if self.limits[self.agent_of(job_id)].outlive else self.drop(job_id, ordinals, why, now_ms)
+
+    def drop(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
+        """Handles children that their job waits for no longer. Returns the cancels of those that are open, and of the jobs below them."""
+        told: list[Cancel] = []
+        for ordinal in ordinals:
+            child = child_id(job_id, ordinal)
+            if child in self._coming or child in self._asked.get(job_id, ()):
+                self._unwanted.add(child)  # it will not begin
+            elif child in self._agents and child not in self.cancelled:
+                cancel = Cancel(child, now_ms, why)
+                told += [cancel, *self.cancel(cancel, now_ms)]
+        return told
+
+    def end(self, job_id: str) -> None:
+        """Removes a job that has ended. The children that it has not waited for stand below the job above it from now on."""
         del self._agents[job_id]
         self.cancelled.discard(job_id)
         self._coming.discard(job_id)
         self._asked.pop(job_id, None)
-        left, parent = self._children.pop(job_id, set()), parent_of(job_id)[0]
-        if siblings := self._children.get(parent):
-            siblings.discard(job_id)
-            siblings |= left
-            if not siblings:
-                del self._children[parent]
+        above = self._above.get(job_id, "")
+        for left in self._below.pop(job_id, ()):
+            self._hang(left, above)
+        self._hang(job_id, "")
 
-    def drop(self, job_id: str) -> bool:
-        """Nobody waits for this child any more. -> whether it has to be told; else it has ended, ends by itself, or at its BEGIN."""
-        if job_id in self._coming or job_id in self._asked.get(parent_of(job_id)[0], ()):
-            self._unwanted.add(job_id)
-            return False
-        return job_id in self._agents and job_id not in self.cancelled
-
-    def cancel(self, job_id: str) -> Iterator[str]:
-        """An open job was told to end. -> those below it that have to be told too, the nearest first."""
-        if job_id not in self._agents:
-            return
-        self.cancelled.add(job_id)
-        below = [job_id]
-        for each in below:
-            for child in sorted(self._children.get(each, ())):
-                below.append(child)
-                if child not in self.cancelled and child not in self._coming:
-                    yield child
-                self.cancelled.add(child)
-
-    def _came(self, job_id: str) -> None:
-        """What was asked for is there, or will never be."""
-        parent = parent_of(job_id)[0]
-        if asked := self._asked.get(parent):
-            asked.discard(job_id)
-            if not asked:
-                del self._asked[parent]
+    def result(
+        self, job_id: str, now_ms: int, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0
+    ) -> EffectResult | None:
+        """Returns the RESULT that tells the parent of a job how that has ended; None if no open job has begun it. `outcome`, `body`,
+        `labels`: of its END.
+        """
+        parent, ordinal = parent_of(job_id)
+        if parent not in self._agents:
+            return None
+        said = "ok" if outcome == "succeeded" else outcome
+        return EffectResult(parent, now_ms, ordinal, 1, said, body, labels=labels, ran_ms=ran_ms)
 
     def chain(self, job_id: str) -> list[str]:
-        """The agents from the first job of the tree down to this one; "…" for jobs that have ended."""
+        """Returns the agents from the first job of the tree down to this one; "…" for jobs that have ended."""
         above, parent = [self.agent_of(job_id)], parent_of(job_id)[0]
         while parent:
             above.append(self.agent_of(parent) or "…")
             parent = parent_of(parent)[0]
         return above[::-1]
+
+    def _hang(self, job_id: str, above: str) -> None:
+        """Puts a job below another one, in place of the one that it stood below; "": below none."""
+        before = self._above.pop(job_id, "")
+        if below := self._below.get(before):
+            below.discard(job_id)
+            if not below:
+                del self._below[before]
+        if above:
+            self._above[job_id] = above
+            self._below.setdefault(above, set()).add(job_id)
+
+    def _came(self, job_id: str) -> None:
+        parent = parent_of(job_id)[0]
+        if asked := self._asked.get(parent):
+            asked.discard(job_id)
+            if not asked:
+                del self._asked[parent]

@@ -247,7 +247,7 @@ class DurableAgentOperator(AgentOperator):
         self.counters.errors_count += 1
         assert call.record is not None
         if call.record.offset < 0:  # it is a child
-            self.host.children.not_begun(call.job_id, "failed", pack_error(error))
+            self.host.child_not_begun(call.job_id, "failed", pack_error(error))
             return
         if isinstance(error, InputChanged) and self.spec.calls.on_error == "fail":
             self.fail(error, place_of(row_of(call.record)))
@@ -468,7 +468,7 @@ class DurableAgentOperator(AgentOperator):
         if not self.is_known(call):
             self.order.add_child(call)
             waits: dict[str, Any] = {"code": self.code, "failed": failed, "behalf": behalf}
-            call.before = self.host.children.begun(agent_id, job_id, **inputs_of(call), **waits)
+            call.before = self.host.begin_waiting(agent_id, job_id, **inputs_of(call), **waits)
         self.go_on()
 
     def parked(self, job_id: str) -> None:

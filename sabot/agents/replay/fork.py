@@ -547,4 +547,4 @@ class _ChildStandIn(_ForkOwner):
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
         """As `JobOwner.begin_child`."""
         assert self._host is not None
-        self._host.children.not_begun(job_id, "succeeded", pack(self._value, f"the result of job {job_id}"))
+        self._host.child_not_begun(job_id, "succeeded", pack(self._value, f"the result of job {job_id}"))
