@@ -4,9 +4,10 @@ A description is cleaned of characters that nobody sees, and cut; a schema that 
 of what the server wrote, before that: a tool that changes after somebody has looked at it is seen to have changed.
 """
 
+import asyncio
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -32,6 +33,7 @@ _UNSEEN = {
 _KEPT = {"\n", "\t"}
 _PROSE = ("description", "title", "$comment")  # of a schema
 _DEEPEST = 60
+_PIECE = 50  # tools that are looked at before others of the event loop go on: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,22 @@ def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
         hints.get("idempotentHint"),
         hints.get("openWorldHint"),
     )
+
+
+async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[dict[str, Offer], dict[str, str]]:
+    """Returns the tools that can be offered, by name, and the reasons why others are left out."""
+    offers: dict[str, Offer] = {}
+    left_out: dict[str, str] = {}
+    for number, told in enumerate(listed):
+        if number % _PIECE == _PIECE - 1:
+            await asyncio.sleep(0)
+        offer = offer_of(told, most_chars)
+        name = str(told["name"])[:100]
+        if isinstance(offer, Offer) and name not in offers:
+            offers[offer.name] = offer
+        else:
+            left_out[name] = offer if isinstance(offer, str) else "its name is offered twice"
+    return offers, left_out
 
 
 def clean(text: str, most: int) -> str:

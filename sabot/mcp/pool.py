@@ -28,7 +28,7 @@ from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, t
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
-    from sabot.mcp.owner import McpConnection
+    from sabot.mcp.connection import McpConnection
 
 T = TypeVar("T")
 
@@ -302,7 +302,7 @@ class McpServerPool:
             task.exception()  # who waited has it
 
     async def _open(self, key: SessionKey) -> "McpConnection":
-        from sabot.mcp.owner import McpConnection
+        from sabot.mcp.connection import McpConnection
 
         await self._make_room(key)
         attempt = 0

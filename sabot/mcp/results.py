@@ -45,6 +45,7 @@ def _words(block: Mapping[str, Any]) -> str:
 
 
 ToolCall = ToolRequest
+"""The name of document 004. A class may not have it: `sabot.llm.ToolCall` is a model's request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sabot.base.config import Duration, parse_seconds
-from sabot.llm.messages import ChatMessage
+from sabot.llm.messages import ChatMessage, assistant, user
 from sabot.mcp.config import SessionKey
+from sabot.mcp.errors import McpRefused
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, CallStep, RemoteTool, ServerQuestions
 
 if TYPE_CHECKING:
-    from sabot.mcp.owner import McpConnection, OnProgress
+    from sabot.mcp.connection import McpConnection, OnProgress
 
 T = TypeVar("T")
 
@@ -77,29 +78,21 @@ class McpSession:
 
     async def resources(self) -> list[McpResource]:
         """Returns the resources of the server, templates last. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(reading.resources)
+        return await self._use(_resources)
 
     async def read_resource(self, uri: str) -> list[dict[str, Any]]:
         """Returns the contents of a resource, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64.
         Raises McpError.
         """
-        from sabot.mcp import reading
-
-        return await self._use(lambda server: reading.read_resource(server, uri))
+        return await self._use(lambda server: _contents(server, uri))
 
     async def prompts(self) -> list[McpPrompt]:
         """Returns the prompts of the server. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(reading.prompts)
+        return await self._use(_prompts)
 
     async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
         """Returns the messages of a prompt, for a model. Raises McpError."""
-        from sabot.mcp import reading
-
-        return await self._use(lambda server: reading.prompt(server, name, arguments or {}))
+        return await self._use(lambda server: _messages(server, name, arguments or {}))
 
     async def _use(self, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
         return await self._pool.run(self._pool.use(self.key, what))
@@ -116,3 +109,54 @@ async def _left_out(connection: "McpConnection") -> dict[str, str]:
 
 async def _version_of(connection: "McpConnection") -> str:
     return connection.version
+
+
+async def _resources(server: "McpConnection") -> list[McpResource]:
+    if not server.offers_any("resources"):
+        return []
+    found = [
+        McpResource(each["uri"], each["name"], each.get("description", ""), each.get("mimeType", ""))
+        for each in await server.pages("list_resources")
+    ]
+    try:
+        templates = await server.pages("list_resource_templates")
+    except McpRefused:  # it has none
+        return found
+    return found + [
+        McpResource(
+            each["uriTemplate"], each["name"], each.get("description", ""), each.get("mimeType", ""), template=True
+        )
+        for each in templates
+    ]
+
+
+async def _contents(server: "McpConnection", uri: str) -> list[dict[str, Any]]:
+    from sabot.mcp.wire import as_json
+
+    found = await server.request("read_resource", uri)
+    return [as_json(each) for each in found.contents]
+
+
+async def _prompts(server: "McpConnection") -> list[McpPrompt]:
+    if not server.offers_any("prompts"):
+        return []
+    return [
+        McpPrompt(
+            each["name"],
+            each.get("description", ""),
+            {one["name"]: bool(one.get("required")) for one in each.get("arguments", ())},
+        )
+        for each in await server.pages("list_prompts")
+    ]
+
+
+async def _messages(server: "McpConnection", name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
+    from sabot.mcp.wire import as_json
+
+    found = await server.request("get_prompt", name, arguments=dict(arguments))
+    return [_said(as_json(each)) for each in found.messages]
+
+
+def _said(message: Mapping[str, Any]) -> ChatMessage:
+    text = McpResult(content=[message["content"]]).text
+    return assistant(text) if message["role"] == "assistant" else user(text)

@@ -30,7 +30,7 @@ from sabot.mcp.results import McpResult
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
-    from sabot.mcp.owner import OnProgress
+    from sabot.mcp.connection import OnProgress
 
 Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | None]]
 """`await ask(kind, payload, timeout_s)`: the answer of a person; None: there is none."""

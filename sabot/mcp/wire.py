@@ -1,6 +1,7 @@
 """Values of the SDK in Sabot's form: models as JSON, and errors by their meaning for a call."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADA
 CLOSED = -32000
 """The SDK's code for a session that has ended. Servers use it too, for what they like."""
 
+_PAGES = 100  # of one list
+_PIECE = 50  # items that are looked at before others of the event loop go on: some milliseconds
 _MOST_WORDS = 1000  # of what a server says
 _ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
 
@@ -34,6 +37,40 @@ def as_json(value: BaseModel) -> dict[str, Any]:
     """Returns a model of the protocol as JSON."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
+
+
+async def all_pages(
+    server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
+) -> list[dict[str, Any]]:
+    """Returns the items of all pages as JSON.
+
+    `method`: the method of the SDK's session, such as `list_tools`, whose pages have `tools`. `fetch`: returns a page by its cursor. Raises
+    McpResultTooLarge, which names the bound.
+    """
+    items = method.removeprefix("list_")
+    most, most_bytes = config.max_listed, config.most_list_bytes
+    found: list[dict[str, Any]] = []
+    size = 0
+    cursor: str | None = None
+    for _ in range(_PAGES):
+        page = await fetch(cursor)
+        for each in getattr(page, items):
+            found.append(told := as_json(each))
+            size += len(msgspec.json.encode(told))
+            if len(found) > most:
+                raise McpResultTooLarge(
+                    server, f"{method}: there are more than {most:,} {items}", hint="McpConfig(max_listed=…)"
+                )
+            if size > most_bytes:
+                raise McpResultTooLarge(
+                    server, f"{method}: there are more than {most_bytes:,} bytes", hint="McpConfig(max_list_bytes=…)"
+                )
+            if len(found) % _PIECE == 0:
+                await asyncio.sleep(0)
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+    raise McpResultTooLarge(server, f"{method}: there are more than {_PAGES} pages")
 
 
 def check_encoded(server: str, what: str, value: object) -> None:

@@ -43,6 +43,7 @@ from sabot.process.errors import UnknownAgent as UnknownAgent
 from sabot.process.errors import WarmPoolExhausted as WarmPoolExhausted
 from sabot.process.executor import AgentExecutor as AgentExecutor
 from sabot.process.executor import ExecutorStatistics as ExecutorStatistics
+from sabot.process.executor import RuntimeAgent as RuntimeAgent
 from sabot.process.executor import TaskDelegation as TaskDelegation
 from sabot.process.executor import TaskResult as TaskResult
 from sabot.process.executor import ToolAudit as ToolAudit
@@ -54,9 +55,9 @@ from sabot.process.fleet.health import HealthConfig as HealthConfig
 from sabot.process.fleet.health import HealthMonitor as HealthMonitor
 from sabot.process.fleet.health import HealthSnapshot as HealthSnapshot
 from sabot.process.fleet.health import WatchedRequest as WatchedRequest
-from sabot.process.fleet.instances import AgentInstance as AgentInstance
-from sabot.process.fleet.instances import InstanceInfo as InstanceInfo
-from sabot.process.fleet.instances import LifecycleConfig as LifecycleConfig
+from sabot.process.fleet.lifecycle import AgentInstance as AgentInstance
+from sabot.process.fleet.lifecycle import InstanceInfo as InstanceInfo
+from sabot.process.fleet.lifecycle import LifecycleConfig as LifecycleConfig
 from sabot.process.fleet.lifecycle import LifecycleManager as LifecycleManager
 from sabot.process.fleet.quotas import CountsTokens as CountsTokens
 from sabot.process.fleet.quotas import QuotaAction as QuotaAction
@@ -98,4 +99,3 @@ from sabot.process.sandbox.levels import SandboxSupport as SandboxSupport
 from sabot.process.sandbox.levels import TrustLevel as TrustLevel
 from sabot.process.streams import ChildInput as ChildInput
 from sabot.process.streams import ChildOutput as ChildOutput
-from sabot.process.worker import RuntimeAgent as RuntimeAgent

@@ -1,14 +1,16 @@
-"""The execution of tasks in document 004: a task is submitted, an instance is acquired, its process and its tools are
-checked, the task is executed within its limits, calls of tools are routed, the result is collected, and the instance is
-released.
+"""The instances of document 004, and the execution of their tasks.
+
+A task is submitted, an instance is acquired, its process and its tools are checked, the task is executed within its
+limits, calls of tools are routed, the result is collected, and the instance is released.
 """
 
 import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
@@ -21,9 +23,15 @@ from sabot.base.config import check_numbers, checked_durations
 from sabot.base.threads import run_to_end
 from sabot.clock import Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
-from sabot.process.command import are_texts
+from sabot.process.client import ProcessUsage
+from sabot.process.command import Command, are_texts
+from sabot.process.document_names import ProcessState
 from sabot.process.errors import ExecutionError, InvalidContext, ResourceLimitExceeded, Timeout
-from sabot.process.worker import RuntimeAgent, TaskLines
+from sabot.process.instance import Instance
+from sabot.process.limits import ResourceLimits
+from sabot.process.phases import Phase
+from sabot.process.streams import LastWords
+from sabot.process.task_lines import TaskLines
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +39,7 @@ _INVALID, _REFUSED, _FAILED = -32602, -32601, -32000  # codes of JSON-RPC
 _MINUTE = 60.0
 _MOST_NAME = 200
 _ONE_CALL = Amounts(tool_calls=1)
+_FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a task
 
 
 @runtime_checkable
@@ -144,6 +153,70 @@ class ExecutorStatistics:
     successful_tasks: int
     failed_tasks: int
     avg_execution_time_ms: float
+
+
+class RuntimeAgent(Instance):
+    """An instance of a runtime.
+
+    - `type`: the kind of its work. `limits`: its limits, also those that hold for each task. `log`: its output.
+    - `lines`: the conversation with the present process, or with the last one. `turn`: held by the task that the
+      instance works on. `usage`: as last measured.
+    """
+
+    def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
+        """`options`: those of Instance."""
+        super().__init__(command, **options)
+        self.type = kind
+        self.limits = limits
+        self.log = log
+        self.lines: TaskLines | None = None
+        self.turn = asyncio.Lock()
+        self.usage: ProcessUsage | None = None
+        self.tool_calls = deque[float]()  # times of the calls of tools in the last minute
+
+    @property
+    def state(self) -> ProcessState:
+        """The state of its process in document 004."""
+        return self.phase.process_state
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if somebody has stopped its process (SIGSTOP)."""
+        return self.child is not None and self.child.paused
+
+    @property
+    def degraded(self) -> bool:
+        """True if the instance has used up its restarts."""
+        return self.phase is Phase.FAILED and self.policy is not None
+
+    async def usable(self) -> TaskLines | None:
+        """Waits until the instance can be given a task, and returns the conversation with its process; None if there
+        will be no process any more.
+        """
+        if self.phase not in _FREE:
+            await self.until(lambda phase: self.is_over or phase in _FREE)
+        return None if self.is_over else self.lines
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncIterator[None]:
+        """Keeps the instance busy inside. Raises IllegalTransition if it has a task, or cannot be given one."""
+        lines = self.lines
+        assert lines is not None
+        self.become(Phase.BUSY)
+        lines.begin_task()
+        try:
+            yield
+        finally:
+            lines.end_task()
+            if self.phase is Phase.BUSY and self.lines is lines:
+                self.become(Phase.IDLE)
+
+    async def end_task(self, lines: TaskLines) -> None:
+        """Ends the process whose task was not answered, so that its late answer is taken for no other one. The next
+        process is started at once, and no failure is counted.
+        """
+        lines.is_at_fault = False
+        await self.end_and_plan(lines.child, "its task was ended", counts=False)
 
 
 class AgentExecutor:

@@ -19,6 +19,7 @@ from sabot.process.errors import AgentNotFound, ExecutionError, SpawnFailed, Tim
 from sabot.process.executor import (
     AgentExecutor,
     ExecutorStatistics,
+    RuntimeAgent,
     ToolAudit,
     ToolServerConfig,
     ToolServers,
@@ -29,7 +30,7 @@ from sabot.process.limits import ResourceLimits
 from sabot.process.phases import RUNS, Phase
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
 from sabot.process.streams import LastWords
-from sabot.process.worker import RuntimeAgent, TaskLines
+from sabot.process.task_lines import TaskLines
 
 _log = logging.getLogger(__name__)
 _LINE_BYTES = 10 << 20  # of an answer, where output is not limited

@@ -27,8 +27,7 @@ from sabot.process.errors import (
     QuotaTerminateFailed,
     QuotaUpdateFailed,
 )
-from sabot.process.fleet.instances import AgentInstance
-from sabot.process.fleet.lifecycle import LifecycleManager
+from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
 from sabot.process.fleet.quotas import (
     CountsTokens,
     QuotaAction,

@@ -22,8 +22,7 @@ from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import AgentError, DrainTimeout, ScaleDownFailed, ScaleUpFailed
-from sabot.process.fleet.instances import AgentInstance
-from sabot.process.fleet.lifecycle import LifecycleManager
+from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
 from sabot.process.fleet.recommending import FleetConfig, FleetMetrics, Recommendations, ScalingDecision
 from sabot.process.fleet.warm import WarmPool
 from sabot.process.inspection import UsageMeter

@@ -20,8 +20,7 @@ from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.command import Command
 from sabot.process.errors import CommunicationError, SpawnFailed, Timeout, WarmPoolExhausted
-from sabot.process.fleet.instances import AgentInstance
-from sabot.process.fleet.lifecycle import LifecycleManager
+from sabot.process.fleet.lifecycle import AgentInstance, LifecycleManager
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import Phase
 from sabot.process.pool import Pool, end_member

@@ -21,7 +21,8 @@ from sabot.mcp import (
     McpUnavailable,
     ToolCall,
 )
-from sabot.mcp.listing import all_pages, offers_of
+from sabot.mcp.offers import offers_of
+from sabot.mcp.wire import all_pages
 from tools.mcp_servers import NUMBERS, Desk, in_memory, over_sockets, peer, text, told
 
 

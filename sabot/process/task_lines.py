@@ -10,27 +10,21 @@ Other lines of its stdout, and its stderr, are its log.
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from sabot.clock import Clock
 from sabot.errors import UNREADABLE
-from sabot.process.client import Child, ProcessUsage
-from sabot.process.command import Command
-from sabot.process.document_names import ProcessState
+from sabot.process.client import Child
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
 from sabot.process.inspection import Strikes
-from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
-from sabot.process.phases import Phase
 from sabot.process.streams import LastWords
 
 _LAST_WORDS = 4000  # characters
-_FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a task
 _NO_MEMORY = (
     "MemoryError",  # Python
     "std::bad_alloc",
@@ -176,67 +170,3 @@ class TaskLines:
             self._has_exceeded = True
             what = f"instance {self._label} has written more for its task than {self._limits.max_output_bytes} bytes"
             self._said.put_nowait(ResourceLimitExceeded(what, limit="max_output_bytes"))
-
-
-class RuntimeAgent(Instance):
-    """An instance of a runtime.
-
-    - `type`: the kind of its work. `limits`: its limits, also those that hold for each task. `log`: its output.
-    - `lines`: the conversation with the present process, or with the last one. `turn`: held by the task that the
-      instance works on. `usage`: as last measured.
-    """
-
-    def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
-        """`options`: those of Instance."""
-        super().__init__(command, **options)
-        self.type = kind
-        self.limits = limits
-        self.log = log
-        self.lines: TaskLines | None = None
-        self.turn = asyncio.Lock()
-        self.usage: ProcessUsage | None = None
-        self.tool_calls = deque[float]()  # times of the calls of tools in the last minute
-
-    @property
-    def state(self) -> ProcessState:
-        """The state of its process in document 004."""
-        return self.phase.process_state
-
-    @property
-    def is_stopped(self) -> bool:
-        """True if somebody has stopped its process (SIGSTOP)."""
-        return self.child is not None and self.child.paused
-
-    @property
-    def degraded(self) -> bool:
-        """True if the instance has used up its restarts."""
-        return self.phase is Phase.FAILED and self.policy is not None
-
-    async def usable(self) -> TaskLines | None:
-        """Waits until the instance can be given a task, and returns the conversation with its process; None if there
-        will be no process any more.
-        """
-        if self.phase not in _FREE:
-            await self.until(lambda phase: self.is_over or phase in _FREE)
-        return None if self.is_over else self.lines
-
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """Keeps the instance busy inside. Raises IllegalTransition if it has a task, or cannot be given one."""
-        lines = self.lines
-        assert lines is not None
-        self.become(Phase.BUSY)
-        lines.begin_task()
-        try:
-            yield
-        finally:
-            lines.end_task()
-            if self.phase is Phase.BUSY and self.lines is lines:
-                self.become(Phase.IDLE)
-
-    async def end_task(self, lines: TaskLines) -> None:
-        """Ends the process whose task was not answered, so that its late answer is taken for no other one. The next
-        process is started at once, and no failure is counted.
-        """
-        lines.is_at_fault = False
-        await self.end_and_plan(lines.child, "its task was ended", counts=False)
