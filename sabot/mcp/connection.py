@@ -5,6 +5,12 @@
                     └─▶ the server asks (elicitation, sampling): the call stands still, and its caller gets the questions
             answers ─▶ the call goes on ─▶ result
 
+    state:  opening ─▶ open ◀─▶ hung ─▶ ended        (opening ─▶ ended, open ─▶ ended)
+
+A session hangs if a call is out of time and a ping is not answered. New calls fail at once then. It is open again if the server answers a
+call that is still under way, and ends when none is. If the ping is answered, the tool is slow, and the session stays. How long a server is
+left alone whose sessions hang again and again, `pool.ServerBackoff` says.
+
 In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. Before, it is a request of
 the server's own, which does not say of which call: it can be told only where one call is under way.
 """
@@ -16,6 +22,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import mcp.types as types
@@ -38,7 +45,6 @@ from sabot.mcp.errors import (
     McpToolChanged,
     McpUnavailable,
 )
-from sabot.mcp.health import SessionHealth
 from sabot.mcp.loop_thread import seen
 from sabot.mcp.offers import Offer, OfferedArguments, offers_of
 from sabot.mcp.results import McpResult
@@ -67,6 +73,7 @@ _log = logging.getLogger(__name__)
 OnProgress = Callable[[float, float | None, str], object]
 """Is told how far a call is: progress, the total where it is known, and words. What it gives is awaited, where that can be."""
 
+_PING_SECONDS = 5.0  # for any answer of a server that did not answer a call in time
 _MODERN = "2026-07-28"
 _CLOSE_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0  # for the answer of a person to come here
@@ -121,9 +128,19 @@ class SentCall:
         self.asks = None if self.asked else self.asks
 
 
+class SessionState(StrEnum):
+    """The state of a session: not agreed on yet, open, hung (it is sent no new call), or over."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    HUNG = "hung"
+    ENDED = "ended"
+
+
 class McpConnection:
     """One session, which belongs to the event loop that opened it.
 
+    - `state`: changed by `_enter` alone.
     - `offers`: the tools by name. `left_out`: the reasons of tools that are not offered. `version`: the version of the protocol.
     - `used_at`: the time of the last use, by the loop's clock.
     - `failed_at_discover`: True if the server's program has ended before a version was agreed on. Servers of 2024 do that: they end at
@@ -156,13 +173,13 @@ class McpConnection:
         self._legacy = legacy
         self._on_over = on_over
         self._on_hung = on_hung
-        self._health = SessionHealth(
-            key.server, self._ping, self._given_up, most_seconds=config.seconds("request_timeout")
-        )
-        self._client: Any = None
-        self._stale = False
-        self._why = ""  # it has ended
-        self._closing = asyncio.Event()
+        self.state = SessionState.OPENING
+        self._why = ""  # it hangs, or has ended
+        self._over = asyncio.Event()  # it has ended, and its owner is to close it
+        self._client: Any = None  # the SDK's
+        self._under_way = 0  # requests that wait for an answer
+        self._pinging: asyncio.Task[None] | None = None
+        self._stale = False  # the list of tools has changed
         self._calls: set[SentCall] = set()
         self._suspended: dict[str, SentCall] = {}
         self._listener: asyncio.Task[None] | None = None
@@ -171,7 +188,7 @@ class McpConnection:
     @property
     def is_open(self) -> bool:
         """True if calls can be made."""
-        return self._client is not None and not self._why and not self._closing.is_set()
+        return self.state in (SessionState.OPEN, SessionState.HUNG)
 
     @property
     def _session(self) -> Any:
@@ -184,6 +201,13 @@ class McpConnection:
     def is_idle(self) -> bool:
         """True if no call is under way, and no person is being asked."""
         return not (self.busy or self._suspended)
+
+    def _enter(self, state: SessionState, why: str = "") -> None:
+        """Enters a state, for this reason. Does nothing if the session is over: the first reason of its end stays."""
+        if self.state not in (state, SessionState.ENDED):
+            self.state, self._why = state, why
+            if state is SessionState.ENDED:
+                self._over.set()
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
@@ -208,7 +232,7 @@ class McpConnection:
 
     async def close(self) -> None:
         """Ends the session and the server's process, and returns when that has ended."""
-        self._closing.set()
+        self._enter(SessionState.ENDED, "it was closed")
         if self._task is None or self._task.done():
             return
         _, running = await asyncio.wait([self._task], timeout=_CLOSE_SECONDS if self._client is not None else 0.05)
@@ -223,11 +247,12 @@ class McpConnection:
             async with self._opened() as client:
                 self._check(client)
                 self._client = client
+                self._enter(SessionState.OPEN)
                 await self._list_tools()
                 self._watch()
                 if not ready.done():
                     ready.set_result(None)
-                await self._closing.wait()
+                await self._over.wait()
         except BaseException as failed:
             error = failed
         self._end(error)
@@ -261,15 +286,13 @@ class McpConnection:
 
     def ended(self, why: str) -> None:
         """Notes that the server has ended the session, for this reason."""
-        if not self._why and not self._closing.is_set():
-            self._why = why
-        self._closing.set()
+        self._enter(SessionState.ENDED, why)
 
     def _end(self, error: BaseException | None) -> None:
-        if not self._why:
-            self._why = "it was closed" if error is None else reason_of(error)
+        self._enter(SessionState.ENDED, "it was closed" if error is None else reason_of(error))
         self._client = None
-        self._health.stop()
+        if self._pinging is not None:
+            self._pinging.cancel()
         if self._listener is not None:
             self._listener.cancel()
         for state in list(self._suspended):
@@ -305,18 +328,46 @@ class McpConnection:
 
     def _awaits(self) -> bool:
         """Returns True while a request is under way, or the session is being opened."""
-        return self._client is None or self._health.under_way > 0
+        return not self.is_open or self._under_way > 0
 
-    async def _ping(self) -> None:
-        if self.version >= _MODERN:
-            await self._session.send_discover(self.version)
-        else:
-            await self._session.send_ping()
+    def _doubt(self, what: str) -> None:
+        """Pings the server, because a request is out of time. No call is sent until the answer. `what`: the request."""
+        if self._pinging is None and self.is_open:
+            self._pinging = asyncio.create_task(self._ping(what))
+            self._pinging.add_done_callback(seen)
 
-    def _given_up(self, why: str) -> None:
-        if self.is_open:
-            self.ended(why)
-            self._on_hung(self.key, why, True)
+    async def _ping(self, what: str) -> None:
+        seconds = min(_PING_SECONDS, self._config.seconds("request_timeout"))
+        try:
+            async with asyncio.timeout(seconds):
+                if self.version >= _MODERN:
+                    await self._session.send_discover(self.version)
+                else:
+                    await self._session.send_ping()
+            self._answered()
+        except TimeoutError:
+            self._enter(SessionState.HUNG, f"it hangs: {what}, and a ping was not answered within {seconds:g} s")
+        except MCPError:  # an error is an answer, too; a session that has ended says so itself
+            self._answered()
+        finally:
+            self._pinging = None
+        self._end_if_hung()
+
+    def _answered(self) -> None:
+        if self.state is SessionState.HUNG:
+            self._enter(SessionState.OPEN)
+
+    def _end_if_hung(self) -> None:
+        if self.state is SessionState.HUNG and not self._under_way:
+            self._enter(SessionState.ENDED, self._why)
+            self._on_hung(self.key, self._why, True)
+
+    async def _until_usable(self) -> None:
+        """Waits for the answer to a ping that is under way. Raises McpUnavailable if the session hangs, or is over: nothing was sent."""
+        if self._pinging is not None:
+            await asyncio.wait([self._pinging])
+        if self.state is not SessionState.OPEN:
+            raise McpUnavailable(self.key.server, self._why, hint="it was sent nothing, so the call may be made again")
 
     async def _heard(self, message: Any) -> None:
         if isinstance(message, types.ToolListChangedNotification):
@@ -349,7 +400,7 @@ class McpConnection:
         if answers is not None and self.version < _MODERN:
             raise McpConnectionLost(self.key.server, f"{name}: the call that had asked is gone, with its session")
         check_granted(self.key.server, name, answers or {})
-        await self._health.checked()
+        await self._until_usable()
         await self.refresh()
         self._check_call(name, arguments, expects)
         call = SentCall(name, seconds, self._config.most_seconds(seconds))
@@ -368,7 +419,7 @@ class McpConnection:
             async with call.in_time(self.key.server, self._config):
                 yield
         except McpTimeout:
-            self._health.doubt(f"{call.name} did not answer in time")
+            self._doubt(f"{call.name} did not answer in time")
             raise
 
     def _check_call(self, name: str, arguments: Mapping[str, Any], expects: str) -> None:
@@ -471,10 +522,10 @@ class McpConnection:
 
     async def _sent(self, what: str, send: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         """Sends a request, and returns the server's answer. Raises McpError."""
-        self._health.begun()
+        self._under_way += 1
         try:
             found = await send(*args, **options)
-            self._health.answered()
+            self._answered()
             return found
         except MCPError as error:
             raise self._refusal(what, error) from None
@@ -483,7 +534,8 @@ class McpConnection:
                 self.key.server, f"{what}: its answer is not what the protocol says: {first_wrong(error)}"
             ) from None
         finally:
-            self._health.over()
+            self._under_way -= 1
+            self._end_if_hung()
 
     def _refusal(self, what: str, error: Any) -> McpError:
         if error.code == SESSION_OVER or is_closed(error):
@@ -575,7 +627,7 @@ class McpConnection:
     async def request(self, method: str, *args: Any, **options: Any) -> Any:
         """Returns the answer to a request that changes nothing. `method`: the method of the SDK's session. Raises McpError."""
         check_encoded(self.key.server, method, [args, options])
-        await self._health.checked()
+        await self._until_usable()
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
@@ -591,6 +643,5 @@ class McpConnection:
                 yield
         except TimeoutError:
             why = f"{what} was not answered within {seconds:g} s"
-            if self._client is not None:
-                self._health.doubt(why)
+            self._doubt(why)
             raise McpTimeout(self.key.server, why) from None

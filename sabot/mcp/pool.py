@@ -20,7 +20,6 @@ from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
-from sabot.mcp.health import ServerBackoff
 from sabot.mcp.loop_thread import LoopThread
 from sabot.mcp.results import McpResult
 from sabot.mcp.session import McpSession
@@ -39,6 +38,7 @@ OnChange = Literal["refuse", "allow"]
 
 _AGENT_SERVER = "agent"  # the name of the server that an agent has where none is named
 _BACKOFF = Backoff(0.1, 30.0)  # between attempts to open a session
+_HUNG_BACKOFF = Backoff(5.0, 60.0)  # before the next session with a server whose sessions hang
 _STOP_SECONDS = 15.0
 
 
@@ -54,6 +54,38 @@ class McpServerFacts(NamedTuple):
     busy: int
     tools: Mapping[str, str]
     left_out: Mapping[str, str]
+
+
+class ServerBackoff:
+    """Sessions whose servers hung, in a row without an answer to a call, and the times until which nothing is asked of them.
+
+    After the first hang in a call, the next session is opened at once. After further ones, or a hang while it was opened, it waits, each
+    time twice as long.
+    """
+
+    def __init__(self) -> None:
+        self._hung: dict[SessionKey, tuple[int, float, str]] = {}  # how often, until when, why
+
+    def hung(self, key: SessionKey, why: str, opened: bool) -> None:
+        """Notes that a session was given up. `opened`: True if it was open before."""
+        times = self._hung.get(key, (0, 0.0, ""))[0] + 1
+        rest = _HUNG_BACKOFF.wait_s(times - opened)
+        self._hung[key] = (times, asyncio.get_running_loop().time() + rest, why)
+
+    def answered(self, key: SessionKey) -> None:
+        """Notes that the server has answered a call."""
+        self._hung.pop(key, None)
+
+    def check(self, key: SessionKey) -> None:
+        """Raises McpUnavailable while nothing is asked of the server."""
+        times, until, why = self._hung.get(key, (0, 0.0, ""))
+        left = until - asyncio.get_running_loop().time()
+        if left > 0:
+            raise McpUnavailable(
+                key.server,
+                f"{why} ({times} sessions in a row); another one is opened in {left:.1f} s at the earliest",
+                hint="it was sent nothing, so the call may be made again",
+            )
 
 
 class McpServerPool:

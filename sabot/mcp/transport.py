@@ -21,7 +21,7 @@ import httpx2
 import msgspec
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
-from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
+from mcp.types import ErrorData, JSONRPCError, JSONRPCNotification, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from sabot.base.redaction import scrubbed
@@ -29,7 +29,6 @@ from sabot.base.threads import run_to_end
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
-from sabot.mcp.health import PacedStream
 from sabot.process.command import Command
 from sabot.process.instance import Instance
 from sabot.process.pool import end_member
@@ -51,6 +50,9 @@ _GRACE_SECONDS = 2.0  # for a server to end when its stdin has
 _LAST_WORDS = 1000  # characters of stderr that are told
 _SCRUBBED = 4 * _LAST_WORDS  # bytes that are searched for secrets, so that none is told which begins before those words
 _JUNK_WORDS = 200  # characters of the first line that is no message
+_UNASKED_PER_SECOND = 50.0  # notifications, while nothing is asked of the server
+_UNASKED_BURST = 500.0
+_LOOK_SECONDS = 0.02
 _ID = rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
 _FIRST_ID = re.compile(
@@ -399,6 +401,57 @@ class _BoundedEvents(_BoundedBody):
 
 
 # -- any ------------------------------------------------------------------------------------------------------------------
+
+
+class PacedStream:
+    """A stream of messages. While nothing is asked of the server, notifications are read at a bounded rate, so that a flood of them waits
+    instead of keeping a core busy. `is_awaited`: returns True while something is asked.
+    """
+
+    def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._is_awaited = is_awaited
+        self._room = _UNASKED_BURST
+        self._seen = asyncio.get_running_loop().time()
+
+    @property
+    def last_context(self) -> Any:
+        """As the SDK's streams have it."""
+        return getattr(self._stream, "last_context", None)
+
+    async def receive(self) -> Any:
+        """Returns the next message."""
+        found = await self._stream.receive()
+        if isinstance(getattr(found, "message", None), JSONRPCNotification):
+            while not (self._has_room() or self._is_awaited()):  # noqa: ASYNC110 - room comes with the time, and nothing tells
+                await asyncio.sleep(_LOOK_SECONDS)
+            self._room = max(0.0, self._room - 1.0)
+        return found
+
+    def _has_room(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        self._room = min(_UNASKED_BURST, self._room + (now - self._seen) * _UNASKED_PER_SECOND)
+        self._seen = now
+        return self._room >= 1.0
+
+    async def aclose(self) -> None:
+        """Closes the stream."""
+        await self._stream.aclose()
+
+    def __aiter__(self) -> "PacedStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def __aenter__(self) -> "PacedStream":
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
 
 
 class Transport:

@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 
 import mcp.types as types
 import pytest
@@ -498,3 +500,9 @@ async def test_a_pool_is_used_from_several_event_loops(desk):
     tools = await asyncio.to_thread(asyncio.run, pool.tools("desk", only=["add"]))
     assert (await tools[0](a=1, b=1)).text == "2"
     await pool.close()
+
+
+def test_a_pool_without_the_sdk_says_what_to_install():
+    program = "import sys; sys.modules['mcp'] = None; from sabot.mcp import McpServerPool; McpServerPool()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "MissingExtra: McpServerPool needs an optional package (pip install 'sabot[mcp]')" in done.stderr
