@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import itertools
-import json
 import math
 import os
 import signal
@@ -32,7 +31,7 @@ from sabot.process.lease import end_what_is_left
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import BOOT
 from sabot.process.streams import ChildInput, ChildOutput
-from sabot.process.supervisor import LENGTH
+from sabot.process.supervisor import cut_frames, framed
 from sabot.process.user_folder import user_folder
 
 _STOP_SECONDS = 20.0
@@ -212,7 +211,7 @@ class Child:
 
     # -- told by the supervisor's thread --------------------------------------------------------------------------------
 
-    def told(self, message: Mapping[str, Any]) -> None:
+    def _take(self, message: Mapping[str, Any]) -> None:
         """Takes a message of the supervisor about this child. Called in the supervisor's thread."""
         match message["event"]:
             case "began":
@@ -226,12 +225,12 @@ class Child:
                 number, limit = (-code if code < 0 else None), message["limit"]
                 if number == signal.SIGXFSZ and limit is None and self._limits.max_file_bytes is not None:
                     limit = "max_file_bytes"
-                self.over(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
+                self._has_ended(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
-    def over(self, end: ExitStatus | AgentError) -> None:
+    def _has_ended(self, end: ExitStatus | AgentError) -> None:
         """Notes the end of the child, or the loss of its supervisor. Called in the supervisor's thread."""
         if self._loop.is_closed():
-            self.close_streams()
+            self._close_streams()
         elif self.stdin is not None:
             call_on_loop(self._loop, self.stdin.abandon)
         if isinstance(end, ExitStatus):
@@ -239,7 +238,7 @@ class Child:
         else:
             self._ended.set_exception(end)
 
-    def close_streams(self) -> None:
+    def _close_streams(self) -> None:
         """Closes all streams: nobody reads or writes them any more."""
         if self.stdin is not None:
             self.stdin.abandon()
@@ -247,7 +246,7 @@ class Child:
             if each is not None:
                 each.close()
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Closes the pipes in a fork: the child must see their end when the worker closes them."""
         for each in (self.stdin, self.stdout, self.stderr):
             if each is not None:
@@ -360,7 +359,7 @@ class Supervisor:
                 child.kill()
                 raise self.silent(command.argv[0]) from None
         except BaseException as error:  # also a caller that is cancelled, whose child nobody would have
-            child.close_streams()
+            child._close_streams()
             if not isinstance(error, AgentError):
                 child.kill()
                 await run_to_end(_gone(child, reply))
@@ -369,7 +368,7 @@ class Supervisor:
             for each in set(far):
                 os.close(each)
         if began["event"] == "failed":
-            child.close_streams()
+            child._close_streams()
             raise spawn_failure(command, began)
         return child
 
@@ -410,12 +409,12 @@ class Supervisor:
         """Sends a request, and never blocks an event loop: requests that a stopped supervisor does not take are sent by a thread. Does
         nothing if the supervisor has ended. Raises CommunicationError if too many requests wait.
         """
-        data = json.dumps(request).encode()
+        data = framed(request)
         with self._sending:
             if len(self._unsent) >= _MOST_UNSENT:
                 raise self.silent(f"{len(self._unsent):,} requests wait")
             given = [os.dup(each) for each in descriptors]  # the caller closes its own
-            self._unsent.append((LENGTH.pack(len(data)) + data, given))
+            self._unsent.append((data, given))
             if len(self._unsent) == 1:
                 if self._send_first(socket.MSG_DONTWAIT):
                     self._unsent.popleft()
@@ -453,12 +452,8 @@ class Supervisor:
         received = bytearray()
         while data := self._receive():
             received += data
-            while len(received) >= LENGTH.size:
-                end = LENGTH.size + LENGTH.unpack_from(received)[0]
-                if len(received) < end:
-                    break
-                self._told(json.loads(received[LENGTH.size : end]))
-                del received[:end]
+            for message in cut_frames(received):
+                self._told(message)
         self._over = True
         self._process.wait()
         end_what_is_left(self._leases, ControlGroups(self._mount), self._lease)  # if it was killed
@@ -466,7 +461,7 @@ class Supervisor:
         for reply in list(self._replies.values()):
             reply.set_exception(lost)
         while self._children:
-            self._children.popitem()[1].over(lost)
+            self._children.popitem()[1]._has_ended(lost)
         self._socket.close()
 
     def _receive(self) -> bytes:
@@ -479,18 +474,18 @@ class Supervisor:
         match message["event"]:
             case "began" | "failed":
                 child = self._children[message["child"]]
-                child.told(message)
+                child._take(message)
                 if message["event"] == "failed":
                     del self._children[message["child"]]
                 self._replies.pop(message["child"]).set_result(message)
             case "usage":
                 self._replies.pop(message["ask"]).set_result(message)
             case "ended":
-                self._children.pop(message["child"]).told(message)
+                self._children.pop(message["child"])._take(message)
             case "ready":
                 self.control_groups, self._lease = tuple(message["groups"]), message["lease"]
             case "stopped" | "continued":
-                self._children[message["child"]].told(message)
+                self._children[message["child"]]._take(message)
 
     def close(self) -> None:
         """Ends all children and the supervisor, and waits for it. Called at the end of the process, or of a test."""
@@ -505,7 +500,7 @@ class Supervisor:
         self._socket.close()
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
         for child in self._children.values():
-            child.forget()
+            child._forget()
 
 
 def _state_of(pid: int) -> str:

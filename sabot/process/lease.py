@@ -1,9 +1,10 @@
 """Leases of supervisors, by which the processes that a killed supervisor has left are found: its children end with it, others do not.
 
 Each supervisor holds a lease: a file, locked as long as its process lives, that says which tags its descendants carry. A lease that can be
-locked by another is that of a dead one: whoever gets the lock ends what still carries the tags, and removes the file. That is the watcher,
-a process that each supervisor starts, which does nothing but wait for that lock; where the watcher was killed too, the worker that has lost
-its supervisor, or the next supervisor of this user. A lease in use is left alone, and so is one of another start of the system.
+locked by another is that of a dead one: whoever gets the lock ends what still carries the tags, and removes the file. The kernel has ended
+the direct children of the supervisor by then (`launcher.end_with_parent`); the tags find the rest. The lock is waited for by the watcher, a
+process that each supervisor starts, which does nothing else; where the watcher was killed too, the worker that has lost its supervisor, or
+the next supervisor of this user, gets it. A lease in use is left alone, and so is one of another start of the system.
 """
 
 import errno

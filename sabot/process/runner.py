@@ -1,7 +1,6 @@
 """The runner of document 003: programs that are started for one task, handles on them, and their statuses."""
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from sabot.base.config import Duration, check_numbers, checked_durations, parse_seconds
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import UNREADABLE, UserError, short_repr
+from sabot.errors import UserError, short_repr
 from sabot.process.backends import AgentConfig, AgentProgram, program_of
 from sabot.process.client import Child, ExitStatus
 from sabot.process.command import Command, are_texts
@@ -32,6 +31,7 @@ from sabot.process.inspection import UsageMeter
 from sabot.process.instance import Instance
 from sabot.process.limits import ResourceLimits
 from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, stricter
+from sabot.process.streams import json_of
 
 _NEEDED = ("name", "model_backend", "task")
 _ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
@@ -154,7 +154,7 @@ class AgentHandle:
         said = [each async for each in self.lines()]
         status = await self.wait()
         if self._events and self._program.answer is not None:
-            events = [event for each in said if (event := _json(each)) is not None]
+            events = [event for each in said if (event := json_of(each)) is not None]
             if status.success or events:
                 answer = self._program.answer(events)
         else:
@@ -170,13 +170,13 @@ class AgentHandle:
             self._received += 1
             text = line.decode(errors="replace")
             if self.session_id is None and self._program.session is not None:
-                self.session_id = self._program.session_of(_json(text))
+                self.session_id = self._program.session_of(json_of(text))
             yield text
 
     async def events(self) -> AsyncIterator[Any]:
         """Yields the values of the lines that are JSON."""
         async for line in self.lines():
-            if (event := _json(line)) is not None:
+            if (event := json_of(line)) is not None:
                 yield event
 
     async def write_stdin(self, data: bytes) -> None:
@@ -415,11 +415,3 @@ class LocalProcessRunner:
             for handle in alive:
                 with suppress(CommunicationError):  # its supervisor was killed: then it is Failed
                     await handle.measure()
-
-
-def _json(line: str) -> Any:
-    """Returns the value of a line; None if it is no JSON."""
-    try:
-        return json.loads(line)
-    except UNREADABLE:
-        return None

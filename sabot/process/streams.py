@@ -24,6 +24,14 @@ _LINES_AT_ONCE = 1000  # then others of the event loop have their turn
 _PATIENCE_SECONDS = 1.0  # for a reader of a full stream
 
 
+def json_of(line: bytes | str) -> Any:
+    """Returns the value of a line that is JSON; None for `null`, and for a line that is not JSON."""
+    try:
+        return json.loads(line)
+    except UNREADABLE:
+        return None
+
+
 class ChildOutput:
     """The stdout or the stderr of a child.
 
@@ -125,12 +133,10 @@ class ChildOutput:
         the lines after it can still be read.
         """
         async for line in self.lines():
-            if line.strip():
-                try:
-                    value = json.loads(line)
-                except UNREADABLE as error:
+            if words := line.strip():
+                if (value := json_of(words)) is None and words != b"null":
                     said = line[:80].decode(errors="replace")
-                    raise CommunicationError(f"the child's line is not JSON: {said!r}") from error
+                    raise CommunicationError(f"the child's line is not JSON: {said!r}")
                 yield value
 
     def close(self) -> None:

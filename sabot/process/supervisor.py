@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from sabot.process.tree import (
     tag_of,
 )
 
-LENGTH = struct.Struct("!I")
+_LENGTH = struct.Struct("!I")
 _FAREWELL_SECONDS = 1.0  # between SIGTERM and SIGKILL when the worker has ended
 _PATIENCE_SECONDS = 15.0  # for what cannot be killed: another user's, or one that hangs in the kernel
 _AGAIN_SECONDS = 0.02  # between two looks at what was killed
@@ -53,6 +54,23 @@ _LOOK_SHARE = 20
 _BURST_SECONDS = 0.5  # who has computed less than its share may catch up on this much of it
 _NEWS = os.WEXITED | os.WSTOPPED | os.WCONTINUED
 _STOP_SECONDS = 1.0  # between SIGTERM and SIGKILL when the time of a child is over
+
+
+def framed(message: Mapping[str, Any]) -> bytes:
+    """Returns a message as it travels between a worker and its supervisor."""
+    data = json.dumps(message).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+def cut_frames(received: bytearray) -> Iterator[Any]:
+    """Yields the whole messages at the beginning of these bytes, and takes them out."""
+    while len(received) >= _LENGTH.size:
+        end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
+        if len(received) < end:
+            return
+        message = json.loads(received[_LENGTH.size : end])
+        del received[:end]
+        yield message
 
 
 class _Child:
@@ -161,12 +179,7 @@ class Supervision:
             self._say_farewell(self._worker)
             return
         self._received += data
-        while len(self._received) >= LENGTH.size:
-            end = LENGTH.size + LENGTH.unpack_from(self._received)[0]
-            if len(self._received) < end:
-                break
-            request = json.loads(self._received[LENGTH.size : end])
-            del self._received[:end]
+        for request in cut_frames(self._received):
             self._answer(request)
 
     def _answer(self, request: dict[str, Any]) -> None:
@@ -210,8 +223,7 @@ class Supervision:
 
     def _say(self, message: dict[str, Any]) -> None:
         if self._farewell is None:
-            data = json.dumps(message).encode()
-            self._unsent += LENGTH.pack(len(data)) + data
+            self._unsent += framed(message)
             self._send_more()
 
     def _send_more(self) -> None:

@@ -17,12 +17,11 @@ from typing import Any
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE
 from sabot.process.client import Child
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
 from sabot.process.inspection import Strikes
 from sabot.process.limits import ResourceLimits
-from sabot.process.streams import LastWords
+from sabot.process.streams import LastWords, json_of
 
 _LAST_WORDS = 4000  # characters
 _NO_MEMORY = (
@@ -146,10 +145,7 @@ class TaskLines:
                 self._log.add(piece)
 
     def _take(self, line: bytes) -> None:
-        message: Any = None
-        if line.lstrip().startswith(b"{"):
-            with suppress(*UNREADABLE):
-                message = json.loads(line)
+        message: Any = json_of(line) if line.lstrip().startswith(b"{") else None
         match message:
             case {"method": "ready"}:
                 self.ready.set()
