@@ -1,4 +1,4 @@
-"""What the error of a tool says of its call: it was made, it was not sent, or nobody knows.
+"""Decides from the error of a tool whether its call was made, was not sent, or nobody knows.
 
     raise Declined("…")                 done        the tool's own error is a result
     raise NotSent("…")                  not_sent    nothing has left, so the call may be made again, whatever its class
@@ -17,7 +17,9 @@ from enum import StrEnum
 
 
 class Certainty(StrEnum):
-    """What is known of a call: done (with a result, or with an error of the tool's own), not sent, or unknown."""
+    """The states of knowledge about a call: it was made (with a result, or with an error of the tool's own), it was not
+    sent, or nobody knows.
+    """
 
     DONE = "done"
     NOT_SENT = "not_sent"
@@ -104,7 +106,7 @@ _SOCKET_ERRORS = {
 
 
 def certainty_of(error: BaseException) -> Certainty:
-    """What this error, which came out of a tool, says of its call."""
+    """Returns how certain it is, after this error of a tool, that its call was made."""
     if isinstance(error, BaseExceptionGroup):
         found = {certainty_of(each) for each in error.exceptions}
         return found.pop() if len(found) == 1 else _UNKNOWN if _UNKNOWN in found else _DONE
@@ -123,7 +125,9 @@ def certainty_of(error: BaseException) -> Certainty:
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """What the class of the error says, whatever is behind it. None: nothing, it is the tool's own."""
+    """Returns what the class of the error says by itself, without the errors behind it. None means that the error is
+    the tool's own.
+    """
     for kind in type(error).__mro__:
         known = _KNOWN.get(kind.__module__.partition(".")[0], {}).get(kind.__name__)
         if known is not None:
@@ -134,7 +138,7 @@ def _said_by(error: BaseException) -> Certainty | str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors behind it, the nearest first: those that it was raised from, or while handling which it was raised."""
+    """Yields the errors that this one was raised from, or while handling which it was raised, the nearest first."""
     seen = {id(error)}  # a user's error may be its own cause
     while True:
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -290,8 +290,10 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
 def question(
     effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
 ) -> Intent:
-    """Returns the INTENT of a question about an effect, which has the ordinal of that effect. `key`: of the journal. `asked`: its payload,
-    or the JSON of it. `about`: tells apart several questions of one effect.
+    """Returns the INTENT of a question about an effect, which has the ordinal of that effect.
+
+    `key`: the key of the journal. `asked`: the payload of the question, or its JSON. `about`: tells several questions
+    about one effect apart.
     """
     token, name_of = question_token(key, job_id, effect.ordinal, about), digest(key, "ask", name, asked)
     body = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
@@ -299,12 +301,16 @@ def question(
 
 
 def job_seed(job_id: str, runs: int, key: bytes) -> bytes:
-    """What a job draws by lot comes of this. runs: how many histories it has begun. key: of the journal."""
+    """Returns the seed of a job's random numbers. `runs`: the number of histories that the job has begun. `key`: the
+    key of the journal.
+    """
     return blake2b(f"{job_id}\0{runs}".encode(), key=key, digest_size=32).digest()
 
 
 def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> str:
-    """The secret word of a question, fit for a command line. Derived, so a crash before INTENT changes nothing. key: of the journal."""
+    """Returns the secret word of a question, fit for a command line. It is derived, so that a crash before INTENT
+    changes nothing. `key`: the key of the journal.
+    """
     name = f"token\0{job_id}\0{ordinal}\0{about}"
     return blake2b(name.encode(), key=key, digest_size=20).hexdigest()
 
@@ -315,7 +321,7 @@ def is_approved(answer: Answer) -> bool:
 
 
 def _resolution(answer: Answer) -> dict[str, Any]:
-    """Returns what a person has answered; {} if it is no JSON object."""
+    """Returns the answer of a person as an object; {} if it is no JSON object."""
     try:
         body: dict[str, Any] = msgspec.json.decode(answer.body or b"{}", type=dict[str, Any])  # type: ignore[arg-type]
     except UNREADABLE:

@@ -85,7 +85,7 @@ class Effects:
         broke: Callable[[str, SabotError], object],
         guard: EffectGuard | None = None,
     ) -> None:
-        """broke: the run has to end. guard: decides what may be made; None: all may."""
+        """`broke`: called if the run has to end. `guard`: decides which effects may be made; None allows all."""
         self.asked_total = self.doubts_total = 0
         judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
         self.runner = EffectRunner(
@@ -231,8 +231,8 @@ class Effects:
             self._do(running, ask, EffectCommand("result", type_of(error), pack_error(error)))
 
     async def _sendable(self, first: Position | None = None) -> None:
-        """Returns when this entry is durable and the claim holds. Where that is over, the server of the journal is away for now, and then
-        it comes back; or another worker has it, and then the journal fails.
+        """Returns when the entry is durable and the claim holds. If the claim has run out, either the server of the
+        journal is away, and the claim comes back with it, or another worker has the claim, and the journal fails.
         """
         journal = self._host.journal
         if first is not None:
@@ -256,7 +256,9 @@ class Effects:
             self._host.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
 
     def forget(self, job: JobRun, stays_open: bool) -> None:
-        """The job is not in memory any more. stays_open: the next start goes on with it, so what comes of its calls is recorded."""
+        """Handles a job that leaves memory. `stays_open`: the next start goes on with it, so the outcomes of its calls
+        are still recorded.
+        """
         if stays_open:
             self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})
         else:
@@ -276,7 +278,7 @@ class Effects:
             self._do(running, ask, again(ask))
 
     def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
-        """Whether this attempt may be made: at once, or when the guard knows."""
+        """Asks the guard whether this attempt may be made, and passes its answer on, at once or later."""
         said = None if self._guard is None else self._guard.decide_again(effect)
         if said is None or isinstance(said, GuardVerdict):
             return go_on(said)
@@ -362,7 +364,9 @@ class Effects:
         await self._sendable(await self._request(effect, note))
 
     async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
-        """As `AsksPerson`. Raises UserError for a second question, EffectError if nobody waits for the call any more."""
+        """Asks a person on behalf of a call under way (`AsksPerson`). Raises UserError for a second question,
+        EffectError if nobody waits for the call any more.
+        """
         if asyncio.get_running_loop() is not self._loop:
             raise UserError(
                 f"effect {effect} asks a person in an event loop of its own", hint="make its tool a coroutine function"
@@ -401,7 +405,7 @@ class Effects:
     # -- what may be made ---------------------------------------------------------------------------------------------
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """What was decided of the open effects of these jobs in an earlier run holds."""
+        """Gives the guard its earlier decisions on the open effects of these jobs."""
         if self._guard is None:
             return
         for job in jobs:
@@ -412,7 +416,9 @@ class Effects:
         await self._guard.ready()
 
     def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """What may become of it is decided, now or, where that takes time, beside."""
+        """Asks the guard whether the effect may run. If the guard takes time, its decision arrives through
+        `_decided_later`.
+        """
         job = running.job
         call = GuardedCall(
             job.effect_id(ask),
@@ -442,7 +448,7 @@ class Effects:
         self._host.spawn(wait(), f"what decides on {ask.name} of job {job.job_id}")
 
     def _decided_later(self, running: RunningJob, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
-        """The job may have ended meanwhile, or the function waits no longer for it: then it is not made."""
+        """Handles a decision of the guard that has taken time. An effect that nobody waits for any more is not made."""
         running.judging.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping
         if ask.dropped or not runs:
@@ -455,8 +461,8 @@ class Effects:
             running.job.open.pop(ask.ordinal, None)
 
     def leave(self, running: RunningJob) -> None:
-        """The job is about to end, or to begin anew. What is being decided is not made; it has its intent all the same, as what
-        the function has asked is counted.
+        """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
+        They are not made; they are recorded because all that the function asks for is counted.
         """
         for ask in running.judging.values():
             ask.verdict = _UNAWAITED
@@ -504,7 +510,9 @@ class Effects:
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
     def limit(self, running: RunningJob) -> None:
-        """The time of its attempt begins. It ends when the job is parked (with `sleep_counts`: waits for others) or over."""
+        """Starts the time limit of the job's attempt. The time ends when the job is over or parked (with
+        `sleep_counts`: parked for others).
+        """
         left = running.owner.time_left(running.job)
         if left is not None:
             left_s, running.limit = left
@@ -512,7 +520,9 @@ class Effects:
             self._timers.add(left_s, running.job.job_id, 0)
 
     def time_out(self, job_id: str) -> None:
-        """An attempt has run for too long: its calls are given up, as by time-outs of their own, and the function is cancelled, once."""
+        """Handles an attempt that has run for too long: gives up its calls, as their own timeouts would, and cancels
+        the function once.
+        """
         host, running = self._host, self._host.running.get(job_id)
         if host.stopping or running is None or not 0 < running.due_s <= host.steady_s():
             return
@@ -528,7 +538,9 @@ class Effects:
     def _judge(
         self, running: RunningJob, ask: Ask, found: Reconciled | None = None, result: bytes | None = None
     ) -> None:
-        """The effect has an intent, and nobody knows whether it was made. found, result: what its reconciling function says."""
+        """Decides on an effect with an intent of which nobody knows whether it was made. `found`, `result`: the answer
+        of its `reconcile=` function.
+        """
         job, tool = running.job, ask.tool
         if self._host.stopping or not running.in_memory:
             return  # the next start judges it

@@ -1,4 +1,4 @@
-"""The guard: what may happen is decided before it happens, once, and the decision is in the intent.
+"""The guard decides whether an effect may be made, once and before it is made. The decision is in the intent.
 
     ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
                                                ├ redact, degrade ─▶ made with what the verdict says
@@ -33,18 +33,18 @@ from sabot.llm.tools import Tool
 CallKind = Literal["tool", "model", "child"]
 
 Price = Callable[[str, Usage], Decimal | None]
-"""What so many tokens of a model cost, in US dollars; None: nobody knows."""
+"""Returns the price of so many tokens of a model in US dollars, or None if nobody knows it."""
 
 CONFIRM = "confirm"
 """The type of the question that asks a person whether an effect may be made. Its intent has the ordinal of that effect."""
 
 
 APART: ContextVar[bool] = ContextVar("APART", default=False)
-"""Whether what is asked of a job here does not count in its own budget."""
+"""True where the job's own budget does not count the effects that are asked for."""
 
 
 class Behalf(NamedTuple):
-    """On whose behalf a job runs: the tenant, and the actor. labels: of its input."""
+    """On whose behalf a job runs: `scope` is the tenant, `principal` the actor. `labels` are those of its input."""
 
     scope: str = ""
     principal: str = ""
@@ -56,9 +56,10 @@ NOBODY = Behalf()
 
 
 class Decision(StrEnum):
-    """What is decided of a call; where several decide, the one that stands last here holds.
+    """A decision on a call. If several guards decide, the decision that stands last here holds.
 
-    warn: it is made, and logged. redact: made without some texts. degrade: made with another model. ask: a person says whether it is made.
+    `WARN`: the call is made, and logged. `REDACT`: it is made without some texts. `DEGRADE`: it asks another model.
+    `ASK`: a person says whether it is made.
     """
 
     ALLOW = "allow"
@@ -70,7 +71,7 @@ class Decision(StrEnum):
 
     @property
     def strictness(self) -> int:
-        """0 is the mildest one."""
+        """The rank of the decision; 0 is the mildest one."""
         return _STRICTNESS[self]
 
 
@@ -78,12 +79,14 @@ _STRICTNESS = {each: at for at, each in enumerate(Decision)}
 
 
 class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What was decided of one call, as `Intent.note` has it. Fields are only added, at the end, with a default.
+    """The verdict on one call, as `Intent.note` has it. Fields are only added, at the end, with a default.
 
-    rule: which one decided; "": none has matched. version: of the rules. reason: for people. model: is asked in place of the call's own.
-    hide: regular expressions of texts that the call is made without. wait_s: how long a person may answer; 0: for ever. error: the type of
-    the error that a denial is. tokens, cost: what is reserved for the call, at most. notes: what milder rules say. about: the
-    model that the call itself asks. most_tokens: that a model may write; 0: as it is asked. apart: the job's own budget does not count it.
+    `rule` is the rule that decided ("" if none matched), `version` the version of the rules, and `reason` a text for
+    people. `model` is asked in place of the call's own model. `hide` has regular expressions of texts that the call is
+    made without. `wait_s` is how long a person may answer (0: for ever). `error` is the type of the error of a denial.
+    `tokens` and `cost` are the upper bounds that are reserved for the call. `notes` are the reasons of milder rules.
+    `about` is the model that the call itself asks. `most_tokens` is the largest number of tokens that a model may write
+    (0: as the call says). `apart` is True if the job's own budget does not count the call.
     """
 
     decision: Decision = Decision.ALLOW
@@ -103,16 +106,16 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def changes(self) -> bool:
-        """The call is not made as it was asked."""
+        """True if the call is not made as it was asked."""
         return bool(self.model or self.hide or self.most_tokens)
 
     def spec(self, spec: RequestSpec) -> RequestSpec:
-        """What a model is asked in place of this."""
+        """Returns the request that a model gets in place of this one."""
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
     def and_then(self, other: "GuardVerdict") -> "GuardVerdict":
-        """What holds where both were decided, this one first."""
+        """Returns the verdict that holds after both, this one first."""
         first, second = (self, other) if self.decision.strictness >= other.decision.strictness else (other, self)
         noted = (*first.notes, *((second.reason,) if second.reason else ()), *second.notes)
         return msgspec.structs.replace(
@@ -128,13 +131,13 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-_NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})
+_NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other model was asked in place of the first one
 
 
 class DecidedEffect(NamedTuple):
-    """An effect that was decided, and has no result. attempt: its last one; 0: a person has to allow it first. told: the last attempt whose
-    use an END of the job has recorded. instead: what was decided of models that were asked in place of the first one, by the attempt from
-    which on.
+    """An effect that was decided and has no result. `attempt` is its last one; 0 if a person has to allow it first.
+    `told` is the last attempt whose use an END of the job has recorded. `instead` has the verdicts on models that stand
+    in for the first one, by the attempt from which they hold.
     """
 
     verdict: GuardVerdict
@@ -143,21 +146,20 @@ class DecidedEffect(NamedTuple):
     instead: Mapping[int, GuardVerdict] = _NONE_INSTEAD
 
 
-"""No other model was asked in place of the first one."""
-
-
 def most_cost(verdict: GuardVerdict, instead: Iterable[GuardVerdict] = ()) -> Decimal:
-    """The most dollars that one of these has reserved."""
+    """Returns the largest number of dollars that one of these verdicts has reserved."""
     return max(Decimal(each.cost or 0) for each in (verdict, *instead))
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedCall:
-    """A call that a job asks for.
+    """A call for which a job asks.
 
-    kind: "tool", "model" or "child". name: of the tool, of the model, of the agent. agent: whose job it is. args, kwargs: of a tool; of a
-    child its message. spec: what a model is asked. price: of its tokens. labels: of what the job has seen so far. apart: the job's own
-    budget is not to count it. within: the effect of a job whose tool asks by itself; None: the call is an effect, or of no job.
+    `kind` is "tool", "model" or "child", `name` the tool, the model or the agent of the child, and `agent` the agent of
+    the job. `args` and `kwargs` are the arguments of a tool, or the message of a child. `spec` is the request to a
+    model, and `price` the price of its tokens. `labels` are those of all that the job has seen so far. `apart` is True
+    if the job's own budget does not count the call. `within` is the effect whose tool asks by itself; None if the call
+    is an effect, or of no job.
     """
 
     effect: EffectId
@@ -182,12 +184,12 @@ class GuardedCall:
 
     @property
     def principal(self) -> str:
-        """The actor; "" where nobody is named."""
+        """The actor; "" if nobody is named."""
         return self.behalf.principal
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Those of a tool by the names of its parameters; of a child {"message": …}; of a model none."""
+        """The arguments of a tool by the names of its parameters, or {"message": …} of a child. Empty for a model."""
         if not self.args:
             return self.kwargs
         if self.tool is None:
@@ -199,7 +201,7 @@ class GuardedCall:
         return {**given, **self.kwargs}
 
     def changed(self, verdict: GuardVerdict) -> "GuardedCall":
-        """As it will be made."""
+        """Returns the call as it will be made under this verdict."""
         if not verdict.changes:
             return self
         spec = self.spec
@@ -298,15 +300,14 @@ class EffectGuard:
 
 
 class EffectGuards(EffectGuard):
-    """Several guards, one behind the other: each sees the call as the ones before it have changed it, and the strictest decision holds.
-    Where one has another model asked, those before it decide on that model too.
+    """Several guards, one behind the other. Each sees the call as the ones before it have changed it, and the strictest
+    decision holds. If a guard has another model asked, those before it decide on that model too.
     """
 
     def __init__(self, guards: Sequence[EffectGuard]) -> None:
         self._guards = tuple(guards)
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide`."""
         return self._from(0, call, None)
 
     def _from(self, at: int, call: GuardedCall, so_far: GuardVerdict | None) -> GuardVerdict | Awaitable[GuardVerdict]:
@@ -330,7 +331,7 @@ class EffectGuards(EffectGuard):
     async def _degraded(
         self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
     ) -> GuardVerdict:
-        """As `_from`, where this guard has decided, and may have another model asked."""
+        """Goes on after this guard has decided, and may have another model asked."""
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
         if call.name != first:
@@ -343,8 +344,8 @@ class EffectGuards(EffectGuard):
     async def _stands_in(
         self, call: GuardedCall, so_far: GuardVerdict, asked: list[str], count: int, dropped: int
     ) -> tuple[GuardVerdict, GuardedCall]:
-        """What so many of the guards decide on a call that asks the last of these models in place of the first. dropped: so many of
-        them drop it where it is denied.
+        """Returns the verdict of the first `count` guards on a call that asks the last of the models `asked` in place
+        of the first. `dropped`: the number of guards that drop the call if it is denied.
         """
         place, first = 0, asked[0]
         while place < count and so_far.decision is not Decision.DENY:
@@ -363,7 +364,6 @@ class EffectGuards(EffectGuard):
         return so_far, call
 
     async def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """As `EffectGuard.decide_degraded`."""
         verdict, _ = await self._stands_in(call, GuardVerdict(), [call.name], len(self._guards), 0)
         return verdict
 
@@ -376,36 +376,31 @@ class EffectGuards(EffectGuard):
         return (found if so_far is None else so_far.and_then(found)), call.changed(found)
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGuard.begin_job`."""
         for guard in self._guards:
             guard.begin_job(begin, taken)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGuard.drop`."""
         for guard in self._guards:
             guard.drop(effect)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGuard.settle`. One of them says what was used."""
+        """Settles the call with all guards. One of them returns the usage."""
         used = [guard.settle(effect, kind, name, outcome, body, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """As `EffectGuard.asked_by_tool`. One of them says it."""
         return next(filter(None, [guard.asked_by_tool(effect) for guard in self._guards]), b"")
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGuard.reopen`."""
         for guard in self._guards:
             guard.reopen(effect, agent, behalf, decided)
 
     async def ready(self) -> None:
-        """As `EffectGuard.ready`."""
         for guard in self._guards:
             await guard.ready()
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.decide_again`: the first one that refuses."""
+        """Asks the guards in turn. The first refusal holds."""
         guards = iter(self._guards)
         said = next((said for guard in guards if (said := guard.decide_again(effect)) is not None), None)
         return (
@@ -420,58 +415,55 @@ class EffectGuards(EffectGuard):
         return rest if rest is None or isinstance(rest, GuardVerdict) else await rest
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.end_job`. One of them says what may have been used."""
         used = [guard.end_job(job_id, at_ms) for guard in self._guards]
         return next(filter(None, used), b"")
 
     def forget_job(self, job_id: str) -> None:
-        """As `EffectGuard.forget_job`."""
         for guard in self._guards:
             guard.forget_job(job_id)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGuard.open`."""
         for guard in self._guards:
             await guard.open(journal)
 
     async def flush(self) -> None:
-        """As `EffectGuard.flush`."""
         for guard in self._guards:
             await guard.flush()
 
     async def close(self) -> None:
-        """As `EffectGuard.close`."""
         for guard in self._guards:
             await guard.close()
 
 
 def checked_guard(given: Any) -> EffectGuard | None:
-    """A policy, as an app or a kernel takes it. Raises UserError for what decides nothing."""
+    """Returns the policy of an app or a kernel. Raises UserError if it is not an EffectGuard."""
     if given is not None and not isinstance(given, EffectGuard):
         raise UserError(f"policy={short_repr(given)}", hint="a PolicyEngine: PolicyEngine([ToolPolicy(…)])")
     return given
 
 
 def guard_of(guards: Sequence[EffectGuard]) -> EffectGuard | None:
-    """One guard for all of them; None: there is none, and all is allowed."""
+    """Returns one guard for all of them; None without guards, and then all is allowed."""
     return EffectGuards(guards) if len(guards) > 1 else next(iter(guards), None)
 
 
 def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
-    """The other model that a call which may be made is to ask; "": there is none."""
+    """Returns the other model that a call which may be made is to ask; "" if there is none."""
     other = call.kind == "model" and verdict.decision is not Decision.DENY and verdict.model != call.name
     return verdict.model if other else ""
 
 
 def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
-    """A verdict about a model that is asked in place of another one, whose reason says so."""
+    """Returns the verdict on a model that stands in for another one, with a reason that says so."""
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 
 
 def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVerdict:
-    """The denial of a call for which each of these models stands in for the one before it, and the last one is there twice."""
+    """Returns the denial of a call for which each of these models stands in for the one before it, and the last one is
+    there twice.
+    """
     reason = f"models stand in for each other in a ring: {', '.join(models)}"
     return GuardVerdict(Decision.DENY, rule, version, reason)
 
@@ -479,8 +471,8 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
 def judge_call(
     guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
 ) -> GuardVerdict | Awaitable[GuardVerdict]:
-    """What the guard decides; degraded: as `EffectGuard.decide_degraded`. Where it raises, or changes what cannot be changed, the call is
-    denied, and the reason says so.
+    """Returns the decision of the guard; `degraded`: by `decide_degraded`. If the guard raises, or changes a value that
+    cannot be changed, the call is denied with that reason.
     """
     try:
         found = guard.decide_degraded(call) if degraded else guard.decide(call)
@@ -507,7 +499,9 @@ async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> Gu
 
 
 def _sound(verdict: GuardVerdict) -> GuardVerdict:
-    """The verdict, if a journal that has it can be read again. Raises what says why not: a reason that is no text, for example."""
+    """Returns the verdict if a journal with it can be read again. Raises an error that says why not, for example a
+    reason that is no text.
+    """
     _decode(encode_verdict(verdict))
     return verdict
 
@@ -524,7 +518,7 @@ _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:
-    """The verdict in the note of an intent; None: nothing has decided on it. Raises CorruptJournal."""
+    """Returns the verdict in the note of an intent; None if nobody has decided on it. Raises CorruptJournal."""
     if not note:
         return None
     try:
@@ -534,6 +528,6 @@ def decode_verdict(note: bytes) -> GuardVerdict | None:
 
 
 def stood_in(entry: Attempt) -> GuardVerdict | None:
-    """The verdict on a model that was asked in place of the first one of an effect; None: the entry says of none that it was asked."""
+    """Returns the verdict on a model that was asked in place of the first one of an effect; None if the entry has none."""
     verdict = decode_verdict(entry.note)
     return None if verdict is None or verdict.decision in (Decision.DENY, Decision.ASK) else verdict

@@ -1,18 +1,18 @@
-"""What the journal has of one job, as a replay needs it: what was asked, and what came of it, in the order of the journal.
+"""The history of one job, as a replay needs it: its effects and their outcomes, in the order of the journal.
 
     BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  RESULT 3  ATTEMPT  RESULT 2 …
            ───────── asked     ───────── asked     delivered first    delivered second
 
-Only what stands behind the last BEGIN counts (`ctx.continue_as` begins a history anew); ordinals go on, so that no effect has the id of an
-earlier one. But a BEGIN behind END (the dead letter of a job that had failed was sent again) is another attempt of the same history, with
-the input that this history began with: whoever asks for the job once more may know its first one alone.
+Only entries behind the last BEGIN count (`ctx.continue_as` begins a history anew). Ordinals go on, so that no effect has the id of an
+earlier one. But a BEGIN behind END is another attempt of the same history: the dead letter of a job that had failed was sent again. The
+job keeps the input with which this history began, because whoever sends it again may only know the first input of the job.
 
-A RESULT with ordinal 0 is of the attempt itself: its time is over.
+A RESULT with ordinal 0 is about the attempt itself: its time is over.
 
-An attempt of the job (ATTEMPT with ordinal 0) keeps the results that it has, and forgets the errors of effects that may be repeated: these
-are asked again. It forgets what the attempt before had given up, too: timers that have not fired, questions that it has withdrawn, children
-that were cancelled. They are asked anew, as effects of their own. So is what was denied (`guard`). A call that was not made because nobody
-awaited it is asked again under its own ordinal, so that its idempotency key stays the same.
+A new attempt of the job (ATTEMPT with ordinal 0) keeps all results, and forgets the errors of effects that may be repeated: the function
+asks for these again. It also forgets all that the attempt before had given up: timers that have not fired, questions that it has withdrawn,
+children that were cancelled, and effects that were denied (`guard`). The function asks for them anew, as effects of their own. A call that
+was not made because nobody awaited it is asked for again under its own ordinal, so that its idempotency key stays the same.
 """
 
 from collections.abc import Iterable
@@ -31,11 +31,11 @@ ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes
 """The types of questions that have a meaning. A durable agent may have words of its own beside them."""
 
 Delivery = EffectResult | Answer | Signal | Cancel
-"""What changes a job from outside."""
+"""An entry that changes a job from outside."""
 
 
 class ContinueAs(BaseException):
-    """`ctx.continue_as(input)`: the job goes on with a new input and a new history."""
+    """Raised by `ctx.continue_as(input)`: the job goes on with a new input and a new history."""
 
     def __init__(self, message: Any) -> None:
         super().__init__("continue_as")
@@ -44,18 +44,26 @@ class ContinueAs(BaseException):
 
 @dataclass(slots=True)
 class History:
-    """begin: the last BEGIN. runs: how many there are. attempt: of the job, from 1. tried_ms: when a later one began. tries: of each
-    effect, from 1.
+    """The history of one job, as a replay needs it.
 
-    intents: what was asked, by ordinal. deliveries: what came, in order; the first `kept` of them came in attempts before this one.
-    doubts: the last question about an effect in doubt, by its ordinal; approvals: the question whether an effect may be made; verdicts:
-    the answers to such questions, by token. An approval may also be a question of the call's tool. stopped: the ordinals of calls whose
-    last attempt was certainly not made: it has ended at such a question, or was given up. failed_children: the ordinals of those that
-    failed in an attempt before this one.
-    told: of each effect the last attempt whose use is recorded. instead: of each effect what was decided of models that were asked in place
-    of the first one, by the attempt from which on. base: the last ordinal before the last BEGIN. last_ordinal: of all. ran_ms:
-    the time up to the last entry (`last_ms`), in all histories of the job, without that of waits for others. seed: of what is drawn by
-    lot. untaken: entries that come and are those of the job from whose checkpoint this one goes on.
+    `begin` is the last BEGIN, and `runs` the number of BEGIN entries. `attempt` counts the attempts of the job from 1,
+    and `tried_ms` is the time at which a later one began. `tries` has the number of attempts of each effect. `end` is
+    the END entry, if there is one.
+
+    `intents` has the effects by ordinal, and `deliveries` their outcomes in order; the first `kept` of these came in
+    attempts before this one. `doubts` has the last question about an effect in doubt, by its ordinal, `approvals` the
+    question whether an effect may be made, and `verdicts` the answers to both, by token. An approval may also be a
+    question of the call's tool.
+
+    `stopped` has the ordinals of calls whose last attempt was certainly not made: it has ended at such a question, or
+    was given up. `failed_children` has the ordinals of children that failed in an attempt before this one. `told` has
+    for each effect the last attempt whose use is recorded, and `instead` the decisions on models that stand in for the
+    first one, by the attempt from which they hold.
+
+    `base` is the last ordinal before the last BEGIN, and `last_ordinal` the last one of all. `ran_ms` is the time up to
+    the last entry (`last_ms`) in all histories of the job, without waits for others. `seed` is the seed of random
+    numbers, if it is not the job's own. `untaken` is the number of entries still to come from the job from whose
+    checkpoint this one goes on.
     """
 
     begin: Begin
@@ -93,7 +101,7 @@ class History:
 
     @classmethod
     def of(cls, job_id: str, entries: Iterable[Entry]) -> "History":
-        """The history that these entries make, which are all of the job, in order, with their bodies loaded. Raises CorruptJournal."""
+        """Returns the history of a job, from all its entries in order, with their bodies loaded. Raises CorruptJournal."""
         history: History | None = None
         for entry in entries:
             if isinstance(entry, Begin):
@@ -109,7 +117,7 @@ class History:
         return history
 
     def followed_by(self, begin: Begin) -> "History":
-        """The one that another BEGIN of the job begins, or goes on with."""
+        """Returns the history after another BEGIN of the job, which begins it anew or goes on with it."""
         if self.end is None:
             followed = self.anew(begin)
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
@@ -124,12 +132,12 @@ class History:
         return self
 
     def anew(self, begin: Begin) -> "History":
-        """The one that another BEGIN of the job begins."""
+        """Returns the new history that another BEGIN of the job begins."""
         ran_ms, last = self.ran_until(begin.at_ms), self.last_ordinal
         return History(begin, self.runs + 1, base=last, last_ordinal=last, ran_ms=ran_ms)
 
     def add(self, entry: Entry) -> None:
-        """The next entry. What comes behind END changes nothing."""
+        """Adds the next entry. An entry behind END changes nothing."""
         if self.end is not None:
             self._take()
             return
@@ -164,22 +172,24 @@ class History:
         self.stopped.discard(ordinal)
 
     def _tell_open(self) -> None:
-        """END has recorded what calls without a result may have used."""
+        """Notes that END has recorded the use of calls without a result."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.told |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def _take(self) -> None:
-        """Behind the last entry of another job the time of this one begins."""
+        """Counts an entry taken from another job. After the last of them the time of this job begins."""
         self.untaken -= 1
         if self.untaken == 0:
             self.last_ms = self._restored_ms
 
     def ran_until(self, now_ms: int) -> int:
-        """`ran_ms`, up to now."""
+        """Returns `ran_ms` up to now."""
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Time goes on to this entry. What a child has run counts when it has ended, at most for as long as the job has waited for some."""
+        """Moves the time on to this entry. The time of a child counts when the child has ended, at most for as long as
+        the job has waited for children.
+        """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)
         if parked_ms or self._waited_ms:
@@ -192,7 +202,9 @@ class History:
         self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
-        """Whether the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal, a child."""
+        """True if the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal or
+        a child.
+        """
         waits = False
         for each in self._open.values():
             if each.kind == "sleep":
@@ -221,32 +233,34 @@ class History:
                 self._open.pop(next(waits, 0), None)
 
     def _is_about_effect(self, answer: Answer) -> bool:
-        """The question was about an effect, and none of the function's own."""
+        """True if the answer is to a question about an effect, and not to one of the function's own."""
         asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
         return any(each is not None and each.token == answer.token for each in asked)
 
     def attempt_of(self, intent: Intent) -> int:
-        """The last one of this effect; 0: a person has to allow it first."""
+        """Returns the last attempt of this effect; 0 if a person has to allow it first."""
         verdict = decode_verdict(intent.note)
         asks = verdict is not None and verdict.decision is Decision.ASK
         return self.tries.get(intent.ordinal, 0 if asks else 1)
 
     def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
-        """What was decided of an effect that has no result. verdict: of its intent."""
+        """Returns the decision on an effect without a result. `verdict`: the verdict in its intent."""
         told, instead = self.told.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
         return DecidedEffect(verdict, effect.attempt, told, instead)
 
     def approval(self, ordinal: int) -> Answer | None:
-        """What a person has said to the question whether this effect may be made; None: nothing yet, or nobody was asked."""
+        """Returns a person's answer to the question whether this effect may be made. None if there is no answer yet, or
+        nobody was asked.
+        """
         question = self.approvals.get(ordinal)
         return None if question is None else self.verdicts.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
-        """Whether the outcome of this effect is recorded."""
+        """True if the outcome of this effect is recorded."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:
-        """Another attempt of the job."""
+        """Begins another attempt of the job."""
         self.attempt, self.tried_ms = attempt, at_ms
         for ordinal in [at for at, each in self.intents.items() if each.note and self._was_denied(each)]:
             del self.intents[ordinal]
@@ -277,7 +291,9 @@ class History:
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
     def _was_denied(self, intent: Intent) -> bool:
-        """By a rule, or since nobody has answered: another attempt of the job is judged anew. What a person has refused stays refused."""
+        """True if a rule has denied the effect, or nobody has answered: another attempt of the job is judged anew. The
+        refusal of a person stays.
+        """
         verdict = decode_verdict(intent.note)
         assert verdict is not None
         if verdict.decision is Decision.DENY:
@@ -286,7 +302,7 @@ class History:
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _given_up(self, entry: Delivery) -> bool:
-        """Whether it says that the job itself did not want an effect any more."""
+        """True if the entry says that the job itself did not want an effect any more."""
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
@@ -296,7 +312,7 @@ class History:
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
-        """Whether this came of an effect that another attempt of the job may ask again."""
+        """True if another attempt of the job may ask for the effect of this entry again."""
         if not isinstance(entry, Answer | EffectResult):
             return False
         intent = self.intents.get(entry.ordinal)

@@ -67,8 +67,9 @@ class JobHost:
         guard: EffectGuard | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
-        """on_broken: nothing can go on: the journal has failed, or we have. stop_grace_s: for effects that run when it is stopped. notes:
-        of parked jobs, as the restored checkpoint has them. listener: is told what happens. guard: decides. make_run: makes a JobRun.
+        """`on_broken`: called if nothing can go on, because the journal or the host has failed. `stop_grace_s`: how
+        long a stop waits for effects that run. `notes`: the notes of parked jobs in the restored checkpoint.
+        `listener`: hears of all that happens. `guard`: decides on effects. `make_run`: makes a JobRun.
         """
         self.journal = journal
         self.stopping = False
@@ -101,17 +102,19 @@ class JobHost:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
-        """Jobs of this agent are runs of this owner. children: that one of them may begin."""
+        """Makes this owner the agent with this id. `children`: the children that its jobs may begin."""
         self.owners[agent_id] = owner
         self.jobs.limits[agent_id] = children
 
     async def open(
         self, positions: Mapping[int, int] | None, unapplied: Mapping[str, Position] | None = None
     ) -> list[OpenJob]:
-        """Reads the journal. Returns the jobs that the restored checkpoint does not cover whole, in the order in which they began.
+        """Reads the journal. Returns the jobs that the restored checkpoint does not cover completely, in the order in
+        which they began.
 
-        positions: of the journal, in that checkpoint; None: there was none, and all jobs are open. unapplied: jobs whose END (there) stands
-        before those positions, and which the checkpoint does not cover all the same (`facts`).
+        `positions`: the positions of the journal in that checkpoint; None without a checkpoint, and then all jobs are
+        open. `unapplied`: jobs whose END stands before those positions, and which the checkpoint does not cover all the
+        same (`facts`).
         """
         await self._guard.open(self.journal)
         found = await run_to_end(run_in_thread(open_jobs, self.journal, dict(positions or {}), dict(unapplied or {})))
@@ -126,7 +129,7 @@ class JobHost:
         return found
 
     def start(self) -> None:
-        """Serves from now on."""
+        """Starts the task that serves the queue."""
         self.stopping = False
         self._serving = self._loop.create_task(self._serve(), name="jobs")
         what = "the task that runs jobs"
@@ -134,7 +137,9 @@ class JobHost:
         self._timers.start()
 
     async def quiesce(self) -> None:
-        """Begins no job and makes no effect any more; the effects that run have `stop_grace_s` to end, and their results are recorded."""
+        """Begins no job and makes no effect any more. Effects that run have `stop_grace_s` to end, and their results
+        are recorded.
+        """
         self.stopping = True
         self.log.stop_waiting()
         self._timers.stop()
@@ -164,7 +169,7 @@ class JobHost:
 
     @property
     def left_behind(self) -> list[str]:
-        """Calls that ignored their cancellation."""
+        """The calls that ignored their cancellation."""
         return list(self._effects.runner.left_behind)
 
     # -- what an agent asks -------------------------------------------------------------------------------------------
@@ -181,8 +186,12 @@ class JobHost:
         behalf: Behalf = NOBODY,
         taken: Sequence[Entry] = (),
     ) -> None:
-        """A new job. record: its input, as its owner reads it again. key: what its order goes by. digest: of the input. run: above 1: it
-        has failed or was cancelled, and runs again over what it has done. behalf: on whose it runs. taken: it goes on behind these entries.
+        """Begins a job, if somebody still waits for it when its turn in the queue comes.
+
+        `record`: its input, as its owner reads it again. `key`: the key that decides on its order. `digest`: the digest
+        of the input. `run`: above 1 if the job has failed or was cancelled, and runs once more over its recorded
+        effects. `behalf`: on whose behalf it runs. `taken`: the entries of another job with which it begins, if it goes
+        on from a checkpoint.
         """
         self.jobs.add(job_id, agent_id, begun=False)
 
@@ -253,7 +262,7 @@ class JobHost:
         self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
-        """The job is in memory from now on."""
+        """Puts the job into memory."""
         job = self._make_run(history.begin.job, history, key=self.journal.key, code=owner.code, pieces=self.log)
         running = self.running[job.job_id] = RunningJob(
             job, owner, last, since_ms=self.now_ms(), since_s=self.steady_s()
@@ -262,11 +271,13 @@ class JobHost:
         return running
 
     def stays_parked(self, job: OpenJob) -> bool:
-        """Whether an open job is parked as it was at the cut, and need not run over its history: its owner is told that it is parked."""
+        """Parks an open job again, as it was at the cut, and tells its owner. Returns False if it must run over its
+        history.
+        """
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
-        """Runs an open job over its history. One that had failed is not run: its owner is told again."""
+        """Runs an open job over its history. A job that had failed is not run; its owner is told again."""
         if job.ended is not None and job.ended.outcome != "succeeded":
             self.put(partial(self._had_ended, job, job.ended))
         elif job.last == job.began and parent_of(job.job_id)[0]:
@@ -289,23 +300,20 @@ class JobHost:
         self._tell_parent(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
-        """What the journal knows of a job that may have been asked for before; None: nothing."""
+        """Returns what the journal knows of a job that may have been asked for before, or None."""
         return await call_journal(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
 
     def put(self, item: Item) -> None:
-        """As `HostServices.put`."""
         self._items.append(item)
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 
     def put_front(self, item: Item) -> None:
-        """As `HostServices.put_front`."""
         self._items.appendleft(item)
 
     def put_later(self, wait_s: float, item: Item) -> None:
-        """As `HostServices.put_later`."""
         self._loop.call_later(wait_s, self.put, item)
 
     async def _serve(self) -> None:
@@ -328,14 +336,12 @@ class JobHost:
                 slice_end = monotonic() + _SLICE_SECONDS
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """As `HostServices.spawn`."""
         task = self._loop.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return watch_task(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
 
     def now_ms(self) -> int:
-        """As `HostServices.now_ms`."""
         return round(self._clock.time() * 1000)
 
     # -- turns --------------------------------------------------------------------------------------------------------
@@ -408,7 +414,6 @@ class JobHost:
         self.deliver([(self.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
-        """As `HostServices.settle`."""
         if not running.in_memory or running.ending or running.noting:
             return
         job, finished = running.job, running.job.finished
@@ -431,7 +436,9 @@ class JobHost:
         running.in_memory = False
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """As `HostServices.deliver`. Entries that follow from a delivery are appended, and delivered, behind all others."""
+        """Delivers entries (`HostServices.deliver`). Entries that follow from a delivery are appended and delivered
+        behind all others.
+        """
         if self._arriving is not None:
             self._arriving.extend(entries)
             return
@@ -456,7 +463,6 @@ class JobHost:
             self._arriving = None
 
     def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
-        """As `HostServices.replay_job`."""
         if self.stopping:
             return
         if job_id in self._republished:
@@ -474,7 +480,7 @@ class JobHost:
         return self.parking.awaits(job_id, ordinal) if running is None else running.awaits(ordinal)
 
     def _due(self, job_id: str, ordinal: int) -> None:
-        """A timer, the deadline of a question, or the time of an attempt (ordinal 0)."""
+        """Handles a timer, the deadline of a question, or the end of the time of an attempt (ordinal 0)."""
         if not ordinal:
             self._effects.time_out(job_id)
             self.parking.time_out(job_id)
@@ -495,7 +501,7 @@ class JobHost:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, running: RunningJob) -> None:
-        """The function has returned, and nothing that it asked may still happen."""
+        """Ends a job whose function has returned, and of whose effects none may still happen."""
         job, owner = running.job, running.owner
         value, error = job.outcome()
         if error is not None:
@@ -527,7 +533,9 @@ class JobHost:
         self.log.when_durable(position, partial(self.put, go_on))
 
     def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
-        """The last entry of a job. result: the error's type, or the reason. body: the output, or the error."""
+        """Writes the last entry of a job. `result`: the type of the error, or the reason. `body`: the output, or the
+        error.
+        """
         job_id, labels, ran_ms = running.job.job_id, running.job.behalf.labels, running.ran_ms(self.steady_s())
         told: Sequence[tuple[Position, Entry]] = ()
         if running.job.history.end is None:
@@ -550,7 +558,7 @@ class JobHost:
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:
-        """The function has raised."""
+        """Handles an error that the function has raised."""
         job = running.job
         if isinstance(error, ContinueAs):
             self._continue(running, error.message)
@@ -574,7 +582,9 @@ class JobHost:
             self._forget(running, stays_open=True)
 
     def _attempt(self, running: RunningJob) -> None:
-        """The function is run again: results stay, errors of what may be repeated are asked again."""
+        """Runs the function once more. Results stay; effects that may be repeated are asked for again if they had
+        failed.
+        """
         job_id = running.job.job_id
         if not running.in_memory or self.stopping:
             return
@@ -587,7 +597,7 @@ class JobHost:
         self.parking.load(job_id)
 
     def _continue(self, running: RunningJob, message: Any) -> None:
-        """A new history of the same job."""
+        """Begins a new history of the same job."""
         self._effects.leave(running)
         told = self._leave_children(running)
         job, owner = running.job, running.owner
@@ -610,8 +620,9 @@ class JobHost:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Of jobs: running (or waking), parked, blocked (by id: why); since the start begun, ended, effects, doubts. Calls in
-        flight. The figures of the calls of each tool.
+        """Returns the numbers of jobs that run (or wake), are parked, have begun and have ended since the start; the
+        reasons of blocked jobs by id; the numbers of effects, of doubts and of calls in flight; the figures of each
+        tool and of the journal.
         """
         return {
             "running": len(self.running) + self.parking.loading,

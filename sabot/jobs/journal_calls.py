@@ -1,4 +1,4 @@
-"""What is asked of a journal while jobs run, whose home may be gone for a while."""
+"""Calls of a journal whose home may be gone for a while."""
 
 import asyncio
 from collections.abc import Callable

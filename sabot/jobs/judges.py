@@ -46,7 +46,7 @@ class GuardJudge:
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """calls: what their rows have in place of a job. agent: whose they are; the scope is its app."""
+        """`calls`: stands in rows where others have a job. `agent`: the owner of the calls; the scope is its app."""
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
         self._behalf = NOBODY
@@ -88,8 +88,9 @@ class GuardJudge:
         return outcome
 
     async def instead(self, effect: EffectId, call: ModelCall, price: Price) -> None:
-        """Another provider of the engine is about to be asked, as the call says, in place of one that failed: the rules judge its model
-        too, and what that may cost more is reserved for the effect. Raises PolicyDenied and BudgetExceeded, which the log has too.
+        """Decides on another provider of the engine, which the call asks in place of one that has failed: the rules
+        judge its model too, and the guard reserves the higher cost for the effect. Raises PolicyDenied and
+        BudgetExceeded, which are logged too.
         """
         effect = EffectId(effect.job, effect.ordinal, effect.attempt + call.unread)  # the attempt that asks it
         found = judge_call(self._guard, self._asked(effect, call.model, call, price), degraded=True)
@@ -103,7 +104,7 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """The verdict on a model that stands in for the first one is noted, where there is a journal for it."""
+        """Notes the verdict on a model that stands in for the first one, if there is a journal for it."""
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)
@@ -122,7 +123,7 @@ class GuardJudge:
 
 
 class _ToolJudge(GuardJudge):
-    """Of what a tool asks by itself, on behalf of the job that has called it."""
+    """A judge of the models that a tool asks by itself, on behalf of the job that has called it."""
 
     _only_asks = "a tool asks nobody: let the agent ask the model, by ctx.llm(engine)"
 
@@ -134,7 +135,7 @@ class _ToolJudge(GuardJudge):
         self._loop = asyncio.get_running_loop()
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """As `GuardJudge._noted`: that of the effect itself; what its tool asks by itself is in no journal."""
+        """Notes a verdict on the effect itself. Models that the tool asks by itself are in no journal."""
         if effect[:2] == self._effect[:2]:
             await self._note(effect, verdict)
 
@@ -154,14 +155,14 @@ class _ToolJudge(GuardJudge):
 
 
 def _told(call: ModelCall) -> RequestSpec:
-    """What the model is told: texts of which vectors are made are messages to it, and nothing is written."""
+    """Returns the request as the guards see it: texts of which vectors are made are messages, and nothing is written."""
     if call.kind != "embed":
         return call.spec
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)
 
 
 def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudge | None:
-    """Of an app with these guards; None: it has none."""
+    """Returns the judge of an app with these guards; None without guards."""
     guard = guard_of(guards)
     return None if guard is None else GuardJudge(f"{app}.calls", f"{app}.calls", guard, clock)
 
@@ -169,8 +170,8 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
 def judge_within(
     host: HostServices, guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
 ) -> GuardJudge:
-    """Of what the tool of this effect, which is about to be called, asks of models by itself. note: records what is decided of a model
-    that stands in for that of the effect.
+    """Returns the judge of the models that the tool of this effect asks by itself. `note`: records the verdict on a
+    model that stands in for that of the effect.
     """
     job = host.running[effect.job].job  # no effect is made for a job that is not in memory
     return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

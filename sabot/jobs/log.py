@@ -1,4 +1,4 @@
-"""The journal as a host keeps it: where it ends, what a checkpoint notes of it, and who is told of its entries.
+"""The journal of a host: its end, the facts that a checkpoint keeps of it, and the listener that hears of its entries.
 
     append ─▶ journal
           └─▶ what is to be told, in order ─▶ durable? ─▶ listener
@@ -34,7 +34,7 @@ _SILENT_SECONDS = 5.0  # a stop waits no longer for a journal in which nothing b
 
 
 class Fragment(NamedTuple):
-    """A piece of a model's answer, as it comes. No journal has it. number: of the pieces of this attempt, from 0."""
+    """A piece of a model's answer, as it comes. No journal has it. `number` counts the pieces of this attempt from 0."""
 
     job: str
     ordinal: int
@@ -46,7 +46,7 @@ class Fragment(NamedTuple):
 
 
 class Blocked(NamedTuple):
-    """A job cannot go on with this code."""
+    """The notice that a job cannot go on with this code."""
 
     job: str
     error: NonDeterminism
@@ -69,12 +69,12 @@ class Listener(Protocol):
 
 
 class JobLog:
-    """All on the event loop of the host."""
+    """The journal of a host, and its listener. It belongs to the event loop of the host."""
 
     def __init__(
         self, host: HostServices, journal: Journal, listener: Listener | None, kept: Callable[[], Awaitable[None]]
     ) -> None:
-        """kept: returns when what is made of results is kept elsewhere, so that the journal may forget them."""
+        """`kept`: returns when all that is made of results is kept elsewhere, so that the journal may forget them."""
         self._kept = kept
         self.journal = journal
         self.listener = listener
@@ -90,11 +90,11 @@ class JobLog:
         self._leaving = False
 
     async def open(self) -> None:
-        """Reads where the journal ends."""
+        """Reads the positions at which the journal ends."""
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """As `HostServices.append`."""
+        """Appends an entry (`HostServices.append`)."""
         position = self.journal.append(entry)
         if running is not None:
             running.last = position
@@ -131,17 +131,17 @@ class JobLog:
     # -- who listens --------------------------------------------------------------------------------------------------
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """As of the listener."""
+        """True if the listener wants the pieces of answers of this job."""
         return self.listener is not None and await self.listener.wants_fragments(job_id)
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """A piece of the answer to this call has come."""
+        """Publishes a piece of the answer to this call."""
         self._publish_now(
             Fragment(effect.job, effect.ordinal, effect.attempt, number, text, reasoning, self._host.now_ms())
         )
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """A job does not go on."""
+        """Publishes that a job does not go on."""
         self._publish_now(Blocked(job_id, error, self._host.now_ms()))
 
     def _publish_now(self, notice: Fragment | Blocked) -> None:
@@ -181,7 +181,7 @@ class JobLog:
 
     @property
     def is_ahead(self) -> bool:
-        """The listener is behind by so much that nothing more should be appended now."""
+        """True if the listener is so far behind that nothing more should be appended now."""
         return len(self._unpublished) > AHEAD_MOST and not self._leaving
 
     async def wait_room(self) -> None:
@@ -200,7 +200,7 @@ class JobLog:
         self._has_room()
 
     async def wait_caught_up(self) -> None:
-        """Returns when the listener has got all notices of what happened before the call."""
+        """Returns when the listener has got all notices that were published before the call."""
         if self._publisher is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._unpublished.append((None, told))
@@ -215,16 +215,16 @@ class JobLog:
 
     @property
     def what(self) -> str:
-        """Its name in messages."""
+        """The name of the journal in messages."""
         return self.journal.where
 
     @property
     def flushing(self) -> bool:
-        """A barrier waits for it."""
+        """True while a barrier waits for the journal."""
         return self._flushing > 0
 
     def barrier(self, checkpoint_id: int) -> "asyncio.Future[Mapping[str, int]]":
-        """Called at the cut. Done when all that was appended before is durable."""
+        """Starts to flush the journal at a cut. The future is done when all entries before the cut are durable."""
         self._flushing += 1
         return asyncio.get_running_loop().create_task(self._flush())
 
@@ -243,8 +243,9 @@ class JobLog:
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the journal: which one it is, where it is at the cut, and the jobs that had ended before this run and
-        have not been run over their history yet: what they did to state and output is not in the cut, though their END stands before it.
+        """Returns the facts that a checkpoint keeps of the journal: its identity, its positions at the cut, and the
+        jobs that had ended before this run and have not run over their history yet. The effects of these on state and
+        output are not in the cut, though their END stands before it.
         """
         return {
             "identity": self.journal.identity,
@@ -253,7 +254,9 @@ class JobLog:
         }
 
     def trim(self, needed: Callable[[], Mapping[int, int] | None], forget_before_ms: int) -> None:
-        """Entries of jobs that had ended before what `needed` gives may go: it blocks, and gives None where nobody knows now."""
+        """Removes the entries of jobs that had ended before the positions that `needed` returns. `needed` blocks, and
+        returns None if nobody knows them now.
+        """
 
         def trim() -> None:
             positions = needed()

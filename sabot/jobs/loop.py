@@ -60,8 +60,8 @@ _WRAP_FUTURE = asyncio.wrap_future.__code__
 
 
 class _Numbered:
-    """Hashes by its number and the name of its job: the same in every process, and different from job to job, because asyncio keeps the
-    tasks of all loops in one set.
+    """A future or task that hashes by its number and the name of its job. The hash is the same in every process, and
+    differs from job to job, because asyncio keeps the tasks of all loops in one set.
     """
 
     _number: int
@@ -71,7 +71,7 @@ class _Numbered:
 
 
 class JobFuture(_Numbered, asyncio.Future[Any]):
-    """What a job awaits. Its owner gives it a result, or the function does."""
+    """A future of a job. Its owner gives it a result, or the function does."""
 
     def __init__(self, loop: "JobLoop") -> None:
         self._number = loop.next_number()
@@ -91,8 +91,9 @@ class JobTask(_Numbered, asyncio.Task[Any]):
 
 
 class JobTimer(asyncio.TimerHandle):
-    """What `call_later` and `call_at` of a job's loop return. Two timers are never equal. open: it has neither fired nor been cancelled.
-    sleeps: it is that of an `asyncio.sleep`, and not of a time-out or of a `call_later`.
+    """A timer of a job's loop, made by `call_later` and `call_at`. Two timers are never equal. `open` is True until it
+    has fired or was cancelled. `sleeps` is True for the timer of an `asyncio.sleep`, and False for a timeout or a
+    `call_later`.
     """
 
     __slots__ = ("open", "sleeps")
@@ -112,7 +113,9 @@ class _Dropped(BaseException):
 
 
 class _Watched(Coroutine[Any, Any, Any]):
-    """The coroutine of a task, with each await of it looked at: what is not of the job's loop is refused where it is awaited."""
+    """The coroutine of a task. It looks at each await of it, and refuses an awaited object that does not belong to the
+    job's loop.
+    """
 
     __slots__ = ("_loop", "_send", "coroutine", "number")
 
@@ -157,10 +160,11 @@ class _Watched(Coroutine[Any, Any, Any]):
 class JobLoop(asyncio.AbstractEventLoop):
     """The event loop of one job. All of it belongs to the thread of its owner.
 
-    now: seconds since 1970, what `time()` returns; the owner moves it, never back. main: the task of the job's function, from `start` on.
-    refused: the first thing that the function did and must not do; no turn goes on after it, whatever the function makes of the exception,
-    and the job has to fail. forgotten: names the first coroutine that the function has made and thrown away without awaiting it.
-    dead: discarded; true before the first `finally:` block of a discarded coroutine runs.
+    `now` is the time in seconds since 1970 that `time()` returns; the owner moves it, never back. `main` is the task of
+    the job's function, from `start` on. `refused` is the error of the first thing that the function did and must not
+    do; no turn goes on after it, even if the function catches it, and the job has to fail. `forgotten` names the first
+    coroutine that the function has made and thrown away without awaiting it. `dead` is True once the loop is discarded,
+    before the first `finally:` block of a discarded coroutine runs.
     """
 
     main: "asyncio.Task[Any]"
@@ -168,8 +172,9 @@ class JobLoop(asyncio.AbstractEventLoop):
     def __init__(
         self, name: str, *, on_timer: Callable[[JobTimer], None], on_timer_gone: Callable[[JobTimer], None]
     ) -> None:
-        """name: of the job, the same in every replay. on_timer: the function has set a timer. on_timer_gone: it has cancelled one that had
-        not fired. Both are called in the turn; what they raise goes to the function.
+        """`name`: the name of the job, the same in every replay. `on_timer`: called when the function has set a timer.
+        `on_timer_gone`: called when it has cancelled a timer that had not fired. Both run in the turn, and an error
+        that they raise goes to the function.
         """
         self.name = name
         self.now = 0.0
@@ -254,10 +259,11 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._ready.append(timer)
 
     def discard(self) -> None:
-        """Ends the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message comes from it.
+        """Ends the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message
+        comes from it.
 
-        The loop forgets its main task and its owner: what is left of a job has no cycles, and is freed at once. Where thousands of jobs
-        end or park in a second, the garbage collector would stop all others for as long as it takes to find theirs.
+        The loop forgets its main task and its owner, so that the rest of the job has no cycles and is freed at once. If
+        thousands of jobs end or park in a second, the garbage collector would stop all others while it finds theirs.
         """
         outside = self._enter("is discarded")
         self.dead = True
@@ -299,7 +305,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return refusal
 
     def refusal_of(self, awaited: Any) -> UserError | None:
-        """Why the function must not await this object; None: it may."""
+        """Returns why the function must not await this object; None if it may."""
         if awaited is None:
             return None
         what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
@@ -313,7 +319,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return self._refuse(f"{what} that belongs to {whose}")
 
     def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
-        """What `asyncio.wait` and `asyncio.as_completed` got, without repeats."""
+        """Returns the arguments of `asyncio.wait` or `asyncio.as_completed` in their order, without repeats."""
         ordered = dict.fromkeys(awaitables)
         for each in ordered:
             if asyncio.isfuture(each) and (refusal := self.refusal_of(each)) is not None:
@@ -336,7 +342,9 @@ class JobLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _woken_from_outside(self) -> UserError:
-        """Something that belongs to the function became ready otherwise than by a delivery. The other side is told, and so is the job."""
+        """Returns the error if something of the function became ready otherwise than by a delivery. The other side gets
+        the error, and so does the job.
+        """
         who = "the app, or another thread"
         other = asyncio._get_running_loop()
         if isinstance(other, JobLoop):
@@ -352,8 +360,8 @@ class JobLoop(asyncio.AbstractEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> JobTimer:
-        """Sets a timer, which the owner fires. The owner is not told of one that is due already, whose callback is ready at once, nor
-        of one that will never be due.
+        """Sets a timer, which the owner fires. The owner does not hear of a timer that is due already, whose callback
+        is ready at once, nor of one that will never be due.
         """
         timer = JobTimer(when, callback, args, self, context)
         timer.open = when < _NEVER and not self.dead
@@ -395,7 +403,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return self._number
 
     def ended(self, steps: _Watched) -> None:
-        """The coroutine of a task has ended."""
+        """Removes a task whose coroutine has ended."""
         self._tasks.pop(steps.number, None)
 
     def is_running(self) -> bool:
@@ -414,14 +422,15 @@ class JobLoop(asyncio.AbstractEventLoop):
         return None
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Logs what nobody has asked for: errors of callbacks, and of tasks whose result was never retrieved."""
+        """Logs errors that nobody has asked for: errors of callbacks, and of tasks whose result was never retrieved."""
         if not self.dead:
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
     def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Notes a coroutine of this job that was never awaited. Returns whether that needs no further word.
+        """Notes a coroutine of this job that was never awaited. Returns True if that needs no further word.
 
-        As for generators: where the last reference to it went is a place in the program, what the garbage collector finds is chance.
+        As for generators: if the last reference to it went at a place in the program, the note is deterministic; what
+        the garbage collector finds is chance.
         """
         in_turn = self._in_turn == get_ident() != _collecting
         if in_turn and self.forgotten is None:
@@ -433,10 +442,10 @@ class JobLoop(asyncio.AbstractEventLoop):
         return in_turn or self.dead
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """An async generator that was begun, and is not at its end, is referenced no more: it is closed.
+        """Closes an async generator that was begun, is not at its end, and is referenced no more.
 
-        Where the last reference to it went is a place in the program. Where the garbage collector found it is chance, so it is kept
-        then, and closed when the job is discarded.
+        If the last reference went at a place in the program, it is closed at once. If the garbage collector has found
+        it, that was chance, so it is kept and closed when the job is discarded.
         """
         if self.dead:
             self._drop(generator.aclose())
@@ -450,7 +459,7 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
-    """Of a loop that is dead."""
+    """Takes the place of the owner's callbacks in a loop that is dead."""
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
@@ -462,7 +471,9 @@ gc.callbacks.append(_note_collection)
 
 
 def _call_words(coroutine: Any) -> str:
-    """The call that has made a coroutine which was never begun, as its author wrote it: of its arguments the tool or function alone."""
+    """Returns the call that has made a coroutine which was never begun, as its author wrote it. Of its arguments only
+    the tool or function is named.
+    """
     name, frame = coroutine.__qualname__.rpartition("<locals>.")[2], coroutine.cr_frame
     of, _, verb = name.rpartition(".")
     first = frame.f_code.co_varnames[bool(of)] if frame.f_code.co_argcount > bool(of) else ""
@@ -472,7 +483,9 @@ def _call_words(coroutine: Any) -> str:
 
 
 def _line_words(frame: FrameType) -> str:
-    """Where the user's program was when the last reference went; "": in code of ours, as where the function has ended with it."""
+    """Returns the place in the user's program where the last reference went; "" if it went in our own code, for example
+    because the function has ended with it.
+    """
     if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
         return ""
     return f", in {frame.f_code.co_filename}, line {frame.f_lineno},"

@@ -1,4 +1,4 @@
-"""Texts that are hidden in what a call is made with."""
+"""Hides texts in the arguments of a call."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ _NO_TEXT = (type(None), bool, int, float, Decimal, date, time, timedelta, UUID, 
 
 
 def mask(value: Any, patterns: Sequence[str]) -> Any:
-    """The value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions; the value itself where none
-    does.
+    """Returns the value with `***` for each text in it, also in UTF-8, that matches one of these regular expressions.
+    Returns the value itself if nothing matches.
 
     Raises UserError for an object that cannot be looked into.
     """

@@ -1,4 +1,4 @@
-"""Who a job belongs to, and what the parts of a host have in common.
+"""The owners of jobs, jobs in memory, and the port between a host and its parts.
 
 JobOwner       an agent: makes the function's context, takes what it returns, decides what follows an error
 RunningJob     a job in memory

@@ -29,9 +29,10 @@ _NOTED = ("ask", "sleep", "wait")
 
 
 class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a parked job waits for. partition, offset: of its last entry. code: the version of the function that ran. waits: names of
-    signals. timers, questions: (ordinal, due in ms) of timers, and of questions with a deadline. at_ms: when it was taken; 0: by an earlier
-    Sabot. Fields are only added, at the end.
+    """A note of the things that a parked job waits for. `partition` and `offset` are the position of its last entry.
+    `code` is the version of the function that ran. `waits` has the names of signals. `timers` and `questions` have
+    pairs of an ordinal and the time at which it is due, in ms. `at_ms` is the time of the note; 0 in notes of an
+    earlier Sabot. Fields are only added, at the end.
     """
 
     partition: int
@@ -44,16 +45,16 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ParkedNotes(Protocol):
-    """Notes of parked jobs, which a checkpoint keeps as they are at its cut. On the event loop."""
+    """The notes of parked jobs, which a checkpoint keeps as they are at its cut. It belongs to the event loop."""
 
     def put(self, job_id: str, note: bytes) -> None:
-        """In place of an earlier one."""
+        """Keeps a note, in place of an earlier one."""
 
     def remove(self, job_id: str) -> None:
-        """It is no error where there is none."""
+        """Removes the note of a job, if there is one."""
 
     def items(self) -> Iterable[tuple[str, bytes]]:
-        """All of them: job, note. Blocks."""
+        """Returns all notes with their jobs. Blocks."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -61,8 +62,9 @@ _decode = msgspec.msgpack.Decoder(ParkedNote).decode
 
 
 class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage collector would look at each, again and again
-    """agent: its id. waits: names of signals. timers, questions: ordinals of timers, and of questions with a deadline. limit_s: when its
-    own time is over (`RunningJob.limit_s`). woken: its owner was told that it is to run.
+    """A parked job. `agent` is its agent's id. `waits` has the names of signals, `timers` the ordinals of timers, and
+    `questions` those of questions with a deadline. `limit_s` is the end of its own time (`RunningJob.limit_s`). `woken`
+    is True once its owner was told that it is to run.
     """
 
     agent: str
@@ -77,7 +79,9 @@ class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
     def __init__(self, host: HostServices, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """notes: None: a start runs all open jobs over their history. has_letter: whether a letter of a job is under way."""
+        """`notes`: keeps the notes; without it, a start runs all open jobs over their history. `has_letter`: True if a
+        letter of a job is under way.
+        """
         self._host = host
         self._notes = notes
         self._has_letter = has_letter
@@ -90,35 +94,35 @@ class Parking:
 
     @property
     def parked(self) -> int:
-        """How many are parked."""
+        """The number of parked jobs."""
         return len(self._parked)
 
     @property
     def loading(self) -> int:
-        """How many are being read."""
+        """The number of jobs whose history is being read."""
         return len(self._loading)
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._parked or job_id in self._loading
 
     def is_loading(self, job_id: str) -> bool:
-        """Its history is being read."""
+        """True while the history of the job is being read."""
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """Whether a timer of this ordinal is awaited, as far as is known; 0: the end of the job's own time."""
+        """True if a timer of this ordinal is awaited, as far as is known. Ordinal 0 is the end of the job's own time."""
         parked = self._parked.get(job_id)
         if parked is None:
             return job_id in self._loading
         return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
-        """Whether this is a question of a parked job."""
+        """True if this is a question of a parked job."""
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 
     def park(self, running: RunningJob, agent_id: str) -> None:
-        """The job holds nothing any more but a small record."""
+        """Parks a job, of which only a small record stays in memory."""
         job_id, asks, at = running.job.job_id, running.job.open.values(), running.last
         assert at is not None
         note = ParkedNote(
@@ -141,13 +145,13 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """No letter of this job is under way any more."""
+        """Keeps the note of a parked job, because no letter of it is under way any more."""
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))
 
     def open(self, jobs: Iterable[OpenJob]) -> None:
-        """Reads the notes of those of these open jobs to which nothing has come since; others are removed. Blocks."""
+        """Reads the notes of open jobs that have got no entry since, and removes all others. Blocks."""
         if self._notes is None:
             return
         lasts = {job.job_id: job.last for job in jobs if job.ended is None}
@@ -159,7 +163,7 @@ class Parking:
                 self._notes.remove(job_id)
 
     def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
-        """Parks an open job as it was at the cut; False: it must run over its history."""
+        """Parks an open job as it was at the cut. Returns False if it must run over its history."""
         note = self._noted.pop(job.job_id, None)
         if note is None or self._notes is None:
             return False
@@ -177,7 +181,7 @@ class Parking:
         self._parked[job_id] = _Parked(agent_id, note.waits, tuple(timers), tuple(questions), limit_s)
 
     def deliver(self, position: Position, entry: Delivery) -> None:
-        """An entry has come for a job that is not in memory."""
+        """Handles an entry for a job that is not in memory."""
         job_id = entry.job
         if job_id in self._loading:
             self._loading[job_id].append((position, entry))
@@ -191,7 +195,7 @@ class Parking:
             self._wake(job_id, parked)
 
     def time_out(self, job_id: str) -> None:
-        """The time of a job that may be parked is over: it wakes, and is cancelled where it sleeps."""
+        """Wakes a parked job whose time is over. If it sleeps, it is cancelled."""
         parked = self._parked.get(job_id)
         if parked is not None and 0 < parked.limit_s <= self._host.steady_s():
             self._wake(job_id, parked)
@@ -206,12 +210,12 @@ class Parking:
         self._host.owners[parked.agent].woken(job_id)
 
     def wake(self, job_id: str) -> None:
-        """A parked job may run."""
+        """Lets a parked job run."""
         del self._parked[job_id]
         self.load(job_id)
 
     def load(self, job_id: str) -> None:
-        """Its history is read; then it runs over that."""
+        """Reads the history of a job, and then runs it over that."""
         self._loading[job_id] = []
         self._to_load.append(job_id)
         if self._loads < _LOADS:

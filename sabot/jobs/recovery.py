@@ -1,4 +1,4 @@
-"""What a journal says of jobs that are not over, as a start and whoever looks from outside need it."""
+"""Reads from a journal the jobs that have not ended, for a start and for readers outside."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,15 @@ from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Int
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
-    """What a checkpoint says of jobs that it does not cover, though their END stands before its place in the journal: where that stands."""
+    """Returns the jobs that a checkpoint does not cover, though their END stands before its place in the journal, with
+    the position of END.
+    """
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}
 
 
 def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Mapping[str, Position]) -> list[OpenJob]:
-    """The jobs that a checkpoint does not cover whole, in the order in which they began. positions: of the journal, in that checkpoint.
-    unapplied: as `unapplied_jobs`. Blocks.
+    """Returns the jobs that a checkpoint does not cover completely, in the order in which they began. `positions`: the
+    positions of the journal in that checkpoint. `unapplied`: the result of `unapplied_jobs`. Blocks.
     """
     begun: dict[str, tuple[Position, Begin]] = {}
     ends: dict[str, tuple[Position, End]] = {}
@@ -82,18 +84,18 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
 
 
 def last_begin(reader: JournalReader, job_id: str) -> Begin | None:
-    """The last BEGIN of a job. None: nothing of it is there. Blocks."""
+    """Returns the last BEGIN of a job, or None if the journal has nothing of it. Blocks."""
     begins = [entry for _, entry in reader.read(job_id) if isinstance(entry, Begin)]
     return begins[-1] if begins else None
 
 
 def whole_entries(reader: JournalReader, job_id: str) -> list[tuple[Position, Any]]:
-    """The entries of a job, with their bodies, however long. Blocks."""
+    """Returns the entries of a job, with their bodies, however long. Blocks."""
     return [(position, whole_entry(reader, entry)) for position, entry in reader.read(job_id)]
 
 
 def whole_entry(reader: JournalReader, entry: Any) -> Any:
-    """The entry, with its body, however long. Blocks."""
+    """Returns the entry with its body, however long. Blocks."""
     body = getattr(entry, "body", None)
     if not isinstance(body, StoredBody):
         return entry

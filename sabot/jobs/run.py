@@ -1,4 +1,4 @@
-"""The run of a job's function over its history: what it has asked, what came of it, what is open. It does no I/O; its host does (`host`).
+"""The run of a job's function over its history, with the effects that are open. It does no I/O; its host does (`host`).
 
     deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
     replay  =  the recorded deliveries in their order, then the host goes on with new ones
@@ -64,18 +64,20 @@ class Ask(EffectState):
 
     @property
     def title(self) -> str:
-        """As `EffectState.title`: a call that asks a model has the name of that."""
+        """The name of the effect in messages. A call that asks a model has the name of the model."""
         return self.model or self.name
 
     @property
     def guarded(self) -> CallKind | None:
-        """What a guard calls it; None: it is none of its business."""
+        """The kind of call on which the guard decides. None for effects that need no decision."""
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
 
     def change(self, verdict: GuardVerdict) -> None:
-        """It will be made as the verdict says. Its digest stays that of what was asked. Raises UserError where it cannot be changed."""
+        """Applies the verdict to the arguments. The digest stays that of the original arguments. Raises UserError if
+        they cannot be changed.
+        """
         self.verdict = verdict
         if self.args and isinstance(self.args[0], RequestSpec):
             self.args = (verdict.spec(self.args[0]), *self.args[1:])
@@ -87,7 +89,7 @@ class Ask(EffectState):
                 self.body = pack(shown, f"arguments of {self.name}")
 
     def intent(self, job_id: str, at_ms: int) -> Intent:
-        """Its entry."""
+        """Returns its INTENT entry."""
         return Intent(
             job_id,
             at_ms,
@@ -104,13 +106,13 @@ class Ask(EffectState):
 
 
 class Pieces(Protocol):
-    """Who hears of answers of models while they come."""
+    """A receiver of the pieces of models' answers while they come."""
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Whether anybody does now."""
+        """True while somebody subscribes to partial answers of this job."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
-        """A piece of the answer to this call has come: number `number`, from 0."""
+        """Takes a piece of the answer to this call, with its number, counted from 0."""
 
 
 class JobRun:
@@ -132,8 +134,9 @@ class JobRun:
         pieces: Pieces | None = None,
         seed: bytes = b"",
     ) -> None:
-        """key: the journal's, with which digests are made. code: the version of the function that will run. pieces: who hears of answers
-        of models while they come. seed: as of `job_seed`, where the key is another one.
+        """`key`: the key of the journal, with which digests are made. `code`: the version of the function that will
+        run. `pieces`: receives partial answers of models. `seed`: the result of `job_seed`, if the journal had another
+        key.
         """
         self.job_id = job_id
         self.history = history
@@ -167,7 +170,7 @@ class JobRun:
     # -- its turn -----------------------------------------------------------------------------------------------------
 
     def start(self, function: Callable[["JobRun"], Coroutine[Any, Any, Any]]) -> None:
-        """Runs the function over what is recorded. Then the host takes what is open."""
+        """Runs the function over the recorded deliveries. Then the host takes up the effects that are open."""
         self.loop.start(function(self))
         self.loop.run_until_quiet()
         self.deliver(self._next_recorded())
@@ -260,8 +263,11 @@ class JobRun:
         model: str = "",
         price: Price | None = None,
     ) -> "asyncio.Future[Any]":
-        """A call of the tool with these arguments, which `body` has packed. The function may go on changing them. model: the one that the
-        call asks, if it asks one; then the first argument is the RequestSpec. price: of its tokens.
+        """Asks for a call of the tool with these arguments, which `body` has packed. The function may go on changing
+        them.
+
+        `model`: the name of the model, if the call asks one; then the first argument is the RequestSpec. `price`: the
+        price of its tokens.
         """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
@@ -270,19 +276,19 @@ class JobRun:
         return ask.future
 
     def is_recorded(self, name: str, body: bytes) -> bool:
-        """Whether the journal has the call of this tool that the function is about to ask for."""
+        """True if the journal has the call of this tool for which the function is about to ask."""
         asked, recorded = digest(self._key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
-        """A question to a person. body: what it says, JSON."""
+        """Asks a person. `body`: the payload of the question as JSON."""
         due_ms = 0 if timeout_s is None else round((self.loop.now + timeout_s) * 1000)
         ask = self._ask("ask", kind, body, body=body, due_ms=due_ms)
         assert ask.future is not None
         return ask.future
 
     def wait(self, name: str) -> "asyncio.Future[Signal]":
-        """The next signal of this name, which may have come already."""
+        """Waits for the next signal of this name, which may have come already."""
         ask = self._ask("wait", name, b"")
         assert ask.future is not None
         if (waiting := self._signals.get(name)) and ask.ordinal in self.open:
@@ -291,13 +297,13 @@ class JobRun:
         return ask.future
 
     def child(self, agent_id: str, body: bytes) -> "asyncio.Future[Any]":
-        """A job of another agent, which gets this input."""
+        """Asks for a job of another agent, with this input."""
         ask = self._ask("child", agent_id, body, body=body)
         assert ask.future is not None
         return ask.future
 
     def patched(self, name: str) -> bool:
-        """Whether the new code is to run here: not where the journal shows that the job came by without it."""
+        """True if the new code runs here. False if the journal shows that the job has passed this place without it."""
         if name in self._patches:
             return self._patches[name]
         next_one = self.history.intents.get(self._asked + 1)
@@ -313,17 +319,17 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """The time of what was delivered last: the same in another attempt too, as arguments are made of it."""
+        """Returns the time of the last delivery. Arguments are made of it, so it is the same in another attempt."""
         return self._told_ms
 
     def random(self) -> random.Random:
-        """Its generator: the same numbers in every replay."""
+        """Returns the job's generator, which gives the same numbers in every replay."""
         if self._random is None:
             self._random = random.Random(self._seed)
         return self._random
 
     def uuid(self) -> uuid.UUID:
-        """A random id, the same in every replay."""
+        """Returns a random id, the same in every replay."""
         return uuid.UUID(int=self.random().getrandbits(128), version=4)
 
     def _timer_set(self, timer: JobTimer) -> None:
@@ -376,7 +382,9 @@ class JobRun:
         return ask
 
     def _recorded(self, kind: str, name: str, asked: bytes, effect_class: str) -> tuple[Intent | None, int]:
-        """What the journal has of it, if anything, and its ordinal."""
+        """Returns the recorded INTENT of an effect that the function asks for, if there is one, and the ordinal of the
+        effect.
+        """
         if self._matches:
             for ordinal, intent in self._unmatched.items():
                 if (intent.kind, intent.name, intent.digest) == (kind, name, asked):
@@ -413,7 +421,7 @@ class JobRun:
         )
 
     def _abandoned(self, ask: Ask, future: "asyncio.Future[Any]") -> None:
-        """The function awaits it no longer: it was cancelled, or its time was over."""
+        """Handles an effect whose future was cancelled: the function awaits it no longer."""
         if not future.cancelled() or self.open.get(ask.ordinal) is not ask:
             return
         ask.dropped = True
@@ -437,12 +445,12 @@ class JobRun:
 
     @property
     def last_asked(self) -> int:
-        """The ordinal of what the function asked last."""
+        """The ordinal of the last effect that the function has asked for."""
         return self._asked
 
     @property
     def behalf(self) -> Behalf:
-        """On whose behalf it runs, with the labels of what it has seen so far."""
+        """On whose behalf the job runs, with the labels of all that it has seen so far."""
         return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
 
     def effect_id(self, ask: Ask) -> EffectId:
@@ -480,7 +488,7 @@ class JobRun:
             return None, error
 
     def discard(self) -> None:
-        """Its coroutines are dropped, and what refers to them (`JobLoop.discard`)."""
+        """Drops the coroutines of the job, and breaks the references to them (`JobLoop.discard`)."""
         self.loop.discard()
         for ask in self.open.values():
             if ask.future is not None:
@@ -489,7 +497,7 @@ class JobRun:
 
 
 def effect_words(kind: str, name: str) -> str:
-    """What was asked, as messages have it."""
+    """Returns the name of an effect in messages."""
     if (kind, name) == ("sleep", TIMEOUT):
         return "time-out"
     return f"{kind} {name}" if name else kind

@@ -1,4 +1,4 @@
-"""Makes the calls of tools, one attempt each, and tells what came of them.
+"""Makes the calls of tools, one attempt each, and passes their outcomes on.
 
     make ─▶ it has a thread ─▶ ready ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(effect, outcome)
                                                     └─ its time is over ─▶ done(effect, unknown); it is cancelled, and its result dropped
@@ -75,7 +75,7 @@ class Outcome:
 Done = Callable[[EffectId, Outcome], object]
 
 Ready = Callable[[], Awaitable[None]]
-"""What a call waits for when it has all else, just before it is sent: that its intent is durable, say."""
+"""Awaited by a call when it has all else, just before it is sent; for example until its intent is durable."""
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +119,7 @@ class ToolFigures:
 
 
 class EffectRunner:
-    """The calls of a process. It lives on one event loop."""
+    """The calls of a process. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -133,12 +133,14 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """put: calls what it gets, now or later: `done` with its outcome. may_send: called just before each call; it raises where no call
-        may be made any more. sendable: awaited before each request to a model that a call sends. sync_threads: calls of sync tools at once.
+        """`put`: calls its argument, now or later; it gets `done` with its outcome. `may_send`: called just before each
+        call; it raises if no call may be made any more. `sendable`: awaited before each request to a model that a call
+        sends. `sync_threads`: how many sync tools run at once.
 
-        on_broken: is told in place of `done` where the run has to end: the journal has failed (what `ready` and `may_send` raise as
-        JournalFailed), or a tool has asked for the end of the process (`process_exit`). None: it is raised out of a callback of the event
-        loop. again: as of `Effect`. judge: gives who judges the calls of models that the tool of this effect makes by itself.
+        `on_broken`: called in place of `done` if the run has to end: the journal has failed (`ready` and `may_send`
+        raise JournalFailed), or a tool has asked for the end of the process (`process_exit`). Without it the error is
+        raised from a callback of the event loop. `again`: begins another attempt for a tool (`Effect`). `judge`:
+        returns the judge of the models that the tool of this effect asks by itself.
         """
         self._clock = clock
         self._put = put
@@ -206,8 +208,9 @@ class EffectRunner:
         done: Callable[[EffectId, Reconciled, bytes | None], None],
         ready: Ready | None = None,
     ) -> None:
-        """Asks the tool's `reconcile=` whether the effect was done, and tells `done`, with the packed result where there is one. UNKNOWN
-        where it raises, does not answer within `timeout=` (60 s without one), or says something else.
+        """Asks the tool's `reconcile=` whether the effect was done, and passes the answer to `done`, with the packed
+        result if there is one. The answer is UNKNOWN if the function raises, does not answer within `timeout=` (60 s
+        without one), or returns something else.
         """
         look = tool.reconcile
         assert look is not None, f"tool {tool.name} has nothing to reconcile with"
@@ -223,32 +226,38 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, look=True)
 
     def drop(self, job: str) -> None:
-        """Nobody is told of the calls of this job; they go on to their end. Asked for again meanwhile, they are adopted."""
+        """Passes no outcome of this job's calls on. The calls go on to their end; asked for again meanwhile, they are
+        adopted.
+        """
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
     def give_up(self, job: str, error: BaseException) -> None:
-        """The calls of this job are cancelled, and told as failed by this error: a call that was sent is in doubt."""
+        """Cancels the calls of this job, and passes them on as failed by this error. A call that was sent is in doubt."""
         for call in list(self._jobs.get(job, {}).values()):
             self._give_up(call, error)
 
     def stop(self, effect: EffectId) -> None:
-        """The call of this effect is cancelled, and nobody is told: its tool waits for a person, and is called again behind the answer."""
+        """Cancels the call of this effect without passing on an outcome: its tool waits for a person, and is called
+        again after the answer.
+        """
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
         if call is not None:
             call.done = None
             self._give_up(call, asyncio.CancelledError("its tool asks a person, and is called again behind the answer"))
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
-        """Whether `make` would adopt a call."""
+        """True if `make` would adopt a call."""
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:
-        """Calls whose outcome was not told, with those that wait for their intent or for a thread."""
+        """Returns the number of calls whose outcome was not passed on, with those that wait for their intent or for a
+        thread.
+        """
         return self._in_flight
 
     def longest(self) -> tuple[EffectId, str, float] | None:
-        """Of the calls in flight the one that runs longest: effect, name of the tool, seconds."""
+        """Returns the call in flight that runs longest: its effect, the name of its tool, and its seconds."""
         call = min(self._under_way(), key=lambda each: each.began, default=None)
         if call is None or call.began == math.inf:
             return None
@@ -256,11 +265,13 @@ class EffectRunner:
 
     @property
     def left_behind(self) -> list[str]:
-        """Calls that were cancelled and run all the same: tools and effects."""
+        """The calls that were cancelled and run all the same, as tools and effects."""
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
-        """Figures: calls made since the start, of them timeouts, unknown, not_sent; in_flight; left_behind; threads."""
+        """Returns figures: calls made since the start, of them timeouts, unknown, not_sent; in_flight; left_behind;
+        threads.
+        """
         return {
             "calls": self._calls,
             "in_flight": self._in_flight,
@@ -280,9 +291,9 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. Nobody is told of these: a stop is no
-        outcome. Their intents are in the journal, and the next start judges them. Where none is sent, it does not wait for long: what they
-        wait for, the journal, does not come.
+        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. No outcome of these
+        is passed on: a stop is no outcome. Their intents are in the journal, and the next start decides on them. If
+        none of the calls was sent, it does not wait for long, because the journal for which they wait does not come.
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
@@ -344,7 +355,7 @@ class EffectRunner:
         self._tell(call, outcome)
 
     def _sent(self, call: _Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """The call is about to be made. -> with what."""
+        """Notes that the call is about to be made. Returns the arguments with which it is made."""
         tool, effect, args, kwargs = call.tool, call.effect, call.args, call.kwargs
         if _has_secret(args) or _has_secret(kwargs):
             args, kwargs = _with_secrets(args, call.secrets), _with_secrets(kwargs, call.secrets)
@@ -370,7 +381,7 @@ class EffectRunner:
         return self._of_tools.setdefault(name, ToolFigures())
 
     def _packed(self, call: _Call, value: Any) -> bytes:
-        """The result. What the tool gave of the secrets that it got is hidden."""
+        """Returns the packed result. Secrets that the tool got, and gave back, are hidden in it."""
         try:
             body = pack(value, "its result")
             if call.secrets:
@@ -387,7 +398,9 @@ class EffectRunner:
         return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
-        """The run has to end. What is known of the call is not told, since its job must not go on with it; the next start judges it."""
+        """Ends the run. The outcome of the call is not passed on, since its job must not go on with it; the next start
+        decides on it.
+        """
         call.done = None
         self._on_broken(error)
 
@@ -424,7 +437,7 @@ class EffectRunner:
         self._give_up(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
 
     def _give_up(self, call: _Call, error: BaseException) -> None:
-        """The call is told as failed by this error, and cancelled."""
+        """Passes the call on as failed by this error, and cancels it."""
         assert call.task is not None
         if call.timer is not None:
             call.timer.cancel()
@@ -491,7 +504,7 @@ class EffectRunner:
         return value
 
     def _returned(self, call: _Call, working: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
-        """The thread has ended the call."""
+        """Handles the end of a call in its thread."""
         call.working = None
         if call.thread:
             self._release(call)
@@ -518,7 +531,7 @@ def _raise_here(error: BaseException) -> None:
 def _found(
     done: Callable[[EffectId, Reconciled, bytes | None], None], name: str, effect: EffectId, outcome: Outcome
 ) -> None:
-    """Tells what a reconciling function has found out."""
+    """Passes on the answer of a reconciling function."""
     if outcome.outcome != "ok":
         _log.warning(
             "tool %s, effect %s: nobody knows whether it was done: %s", name, effect, unpack_error(outcome.body)
@@ -563,7 +576,9 @@ def _has_secret(value: Any) -> bool:
 
 
 def _with_secrets(value: Any, read: list[str]) -> Any:
-    """The value with secrets in the place of references, which are read into `read`. Raises UserError where one is missing."""
+    """Returns the value with secrets in the place of references, which are read into `read`. Raises UserError if one is
+    missing.
+    """
     if not _has_secret(value):
         return value
     if isinstance(value, Secret):
@@ -581,7 +596,7 @@ def _with_secrets(value: Any, read: list[str]) -> Any:
 
 
 def _hidden(value: Any, secrets: list[str]) -> Any:
-    """A value that `unpack` gave, without these secrets."""
+    """Returns a value that `unpack` gave, without these secrets."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, bytes):

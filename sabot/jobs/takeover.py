@@ -21,14 +21,16 @@ CHECKPOINT = "sabot.checkpoint"
 
 
 class HistoryPart(NamedTuple):
-    """settled: the entries without those of effects that had no result. waiting: the intents of timers and questions among those."""
+    """A part of a history. `settled` has the entries without those of effects that had no result, and `waiting` the
+    intents of timers and questions among these.
+    """
 
     settled: list[Entry]
     waiting: list[Intent]
 
 
 def part_of(entries: Iterable[Entry]) -> HistoryPart:
-    """Of the history up to a place, what another job may begin with."""
+    """Returns the part of a history up to a place with which another job may begin."""
     entries = list(entries)
     asked: dict[int, Intent] = {}  # as the function has asked it; later ones are questions about it
     over: set[int] = set()
@@ -58,7 +60,7 @@ def _settles(entry: EffectResult | Answer, asked: Intent | None) -> bool:
 
 
 def open_calls(whole: Iterable[Entry], part: HistoryPart) -> list[Intent]:
-    """The calls and children of the whole history that are not settled in this part of it, and have not been denied."""
+    """Returns the calls and children of the whole history that are not settled in this part of it, and were not denied."""
     settled = {entry.ordinal for entry in part.settled if isinstance(entry, Intent)}
     calls: dict[int, Intent] = {}
     for entry in whole:
@@ -73,7 +75,7 @@ _NEVER_MADE: Collection[str] = ("PolicyDenied", "BudgetExceeded", "BudgetUnavail
 
 
 def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, ...]:
-    """What is drawn by lot in each history of a job comes of these. key: of its journal."""
+    """Returns the seed of the random numbers of each history of a job. `key`: the key of its journal."""
     history: History | None = None
     seeds: dict[int, bytes] = {}
     for entry in entries:
@@ -86,8 +88,9 @@ def seeds_of(job_id: str, entries: Iterable[Entry], key: bytes) -> tuple[bytes, 
 
 
 def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: int, key: bytes) -> list[Entry]:
-    """The entries with which the job of this id begins: those of another one before a place. origin: with the time of now. at_ms: when it
-    was there. key: of the journal of both.
+    """Returns the entries with which the job of this id begins: those of another job before a place. `origin`: the
+    origin with the present time. `at_ms`: the time at which the other job was at that place. `key`: the key of the
+    journal of both.
     """
     part, first = part_of(before), before[0]
     assert isinstance(first, Begin)

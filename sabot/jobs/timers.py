@@ -1,4 +1,4 @@
-"""When timers of jobs are due, and when somebody has written to the inbox of their journal.
+"""Tells a host when timers of jobs are due, and when the inbox of its journal has letters.
 
 A timer is a time to wait from now on, by the steady clock: setting the clock of the machine, back or forth, moves none. The event loop
 is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock is looked at each _LOOK_SECONDS: it
@@ -20,7 +20,9 @@ _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """due: gets (job, ordinal) when its time has come. letters: is called when there are some. keeps: whether a timer is awaited still."""
+    """The timers of jobs, and the looks into the inbox. `due` gets the job and the ordinal when a time has come.
+    `letters` is called when there are letters. `keeps` says whether a timer is still awaited.
+    """
 
     def __init__(
         self,
@@ -48,19 +50,19 @@ class JobTimers:
         return len(self._heap)
 
     def start(self) -> None:
-        """Looks from now on."""
+        """Starts to look."""
         self._running = True
         self._arm()
 
     def stop(self) -> None:
-        """Nothing is due any more."""
+        """Stops all timers."""
         self._running = False
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
 
     def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
-        """Another one, due in so many seconds. The same may be added again: `due` is told of each."""
+        """Adds a timer that is due in so many seconds. The same may be added again; `due` is then called for each."""
         heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
             self._heap = [each for each in self._heap if self._keeps(each[1], each[2])]
@@ -70,7 +72,7 @@ class JobTimers:
             self._arm()
 
     def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Another one, for what is left of a wait that was asked for at `asked_ms` (0: nobody knows), and was to end at `due_ms`."""
+        """Adds a timer for the rest of a wait that began at `asked_ms` (0 if nobody knows), and was to end at `due_ms`."""
         wait_s = due_ms / 1000 - self._clock.time()
         if asked_ms:
             wait_s = (due_ms - asked_ms) / 1000 - self._clock.since(asked_ms / 1000)

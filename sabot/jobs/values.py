@@ -1,4 +1,4 @@
-"""What jobs ask and get, as bytes: arguments, results and errors. A job sees of a value what these bytes say, live as in replay.
+"""Packs the arguments, results and errors of effects into bytes. A job sees a value as these bytes say, live as in a replay.
 
 Values are msgpack. Tuples and sets come back as lists (a set that a job returns is sorted: `in_order`), dataclasses and models as dicts,
 datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a RecordBatch. A `Secret` stays a reference. An error is its
@@ -34,7 +34,7 @@ _PARTS = 5  # errors of a group that are named
 
 
 def _plain(value: Any) -> Any:
-    """What stands for a value that msgspec does not know."""
+    """Returns a plain value for one that msgspec does not know."""
     if isinstance(value, Secret):
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
     if isinstance(value, pa.RecordBatch | pa.Table):
@@ -83,10 +83,11 @@ _decoder = msgspec.msgpack.Decoder(ext_hook=_extension)
 
 
 def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
-    """The value as bytes that `unpack` reads. what: its name in messages. sort: equal dicts and sets give equal bytes, in every process,
-    for arguments that are compared with recorded ones.
+    """Returns the value as bytes that `unpack` reads. `what`: its name in messages. `sort`: equal dicts and sets give
+    equal bytes in every process, for arguments that are compared with recorded ones.
 
-    Raises UserError for what msgpack cannot say, what is nested too deep, and what has more than MAX_RESULT_BYTES.
+    Raises UserError for a value that msgpack cannot express, that is nested too deep, or that has more than
+    MAX_RESULT_BYTES.
     """
     encode = _encode_sorted if sort else _encoder.encode
     try:
@@ -114,7 +115,8 @@ _FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordB
 
 
 def copied(value: Any, what: str) -> Any:
-    """The value, with copies of all that can be changed in it: who gets it sees what `pack` has packed, whatever becomes of the original.
+    """Returns the value with copies of all that can be changed in it, so that its reader sees what `pack` has packed,
+    whatever becomes of the original.
 
     Raises UserError for an object that refuses to be copied.
     """
@@ -157,7 +159,9 @@ def _sorted(value: Any) -> Any:
 
 
 def in_order(value: Any) -> Any:
-    """The value with sorted lists in place of the sets in it, as another process walks a set in another order; itself where it has none."""
+    """Returns the value with sorted lists in place of the sets in it, because another process walks a set in another
+    order. Returns the value itself if it has none.
+    """
     kind = type(value)
     if kind in _FIXED:
         return value
@@ -179,7 +183,7 @@ def in_order(value: Any) -> Any:
 
 
 def unpack(data: bytes) -> Any:
-    """The value that `pack` wrote. Raises CorruptJournal."""
+    """Returns the value that `pack` wrote. Raises CorruptJournal."""
     try:
         return _decoder.decode(data)
     except UNREADABLE as error:
@@ -189,8 +193,8 @@ def unpack(data: bytes) -> Any:
 
 
 def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
-    """Returns the error's class and message, without known secrets, as bytes that `unpack_error` reads. whole: with the conversation of an
-    agent that the error has ended (`conversation_of`).
+    """Returns the error's class and message, without known secrets, as bytes that `unpack_error` reads. `whole`: with
+    the conversation of an agent that the error has ended (`conversation_of`).
     """
     said = error.message if isinstance(error, EffectError) else message_of(error)
     if isinstance(error, BaseExceptionGroup):
@@ -208,13 +212,13 @@ def pack_error(error: BaseException, *, whole: bool = False) -> bytes:
 
 
 def type_of(error: BaseException) -> str:
-    """The name of the error's class, as `EffectError.type` has it: that of an EffectError is the one it has."""
+    """Returns the name of the error's class. An EffectError has the name of its own (`EffectError.type`)."""
     name = error.type if isinstance(error, EffectError) else stored_name(type(error))
     return _legal(scrubbed(name)[:_TYPE])
 
 
 def unpack_error(data: bytes) -> EffectError:
-    """The error that a job sees. Raises CorruptJournal."""
+    """Returns the error that a job sees. Raises CorruptJournal."""
     told = _told(data)
     return (
         PolicyDenied(told.message) if told.type == stored_name(PolicyDenied) else EffectError(told.type, told.message)
@@ -222,7 +226,9 @@ def unpack_error(data: bytes) -> EffectError:
 
 
 def conversation_of(data: bytes) -> bytes:
-    """Returns the conversation of an agent that a recorded error has ended, as JSON; b"" where it has none. Raises CorruptJournal."""
+    """Returns the conversation of an agent that a recorded error has ended, as JSON; b"" if it has none. Raises
+    CorruptJournal.
+    """
     return _told(data).conversation
 
 
@@ -247,12 +253,12 @@ def _told(data: bytes) -> _ToldError:
 
 
 def _legal(text: str) -> str:
-    """Without halves of surrogate pairs, which no encoding has."""
+    """Returns the text without halves of surrogate pairs, which no encoding has."""
     return text.encode(errors="replace").decode()
 
 
 def gives_rows(function: Any) -> bool:
-    """Whether the annotations of a function say that it returns an Arrow batch or table. They may be text."""
+    """True if the annotations of a function say that it returns an Arrow batch or table. They may be text."""
     said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):
         return re.search(r"\b(RecordBatch|Table)\b", said) is not None
@@ -260,7 +266,9 @@ def gives_rows(function: Any) -> bool:
 
 
 def rows_of_answer(value: Any) -> pa.RecordBatch:
-    """The batch that a person gives as what an effect has returned: a list of objects, with the same fields in each. Raises UserError."""
+    """Returns the batch that a person gives as the result of an effect: a list of objects with the same fields in each.
+    Raises UserError.
+    """
     try:
         if isinstance(value, list) and all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
             return pa.RecordBatch.from_pylist(value)
