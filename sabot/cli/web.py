@@ -279,13 +279,14 @@ def _server_of(place: object) -> str:
 
 
 def _places_of_app(target: str) -> "AppPlaces":
+    from sabot.runtime.runnable import any_durable
     from sabot.web.kept_app import AppPlaces
 
     app = load_app(target)
     app.agent_runtime.load()
     base = state_directory(app.settings.state)
     location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
-    durable = any(each.spec is not None and each.spec.durable for each in app.agent_runtime.agents.values())
+    durable = any_durable(app.agent_runtime.agents.values())
     journal = app.settings.journal or (None if base is None else base / "journal")
     return AppPlaces(
         app.id,

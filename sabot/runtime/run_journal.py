@@ -9,7 +9,7 @@ from sabot.checkpoint import Manifest
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.agent_kind import OpenJournal
 from sabot.runtime.facts import stored_journal
-from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.runnable import RunnableAgent, any_durable
 from sabot.runtime.settings import RunnableApp
 
 
@@ -22,7 +22,7 @@ class RunJournal:
 
     @property
     def _durable(self) -> bool:
-        return any(agent.spec is not None and agent.spec.durable for agent in self._agents.values())
+        return any_durable(self._agents.values())
 
     def open(self) -> None:
         """Opens the journal. Called before `--fresh` removes the checkpoints. If a worker runs the agents, the worker

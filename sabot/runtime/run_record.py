@@ -25,7 +25,7 @@ from sabot.errors import SabotError, UserError
 from sabot.plan.drawing import flat_frames, frames_of
 from sabot.runtime.figure_rings import FigureRings, KeptFigures
 from sabot.runtime.log_ring import LogLine, LogRing
-from sabot.runtime.runnable import RunnableAgent
+from sabot.runtime.runnable import RunnableAgent, any_durable
 from sabot.runtime.settings import RunnableApp
 from sabot.state import state_directory
 
@@ -57,7 +57,9 @@ EventKind: TypeAlias = Literal["start", "restart", "rescale", "killed", "failed"
 
 @dataclass(frozen=True)
 class RunEvent:
-    """An event in the runs of an app. `at`: seconds since 1970. `version`: that of the program, as the app names it."""
+    """An event in the runs of an app. `at`: seconds since 1970; of a kill the time of the last record before it, so at most ten seconds
+    earlier. `version`: that of the program, as the app names it.
+    """
 
     at: float
     kind: EventKind
@@ -262,7 +264,7 @@ class RunRecorder:
             settings=shown_settings(settings),
             checkpoint_dir=_place(settings.checkpoint_dir),
             journal=_place(settings.journal, without_password),
-            durable=any(each.spec is not None and each.spec.durable for each in self._agents.values()),
+            durable=any_durable(self._agents.values()),
             plan=self._flat_plan(),
             events=self.events,
             log=self._end_of_log(),

@@ -3,7 +3,7 @@ started.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot.api.agent import AgentSpec
@@ -81,3 +81,8 @@ class RunnableAgent(Counters, Protocol):
 
     def figures(self) -> dict[str, Any]:
         """Returns the figures that `App.statistics` describes."""
+
+
+def any_durable(agents: Iterable[RunnableAgent]) -> bool:
+    """Returns True if one of the agents is durable; those without a spec are not."""
+    return any(agent.spec is not None and agent.spec.durable for agent in agents)

@@ -294,6 +294,11 @@ def _agent_step(
 ) -> StepRecord:
     operator = now["operators"].get(name, {})
     earlier = before["agents"].get(name, {}).get("messages_processed", 0)
+    tasks = now.get("agent_tasks", {})
+    task = (
+        name if name in tasks else next(iter(tasks), "") if len(tasks) == 1 else ""
+    )  # without workers one task has all agents
+    told, old = tasks.get(task, {}), before.get("agent_tasks", {}).get(task, {})
     return StepRecord(
         step=name,
         kind="agent",
@@ -303,7 +308,7 @@ def _agent_step(
         rows_out=operator.get("rows_out"),
         rows_per_second=_rate(agent["messages_processed"], earlier, span),
         seconds=None,
-        shares={},
+        shares=_shares(told.get("time", {}), old.get("time", {}), span),
         behind=None,
         fill=None,
         queue=operator.get("rows"),

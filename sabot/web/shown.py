@@ -15,6 +15,7 @@ from sabot.plan.drawing import TaskFrame, frames_of
 from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.log_ring import LogRing
 from sabot.runtime.run_record import RunEvent, shown_settings
+from sabot.runtime.runnable import any_durable
 from sabot.state import state_directory
 from sabot.web.payloads import Payloads
 
@@ -112,8 +113,7 @@ class LiveApp(ShownApp):
         self.state = base = state_directory(app.settings.state)
         location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
         self.checkpoints = None if location is None else AppCheckpoints(location, state=base)
-        agents = app.agent_runtime.agents.values()
-        self.jobs = app.jobs if any(each.spec is not None and each.spec.durable for each in agents) else None
+        self.jobs = app.jobs if any_durable(app.agent_runtime.agents.values()) else None
         self.live = self._app = app
         self.here = True
         self._tasks: Sequence[TaskFrame] | None = None

@@ -90,6 +90,19 @@ async def test_what_calls_in_flight_may_use_is_shown_as_reserved(memory_url: str
         assert {each["measure"]: each["reserved"] for each in limits}["tokens"] == "7"
 
 
+async def test_the_page_says_that_reservations_of_workers_are_not_in_it(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop(memory_url, tmp_path, LIMITED) as (app, console):
+        browser = await enter(console, "act")
+        assert "The app has workers" not in (await ask(browser, "/budgets"))[1]
+        figures = app.agent_runtime.runner.recorder.figures
+        report = app.statistics() | {"workers": [{"worker": "w-1"}]}
+        monkeypatch.setattr(figures, "_statistics", lambda: report)
+        figures.take()
+        assert "reservations and decisions are those of the coordinator" in (await ask(browser, "/budgets"))[1]
+
+
 async def test_a_blocked_event_loop_is_named(memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sabot.web.budget_screens._SECONDS", 0.2)
     async with shop(memory_url, tmp_path, LIMITED) as (_, console):

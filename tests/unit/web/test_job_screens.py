@@ -126,6 +126,15 @@ async def test_a_session_that_may_read_has_no_jobs(memory_url: str, tmp_path: Pa
             assert (await ask(reader, f"/act/{action}", {"job": "x"}))[0] == 403
 
 
+async def test_the_steps_of_agents_have_the_time_of_their_task(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann"], handle) as (app, console):
+        app.agent_runtime.runner.recorder.figures.take()
+        (agent,) = json.loads((await ask(await enter(console, "act"), "/steps.json"))[1])
+        shares = [value for name, value in agent.items() if name.startswith("share_")]
+        assert (agent["step"], agent["kind"]) == ("shop.handle", "agent")
+        assert sum(filter(None, shares)) == pytest.approx(1)
+
+
 async def test_an_app_without_durable_agents_has_no_jobs(memory_url: str, tmp_path: Path) -> None:
     console = Console(App("plain", memory_url, state=str(tmp_path)), port=0)
     try:

@@ -114,6 +114,9 @@ async def test_a_killed_app_is_told_from_a_stopped_one(tmp_path: Path) -> None:
         record.write_text("{")
         await seen(browser, "/apps/shop/", "its process has ended")
         assert "v7" in (await ask(browser, "/apps/shop/"))[1], "the last good record stays"
+        record.write_text(json.dumps(told))
+        await shop(tmp_path).run()
+        await seen(browser, "/apps/shop/", "<td>after <time")  # the time of a kill is not known
 
 
 async def seen(browser: Browser, path: str, text: str) -> None:
