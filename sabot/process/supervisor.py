@@ -101,8 +101,10 @@ class _Child:
         return group_of(self.tag)
 
 
-class Supervision:
-    """The loop of the supervisor: the requests of the worker, and the children with their limits and ends."""
+class SupervisorProcess:
+    """The supervisor in its own process; `client.Supervisor` is the worker's side. Its loop serves the requests of the worker, and looks
+    after the children, their limits and their ends.
+    """
 
     def __init__(self, worker: socket.socket, worker_pid: int, groups: ControlGroups, leases: Path) -> None:
         self._worker = worker
@@ -502,4 +504,4 @@ def main() -> None:
     worker_pid = int(sys.argv[2])
     groups = ControlGroups(Path(sys.argv[3]))
     groups.hand_down([*above(worker_pid), worker_pid, *below(worker_pid)])
-    Supervision(worker, worker_pid, groups, Path(sys.argv[4])).run()
+    SupervisorProcess(worker, worker_pid, groups, Path(sys.argv[4])).run()
