@@ -19,7 +19,7 @@ from sabot.jobs.guard import Behalf
 from sabot.jobs.tree import JobTree, child_id, parent_of
 from sabot.journal import Letter
 from sabot.journal.entries import Begin, Cancel, End
-from sabot.journal.memory import MemoryStorage
+from sabot.journal.memory import MemoryReader, MemoryStorage
 from sabot.llm.tools import tool
 
 DEEP = ChildLimits(max_depth=1_000_000)
@@ -349,6 +349,33 @@ async def test_a_child_that_begins_after_the_end_of_its_job_is_cancelled_then() 
         agent.let()
         await running.over("job~2")
     assert agent.outcomes == {"job": "succeeded", "job~2": "cancelled"}
+
+
+async def test_a_cancel_reaches_below_a_job_that_had_ended_before_the_start() -> None:
+    async def job(ctx: DurableContext) -> Any:
+        if ctx.message == "below":
+            return await ctx.wait("never")
+        if ctx.message == "child":
+            asyncio.ensure_future(ctx.child("agent", "below"))  # noqa: RUF006
+            return await asyncio.sleep(0)
+        await ctx.child("agent", "child")
+        return await ctx.wait("never")
+
+    place = home()
+    for restarted in (False, True):
+        agent = Agent(job)
+        restored = (MemoryReader(place).positions(), None) if restarted else (None, None)
+        async with hosting(place, agent, restored=restored) as running:
+            running.host.register(AGENT, agent, ChildLimits(outlive=True))
+            if not restarted:
+                running.begin("job", "parent")
+            await running.parks("job")
+            await running.parks("job~1~1")
+            if restarted:
+                assert [each.job_id for each in running.open] == ["job", "job~1~1"]
+                running.journal.post(Letter("cancel", job="job"))
+                await running.over("job", "job~1~1")
+    assert agent.outcomes == {"job": "cancelled", "job~1~1": "cancelled"}
 
 
 async def test_children_outlive_their_job_where_its_agent_says_so() -> None:
