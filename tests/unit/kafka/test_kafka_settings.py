@@ -6,7 +6,6 @@ import pytest
 
 from sabot import App
 from sabot.errors import UserError
-from sabot.journal.kafka import KafkaJournal
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.settings import checked_settings
 
@@ -45,7 +44,6 @@ def test_a_setting_that_would_break_a_promise_is_refused_by_name(settings: dict[
         lambda: App("shop", URL, kafka=settings),
         lambda: KafkaSource("orders", URL, "shop", **settings),
         lambda: KafkaSink("orders", URL, **settings),
-        lambda: KafkaJournal(f"{URL}/journal", kafka=settings),
     ):
         with pytest.raises(UserError, match=rf"kafka: {name}.* is not for users to set: .*{why}") as refused:
             made()

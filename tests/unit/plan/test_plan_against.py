@@ -11,7 +11,6 @@ import sabot
 from sabot import App, UserError, col, count_window, cumulative, hopping, session, tumbling
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.connectors.memory import MemoryBroker
-from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.operators.reading import operators_of, state_of
 from sabot.plan import Verdict, check, compare, make_plan, planned
 from tools.agent_tools import bounded, publish, until, values
@@ -521,11 +520,10 @@ STEPS: dict[str, Program] = {
     "climbs": lambda s: s.key_by("k").pattern(climbing(), n=sabot.step("high").count()),
     "calls": lambda s: s.map_async(tripled, schema={"k": "string", "n": "int64"}),
     "asked": lambda s: s.lookup(place_of, on="k", schema={"place": "string"}),
-    "told": lambda s: s.map_llm("Where is {k}?", ExecutionEngine(ScriptedProvider("here")), output="place"),
     "some": lambda s: s.sample(0.5),
     "first": lambda s: s.head(2),
 }
-EMPTY = {"calls", "asked", "told"}  # nothing was in flight
+EMPTY = {"calls", "asked"}  # nothing was in flight
 
 
 async def test_the_same_program_keeps_everything_of_joins_changes_and_functions(run: Any, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 import sabot
 from sabot import App, UserError, col, count_window, cumulative, hopping, session, tumbling
-from sabot.llm import ExecutionEngine, ScriptedProvider
 from sabot.plan import make_plan, mermaid
 from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.paths import steps_of
@@ -38,10 +37,6 @@ def remember(row: dict[str, Any], ctx: Any) -> None: ...
 
 
 async def asked(row: Any) -> Any: ...
-
-
-def model() -> ExecutionEngine:
-    return ExecutionEngine(ScriptedProvider(""))
 
 
 CALL = {"schema": {"k": "string", "y": "float64"}}
@@ -124,9 +119,6 @@ PROGRAMS: dict[str, Any] = {
     "flat_map": lambda s: s.rows.flat_map(words, schema=SCHEMA).select("k"),
     "map_async": lambda s: s.by.aggregate(t=sabot.sum("x")).map_async(
         asked, schema={"k": "string"}, dead_letter="dead"
-    ),
-    "map_llm": lambda s: s.rows.map_llm("How is {k}?", model(), output={"mood": "string"}, dead_letter="dead").select(
-        "mood"
     ),
     "lookup by calls": lambda s: s.rows.lookup(asked, on="k", **CALL, on_error="skip", dead_letter="dead").select("y"),
     "lookup in a table": lambda s: s.rows.lookup(s.table, on="k"),
@@ -293,9 +285,6 @@ REFUSED: dict[str, Any] = {
     "over a misspelt column": lambda s: s.by.over(m=sabot.lag("y")),
     "over changes": lambda s: s.table.key_by("k").over(m=sabot.lag("y")),
     "over fewer than no rows": lambda s: s.by.over(preceding=-1, m=sabot.lag("x")),
-    "map_llm of changes": lambda s: s.table.map_llm("How is {k}?", model()),
-    "map_llm, a column that is not there": lambda s: s.rows.map_llm("How is {kk}?", model()),
-    "map_llm, a column that is there already": lambda s: s.rows.map_llm("How is {k}?", model(), output={"x": "int64"}),
     "map_async of changes": lambda s: s.table.map_async(asked, schema={"k": "string"}),
     "map_batches of changes": lambda s: s.table.map_batches(doubled),
     "lookup by a misspelt column": lambda s: s.rows.lookup(asked, on="y", **CALL),

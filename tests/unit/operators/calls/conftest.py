@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from async_runs import Loop
+from unit.operators.calls.async_runs import Loop
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from async_runs import INPUT, OUTPUT, Loop, Run, Service, buried, letters_in, rows, spoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.operators.calls.async_runs import INPUT, OUTPUT, Loop, Run, Service, buried, letters_in, rows, spoken
 
 from sabot import App, count, tumbling
 from sabot._cython.arrow.batch import Batch

@@ -14,7 +14,8 @@ import msgspec
 import pyarrow as pa
 import pydantic
 import pytest
-from async_runs import LoopClock, Run, Service, letters_in
+from unit.operators.calls.async_runs import LoopClock, Run, Service, letters_in
+from unit.operators.calls.conftest import loop as loop
 
 from sabot import App, col, lit
 from sabot._cython.flow.channel import Watermark
