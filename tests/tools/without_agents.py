@@ -9,6 +9,7 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 
 ROOMS = ("sabot.agents", "sabot.jobs", "sabot.journal", "sabot.llm", "sabot.mcp")
+REFUSED = "which is a room of the agents"
 
 
 class Refuses(MetaPathFinder):
@@ -16,7 +17,7 @@ class Refuses(MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if ".".join(name.split(".")[:2]) in ROOMS:
-            raise ModuleNotFoundError(f"the engine has imported {name}, which is a room of the agents", name=name)
+            raise ModuleNotFoundError(f"the engine has imported {name}, {REFUSED}", name=name)
 
 
 def pytest_configure() -> None:

@@ -222,29 +222,12 @@ async def test_columns_of_a_batch_agent_are_told_of_by_their_sink(app, caplog):
     assert values(app, "scores") == [{"x": None}] * 2
 
 
-async def test_a_result_of_a_durable_agent_is_told_of(memory_url, tmp_path, caplog):
-    app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
-
-    @app.agent("orders", sink="scores", durable=True)
-    async def score(ctx):
-        return {"x": NAN}
-
-    publish(app, "orders", [{"n": 1}])
-    async with started(app):
-        await until(lambda: app.statistics()["operators"]["shop.score"].get("nulled") == 1)
-    [told] = told_by_agents(caplog)
-    assert "agent shop.score: 'x' of its result for job " in told
-
-
-@pytest.mark.parametrize("durable", [False, True])
-async def test_an_agent_says_what_becomes_of_nan(memory_url, tmp_path, caplog, durable):
-    app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
-
-    @app.agent("orders", sink="meant", nan="null", durable=durable)
+async def test_an_agent_says_what_becomes_of_nan(app, caplog):
+    @app.agent("orders", sink="meant", nan="null")
     async def meant(ctx):
         return {"x": NAN}
 
-    @app.agent("orders", sink="refused", nan="fail", on_error="skip", durable=durable)
+    @app.agent("orders", sink="refused", nan="fail", on_error="skip")
     async def refused(ctx):
         return {"n": ctx.message["n"], "x": NAN if ctx.message["n"] == 1 else 1.0}
 

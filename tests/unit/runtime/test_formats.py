@@ -1,7 +1,6 @@
 """`format=` of streams, tables and agents: what comes in, what goes out, and what becomes of records that are of another format."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from sabot import App, ArrowIpc, Avro, Csv, NdjsonSource, Raw, col
 from sabot.codecs.base import Codec, Format
 from sabot.codecs.formats import JSON
 from sabot.connectors.memory import MemoryBroker
-from sabot.errors import EffectError, RegistryUnavailable, UserError
+from sabot.errors import RegistryUnavailable, UserError
 from sabot.kafka import KafkaSink
 from sabot.testing import ListSink
 from tools.agent_tools import bounded, checkpoint, crash_image, processed, publish, records, started, until, values
@@ -223,44 +222,6 @@ async def test_what_streams_and_agents_hand_to_an_agent_is_json_whatever_its_top
     async with started(app):
         await until(lambda: len(seen["lines"]) == 3, "all rows")
     assert sorted(seen["lines"], key=lambda row: row["id"]) == [*ROWS[:2], {"id": 2, "more": [1]}]
-
-
-async def test_what_a_job_makes_itself_is_json_and_comes_back_as_json_out_of_a_dead_letter(
-    memory_url: str, tmp_path: Path
-) -> None:
-    """The first message of a job is CSV, that with which it goes on is not, nor is that of a child; a child that fails is sent again."""
-    app = App("shop", memory_url, state=str(tmp_path / "state"), dedupe="7d", checkpoint_interval=3600)
-    seen: list[Any] = []
-    worse = {"now": True}
-
-    @app.agent("lines", format="csv", schema=ORDERS, key="name", durable=True, on_error="skip", sink="done")
-    async def lines(ctx: Any) -> Any:
-        seen.append(ctx.message)
-        if worse["now"] and ctx.message["id"] in (1, 30):
-            raise ValueError("not today")
-        if ctx.message["id"] == 2:
-            ctx.continue_as({"id": 20, "name": ctx.message["name"], "more": [1]})
-        if ctx.message["id"] == 3:
-            with suppress(EffectError):
-                await ctx.child(lines, {"id": 30, "name": "child"})
-        return {"id": ctx.message["id"], "headers": [name for name, _ in ctx.headers]}
-
-    publish(app, "lines", LINES[1:4])
-    async with started(app):
-        await until(lambda: len(records(app, "lines.dlq")) == 2, "the dead letters")
-        await until(lambda: len(records(app, "done")) == 2, "the jobs that went well")
-        worse["now"] = False
-        letters = sorted(records(app, "lines.dlq"), key=lambda letter: letter.payload or b"")
-        for letter in letters:
-            own = letter.headers[: [name for name, _ in letter.headers].index("sabot.topic")]
-            MemoryBroker.get(memory_url).publish("lines", [letter.payload], headers=own)
-        await until(lambda: len(records(app, "done")) == 4, "the jobs that were sent again")
-    assert letters[0].payload == LINES[1]
-    assert json.loads(letters[1].payload or b"") == {"id": 30, "name": "child"}
-    assert {"id": 20, "name": "n2", "more": [1]} in seen
-    assert seen.count(ROWS[1]) == seen.count({"id": 30, "name": "child"}) == 2
-    assert sorted(row["id"] for row in values(app, "done")) == [1, 3, 20, 30]
-    assert [row["headers"] for row in values(app, "done")] == [[]] * 4
 
 
 async def test_a_failed_call_is_tried_again_with_the_same_columns_and_then_a_dead_letter_as_it_came(app: App) -> None:

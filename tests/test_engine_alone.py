@@ -1,0 +1,56 @@
+"""The tests of the engine's rooms pass where the agents' rooms cannot be imported, and none of them is skipped for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.source_tree import PROJECT
+from tools.without_agents import REFUSED
+
+ROOMS = (
+    "_cython",
+    "api",
+    "calls",
+    "checkpoint",
+    "codecs",
+    "connectors",
+    "delivery",
+    "exchange",
+    "kafka",
+    "operators",
+    "plan",
+    "runtime",
+    "sql",
+    "state",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_tests_of_a_room_of_the_engine_need_no_room_of_the_agents(room: str, tmp_path: Path) -> None:
+    options = [
+        "-q",
+        "-m",
+        "not slow",
+        "-n",
+        "0",
+        "-p",
+        "no:benchmark",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tools.without_agents",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-rs", f"--basetemp={tmp_path / room}", f"tests/unit/{room}"],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": "tests"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert REFUSED not in done.stdout
