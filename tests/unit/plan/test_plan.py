@@ -546,7 +546,6 @@ def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):
         "top_n": (orders.group_by("id"), r'\(here it is key_by\("column"\)\.top_n'),
         "take": (orders, r"head\(n\)"),
         "assign": (orders, "with_columns"),
-        "sorted": (orders, r'sort\("ts"\).*lateness="5m"'),
         "value_counts": (orders, r'group_by\("x"\).aggregate'),
     }
     for name, (stream, here) in missing.items():
