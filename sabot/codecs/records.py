@@ -342,7 +342,8 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
         column = data.column(key)
         if column.null_count:
             raise UserError(
-                f"{where}: the key {key!r} of a row is null", hint=f"filter(col({key!r}).is_not_null()) before it"
+                f"{where}: the key {key!r} of a row is null",
+                hint=f"filter(col({key!r}).is_not_null()) before it; in SQL: WHERE {key} IS NOT NULL",
             )
         if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
             raise UserError(

@@ -142,7 +142,7 @@ _CLOCK = "a column of event time; the clock's value would differ after a restart
 
 _ELSEWHERE = {
     **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
-    **dict.fromkeys(("NOW", "UNIX_TIMESTAMP", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
+    **dict.fromkeys(("NOW", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
     **dict.fromkeys(
         ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
     ),
@@ -164,6 +164,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("COUNT_IF", "COUNTIF", "SUM_IF", "SUMIF"), "COUNT(*) FILTER (WHERE condition)"),
     **dict.fromkeys(("ROW_NUMBER", "RANK", "DENSE_RANK"), "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x DESC)"),
     "DATE_PART": "EXTRACT(HOUR FROM ts)",
+    "UNIX_TIMESTAMP": "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
+    "DAYNAME": "DATE_FORMAT(ts, 'EEEE')",
+    "MONTHNAME": "DATE_FORMAT(ts, 'MMMM')",
     **dict.fromkeys(("TO_UNIXTIME", "EPOCH", "EPOCH_MS", "UNIX_MILLIS"), "EXTRACT(EPOCH FROM ts)"),
     "FROM_UNIXTIME": "TO_TIMESTAMP_LTZ(seconds, 0)",
     "CONTAINS": "text LIKE '%part%'",

@@ -225,7 +225,11 @@ class QueryBinder:
 
     def _union(self, body: SetOperation) -> Relation:
         if body.operator != "UNION":
-            raise SqlFault(body.span, f"{body.operator} is not supported", "write a join, or WHERE x IN (SELECT …)")
+            hints = {
+                "EXCEPT": "WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
+                "INTERSECT": "WHERE x IN (SELECT …)",
+            }
+            raise SqlFault(body.span, f"{body.operator} is not supported", hints[body.operator])
         left, right = self._body(body.left), self._body(body.right)
         names = [each.name for each in left.fields]
         if len(names) != len(right.fields):
@@ -290,9 +294,18 @@ class QueryBinder:
     def _qualified(self, select: SelectBody, qualify: Expression) -> Relation:
         """Returns the rows of SELECT … QUALIFY: those of a query inside that meet the condition outside."""
         added: list[Item] = []
+        shown_names = {item.alias.text.lower() for item in select.items if item.alias is not None}
+        plain = [item.expression for item in select.items if isinstance(item.expression, Column)]
+        shown_names |= {node.parts[-1].text.lower() for node in plain}
+        every = any(isinstance(item.expression, Star) for item in select.items)
+
+        def is_inside(node: Any) -> bool:
+            if isinstance(node, Column):  # a column that only the query inside has
+                return len(node.parts) > 1 or not (every or node.parts[0].text.lower() in shown_names)
+            return isinstance(node, Call) and node.over is not None
 
         def outside(node: Any) -> Any:
-            if isinstance(node, Call) and node.over is not None:
+            if is_inside(node):
                 name = Name(f"qualify{len(added)}", node.span, True)
                 added.append(Item(node, name, node.span))
                 return Column((name,), node.span)
@@ -470,8 +483,9 @@ class QueryBinder:
                 raise SqlFault(
                     node.span, "a query as a value cannot stand beside a window table", "write it in a query outside"
                 )
-            check_one_row(node.query)
             inner = self._not_correlated(node.query, relation)
+            if node_of(inner.stream).unique != ():  # a table of one row, such as an aggregate in WITH
+                check_one_row(node.query)
             with at(node.span):
                 relation, field = with_value(relation, inner, node.query, node.span)
             return Column((StarName("", node.span, True, field),), node.span)

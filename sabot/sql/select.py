@@ -48,7 +48,7 @@ from sabot.sql.syntax.tree import (
     Star,
     Window,
 )
-from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, walk
+from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, rebuilt, walk
 from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, check_sessions, group_window, opened, windows_again
 from sabot.sql.zones import is_local
 
@@ -596,7 +596,9 @@ class SelectBinder:
             if not calls:
                 continue
             if calls != [item.expression]:
-                raise SqlFault(calls[0].span, "… OVER stands in the select list by itself", "compute in an outer query")
+                relation, bound = self._computed_of_over(relation, item.expression, calls)
+                replaced[id(item.expression)] = bound
+                continue
             call = calls[0]
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
@@ -615,6 +617,24 @@ class SelectBinder:
         if sum(isinstance(each, Ranking) for each in replaced.values()) > 1:
             raise SqlFault(self._select.span, "two rankings in one SELECT", "write them in two queries")
         return relation, replaced
+
+    def _computed_of_over(
+        self, relation: Relation, tree: Expression, calls: Sequence[Call]
+    ) -> tuple[Relation, TypedExpr]:
+        """Returns an expression that has calls of OVER in it, such as x - LAG(x) OVER (…), and the rows with their columns."""
+        columns: dict[int, Column] = {}
+        for call in calls:
+            if call.name.text.upper() in _RANKINGS:
+                hint = f"SELECT … FROM (SELECT …, {call.name.text} … OVER (…) AS n FROM t) WHERE n <= 3"
+                raise SqlFault(call.span, f"{call.name.text} … OVER stands in the select list by itself", hint)
+            window = self._window_of(call)
+            partition, relation = columns_of(self._context, relation, window.partition)
+            order, relation = order_columns(self._context, relation, window.order)
+            relation, _ = self._running(relation, call, window, partition, order)
+            name = StarName("", call.span, True, relation.fields[-1])
+            columns[id(call)] = Column((name,), call.span)
+        made = rebuilt(tree, lambda node: columns.get(id(node), node))
+        return relation, Binder(self._context, relation).bind(made)
 
     def _window_of(self, call: Call) -> Window:
         window = cast(Window, call.over)
@@ -642,6 +662,8 @@ class SelectBinder:
         if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
             time = next((each.name for each in relation.fields if each.shift_ms is not None), "ts")
             hint = f"{call.name.text}(…) OVER (… ORDER BY {time})"
+            if not order:
+                hint += f"; for all rows of a key: JOIN (SELECT key, {name}(…) AS x FROM t GROUP BY key)"
             raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending", hint)
         binder = Binder(self._context, relation)
         made: Any
@@ -653,6 +675,8 @@ class SelectBinder:
             with at(call.span):
                 made = (lag if name == "LAG" else lead)(arguments[0].expr, *options)  # type: ignore[arg-type]
         elif functions.is_aggregate(name):
+            if not (call.star or call.arguments):
+                raise SqlFault(call.span, f"{name} takes one argument", f"{name}(x) OVER (…)")
             argument = None if call.star else binder.bind(call.arguments[0])
             predicate = None if call.filter is None else binder.predicate(call.filter)
             with at(call.span):

@@ -47,7 +47,7 @@ from sabot.sql.syntax.tree import (
     TypedLiteral,
     Unary,
 )
-from sabot.sql.types import arrow_type, common_type, interval_months, interval_ms, literal_time, sql_type
+from sabot.sql.types import DAY_MS, arrow_type, common_type, interval_months, interval_ms, literal_time, sql_type
 from sabot.sql.zones import UTC, is_local
 
 
@@ -233,6 +233,8 @@ class Binder:
             raise SqlFault(node.span, f"{operator} of two texts", "texts are joined by ||")
         left_, right_ = self._on_one_clock([left_, right_], node.span)
         made = {"+": left_.expr + right_.expr, "-": left_.expr - right_.expr, "*": left_.expr * right_.expr}[operator]
+        if any(pa.types.is_date(each.type) for each in (left_, right_)) and _is_of_days(node.left, node.right):
+            made = made.cast("date32")  # a date and whole days are a date
         return self.typed(made, node.span)
 
     def _text(self, bound: TypedExpr) -> Expr:
@@ -405,7 +407,8 @@ class Binder:
     def _call(self, node: Call) -> TypedExpr:
         name = node.name.text.upper()
         if node.over is not None:
-            raise SqlFault(node.span, f"{name} … OVER stands in the select list, as an expression of its own")
+            hint = f"SELECT *, {name} … OVER (…) AS r FROM (SELECT …, COUNT(*) AS n FROM t GROUP BY …)"
+            raise SqlFault(node.span, f"{name} … OVER stands in a select list without aggregates", hint)
         if node.name.text.lower() in self.context.registered:
             return self._registered_call(node)
         if functions.is_aggregate(name):
@@ -574,6 +577,11 @@ def conjuncts(node: Expression | None) -> list[Expression]:
 def mirrored(operator: str) -> str:
     """Returns the comparison with its sides swapped."""
     return _MIRRORED[operator]
+
+
+def _is_of_days(*nodes: Expression) -> bool:
+    """Returns True if one of these expressions is an interval of whole days or weeks."""
+    return any(isinstance(node, Interval) and interval_ms(node) % DAY_MS == 0 for node in nodes)
 
 
 def _is_on_clock(type: pa.DataType) -> bool:

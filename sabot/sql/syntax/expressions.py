@@ -361,6 +361,9 @@ class Expressions(TokenCursor):
                 "TRY_CAST(x AS INT)" if name.text.upper() == "SAFE_CAST" else "a value has its alias in the select list"
             )
             self.expected(")", f"of {name.text}(…)", hint)
+        if self.is_word("ORDER"):
+            hint = "aggregates go by the order of event time; LISTAGG(x) WITHIN GROUP (ORDER BY y) by any other"
+            self.expected(")", f"of {name.text}(…)", hint)
         self.expect_symbol(")", f"of {name.text}(…)")
         order: tuple[Sort, ...] = ()
         if self.take_word("WITHIN", "GROUP"):

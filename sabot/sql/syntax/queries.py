@@ -3,7 +3,7 @@
 from typing import cast
 
 from sabot.sql.syntax.cursor import CLAUSES, NOT_AN_ALIAS
-from sabot.sql.syntax.expressions import Expressions
+from sabot.sql.syntax.expressions import UNITS, Expressions
 from sabot.sql.syntax.text import SqlFault, near_names
 from sabot.sql.syntax.tokens import TokenKind
 from sabot.sql.syntax.tree import (
@@ -166,11 +166,15 @@ class Queries(Expressions):
     def _check_commas(self, last: Item) -> None:
         """Raises SqlFault if an entry follows the last one of a select list without a comma."""
         token, what = self.token, "a comma or FROM"
+        if token.word in NOT_AN_ALIAS and (self.is_symbol(",", 1) or self.peek().word == "FROM"):
+            self.expected(what, hint=f"{token.word} is a word of SQL, and a name in quotes: AS `{token.value}`")
         begins = token.kind in _BEGINNINGS and (token.word not in NOT_AN_ALIAS or token.word == "CASE")
         called = token.kind is TokenKind.SYMBOL and token.value == "(" and last.alias is not None
         if not (begins or called) or self.elsewhere(what) or near_names(self.peek(-1).word, CLAUSES):
             return
         hint = "columns have commas between them: SELECT a, b"
+        if (unit := token.word.removesuffix("S")) in UNITS:
+            hint = f"{self.peek(-1).value} * INTERVAL '1' {unit}"
         if called and last.alias is not None:
             raise SqlFault(last.alias.span, f"expected {what}, found a call of {last.alias.text}", hint)
         self.expected(what, hint=hint)

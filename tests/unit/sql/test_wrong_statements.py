@@ -116,6 +116,36 @@ WRONG = [
         "columns have commas between them: SELECT a, b",
     ),
     (
+        "SELECT COUNT(*) nulls, MAX(delay) FROM flights",
+        "1:17: expected a comma or FROM, found nulls",
+        "NULLS is a word of SQL, and a name in quotes: AS `nulls`",
+    ),
+    (
+        "SELECT carrier FROM flights EXCEPT SELECT name FROM plain",
+        "1:1: EXCEPT is not supported",
+        "WHERE NOT EXISTS (SELECT 1 FROM b WHERE b.x = a.x)",
+    ),
+    (
+        "SELECT ts + INTERVAL delay MINUTES FROM flights",
+        "1:28: expected a comma or FROM, found MINUTES",
+        "delay * INTERVAL '1' MINUTE",
+    ),
+    (
+        "SELECT ARRAY_AGG(carrier ORDER BY ts) FROM flights",
+        "1:26: expected ) of ARRAY_AGG(…), found ORDER",
+        "aggregates go by the order of event time; LISTAGG(x) WITHIN GROUP (ORDER BY y) by any other",
+    ),
+    (
+        "SELECT carrier, RANK() OVER (ORDER BY SUM(delay)) FROM flights GROUP BY carrier",
+        "1:17: RANK … OVER stands in a select list without aggregates",
+        "SELECT *, RANK … OVER (…) AS r FROM (SELECT …, COUNT(*) AS n FROM t GROUP BY …)",
+    ),
+    (
+        "SELECT UNIX_TIMESTAMP(ts) FROM flights",
+        "1:8: there is no function UNIX_TIMESTAMP",
+        "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
+    ),
+    (
         "CREATE TABLE x (a INT) WITH ('conector' = 'print')",
         "1:30: there is no option 'conector'",
         "did you mean connector?",
@@ -603,7 +633,7 @@ WRONG = [
     (
         "SELECT SUM(delay) OVER (PARTITION BY carrier) FROM flights",
         "1:8: SUM OVER needs ORDER BY the event time, ascending",
-        "SUM(…) OVER (… ORDER BY ts)",
+        "SUM(…) OVER (… ORDER BY ts); for all rows of a key: JOIN (SELECT key, SUM(…) AS x FROM t GROUP BY key)",
     ),
     (
         "SELECT delay FROM flights WHERE carrier IN ('UA', 1)",
