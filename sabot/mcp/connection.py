@@ -367,7 +367,8 @@ class McpConnection:
         if self._pinging is not None:
             await asyncio.wait([self._pinging])
         if self.state is not SessionState.OPEN:
-            raise McpUnavailable(self.key.server, self._why, hint="it was sent nothing, so the call may be made again")
+            why = self._why if self.state is SessionState.HUNG else f"its session is over: {self._why}"
+            raise McpUnavailable(self.key.server, why, hint="it was sent nothing, so the call may be made again")
 
     async def _heard(self, message: Any) -> None:
         if isinstance(message, types.ToolListChangedNotification):

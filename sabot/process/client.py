@@ -362,7 +362,7 @@ class Supervisor:
             child._close_streams()
             if not isinstance(error, AgentError):
                 child.kill()
-                await run_to_end(_gone(child, reply))
+                await run_to_end(_until_over(child, reply))
             raise
         finally:
             for each in set(far):
@@ -512,7 +512,7 @@ def _state_of(pid: int) -> str:
     return "it has ended"
 
 
-async def _gone(child: Child, reply: "Future[dict[str, Any]]") -> None:
+async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
     """Returns when a child is over that was killed while it was started, or when its supervisor does not say so."""
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):

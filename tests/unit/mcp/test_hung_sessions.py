@@ -108,9 +108,15 @@ async def test_a_call_that_has_time_left_keeps_its_session_and_others_fail_at_on
             await answered.wait()
             await there.answer(request, text("done"))
 
+    openings = []
+
+    def connect(key, ended):
+        openings.append(key)
+        return peer(slow, on_other=hear)(key, ended)
+
     answered = asyncio.Event()
     async with McpServerPool(McpConfig(request_timeout="2s", connect_timeout="20s")) as pool:
-        session = await opened(pool, peer(slow, on_other=hear))
+        session = await opened(pool, connect)
         long = asyncio.create_task(session.call("go", {"slowly": True}, timeout="60s"))
         with pytest.raises(McpTimeout):
             await session.call("go", timeout="50ms")
@@ -119,6 +125,8 @@ async def test_a_call_that_has_time_left_keeps_its_session_and_others_fail_at_on
                 await session.call("go")
         pool._loop._loop.call_soon_threadsafe(answered.set)
         assert (await long).text == "done"
+        assert (await session.call("go", {"slowly": True})).text == "done"
+        assert len(openings) == 1, "an answer opens the session again that hung"
 
 
 async def test_a_server_that_floods_notifications_is_made_to_wait_when_nothing_is_asked_of_it():
