@@ -445,12 +445,14 @@ class Instance:
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
         """Awaits the end of this process, and tells `ended`."""
-        with suppress(CommunicationError):  # its supervisor was killed, and the process with it
-            await child.wait()
-        if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
-            self.why = child.how
-        counts = self._ended is None or await self._ended(child)
-        gone.set()
+        try:
+            with suppress(CommunicationError):  # its supervisor was killed, and the process with it
+                await child.wait()
+            if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
+                self.why = child.how
+            counts = self._ended is None or await self._ended(child)
+        finally:  # also if the owner cancels its tasks: a verb may wait for this
+            gone.set()
         async with self.lock:
             if self.child is child:  # else a verb has ended it, and goes on from there
                 self.child = None

@@ -570,6 +570,23 @@ async def test_a_terminated_agent_is_gone_with_all_that_it_has_started(make: Mak
     await asyncio.wait([waiting])
 
 
+async def test_a_spawn_that_waits_for_its_program_while_the_runtime_is_shut_down_ends_it(
+    make: Make, tmp_path: Path
+) -> None:
+    runtime = await make(process=ProcessConfig(shutdown_grace_period=0.05))
+    pid, go = tmp_path / "pid", tmp_path / "go"
+    script = f"""echo $$ > {pid}; until [ -e {go} ]; do sleep 0.01; done; echo '{{"method": "ready"}}'; sleep 1000"""
+    spawning = asyncio.ensure_future(sh(runtime, script, wait_ready=True))
+    await until(lambda: pid.exists() and bool(pid.read_text()))
+    await asyncio.sleep(0.05)  # until the runtime waits for the line
+    await runtime.shutdown()
+    go.touch()
+    async with asyncio.timeout(20):
+        with pytest.raises(UserError, match="the runtime does not run"):
+            await spawning
+    assert not alive(int(pid.read_text()))
+
+
 # -- health, recovery ---------------------------------------------------------------------------------------------------------
 
 
