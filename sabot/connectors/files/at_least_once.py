@@ -58,9 +58,8 @@ class FileWriting:
         path = self._target.path
         if not self._format.continues:
             if afresh:
-                self._target.check_free()
                 self._target.drop(path)
-            elif path.exists() and not pending_of(path).exists():
+            if path.exists() and not self._anew and not pending_of(path).exists():
                 self._complete = True  # opened again when there are rows to add
                 return
         self._part = self._new_part(path)

@@ -90,7 +90,7 @@ class ColumnFormat(FileFormat[pa.RecordBatch]):
     def _other_columns(self, schema: pa.Schema, before: pa.Schema) -> UserError:
         return UserError(
             f"file {self.name!r}: rows with the columns {_described(schema)} do not fit those before: {_described(before)}",
-            hint="select and cast to the same columns before the sink",
+            hint="select and cast to the same columns before the sink, or give another path; overwrite=True begins empty",
         )
 
     def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:

@@ -147,15 +147,11 @@ class FileDelivering:
         """Returns the first entry of the token for an app that starts without a checkpoint. `entry`: the entry that
         the earlier run has left. Completed files are kept, unless they are to be overwritten; unfinished rows are
         dropped.
-
-        Raises UserError if the one file of the sink exists, cannot be continued, and is not to be overwritten.
         """
         target = self._target
         if self._format.continues and not target.folder:
             length = 0 if target.overwrite or not target.path.exists() else entry.length
             return replace(entry, length=length, finished=False)
-        if not target.folder:
-            target.check_free()
         if entry.length:
             _log.warning("sink %s: what an earlier run left unfinished is dropped", target.name)
         number = 0 if target.overwrite else entry.number

@@ -103,16 +103,6 @@ class FileTarget:
     def _places(self) -> Iterable[Path]:
         return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
-    def check_free(self) -> None:
-        """Raises UserError if the one file exists and is not to be overwritten. Called for an app that starts without
-        a checkpoint, whose rows would be added to the file.
-        """
-        if self.path.exists() and not self.overwrite:
-            raise UserError(
-                f"file {self.name!r} exists already, and this app starts without a checkpoint",
-                hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
-            )
-
     def say_kept(self) -> None:
         """Logs that rows of an earlier run are kept, if there are any. Called for an app that starts without a checkpoint."""
         kept = self.newest() is not None if self.folder else self.path.exists() and self.path.stat().st_size > 0

@@ -176,7 +176,20 @@ def test_a_crash_while_a_complete_file_is_taken_over_loses_nothing(tmp_path: Pat
     assert names(tmp_path) == ["t.parquet"]
 
 
-def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_app(tmp_path: Path) -> None:
+def test_a_new_app_adds_to_a_complete_file_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.parquet"
+    for first in (0, 3, 6):
+        sink = ParquetSink(path)
+        sink.start_afresh()
+        sink.open()
+        sink.write(rows(first, 3))
+        sink.finish()
+        sink.close()
+        assert parquet(path) == list(range(first + 3))
+    assert caplog.text.count("has rows already, and this start without a checkpoint adds to them") == 2
+
+
+def test_a_complete_file_with_other_columns_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     sink = opened(ParquetSink(path))
     sink.write(rows(0, 3))
@@ -184,8 +197,9 @@ def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_app(tmp_path: Path)
     sink.close()
     again = ParquetSink(path)
     again.start_afresh()
-    with pytest.raises(UserError, match=r"t\.parquet' exists already.*overwrite=True"):
-        again.open()
+    again.open()
+    with pytest.raises(UserError, match=r"do not fit those before.*overwrite=True"):
+        again.write(Batch(pa.record_batch({"other": pa.array([1])})))
     again.close()
     assert parquet(path) == [0, 1, 2]
 
