@@ -60,6 +60,10 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
                 hint=f"class {type(given).__name__}({kind.__name__}, {ability}), from sabot.connectors import {ability}",
             )
     else:
+        if kind is Source and hasattr(given, "collect") and hasattr(given, "collect_schema"):
+            hint = "a LazyFrame has no rows yet: stream(frame.collect())"
+        elif kind is Source and hasattr(given, "from_arrow"):
+            hint = 'a connection has many tables: stream(connection.table("orders")), or stream(connection.sql("SELECT …"))'
         raise UserError(f"{where}: {given!r} is neither a topic nor a {kind.__name__}", hint=hint)
 
 

@@ -7,7 +7,9 @@ HERE = {
     "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches, window(…).apply(function, schema=…) for windows",
     "assign": "with_columns(name=expression)",
     "distinct": 'deduplicate("column")',
+    "columns": "schema.names",
     "drop_nulls": 'filter(col("x").is_not_null())',
+    "dtypes": "schema",
     "fill_null": 'with_columns(x=col("x").fill_null(0))',
     "first": "head(1)",
     "groupBy": 'group_by("column")',
@@ -17,8 +19,10 @@ HERE = {
     "map": "with_columns(y=col(…)), map_batches(function), flat_map(function, schema=…)",
     "map_elements": "flat_map(function, schema=…), map_batches(function)",
     "order_by": 'sort("x"), if the stream has an end; else top_n(n, by="x") after key_by or window',
+    "plot": "to_polars().plot or to_pandas().plot",
     "partition_by": 'key_by("column")',
     "show": "print()",
+    "sink_csv": 'to(CsvSink("orders.csv"))',
     "sink_parquet": 'to(ParquetSink("folder"))',
     "tail": 'top_n(n, by="ts") after key_by or window: a stream has no end',
     "take": "head(n)",
@@ -28,6 +32,7 @@ HERE = {
     "where": 'filter(col("x") > 3)',
     "withColumn": "with_columns(name=expression)",
     "with_column": "with_columns(name=expression)",
+    "write_csv": 'to(CsvSink("orders.csv"))',
     "write_parquet": 'to(ParquetSink("folder"))',
 }
 """The name of a method in another library, and the way to do the same here."""

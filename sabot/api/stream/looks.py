@@ -1,5 +1,6 @@
 """Methods that show a stream to a program or a notebook: its rows now, and its plan."""
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from sabot.api.notebook import FAILURES, drawing_or_none, html, page
 from sabot.api.stream.outputs import shown
 from sabot.api.stream.owner import Owner
 from sabot.base.arrays import python_value
-from sabot.base.checks import is_whole
+from sabot.base.checks import FLAG, check, is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.base.quantities import counted_words
 from sabot.errors import MissingExtra, UserError
@@ -81,12 +82,19 @@ class Looks:
         return self._rows("to_pandas", limit, seconds).to_pandas()
 
     def to_duckdb(
-        self, connection: Any, table: str, *, limit: int | None = None, seconds: Duration | None = None
+        self,
+        connection: Any,
+        table: str,
+        *,
+        overwrite: bool = False,
+        limit: int | None = None,
+        seconds: Duration | None = None,
     ) -> None:
         """Runs the stream now and makes a table of its rows in a database of DuckDB.
 
-        `connection`: an open connection, `duckdb.connect("shop.db")`. `table`: the name of the new table. The other
-        arguments and the errors are those of `collect`. Raises UserError if the database has such a table already.
+        `connection`: an open connection, `duckdb.connect("shop.db")`. `table`: the name of the new table, also as
+        "schema.table". `overwrite`: True to replace a table of that name, so that a cell of a notebook can run twice;
+        without it, UserError is raised for such a table. The other arguments and the errors are those of `collect`.
         """
         if not hasattr(connection, "from_arrow"):
             raise UserError(
@@ -94,9 +102,16 @@ class Looks:
             )
         relation = connection.from_arrow(self._rows("to_duckdb", limit, seconds))
         try:
-            relation.create(table)
+            if check("to_duckdb: overwrite", overwrite, FLAG):
+                parts = re.findall(r'"(?:[^"]|"")*"|[^."]+', table)
+                quoted = ".".join(part if part.startswith('"') else f'"{part}"' for part in parts)
+                relation.query("sabot_rows", f"CREATE OR REPLACE TABLE {quoted} AS SELECT * FROM sabot_rows")
+            else:
+                relation.create(table)
         except Exception as error:
-            raise UserError(f"to_duckdb: table {table!r} cannot be made: {error}", hint="give another name") from error
+            raise UserError(
+                f"to_duckdb: table {table!r} cannot be made: {error}", hint="give another name, or overwrite=True"
+            ) from error
 
     def _rows(self, where: str, limit: int | None, seconds: Duration | None) -> pa.Table:
         """Returns the rows for `collect` and `print`. `where`: the method that errors name."""

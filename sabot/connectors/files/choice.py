@@ -30,6 +30,15 @@ class CsvOptions(TypedDict, total=False):
     encoding: str
 
 
+_ELSEWHERE = {
+    "decimal": "decimal_comma=True",
+    "na_values": "null_values=",
+    "sep": "delimiter=",
+    "separator": "delimiter=",
+}
+"""The options of polars and pandas, and those of Sabot for the same."""
+
+
 def files(
     path: Paths,
     format: str | None = None,
@@ -46,6 +55,11 @@ def files(
     A record of more than `record_bytes` goes to the dead letters. Raises UserError if no file is found, if the files
     have several formats, or if a suffix names no format.
     """
+    for name in csv.keys() - CsvOptions.__annotations__.keys():
+        raise UserError(
+            f"files: {name}= is no option",
+            hint=_ELSEWHERE.get(name, f"for CSV: {', '.join(CsvOptions.__annotations__)}"),
+        )
     if sort is not None:
         return SortedFiles(_files(path, format, record_bytes, csv), sort)
     return _files(path, format, record_bytes, csv)

@@ -88,7 +88,8 @@ def test_a_schema_chooses_columns_and_types():
         (pa.table({"n": [1]}), {"schema": {"m": "int64"}}, "the rows have no column 'm'"),
         (pa.table([[1], [2]], names=["n", "n"]), {}, "the rows have two columns 'n'"),
         (pa.table({"n": [1]}), {"until": "now"}, "until= needs a topic"),
-        (pl.LazyFrame({"n": [1]}), {}, "neither a topic nor a Source"),
+        (pl.LazyFrame({"n": [1]}), {}, r"neither a topic nor a Source .*stream\(frame.collect\(\)\)"),
+        (duckdb.connect(), {}, r'neither a topic nor a Source .*connection.table\("orders"\)'),
     ],
 )
 def test_rows_that_cannot_be_a_stream_are_refused_in_the_line_that_gives_them(rows, options, message):
@@ -182,6 +183,12 @@ def test_a_stream_becomes_a_data_frame_or_a_table():
     assert database.sql("SELECT shop, n FROM totals ORDER BY shop").fetchall() == [("oslo", 4), ("rome", 2)]
     with pytest.raises(UserError, match=r"table 'totals' cannot be made: .*already exists"):
         shops.to_duckdb(database, "totals")
+    shops.to_duckdb(database, "totals", overwrite=True)
+    assert len(database.sql("SELECT * FROM totals").fetchall()) == len(FRAME)
+    database.execute("CREATE SCHEMA mine")
+    for _ in range(2):
+        shops.to_duckdb(database, 'mine."all of it"', overwrite=True)
+    assert len(database.sql('SELECT * FROM mine."all of it"').fetchall()) == len(FRAME)
     with pytest.raises(UserError, match="is no connection of DuckDB"):
         shops.to_duckdb("totals", database)
 

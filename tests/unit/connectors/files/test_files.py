@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
-from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.connectors.files import NdjsonSink, NdjsonSource, files
 from sabot.errors import UserError
 
 
@@ -173,3 +173,13 @@ def test_a_sink_makes_its_folder_and_names_what_it_cannot_write(tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         NdjsonSink(tmp_path / "file" / "rows.ndjson").open()
+
+
+@pytest.mark.parametrize(
+    ("option", "here"),
+    [("separator", "delimiter="), ("sep", "delimiter="), ("na_values", "null_values="), ("quote", "delimiter")],
+)
+def test_an_option_of_another_library_is_answered_with_that_of_sabot(option, here, tmp_path):
+    (tmp_path / "a.csv").write_text("n;x\n1;2\n")
+    with pytest.raises(UserError, match=f"files: {option}= is no option .*{here}"):
+        files(tmp_path / "a.csv", **{option: ";"})
