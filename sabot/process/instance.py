@@ -252,9 +252,11 @@ class Instance:
                 child.pause()
                 try:
                     await self._sent(child)
-                except CommunicationError as error:
+                except BaseException as error:  # also a caller that is cancelled
                     child.resume()
-                    raise SuspendFailed(f"instance {self.label} was not suspended: {error.message}") from error
+                    if isinstance(error, CommunicationError):
+                        raise SuspendFailed(f"instance {self.label} was not suspended: {error.message}") from error
+                    raise
             self._suspended(why)
 
     async def release(
@@ -280,10 +282,12 @@ class Instance:
                     async with asyncio.timeout(grace_s):
                         command = await checkpoint(self)
                     await self._kill_after(child, grace_s)
-                except Exception as error:
+                except BaseException as error:
                     if self.phase is Phase.SUSPENDED:
                         child.pause()
-                    raise SuspendFailed(f"instance {self.label} was not suspended: {message_of(error)}") from error
+                    if isinstance(error, Exception):
+                        raise SuspendFailed(f"instance {self.label} was not suspended: {message_of(error)}") from error
+                    raise
                 self.child, self.command = None, command
             self._suspended(why)
 
@@ -303,18 +307,20 @@ class Instance:
                 self.child.resume()
                 try:
                     await self._sent(self.child)
-                except CommunicationError as error:
+                except BaseException as error:
                     self.child.pause()
-                    raise ResumeFailed(f"instance {self.label} does not go on: {error.message}") from error
+                    if isinstance(error, CommunicationError):
+                        raise ResumeFailed(f"instance {self.label} does not go on: {error.message}") from error
+                    raise
                 self.become(self._runs_as)
             else:
                 try:
                     await self._start()
                 except BaseException as error:
                     self.become(Phase.SUSPENDED)
-                    if not isinstance(error, Exception):  # the caller was cancelled
-                        raise
-                    raise ResumeFailed(f"instance {self.label} does not go on: {self.why}") from error
+                    if isinstance(error, Exception):
+                        raise ResumeFailed(f"instance {self.label} does not go on: {self.why}") from error
+                    raise
 
     def see(self) -> Phase:
         """Brings the phase up to date with the process, and returns it. Notices that somebody else has stopped the

@@ -4,17 +4,26 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.process.children import ByHand, sh, until
+from unit.process.children import ByHand, sh, state, until
 
 from sabot.base.supervision import TaskSet
 from sabot.errors import IllegalTransition
-from sabot.process import AgentStatus, Child, Command, LifecycleState, ProcessState, ResumeFailed, SpawnFailed
+from sabot.process import (
+    AgentStatus,
+    Child,
+    Command,
+    LifecycleState,
+    ProcessState,
+    ResumeFailed,
+    SpawnFailed,
+    Supervisor,
+)
 from sabot.process.instance import Instance, RestartPolicy
 from sabot.process.phases import NEXT, OVER, Phase
 
@@ -243,3 +252,42 @@ async def test_a_resume_that_is_cancelled_while_its_new_process_starts_leaves_th
     is_ready.set()
     await instance.resume()
     assert instance.phase is Phase.READY
+
+
+async def test_a_verb_that_is_cancelled_leaves_the_process_as_the_phase_says(
+    owner: Owner, supervisor: Supervisor
+) -> None:
+    async def checkpoint(_: Instance) -> Command:
+        await asyncio.Event().wait()
+        return SLEEP
+
+    instance = await owner.started()
+    child = instance.child
+    assert child is not None
+
+    async def cancel(verb: Coroutine[Any, Any, None]) -> None:
+        os.kill(supervisor.pid, signal.SIGSTOP)  # it does not answer, so that the verb waits
+        try:
+            work = asyncio.ensure_future(verb)
+            await asyncio.sleep(0.05)
+            work.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+        finally:
+            os.kill(supervisor.pid, signal.SIGCONT)
+        await child.usage()  # it answers in order
+
+    async def stays(phase: Phase) -> None:
+        await until(lambda: (state(child.pid) == "T") is (phase is Phase.SUSPENDED))
+        assert instance.see() is phase
+
+    await cancel(instance.suspend("it costs too much"))
+    await stays(Phase.READY)
+    await instance.suspend("it costs too much")
+    await cancel(instance.resume())
+    await stays(Phase.SUSPENDED)
+    await cancel(instance.release(checkpoint, 5.0, "it costs memory"))
+    await stays(Phase.SUSPENDED)
+    assert instance.why == "it costs too much"
+    await instance.resume()
+    await stays(Phase.READY)
