@@ -226,7 +226,6 @@ class JobHost:
         record: bytes,
         key: bytes,
         digest: bytes,
-        code: str,
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
@@ -237,15 +236,15 @@ class JobHost:
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
-        entry = Begin(
-            job_id, self.now_ms(), agent_id, record, key, digest, code, *behalf[:2], run=1, labels=behalf.labels
-        )
+        facts = self.owners[agent_id].code, *behalf[:2], 1, behalf.labels
+        entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
         at = self.append(entry)
-        facts = key, record, digest, at, True, None
-        return OpenJob(job_id, agent_id, *facts, last=at, begun_ms=entry.at_ms, behalf=behalf)
+        return OpenJob(
+            job_id, agent_id, key, record, digest, at, True, None, last=at, begun_ms=entry.at_ms, behalf=behalf
+        )
 
     def child_not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
         """Tells the job that has asked for a child of this outcome, as of an END, because the child does not begin."""

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
 from hashlib import blake2b
+from itertools import count
 from threading import get_ident
 from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
@@ -74,7 +75,7 @@ class JobFuture(_Numbered, asyncio.Future[Any]):
     """A future of a job. Its owner gives it a result, or the function does."""
 
     def __init__(self, loop: "JobLoop") -> None:
-        self._number = loop.next_number()
+        self._number = next(loop.numbers)
         super().__init__(loop=loop)
 
 
@@ -187,7 +188,8 @@ class JobLoop(asyncio.AbstractEventLoop):
         self._tasks: dict[int, _Watched] = {}  # those that go on; asyncio itself holds tasks by weak references only
         self._tasks_made = 0
         self._left: list[AsyncGenerator[Any, Any]] = []  # async generators that the garbage collector has found
-        self._number = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "little") << 10
+        first = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "little") << 10
+        self.numbers = count(first + 1)  # of its futures and tasks, from which their hashes are made
         self._in_turn = 0  # the thread that runs a turn of this loop; 0: none
 
     def __repr__(self) -> str:
@@ -392,15 +394,10 @@ class JobLoop(asyncio.AbstractEventLoop):
             coro.close()
             raise RuntimeError(f"job {self.name} was dropped: it begins no task")
         self._tasks_made += 1
-        number = self.next_number()
+        number = next(self.numbers)
         steps = self._tasks[number] = _Watched(coro, self, number)
         name = f"Task-{self._tasks_made}" if name is None else str(name)
         return JobTask(steps, self, number, name=name, context=context, **options)
-
-    def next_number(self) -> int:
-        """The number of a future or task of this loop, from which its hash is made."""
-        self._number += 1
-        return self._number
 
     def ended(self, steps: _Watched) -> None:
         """Removes a task whose coroutine has ended."""

@@ -102,9 +102,6 @@ class Parking:
         """The number of jobs whose history is being read."""
         return len(self._loading)
 
-    def __contains__(self, job_id: str) -> bool:
-        return job_id in self._parked or job_id in self._loading
-
     def is_loading(self, job_id: str) -> bool:
         """True while the history of the job is being read."""
         return job_id in self._loading

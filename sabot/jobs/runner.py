@@ -256,13 +256,6 @@ class EffectRunner:
         """
         return self._in_flight
 
-    def longest(self) -> tuple[EffectId, str, float] | None:
-        """Returns the call in flight that runs longest: its effect, the name of its tool, and its seconds."""
-        call = min(self._under_way(), key=lambda each: each.began, default=None)
-        if call is None or call.began == math.inf:
-            return None
-        return call.effect, call.tool.name, self._clock.monotonic() - call.began
-
     @property
     def left_behind(self) -> list[str]:
         """The calls that were cancelled and run all the same, as tools and effects."""

@@ -467,8 +467,7 @@ class DurableAgentOperator(AgentOperator):
         call = JobCall(job_id, row.scope, self._digest(record), record, failed, LAST_RUN * failed, behalf=behalf)
         if not self.is_known(call):
             self.order.add_child(call)
-            waits: dict[str, Any] = {"code": self.code, "failed": failed, "behalf": behalf}
-            call.before = self.host.begin_waiting(agent_id, job_id, **inputs_of(call), **waits)
+            call.before = self.host.begin_waiting(agent_id, job_id, **inputs_of(call), failed=failed, behalf=behalf)
         self.go_on()
 
     def parked(self, job_id: str) -> None:
