@@ -148,7 +148,7 @@ class Model:
         self.settle()
 
     def drop(self) -> None:
-        """The function was cancelled, and waits for nothing any more (as `JobRun` and `JobLetters` do it)."""
+        """The function was cancelled, and waits for nothing any more (as `JobRun` and `JobHost` do it)."""
         for ordinal, effect in list(self.effects.items()):
             effect.dropped = True
             if effect.kind == "call" and effect.attempt:

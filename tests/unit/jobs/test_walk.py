@@ -1,0 +1,50 @@
+"""An effect walks through few functions, from `ctx.call` to the delivery of its result (docs/decisions/089)."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from unit.jobs.hosting import Agent, hosting
+
+import sabot.jobs
+from sabot.agents.durable.context import DurableContext
+from sabot.clock import ManualClock
+from sabot.journal.memory import MemoryStorage
+from sabot.llm.tools import tool
+
+FUNCTIONS, FILES = 56, 8
+BESIDE = {"timers.py", "journal_calls.py"}  # the host looks for timers and letters meanwhile
+ROOM = Path(sabot.jobs.__file__).parent
+
+
+@tool(effect="read")
+async def add(number: int) -> int:
+    return number + 1
+
+
+async def test_an_effect_walks_through_no_more_functions_than_its_budget() -> None:
+    walked: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.parent == ROOM and file.name not in BESIDE:
+            walked.add((file.name, frame.f_code.co_qualname))
+
+    async def job(ctx: DurableContext) -> Any:
+        await ctx.call(add, 0)
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return await ctx.call(add, 1)
+        finally:
+            sys.setprofile(before)
+
+    agent = Agent(job)
+    async with hosting(MemoryStorage(ManualClock()), agent) as running:
+        running.begin("job")
+        await running.over("job")
+    assert agent.done == {"job": 2}
+    files = {file for file, _ in walked}
+    assert (len(walked) <= FUNCTIONS, len(files) <= FILES) == (True, True), sorted(walked)
+    assert {"core.py", "host.py", "run.py", "runner.py"} <= files, "the walk was not seen"
