@@ -96,6 +96,7 @@ from sabot.connectors.base import Track as Track
 from sabot.connectors.console import ConsoleSink as ConsoleSink
 from sabot.connectors.console import console as console
 from sabot.connectors.delta import DeltaSink as DeltaSink
+from sabot.connectors.delta import DeltaSource as DeltaSource
 from sabot.connectors.files import ArrowSink as ArrowSink
 from sabot.connectors.files import ArrowSource as ArrowSource
 from sabot.connectors.files import CsvSink as CsvSink

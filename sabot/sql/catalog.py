@@ -459,6 +459,16 @@ def _write_sql(options: Options, statement: CreateTable) -> OpenWrite:
     return lambda app: (sink, written)
 
 
+def _read_delta(options: Options, statement: CreateTable) -> OpenRead:
+    from sabot.connectors.delta import DeltaSource
+
+    path = options.need("table-path", "path")
+    version = options.number("versionAsOf")
+    stored = options.prefixed("storage.")
+    given_version = None if version is None else int(version)
+    return lambda app, given: app.stream(DeltaSource(path, version=given_version, storage_options=stored), **given)
+
+
 def _write_delta(options: Options, statement: CreateTable) -> OpenWrite:
     from sabot.connectors.delta import DeltaSink
 
@@ -496,7 +506,7 @@ _TOPIC = Connector(_read_topic, _write_topic)
 _MEMORY = Connector(_read_topic, _write_topic)
 _FILES = Connector(_read_files, _write_files)
 _SQL = Connector(None, _write_sql)
-_DELTA = Connector(None, _write_delta)
+_DELTA = Connector(_read_delta, _write_delta)
 _PRINT = Connector(None, lambda options, statement: lambda app: (ConsoleSink(), {}))
 
 _WITH_OP = (None, "json", "csv", "arrow")

@@ -1,4 +1,4 @@
-"""`DeltaSink`: appends rows to a table of Delta Lake. Only this module imports deltalake.
+"""`DeltaSink`: appends rows to a table of Delta Lake.
 
 The log of a Delta table has, beside its files, a number for each *application id* (the action `txn`). A commit takes
 effect as a whole, so the rows of a part and its token are one commit. Each track has three ids:
@@ -15,10 +15,8 @@ import hashlib
 import json
 import logging
 import os
-import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,10 +25,9 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.base.disk import sync
-from sabot.base.os_errors import hint_of
-from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
+from sabot.connectors.delta.table import DeltaPlace
 from sabot.connectors.delta.types import (
     columns_of,
     converted,
@@ -44,7 +41,7 @@ from sabot.connectors.delta.types import (
 from sabot.connectors.files.partitions import check_partitions
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.rows import decoded_records
-from sabot.errors import AppLocked, MissingExtra, TransientError, UserError
+from sabot.errors import AppLocked, TransientError, UserError
 from sabot.steps import step
 
 __all__ = ["DeltaSink"]
@@ -52,10 +49,7 @@ __all__ = ["DeltaSink"]
 _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # at least once, so many bytes of rows are committed before the next checkpoint
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")
-_WORDS = 600  # characters of an error of the driver, which may quote rows
 _NUMBER_BITS = 62  # of a random number or a digest that the log of the table keeps, as a positive long
-_REFUSED = "does the table have a rule that the rows break, or a feature that deltalake does not support?"
 _COMMITS = 20  # after which the table is loaded anew
 _ATTEMPTS = 10  # to claim a track while its former owner still commits
 
@@ -86,20 +80,12 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         overwrite: bool = False,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        try:
-            import deltalake
-        except ImportError as error:
-            raise MissingExtra("a sink into Delta Lake", "delta") from error
         if isinstance(partition_by, str):
             raise UserError(
                 f"table {table}: partition_by={partition_by!r} is no list", hint=f"partition_by=[{partition_by!r}]"
             )
-        self._delta = deltalake
-        self._uri = os.fspath(table)
-        self._options = dict(storage_options or {})
-        keep_url(self._uri)
-        keep_settings(self._options)
-        self.name = redacted_url(self._uri) if "://" in self._uri else self._uri
+        self._place = DeltaPlace(table, storage_options, "a sink into Delta Lake")
+        self.name = self._place.name
         self.evolve = evolve
         self._overwrite = overwrite
         self._partition_by = list(partition_by)
@@ -117,9 +103,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     # -- the contract --------------------------------------------------------------------------------------------------
 
     def check_types(self, schema: pa.Schema) -> None:
-        refuse_types(schema, lambda empty: delta_schema(normalise(empty).schema), self._where, "Delta")
+        refuse_types(schema, lambda empty: delta_schema(normalise(empty).schema), self._place.where, "Delta")
         if self._partition_by and not schema.equals(RECORD_SCHEMA):
-            check_partitions(schema, self._partition_by, self._where)
+            check_partitions(schema, self._partition_by, self._place.where)
 
     def start_afresh(self) -> None:
         self._afresh = True
@@ -129,19 +115,19 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             self._schema = schema
 
     def missing_columns(self, schema: pa.Schema) -> list[str]:
-        with self._explained():
-            table = self._found()
+        with self._place.explained():
+            table = self._place.found()
             return [] if table is None else missing_fields(delta_schema(schema), columns_of(table)).names
 
     def misfit(self, schema: pa.Schema) -> str:
-        with self._explained():
-            table = self._found()
+        with self._place.explained():
+            table = self._place.found()
             return "" if table is None else misfit(delta_schema(schema), columns_of(table))
 
     def open(self) -> None:
         self._track = None
-        with self._explained():
-            self._table = self._found()
+        with self._place.explained():
+            self._table = self._place.found()
             if self._table is None:
                 self._table = self._created(self._properties([]))
             self._check(self._table)
@@ -160,7 +146,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     def flush(self) -> None:
         self._opened()
         if self._waiting:
-            with self._explained():
+            with self._place.explained():
                 self._refresh()
                 self._append(self._waiting, [])
             self._waiting, self._waiting_bytes = [], 0
@@ -168,14 +154,14 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     def known(self, track: Track) -> Token | None:
         if self._afresh and self._overwrite:
             return None
-        with self._explained():
-            table = self._found()
+        with self._place.explained():
+            table = self._place.found()
             return None if table is None else _token(table, track)
 
     def claim(self, track: Track) -> Token | None:
         again = track == self._track
         owner = self._owner if again else uuid.uuid4().int >> (128 - _NUMBER_BITS)
-        with self._explained():
+        with self._place.explained():
             self._table = self._claimed(track, owner, again=again)
             self._owner = owner
             anew = self._afresh and self._overwrite
@@ -192,18 +178,18 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             return data
         schema = delta_schema(data.schema)
         self._check_names(schema)
-        rows = converted(data, schema, self._where)
+        rows = converted(data, schema, self._place.where)
         for name in self._not_null.intersection(rows.schema.names):
             if rows.column(name).null_count:
                 raise UserError(
-                    f"{self._where}: column {name} is NOT NULL in the table, and a row has no value for it",
+                    f"{self._place.where}: column {name} is NOT NULL in the table, and a row has no value for it",
                     hint="fill it (fill_null) or filter such rows before the sink",
                 )
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         track = self._turn()
-        with self._explained():
+        with self._place.explained():
             table = self._current(track)
             token = _token(table, track)
             if token is not None and token.incarnation == track.incarnation and seq <= token.seq:
@@ -212,7 +198,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
 
     def settle(self, seq: int) -> None:
         track = self._turn()
-        with self._explained():
+        with self._place.explained():
             self._current(track)
             self._append([], self._numbers(track, seq))
 
@@ -220,52 +206,23 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         self._track = self._table = None
         self._waiting, self._waiting_bytes = [], 0
 
-    @property
-    def _where(self) -> str:
-        """The words for the table in messages."""
-        return f"table {self.name}"
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Raises errors of deltalake as those of Sabot."""
-        errors = self._delta.exceptions
-        try:
-            yield
-        except errors.CommitFailedError as error:
-            text = f"{self._where}: another process has changed it: {_plain(error)}"
-            raise TransientError(text) from clean_cause(error)
-        except OSError as error:
-            raise TransientError(
-                f"{self._where} cannot be reached: {_plain(error)}",
-                hint=hint_of(error, "check the address, and the keys in storage_options= or in the environment"),
-            ) from clean_cause(error)
-        except errors.DeltaError as error:
-            raise UserError(f"{self._where}: {_plain(error)}", hint=_REFUSED) from clean_cause(error)
-
     # -- the table -----------------------------------------------------------------------------------------------------
-
-    def _found(self) -> Any:
-        """Returns the table as it is now, or None if it does not exist."""
-        try:
-            return self._delta.DeltaTable(self._uri, storage_options=self._options)
-        except self._delta.exceptions.TableNotFoundError:
-            return None
 
     def _created(self, properties: Any) -> Any:
         """Makes the table. Raises UserError if its columns are not known."""
         schema = self._expected()
         if schema is None:
             raise UserError(
-                f"{self._where} does not exist, and its columns are not known before the results come",
+                f"{self._place.where} does not exist, and its columns are not known before the results come",
                 hint='DeltaSink(…, schema=pa.schema([("id", pa.int64()), …])) makes it',
             )
         self._check_names(schema)
         with step("create", self.name):
-            return self._delta.DeltaTable.create(
-                self._uri,
-                schema=self._delta.Schema.from_arrow(declared(schema)),
+            return self._place.delta.DeltaTable.create(
+                self._place.uri,
+                schema=self._place.delta.Schema.from_arrow(declared(schema)),
                 partition_by=self._partition_by,
-                storage_options=self._options,
+                storage_options=self._place.options,
                 commit_properties=properties,
             )
 
@@ -280,7 +237,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         partitions = list(table.metadata().partition_columns)
         if self._partition_by and self._partition_by != partitions:
             raise UserError(
-                f"{self._where} is partitioned by {', '.join(partitions) or 'no column'}, and partition_by= says "
+                f"{self._place.where} is partitioned by {', '.join(partitions) or 'no column'}, and partition_by= says "
                 f"{', '.join(self._partition_by)}",
                 hint="leave partition_by= out, or give another table",
             )
@@ -294,11 +251,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         missing = missing_fields(schema, columns)
         if missing.names and not self.evolve:
             raise UserError(
-                f"{self._where} has no column {in_words(missing)}",
+                f"{self._place.where} has no column {in_words(missing)}",
                 hint="DeltaSink(…, evolve=True) adds the column; or give another table, or leave it out (select) before the sink",
             )
         if why := misfit(schema, columns):
-            raise UserError(f"{self._where}: {why}", hint="cast the column before the sink, or give another table")
+            raise UserError(
+                f"{self._place.where}: {why}", hint="cast the column before the sink, or give another table"
+            )
         return missing
 
     def _prepare(self, numbers: Sequence[tuple[str, int]]) -> None:
@@ -310,11 +269,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             if self._overwrite:
                 with step("commit", self.name):
                     self._table.delete(commit_properties=self._properties(numbers))
-                _log.info("%s: the rows of earlier runs (%d files) are removed, as overwrite= says", self._where, files)
+                _log.info(
+                    "%s: the rows of earlier runs (%d files) are removed, as overwrite= says", self._place.where, files
+                )
             else:
                 _log.warning(
                     "%s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty)",
-                    self._where,
+                    self._place.where,
                 )
         if (schema := self._expected()) is not None:
             self._fit(schema)
@@ -327,9 +288,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         if not missing.names:
             return columns
         with step("commit", self.name):
-            self._table.alter.add_columns(self._delta.Schema.from_arrow(declared(missing)).fields)
+            self._table.alter.add_columns(self._place.delta.Schema.from_arrow(declared(missing)).fields)
         self._table.update_incremental()
-        _log.info("%s lacked %s, which is added, as evolve= says", self._where, in_words(missing))
+        _log.info("%s lacked %s, which is added, as evolve= says", self._place.where, in_words(missing))
         return columns_of(self._table)
 
     def _append(self, batches: Sequence[pa.RecordBatch], numbers: Sequence[tuple[str, int]]) -> None:
@@ -345,11 +306,11 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
                 columns = self._fit(data.schema)
             fitting.append(data)
         table, properties = self._table, self._properties(numbers)
-        rows = [in_order(data, columns, self._where) for data in fitting]
+        rows = [in_order(data, columns, self._place.where) for data in fitting]
         with step("commit", self.name):
             if rows:
-                hook = self._delta.PostCommitHookProperties(cleanup_expired_logs=None if self._is_turn else False)
-                self._delta.write_deltalake(
+                hook = self._place.delta.PostCommitHookProperties(cleanup_expired_logs=None if self._is_turn else False)
+                self._place.delta.write_deltalake(
                     table, rows, mode="append", commit_properties=properties, post_commithook_properties=hook
                 )
             else:
@@ -372,17 +333,20 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     def _check_names(self, schema: pa.Schema) -> None:
         folded = [name.lower() for name in schema.names]
         if not folded:
-            raise UserError(f"{self._where}: rows without a column came", hint="results are objects, not empty ones")
+            raise UserError(
+                f"{self._place.where}: rows without a column came", hint="results are objects, not empty ones"
+            )
         if len(set(folded)) < len(folded):
             columns = ", ".join(schema.names)
             raise UserError(
-                f"{self._where}: two columns of one name came", hint=f"the columns are {columns}; Delta ignores case"
+                f"{self._place.where}: two columns of one name came",
+                hint=f"the columns are {columns}; Delta ignores case",
             )
 
     def _sync(self, table: Any) -> None:
         """Makes the last commit of a table on this machine durable. Object stores do that by themselves."""
-        root = self._uri.removeprefix("file://")
-        if "://" in root:
+        root = self._place.folder
+        if root is None:
             return
         log = Path(root, "_delta_log", f"{table.version():020}.json")
         added = [action["add"]["path"] for action in map(json.loads, log.read_bytes().splitlines()) if "add" in action]
@@ -395,12 +359,12 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
 
     def _opened(self) -> Any:
         if self._table is None:
-            raise UserError(f"the sink of {self._where} is not open")
+            raise UserError(f"the sink of {self._place.where} is not open")
         return self._table
 
     def _turn(self) -> Track:
         if self._track is None:
-            raise UserError(f"the sink of {self._where} is not open: no track was claimed")
+            raise UserError(f"the sink of {self._place.where} is not open: no track was claimed")
         return self._track
 
     def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
@@ -409,7 +373,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         """
         properties = self._properties([(_owner_id(track), owner)])
         for _ in range(_ATTEMPTS):
-            table = self._found()
+            table = self._place.found()
             if again:
                 self._check_owner(table, track, owner)
             if table is None:
@@ -418,10 +382,12 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             try:
                 with step("claim", track.key):
                     self._commit_numbers(table, properties)
-            except self._delta.exceptions.CommitFailedError:
+            except self._place.delta.exceptions.CommitFailedError:
                 continue
             return table
-        raise TransientError(f"{self._where}: other processes commit so often that {track.key!r} cannot be claimed")
+        raise TransientError(
+            f"{self._place.where}: other processes commit so often that {track.key!r} cannot be claimed"
+        )
 
     def _current(self, track: Track) -> Any:
         """Returns the table with all commits so far. Raises AppLocked if another process has claimed the track."""
@@ -433,7 +399,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         """Returns the table with all commits so far."""
         self._commits += 1
         if self._is_turn:
-            self._table = self._found()
+            self._table = self._place.found()
         else:
             self._opened().update_incremental()
         return self._opened()
@@ -449,12 +415,12 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         known = None if table is None else table.transaction_version(_owner_id(track))
         if known is None:
             raise UserError(
-                f"{self._where}: its log does not have {track.key!r} any more, so nobody knows what was delivered",
+                f"{self._place.where}: its log does not have {track.key!r} any more, so nobody knows what was delivered",
                 hint="was the table removed or made anew? start again, and choose",
             )
         if known != owner:
             raise AppLocked(
-                f"another process delivers {track.key!r} into {self._where} now",
+                f"another process delivers {track.key!r} into {self._place.where} now",
                 hint="stop one of the two; two different apps need different names (App(id))",
             )
 
@@ -462,7 +428,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         return [(track.key, seq), (_incarnation_id(track), _digest(track.incarnation)), (_owner_id(track), self._owner)]
 
     def _properties(self, numbers: Sequence[tuple[str, int]]) -> Any:
-        return self._delta.CommitProperties(app_transactions=[self._delta.Transaction(*each) for each in numbers])
+        return self._place.delta.CommitProperties(
+            app_transactions=[self._place.delta.Transaction(*each) for each in numbers]
+        )
 
 
 def _token(table: Any, track: Track) -> Token | None:
@@ -484,9 +452,3 @@ def _owner_id(track: Track) -> str:
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> (64 - _NUMBER_BITS)
-
-
-def _plain(error: Exception) -> str:
-    """Returns the text of an error in one line, without colours, backtrace and secrets."""
-    text = _COLOUR.sub("", str(error)).partition("\n   0: ")[0]
-    return scrubbed(" ".join(text.split()))[:_WORDS]

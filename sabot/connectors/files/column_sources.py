@@ -4,7 +4,7 @@ The content of a file is not trusted: every batch is checked in full before anyt
 memory and never mapped, because a mapped file can change after the check, and a read beyond its new end is a SIGBUS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,15 @@ class ParquetSource(FileSource):
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:
             self._schema = checked(self.infer_schema(), self.name)
-        return _ParquetReader(file, offset, self._share, self._schema, self._record_bytes)
+        given = file, offset, self._share, self._schema, self._record_bytes
+        values = self.values_of(file)
+        return _ParquetReader(*given) if values is None else _FilledReader(*given, values)
+
+    def values_of(self, file: DataFile) -> Mapping[str, Any] | None:
+        """Returns the values (scalars) of columns that are not in the file; others that it lacks are null. None, as here:
+        all columns are in each file.
+        """
+        return None
 
     def _end_of(self, file: DataFile) -> int | None:
         with _parquet(file.path) as opened:
@@ -222,6 +230,40 @@ class _ParquetReader(_Slices):
 
     def close(self) -> None:
         self._opened.close()
+
+
+class _FilledReader(_ParquetReader):
+    """A reader of a file that lacks columns. `values`: the values (scalars) of those that are the same in all rows."""
+
+    def __init__(
+        self,
+        file: DataFile,
+        offset: int,
+        share: Share,
+        schema: pa.Schema,
+        record_bytes: int,
+        values: Mapping[str, Any],
+    ) -> None:
+        super().__init__(file, offset, share, schema, record_bytes)
+        self._whole = schema
+        self._values = values
+        self._schema = pa.schema([field for field in schema if field.name in self._columns])
+        self._is_canonical = canonical(self._schema).equals(self._schema)
+
+    def read(self, max_rows: int) -> FoundRows | None:
+        found = super().read(max_rows)
+        if found is None or found.data.schema.equals(self._whole):
+            return found
+        data = found.data
+        arrays = [
+            data.column(field.name) if field.name in self._columns else self._filled(field, data.num_rows)
+            for field in self._whole
+        ]
+        return FoundRows(pa.RecordBatch.from_arrays(arrays, schema=self._whole), found.bad)
+
+    def _filled(self, field: Any, rows: int) -> Any:
+        value = self._values.get(field.name)
+        return pa.nulls(rows, field.type) if value is None else pa.repeat(value.cast(field.type), rows)
 
 
 class _IpcReader(_Slices):

@@ -1,0 +1,75 @@
+"""A table of Delta Lake: its address, its settings, and the errors of deltalake as those of Sabot. Only this module imports
+deltalake.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sabot.base.os_errors import hint_of
+from sabot.base.redaction import clean_cause, keep_settings, keep_url, redacted_url, scrubbed
+from sabot.errors import MissingExtra, TransientError, UserError
+
+_REFUSED = "does the table have a rule that the rows break, or a feature that deltalake does not support?"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m|↳")
+_WORDS = 600  # characters of an error of the driver, which may quote rows
+
+
+class DeltaPlace:
+    """The place of a table: a folder, or an address in an object store. `options`: settings for the object store.
+    `feature`: the feature that needs deltalake, for the error if it is missing.
+    """
+
+    def __init__(self, table: str | os.PathLike[str], options: Mapping[str, str] | None, feature: str) -> None:
+        try:
+            import deltalake
+        except ImportError as error:
+            raise MissingExtra(feature, "delta") from error
+        self.delta: Any = deltalake
+        """The module deltalake."""
+        self.uri = os.fspath(table)
+        self.options = dict(options or {})
+        keep_url(self.uri)
+        keep_settings(self.options)
+        self.name = redacted_url(self.uri) if "://" in self.uri else self.uri
+        """The address without secrets."""
+        self.where = f"table {self.name}"
+        """The words for the table in messages."""
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of a table on this machine, or None for an object store."""
+        path = self.uri.removeprefix("file://")
+        return None if "://" in path else path
+
+    def found(self, version: int | None = None) -> Any:
+        """Returns the `DeltaTable` as it is now, or at a version, or None if there is no table."""
+        try:
+            return self.delta.DeltaTable(self.uri, version=version, storage_options=self.options)
+        except self.delta.exceptions.TableNotFoundError:
+            return None
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raises errors of deltalake as those of Sabot."""
+        errors = self.delta.exceptions
+        try:
+            yield
+        except errors.CommitFailedError as error:
+            text = f"{self.where}: another process has changed it: {_plain(error)}"
+            raise TransientError(text) from clean_cause(error)
+        except OSError as error:
+            raise TransientError(
+                f"{self.where} cannot be reached: {_plain(error)}",
+                hint=hint_of(error, "check the address, and the keys in storage_options= or in the environment"),
+            ) from clean_cause(error)
+        except errors.DeltaError as error:
+            raise UserError(f"{self.where}: {_plain(error)}", hint=_REFUSED) from clean_cause(error)
+
+
+def _plain(error: Exception) -> str:
+    """Returns the text of an error in one line, without colours, backtrace and secrets."""
+    text = _COLOUR.sub("", str(error)).partition("\n   0: ")[0]
+    return scrubbed(" ".join(text.split()))[:_WORDS]

@@ -1,0 +1,188 @@
+"""A table of Delta Lake as a source: one version of it, as polars reads it, from any position, by any number of readers."""
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import polars
+import pyarrow as pa
+import pytest
+
+from sabot import App, DeltaSink, DeltaSource, UserError, count, lit
+from sabot.connectors.base import Positions, Source
+
+DAY = datetime.date(2026, 3, 1)
+ROWS = [
+    {"n": n, "day": None if n % 7 == 6 else f"d/{n % 3} é", "at": DAY + datetime.timedelta(n % 2), "text": f"row {n}"}
+    for n in range(40)
+]
+SCHEMA = pa.schema([("n", pa.int64()), ("day", pa.string()), ("at", pa.date32()), ("text", pa.string())])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table with partitions, in several commits."""
+    folder = tmp_path / "lake"
+    for first in range(0, 40, 10):
+        rows = pa.RecordBatch.from_pylist(ROWS[first : first + 10], SCHEMA)
+        deltalake.write_deltalake(folder, rows, mode="append", partition_by=["day", "at"])
+    return folder
+
+
+def read(
+    source: Source, positions: Positions | None = None, most: int = 1 << 30
+) -> tuple[list[dict[str, Any]], Positions]:
+    """The next rows, at most so many, and the positions behind them."""
+    found: list[dict[str, Any]] = []
+    source.open(positions)
+    while len(found) < most and (batch := source.read_batch(most - len(found), 0)) is not None:
+        found += batch.taken().to_pylist()
+    at = source.positions()
+    source.close()
+    return found, at
+
+
+def scanned(source: DeltaSource, columns: list[str] | None = None) -> DeltaSource:
+    assert source.scan(None, columns)
+    return source
+
+
+def by_number(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: row["n"])
+
+
+def test_a_stream_has_the_rows_that_polars_reads(table: Path) -> None:
+    found = App("reads").stream(DeltaSource(table)).collect()
+    assert by_number(found.to_pylist()) == ROWS == polars.read_delta(str(table)).sort("n").to_dicts()
+    assert found.schema.equals(SCHEMA)
+
+
+@pytest.mark.parametrize("columns", [["day"], ["text", "n"], ["at", "text"]])
+def test_only_the_columns_that_are_wanted_come(table: Path, columns: list[str]) -> None:
+    rows, _ = read(scanned(DeltaSource(table), columns))
+    wanted = [tuple(row[name] for name in columns) for row in ROWS]
+    assert sorted(map(repr, (tuple(row.values()) for row in rows))) == sorted(map(repr, wanted))
+
+
+def test_rows_are_counted_without_a_column(table: Path) -> None:
+    counted = (
+        App("counts").stream(DeltaSource(table)).with_columns(k=lit(1)).group_by("k").aggregate(n=count()).materialize()
+    )
+    assert counted.collect().column("n").to_pylist() == [40]
+
+
+def test_it_continues_behind_each_row(table: Path) -> None:
+    whole, _ = read(scanned(DeltaSource(table)))
+    for most in range(len(whole) + 1):
+        first, at = read(scanned(DeltaSource(table)), most=most)
+        rest, _ = read(scanned(DeltaSource(table)), at)
+        assert first + rest == whole, f"behind {most} rows"
+
+
+def test_readers_share_the_files_of_a_version(table: Path) -> None:
+    source = scanned(DeltaSource(table, version=3))
+    readers = source.readers(3)
+    assert len(readers) == 3
+    shares = [read(reader)[0] for reader in readers]
+    assert all(shares)
+    assert by_number([row for share in shares for row in share]) == ROWS
+    assert len(scanned(DeltaSource(table)).readers(3)) == 1  # another process might find another version
+
+
+def test_a_restart_reads_the_version_that_it_began_with(table: Path) -> None:
+    whole, _ = read(scanned(DeltaSource(table)))
+    first, at = read(scanned(DeltaSource(table)), most=7)
+    deltalake.write_deltalake(table, pa.RecordBatch.from_pylist([{**ROWS[0], "n": 99}], SCHEMA), mode="append")
+    deltalake.DeltaTable(table).optimize.compact()
+    rest, _ = read(scanned(DeltaSource(table)), at)
+    assert first + rest == whole
+    assert len(read(scanned(DeltaSource(table)))[0]) == 41
+    with pytest.raises(UserError, match="the checkpoint is at version 3, and version= says 2"):
+        read(scanned(DeltaSource(table, version=2)), at)
+
+
+def test_an_older_version_has_its_rows_and_columns(table: Path) -> None:
+    more = pa.schema([*SCHEMA, ("more", pa.float64())])
+    last = {"n": 40, "day": "x", "at": DAY, "text": "t", "more": 1.5}
+    deltalake.write_deltalake(table, pa.RecordBatch.from_pylist([last], more), mode="append", schema_mode="merge")
+    assert by_number(App("old").stream(DeltaSource(table, version=1)).collect().to_pylist()) == ROWS[:20]
+    newest = by_number(App("new").stream(DeltaSource(table)).collect().to_pylist())
+    assert newest == [*({**row, "more": None} for row in ROWS), last]
+
+
+def test_rows_that_were_deleted_do_not_come(table: Path) -> None:
+    deltalake.DeltaTable(table).delete("n >= 5")
+    assert by_number(App("reads").stream(DeltaSource(table)).collect().to_pylist()) == ROWS[:5]
+    deltalake.DeltaTable(table).delete()
+    assert App("reads").stream(DeltaSource(table)).collect().num_rows == 0
+
+
+def test_what_is_not_there_is_said(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        App("reads").stream(DeltaSource(tmp_path / "nowhere")).collect()
+    with pytest.raises(UserError, match="does not have version 77"):
+        App("reads").stream(DeltaSource(table, version=77)).collect()
+    source = scanned(DeltaSource(table))
+    _, at = read(source, most=3)
+    deltalake.DeltaTable(table).optimize.compact()
+    deltalake.DeltaTable(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    with pytest.raises(UserError, match="cannot be read"):
+        read(scanned(DeltaSource(table)), at)
+
+
+def test_a_table_whose_files_have_other_names_is_refused(table: Path) -> None:
+    log = table / "_delta_log" / "00000000000000000000.json"
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    for action in actions:
+        if "metaData" in action:
+            action["metaData"]["configuration"]["delta.columnMapping.mode"] = "name"
+    log.write_text("".join(json.dumps(action) + "\n" for action in actions))
+    with pytest.raises(UserError, match=r"names of columns that its files do not have") as refused:
+        App("reads").stream(DeltaSource(table)).collect()
+    assert "scan()" in refused.value.hint
+
+
+async def test_rows_go_from_table_to_table(table: Path, tmp_path: Path) -> None:
+    app = App("copies", state=str(tmp_path / "state"))
+    app.stream(DeltaSource(table)).to(DeltaSource(tmp_path / "copy"))  # a place to read is a place to write
+    await app.run()
+    assert polars.read_delta(str(tmp_path / "copy")).sort("n").to_dicts() == ROWS
+    again = App("copies", state=str(tmp_path / "state"))
+    again.stream(DeltaSource(table)).to(DeltaSink(tmp_path / "copy"))
+    await again.run()
+    assert polars.read_delta(str(tmp_path / "copy")).height == 40
+
+
+async def test_sql_reads_a_version_of_a_table(table: Path, tmp_path: Path) -> None:
+    app = App("sql")
+    app.sql(f"CREATE TABLE lake WITH ('connector' = 'delta', 'table-path' = '{table}', 'versionAsOf' = '0')")
+    rows = app.sql("SELECT n, day FROM lake WHERE n < 4").collect().to_pylist()
+    assert by_number(rows) == [{"n": row["n"], "day": row["day"]} for row in ROWS[:4]]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "any", "aws_secret_access_key": "anyone"}
+    yield {"aws_endpoint_url": f"http://{host}:{port}", "aws_region": "us-east-1", "aws_allow_http": "true", **keys}
+    server.stop()
+
+
+@pytest.mark.slow  # the server of the store takes seconds to import
+def test_a_table_in_s3(s3: dict[str, str]) -> None:
+    from pyarrow import fs
+
+    where = s3["aws_endpoint_url"].removeprefix("http://")
+    fs.S3FileSystem(access_key="any", secret_key="anyone", region="us-east-1", scheme="http", endpoint_override=where,
+                    allow_bucket_creation=True).create_dir("pond")  # fmt: skip
+    rows = pa.RecordBatch.from_pylist(ROWS, SCHEMA)
+    deltalake.write_deltalake("s3://pond/rows", rows, partition_by=["day"], storage_options=s3)
+    source = DeltaSource("s3://pond/rows", storage_options=s3)
+    assert by_number(App("reads").stream(source).collect().to_pylist()) == ROWS
