@@ -24,6 +24,7 @@ _FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the h
 _MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
 _MOST_CHARS = 200  # of a field of the record that began a job
 _MOST_NAMED = 20  # questions whose earlier answers are said
+_LOOKED_UP = "The page of the job has what was found; if the tool does not know either, the question comes again."
 _ASK = "ask:"  # before the id of a question, in the name of a field
 
 
@@ -136,6 +137,7 @@ class InboxScreens:
         await self._read()
         gone = sorted(wanted - {each.action.action_id for each in questions})
         said = [f"{count.answered:,} of {len(wanted):,} questions: {SAID[word]}."] if count.answered else []
+        said += [_LOOKED_UP] if count.answered and word == "look-up" else []
         said += [await self._before(name) for name in gone[:_MOST_NAMED]]
         said += [f"{len(gone) - _MOST_NAMED:,} more were closed before."] if len(gone) > _MOST_NAMED else []
         said += [await self._before(name) if closed else f"{name}: {why}." for name, why, closed in count.refused]

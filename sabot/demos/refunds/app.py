@@ -63,7 +63,7 @@ def build(folder: Path, bank_url: str, *, ends: bool = True) -> App:
         order = ctx.message["order"]
         amount = await ctx.step(amount_of, ctx.message, effect="read")
         answer = await ctx.ask("confirm", {"message": f"Refund {amount} for {order}?"})
-        number = await ctx.call(refund, order, amount) if answer.approved else None
+        number = await ctx.call(refund, order=order, amount=amount) if answer.approved else None
         return {"order": order, "refund": number}
 
     return app

@@ -154,9 +154,7 @@ class _RefundsDemo:
                 self._left_doubt = key
                 return None
             self._doubts += 1
-            return _ANSWERED_AFTER, lambda: {
-                "outcome": "not_done" if self._witness.client.find(key) is None else "done"
-            }
+            return _ANSWERED_AFTER, lambda: self._looked_up(key)
         self._seen += 1
         if self._seen > self._jobs - self._left:
             return None
@@ -164,6 +162,10 @@ class _RefundsDemo:
         if approved:
             self._approved.add(question.job)
         return _ANSWERED_AFTER, lambda: {"approved": approved}
+
+    def _looked_up(self, key: str) -> dict[str, Any]:
+        found = self._witness.client.find(key)
+        return {"outcome": "not_done"} if found is None else {"outcome": "done", "result": found["number"]}
 
 
 def _bar(console: Console, jobs: int) -> Progress:

@@ -285,7 +285,7 @@ async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_u
         assert bank.looked_up == 1
         assert (await ask(browser, "/act/answer", {transferred: "1", "answer": "look-up"}))[0] == 409
         status, page = await ask(browser, "/act/answer", {wired: "1", "answer": "look-up"})
-        assert (status, "1 of 1 questions: looked up again." in page) == (200, True)
+        assert (status, "1 of 1 questions: looked up again. The page of the job has what" in page) == (200, True)
         await until(lambda: bank.looked_up == 2)
         again: list[str] = []
         while not again:
