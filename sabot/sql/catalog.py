@@ -11,9 +11,11 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import Expr, col
 from sabot.api.nodes.changes import Upsert
+from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
 from sabot.connectors.base import Sink
 from sabot.connectors.console import ConsoleSink
+from sabot.connectors.defaults import takes_changes
 from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
 from sabot.sql.formats import DEBEZIUM, format_of, stream_of
@@ -558,7 +560,13 @@ def write_table(
         key = [each.text for each in statement.key]
         logged = connector is _MEMORY and not key and written.get("format") in _WITH_OP
         plain = logged or isinstance(sink, ConsoleSink | BlackholeSink)
-        if relation.stream.changes and plain:
+        adds_only = isinstance(sink, Sink) and not plain and not takes_changes(sink)
+        if stream.changes and adds_only and endless_read(node_of(stream)) is None:
+            stream = stream.materialize()  # a file gets the rows that there are at the end of the input
+        elif stream.changes and adds_only:
+            hint = "GROUP BY a window gives final rows; or a table with a PRIMARY KEY, such as 'connector' = 'sqlite'"
+            raise SqlFault(span, f"the rows of this query are updated, and table {name} can only add rows", hint)
+        elif relation.stream.changes and plain:
             stream = stream.changelog()
         elif key and not plain:
             stream = _by_key(stream, key)

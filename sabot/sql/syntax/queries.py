@@ -255,7 +255,10 @@ class Queries(Expressions):
                     self.expected("(", "of USING", f"USING ({self.token})")
                 using = self.in_parentheses(self.column_name, "of USING")
             elif not (isinstance(right, TableFunction) and right.lateral) and self._needs_condition(right):
-                self.expected("ON or USING", "behind the joined table", "FROM a JOIN b ON a.id = b.id")
+                hint = "FROM a JOIN b ON a.id = b.id"
+                if self.is_word("FOR"):
+                    hint = "CREATE VIEW v AS SELECT …, and JOIN v FOR SYSTEM_TIME AS OF a.ts ON a.id = v.id"
+                self.expected("ON or USING", "behind the joined table", hint)
         return JoinSource(kind, left, right, on, using, self.since(left.span))
 
     def _needs_condition(self, right: Source) -> bool:

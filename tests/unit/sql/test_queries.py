@@ -1,5 +1,6 @@
 """Queries over rows, with DuckDB's answers: what SQL means must not depend on whose rows they are."""
 
+import json
 import random
 from collections import Counter
 
@@ -207,6 +208,22 @@ def test_updated_rows_need_a_key(tmp_path):
     for name in "uv":
         with pytest.raises(SqlError, match=rf"1:13: .*are updated, and table {name} has no PRIMARY KEY"):
             app.sql(f"INSERT INTO {name} SELECT a, COUNT(*) FROM t GROUP BY a")
+
+
+@pytest.mark.parametrize("key", ["", ", PRIMARY KEY (a) NOT ENFORCED"])
+def test_a_file_gets_the_rows_of_a_group_by_when_its_input_has_ended(tmp_path, key):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n2,2\n1,5\n")
+    app = App("ended", broker="memory://ended")
+    app.sql(f"""
+        CREATE TABLE t (a BIGINT, b BIGINT) WITH ('connector' = 'files', 'path' = '{tmp_path}/t.csv');
+        CREATE TABLE k (a BIGINT, b BIGINT) WITH ('connector' = 'memory', 'topic' = 'k', 'format' = 'json');
+        CREATE TABLE u (a BIGINT, total BIGINT{key}) WITH ('connector' = 'files', 'path' = '{tmp_path}/u.ndjson');
+        INSERT INTO u SELECT a, SUM(b) FROM t GROUP BY a""")
+    with pytest.raises(SqlError, match="1:13: the rows of this query are updated, and table u can only add rows"):
+        app.sql("INSERT INTO u SELECT a, SUM(b) FROM k GROUP BY a")
+    app.main()
+    found = [json.loads(line) for line in (tmp_path / "u.ndjson").read_text().splitlines()]
+    assert sorted(map(tuple, map(dict.values, found))) == [(1, 7), (2, 2)]
 
 
 async def test_a_memory_table_without_a_key_takes_each_change_as_a_row(memory_url):

@@ -146,6 +146,11 @@ WRONG = [
         "EXTRACT(EPOCH FROM ts); the clock's own value would differ after a restart",
     ),
     (
+        "SELECT * FROM flights f JOIN (SELECT * FROM plain) FOR SYSTEM_TIME AS OF f.ts AS p ON f.carrier = p.name",
+        "1:52: expected ON or USING behind the joined table, found FOR",
+        "CREATE VIEW v AS SELECT …, and JOIN v FOR SYSTEM_TIME AS OF a.ts ON a.id = v.id",
+    ),
+    (
         "CREATE TABLE x (a INT) WITH ('conector' = 'print')",
         "1:30: there is no option 'conector'",
         "did you mean connector?",
