@@ -166,7 +166,7 @@ class QueryBinder:
         if isinstance(node, Parameter):
             value = self._context.parameters.get(node.name)
         if not isinstance(value, int):
-            raise SqlFault(node.span, f"{what} takes a whole number")
+            raise SqlFault(node.span, f"{what} takes a whole number", f"{what} 10, or {what} :n with a parameter")
         return value
 
     def _with(self, query: Query) -> "QueryBinder":

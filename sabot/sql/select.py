@@ -921,7 +921,8 @@ class _WindowUse:
                 Span(0, 0) if self._span is None else self._span, "GROUP BY needs window_start and window_end"
             )
         if self._table is not None and self._seen - {"time"} != {"start", "end"}:
-            raise SqlFault(cast(Span, self._span), "GROUP BY needs both window_start and window_end")
+            hint = "GROUP BY window_start, window_end"
+            raise SqlFault(cast(Span, self._span), "GROUP BY needs both window_start and window_end", hint)
         if self._again is None:
             return stream
         if set(self._edges) != {"start", "end"}:

@@ -245,7 +245,10 @@ class Parser(Queries):
     def _watermark(self) -> WatermarkDefinition:
         start = self.expect_word("WATERMARK", "FOR")
         column = self.qualified("a column")
-        self.expect_word("AS", where="of WATERMARK FOR")
+        if not self.is_word("AS"):
+            name = column[-1].text
+            self.expected("AS", "of WATERMARK FOR", f"WATERMARK FOR {name} AS {name} - INTERVAL '5' SECOND")
+        self.next()
         return WatermarkDefinition(column, self.expression(), self.since(start))
 
     def _primary_key(self) -> tuple[Name, ...]:

@@ -151,6 +151,21 @@ WRONG = [
         "CREATE VIEW v AS SELECT …, and JOIN v FOR SYSTEM_TIME AS OF a.ts ON a.id = v.id",
     ),
     (
+        "CREATE TABLE x (ts TIMESTAMP(3), WATERMARK FOR ts) WITH ('connector' = 'print')",
+        "1:50: expected AS of WATERMARK FOR, found )",
+        "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND",
+    ),
+    (
+        "SELECT MAX(delay) FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start",
+        "1:97: GROUP BY needs both window_start and window_end",
+        "GROUP BY window_start, window_end",
+    ),
+    (
+        "SELECT carrier FROM flights LIMIT -1",
+        "1:35: LIMIT takes a whole number",
+        "LIMIT 10, or LIMIT :n with a parameter",
+    ),
+    (
         "CREATE TABLE x (a INT) WITH ('conector' = 'print')",
         "1:30: there is no option 'conector'",
         "did you mean connector?",
