@@ -10,6 +10,7 @@ import pyarrow as pa
 from sabot.api import aggregates
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.api.nodes.changes import GroupAggregate, Upsert
+from sabot.api.nodes.joins import TwoInputs
 from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
@@ -80,6 +81,21 @@ def _versions(stream: Stream) -> Stream | None:
     if node.rank is not None:
         table = table.with_columns(**{node.rank: lit(1, "int64")})
     return _with_steps(table, above)
+
+
+def _with_versions(stream: Stream) -> str:
+    """Returns what has versions in place of a table that has none, for a hint."""
+    node: Any = node_of(stream)
+    while isinstance(node, RowStep):
+        node = node.input
+    if isinstance(node, TwoInputs):
+        return "join its tables one after the other, each FOR SYSTEM_TIME AS OF the same time"
+    if isinstance(node, GroupAggregate) and node.keys:
+        return "group rows that are not updated, without STATE_TTL"
+    return (
+        "the last row of each key: SELECT … FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts DESC) AS n "
+        "FROM t) WHERE n = 1"
+    )
 
 
 def _running(stream: Stream, node: GroupAggregate) -> Stream | None:
@@ -448,8 +464,7 @@ class JoinBinder:
                 raise SqlFault(
                     self._join.right.span,
                     f"{name} is updated as rows come, so it has no versions by event time",
-                    "the last row of each key: SELECT … FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY ts DESC) AS n "
-                    "FROM t) WHERE n = 1; or AS OF a column PROCTIME(), for the rows that exist",
+                    f"{_with_versions(right.stream)}; or AS OF a column PROCTIME(), for the rows that exist",
                 )
             self._right = replace(right, stream=found)
         return self._bind_point(lambda stream, other, options: stream.join_asof(other, **options))
