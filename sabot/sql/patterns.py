@@ -213,7 +213,7 @@ class _MatchBinder:
             return node
         variable = self._variable(node)
         if own is not None and variable in (own, None):
-            return Column(_column_of(node), node.span)
+            return Column(self._column_of(node), node.span)
         return self._row(node.span, self._argument(node), variable or self._last_variable(), "LAST", 0, None)
 
     def _variable(self, node: Column) -> str | None:
@@ -231,7 +231,9 @@ class _MatchBinder:
 
     def _argument(self, node: Expression) -> TypedExpr:
         """Returns an expression over the columns of one row."""
-        plain = rebuilt(node, lambda each: Column(_column_of(each), each.span) if isinstance(each, Column) else each)
+        plain = rebuilt(
+            node, lambda each: Column(self._column_of(each), each.span) if isinstance(each, Column) else each
+        )
         return Binder(self._context, self._relation).bind(plain)
 
     def _of_call(self, node: Call, own: str | None) -> Any:
@@ -316,7 +318,15 @@ class _MatchBinder:
         self._values[name] = value
         return Column((StarName(name, span, True, field),), span)
 
-
-def _column_of(node: Column) -> tuple[Name, ...]:
-    """Returns the name of a column without the variable before it."""
-    return node.parts[1:] if len(node.parts) > 1 else node.parts
+    def _column_of(self, node: Column) -> tuple[Name, ...]:
+        """Returns the name of a column without the variable before it. Raises SqlFault for a name that is neither a variable
+        nor a table or a column with fields.
+        """
+        if self._variable(node) is not None:
+            return node.parts[1:]
+        if len(node.parts) > 1:
+            try:
+                self._relation.find(node.parts)
+            except SqlFault:
+                self._known(node.parts[0])
+        return node.parts

@@ -557,6 +557,10 @@ class QueryBinder:
         check_plain(inner, body.span, "before EXISTS", clocks=True)
         inner = binder._semi_joins(inner, conditions)
         keys: list[tuple[TypedExpr, TypedExpr]] = []
+        both = Relation(inner.stream, (*inner.fields, *relation.fields))
+        for item in body.items:  # their values do not matter, but a wrong name is an error
+            if not isinstance(item.expression, Star) and self._bound(item.expression, inner) is None:
+                Binder(self._context, both).bind(item.expression)
         for node in conditions:
             own = self._bound(node, inner)
             if own is not None:

@@ -398,8 +398,7 @@ class SelectBinder:
                 some = when(col(name).list.len() > 0).then(texts.list.join(separator)).otherwise(lit(None))
                 replaced[key] = TypedExpr(some, pa.string())
         for key, (total, number) in means.items():
-            quotient = functions.divided("/", TypedExpr(col(total), pa.int64()), TypedExpr(col(number), pa.int64()))
-            replaced[key] = TypedExpr(when(col(number) > 0).then(quotient).otherwise(lit(None)), pa.int64())
+            replaced[key] = _mean(*(TypedExpr(col(each), pa.int64()) for each in (total, number)))
         replaced |= window.replaced(relation, schema, items, select.having)
         grouped = Relation(stream, tuple(TableColumn("", each.name, each.name, each.type) for each in schema))
         after = Binder(self._context, grouped, replaced, relation)
@@ -461,15 +460,7 @@ class SelectBinder:
             )
             self._lists[key] = separator, self._order_of_list(call, relation)
             call = replace(call, arguments=(call.arguments[0], *call.arguments[2:]))
-        wanted_arguments = 2 if name == "PERCENTILE" else 1
-        if (call.star and name != "COUNT") or len(call.arguments) != (0 if call.star else wanted_arguments):
-            hints = {"MIN": "LEAST(x, y)", "MAX": "GREATEST(x, y)"}
-            hints["COUNT"] = "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)" if call.distinct else "COUNT(*)"
-            hints["LISTAGG"] = "LISTAGG(text[, separator])"
-            hints["PERCENTILE"] = "PERCENTILE(x, 0.5)"
-            number = "two arguments" if name == "PERCENTILE" else "one argument"
-            message = f"{name} takes {number}" + (", or *" if name == "COUNT" else "")
-            raise SqlFault(call.span, message, hints.get(name, f"{name}(x)"))
+        _check_arguments(call)
         argument = None if call.star else binder.bind(call.arguments[0])
         predicate = None if call.filter is None else binder.predicate(call.filter)
         if name == "AVG" and argument is not None and pa.types.is_integer(argument.type):
@@ -605,6 +596,8 @@ class SelectBinder:
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
+                if call.arguments or call.star:
+                    raise SqlFault(call.span, f"{call.name.text} has no argument", f"{call.name.text}() OVER (…)")
                 if window.frame is not None:
                     raise SqlFault(window.frame.span, f"{call.name.text} has no frame")
                 ties = cast(Literal["row_number", "rank", "dense_rank"], kind)
@@ -667,6 +660,7 @@ class SelectBinder:
             raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending", hint)
         binder = Binder(self._context, relation)
         made: Any
+        parts: list[Any] = []  # of AVG of whole numbers: their sum and their number
         if name in ("LAG", "LEAD"):
             arguments = [binder.bind(each) for each in call.arguments]
             if not 1 <= len(arguments) <= 3:
@@ -675,25 +669,35 @@ class SelectBinder:
             with at(call.span):
                 made = (lag if name == "LAG" else lead)(arguments[0].expr, *options)  # type: ignore[arg-type]
         elif functions.is_aggregate(name):
-            if not (call.star or call.arguments):
-                raise SqlFault(call.span, f"{name} takes one argument", f"{name}(x) OVER (…)")
-            argument = None if call.star else binder.bind(call.arguments[0])
+            if name != "LISTAGG":
+                _check_arguments(call)
+            argument = binder.bind(call.arguments[0]) if call.arguments else None
             predicate = None if call.filter is None else binder.predicate(call.filter)
             with at(call.span):
                 made = functions.aggregate(call, argument, predicate, self._context.zone)
+                if name == "AVG" and argument is not None and pa.types.is_integer(argument.type) and not call.distinct:
+                    kinds = [replace(call, name=replace(call.name, text=kind)) for kind in ("SUM", "COUNT")]
+                    parts = [functions.aggregate(each, argument, predicate, self._context.zone) for each in kinds]
             if isinstance(made, Expr) or name == "LISTAGG":
                 what = "DISTINCT" if call.distinct else name
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
         else:
             made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
         preceding = _preceding(window, self._context, relation)
-        column = names_of(relation).free("over")
+        names = names_of(relation)
+        columns = {names.free("over"): each for each in parts or [made]}
         with at(call.span):
             keyed = relation.stream.key_by(*partition) if partition else relation.stream.key_by(every=lit(0))
-            stream = keyed.over(preceding=preceding, **{column: made})
-            type = stream.schema.field(column).type
-        fields = (*relation.fields, TableColumn("", column, column, type))
-        return replace(relation, stream=stream, fields=fields), TypedExpr(col(column), type)
+            stream = keyed.over(preceding=preceding, **columns)
+            schema = stream.schema
+        bound = [TypedExpr(col(column), schema.field(column).type) for column in columns]
+        (column, *_), value = columns, bound[0]
+        if parts:
+            column, value = names.free("over"), _mean(*bound)
+            with at(call.span):
+                stream = stream.with_columns(**{column: value.expr}).drop(*columns)
+        fields = (*relation.fields, TableColumn("", column, column, value.type))
+        return replace(relation, stream=stream, fields=fields), TypedExpr(col(column), value.type)
 
     def _rank_by_conditions(self, relation: Relation) -> Relation:
         """Makes a ranking of FROM real by the condition that bounds it, such as `n <= 3`, and drops the condition."""
@@ -844,6 +848,27 @@ def check_no_aggregate(condition: Expression) -> None:
     if found is not None:
         message = f"the aggregate {found.name.text.upper()} has no value in a single row"
         raise SqlFault(found.span, message, "HAVING, behind GROUP BY, takes conditions on aggregates")
+
+
+def _mean(total: TypedExpr, number: TypedExpr) -> TypedExpr:
+    """Returns AVG of whole numbers, which is one too: cut off towards zero, and NULL without a number."""
+    quotient = functions.divided("/", total, number)
+    return TypedExpr(when(number.expr > 0).then(quotient).otherwise(lit(None)), pa.int64())
+
+
+def _check_arguments(call: Call) -> None:
+    """Raises SqlFault unless an aggregate has as many arguments as it takes, or is COUNT(*)."""
+    name = call.name.text.upper()
+    wanted = 0 if call.star else 2 if name == "PERCENTILE" else 1
+    if len(call.arguments) == wanted and (not call.star or name == "COUNT"):
+        return
+    hints = {"MIN": "LEAST(x, y)", "MAX": "GREATEST(x, y)"}
+    hints["COUNT"] = "SELECT COUNT(*) FROM (SELECT DISTINCT a, b FROM t)" if call.distinct else "COUNT(*)"
+    hints["LISTAGG"] = "LISTAGG(text[, separator])"
+    hints["PERCENTILE"] = "PERCENTILE(x, 0.5)"
+    number = "two arguments" if name == "PERCENTILE" else "one argument"
+    message = f"{name} takes {number}" + (", or *" if name == "COUNT" else "")
+    raise SqlFault(call.span, message, hints.get(name, f"{name}(x)"))
 
 
 def has_aggregate(items: Sequence[Item]) -> bool:

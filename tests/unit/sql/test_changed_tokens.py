@@ -31,11 +31,16 @@ def folder(tmp_path_factory):
     return write_tables(tmp_path_factory.mktemp("tables"))
 
 
+def measures_of(node):
+    """Returns the measures of a pattern, which its text leaves out."""
+    return [(name, expr.text()) for name, expr in getattr(node, "measures", ())]
+
+
 def meaning(folder, text):
     """Returns what a statement does: its steps, its columns with their types, and its constant rows."""
     app = App("tokens")
     stream = app.sql(text, **given_tables(app, folder))
-    steps = [(type(node).__name__, node.text()) for node in walk([node_of(stream)])]
+    steps = [(type(node).__name__, node.text(), measures_of(node)) for node in walk([node_of(stream)])]
     sources = [node.source for node in walk([node_of(stream)]) if isinstance(node, Read)]
     rows = [source.log_id for source in sources if isinstance(source, RowsSource)]
     return steps, str(stream.schema), rows, [getattr(source, "name", source) for source in sources]

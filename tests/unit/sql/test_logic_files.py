@@ -13,13 +13,16 @@ A blank line ends a record. The tables are those of `tests/tools/sql_tables.py`.
 """
 
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from sabot.sql.functions import AGGREGATES, FUNCTIONS
-from sabot.sql.syntax.text import SqlError
+from sabot.sql.syntax import tree
+from sabot.sql.syntax.parser import parse
+from sabot.sql.syntax.text import SqlError, SqlText
 from tools.sql_tables import counted, ours, theirs, write_tables
 
 FILES = sorted((Path(__file__).parent / "logic").glob("*.slt"))
@@ -85,6 +88,47 @@ def test_a_record_has_its_answer(folder, record):
     if "ordered" not in words:
         rows, wanted = sorted(rows), sorted(wanted)
     assert rows == wanted
+
+
+ELSEWHERE = {
+    *(f"{kind} by itself" for kind in ("ColumnDefinition", "CreateFunction", "CreateModel", "CreateTable", "Describe")),
+    *(
+        f"{kind} by itself"
+        for kind in ("DropStatement", "Explain", "FieldAccess", "Insert", "ModelArgument", "Parameter")
+    ),
+    *(f"{kind} by itself" for kind in ("Show", "StatementSet", "TypeField", "WatermarkDefinition")),
+    *("SetOption.reset", "Type.fields"),
+    *("TableName.hints", "Derived.lateral", "TableFunction.lateral", "TableFunction.ordinality"),
+}
+"""Parts of statements that give no rows, need a declared table or an app, or are read in order to be refused with a hint."""
+
+
+def parts_of(tree_):
+    """Yields the kind of each node below a syntax tree, and each of its fields that the text has set."""
+    if isinstance(tree_, tuple | list):
+        for each in tree_:
+            yield from parts_of(each)
+    elif is_dataclass(tree_):
+        yield f"{type(tree_).__name__} by itself"
+        for field in fields(tree_):
+            value = getattr(tree_, field.name)
+            if field.name != "span" and value not in (None, False, (), ""):
+                yield f"{type(tree_).__name__}.{field.name}"
+                yield from parts_of(value)
+
+
+def test_each_clause_has_an_example():
+    """A node of the syntax tree, and a field of a node, is in a record whose rows are compared: so is each of its tokens, in
+    `test_changed_tokens`.
+    """
+    seen = {
+        part for record in RECORDS if record.kind.startswith("query") for part in parts_of(parse(SqlText(record.text)))
+    }
+    kinds = [kind for kind in vars(tree).values() if isinstance(kind, type) and is_dataclass(kind)]
+    every = {f"{kind.__name__} by itself" for kind in kinds}
+    every |= {f"{k.__name__}.{each.name}" for k in kinds for each in fields(k) if f"{k.__name__} by itself" in seen}
+    every = {part for part in every if not part.endswith(".span") and not part.startswith("Span")}
+    assert every - seen == ELSEWHERE
 
 
 def test_each_function_has_an_example():
