@@ -15,6 +15,7 @@ from sabot.api.nodes.keyed import Over, TopN
 from sabot.api.nodes.node import time_column
 from sabot.api.nodes.read import endless_read
 from sabot.api.nodes.rows import RowStep
+from sabot.api.nodes.windows import AggregateWindow
 from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
 from sabot.sql.equal_steps import without_repeats
@@ -32,6 +33,7 @@ from sabot.sql.scope import (
     statement_name,
     steps_of,
 )
+from sabot.sql.select import ALL_ROWS
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -81,6 +83,14 @@ def _versions(stream: Stream) -> Stream | None:
     if node.rank is not None:
         table = table.with_columns(**{node.rank: lit(1, "int64")})
     return _with_steps(table, above)
+
+
+def _ends_in_lists(stream: Stream) -> bool:
+    """Returns True for a GROUP BY of lists over rows that end."""
+    node: Any = node_of(stream)
+    while isinstance(node, RowStep):
+        node = node.input
+    return isinstance(node, AggregateWindow) and node.window == ALL_ROWS
 
 
 def _with_versions(stream: Stream) -> str:
@@ -456,6 +466,13 @@ class JoinBinder:
         """Returns the rows of the left table with the version of the right one at their event time."""
         self._check_versions()
         right = self._right
+        if _ends_in_lists(right.stream):
+            name = next((each.qualifier for each in right.fields), "this table")
+            raise SqlFault(
+                self._join.right.span,
+                f"{name} has its lists when its rows have ended, so it has no versions by event time",
+                "ARRAY_AGG and LISTAGG in GROUP BY of a window; or aggregates of one value, such as MAX",
+            )
         if right.stream.changes:
             with at(self._join.right.span):
                 found = _versions(right.stream)

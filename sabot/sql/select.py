@@ -55,7 +55,9 @@ from sabot.sql.zones import is_local
 _log = logging.getLogger(__name__)
 
 _LISTS = ("collect_list", "collect_set")
-_ALL_ROWS = 2**62  # the size of a window that only the end of the input closes
+ALL_ROWS = count_window(2**62)
+"""The window that only the end of the input closes."""
+
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
 
@@ -524,7 +526,7 @@ class SelectBinder:
                 _log.warning("STATE_TTL has no effect on the GROUP BY of a window, which keeps no rows for ever")
             by = stream.key_by(*plain, **computed) if plain or computed else stream
             if found is None:
-                rows = by.window(count_window(_ALL_ROWS)).aggregate(**aggregates)
+                rows = by.window(ALL_ROWS).aggregate(**aggregates)
                 return rows.select(*plain, *computed, *aggregates)
             return by.window(found).aggregate(**(aggregates or {names.free("rows"): count()}))
 
