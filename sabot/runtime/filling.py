@@ -7,8 +7,10 @@ new step gets the rows in its task's thread before the first element: before all
 barrier.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +18,12 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot.base.disk import make_folder, own_folder
+from sabot.base.quantities import counted_words
+from sabot.connectors.defaults import receiver_of
+from sabot.connectors.sql import SqlSink
 from sabot.operators.base import (
+    DELETE,
+    OP_COLUMN,
     FilledFromTable,
     GivesTable,
     Operator,
@@ -25,9 +32,14 @@ from sabot.operators.base import (
     SecondInput,
     Stateful,
 )
+from sabot.operators.sink import SinkWriter
 from sabot.operators.state_parts import owned_groups
 from sabot.plan import Edge, Plan, Stage, Step, Verdict, Way, ways
 from sabot.state.files import remove_tree
+
+_log = logging.getLogger(__name__)
+
+_SHOWN_KEYS = 5
 
 
 class Fill:
@@ -120,9 +132,13 @@ class Filling:
         ways = [way for way in self._reemits.get(sink, ()) if self._verdicts[way.maker.id].saved_as is not None]
         if not ways:
             return None
+        assert isinstance(writer, SinkWriter)
         folder = self._folder(task, writer)
         fill = Fill(writer, folder)
-        fill.rows = [(0, self._rows(way, _Share(0, 1, folder), fill)) for way in ways]
+        tables = [self._rows(way, _Share(0, 1, folder), fill) for way in ways]
+        given = receiver_of(writer.sink)
+        rows = chain.from_iterable(tables)
+        fill.rows = [(0, _with_gone_keys(rows, given) if isinstance(given, SqlSink) else rows)]
         return fill
 
     def _folder(self, task: str, operator: Operator) -> Path | None:
@@ -174,6 +190,46 @@ class Filling:
             steps.append(operator)
         fill.opened += steps
         return _passed(maker, steps, last, share)
+
+
+def _with_gone_keys(rows: Iterator[Batch], sink: SqlSink) -> Iterator[Batch]:
+    """Yields the rows of all tables that are written into the sink again. Then, if the sink may delete rows that it has
+    not written (`overwrite=True`), yields the deletions of the keys that these tables do not have. If it may not, logs
+    how many such keys there are.
+    """
+    hashes: list[pa.Array] = []
+    schema: pa.Schema | None = None
+    for batch in rows:
+        data = batch.taken()
+        schema = data.schema
+        hashes.append(hash_columns([data.column(name) for name in sink.keys]))
+        yield batch
+    if schema is None:
+        return
+    gone = sink.keys_besides(pa.concat_arrays(hashes), pa.schema([schema.field(name) for name in sink.keys]))
+    if gone is None:
+        _log.info("sink %s: rows of keys that its table does not have any more stay; they are not counted", sink.name)
+    elif gone.num_rows and sink.overwrites:
+        _log.info(
+            "sink %s: deletes %s of keys that its table does not have any more, as overwrite= says",
+            *(sink.name, counted_words(gone.num_rows, "row")),
+        )
+        columns = [_of_deletion(field, gone) for field in schema]
+        yield Batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    elif gone.num_rows:
+        some = ", ".join(map(str, gone.slice(0, _SHOWN_KEYS).to_pylist()))
+        _log.warning(
+            "sink %s: %s of keys that its table does not have any more stay (overwrite=True of the sink deletes them): %s%s",
+            *(sink.name, counted_words(gone.num_rows, "row"), some, ", …" if gone.num_rows > _SHOWN_KEYS else ""),
+        )
+
+
+def _of_deletion(field: pa.Field, keys: pa.RecordBatch) -> pa.Array:
+    """Returns a column of the deletions of these keys, of which only the key counts."""
+    if field.name == OP_COLUMN:
+        return pa.array([DELETE] * keys.num_rows, field.type)
+    at = keys.schema.get_field_index(field.name)
+    return pa.nulls(keys.num_rows, field.type) if at < 0 else keys.column(at)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Token, Track
 from sabot.connectors.letters import Letters, letter_headers
@@ -222,6 +223,19 @@ def test_with_keys_a_row_replaces_the_one_before(url: str) -> None:
 
 
 # --- rights, addresses
+
+
+def test_keys_besides_those_of_a_table_are_found_in_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.sql.sink._KEYS_AT_A_TIME", 7)
+    kinds = pa.schema({"a": pa.int32(), "B": pa.string()})
+    there = pa.record_batch({"a": [n // 5 for n in range(50)], "B": [f"é'{n % 5}" for n in range(50)]}, schema=kinds)
+    written(sink := SqlSink(url, table="t", keys=["a", "B"]), there)
+    left = sink.keys_besides(hash_columns(there.slice(0, 46).columns), kinds)
+    assert left is not None
+    assert left.to_pylist() == there.slice(46).to_pylist()
+    one = SqlSink(url, table="one", keys=["a"])
+    written(one, pa.record_batch({"a": range(20)}))
+    assert one.keys_besides(pa.array([], pa.uint64()), pa.schema({"a": pa.int64()})).num_rows == 20  # type: ignore[union-attr]
 
 
 def test_a_table_that_evolves_gets_the_columns_that_it_lacks(url: str) -> None:

@@ -6,10 +6,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import sabot
 from sabot import App, UserError, col, count, tumbling
+from sabot._cython.groups.partition import hash_columns
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.sql import SqlSink
@@ -251,6 +253,56 @@ async def test_a_refilled_table_is_written_again_by_the_same_start(
     await lives.live(stored("maker", "seats"), {}, refill=["newest"], reemit=["cars"])
     right = {row["id"]: (row["id"], row["maker"], row["seats"]) for row in ROWS}
     assert in_database() == [right[id] for id in sorted(right)]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("overwrite", [False, True])
+async def test_rows_of_keys_that_are_gone_are_counted_or_deleted_where_the_sink_may_overwrite(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, overwrite: bool, delivery: Any
+) -> None:
+    monkeypatch.chdir(lives.folder)
+    caplog.set_level("INFO", "sabot")
+
+    def program(least: int) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).filter(col("seats") >= least)
+            sink = SqlSink("sqlite:cars.db", table="cars", overwrite=overwrite)
+            cars.upsert("id").named("newest").to(sink, delivery=delivery)
+
+        return build
+
+    await lives.live(program(0), {"cars": ROWS})
+    first = in_database()
+    least = 37
+    await lives.live(program(least), {}, refill=["newest"], reemit=["cars"])
+    gone = [row for row in first if row[2] < least]
+    assert 0 < len(gone) < len(first)
+    assert in_database() == ([row for row in first if row not in gone] if overwrite else first)
+    said = f"{len(gone)} rows of keys that its table does not have any more"
+    assert (
+        f"sink cars: deletes {said}, as overwrite= says" in caplog.text
+        if overwrite
+        else f"cars: {said} stay" in caplog.text
+    )
+    again = {"id": 1, "maker": "new", "seats": 99}
+    await lives.live(program(least), {"cars": [again]})
+    assert (1, "new", 99) in in_database()
+
+
+def test_keys_besides_those_of_a_table_are_found_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.connectors.sql.sink._KEYS_AT_A_TIME", 7)
+    address = f"sqlite:///{tmp_path}/t.db"
+    with contextlib.closing(sqlite3.connect(tmp_path / "t.db")) as connection:
+        connection.execute("CREATE TABLE t (a INTEGER, b TEXT, PRIMARY KEY (a, b))")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", [(n // 5, f"it's {n % 5}") for n in range(100)])
+        connection.commit()
+    sink = SqlSink(address, table="t", keys=["a", "b"])
+    kinds = pa.schema({"a": pa.int64(), "b": pa.string()})
+    mine = pa.record_batch({"a": [n // 5 for n in range(90)], "b": [f"it's {n % 5}" for n in range(90)]}, schema=kinds)
+    left = sink.keys_besides(hash_columns(mine.columns), kinds)
+    assert left is not None
+    assert left.to_pylist() == [{"a": n // 5, "b": f"it's {n % 5}"} for n in range(90, 100)]
+    assert sink.keys_besides(hash_columns(mine.columns), pa.schema({"a": pa.int64(), "b": pa.float64()})) is None
 
 
 async def test_rows_of_a_table_that_is_written_again_have_passed_the_steps_before_the_sink(lives: Lives) -> None:

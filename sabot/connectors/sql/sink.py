@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.groups.partition import hash_columns
 from sabot.base.quantities import counted_words
 from sabot.base.redaction import has_password, keep_url, redacted_url
 from sabot.codecs.engine_columns import DELETE
@@ -27,13 +28,15 @@ from sabot.connectors.base import (
     Track,
 )
 from sabot.connectors.letters import as_columns
-from sabot.connectors.sql.database import Database
+from sabot.connectors.sql.database import Database, quoted
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+_KEYS_AT_A_TIME = 10_000
 
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
@@ -46,7 +49,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     whose values identify a row: a row replaces the one with the same values. They need a unique index, and no value
     may be null. `schema`: the columns, if the plan does not know them. `evolve`: True to add columns that come and that
     an existing table lacks; they are null in its rows. `overwrite`: True to delete all rows of the table when the app
-    starts without a checkpoint, in the transaction that opens the table.
+    starts without a checkpoint, in the transaction that opens the table. When a table of the app is written again
+    (`--reemit`), the rows whose keys it does not have any more are then deleted too.
 
     The table is made if it is missing. An existing table keeps its rows; without `evolve` it must have the columns that
     come. Agents' results are JSON objects: their fields are columns; without a table and a schema, their types are those of the
@@ -194,6 +198,46 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     def close(self) -> None:
         self._track = None
         self._database.close()
+
+    # -- keys of the table ---------------------------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The columns whose values identify a row. For changes, they are known when the sink is open."""
+        return self._keys
+
+    @property
+    def overwrites(self) -> bool:
+        """True if the sink may delete rows that it has not written."""
+        return self._overwrite
+
+    def keys_besides(self, known: pa.Array, kinds: pa.Schema) -> pa.RecordBatch | None:
+        """Returns the keys of the rows of the table whose hashes (`hash_columns`) are not in `known`, or None for keys
+        of these types, which a database may return as other values. Reads the whole table, on a connection of its own.
+        """
+        if not all(pa.types.is_integer(kind) or pa.types.is_string(kind) for kind in kinds.types):
+            return None
+        database = database_of(self.url, self.name, self._keys)
+        names, mark = ", ".join(map(quoted, self._keys)), database.mark
+        marks = ", ".join([mark] * len(self._keys))
+        found: list[pa.RecordBatch] = []
+        after: tuple[object, ...] = ()
+        database.connect_to_read()
+        try:
+            with database.explained():
+                while True:
+                    where = f" WHERE ({names}) > ({marks})" if after else ""
+                    statement = f"SELECT {names} FROM {database.name}{where} ORDER BY {names} LIMIT {_KEYS_AT_A_TIME}"
+                    _, rows = database.run(statement, after)
+                    values = list(zip(*rows, strict=True)) or [()] * len(kinds)
+                    keys = pa.RecordBatch.from_arrays(list(map(pa.array, values, kinds.types)), schema=kinds)
+                    if rows:
+                        found.append(keys.filter(pc.invert(pc.is_in(hash_columns(keys.columns), known))))
+                    if len(rows) < _KEYS_AT_A_TIME:
+                        return pa.concat_batches(found) if found else keys
+                    after = rows[-1]
+        finally:
+            database.close()
 
     # -- the connection ------------------------------------------------------------------------------------------------
 
