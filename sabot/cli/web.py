@@ -229,17 +229,18 @@ def _serve(apps: "Sequence[AppPlaces]", options: ConsoleOptions) -> None:
         **options.arguments,
     )
     try:
+        _end_by_sigterm()
         say_links(", ".join(each.id for each in apps), site)
-        _wait()
+        while True:
+            signal.pause()
     finally:
         site.close()
 
 
-def _wait() -> None:
-    """Waits until Ctrl-C, which raises KeyboardInterrupt, or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    while True:
-        signal.pause()
+def _end_by_sigterm() -> None:
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does."""
+    interrupt = signal.getsignal(signal.SIGINT)  # a shell starts `sabot web … &` with SIGINT ignored
+    signal.signal(signal.SIGTERM, interrupt if callable(interrupt) else signal.default_int_handler)
 
 
 def _add(found: "list[AppPlaces]", new: "AppPlaces") -> None:

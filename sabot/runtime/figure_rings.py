@@ -93,10 +93,12 @@ class FigureRings:
     def _take(self) -> Tick:
         self._number += 1
         tick = Tick(self._number, self._clock.time(), self._clock.monotonic(), self._statistics())
-        before = self._ticks[-1] if self._ticks else None
         self._ticks.append(tick)
-        rate = None
-        if before is not None and tick.steady > before.steady:
+        before, rate = (
+            self._ticks[0],
+            None,
+        )  # as the rates of the pages: a source may read many rows at once, and then none for seconds
+        if tick.steady > before.steady:
             rate = max(0, rows_read(tick.statistics) - rows_read(before.statistics)) / (tick.steady - before.steady)
         watermark = watermark_of(tick.statistics)
         values = {

@@ -1,5 +1,6 @@
 """The screens App and Steps: what a running app does now, and where its time goes."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from sabot.web.records import (
 )
 from sabot.web.screen import Query, Rows, Screen, ScreenGroup
 from sabot.web.shown import ShownApp
+from sabot.web.stack_screens import has_stacks
 from sabot.web.texts import counted, duration, nbytes, number
 
 _EVENTS = {  # failed checkpoints are on their own screen
@@ -89,14 +91,18 @@ class AppScreens:
             curve(curves["watermark_lag"].fine, "watermark lag", duration, "15 min"),
             curve(curves["memory"].fine, "memory", nbytes, "15 min"),
         ]
+        run = self._app.run()
+        kinds = Counter(each.kind for each in run.events)
         return {
-            "record": app_record(self._app.id, self._app.run(), self._figures),
+            "record": app_record(self._app.id, run, self._figures),
+            "earlier": run.restarts > 0 or kinds["start"] > 1,
+            "killed": kinds["killed"],
             "sources": source_records(self._figures),
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,
             "graph": self._graph,
-            "events": [each for each in reversed(self._app.run().events) if each.kind in _EVENTS][:_MOST_EVENTS],
+            "events": [each for each in reversed(run.events) if each.kind in _EVENTS][:_MOST_EVENTS],
             "event_words": _EVENTS,
             "keeps": self._app.checkpoints is not None,
             "refusal": self._app.refusal(),
@@ -160,7 +166,7 @@ class AppScreens:
         return {
             "steps": self._steps(query),
             "columns": _STEP_TITLES,
-            "sampled": self._app.here and self._app.live is not None,
+            "sampled": has_stacks(self._app),
             "link": partial(_sorted_link, query),
         }
 

@@ -15,6 +15,11 @@ _SECONDS = 5.0
 _LOOP = "event loop"
 
 
+def has_stacks(app: ShownApp) -> bool:
+    """Returns True if the tasks of an app run in this process, and not in workers: only there their stacks can be looked at."""
+    return app.here and app.live is not None and not app.figures.last.statistics["workers"]
+
+
 class StackScreens:
     """The facts of the screen. Used by the thread of the server."""
 
@@ -48,6 +53,8 @@ class StackScreens:
     def _thread_of(self, task: str) -> int | None:
         """Returns the thread of a task of a stream, or of the event loop, on which agents run; None if there is none."""
         assert self._app.live is not None  # without an app there is no such screen
+        if not has_stacks(self._app):
+            return None
         if task == _LOOP:
             return self._app.live.agent_runtime.runner.loop_thread
         tasks = self._app.figures.last.statistics["streams"]

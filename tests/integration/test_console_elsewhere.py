@@ -141,6 +141,7 @@ def test_an_app_with_workers_and_a_journal_in_postgresql_has_all_screens(postgre
     with launched(folder, "run.log", *run, "--loglevel", "warning") as process:
         own = Child(process, folder / "run.log", 2)
         looks(own, "")
+        assert "/stack?" not in own.page("/steps", "read-1"), "stacks of workers cannot be looked at"
         with launched(folder, "web.log", "web", "state", "--web-port", "0", "--web-show", "n") as web:
             other = Child(web, folder / "web.log", 2)
             assert "As of" in other.page("/apps/shop/")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from sabot.web.guard import Proxy
 from sabot.web.kept_app import AppPlaces
 from sabot.web.payloads import Payloads
 from tools.agent_tools import publish, started, until
-from tools.command_line import ENV, SABOT
+from tools.command_line import ENV, SABOT, child
 
 SECRET = "a-secret-of-the-proxy-with-32-characters"
 
@@ -59,6 +60,32 @@ def site(*places: Path | str, **options: Any) -> Iterator[Browser]:
 
 async def ask(browser: Browser, path: str, form: dict[str, str] | None = None) -> tuple[int, str]:
     return await asyncio.to_thread(browser.ask, path, form=form)
+
+
+def test_a_console_in_the_background_of_a_shell_ends_by_sigterm(tmp_path: Path) -> None:
+    asyncio.run(shop(tmp_path).run())
+    command = [*SABOT, "web", str(tmp_path / "state"), "--web-port", "0"]
+    env, log = ENV | {"XDG_STATE_HOME": str(tmp_path / "home")}, tmp_path / "log"
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    with log.open("w") as file, child(*ignoring, env=env, stdout=file, stderr=file) as process:
+        deadline = time.monotonic() + 60
+        while "console of shop" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+async def test_figures_say_which_of_them_count_from_the_last_start(tmp_path: Path) -> None:
+    await shop(tmp_path).run()
+    with site(tmp_path / "state") as browser:
+        assert "in this run" not in (await ask(browser, "/apps/shop/"))[1]
+    await shop(tmp_path).run()
+    with site(tmp_path / "state") as browser:
+        _, page = await ask(browser, "/apps/shop/")
+    for name in ("dead letters", "failed checkpoints"):
+        assert f'<dt>{name}</dt><dd>0 <span class="muted">in this run</span>' in page
+    assert '<dt>restarts</dt><dd>0 <span class="muted">of this process</span>' in page
 
 
 async def test_rows_that_two_streams_read_are_told_by_source(tmp_path: Path) -> None:
