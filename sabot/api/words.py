@@ -8,6 +8,9 @@ from sabot.api.expr import Expr
 from sabot.base.quantities import span_words
 from sabot.errors import UserError
 
+ALL_ROWS = 2**62
+"""The size of a count window that only the end of the input closes."""
+
 
 class _Worded(Protocol):
     def text(self) -> str: ...
@@ -70,6 +73,8 @@ def order_text(by: Iterable[tuple[str, bool]]) -> str:
 
 def window_text(window: object) -> str:
     """Returns the text of a window, such as "tumbling window (1 min)"."""
+    if getattr(window, "size", 0) == ALL_ROWS:
+        return "count window (all rows, at their end)"
     given = {name: value for name, value in vars(window).items() if name != "time" and (name != "offset_ms" or value)}
     facts = {name.removesuffix("_ms"): value for name, value in given.items()}
     sizes = ", ".join(

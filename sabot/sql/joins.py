@@ -33,7 +33,7 @@ from sabot.sql.scope import (
     statement_name,
     steps_of,
 )
-from sabot.sql.select import ALL_ROWS
+from sabot.sql.select import AT_THE_END
 from sabot.sql.syntax.text import SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -90,7 +90,7 @@ def _ends_in_lists(stream: Stream) -> bool:
     node: Any = node_of(stream)
     while isinstance(node, RowStep):
         node = node.input
-    return isinstance(node, AggregateWindow) and node.window == ALL_ROWS
+    return isinstance(node, AggregateWindow) and node.window == AT_THE_END
 
 
 def _with_versions(stream: Stream) -> str:

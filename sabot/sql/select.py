@@ -14,6 +14,7 @@ from sabot.api.nodes.read import endless_read
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, count_window
+from sabot.api.words import ALL_ROWS
 from sabot.sql import functions
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
@@ -55,8 +56,8 @@ from sabot.sql.zones import is_local
 _log = logging.getLogger(__name__)
 
 _LISTS = ("collect_list", "collect_set")
-ALL_ROWS = count_window(2**62)
-"""The window that only the end of the input closes."""
+AT_THE_END = count_window(ALL_ROWS)
+"""The window of all rows of a key, which only the end of the input closes."""
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
 
@@ -526,7 +527,7 @@ class SelectBinder:
                 _log.warning("STATE_TTL has no effect on the GROUP BY of a window, which keeps no rows for ever")
             by = stream.key_by(*plain, **computed) if plain or computed else stream
             if found is None:
-                rows = by.window(ALL_ROWS).aggregate(**aggregates)
+                rows = by.window(AT_THE_END).aggregate(**aggregates)
                 return rows.select(*plain, *computed, *aggregates)
             return by.window(found).aggregate(**(aggregates or {names.free("rows"): count()}))
 

@@ -274,6 +274,11 @@ async def test_lists_of_rows_that_end_come_once_at_the_end(memory_url):
     assert found == [{"k": f"k{i}", "xs": list(range(i, 200, 2)), "n": 100} for i in range(2)]
 
 
+def test_the_plan_of_lists_says_when_they_come():
+    plan = App("planned").sql(f"EXPLAIN {LISTS}", t=App("given").stream([{"k": "a", "x": 1}]))
+    assert "count window (all rows, at their end) by k: xs = collect_list" in plan
+
+
 def test_lists_without_a_window_are_warned_of_if_their_rows_have_no_end(caplog):
     app = App("endless")
     t = app.stream("t", schema={"k": "string", "x": "int64", "ts": "int64"}, time="ts")
