@@ -195,7 +195,7 @@ class RunRecorder:
             if before is not None and before.run != self.figures.run:
                 self._events.extendleft(reversed(before.events))
                 if before.state not in ("stopped", "failed"):
-                    said = "its process ended without a stop: it was killed, or the machine failed"
+                    said = "its process ended without a stop: it was killed, or the machine failed; this is its last sign of life"
                     self._events.append(RunEvent(before.at, "killed", said, before.version))
         self._folder = folder
         self.note("start", "")
