@@ -396,8 +396,7 @@ def test_an_app_needs_the_rights_that_the_documentation_lists_and_no_more(
                 await app.send(source, payload)
             await asyncio.to_thread(read, secure.url, {}, out, 2)
             await asyncio.to_thread(read, secure.url, {}, seen, 2)
-            while f"{source}.dlq" not in await asyncio.to_thread(admin.topics, secure.url):
-                await asyncio.sleep(0.05)  # the first dead letter makes it
+            await until(lambda: f"{source}.dlq" in admin.topics(secure.url))  # the first dead letter makes it
             await asyncio.to_thread(read, secure.url, {}, f"{source}.dlq", 1)
         finally:
             await app.stop()
