@@ -1,11 +1,14 @@
 """The program of a demo, in a process of its own that `sabot run` starts; with `--web` also the console, as long as somebody looks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -15,6 +18,31 @@ from sabot.errors import SabotError
 from sabot.process.launcher import end_with_parent
 
 _STOP_SECONDS = 20.0
+
+
+@contextmanager
+def demo_folder(web: bool, state: str | None = None) -> Iterator[Path]:
+    """Makes a folder for a demo, and removes it at the end, unless a page of its console has told how to start the app again, which takes
+    the program that is in the folder: after a savepoint, and after a stop there. `state`: the directory of the state, if it is elsewhere.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="sabot-demo-"))
+    places = [folder] if state is None else [folder, Path(state)]
+    before, stopped = _savepoints(places), False
+    try:
+        yield folder
+        stopped = web  # with the console a demo ends by an exception otherwise, such as that of Ctrl-C
+    finally:
+        if stopped or _savepoints(places) - before:
+            print(
+                f"sabot: {folder} is kept, with the program of the demo; remove it when you are done", file=sys.stderr
+            )
+        else:
+            shutil.rmtree(folder)
+
+
+def _savepoints(places: Sequence[Path]) -> set[Path]:
+    """Returns the savepoints below some directories, which may be missing."""
+    return {made for place in places for beside in place.rglob("savepoints") for made in beside.iterdir()}
 
 
 class DemoProgram:
@@ -65,7 +93,11 @@ class DemoProgram:
 
     def show(self, text: str) -> None:
         """Prints the text, and waits for the end of the process, or for Ctrl-C (KeyboardInterrupt). Raises SabotError if the app fails."""
-        print(f"sabot: {text}; Ctrl-C ends the demo", file=sys.stderr, flush=True)
+        print(
+            f"sabot: {text}; Ctrl-C ends the demo, and removes {self._folder} if no savepoint was made",
+            file=sys.stderr,
+            flush=True,
+        )
         if code := self._started.wait():
             raise SabotError(f"the app of the demo ended with exit code {code}; its output is above")
 

@@ -3,7 +3,6 @@ agent's questions, and compares the answers with the requests that the model's s
 """
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +17,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.agents.app import LIMIT, MODEL, PRICES, answers, build
 from sabot.demos.agents.model import DemoModel
 from sabot.demos.person import Person
-from sabot.demos.program import DemoProgram
+from sabot.demos.program import DemoProgram, demo_folder
 from sabot.errors import SabotError, UserError
 from sabot.journal import open_reader
 from sabot.journal.effects import EffectId
@@ -53,8 +52,7 @@ def run(tickets: int = 40, *, json: bool = False, web: bool = False) -> dict[str
     if tickets < _LEAST:
         raise UserError(f"tickets: {tickets}", hint=f"ask for {_LEAST} or more, so that there is a middle to kill in")
     console = Console(quiet=json)
-    with tempfile.TemporaryDirectory(prefix="sabot-demo-") as name:
-        folder = Path(name)
+    with demo_folder(web) as folder:
         shop = _Shop(folder, tickets, _LEFT if web else 0)
         model = DemoModel(shop.middle)
         with Witness(folder / "bank.db") as bank, FakeModelServer(model.answer) as server:

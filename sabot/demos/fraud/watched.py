@@ -5,9 +5,7 @@ terminals ─┬▶ transactions (topic) ─▶ score ─▶ alert ─▶ alerts
 """
 
 import hashlib
-import tempfile
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +19,7 @@ from sabot.connectors.base import Positions, ReportsLag, Source
 from sabot.connectors.memory import MemoryBroker
 from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import SCHEMA, FraudSource
-from sabot.demos.program import DemoProgram
+from sabot.demos.program import DemoProgram, demo_folder
 
 _TOPIC = "transactions"
 _ROWS_PER_S = 400
@@ -40,8 +38,7 @@ def show(rows: int, seed: int, broker: str, state: str | None, fresh: bool) -> N
     """Runs the app with its console until Ctrl-C, which raises KeyboardInterrupt. `state`: as in `sabot.demos.fraud.demo.run`; None keeps
     the state for this run.
     """
-    with tempfile.TemporaryDirectory(prefix="sabot-demo-") as name:
-        folder = Path(name)
+    with demo_folder(True, state) as folder:
         options = ["--state", str(folder / "state") if state is None else state, *(["--fresh"] if fresh else [])]
         text = _PROGRAM.format(rows=rows, seed=seed, broker=broker)
         with DemoProgram(folder, "fraud_demo", text, options, web=True) as program:

@@ -2,7 +2,6 @@
 which refunds were made.
 """
 
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.demos.person import Person
-from sabot.demos.program import DemoProgram
+from sabot.demos.program import DemoProgram, demo_folder
 from sabot.demos.refunds.app import answers, write_tickets
 from sabot.errors import SabotError, UserError
 from sabot.journal.effects import EffectId
@@ -47,8 +46,7 @@ def run(jobs: int = 60, *, json: bool = False, web: bool = False) -> dict[str, A
     if jobs < 1:
         raise UserError(f"jobs: {jobs}", hint="ask for at least one")
     console = Console(quiet=json)
-    with tempfile.TemporaryDirectory(prefix="sabot-demo-") as name:
-        folder = Path(name)
+    with demo_folder(web) as folder:
         write_tickets(folder, jobs)
         with Witness(folder / "witness.db") as witness:
             text = _PROGRAM.format(folder=str(folder), bank=witness.url, ends=not web)

@@ -65,11 +65,12 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path, *words: str) -> Iterator[Watched]:
+def watched(folder: Path, *words: str, **variables: str) -> Iterator[Watched]:
+    folder.mkdir(exist_ok=True)
     log = folder / "log"
     with (
         open(log, "w") as file,
-        child(*SABOT, "demo", *words, "--web", cwd=folder, env=ENV, stdout=file, stderr=file) as process,
+        child(*SABOT, "demo", *words, "--web", cwd=folder, env=ENV | variables, stdout=file, stderr=file) as process,
     ):
         try:
             yield Watched(process, log)
@@ -91,6 +92,33 @@ def test_the_fraud_demo_has_a_narrow_place_late_rows_and_dead_letters(tmp_path: 
         assert [each for each in lines if each["level"] == "info"], "the log is not empty"
         assert " INFO " not in demo.said(), "and the terminal stays as it was"
         demo.ends()
+
+
+@pytest.mark.slow  # three runs
+def test_the_folder_of_a_demo_stays_when_it_is_needed_for_the_next_start(tmp_path: Path) -> None:
+    """A savepoint is "never removed automatically", and the commands on the pages start the program that is in the folder."""
+
+    def left(*actions: str, ends: bool) -> tuple[str, list[Path]]:
+        folder = tmp_path / "-".join(("run", *actions))
+        places = folder / "temporary"
+        places.mkdir(parents=True)
+        with watched(folder / "here", "fraud", "--rows", "10000", TMPDIR=str(places)) as demo:
+            pages = [demo.client.ask(f"/act/{each}", form={})[1] for each in actions]
+            if ends:
+                demo.ends()
+            else:
+                assert demo.process.wait(60) == 0, demo.said()
+        kept = list(places.glob("sabot-demo-*"))
+        assert all(f"sabot: {each} is kept" in demo.said() for each in kept)
+        return pages[-1] if pages else "", kept
+
+    assert left(ends=True)[1] == [], "a demo that ends leaves nothing"
+    page, (folder,) = left("savepoint", ends=True)
+    assert f"cd {folder}" in page
+    assert (folder / "fraud_demo.py").exists()
+    assert list(folder.rglob("savepoints/*")), "the savepoint is where the page has said"
+    _, (folder,) = left("stop", ends=False)
+    assert (folder / "fraud_demo.py").exists(), "the advice to start it with other workers holds"
 
 
 @pytest.mark.slow
