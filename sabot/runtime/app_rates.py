@@ -97,7 +97,9 @@ class AppRates:
         tasks: dict[str, BoxFigures] = {}
         steps: dict[str, BoxFigures] = {}
         for task in self.tasks:
-            figures = BoxFigures(task.shares, task.behind_s, late=task.late, dead_letters=task.dead)
+            figures = BoxFigures(
+                task.shares, task.behind_s, late=task.late, dead_letters=task.dead, subtasks=task.subtasks
+            )
             own = {
                 step.id: BoxFigures(late=step.late, dead_letters=step.dead, own_time=step.share)
                 for step in task.steps.values()

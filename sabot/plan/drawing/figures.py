@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sabot.plan.drawing.graph import LinkKey
+from sabot.plan.drawing.graph import LinkKey, TaskFrame
 
 SHARE_WORDS = {
     "busy": "computes",
@@ -26,6 +26,7 @@ class BoxFigures:
     `shares`: the part of the task's time by its name in `SHARES`, 0 to 1. `own_time`: the part of it in which the task works in
     the step, or None. `watermark_lag_s`: the seconds by which event time
     is behind the clock, or None. `late`, `dead_letters`, `restarts`: counts since the start.
+    `subtasks`: the number of subtasks of a task that run, or None if it is not known.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class BoxFigures:
     dead_letters: int = 0
     restarts: int = 0
     own_time: float | None = None
+    subtasks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,8 @@ class PlanFigures:
     tasks: Mapping[str, BoxFigures] = field(default_factory=dict)
     steps: Mapping[str, BoxFigures] = field(default_factory=dict)
     links: Mapping[LinkKey, LinkFigures] = field(default_factory=dict)
+
+    def subtasks(self, task: TaskFrame) -> int:
+        """Returns the number of subtasks of a task: those that run, which a rescale changes, or else those of the plan."""
+        own = self.tasks.get(task.id)
+        return task.parallelism if own is None or own.subtasks is None else own.subtasks

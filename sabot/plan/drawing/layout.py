@@ -261,7 +261,7 @@ class _BoxTree:
         boxes, strip = list(self._boxes.values()), self._strips[id(self._task.root)]
         title, head, left, right = "", 0.0, strip.left, strip.right
         if self._visible:
-            title = clean(self._task.id) + (f" ×{self._task.parallelism}" if self._task.parallelism > 1 else "")
+            title = clean(self._task.id) + _times(self._room.subtasks(self._task))
             title = shortened(title, _WIDEST_TEXT, SMALL_SIZE)
             figures = self._task.id in self._room.tasks
             head = FRAME_HEAD + (FIGURES_HEIGHT if figures else 0)
@@ -309,7 +309,7 @@ def _placed(box: Box, task: TaskFrame, room: PlanFigures, framed: bool) -> Place
     if box.kind == "gate":
         return PlacedBox(box, task, width(name, SMALL_SIZE) + 2 * PAD, 2 * SMALL_LINE, name, [], "")
     lines = wrapped(clean(box.text), _WIDEST_TEXT, TEXT_SIZE, _MOST_LINES)
-    subtasks = f" ×{task.parallelism}" if not framed and task.parallelism > 1 else ""
+    subtasks = "" if framed else _times(room.subtasks(task))
     beside = width(subtasks, SMALL_SIZE)
     widths = [width(name, NAME_SIZE, bold=True) + beside, *(width(line, TEXT_SIZE) for line in lines)]
     height = NAME_LINE + len(lines) * TEXT_LINE + (0 if box.kind == "step" else SMALL_LINE) + 2 * PAD - 4
@@ -317,6 +317,10 @@ def _placed(box: Box, task: TaskFrame, room: PlanFigures, framed: bool) -> Place
         widths.append(FIGURES_WIDTH)
         height += FIGURES_HEIGHT
     return PlacedBox(box, task, max(80.0, *widths) + 2 * PAD, height, name, lines, subtasks)
+
+
+def _times(subtasks: int) -> str:
+    return f" ×{subtasks}" if subtasks > 1 else ""
 
 
 # -- between tasks --------------------------------------------------------------------------------------------------------

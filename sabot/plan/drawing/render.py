@@ -165,7 +165,8 @@ def _frame(placed: PlacedFrame, figures: PlanFigures) -> Iterator[str]:
         return
     task = placed.task
     own = figures.tasks.get(task.id)
-    subtasks = f" with {task.parallelism} subtasks" if task.parallelism > 1 else ""
+    count = figures.subtasks(task)
+    subtasks = f" with {count} subtasks" if count > 1 else ""
     words = [f"task {task.id}{subtasks}: its steps run in one thread", task.note, *_all_words(own)]
     yield f'<g class="task" data-task="{_text(task.id)}">{_title(words)}'
     yield f'<rect class="frame" {_place(placed.x, placed.y, placed.width, placed.height)} rx="8"/>'

@@ -122,6 +122,15 @@ def test_subtasks_are_folded_and_named() -> None:
     assert "task read-1 with 2 subtasks: its steps run in one thread" in two
 
 
+def test_a_drawing_of_a_running_app_has_the_numbers_of_subtasks_that_run() -> None:
+    running = {"read-1": BoxFigures(subtasks=1), "window-1": BoxFigures(subtasks=3)}
+    text = "".join(ElementTree.fromstring(svg(shop(2), PlanFigures(running))).itertext())
+    assert "tumbling-1 ×3" in text  # the only step of task window-1
+    assert "accounts ×2" in text  # it has no figures yet
+    assert "read-1 ×" not in text
+    assert "read-1 with" not in text
+
+
 def test_a_step_with_two_inputs_has_them_side_by_side() -> None:
     layout = lay_out(frames_of(shop()))
     left, right = sorted(

@@ -68,7 +68,7 @@ def test_links_have_the_sum_of_the_rates_and_the_fullest_channel() -> None:
         LinkKey("filter-1", "late", "late"): LinkFigures(0.0, 0.0),
     }
     assert rates.tasks[0].rows_out == 40.0  # without the branch of late rows
-    assert rates.drawn().tasks["read-1"] == BoxFigures({})
+    assert rates.drawn().tasks["read-1"] == BoxFigures({}, subtasks=2)
     assert rates.drawn().links == rates.links
 
 
