@@ -464,6 +464,12 @@ class JoinBinder:
 
     def bind_as_of(self) -> Relation:
         """Returns the rows of the left table with the version of the right one at their event time."""
+        if self._left.stream.changes:
+            raise SqlFault(
+                self._join.left.span,
+                "these rows are updated as others come, and FOR SYSTEM_TIME AS OF an event time takes final ones",
+                "SELECT DISTINCT keeps the first of equal rows, which is final; or join first, and rank the joined rows",
+            )
         self._check_versions()
         right = self._right
         if _ends_in_lists(right.stream):

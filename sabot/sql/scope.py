@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from sabot.api.expr import Expr
-from sabot.api.nodes.node import Node
+from sabot.api.nodes.node import WAYS_OF_CHANGES, Node
 from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.nodes.read import endless_read
 from sabot.api.stream import Stream
@@ -28,6 +28,11 @@ from sabot.sql.syntax.text import Span, SqlFault, SqlText, list_names, near_name
 from sabot.sql.syntax.tree import Call, Expression, Name
 
 _log = logging.getLogger(__name__)
+
+_WAYS_OF_CHANGES = (
+    "SELECT DISTINCT and a ranking within a window give final rows; or take this step first and rank last, into a table "
+    "with a PRIMARY KEY"
+)
 
 TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | ClockWindow | SessionWindow
 
@@ -311,7 +316,9 @@ def at(span: Span) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise SqlFault(span, error.args[0] if error.args else str(error), getattr(error, "hint", "") or "") from error
+        hint = getattr(error, "hint", "") or ""
+        hint = _WAYS_OF_CHANGES if hint.endswith(WAYS_OF_CHANGES) else hint
+        raise SqlFault(span, error.args[0] if error.args else str(error), hint) from error
     finally:
         if token is not None:
             _bound.reset(token)

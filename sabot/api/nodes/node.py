@@ -288,11 +288,15 @@ def check_columns(where: str, node: Node, names: Iterable[str]) -> None:
         check_names(where, names, node.column_names)
 
 
+WAYS_OF_CHANGES = ".materialize() waits for the final rows, .changelog() gives each change as a row of its own"
+"""What a program of Python writes before a step that takes no changes."""
+
+
 def refused_changes(what: str, instead: str = "") -> UserError:
     """Returns the error for a step whose input is changes, but must be append-only."""
     return UserError(
         f"{what}: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
-        hint=f"{instead}.materialize() waits for the final rows, .changelog() gives each change as a row of its own",
+        hint=f"{instead}{WAYS_OF_CHANGES}",
     )
 
 

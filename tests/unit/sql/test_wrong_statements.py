@@ -11,7 +11,11 @@ CREATE TABLE flights (
 ) WITH ('connector' = 'kafka', 'topic' = 'flights', 'format' = 'json');
 CREATE TABLE plain (id BIGINT, name STRING, at TIMESTAMP(3))
     WITH ('connector' = 'kafka', 'topic' = 'plain', 'format' = 'json');
+CREATE TABLE rates (
+    carrier STRING, rate DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, PRIMARY KEY (carrier) NOT ENFORCED
+) WITH ('connector' = 'kafka', 'topic' = 'rates', 'format' = 'json');
 CREATE TABLE counts (carrier STRING, n BIGINT, PRIMARY KEY (carrier) NOT ENFORCED) WITH ('connector' = 'blackhole');
+CREATE VIEW deduped AS SELECT * FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY ts) = 1;
 """
 
 WRONG = [
@@ -889,6 +893,17 @@ WRONG = [
         "EXPLAIN CREATE VIEW v AS SELECT * FROM flights",
         "1:9: EXPLAIN takes a query, an INSERT, or a set of INSERTs",
         "EXPLAIN SELECT …, with the query of the view",
+    ),
+    (
+        "SELECT * FROM deduped AS d JOIN rates FOR SYSTEM_TIME AS OF d.ts AS r ON d.carrier = r.carrier",
+        "1:15: these rows are updated as others come, and FOR SYSTEM_TIME AS OF an event time takes final ones",
+        "SELECT DISTINCT keeps the first of equal rows, which is final; or join first, and rank the joined rows",
+    ),
+    (
+        "SELECT SUM(delay) OVER (ORDER BY ts) FROM deduped",
+        "1:8: over: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
+        "SELECT DISTINCT and a ranking within a window give final rows; or take this step first and rank last, into a table "
+        "with a PRIMARY KEY",
     ),
 ]
 """A statement, the place and the message of its error, and its hint."""
