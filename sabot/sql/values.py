@@ -19,7 +19,7 @@ from sabot.api.expr import Expr, col, lit, when
 from sabot.api.stream import Stream
 from sabot.errors import DataError, UserError
 from sabot.sql import functions
-from sabot.sql.scope import Relation, TypedExpr, at
+from sabot.sql.scope import Relation, TypedExpr, at, is_clock
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import (
     Between,
@@ -150,11 +150,7 @@ class Binder:
     def _column(self, node: Column) -> TypedExpr:
         field, further = self.relation.find(node.parts)
         if field.clock:
-            raise SqlFault(
-                node.span,
-                "the time of processing has no value in a row",
-                "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF",
-            )
+            raise SqlFault(node.span, *_NO_VALUE)
         bound = TypedExpr(col(field.column), field.type)
         for name in further:
             bound = self._field_of(bound, name)
@@ -227,6 +223,9 @@ class Binder:
         left_, right_ = self.bind(node.left), self.bind(node.right)
         if operator == "||":
             return self.typed(self._text(left_) + self._text(right_), node.span)
+        if operator == "%" and any(pa.types.is_decimal(each.type) for each in (left_, right_)):
+            text = f"% of {sql_type(left_.type)} and {sql_type(right_.type)}"
+            raise SqlFault(node.span, text, _cast_for(text))
         if operator in ("/", "%"):
             return self.typed(functions.divided(operator, left_, right_), node.span)
         if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):
@@ -406,6 +405,8 @@ class Binder:
 
     def _call(self, node: Call) -> TypedExpr:
         name = node.name.text.upper()
+        if is_clock(node):
+            raise SqlFault(node.span, *_NO_VALUE)
         if node.over is not None:
             hint = f"SELECT *, {name} … OVER (…) AS r FROM (SELECT …, COUNT(*) AS n FROM t GROUP BY …)"
             raise SqlFault(node.span, f"{name} … OVER stands in a select list without aggregates", hint)
@@ -493,6 +494,12 @@ _BINDERS: dict[type, Callable[..., TypedExpr]] = {
     Call: Binder._call,
 }
 
+_NO_VALUE = (
+    "the time of processing has no value in a row",
+    "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF; rank and compare by the event time, "
+    "and SELECT DISTINCT keeps the first of equal rows that comes",
+)
+
 _HINTS = {
     Star: "* stands in the select list and in COUNT(*)",
     Subquery: "a query as a value stands in WHERE, or in a select list without aggregates",
@@ -502,7 +509,9 @@ _HINTS = {
 }
 
 
-_ENGINE_TYPES = re.compile(r"\b(u?int(8|16|32|64)|string|bool|double|float|date32\[day\]|timestamp\[[^\]]*\])")
+_ENGINE_TYPES = re.compile(
+    r"\b(u?int(8|16|32|64)|string|bool|double|float|date32\[day\]|timestamp\[[^\]]*\]|decimal\d+(?=\())"
+)
 _ENGINE_OPERATORS = {"== of": "= of", "!= of": "<> of", "when of": "CASE of", "& of": "AND of", "| of": "OR of"}
 _ARROW_TYPES = {"bool": "bool_", "double": "float64", "float": "float32", "date32[day]": "date32"}
 
@@ -514,6 +523,8 @@ def _in_words_of_sql(error: UserError | DataError, span: Span, function: str) ->
         name = match[0]
         if name.startswith("timestamp"):
             return "TIMESTAMP"
+        if name.startswith("decimal"):
+            return "DECIMAL"
         return sql_type(getattr(pa, _ARROW_TYPES.get(name, name))())
 
     message = str(error.args[0] if error.args else error).split("cannot be computed: ", 1)
@@ -552,9 +563,9 @@ def check_text(text: Any, type: pa.DataType, span: Span) -> None:
         elif functions.is_number(type) or pa.types.is_date(type):
             pa.scalar(text).cast(type)
     except (ValueError, pa.ArrowInvalid):
-        form = (
-            "'2024-05-17 12:30:00'" if pa.types.is_timestamp(type) else "'2024-05-17'" if pa.types.is_date(type) else ""
-        )
+        form = "a number; or CAST(… AS STRING) = '…', which compares the texts"
+        if not functions.is_number(type):
+            form = "'2024-05-17 12:30:00'" if pa.types.is_timestamp(type) else "'2024-05-17'"
         raise SqlFault(span, f"'{text}' is no {sql_type(type)}", form) from None
 
 

@@ -905,6 +905,27 @@ WRONG = [
         "SELECT DISTINCT and a ranking within a window give final rows; or take this step first and rank last, into a table "
         "with a PRIMARY KEY",
     ),
+    (
+        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY PROCTIME()) = 1",
+        "1:86: the time of processing has no value in a row",
+        "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF; rank and compare by the event time, "
+        "and SELECT DISTINCT keeps the first of equal rows that comes",
+    ),
+    (
+        "SELECT carrier FROM flights WHERE delay > 'abc'",
+        "1:35: 'abc' is no BIGINT",
+        "a number; or CAST(… AS STRING) = '…', which compares the texts",
+    ),
+    (
+        "SELECT CAST(delay AS DECIMAL(10, 2)) % 7 FROM flights",
+        "1:8: % of DECIMAL(10, 2) and BIGINT",
+        "CAST(… AS DOUBLE), or AS BIGINT",
+    ),
+    (
+        "SELECT MOD(CAST(delay AS DECIMAL(10, 2)), 7) FROM flights",
+        "1:8: MOD of DECIMAL(22, 2) and DECIMAL(22, 2)",
+        "CAST(… AS DOUBLE), or AS BIGINT",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
