@@ -25,7 +25,7 @@ from sabot.operators.rows.bad import STEP_LENGTH
 _log = logging.getLogger(__name__)
 
 _STEPS = 4  # steps of the histogram in which lateness doubles
-_DROPPED_IN_SQL = "do not count (the interval of WATERMARK FOR … AS … - INTERVAL '5' SECOND says how late rows may be)"
+_DROPPED_IN_SQL = "do not count (the interval of WATERMARK FOR … AS … - INTERVAL … says how late rows may be)"
 DROPPED = "do not count (lateness= of the stream says how late rows may be, late= of the step where they go)"
 _EVERY_S = 60.0  # the least time between two lines of the log about one step
 
