@@ -10,11 +10,12 @@ from sabot.agents.job_history import dollars_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
 from sabot.agents.jobs import JobRecord
 from sabot.errors import UserError
+from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import GuardVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import Use
-from sabot.journal.entries import Answer, Begin, End, Entry
+from sabot.journal.entries import Begin, End, Entry
 
 _MOST_JOBS = 1_000  # of a tree, whose tokens and money are added up
 _OPEN = ("open", "in_doubt", "needs_approval")
@@ -24,13 +25,16 @@ _OPEN = ("open", "in_doubt", "needs_approval")
 class EffectAnswer:
     """The end of a question about an effect. `question`: in_doubt, or confirm for an approval. `answer`: the name of the answer
     (`inbox.answer_name`), or the outcome of a question without one, such as expired. `by`: who has answered, or "". `at`: the time, in
-    seconds since 1970.
+    seconds since 1970. `found`: of an effect that was looked up again, "done", "not done", or "unknown", or "" before that is known.
+    `again_at`: of an effect that was in doubt, the time of the first attempt after the answer, or None.
     """
 
     question: str
     answer: str
     by: str
     at: float
+    found: str = ""
+    again_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +118,23 @@ def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
         doubt_tokens=effect.doubt_tokens,
         doubt_dollars=effect.doubt_dollars,
         child=child_id(intent.job, intent.ordinal) if intent.kind == "child" else "",
-        answers=tuple(_answer_of(question, entry, bodies) for question, entry in effect.answers),
+        answers=tuple(_answer_of(effect, number, bodies) for number in range(1, len(effect.answers) + 1)),
     )
 
 
-def _answer_of(question: str, entry: Answer, bodies: HasBodies) -> EffectAnswer:
+def _answer_of(effect: EffectView, number: int, bodies: HasBodies) -> EffectAnswer:
+    question, entry = effect.answers[number - 1]
     name = answer_name(resolution_of(bodies.load(entry.body))) if entry.outcome == "resolved" else entry.outcome
-    return EffectAnswer(question, name, entry.by, entry.at_ms / 1000)
+    again = dict(effect.again).get(number) if question == IN_DOUBT else None
+    found = ""
+    if name == "look-up":
+        if again is not None:
+            found = "not done"
+        elif number < len(effect.answers) or effect.question is not None:
+            found = "unknown"  # a person was asked once more
+        elif effect.outcome == "ok":
+            found = "done"
+    return EffectAnswer(question, name, entry.by, entry.at_ms / 1000, found, again)
 
 
 def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]:

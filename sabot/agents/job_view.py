@@ -66,7 +66,8 @@ class EffectView:
     made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
     who answered last. `tokens`, `dollars`: the use that budgets count. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper
     bound, because nobody knows whether a call was paid. `result`: the entry that ended the effect. `answers`: those to the questions about
-    the effect, each behind the type of its question.
+    the effect, each behind the type of its question. `again`: the first attempt after such an answer, as the number of answers that there
+    were, and seconds since 1970.
     """
 
     intent: Intent
@@ -82,6 +83,7 @@ class EffectView:
     doubt_tokens: int = 0
     doubt_dollars: Decimal = Decimal(0)
     answers: list[tuple[str, Answer]] = field(default_factory=list)
+    again: tuple[tuple[int, float], ...] = ()
 
     def close(self, state: EffectState, at: float) -> None:
         """Ends the effect in this state."""
@@ -495,6 +497,8 @@ def _attempt(job: JobState, entry: Attempt) -> tuple[EffectView, ...]:
     if known is None:
         return ()
     known.attempts = max(entry.attempt, known.attempts)
+    if (count := len(known.answers)) and (not known.again or known.again[-1][0] < count):
+        known.again += ((count, entry.at_ms / 1000),)
     return (known,)
 
 

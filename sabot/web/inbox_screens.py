@@ -2,8 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from markupsafe import Markup
 
 from sabot.agents.actions import ActionStatus
 from sabot.agents.inbox import ANSWERS, OF_DOUBTS, SAID, InboxQuestion, OpenQuestions, answer_name, answer_questions
@@ -24,14 +27,15 @@ _FRESH_SECONDS = 2.0  # between two looks at the journal for the number in the h
 _MOST_SHOWN = 100  # questions on a page, whose ids fit into a form
 _MOST_CHARS = 200  # of a field of the record that began a job
 _MOST_NAMED = 20  # questions whose earlier answers are said
-_LOOKED_UP = "The page of the job has what was found; if the tool does not know either, the question comes again."
 _ASK = "ask:"  # before the id of a question, in the name of a field
 
 
 class InboxScreens:
     """The facts of the screen, and the answers. Used by the thread of the server."""
 
-    def __init__(self, app: ShownApp) -> None:
+    def __init__(self, app: ShownApp, root: str = "") -> None:
+        """`root`: the path below which the pages are, or ""."""
+        self._root = root
         self._known = app.jobs
         self._payloads = app.payloads
         self._following = OpenQuestions()
@@ -137,13 +141,21 @@ class InboxScreens:
         await self._read()
         gone = sorted(wanted - {each.action.action_id for each in questions})
         said = [f"{count.answered:,} of {len(wanted):,} questions: {SAID[word]}."] if count.answered else []
-        said += [_LOOKED_UP] if count.answered and word == "look-up" else []
+        said += [self._looked_up(questions)] if count.answered and word == "look-up" else []
         said += [await self._before(name) for name in gone[:_MOST_NAMED]]
         said += [f"{len(gone) - _MOST_NAMED:,} more were closed before."] if len(gone) > _MOST_NAMED else []
         said += [await self._before(name) if closed else f"{name}: {why}." for name, why, closed in count.refused]
         if count.refused or not count.answered:
             raise UserError(" ".join(said))
-        return " ".join(said)
+        return Markup(" ").join(said)  # which escapes the words
+
+    def _looked_up(self, questions: Sequence[InboxQuestion]) -> Markup:
+        """Returns where the results of second look-ups are, with links."""
+        jobs = list(dict.fromkeys(each.action.job_id for each in questions))[:_MOST_NAMED]
+        link = Markup('<a href="{}/job?{}">job {}</a>')
+        links = Markup(", ").join(link.format(self._root, urlencode({"id": each}), each) for each in jobs)
+        words = "What was found is on the page of {}; if the tool does not know either, the question comes again."
+        return Markup(words).format(links)
 
     async def _before(self, name: str) -> str:
         """Returns what became of a question that takes no answer any more: who has answered it, how, and when."""

@@ -43,7 +43,7 @@ class ScreensOfApp(Screens):
             LetterScreens(app).group(),
             StateScreens(app, reader).group(),
             JobScreens(app, reader, root).group(),
-            InboxScreens(app).group(),
+            InboxScreens(app, root).group(),
             BudgetScreens(app).group(),
             ModelScreens(app).group(),
             StackScreens(app).group(),

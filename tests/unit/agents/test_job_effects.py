@@ -126,6 +126,28 @@ def test_an_effect_says_who_has_answered_the_questions_about_it_how_and_when() -
     assert [(each.answer, each.by) for each in made.effects[2].answers] == [("expired", "")]
 
 
+def test_an_effect_that_was_looked_up_again_says_what_was_found() -> None:
+    made = Folded(
+        call(1),
+        Intent("j", 2000, 1, "ask", "confirm", token="may"),
+        Answer("j", 3000, 1, "may", body=b'{"approved": true}', by="ann"),
+        Attempt("j", 3500, 1, 1),
+        Intent("j", 4000, 1, "ask", "in_doubt", token="was"),
+        Answer("j", 5000, 1, "was", body=b'{"outcome": "look_up"}', by="bob"),
+    )
+
+    def found() -> list[tuple[str, float | None]]:
+        return [(each.found, each.again_at) for each in made.effects[1].answers]
+
+    assert found() == [("", None), ("", None)], "the look-up is under way, and the first call was not made again"
+    made.add(Intent("j", 6000, 1, "ask", "in_doubt", token="was it"))
+    assert found()[1:] == [("unknown", None)]
+    made.add(Answer("j", 7000, 1, "was it", body=b'{"outcome": "look_up"}', by="bob"))
+    assert found()[1:] == [("unknown", None), ("", None)]
+    made.add(Attempt("j", 8000, 1, 2), Attempt("j", 9000, 1, 3), EffectResult("j", 9500, 1, 3))
+    assert found()[1:] == [("unknown", None), ("not done", 8.0)]
+
+
 @pytest.mark.parametrize(("outcome", "state"), [("resolved", "answered"), ("expired", "expired"), ("no", "withdrawn")])
 def test_a_question_ends_with_its_answer(outcome: str, state: str) -> None:
     made = Folded(Intent("j", 1000, 1, "ask", "confirm", token="t"), Answer("j", 2000, 1, "t", outcome, by="bob"))

@@ -285,7 +285,8 @@ async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_u
         assert bank.looked_up == 1
         assert (await ask(browser, "/act/answer", {transferred: "1", "answer": "look-up"}))[0] == 409
         status, page = await ask(browser, "/act/answer", {wired: "1", "answer": "look-up"})
-        assert (status, "1 of 1 questions: looked up again. The page of the job has what" in page) == (200, True)
+        assert (status, "1 of 1 questions: looked up again. What was found is on the page of" in page) == (200, True)
+        (link,) = re.findall(r'<a href="(/job\?id=[^"]+)"', page)
         await until(lambda: bank.looked_up == 2)
         again: list[str] = []
         while not again:
@@ -293,3 +294,6 @@ async def test_an_effect_in_doubt_is_looked_up_again_where_its_tool_can(memory_u
         bank.knows = True
         assert (await ask(browser, "/act/answer", {again[0]: "1", "answer": "look-up"}))[0] == 200
         await until(lambda: values(app, "answers") == ["wired o-1"])
+        job = (await ask(browser, unescape(link)))[1]
+        found = re.findall(r"was in doubt: looked up again by console:[0-9a-f]{12} at .*?; ([^<]+)</span>", job)
+        assert found == ["nobody knew, so it was asked again", "found done"]
