@@ -290,7 +290,7 @@ class _AppShares:
                 slept,
                 function or main,
                 f"{task.name} is the narrow place: {name} sleeps or waits for something {_percent(slept)} of the time{behind}",
-                "map_async makes such calls at the same time; or a higher parallelism",
+                f"map_async makes such calls at the same time; {self._more_subtasks(task)}",
             )
         if function:
             return _place(
@@ -299,8 +299,7 @@ class _AppShares:
                 task.load,
                 function,
                 f"{task.name} is the narrow place: it {_computing(task)}, most of it in {function}{behind}",
-                "a faster function, as one over whole batches or an expression; "
-                + (_WITHOUT_WORKERS if self.alone else "or a higher parallelism with --workers"),
+                f"a faster function, as one over whole batches or an expression; {self._more_subtasks(task)}",
             )
         what = {"reading": "reading and decoding its rows", "cutting": "taking snapshots for checkpoints"}.get(
             main, main
@@ -313,8 +312,23 @@ class _AppShares:
             f"{task.name} is the narrow place: it {_computing(task)}"
             + (f", most of it in {what}" if what else "")
             + behind,
-            "checkpoints less often" if main == "cutting" else "a higher parallelism, or less work in this step",
+            "checkpoints less often" if main == "cutting" else f"less work in this step; {self._more_subtasks(task)}",
         )
+
+    def _more_subtasks(self, task: _TaskShares) -> str:
+        """Returns the part of an advice that says how a task gets more subtasks, or why it gets none."""
+        if self.alone:
+            return _WITHOUT_WORKERS
+        subtasks = [each for each in self.tasks if each.stage == task.stage]
+        partitions = {name for each in subtasks for name in each.lag}
+        input = task.now.get("input", {})
+        if (
+            not partitions or input.get("ends") or len(subtasks) < len(partitions)
+        ):  # the lag of files is not by partition
+            return "or a higher parallelism with --workers"
+        count = "1 partition" if len(partitions) == 1 else f"{len(partitions)} partitions"
+        topic = input.get("source", "")
+        return f"or more partitions: topic {topic} has {count}, so more workers do not help"
 
     def _skewed(self, task: _TaskShares) -> NarrowPlace | None:
         """Returns a narrow place for the subtask if it has far more rows than the other subtasks of its stage, else

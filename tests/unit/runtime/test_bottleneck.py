@@ -257,6 +257,36 @@ def test_a_source_that_has_no_more_rows_has_no_slow_function() -> None:
         assert [place.cause for place in places(streams={"read-1/0": reads, "write-1/0": EASY})] == said
 
 
+@pytest.mark.parametrize(
+    ("subtasks", "lag", "says"),
+    [
+        (1, ["t[0]"], "topic t has 1 partition, so more workers do not help"),
+        (2, ["t[0]", "t[1]"], "topic t has 2 partitions, so more workers do not help"),
+        (2, ["t[0]"], "topic t has 1 partition, so more workers do not help"),
+        (2, ["t[0]", "t[1]", "t[2]"], "or a higher parallelism with --workers"),
+    ],
+)
+@pytest.mark.parametrize("functions", [{"map-1": "f"}, {}], ids=["function", "step"])
+def test_more_workers_are_no_advice_for_a_topic_without_more_partitions(
+    functions: dict[str, str], subtasks: int, lag: list[str], says: str
+) -> None:
+    reads = {
+        f"read-1/{n}": task(
+            "write-1",
+            busy=0.95,
+            work={"map-1": 0.9},
+            functions=functions,
+            input={"source": "t", "lag": {name: 9_000 for name in lag[n::subtasks]}},
+        )
+        for n in range(subtasks)
+    }
+    place, *_ = places(streams={**reads, "write-1/0": EASY})
+    assert place.task == "read-1/0"
+    assert place.advice.endswith(says)
+    (place,) = places(streams={"read-1/0": HELD, "orders-1/0": {**reads["read-1/0"], "input": {"fill": 1.0}}})
+    assert place.advice.endswith("or a higher parallelism with --workers")
+
+
 def test_tasks_of_two_workers_do_not_take_turns_with_one_lock() -> None:
     waits: dict[str, Any] = {
         "busy": 0.4,
