@@ -30,14 +30,16 @@ class KeepsNoCheckpoints(UserError):
     """The error for an app that has no place for checkpoints."""
 
 
-def find_checkpoints(word: str) -> AppCheckpoints:
-    """Returns the checkpoints that `word` names.
+def find_checkpoints(word: str, state: str | None = None) -> AppCheckpoints:
+    """Returns the checkpoints that `word` names. `state`: the state directory of the app, if the command line has one.
 
     Raises WrongUse if there is no such app or directory, and KeepsNoCheckpoints if the app has no place for checkpoints.
     """
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
-        return replace(find_checkpoints(at[1]), chosen=int(at[2]))
+        return replace(find_checkpoints(at[1], state), chosen=int(at[2]))
+    if state is not None:
+        return find_checkpoints(state)
     if is_script(word) or (_APP.fullmatch(word) and not Path(word).exists()):
         return _of_app(word)
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
@@ -62,6 +64,6 @@ def _of_app(word: str) -> AppCheckpoints:
     if base is None:
         raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
-            hint="if it runs with sabot run --state DIR, name that DIR",
+            hint=f"if it runs with sabot run --state DIR, write that DIR in place of {word}",
         )
     return AppCheckpoints(base / "checkpoints", state=base)

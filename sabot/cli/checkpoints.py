@@ -36,6 +36,10 @@ savepoint = typer.Typer(
 _STATE_DEPTH = 3  # <task>/states/<state>/…
 
 Id = Annotated[int | None, typer.Argument(metavar="ID", min=1, help="The id of the checkpoint; default: the newest.")]
+State = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="The state of the app, where sabot run has --state DIR."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
@@ -45,11 +49,11 @@ def _run(work: Any) -> None:
 
 
 @checkpoints.command("list")
-def list_(app: AppWord, json: Json = False) -> None:
+def list_(app: AppWord, state: State = None, json: Json = False) -> None:
     """List the complete checkpoints, the oldest first. The column NEW is the size of files that the checkpoint before does not have."""
 
     def work() -> None:
-        found = find_checkpoints(app)
+        found = find_checkpoints(app, state)
         records, damaged = checkpoint_records(found)
         if not records and not damaged:
             found.manifest()  # raises: there is no checkpoint
@@ -68,11 +72,11 @@ def list_(app: AppWord, json: Json = False) -> None:
 
 
 @checkpoints.command()
-def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
+def show(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Json = False) -> None:
     """Show one checkpoint: positions of sources, operators with their state, agents, and output that is not delivered yet."""
 
     def work() -> None:
-        manifest = find_checkpoints(app).manifest(checkpoint_id)
+        manifest = find_checkpoints(app, state).manifest(checkpoint_id)
         if json:
             json_line(msgspec.to_builtins(msgspec.structs.replace(manifest, path=None, place=None)))
             return
@@ -96,11 +100,11 @@ def show(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
 
 
 @checkpoints.command()
-def verify(app: AppWord, checkpoint_id: Id = None, json: Json = False) -> None:
+def verify(app: AppWord, checkpoint_id: Id = None, state: State = None, json: Json = False) -> None:
     """Read every file of one checkpoint, or of all, and compare it with its hash. Exit code 1 if a file differs or is missing."""
 
     def work() -> None:
-        found = find_checkpoints(app)
+        found = find_checkpoints(app, state)
         wanted = checkpoint_id or found.chosen
         if not wanted and not found.storage.ids():
             found.manifest()  # raises: there is no checkpoint
@@ -128,6 +132,7 @@ def create(
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="The longest wait for a running app.")
     ] = 60.0,
+    state: State = None,
     json: Json = False,
 ) -> None:
     """Make a savepoint: a copy of a checkpoint that is never removed automatically.
@@ -137,7 +142,7 @@ def create(
     """
 
     def work() -> None:
-        made = create_savepoint(find_checkpoints(app), to, timeout)
+        made = create_savepoint(find_checkpoints(app, state), to, timeout)
         if json:
             json_line(asdict(made))
         else:
@@ -147,11 +152,11 @@ def create(
 
 
 @savepoint.command("list")
-def list_savepoints(app: AppWord, json: Json = False) -> None:
+def list_savepoints(app: AppWord, state: State = None, json: Json = False) -> None:
     """List the savepoints that the journal of an app with durable agents keeps entries for."""
 
     def work() -> None:
-        notes = sorted(find_checkpoints(app).storage.savepoints(), key=lambda note: note.made_ms)
+        notes = sorted(find_checkpoints(app, state).storage.savepoints(), key=lambda note: note.made_ms)
         for note in notes if json else ():
             json_line({"checkpoint": note.checkpoint_id, "savepoint": note.location, "made": note.made_ms})
         if not json:
@@ -165,12 +170,13 @@ def list_savepoints(app: AppWord, json: Json = False) -> None:
 def drop(
     app: AppWord,
     place: Annotated[str, typer.Argument(metavar="PLACE", help="The place of the savepoint.")],
+    state: State = None,
     json: Json = False,
 ) -> None:
     """Remove a savepoint, and let the app's journal trim the entries that were kept for it."""
 
     def work() -> None:
-        found = find_checkpoints(app)
+        found = find_checkpoints(app, state)
         found.storage.drop_savepoint(savepoint_place(found, place))
         where = redacted_url(place)
         if json:

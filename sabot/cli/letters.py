@@ -267,7 +267,7 @@ def _checkpoint_of(context: typer.Context, state: str | None, *, needed: bool) -
             raise WrongUse("late records are those of an app", hint="write sabot -A module:app dlq redrive …")
         return None
     try:
-        return find_checkpoints(state or target).manifest()
+        return find_checkpoints(target, state).manifest()
     except UserError:
         if needed or state is not None:
             raise

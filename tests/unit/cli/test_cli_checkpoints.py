@@ -193,7 +193,24 @@ def test_a_place_without_checkpoints_is_told_apart_from_one_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     done = sabot_says("checkpoints", "list", "cli_shop_2:app")
     assert (done.exit_code, "app loose keeps no checkpoints" in done.stderr) == (1, True)
+    assert "write that DIR in place of cli_shop_2:app" in done.stderr
     assert sabot_says("checkpoints", "list", "cli_shop_3:app").exit_code == 2
+
+
+def test_an_app_without_a_state_of_its_own_is_looked_for_where_state_says(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cli_shop_4.py").write_text("from sabot import App\napp = App('stateless')\n")
+    monkeypatch.chdir(tmp_path)
+    state = saved / "state"
+    for command in (("checkpoints", "list"), ("checkpoints", "show"), ("checkpoints", "verify"), ("savepoint", "list")):
+        of_app = lines(*command, "cli_shop_4:app", "--state", state, "--json")
+        assert of_app == lines(*command, state, "--json")
+    (first, *_) = lines("checkpoints", "list", state, "--json")
+    assert find_checkpoints(f"cli_shop_4:app@{first['checkpoint']}", str(state)).chosen == first["checkpoint"]
+    to = tmp_path / "kept"
+    assert sabot_says("savepoint", "create", "cli_shop_4:app", "--state", state, "--to", to).exit_code == 0
+    assert find_checkpoints(str(to)).manifest().checkpoint_id == find_checkpoints(str(state)).manifest().checkpoint_id
 
 
 def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(saved: Path) -> None:
