@@ -156,6 +156,21 @@ async def test_a_session_that_may_read_sees_no_rows_and_begins_no_tap(memory_url
         assert installed(app) == []
 
 
+async def test_late_rows_of_the_time_before_the_page_was_opened_are_said_to_be_so(memory_url: str) -> None:
+    async with running(memory_url) as (_, browser, _reader), asyncio.timeout(30):
+        publish(memory_url, 0, 1_000)
+        late: list[int] = []
+        while not any(late):  # figures are taken once a second
+            publish(memory_url, 0, 2)
+            await asyncio.sleep(0.2)
+            late = [step["late_rows"] for step in json.loads((await ask(browser, "/steps.json"))[1])]
+        _, page = await ask(browser, "/rows?of=tumbling-1&branch=late")
+        assert re.search(r"[1-9]\d* late rows so far", page)
+        assert re.search(r"No row has come since this page was opened. The late rows? came before that", page)
+        _, page = await ask(browser, "/rows?of=filter-1")
+        assert "<td>No row has come since this page was opened.</td>" in page
+
+
 async def test_steps_that_are_not_there_begin_nothing(memory_url: str) -> None:
     async with running(memory_url) as (app, browser, _):
         for of in ("nothing", f"{MARKUP}", "", "filter-1&branch=nothing"):
