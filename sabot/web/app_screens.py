@@ -93,11 +93,14 @@ class AppScreens:
         ]
         run = self._app.run()
         kinds = Counter(each.kind for each in run.events)
+        begun = next((each for each in reversed(run.events) if each.kind in ("start", "restart", "rescale")), None)
         return {
             "record": app_record(self._app.id, run, self._figures),
+            "anew": None if begun is None or begun.kind == "start" else begun,  # since then streams count from 0
             "earlier": run.restarts > 0 or kinds["start"] > 1,
             "killed": kinds["killed"],
             "sources": source_records(self._figures),
+            "agents": bool(self._figures.last.statistics["agents"]),
             "places": self._narrow_places(),
             "known": self._figures.known,
             "curves": drawn,

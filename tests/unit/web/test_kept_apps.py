@@ -88,6 +88,23 @@ async def test_figures_say_which_of_them_count_from_the_last_start(tmp_path: Pat
     assert '<dt>restarts</dt><dd>0 <span class="muted">of this process</span>' in page
 
 
+@pytest.mark.parametrize("kind", ["restart", "rescale"])
+async def test_figures_that_count_from_a_restart_or_a_rescale_say_when_it_was(kind: str, tmp_path: Path) -> None:
+    await shop(tmp_path).run()
+    record = tmp_path / "state" / RECORD_FILE
+    told = json.loads(record.read_text())
+    told["events"].append({**told["events"][-1], "at": 1_700_000_000.0, "kind": kind})
+    record.write_text(json.dumps(told))
+    with site(tmp_path / "state") as browser:
+        _, page = await ask(browser, "/apps/shop/")
+    for name in ("rows read", "dead letters"):
+        words = re.sub(r"<[^>]+>", "", page.partition(f"<dt>{name}</dt>")[2].partition("</div>")[0])
+        assert words.endswith(f"since the last {kind} at 2023-11-14 22:13:20 UTC"), words
+    await shop(tmp_path).run()
+    with site(tmp_path / "state") as browser:
+        assert "since the last" not in (await ask(browser, "/apps/shop/"))[1]
+
+
 async def test_rows_that_two_streams_read_are_told_by_source(tmp_path: Path) -> None:
     app = shop(tmp_path)
     orders, rates = tmp_path / "orders.ndjson", tmp_path / "rates.ndjson"
