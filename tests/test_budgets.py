@@ -13,7 +13,7 @@ from tools.source_tree import ROOT, nodes_of, tree_of
 NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "": 139,  # docs/decisions/078, 079, 066, 084, 088
     "agents": 137,  # docs/decisions/043
-    "connectors": 21,  # docs/decisions/051
+    "connectors": 22,  # docs/decisions/051, 086
     "journal": 8,
     "llm": 68,
     "mcp": 49,

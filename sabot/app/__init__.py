@@ -285,7 +285,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         ```text
         carrier  n
         UA       2
-        1 rows
+        1 row
         ```
 
         Raises SqlError, a UserError, with the position of each error in the text.
@@ -331,7 +331,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         ```text
         short
         AL
-        1 rows
+        1 row
         ```
 
         Raises UserError for a name that SQL has already, and for a function whose results have no known type.

@@ -18,4 +18,5 @@ from sabot.connectors.base import SkipsHeaders as SkipsHeaders
 from sabot.connectors.base import StartsAfresh as StartsAfresh
 from sabot.connectors.base import TakesBound as TakesBound
 from sabot.connectors.base import TakesChanges as TakesChanges
+from sabot.connectors.base import WaitsForLetters as WaitsForLetters
 from sabot.connectors.base import WritesBack as WritesBack

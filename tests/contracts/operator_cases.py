@@ -37,6 +37,7 @@ from sabot.operators.base import (
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
 from sabot.operators.calls.map_llm import MapLlm
+from sabot.operators.changes.expiring import ExpiringGroups
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
 from sabot.operators.changes.sorting import SortRows, places_of
@@ -465,6 +466,7 @@ CASES = [
     Case("deduplicate", lambda: Deduplicate(["user", "shop"]), APPEND, keys=("user", "shop")),
     Case("deduplicate, within", lambda: Deduplicate(["user"], 150), SORTED),
     Case("groups", lambda: GroupAggregate(["user"], [*NUMBERS, *GATHERED[:1]], changes=False), APPEND),
+    Case("groups, ttl", lambda: ExpiringGroups(["user"], [*NUMBERS, *GATHERED[:1]], 60), SORTED),
     Case("groups of changes", lambda: GroupAggregate(["user"], TAKEN, changes=True), CHANGED, CHANGES),
     Case("one group of changes", lambda: GroupAggregate([], TAKEN[:2], changes=True), CHANGED, CHANGES, keys=()),
     Case("upsert", lambda: Upsert(["user"], changes=False), APPEND),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sabot import App, CsvSink, NdjsonSink, ParquetSink, UserError, files
+from sabot import App, CsvSink, NdjsonSink, ParquetSink, files
 from sabot.connectors.base import Sink
 from sabot.connectors.sql import SqlSink
 
@@ -53,8 +53,6 @@ def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
         assert started(SqlSink(f"sqlite:///{tmp_path}/out.db", "new", overwrite=True), caplog) == []
     assert sqlite3.connect(tmp_path / "out.db").execute("SELECT * FROM new").fetchall() == [(1, 10), (2, 20)]
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
-    with pytest.raises(UserError, match="overwrite=True replaces it"):
-        started(ParquetSink(tmp_path / "out.parquet"), caplog)
 
 
 @pytest.mark.parametrize("delivery", [None, "at_least_once"])

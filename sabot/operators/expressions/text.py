@@ -167,7 +167,16 @@ def _titlecase(x: pa.Array) -> pa.Array:
 
 
 def _with_capitals(text: str) -> str:
-    return re.sub(r"[^\W_]+", lambda word: word[0][:1].upper() + word[0][1:].lower(), text)
+    # Whether a sigma ends its word depends on what follows, so the whole text becomes lower case at once. Only one letter becomes longer.
+    lower = text.replace("\u0130", "i").lower()
+    assert len(lower) == len(text)
+
+    def capital(word: re.Match[str]) -> str:
+        begin, end = word.start() + 1, word.end()
+        rest = zip(text[begin:end], lower[begin:end], strict=True)
+        return text[begin - 1].title() + "".join("i\u0307" if was == "\u0130" else now for was, now in rest)
+
+    return re.sub(r"[^\W_]+", capital, text)
 
 
 def _with_python(made: pa.Array, x: pa.Array, special: str, function: Callable[[str], str]) -> pa.Array:
