@@ -27,6 +27,13 @@ from tools.command_line import ENV, SABOT, child
 
 QUESTIONS = 60
 
+# Whether a click finds a button that stands at the lower end of the window.
+AT_THE_END = """each => {
+    each.scrollIntoView({block: "end"});
+    const {left, right, bottom} = each.getBoundingClientRect();
+    return document.elementFromPoint((left + right) / 2, bottom - 3) === each;
+}"""
+
 PROGRAM = """
 import sys
 from sabot import App, NdjsonSink, NdjsonSource
@@ -145,6 +152,9 @@ def answer_by_keyboard(console: Console, folder: Path, dark: bool, width: int) -
         look(visit, folder / "inbox.png")
         card = cards.filter(has_text="Was transfer done?")
         expect(card).to_contain_text("4711")
+        assert cards.get_by_role("button", name="Approve").first.evaluate(AT_THE_END), "the bar below does not cover it"
+        for name in ("Approve the selected", "Reject the selected"):
+            expect(page.get_by_role("button", name=name)).to_be_disabled()
         page.get_by_role("checkbox").first.focus()
         page.keyboard.press("Space")
         page.get_by_role("checkbox").nth(1).press("Space")
@@ -153,7 +163,7 @@ def answer_by_keyboard(console: Console, folder: Path, dark: bool, width: int) -
         page.keyboard.type("not today")
         page.keyboard.press("Tab")
         page.keyboard.press("Tab")
-        expect(bulk.get_by_role("button", name="Reject all")).to_be_focused()
+        expect(bulk.get_by_role("button", name="Reject the selected")).to_be_focused()
         page.keyboard.press("Enter")
         expect(page.locator("main p").first).to_have_text("2 of 2 questions: rejected.")
         page.get_by_role("link", name="Back to Inbox").press("Enter")

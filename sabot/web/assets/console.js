@@ -49,9 +49,16 @@ function watchSides(root) {
   }
 }
 
+// The buttons for the selected questions are there as soon as one is selected.
+function allowBulk() {
+  const selected = document.querySelector("input[form=bulk]:checked");
+  for (const button of document.querySelectorAll("#bulk button")) button.disabled = !selected;
+}
+
 function prepare(root) {
   localTimes(root);
   watchSides(root);
+  allowBulk();
 }
 
 // The way from a fragment to an element in it, by the numbers of children: the same place in the next fragment.
@@ -203,6 +210,8 @@ function showAnswer(answer, text) {
 }
 
 addEventListener("popstate", () => location.reload());
+addEventListener("pageshow", allowBulk); // a browser selects again what was selected before it went back
+document.addEventListener("change", allowBulk);
 
 document.addEventListener("submit", (event) => {
   const [form, button] = [event.target, event.submitter];

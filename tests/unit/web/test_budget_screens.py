@@ -72,6 +72,7 @@ async def test_limits_and_denied_calls_are_shown_in_every_home(memory_url: str, 
         assert MARKUP not in page
         assert "has 170 tokens: 155 used" in page
         assert ">deny<" in page
+        assert 'policy makes wait for a person are in the <a href="/inbox">inbox</a>' in page
         tokens, cost = json.loads((await ask(browser, "/budgets.json?of=limits"))[1])
         measured = [tokens[name] for name in ("measure", "limit", "spent", "in_doubt", "reserved")]
         assert measured == ["tokens", "170", "150", "5", "0"]

@@ -264,6 +264,17 @@ async def test_the_forms_of_a_page_have_the_token_of_its_session(memory_url: str
         assert tokens[0] != tokens[1]
 
 
+async def test_the_head_of_each_page_has_the_name_under_which_its_session_acts(memory_url: str, tmp_path: Path) -> None:
+    async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
+        browser = await enter(console, "act")
+        (field,) = fields(page := (await ask(browser, "/inbox"))[1])
+        found = re.search(r"may act as (console:[0-9a-f]{12})<", page)
+        assert found is not None
+        await ask(browser, "/act/answer", {field: "1", "answer": "approve"})
+        await until(lambda: values(app, "answers") == [[found[1], {"approved": True}]])
+        assert "may read<" in (await ask(await enter(console, "read"), "/"))[1]
+
+
 async def test_a_session_that_may_read_has_no_inbox(memory_url: str, tmp_path: Path) -> None:
     async with office(memory_url, tmp_path, [ticket("ask")]) as (app, console, _):
         (field,) = fields((await ask(await enter(console, "act"), "/inbox"))[1])
