@@ -281,6 +281,13 @@ class CheckpointStorage:
             left = {mark.checkpoint_id for mark in self._known} | {mark.checkpoint_id for mark in self._unreadable}
             return min(left, default=None)
 
+    def withdraw(self, manifest: Manifest) -> None:
+        """Removes a checkpoint from which no run has gone on, so that the one before it is the newest again."""
+        with self._exclusive:
+            self.lock()
+            self._learn_all()
+            self._drop([Mark(manifest.generation, manifest.checkpoint_id)])
+
     def clear(self) -> None:
         """Makes the app start afresh, in a new generation: no earlier checkpoint counts any more. The change is
         atomic.

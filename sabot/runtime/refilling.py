@@ -5,7 +5,7 @@
 
 The run is private: its checkpoint is in a folder that the next start removes, it commits no offsets, and its rows go nowhere. The new
 checkpoint is stored in one step, as every checkpoint. So a crash before that leaves the earlier checkpoint, and one after it leaves a
-start without a refill.
+start without a refill. If the start is refused after that, for another reason, it removes the new checkpoint.
 """
 
 import asyncio

@@ -116,6 +116,7 @@ class Run:
         self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
+        self._refilled_as: Manifest | None = None  # the checkpoint that this start has made by refilling steps
         self._journal = RunJournal(app, agents)
         self._backend: StateBackend | None = None
         self._owns_backend = False
@@ -230,7 +231,7 @@ class Run:
         self._origin.drop |= refill.tables
         if not refill.topics:
             return manifest
-        made = await refilling.run(refill, self._stop_asked)
+        self._refilled_as = made = await refilling.run(refill, self._stop_asked)
         self._coordinator.begin_after(made.checkpoint_id)
         return made
 
@@ -525,6 +526,8 @@ class Run:
         async with AsyncExitStack() as last:  # closes in reverse order, even if one of them raises
             if storage is not None:
                 last.push_async_callback(run_in_thread, storage.unlock)
+                if self._refilled_as is not None and not self._ran:  # the start was refused, and changes nothing
+                    last.push_async_callback(run_in_thread, storage.withdraw, self._refilled_as)
             last.push_async_callback(run_in_thread, self._let_go)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)

@@ -176,6 +176,26 @@ async def test_a_refill_is_done_once(lives: Lives) -> None:
     assert not any(name.startswith("refilled-") for name in manifests[-1].tasks)
 
 
+async def test_a_start_that_is_refused_after_its_refill_leaves_the_checkpoint_before_it(lives: Lives) -> None:
+    def more_than(least: int) -> Any:
+        def program(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).filter(col("seats") >= least)
+            cars.group_by("maker").aggregate(n=sabot.count()).named("makers").upsert("maker").to("out")
+
+        return program
+
+    await lives.live(more_than(0), {"cars": ROWS})
+    before = lives.kept("makers")
+    with pytest.raises(UserError, match="--reemit nope"):
+        await lives.live(more_than(20), {}, refill=["makers"], reemit=["nope"])
+    manifest = CheckpointStorage(lives.folder / "checkpoints").latest()
+    assert manifest is not None
+    assert "refilled" not in manifest.describe
+    assert lives.kept("makers") == before
+    found = await lives.live(more_than(0), {"cars": ROWS})
+    assert {row["maker"]: row["n"] for row in found} == {"m0": 28, "m1": 26, "m2": 26}
+
+
 async def test_a_step_that_does_not_exist_is_named(lives: Lives) -> None:
     await lives.live(table("maker"), {"cars": ROWS})
     with pytest.raises(UserError, match="--refill nowest: the program has no step") as refused:
