@@ -15,6 +15,7 @@ from sabot.base.quantities import span_words
 from sabot.codecs.base import Format
 from sabot.codecs.formats import format_of
 from sabot.connectors.base import Source
+from sabot.connectors.defaults import decodes
 from sabot.errors import UserError
 
 OP = "op"  # the column of a changelog that readers see
@@ -120,6 +121,11 @@ def table_node(
     if payloads is not None and not payloads.one_row:
         raise UserError(
             f"table: format {payloads.name}, whose records have many rows", hint="a record of a table is a row"
+        )
+    if format == "debezium" and isinstance(source, Source) and (decodes(source) or source.schema is not None):
+        raise UserError(
+            f"table: format='debezium' is for records, and {source.name} has rows",
+            hint="read the envelopes from a topic; of a file of rows, leave format= out",
         )
     if format == "debezium" and options["schema"] is None:
         raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')

@@ -315,6 +315,14 @@ def test_formats_that_do_not_fit_are_refused_where_they_are_written(app: App, tm
         (lambda: app.stream("orders", format="csv", schema={"tags": pa.list_(pa.string())}), "cannot be read from CSV"),
         (lambda: app.stream(NdjsonSource(str(file)), format="csv", schema=ORDERS), "format= is for records, and"),
         (lambda: app.table("orders", key="id", format="arrow"), "whose records have many rows"),
+        (
+            lambda: app.table(NdjsonSource("cdc.ndjson"), key="id", schema=ORDERS, format="debezium"),
+            "format='debezium' is for records, and .*cdc.ndjson has rows",
+        ),
+        (
+            lambda: app.table([{"id": 1}], key="id", schema=ORDERS, format="debezium"),
+            "format='debezium' is for records",
+        ),
         (lambda: app.table("orders", key="id", format=Avro(ENVELOPE)), "those of Debezium's envelopes, in avro"),
         (lambda: app.stream(other, schema=ORDERS, format="csv"), "the results of an agent are rows"),
         (lambda: rows.to("out", format="arrow", key="id"), "many rows, so it cannot have a key"),
