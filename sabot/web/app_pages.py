@@ -35,23 +35,28 @@ _NOTICE = "notice"  # the fragment that all pages have
 
 
 class OpenTabs:
-    """The open pages of a server, and its ticks, one each second."""
+    """The open pages of a server, and its ticks, one each second. `ended`: why there will be no further tick, in words, or ""."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.ended = ""
         self.open: set[object] = set()
-        self._ticked = asyncio.Condition()
+        self._ticked = asyncio.Event()
 
-    async def tick(self) -> None:
+    def tick(self) -> None:
         """Wakes those that wait for the next tick."""
         self.number += 1
-        async with self._ticked:
-            self._ticked.notify_all()
+        self._ticked.set()
+        self._ticked = asyncio.Event()
+
+    def end(self, words: str) -> None:
+        """Wakes those that wait, for the last time."""
+        self.ended = words
+        self._ticked.set()
 
     async def wait(self) -> None:
-        """Waits for the next tick."""
-        async with self._ticked:
-            await self._ticked.wait()
+        """Waits for the next tick, or the end."""
+        await self._ticked.wait()
 
 
 class AppPages:
@@ -216,12 +221,14 @@ class AppPages:
         return _Events(self, name, _query(request), session_of(request), request.headers.get("last-event-id", ""))
 
     async def stream(self, events: "_Events", send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Sends an event for each tick, with the fragments that have changed, until the session or the connection ends."""
+        """Sends an event for each tick, with the fragments that have changed, until the session, the connection or the server ends. The
+        last event says that the server has ended.
+        """
         sent: dict[str, str] = {}
         last = events.last_id
         self._tabs.open.add(events)
         try:
-            while self._access.session(events.session.secret) is not None:
+            while not self._tabs.ended and self._access.session(events.session.secret) is not None:
                 run = self._screens.app.figures.run
                 if last != (now := f"{run}:{self._tabs.number}"):
                     parts = self._parts(events.page, events.query, events.session)
@@ -232,6 +239,9 @@ class AppPages:
                     async with asyncio.timeout(_SEND_SECONDS):
                         await send(f"id: {last}\ndata: {data}\n\n".encode())
                 await self._tabs.wait()
+            if self._tabs.ended:
+                async with asyncio.timeout(_SEND_SECONDS):
+                    await send(f"event: ended\ndata: {self._tabs.ended}\n\n".encode())
         finally:
             self._tabs.open.discard(events)
 

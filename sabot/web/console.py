@@ -31,6 +31,8 @@ _TICK_SECONDS = 1.0
 class ConsoleSite:
     """A server with the pages of some apps. It is open from its construction to `close`."""
 
+    _ended = "The app has ended"  # what open pages say after `close`
+
     def __init__(
         self,
         apps: Mapping[str, ShownApp],
@@ -68,7 +70,7 @@ class ConsoleSite:
             proxy=proxy,
             title=title,
         )
-        self._server.start(self._pages.app, self._tick)
+        self._server.start(self._pages.app, self._tick, lambda: self._pages.end(self._ended))
 
     @property
     def link(self) -> str:
@@ -81,7 +83,7 @@ class ConsoleSite:
         return f"{self._shown_address}/enter?token={self.access.token('read')}"
 
     def close(self) -> None:
-        """Stops the server. Blocks up to three seconds."""
+        """Tells open pages that it is over, and stops the server. Blocks up to three seconds."""
         self._server.close()
 
     async def _tick(self) -> None:
@@ -140,6 +142,8 @@ class Console(ConsoleSite):
 
 class KeptConsole(ConsoleSite):
     """The console of apps that run elsewhere, or not at all."""
+
+    _ended = "This console has been closed"
 
     def __init__(
         self, apps: Sequence[AppPlaces], access: Access, *, payloads: Payloads | None = None, **options: Any

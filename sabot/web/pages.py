@@ -63,7 +63,11 @@ class Pages:
 
     async def tick(self) -> None:
         """Publishes new figures to the open pages."""
-        await self._tabs.tick()
+        self._tabs.tick()
+
+    def end(self, words: str) -> None:
+        """Ends the streams of the open pages, which then say `words`."""
+        self._tabs.end(words)
 
     async def _enter(self, request: Request) -> Response:
         """Gives a session for the token in the address or in the form."""

@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -81,9 +82,12 @@ class ConsoleServer:
         self.port: int = self._socket.getsockname()[1]
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
+        self._end: Callable[[], object] | None = None
 
-    def start(self, pages: ASGIApp, beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Serves the pages. `beside`: a coroutine function that runs on the server's event loop until the server stops."""
+    def start(self, pages: ASGIApp, beside: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None]) -> None:
+        """Serves the pages. `beside`: a coroutine function that runs on the server's event loop until the server stops. `end`: called on
+        that loop when the server begins to stop; it ends the answers that would go on.
+        """
         config = uvicorn.Config(
             pages,
             http=_LimitedProtocol,
@@ -100,6 +104,7 @@ class ConsoleServer:
         self._server = server = uvicorn.Server(config)
 
         async def serve() -> None:
+            self._end = partial(asyncio.get_running_loop().call_soon_threadsafe, end)
             other = asyncio.create_task(beside())
             try:
                 await server.serve(sockets=[self._socket])
@@ -116,8 +121,10 @@ class ConsoleServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops the server and frees the port. Open pages are told that the app has gone by the end of their connection."""
+        """Stops the server and frees the port."""
         if self._server is not None and self._thread is not None:
+            if self._end is not None and self._thread.is_alive():
+                self._end()
             self._server.should_exit = True
             self._thread.join(2 * _STOP_SECONDS + 1)
         self._socket.close()

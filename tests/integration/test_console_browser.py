@@ -235,6 +235,7 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("h1")).to_have_text("Done")
         assert again.process.wait(60) == 0
+        expect(page.locator("#silence")).to_contain_text("The app has ended, at")
     visit.check()
 
 

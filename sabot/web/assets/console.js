@@ -9,6 +9,7 @@ let heard = Date.now();
 const run = document.body.dataset.run;
 let events = null;
 let failed = false; // a click has found that the app does not answer
+let ended = ""; // why the app has closed its console, as it said itself
 let click = ""; // what becomes of the last click
 let wanted = null; // does the last click again
 let trying = false;
@@ -99,6 +100,7 @@ function follow() {
   events.onmessage = (event) => {
     const told = JSON.parse(event.data);
     if (run !== told.run) return wanted ? wanted() : location.reload();
+    ended = "";
     heard = Date.now();
     showBadges(told.badges);
     for (const part of document.querySelectorAll("[data-part]")) {
@@ -107,27 +109,32 @@ function follow() {
       if (html !== undefined && !selecting) replace(part, html);
     }
   };
+  events.addEventListener("ended", (event) => {
+    [ended, heard] = [event.data, Date.now()];
+    tell();
+  });
   // A browser gives up after an answer such as 401 or 503: it is asked again here.
   events.onerror = () => {
     if (events.readyState === EventSource.CLOSED) setTimeout(follow, TRY_MS);
   };
 }
 
-// Says above the page that the app does not answer, and what becomes of the last click.
+// Says above the page that the app has ended or does not answer, and what becomes of the last click.
 function tell() {
-  const gone = failed || (address && Date.now() - heard >= SILENT_MS);
+  const gone = ended || failed || (address && Date.now() - heard >= SILENT_MS);
   const at = new Date(heard).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
-  const news = `The app does not answer since ${at}: it has ended, or cannot be reached, and is tried again. `;
+  const silent = `The app does not answer since ${at}: it has ended, or cannot be reached, and is tried again. `;
+  const news = ended ? `${ended}, at ${at}; this page comes back when it runs again. ` : silent;
   const text = (gone ? news + (address ? "All is as of then. " : "") : "") + click;
   silence.hidden = !text;
   if (silence.textContent !== text) silence.textContent = text; // it is read aloud
-  document.body.classList.toggle("silent", gone);
+  document.body.classList.toggle("silent", Boolean(gone));
   if (gone) for (const badge of document.querySelectorAll(".badge")) badge.dataset.at = ` as of ${at}`;
 }
 
 // -- clicks: a browser leaves a page for an error of its own if nobody answers, so a click is let through only if somebody does
 
-const answers = () => events?.readyState === EventSource.OPEN && Date.now() - heard < SILENT_MS;
+const answers = () => !ended && events?.readyState === EventSource.OPEN && Date.now() - heard < SILENT_MS;
 
 async function reached() {
   try {

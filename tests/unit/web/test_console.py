@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.client
 import json
+import logging
 import re
 import socket
 import stat
@@ -504,6 +505,20 @@ def test_events_have_the_fragments_that_have_changed(browser: Browser) -> None:
     (again, parts), *_ = events(browser, 0.5, **{"Last-Event-ID": more[-1][0]})
     assert again != more[-1][0]
     assert parts.keys() == whole.keys()
+
+
+def test_an_open_page_is_told_when_the_app_ends(
+    console: Console, browser: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=5)
+    client.request("GET", "/events/app", headers={"Cookie": browser.cookie})
+    answer = client.getresponse()
+    while not answer.readline().startswith(b"data: "):
+        pass
+    console.close()
+    assert answer.read().decode().endswith("event: ended\ndata: The app has ended\n\n")
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+    client.close()
 
 
 def test_open_pages_are_bounded(console: Console, browser: Browser) -> None:
