@@ -83,8 +83,8 @@ class InboxScreens:
     def _searched(self, question: InboxQuestion) -> str:
         """Returns the texts of a question in which a search looks: of its context only what the page shows."""
         agent = "" if question.job is None else f"{question.job.agent}\n{question.job.scope_id}"
-        shown = (text for _, text in self._context(question).fields)
-        return "\n".join((question.action.action_id, question.action.type, question.effect, agent, *shown))
+        shown = self._context(question).text
+        return "\n".join((question.action.action_id, question.action.type, question.effect, agent, shown))
 
     async def _list(self, query: Query) -> dict[str, Any]:
         """Returns the facts of the list, the oldest question first. Raises UserError if the journal cannot be read."""

@@ -171,7 +171,8 @@ def _found(reader: JournalReader, query: JobQuery, payloads: Payloads, most: int
     further = [
         each
         for each in newest
-        if text not in searched(each.record) and text in _record_text(reader, each.record.job_id, payloads).casefold()
+        if text not in searched(each.record)
+        and text in shown_record(reader, each.record.job_id, payloads).text.casefold()
     ]
     counts = Counter(page.counts) + Counter(each.status for each in further)
     further = [each for each in further if query.status in ("", each.status) and (after is None or _age(each) < after)]
@@ -194,10 +195,6 @@ def shown_record(reader: JournalReader, job_id: str, payloads: Payloads, *, most
     begin = next((each for _, each in reader.history.entries(job_id) if isinstance(each, Begin)), None)
     message = None if begin is None else _message(_value(reader, begin))
     return ShownPayload() if message is None else payloads.shown(as_plain(message), most=most)
-
-
-def _record_text(reader: JournalReader, job_id: str, payloads: Payloads) -> str:
-    return "\n".join(text for _, text in shown_record(reader, job_id, payloads).fields)
 
 
 def _message(begun: Any) -> Any:

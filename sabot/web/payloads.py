@@ -33,6 +33,11 @@ class ShownPayload:
     hidden: int = 0
     more: int = 0
 
+    @property
+    def text(self) -> str:
+        """The text in which a search looks: a line name=value for each field."""
+        return "\n".join(f"{name}={text}" for name, text in self.fields)
+
 
 @dataclass(frozen=True)
 class Payloads:

@@ -233,6 +233,9 @@ async def test_jobs_are_found_by_the_fields_of_their_records_that_may_be_shown(
             browser = await enter(console, "act")
             rows = json.loads((await ask(browser, "/jobs.json?q=Parcel"))[1])
             assert [each["key"] for each in rows] == ["c-1", "c-0"][:found]
+            rows = json.loads((await ask(browser, "/jobs.json?q=topic%3Dlate"))[1])
+            assert len(rows) == found, "of the field of that name"
+            assert json.loads((await ask(browser, "/jobs.json?q=customer%3Dlate"))[1]) == []
             page = (await ask(browser, "/jobs?q=parcel"))[1]
             assert f"{found} job{'s' * (found != 1)} as of" in page
             assert ("of the records of the newest 5,000 jobs" in page) == payloads.shows_any
