@@ -282,6 +282,24 @@ class Settings:
         check_values(self)
 
     @property
+    def state_dir(self) -> Path | None:
+        """The directory of the state, or None if the state is in memory."""
+        return state_directory(self.state)
+
+    @property
+    def checkpoint_place(self) -> Any:
+        """The directory or URI of the checkpoints, or None if there is none."""
+        return self._in_state("checkpoints") if self.checkpoint_dir is None else self.checkpoint_dir
+
+    @property
+    def journal_place(self) -> str | Path | None:
+        """The directory or address of the journal, "memory", or None if there is no place for one."""
+        return self._in_state("journal") if self.journal is None else self.journal
+
+    def _in_state(self, name: str) -> Path | None:
+        return None if (base := self.state_dir) is None else base / name
+
+    @property
     def dedupe_s(self) -> float:
         """`dedupe` in seconds."""
         return parse_seconds(self.dedupe)

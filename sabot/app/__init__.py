@@ -35,7 +35,7 @@ from sabot.kafka.topics import RecordSender
 from sabot.runtime.agent_process import AgentProcess
 from sabot.runtime.agent_runtime import AgentRuntime
 from sabot.runtime.signals import StopSignals
-from sabot.state import StateBackend, open_backend, state_directory
+from sabot.state import StateBackend, open_backend
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -354,7 +354,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
         `.to`, and for a `memory_budget` in an app whose state is in memory, where it has no effect.
         """
         budget = self.settings.memory_budget
-        if budget is not None and state_directory(self.settings.state) is None:
+        if budget is not None and self.settings.state_dir is None:
             _log.warning("memory_budget=%s bounds nothing, because state is in memory: give state=DIR", budget)
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self.begun_streams:
@@ -521,7 +521,7 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def open_tables(self) -> Path | None:
         """Returns the directory for the tables of streams, or None if they stay in memory."""
-        return None if (base := state_directory(self.settings.state)) is None else base / "streams"
+        return None if (base := self.settings.state_dir) is None else base / "streams"
 
     def durable_kind(self) -> "AgentKind":
         """Returns what runs durable agents, and judges model calls by policy and budgets. A program without them loads
@@ -546,14 +546,12 @@ class App(AgentDeclarations, HasStreams, HasTopics):
 
     def checkpoints(self) -> "CheckpointStorage | None":
         """Returns the storage for checkpoints, not locked, or None if there are none."""
-        directory, base = self.settings.checkpoint_dir, state_directory(self.settings.state)
-        if directory is None:
-            if base is None:
-                return None
-            directory = base / "checkpoints"
+        place, base = self.settings.checkpoint_place, self.settings.state_dir
+        if place is None:
+            return None
         from sabot.checkpoint import CheckpointStorage
 
-        return CheckpointStorage(directory, scratch=None if base is None else base / "scratch")
+        return CheckpointStorage(place, scratch=None if base is None else base / "scratch")
 
     def progress(self) -> tuple[float, float] | None:
         """Returns the bytes read and the total bytes of the files that streams read, or None if there are none, or

@@ -13,7 +13,6 @@ from sabot.base.options import options_of, spells_out
 from sabot.clock import Clock
 from sabot.errors import UserError, short_repr
 from sabot.runtime.agent_runtime import AgentRuntime
-from sabot.state import state_directory
 
 if TYPE_CHECKING:
     from sabot.agents.accounts.budgets import Budget
@@ -106,7 +105,7 @@ class AgentDeclarations:
         if self._ledger is None and self._budgets is not None:
             from sabot.agents.accounts.guard import ledger_of
 
-            self._ledger = ledger_of(self._budgets, state_directory(self.settings.state), self.clock)
+            self._ledger = ledger_of(self._budgets, self.settings.state_dir, self.clock)
         return self._ledger
 
     def ledger(self, *, lateness: Duration = 0, idle: Duration = "30s") -> "Stream":

@@ -58,12 +58,10 @@ def find_checkpoints(word: str, state: str | None = None) -> AppCheckpoints:
 
 def _of_app(word: str) -> AppCheckpoints:
     app = load_app(word)
-    base = state_directory(app.settings.state)
-    if app.settings.checkpoint_dir is not None:
-        return AppCheckpoints(app.settings.checkpoint_dir, state=base)
-    if base is None:
+    place = app.settings.checkpoint_place
+    if place is None:
         raise KeepsNoCheckpoints(
             f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
             hint=f"if it runs with sabot run --state DIR, write that DIR in place of {word}",
         )
-    return AppCheckpoints(base / "checkpoints", state=base)
+    return AppCheckpoints(place, state=app.settings.state_dir)

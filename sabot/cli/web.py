@@ -285,10 +285,9 @@ def _places_of_app(target: str) -> "AppPlaces":
 
     app = load_app(target)
     app.agent_runtime.load()
-    base = state_directory(app.settings.state)
-    location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
+    base, location = app.settings.state_dir, app.settings.checkpoint_place
     durable = any_durable(app.agent_runtime.agents.values())
-    journal = app.settings.journal or (None if base is None else base / "journal")
+    journal = app.settings.journal_place
     return AppPlaces(
         app.id,
         base,

@@ -27,7 +27,6 @@ from sabot.runtime.figure_rings import FigureRings, KeptFigures
 from sabot.runtime.log_ring import LogLine, LogRing
 from sabot.runtime.runnable import RunnableAgent, any_durable
 from sabot.runtime.settings import RunnableApp
-from sabot.state import state_directory
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ class RunRecorder:
 
     def begun(self) -> None:
         """Begins to write: this process has the state directory now. Blocks. Idempotent."""
-        folder = state_directory(self._app.settings.state)
+        folder = self._app.settings.state_dir
         if folder is None or self._folder is not None:
             return
         try:

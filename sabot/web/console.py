@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sabot.base.redaction import redacted_url
 from sabot.clock import SYSTEM_CLOCK
-from sabot.state import state_directory
 from sabot.web.access import Access
 from sabot.web.guard import Proxy, cookie_name
 from sabot.web.index_screen import index_of
@@ -122,7 +121,7 @@ class Console(ConsoleSite):
 
         Raises UserError if no port is free, and OSError if the state directory cannot be written.
         """
-        access = Access(state_directory(app.settings.state))
+        access = Access(app.settings.state_dir)
         shown = LiveApp(app, payloads or Payloads(), program)
         super().__init__({"": shown}, access, title=app.id, port=port, listen=listen, origins=origins, proxy=proxy)
         self._recorder = app.agent_runtime.runner.recorder

@@ -16,7 +16,6 @@ from sabot.runtime.figure_rings import FigureRings
 from sabot.runtime.log_ring import LogRing
 from sabot.runtime.run_record import RunEvent, shown_settings
 from sabot.runtime.runnable import any_durable
-from sabot.state import state_directory
 from sabot.web.payloads import Payloads
 
 if TYPE_CHECKING:
@@ -110,9 +109,9 @@ class LiveApp(ShownApp):
         recorder = app.agent_runtime.runner.recorder
         self.figures, self.log = recorder.figures, recorder.log
         self.payloads = payloads
-        self.state = base = state_directory(app.settings.state)
-        location = app.settings.checkpoint_dir or (None if base is None else base / "checkpoints")
-        self.checkpoints = None if location is None else AppCheckpoints(location, state=base)
+        self.state = app.settings.state_dir
+        location = app.settings.checkpoint_place
+        self.checkpoints = None if location is None else AppCheckpoints(location, state=self.state)
         self.jobs = app.jobs if any_durable(app.agent_runtime.agents.values()) else None
         self.live = self._app = app
         self.here = True

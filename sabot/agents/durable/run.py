@@ -35,7 +35,7 @@ from sabot.operators.agents.operator import AgentOperator
 from sabot.runtime.facts import stored_journal
 from sabot.runtime.restore import positions_in
 from sabot.runtime.writing import Flushes, OperatorPort
-from sabot.state import open_backend, state_directory
+from sabot.state import open_backend
 from sabot.state.base import Cut, LocalBackend
 
 _log = logging.getLogger(__name__)
@@ -53,15 +53,13 @@ def journal_place(app: JournalOwner) -> str | Path:
     """Returns the place of an app's journal: a directory, an address, or "memory". Raises UserError if the journal
     has no place.
     """
-    if app.settings.journal is not None:
-        return app.settings.journal
-    base = state_directory(app.settings.state)
-    if base is None:
+    place = app.settings.journal_place
+    if place is None:
         raise UserError(
             f"app {app.id} has durable agents, but no place for their journal",
             hint='App(..., state=DIRECTORY); or, for tests, journal="memory", which is lost with the process',
         )
-    return base / "journal"
+    return place
 
 
 def open_app_journal(
@@ -74,7 +72,7 @@ def open_app_journal(
     without the user's permission.
     """
     settings = app.settings
-    base, fresh = state_directory(settings.state), settings.fresh
+    fresh = settings.fresh
     if settings.forget_effects and not fresh:
         raise UserError(
             "--forget-effects without --fresh", hint="they go together: sabot run … --fresh --forget-effects"
@@ -104,7 +102,7 @@ def open_app_journal(
             hint="--fresh --forget-effects, if effects may be repeated; without --fresh the app resumes from its checkpoint",
         )
     try:
-        mail = open_backend("memory" if base is None else settings.state, "mailboxes")
+        mail = open_backend("memory" if settings.state_dir is None else settings.state, "mailboxes")
     except BaseException:
         journal.abandon()
         raise
