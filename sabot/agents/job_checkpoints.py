@@ -1,7 +1,7 @@
 """Checkpoints of single jobs: names for places in their histories, from which another job goes on.
 
     create   a signal that nobody waits for, into the inbox of the journal ─▶ an entry of the job's history
-    restore  the history up to there ─▶ the beginning of another job (`jobs.takeover`), which goes on live
+    restore  the history up to there ─▶ the beginning of another job (`jobs.fork_history`), which goes on live
 
 The journal is what is true. There is no second store, so a checkpoint costs an entry, is where the journal is (SQLite, PostgreSQL, Kafka,
 memory), and is there for as long as the history of its job.
@@ -28,8 +28,8 @@ from sabot.agents.stores.hot import HotState
 from sabot.base.config import Duration, checked_name, checked_path, parse_bytes, parse_seconds
 from sabot.base.threads import run_in_thread
 from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDeterminism, UserError, short_repr
-from sabot.jobs.recovery import whole_entries
-from sabot.jobs.takeover import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
+from sabot.jobs.fork_history import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
+from sabot.jobs.open_jobs import whole_entries
 from sabot.journal import JournalReader
 from sabot.journal.effects import RULES, EffectClass
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry

@@ -18,8 +18,8 @@ from sabot.checkpoint import Manifest
 from sabot.clock import Clock
 from sabot.errors import message_of
 from sabot.jobs.history import ContinueAs, History
+from sabot.jobs.open_jobs import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.recovery import open_jobs, unapplied_jobs, whole_entries
 from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.journal import JournalReader
 from sabot.journal.effects import digest

@@ -1,9 +1,9 @@
 """The durable core: the phases of one effect of a job, and what follows each event. It does no I/O, and has no clock and no event loop.
 
-    asked ─▶ judging ─▶ open ─▶ done        approval: a person is asked, and nothing is made before the answer
-                 │      │  ▲                doubt: nobody knows whether the last attempt was made
-                 ▼      ▼  │
-               approval  doubt
+    asked ─▶ awaits the guard ─▶ open ─▶ done        approval: a person is asked, and nothing is made before the answer
+                          │      │  ▲                doubt: nobody knows whether the last attempt was made
+                          ▼      ▼  │
+                        approval  doubt
 
 Each function takes an effect and an event, changes the effect in place, and returns the command that follows. The host writes entries and
 runs commands (`effects`); an entry always stands in the journal before the command that relies on it. A guard's note is opaque here: the
@@ -35,8 +35,8 @@ VERDICTS = ("done", "not_done", "abandon")
 LOOK_UP = "look_up"
 """A further answer to it if the effect's tool has `reconcile=`: that is asked again, and may lead to the next question."""
 
-GIVEN_UP = "cancelled"
-"""The outcome of a child, or of a call that is known not to have been made, which the job itself did not want any more."""
+NOT_MADE = "cancelled"
+"""The outcome of a child, or of a call that is known not to have been made, for which the job itself waits no longer (`drop`)."""
 
 TIMEOUT = "timeout"
 """The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
@@ -48,20 +48,22 @@ PARKS_MS = 1_000
 
 
 class EffectPhase(IntEnum):
-    """The phase of an effect. Its INTENT is in the journal in all phases after JUDGING."""
+    """The phase of an effect. Its INTENT is in the journal in all phases after AWAITS_GUARD."""
 
     ASKED = 0
-    JUDGING = 1
+    AWAITS_GUARD = 1
     APPROVAL = 2
     OPEN = 3
     DOUBT = 4
     DONE = 5
 
 
-ASKED, JUDGING, APPROVAL, OPEN, DOUBT, DONE = EffectPhase  # a name of a module is faster than an attribute of an enum
+ASKED, AWAITS_GUARD, APPROVAL, OPEN, DOUBT, DONE = (
+    EffectPhase  # a name of a module is faster than an attribute of an enum
+)
 TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
-    (JUDGING, APPROVAL, OPEN, DONE),  # after ASKED
-    (APPROVAL, OPEN, DONE),  # after JUDGING
+    (AWAITS_GUARD, APPROVAL, OPEN, DONE),  # after ASKED
+    (APPROVAL, OPEN, DONE),  # after AWAITS_GUARD
     (APPROVAL, OPEN, DONE),  # after APPROVAL
     (APPROVAL, OPEN, DOUBT, DONE),  # after OPEN: a tool may ask a person, and is called again after the answer
     (OPEN, DOUBT, DONE),  # after DOUBT
@@ -107,18 +109,12 @@ class EffectState:
     @property
     def recorded(self) -> bool:
         """True if its INTENT is in the journal."""
-        return self.phase > JUDGING
+        return self.phase > AWAITS_GUARD
 
     @property
     def repeatable(self) -> bool:
         """True if repeating the call is harmless."""
         return RULES[EffectClass(self.effect_class)].repeatable
-
-    def may_park(self, now_s: float) -> bool:
-        """True if the effect may take long, so that its job need not stay in memory."""
-        if self.kind == "sleep":
-            return self.due_ms - now_s * 1000 > PARKS_MS
-        return self.phase is not JUDGING and (self.kind in WAITS_LONG or bool(self.token))
 
 
 class EffectCommand(NamedTuple):
@@ -127,7 +123,7 @@ class EffectCommand(NamedTuple):
     "result" records the outcome and the body. "wait" sets the timer of the effect, if it has one, which counts from `at_ms`. "make" calls
     the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's back-off. "begin" begins the child.
     "approve" asks a person whether the effect may be made, "inquire" whether it was made, and "reconcile" asks the tool's `reconcile=`.
-    "judge" decides on the doubt. "nothing" waits for an event.
+    "resolve_doubt" decides what follows where nobody knows whether it was made. "nothing" waits for an event.
     """
 
     kind: str
@@ -136,7 +132,7 @@ class EffectCommand(NamedTuple):
     at_ms: int = 0
 
 
-MAKE, BEGIN, AGAIN, LATER, JUDGE = map(EffectCommand, ("make", "begin", "again", "later", "judge"))
+MAKE, BEGIN, AGAIN, LATER, RESOLVE_DOUBT = map(EffectCommand, ("make", "begin", "again", "later", "resolve_doubt"))
 RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve", "inquire", "nothing"))
 
 
@@ -151,7 +147,7 @@ def intended(
         effect.enter(APPROVAL)
         return APPROVE if answer is None else approved(effect, answer)
     if effect.kind == "call":
-        return JUDGE if resumed else MAKE
+        return RESOLVE_DOUBT if resumed else MAKE
     if effect.kind == "child":
         return BEGIN
     return EffectCommand("wait", at_ms=at_ms) if effect.due_ms else NOTHING
@@ -169,7 +165,7 @@ def answered(effect: EffectState, answer: Answer, *, gives_rows: bool = False) -
     effect.token, effect.due_ms = "", 0
     if effect.phase is DOUBT:
         return _verdict(effect, answer, gives_rows)
-    return again(effect) if effect.attempt else approved(effect, answer)
+    return repeat_or_drop(effect) if effect.attempt else approved(effect, answer)
 
 
 def approved(effect: EffectState, answer: Answer) -> EffectCommand:
@@ -184,7 +180,7 @@ def approved(effect: EffectState, answer: Answer) -> EffectCommand:
         why = f"it was rejected{by}" + (f": {reason}" if isinstance(reason, str) and reason else "")
         return refused(effect, why)
     if effect.kind != "child":
-        return again(effect)
+        return repeat_or_drop(effect)
     effect.attempt = 1
     effect.enter(OPEN)
     return BEGIN
@@ -200,24 +196,23 @@ def refusal(effect: EffectState, why: str, rule: str) -> str:
     return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
 
-def ended(effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int) -> EffectCommand:
+def attempt_ended(effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int) -> EffectCommand:
     """Handles the outcome of an attempt."""
-    unsent = certainty is Certainty.NOT_SENT and not effect.dropped
-    if outcome != "ok" and effect.attempt <= retries and (unsent or effect.repeatable):
+    if outcome != "ok" and effect.attempt <= retries and may_repeat(effect, not_made=certainty is Certainty.NOT_SENT):
         return LATER
     if certainty is Certainty.UNKNOWN and not effect.repeatable:
         effect.enter(DOUBT)
-        return JUDGE
+        return RESOLVE_DOUBT
     return EffectCommand("result", outcome, body)
 
 
-def again(effect: EffectState) -> EffectCommand:
-    """Makes another attempt. An effect that the function awaits no longer gets one only if its class makes a repetition harmless; else its
-    RESULT says that it was not made.
+def repeat_or_drop(effect: EffectState) -> EffectCommand:
+    """Makes another attempt of an effect whose last one was not made, or may be repeated. If there may be none (`may_repeat`), its RESULT
+    says that it was not made.
     """
-    if effect.dropped and not effect.repeatable:
+    if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
-        return EffectCommand("result", GIVEN_UP, pack_error(error))
+        return EffectCommand("result", NOT_MADE, pack_error(error))
     return AGAIN
 
 
@@ -228,14 +223,16 @@ def attempted(effect: EffectState) -> EffectCommand:
     return MAKE
 
 
-def known(
-    effect: EffectState, stopped: bool, asked: Intent | None, answer: Answer | None, *, gives_rows: bool = False
+def continue_with_question(
+    effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None, *, gives_rows: bool = False
 ) -> EffectCommand | None:
-    """Continues with a call that has an attempt without a result, if there is no doubt what to do. `stopped`: the attempt was certainly not
-    made. `asked`, `answer`: the question about it.
+    """Continues with a call whose last attempt has no result: with the question that a person was already asked about it, or with another
+    attempt if that one was certainly not made (`not_made`). Returns None if neither is so: then the doubt has to be resolved.
+
+    `asked`, `answer`: the question about it.
     """
     if asked is None:
-        return again(effect) if stopped else None
+        return repeat_or_drop(effect) if not_made else None
     waits = asked_person(effect, asked)
     return waits if answer is None else answered(effect, answer, gives_rows=gives_rows)
 
@@ -252,7 +249,7 @@ def doubted(
     effect.enter(DOUBT)
     match in_doubt(EffectClass(effect.effect_class), configured=configured, found=found):
         case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
-            return again(effect)
+            return repeat_or_drop(effect)
         case Doubt.RECONCILE:
             return RECONCILE
         case Doubt.TAKE | Doubt.ASSUME_DONE:
@@ -271,7 +268,7 @@ def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCom
     if said == LOOK_UP and effect.effect_class == EffectClass.RECONCILABLE:
         return RECONCILE
     if said == "not_done":
-        return again(effect)
+        return repeat_or_drop(effect)
     if said != "done":
         by = f" by {answer.by}" if answer.by else ""
         error = EffectError("Abandoned", f"{effect.name} was abandoned{by}")
@@ -282,9 +279,39 @@ def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCom
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
 
 
+def drop(effect: EffectState) -> bool:
+    """Handles an effect that the function awaits no longer, because of a cancel, of a timeout or of its own code. Returns True if it stays
+    open, and False if it is withdrawn.
+
+    A cancel ends the function, and no call. A call under way goes on to its end: what comes of it is recorded, and nobody is told. It is
+    made again only if its class makes a repetition harmless (`may_repeat`). Until its RESULT the job is open (`may_happen`), for days if a
+    person has to say whether it was made. Questions, timers, waits, children, and calls that a person has not allowed yet are withdrawn.
+    """
+    effect.dropped = True
+    return effect.kind == "call" and effect.attempt > 0
+
+
+def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
+    """True if another attempt may be made: a repetition is harmless, or the function awaits the effect, and its last attempt was certainly
+    not made (`not_made`).
+    """
+    return (not_made and not effect.dropped) or effect.repeatable
+
+
 def may_happen(effects: Iterable[EffectState]) -> bool:
-    """True if one of the open effects is a call that may still change something outside: no job ends during it."""
+    """True if one of the open effects is a call that may still change something outside: no job ends during it (`drop`)."""
     return any(each.kind == "call" and RULES[EffectClass(each.effect_class)].settles for each in effects)
+
+
+def may_park(effects: Iterable[EffectState], now_s: float) -> bool:
+    """True if all these effects may take long, so that a job that waits for nothing else need not stay in memory."""
+    for each in effects:
+        if each.kind == "sleep":
+            if each.due_ms - now_s * 1000 <= PARKS_MS:
+                return False
+        elif each.phase is AWAITS_GUARD or not (each.kind in WAITS_LONG or each.token):
+            return False
+    return True
 
 
 def question(

@@ -19,30 +19,31 @@ from sabot.errors import DataError, EffectError, JournalFailed, SabotError, User
 from sabot.jobs.core import (
     AGAIN,
     APPROVE,
+    ASKED,
+    AWAITS_GUARD,
     BEGIN,
     DONE,
     IN_DOUBT,
     INQUIRE,
-    JUDGE,
-    JUDGING,
     LATER,
     LOOK_UP,
     MAKE,
     NOTHING,
     OPEN,
+    RESOLVE_DOUBT,
     VERDICTS,
     EffectCommand,
-    again,
     answered,
     asked_person,
+    attempt_ended,
     attempted,
+    continue_with_question,
     doubted,
-    ended,
     intended,
-    known,
     question,
     refusal,
     refused,
+    repeat_or_drop,
 )
 from sabot.jobs.guard import (
     CONFIRM,
@@ -112,31 +113,35 @@ class Effects:
     def submit(self, running: RunningJob, ask: Ask) -> None:
         """Takes up what the function has asked for."""
         host = self._host
-        if not running.in_memory or (host.stopping and not ask.recorded):
+        if not running.in_memory:
             return
-        if ask.recorded:
+        if ask.phase is not ASKED:  # its INTENT is in the journal
             if ask.ordinal in running.job.open and running.job.history.end is None:  # else nobody waits for it
                 self._go_on(running, ask)
+        elif host.stopping:
+            return
         elif ask.dropped and ask.kind == "call":
             ask.verdict = _UNAWAITED
-            self._note(running, ask)
+            self._record(running, ask)
         elif self._guard is not None and (kind := ask.guarded) is not None:
             self._decide(running, ask, kind, self._guard)
         else:
-            self._note(running, ask)
+            self._record(running, ask)
 
-    def _note(self, running: RunningJob, ask: Ask) -> None:
-        """Writes the INTENT of an effect, and starts it."""
+    def _record(self, running: RunningJob, ask: Ask) -> None:
+        """Writes the INTENT of an effect, and begins it."""
         host = self._host
         at_ms = host.now_ms()
         if ask.due_ms:  # by the loop of its job, which is ahead where the machine's clock was set back before this life
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - at_ms)
         position = host.append(ask.intent(running.job.job_id, at_ms), running)
         self.asked_total += 1
-        if ask.ordinal in running.job.open:
-            self._start(running, ask, at_ms, position)
-        else:
+        if ask.ordinal not in running.job.open:
             ask.enter(OPEN)  # there is nothing to make: a patch, a wait whose signal was there
+        elif ask.verdict is None:
+            self._do(running, ask, intended(ask, at_ms), position)
+        else:
+            self._do(running, ask, self._as_decided(running, ask, ask.verdict, at_ms), position)
 
     def _go_on(self, running: RunningJob, ask: Ask) -> None:
         """Continues with an effect of an earlier run that has no result."""
@@ -148,24 +153,24 @@ class Effects:
                 self._do(running, ask, refused(ask, error.message))
                 return
             if self._guard is not None and verdict.decision is not Decision.DENY:
-                effect = job.effect_id(ask)
+                effect = EffectId(job.job_id, ask.ordinal, ask.attempt)
                 self._guard.reopen(effect, job.history.begin.agent, job.behalf, job.history.decided(effect, verdict))
         intent = job.history.intents.get(ask.ordinal)
-        self._start(running, ask, 0 if intent is None else intent.at_ms, resumed=True)
-
-    def _start(
-        self, running: RunningJob, ask: Ask, at_ms: int, entry: Position | None = None, *, resumed: bool = False
-    ) -> None:
-        verdict = ask.verdict
+        at_ms = 0 if intent is None else intent.at_ms
         if verdict is None:
-            command = intended(ask, at_ms, resumed=resumed)
-        elif verdict.decision is Decision.DENY:
-            ask.enter(OPEN)
-            command = refused(ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
+            self._do(running, ask, intended(ask, at_ms, resumed=True))
         else:
-            asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
-            command = intended(ask, at_ms, resumed=resumed, asks=asks, answer=answer)
-        self._do(running, ask, command, entry)
+            self._do(running, ask, self._as_decided(running, ask, verdict, at_ms, resumed=True))
+
+    def _as_decided(
+        self, running: RunningJob, ask: Ask, verdict: GuardVerdict, at_ms: int, *, resumed: bool = False
+    ) -> EffectCommand:
+        """Returns what follows the INTENT of an effect on which the guard has decided."""
+        if verdict.decision is Decision.DENY:
+            ask.enter(OPEN)
+            return refused(ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
+        asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
+        return intended(ask, at_ms, resumed=resumed, asks=asks, answer=answer)
 
     def _do(self, running: RunningJob, ask: Ask, command: EffectCommand, entry: Position | None = None) -> None:
         """Runs a command of the core. `entry`: the entry of this attempt, for MAKE. The call waits until it is durable, if the class of the
@@ -177,7 +182,9 @@ class Effects:
             first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
             args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change them, and be called again
             ready = partial(self._sendable, first)
-            self.runner.make(running.job.effect_id(ask), ask.tool, args, kwargs, self._outcome, ready)
+            self.runner.make(
+                EffectId(running.job.job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, self._outcome, ready
+            )
         elif command.kind == "result":
             result = self._settled(job_id, ask, command.outcome, command.body)
             host.deliver([(host.append(result, running), result)])
@@ -192,8 +199,8 @@ class Effects:
             if not host.stopping:
                 attempt = EffectId(job_id, ask.ordinal, ask.attempt + 1)
                 self._ask_guard(attempt, partial(self._attempt, running, ask))
-        elif command is JUDGE:
-            self._judge(running, ask)
+        elif command is RESOLVE_DOUBT:
+            self._resolve_doubt(running, ask)
         elif command is APPROVE:
             self._ask_approval(running, ask)
         elif command is INQUIRE:
@@ -204,7 +211,7 @@ class Effects:
                 host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), partial(self._again, running, ask))
             else:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)
-                effect = running.job.effect_id(ask)
+                effect = EffectId(running.job.job_id, ask.ordinal, ask.attempt)
                 self.runner.reconcile(effect, ask.tool, args, kwargs, self._reconciled, self._sendable)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
@@ -249,7 +256,7 @@ class Effects:
         if ask is None:
             return
         assert ask.tool is not None
-        command = ended(ask, outcome.outcome, outcome.body, outcome.certainty, ask.tool.retry.retries)
+        command = attempt_ended(ask, outcome.outcome, outcome.body, outcome.certainty, ask.tool.retry.retries)
         if running is not None:
             self._do(running, ask, command)
         elif command.kind == "result":  # else the next start judges it
@@ -275,7 +282,7 @@ class Effects:
 
     def _again(self, running: RunningJob, ask: Ask) -> None:
         if running.in_memory and not self._host.stopping:
-            self._do(running, ask, again(ask))
+            self._do(running, ask, repeat_or_drop(ask))
 
     def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
         """Asks the guard whether this attempt may be made, and passes its answer on, at once or later."""
@@ -392,7 +399,7 @@ class Effects:
             at_ms = self._host.now_ms()
             due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
             before = history.approvals[ordinal] = self._question(running, ask, at_ms, kind, body, due_ms=due_ms)
-            history.stopped.add(ordinal)
+            history.not_made.add(ordinal)
             self.runner.stop(effect)
             self._do(running, ask, asked_person(ask, before))
         elif (before.name, before.digest) == (kind, name) and history.approval(ordinal) is not None:
@@ -421,7 +428,7 @@ class Effects:
         """
         job = running.job
         call = GuardedCall(
-            job.effect_id(ask),
+            EffectId(job.job_id, ask.ordinal, ask.attempt),
             kind,
             ask.model or ask.name,
             agent=job.history.begin.agent,
@@ -439,8 +446,8 @@ class Effects:
         if isinstance(found, GuardVerdict):
             self._decided(running, ask, found)
             return
-        ask.enter(JUDGING)
-        running.judging[ask.ordinal] = ask
+        ask.enter(AWAITS_GUARD)
+        running.undecided[ask.ordinal] = ask
 
         async def wait() -> None:
             self._host.put(partial(self._decided_later, running, ask, guard, await found))
@@ -449,10 +456,10 @@ class Effects:
 
     def _decided_later(self, running: RunningJob, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
         """Handles a decision of the guard that has taken time. An effect that nobody waits for any more is not made."""
-        running.judging.pop(ask.ordinal, None)
+        running.undecided.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping
         if ask.dropped or not runs:
-            guard.drop(running.job.effect_id(ask))
+            guard.drop(EffectId(running.job.job_id, ask.ordinal, ask.attempt))
             verdict = _UNAWAITED
         if runs:
             self._decided(running, ask, verdict)
@@ -464,7 +471,7 @@ class Effects:
         """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
         They are not made; they are recorded because all that the function asks for is counted.
         """
-        for ask in running.judging.values():
+        for ask in running.undecided.values():
             ask.verdict = _UNAWAITED
             self._host.append(ask.intent(running.job.job_id, self._host.now_ms()), running)
             ask.enter(DONE)
@@ -478,7 +485,7 @@ class Effects:
         if verdict.decision is Decision.WARN or verdict.notes:
             said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
-        self._note(running, ask)
+        self._record(running, ask)
 
     def _ask_approval(self, running: RunningJob, ask: Ask) -> None:
         """Asks a person whether the effect may be made, by a question of type "confirm"; once, also over restarts."""
@@ -504,7 +511,7 @@ class Effects:
 
     def deliver_answer(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
         """Handles a person's answer to a question about an effect: whether it may be made, or whether it was."""
-        running.job.history.verdicts[answer.token] = answer
+        running.job.history.answers[answer.token] = answer
         self._do(running, ask, answered(ask, answer, gives_rows=_gives_rows(ask)))
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
@@ -528,14 +535,14 @@ class Effects:
             return
         running.due_s, job = 0.0, running.job
         error = TimeoutError(f"job {job_id} ran longer than {running.limit}")
-        self.runner.give_up(job_id, error)
+        self.runner.cut_short(job_id, error)
         if not job.finished:
             late = EffectResult(job_id, host.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))
             host.deliver([(host.append(late, running), late)])
 
     # -- in doubt -----------------------------------------------------------------------------------------------------
 
-    def _judge(
+    def _resolve_doubt(
         self, running: RunningJob, ask: Ask, found: Reconciled | None = None, result: bytes | None = None
     ) -> None:
         """Decides on an effect with an intent of which nobody knows whether it was made. `found`, `result`: the answer
@@ -548,16 +555,18 @@ class Effects:
         if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
             self._do(running, ask, MAKE)
             return
-        history, stopped = job.history, ask.ordinal in job.history.stopped
-        asked = (history.approvals if stopped else history.doubts).get(ask.ordinal)
-        answer = None if asked is None else history.verdicts.get(asked.token)
-        command = known(ask, stopped, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
+        history, not_made = job.history, ask.ordinal in job.history.not_made
+        asked = (history.approvals if not_made else history.doubts).get(ask.ordinal)
+        answer = None if asked is None else history.answers.get(asked.token)
+        command = (
+            continue_with_question(ask, not_made, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
+        )
         if command is not None:
             self._do(running, ask, command)
             return
         wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
         if wait_s > 0 and found is None and not ask.repeatable:
-            self._host.put_later(wait_s, partial(self._judge, running, ask))
+            self._host.put_later(wait_s, partial(self._resolve_doubt, running, ask))
             return
         self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
@@ -565,7 +574,7 @@ class Effects:
         running = self._host.running.get(effect.job)
         ask = None if running is None else running.job.open.get(effect.ordinal)
         if running is not None and ask is not None:
-            self._judge(running, ask, found, result)
+            self._resolve_doubt(running, ask, found, result)
 
     def _inquire(self, running: RunningJob, ask: Ask) -> None:
         """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another

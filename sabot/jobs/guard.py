@@ -215,6 +215,12 @@ class GuardedCall:
 class EffectGuard:
     """A policy that decides which effects jobs may make. It is called on the event loop of the host; only the
     coroutines and the awaitables that methods return may suspend.
+
+    `host` calls `open`, `begin_job`, `end_job`, `forget_job`, `flush` and `close`, and `settle` when a child has ended.
+    `effects` calls `reopen` and `ready` at a start, then for each effect `decide`, `decide_again` before each further
+    attempt, `settle` and `asked_by_tool` with its result, and `drop` if nobody waits for the decision any more.
+    `judges` calls `decide`, `decide_degraded`, `decide_again`, `settle` and `drop` for calls of models that are no
+    effects. The app or the kernel calls `check_names`.
     """
 
     name: str = ""

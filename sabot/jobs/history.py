@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from sabot.errors import CorruptJournal
-from sabot.jobs.core import GIVEN_UP, IN_DOUBT, PARKS_MS, TIMEOUT, WAITS_LONG
+from sabot.jobs.core import IN_DOUBT, NOT_MADE, PARKS_MS, TIMEOUT, WAITS_LONG
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
@@ -52,11 +52,11 @@ class History:
 
     `intents` has the effects by ordinal, and `deliveries` their outcomes in order; the first `kept` of these came in
     attempts before this one. `doubts` has the last question about an effect in doubt, by its ordinal, `approvals` the
-    question whether an effect may be made, and `verdicts` the answers to both, by token. An approval may also be a
+    question whether an effect may be made, and `answers` the answers to both, by token. An approval may also be a
     question of the call's tool.
 
-    `stopped` has the ordinals of calls whose last attempt was certainly not made: it has ended at such a question, or
-    was given up. `failed_children` has the ordinals of children that failed in an attempt before this one. `told` has
+    `not_made` has the ordinals of calls whose last attempt was certainly not made: its tool asked a person first, or the job
+    waited no longer. `failed_children` has the ordinals of children that failed in an attempt before this one. `told` has
     for each effect the last attempt whose use is recorded, and `instead` the decisions on models that stand in for the
     first one, by the attempt from which they hold.
 
@@ -77,9 +77,9 @@ class History:
     tries: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Intent] = field(default_factory=dict)
     approvals: dict[int, Intent] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)
+    not_made: set[int] = field(default_factory=set)
     failed_children: set[int] = field(default_factory=set)
-    verdicts: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
     told: dict[int, int] = field(default_factory=dict)
     instead: dict[int, dict[int, GuardVerdict]] = field(default_factory=dict)
     base: int = 0
@@ -155,7 +155,7 @@ class History:
             case Attempt():
                 self.begin_attempt(entry.ordinal, entry.attempt)
             case Answer() if self._is_about_effect(entry):
-                self.verdicts[entry.token] = entry
+                self.answers[entry.token] = entry
             case EffectResult() | Answer() | Signal() | Cancel():
                 self.deliveries.append(entry)
                 if isinstance(entry, EffectResult) and entry.usage:
@@ -169,7 +169,7 @@ class History:
         """Notes another attempt of an effect. Questions about the attempt before count no longer."""
         self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
         self.doubts.pop(ordinal, None)
-        self.stopped.discard(ordinal)
+        self.not_made.discard(ordinal)
 
     def _tell_open(self) -> None:
         """Notes that END has recorded the use of calls without a result."""
@@ -218,7 +218,7 @@ class History:
 
     def _parks(self, intent: Intent) -> bool:
         questions = (self.doubts.get(intent.ordinal), self.approvals.get(intent.ordinal))
-        return intent.kind in WAITS_LONG or any(each and each.token not in self.verdicts for each in questions)
+        return intent.kind in WAITS_LONG or any(each and each.token not in self.answers for each in questions)
 
     def _open_or_close(self, entry: Entry) -> None:
         match entry:
@@ -253,7 +253,7 @@ class History:
         nobody was asked.
         """
         question = self.approvals.get(ordinal)
-        return None if question is None else self.verdicts.get(question.token)
+        return None if question is None else self.answers.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
         """True if the outcome of this effect is recorded."""
@@ -266,10 +266,10 @@ class History:
             del self.intents[ordinal]
         self.intents = {at: each for at, each in self.intents.items() if (each.kind, each.name) != ("sleep", TIMEOUT)}
         for entry in self.deliveries:
-            if self._given_up(entry):
+            if self._unwanted(entry):
                 self.intents.pop(entry.ordinal, None)  # type: ignore[union-attr]  # it is of an effect
-            elif isinstance(entry, EffectResult) and entry.outcome == GIVEN_UP:
-                self.stopped.add(entry.ordinal)
+            elif isinstance(entry, EffectResult) and entry.outcome == NOT_MADE:
+                self.not_made.add(entry.ordinal)
                 self.doubts.pop(entry.ordinal, None)
         results = [each for each in self.deliveries if isinstance(each, EffectResult) and self._asked_again(each)]
         children = {at for at, each in self.intents.items() if each.kind == "child"}
@@ -285,7 +285,7 @@ class History:
                 self.doubts[intent.ordinal] = intent
             else:
                 self.approvals[intent.ordinal] = intent
-                self.stopped.add(intent.ordinal)
+                self.not_made.add(intent.ordinal)
         else:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
@@ -301,14 +301,14 @@ class History:
         answer = self.approval(intent.ordinal)
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
-    def _given_up(self, entry: Delivery) -> bool:
+    def _unwanted(self, entry: Delivery) -> bool:
         """True if the entry says that the job itself did not want an effect any more."""
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
             case EffectResult():
                 intent = self.intents.get(entry.ordinal)
-                return entry.outcome == GIVEN_UP and intent is not None and intent.kind == "child"
+                return entry.outcome == NOT_MADE and intent is not None and intent.kind == "child"
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
@@ -320,7 +320,7 @@ class History:
         return intent is None or (
             failed
             and (
-                entry.outcome == GIVEN_UP
+                entry.outcome == NOT_MADE
                 or not intent.effect_class
                 or RULES[EffectClass(intent.effect_class)].repeatable
             )

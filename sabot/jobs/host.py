@@ -25,16 +25,16 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock, ForwardClock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import GIVEN_UP, PARKS_MS, may_happen, question_token
+from sabot.jobs.core import NOT_MADE, PARKS_MS, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import JobLog, Listener
+from sabot.jobs.open_jobs import open_jobs
 from sabot.jobs.owner import Item, JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
-from sabot.jobs.recovery import open_jobs
 from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, JobTree, parent_of
@@ -85,6 +85,7 @@ class JobHost:
         self._blocked: dict[str, NonDeterminism] = {}
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
         self._items: deque[Item] = deque()
+        self.put_front = self._items.appendleft
         self._waker: asyncio.Future[None] | None = None
         self._serving: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -309,9 +310,6 @@ class JobHost:
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 
-    def put_front(self, item: Item) -> None:
-        self._items.appendleft(item)
-
     def put_later(self, wait_s: float, item: Item) -> None:
         self._loop.call_later(wait_s, self.put, item)
 
@@ -386,7 +384,7 @@ class JobHost:
             told = self._append_all(self.jobs.drop(job.job_id, [ordinal], job.late or UNAWAITED_CHILD, now_ms))
             if running.in_memory and not job.history.has_result(ordinal):  # another attempt asks for another child
                 error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
-                given_up = EffectResult(job.job_id, now_ms, ordinal, 1, GIVEN_UP, error)
+                given_up = EffectResult(job.job_id, now_ms, ordinal, 1, NOT_MADE, error)
                 told.append((self.append(given_up, running), given_up))
             self.deliver(told)
 
@@ -423,7 +421,7 @@ class JobHost:
         elif not finished and not job.open:
             self._failed(running, job.stuck())
         elif (
-            not running.judging
+            not running.undecided
             and job.may_park(self._clock.time())
             and not 0 < running.limit_s <= self.steady_s() + PARKS_MS / 1000  # else its time is over soon
         ):

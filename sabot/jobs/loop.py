@@ -74,9 +74,17 @@ class _Numbered:
 class JobFuture(_Numbered, asyncio.Future[Any]):
     """A future of a job. Its owner gives it a result, or the function does."""
 
-    def __init__(self, loop: "JobLoop") -> None:
+    def __init__(self, loop: "JobLoop", on_cancel: Callable[[], None] | None = None) -> None:
+        """`on_cancel`: called in the turn if the function cancels the future, or the task that awaits it."""
         self._number = next(loop.numbers)
+        self._on_cancel = on_cancel
         super().__init__(loop=loop)
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled and self._on_cancel is not None and not self.get_loop().is_closed():
+            self._on_cancel()
+        return cancelled
 
 
 class JobTask(_Numbered, asyncio.Task[Any]):

@@ -18,7 +18,7 @@ from sabot.jobs.tree import JobTree
 from sabot.journal import Journal, Position
 from sabot.journal.entries import Body, End, Entry
 
-Verdict = Literal["again", "end", "stop"]
+AfterFailure = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
 
 Item = Callable[[], Awaitable[None] | None]
@@ -74,7 +74,7 @@ class JobOwner(Protocol):
         row in one step. Returns the packed output for END.
         """
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         """Decides what follows an error of the function in attempt `job.history.attempt`. With "end" the owner has
         already handled the error, for example by a dead letter.
         """
@@ -125,7 +125,7 @@ class RunningJob:
     `last` is the position of its last entry. `in_memory` is False once this run of the job was parked, has ended or
     began anew. `ending` is True while its end waits until the last entry is durable, `safe` once it is. `noting` is
     True while effects that it has asked for or dropped are still to be taken up. `due_s` is the end of its time by
-    the steady clock (0 without a limit), and `limit` the name of the option that set it. `judging` has the effects on
+    the steady clock (0 without a limit), and `limit` the name of the option that set it. `undecided` has the effects on
     which the guard decides at present, by ordinal. `since_ms` and `since_s` are the time at which it came into
     memory, by the wall clock and by the steady clock.
     """
@@ -139,7 +139,7 @@ class RunningJob:
     noting: bool = False
     due_s: float = 0.0
     limit: str = ""
-    judging: dict[int, Ask] = field(default_factory=dict)
+    undecided: dict[int, Ask] = field(default_factory=dict)
     since_ms: int = 0
     since_s: float = 0.0
 

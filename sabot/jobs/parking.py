@@ -18,8 +18,8 @@ import msgspec
 from sabot.jobs.core import DOUBT
 from sabot.jobs.history import Delivery
 from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.open_jobs import whole_entries
 from sabot.jobs.owner import HostServices, JobOwner, OpenJob, RunningJob
-from sabot.jobs.recovery import whole_entries
 from sabot.jobs.timers import JobTimers
 from sabot.journal import Position
 from sabot.journal.entries import EffectResult, Entry, Signal

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
-from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, job_seed, question_token
+from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, drop, job_seed, may_park, question_token
 from sabot.jobs.guard import (
     APART,
     Behalf,
@@ -29,7 +29,7 @@ from sabot.jobs.guard import (
     encode_verdict,
 )
 from sabot.jobs.history import ContinueAs, Delivery, History
-from sabot.jobs.loop import JobLoop, JobTimer
+from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
@@ -211,15 +211,15 @@ class JobRun:
             case EffectResult(ordinal=0):
                 self.late = unpack_error(entry.body).message  # type: ignore[arg-type]
                 self.loop.main.cancel(self.late)
-            case EffectResult() | Answer():
-                self._resolve(self.open.pop(entry.ordinal, None), entry)
+                return
             case Signal():
                 self._signal(entry)
+                return
             case Cancel():
                 self.cancels.append(entry)
                 self.loop.main.cancel(entry.reason)
-
-    def _resolve(self, ask: Ask | None, entry: EffectResult | Answer) -> None:
+                return
+        ask = self.open.pop(entry.ordinal, None)
         if ask is None:
             return
         ask.enter(DONE)
@@ -374,8 +374,7 @@ class JobRun:
             if ordinal in self.history.approvals and self.history.approval(ordinal) is None:
                 ask.token = self.history.approvals[ordinal].token
         if awaited:
-            ask.future = self.loop.create_future()
-            ask.future.add_done_callback(partial(self._abandoned, ask))
+            ask.future = JobFuture(self.loop, partial(self._abandoned, ordinal))
         if kind != "patch":
             self.open[ordinal] = ask
         self.new.append(ask)
@@ -420,13 +419,11 @@ class JobRun:
             hint="ctx.continue_as(input) begins a new history",
         )
 
-    def _abandoned(self, ask: Ask, future: "asyncio.Future[Any]") -> None:
+    def _abandoned(self, ordinal: int) -> None:
         """Handles an effect whose future was cancelled: the function awaits it no longer."""
-        if not future.cancelled() or self.open.get(ask.ordinal) is not ask:
-            return
-        ask.dropped = True
-        if ask.kind != "call" or not ask.attempt:  # a call goes on to its end: it may have been made
-            del self.open[ask.ordinal]
+        ask = self.open.get(ordinal)
+        if ask is not None and not drop(ask):
+            del self.open[ordinal]
             self.gone.append(ask)
 
     def _block(self, intent: Intent | None, what: str) -> None:
@@ -453,9 +450,6 @@ class JobRun:
         """On whose behalf the job runs, with the labels of all that it has seen so far."""
         return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
 
-    def effect_id(self, ask: Ask) -> EffectId:
-        return EffectId(self.job_id, ask.ordinal, ask.attempt)
-
     @property
     def finished(self) -> bool:
         """True if the function has returned, or must not go on."""
@@ -470,7 +464,7 @@ class JobRun:
 
     def may_park(self, now_s: float) -> bool:
         """True if all that the job waits for may take long."""
-        return all(ask.may_park(now_s) for ask in self.open.values())
+        return may_park(self.open.values(), now_s)
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """Returns what the function has returned or raised. The job must be `finished`."""
@@ -493,6 +487,7 @@ class JobRun:
         for ask in self.open.values():
             if ask.future is not None:
                 ask.future.cancel()  # of a dead loop: nobody hears of it
+                ask.future = None  # which knows the job
         self._by_timer.clear()
 
 

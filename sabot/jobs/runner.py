@@ -83,7 +83,8 @@ class _Call:
     """One attempt. `done` gets the outcome, unless it is None. `look` is True if the call asks whether an earlier attempt was done.
 
     `began` is the time by the clock at which it was sent, and infinite before. `thread` is True if the call has one of the threads that
-    calls may have, and `working` is done when its thread has ended it. `secrets` are the values of secrets that it was given.
+    calls may have, and `working` is done when its thread has ended it. `secrets` are the values of secrets that it was given. `figures` are
+    those of its tool, from its sending on.
     """
 
     effect: EffectId
@@ -100,6 +101,7 @@ class _Call:
     thread: bool = False
     working: "asyncio.Future[tuple[Any, BaseException | None]] | None" = None
     secrets: list[str] = dataclasses.field(default_factory=list)
+    figures: "ToolFigures | None" = None
 
     def __str__(self) -> str:
         return f"tool {self.tool.name}, effect {self.effect}"
@@ -232,10 +234,10 @@ class EffectRunner:
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
-    def give_up(self, job: str, error: BaseException) -> None:
+    def cut_short(self, job: str, error: BaseException) -> None:
         """Cancels the calls of this job, and passes them on as failed by this error. A call that was sent is in doubt."""
         for call in list(self._jobs.get(job, {}).values()):
-            self._give_up(call, error)
+            self._cut_short(call, error)
 
     def stop(self, effect: EffectId) -> None:
         """Cancels the call of this effect without passing on an outcome: its tool waits for a person, and is called
@@ -244,7 +246,9 @@ class EffectRunner:
         call = self._jobs.get(effect.job, {}).get((effect.ordinal, False))
         if call is not None:
             call.done = None
-            self._give_up(call, asyncio.CancelledError("its tool asks a person, and is called again behind the answer"))
+            self._cut_short(
+                call, asyncio.CancelledError("its tool asks a person, and is called again behind the answer")
+            )
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
         """True if `make` would adopt a call."""
@@ -301,7 +305,7 @@ class EffectRunner:
             await asyncio.wait(tasks, timeout=min(left_s, _UNSENT_SECONDS))
         for call in list(self._under_way()):
             call.done = None
-            self._give_up(call, asyncio.CancelledError("the worker stops"))
+            self._cut_short(call, asyncio.CancelledError("the worker stops"))
         until = self._loop.time() + CANCEL_SECONDS
         while (left_s := until - self._loop.time()) > 0:
             running = [call.task for call in self._left if call.task is not None and not call.task.done()]
@@ -330,7 +334,13 @@ class EffectRunner:
                 if pending:
                     value = await value
             with step("outcome", tool.name):  # the call was made, and nobody knows it yet
-                outcome = Outcome(Certainty.DONE, "ok", self._packed(call, value))
+                try:
+                    body = pack(value, "its result")
+                    if call.secrets:
+                        body = pack(_hidden(unpack(body), call.secrets), "its result")
+                except UserError as error:
+                    raise EffectError("ResultNotRecorded", f"tool {tool.name} was called, and {error}") from None
+                outcome = Outcome(Certainty.DONE, "ok", body)
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as error:
@@ -361,27 +371,14 @@ class EffectRunner:
             call.timer = self._loop.call_later(tool.timeout_s, self._overtime, call)
         call.began = self._clock.monotonic()
         self._calls += 1
-        figures = self._figures_of(call)
+        name = tool.name
+        if (figures := self._of_tools.get(name)) is None:  # further tools than the first thousand share theirs
+            name = name if len(self._of_tools) < _MOST_TOOLS else "others"
+            figures = self._of_tools.setdefault(name, ToolFigures())
+        call.figures = figures
         figures.calls += 1
         figures.in_flight += 1
         return args, kwargs
-
-    def _figures_of(self, call: _Call) -> ToolFigures:
-        """Returns the figures of the call's tool; further tools than the first thousand share theirs."""
-        name = call.tool.name
-        if name not in self._of_tools and len(self._of_tools) >= _MOST_TOOLS:
-            name = "others"
-        return self._of_tools.setdefault(name, ToolFigures())
-
-    def _packed(self, call: _Call, value: Any) -> bytes:
-        """Returns the packed result. Secrets that the tool got, and gave back, are hidden in it."""
-        try:
-            body = pack(value, "its result")
-            if call.secrets:
-                body = pack(_hidden(unpack(body), call.secrets), "its result")
-        except UserError as error:
-            raise EffectError("ResultNotRecorded", f"tool {call.tool.name} was called, and {error}") from None
-        return body
 
     def _failure(self, call: _Call, error: BaseException) -> Outcome:
         certainty = Certainty.NOT_SENT if call.began == math.inf else certainty_of(error)
@@ -408,8 +405,7 @@ class EffectRunner:
         if not calls:
             del self._jobs[job]
         self._in_flight -= 1
-        if call.began < math.inf:
-            figures = self._figures_of(call)
+        if (figures := call.figures) is not None:
             figures.in_flight -= 1
             figures.failed += outcome.outcome != "ok"
             figures.unknown += outcome.certainty is Certainty.UNKNOWN
@@ -427,9 +423,9 @@ class EffectRunner:
 
     def _overtime(self, call: _Call) -> None:
         self._timeouts += 1
-        self._give_up(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
+        self._cut_short(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
 
-    def _give_up(self, call: _Call, error: BaseException) -> None:
+    def _cut_short(self, call: _Call, error: BaseException) -> None:
         """Passes the call on as failed by this error, and cancels it."""
         assert call.task is not None
         if call.timer is not None:

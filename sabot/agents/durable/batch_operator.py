@@ -50,8 +50,8 @@ from sabot.codecs.records import RECORD_SCHEMA, header_rows
 from sabot.errors import DataError, InputChanged, SabotError, UserError
 from sabot.jobs.guard import NOBODY, Behalf
 from sabot.jobs.journal_calls import call_journal
+from sabot.jobs.open_jobs import last_begin
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.recovery import last_begin
 from sabot.jobs.run import JobRun
 from sabot.journal.effects import digest
 from sabot.operators.agents.batches import BatchOutput, good_rows, returned, with_columns

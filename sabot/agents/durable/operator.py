@@ -55,8 +55,8 @@ from sabot.errors import DataError, InputChanged, NonDeterminism, SabotError, Us
 from sabot.jobs.guard import Behalf
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.owner import OpenJob, Verdict
-from sabot.jobs.recovery import last_begin
+from sabot.jobs.open_jobs import last_begin
+from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import conversation_of, pack_error, unpack_error
 from sabot.journal.base import MAY_BEGIN_AGAIN
@@ -420,7 +420,7 @@ class DurableAgentOperator(AgentOperator):
         self.counters.last_message_time = self.clock.time()
         return packed
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         """Decides what follows an error of the function, as `JobOwner.failed` says. If a job was left open by an
         earlier run of the app, its first failure does not fail the agent, because the same failure may have ended
         that run.

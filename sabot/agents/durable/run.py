@@ -25,8 +25,8 @@ from sabot.errors import SabotError, UserError
 from sabot.jobs.guard import EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.log import Listener
+from sabot.jobs.open_jobs import unapplied_jobs
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.recovery import unapplied_jobs
 from sabot.journal import Journal, JournalReader, open_journal
 from sabot.journal.base import check_place
 from sabot.journal.memory import MemoryJournal, MemoryStorage

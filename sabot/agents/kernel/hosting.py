@@ -30,8 +30,8 @@ from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import Blocked, Fragment, Notice
+from sabot.jobs.open_jobs import last_begin, whole_entries
 from sabot.jobs.owner import OpenJob
-from sabot.jobs.recovery import last_begin, whole_entries
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position

@@ -21,7 +21,7 @@ from sabot.calls.functions import awaitable
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.guard import Behalf
-from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
@@ -246,7 +246,7 @@ class KernelAgent:
         """A result, as END has it. Raises UserError."""
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         """As `JobOwner.failed`."""
         if isinstance(error, EXITS):
             self.watch.asked_to_exit(job.job_id, error)

@@ -36,7 +36,7 @@ from sabot.jobs.guard import EffectGuard, checked_guard, guard_of
 from sabot.jobs.history import History
 from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.recovery import whole_entries
+from sabot.jobs.open_jobs import whole_entries
 from sabot.jobs.run import JobRun
 from sabot.journal import Journal, JournalReader
 from sabot.journal.entries import Begin, Entry, Letter
@@ -283,7 +283,7 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """A new job that goes on behind these entries, as `jobs.takeover` makes them of another one's (`StateManager.restore`). Waits for a
+        """A new job that goes on behind these entries, as `fork_history` makes them of another one's (`StateManager.restore`). Waits for a
         place as `execute`. Raises NonDeterminism, and begins nothing, where the code of today does something else than they say.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None

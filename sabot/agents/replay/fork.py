@@ -26,6 +26,7 @@ from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.core import DOUBT, IN_DOUBT
+from sabot.jobs.fork_history import part_of
 from sabot.jobs.guard import (
     CONFIRM,
     Behalf,
@@ -39,9 +40,8 @@ from sabot.jobs.guard import (
     guard_of,
 )
 from sabot.jobs.host import JobHost
-from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
-from sabot.jobs.takeover import part_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal
 from sabot.journal.effects import EffectClass, EffectId
@@ -448,7 +448,7 @@ class _ForkOwner:
         self.value = as_plain(unpack(body))
         return body
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         """As `JobOwner.failed`. A fork is not tried again."""
         self.error = error
         return "end"

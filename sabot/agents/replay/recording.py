@@ -31,8 +31,8 @@ from sabot.base.config import checked_path, checked_text
 from sabot.base.disk import private, sync
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UNREADABLE, DataError, UserError, short_repr
-from sabot.jobs.recovery import whole_entry
-from sabot.jobs.takeover import seeds_of
+from sabot.jobs.fork_history import seeds_of
+from sabot.jobs.open_jobs import whole_entry
 from sabot.journal import JournalReader
 from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Begin, Entry, Intent, decode_entry, encode_entry

@@ -12,7 +12,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.host import JobHost
-from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal
@@ -41,7 +41,7 @@ class Agent:
 
     func: Callable[[DurableContext], Coroutine[Any, Any, Any]]
     clock: Clock = SYSTEM_CLOCK
-    verdict: Verdict = "end"
+    verdict: AfterFailure = "end"
     leaves_at_once: bool = False
     sleep_counts: bool = False
     timeout_s: float | None = None
@@ -64,7 +64,7 @@ class Agent:
         self.done[job.job_id] = value
         return pack(value, "output")
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         self.errors[job.job_id] = error
         return self.verdict
 

@@ -32,7 +32,7 @@ from sabot.agents.durable.context import DurableContext
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import EffectError, LetterRefused, NotSent
 from sabot.jobs.host import JobHost
-from sabot.jobs.owner import OpenJob, Verdict
+from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import JobRun
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal, Letter, Position
@@ -868,7 +868,7 @@ class AgentOf(Agent):
             self.life.seed.values[job.job_id] = value
         return super().ended(job, value)
 
-    def failed(self, job: JobRun, error: BaseException) -> Verdict:
+    def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
         super().failed(job, error)
         if self.life.dead:
             return "stop"

@@ -95,14 +95,14 @@ class Model:
                 self.entries.append(Attempt(JOB, 0, ordinal, effect.attempt))
                 self.do(effect, made)
             case "later":
-                self.do(effect, core.again(effect))
-            case "judge":
+                self.do(effect, core.repeat_or_drop(effect))
+            case "resolve_doubt":
                 history = History.of(JOB, self.entries)
-                stopped = ordinal in history.stopped
-                asked = (history.approvals if stopped else history.doubts).get(ordinal)
-                answer = None if asked is None else history.verdicts.get(asked.token)
-                known = core.known(effect, stopped, asked, answer)
-                self.do(effect, core.doubted(effect, "ask") if known is None else known)
+                not_made = ordinal in history.not_made
+                asked = (history.approvals if not_made else history.doubts).get(ordinal)
+                answer = None if asked is None else history.answers.get(asked.token)
+                command = core.continue_with_question(effect, not_made, asked, answer)
+                self.do(effect, core.doubted(effect, "ask") if command is None else command)
             case "reconcile":
                 self.looking |= {ordinal}
             case "approve":
@@ -150,13 +150,12 @@ class Model:
     def drop(self) -> None:
         """The function was cancelled, and waits for nothing any more (as `JobRun` and `JobHost` do it)."""
         for ordinal, effect in list(self.effects.items()):
-            effect.dropped = True
-            if effect.kind == "call" and effect.attempt:
+            if core.drop(effect):
                 continue
             del self.effects[ordinal]
             self.children -= {ordinal}
             if effect.kind == "child" and effect.recorded:
-                self.entries.append(EffectResult(JOB, 0, ordinal, 1, core.GIVEN_UP))
+                self.entries.append(EffectResult(JOB, 0, ordinal, 1, core.NOT_MADE))
             elif effect.token:
                 self.entries.append(Answer(JOB, 0, ordinal, effect.token, "cancelled", by=JOB))
 
@@ -248,7 +247,7 @@ class Model:
                     self.happens(effect)
                 certainty = Certainty.DONE if kind == "returns" else Certainty.UNKNOWN
                 outcome = "ok" if kind == "returns" else "ConnectionResetError"
-                self.do(effect, core.ended(effect, outcome, pack(None, ""), certainty, retries=2))
+                self.do(effect, core.attempt_ended(effect, outcome, pack(None, ""), certainty, retries=2))
             case "found":
                 self.looking -= {effect.ordinal}
                 self.do(effect, core.doubted(effect, "ask", Reconciled.DONE if done else Reconciled.NOT_DONE))
@@ -321,6 +320,11 @@ def again_for_nobody(effect: EffectState) -> EffectCommand:
     return core.AGAIN
 
 
+def dropped_at_once(effect: EffectState) -> bool:
+    effect.dropped = True
+    return False
+
+
 def taken_as_result(
     effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int
 ) -> EffectCommand:
@@ -333,12 +337,12 @@ def without(*kinds: type[Entry]) -> Any:
 
 def forgotten_when_given_up(history: History, attempt: int, at_ms: int) -> None:
     for each in history.deliveries:
-        if isinstance(each, EffectResult) and each.outcome == core.GIVEN_UP:
+        if isinstance(each, EffectResult) and each.outcome == core.NOT_MADE:
             history.intents.pop(each.ordinal, None)
     tried(history, attempt, at_ms)
 
 
-intended, ended, add, tried = core.intended, core.ended, History.add, History._try
+intended, ended, add, tried = core.intended, core.attempt_ended, History.add, History._try
 FAULTS = {
     "a call in doubt is made again": (
         "sabot.jobs.core.in_doubt",
@@ -346,11 +350,12 @@ FAULTS = {
         "done twice|was done 1",
     ),
     "a call in doubt is taken for done": ("sabot.jobs.core.in_doubt", lambda *_, **__: Doubt.ASSUME_DONE, "was done 0"),
-    "a lost connection is a result": ("sabot.jobs.core.ended", taken_as_result, "was done"),
+    "a lost connection is a result": ("sabot.jobs.core.attempt_ended", taken_as_result, "was done"),
     "all calls may be repeated": ("sabot.jobs.core.EffectState.repeatable", True, "done twice|waits for it no longer"),
     "nobody has to approve": ("sabot.jobs.core.intended", allowed_at_once, "nobody has approved it"),
     "a no is a yes": ("sabot.jobs.core.is_approved", lambda answer: True, "nobody has approved it"),
-    "calls of a cancelled job go on": ("sabot.jobs.core.again", again_for_nobody, "waits for it no longer"),
+    "calls of a cancelled job go on": ("sabot.jobs.core.repeat_or_drop", again_for_nobody, "waits for it no longer"),
+    "a cancel withdraws calls": ("sabot.jobs.core.drop", dropped_at_once, "has ended during a call|was done 1"),
     "a job ends during its calls": ("sabot.jobs.core.may_happen", lambda effects: False, "has ended during a call"),
     "results are forgotten": ("sabot.jobs.history.History.add", without(EffectResult), "was done"),
     "attempts are forgotten": ("sabot.jobs.history.History.add", without(Attempt), "."),

@@ -107,7 +107,7 @@ class Model:
                 self.begin_child(job, effect)
             case "make":
                 self.flying |= {job}
-            case "judge":
+            case "resolve_doubt":
                 self.do(job, effect, core.doubted(effect, "ask"))
             case "again":
                 made = core.attempted(effect)
@@ -164,7 +164,7 @@ class Model:
         if SCRIPTS[job][ordinal - 1][0] == "child":
             told = [self.append(each) for each in self.tree.drop(job, [ordinal], "late", 0)]
             if job in self.running and not History.of(job, self.of(job)).has_result(ordinal):
-                told.append(self.append(EffectResult(job, 0, ordinal, 1, core.GIVEN_UP)))
+                told.append(self.append(EffectResult(job, 0, ordinal, 1, core.NOT_MADE)))
             self.deliver(told)
         self.settle(job)
 
@@ -245,7 +245,7 @@ class Model:
                 self.deliver([self.append(EffectResult(ROOT, 0, 3))])
             case "flying":
                 effect = self.running[job].effects[1]
-                self.do(job, effect, core.ended(effect, "ok", b"", Certainty.DONE, 0))
+                self.do(job, effect, core.attempt_ended(effect, "ok", b"", Certainty.DONE, 0))
             case "cancel":
                 self.cancels = 0
                 cancel = Cancel(ROOT, 0, "enough")

@@ -549,7 +549,7 @@ def test_a_call_that_was_given_up_is_not_given_up_again_when_its_own_time_is_ove
         runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
         runner.make(effect(), deaf, (), {}, told)
         await asyncio.sleep(1)
-        runner.give_up("job", TimeoutError("the job ran too long"))
+        runner.cut_short("job", TimeoutError("the job ran too long"))
         await asyncio.sleep(40)
         assert (len(told.all), runner.statistics()["timeouts"]) == (1, 0)
 
