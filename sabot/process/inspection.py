@@ -1,7 +1,7 @@
 """Looks at a child process from outside: what it uses, and what is wrong with it.
 
     a look at its usage    its supervisor measures it; the CPU counts between two looks (`UsageMeter`)
-    a look at its health   `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Strikes`)
+    a look at its health   `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Failures`)
 
 Owners of children decide what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
 stopped, a `HealthMonitor` only tells.
@@ -73,22 +73,9 @@ class UsageMeter:
         self._child, self._looked_at, self._seen_s = child, now, usage.cpu_seconds
 
 
-class Strikes:
-    """A count of looks in a row that have found something wrong."""
-
-    def __init__(self, most: int) -> None:
-        """`most`: the number of looks in a row after which the trouble counts."""
-        self.count = 0
-        self._most = most
-
-    def look(self, trouble: str) -> str:
-        """Counts a look that has found this trouble, or "". Returns the trouble if it counts by now, else ""."""
-        self.count = self.count + 1 if trouble else 0
-        return trouble if self.count >= self._most else ""
-
-
-def silence(silent_s: float, longest_s: float) -> str:
-    """Returns the trouble of a child whose last heartbeat was so many seconds ago; "" if that is no longer than
-    `longest_s`.
+def silence(beat_at_s: float | None, now_s: float, longest_s: float) -> str:
+    """Returns the trouble of a child whose last heartbeat was more than `longest_s` ago, else "". `beat_at_s`: the time of
+    that heartbeat; None if it sends none.
     """
+    silent_s = 0.0 if beat_at_s is None else now_s - beat_at_s
     return f"its last heartbeat was {silent_s:.0f} s ago" if silent_s > longest_s else ""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from sabot.base.backoff import Backoff
+from sabot.base.backoff import Backoff, Failures
 from sabot.base.supervision import TaskSet
 from sabot.clock import Clock
 from sabot.process.client import Child
@@ -33,7 +33,7 @@ class Pool(Generic[M]):
     - `members`: all that have not ended, each with the count of failures when it was started. `free`: those that are
       not taken, the oldest first, each with the time since when it is free, by the clock's steady count of seconds.
     - `starting`: the number of starts that are under way or wait. `failures`: ends and failed starts in a row, since a
-      member was of use; members that end together count once. `failure`: the reason of the last one, or "".
+      member was of use.
     - `tasks`: the tasks of the pool, which end with `close`.
     """
 
@@ -66,8 +66,7 @@ class Pool(Generic[M]):
         self.members: dict[M, int] = {}
         self.free: dict[M, float] = {}
         self.starting = 0
-        self.failures = 0
-        self.failure = ""
+        self.failures = Failures(Backoff(first_wait_s, max(first_wait_s, LONGEST_WAIT_S)))
         self.running = False
         self.tasks = TaskSet(what)
         self._what = what
@@ -78,10 +77,8 @@ class Pool(Generic[M]):
         self._given = given
         self._can_work = can_work
         self._tells_errors = tells_errors
-        self._backoff = Backoff(first_wait_s, max(first_wait_s, LONGEST_WAIT_S))
         self._clock = clock
         self._sleep = sleep
-        self._not_before = 0.0  # of the next start after a failure
         self._waiting: deque[asyncio.Future[M]] = deque()
 
     @property
@@ -158,13 +155,11 @@ class Pool(Generic[M]):
 
     def was_of_use(self) -> None:
         """Begins the count of failures anew."""
-        self.failures, self.failure = 0, ""
+        self.failures.note("")
 
     def failed(self, since: int, why: str) -> None:
         """Counts a failure of a member that was started after `since` failures."""
-        self.failures = max(self.failures, min(since, self.failures) + 1)
-        self.failure = why
-        self._not_before = self._clock.monotonic() + self._backoff.wait_s(self.failures)
+        self.failures.note(why, self._clock.monotonic(), since=since)
         _log.warning("%s: a child %s", self._what, why)
 
     async def stop(self, refusal: Callable[[], Exception]) -> None:
@@ -193,9 +188,9 @@ class Pool(Generic[M]):
         begun = False
         try:
             while not begun:
-                if self.failures and (left := self._not_before - self._clock.monotonic()) > 0:
+                if (left := self.failures.until_s - self._clock.monotonic()) > 0:
                     await self._sleep(left)
-                since = self.failures
+                since = self.failures.count
                 try:
                     await self._enter()
                     begun = True
@@ -212,7 +207,7 @@ class Pool(Generic[M]):
         self.fill()  # it may have gone to a caller that waited
 
     async def _enter(self) -> None:
-        failures = self.failures
+        failures = self.failures.count
         member, child = await self._start()
         self.members[member] = failures
         self.tasks.begin(self._watch(member, child))

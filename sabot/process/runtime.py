@@ -24,7 +24,7 @@ from sabot.process.executor import (
     ToolServerConfig,
     ToolServers,
 )
-from sabot.process.inspection import Strikes, silence, usage_of
+from sabot.process.inspection import silence, usage_of
 from sabot.process.instance import RestartPolicy
 from sabot.process.limits import ResourceLimits
 from sabot.process.phases import RUNS, Phase
@@ -351,14 +351,16 @@ class ProcessRuntime:
 
     async def check_health(self) -> list[str]:
         """Looks at all instances once, and ends processes that hang. Returns the ids of their instances."""
-        hung = []
+        hung, now_s = [], self._clock.monotonic()
         for instance in self.list_agents():
             lines = instance.lines
             if lines is None or instance.phase not in RUNS:
                 continue
             stopped = lines.child.trouble if instance.pid else ""  # else its end is being seen
-            silent = silence(lines.silent_seconds, self.config.monitoring.heartbeat_timeout)
-            if why := lines.strikes.look(stopped) or silent:
+            why = silence(lines.beat_at_s, now_s, self.config.monitoring.heartbeat_timeout)
+            if lines.stops.note(stopped) >= self.config.recovery.failure_threshold:
+                why = stopped
+            if why:
                 await instance.end_and_plan(lines.child, why)
                 hung.append(instance.id)
         return hung
@@ -416,8 +418,7 @@ class ProcessRuntime:
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
         """Begins to read a new process, and returns when that is ready."""
-        strikes = Strikes(self.config.recovery.failure_threshold)
-        instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, strikes, self._clock)
+        instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, self._clock)
         if wait_ready:
             await instance.lines.ready.wait()
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.backoff import Failures
 from sabot.clock import Clock
 from sabot.process.client import Child
 from sabot.process.errors import AgentError, CommunicationError, ExecutionError, ResourceLimitExceeded
-from sabot.process.inspection import Strikes
 from sabot.process.limits import ResourceLimits
 from sabot.process.streams import LastWords, json_of
 
@@ -37,17 +37,17 @@ _NO_MEMORY = (
 class TaskLines:
     """The conversation with one process. The process gets one task at a time.
 
-    - `ready`: set when the process has said that it is ready. `strikes`: health checks in a row that found it stopped.
+    - `ready`: set when the process has said that it is ready. `stops`: health checks in a row that found it stopped.
+    - `beat_at_s`: the time of its last line, by the clock's steady count of seconds; None if it has sent no heartbeat.
     - `is_at_fault`: False if the process is ended because of its task, which says nothing of the program.
     """
 
-    def __init__(
-        self, label: str, child: Child, log: LastWords, limits: ResourceLimits, strikes: Strikes, clock: Clock
-    ) -> None:
+    def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
         """`limits`: of them the output of a task is limited here, and a lack of memory is told by the last words."""
         self.child = child
         self.ready = asyncio.Event()
-        self.strikes = strikes
+        self.stops = Failures()
+        self.beat_at_s: float | None = None
         self.is_at_fault = True
         self._label = label
         self._log = log
@@ -56,14 +56,7 @@ class TaskLines:
         self._said: asyncio.Queue[dict[str, Any] | AgentError] | None = None
         self._output_before = self._log_before = 0
         self._has_exceeded = False
-        self._beats = False
-        self._heard_at = clock.monotonic()
         self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
-
-    @property
-    def silent_seconds(self) -> float:
-        """The seconds since the last line; 0 if the process has never sent a heartbeat."""
-        return self._clock.monotonic() - self._heard_at if self._beats else 0.0
 
     def begin_task(self) -> None:
         """Takes answers for one task from now on."""
@@ -126,7 +119,8 @@ class TaskLines:
         assert stdout is not None
         try:
             async for line in stdout.lines():
-                self._heard_at = self._clock.monotonic()
+                if self.beat_at_s is not None:
+                    self.beat_at_s = self._clock.monotonic()
                 self._count_output()
                 if self._has_exceeded:
                     break  # the process is being ended, and its further answers are of no use
@@ -150,7 +144,7 @@ class TaskLines:
             case {"method": "ready"}:
                 self.ready.set()
             case {"method": "heartbeat"}:
-                self._beats = True
+                self.beat_at_s = self._clock.monotonic()
             case {"method": "tools/call"} | {"result": _} | {"error": _} if self._said is not None:
                 self._said.put_nowait(message)
             case _:

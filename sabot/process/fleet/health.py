@@ -9,11 +9,12 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sabot.base.backoff import Failures
 from sabot.base.checks import check_called
 from sabot.base.config import check_numbers, checked_durations
 from sabot.base.metrics import Durations, Metrics, Sample
@@ -23,7 +24,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import UserError
 from sabot.process.client import Child
 from sabot.process.errors import NotFound
-from sabot.process.inspection import Strikes, silence, usage_of
+from sabot.process.inspection import silence, usage_of
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ class _WatchedInstance:
     durations: Durations = field(default_factory=Durations)
     requests: int = 0
     errors: int = 0
-    strikes: Mapping[str, Strikes] = field(kw_only=True)  # of its probes of liveness, and of readiness
+    not_live: Failures = field(default_factory=Failures)  # probes in a row
+    not_ready: Failures = field(default_factory=Failures)
     wrong: dict[str, str] = field(default_factory=dict)  # why it is not live, not ready; why it is stuck
     memory_bytes: int = 0
     cpu_seconds: float = 0.0
@@ -203,8 +205,7 @@ class HealthMonitor:
         before = self._instances.get(agent_id)
         child_of = (lambda: child) if isinstance(child, Child) else child
         beat_at = self._clock.monotonic() if heartbeats else None
-        strikes = {"live": Strikes(self.config.liveness_failures), "ready": Strikes(self.config.readiness_failures)}
-        watched = _WatchedInstance(agent_id, child_of, is_suspended, beat_at, strikes=strikes)
+        watched = _WatchedInstance(agent_id, child_of, is_suspended, beat_at)
         if before is not None:
             watched.past, watched.durations = before.past, before.durations
             watched.requests, watched.errors, watched.open = before.requests, before.errors, before.open
@@ -283,14 +284,18 @@ class HealthMonitor:
         """Looks at all instances once, and measures their children."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
-            self._struck(watched, "live", self._why_not_live(watched))
+            why = self._why_not_live(watched)
+            if watched.not_live.note(why) >= self.config.liveness_failures or not why:
+                self._becomes(watched, "live", why)
         await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
         """Looks at all instances once."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
-            self._struck(watched, "ready", self._why_not_ready(watched))
+            why = self._why_not_ready(watched)
+            if watched.not_ready.note(why) >= self.config.readiness_failures or not why:
+                self._becomes(watched, "ready", why)
 
     def snapshot(self, agent_id: str) -> HealthSnapshot:
         """Returns the instance at this moment. Raises NotFound."""
@@ -377,9 +382,7 @@ class HealthMonitor:
             return "its process has ended"
         if stopped := _stopped(watched):
             return stopped
-        if watched.beat_at is not None:
-            return silence(self._clock.monotonic() - watched.beat_at, self.config.liveness_interval_secs)
-        return ""
+        return silence(watched.beat_at, self._clock.monotonic(), self.config.liveness_interval_secs)
 
     def _why_not_ready(self, watched: _WatchedInstance) -> str:
         if watched.is_suspended():
@@ -404,10 +407,6 @@ class HealthMonitor:
             if not why and idle > self.config.stuck_secs:
                 why = f"its work has made no progress for {idle:.0f} s"
         self._becomes(watched, "stuck", why)
-
-    def _struck(self, watched: _WatchedInstance, what: Literal["live", "ready"], why: str) -> None:
-        if watched.strikes[what].look(why) or not why:
-            self._becomes(watched, what, why)
 
     def _becomes(self, watched: _WatchedInstance, what: Literal["live", "ready", "stuck"], why: str) -> None:
         before = watched.wrong.get(what, "")

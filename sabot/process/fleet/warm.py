@@ -229,7 +229,7 @@ class WarmPool:
             starting=self._pool.starting,
             given_out=len(self._given_out),
             ages_secs=ages,
-            failure=self._pool.failure,
+            failure=self._pool.failures.why,
             **self._counts,
         )
 
@@ -272,7 +272,7 @@ class WarmPool:
         instance.work(begins=is_given)
 
     def _exhausted(self, why: str) -> WarmPoolExhausted:
-        because = f"; the last one {self._pool.failure}" if self._pool.failure else ""
+        because = f"; the last one {self._pool.failures.why}" if self._pool.failures.why else ""
         return WarmPoolExhausted(
             f"warm pool {self.name!r} of {self.command.argv[0]}: {why}{because}",
             hint="wait (wait_secs=), or make the pool larger (size=)",

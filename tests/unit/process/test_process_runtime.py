@@ -652,7 +652,7 @@ async def test_a_stopped_process_is_noticed_within_thirty_seconds_and_replaced(m
     for checks in range(1, 4):
         assert alive(pid)
         time.advance(10)
-        await until(lambda: lines.strikes.count == checks)  # noqa: B023
+        await until(lambda: lines.stops.count == checks)  # noqa: B023
     with pytest.raises(ExecutionError, match="SIGSTOP"):
         await running
     assert not alive(pid)
