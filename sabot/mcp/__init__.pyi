@@ -28,12 +28,12 @@ from sabot.mcp.memory import MemoryStore as MemoryStore
 from sabot.mcp.memory import Remembered as Remembered
 from sabot.mcp.memory import StateMemories as StateMemories
 from sabot.mcp.pool import McpServerPool as McpServerPool
+from sabot.mcp.pool import McpSession as McpSession
 from sabot.mcp.results import McpPrompt as McpPrompt
 from sabot.mcp.results import McpResource as McpResource
 from sabot.mcp.results import McpResult as McpResult
 from sabot.mcp.results import ToolCall as ToolCall
 from sabot.mcp.server import ToolServer as ToolServer
-from sabot.mcp.session import McpSession as McpSession
 from sabot.mcp.sessions import ContextFailed as ContextFailed
 from sabot.mcp.sessions import RecoverableSession as RecoverableSession
 from sabot.mcp.sessions import RecoveryCheckFailed as RecoveryCheckFailed

@@ -9,7 +9,7 @@
 
 A session hangs if a call is out of time and a ping is not answered. New calls fail at once then. It is open again if the server answers a
 call that is still under way, and ends when none is. If the ping is answered, the tool is slow, and the session stays. How long a server is
-left alone whose sessions hang again and again, `pool.ServerBackoff` says.
+left alone whose sessions hang again and again, `McpServerPool` says.
 
 In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. Before, it is a request of
 the server's own, which does not say of which call: it can be told only where one call is under way.
@@ -32,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sabot.errors import SabotError, message_of, short_repr
 from sabot.llm.json_schema import mismatch
+from sabot.llm.messages import ChatMessage, assistant, user
 from sabot.llm.schema import Mismatch
 from sabot.mcp.config import PROTOCOL_VERSIONS, McpConfig, McpServerSpec, SessionKey
 from sabot.mcp.errors import (
@@ -47,8 +48,8 @@ from sabot.mcp.errors import (
 )
 from sabot.mcp.loop_thread import seen
 from sabot.mcp.offers import Offer, OfferedArguments, offers_of
-from sabot.mcp.results import McpResult
-from sabot.mcp.transport import SESSION_OVER, Transport
+from sabot.mcp.results import McpPrompt, McpResource, McpResult
+from sabot.mcp.transport import SESSION_OVER, messages_of
 from sabot.mcp.wire import (
     CLOSED,
     all_pages,
@@ -264,7 +265,7 @@ class McpConnection:
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[Any]:
         client = Client(
-            Transport(self._spec, self.key, self._config, self.ended, self._awaits),
+            messages_of(self._spec, self.key, self._config, self.ended, self._awaits),
             mode="legacy" if self._legacy else "auto",
             cache=None,
             client_info=Implementation(name="sabot", version=client_version()),
@@ -600,11 +601,11 @@ class McpConnection:
                 self._watch()
 
     async def _list_tools(self) -> None:
-        if not self.offers_any("tools"):
+        if not self._offers_any("tools"):
             self.offers, self.left_out = {}, {}
             return
         try:
-            listed = await self.pages("list_tools")
+            listed = await self._pages("list_tools")
         except McpResultTooLarge as error:  # no call was sent
             raise unsent(error) from None
         offers, left_out = await offers_of(listed, self._config.max_description_chars)
@@ -613,7 +614,54 @@ class McpConnection:
                 _log.warning("MCP server %s: tool %r is left out: %s", self.key.server, name, why)
         self.offers, self.left_out = offers, left_out
 
-    async def pages(self, method: str) -> list[dict[str, Any]]:
+    async def listed(self) -> tuple[dict[str, Offer], dict[str, str], str]:
+        """Returns the tools that are offered now, the reasons of those that are left out, and the version of the protocol."""
+        await self.refresh()
+        return dict(self.offers), dict(self.left_out), self.version
+
+    async def resources(self) -> list[McpResource]:
+        """Returns the resources, templates last."""
+        if not self._offers_any("resources"):
+            return []
+        found = await self._pages("list_resources")
+        with contextlib.suppress(McpRefused):  # it has none
+            found += await self._pages("list_resource_templates")
+        return [
+            McpResource(
+                each["uriTemplate"] if (is_template := "uriTemplate" in each) else each["uri"],
+                each["name"],
+                each.get("description", ""),
+                each.get("mimeType", ""),
+                is_template,
+            )
+            for each in found
+        ]
+
+    async def contents(self, uri: str) -> list[dict[str, Any]]:
+        """Returns the contents of a resource as JSON."""
+        found = await self._request("read_resource", uri)
+        return [as_json(each) for each in found.contents]
+
+    async def prompts(self) -> list[McpPrompt]:
+        """Returns the prompts."""
+        if not self._offers_any("prompts"):
+            return []
+        return [
+            McpPrompt(
+                each["name"],
+                each.get("description", ""),
+                {one["name"]: bool(one.get("required")) for one in each.get("arguments", ())},
+            )
+            for each in await self._pages("list_prompts")
+        ]
+
+    async def messages(self, name: str, arguments: Mapping[str, str]) -> list[ChatMessage]:
+        """Returns the messages of a prompt, for a model."""
+        found = await self._request("get_prompt", name, arguments=dict(arguments))
+        said = [(each.role, McpResult(content=[as_json(each.content)]).text) for each in found.messages]
+        return [assistant(text) if role == "assistant" else user(text) for role, text in said]
+
+    async def _pages(self, method: str) -> list[dict[str, Any]]:
         """Returns all items of a list as JSON. `method`: the method of the SDK's session. Raises McpError; McpResultTooLarge if there are
         too many.
         """
@@ -625,14 +673,14 @@ class McpConnection:
         async with self._timed(method):
             return await all_pages(self.key.server, method, fetch, self._config)
 
-    async def request(self, method: str, *args: Any, **options: Any) -> Any:
+    async def _request(self, method: str, *args: Any, **options: Any) -> Any:
         """Returns the answer to a request that changes nothing. `method`: the method of the SDK's session. Raises McpError."""
         check_encoded(self.key.server, method, [args, options])
         await self._until_usable()
         async with self._timed(method):
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
-    def offers_any(self, what: str) -> bool:
+    def _offers_any(self, what: str) -> bool:
         """Returns True if the server has "tools", "resources" or "prompts"."""
         return self._client is not None and getattr(self._client.server_capabilities, what) is not None
 

@@ -1,6 +1,9 @@
 """The servers of a process, and the sessions with them: opened when they are needed, kept while they are used, each of one tenant and one
 principal alone.
 
+A server whose session has hung in a call is opened at once again. After further hangs in a row without an answer to a call, or one while
+a session was opened, nothing is asked of it for a while, each time twice as long.
+
 A pool has an event loop of its own, in a thread: tools are looked up in one event loop and called in others, and a session belongs to one.
 """
 
@@ -13,21 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack
 
 import msgspec
 
-from sabot.base.backoff import Backoff
+from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
 from sabot.errors import MissingExtra, UserError, short_repr
+from sabot.llm.messages import ChatMessage
 from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
-from sabot.mcp.errors import McpBusy, McpConnectionLost, McpInvalidArguments, McpUnavailable
+from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable
 from sabot.mcp.loop_thread import LoopThread
-from sabot.mcp.results import McpResult
-from sabot.mcp.session import McpSession
+from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 
 if TYPE_CHECKING:
     from sabot.llm.engine import ExecutionEngine
-    from sabot.mcp.connection import McpConnection
+    from sabot.mcp.connection import McpConnection, OnProgress
+    from sabot.mcp.offers import Offer
 
 T = TypeVar("T")
 
@@ -54,38 +58,6 @@ class McpServerFacts(NamedTuple):
     busy: int
     tools: Mapping[str, str]
     left_out: Mapping[str, str]
-
-
-class ServerBackoff:
-    """Sessions whose servers hung, in a row without an answer to a call, and the times until which nothing is asked of them.
-
-    After the first hang in a call, the next session is opened at once. After further ones, or a hang while it was opened, it waits, each
-    time twice as long.
-    """
-
-    def __init__(self) -> None:
-        self._hung: dict[SessionKey, tuple[int, float, str]] = {}  # how often, until when, why
-
-    def hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """Notes that a session was given up. `opened`: True if it was open before."""
-        times = self._hung.get(key, (0, 0.0, ""))[0] + 1
-        rest = _HUNG_BACKOFF.wait_s(times - opened)
-        self._hung[key] = (times, asyncio.get_running_loop().time() + rest, why)
-
-    def answered(self, key: SessionKey) -> None:
-        """Notes that the server has answered a call."""
-        self._hung.pop(key, None)
-
-    def check(self, key: SessionKey) -> None:
-        """Raises McpUnavailable while nothing is asked of the server."""
-        times, until, why = self._hung.get(key, (0, 0.0, ""))
-        left = until - asyncio.get_running_loop().time()
-        if left > 0:
-            raise McpUnavailable(
-                key.server,
-                f"{why} ({times} sessions in a row); another one is opened in {left:.1f} s at the earliest",
-                hint="it was sent nothing, so the call may be made again",
-            )
 
 
 class McpServerPool:
@@ -117,6 +89,7 @@ class McpServerPool:
         self._default = (tuple(command), url)
         self._sampling = sampling
         self._ask = ask
+        self._questions = ServerQuestions(self.config, sampling)
         self._specs: dict[str, McpServerSpec] = {}
         self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
@@ -126,7 +99,7 @@ class McpServerPool:
         self._closing = 0
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
-        self._backoff = ServerBackoff()
+        self._hangs: dict[SessionKey, Failures] = {}  # in a row, without an answer to a call
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         SERVERS.add(self)
@@ -241,12 +214,11 @@ class McpServerPool:
         timeout_s = (
             None if timeout is None else parse_seconds(timeout, name=f"MCP server {server}: timeout", zero=False)
         )
-        talk = ServerQuestions(self.config, self._sampling)
         made = []
         for name in sorted(wanted):
             offer = offers[name]
             expects = offer.digest if on_change == "refuse" else ""
-            remote = RemoteTool(self.step, session.key, name, expects, timeout_s, talk, self._ask)
+            remote = self.remote(session.key, name, expects=expects, timeout_s=timeout_s)
             made.append(
                 tool_of(
                     offer,
@@ -261,13 +233,33 @@ class McpServerPool:
             )
         return made
 
-    async def step(
+    def remote(
+        self,
+        key: SessionKey,
+        name: str,
+        *,
+        expects: str = "",
+        timeout_s: float | None = None,
+        progress: "OnProgress | None" = None,
+    ) -> RemoteTool:
+        """Returns the tool of this name, as `tools` and `McpSession.call` call it. `expects`, `timeout_s`, `progress`: of
+        `McpConnection.call`.
+        """
+        return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, self._ask, progress)
+
+    async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> McpResult:
         """Makes one step of a call, and returns its result, or its questions. `options`: `expects`, `timeout_s`, `progress`, `answers`,
         `state` of `McpConnection.call`. If the session is over before the call was sent, another one is opened, once.
         """
-        return await self.run(self._step(key, name, arguments, options))
+
+        async def call(connection: "McpConnection") -> McpResult:
+            result = await connection.call(name, arguments, **options)
+            self._hangs.pop(key, None)
+            return result
+
+        return await self.use(key, call, again=McpUnavailable)
 
     # -- on its loop --------------------------------------------------------------------------------------------------
 
@@ -278,27 +270,29 @@ class McpServerPool:
             raise UserError("the McpServerPool is closed", hint="make another one")
         return await self._loop.run(work)
 
-    async def _step(
-        self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
-    ) -> McpResult:
-        for first in (True, False):
-            async with self._in_use(key) as connection:
-                try:
-                    result = await connection.call(name, arguments, **options)
-                    self._backoff.answered(key)
-                    return result
-                except McpUnavailable:
-                    if not first or connection.is_open:
-                        raise
-        raise AssertionError("the second try returns or raises")
+    async def use(
+        self,
+        key: SessionKey,
+        what: "Callable[[McpConnection], Awaitable[T]]",
+        *,
+        again: type[McpError] | tuple[type[McpError], ...] = (McpUnavailable, McpConnectionLost),
+    ) -> T:
+        """Does something with an open session, on the pool's loop. `again`: the errors after which it is done once more, with another
+        session, if this one has ended; by default those of something that changes nothing.
+        """
+        return await self.run(self._used(key, what, again))
 
-    async def use(self, key: SessionKey, what: "Callable[[McpConnection], Awaitable[T]]") -> T:
-        """Does something that changes nothing with an open session, and again with another one if the session ends meanwhile."""
+    async def _used(
+        self,
+        key: SessionKey,
+        what: "Callable[[McpConnection], Awaitable[T]]",
+        again: type[McpError] | tuple[type[McpError], ...],
+    ) -> T:
         for first in (True, False):
             async with self._in_use(key) as connection:
                 try:
                     return await what(connection)
-                except (McpUnavailable, McpConnectionLost):
+                except again:
                     if not first or connection.is_open:
                         raise
         raise AssertionError("the second try returns or raises")
@@ -321,7 +315,7 @@ class McpServerPool:
             return found
         opening = self._opening.get(key)
         if opening is None:
-            self._backoff.check(key)
+            self._check_hangs(key)
             opening = self._opening[key] = asyncio.create_task(self._open(key))
             opening.add_done_callback(functools.partial(self._was_opened, key))
         return await asyncio.shield(opening)
@@ -346,7 +340,7 @@ class McpServerPool:
                 samples=self._sampling is not None,
                 legacy=key.server in self._legacy,
                 on_over=self._over,
-                on_hung=self._backoff.hung,
+                on_hung=self._hung,
             )
             began = asyncio.get_running_loop().time()
             try:
@@ -371,6 +365,21 @@ class McpServerPool:
             self._opened[key] = connection
             self._sweep_later()
             return connection
+
+    def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
+        """Notes that a session was given up. `opened`: True if it was open before."""
+        hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
+        hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
+
+    def _check_hangs(self, key: SessionKey) -> None:
+        """Raises McpUnavailable while nothing is asked of the server."""
+        hangs = self._hangs.get(key)
+        if hangs is not None and (left := hangs.until_s - asyncio.get_running_loop().time()) > 0:
+            raise McpUnavailable(
+                key.server,
+                f"{hangs.why} ({hangs.count} sessions in a row); another one is opened in {left:.1f} s at the earliest",
+                hint="it was sent nothing, so the call may be made again",
+            )
 
     async def _make_room(self, key: SessionKey) -> None:
         """Waits until one more session is allowed; the session that was not used for longest is closed for it. Raises McpBusy if all are in
@@ -487,15 +496,65 @@ class McpServerPool:
             )
         return self._specs[server]
 
-    @property
-    def questions(self) -> ServerQuestions:
-        """The answers to questions of servers."""
-        return ServerQuestions(self.config, self._sampling)
 
-    @property
-    def ask(self) -> Ask | None:
-        """The function that asks people outside of jobs, or None."""
-        return self._ask
+class McpSession:
+    """A session with a server, of one tenant and principal, named by `key`. It may be closed if it is not used for long, and is opened
+    again at the next use.
+    """
+
+    def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
+        self.key = key
+        self._pool = pool
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: Duration | None = None,
+        progress: "OnProgress | None" = None,
+    ) -> McpResult:
+        """Calls a tool once. `timeout`: the time for the answer, `request_timeout` if None. `progress`: called as `progress(done, total,
+        words)` in the pool's thread; it may be async. Raises McpError; after McpConnectionLost and McpTimeout nobody knows whether the
+        call was done.
+        """
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
+        remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
+        return await remote(**dict(arguments or {}))
+
+    async def digests(self) -> dict[str, str]:
+        """Returns the digest of each tool's description, for `approved=`."""
+        return {name: offer.digest for name, offer in (await self.offers()).items()}
+
+    async def offers(self) -> "dict[str, Offer]":
+        """Returns the tools that are offered to agents, by name, as the server lists them now."""
+        return (await self._pool.use(self.key, lambda server: server.listed()))[0]
+
+    async def left_out(self) -> dict[str, str]:
+        """Returns the reasons of tools that are not offered to agents."""
+        return (await self._pool.use(self.key, lambda server: server.listed()))[1]
+
+    async def version(self) -> str:
+        """Returns the version of the protocol."""
+        return (await self._pool.use(self.key, lambda server: server.listed()))[2]
+
+    async def resources(self) -> list[McpResource]:
+        """Returns the resources of the server, templates last. Raises McpError."""
+        return await self._pool.use(self.key, lambda server: server.resources())
+
+    async def read_resource(self, uri: str) -> list[dict[str, Any]]:
+        """Returns the contents of a resource, as the protocol has them: `{"uri": …, "text": …}`, or `{"uri": …, "blob": …}` in base64.
+        Raises McpError.
+        """
+        return await self._pool.use(self.key, lambda server: server.contents(uri))
+
+    async def prompts(self) -> list[McpPrompt]:
+        """Returns the prompts of the server. Raises McpError."""
+        return await self._pool.use(self.key, lambda server: server.prompts())
+
+    async def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> list[ChatMessage]:
+        """Returns the messages of a prompt, for a model. Raises McpError."""
+        return await self._pool.use(self.key, lambda server: server.messages(name, arguments or {}))
 
 
 def _require_sdk() -> None:

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from sabot.base.redaction import scrubbed
 from sabot.base.threads import run_to_end
+from sabot.calls.limits import TokenBucket
 from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
@@ -51,7 +52,6 @@ _LAST_WORDS = 1000  # characters of stderr that are told
 _SCRUBBED = 4 * _LAST_WORDS  # bytes that are searched for secrets, so that none is told which begins before those words
 _JUNK_WORDS = 200  # characters of the first line that is no message
 _UNASKED_PER_SECOND = 50.0  # notifications, while nothing is asked of the server
-_UNASKED_BURST = 500.0
 _LOOK_SECONDS = 0.02
 _ID = rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
@@ -272,16 +272,17 @@ async def over_process(
 
 
 @asynccontextmanager
-async def over_http(url: str, headers: Mapping[str, str], *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
+async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
     """Gives the streams of messages by streamable HTTP. The callers limit the time of requests."""
     client = httpx2.AsyncClient(
-        headers={"accept-encoding": "identity", **headers},
+        headers={"accept-encoding": "identity"},
         timeout=httpx2.Timeout(config.seconds("connect_timeout"), read=None),
         transport=_BoundedHttp(config),
     )
+    client.headers.update(spec.headers_of(key, client))  # their secrets are hidden while the client lives
     async with (
         client,
-        streamable_http_client(url, http_client=client, max_sse_event_size=config.most_bytes) as streams,
+        streamable_http_client(spec.url, http_client=client, max_sse_event_size=config.most_bytes) as streams,
     ):
         yield streams
 
@@ -411,8 +412,7 @@ class PacedStream:
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
         self._stream = stream
         self._is_awaited = is_awaited
-        self._room = _UNASKED_BURST
-        self._seen = asyncio.get_running_loop().time()
+        self._unasked = TokenBucket(_UNASKED_PER_SECOND)
 
     @property
     def last_context(self) -> Any:
@@ -422,17 +422,12 @@ class PacedStream:
     async def receive(self) -> Any:
         """Returns the next message."""
         found = await self._stream.receive()
-        if isinstance(getattr(found, "message", None), JSONRPCNotification):
-            while not (self._has_room() or self._is_awaited()):  # noqa: ASYNC110 - room comes with the time, and nothing tells
+        if isinstance(getattr(found, "message", None), JSONRPCNotification) and not self._is_awaited():
+            now = asyncio.get_running_loop().time
+            while self._unasked.wait_s(now()) and not self._is_awaited():  # noqa: ASYNC110 - room comes with the time, and nothing tells
                 await asyncio.sleep(_LOOK_SECONDS)
-            self._room = max(0.0, self._room - 1.0)
+            self._unasked.begun(now())
         return found
-
-    def _has_room(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        self._room = min(_UNASKED_BURST, self._room + (now - self._seen) * _UNASKED_PER_SECOND)
-        self._seen = now
-        return self._room >= 1.0
 
     async def aclose(self) -> None:
         """Closes the stream."""
@@ -454,34 +449,22 @@ class PacedStream:
         await self.aclose()
 
 
-class Transport:
-    """The transport to a server, as the SDK takes it. `is_awaited`: returns True while something is asked of the server (`PacedStream`)."""
-
-    def __init__(
-        self,
-        spec: McpServerSpec,
-        key: SessionKey,
-        config: McpConfig,
-        on_end: Callable[[str], object],
-        is_awaited: Callable[[], bool],
-    ) -> None:
-        self._is_awaited = is_awaited
-        self._spec = spec
-        self._key = key
-        self._config = config
-        self._on_end = on_end
-        self._opened: Any = None
-
-    async def __aenter__(self) -> Any:
-        spec, config = self._spec, self._config
-        if spec.connect is not None:
-            self._opened = spec.connect(self._key, self._on_end)
-        elif spec.url:
-            self._opened = over_http(spec.url, spec.headers_of(self._key, self), config=config)
-        else:
-            self._opened = over_process(spec.command_of(self._key), config=config, on_end=self._on_end)
-        heard, said = await self._opened.__aenter__()
-        return PacedStream(heard, self._is_awaited), said
-
-    async def __aexit__(self, *raised: Any) -> Any:
-        return await self._opened.__aexit__(*raised)
+@asynccontextmanager
+async def messages_of(
+    spec: McpServerSpec,
+    key: SessionKey,
+    config: McpConfig,
+    on_end: Callable[[str], object],
+    is_awaited: Callable[[], bool],
+) -> AsyncIterator[tuple[Any, Any]]:
+    """Reaches a server, and gives the streams of messages with it inside, as the SDK takes them. `on_end`: called with the reason if the
+    server ends the session. `is_awaited`: returns True while something is asked of the server (`PacedStream`).
+    """
+    if spec.connect is not None:
+        opened = spec.connect(key, on_end)
+    elif spec.url:
+        opened = over_http(spec, key, config=config)
+    else:
+        opened = over_process(spec.command_of(key), config=config, on_end=on_end)
+    async with opened as (heard, said):
+        yield PacedStream(heard, is_awaited), said
