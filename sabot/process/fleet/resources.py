@@ -63,8 +63,7 @@ class _Account:
     asked: Account = field(
         default_factory=partial(Account, windows=("hourly",))
     )  # tokens that `tokens_of` has returned
-    held: dict[QuotaResource, float] = field(default_factory=dict)
-    held_to: float | None = None
+    held_to: float | None = None  # the cores to which `child` is held now
     breaches: dict[QuotaResource, float] = field(default_factory=dict)  # since when a limit is exceeded
     measures: dict[QuotaResource, QuotaViolation] = field(default_factory=dict)  # with the action that was taken
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,6 +77,15 @@ class _Account:
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
         return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.memory
+
+    def hold(self) -> None:
+        """Holds the present process to the fewest cores of the measures that throttle it."""
+        throttled = [each for each, measure in self.measures.items() if measure.action is QuotaAction.THROTTLE]
+        least = parse_cpu(self.quota.throttled_cpu)
+        wanted = min((self.limits[each] if each is QuotaResource.CPU else least for each in throttled), default=None)
+        if self.child is not None and wanted != self.held_to:
+            self.child.hold_cpu(None if wanted is None else 100 * wanted)
+            self.held_to = wanted
 
 
 class ResourceManager:
@@ -264,7 +272,7 @@ class ResourceManager:
             return
         if child is not account.child:
             account.child, account.held_to = child, None
-            self._hold(account)
+            account.hold()
         account.memory, account.processes = used.memory_bytes, used.processes
         account.peak_memory = max(account.peak_memory, used.memory_bytes)
 
@@ -290,11 +298,12 @@ class ResourceManager:
             return
         violation = QuotaViolation(instance.id, self._clock.time(), resource, used, limit, action)
         try:
-            await self._do(instance, account, resource, action, str(violation))
+            await self._do(instance, action, str(violation))
         except SabotError as error:
             self._note(replace(violation, error=message_of(error)))
             raise
         account.measures[resource] = violation
+        account.hold()
         self._note(violation)
 
     def _action(self, account: _Account, resource: QuotaResource) -> QuotaAction:
@@ -313,34 +322,28 @@ class ResourceManager:
                 return instance.is_over
         return done is action
 
-    async def _do(
-        self, instance: AgentInstance, account: _Account, resource: QuotaResource, action: QuotaAction, why: str
-    ) -> None:
-        match action:
-            case QuotaAction.THROTTLE:
-                least = parse_cpu(account.quota.throttled_cpu)
-                account.held[resource] = account.limits[resource] if resource is QuotaResource.CPU else least
-                self._hold(account)
-            case QuotaAction.SUSPEND | QuotaAction.TERMINATE:
-                is_gentle = action is QuotaAction.SUSPEND
-                try:
-                    await (self._lives.suspend if is_gentle else self._lives.terminate)(instance.id, why=why)
-                except LifecycleError as error:
-                    failed = QuotaSuspendFailed if is_gentle else QuotaTerminateFailed
-                    raise failed(f"{why}: {error.message}", hint=error.hint) from error
+    async def _do(self, instance: AgentInstance, action: QuotaAction, why: str) -> None:
+        """Calls the verb of an action that has one. Raises QuotaSuspendFailed, QuotaTerminateFailed."""
+        try:
+            if action is QuotaAction.SUSPEND:
+                await self._lives.suspend(instance.id, why=why)
+            elif action is QuotaAction.TERMINATE:
+                await self._lives.terminate(instance.id, why=why)
+        except LifecycleError as error:
+            failed = QuotaSuspendFailed if action is QuotaAction.SUSPEND else QuotaTerminateFailed
+            raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
         """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays suspended. Raises
         ResumeFailed.
         """
-        if account.held.pop(resource, None) is not None:
-            self._hold(account)
         measure = account.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)
         if is_ours and instance.state is LifecycleState.SUSPENDED:
             await self._lives.resume(instance.id)
         del account.breaches[resource]
         account.measures.pop(resource, None)
+        account.hold()
 
     async def _let_go(self, instance: AgentInstance, account: _Account) -> None:
         for resource in list(account.breaches):
@@ -348,12 +351,6 @@ class ResourceManager:
                 await self._lift(instance, account, resource)
             except LifecycleError as error:
                 raise QuotaUpdateFailed(f"instance {instance.id!r} is not let go: {error.message}") from error
-
-    def _hold(self, account: _Account) -> None:
-        wanted = min(account.held.values(), default=None)
-        if account.child is not None and wanted != account.held_to:
-            account.child.hold_cpu(None if wanted is None else 100 * wanted)
-            account.held_to = wanted
 
     def _note(self, violation: QuotaViolation) -> None:
         self._violations.append(violation)

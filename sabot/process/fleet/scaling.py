@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class FleetReplica:
-    """An instance of a fleet. state: `active`; `draining`: it gets no new work; `ending`. done: a count of the pieces of
-    work that it has done.
+    """An instance of a fleet. state: `active`; `draining`: it gets no new work; `ending`: its child ends. done: a count of
+    the pieces of work that it has done.
     """
 
     number: int
@@ -48,7 +48,6 @@ class FleetReplica:
     done: int = 0
     quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it has no work
     work: "asyncio.Task[Any] | None" = None
-    is_given_back: bool = False  # its work is to be done by another one
 
     @property
     def is_busy(self) -> bool:
@@ -216,7 +215,7 @@ class FleetManager:
     def samples(self) -> list[Sample]:
         """Returns the fleet's figures for Prometheus, of the last measurement. Called from any thread."""
         every = self.replicas
-        draining = sum(each.state == "draining" for each in every)
+        draining = sum(each.state != "active" for each in every)
         busy = sum(each.is_busy for each in every if each.state == "active")
         states = {"idle": len(every) - draining - busy, "busy": busy, "draining": draining}
         last = self._last
@@ -273,7 +272,7 @@ class FleetManager:
         return self._pool.take() or await self._pool.wait(first=first)
 
     async def _do(self, replica: FleetReplica, work: Callable[[Child], Awaitable[T]]) -> T:
-        if replica.is_given_back:
+        if replica.state == "ending":
             raise self._not_begun()
         task: asyncio.Task[T] = asyncio.ensure_future(_called(work, replica.child))
         replica.work = task
@@ -281,9 +280,9 @@ class FleetManager:
             result = await task
         except BaseException as error:
             current = asyncio.current_task()
-            is_ours = replica.is_given_back and not (current is not None and current.cancelling())
+            is_drained = task.cancelling() and not (current is not None and current.cancelling())
             self._spoiled(replica)
-            if is_ours and isinstance(error, asyncio.CancelledError):
+            if is_drained and isinstance(error, asyncio.CancelledError):
                 self._counts["given_back"] += 1
                 raise self._given_back(f"it was not done in {self.config.drain_secs:g} s") from None
             raise
@@ -395,8 +394,8 @@ class FleetManager:
             raise
         finally:
             if replica.state == "draining":
+                replica.state = "ending"
                 if replica.work is not None:
-                    replica.is_given_back = True
                     replica.work.cancel()
                 await run_to_end(self._end(replica))
 
