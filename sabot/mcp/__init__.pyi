@@ -1,4 +1,3 @@
-from sabot.mcp.bridges import BridgeAnswer as BridgeAnswer
 from sabot.mcp.bridges import CallTool as CallTool
 from sabot.mcp.bridges import OnBridgeError as OnBridgeError
 from sabot.mcp.config import McpConfig as McpConfig

@@ -19,6 +19,7 @@ from sabot.base.backoff import Backoff
 from sabot.base.checks import is_whole
 from sabot.base.config import Duration, parse_seconds
 from sabot.errors import UNREADABLE, SabotError, TransientError, UserError, message_of, short_repr
+from sabot.mcp.results import McpResult
 
 _log = logging.getLogger(__name__)
 
@@ -27,23 +28,12 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 OnBridgeError = Literal["fail_fast", "graceful"]
 
 
-class BridgeAnswer(Protocol):
-    """The answer of a server's tool; `McpResult` is one."""
-
-    @property
-    def is_error(self) -> bool: ...
-    @property
-    def structured(self) -> Any: ...
-    @property
-    def text(self) -> str: ...
-
-
 class CallTool(Protocol):
     """A session with a server; `McpSession` is one."""
 
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
-    ) -> BridgeAnswer:
+    ) -> McpResult:
         """Calls a tool once. Raises TransientError or TimeoutError if the server cannot be reached or does not answer, and another
         SabotError if it refuses.
         """
@@ -111,7 +101,7 @@ class BridgedServer:
         raise AssertionError("the last try returns or raises")
 
 
-def _object(answer: BridgeAnswer, name: str, error: type[SabotError], what: str) -> dict[str, Any]:
+def _object(answer: McpResult, name: str, error: type[SabotError], what: str) -> dict[str, Any]:
     said = answer.structured
     try:
         said = msgspec.json.decode(answer.text) if said is None else said

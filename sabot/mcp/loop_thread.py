@@ -17,7 +17,6 @@ class LoopThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept: set[asyncio.Task[Any]] = set()
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -47,12 +46,6 @@ class LoopThread:
         except asyncio.CancelledError:
             call_on_loop(there, cancel)
             raise
-
-    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Starts work that nobody waits for. Called on the loop."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._kept.add(task)
-        task.add_done_callback(self._kept.discard)
 
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `last` on the loop, and ends the thread."""

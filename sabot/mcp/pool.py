@@ -18,6 +18,7 @@ import msgspec
 
 from sabot.base.backoff import Backoff, Failures
 from sabot.base.config import Duration, parse_seconds
+from sabot.base.supervision import TaskSet
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.messages import ChatMessage
 from sabot.llm.names import SERVERS
@@ -97,6 +98,7 @@ class McpServerPool:
         self._admitted: set[SessionKey] = set()  # of those that are being opened, who has room
         self._waiting = 0  # who has none yet
         self._closing = 0
+        self._closings = TaskSet("the McpServerPool")
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
         self._hangs: dict[SessionKey, Failures] = {}  # in a row, without an answer to a call
@@ -391,7 +393,7 @@ class McpServerPool:
                 while len(self._opened) + len(self._admitted) + self._closing >= self.config.max_servers:
                     idle = [each for each in self._opened.values() if each.is_idle]
                     if idle and self._closing < self._waiting:
-                        self._loop.keep(self._close(min(idle, key=lambda each: each.used_at)))
+                        self._closings.begin(self._close(min(idle, key=lambda each: each.used_at)))
                     elif not (idle or self._admitted or self._closing):
                         raise self._busy(key)
                     await self._changed.wait()
@@ -443,7 +445,7 @@ class McpServerPool:
         oldest = asyncio.get_running_loop().time() - self._idle_seconds
         for each in list(self._opened.values()):
             if each.is_idle and each.used_at <= oldest:
-                self._loop.keep(self._close(each))
+                self._closings.begin(self._close(each))
         if self._opened:
             self._sweep_later()
 

@@ -40,11 +40,12 @@ from sabot.process.errors import (
     TerminateFailed,
     Timeout,
 )
+from sabot.process.inspection import usage_of
 from sabot.process.phases import NEXT, OVER, RUNS, Phase
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 5.0  # for the supervisor to say that a signal was sent
+_UNANSWERED = "its supervisor has not answered in time"
 _KILL_SECONDS = 10.0  # for SIGKILL to end what it was sent to
 LONGEST_WAIT_S = 60.0
 """The longest wait before a start after failures, unless the first wait is longer."""
@@ -251,11 +252,10 @@ class Instance:
                 child = self._suspendable()
                 child.pause()
                 try:
-                    await self._sent(child)
-                except BaseException as error:  # also a caller that is cancelled
+                    if await usage_of(child) is None:  # the supervisor answers in order
+                        raise SuspendFailed(f"instance {self.label} was not suspended: {_UNANSWERED}")
+                except BaseException:  # also a caller that is cancelled
                     child.resume()
-                    if isinstance(error, CommunicationError):
-                        raise SuspendFailed(f"instance {self.label} was not suspended: {error.message}") from error
                     raise
             self._suspended(why)
 
@@ -306,11 +306,10 @@ class Instance:
             if self.child is not None and not self.child.is_over:
                 self.child.resume()
                 try:
-                    await self._sent(self.child)
-                except BaseException as error:
+                    if await usage_of(self.child) is None:
+                        raise ResumeFailed(f"instance {self.label} does not go on: {_UNANSWERED}")
+                except BaseException:
                     self.child.pause()
-                    if isinstance(error, CommunicationError):
-                        raise ResumeFailed(f"instance {self.label} does not go on: {error.message}") from error
                     raise
                 self.become(self._runs_as)
             else:
@@ -524,13 +523,3 @@ class Instance:
         if self.phase is not Phase.SUSPENDED:
             self._runs_as = self.phase
             self.become(Phase.SUSPENDED)
-
-    async def _sent(self, child: Child) -> None:
-        """Returns when the supervisor has done what it was asked before: it answers in order. Raises
-        CommunicationError.
-        """
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                await child.usage()
-        except TimeoutError as error:
-            raise CommunicationError(f"its supervisor has not answered in {_ANSWER_SECONDS:g} s") from error

@@ -32,6 +32,7 @@ from sabot.process import (
     SuspendFailed,
     TerminateFailed,
     UnknownAgent,
+    inspection,
 )
 from sabot.process import instance as instances
 from sabot.process.phases import Phase
@@ -460,7 +461,7 @@ async def test_what_cannot_be_ended_is_told(
 ) -> None:
     """Its supervisor is stopped, so nobody ends or stops anything."""
     monkeypatch.setattr(instances, "_KILL_SECONDS", 0.02)
-    monkeypatch.setattr(instances, "_ANSWER_SECONDS", 0.02)
+    monkeypatch.setattr(inspection, "_USAGE_SECONDS", 0.02)
     manager = make()
     agent = await manager.spawn(SLEEP)
     os.kill(supervisor.pid, signal.SIGSTOP)

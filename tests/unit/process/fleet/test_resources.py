@@ -463,7 +463,7 @@ async def test_an_action_that_fails_is_told_and_tried_again(
     try:
         with monkeypatch.context() as impatient:
             impatient.setattr(instances, "_KILL_SECONDS", 0.02)
-            impatient.setattr(instances, "_ANSWER_SECONDS", 0.02)
+            impatient.setattr(inspection, "_USAGE_SECONDS", 0.02)
             impatient.setattr(lives, "config", LifecycleConfig(shutdown_timeout=0))
             with pytest.raises(QuotaSuspendFailed, match=r"uses 2 of tokens, more than 1: suspend: .*has not answered"):
                 await resources.report_tokens("s", 2)
