@@ -224,11 +224,13 @@ def is_number(type: pa.DataType) -> bool:
 
 
 def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool = False) -> Expr:
-    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down).
-    `positive`: True if the divisor is known to be greater than 0.
+    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down), as `%` of
+    decimals is. `positive`: True if the divisor is known to be greater than 0.
     """
     a, b = left.expr, right.expr
-    if not (pa.types.is_integer(left.type) and pa.types.is_integer(right.type)):
+    whole = all(pa.types.is_integer(each.type) for each in (left, right))
+    exact = all(pa.types.is_integer(each.type) or pa.types.is_decimal(each.type) for each in (left, right))
+    if not (whole if operator == "/" else exact):
         return a / b if operator == "/" else a % b
     quotient, rest = a // b, a % b
     positive = positive or (right.expr.kind == "lit" and right.expr.option("value") > 0)

@@ -223,9 +223,6 @@ class Binder:
         left_, right_ = self.bind(node.left), self.bind(node.right)
         if operator == "||":
             return self.typed(self._text(left_) + self._text(right_), node.span)
-        if operator == "%" and any(pa.types.is_decimal(each.type) for each in (left_, right_)):
-            text = f"% of {sql_type(left_.type)} and {sql_type(right_.type)}"
-            raise SqlFault(node.span, text, _cast_for(text))
         if operator in ("/", "%"):
             return self.typed(functions.divided(operator, left_, right_), node.span)
         if pa.types.is_string(left_.type) and pa.types.is_string(right_.type):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.expr import Expr
-from sabot.base.arrays import decimal_array, decimal_type, integer_array, integers, where
+from sabot.base.arrays import broadcast, decimal_array, decimal_integers, decimal_type, integer_array, integers, where
 from sabot.errors import UserError
 from sabot.operators.expressions.casts import common_type, is_number
 from sabot.operators.expressions.node import (
@@ -67,6 +67,8 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if pa.types.is_integer(type):
         divide = np.floor_divide if kind == "//" else np.remainder
         return apply(expr, functools.partial(_divided, divide, type), *nodes)
+    if kind == "%" and pa.types.is_decimal(type):
+        return apply(expr, functools.partial(_decimal_remainder, type), *nodes)
     if not pa.types.is_floating(type):
         raise misfit(expr, nodes)
     return apply(expr, _floor_divided if kind == "//" else _remainder, *nodes)
@@ -118,6 +120,16 @@ def _divided(divide: Any, type: pa.DataType, a: Any, b: Any) -> pa.Array:
     number: Any = integers(a) if isinstance(a, pa.Array) else np.array(a.as_py() or 0, dtype=str(type))
     with np.errstate(divide="ignore", over="ignore"):
         return integer_array(divide(number, divisor), type, a, b, nulls=nulls)
+
+
+def _decimal_remainder(type: pa.DataType, a: Any, b: Any) -> pa.Array:
+    """Returns what is left of a division of decimals of one type that rounds down. Division by 0 gives null."""
+    rows = len(a) if isinstance(a, pa.Array) else len(b)
+    a, b = broadcast(a, rows), broadcast(b, rows)
+    divisor = decimal_integers(b, room=0)
+    zero = divisor == 0
+    rest = decimal_integers(a, room=0) % np.where(zero, 1, divisor)
+    return decimal_array(rest, type, where(pa.array(~zero & b.is_valid()), a))
 
 
 def _floor_divided(a: Any, b: Any) -> Any:

@@ -916,16 +916,6 @@ WRONG = [
         "1:35: 'abc' is no BIGINT",
         "a number; or CAST(… AS STRING) = '…', which compares the texts",
     ),
-    (
-        "SELECT CAST(delay AS DECIMAL(10, 2)) % 7 FROM flights",
-        "1:8: % of DECIMAL(10, 2) and BIGINT",
-        "CAST(… AS DOUBLE), or AS BIGINT",
-    ),
-    (
-        "SELECT MOD(CAST(delay AS DECIMAL(10, 2)), 7) FROM flights",
-        "1:8: MOD of DECIMAL(22, 2) and DECIMAL(22, 2)",
-        "CAST(… AS DOUBLE), or AS BIGINT",
-    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 

@@ -65,3 +65,31 @@ def test_decimals_become_the_nearest_floats() -> None:
         assert made == [None, *map(float, drawn), 0.0]
         part = pa.record_batch({"v": wide.slice(1, 3)})
         assert evaluate(col("v").cast("float64"), part).to_pylist() == [float(value) for value in drawn[:3]]
+
+
+def _floor_remainder(value: decimal.Decimal | None, divisor: decimal.Decimal | None) -> decimal.Decimal | None:
+    if value is None or not divisor:
+        return None
+    with decimal.localcontext(prec=200):
+        rest = value % divisor  # has the sign of the dividend
+        return rest + divisor if rest and (rest < 0) != (divisor < 0) else rest
+
+
+@pytest.mark.parametrize(("a", "b"), [((10, 2), (5, 1)), ((38, 2), (20, 10)), ((60, 20), (50, 2)), ((9, 0), (7, 7))])
+def test_the_remainder_of_decimals_is_exact_and_has_the_sign_of_the_divisor(
+    a: tuple[int, int], b: tuple[int, int]
+) -> None:
+    dice = random.Random(7)
+
+    def some(precision: int, scale: int) -> decimal.Decimal | None:
+        digits = dice.choice([0, dice.randrange(10 ** dice.randint(1, precision - 1))]) * dice.choice([1, -1])
+        with decimal.localcontext(prec=80):
+            return dice.choice([None, *[decimal.Decimal(digits).scaleb(-scale)] * 9])
+
+    values, divisors = [some(*a) for _ in range(500)], [some(*b) for _ in range(500)]
+    types = (pa.decimal256(p, s) if p > 38 else pa.decimal128(p, s) for p, s in (a, b))
+    batch = pa.record_batch({"a": pa.array(values, next(types)), "b": pa.array(divisors, next(types))})
+    expected = [_floor_remainder(*pair) for pair in zip(values, divisors, strict=True)]
+    assert evaluate(col("a") % col("b"), batch).to_pylist() == expected
+    assert evaluate(col("a") % 7, batch).to_pylist() == [_floor_remainder(each, decimal.Decimal(7)) for each in values]
+    assert evaluate(col("a") % 0, batch).null_count == 500
