@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
+from sabot.api.elsewhere import APPS, NamedElsewhere
 from sabot.api.lifespan import Lifespan
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
@@ -74,12 +75,14 @@ class AppSettings(Settings):
 
 
 # The methods import the runtime only when they need it: many programs make an App only to plan it, or to read its state.
-class App(AgentDeclarations, HasStreams, HasTopics):
+class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
     `id`: the name of the app; its agents are called `<id>.<name>`. docs/settings.md lists the other arguments, which `configure` and the
     command line may change. Raises UserError for a wrong value.
     """
+
+    _elsewhere = APPS
 
     @takes_id_and(AppSettings)
     def __init__(self, id: str, broker: str = "memory://", **settings: Any) -> None:

@@ -13,15 +13,18 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy_exports(
+    package: str, *, elsewhere: str = ""
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns the `__getattr__`, the `__dir__` and the `__all__` of a package, made from its stub. Raises ImportError
-    if the stub is missing.
+    if the stub is missing. `elsewhere`: a module whose `FUNCTIONS` says what is written here for names of other libraries.
     """
     where = _homes(package)
 
     def load(name: str) -> Any:
         if name not in where:
-            what = f"module {package!r} has no attribute {name!r}"
+            here = import_module(elsewhere).FUNCTIONS.get(name) if elsewhere and not name.startswith("_") else None
+            what = f"module {package!r} has no attribute {name!r}" + (f" (here it is {here})" if here else "")
             raise AttributeError(what, name=name, obj=sys.modules[package])  # with these Python names the nearest name
         value = getattr(import_module(where[name]), name)
         setattr(sys.modules[package], name, value)  # the next time Python finds it by itself

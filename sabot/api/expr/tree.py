@@ -8,12 +8,12 @@ expected (`select`, `then`, `coalesce`, `struct`, aggregates), a string is the n
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
-from sabot.api.expr.elsewhere import MissingMethods
+from sabot.api.elsewhere import EXPRESSIONS, NamedElsewhere
 from sabot.api.expr.nested import ListExpr, StructExpr
 from sabot.api.expr.text import StringExpr
 from sabot.api.expr.time import DateExpr
@@ -62,7 +62,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Expr(MissingMethods):
+class Expr(NamedElsewhere):
     """A computation over the columns of a batch, with one value per row. It is immutable; operators such as `+` and
     `==` return an Expr.
 
@@ -70,6 +70,8 @@ class Expr(MissingMethods):
     "not" for ~), or the name of a method, such as "is_null" or "str.lower". `inputs`: the expressions over which it
     computes. `options`: its other arguments, as (name, value) pairs.
     """
+
+    _elsewhere: ClassVar[Mapping[str, str]] = EXPRESSIONS
 
     kind: str
     inputs: tuple["Expr", ...] = ()

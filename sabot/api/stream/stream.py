@@ -37,6 +37,7 @@ from sabot.api.arguments import (
 )
 from sabot.api.calls import AsyncCall, LookupOptions, MapAsyncOptions
 from sabot.api.describe import EXACT_ROWS, aggregates_of, figures_of, table_of
+from sabot.api.elsewhere import STREAMS, WINDOWS, StreamKind
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
@@ -70,7 +71,6 @@ from sabot.api.nodes.times import InTimeOrder, with_time_node
 from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
-from sabot.api.stream.elsewhere import NamedElsewhere
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
 from sabot.api.stream.looks import Looks
 from sabot.api.stream.outputs import check_takes_changes
@@ -134,7 +134,7 @@ class Steps:
 _ROWS = "rows of apply"  # the column with the results of a window, between two steps
 
 
-class Stream(Looks, NamedElsewhere):
+class Stream(Looks, StreamKind):
     """The rows after a step. A stream is immutable: every method returns a new stream. Nothing runs before the app
     does, or `collect`.
 
@@ -782,7 +782,7 @@ class ProcessedStream(Stream):
         return ProcessedStream(self._owner, super().named(id)._node)
 
 
-class KeyedStream(NamedElsewhere):
+class KeyedStream(StreamKind):
     """Rows with a key: the methods work on the rows of each key separately."""
 
     _made_by = 'key_by("column")'
@@ -1008,9 +1008,10 @@ class KeyedStream(NamedElsewhere):
         return f"KeyedStream(by {', '.join(self._keys)})"
 
 
-class WindowedStream(NamedElsewhere):
+class WindowedStream(StreamKind):
     """Rows with a key and a window: the methods work on the rows of each key and window separately."""
 
+    _elsewhere = STREAMS | WINDOWS
     _made_by = 'window(tumbling("1m"))'
     _ends_in = "aggregate(…), top_n(…), apply(…)"
 
@@ -1109,7 +1110,7 @@ class WindowedStream(NamedElsewhere):
         return f"WindowedStream({self._window})"
 
 
-class GroupedStream(NamedElsewhere):
+class GroupedStream(StreamKind):
     """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
 
     _made_by = 'group_by("column")'

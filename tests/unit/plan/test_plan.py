@@ -25,8 +25,8 @@ from sabot import (
     session,
     tumbling,
 )
+from sabot.api.elsewhere import APPS, EXPRESSIONS, FUNCTIONS, STREAMS, WINDOWS
 from sabot.api.nodes.rows import Union
-from sabot.api.stream.elsewhere import HERE
 
 SCHEMA = {"id": "int64", "account": "string", "amount": "float64", "ts": "int64", "country": "string"}
 
@@ -522,11 +522,6 @@ def test_a_column_that_is_no_time_is_refused_though_nothing_goes_by_it(app, tmp_
 
 
 def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
-    kinds = [Stream, KeyedStream, GroupedStream, WindowedStream]
-    known = set().union(*map(dir, kinds))
-    for name, here in HERE.items():
-        assert name not in dir(Stream)
-        assert re.split(r"\W", here)[0] in known, name
     streams = [orders, orders.key_by("id"), orders.group_by("id"), orders.key_by("id").window(tumbling("1m"))]
     for each in streams:
         with pytest.raises(AttributeError, match=f"'{type(each).__name__}' object has no attribute 'agg' .*aggregate"):
@@ -534,6 +529,52 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
         with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
             _ = each.nonsense
         assert not hasattr(each, "_repr_png_")
+
+
+METHODS = set().union(*map(dir, [Stream, KeyedStream, GroupedStream, WindowedStream]))
+
+
+@pytest.mark.parametrize(
+    ("names", "there", "here"),
+    [
+        (STREAMS, set(dir(Stream)), METHODS),
+        (WINDOWS, set(dir(WindowedStream)), METHODS),
+        (APPS, set(dir(App)), set(dir(App))),
+        (EXPRESSIONS, set(dir(sabot.Expr)), {*dir(sabot.Expr), *METHODS, "when", "map_batches"}),
+        (FUNCTIONS, set(dir(sabot)), set(dir(sabot))),
+    ],
+    ids=["streams", "windows", "apps", "expressions", "functions"],
+)
+def test_what_is_written_instead_of_a_name_of_another_library_exists(
+    names: dict[str, str], there: set[str], here: set[str]
+) -> None:
+    """The first word of each hint, each name behind `sabot.`, and each method of app, stream or col("x")."""
+    everything = METHODS.union(*map(dir, [App, sabot.Expr, sabot.When, sabot.Then]))
+    for name, hint in names.items():
+        assert name not in there, name
+        first = re.match(r"\w*", hint)[0]
+        assert first in here | {"sabot", "app", "col"} or not first, (name, hint)
+        code = re.sub(r'"[^"]*"', '""', hint)
+        assert {each for each in re.findall(r"sabot\.(\w+)", code)} <= set(dir(sabot)), (name, hint)
+        assert {each for each in re.findall(r"(?<!sabot)\.(\w+)\(", code)} <= everything | {
+            "slice",
+            "contains",
+            "field",
+        }, (
+            name,
+            hint,
+        )
+
+
+def test_names_of_other_libraries_are_answered_by_the_app_and_the_package() -> None:
+    with pytest.raises(AttributeError, match=r"'App' object has no attribute 'dataframe' \(here it is stream\("):
+        App("shop").dataframe("orders")
+    with pytest.raises(AttributeError, match=r"module 'sabot' has no attribute 'sliding' \(here it is hopping\("):
+        sabot.sliding("10m")
+    with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
+        sabot.nonsense()
+    with pytest.raises(AttributeError, match=r"has no attribute 'nonsense'$"):
+        App("shop").nonsense()
 
 
 def test_methods_of_another_kind_of_stream_say_where_they_are_written(orders):

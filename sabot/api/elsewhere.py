@@ -1,0 +1,246 @@
+"""Names of polars, pandas, Spark, Flink, Kafka Streams, Faust, Bytewax and Quix that Sabot does not have: the error for such a name says
+how the same is written here.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, NoReturn
+
+_ADD = 'to("topic"), or to(SINK)'
+_BY_HAND = "map_batches(function), or the agent of a topic, which calls any function"
+_MAP = "with_columns(y=col(…)), map_batches(function), flat_map(function, schema=…)"
+_KEYED_CODE = 'key_by("k").process(function, …), with state and timers'
+_SORT = 'sort("x"), if the stream has an end; else sorted(within="5m"), or top_n(n, by="x") after key_by or window'
+_TIME = 'with_time("ts", lateness="5s"), or app.stream("topic", time="ts", lateness="5s")'
+_ROWS = "collect() or to_polars() where the stream has an end, to(a_list), or the agent of a topic"
+_AGGREGATES = {
+    "count": "count",
+    "first": "first",
+    "implode": "collect_list",
+    "last": "last",
+    "max": "max",
+    "mean": "mean",
+    "min": "min",
+    "n_unique": "count_distinct",
+    "nunique": "count_distinct",
+    "std": "stddev",
+    "sum": "sum",
+    "var": "variance",
+}
+
+STREAMS = {
+    **dict.fromkeys(["add_sink", "addSink", "sink", "sink_to", "sinkTo", "output", "through", "to_topic"], _ADD),
+    **dict.fromkeys(
+        ["to_csv", "to_json", "to_parquet", "to_sql", "writeStream", "write"], "to(SINK), such as to(CsvSink(PATH))"
+    ),
+    **dict.fromkeys(["foreach", "forEach", "foreachBatch", "inspect", "iter_rows", "iterrows", "peek"], _BY_HAND),
+    **dict.fromkeys(["map", "mapValues", "map_value", "map_elements", "mapInPandas", "select_expr", "update"], _MAP),
+    **dict.fromkeys(["transform", "transformValues", "processValues", "flat_map_groups", "stateful_map"], _KEYED_CODE),
+    **dict.fromkeys(["orderBy", "order_by", "sortBy", "sort_by", "sort_values"], _SORT),
+    **dict.fromkeys(
+        ["assign_timestamps_and_watermarks", "assignTimestampsAndWatermarks", "withWatermark", "with_watermark"], _TIME
+    ),
+    **dict.fromkeys(
+        ["events", "items", "rows", "to_dicts", "to_list", "execute_and_collect", "toLocalIterator"], _ROWS
+    ),
+    **dict.fromkeys(["groupBy", "groupByKey", "groupby"], 'group_by("column")'),
+    **dict.fromkeys(["keyBy", "key_on", "partition_by", "repartition", "selectKey"], 'key_by("column")'),
+    **dict.fromkeys(["limit", "slice", "take"], "head(n)"),
+    **dict.fromkeys(["concat", "unionAll", "unionByName", "union_all", "vstack"], "union(other)"),
+    **dict.fromkeys(["distinct", "dropDuplicates", "drop_duplicates", "unique"], 'deduplicate("column")'),
+    **dict.fromkeys(["assign", "withColumn", "with_column"], "with_columns(name=expression)"),
+    **dict.fromkeys(["dropna", "drop_nulls"], 'filter(col("x").is_not_null())'),
+    **dict.fromkeys(["fillna", "fill_null"], 'with_columns(x=col("x").fill_null(0))'),
+    **dict.fromkeys(["interval_join", "intervalJoin"], 'join(other, on="k", between=("-5m", "5m"))'),
+    **dict.fromkeys(["leftJoin", "left_join"], 'join(other, on="k", how="left")'),
+    **dict.fromkeys(["outerJoin", "outer_join"], 'join(other, on="k", how="full")'),
+    **dict.fromkeys(
+        [
+            "group_by_dynamic",
+            "resample",
+            "timeWindow",
+            "time_window",
+            "tumbling_window",
+            "windowAll",
+            "window_all",
+            "windowedBy",
+        ],
+        'window(tumbling("1m")), after key_by("k") for each key',
+    ),
+    **dict.fromkeys(["count_window", "countWindow"], "window(count_window(100))"),
+    **dict.fromkeys(["hopping_window", "sliding_window"], 'window(hopping("10m", "1m"))'),
+    **dict.fromkeys(["max_by", "maxBy"], 'aggregate(best=sabot.arg_max("name", by="x"))'),
+    **dict.fromkeys(["min_by", "minBy"], 'aggregate(least=sabot.arg_min("name", by="x"))'),
+    **dict.fromkeys(["name", "uid"], 'named("id"), after the step'),
+    **dict.fromkeys(["sideOutputLateData", "side_output_late_data"], 'window(tumbling("1m"), late="topic")'),
+    **dict.fromkeys(["allowedLateness", "allowed_lateness"], 'window(tumbling("1m"), allowed_lateness="5m")'),
+    **dict.fromkeys(["trigger", "emit_early"], 'window(tumbling("1m"), emit_every="10s") for results before the end'),
+    **dict.fromkeys(["reduceByKey", "fold", "scan"], 'key_by("k").reduce(function) or key_by("k").aggregate(…)'),
+    **dict.fromkeys(["printSchema", "dtypes", "info"], "schema"),
+    "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
+    "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches, window(…).apply(function, schema=…) for windows",
+    "avg": 'aggregate(mean=sabot.mean("x"))',
+    "branch": 'split(col("x") > 3)',
+    "cast": 'with_columns(x=col("x").cast("int64"))',
+    "columns": "schema.names",
+    "filter_map": "filter(…).with_columns(…), or flat_map(function, schema=…)",
+    "flatMap": "flat_map(function, schema=…)",
+    "merge": 'join(other, on="k") for columns of both, union(other) for rows of both',
+    "plot": "to_polars().plot or to_pandas().plot",
+    "query": 'filter(col("x") > 3), or app.sql("SELECT …")',
+    "rolling": 'key_by("k").over(preceding=9, mean=sabot.mean("x")), or window(hopping("10m", "1m"))',
+    "selectExpr": 'select("a", b=col("a") * 2), or app.sql("SELECT …")',
+    "show": "print()",
+    "sink_csv": 'to(CsvSink("orders.csv"))',
+    "sink_parquet": 'to(ParquetSink("folder"))',
+    "suppress": "window(…): its results are final when they come, unless emit_every= or allowed_lateness= is given",
+    "tail": 'top_n(n, by="ts") after key_by or window: a stream has no end',
+    "toPandas": "to_pandas()",
+    "toStream": "changelog()",
+    "toTable": 'upsert("k")',
+    "unnest": 'with_columns(city=col("place").struct.field("city"))',
+    "value_counts": 'group_by("x").aggregate(count=sabot.count())',
+    "where": 'filter(col("x") > 3)',
+    "withColumnRenamed": 'rename({"old": "new"})',
+    "write_csv": 'to(CsvSink("orders.csv"))',
+    "write_parquet": 'to(ParquetSink("folder"))',
+    **{
+        name: f'aggregate({name}=sabot.{here}("x"))'
+        for name, here in _AGGREGATES.items()
+        if name not in ("count", "first")
+    },
+    "count": "aggregate(n=sabot.count())",
+    "first": "head(1)",
+}
+"""For streams, also those with a key or a window: the name elsewhere, and the way to write the same here."""
+
+WINDOWS = {
+    "process": "apply(function, schema=…), which gets all rows of a window",
+    "reduce": "aggregate(…), with a function of your own by @sabot.aggregate",
+}
+"""For streams with a window: names that streams without one have."""
+
+APPS = {
+    **dict.fromkeys(["execute", "execute_async", "start_stream", "awaitTermination"], "main(), or await app.run()"),
+    **dict.fromkeys(
+        ["add_source", "addSource", "dataframe", "from_source", "fromSource", "input", "readStream", "read_stream"],
+        'stream("topic") or stream(SOURCE)',
+    ),
+    **dict.fromkeys(["from_collection", "fromCollection", "from_elements", "fromElements"], "stream([{…}, {…}])"),
+    **dict.fromkeys(["crontab", "cron", "every", "schedule"], "timer(…)"),
+    **dict.fromkeys(["execute_sql", "executeSql", "sql_query", "sqlQuery"], 'sql("SELECT …")'),
+    **dict.fromkeys(["create_temporary_view", "createTemporaryView", "create_temporary_function"], "register(…)"),
+    **dict.fromkeys(["Table", "GlobalTable", "global_table"], 'table("topic", key="k")'),
+    "add_sink": 'stream("topic").to("other")',
+    "command": "main(), in whose program options of your own have their place",
+    "enable_checkpointing": 'configure(checkpoint_interval="5s")',
+    "page": "run(), beside a web server of your own; `sabot run --web` has a console",
+    "set_parallelism": "configure(parallelism=4)",
+    "task": "on_start(function)",
+}
+"""For `App`."""
+
+EXPRESSIONS = {
+    "apply": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    "astype": 'cast("int64")',
+    "cum_sum": 'key_by("k").over(total=sabot.sum("x")) of the stream',
+    "diff": 'col("x") - col("before") after key_by("k").over(before=sabot.lag("x"))',
+    "eq": "==",
+    "fillna": "fill_null(0)",
+    "isin": "is_in([1, 2])",
+    "isna": "is_null()",
+    "isnull": "is_null()",
+    "isNull": "is_null()",
+    "isNotNull": "is_not_null()",
+    "floordiv": "//",
+    "map_elements": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    "filter": 'when(col("ok")).then("x"), or sabot.sum("x").filter(…) of an aggregate',
+    "median": 'sabot.median("x"), in aggregate(…) of the stream',
+    "mod": "%",
+    "notna": "is_not_null()",
+    "otherwise": 'when(col("ok")).then("x").otherwise("y")',
+    "over": 'key_by("k").over(total=sabot.sum("x")) of the stream',
+    "pow": "**",
+    "rank": 'sabot.row_number(), in over(…) of the stream, or top_n(n, by="x", rank="place") after key_by or window',
+    "rlike": "str.contains(pattern)",
+    "rolling_mean": 'key_by("k").over(preceding=2, mean=sabot.mean("x")) of the stream',
+    "sort": 'sort("x") of the stream',
+    "substr": "str.slice(start, length)",
+    "unique": 'deduplicate("x") of the stream',
+    "quantile": 'sabot.quantile("x", 0.9), or sabot.approx_quantile("x", 0.9) for many values, in aggregate(…) of the stream',
+    "shift": 'sabot.lag("x"), in over(…) of the stream',
+    "value_counts": 'group_by("x").aggregate(count=sabot.count()) of the stream',
+    "top_k": 'sabot.top_k("x", 3), in aggregate(…) of the stream',
+    **{there: f'sabot.{here}("x"), in aggregate(…) or over(…) of the stream' for there, here in _AGGREGATES.items()},
+}
+"""For expressions."""
+
+FUNCTIONS = {
+    **dict.fromkeys(
+        ["Application", "Dataflow", "StreamExecutionEnvironment", "SparkSession", "StreamsBuilder"], 'App("name")'
+    ),
+    **dict.fromkeys(["avg", "Avg", "average"], 'mean("x")'),
+    **dict.fromkeys(["sliding", "hop", "Sliding", "SlidingWindow"], 'hopping("10m", "1m")'),
+    **dict.fromkeys(["tumble", "Tumbling", "TumblingEventTimeWindows", "TumblingWindows"], 'tumbling("1m")'),
+    **dict.fromkeys(["session_window", "EventTimeSessionWindows", "SessionWindows"], 'session("10m")'),
+    **dict.fromkeys(["std", "stdev", "stddev_samp"], 'stddev("x")'),
+    **dict.fromkeys(["var", "var_samp"], 'variance("x")'),
+    **dict.fromkeys(["n_unique", "nunique", "countDistinct"], 'count_distinct("x")'),
+    **dict.fromkeys(["first_value", "FIRST_VALUE"], 'first("x")'),
+    **dict.fromkeys(["last_value", "LAST_VALUE"], 'last("x")'),
+    **dict.fromkeys(["element", "expr", "column"], 'col("x")'),
+    **dict.fromkeys(["collect", "array_agg", "list_agg"], 'collect_list("x")'),
+    **dict.fromkeys(["concat", "format"], 'concat_str("a", "b")'),
+    **dict.fromkeys(
+        ["read_csv", "scan_csv", "read_parquet", "scan_parquet", "read_json", "scan_ndjson"], "files(PATH)"
+    ),
+    **dict.fromkeys(["KafkaSource", "FlinkKafkaConsumer"], 'App("name", broker="kafka://…"), then app.stream("topic")'),
+    **dict.fromkeys(["KafkaSink", "FlinkKafkaProducer"], 'App("name", broker="kafka://…"), then stream.to("topic")'),
+    "WatermarkStrategy": 'App("name").stream("topic", time="ts", lateness="5s")',
+    "cumulate": 'cumulative("1d", "1h")',
+    "percentile": 'quantile("x", 0.9)',
+}
+"""For the package `sabot`."""
+
+
+def missing(what: str, name: str, here: str | None, obj: object) -> AttributeError:
+    """Returns the error for an attribute that does not exist. `here`: the way to write the same, if it is known."""
+    message = f"{what} has no attribute {name!r}"
+    return AttributeError(f"{message} (here it is {here})" if here else message, name=name, obj=obj)
+
+
+class NamedElsewhere:
+    """A base class whose AttributeError says how a method of other libraries is written here."""
+
+    __slots__ = ()
+    _elsewhere: ClassVar[Mapping[str, str]] = {}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            here = self._elsewhere.get(name) or self._of_another_kind(name)
+            raise missing(f"{type(self).__name__!r} object", name, here, self)
+
+    @classmethod
+    def _of_another_kind(cls, name: str) -> str:
+        """Returns the call of this method on another kind of object that has it, or ""."""
+        return ""
+
+
+class StreamKind(NamedElsewhere):
+    """A base class of the kinds of streams. The AttributeError also names the kind of stream that has a missing method."""
+
+    _elsewhere = STREAMS
+    _made_by: ClassVar[str] = ""
+    """The call that makes this kind of stream from a Stream; "" for a Stream."""
+    _ends_in: ClassVar[str] = ""
+    """The methods of this kind that return a Stream."""
+
+    @classmethod
+    def _of_another_kind(cls, name: str) -> str:
+        kinds = StreamKind.__subclasses__()
+        made = [kind._made_by for kind in kinds if any(name in vars(base) for base in kind.__mro__)]
+        if name.startswith("_") or not made:
+            return ""
+        if "" in made:
+            return f"{name}(…) of a Stream: before {cls._made_by}, or after {cls._ends_in}"
+        return f"{min(made)}.{name}(…)"
