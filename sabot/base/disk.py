@@ -41,6 +41,17 @@ _NO_MODES = {
 }  # errors of a file system without modes
 
 
+def check_reach(path: Path) -> None:
+    """Raises OSError if no file can be made at this path: what exists of the folders above it is no folder, or may not be
+    written. Changes nothing.
+    """
+    above = next(each for each in path.absolute().parents if os.path.lexists(each))
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(above))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(above))
+
+
 def private(path: str, flags: int) -> int:
     """An opener for `open`: a new file gets mode 0600. Raises OSError (ELOOP) if the last part of the path is a
     symbolic link.

@@ -417,7 +417,9 @@ class Sink(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Makes the sink ready to write, and makes the topic or file if it is missing. Raises the errors of `Source.open`."""
+        """Makes the sink ready to write, and makes a topic if it is missing. Removes nothing from the receiver, because another sink may
+        refuse the start after that. Raises the errors of `Source.open`.
+        """
 
     @abstractmethod
     def write(self, batch: Batch) -> None:
@@ -585,8 +587,9 @@ class StartsAfresh(ABC):
 
     @abstractmethod
     def start_afresh(self) -> None:
-        """Says that the app starts without a checkpoint. Called before `open` (or `known`). Only after this call the next `open` or `claim`
-        may remove rows from the receiver.
+        """Says that the app starts without a checkpoint. Called before `open` (or `known`). Only after this call rows may be removed
+        from the receiver: by the first `write`, `flush` or `finish` after `open`, or the first `settle` or `deliver` after `claim`.
+        `open` and `claim` themselves only check, because another sink may refuse the start after that.
         """
 
 

@@ -295,7 +295,8 @@ class StagedSinks:
         error of a track.
 
         `StagedSink.open` has read all tokens before, so a start that is refused there has claimed no track. Nothing
-        is delivered, and no token is set, before every track was compared with the checkpoint.
+        is delivered, no token is set, and nothing is removed from a receiver, before all receivers were claimed and
+        every track was compared with the checkpoint.
         """
         tracks = list(self._tracks.values())
         for steps in ([track.open for track in tracks], [track.start for track in tracks]):

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch, normalise
-from sabot.base.disk import sync
+from sabot.base.disk import check_reach, sync
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import ChecksTypes, ExpectsColumns, KeepsToken, Sink, StartsAfresh, Token, Track
 from sabot.connectors.delta.table import DeltaPlace
@@ -95,7 +95,8 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         self._owner = 0  # the number under which this sink has claimed the track
         self._not_null: frozenset[str] = frozenset()  # columns of the table in which each row needs a value
         self._told: set[str] = set()
-        self._afresh = False  # the app starts without a checkpoint
+        self._afresh = False  # the app starts without a checkpoint, and nothing was written since
+        self._begins = False  # the table is checked, and nothing was written since
         self._commits = 0  # of this sink
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
@@ -128,14 +129,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         self._track = None
         with self._place.explained():
             self._table = self._place.found()
-            if self._table is None:
-                self._table = self._created(self._properties([]))
             self._check(self._table)
-            self._prepare([])
-        self._afresh, self._waiting, self._waiting_bytes = False, [], 0
+            if self._table is None:
+                self._table = self._made(self._properties([]))
+        self._begins, self._waiting, self._waiting_bytes = True, [], 0
 
     def write(self, batch: Batch) -> None:
-        self._opened()
+        self._check_open()
         if batch.num_rows:
             data = self.fitting(batch.taken())
             self._waiting.append(data)
@@ -144,11 +144,13 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
                 self.flush()
 
     def flush(self) -> None:
-        self._opened()
-        if self._waiting:
+        self._check_open()
+        if self._waiting or self._begins:
             with self._place.explained():
-                self._refresh()
-                self._append(self._waiting, [])
+                self._begin([])
+                if self._waiting:
+                    self._refresh()
+                    self._append(self._waiting, [])
             self._waiting, self._waiting_bytes = [], 0
 
     def known(self, track: Track) -> Token | None:
@@ -159,15 +161,14 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             return None if table is None else _token(table, track)
 
     def claim(self, track: Track) -> Token | None:
-        again = track == self._track
+        again = track == self._track and self._table is not None
         owner = self._owner if again else uuid.uuid4().int >> (128 - _NUMBER_BITS)
         with self._place.explained():
             self._table = self._claimed(track, owner, again=again)
             self._owner = owner
-            anew = self._afresh and self._overwrite
-            self._prepare([(_owner_id(track), owner)])
+            anew = self._table is None or (self._afresh and self._overwrite)
             token = None if anew else _token(self._table, track)
-        self._afresh = False
+        self._begins = True
         self._track = track
         return token
 
@@ -190,6 +191,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         track = self._turn()
         with self._place.explained():
+            self._begin([(_owner_id(track), self._owner)])
             table = self._current(track)
             token = _token(table, track)
             if token is not None and token.incarnation == track.incarnation and seq <= token.seq:
@@ -199,24 +201,26 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     def settle(self, seq: int) -> None:
         track = self._turn()
         with self._place.explained():
+            self._begin([(_owner_id(track), self._owner)])
             self._current(track)
             self._append([], self._numbers(track, seq))
 
     def close(self) -> None:
-        self._track = self._table = None
+        self._track, self._table, self._begins = None, None, False
         self._waiting, self._waiting_bytes = [], 0
 
     # -- the table -----------------------------------------------------------------------------------------------------
 
+    def _made(self, properties: Any) -> Any:
+        """Makes the table. Returns None at a start without a checkpoint, which another sink may still refuse: then the first
+        commit makes the table.
+        """
+        return None if self._afresh else self._created(properties)
+
     def _created(self, properties: Any) -> Any:
-        """Makes the table. Raises UserError if its columns are not known."""
+        """Makes the table, whose columns were checked."""
         schema = self._expected()
-        if schema is None:
-            raise UserError(
-                f"{self._place.where} does not exist, and its columns are not known before the results come",
-                hint='DeltaSink(…, schema=pa.schema([("id", pa.int64()), …])) makes it',
-            )
-        self._check_names(schema)
+        assert schema is not None
         with step("create", self.name):
             return self._place.delta.DeltaTable.create(
                 self._place.uri,
@@ -233,7 +237,20 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         return delta_schema(normalise(self._schema.empty_table()).schema)
 
     def _check(self, table: Any) -> None:
-        """Raises UserError for a table that cannot take the rows. Changes nothing."""
+        """Raises UserError for a table that cannot take the rows, or for a missing one (None) that cannot be made. Changes
+        nothing.
+        """
+        schema = self._expected()
+        if table is None:
+            if schema is None:
+                raise UserError(
+                    f"{self._place.where} does not exist, and its columns are not known before the results come",
+                    hint='DeltaSink(…, schema=pa.schema([("id", pa.int64()), …])) makes it',
+                )
+            self._check_names(schema)
+            if self._place.folder is not None:
+                check_reach(Path(self._place.folder))
+            return
         partitions = list(table.metadata().partition_columns)
         if self._partition_by and self._partition_by != partitions:
             raise UserError(
@@ -241,8 +258,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
                 f"{', '.join(self._partition_by)}",
                 hint="leave partition_by= out, or give another table",
             )
-        if (schema := self._expected()) is not None:
+        if schema is not None:
             self._missing(schema, columns_of(table))
+        self._not_null = _not_null(table)
 
     def _missing(self, schema: pa.Schema, columns: pa.Schema) -> pa.Schema:
         """Returns the columns of the rows that have to be added to those of the table. Raises UserError for columns that
@@ -260,11 +278,17 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             )
         return missing
 
-    def _prepare(self, numbers: Sequence[tuple[str, int]]) -> None:
-        """Prepares the table, which was checked, for rows: adds columns that will come. At a start without a checkpoint,
-        removes the rows of an earlier run, or logs that they are kept. `numbers`: those of application ids with which a
-        process that has lost the track removes nothing.
+    def _begin(self, numbers: Sequence[tuple[str, int]]) -> None:
+        """Prepares the table, which was checked, before the first commit: makes it, or adds columns that will come. At a
+        start without a checkpoint, removes the rows of an earlier run, or logs that they are kept. `numbers`: those of
+        application ids with which a process that has lost the track removes nothing.
         """
+        if not self._begins:
+            return
+        if self._table is None:
+            self._table = self._created(self._properties(numbers))
+        else:
+            self._table.update_incremental()
         if self._afresh and (files := len(self._table.file_uris())):
             if self._overwrite:
                 with step("commit", self.name):
@@ -279,7 +303,8 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
                 )
         if (schema := self._expected()) is not None:
             self._fit(schema)
-        self._not_null = frozenset(field.name for field in columns_of(self._table) if not field.nullable)
+        self._not_null = _not_null(self._table)
+        self._begins = self._afresh = False
 
     def _fit(self, schema: pa.Schema) -> pa.Schema:
         """Returns the columns of the table, after those of the rows were added to it as far as they are missing."""
@@ -357,6 +382,10 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
 
     # -- the track -----------------------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if not self._begins:
+            self._opened()
+
     def _opened(self) -> Any:
         if self._table is None:
             raise UserError(f"the sink of {self._place.where} is not open")
@@ -368,7 +397,7 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         return self._track
 
     def _claimed(self, track: Track, owner: int, *, again: bool) -> Any:
-        """Makes `owner` the owner of the track, and returns the table, which is made if it is missing. If a commit of the
+        """Makes `owner` the owner of the track, and returns the table, or None if there is no table. If a commit of the
         former owner comes in between, tries again.
         """
         properties = self._properties([(_owner_id(track), owner)])
@@ -376,9 +405,9 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
             table = self._place.found()
             if again:
                 self._check_owner(table, track, owner)
-            if table is None:
-                return self._created(properties)
             self._check(table)
+            if table is None:
+                return self._made(properties)
             try:
                 with step("claim", track.key):
                     self._commit_numbers(table, properties)
@@ -431,6 +460,10 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         return self._place.delta.CommitProperties(
             app_transactions=[self._place.delta.Transaction(*each) for each in numbers]
         )
+
+
+def _not_null(table: Any) -> frozenset[str]:
+    return frozenset(field.name for field in columns_of(table) if not field.nullable)
 
 
 def _token(table: Any, track: Track) -> Token | None:

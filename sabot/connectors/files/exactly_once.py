@@ -52,6 +52,7 @@ class FileDelivering:
     ) -> None:
         self.track: Track | None = None
         self._owner = ""  # "": the track has to be claimed before the next delivery
+        self._begins = False  # the files are checked, and the next delivery claims the track afresh
         self._target = target
         self._format = format
         self._writing = writing
@@ -63,7 +64,7 @@ class FileDelivering:
     @property
     def claimed(self) -> bool:
         """True if the track is claimed, and no error has come since."""
-        return self._owner != ""
+        return self._begins or self._owner != ""
 
     # -- claiming ------------------------------------------------------------------------------------------------------
 
@@ -78,13 +79,55 @@ class FileDelivering:
         return Token(entry.seq, entry.incarnation)
 
     def claim(self, track: Track, *, afresh: bool) -> Token | None:
+        """Claims the track. If the app starts without a checkpoint (`afresh`), only checks the files: the first delivery then
+        claims the track, and makes or empties the files, since another sink may refuse the start.
+        """
         self.track, self._owner = track, ""
         self._check_expected()
+        with self._refused():
+            self._target.look()
+            if not afresh:
+                return self._take(track, afresh=False)
+            self._begins = True
+            return self._token_before(track)
+
+    def _token_before(self, track: Track) -> Token | None:
+        """Returns the token of a track that is not claimed yet. Raises UserError if another track writes the files."""
+        ledger, anew = self._target.ledger, self._target.overwrite
+        if not ledger.path.exists():
+            return None
+        with ledger.held():
+            entry = ledger.read()
+        if entry is None:
+            return None
+        self._check_lane(entry, track, anew=anew)
+        ours = entry.lane == track.key and not anew and entry.incarnation
+        return Token(entry.seq, entry.incarnation) if ours else None
+
+    def _check_lane(self, entry: Entry, track: Track, *, anew: bool) -> None:
+        if entry.lane != track.key and not (entry.finished or anew):
+            raise UserError(
+                f"file {self._target.name!r} gets the results of {entry.lane}, and {track.key} would write into it too",
+                hint=f"give it another path; or, if {entry.lane} no longer exists, remove {os.fspath(self._target.ledger.path)!r}",
+            )
+
+    def _take(self, track: Track, *, afresh: bool) -> Token | None:
+        """Claims the track, with errors of the disk as they are. Returns its token."""
+        self._target.make()
+        with self._target.ledger.held(create=True):
+            entry = self._claimed(track, afresh)
+        self._owner, self._begins = entry.owner, False
+        if self._target.folder and self._format.outgrown:
+            self._complete_part()
+            self._format.forget()
+        return Token(entry.seq, entry.incarnation) if entry.incarnation else None
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Raises errors of the disk as those of a claim."""
         name = self._target.name
         try:
-            self._target.look()
-            with self._target.ledger.held(create=True):
-                entry = self._claimed(track, afresh)
+            yield
         except Busy as error:
             raise TransientError(
                 f"file {name!r}: another process is writing into it at this moment",
@@ -93,11 +136,6 @@ class FileDelivering:
         except OSError as error:
             kind = UserError if error.errno in _REFUSALS else TransientError
             raise kind(f"file {name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)) from error
-        self._owner = entry.owner
-        if self._target.folder and self._format.outgrown:
-            self._complete_part()
-            self._format.forget()
-        return Token(entry.seq, entry.incarnation) if entry.incarnation else None
 
     def _check_expected(self) -> None:
         """Raises UserError for expected columns that the format cannot hold, before rows with them are in a checkpoint."""
@@ -122,11 +160,7 @@ class FileDelivering:
             number = self._writing.number
             entry = Entry(number=number, length=target.growth(number).size(), anew=anew)
         else:
-            if entry.lane != track.key and not (entry.finished or anew):
-                raise UserError(
-                    f"file {target.name!r} gets the results of {entry.lane}, and {track.key} would write into it too",
-                    hint=f"give it another path; or, if {entry.lane} no longer exists, remove {os.fspath(target.ledger.path)!r}",
-                )
+            self._check_lane(entry, track, anew=anew)
             self._settle(entry)
             if afresh:
                 entry = self._begun(entry)
@@ -157,24 +191,35 @@ class FileDelivering:
         number = 0 if target.overwrite else entry.number
         return replace(entry, length=0, number=number, anew=target.overwrite, finished=False)
 
+    def check_free(self) -> None:
+        """Raises AppLocked if another process is writing into the files at this moment."""
+        ledger = self._target.ledger
+        if ledger.path.exists():
+            with self._not_busy(), ledger.held():
+                ledger.read()
+
+    @contextmanager
+    def _not_busy(self) -> Iterator[None]:
+        try:
+            yield
+        except Busy as error:
+            raise AppLocked(f"file {self._target.name!r}: another process is writing into it") from error
+
     def give_up(self) -> None:
         """Prepares the files for a sink that now writes at least once: keeps the bytes that count, and removes the
         token. Raises AppLocked if another process has claimed the track.
         """
-        self.track, self._owner = None, ""
+        self.track, self._owner, self._begins = None, "", False
         ledger = self._target.ledger
         if not ledger.path.exists():
             return
-        try:
-            with ledger.held():
-                entry = ledger.read()
-                if entry is not None:
-                    self._settle(entry)
-                    growth = self._target.growth(entry.number)
-                    growth.keep(min(entry.length, growth.size()), ledger.path)
-                ledger.remove()
-        except Busy as error:
-            raise AppLocked(f"file {self._target.name!r}: another process is writing into it") from error
+        with self._not_busy(), ledger.held():
+            entry = ledger.read()
+            if entry is not None:
+                self._settle(entry)
+                growth = self._target.growth(entry.number)
+                growth.keep(min(entry.length, growth.size()), ledger.path)
+            ledger.remove()
 
     # -- delivering ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +259,7 @@ class FileDelivering:
             if self._owner:
                 self._complete_part()
         finally:
-            self.track, self._owner = None, ""
+            self.track, self._owner, self._begins = None, "", False
 
     def _complete_part(self) -> None:
         try:
@@ -278,9 +323,13 @@ class FileDelivering:
         """Locks the token for one operation, and yields the track and the token's entry. If the operation raises an
         error, the track must be claimed again.
         """
-        track, owner = self.track, self._owner
-        if track is None or not owner:
+        track = self.track
+        if track is None or not self.claimed:
             raise UserError(f"the sink of file {self._target.name!r} is not open: its track is not claimed")
+        if self._begins:
+            with self._refused():
+                self._take(track, afresh=True)
+        owner = self._owner
         self._owner = ""
         with self._format.writing():
             try:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -81,6 +82,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         self.evolve = format.evolve
         self._afresh = False  # `start_afresh` was called for the next `open`
         self._opened = False
+        self._begins = False  # the files are checked, and the first write makes or empties them
         self._target.check_ending(type(self).__name__)
 
     @property
@@ -113,18 +115,32 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def open(self) -> None:
         self._check_columns()
         self._writing.close()
-        try:
+        with self._explained():
             self._target.look()
-            afresh, self._afresh = self._afresh, False
+            self._delivering.check_free()
+        self._opened = self._begins = True
+        if not self._afresh:  # else another sink may still refuse the start
+            self._begin()
+
+    def _begin(self) -> None:
+        """Makes, continues or empties the files, which were checked."""
+        with self._explained():
+            self._target.make()
             self._delivering.give_up()
-            self._writing.open(afresh=afresh)
-            if afresh:
+            self._writing.open(afresh=self._afresh)
+            if self._afresh:
                 self._target.say_kept()
+        self._afresh = self._begins = False
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises errors of the disk as UserError."""
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"file {self.name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)
             ) from error
-        self._opened = True
 
     def write(self, batch: Batch) -> None:
         self._check_open()
@@ -153,7 +169,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def close(self) -> None:
         """Closes the files, and completes the part of a folder if all its rows are flushed."""
         self._delivering.close()
-        opened, self._opened = self._opened, False
+        opened, self._opened, self._begins = self._opened, False, False
         if opened:
             with self._format.writing():
                 self._writing.complete_clean()
@@ -165,7 +181,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def claim(self, track: Track) -> Token | None:
         self._check_columns()
         self._writing.close()
-        self._opened = False
+        self._opened = self._begins = False
         token = self._delivering.claim(track, afresh=self._afresh)
         if self._afresh:
             self._target.say_kept()
@@ -195,3 +211,5 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def _check_open(self) -> None:
         if not self._opened:
             raise UserError(f"the sink of file {self.name!r} is not open")
+        if self._begins:
+            self._begin()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sabot.base.disk import check_reach
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.partitions import PartitionedFile
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class FileTarget:
-    """The path of a sink. `look` sets `folder` and `ledger`. Errors of the disk are OSError."""
+    """The path of a sink. `look` sets `folder` and `ledger`, and `make` makes the folder. Errors of the disk are OSError."""
 
     ledger: Ledger
 
@@ -51,17 +52,21 @@ class FileTarget:
             )
 
     def look(self) -> None:
-        """Finds out whether the path is a file or a folder, and makes the folder if it is missing."""
+        """Finds out whether the path is a file or a folder. Raises OSError if no file can be made there. Changes nothing."""
         path = self.path
         bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
         self.folder = bool(self._format.partition_by) or self._says_folder() or path.is_dir() or bare
-        folder = path if self.folder else path.parent
+        self.ledger = Ledger(beside(path / f"part{self._format.ending}" if self.folder else path, "token"))
+        check_reach(self.ledger.path)
+
+    def make(self) -> None:
+        """Makes the folder if it is missing. Called after `look`."""
+        folder = self.path if self.folder else self.path.parent
         for each in (*reversed(folder.parents), folder):
             if not each.is_dir():
                 with step("make folder", each):
                     each.mkdir(exist_ok=True)
                 sync_folder(each.parent)
-        self.ledger = Ledger(beside(path / f"part{self._format.ending}" if self.folder else path, "token"))
 
     def _says_folder(self) -> bool:
         return self.name.endswith(("/", os.sep))

@@ -88,7 +88,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._columns: Columns | None = None
         self._told: set[str] = set()
         self._changes = False  # changes are written, not only rows
-        self._afresh = False  # the app starts without a checkpoint
+        self._afresh = False  # the app starts without a checkpoint, and nothing was written since
+        self._begins = False  # the table is checked, and nothing was written since
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
@@ -140,18 +141,21 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._track = None
         self._connect("")
         with self._database.transaction():
-            self._prepare()
-        self._afresh = False
+            self._check()
+        self._begins = True
 
     def write(self, batch: Batch) -> None:
         data = batch.taken()
         if data.num_rows == 0:
             return
-        with self._database.transaction(), self._explained():
+        with self._writing(), self._explained():
             self._insert([data])
 
     def flush(self) -> None:
-        """Does nothing: `write` returns when the rows are in the table."""
+        """Prepares the table if no row has come so far. Else does nothing: `write` returns when rows are in the table."""
+        if self._begins:
+            with self._writing():
+                pass
 
     def known(self, track: Track) -> Token | None:
         self._connect("")
@@ -168,8 +172,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._connect(self._owner)
         with self._database.transaction():
             token = self._database.claim(track, self._owner, again=again)
-            self._prepare()
-        self._afresh = False
+            self._check()
+        self._begins = True
         self._track = track
         return token
 
@@ -185,18 +189,18 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         track = self._claimed()
-        with self._database.transaction():
+        with self._writing():
             if self._database.advance(track, self._owner, seq):
                 with self._explained():
                     self._insert([batch for batch in batches if batch.num_rows])
 
     def settle(self, seq: int) -> None:
         track = self._claimed()
-        with self._database.transaction():
+        with self._writing():
             self._database.advance(track, self._owner, seq, anyhow=True)
 
     def close(self) -> None:
-        self._track = None
+        self._track, self._begins = None, False
         self._database.close()
 
     # -- keys of the table ---------------------------------------------------------------------------------------------
@@ -262,9 +266,35 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
 
     # -- the table -----------------------------------------------------------------------------------------------------
 
+    def _check(self) -> None:
+        """Raises UserError for a table that cannot take the rows, as far as that is known before there are rows. Changes
+        nothing.
+        """
+        if (schema := self._expected()) is not None:
+            self._check_names(schema)
+            if self._table() is not None:
+                self._lacking(schema)
+                if self._keys:
+                    self._database.check_keys()
+
+    def _expected(self) -> pa.Schema | None:
+        """Returns the columns that will come, or None if they are not known."""
+        if self._schema is None or self._schema.equals(RECORD_SCHEMA):
+            return None
+        return normalise(self._schema.empty_table()).schema
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Runs the block in a transaction. The first one also prepares the table."""
+        with self._database.transaction():
+            if self._begins:
+                self._prepare()
+            yield
+        self._begins = self._afresh = False
+
     def _prepare(self) -> None:
-        """Checks the table before there are rows, as far as that is possible. At a start without a checkpoint, deletes the rows of an
-        earlier run, or logs that they are kept.
+        """Makes the table, or adds columns that it lacks. At a start without a checkpoint, deletes the rows of an earlier
+        run, or logs that they are kept.
         """
         if self._afresh and self._table() is not None:
             if self._overwrite:
@@ -278,8 +308,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
                     "replaces rows)",
                     self.name,
                 )
-        if self._schema is not None and not self._schema.equals(RECORD_SCHEMA):
-            self._fit(normalise(self._schema.empty_table()).schema)
+        if (schema := self._expected()) is not None:
+            self._fit(schema)
 
     def _insert(self, batches: Sequence[pa.RecordBatch]) -> None:
         for place, batch in enumerate(batches):
@@ -330,22 +360,26 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._check_names(schema)
         if self._table() is None:
             self._database.create(schema)
-        missing = self._missing(schema)
-        said = ", ".join(f"{field.name} ({field.type})" for field in missing)
-        if missing and self.evolve:
+        if missing := self._lacking(schema):
             self._database.add_columns(missing)
             self._columns = None
             _log.info(
-                "table %s of %s lacked %s, which is added, as evolve= says", self.name, self._database.where, said
-            )
-        elif missing:
-            raise UserError(
-                f"table {self.name} of {self._database.where} has no column {said}",
-                hint="SqlSink(…, evolve=True) adds the column; or give another table, or leave it out (select) before the sink",
+                "table %s of %s lacked %s, which is added, as evolve= says",
+                *(self.name, self._database.where, _with_types(missing)),
             )
         if self._keys:
             self._database.check_keys()
         self._fitting = schema
+
+    def _lacking(self, schema: pa.Schema) -> pa.Schema:
+        """Returns those columns that have to be added to the table. Raises UserError if they may not be added."""
+        missing = self._missing(schema)
+        if missing and not self.evolve:
+            raise UserError(
+                f"table {self.name} of {self._database.where} has no column {_with_types(missing)}",
+                hint="SqlSink(…, evolve=True) adds the column; or give another table, or leave it out (select) before the sink",
+            )
+        return missing
 
     def _missing(self, schema: pa.Schema) -> pa.Schema:
         """Returns those columns that the table lacks."""
@@ -370,6 +404,10 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
                 f"table {self.name}: keys: there is no column {', '.join(unknown)}",
                 hint=f"the columns are {', '.join(schema.names)}",
             )
+
+
+def _with_types(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def database_of(url: str, table: str, keys: Sequence[str]) -> Database:

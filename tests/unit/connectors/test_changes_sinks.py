@@ -368,6 +368,7 @@ def test_a_row_that_a_filter_lets_go_ends_though_its_update_is_not_there() -> No
 def test_the_writer_tells_the_sink_the_columns_that_users_see(expected: pa.Schema | None, tmp_path: Path) -> None:
     operator = writer(SqlSink(f"sqlite://{tmp_path}/t.db", "t"), expected=expected)
     operator.open(OperatorContext(with_marks(SCHEMA, op=True, timed=True)))
+    operator.flush()
     operator.close()
     assert [(name, place) for _, name, *_, place in query(tmp_path / "t.db", "PRAGMA table_info(t)")] == [
         ("region", 2),

@@ -294,6 +294,7 @@ def test_an_app_that_begins_drops_the_unfinished_part_of_all_partitions(tmp_path
     again = ParquetSink(tmp_path, partition_by=["day", "hour"])
     again.start_afresh()
     again.open()
+    again.flush()
     assert files_of(tmp_path) == []
     again.close()
 
