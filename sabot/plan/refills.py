@@ -47,8 +47,9 @@ def refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
             hint=f"there are {', '.join(known)}" if known else "nothing in it keeps state",
         )
     tables = frozenset(name for name in names if _fills(known[name], known))
+    stages, steps = plan.leading_to(frozenset(names) - tables)
+    tables -= steps  # those before a step that is computed again from its topics are computed again with it
     topics = frozenset(names) - tables
-    stages, steps = plan.leading_to(topics)
     _check(plan, stages, steps, sorted(topics))
     sources = (stage.reading.node.name for stage in plan.stages if stage.id in stages and stage.reading is not None)
     return Refill(tables, topics, frozenset(steps & known.keys()), tuple(dict.fromkeys(sources)))

@@ -438,6 +438,31 @@ async def test_the_hint_names_all_refills_that_are_needed_together(
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])
+async def test_a_chain_of_steps_that_each_begin_anew_is_refilled_in_one_start_as_the_hint_says(
+    lives: Lives, parallelism: int
+) -> None:
+    def program(least: int) -> Any:
+        def build(app: App) -> None:
+            cars = app.table("cars", key="id", schema=CARS).named("newest").filter(col("seats") > least)
+            made = cars.group_by("maker").aggregate(n=count()).named("makers")
+            made.with_columns(maker=col("maker").fill_null("?")).upsert("maker").named("table").to("out")
+
+        return build
+
+    lives.parallelism = parallelism
+    rows = [{"id": n, "maker": ["m0", "m1", None][n % 3], "seats": n} for n in range(60)]
+    await lives.live(program(10), {"cars": rows})
+    with pytest.raises(UserError) as refused:
+        await lives.live(program(30), {})
+    assert "compute this state again: --refill makers --refill table;" in refused.value.hint
+    more = [{"id": 59, "maker": "m0", "seats": 59}]
+    written = await lives.live(program(30), {"cars": more}, refill=["makers", "table"])
+    assert sorted((row["maker"], row["n"]) for row in written) == [("?", 9), ("m0", 10)]
+    assert sorted((row["maker"], row["n"]) for row in lives.kept("table")) == [("?", 9), ("m0", 10), ("m1", 10)]
+    await lives.live(program(30), {})
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
 async def test_a_join_that_needs_another_column_reads_both_topics_again(lives: Lives, parallelism: int) -> None:
     def program(*columns: str) -> Any:
         def build(app: App) -> None:
