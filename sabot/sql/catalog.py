@@ -20,7 +20,18 @@ from sabot.connectors.files.paths import format_of as path_format
 from sabot.errors import UserError
 from sabot.sql.formats import DEBEZIUM, format_of, stream_of
 from sabot.sql.functions import cast
-from sabot.sql.scope import Relation, TableColumn, TypedExpr, at, clock_column, fields_of, is_clock, node_of, steps_of
+from sabot.sql.scope import (
+    Relation,
+    TableColumn,
+    TypedExpr,
+    as_shown,
+    at,
+    clock_column,
+    fields_of,
+    is_clock,
+    node_of,
+    steps_of,
+)
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
     Binary,
@@ -605,7 +616,7 @@ def _fitting(
 ) -> Stream:
     """Returns the stream with the names and types of the table's columns."""
     if not target:
-        return relation.stream
+        return as_shown(relation)
     if columns:
         known = {each.name.text: each for each in target}
         for name in columns:
@@ -631,7 +642,7 @@ def _fitting(
         expr = col(field.column)
         if field.type != wanted:
             if not _may_convert(field.type, wanted):
-                asked, given = sql_type(wanted), sql_type(field.type)
+                asked, given = sql_type(wanted), sql_type(field.sql_type)
                 what = "…" if field.name.startswith("EXPR$") else field.name
                 message = f"column {column.name.text} of table {table} is {asked}, and the query gives {given}"
                 raise SqlFault(place, message, f"CAST({what} AS {asked})")

@@ -19,6 +19,7 @@ from sabot.api.nodes.windows import AggregateWindow
 from sabot.api.stream import Stream
 from sabot.api.windows import SessionWindow, TumblingWindow
 from sabot.sql.equal_steps import without_repeats
+from sabot.sql.functions import cast
 from sabot.sql.registered import has_calls, with_calls
 from sabot.sql.scope import (
     Names,
@@ -48,6 +49,7 @@ from sabot.sql.types import common_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context, conjuncts, mirrored, walk
 from sabot.sql.window_tops import window_top, window_top_in_time
 from sabot.sql.windows import windows_again
+from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +224,7 @@ class JoinBinder:
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 left, right = self._side(one, self._left), self._side(other, self._right)
                 if left is not None and right is not None:
-                    self._keys.append((node, *same_type(node, left, right)))
+                    self._keys.append((node, *same_type(node, left, right, self._context.zone)))
                     return True
             return False
         if node.operator in _COMPARISONS:
@@ -651,14 +653,22 @@ def _cannot_fail(expr: Expr) -> bool:
     return expr.kind in _CANNOT_FAIL and all(map(_cannot_fail, expr.inputs))
 
 
-def same_type(node: Expression, left: TypedExpr, right: TypedExpr) -> tuple[TypedExpr, TypedExpr]:
-    """Returns the keys of a join with one type. Raises SqlFault at `node` if their types cannot be compared."""
+def same_type(node: Expression, left: TypedExpr, right: TypedExpr, zone: str) -> tuple[TypedExpr, TypedExpr]:
+    """Returns the keys of a join with one type; a TIMESTAMP beside a TIMESTAMP_LTZ is on the clock of the session's zone.
+    Raises SqlFault at `node` if their types cannot be compared.
+    """
+    if pa.types.is_timestamp(left.type) and pa.types.is_timestamp(right.type):
+        local = next((each.type for each in (left, right) if is_local(each.type)), left.type)
+        left, right = (
+            each if is_local(each.type) == is_local(local) else TypedExpr(cast(each, local, zone, strict=True), local)
+            for each in (left, right)
+        )
     type = common_type(left.type, right.type)
     if type is None:
         message = f"{sql_type(left.type)} and {sql_type(right.type)} are never equal"
         raise SqlFault(node.span, message, "write a CAST")
-    cast = [key if key.type == type else TypedExpr(key.expr.cast(type), type) for key in (left, right)]
-    return cast[0], cast[1]
+    keys = [key if key.type == type else TypedExpr(key.expr.cast(type), type) for key in (left, right)]
+    return keys[0], keys[1]
 
 
 def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:
@@ -676,7 +686,7 @@ def _merged(joined: Relation, join: JoinSource, split: int) -> Relation:
             column = names.free(left.name)
             with at(name.span):
                 stream = stream.with_columns(**{column: coalesce(col(left.column), col(right.column))})
-            chosen = TableColumn("", left.name, column, left.type)
+            chosen = TableColumn("", left.name, column, left.type, shown=left.shown)
         made.append(replace(chosen, qualifier="", name=left.name))
         for old in (left, right):
             fields[fields.index(old)] = replace(old, merged=True)

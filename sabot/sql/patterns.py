@@ -101,8 +101,14 @@ class _MatchBinder:
             shown = taken.free(item.alias.text if item.alias is not None else "EXPR$0")
             column = name if name in given else engine.MATCH_END
             shift = None if name in given else 0
-            fields.append(TableColumn("", shown, column, schema.field(column).type, shift, never_null=shift == 0))
+            field = TableColumn("", shown, column, schema.field(column).type, shift, never_null=shift == 0)
+            fields.append(replace(field, shown=self._shown_measure(item.expression, field.type)))
         return Relation(stream, tuple(fields))
+
+    def _shown_measure(self, tree: Expression, type: pa.DataType) -> pa.DataType | None:
+        """Returns the type in SQL (`TableColumn.shown`) of a measure of this type in the engine."""
+        found = [self._relation.find(self._column_of(node))[0] for node in walk(tree) if isinstance(node, Column)]
+        return next((each.shown for each in found), None) if all(each.type == type for each in found) else None
 
     # -- PATTERN and DEFINE -------------------------------------------------------------------------------------------
 

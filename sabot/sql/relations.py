@@ -241,14 +241,15 @@ class QueryBinder:
             check_plain(relation, body.span, "before UNION")
         fields = []
         for mine, its in zip(left.fields, right.fields, strict=True):
-            type = common_type(mine.type, its.type)
+            shown = mine.shown if mine.shown == its.shown else None
+            type = common_type(mine.type, its.type) or common_type(mine.sql_type, its.sql_type)
             if type is None:
-                message = f"column {mine.name} of UNION is {sql_type(mine.type)} and {sql_type(its.type)}"
-                raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.type)})")
+                message = f"column {mine.name} of UNION is {sql_type(mine.sql_type)} and {sql_type(its.sql_type)}"
+                raise SqlFault(body.right.span, message, f"CAST({its.name} AS {sql_type(mine.sql_type)})")
             shift = mine.shift_ms if mine.shift_ms == its.shift_ms else None
             never = mine.never_null and its.never_null
             mine = replace(mine, qualifier="", column=mine.name, type=type, shift_ms=shift, window=None)
-            fields.append(replace(mine, never_null=never))
+            fields.append(replace(mine, never_null=never, shown=shown))
         with at(body.span):
             streams = [self._as_columns(relation, fields) for relation in (left, right)]
             stream = streams[0].union(streams[1])
@@ -529,7 +530,7 @@ class QueryBinder:
                 raise SqlFault(node.span, "NOT IN of several columns is not supported", "write NOT EXISTS (SELECT …)")
             binder = Binder(self._context, relation)
             keys = [
-                same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type))
+                same_type(node, binder.bind(operand), TypedExpr(col(its.column), its.type), self._context.zone)
                 for operand, its in zip(operands, inner.fields, strict=True)
             ]
             for side in (relation, inner):
@@ -584,7 +585,7 @@ class QueryBinder:
             for one, other in ((node.left, node.right), (node.right, node.left)):
                 left, right = self._bound(one, outer), self._bound(other, inner)
                 if left is not None and right is not None and self._bound(one, inner) is None:
-                    return same_type(node, left, right)
+                    return same_type(node, left, right, self._context.zone)
         Binder(self._context, Relation(inner.stream, (*inner.fields, *outer.fields))).bind(node)  # a wrong name
         raise SqlFault(node.span, "the query of EXISTS is joined by equal columns only", "write a join")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from sabot.api.expr import Expr
+from sabot.api.expr import Expr, col
 from sabot.api.nodes.node import WAYS_OF_CHANGES, Node
 from sabot.api.nodes.origin import StepOrigin, originating
 from sabot.api.nodes.read import endless_read
@@ -68,6 +68,8 @@ class TableColumn:
     - `never_null`: True if no value is NULL.
     - `session_key`: the name in the table of sessions, for a column of its PARTITION BY; else empty.
     - `merged`: True for a key that USING has made one column of two: only `qualifier.name` finds it.
+    - `shown`: the type in SQL of a column that has another type in the engine, with the same values; else None. It is
+      TIMESTAMP for the bounds of windows of a TIMESTAMP, which the engine has as times in UTC.
     """
 
     qualifier: str
@@ -80,6 +82,12 @@ class TableColumn:
     merged: bool = False
     never_null: bool = False
     session_key: str = ""
+    shown: pa.DataType | None = None
+
+    @property
+    def sql_type(self) -> pa.DataType:
+        """The type of the column in SQL."""
+        return self.type if self.shown is None else self.shown
 
 
 def clock_column(name: str, qualifier: str = "") -> TableColumn:
@@ -196,6 +204,12 @@ class Relation:
             tables = dict.fromkeys(each.qualifier for each in self.fields)
             raise SqlFault(span, f'there is no table "{name}"', list_names(name, tables))
         return found
+
+
+def as_shown(relation: Relation) -> Stream:
+    """Returns the rows with the types that their columns have in SQL (`TableColumn.shown`)."""
+    shown = {each.column: col(each.column).cast(each.shown) for each in relation.fields if each.shown is not None}
+    return relation.stream.with_columns(**shown) if shown else relation.stream
 
 
 def node_of(stream: Stream) -> Node:

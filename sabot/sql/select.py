@@ -50,7 +50,16 @@ from sabot.sql.syntax.tree import (
     Window,
 )
 from sabot.sql.values import Binder, Context, constant_text, key_of, mirrored, rebuilt, walk
-from sabot.sql.windows import EDGES, GROUP_WINDOWS, bounds_type, check_sessions, group_window, opened, windows_again
+from sabot.sql.windows import (
+    EDGES,
+    GROUP_WINDOWS,
+    bounds_type,
+    check_sessions,
+    group_window,
+    opened,
+    shown_bounds,
+    windows_again,
+)
 from sabot.sql.zones import is_local
 
 _log = logging.getLogger(__name__)
@@ -71,6 +80,7 @@ class OutputColumn:
     passed: TableColumn | None
     clock: bool = False
     ranking: Ranking | None = None
+    shown: pa.DataType | None = None  # as in TableColumn, for a column that is not passed on
 
 
 _COSTLY = ("REGEXP_EXTRACT", "REGEXP_REPLACE", "JSON_VALUE", "JSON_QUERY")
@@ -104,6 +114,8 @@ class SelectBinder:
         self._waits = waits
         self._lists: dict[Any, tuple[str, bool | Sequence[Sort] | None]] = {}
         """The separator of each LISTAGG and its order (`_order_of_list`), by `key_of` of the call."""
+        self._arguments: dict[str, tuple[pa.DataType, pa.DataType]] = {}
+        """The types, in the engine and in SQL, of arguments of aggregates that have two, by the aggregate's column."""
 
     def bind(self) -> Relation:
         """Returns the rows of the SELECT."""
@@ -264,15 +276,13 @@ class SelectBinder:
         return any(_is_aggregate(each) for each in walk(node))
 
     def _output(
-        self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, TypedExpr | Ranking]
+        self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, OutputColumn]
     ) -> OutputColumn:
         node = item.expression
         name = item.alias.text if item.alias is not None else _own_name(node)
         found = replaced.get(id(node))
-        if isinstance(found, Ranking):
-            return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=found)
         if found is not None:
-            return OutputColumn(name, found, None)
+            return replace(found, name=name)
         if is_clock(node):
             return OutputColumn(name, TypedExpr(lit(None), pa.null()), None, clock=True)
         if isinstance(node, Column):
@@ -283,7 +293,8 @@ class SelectBinder:
                 if relation.ranking is not None and field.column == relation.ranking.column:
                     return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=relation.ranking)
                 return OutputColumn(name, TypedExpr(col(field.column), field.type), field)
-        return OutputColumn(name, binder.bind(node), None)
+        bound = binder.bind(node)
+        return OutputColumn(name, bound, None, shown=binder.shown_type(node, bound.type))
 
     def _finish(self, relation: Relation, outputs: Sequence[OutputColumn]) -> Relation:
         """Selects the columns of the result, under their names in SQL."""
@@ -303,7 +314,7 @@ class SelectBinder:
             columns[name] = output.bound.expr
             passed = output.passed
             fields.append(
-                TableColumn("", name, name, output.bound.type)
+                TableColumn("", name, name, output.bound.type, shown=output.shown)
                 if passed is None
                 else replace(passed, qualifier="", name=name, column=name, merged=False)
             )
@@ -354,6 +365,7 @@ class SelectBinder:
             key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
         }
         pending: list[tuple[Any, str]] = []  # keys whose type is known once the stream is made
+        shown: dict[str, pa.DataType | None] = {}  # as in TableColumn, by the column of the result
         groups = list(self._resolved_groups(relation, items))
         if isinstance(relation.window, SessionWindow):
             check_sessions(groups, relation, self._select.span)
@@ -370,6 +382,7 @@ class SelectBinder:
                 column = before.free(aliases.get(key, f"key{len(keys)}"))
             names.taken.add(column)
             keys[column] = bound.expr
+            shown[column] = binder.shown_type(node, bound.type)
             pending.append((key, column))
         trees = [item.expression for item in items]
         trees += [select.having] if select.having is not None else []
@@ -403,7 +416,13 @@ class SelectBinder:
         for key, (total, number) in means.items():
             replaced[key] = _mean(*(TypedExpr(col(each), pa.int64()) for each in (total, number)))
         replaced |= window.replaced(relation, schema, items, select.having)
-        grouped = Relation(stream, tuple(TableColumn("", each.name, each.name, each.type) for each in schema))
+        for name, types in self._arguments.items():
+            shown[name] = _shown_aggregate(schema.field(name).type, *types)
+        shown |= window.shown_types(relation)
+        grouped = Relation(
+            stream,
+            tuple(TableColumn("", each.name, each.name, each.type, shown=shown.get(each.name)) for each in schema),
+        )
         after = Binder(self._context, grouped, replaced, relation)
         if select.having is not None:
             predicate = self._condition(after, select.having, "HAVING")
@@ -413,7 +432,9 @@ class SelectBinder:
         for item in items:
             bound = after.bind(item.expression)
             name = item.alias.text if item.alias is not None else _own_name(item.expression)
-            outputs.append(OutputColumn(name, bound, window.field_of(bound)))
+            type, field = after.shown_type(item.expression, bound.type), window.field_of(bound)
+            passed = None if field is None else replace(field, shown=type)
+            outputs.append(OutputColumn(name, bound, passed, shown=type))
         return self._finish(grouped, outputs)
 
     def _is_plain(self, item: Item) -> bool:
@@ -476,6 +497,9 @@ class SelectBinder:
             means[key] = (total, number)
             return
         column = names.free(wanted)
+        shown = None if argument is None else binder.shown_type(call.arguments[0], argument.type)
+        if argument is not None and shown is not None:
+            self._arguments[column] = argument.type, shown
         order = self._lists[key][1] if key in self._lists else None
         with at(call.span):
             if argument is not None and isinstance(order, tuple):
@@ -582,16 +606,16 @@ class SelectBinder:
 
     # -- OVER and rankings --------------------------------------------------------------------------------------------
 
-    def _over(self, relation: Relation, items: Sequence[Item]) -> tuple[Relation, dict[int, TypedExpr | Ranking]]:
+    def _over(self, relation: Relation, items: Sequence[Item]) -> tuple[Relation, dict[int, OutputColumn]]:
         """Adds the columns of OVER. A ranking becomes a `Ranking`, which an outer query bounds."""
-        replaced: dict[int, TypedExpr | Ranking] = {}
+        replaced: dict[int, OutputColumn] = {}
         for item in items:
             calls = [node for node in walk(item.expression) if isinstance(node, Call) and node.over is not None]
             if not calls:
                 continue
             if calls != [item.expression]:
-                relation, bound = self._computed_of_over(relation, item.expression, calls)
-                replaced[id(item.expression)] = bound
+                relation, output = self._computed_of_over(relation, item.expression, calls)
+                replaced[id(item.expression)] = output
                 continue
             call = calls[0]
             window = self._window_of(call)
@@ -606,17 +630,21 @@ class SelectBinder:
                 ties = cast(Literal["row_number", "rank", "dense_rank"], kind)
                 if not order:
                     raise SqlFault(call.span, f"{call.name.text} needs ORDER BY")
-                replaced[id(item.expression)] = Ranking("", ties, partition, order, call.span)
+                ranking = Ranking("", ties, partition, order, call.span)
+                none = TypedExpr(lit(None, "int64"), pa.int64())
+                replaced[id(item.expression)] = OutputColumn("", none, None, ranking=ranking)
                 continue
-            relation, bound = self._running(relation, call, window, partition, order)
-            replaced[id(item.expression)] = bound
-        if sum(isinstance(each, Ranking) for each in replaced.values()) > 1:
+            relation = self._running(relation, call, window, partition, order)
+            made = relation.fields[-1]
+            bound = TypedExpr(col(made.column), made.type)
+            replaced[id(item.expression)] = OutputColumn("", bound, None, shown=made.shown)
+        if sum(each.ranking is not None for each in replaced.values()) > 1:
             raise SqlFault(self._select.span, "two rankings in one SELECT", "write them in two queries")
         return relation, replaced
 
     def _computed_of_over(
         self, relation: Relation, tree: Expression, calls: Sequence[Call]
-    ) -> tuple[Relation, TypedExpr]:
+    ) -> tuple[Relation, OutputColumn]:
         """Returns an expression that has calls of OVER in it, such as x - LAG(x) OVER (…), and the rows with their columns."""
         columns: dict[int, Column] = {}
         for call in calls:
@@ -626,11 +654,13 @@ class SelectBinder:
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
             order, relation = order_columns(self._context, relation, window.order)
-            relation, _ = self._running(relation, call, window, partition, order)
+            relation = self._running(relation, call, window, partition, order)
             name = StarName("", call.span, True, relation.fields[-1])
             columns[id(call)] = Column((name,), call.span)
         made = rebuilt(tree, lambda node: columns.get(id(node), node))
-        return relation, Binder(self._context, relation).bind(made)
+        binder = Binder(self._context, relation)
+        bound = binder.bind(made)
+        return relation, OutputColumn("", bound, None, shown=binder.shown_type(made, bound.type))
 
     def _window_of(self, call: Call) -> Window:
         window = cast(Window, call.over)
@@ -648,7 +678,7 @@ class SelectBinder:
         window: Window,
         partition: tuple[str, ...],
         order: tuple[tuple[str, bool], ...],
-    ) -> tuple[Relation, TypedExpr]:
+    ) -> Relation:
         """Adds a column of an aggregate, LAG or LEAD over the rows up to each row, in the order of event time."""
         name = call.name.text.upper()
         if name not in ("LAG", "LEAD", *_RANKINGS) and not functions.is_aggregate(name):
@@ -699,8 +729,12 @@ class SelectBinder:
             column, value = names.free("over"), _mean(*bound)
             with at(call.span):
                 stream = stream.with_columns(**{column: value.expr}).drop(*columns)
-        fields = (*relation.fields, TableColumn("", column, column, value.type))
-        return replace(relation, stream=stream, fields=fields), TypedExpr(col(column), value.type)
+        shown = None
+        if call.arguments:
+            node, type = call.arguments[0], binder.bind(call.arguments[0]).type
+            shown = _shown_aggregate(value.type, type, binder.shown_type(node, type))
+        fields = (*relation.fields, TableColumn("", column, column, value.type, shown=shown))
+        return replace(relation, stream=stream, fields=fields)
 
     def _rank_by_conditions(self, relation: Relation) -> Relation:
         """Makes a ranking of FROM real by the condition that bounds it, such as `n <= 3`, and drops the condition."""
@@ -853,6 +887,15 @@ def check_no_aggregate(condition: Expression) -> None:
         raise SqlFault(found.span, message, "HAVING, behind GROUP BY, takes conditions on aggregates")
 
 
+def _shown_aggregate(type: pa.DataType, argument: pa.DataType, shown: pa.DataType | None) -> pa.DataType | None:
+    """Returns the type in SQL of an aggregate (`TableColumn.shown`): that of its argument for MAX and its kin, and a list of
+    them for ARRAY_AGG. `type`, `argument`: the types of both in the engine. `shown`: that of the argument in SQL.
+    """
+    if shown is None:
+        return None
+    return shown if type == argument else pa.list_(shown) if type == pa.list_(argument) else None
+
+
 def _mean(total: TypedExpr, number: TypedExpr) -> TypedExpr:
     """Returns AVG of whole numbers, which is one too: cut off towards zero, and NULL without a number."""
     quotient = functions.divided("/", total, number)
@@ -914,6 +957,7 @@ class _WindowUse:
         self._span: Span | None = None
         self._again: TimeWindow | None = None  # the window of the rows below, grouped once more
         self._edges: dict[str, str] = {}  # of the rows below: "start" and "end", to their column
+        self._shown: dict[str, pa.DataType | None] = {}  # their types in SQL, as in TableColumn
         self._calls: dict[str, Call] = {}
         self._renamed: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -940,6 +984,7 @@ class _WindowUse:
             return True
         self._again = field.window.window
         self._edges[field.window.edge] = field.column
+        self._shown[field.window.edge] = field.shown
         return True
 
     def prepared(self, stream: Stream) -> Stream:
@@ -972,6 +1017,13 @@ class _WindowUse:
         if is_local(type):
             return stream
         return stream.with_columns(**{name: col(name).cast(type) for name in ("window_start", "window_end")})
+
+    def shown_types(self, relation: Relation) -> dict[str, pa.DataType | None]:
+        """Returns the types in SQL (`TableColumn.shown`) of the columns that have the bounds of the window."""
+        if self._again is not None:
+            return {column: self._shown[edge] for edge, column in self._edges.items()}
+        type = None if self.window is None else shown_bounds(relation, self.window.time, self._zone)
+        return dict.fromkeys(("window_start", "window_end"), type) if type is not None else {}
 
     def replaced(
         self, relation: Relation, schema: pa.Schema, items: Sequence[Item], having: Expression | None

@@ -30,7 +30,7 @@ from sabot.sql.registered import (
     registered_function,
 )
 from sabot.sql.relations import QueryBinder, renamed
-from sabot.sql.scope import Relation, at, fields_of, node_of, stated, statement_name
+from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
 from sabot.sql.showing import (
     columns_table,
     declared_rows,
@@ -301,7 +301,7 @@ class _Statements:
                 "a ranking needs a bound",
                 "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
             )
-        return relation.stream
+        return as_shown(relation)
 
     def _key(self, parts: tuple[Name, ...]) -> str:
         if len(parts) > 1:

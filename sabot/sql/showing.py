@@ -47,7 +47,7 @@ def declared_rows(table: CreateTable) -> Iterable[tuple[str, str, str, str, str]
 def relation_rows(table: CreateTable | None, relation: Relation) -> Iterable[tuple[str, str, str, str, str]]:
     """Returns the columns of bound rows, for `columns_table`. `table`: the statement that declares them, or None."""
     for each in relation.fields:
-        type = "TIMESTAMP_LTZ(3)" if each.clock else sql_type(each.type)
+        type = "TIMESTAMP_LTZ(3)" if each.clock else sql_type(each.sql_type)
         if table is not None:
             yield _row(table, each.name, type)
         else:

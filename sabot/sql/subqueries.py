@@ -72,5 +72,6 @@ def with_value(relation: Relation, inner: Relation, query: Query, span: Span) ->
     if counts:
         value: Expr = coalesce(col(name), lit(0))
         stream = stream.with_columns(**{name: value})
-    added = TableColumn("", "", name, pa.int64() if counts else field.type, merged=True)
+    type, shown = (pa.int64(), None) if counts else (field.type, field.shown)
+    added = TableColumn("", "", name, type, merged=True, shown=shown)
     return replace(relation, stream=stream, fields=(*relation.fields, added)), added

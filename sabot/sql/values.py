@@ -94,6 +94,8 @@ class Binder:
 
     Behind GROUP BY there are only keys and aggregates: `replaced` has the columns that they have become, by `key_of`
     over the table `before` the GROUP BY, whose names the expressions use.
+
+    `shown`: True to read columns with their types in SQL, for the type that an expression has there (`shown_type`).
     """
 
     def __init__(
@@ -102,12 +104,15 @@ class Binder:
         relation: Relation,
         replaced: Mapping[Any, TypedExpr] | None = None,
         before: Relation | None = None,
+        *,
+        shown: bool = False,
     ) -> None:
         self.context = context
         self.relation = relation
         self._replaced = replaced
         self._before = before or relation
         self._schema = relation.schema
+        self._shown = {each.column: each.shown for each in relation.fields if each.shown is not None} if shown else {}
 
     # -- entry points -------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class Binder:
         if self._replaced is not None:
             found = self._replaced.get(key_of(node, self._before))
             if found is not None:
-                return found
+                return self._as_shown(found)
             if isinstance(node, Column):
                 field, _ = self._before.find(node.parts)
                 raise SqlFault(
@@ -128,6 +133,24 @@ class Binder:
         if bind is None:
             raise SqlFault(node.span, "this has no value here", _HINTS.get(type(node), ""))
         return bind(self, node)
+
+    def shown_type(self, node: Expression, type: pa.DataType) -> pa.DataType | None:
+        """Returns the type in SQL of an expression that is bound to another `type` (`TableColumn.shown`), or None."""
+        if not (is_local(type) or pa.types.is_nested(type)) or all(each.shown is None for each in self.relation.fields):
+            return None
+        try:
+            found = Binder(self.context, self.relation, self._replaced, self._before, shown=True).bind(node).type
+        except SqlFault:  # it stands beside a TIMESTAMP_LTZ, and is one
+            return None
+        return None if found == type else found
+
+    def _as_shown(self, bound: TypedExpr) -> TypedExpr:
+        columns = bound.expr.columns
+        computed = bound.expr.column is None  # such as window_time, the end less a millisecond
+        if not columns or not columns <= self._shown.keys() or (computed and not is_local(bound.type)):
+            return bound
+        type = self._shown[next(iter(columns))]
+        return TypedExpr(bound.expr.cast(type), type)
 
     def predicate(self, node: Expression) -> Expr:
         """Returns the expression of a condition. Raises SqlFault if it is not true or false."""
@@ -151,7 +174,7 @@ class Binder:
         field, further = self.relation.find(node.parts)
         if field.clock:
             raise SqlFault(node.span, *_NO_VALUE)
-        bound = TypedExpr(col(field.column), field.type)
+        bound = self._as_shown(TypedExpr(col(field.column), field.type))
         for name in further:
             bound = self._field_of(bound, name)
         return bound

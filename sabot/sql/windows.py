@@ -61,10 +61,12 @@ def table_window(call: Call, relation: Relation, zone: str) -> Relation:
         raise SqlFault(span, f"{kind} needs DESCRIPTOR(column)", _FORMS[kind])
     time = _time_of(Column(descriptor.columns, descriptor.span), relation)
     window = _window(kind, call.arguments[2:], call, time, _zone_of_windows(relation, time, zone))
-    type = bounds_type(relation, time, zone)
+    type, shown = bounds_type(relation, time, zone), shown_bounds(relation, time, zone)
     keys = _partition_of(call.arguments[0], relation)
     edges = {f"window_{edge}": WindowEdge(edge, window, tuple(keys)) for edge in ("start", "end", "time")}
-    added = tuple(TableColumn("", name, name, type, None, edge, never_null=True) for name, edge in edges.items())
+    added = tuple(
+        TableColumn("", name, name, type, None, edge, never_null=True, shown=shown) for name, edge in edges.items()
+    )
     for name in ("window_start", "window_end", "window_time"):
         if any(each.name == name for each in relation.fields):
             raise SqlFault(call.span, f"the table has a column {name} already", "select it under another name first")
@@ -106,15 +108,20 @@ def check_sessions(group: Sequence[Expression], relation: Relation, span: Span) 
 
 
 def bounds_type(relation: Relation, time: str, zone: str) -> pa.DataType:
-    """Returns the type of a window's bounds: TIMESTAMP if the event time is one and the session has a zone, so that they are on
-    the same clock; otherwise TIMESTAMP_LTZ.
+    """Returns the type of a window's bounds in the engine: without a zone if the event time is a TIMESTAMP and the session has
+    a zone, so that they are on the same clock; otherwise in UTC.
     """
     return pa.timestamp("ms", tz=None if zone != UTC and _is_clock(relation, time) else UTC)
 
 
+def shown_bounds(relation: Relation, time: str, zone: str) -> pa.DataType | None:
+    """Returns the type of a window's bounds in SQL if it is not `bounds_type`: TIMESTAMP for windows of a TIMESTAMP."""
+    return pa.timestamp("ms") if zone == UTC and _is_clock(relation, time) else None
+
+
 def _is_clock(relation: Relation, time: str) -> bool:
     """Returns True if windows go by a TIMESTAMP, whose clock is no zone's."""
-    found = next((each.type for each in relation.fields if each.shift_ms is not None), None)
+    found = next((each.sql_type for each in relation.fields if each.shift_ms is not None), None)
     return time == "event" and found is not None and pa.types.is_timestamp(found) and found.tz is None
 
 

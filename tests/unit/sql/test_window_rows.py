@@ -1,10 +1,15 @@
 """Rows of window tables that an inner query passes on, and an outer one groups by their windows."""
 
 from collections import Counter
+from datetime import UTC
 
+import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, Stream
+from sabot.api.nodes.changes import GroupAggregate
+from sabot.api.nodes.node import walk
+from sabot.sql.scope import node_of
 from sabot.sql.syntax.text import SqlError
 
 SCHEMA = {"id": "int64", "k": "int64", "ts": "timestamp[ms]"}
@@ -51,7 +56,67 @@ def test_rows_of_an_inner_query_are_grouped_by_their_windows(app, window, query)
             expected[end] += row["id"] * 2 if row["k"] != 1 else 0
     stream = app.sql(query.format(window))
     found = stream.materialize().collect().to_pylist()
-    assert {int(row["e"].timestamp() * 1000): row["n"] for row in found} == {end: n for end, n in expected.items() if n}
+    assert {int(row["e"].replace(tzinfo=UTC).timestamp() * 1000): row["n"] for row in found} == {
+        end: n for end, n in expected.items() if n
+    }
+
+
+GROUPED = f"SELECT k, window_start, window_end, window_time, COUNT(*) AS n FROM {TUMBLE} GROUP BY k, window_start, window_end, window_time"
+BOUNDS = [
+    f"SELECT window_start, window_end, window_time FROM {HOP}",
+    "SELECT TUMBLE_END(ts, INTERVAL '10' SECOND) AS e FROM t GROUP BY TUMBLE(ts, INTERVAL '10' SECOND)",
+    "SELECT window_start, window_end, window_time FROM w",
+    "SELECT window_end - INTERVAL '1' HOUR AS e, FLOOR(window_end TO DAY) AS d, window_end + INTERVAL '1' MONTH AS m FROM w",
+    "SELECT CASE WHEN n > 1 THEN window_end END AS c, COALESCE(window_end, TIMESTAMP '2024-01-01 00:00:00') AS d FROM w",
+    "SELECT MAX(window_end) AS e, MIN(window_start) AS s, LAST_VALUE(window_time) AS t FROM w GROUP BY k",
+    "SELECT window_end FROM (SELECT window_start, window_end, SUM(n) AS n FROM w GROUP BY window_start, window_end)",
+    "SELECT window_end FROM w GROUP BY window_start, window_end HAVING window_end > TIMESTAMP '1970-01-01 00:00:10'",
+    f"SELECT window_end FROM (SELECT * FROM {HOP}) GROUP BY window_end",
+    "SELECT LAG(window_end) OVER (PARTITION BY k ORDER BY window_time) AS l, "
+    "LAG(window_end) OVER (PARTITION BY k ORDER BY window_time) - INTERVAL '1' SECOND AS m FROM w",
+    "SELECT window_end FROM w UNION ALL SELECT ts FROM t",
+    "SELECT (SELECT MAX(window_end) FROM w) AS e FROM t",
+    "SELECT w.window_end FROM t JOIN w ON t.k = w.k AND t.ts BETWEEN w.window_start AND w.window_end",
+    "SELECT a.window_end FROM w a JOIN w b ON a.window_end = b.window_end AND a.window_start = b.window_start",
+    "SELECT ts FROM t JOIN w ON t.ts = w.window_end AND t.k = w.k",
+    "SELECT ts FROM t WHERE ts IN (SELECT window_end FROM w)",
+    "SELECT e FROM w MATCH_RECOGNIZE (PARTITION BY k ORDER BY window_time MEASURES LAST(A.window_end) AS e "
+    "ONE ROW PER MATCH AFTER MATCH SKIP PAST LAST ROW PATTERN (A) DEFINE A AS A.n > 0)",
+]
+
+
+@pytest.mark.parametrize("query", BOUNDS)
+def test_bounds_of_windows_of_a_timestamp_are_timestamps(app, query):
+    """They were TIMESTAMP_LTZ as long as the session had no time zone, or could not stand beside a TIMESTAMP."""
+    app.sql(f"CREATE VIEW w AS {GROUPED}")
+    columns = app.sql(query).materialize().collect().schema
+    assert [str(each.type) for each in columns] == ["timestamp[ms]"] * len(columns)
+
+
+def test_a_list_of_bounds_has_timestamps_and_a_bound_beside_an_instant_is_one(app):
+    app.sql(f"CREATE VIEW w AS {GROUPED}")
+    (lists,) = app.sql("SELECT ARRAY_AGG(window_end) AS a FROM w WHERE k = 0").schema
+    assert lists.type.value_type == pa.timestamp("ms")
+    query = "SELECT CAST(window_end AS TIMESTAMP_LTZ(3)) AS a, GREATEST(window_end, TO_TIMESTAMP_LTZ(0, 3)) AS b FROM w"
+    assert [str(each.type) for each in app.sql(query).schema] == ["timestamp[ms, tz=UTC]"] * 2
+    assert app.sql("DESCRIBE w")["type"].to_pylist() == ["BIGINT", *["TIMESTAMP(3)"] * 3, "BIGINT"]
+
+
+def test_bounds_of_windows_of_an_instant_are_instants():
+    app = App("instants")
+    rows = app.stream([{"ts": 5}], schema={"ts": "timestamp[ms, tz=UTC]"}, time="ts")
+    query = "SELECT window_end FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' SECOND)) GROUP BY window_start, window_end"
+    (column,) = app.sql(query, t=rows).schema
+    assert column.type == pa.timestamp("ms", tz="UTC")
+
+
+def test_the_state_of_a_query_over_bounds_of_windows_has_them_in_utc(app):
+    """So that a checkpoint of a program from before they were shown as TIMESTAMP goes on."""
+    app.sql(f"CREATE VIEW w AS {GROUPED}")
+    stream = app.sql("SELECT k, MAX(window_end) AS m FROM w GROUP BY k")
+    (kept,) = (node for node in walk([node_of(stream)]) if isinstance(node, GroupAggregate))
+    assert Stream(app, kept).schema.field("m").type == pa.timestamp("ms", tz="UTC")
+    assert stream.schema.field("m").type == pa.timestamp("ms")
 
 
 @pytest.mark.parametrize("window", [TUMBLE, HOP, CUMULATE], ids=["tumble", "hop", "cumulate"])
