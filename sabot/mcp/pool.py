@@ -89,8 +89,7 @@ class McpServerPool:
         self.config = config or McpConfig()
         self._default = (tuple(command), url)
         self._sampling = sampling
-        self._ask = ask
-        self._questions = ServerQuestions(self.config, sampling)
+        self._questions = ServerQuestions(self.config, sampling, ask)
         self._specs: dict[str, McpServerSpec] = {}
         self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
@@ -247,7 +246,7 @@ class McpServerPool:
         """Returns the tool of this name, as `tools` and `McpSession.call` call it. `expects`, `timeout_s`, `progress`: of
         `McpConnection.call`.
         """
-        return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, self._ask, progress)
+        return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, progress)
 
     async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]

@@ -57,7 +57,6 @@ class RemoteTool:
         expects: str,
         timeout_s: float | None,
         questions: "ServerQuestions",
-        ask: Ask | None,
         progress: "OnProgress | None" = None,
     ) -> None:
         self.__name__ = name
@@ -66,7 +65,6 @@ class RemoteTool:
         self._name = name
         self._options: dict[str, Any] = {"expects": expects, "timeout_s": timeout_s, "progress": progress}
         self._questions = questions
-        self._ask = ask
 
     async def __call__(self, **arguments: Any) -> McpResult:
         """Calls the tool by itself, outside of an agent. Raises McpError."""
@@ -95,7 +93,7 @@ class RemoteTool:
             if not result.questions:
                 return result
             answers = {
-                name: await self._questions.answer(site, self._ask, key.server, self._name, question)
+                name: await self._questions.answer(site, key.server, self._name, question)
                 for name, question in result.questions.items()
             }
             given = {_ANSWERS: answers, _STATE: result.state}
@@ -114,21 +112,20 @@ class RemoteTool:
 class ServerQuestions:
     """Answers questions of servers. `most`: the number of questions of one call."""
 
-    def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None") -> None:
+    def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None", ask: Ask | None) -> None:
         self.most = config.max_questions
         self._tokens = config.max_sampling_tokens
         self._timeout_s = config.seconds("question_timeout")
         self._sampling = sampling
+        self._ask = ask
 
-    async def answer(
-        self, site: ToolCaller, ask: Ask | None, server: str, tool: str, question: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    async def answer(self, site: ToolCaller, server: str, tool: str, question: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the answer to a question, as `McpConnection.call` takes it."""
         method, params = question["method"], question["params"]
         if method == "sampling/createMessage":
             return {"method": method, **await self._sampled(site, params)}
         if method == "elicitation/create":
-            return {"method": method, "result": await self._elicited(site, ask, server, tool, params)}
+            return {"method": method, "result": await self._elicited(site, server, tool, params)}
         return {"method": method, "error": {"code": -32601, "message": "nobody answers this"}}
 
     async def _sampled(self, site: ToolCaller, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,9 +139,7 @@ class ServerQuestions:
         text = {"type": "text", "text": said.content}
         return {"result": {"role": "assistant", "content": text, "model": said.model or "model", "stopReason": stopped}}
 
-    async def _elicited(
-        self, site: ToolCaller, ask: Ask | None, server: str, tool: str, params: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    async def _elicited(self, site: ToolCaller, server: str, tool: str, params: Mapping[str, Any]) -> dict[str, Any]:
         message = clean(str(params.get("message", "")), 4000)
         payload: dict[str, Any] = {"server": server, "tool": tool, "message": message}
         schema = params.get("requestedSchema")
@@ -156,8 +151,8 @@ class ServerQuestions:
         for _ in range(_ANSWERED_WRONG):
             kind = "confirm" if schema is None else "input"
             reply = await site.ask(kind, payload, self._timeout_s)
-            if reply is None and ask is not None:
-                said = await ask(kind, payload, self._timeout_s)
+            if reply is None and self._ask is not None:
+                said = await self._ask(kind, payload, self._timeout_s)
                 reply = ("resolved", said) if said is not None else None
             if reply is None or reply[0] != "resolved":
                 return {"action": "cancel"}

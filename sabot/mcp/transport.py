@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from sabot.errors import UNREADABLE as UNREADABLE_JSON
 from sabot.errors import SabotError
 from sabot.mcp.config import McpConfig, McpServerSpec, SessionKey
 from sabot.process.command import Command
+from sabot.process.errors import CommunicationError
 from sabot.process.instance import Instance
 from sabot.process.pool import end_member
 from sabot.process.streams import ChildInput, ChildOutput, LastWords
@@ -62,54 +63,29 @@ _LAST_ID = re.compile(rb"[{,]\s*" + _ID + rb"\s*(?:,\s*" + _VERSION + rb"\s*)?\}
 _ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|error)"\s*:')
 
 
-class _TooLong:
-    """A line that is too long, of which only the ends were kept."""
+async def _lines(
+    source: ChildOutput | asyncio.StreamReader, buffer: int, most: int
+) -> AsyncIterator[tuple[bytes, int]]:
+    """Yields the lines of a stream that are not blank, and their sizes. Of a line longer than `most` only both ends are kept."""
+    line, size = bytearray(), 0
+    while data := await source.read(buffer):
+        for number, part in enumerate(data.split(b"\n")):
+            if number:
+                if line and not line.isspace():
+                    yield bytes(line), size
+                line.clear()
+                size = 0
+            line += part
+            size += len(part)
+            if size > most:
+                del line[_END:-_END]
 
-    def __init__(self, size: int, first: bytes, last: bytes) -> None:
-        self.size = size
-        self._first = first
-        self._last = last
 
-    def request_id(self) -> int | str | None:
-        """Returns the id of the request that the line answers, if it stands at one of its ends."""
-        return _answered(self._first, self._last)
-
-
-def _answered(first: bytes, last: bytes) -> int | str | None:
-    """Returns the request that a line with these ends answers; None if it is no answer, or if its id stands between the ends."""
+def _answered(line: bytes) -> int | str | None:
+    """Returns the request that a line answers, by its two ends; None if it is no answer, or if its id stands between the ends."""
+    first, last = line[:_END], line[-_END:]
     found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
     return msgspec.json.decode(found[1], type=int | str) if found else None
-
-
-class _Lines:
-    """Cuts bytes into lines of at most `most` bytes."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept = bytearray()
-        self._size = 0  # of the line so far
-        self._first: bytes | None = None  # its beginning, where it is too long; then `_kept` is its end
-
-    def cut(self, data: bytes) -> Iterator[bytes | _TooLong]:
-        """Yields the lines that end in these bytes."""
-        *ended, rest = data.split(b"\n")
-        for part in ended:
-            self._add(part)
-            if self._first is not None:
-                yield _TooLong(self._size, self._first, bytes(self._kept))
-            elif self._kept and not self._kept.isspace():
-                yield bytes(self._kept)
-            self._kept.clear()
-            self._size, self._first = 0, None
-        self._add(rest)
-
-    def _add(self, part: bytes) -> None:
-        self._kept += part
-        self._size += len(part)
-        if self._first is None and self._size > self._most:
-            self._first = bytes(self._kept[:_END])
-        if self._first is not None:
-            del self._kept[:-_END]
 
 
 @asynccontextmanager
@@ -134,21 +110,24 @@ async def over_bytes(
         heard.close()  # calls that wait for an answer are told
 
     async def read() -> None:
-        lines, junk, why = _Lines(most_bytes), 0, "it closed its output"
+        junk, why = 0, "it closed its output"
         try:
-            while data := await source.read(buffer):
-                for line in lines.cut(data):
-                    message = _too_long_list(line, lists, most_list_bytes) or _message(line, most_bytes)
-                    if message is not None:
-                        await heard.send(message)
-                        continue
-                    junk += 1
-                    if junk == 1:
-                        _log.warning("an MCP server writes what is no message: %r", _junk(line))
-                    if junk > _MOST_JUNK:
-                        raise _GivenUp(f"it wrote {junk:,} lines that are no messages")
-        except _GivenUp as error:
-            why = str(error)
+            async for line, size in _lines(source, buffer, most_bytes):
+                most = most_bytes
+                if lists and (request_id := _answered(line)) in lists:
+                    lists.discard(request_id)
+                    most = most_list_bytes
+                message = _message(line, size, most)
+                if message is not None:
+                    await heard.send(message)
+                    continue
+                junk += 1
+                if junk == 1:
+                    _log.warning("an MCP server writes what is no message: %r", _junk(line))
+                if junk > _MOST_JUNK:
+                    raise CommunicationError(f"it wrote {junk:,} lines that are no messages")
+        except CommunicationError as error:
+            why = error.message
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             why = f"its output cannot be read: {type(error).__name__}"
         await over(why)
@@ -177,38 +156,21 @@ async def over_bytes(
             stream.close()
 
 
-class _GivenUp(Exception):
-    """The end of a conversation with a server that cannot be followed any more. Its text is the reason."""
-
-
-def _message(line: bytes | _TooLong, most_bytes: int) -> Any:
-    """Returns the message of a line, or None for a line that is not JSON-RPC. Raises _GivenUp for a line that is too long and does not
-    say which request it answers.
+def _message(line: bytes, size: int, most_bytes: int) -> Any:
+    """Returns the message of a line, or None for a line that is not JSON-RPC. A line that is too long is not parsed, since that takes
+    long: the request that it answers gets an error. Raises CommunicationError if the line does not say which one that is.
     """
-    if isinstance(line, _TooLong):
-        words, request_id = f"a message of {line.size:,} bytes, and {most_bytes:,} are the most", line.request_id()
-        if request_id is None:
-            raise _GivenUp(f"it sent {words}")
+    if size > most_bytes:
+        words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
+        if (request_id := _answered(line)) is None:
+            raise CommunicationError(f"it sent {words}")
         return SessionMessage(_error(request_id, TOO_LARGE, words))
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_python(msgspec.json.decode(line), by_name=False))
     except UNREADABLE_JSON as error:
-        request_id = _answered(line[:_END], line[-_END:])
-        if request_id is None:
+        if (request_id := _answered(line)) is None:
             return None
         return SessionMessage(_error(request_id, UNREADABLE, f"an answer that cannot be read: {_first_wrong(error)}"))
-
-
-def _too_long_list(line: bytes | _TooLong, lists: set[int | str], most_bytes: int) -> Any:
-    """Returns the error that replaces an answer with a list that is too long, which is not parsed, since that takes long; None for another
-    line.
-    """
-    if not lists or isinstance(line, _TooLong) or (request_id := _answered(line[:_END], line[-_END:])) not in lists:
-        return None
-    lists.discard(request_id)
-    if len(line) <= most_bytes:
-        return None
-    return SessionMessage(_error(request_id, TOO_LARGE, f"a list of {len(line):,} bytes"))
 
 
 def _first_wrong(error: Exception) -> str:

@@ -240,7 +240,7 @@ async def test_a_list_is_bounded_in_number_and_bytes_and_the_error_names_the_bou
         )
     limits = {}
     if bound == "bytes of a page":  # which is not looked into
-        words = rf"list_{what}: its answer is longer than 100 bytes, and was not kept: a list of \d+ bytes"
+        words = rf"list_{what}: its answer is longer than 100 bytes, and was not kept: a message of \d+ bytes, and 100 are the most"
         limits = {"most_list_bytes": 100}
     async with McpServerPool(config) as pool:
         pool.add("lister", connect=lister(limits, **{what: MANY[what]}))
