@@ -94,14 +94,13 @@ class McpServerPool:
         self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
         self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
-        self._admitted: set[SessionKey] = set()  # of those that are being opened, who has room
-        self._waiting = 0  # who has none yet
+        self._admitted: set[SessionKey] = set()  # those of `_opening` that have room; the others wait for it
         self._closing = 0
-        self._closings = TaskSet("the McpServerPool")
+        self._tasks = TaskSet("the McpServerPool")
         self._changed = asyncio.Event()  # set when there may be room, and replaced
         self._legacy: set[str] = set()  # servers that do not survive `server/discover`
         self._hangs: dict[SessionKey, Failures] = {}  # in a row, without an answer to a call
-        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.Task[None] | None = None
         self._closed = False
         SERVERS.add(self)
 
@@ -364,7 +363,8 @@ class McpServerPool:
                 continue
             connection.used_at = asyncio.get_running_loop().time()
             self._opened[key] = connection
-            self._sweep_later()
+            if self._sweep is None:
+                self._sweep = self._tasks.every(self._idle_seconds / 2, self._close_idle, asyncio.sleep)
             return connection
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
@@ -386,20 +386,17 @@ class McpServerPool:
         """Waits until one more session is allowed; the session that was not used for longest is closed for it. Raises McpBusy if all are in
         use, or no room comes within `connect_timeout`.
         """
-        self._waiting += 1
         try:
             async with asyncio.timeout(self.config.seconds("connect_timeout")):
                 while len(self._opened) + len(self._admitted) + self._closing >= self.config.max_servers:
                     idle = [each for each in self._opened.values() if each.is_idle]
-                    if idle and self._closing < self._waiting:
-                        self._closings.begin(self._close(min(idle, key=lambda each: each.used_at)))
+                    if idle and self._closing < len(self._opening) - len(self._admitted):
+                        self._tasks.begin(self._close(min(idle, key=lambda each: each.used_at)))
                     elif not (idle or self._admitted or self._closing):
                         raise self._busy(key)
                     await self._changed.wait()
         except TimeoutError:
             raise self._busy(key) from None
-        finally:
-            self._waiting -= 1
         self._admitted.add(key)
 
     def _busy(self, key: SessionKey) -> McpBusy:
@@ -434,19 +431,12 @@ class McpServerPool:
             del self._opened[connection.key]
             self._look_for_room()
 
-    def _sweep_later(self) -> None:
-        if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds / 2, self._sweep_now)
-
-    def _sweep_now(self) -> None:
-        """Closes sessions that were not used for `idle_timeout`."""
-        self._sweep = None
+    async def _close_idle(self) -> None:
+        """Begins to close sessions that were not used for `idle_timeout`."""
         oldest = asyncio.get_running_loop().time() - self._idle_seconds
         for each in list(self._opened.values()):
             if each.is_idle and each.used_at <= oldest:
-                self._closings.begin(self._close(each))
-        if self._opened:
-            self._sweep_later()
+                self._tasks.begin(self._close(each))
 
     @property
     def _idle_seconds(self) -> float:
@@ -478,8 +468,6 @@ class McpServerPool:
             await self._loop.stop(self._close_all)
 
     async def _close_all(self) -> None:
-        if self._sweep is not None:
-            self._sweep.cancel()
         for opening in list(self._opening.values()):
             opening.cancel()
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
