@@ -15,7 +15,7 @@ from sabot.base.config import Duration, parse_seconds
 from sabot.base.supervision import TaskSet, call_listener
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import SabotError, UserError, message_of, short_repr
-from sabot.process.client import Child
+from sabot.process.client import Child, ProcessUsage
 from sabot.process.document_names import LifecycleState
 from sabot.process.errors import (
     InvalidQuota,
@@ -45,18 +45,19 @@ _log = logging.getLogger(__name__)
 _HOUR = 3600.0
 _LEAST_SECONDS = 0.2  # between two looks at the CPU
 _VIOLATIONS_KEPT = 1000
+_NO_USAGE = ProcessUsage(0, 0, 0.0)
 
 
 @dataclass
-class _Account:
+class _LimitedInstance:
     """An instance with its quota and its measured usage."""
 
+    instance: AgentInstance  # the present one of its id
     quota: ResourceQuota
     meter: UsageMeter
     child: Child | None = None  # to which `held_to` belongs
-    memory: int = 0
+    usage: ProcessUsage = _NO_USAGE  # at the last look
     peak_memory: int = 0
-    processes: int = 0
     reported: Account = field(
         default_factory=partial(Account, windows=("hourly", "total"))
     )  # tokens that were reported here
@@ -67,22 +68,31 @@ class _Account:
     breaches: dict[QuotaResource, float] = field(default_factory=dict)  # since when a limit is exceeded
     measures: dict[QuotaResource, QuotaViolation] = field(default_factory=dict)  # with the action that was taken
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    limits: dict[QuotaResource, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.limits = self.quota.limits()
 
     def used(self, resource: QuotaResource, now_s: float) -> float:
         """Returns the cores, the bytes, or the tokens of the hour of this time."""
         if resource is QuotaResource.TOKENS:
             return sum(each.used(now_s)["hourly"].tokens for each in (self.reported, self.asked))
-        return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.memory
+        return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.usage.memory_bytes
+
+    async def measure(self) -> None:
+        """Measures the present process, if there is one, and holds a new one as the one before."""
+        child = self.instance.child
+        used = await self.meter.look(child)
+        if used is None:
+            self.child, self.held_to, self.usage = None, None, _NO_USAGE
+            return
+        if child is not self.child:
+            self.child, self.held_to = child, None
+            self.hold()
+        self.usage = used
+        self.peak_memory = max(self.peak_memory, used.memory_bytes)
 
     def hold(self) -> None:
         """Holds the present process to the fewest cores of the measures that throttle it."""
         throttled = [each for each, measure in self.measures.items() if measure.action is QuotaAction.THROTTLE]
-        least = parse_cpu(self.quota.throttled_cpu)
-        wanted = min((self.limits[each] if each is QuotaResource.CPU else least for each in throttled), default=None)
+        least, limits = parse_cpu(self.quota.throttled_cpu), self.quota.limits()
+        wanted = min((limits[each] if each is QuotaResource.CPU else least for each in throttled), default=None)
         if self.child is not None and wanted != self.held_to:
             self.child.hold_cpu(None if wanted is None else 100 * wanted)
             self.held_to = wanted
@@ -118,7 +128,7 @@ class ResourceManager:
         self._on_violation = on_violation
         self._clock = clock
         self._sleep = sleep
-        self._accounts: dict[str, _Account] = {}
+        self._limited: dict[str, _LimitedInstance] = {}
         self._violations: deque[QuotaViolation] = deque(maxlen=_VIOLATIONS_KEPT)
         self._tasks = TaskSet("the resource manager")
         self._looking: asyncio.Task[Any] | None = None
@@ -146,23 +156,22 @@ class ResourceManager:
 
         Raises UnknownAgent; QuotaUpdateFailed if the instance cannot be released; the errors of `check`.
         """
-        instance = self._lives.agent(agent_id)
-        if agent_id not in self._accounts:
-            self._accounts[agent_id] = self._account_with(quota)
+        if agent_id not in self._limited:
+            self._limit(agent_id, quota)
             return
-        async with self._locked(agent_id) as account:
-            await self._let_go(instance, account)
-            account.quota, account.limits = quota, quota.limits()
+        async with self._locked(agent_id) as limited:
+            await self._let_go(limited)
+            limited.quota = quota
             for resource in QuotaResource:
-                await self._judge(instance, account, resource)
+                await self._judge(limited, resource)
 
     async def update_quota(self, agent_id: str, **changes: object) -> ResourceQuota:
         """Changes fields of an instance's quota, and returns the new quota. Raises QuotaNotFound; QuotaUpdateFailed, and then nothing has
         changed; the errors of `check`.
         """
-        account = self._account(agent_id)
+        limited = self._find(agent_id)
         try:
-            quota = replace(account.quota, **changes)  # type: ignore[arg-type]
+            quota = replace(limited.quota, **changes)  # type: ignore[arg-type]
         except (InvalidQuota, TypeError) as error:
             raise QuotaUpdateFailed(f"the quota of instance {agent_id!r} stays: {message_of(error)}") from error
         await self.set_quota(agent_id, quota)
@@ -172,22 +181,22 @@ class ResourceManager:
         """Removes the quota of an instance, which has the `default` from now on. Measures of the old quota are undone. Raises
         QuotaNotFound; QuotaUpdateFailed if the instance cannot be released.
         """
-        async with self._locked(agent_id) as account:
-            await self._let_go(self._lives.agent(agent_id), account)
-            del self._accounts[agent_id]
+        async with self._locked(agent_id) as limited:
+            await self._let_go(limited)
+            del self._limited[agent_id]
 
     async def reset(self, agent_id: str) -> None:
         """Sets the usage of an instance to zero, also its reported tokens, and undoes the measures of its quota. Raises QuotaNotFound;
         QuotaUpdateFailed if the instance cannot be released.
         """
-        async with self._locked(agent_id) as account:
-            await self._let_go(self._lives.agent(agent_id), account)
-            account.reported.restore({"hourly": (0.0, NOTHING), "total": (0.0, NOTHING)})
-            account.peak_memory, account.meter.cpu_seconds = 0, 0.0
+        async with self._locked(agent_id) as limited:
+            await self._let_go(limited)
+            limited.reported.restore({"hourly": (0.0, NOTHING), "total": (0.0, NOTHING)})
+            limited.peak_memory, limited.meter.cpu_seconds = 0, 0.0
 
     def quota(self, agent_id: str) -> ResourceQuota:
         """Returns the quota of an instance. Raises QuotaNotFound."""
-        return self._account(agent_id).quota
+        return self._find(agent_id).quota
 
     @property
     def violations(self) -> list[QuotaViolation]:
@@ -201,19 +210,19 @@ class ResourceManager:
         tokens: Any = getattr(used, "total_tokens", used)
         if not is_whole(tokens, 0):
             raise UserError(f"instance {agent_id!r}: {short_repr(used)} is no number of tokens")
-        async with self._locked(agent_id) as account:
-            account.reported.add(Amounts(tokens), self._clock.time())
-            await self._judge(self._lives.agent(agent_id), account, QuotaResource.TOKENS)
+        async with self._locked(agent_id) as limited:
+            limited.reported.add(Amounts(tokens), self._clock.time())
+            await self._judge(limited, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
         """Checks that the quota leaves room for a call of so many tokens. It reserves nothing: calls at the same time may exceed the quota
         together, which the `Budget` of a ledger prevents. Raises QuotaExceeded if the quota acts, and does not only warn; QuotaNotFound.
         """
-        async with self._locked(agent_id) as account:
-            await self._ask_for_tokens(agent_id, account)
-            used = account.used(QuotaResource.TOKENS, self._clock.time())
-            limit = account.limits.get(QuotaResource.TOKENS)
-            action = self._action(account, QuotaResource.TOKENS)
+        async with self._locked(agent_id) as limited:
+            await self._ask_for_tokens(limited)
+            used = limited.used(QuotaResource.TOKENS, self._clock.time())
+            limit = limited.quota.limits().get(QuotaResource.TOKENS)
+            action = self._action(limited, QuotaResource.TOKENS)
         if limit is None or used + tokens <= limit or action is QuotaAction.WARN:
             return
         left = _HOUR - self._clock.time() % _HOUR
@@ -229,18 +238,17 @@ class ResourceManager:
 
         Raises QuotaNotFound; UnknownAgent; QuotaSuspendFailed, QuotaTerminateFailed and ResumeFailed if an action failed.
         """
-        instance = self._lives.agent(agent_id)
         errors = []
-        async with self._locked(agent_id) as account:
-            await self._measure(instance, account)
+        async with self._locked(agent_id) as limited:
+            await limited.measure()
             for resource in QuotaResource:
                 if resource is QuotaResource.TOKENS:
-                    await self._ask_for_tokens(agent_id, account)
+                    await self._ask_for_tokens(limited)
                 try:
-                    await self._judge(instance, account, resource)
+                    await self._judge(limited, resource)
                 except (QuotaError, LifecycleError) as error:  # the others are judged too
                     errors.append(error)
-            report = self._report(instance, account)
+            report = self._report(limited)
         call_listener("on_report of the resource manager", self._on_report, report)
         if errors:
             raise errors[0]
@@ -249,13 +257,13 @@ class ResourceManager:
     async def check_all(self) -> list[ResourceReport]:
         """Checks all instances that have a quota and have not ended. A failed action is logged, and is tried again at the next look."""
         infos = {info.id: info for info in self._lives.list_agents()}
-        for agent_id in self._accounts.keys() - infos.keys():  # they ended long ago
-            del self._accounts[agent_id]
+        for agent_id in self._limited.keys() - infos.keys():  # they ended long ago
+            del self._limited[agent_id]
         reports = []
         for info in infos.values():
             if info.state in (LifecycleState.TERMINATED, LifecycleState.FAILED):
                 continue
-            if info.id in self._accounts or self._default is not None:
+            if info.id in self._limited or self._default is not None:
                 try:
                     reports.append(await self.check(info.id))
                 except SabotError as error:
@@ -264,36 +272,24 @@ class ResourceManager:
                     _log.exception("the quota of instance %r was not checked", info.id)
         return reports
 
-    async def _measure(self, instance: AgentInstance, account: _Account) -> None:
-        child = instance.child
-        used = await account.meter.look(child)
-        if used is None:
-            account.child, account.held_to, account.memory, account.processes = None, None, 0, 0
-            return
-        if child is not account.child:
-            account.child, account.held_to = child, None
-            account.hold()
-        account.memory, account.processes = used.memory_bytes, used.processes
-        account.peak_memory = max(account.peak_memory, used.memory_bytes)
-
-    async def _ask_for_tokens(self, agent_id: str, account: _Account) -> None:
+    async def _ask_for_tokens(self, limited: _LimitedInstance) -> None:
         if self._tokens_of is not None:
-            tokens = await self._tokens_of(agent_id)
-            account.asked.restore({"hourly": (window_start("hourly", self._clock.time()), Amounts(tokens))})
+            tokens = await self._tokens_of(limited.instance.id)
+            limited.asked.restore({"hourly": (window_start("hourly", self._clock.time()), Amounts(tokens))})
 
     # -- what follows -------------------------------------------------------------------------------------------------
 
-    async def _judge(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
-        limit = account.limits.get(resource)
-        used = account.used(resource, self._clock.time())
-        measure = account.measures.get(resource)
+    async def _judge(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
+        instance, limit = limited.instance, limited.quota.limits().get(resource)
+        used = limited.used(resource, self._clock.time())
+        measure = limited.measures.get(resource)
         done = None if measure is None else measure.action
         if limit is None or used <= limit:
-            if resource in account.breaches and not _is_low_by(done, resource, instance):
-                await self._lift(instance, account, resource)
+            if resource in limited.breaches and not _is_low_by(done, resource, instance):
+                await self._lift(limited, resource)
             return
-        account.breaches.setdefault(resource, self._clock.monotonic())
-        action = self._action(account, resource)
+        limited.breaches.setdefault(resource, self._clock.monotonic())
+        action = self._action(limited, resource)
         if self._is_done(instance, done, action):
             return
         violation = QuotaViolation(instance.id, self._clock.time(), resource, used, limit, action)
@@ -302,15 +298,15 @@ class ResourceManager:
         except SabotError as error:
             self._note(replace(violation, error=message_of(error)))
             raise
-        account.measures[resource] = violation
-        account.hold()
+        limited.measures[resource] = violation
+        limited.hold()
         self._note(violation)
 
-    def _action(self, account: _Account, resource: QuotaResource) -> QuotaAction:
+    def _action(self, limited: _LimitedInstance, resource: QuotaResource) -> QuotaAction:
         """Returns the action for a limit that is exceeded, or would be."""
-        quota, now = account.quota, self._clock.monotonic()
+        quota, now = limited.quota, self._clock.monotonic()
         soft = (
-            quota.mode is QuotaMode.SOFT_THEN_HARD and now - account.breaches.get(resource, now) < quota.grace_seconds
+            quota.mode is QuotaMode.SOFT_THEN_HARD and now - limited.breaches.get(resource, now) < quota.grace_seconds
         )
         return QuotaAction.WARN if soft or quota.mode is QuotaMode.WARN_ONLY else quota.action(resource)
 
@@ -333,65 +329,67 @@ class ResourceManager:
             failed = QuotaSuspendFailed if action is QuotaAction.SUSPEND else QuotaTerminateFailed
             raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
-    async def _lift(self, instance: AgentInstance, account: _Account, resource: QuotaResource) -> None:
+    async def _lift(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
         """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays suspended. Raises
         ResumeFailed.
         """
-        measure = account.measures.get(resource)
+        instance, measure = limited.instance, limited.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)
         if is_ours and instance.state is LifecycleState.SUSPENDED:
             await self._lives.resume(instance.id)
-        del account.breaches[resource]
-        account.measures.pop(resource, None)
-        account.hold()
+        del limited.breaches[resource]
+        limited.measures.pop(resource, None)
+        limited.hold()
 
-    async def _let_go(self, instance: AgentInstance, account: _Account) -> None:
-        for resource in list(account.breaches):
+    async def _let_go(self, limited: _LimitedInstance) -> None:
+        for resource in list(limited.breaches):
             try:
-                await self._lift(instance, account, resource)
+                await self._lift(limited, resource)
             except LifecycleError as error:
-                raise QuotaUpdateFailed(f"instance {instance.id!r} is not let go: {error.message}") from error
+                raise QuotaUpdateFailed(f"instance {limited.instance.id!r} is not let go: {error.message}") from error
 
     def _note(self, violation: QuotaViolation) -> None:
         self._violations.append(violation)
         _log.warning("%s", violation)
         call_listener("on_violation of the resource manager", self._on_violation, violation)
 
-    def _report(self, instance: AgentInstance, account: _Account) -> ResourceReport:
+    def _report(self, limited: _LimitedInstance) -> ResourceReport:
         return ResourceReport(
-            instance.id,
+            limited.instance.id,
             self._clock.time(),
-            instance.state,
-            account.processes,
-            account.meter.cores or 0.0,
-            account.meter.cpu_seconds,
-            account.memory,
-            account.peak_memory,
-            int(account.used(QuotaResource.TOKENS, self._clock.time())),
-            account.reported.total.tokens,
-            account.held_to,
-            tuple(account.breaches),
+            limited.instance.state,
+            limited.usage.processes,
+            limited.meter.cores or 0.0,
+            limited.meter.cpu_seconds,
+            limited.usage.memory_bytes,
+            limited.peak_memory,
+            int(limited.used(QuotaResource.TOKENS, self._clock.time())),
+            limited.reported.total.tokens,
+            limited.held_to,
+            tuple(limited.breaches),
         )
 
     @asynccontextmanager
-    async def _locked(self, agent_id: str) -> AsyncIterator[_Account]:
-        account = self._account(agent_id)
-        async with account.lock:
-            if self._accounts.get(agent_id) is not account:
+    async def _locked(self, agent_id: str) -> AsyncIterator[_LimitedInstance]:
+        limited = self._find(agent_id)
+        async with limited.lock:
+            if self._limited.get(agent_id) is not limited:
                 raise QuotaNotFound(f"instance {agent_id!r} has no quota any more")
-            yield account
+            limited.instance = self._lives.agent(agent_id)
+            yield limited
 
-    def _account(self, agent_id: str) -> _Account:
-        found = self._accounts.get(agent_id)
+    def _find(self, agent_id: str) -> _LimitedInstance:
+        found = self._limited.get(agent_id)
         if found is None:
             if self._default is None:
                 raise QuotaNotFound(f"instance {agent_id!r} has no quota", hint="set_quota gives it one")
-            self._lives.agent(agent_id)
-            found = self._accounts[agent_id] = self._account_with(self._default)
+            found = self._limit(agent_id, self._default)
         return found
 
-    def _account_with(self, quota: ResourceQuota) -> _Account:
-        return _Account(quota, UsageMeter(self._clock, least_s=_LEAST_SECONDS))
+    def _limit(self, agent_id: str, quota: ResourceQuota) -> _LimitedInstance:
+        meter = UsageMeter(self._clock, least_s=_LEAST_SECONDS)
+        found = self._limited[agent_id] = _LimitedInstance(self._lives.agent(agent_id), quota, meter)
+        return found
 
 
 def _is_low_by(done: QuotaAction | None, resource: QuotaResource, instance: AgentInstance) -> bool:
