@@ -84,6 +84,10 @@ class ForwardClock:
             return told
         return now
 
+    def time_ms(self) -> int:
+        """Returns the milliseconds since 1970-01-01 UTC. Never goes back."""
+        return round(self.time() * 1000)
+
     def since(self, moment: float) -> float:
         """Returns the seconds that have passed since `moment`, a result of `time`, without jumps of the machine's
         clock; at least 0. For a `moment` before this clock was made, the time before that is computed from the

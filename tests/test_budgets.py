@@ -30,7 +30,6 @@ MEMBERS = {  # of a contract that more than one class fulfils: methods, properti
     "connectors/base.py:Sink": 6,
     "connectors/base.py:Source": 6,
     "jobs/guard.py:EffectGuard": 16,  # 044
-    "jobs/owner.py:HostServices": 15,  # 089
     "jobs/owner.py:JobOwner": 15,
     "journal/base.py:Journal": 15,  # 060
     "journal/base.py:JournalReader": 13,  # 060

@@ -9,8 +9,11 @@ Modules in reading order:
     loop           the event loop that the function runs on
     values         packs what goes in and out of effects
     owner          what an agent is to its jobs
-    host           runs jobs over a journal; the next seven are its parts
+    events         what happens in a host, as its queue holds it
+    host_state     what a host and its parts share: the journal, the jobs in memory, the queue
+    host           runs jobs over a journal: handles one event after the other; the next eight are its parts
     effects        writes the entries of effects, and runs the commands of the core
+    call_requests  what calls under way ask for
     runner         makes the calls of tools
     certainty      what the error of a tool says of its call
     parking        jobs that wait for something long
@@ -30,6 +33,6 @@ A cancel, with a call under way:
 
 A restart, with such a call:
 
-    JobHost.open, open_jobs.open_jobs, JobHost.resume, Parking.load, JobHost.replay_job, JobRun.start (over the history), Effects.submit,
-    core.intended, Effects._resolve_doubt, core.continue_with_question, core.doubted, then another attempt, a question, or RESULT
+    JobHost.open, open_jobs.open_jobs, JobHost.resume, Parking.load, JobHost._replay_job, JobRun.start (over the history), Effects.submit,
+    core.intended, Effects.resolve_doubt, core.continue_with_question, core.doubted, then another attempt, a question, or RESULT
 """

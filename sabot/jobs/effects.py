@@ -4,18 +4,20 @@ asked ─▶ guard ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's ne
                       │
                       ├─ it failed, and may be repeated: ATTEMPT, and again
                       └─ nobody knows: `core.doubted` decides: again, look it up, ask a person, …
+
+What calls under way ask for is in `call_requests`.
 """
 
-import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from sabot.clock import Clock
-from sabot.errors import DataError, EffectError, JournalFailed, SabotError, UserError
+from sabot.errors import DataError, EffectError, UserError
+from sabot.jobs.call_requests import CallRequests
 from sabot.jobs.core import (
     AGAIN,
     APPROVE,
@@ -41,10 +43,10 @@ from sabot.jobs.core import (
     doubted,
     intended,
     question,
-    refusal,
     refused,
     repeat_or_drop,
 )
+from sabot.jobs.events import CallAsked, DoubtDue, GuardDecided, RepeatDecided, RepeatDue, Turned
 from sabot.jobs.guard import (
     CONFIRM,
     CallKind,
@@ -52,63 +54,50 @@ from sabot.jobs.guard import (
     EffectGuard,
     GuardedCall,
     GuardVerdict,
-    encode_verdict,
     judge_call,
 )
+from sabot.jobs.host_state import HostState
 from sabot.jobs.judges import judge_within
-from sabot.jobs.owner import HostServices, OpenJob, RunningJob
+from sabot.jobs.log import JobLog
+from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.runner import EffectRunner, Outcome
+from sabot.jobs.runner import EffectRunner, LookedUp, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
 from sabot.jobs.values import copied, gives_rows, pack_error, type_of, unpack
 from sabot.journal import Position
-from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled, digest
+from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
-from sabot.llm.errors import model_error
 
 _log = logging.getLogger(__name__)
 
-_CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
 _UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
 
 
 class Effects:
-    """Runs the effects of jobs. Its methods are items of the host's task, or add some."""
+    """Runs the effects of jobs. Entries that it appends for a delivery are added to `HostState.told`, and the host delivers them."""
 
     def __init__(
-        self,
-        host: HostServices,
-        timers: JobTimers,
-        clock: Clock,
-        *,
-        broke: Callable[[str, SabotError], object],
-        guard: EffectGuard | None = None,
+        self, host: HostState, log: JobLog, timers: JobTimers, clock: Clock, guard: EffectGuard | None = None
     ) -> None:
-        """`broke`: called if the run has to end. `guard`: decides which effects may be made; None allows all."""
+        """`guard`: decides which effects may be made; None allows all."""
         self.asked_total = self.doubts_total = 0
-        judge = None if guard is None else partial(judge_within, host, guard, clock, self.instead)
+        requests = self._requests = CallRequests(host, log, guard)
+        judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
         self.runner = EffectRunner(
             clock=clock,
-            put=host.put,
-            may_send=self._may_send,
-            sendable=self._sendable,
-            on_broken=partial(broke, "an effect"),
-            again=self.resend,
+            may_send=log.may_send,
+            sendable=log.sendable,
+            on_broken=partial(host.on_broken, "an effect"),
+            again=requests.resend,
             judge=judge,
         )
-        self.runner.ask = self.ask_person
-        self._host, self._timers, self._loop = host, timers, asyncio.get_running_loop()
-        self._guard = guard
+        self.runner.ask = requests.ask_person
+        self._host, self._log, self._timers, self._guard = host, log, timers, guard
         self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
 
-    def _may_send(self) -> None:
-        journal = self._host.journal
-        if journal.claim_left() <= 0:
-            raise JournalFailed(f"{journal.where}: its claim is over: another worker may have taken it")
-
-    # -- making -------------------------------------------------------------------------------------------------------
+    # -- asked --------------------------------------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
         """Takes up what the function has asked for."""
@@ -128,13 +117,65 @@ class Effects:
         else:
             self._record(running, ask)
 
+    def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
+        """Asks the guard whether the effect may be made. If that takes time, GuardDecided brings the decision."""
+        job = running.job
+        call = GuardedCall(
+            EffectId(job.job_id, ask.ordinal, ask.attempt),
+            kind,
+            ask.model or ask.name,
+            agent=job.history.begin.agent,
+            behalf=job.behalf,
+            effect_class=ask.effect_class,
+            tool=ask.tool,
+            args=(unpack(ask.body),) if kind == "child" else ask.args,
+            kwargs=ask.kwargs,
+            spec=ask.args[0] if kind == "model" else None,
+            price=ask.price,
+            labels=frozenset(job.labels),
+            apart=ask.apart,
+        )
+        found = judge_call(guard, call)
+        if isinstance(found, GuardVerdict):
+            self._decided(running, ask, found)
+            return
+        ask.enter(AWAITS_GUARD)
+        running.undecided[ask.ordinal] = ask
+        what = f"what decides on {ask.name} of job {job.job_id}"
+        self._host.put_when(found, partial(GuardDecided, running, ask), what)
+
+    def guard_decided(self, event: GuardDecided) -> None:
+        """Handles a decision of the guard that has taken time. An effect that nobody waits for any more is not made."""
+        running, ask, verdict = event.running, event.ask, event.verdict
+        running.undecided.pop(ask.ordinal, None)
+        runs = running.in_memory and not self._host.stopping
+        if ask.dropped or not runs:
+            assert self._guard is not None
+            self._guard.drop(EffectId(running.job.job_id, ask.ordinal, ask.attempt))
+            verdict = _UNAWAITED
+        if runs:
+            self._decided(running, ask, verdict)
+        else:
+            running.job.open.pop(ask.ordinal, None)
+
+    def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
+        if ask.model:
+            verdict = msgspec.structs.replace(verdict, about=ask.model)
+        ask.change(verdict)
+        if verdict.decision is Decision.ASK:
+            ask.attempt = 0
+        if verdict.decision is Decision.WARN or verdict.notes:
+            said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
+            _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
+        self._record(running, ask)
+
     def _record(self, running: RunningJob, ask: Ask) -> None:
         """Writes the INTENT of an effect, and begins it."""
         host = self._host
         at_ms = host.now_ms()
         if ask.due_ms:  # by the loop of its job, which is ahead where the machine's clock was set back before this life
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - at_ms)
-        position = host.append(ask.intent(running.job.job_id, at_ms), running)
+        position = self._log.append(ask.intent(running.job.job_id, at_ms), running)
         self.asked_total += 1
         if ask.ordinal not in running.job.open:
             ask.enter(OPEN)  # there is nothing to make: a patch, a wait whose signal was there
@@ -172,6 +213,8 @@ class Effects:
         asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
         return intended(ask, at_ms, resumed=resumed, asks=asks, answer=answer)
 
+    # -- commands of the core -----------------------------------------------------------------------------------------
+
     def _do(self, running: RunningJob, ask: Ask, command: EffectCommand, entry: Position | None = None) -> None:
         """Runs a command of the core. `entry`: the entry of this attempt, for MAKE. The call waits until it is durable, if the class of the
         effect wants that.
@@ -181,26 +224,28 @@ class Effects:
             assert ask.tool is not None
             first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
             args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change them, and be called again
-            ready = partial(self._sendable, first)
-            self.runner.make(
-                EffectId(running.job.job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, self._outcome, ready
-            )
+            ready = partial(self._log.sendable, first)
+            self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, ready)
         elif command.kind == "result":
             result = self._settled(job_id, ask, command.outcome, command.body)
-            host.deliver([(host.append(result, running), result)])
+            host.told.append((self._log.append(result, running), result))
         elif command.kind == "wait":
             if ask.due_ms:
                 self._timers.add_rest(command.at_ms, ask.due_ms, job_id, ask.ordinal)
             if ask.phase is not OPEN:  # a person is asked, for which the job may be parked
-                host.put_front(partial(host.settle, running))
+                host.put_front(Turned(running))
         elif command is BEGIN:
             self._begin_child(running, ask)
         elif command is AGAIN:
             if not host.stopping:
                 attempt = EffectId(job_id, ask.ordinal, ask.attempt + 1)
-                self._ask_guard(attempt, partial(self._attempt, running, ask))
+                denied = None if self._guard is None else self._guard.decide_again(attempt)
+                if denied is None or isinstance(denied, GuardVerdict):
+                    self.repeat_decided(running, ask, denied)
+                else:
+                    host.put_when(denied, partial(RepeatDecided, running, ask), f"what decides on effect {attempt}")
         elif command is RESOLVE_DOUBT:
-            self._resolve_doubt(running, ask)
+            self.resolve_doubt(running, ask)
         elif command is APPROVE:
             self._ask_approval(running, ask)
         elif command is INQUIRE:
@@ -208,11 +253,11 @@ class Effects:
         elif command is not NOTHING:
             assert ask.tool is not None
             if command is LATER:
-                host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), partial(self._again, running, ask))
+                host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), RepeatDue(running, ask))
             else:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)
-                effect = EffectId(running.job.job_id, ask.ordinal, ask.attempt)
-                self.runner.reconcile(effect, ask.tool, args, kwargs, self._reconciled, self._sendable)
+                effect = EffectId(job_id, ask.ordinal, ask.attempt)
+                self.runner.reconcile(effect, ask.tool, args, kwargs, host.put, self._log.sendable)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
         """Begins the child of an effect, unless it has begun: then it tells its end."""
@@ -237,20 +282,11 @@ class Effects:
         if error is not None:
             self._do(running, ask, EffectCommand("result", type_of(error), pack_error(error)))
 
-    async def _sendable(self, first: Position | None = None) -> None:
-        """Returns when the entry is durable and the claim holds. If the claim has run out, either the server of the
-        journal is away, and the claim comes back with it, or another worker has the claim, and the journal fails.
-        """
-        journal = self._host.journal
-        if first is not None:
-            await journal.durable(first)
-        while journal.claim_left() <= 0:
-            await journal.room()
-            await asyncio.sleep(_CLAIM_SECONDS)
+    # -- made, and its result -----------------------------------------------------------------------------------------
 
-    def _outcome(self, effect: EffectId, outcome: Outcome) -> None:
+    def call_ended(self, outcome: Outcome) -> None:
         """Handles the outcome of an attempt."""
-        job_id, ordinal = effect.job, effect.ordinal
+        job_id, ordinal, _ = outcome.effect
         running = self._host.running.get(job_id)
         ask = self._outlived.pop((job_id, ordinal), None) if running is None else running.job.open.get(ordinal)
         if ask is None:
@@ -259,17 +295,8 @@ class Effects:
         command = attempt_ended(ask, outcome.outcome, outcome.body, outcome.certainty, ask.tool.retry.retries)
         if running is not None:
             self._do(running, ask, command)
-        elif command.kind == "result":  # else the next start judges it
-            self._host.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
-
-    def forget(self, job: JobRun, stays_open: bool) -> None:
-        """Handles a job that leaves memory. `stays_open`: the next start goes on with it, so the outcomes of its calls
-        are still recorded.
-        """
-        if stays_open:
-            self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})
-        else:
-            self.runner.drop(job.job_id)
+        elif command.kind == "result":  # else the next start decides on it
+            self._log.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
 
     def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
         """Returns its RESULT, with what it has used."""
@@ -280,212 +307,95 @@ class Effects:
             asked = self._guard.asked_by_tool(effect)
         return EffectResult(job_id, at_ms, ask.ordinal, ask.attempt, outcome, body, used, asked=asked)
 
-    def _again(self, running: RunningJob, ask: Ask) -> None:
-        if running.in_memory and not self._host.stopping:
-            self._do(running, ask, repeat_or_drop(ask))
+    def repeat_due(self, event: RepeatDue) -> None:
+        """Handles the end of a back-off."""
+        if event.running.in_memory and not self._host.stopping:
+            self._do(event.running, event.ask, repeat_or_drop(event.ask))
 
-    def _ask_guard(self, effect: EffectId, go_on: Callable[[GuardVerdict | None], None]) -> None:
-        """Asks the guard whether this attempt may be made, and passes its answer on, at once or later."""
-        said = None if self._guard is None else self._guard.decide_again(effect)
-        if said is None or isinstance(said, GuardVerdict):
-            return go_on(said)
-
-        async def wait() -> None:
-            self._host.put(partial(go_on, await said))
-
-        self._host.spawn(wait(), f"what decides on effect {effect}")
-
-    def _attempt(self, running: RunningJob, ask: Ask, denied: GuardVerdict | None) -> None:
-        host = self._host
-        if not running.in_memory or host.stopping or ask.ordinal not in running.job.open:
+    def repeat_decided(self, running: RunningJob, ask: Ask, denied: GuardVerdict | None) -> None:
+        """Makes another attempt, unless the guard has denied it."""
+        if not running.in_memory or self._host.stopping or ask.ordinal not in running.job.open:
             return
         if denied is not None:
             self._do(running, ask, refused(ask, denied.reason, denied.error, denied.rule))
             return
         command = attempted(ask)
         running.job.history.begin_attempt(ask.ordinal, ask.attempt)
-        self._do(running, ask, command, self._write_attempt(running.job.job_id, running, ask))
+        entry = Attempt(running.job.job_id, self._host.now_ms(), ask.ordinal, ask.attempt)
+        self._do(running, ask, command, self._log.append(entry, running))
 
-    def _write_attempt(self, job_id: str, running: RunningJob | None, ask: Ask) -> Position:
-        return self._host.append(Attempt(job_id, self._host.now_ms(), ask.ordinal, ask.attempt), running)
-
-    # -- what a call under way asks for -------------------------------------------------------------------------------
-
-    async def _request(self, effect: EffectId, item: Callable[..., None]) -> Any:
-        """Runs an item of the host's task for a call that is under way, and returns its answer. Raises EffectError if nobody waits for the
-        effect any more.
-        """
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._host.put(partial(self._handle_request, effect, item, answer))
-        return await answer
-
-    def _handle_request(
-        self, effect: EffectId, item: Callable[..., None], answer: "asyncio.Future[Any]", *given: Any
-    ) -> None:
+    def call_asked(self, event: CallAsked) -> None:
+        """Handles what a call under way asks for."""
+        effect, answer = event.effect, event.answer
         if answer.done():
             return  # the call was cancelled
         running = self._host.running.get(effect.job)
         ask = self._outlived.get(effect[:2]) if running is None else running.job.open.get(effect.ordinal)
         if ask is None:
             answer.set_exception(EffectError("EffectOver", f"nobody waits for effect {effect} any more"))
-        else:
-            item(running, ask, answer, *given)
-
-    async def resend(self, effect: EffectId) -> EffectId:
-        """Begins another attempt for a call that sends its request once more, because it has not read the answer to the last one. Returns
-        when that may be sent. Raises EffectError if nobody waits for the effect any more, BudgetExceeded.
-        """
-
-        def decide(_: RunningJob | None, ask: Ask, answer: "asyncio.Future[Any]") -> None:
-            later = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
-            self._ask_guard(later, partial(self._handle_request, later, partial(self._resend, effect.job), answer))
-
-        attempt, entry = await self._request(effect, decide)
-        await self._sendable(entry)
-        return EffectId(effect.job, effect.ordinal, attempt)
-
-    def _resend(
-        self,
-        job_id: str,
-        running: RunningJob | None,
-        ask: Ask,
-        answer: "asyncio.Future[Any]",
-        denied: GuardVerdict | None,
-    ) -> None:
-        if denied is not None:
-            said = refusal(ask, denied.reason, denied.rule)
-            answer.set_exception(model_error(denied.error, said) or EffectError(denied.error, said))
             return
-        attempted(ask)
-        answer.set_result((ask.attempt, self._write_attempt(job_id, running, ask)))
-
-    async def instead(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Records the verdict on another model, which a call asks in place of the first one from this attempt on. Returns when the journal
-        has it. Raises EffectError if nobody waits for the effect any more.
-        """
-
-        def note(running: RunningJob | None, ask: Ask, answer: "asyncio.Future[Any]") -> None:
-            entry = Attempt(effect.job, self._host.now_ms(), *effect[1:], encode_verdict(verdict))
-            answer.set_result(self._host.append(entry, running))
-
-        await self._sendable(await self._request(effect, note))
-
-    async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
-        """Asks a person on behalf of a call under way (`AsksPerson`). Raises UserError for a second question,
-        EffectError if nobody waits for the call any more.
-        """
-        if asyncio.get_running_loop() is not self._loop:
-            raise UserError(
-                f"effect {effect} asks a person in an event loop of its own", hint="make its tool a coroutine function"
-            )
-        return str(await self._request(effect, partial(self._ask_person, effect, kind, body, seconds)))
-
-    def _ask_person(
-        self,
-        effect: EffectId,
-        kind: str,
-        body: bytes,
-        seconds: float | None,
-        running: RunningJob | None,
-        ask: Ask,
-        answer: "asyncio.Future[Any]",
-    ) -> None:
-        if running is None or self._host.stopping:
-            answer.set_exception(EffectError("EffectOver", f"effect {effect} is left for the next start"))
-            return
-        history, ordinal = running.job.history, effect.ordinal
-        before, name = history.approvals.get(ordinal), digest(self._host.journal.key, "ask", kind, body)
-        if before is None:
-            at_ms = self._host.now_ms()
-            due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
-            before = history.approvals[ordinal] = self._question(running, ask, at_ms, kind, body, due_ms=due_ms)
-            history.not_made.add(ordinal)
+        command = self._requests.answer(event, running, ask)
+        if command is not None and running is not None:
             self.runner.stop(effect)
-            self._do(running, ask, asked_person(ask, before))
-        elif (before.name, before.digest) == (kind, name) and history.approval(ordinal) is not None:
-            answer.set_result(before.token)
-        else:
-            said = f"{ask.name} asks a person, who was asked something else about this call before: a call asks one question"
-            hint = "let another tool ask it, or the agent's function by ctx.ask; where a rule asks, the tool need not"
-            answer.set_exception(UserError(said, hint=hint))
+            self._do(running, ask, command)
 
-    # -- what may be made ---------------------------------------------------------------------------------------------
+    # -- in doubt -----------------------------------------------------------------------------------------------------
 
-    async def reopen(self, jobs: Iterable[OpenJob]) -> None:
-        """Gives the guard its earlier decisions on the open effects of these jobs."""
-        if self._guard is None:
-            return
-        for job in jobs:
-            for ordinal, each in job.decided.items() if job.ended is None else ():
-                if each.verdict.decision is not Decision.DENY:
-                    effect = EffectId(job.job_id, ordinal, each.attempt)
-                    self._guard.reopen(effect, job.agent, job.behalf, each)
-        await self._guard.ready()
-
-    def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """Asks the guard whether the effect may run. If the guard takes time, its decision arrives through
-        `_decided_later`.
+    def resolve_doubt(
+        self, running: RunningJob, ask: Ask, found: Reconciled | None = None, result: bytes | None = None
+    ) -> None:
+        """Decides on an effect with an intent of which nobody knows whether it was made. `found`, `result`: the answer
+        of its `reconcile=` function.
         """
-        job = running.job
-        call = GuardedCall(
-            EffectId(job.job_id, ask.ordinal, ask.attempt),
-            kind,
-            ask.model or ask.name,
-            agent=job.history.begin.agent,
-            behalf=job.behalf,
-            effect_class=ask.effect_class,
-            tool=ask.tool,
-            args=(unpack(ask.body),) if kind == "child" else ask.args,
-            kwargs=ask.kwargs,
-            spec=ask.args[0] if kind == "model" else None,
-            price=ask.price,
-            labels=frozenset(job.labels),
-            apart=ask.apart,
+        job, tool = running.job, ask.tool
+        if self._host.stopping or not running.in_memory:
+            return  # the next start decides on it
+        assert tool is not None
+        if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
+            self._do(running, ask, MAKE)
+            return
+        history, not_made = job.history, ask.ordinal in job.history.not_made
+        asked = (history.approvals if not_made else history.doubts).get(ask.ordinal)
+        answer = None if asked is None else history.answers.get(asked.token)
+        command = (
+            continue_with_question(ask, not_made, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
         )
-        found = judge_call(guard, call)
-        if isinstance(found, GuardVerdict):
-            self._decided(running, ask, found)
+        if command is not None:
+            self._do(running, ask, command)
             return
-        ask.enter(AWAITS_GUARD)
-        running.undecided[ask.ordinal] = ask
+        wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
+        if wait_s > 0 and found is None and not ask.repeatable:
+            self._host.put_later(wait_s, DoubtDue(running, ask))
+            return
+        self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
-        async def wait() -> None:
-            self._host.put(partial(self._decided_later, running, ask, guard, await found))
+    def looked_up(self, event: LookedUp) -> None:
+        """Handles the answer of a tool's `reconcile=`."""
+        running = self._host.running.get(event.effect.job)
+        ask = None if running is None else running.job.open.get(event.effect.ordinal)
+        if running is not None and ask is not None:
+            self.resolve_doubt(running, ask, event.found, event.result)
 
-        self._host.spawn(wait(), f"what decides on {ask.name} of job {job.job_id}")
-
-    def _decided_later(self, running: RunningJob, ask: Ask, guard: EffectGuard, verdict: GuardVerdict) -> None:
-        """Handles a decision of the guard that has taken time. An effect that nobody waits for any more is not made."""
-        running.undecided.pop(ask.ordinal, None)
-        runs = running.in_memory and not self._host.stopping
-        if ask.dropped or not runs:
-            guard.drop(EffectId(running.job.job_id, ask.ordinal, ask.attempt))
-            verdict = _UNAWAITED
-        if runs:
-            self._decided(running, ask, verdict)
-            self._host.settle(running)
-        else:
-            running.job.open.pop(ask.ordinal, None)
-
-    def leave(self, running: RunningJob) -> None:
-        """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
-        They are not made; they are recorded because all that the function asks for is counted.
+    def _inquire(self, running: RunningJob, ask: Ask) -> None:
+        """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another
+        question.
         """
-        for ask in running.undecided.values():
-            ask.verdict = _UNAWAITED
-            self._host.append(ask.intent(running.job.job_id, self._host.now_ms()), running)
-            ask.enter(DONE)
+        history = running.job.history
+        answers = [*VERDICTS, *([LOOK_UP] if ask.effect_class == EffectClass.RECONCILABLE else [])]
+        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": answers}
+        about = f"{IN_DOUBT} {ask.attempt}"
+        if (earlier := history.doubts.get(ask.ordinal)) is not None:
+            payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
+            about += f" {payload['looked']}"
+        if _gives_rows(ask):
+            payload["gives"] = "rows"
+        asked = self._question(running, ask, self._host.now_ms(), IN_DOUBT, payload, about=about)
+        history.doubts[ask.ordinal] = asked
+        self.doubts_total += 1
+        _log.warning("job %s: nobody knows whether %s was done: a person is asked", running.job.job_id, ask.name)
+        self._do(running, ask, asked_person(ask, asked))
 
-    def _decided(self, running: RunningJob, ask: Ask, verdict: GuardVerdict) -> None:
-        if ask.model:
-            verdict = msgspec.structs.replace(verdict, about=ask.model)
-        ask.change(verdict)
-        if verdict.decision is Decision.ASK:
-            ask.attempt = 0
-        if verdict.decision is Decision.WARN or verdict.notes:
-            said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
-            _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
-        self._record(running, ask)
+    # -- what a person is asked ---------------------------------------------------------------------------------------
 
     def _ask_approval(self, running: RunningJob, ask: Ask) -> None:
         """Asks a person whether the effect may be made, by a question of type "confirm"; once, also over restarts."""
@@ -501,18 +411,18 @@ class Effects:
             )
         self._do(running, ask, asked_person(ask, asked))
 
+    def deliver_answer(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
+        """Handles a person's answer to a question about an effect: whether it may be made, or whether it was."""
+        running.job.history.answers[answer.token] = answer
+        self._do(running, ask, answered(ask, answer, gives_rows=_gives_rows(ask)))
+
     def _question(
         self, running: RunningJob, ask: Ask, at_ms: int, kind: str, payload: Any, *, about: str = "", due_ms: int = 0
     ) -> Intent:
         job_id, key = running.job.job_id, self._host.journal.key
         asked = question(ask, job_id, at_ms, key, kind, payload, about=about, due_ms=due_ms)
-        self._host.append(asked, running)
+        self._log.append(asked, running)
         return asked
-
-    def deliver_answer(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
-        """Handles a person's answer to a question about an effect: whether it may be made, or whether it was."""
-        running.job.history.answers[answer.token] = answer
-        self._do(running, ask, answered(ask, answer, gives_rows=_gives_rows(ask)))
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
 
@@ -538,62 +448,38 @@ class Effects:
         self.runner.cut_short(job_id, error)
         if not job.finished:
             late = EffectResult(job_id, host.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))
-            host.deliver([(host.append(late, running), late)])
+            host.told.append((self._log.append(late, running), late))
 
-    # -- in doubt -----------------------------------------------------------------------------------------------------
+    # -- lives of jobs and hosts --------------------------------------------------------------------------------------
 
-    def _resolve_doubt(
-        self, running: RunningJob, ask: Ask, found: Reconciled | None = None, result: bytes | None = None
-    ) -> None:
-        """Decides on an effect with an intent of which nobody knows whether it was made. `found`, `result`: the answer
-        of its `reconcile=` function.
+    async def reopen(self, jobs: Iterable[OpenJob]) -> None:
+        """Gives the guard its earlier decisions on the open effects of these jobs."""
+        if self._guard is None:
+            return
+        for job in jobs:
+            for ordinal, each in job.decided.items() if job.ended is None else ():
+                if each.verdict.decision is not Decision.DENY:
+                    effect = EffectId(job.job_id, ordinal, each.attempt)
+                    self._guard.reopen(effect, job.agent, job.behalf, each)
+        await self._guard.ready()
+
+    def leave(self, running: RunningJob) -> None:
+        """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
+        They are not made; they are recorded because all that the function asks for is counted.
         """
-        job, tool = running.job, ask.tool
-        if self._host.stopping or not running.in_memory:
-            return  # the next start judges it
-        assert tool is not None
-        if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
-            self._do(running, ask, MAKE)
-            return
-        history, not_made = job.history, ask.ordinal in job.history.not_made
-        asked = (history.approvals if not_made else history.doubts).get(ask.ordinal)
-        answer = None if asked is None else history.answers.get(asked.token)
-        command = (
-            continue_with_question(ask, not_made, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
-        )
-        if command is not None:
-            self._do(running, ask, command)
-            return
-        wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
-        if wait_s > 0 and found is None and not ask.repeatable:
-            self._host.put_later(wait_s, partial(self._resolve_doubt, running, ask))
-            return
-        self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
+        for ask in running.undecided.values():
+            ask.verdict = _UNAWAITED
+            self._log.append(ask.intent(running.job.job_id, self._host.now_ms()), running)
+            ask.enter(DONE)
 
-    def _reconciled(self, effect: EffectId, found: Reconciled, result: bytes | None) -> None:
-        running = self._host.running.get(effect.job)
-        ask = None if running is None else running.job.open.get(effect.ordinal)
-        if running is not None and ask is not None:
-            self._resolve_doubt(running, ask, found, result)
-
-    def _inquire(self, running: RunningJob, ask: Ask) -> None:
-        """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another
-        question.
+    def forget(self, job: JobRun, stays_open: bool) -> None:
+        """Handles a job that leaves memory. `stays_open`: the next start goes on with it, so the outcomes of its calls
+        are still recorded.
         """
-        history = running.job.history
-        answers = [*VERDICTS, *([LOOK_UP] if ask.effect_class == EffectClass.RECONCILABLE else [])]
-        payload = {"effect": ask.name, "ordinal": ask.ordinal, "attempt": ask.attempt, "answers": answers}
-        about = f"{IN_DOUBT} {ask.attempt}"
-        if (earlier := history.doubts.get(ask.ordinal)) is not None:
-            payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
-            about += f" {payload['looked']}"
-        if _gives_rows(ask):
-            payload["gives"] = "rows"
-        asked = self._question(running, ask, self._host.now_ms(), IN_DOUBT, payload, about=about)
-        history.doubts[ask.ordinal] = asked
-        self.doubts_total += 1
-        _log.warning("job %s: nobody knows whether %s was done: a person is asked", running.job.job_id, ask.name)
-        self._do(running, ask, asked_person(ask, asked))
+        if stays_open:
+            self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})
+        else:
+            self.runner.drop(job.job_id)
 
 
 def _gives_rows(ask: Ask) -> bool:

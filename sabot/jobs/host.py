@@ -4,15 +4,14 @@
                         │                           ▲
                         └─ quiet, and all that is open takes long: parked ──────────┘    (parking, timers)
 
-One task takes one item after the other: a job that begins, an outcome, a timer, the letters of the inbox. Only it appends entries, so a job
-gets its deliveries in the order of the journal. Nothing that waits for a disk or for a call is awaited there, but for room in the queue of
-the journal.
+One task handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters of the inbox. Only there are
+entries appended, so a job gets its deliveries in the order of the journal. Nothing that waits for a disk or for a call is awaited there,
+but for room in the queue of the journal.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,26 +22,48 @@ from sabot.base.process_exit import EXITS
 from sabot.base.stored_names import stored_name
 from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.clock import Clock, ForwardClock
+from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
 from sabot.jobs.core import NOT_MADE, PARKS_MS, may_happen, question_token
 from sabot.jobs.effects import Effects
+from sabot.jobs.events import (
+    Arrived,
+    AttemptDue,
+    BeginJob,
+    CallAsked,
+    DoubtDue,
+    Due,
+    EndedBefore,
+    Event,
+    GuardDecided,
+    HostStops,
+    LastDurable,
+    LettersCame,
+    Loaded,
+    NotBegun,
+    RepeatDecided,
+    RepeatDue,
+    TurnCame,
+    Turned,
+)
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
 from sabot.jobs.history import ContinueAs, Delivery, History
+from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.letters import JobLetters
 from sabot.jobs.log import JobLog, Listener
 from sabot.jobs.open_jobs import open_jobs
-from sabot.jobs.owner import Item, JobOwner, OpenJob, RunningJob
+from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
+from sabot.jobs.runner import LookedUp, Outcome
 from sabot.jobs.timers import JobTimers
-from sabot.jobs.tree import UNAWAITED_CHILD, JobTree, parent_of
+from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
 from sabot.jobs.values import pack_error
 from sabot.journal import Journal, Position
 from sabot.journal.base import JobMark
 from sabot.journal.effects import EffectId, digest
-from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry
+from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Signal
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +73,7 @@ _SLICE_SECONDS = 0.002  # then others get the event loop
 _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes again so much later
 
 
-class JobHost:
+class JobHost(HostState):
     """The owner of a journal while jobs run. It lives on one event loop."""
 
     def __init__(
@@ -71,33 +92,19 @@ class JobHost:
         long a stop waits for effects that run. `notes`: the notes of parked jobs in the restored checkpoint.
         `listener`: hears of all that happens. `guard`: decides on effects. `make_run`: makes a JobRun.
         """
-        self.journal = journal
-        self.stopping = False
-        self._clock = ForwardClock(clock)
-        self.steady_s = self._clock.monotonic
-        self._on_broken = on_broken
+        super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
         self._make_run = make_run
-        self._loop = asyncio.get_running_loop()
-        self.owners: dict[str, JobOwner] = {}
-        self.running: dict[str, RunningJob] = {}
-        self.jobs = JobTree()
         self._blocked: dict[str, NonDeterminism] = {}
         self._republished: set[str] = set()  # jobs that were open at the start, which the listener is told of again
-        self._items: deque[Item] = deque()
-        self.put_front = self._items.appendleft
-        self._waker: asyncio.Future[None] | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._arriving: deque[tuple[Position, Entry]] | None = None  # entries of this item that are not delivered
+        self._delivering = False
         self._guard = guard or EffectGuard()
-        self.log = JobLog(self, journal, listener, kept=self._guard.flush)
-        self.append: Callable[..., Position] = self.log.append
-        self.parking = Parking(self, notes, has_letter=lambda job_id: self._letters.under_way(job_id))
-        self._letters = JobLetters(self, self.log, all_taken=self.parking.letters_taken)
-        letters = partial(self.put, self._letters.take)
-        self._timers = JobTimers(self, self._clock, due=self._due, letters=letters, keeps=self._awaits, broke=on_broken)
-        self._effects = Effects(self, self._timers, clock, broke=on_broken, guard=guard)
+        self.log = JobLog(self, listener, kept=self._guard.flush)
+        self._letters = JobLetters(self, self.log)
+        self.parking = Parking(self, notes, has_letter=self._letters.under_way)
+        self._timers = JobTimers(self, keeps=self._awaits)
+        self._effects = Effects(self, self.log, self._timers, clock, guard)
         self._begun_total = self._ended_total = 0
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -132,9 +139,9 @@ class JobHost:
     def start(self) -> None:
         """Starts the task that serves the queue."""
         self.stopping = False
-        self._serving = self._loop.create_task(self._serve(), name="jobs")
+        self._serving = self.loop.create_task(self._serve(), name="jobs")
         what = "the task that runs jobs"
-        watch_task(self._serving, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+        watch_task(self._serving, what, partial(self.on_broken, what), stopped=lambda: self.stopping)
         self._timers.start()
 
     async def quiesce(self) -> None:
@@ -147,8 +154,8 @@ class JobHost:
         await self._effects.runner.close(self._stop_grace_s)
         if self._serving is None:
             return
-        last: asyncio.Future[None] = self._loop.create_future()
-        self.put(lambda: last.set_result(None))  # behind the last outcomes
+        last: asyncio.Future[None] = self.loop.create_future()
+        self.put(HostStops(last))  # behind the last outcomes
         await asyncio.wait([last, self._serving], return_when=asyncio.FIRST_COMPLETED)
         self._serving.cancel()
         await asyncio.wait([self._serving])
@@ -158,7 +165,7 @@ class JobHost:
         """Drops all jobs in memory; the journal has them. Idempotent."""
         await self.quiesce()
         await self.log.wait_published()
-        for task in list(self._tasks):
+        for task in list(self.tasks):
             task.cancel()
         for running in [*self.running.values()]:
             self._remove(running)
@@ -195,29 +202,29 @@ class JobHost:
         on from a checkpoint.
         """
         self.jobs.add(job_id, agent_id, begun=False)
+        self.put(BeginJob(agent_id, job_id, record, key, digest, run, behalf, taken))
 
-        def begin() -> None:
-            if self.stopping:
-                return
-            owner = self.owners[agent_id]
-            if not self.jobs.begins(job_id):
-                self.jobs.end(job_id)
-                owner.job_closed(job_id, "cancelled")
-                self._tell_parent(job_id, "cancelled", pack_error(asyncio.CancelledError(UNAWAITED_CHILD)), ())
-                return
-            facts = owner.code, *behalf[:2], run, behalf.labels
-            entry = Begin(job_id, self.now_ms(), agent_id, record, key, digest, *facts)
-            entries: Sequence[Any] = taken or (entry,)
-            self._guard.begin_job(entries[0], entries[1:])
-            self._begun_total += 1
-            if run == 1 and not taken:
-                self._begin(History(entry), owner, entry)
-                return
-            for each in entries:
-                self.append(each)
-            self.parking.load(job_id)
-
-        self.put(begin)
+    def _begin_job(self, event: BeginJob) -> None:
+        """Begins a job whose turn has come."""
+        job_id, owner = event.job_id, self.owners[event.agent_id]
+        if self.stopping:
+            return
+        if not self.jobs.begins(job_id):
+            self.jobs.end(job_id)
+            owner.job_closed(job_id, "cancelled")
+            self._tell_parent(job_id, "cancelled", pack_error(asyncio.CancelledError(UNAWAITED_CHILD)), ())
+            return
+        facts = owner.code, *event.behalf[:2], event.run, event.behalf.labels
+        entry = Begin(job_id, self.now_ms(), event.agent_id, event.record, event.key, event.digest, *facts)
+        entries: Sequence[Any] = event.taken or (entry,)
+        self._guard.begin_job(entries[0], entries[1:])
+        self._begun_total += 1
+        if event.run == 1 and not event.taken:
+            self._begin(History(entry), owner, entry)
+            return
+        for each in entries:
+            self.log.append(each)
+        self.parking.load(job_id)
 
     def begin_waiting(
         self,
@@ -231,7 +238,7 @@ class JobHost:
         failed: bool,
     ) -> OpenJob | None:
         """Handles a child of this agent that waits for its turn. If it may outlive its job, its BEGIN is recorded now: after a restart
-        nobody might ask for it. Only an item may call it. Returns the child as `resume` takes it at its turn; None if it begins only then.
+        nobody might ask for it. Only an event may call it. Returns the child as `resume` takes it at its turn; None if it begins only then.
 
         failed: it has begun before.
         """
@@ -242,23 +249,18 @@ class JobHost:
         self._guard.begin_job(entry)
         self.jobs.add(job_id, agent_id, begun=True)
         self._begun_total += 1
-        at = self.append(entry)
+        at = self.log.append(entry)
         return OpenJob(
             job_id, agent_id, key, record, digest, at, True, None, last=at, begun_ms=entry.at_ms, behalf=behalf
         )
 
     def child_not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
         """Tells the job that has asked for a child of this outcome, as of an END, because the child does not begin."""
-
-        def tell() -> None:
-            self.jobs.not_begun(job_id)
-            self._tell_parent(job_id, outcome, body, ())
-
-        self.put(tell)
+        self.put(NotBegun(job_id, outcome, body))
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
         running = self._load(history, owner)
-        self.append(entry, running)
+        self.log.append(entry, running)
         self._run(running, running.job.start, owner.call)
 
     def _load(self, history: History, owner: JobOwner, last: Position | None = None) -> RunningJob:
@@ -279,16 +281,16 @@ class JobHost:
     def resume(self, job: OpenJob) -> None:
         """Runs an open job over its history. A job that had failed is not run; its owner is told again."""
         if job.ended is not None and job.ended.outcome != "succeeded":
-            self.put(partial(self._had_ended, job, job.ended))
+            self.put(EndedBefore(job, job.ended))
         elif job.last == job.began and parent_of(job.job_id)[0]:
-            self.put(partial(self._take_turn, job.job_id))
+            self.put(TurnCame(job.job_id))
         else:
             self.parking.load(job.job_id)
 
     def _take_turn(self, job_id: str) -> None:
         """Begins a child that has waited for its turn, with its BEGIN in the journal: its timers count from now."""
         if not self.stopping:
-            self.append(Attempt(job_id, self.now_ms(), 0, 1))
+            self.log.append(Attempt(job_id, self.now_ms(), 0, 1))
             self.parking.load(job_id)
 
     def _had_ended(self, job: OpenJob, end: End) -> None:
@@ -305,41 +307,89 @@ class JobHost:
 
     # -- the task that serves -----------------------------------------------------------------------------------------
 
-    def put(self, item: Item) -> None:
-        self._items.append(item)
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
-
-    def put_later(self, wait_s: float, item: Item) -> None:
-        self._loop.call_later(wait_s, self.put, item)
-
     async def _serve(self) -> None:
-        monotonic = self._clock.monotonic
+        monotonic = self.steady_s
         slice_end = monotonic() + _SLICE_SECONDS
         while True:
-            if not self._items:
-                self._waker = self._loop.create_future()
-                await self._waker
+            if not self.events:
+                self.waker = self.loop.create_future()
+                await self.waker
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             await self.journal.room()
             if self.log.is_ahead:
                 await self.log.wait_room()
-            waiting = self._items.popleft()()
+            waiting = self._handle(self.events.popleft())
             if waiting is not None:
                 await waiting
             if monotonic() > slice_end:
                 await asyncio.sleep(0)
                 slice_end = monotonic() + _SLICE_SECONDS
 
-    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        task = self._loop.create_task(work, name=what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return watch_task(task, what, partial(self._on_broken, what), stopped=lambda: self.stopping)
+    def _handle(self, event: Event) -> Awaitable[None] | None:
+        """Handles an event. Returns what is to be awaited before the next one."""
+        effects = self._effects
+        match event:
+            case Turned(running):
+                self._take_up(running)
+            case Outcome():
+                effects.call_ended(event)
+            case GuardDecided(running):
+                effects.guard_decided(event)
+                self.deliver()
+                if not self.stopping:
+                    self.settle(running)
+            case RepeatDue():
+                effects.repeat_due(event)
+            case RepeatDecided(running, ask, denied):
+                effects.repeat_decided(running, ask, denied)
+            case CallAsked():
+                effects.call_asked(event)
+            case LookedUp():
+                effects.looked_up(event)
+            case DoubtDue(running, ask):
+                effects.resolve_doubt(running, ask)
+            case Due(job_id, ordinal):
+                self._due(job_id, ordinal)
+            case LettersCame():
+                return run_to_end(self._take_letters(event.posted_by))
+            case BeginJob():
+                self._begin_job(event)
+            case TurnCame(job_id):
+                self._take_turn(job_id)
+            case NotBegun(job_id, outcome, body):
+                self.jobs.not_begun(job_id)
+                self._tell_parent(job_id, outcome, body, ())
+            case EndedBefore(job, end):
+                self._had_ended(job, end)
+            case Loaded(job_id, entries):
+                self._replay_job(job_id, self.parking.loaded(job_id, entries))
+            case LastDurable(running, error):
+                self._end_safely(running, error)
+            case AttemptDue(running):
+                self._attempt(running)
+            case Arrived(entry, ask):
+                self._arrived(entry, ask)
+            case HostStops(done):
+                done.set_result(None)
+        if self.told:
+            self.deliver()
+        return None
 
-    def now_ms(self) -> int:
-        return round(self._clock.time() * 1000)
+    async def _take_letters(self, posted_by: str) -> None:
+        await self._letters.take()
+        self.deliver()
+        if posted_by and self._letters.taken(posted_by):
+            self.parking.letters_taken(posted_by)
+
+    def _arrived(self, entry: Answer | Signal | End, ask: Ask | None) -> None:
+        running = self.running.get(entry.job)
+        if ask is not None and (running is None or running.job.open.get(ask.ordinal) is not ask):
+            return
+        if ask is not None and isinstance(entry, Answer) and entry.token != ask.token:
+            return
+        entry = msgspec.structs.replace(entry, at_ms=self.now_ms())
+        self.told.append((self.log.append(entry, running), entry))
 
     # -- turns --------------------------------------------------------------------------------------------------------
 
@@ -356,21 +406,23 @@ class JobHost:
             return
         if (job.new or job.gone) and not running.noting:
             running.noting = True
-            self.put_front(partial(self._take_up, running))
+            self.put_front(Turned(running))
         else:
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is an item of its own,
+        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is an event of its own,
         because the journal must have room for its entry.
         """
         job = running.job
         if job.new:
             self._effects.submit(running, job.new.popleft())
+            if self.told:
+                self.deliver()
         elif job.gone:
             self._drop(running, job.gone.popleft())
         if job.new or job.gone:
-            self.put_front(partial(self._take_up, running))
+            self.put_front(Turned(running))
         else:
             running.noting = False
             self.settle(running)
@@ -385,7 +437,7 @@ class JobHost:
             if running.in_memory and not job.history.has_result(ordinal):  # another attempt asks for another child
                 error = pack_error(asyncio.CancelledError(UNAWAITED_CHILD))
                 given_up = EffectResult(job.job_id, now_ms, ordinal, 1, NOT_MADE, error)
-                told.append((self.append(given_up, running), given_up))
+                told.append((self.log.append(given_up, running), given_up))
             self.deliver(told)
 
     def _leave_children(self, running: RunningJob) -> list[tuple[Position, Entry]]:
@@ -396,7 +448,7 @@ class JobHost:
         return self._append_all(self.jobs.leave(job.job_id, open_children, why, self.now_ms()))
 
     def _append_all(self, entries: Iterable[Entry]) -> list[tuple[Position, Entry]]:
-        return [(self.append(each), each) for each in entries]
+        return [(self.log.append(each), each) for each in entries]
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
         """Tells the job that has begun this one, if any, that it has ended. body, labels: of its END. ran_ms: how long it has run."""
@@ -408,7 +460,7 @@ class JobHost:
         effect = EffectId(result.job, result.ordinal)
         used = self._guard.settle(effect, "child", "", result.outcome, body, result.at_ms)
         result = msgspec.structs.replace(result, usage=used) if used else result
-        self.deliver([(self.append(result, running), result)])
+        self.deliver([(self.log.append(result, running), result)])
 
     def settle(self, running: RunningJob) -> None:
         if not running.in_memory or running.ending or running.noting:
@@ -422,7 +474,7 @@ class JobHost:
             self._failed(running, job.stuck())
         elif (
             not running.undecided
-            and job.may_park(self._clock.time())
+            and job.may_park(self.clock.time())
             and not 0 < running.limit_s <= self.steady_s() + PARKS_MS / 1000  # else its time is over soon
         ):
             self._remove(running)
@@ -432,17 +484,18 @@ class JobHost:
         del self.running[running.job.job_id]
         running.in_memory = False
 
-    def deliver(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Delivers entries (`HostServices.deliver`). Entries that follow from a delivery are appended and delivered
-        behind all others.
+    def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
+        """Delivers entries that were appended to their jobs, in their order, or wakes parked ones: those in `told`, then
+        these. Entries that follow from a delivery are appended and delivered behind all others.
         """
-        if self._arriving is not None:
-            self._arriving.extend(entries)
+        told = self.told
+        told.extend(entries)
+        if self._delivering or not told:
             return
-        arriving = self._arriving = deque(entries)
+        self._delivering = True
         try:
-            while arriving:
-                position, entry = arriving.popleft()
+            while told:
+                position, entry = told.popleft()
                 if not isinstance(entry, Delivery):
                     continue
                 running = self.running.get(entry.job)
@@ -457,9 +510,9 @@ class JobHost:
                 else:
                     self._run(running, running.job.deliver, entry)
         finally:
-            self._arriving = None
+            self._delivering = False
 
-    def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+    def _replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
         if self.stopping:
             return
         if job_id in self._republished:
@@ -480,12 +533,13 @@ class JobHost:
         """Handles a timer, the deadline of a question, or the end of the time of an attempt (ordinal 0)."""
         if not ordinal:
             self._effects.time_out(job_id)
+            self.deliver()
             self.parking.time_out(job_id)
             return
         if not self._awaits(job_id, ordinal):
             return
         if self.parking.is_loading(job_id):
-            self.put_later(_AGAIN_SECONDS, partial(self._due, job_id, ordinal))
+            self.put_later(_AGAIN_SECONDS, Due(job_id, ordinal))
             return
         running = self.running.get(job_id)
         asked = self.parking.asks(job_id, ordinal) if running is None else running.job.open[ordinal].kind != "sleep"
@@ -493,7 +547,7 @@ class JobHost:
             self._letters.withdraw(job_id, ordinal, question_token(self.journal.key, job_id, ordinal), "expired")
             return
         entry = EffectResult(job_id, self.now_ms(), ordinal)
-        self.deliver([(self.append(entry, running), entry)])
+        self.deliver([(self.log.append(entry, running), entry)])
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -506,7 +560,8 @@ class JobHost:
             return
         recorded = job.history.end
         if owner.leaves_at_once and not running.safe and running.last is not None and recorded is None:
-            self._when_durable(running, running.last, partial(self.settle, running))
+            running.ending = True
+            self.log.when_durable(running.last, LastDurable(running, None))
             return
         try:
             output = owner.ended(job, value)
@@ -516,18 +571,17 @@ class JobHost:
         name = digest(self.journal.key, "output", "", output)
         if recorded is not None and recorded.digest != name:
             other = f"job {job.job_id} has given other output than before the restart"
-            self._on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
+            self.on_broken(f"job {job.job_id}", NonDeterminism(other, hint="bring the old code back"))
             return
         self._close_job(running, "succeeded", output, name)
 
-    def _when_durable(self, running: RunningJob, position: Position, item: Callable[[], None]) -> None:
-        def go_on() -> None:
-            running.ending, running.safe = False, True
-            if running.in_memory:
-                item()
-
-        running.ending = True
-        self.log.when_durable(position, partial(self.put, go_on))
+    def _end_safely(self, running: RunningJob, error: BaseException | None) -> None:
+        """Ends a job whose last entry is durable."""
+        running.ending, running.safe = False, True
+        if running.in_memory and error is not None:
+            self._failed(running, error)
+        elif running.in_memory:
+            self.settle(running)
 
     def _close_job(self, running: RunningJob, outcome: str, body: bytes, name: bytes = b"", result: str = "") -> None:
         """Writes the last entry of a job. `result`: the type of the error, or the reason. `body`: the output, or the
@@ -539,7 +593,7 @@ class JobHost:
             self._effects.leave(running)
             told = self._leave_children(running)  # before END: where that is durable, they are told
             used = self._guard.end_job(job_id, self.now_ms())
-            self.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
+            self.log.append(End(job_id, self.now_ms(), outcome, result, name, body, labels, used), running)
         self._forget(running)
         self.jobs.end(job_id)
         self.log.unapplied.pop(job_id, None)
@@ -566,13 +620,12 @@ class JobHost:
                 return
             error = RuntimeError("the call was cancelled from inside")
         if not running.safe and running.last is not None and job.history.end is None:
-            self._when_durable(
-                running, running.last, partial(self._failed, running, error)
-            )  # before its dead letter leaves
+            running.ending = True
+            self.log.when_durable(running.last, LastDurable(running, error))  # before its dead letter leaves
             return
         verdict = running.owner.failed(job, error)
         if verdict == "again":
-            self.put_later(running.owner.backoff_s(job.history.attempt), partial(self._attempt, running))
+            self.put_later(running.owner.backoff_s(job.history.attempt), AttemptDue(running))
         elif verdict == "end":
             self._close_job(running, "failed", pack_error(error, whole=True), result=stored_name(type(error)))
         else:
@@ -586,10 +639,10 @@ class JobHost:
         if not running.in_memory or self.stopping:
             return
         if self._letters.under_way(job_id):  # what it has given up must stand before the attempt
-            self.put_later(_AGAIN_SECONDS, partial(self._attempt, running))
+            self.put_later(_AGAIN_SECONDS, AttemptDue(running))
             return
         self._effects.leave(running)
-        self.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1), running)
+        self.log.append(Attempt(job_id, self.now_ms(), 0, running.job.history.attempt + 1), running)
         self._forget(running)
         self.parking.load(job_id)
 

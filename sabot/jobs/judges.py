@@ -6,7 +6,7 @@ No journal has them, so nothing is decided but for this one call, nobody can be 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -26,7 +26,7 @@ from sabot.jobs.guard import (
     judge_call,
 )
 from sabot.jobs.masking import mask
-from sabot.jobs.owner import HostServices
+from sabot.jobs.owner import RunningJob
 from sabot.jobs.values import pack, pack_error, type_of
 from sabot.journal.effects import EffectClass, EffectId
 from sabot.llm.errors import model_error
@@ -168,10 +168,10 @@ def judge_of(app: str, guards: Sequence[EffectGuard], clock: Clock) -> GuardJudg
 
 
 def judge_within(
-    host: HostServices, guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
+    running: Mapping[str, RunningJob], guard: EffectGuard, clock: Clock, note: NoteInstead, effect: EffectId
 ) -> GuardJudge:
-    """Returns the judge of the models that the tool of this effect asks by itself. `note`: records the verdict on a
-    model that stands in for that of the effect.
+    """Returns the judge of the models that the tool of this effect asks by itself. `running`: the jobs in memory, by
+    id. `note`: records the verdict on a model that stands in for that of the effect.
     """
-    job = host.running[effect.job].job  # no effect is made for a job that is not in memory
+    job = running[effect.job].job  # no effect is made for a job that is not in memory
     return _ToolJudge(effect, job.history.begin.agent, job.behalf, guard, clock, note)

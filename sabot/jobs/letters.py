@@ -4,42 +4,36 @@ A question is closed by a letter, as by an answer, so that the inbox decides whi
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from functools import partial
 
-from sabot.base.threads import run_in_thread, run_to_end
+from sabot.base.threads import run_in_thread
 from sabot.errors import LetterRefused
+from sabot.jobs.events import LettersCame
+from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.log import JobLog
-from sabot.jobs.owner import HostServices
 from sabot.journal.entries import Cancel, Letter
 
 
 class JobLetters:
-    """The letters of a host. Its methods are items of the host's task, or put some."""
+    """The letters of a host."""
 
-    def __init__(self, host: HostServices, log: JobLog, *, all_taken: Callable[[str], None]) -> None:
-        """all_taken: called with a job when none of its letters is under way any more."""
+    def __init__(self, host: HostState, log: JobLog) -> None:
         self._host = host
         self._log = log
-        self._all_taken = all_taken
         self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
 
     def under_way(self, job_id: str) -> bool:
         """True if a letter of this job was posted, and is not taken yet."""
         return job_id in self._posting
 
-    def take(self) -> Awaitable[None]:
-        """Makes entries of the letters, and delivers them before anything else. A cancel is followed by those of all jobs below."""
-
-        async def take() -> None:
-            host, entries = self._host, await run_in_thread(self._host.journal.take)
-            self._log.note_taken(entries)
-            cancels = [entry for _, entry in entries if isinstance(entry, Cancel)]
-            below = [each for cancel in cancels for each in host.jobs.cancel(cancel, host.now_ms())]
-            host.deliver([*entries, *((host.append(each), each) for each in below)])
-
-        return run_to_end(take())
+    async def take(self) -> None:
+        """Makes entries of the letters, which are to be delivered before anything else. A cancel is followed by those of all jobs below."""
+        host, entries = self._host, await run_in_thread(self._host.journal.take)
+        self._log.note_taken(entries)
+        host.told.extend(entries)
+        for _, entry in entries:
+            for each in host.jobs.cancel(entry, host.now_ms()) if isinstance(entry, Cancel) else ():
+                host.told.append((self._log.append(each), each))
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
         """Closes a question, unless an answer came first. why: "expired" or "cancelled"."""
@@ -54,11 +48,12 @@ class JobLetters:
         except LetterRefused as refused:
             if refused.reason == "expired":  # only answers are
                 raise
-        self._host.put(self.take)
-        self._host.put(partial(self._taken, job_id))
+        self._host.put(LettersCame(posted_by=job_id))
 
-    def _taken(self, job_id: str) -> None:
+    def taken(self, job_id: str) -> bool:
+        """Handles a letter of this job that was taken. Returns True if none of them is under way any more."""
         self._posting[job_id] -= 1
-        if not self._posting[job_id]:
-            del self._posting[job_id]
-            self._all_taken(job_id)
+        if self._posting[job_id]:
+            return False
+        del self._posting[job_id]
+        return True

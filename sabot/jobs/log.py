@@ -16,9 +16,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.errors import NonDeterminism, SabotError, TransientError
-from sabot.jobs.owner import HostServices, RunningJob
-from sabot.journal import Journal, Position
+from sabot.errors import JournalFailed, NonDeterminism, SabotError, TransientError
+from sabot.jobs.events import Event
+from sabot.jobs.host_state import HostState
+from sabot.jobs.owner import RunningJob
+from sabot.journal import Position
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Entry
 
@@ -30,6 +32,7 @@ AHEAD_MOST = 10_000
 LAST_SECONDS = 5.0
 """At a close, for a listener that takes its time."""
 
+_CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
 _SILENT_SECONDS = 5.0  # a stop waits no longer for a journal in which nothing becomes durable
 
 
@@ -71,12 +74,10 @@ class Listener(Protocol):
 class JobLog:
     """The journal of a host, and its listener. It belongs to the event loop of the host."""
 
-    def __init__(
-        self, host: HostServices, journal: Journal, listener: Listener | None, kept: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
         """`kept`: returns when all that is made of results is kept elsewhere, so that the journal may forget them."""
         self._kept = kept
-        self.journal = journal
+        self.journal = host.journal
         self.listener = listener
         self.unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
         self._host = host
@@ -86,7 +87,7 @@ class JobLog:
         self._publisher: asyncio.Task[None] | None = None
         self._room_waiter: asyncio.Future[None] | None = None
         # Who waits for the disk, of each partition.
-        self._awaited: dict[int, deque[tuple[Position, Callable[[], None]]]] = {}
+        self._awaited: dict[int, deque[tuple[Position, Event]]] = {}
         self._leaving = False
 
     async def open(self) -> None:
@@ -94,7 +95,9 @@ class JobLog:
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Appends an entry (`HostServices.append`)."""
+        """Appends an entry to the journal, as the last one of a job in memory. Only where an event is handled may it be called: there the
+        journal has room.
+        """
         position = self.journal.append(entry)
         if running is not None:
             running.last = position
@@ -110,12 +113,12 @@ class JobLog:
             if self.listener is not None:
                 self._publish(position, entry)
 
-    def when_durable(self, position: Position, item: Callable[[], None]) -> None:
-        """Calls `item` when the entry there is durable. All ends of jobs of a partition wait in one task, not in one each."""
+    def when_durable(self, position: Position, event: Event) -> None:
+        """Puts the event when the entry there is durable. All ends of jobs of a partition wait in one task, not in one each."""
         if (awaited := self._awaited.get(position.partition)) is not None:
-            awaited.append((position, item))
+            awaited.append((position, event))
             return
-        self._awaited[position.partition] = deque([(position, item)])
+        self._awaited[position.partition] = deque([(position, event)])
         self._host.spawn(self._await_disk(position.partition), "what waits for the ends of jobs to be durable")
 
     async def _await_disk(self, partition: int) -> None:
@@ -123,10 +126,26 @@ class JobLog:
         try:
             while awaited:
                 await self.journal.durable(awaited[0][0])
-                _, item = awaited.popleft()
-                item()
+                self._host.put(awaited.popleft()[1])
         finally:
             del self._awaited[partition]
+
+    # -- before a call is sent ----------------------------------------------------------------------------------------
+
+    def may_send(self) -> None:
+        """Raises JournalFailed if the claim of the journal is over, so that nothing may be sent."""
+        if self.journal.claim_left() <= 0:
+            raise JournalFailed(f"{self.journal.where}: its claim is over: another worker may have taken it")
+
+    async def sendable(self, first: Position | None = None) -> None:
+        """Returns when the entry is durable and the claim holds. If the claim has run out, either the server of the
+        journal is away, and the claim comes back with it, or another worker has the claim, and the journal fails.
+        """
+        if first is not None:
+            await self.journal.durable(first)
+        while self.journal.claim_left() <= 0:
+            await self.journal.room()
+            await asyncio.sleep(_CLAIM_SECONDS)
 
     # -- who listens --------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,11 @@
-"""The owners of jobs, jobs in memory, and the port between a host and its parts.
+"""The owners of jobs, and jobs as their host sees them.
 
-JobOwner       an agent: makes the function's context, takes what it returns, decides what follows an error
-RunningJob     a job in memory
-HostServices   the host, as `effects`, `parking` and `timers` see it
+JobOwner     an agent: makes the function's context, takes what it returns, decides what follows an error
+OpenJob      a job that a start finds in the journal
+RunningJob   a job in memory
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,15 +13,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 from sabot.errors import NonDeterminism
 from sabot.jobs.guard import NOBODY, Behalf, DecidedEffect
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.tree import JobTree
-from sabot.journal import Journal, Position
-from sabot.journal.entries import Body, End, Entry
+from sabot.journal import Position
+from sabot.journal.entries import Body, End
 
 AfterFailure = Literal["again", "end", "stop"]
 """What follows when a job's function has failed: another attempt, its end, or the end of its agent (the job stays open)."""
-
-Item = Callable[[], Awaitable[None] | None]
-"""Something that the host's task does in its turn."""
 
 
 class OpenJob(NamedTuple):
@@ -161,56 +156,3 @@ class RunningJob:
             return self.due_s > 0
         ask = self.job.open.get(ordinal)
         return ask is not None and ask.due_ms > 0
-
-
-class HostServices(Protocol):
-    """The services of the host for its parts. All are called on its event loop.
-
-    `jobs` are all jobs that the host knows and that have not ended, `running` those in memory, by id, and `owners`
-    the durable agents, by id.
-    """
-
-    journal: Journal
-    jobs: JobTree
-    running: dict[str, RunningJob]
-    owners: dict[str, JobOwner]
-
-    @property
-    def stopping(self) -> bool:
-        """True once the host stops: it begins no job and makes no effect any more."""
-
-    def put(self, item: Item) -> None:
-        """Adds an item to the end of the host's queue."""
-
-    def put_front(self, item: Item) -> None:
-        """Adds an item to the front of the host's queue, so that nothing is delivered before it. Only an item may."""
-
-    def put_later(self, wait_s: float, item: Item) -> None:
-        """Adds an item to the end of the host's queue after `wait_s` seconds."""
-
-    def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Appends an entry to the journal, as the last one of a job in memory. Only an item may call it."""
-
-    def settle(self, running: RunningJob) -> None:
-        """Decides what a quiet job does next: wait, park or end. Does nothing while effects of the job are not in the
-        journal yet.
-        """
-
-    def deliver(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Delivers entries that were appended in one step to their jobs, in their order, or wakes parked ones. Entries
-        that follow from them are appended behind them, and delivered after them.
-        """
-
-    def replay_job(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
-        """Runs a job over its history."""
-
-    def spawn(self, work: Coroutine[Any, Any, None], what: str) -> "asyncio.Task[None]":
-        """Starts a task for work that waits. It is cancelled when the host is closed; an error of it ends the run."""
-
-    def now_ms(self) -> int:
-        """Returns the time in milliseconds since 1970, for entries and for all that must survive a restart. It never
-        goes back while the host exists.
-        """
-
-    def steady_s(self) -> float:
-        """Returns the seconds of a clock that never jumps, for durations within the life of the host."""

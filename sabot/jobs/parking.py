@@ -10,16 +10,17 @@ letter of its own.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from sabot.jobs.core import DOUBT
+from sabot.jobs.events import Loaded
 from sabot.jobs.history import Delivery
+from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import whole_entries
-from sabot.jobs.owner import HostServices, JobOwner, OpenJob, RunningJob
+from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.timers import JobTimers
 from sabot.journal import Position
 from sabot.journal.entries import EffectResult, Entry, Signal
@@ -78,7 +79,7 @@ class _Parked(msgspec.Struct, gc=False):  # of 100,000 of them the garbage colle
 class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
-    def __init__(self, host: HostServices, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
+    def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
         """`notes`: keeps the notes; without it, a start runs all open jobs over their history. `has_letter`: True if a
         letter of a job is under way.
         """
@@ -225,12 +226,12 @@ class Parking:
                 job_id = self._to_load.popleft()
                 await self._host.journal.flush()  # what woke the job must be among what is read
                 entries = await call_journal(whole_entries, self._host.journal, job_id)
-                self._host.put(partial(self._loaded, job_id, entries))
+                self._host.put(Loaded(job_id, entries))
         finally:
             self._loads -= 1
 
-    def _loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> None:
+    def loaded(self, job_id: str, entries: list[tuple[Position, Entry]]) -> list[tuple[Position, Entry]]:
+        """Returns the whole history of a job that was read up to these entries."""
         behind = self._loading.pop(job_id)
         last = entries[-1][0] if entries else None
-        entries += [each for each in behind if last is None or each[0] > last]
-        self._host.replay_job(job_id, entries)
+        return [*entries, *(each for each in behind if last is None or each[0] > last)]

@@ -1,7 +1,7 @@
 """Makes the calls of tools, one attempt each, and passes their outcomes on.
 
-    make ─▶ it has a thread ─▶ ready ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(effect, outcome)
-                                                    └─ its time is over ─▶ done(effect, unknown); it is cancelled, and its result dropped
+    make ─▶ it has a thread ─▶ ready ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
+                                                    └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
 
 Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are; asked again, a call that is under way is
 adopted and not made twice.
@@ -42,7 +42,7 @@ from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judg
 from sabot.llm.tools import Effect, Tool
 from sabot.steps import step
 
-__all__ = ["Certainty", "EffectRunner", "Outcome"]
+__all__ = ["Certainty", "EffectRunner", "LookedUp", "Outcome"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +67,22 @@ CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.C
 class Outcome:
     """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
 
+    effect: EffectId
     certainty: Certainty
     outcome: str
     body: bytes
 
 
-Done = Callable[[EffectId, Outcome], object]
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """The answer of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
+
+    effect: EffectId
+    found: Reconciled
+    result: bytes | None = None
+
+
+Done = Callable[[Outcome], object]
 
 Ready = Callable[[], Awaitable[None]]
 """Awaited by a call when it has all else, just before it is sent; for example until its intent is durable."""
@@ -127,7 +137,6 @@ class EffectRunner:
         self,
         *,
         clock: Clock,
-        put: Callable[[Callable[[], Any]], object] = lambda item: item(),
         may_send: Callable[[], None] = lambda: None,
         sendable: Callable[[], Awaitable[None]] | None = None,
         sync_threads: int = 16,
@@ -135,9 +144,8 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """`put`: calls its argument, now or later; it gets `done` with its outcome. `may_send`: called just before each
-        call; it raises if no call may be made any more. `sendable`: awaited before each request to a model that a call
-        sends. `sync_threads`: how many sync tools run at once.
+        """`may_send`: called just before each call; it raises if no call may be made any more. `sendable`: awaited
+        before each request to a model that a call sends. `sync_threads`: how many sync tools run at once.
 
         `on_broken`: called in place of `done` if the run has to end: the journal has failed (`ready` and `may_send`
         raise JournalFailed), or a tool has asked for the end of the process (`process_exit`). Without it the error is
@@ -145,7 +153,6 @@ class EffectRunner:
         returns the judge of the models that the tool of this effect asks by itself.
         """
         self._clock = clock
-        self._put = put
         self._may_send = may_send
         self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
@@ -207,12 +214,11 @@ class EffectRunner:
         tool: Tool,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        done: Callable[[EffectId, Reconciled, bytes | None], None],
+        done: Callable[[LookedUp], object],
         ready: Ready | None = None,
     ) -> None:
-        """Asks the tool's `reconcile=` whether the effect was done, and passes the answer to `done`, with the packed
-        result if there is one. The answer is UNKNOWN if the function raises, does not answer within `timeout=` (60 s
-        without one), or returns something else.
+        """Asks the tool's `reconcile=` whether the effect was done, and passes the answer to `done`. The answer is
+        UNKNOWN if the function raises, does not answer within `timeout=` (60 s without one), or returns something else.
         """
         look = tool.reconcile
         assert look is not None, f"tool {tool.name} has nothing to reconcile with"
@@ -340,7 +346,7 @@ class EffectRunner:
                         body = pack(_hidden(unpack(body), call.secrets), "its result")
                 except UserError as error:
                     raise EffectError("ResultNotRecorded", f"tool {tool.name} was called, and {error}") from None
-                outcome = Outcome(Certainty.DONE, "ok", body)
+                outcome = Outcome(call.effect, Certainty.DONE, "ok", body)
         except GeneratorExit:  # the loop is gone
             raise
         except BaseException as error:
@@ -385,7 +391,7 @@ class EffectRunner:
         kind = type_of(error)
         if not isinstance(error, (asyncio.CancelledError, *EXITS, JournalFailed)):
             self._errors.add(error, f"tool {call.tool.name}, effect {call.effect}", "the job is told")
-        return Outcome(certainty, "Error" if kind == "ok" else kind, pack_error(error))
+        return Outcome(call.effect, certainty, "Error" if kind == "ok" else kind, pack_error(error))
 
     def _break(self, call: _Call, error: SabotError) -> None:
         """Ends the run. The outcome of the call is not passed on, since its job must not go on with it; the next start
@@ -415,7 +421,7 @@ class EffectRunner:
         if call.done is None:
             return
         try:
-            self._put(partial(call.done, call.effect, outcome))
+            call.done(outcome)
         except BaseException as error:  # of the owner: it must not be kept in a task that nobody looks at
             self._on_broken(unexpected_end(f"what is told of {call}", error))
 
@@ -517,25 +523,24 @@ def _raise_here(error: BaseException) -> None:
     raise error
 
 
-def _found(
-    done: Callable[[EffectId, Reconciled, bytes | None], None], name: str, effect: EffectId, outcome: Outcome
-) -> None:
+def _found(done: Callable[[LookedUp], object], name: str, outcome: Outcome) -> None:
     """Passes on the answer of a reconciling function."""
+    effect = outcome.effect
     if outcome.outcome != "ok":
         _log.warning(
             "tool %s, effect %s: nobody knows whether it was done: %s", name, effect, unpack_error(outcome.body)
         )
-        done(effect, Reconciled.UNKNOWN, None)
+        done(LookedUp(effect, Reconciled.UNKNOWN))
         return
     match unpack(outcome.body):
         case True | Reconciled.DONE:
-            done(effect, Reconciled.DONE, None)
+            done(LookedUp(effect, Reconciled.DONE))
         case [Reconciled.DONE | True, result]:
-            done(effect, Reconciled.DONE, pack(result, f"result of tool {name}"))
+            done(LookedUp(effect, Reconciled.DONE, pack(result, f"result of tool {name}")))
         case False | Reconciled.NOT_DONE:
-            done(effect, Reconciled.NOT_DONE, None)
+            done(LookedUp(effect, Reconciled.NOT_DONE))
         case Reconciled.UNKNOWN:
-            done(effect, Reconciled.UNKNOWN, None)
+            done(LookedUp(effect, Reconciled.UNKNOWN))
         case other:
             _log.warning(
                 "tool %s, effect %s: reconcile= gave %s, which is not DONE, (DONE, result), NOT_DONE or UNKNOWN",
@@ -543,7 +548,7 @@ def _found(
                 effect,
                 short_repr(other),
             )
-            done(effect, Reconciled.UNKNOWN, None)
+            done(LookedUp(effect, Reconciled.UNKNOWN))
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------------

@@ -11,34 +11,27 @@ from collections.abc import Callable
 from functools import partial
 
 from sabot.base.supervision import watch_call
-from sabot.clock import ForwardClock
+from sabot.jobs.events import Due, LettersCame
+from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
-from sabot.jobs.owner import HostServices
 
 _LOOK_SECONDS = 0.02
 _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """The timers of jobs, and the looks into the inbox. `due` gets the job and the ordinal when a time has come.
-    `letters` is called when there are letters. `keeps` says whether a timer is still awaited.
-    """
+    """The timers of jobs, and the looks into the inbox. `keeps` says whether a timer is still awaited."""
 
     def __init__(
         self,
-        host: HostServices,
-        clock: ForwardClock,
+        host: HostState,
         *,
-        due: Callable[[str, int], None],
-        letters: Callable[[], None],
         keeps: Callable[[str, int], bool],
-        broke: Callable[[str, BaseException], None],
     ) -> None:
-        self._host, self._clock = host, clock
-        self._due, self._letters, self._keeps = due, letters, keeps
-        self._loop = asyncio.get_running_loop()
+        self._host, self._clock, self._keeps = host, host.clock, keeps
+        self._loop = host.loop
         what = "what looks for timers and letters of jobs"
-        self._look_safely = watch_call(self._look, what, partial(broke, what))
+        self._look_safely = watch_call(self._look, what, partial(host.on_broken, what))
         self._heap: list[tuple[float, str, int]] = []  # when it is due by the steady clock, job, ordinal
         self._prune_at = _PRUNE_FROM
         self._looking: asyncio.TimerHandle | None = None
@@ -62,7 +55,7 @@ class JobTimers:
             self._looking = None
 
     def add(self, wait_s: float, job_id: str, ordinal: int) -> None:
-        """Adds a timer that is due in so many seconds. The same may be added again; `due` is then called for each."""
+        """Adds a timer that is due in so many seconds. The same may be added again; then there is an event for each."""
         heapq.heappush(self._heap, (self._clock.monotonic() + wait_s, job_id, ordinal))
         if len(self._heap) > self._prune_at:  # most timers are those of time-outs, and cancelled
             self._heap = [each for each in self._heap if self._keeps(each[1], each[2])]
@@ -93,7 +86,7 @@ class JobTimers:
         now = self._clock.monotonic()
         while self._heap and self._heap[0][0] <= now:
             _, job_id, ordinal = heapq.heappop(self._heap)
-            self._host.put(partial(self._due, job_id, ordinal))
+            self._host.put(Due(job_id, ordinal))
         if not self._asking and self._loop.time() >= self._ask_at:
             self._asking = True
             self._ask_at = self._loop.time() + self._host.journal.look_s
@@ -108,6 +101,6 @@ class JobTimers:
             if self._host.journal.may_have_letters() or self._has_letters:
                 self._has_letters = bool(await call_journal(self._host.journal.letters))
                 if self._has_letters:
-                    self._letters()
+                    self._host.put(LettersCame())
         finally:
             self._asking = False

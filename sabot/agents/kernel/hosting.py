@@ -26,6 +26,7 @@ from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import run_in_thread
 from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, InternalError, NonDeterminism, SabotError, UserError
+from sabot.jobs.events import Arrived
 from sabot.jobs.guard import Behalf, EffectGuard
 from sabot.jobs.host import JobHost
 from sabot.jobs.journal_calls import call_journal
@@ -108,13 +109,8 @@ class KernelHost:
             await store.show(self.journal)
         self._host.start()
         for job in cut:
-            self._host.put(partial(self._end_cut, job.job_id))
-
-    def _end_cut(self, job_id: str) -> None:
-        """A crash came before all was written that it was to go on from."""
-        self._host.append(
-            End(job_id, self._host.now_ms(), "cancelled", "a crash has cut short what it was to go on from")
-        )
+            why = "a crash has cut short what it was to go on from"
+            self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
 
     async def close(self, why: SabotError) -> None:
         """Stops. Handles of jobs that have not ended raise `why`."""

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,6 +25,7 @@ from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
 from sabot.jobs.core import DOUBT, IN_DOUBT
+from sabot.jobs.events import Arrived
 from sabot.jobs.fork_history import part_of
 from sabot.jobs.guard import (
     CONFIRM,
@@ -495,15 +495,9 @@ class _ForkOwner:
 
     def answer(self, ask: Ask) -> None:
         """What `answers` has comes behind what the function has asked. Neither the inbox nor a deadline stands in its way."""
-        assert self._host is not None
-        self._host.put(partial(self._answer, self.run, ask))
-
-    def _answer(self, run: JobRun, ask: Ask) -> None:
-        host = self._host
+        host, job_id = self._host, self.run.job_id
         assert host is not None
         question = _question(ask)
-        if run.open.get(ask.ordinal) is not ask or run is not self.run or not question:  # it is waited for no longer
-            return
         said = self._changes.answers[question]
         if question == CONFIRM and ask.kind != "wait":
             try:
@@ -512,10 +506,10 @@ class _ForkOwner:
                 self.broken("an answer", error)
                 return
         body, at_ms, token = msgspec.json.encode(said), host.now_ms(), ask.token
-        entry: Answer | Signal = Answer(run.job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
+        entry: Answer | Signal = Answer(job_id, at_ms, ask.ordinal, token, "resolved", body, "fork")
         if ask.kind == "wait":
-            entry = Signal(run.job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
-        host.deliver([(host.append(entry, host.running.get(run.job_id)), entry)])
+            entry = Signal(job_id, at_ms, ask.name, f"fork {ask.ordinal}", body, "fork")
+        host.put(Arrived(entry, ask))
 
     def woken(self, job_id: str) -> None:
         """As `JobOwner.woken`."""

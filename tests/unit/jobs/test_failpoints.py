@@ -57,7 +57,7 @@ async def effect(journal: SqliteJournal, tool: Tool) -> Outcome:
     intent = journal.append(Intent("job", 0, 1, "call", tool.name, effect_class=tool.effect))
     came: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     ready = partial(journal.durable, intent)
-    runner.make(EFFECT, tool, (), {}, lambda _, outcome: came.set_result(outcome), ready)
+    runner.make(EFFECT, tool, (), {}, came.set_result, ready)
     outcome = await came
     await journal.durable(journal.append(EffectResult("job", 0, 1, outcome=outcome.outcome, body=outcome.body)))
     await runner.close(0.0)

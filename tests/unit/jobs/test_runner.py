@@ -39,12 +39,12 @@ class Told:
     """What was told, in order, and by when."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[EffectId, Outcome]] = []
+        self.all: list[Outcome] = []
         self.at: list[float] = []
         self._more = asyncio.Event()
 
-    def __call__(self, effect: EffectId, outcome: Outcome) -> None:
-        self.all.append((effect, outcome))
+    def __call__(self, outcome: Outcome) -> None:
+        self.all.append(outcome)
         self.at.append(asyncio.get_running_loop().time())
         self._more.set()
 
@@ -54,7 +54,7 @@ class Told:
             while len(self.all) < number:
                 self._more.clear()
                 await self._more.wait()
-        return self.all[number - 1][1]
+        return self.all[number - 1]
 
 
 def value_of(outcome: Outcome) -> Any:
@@ -665,7 +665,7 @@ async def test_a_call_that_is_under_way_is_adopted_and_not_made_twice() -> None:
     go.set()
     assert value_of(await second.one()) == 1
     assert (first.all, calls, runner.in_flight()) == ([], [1], 0)
-    assert second.all[0][0] == effect(), "the attempt that was made"
+    assert second.all[0].effect == effect(), "the attempt that was made"
 
 
 async def test_a_call_that_a_stop_cancels_before_its_first_step_leaves_nothing_that_nobody_awaits(
@@ -752,7 +752,7 @@ def test_no_effect_has_two_calls_at_once_and_each_outcome_is_told_once(seed: int
                 live[key] = heard
                 asked.append((key, heard))
 
-                def done(_: EffectId, outcome: Outcome, key: Any = key, heard: list[Outcome] = heard) -> None:
+                def done(outcome: Outcome, key: Any = key, heard: list[Outcome] = heard) -> None:
                     heard.append(outcome)
                     if live.get(key) is heard:
                         del live[key]
@@ -798,14 +798,12 @@ async def looked(answer: Any, *, is_async: bool = True, runner: EffectRunner | N
 
     heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def done(effect: EffectId, found: Reconciled, body: bytes | None) -> None:
-        heard.set_result((effect, found, None if body is None else unpack(body)))
-
-    (runner or EffectRunner(clock=SYSTEM_CLOCK)).reconcile(EffectId("job", 1, 2), refund, ("o1",), {"amount": 5}, done)
+    by = runner or EffectRunner(clock=SYSTEM_CLOCK)
+    by.reconcile(EffectId("job", 1, 2), refund, ("o1",), {"amount": 5}, heard.set_result)
     async with asyncio.timeout(SECONDS):
-        effect, found, result = await heard
-    assert effect == EffectId("job", 1, 2)
-    return found, result
+        said = await heard
+    assert said.effect == EffectId("job", 1, 2)
+    return said.found, None if said.result is None else unpack(said.result)
 
 
 @pytest.mark.parametrize(
@@ -856,9 +854,9 @@ def test_a_reconciling_function_that_does_not_answer_in_time_is_unknown(timeout:
         runner, loop = EffectRunner(clock=SYSTEM_CLOCK), asyncio.get_running_loop()
         heard: asyncio.Future[Any] = loop.create_future()
         made = tool(reconcile=look, timeout=timeout)(identity)
-        runner.reconcile(effect(), made, (), {}, lambda _, found, body: heard.set_result((found, body, loop.time())))
-        found, body, at = await heard
-        assert (found, body) == (Reconciled.UNKNOWN, None)
+        runner.reconcile(effect(), made, (), {}, lambda said: heard.set_result((said, loop.time())))
+        said, at = await heard
+        assert (said.found, said.result) == (Reconciled.UNKNOWN, None)
         assert seconds <= at < seconds + 0.1
 
     simulated(main())
@@ -981,7 +979,7 @@ def test_a_stop_waits_for_calls_that_end_in_its_grace() -> None:
             runner.make(effect(ordinal), tool(lambda: asyncio.sleep(10, "slept")), (), {}, told)
         runner.make(effect(3), tool(asyncio.sleep), (5,), {}, told, partial(asyncio.sleep, 3))
         await runner.close(30.0)
-        assert [value_of(each) for _, each in told.all] == [None, "slept", "slept"]
+        assert [value_of(each) for each in told.all] == [None, "slept", "slept"]
         assert asyncio.get_running_loop().time() < 11
 
     simulated(main())
@@ -1122,7 +1120,7 @@ def test_without_an_owner_an_exit_comes_out_of_the_loop() -> None:
 async def test_an_error_of_who_is_told_ends_the_run() -> None:
     broken: list[SabotError] = []
 
-    def done(effect: EffectId, outcome: Outcome) -> None:
+    def done(outcome: Outcome) -> None:
         raise KeyError("our bug")
 
     EffectRunner(clock=SYSTEM_CLOCK, on_broken=broken.append).make(effect(), tool(identity), (1,), {}, done)
