@@ -470,7 +470,7 @@ class JoinBinder:
             raise SqlFault(
                 self._join.left.span,
                 "these rows are updated as others come, and FOR SYSTEM_TIME AS OF an event time takes final ones",
-                "SELECT DISTINCT keeps the first of equal rows, which is final; or join first, and rank the joined rows",
+                "the first row by the event time is final (ROW_NUMBER() … ORDER BY ts, = 1); or join first, and rank the joined rows",
             )
         self._check_versions()
         right = self._right

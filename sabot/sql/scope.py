@@ -30,8 +30,8 @@ from sabot.sql.syntax.tree import Call, Expression, Name
 _log = logging.getLogger(__name__)
 
 _WAYS_OF_CHANGES = (
-    "SELECT DISTINCT and a ranking within a window give final rows; or take this step first and rank last, into a table "
-    "with a PRIMARY KEY"
+    "a ranking by the event time, a ranking within a window, and SELECT DISTINCT give final rows; or take this step first and rank "
+    "last, into a table with a PRIMARY KEY"
 )
 
 TimeWindow = TumblingWindow | CalendarWindow | HoppingWindow | CumulativeWindow | ClockWindow | SessionWindow
@@ -111,7 +111,9 @@ class StarName(Name):
 class Ranking:
     """ROW_NUMBER, RANK or DENSE_RANK over the rows of a table, which an outer query bounds (`WHERE n <= 3`).
 
-    `column`: its name in the table. `by`: pairs of a column and True for the greatest first.
+    `column`: its name in the table. `by`: pairs of a column and True for the greatest first. `time`: "event" if the order is that of
+    event time, ascending; "first" or "last" if it is that in which rows arrive (`ORDER BY PROCTIME()`), ascending or descending;
+    else "".
     """
 
     column: str
@@ -119,6 +121,7 @@ class Ranking:
     partition: tuple[str, ...]
     by: tuple[tuple[str, bool], ...]
     span: Span
+    time: Literal["", "event", "first", "last"] = ""
 
 
 @dataclass(frozen=True, slots=True)

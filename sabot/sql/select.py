@@ -2,7 +2,7 @@
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 from sabot.api.aggregates import Aggregate, count
 from sabot.api.expr import Expr, col, lit, when
 from sabot.api.nodes.read import endless_read
-from sabot.api.over import dense_rank, lag, lead, rank, row_number
-from sabot.api.stream import Stream
+from sabot.api.over import OverFunction, dense_rank, lag, lead, rank, row_number
+from sabot.api.stream import KeyedStream, Stream
 from sabot.api.windows import SessionWindow, count_window
 from sabot.api.words import ALL_ROWS
 from sabot.sql import functions
@@ -69,6 +69,7 @@ AT_THE_END = count_window(ALL_ROWS)
 """The window of all rows of a key, which only the end of the input closes."""
 
 _RANKINGS = {"ROW_NUMBER": "row_number", "RANK": "rank", "DENSE_RANK": "dense_rank"}
+_PLACES: dict[str, Callable[[], OverFunction]] = {"row_number": row_number, "rank": rank, "dense_rank": dense_rank}
 
 
 @dataclass(slots=True)
@@ -291,7 +292,7 @@ class SelectBinder:
                 if field.clock:
                     return OutputColumn(name, TypedExpr(lit(None), pa.null()), None, clock=True)
                 if relation.ranking is not None and field.column == relation.ranking.column:
-                    return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=relation.ranking)
+                    return _ranked(relation.ranking, name)
                 return OutputColumn(name, TypedExpr(col(field.column), field.type), field)
         bound = binder.bind(node)
         return OutputColumn(name, bound, None, shown=binder.shown_type(node, bound.type))
@@ -620,6 +621,9 @@ class SelectBinder:
             call = calls[0]
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
+            if call.name.text.upper() == "ROW_NUMBER" and (arrival := _arrival(relation, window.order)):
+                replaced[id(item.expression)] = _ranked(Ranking("", "row_number", partition, (), call.span, arrival))
+                continue
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
             if kind is not None:
@@ -630,9 +634,8 @@ class SelectBinder:
                 ties = cast(Literal["row_number", "rank", "dense_rank"], kind)
                 if not order:
                     raise SqlFault(call.span, f"{call.name.text} needs ORDER BY")
-                ranking = Ranking("", ties, partition, order, call.span)
-                none = TypedExpr(lit(None, "int64"), pa.int64())
-                replaced[id(item.expression)] = OutputColumn("", none, None, ranking=ranking)
+                time: Literal["event", ""] = "event" if _by_event_time(relation, order) else ""
+                replaced[id(item.expression)] = _ranked(Ranking("", ties, partition, order, call.span, time))
                 continue
             relation = self._running(relation, call, window, partition, order)
             made = relation.fields[-1]
@@ -684,8 +687,7 @@ class SelectBinder:
         if name not in ("LAG", "LEAD", *_RANKINGS) and not functions.is_aggregate(name):
             hint = "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK"
             raise SqlFault(call.span, f"{name} is no function of OVER", hint)
-        field = next((each for each in relation.fields if order and each.column == order[0][0]), None)
-        if len(order) != 1 or field is None or field.shift_ms is None or order[0][1]:
+        if not _by_event_time(relation, order):
             time = next((each.name for each in relation.fields if each.shift_ms is not None), "ts")
             hint = f"{call.name.text}(…) OVER (… ORDER BY {time})"
             if not order:
@@ -715,7 +717,7 @@ class SelectBinder:
                 what = "DISTINCT" if call.distinct else name
                 raise SqlFault(call.span, f"{what} has no value after each row", f"{name} in GROUP BY of a window")
         else:
-            made = {"ROW_NUMBER": row_number, "RANK": rank, "DENSE_RANK": dense_rank}[name]()
+            made = _PLACES[_RANKINGS[name]]()
         preceding = _preceding(window, self._context, relation)
         names = names_of(relation)
         columns = {names.free("over"): each for each in parts or [made]}
@@ -754,15 +756,37 @@ class SelectBinder:
             )
         rank = ranking.column if self._uses(relation, ranking.column) else None
         by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
-        windowed = self._rank_in_window(relation, ranking, bound, rank)
+        windowed = None if ranking.time in ("first", "last") else self._rank_in_window(relation, ranking, bound, rank)
         if windowed is not None:
             return windowed
         with at(ranking.span):
             stream = relation.stream
             keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
-            stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
+            if ranking.time in ("first", "last"):
+                stream = self._one_by_arrival(stream, keyed, ranking, bound)
+                stream = stream.with_columns(**{rank: lit(1)}) if rank else stream
+            elif (
+                ranking.time == "event" and not stream.changes
+            ):  # no later row changes the place of a row that event time has passed
+                place = rank or names_of(relation).free("place")
+                numbered = keyed.over(preceding=None, **{place: _PLACES[ranking.ties]()})
+                stream = numbered.filter(col(place) <= lit(bound))
+                stream = stream if rank else stream.drop(place)
+            else:
+                stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
         return replace(relation, stream=stream, fields=fields, ranking=None)
+
+    def _one_by_arrival(self, stream: Stream, keyed: KeyedStream, ranking: Ranking, bound: int) -> Stream:
+        """Returns the first row of each key that arrives, which no later one changes, or the last one, kept up to date."""
+        if bound != 1:
+            hint = "WHERE n = 1; or ORDER BY the event time, or any column"
+            raise SqlFault(ranking.span, "one row of each key is kept in the order of arrival", hint)
+        if ranking.time == "first":
+            return keyed.deduplicate()
+        if not ranking.partition:
+            raise SqlFault(ranking.span, "the last row to arrive needs PARTITION BY", "PARTITION BY the key")
+        return stream.upsert(*ranking.partition)
 
     def _rank_in_window(self, relation: Relation, ranking: Ranking, bound: int, rank: str | None) -> Relation | None:
         """Returns the first rows of each window, if the ranking is partitioned by both bounds of a window.
@@ -864,6 +888,27 @@ def order_columns(
             by.append((present, False))
         by.append((name, sort.descending))
     return tuple(by), relation
+
+
+def _arrival(relation: Relation, order: Sequence[Sort]) -> Literal["", "first", "last"]:
+    """Returns "first" or "last" if rows are ordered by the time of processing alone, ascending or descending; else ""."""
+    if len(order) != 1:
+        return ""
+    node = order[0].expression
+    if not is_clock(node) and not (isinstance(node, Column) and relation.find(node.parts)[0].clock):
+        return ""
+    return "last" if order[0].descending else "first"
+
+
+def _ranked(ranking: Ranking, name: str = "") -> OutputColumn:
+    return OutputColumn(name, TypedExpr(lit(None, "int64"), pa.int64()), None, ranking=ranking)
+
+
+def _by_event_time(relation: Relation, order: Sequence[tuple[str, bool]]) -> bool:
+    """Returns True if rows are ordered by the event time alone, ascending."""
+    if len(order) != 1 or order[0][1]:
+        return False
+    return any(each.column == order[0][0] and each.shift_ms is not None for each in relation.fields)
 
 
 def _is_bound(relation: Relation, output: OutputColumn) -> bool:

@@ -516,8 +516,8 @@ _BINDERS: dict[type, Callable[..., TypedExpr]] = {
 
 _NO_VALUE = (
     "the time of processing has no value in a row",
-    "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF; rank and compare by the event time, "
-    "and SELECT DISTINCT keeps the first of equal rows that comes",
+    "it may stand in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by = 1; compare by the "
+    "event time",
 )
 
 _HINTS = {

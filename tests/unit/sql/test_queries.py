@@ -372,3 +372,39 @@ def test_the_greatest_of_each_window_by_bounds_of_time_is_a_ranking(seed, aggreg
     """).fetchall()
     rows = [tuple(row.values()) for row in found.collect().to_pylist()]
     assert sorted((*row[:-1], row[-1].replace(tzinfo=None)) for row in rows) == sorted(want)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected", "final"),
+    [
+        ("SELECT k, v, n FROM ({rows} ORDER BY p) AS n FROM t) WHERE n = 1", [(1, "a", 1), (2, "b", 1)], True),
+        (
+            "SELECT k, v FROM t QUALIFY ROW_NUMBER() OVER (PARTITION BY k ORDER BY PROCTIME()) <= 1",
+            [(1, "a"), (2, "b")],
+            True,
+        ),
+        ("SELECT k, v, n FROM ({rows} ORDER BY p DESC) AS n FROM t) WHERE 1 = n", [(1, "d", 1), (2, "b", 1)], False),
+        ("SELECT k, v FROM ({rows} ORDER BY ts) AS n FROM t) WHERE n = 1", [(1, "c"), (2, "b")], True),
+        (
+            "SELECT k, v, n FROM ({rows} ORDER BY ts) AS n FROM t) WHERE n BETWEEN 1 AND 2",
+            [(1, "a", 2), (1, "c", 1), (2, "b", 1)],
+            True,
+        ),
+        ("SELECT k, v FROM ({rows} ORDER BY ts DESC) AS n FROM t) WHERE n = 1", [(1, "d"), (2, "b")], False),
+        ("SELECT k, v FROM ({rows} ORDER BY v) AS n FROM t) WHERE n = 1", [(1, "a"), (2, "b")], False),
+    ],
+)
+def test_first_rows_by_event_time_or_by_arrival_are_final(tmp_path, query, expected, final):
+    (tmp_path / "t.csv").write_text(
+        "k,v,ts\n1,a,2024-01-01 00:00:05\n2,b,2024-01-01 00:00:01\n1,c,2024-01-01 00:00:02\n1,d,2024-01-01 00:00:09\n"
+    )
+    app = App("firsts")
+    app.sql(
+        "CREATE TABLE t (k BIGINT, v STRING, ts TIMESTAMP(3), p AS PROCTIME(), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) "
+        f"WITH ('connector' = 'filesystem', 'path' = '{tmp_path / 't.csv'}', 'format' = 'csv')"
+    )
+    rows = "SELECT k, v, ROW_NUMBER() OVER (PARTITION BY k"
+    stream = app.sql(query.format(rows=rows))
+    assert stream.changes is not final
+    found = (stream if final else stream.materialize()).collect().to_pylist()
+    assert sorted(tuple(row.values()) for row in found) == expected

@@ -15,7 +15,7 @@ CREATE TABLE rates (
     carrier STRING, rate DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts, PRIMARY KEY (carrier) NOT ENFORCED
 ) WITH ('connector' = 'kafka', 'topic' = 'rates', 'format' = 'json');
 CREATE TABLE counts (carrier STRING, n BIGINT, PRIMARY KEY (carrier) NOT ENFORCED) WITH ('connector' = 'blackhole');
-CREATE VIEW deduped AS SELECT * FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY ts) = 1;
+CREATE VIEW deduped AS SELECT * FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY delay, ts) = 1;
 """
 
 WRONG = [
@@ -897,19 +897,29 @@ WRONG = [
     (
         "SELECT * FROM deduped AS d JOIN rates FOR SYSTEM_TIME AS OF d.ts AS r ON d.carrier = r.carrier",
         "1:15: these rows are updated as others come, and FOR SYSTEM_TIME AS OF an event time takes final ones",
-        "SELECT DISTINCT keeps the first of equal rows, which is final; or join first, and rank the joined rows",
+        "the first row by the event time is final (ROW_NUMBER() … ORDER BY ts, = 1); or join first, and rank the joined rows",
     ),
     (
         "SELECT SUM(delay) OVER (ORDER BY ts) FROM deduped",
         "1:8: over: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
-        "SELECT DISTINCT and a ranking within a window give final rows; or take this step first and rank last, into a table "
-        "with a PRIMARY KEY",
+        "a ranking by the event time, a ranking within a window, and SELECT DISTINCT give final rows; or take this step first and rank "
+        "last, into a table with a PRIMARY KEY",
     ),
     (
-        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY PROCTIME()) = 1",
-        "1:86: the time of processing has no value in a row",
-        "it may stand in DESCRIPTOR and in FOR SYSTEM_TIME AS OF; rank and compare by the event time, "
-        "and SELECT DISTINCT keeps the first of equal rows that comes",
+        "SELECT carrier FROM flights QUALIFY RANK() OVER (PARTITION BY carrier ORDER BY PROCTIME()) = 1",
+        "1:80: the time of processing has no value in a row",
+        "it may stand in DESCRIPTOR, in FOR SYSTEM_TIME AS OF, and in ORDER BY of a ROW_NUMBER() that is bounded by = 1; compare by "
+        "the event time",
+    ),
+    (
+        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY PROCTIME()) <= 2",
+        "1:37: one row of each key is kept in the order of arrival",
+        "WHERE n = 1; or ORDER BY the event time, or any column",
+    ),
+    (
+        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (ORDER BY PROCTIME() DESC) = 1",
+        "1:37: the last row to arrive needs PARTITION BY",
+        "PARTITION BY the key",
     ),
     (
         "SELECT carrier FROM flights WHERE delay > 'abc'",
