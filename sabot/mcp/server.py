@@ -140,7 +140,7 @@ class ToolServer:
             )
         app: ASGIApp = self.server.streamable_http_app(host=host, json_response=True, stateless_http=True)
         if token is not None:
-            app = _TokenCheck(app, token)
+            app = _with_token(app, token)
         with _listening(host, port, self.name) as listener:
             where, at = listener.getsockname()[:2]
             running = _Http(
@@ -203,22 +203,21 @@ class ToolServer:
         return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=structured)
 
 
-class _TokenCheck:
-    """Middleware that refuses requests without the token."""
+def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
+    """Returns the app behind a check that refuses requests without the token."""
+    wanted = f"Bearer {token}".encode()
 
-    def __init__(self, app: "ASGIApp", token: str) -> None:
-        self._app = app
-        self._wanted = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+    async def checked(scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] == "http":
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._wanted):
+            if not hmac.compare_digest(given, wanted):
                 headers = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0")]
                 await send({"type": "http.response.start", "status": 401, "headers": headers})
                 await send({"type": "http.response.body", "body": b""})
                 return
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
+
+    return checked
 
 
 class _Http(uvicorn.Server):

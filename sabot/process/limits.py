@@ -1,4 +1,11 @@
-"""Limits of a child with all its descendants."""
+"""Limits of a child with all its descendants. They are held by:
+
+memory, CPU, processes    a control group of the kernel (`cgroups`); the supervisor, which measures, where none can be made
+time                      the supervisor; for a task of the runtime `executor`
+open files, file size     the kernel, for each process: `launcher` sets them before the program begins
+output                    the worker, which counts what it reads (`client.Child`; for a task `task_lines`)
+calls of tools            `executor`
+"""
 
 import resource
 from typing import Any, Final

@@ -47,7 +47,9 @@ class Phase(StrEnum):
 
 
 RUNS: Final = (Phase.READY, Phase.BUSY, Phase.IDLE)
-"""Phases in which the process runs: it was given no work yet, has work, or has done work."""
+"""Phases in which the process runs: it was given no work yet, has work, or has done work. An instance to which its owner
+gives no work, such as one of a lifecycle manager or a runner, stays ready as long as its process runs.
+"""
 
 OVER: Final = (Phase.COMPLETED, Phase.TERMINATED, Phase.FAILED)
 """Phases in which there is no process, and none is planned."""

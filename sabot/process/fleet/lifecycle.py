@@ -102,7 +102,7 @@ class AgentInstance(Instance):
         self.users = 0  # callers inside of `in_use`
         self.active_at = 0.0
         self.written_bytes = 0  # output of its process at the last look
-        self.meter = UsageMeter(clock)
+        self.meter = UsageMeter(clock)  # of its manager; of its fleet, if that has started it
 
     @property
     def state(self) -> LifecycleState:

@@ -43,7 +43,6 @@ class FleetReplica:
     number: int
     instance: AgentInstance
     child: Child
-    meter: UsageMeter
     state: Literal["active", "draining", "ending"] = "active"
     done: int = 0
     quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it has no work
@@ -192,13 +191,13 @@ class FleetManager:
     async def measure(self) -> FleetMetrics:
         """Measures the replicas, with all that they have started. CPU counts since the measurement before."""
         active = self._active()
-        used = await asyncio.gather(*(each.meter.look(each.child) for each in active))
+        used = await asyncio.gather(*(each.instance.meter.look(each.child) for each in active))
         lag = 0.0
         if self._lag is not None:
             said = self._lag()
             lag = float(await said if inspect.isawaitable(said) else said)
         memory, most = [each.memory_bytes for each in used if each is not None], self._limits.max_memory_bytes
-        cores = [each.meter.cores for each in active if each.meter.cores is not None]
+        cores = [cores for each in active if (cores := each.instance.meter.cores) is not None]
         share = (self._limits.cpu_limit_percent or 100) / 100
         self._last = FleetMetrics(
             active=len(active),
@@ -350,8 +349,8 @@ class FleetManager:
             if self._lives is not None:
                 self._lives.adopt(instance)
         assert instance.child is not None
-        meter = UsageMeter(self._clock, None if isinstance(self._what, WarmPool) else instance.child)
-        replica = FleetReplica(next(self._numbers), instance, instance.child, meter)
+        instance.meter = UsageMeter(self._clock, None if isinstance(self._what, WarmPool) else instance.child)
+        replica = FleetReplica(next(self._numbers), instance, instance.child)
         replica.quiet.set()
         return replica, replica.child
 
