@@ -1,8 +1,8 @@
 """The servers of a process, and the sessions with them: opened when they are needed, kept while they are used, each of one tenant and one
 principal alone.
 
-A server whose session has hung in a call is opened at once again. After further hangs in a row without an answer to a call, or one while
-a session was opened, nothing is asked of it for a while, each time twice as long.
+After a session has hung in a call, the next one is opened at once. After further hangs in a row without an answer to a call, or a hang
+while a session was opened, nothing is asked of the server for a while, each time twice as long.
 
 A pool has an event loop of its own, in a thread: tools are looked up in one event loop and called in others, and a session belongs to one.
 """
@@ -25,7 +25,7 @@ from sabot.llm.names import SERVERS
 from sabot.llm.tools import InDoubt, Tool
 from sabot.mcp.config import McpConfig, McpServerOptions, McpServerSpec, SessionKey
 from sabot.mcp.errors import McpBusy, McpConnectionLost, McpError, McpInvalidArguments, McpUnavailable
-from sabot.mcp.loop_thread import LoopThread
+from sabot.mcp.loop_thread import LoopThread, seen
 from sabot.mcp.results import McpPrompt, McpResource, McpResult
 from sabot.mcp.tools import Ask, RemoteTool, ServerQuestions, checked_effects, tool_of
 
@@ -324,8 +324,7 @@ class McpServerPool:
         self._opening.pop(key, None)
         self._admitted.discard(key)
         asyncio.get_running_loop().call_soon(self._look_for_room)  # after those who asked for it use it
-        if not task.cancelled():
-            task.exception()  # who waited has it
+        seen(task)  # who waited has its error
 
     async def _open(self, key: SessionKey) -> "McpConnection":
         from sabot.mcp.connection import McpConnection
