@@ -110,6 +110,7 @@ class JobScreens:
             "table": Markup(page.table),  # rendered by the templates, which escape
             "found": page.found,
             "counts": page.counts,
+            "waiting": 0 if filters else self._figures.last.statistics.get("jobs", {}).get("waiting", 0),
             "open": sum(count for name, count in counts.items() if name not in ENDS),
             "failed": counts.get(JobStatus.FAILED, 0) if self._live is not None else 0,
             "filters": filters,

@@ -205,6 +205,18 @@ async def test_a_job_of_the_history_is_found_by_its_key_and_shown(memory_url: st
         assert (row["key"], row["status"], row["effects"], row["tokens"]) == ("bob", "succeeded", 1, 0)
 
 
+async def test_records_that_wait_for_a_job_of_their_key_are_counted(memory_url: str, tmp_path: Path) -> None:
+    async with running(memory_url, tmp_path, ["ann"]) as (app, console):
+        browser = await enter(console, "act")
+        assert "without a job yet" not in (await ask(browser, "/jobs"))[1]
+        publish(app, "tickets", [{"customer": "ann"}])
+        await until(lambda: app.statistics()["jobs"]["waiting"] == 1)
+        figures = app.agent_runtime.runner.recorder.figures
+        await until(lambda: figures.last.statistics.get("jobs", {}).get("waiting") == 1)
+        assert "1 record without a job yet" in (await ask(browser, "/jobs"))[1]
+        assert "without a job yet" not in (await ask(browser, "/jobs?key=ann"))[1]
+
+
 @pytest.mark.parametrize(
     ("payloads", "found"),
     [
