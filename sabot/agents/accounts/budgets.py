@@ -94,11 +94,19 @@ class Budget:
 
 
 class Judgement(NamedTuple):
-    """The judgement of a budget on a call. `reason`: why the call is not simply allowed. `window`: the window of the limit that says so."""
+    """The judgement of a budget on a call. `reason`: why the call is not simply allowed. `window`: the window of the limit that says so,
+    or "" if the owner of shared budgets did not answer. `error`: the type of the error of a denial.
+    """
 
     decision: Decision
     reason: str = ""
     window: str = ""
+    error: str = "BudgetExceeded"
+
+    @property
+    def rule(self) -> str:
+        """The name of what has decided, "" for a call that is simply allowed."""
+        return f"{self.window} budget" if self.window else "budget owner" if self.reason else ""
 
 
 ALLOWED = Judgement(Decision.ALLOW)

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -57,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000  # rows
 _VERSION = "budget"
-_Verdict = TypeVar("_Verdict", GuardVerdict, GuardVerdict | None)
+_Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 
 
 @dataclass(slots=True)
@@ -104,8 +105,13 @@ class _Open:
             at_ms=at_ms,
         )
 
-    def doubts(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
-        """Rows of attempts of a model before this one that have none: they have no result, and may have been paid."""
+    @property
+    def unrecorded(self) -> int:
+        """The number of attempts that have no row; at least one."""
+        return max(1, self.attempt - self.recorded)
+
+    def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
+        """Returns the rows of attempts of a model before this one that have none: they have no result, and may have been paid."""
         if self.kind != "model":
             return []
         return [self.row(effect, attempt, at_ms) for attempt in range(self.recorded + 1, before)]
@@ -130,35 +136,17 @@ class LedgerGuard(EffectGuard):
         if call.kind == "tool":
             return self._decided(call, NOTHING, ALLOWED)
         opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, most_use(call))
-        return self._if_it_fits(call.effect, opened, 1, lambda judged: self._decided(call, opened.wanted, judged))
+        return self._judged(call.effect, opened, 1, partial(self._decided, call, opened.wanted))
 
-    def _if_it_fits(
-        self,
-        effect: EffectId,
-        opened: _Open,
-        attempts: int,
-        then: Callable[[Judgement], _Verdict],
-        unavailable: Callable[[], None] = lambda: None,
-    ) -> _Verdict | Awaitable[_Verdict | GuardVerdict]:
-        """Reserves the most that so many attempts may use if the budget has room for it, and returns the result of `then` for the
-        judgement, at once or to be awaited. If the owner of shared budgets does not answer, calls `unavailable`, and denies the call.
+    def _judged(
+        self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
+    ) -> _Verdict | Awaitable[_Verdict]:
+        """Reserves the most that so many attempts may use, if the budget has room for it. Returns the verdict that `decided` makes of the
+        judgement: at once if this process has the account, else to be awaited.
         """
-        doubts = self._doubts(effect, opened, attempts) if self.ledger.shared else ()
-        judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), doubts)
-        if isinstance(judged, Judgement):
-            return then(judged)
-
-        async def later(judging: Awaitable[Judgement]) -> _Verdict | GuardVerdict:
-            try:
-                judged = await judging
-            except BudgetUnavailable as error:
-                unavailable()
-                return GuardVerdict(
-                    Decision.DENY, "budget owner", _VERSION, message_of(error), error=stored_name(type(error))
-                )
-            return then(judged)
-
-        return later(judged)
+        rows = self._rows_in_doubt(effect, opened, attempts)
+        judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
+        return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
         """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
@@ -171,22 +159,22 @@ class LedgerGuard(EffectGuard):
         if cost <= opened.wanted.cost:
             opened.asks(call.name, call.effect.attempt)
             return GuardVerdict()
-        attempts = max(1, opened.attempt - opened.recorded)
         dearer = replace(opened, wanted=opened.wanted.costing(cost))
+        if not opened.judged:
+            return self._decided_degraded(call, opened, dearer, ALLOWED)
+        decided = partial(self._decided_degraded, call, opened, dearer)
+        return self._judged(call.effect, dearer, opened.unrecorded, decided)
 
-        def then(judged: Judgement) -> GuardVerdict:
-            if judged.decision not in FITS:
-                self._hold(call.effect, opened, attempts)
-                self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
-                return _denied(judged)
+    def _decided_degraded(self, call: GuardedCall, opened: _Open, dearer: _Open, judged: Judgement) -> GuardVerdict:
+        fits = judged.decision in FITS
+        if fits:
             opened.wanted = dearer.wanted
             opened.asks(call.name, call.effect.attempt)
-            self._hold(call.effect, opened, attempts)
-            return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
-
-        if not opened.judged:
-            return then(ALLOWED)
-        return self._if_it_fits(call.effect, dearer, attempts, then, lambda: self._hold(call.effect, opened, attempts))
+        self._hold(call.effect, opened, opened.unrecorded)
+        if not fits:
+            self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
+            return _denied(judged)
+        return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
     def _unpriced(self, call: GuardedCall) -> Judgement | None:
         """Returns the judgement on a call of a model whose price is not known; None if the price is known, or money has no limit."""
@@ -215,11 +203,11 @@ class LedgerGuard(EffectGuard):
                 self._hold(call.effect, opened, 1)
         return GuardVerdict(
             decision,
-            rule=f"{judged.window} budget" if judged.window else "",
-            version=_VERSION if judged.window else "",
+            rule=judged.rule,
+            version=_VERSION if judged.rule else "",
             reason=judged.reason,
             model=model,
-            error="BudgetExceeded",
+            error=judged.error,
             tokens=wanted.tokens,
             cost=str(wanted.cost) if wanted.cost else "",
             most_tokens=ASSUMED_TOKENS if self._sets_a_bound(call) else 0,
@@ -247,7 +235,7 @@ class LedgerGuard(EffectGuard):
         row = _settled(doubt, kind, name, outcome, body)
         if kind == "model" and opened.recorded >= effect.attempt:
             row = msgspec.structs.replace(row, settles=doubt.amounts[:3])
-        return _usage(self._recorded(effect, opened, [*opened.doubts(effect, effect.attempt, at_ms), row]))
+        return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
         """The rows count in place of what is reserved for the call, and are written when what has them as its usage is durable. -> rows."""
@@ -262,31 +250,31 @@ class LedgerGuard(EffectGuard):
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
         """Reserves the most that so many attempts may use, whatever the budget says, in place of the reservation so far."""
         if attempts > 0:
-            doubts = self._doubts(effect, opened, attempts) if self.ledger.shared else ()
-            self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), doubts)
+            rows = self._rows_in_doubt(effect, opened, attempts)
+            self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         else:
             self.ledger.release(_name(effect), opened.scope)
 
-    def _doubts(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
-        """What counts of so many attempts, those that have no row yet, if nothing is heard of them any more."""
-        return opened.doubts(effect, opened.recorded + attempts + 1, 0)
+    def _rows_in_doubt(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
+        """Returns the rows that stand for so many attempts if this process dies. Only the owner of shared budgets needs them."""
+        return opened.rows_in_doubt(effect, opened.recorded + attempts + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """As `EffectGuard.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
-        verdict, told, instead = decided.verdict, decided.told, decided.instead
+        verdict, recorded, instead = decided.verdict, decided.told, decided.instead
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
         wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), int(bool(name)))
         kind: CallKind = "model" if name else "tool"
         beyond = verdict.decision in (Decision.ASK, Decision.DEGRADE) and _VERSION in verdict.version.split()
-        opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, told, not beyond)
+        opened = _Open(scope, behalf.principal, agent, kind, name, wanted, effect.attempt, recorded, not beyond)
         if instead:
             models = {attempt: each.model or each.about for attempt, each in instead.items()}
             opened.models = {**models, effect.attempt + 1: name}
         job[effect.ordinal] = opened
-        self._hold(effect, opened, effect.attempt + 1 - told)
+        self._hold(effect, opened, effect.attempt + 1 - recorded)
 
     async def ready(self) -> None:
         """As `EffectGuard.ready`: `decide_again` must know what the scopes have used."""
@@ -300,36 +288,27 @@ class LedgerGuard(EffectGuard):
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
-        before, attempts = effect.attempt - 1 - opened.recorded, effect.attempt - opened.recorded
-
-        def then(judged: Judgement) -> GuardVerdict | None:
-            if not self._is_open(effect, opened):  # its job has ended meanwhile
-                self.ledger.release(_name(effect), opened.scope)
-                return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
-            if judged.decision not in FITS:
-                self._hold(effect, opened, before)
-                return _denied(judged, "with attempts before it that may have been paid, ")
-            opened.attempt = effect.attempt
-            self._hold(effect, opened, attempts)
-            return None
-
-        def unavailable() -> None:
-            if self._is_open(effect, opened):
-                self._hold(effect, opened, before)
-
         if opened.judged and opened.kind == "model" and effect.attempt > 1:
-            return self._if_it_fits(effect, opened, attempts, then, unavailable)
-        return then(ALLOWED)
+            attempts = effect.attempt - opened.recorded
+            return self._judged(effect, opened, attempts, partial(self._decided_again, effect, opened))
+        return self._decided_again(effect, opened, ALLOWED)
 
-    def _is_open(self, effect: EffectId, opened: _Open) -> bool:
-        return self._open.get(effect.job, {}).get(effect.ordinal) is opened
+    def _decided_again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
+        if self._open.get(effect.job, {}).get(effect.ordinal) is not opened:  # its job has ended meanwhile
+            self.ledger.release(_name(effect), opened.scope)
+            return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
+        fits = judged.decision in FITS
+        if fits:
+            opened.attempt = effect.attempt
+        self._hold(effect, opened, effect.attempt - opened.recorded - (not fits))
+        return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
         """As `EffectGuard.end_job`: each attempt of a call of a model that has no row is one in doubt."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
-            rows += self._recorded(effect, opened, opened.doubts(effect, opened.attempt + 1, at_ms))
+            rows += self._recorded(effect, opened, opened.rows_in_doubt(effect, opened.attempt + 1, at_ms))
         return _usage(rows)
 
     def forget_job(self, job_id: str) -> None:
@@ -386,9 +365,16 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
 
 
 def _denied(judged: Judgement, beside: str = "") -> GuardVerdict:
-    return GuardVerdict(
-        Decision.DENY, f"{judged.window} budget", _VERSION, beside + judged.reason, error="BudgetExceeded"
-    )
+    reason = beside + judged.reason if judged.window else judged.reason
+    return GuardVerdict(Decision.DENY, judged.rule, _VERSION, reason, error=judged.error)
+
+
+async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judgement], _Verdict]) -> _Verdict:
+    try:
+        judged = await judging
+    except BudgetUnavailable as error:
+        judged = Judgement(Decision.DENY, message_of(error), error=stored_name(type(error)))
+    return decided(judged)
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:
