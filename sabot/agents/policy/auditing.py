@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sabot.agents.entry_values import as_plain, value_of
+from sabot.agents.job_effects import effects_of
+from sabot.agents.job_view import EffectView, JobState, JobView
 from sabot.base.stored_names import stored_name
 from sabot.errors import PolicyDenied
 from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
-from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, Intent, StoredBody
+from sabot.journal.entries import Attempt, StoredBody
 
 
 @dataclass(slots=True)
@@ -47,29 +49,15 @@ class AuditRecord:
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
     """The calls of a job, in the order in which they were asked for. Blocks. A journal has the jobs that its checkpoints may need."""
-    begin = Begin(job_id, 0)
-    found: dict[int, AuditRecord] = {}
-    instead: dict[int, list[AuditRecord]] = {}
-    for _, entry in reader.history.entries(job_id):
-        match entry:
-            case Begin():
-                begin = entry
-            case Intent(kind="call" | "child"):
-                found[entry.ordinal] = _record(entry, begin, decode_verdict(entry.note))
-            case Attempt() if entry.note and entry.ordinal in found:
-                instead.setdefault(entry.ordinal, []).append(_stands_in(entry, found[entry.ordinal]))
-            case Intent(kind="ask", name=name) if name == CONFIRM and entry.ordinal in found:
-                found[entry.ordinal].approval = "waiting"
-            case Answer() if entry.ordinal in found and found[entry.ordinal].approval == "waiting":
-                record = found[entry.ordinal]
-                record.by = entry.by if entry.outcome == "resolved" else ""
-                record.approval = entry.outcome
-                if entry.outcome == "resolved":
-                    record.approval = "approved" if is_approved(entry) else "rejected"
-            case EffectResult() if entry.ordinal in found:
-                found[entry.ordinal].outcome = entry.outcome
-    for ordinal, record in sorted(found.items()):
-        others = instead.get(ordinal, ())
+    view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
+    effects = effects_of(view, entries)
+    job = view.states.get(job_id, JobState(job_id))
+    notes = [entry for entry in entries if isinstance(entry, Attempt) and entry.note]
+    for ordinal, effect in effects.items():
+        if effect.intent.kind not in ("call", "child"):
+            continue
+        record = _record(effect, job)
+        others = [_stands_in(entry, record) for entry in notes if entry.ordinal == ordinal]
         asked = [each for each in others if not each.outcome]
         if asked:  # the result is that of the last one
             asked[-1].outcome = record.outcome
@@ -98,19 +86,29 @@ def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
     )
 
 
-def _record(intent: Intent, begin: Begin, verdict: GuardVerdict | None) -> AuditRecord:
+def _record(effect: EffectView, job: JobState) -> AuditRecord:
+    intent, verdict = effect.intent, decode_verdict(effect.intent.note)
     body = b"" if isinstance(intent.body, StoredBody) else intent.body
-    name = intent.name if verdict is None else verdict.about or intent.name
     record = AuditRecord(
         intent.job,
         intent.ordinal,
         intent.kind,
-        name,
+        intent.name if verdict is None else verdict.about or intent.name,
         intent.at_ms / 1000,
-        begin.scope or begin.agent.rpartition(".")[0],
-        begin.principal,
+        job.scope or job.agent.rpartition(".")[0],
+        job.principal,
+        outcome=effect.outcome,
         arguments=as_plain(value_of(intent, body)),
     )
+    answer = next((entry for question, entry in reversed(effect.answers) if question == CONFIRM), None)
+    if effect.question is not None and effect.question.name == CONFIRM:
+        record.approval = "waiting"
+    elif answer is not None and answer.outcome == "resolved":
+        record.approval, record.by = "approved" if is_approved(answer) else "rejected", answer.by
+    elif answer is not None:
+        record.approval = answer.outcome
+    elif verdict is not None and verdict.decision is Decision.ASK and effect.state == "closed":
+        record.approval = "cancelled"
     return record if verdict is None else _judged(record, verdict)
 
 
