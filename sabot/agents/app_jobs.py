@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
 from sabot.agents.context import checked_word
@@ -19,6 +19,7 @@ from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_m
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, check
 from sabot.base.threads import run_in_thread
+from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError
 from sabot.jobs.runner import CALL
 from sabot.journal.base import Journal, JournalReader, entry_of_letter
@@ -30,7 +31,9 @@ from sabot.journal.opening import open_inbox, open_reader
 
 @dataclass(frozen=True)
 class JournalAddress:
-    """Where another process finds the journal of an app. `kafka`: the settings of the client."""
+    """The place of a journal, as another process finds it too. `app`: the app whose it is, or "" if the place says it. `kafka`: the
+    settings of the client.
+    """
 
     place: str
     app: str
@@ -42,21 +45,34 @@ class JournalAddress:
         with closing(open_reader(self.place, app=self.app, kafka=self.kafka)) as reader:
             yield reader
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """False if the settings of the client are of this process: functions."""
+        return not any(map(callable, self.kafka.values()))
+
+
+JournalPlace: TypeAlias = JournalAddress | MemoryStorage | None
+"""The place of a journal that a store reads: None for one in memory, before its owner has run."""
+
+
+def place_of_app(app: JournalOwner) -> JournalPlace:
+    """Returns the place of an app's journal. Raises UserError if it has none."""
+    place = str(journal_place(app))
+    if place == "memory":
+        return app.journal_storage
+    return JournalAddress(place, app.id, app.settings.kafka if place.startswith("kafka://") else {})
+
 
 class AppJobStore(JobsAndActions):
-    """Jobs and actions in the journal of an app."""
+    """Jobs and actions in a journal whose jobs somebody else runs: an app, or a kernel."""
 
     def __init__(
-        self,
-        app: JournalOwner,
-        running: Callable[[], Journal | None] = lambda: None,
-        memory: Callable[[], MemoryStorage | None] = lambda: None,
+        self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
     ) -> None:
-        """`running`: returns the journal while jobs run over it in this process. `memory`: returns the contents of a journal in memory."""
-        self.clock = app.clock
-        self._app = app
+        """`running`: returns the journal while jobs run over it in this process."""
+        self.clock = clock
+        self._place = place
         self._running = running
-        self._memory = memory
 
     @property
     def running(self) -> Journal | None:
@@ -66,49 +82,42 @@ class AppJobStore(JobsAndActions):
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
         """The journal, for one call. Blocks. Raises UserError where there is none."""
-        app, running = self._app, self.running
+        running = self.running
         if running is not None:
             yield running
             return
-        place = journal_place(app)
-        opened = (
-            MemoryReader(self._storage())
-            if place == "memory"
-            else open_reader(place, app=app.id, kafka=app.settings.kafka)
-        )
-        with closing(opened) as reader:
-            yield reader
+        place = self._place()
+        if isinstance(place, JournalAddress):
+            with place.opened() as reader:
+                yield reader
+        else:
+            yield MemoryReader(_made(place))
 
     def address(self) -> JournalAddress | None:
         """Returns where another process finds the journal; None where it must be read here: it is in memory, or in a topic of which this
         process has a copy.
         """
-        place, kafka = str(journal_place(self._app)), self._app.settings.kafka
-        is_topic = place.startswith("kafka://")
-        if place == "memory" or (is_topic and (self.running is not None or any(map(callable, kafka.values())))):
+        place = self._place()
+        if not isinstance(place, JournalAddress) or not place.works_elsewhere:
             return None
-        return JournalAddress(place, self._app.id, kafka if is_topic else {})
+        return None if place.place.startswith("kafka://") and self.running is not None else place
 
     def post(self, letter: Letter) -> None:
         """Blocks. Raises LetterRefused; UserError where there is no journal."""
-        app, running = self._app, self.running
+        running = self.running
         if running is not None:
             running.post(letter)
             return
-        place = journal_place(app)
-        where: dict[str, Any] = {"app": app.id, "clock": app.clock, "kafka": app.settings.kafka}
-        opened = MemoryInbox(self._storage()) if place == "memory" else open_inbox(place, **where)
+        place = self._place()
+        if isinstance(place, JournalAddress):
+            opened = open_inbox(place.place, app=place.app, clock=self.clock, kafka=place.kafka)
+        else:
+            opened = MemoryInbox(_made(place))
         with closing(opened) as inbox:
             inbox.post(letter)
 
     async def own_writes(self) -> None:
         """What this process has told of its jobs can be read from now on."""
-
-    def _storage(self) -> MemoryStorage:
-        storage = self._memory()
-        if storage is None:
-            raise UserError(f"app {self._app.id} has not run: its journal in memory is not made")
-        return storage
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -231,6 +240,12 @@ class AppJobStore(JobsAndActions):
             if question is not None and known.of_token(letter.token) is not None:
                 known.apply(entry_of_letter(letter, question, now_ms))
         return known
+
+
+def _made(storage: MemoryStorage | None) -> MemoryStorage:
+    if storage is None:
+        raise UserError("the app has not run: its journal in memory is not made")
+    return storage
 
 
 class AppJobs(JobManager):

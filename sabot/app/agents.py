@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from sabot.api.agent import AgentOptions, AgentSpec, BatchAgentOptions, RecordAgentOptions, Topics
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sabot.agents.programs import LineFormat
     from sabot.api.lifespan import Lifespan
     from sabot.api.stream import Stream
+    from sabot.checkpoint import CheckpointStorage
     from sabot.jobs.guard import EffectGuard
     from sabot.jobs.judges import GuardJudge
     from sabot.jobs.log import Listener
@@ -49,6 +50,7 @@ class AgentDeclarations:
     agent_runtime: AgentRuntime
     lifespan: "Lifespan"
     send: Callable[..., Awaitable[int]]
+    checkpoints: "Callable[[], CheckpointStorage | None]"
     listener: "Listener | None"
     policy: "PolicyEngine | None"
     _budgets: "Sequence[Budget] | Ledger | None"
@@ -72,9 +74,9 @@ class AgentDeclarations:
     @cached_property
     def _outside(self) -> "AppJobStore":
         """Where both are read, and told."""
-        from sabot.agents.app_jobs import AppJobStore
+        from sabot.agents.app_jobs import AppJobStore, place_of_app
 
-        return AppJobStore(self, lambda: self.agent_runtime.runner.journal, lambda: self.journal_storage)
+        return AppJobStore(partial(place_of_app, self), self.clock, lambda: self.agent_runtime.runner.journal)
 
     def surround_jobs(
         self,

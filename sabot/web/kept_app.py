@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from sabot.api.settings import Settings
 from sabot.checkpoint.inspection import AppCheckpoints, control_of
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError, UserError
@@ -45,7 +43,7 @@ class KeptApp(ShownApp):
     """The app that has these places. `refresh` reads them; it is called before anything else, and then each second."""
 
     def __init__(self, places: AppPlaces, payloads: Payloads) -> None:
-        from sabot.agents.app_jobs import AppJobs, AppJobStore
+        from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
         from sabot.app import App
 
         self.id = places.id
@@ -64,8 +62,8 @@ class KeptApp(ShownApp):
         self._seen: tuple[int, int] | None = None  # of the file of the record: its inode and time
         self._tasks: Sequence[TaskFrame] = ()
         self._control: Path | None = None
-        owner = SimpleNamespace(id=self.id, clock=SYSTEM_CLOCK, settings=Settings(journal=places.journal))
-        self.jobs = AppJobs(AppJobStore(owner)) if places.journal is not None else None
+        address = None if places.journal == "memory" else JournalAddress(str(places.journal), self.id, {})
+        self.jobs = None if places.journal is None else AppJobs(AppJobStore(lambda: address, SYSTEM_CLOCK))
 
     @property
     def running(self) -> bool | None:

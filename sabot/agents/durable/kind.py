@@ -1,11 +1,10 @@
 """Durable agents and the guards of an app, as the runtime sees them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import msgspec
 
-from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.reads import BudgetQuery, budget_facts
 from sabot.agents.durable.run import DurableJobs, JournalOwner, check_journal, journal_place, open_app_journal
 from sabot.agents.job_history import job_keeping
@@ -15,32 +14,16 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.errors import UserError
 from sabot.jobs.guard import EffectGuard, guard_of
 from sabot.jobs.judges import GuardJudge, judge_of
-from sabot.jobs.log import Listener
 from sabot.journal import Journal
 from sabot.journal.memory import MemoryStorage
 from sabot.journal.opening import is_at_server
 from sabot.state.base import LocalBackend
 
 
-class DurableApp(JournalOwner, Protocol):
-    """An app with durable agents."""
-
-    listener: Listener | None
-    journal_storage: MemoryStorage | None
-    """The contents of a journal in memory, so that the next run in this process finds its entries."""
-
-    @property
-    def accounts(self) -> Ledger | None:
-        """The ledger with the budgets of the app."""
-
-    def checkpoints(self) -> CheckpointStorage | None:
-        """Returns the storage of checkpoints, not locked, or None."""
-
-
 class DurableKind:
     """The durable agents of an app (`runtime.agent_kind.AgentKind`)."""
 
-    def __init__(self, app: DurableApp) -> None:
+    def __init__(self, app: JournalOwner) -> None:
         self._app = app
 
     def open(self) -> "AppJournal":
@@ -76,7 +59,7 @@ class DurableKind:
 class AppJournal:
     """The journal of an app and the store of its mailboxes, while both are open in this process."""
 
-    def __init__(self, app: DurableApp, journal: Journal, mail: LocalBackend) -> None:
+    def __init__(self, app: JournalOwner, journal: Journal, mail: LocalBackend) -> None:
         self._app, self.journal, self._mail = app, journal, mail
 
     def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.durable.batch_operator import DurableBatchOperator
 from sabot.agents.durable.mailbox import NOTES, STATE, MailRoom, NotesOfParked
 from sabot.agents.durable.operator import DurableAgentOperator
@@ -42,11 +43,20 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app, with the members that its journal needs."""
+    """An app with a journal. `journal_storage`: the contents of one in memory, so that the next run in this process finds its entries."""
 
     id: str
     clock: Clock
     settings: Settings
+    listener: Listener | None
+    journal_storage: MemoryStorage | None
+
+    @property
+    def accounts(self) -> Ledger | None:
+        """The ledger with the budgets of the app."""
+
+    def checkpoints(self) -> CheckpointStorage | None:
+        """Returns the storage of checkpoints, not locked, or None."""
 
 
 def journal_place(app: JournalOwner) -> str | Path:

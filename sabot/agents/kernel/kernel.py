@@ -2,8 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +16,7 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.rows import InMemoryLedgerWriter
 from sabot.agents.actions import ActionManager, ActionStore
-from sabot.agents.app_jobs import AppJobs, AppJobStore
+from sabot.agents.app_jobs import AppJobs, AppJobStore, JournalAddress
 from sabot.agents.context import PolicyRef, checked_word
 from sabot.agents.events.bus import InMemoryEventBus, RuntimeEvent
 from sabot.agents.events.job_events import events_of
@@ -38,10 +38,10 @@ from sabot.jobs.host import STOP_GRACE_SECONDS
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.open_jobs import whole_entries
 from sabot.jobs.run import JobRun
-from sabot.journal import Journal, JournalReader
+from sabot.journal import Journal
 from sabot.journal.entries import Begin, Entry, Letter
-from sabot.journal.memory import MemoryInbox, MemoryJournal, MemoryReader, MemoryStorage
-from sabot.journal.opening import open_inbox, open_journal, open_reader
+from sabot.journal.memory import MemoryJournal, MemoryStorage
+from sabot.journal.opening import open_journal
 from sabot.llm.agent import Agent
 from sabot.llm.engine import ExecutionEngine
 from sabot.runtime.host import interpreter
@@ -373,28 +373,12 @@ class RuntimeKernel:
 
 
 class _KernelStore(AppJobStore):
-    """Jobs and actions in the journal of a kernel, from here or from elsewhere. journal: while a kernel here has it."""
+    """Jobs and actions in the journal of a kernel. journal: while a kernel here has it."""
 
     def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
-        self.clock = clock
-        self.journal: Journal | None = place if isinstance(place, Journal) else None
-        self._place = place
-        self._name = name
-
-    @property
-    def running(self) -> Journal | None:
-        return self.journal
-
-    @contextmanager
-    def reader(self) -> Iterator[JournalReader]:
-        if self.journal is not None:
-            yield self.journal
-            return
-        place = self._place
-        assert not isinstance(place, Journal)
-        opened = MemoryReader(place) if isinstance(place, MemoryStorage) else open_reader(place, app=self._name)
-        with closing(opened) as reader:
-            yield reader
+        self.journal = place if isinstance(place, Journal) else None
+        found = place if isinstance(place, MemoryStorage) else JournalAddress(str(place), name, {})
+        super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
         """As `AppJobStore.own_writes`: a handle says that its job is over when END is appended, and END is read when it is durable."""
@@ -404,17 +388,6 @@ class _KernelStore(AppJobStore):
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         raise UserError("jobs of a kernel begin with requests", hint="await kernel.execute(ExecutionRequest(prompt=…))")
-
-    def post(self, letter: Letter) -> None:
-        if self.journal is not None:
-            self.journal.post(letter)
-            return
-        place = self._place
-        assert not isinstance(place, Journal)
-        where: Mapping[str, Any] = {"app": self._name, "clock": self.clock}
-        opened = MemoryInbox(place) if isinstance(place, MemoryStorage) else open_inbox(place, **where)
-        with closing(opened) as inbox:
-            inbox.post(letter)
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:

@@ -9,14 +9,13 @@ what is asked of them here is asked of that journal, and answers and cancels go 
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
-from sabot.agents.app_jobs import AppJobStore
+from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.job_view import JobView
@@ -30,9 +29,8 @@ from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.sql.server import address_of
 from sabot.errors import CorruptJournal, LetterRefused, SabotError, TransientError, UserError
-from sabot.journal.base import Journal, JournalReader, Question, check_letter, entry_of_letter
+from sabot.journal.base import Journal, Question, check_letter, entry_of_letter
 from sabot.journal.entries import Body, Entry, Intent, Letter, StoredBody, decode_entry, encode_entry
-from sabot.journal.opening import open_inbox, open_reader
 from sabot.journal.schemas import app_of_journal, split_app
 
 _log = logging.getLogger(__name__)
@@ -96,25 +94,6 @@ class _Stored:
         return body
 
 
-class _Elsewhere(AppJobStore):
-    """Jobs and actions in the journal of an app, or of a kernel, at an address."""
-
-    running = None
-
-    def __init__(self, url: str, clock: Clock) -> None:
-        self.clock = clock
-        self._url = url
-
-    @contextmanager
-    def reader(self) -> Iterator[JournalReader]:
-        with closing(open_reader(self._url)) as reader:
-            yield reader
-
-    def post(self, letter: Letter) -> None:
-        with closing(open_inbox(self._url, clock=self.clock)) as inbox:
-            inbox.post(letter)
-
-
 class PostgresJobStore(JobsAndActions):
     """Jobs, and actions too, in a PostgreSQL database, shown in its tables `runtime_jobs` and `runtime_actions`. Any number of stores, in
     any number of processes, may be over the same database; `PostgresActionStore` is another name of the class.
@@ -137,7 +116,7 @@ class PostgresJobStore(JobsAndActions):
         self.views = PostgresJobViews(database)
         self._tables = PostgresTables(database, "jobs", "PostgresJobStore", TABLES | _ENTRIES)
         self._stored = _Stored(self._tables.where)
-        self._elsewhere: dict[str, _Elsewhere] = {}  # by identity
+        self._elsewhere: dict[str, AppJobStore] = {}  # by identity
         self._lent: JobsAndActions | None = None
         self._shown: Journal | None = None
         self._mine: str | None = None  # the identity of the journal of the kernel of this process
@@ -257,7 +236,8 @@ class PostgresJobStore(JobsAndActions):
                 )
             database, _ = split_app(self.home)
             mark = "&" if "?" in database else "?"
-            found = self._elsewhere[identity] = _Elsewhere(f"{database}{mark}app={name}", self.clock)
+            address = JournalAddress(f"{database}{mark}app={name}", "", {})
+            found = self._elsewhere[identity] = AppJobStore(lambda: address, self.clock)
         return found
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
