@@ -3,9 +3,9 @@
 `read_questions` and `find_question` read a whole journal once. `OpenQuestions` follows a journal that is looked at again and again.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.agents.actions import ActionRecord, ActionStatus, check_resolution
 from sabot.agents.job_view import JobView
@@ -147,13 +147,6 @@ class OpenQuestions:
         )
 
 
-class PostsLetters(Protocol):
-    """A place that takes letters for a journal, such as `app.jobs.store`."""
-
-    def post(self, letter: Letter) -> None:
-        """Does the same as `Inbox.post`."""
-
-
 @dataclass(slots=True)
 class AnswerCount:
     """The number of answers that were taken, and those that were refused: the id of a question, the reason, and True if the question takes
@@ -175,10 +168,15 @@ def check_answer(action: ActionRecord, word: str, answer: Mapping[str, Any]) -> 
 
 
 def answer_questions(
-    inbox: PostsLetters, questions: Sequence[InboxQuestion], word: str, answer: Mapping[str, Any], by: str
+    post: Callable[[Letter], object],
+    questions: Sequence[InboxQuestion],
+    word: str,
+    answer: Mapping[str, Any],
+    by: str,
 ) -> AnswerCount:
-    """Gives the same answer to several questions, one after the other, and returns what became of them. `word`: as in `check_answer`.
-    Blocks.
+    """Gives the same answer to several questions, one after the other, and returns what became of them. Blocks.
+
+    `post`: puts a letter into the inbox of their journal (`Inbox.post`). `word`: as in `check_answer`.
 
     Each answer is durable before the next one is given, and a question takes one answer: after a crash in the middle the same call
     answers the rest.
@@ -187,7 +185,7 @@ def answer_questions(
     for each in questions:
         try:
             check_answer(each.action, word, answer)
-            inbox.post(Letter("answer", each.action.resume_token, body=as_json(dict(answer), "the answer"), by=by))
+            post(Letter("answer", each.action.resume_token, body=as_json(dict(answer), "the answer"), by=by))
         except (LetterRefused, UserError) as error:
             count.refused.append((each.action.action_id, error.message, isinstance(error, LetterRefused)))
         else:

@@ -95,18 +95,14 @@ class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     digest: str
 
 
-class _Size(NamedTuple):
-    bytes: int
-    digest: str
-
-
-def _size(entries: Iterable[Entry]) -> _Size:
+def _size(entries: Iterable[Entry]) -> tuple[int, str]:
+    """Returns the number of bytes of entries, and their digest."""
     found, size = blake2b(digest_size=16), 0
     for entry in entries:
         data = encode_entry(entry)
         found.update(data)
         size += len(data)
-    return _Size(size, found.hexdigest())
+    return size, found.hexdigest()
 
 
 def _token(job_id: str, name: str) -> str:
@@ -133,10 +129,10 @@ def checkpoint_letter(
     entries = _history(reader, job_id)
     if not entries:
         raise JobCheckpointFailed(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows those that it has")
-    size = _size(entries)
-    if size.bytes > most:
+    size, digest = _size(entries)
+    if size > most:
         raise JobCheckpointTooLarge(
-            f"the history of job {job_id} has {size.bytes:,} bytes, and {most:,} are allowed",
+            f"the history of job {job_id} has {size:,} bytes, and {most:,} are allowed",
             hint="max_size= allows more; ctx.continue_as(input) begins a new history, which does not shorten this one",
         )
     name = name or f"{kind}-{len(entries)}"
@@ -147,8 +143,8 @@ def checkpoint_letter(
         at_ms=now_ms,
         entries=len(entries),
         effects=effects,
-        size_bytes=size.bytes,
-        digest=size.digest,
+        size_bytes=size,
+        digest=digest,
     )
     return Letter("signal", _token(job_id, name), job_id, CHECKPOINT, as_json(said, "the checkpoint"), by)
 
@@ -370,15 +366,15 @@ class StateManager:
                 hint=f"it has {', '.join(each.name for each in known)}" if known else "it has none",
             )
         before = entries[: checkpoint.entries]
-        size = _size(before)
-        if size.digest != checkpoint.digest:
+        size, digest = _size(before)
+        if digest != checkpoint.digest:
             raise JobCheckpointDamaged(
                 f"the history of job {job_id} is not what checkpoint {checkpoint.name} was made of",
                 hint="go back to a copy of the journal",
             )
-        if size.bytes > self._most:
+        if size > self._most:
             raise JobCheckpointTooLarge(
-                f"checkpoint {checkpoint.name} of job {job_id} has {size.bytes:,} bytes, and {self._most:,} are allowed"
+                f"checkpoint {checkpoint.name} of job {job_id} has {size:,} bytes, and {self._most:,} are allowed"
             )
         return _Found(checkpoint, entries, part_of(before), reader.key)
 

@@ -99,7 +99,7 @@ class AgentDeclarations:
 
             if not (hasattr(events, "publish") and hasattr(events, "wants")):
                 raise UserError(f"events={short_repr(events)}", hint="an EventBus: InMemoryEventBus()")
-            self.listener = JobEvents(events)
+            self.listener = JobEvents(events.publish, events.wants)
 
     @property
     def accounts(self) -> "Ledger | None":

@@ -48,8 +48,11 @@ Gone = Callable[[int, int], Sequence[Run]]
 """Returns the runs of trimmed places, in order, which have some from the first number on and before the second one."""
 
 
-class _Connection(Protocol):
+class Connection(Protocol):
+    """A connection with an open transaction: one of SQLite, or `schemas.Statements` in its place."""
+
     def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> object: ...
 
 
 def runs_of(places: Iterable[int]) -> list[Run]:
@@ -74,12 +77,12 @@ def joined(runs: Iterable[Run]) -> list[Run]:
     return found
 
 
-def written(connection: _Connection, first: int, behind: int) -> None:
+def written(connection: Connection, first: int, behind: int) -> None:
     """Entries from the place `first`, where the log has ended, to before `behind` are written in this transaction."""
     connection.execute(_WRITTEN, (behind, first))
 
 
-def note_gone(connection: _Connection, runs: Sequence[Run]) -> None:
+def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
     """The entries of these runs, in order, are trimmed in this transaction."""
     beside: set[Run] = set()
     for some in _parts(runs):
@@ -100,7 +103,7 @@ def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
         yield runs[first : first + _MOST_NAMED]
 
 
-def make_tables(connection: _Connection, whole: str) -> None:
+def make_tables(connection: Connection, whole: str) -> None:
     """Makes the tables, of a journal without entries. whole: the type of whole numbers of 63 bits: bigint, or in SQLite INTEGER, the key of
     a row itself, so that a commit of entries writes one page more, and not two.
     """
@@ -108,13 +111,13 @@ def make_tables(connection: _Connection, whole: str) -> None:
         connection.execute(statement.format(whole=whole))
 
 
-def begin_to_count(connection: _Connection, whole: str) -> None:
+def begin_to_count(connection: Connection, whole: str) -> None:
     """Of tables of before: from now on their places are counted. The format that they say is for their home to change."""
     make_tables(connection, whole)
     count_anew(connection)
 
 
-def count_anew(connection: _Connection) -> None:
+def count_anew(connection: Connection) -> None:
     """What is missing is taken for trimmed from here on, since nobody knows better."""
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)
@@ -125,7 +128,7 @@ def count_anew(connection: _Connection) -> None:
     connection.execute("UPDATE log_end SET place = ?", (behind,))
 
 
-def end_of_log(connection: _Connection) -> int:
+def end_of_log(connection: Connection) -> int:
     """The place behind the last entry that there is, or was when something was trimmed last."""
     return end_of_rows(connection.execute(ENDS).fetchall())
 

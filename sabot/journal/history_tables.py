@@ -8,13 +8,14 @@ that their caller has begun.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from sabot.journal.base import JobHistory, Position
 from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants
 from sabot.journal.entries import Entry
+from sabot.journal.entry_counts import Connection
 
 KEPT = 3
 """The format of tables from which on there is a history."""
@@ -45,17 +46,13 @@ _CHUNK = 1000  # rows read, jobs that expire in one transaction
 _MOST_NAMED = 100  # jobs in one statement
 
 
-class _Tables(Protocol):
-    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Any: ...
-
-
-def make_history(connection: _Tables, *, whole: str, text: str, blob: str) -> None:
+def make_history(connection: Connection, *, whole: str, text: str, blob: str) -> None:
     """Makes the tables. `whole`, `text`, `blob`: the types of whole numbers of 63 bits, of texts in the order of their bytes, of bytes."""
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
-def move_entries(connection: _Tables, jobs: Sequence[EndedJob]) -> None:
+def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
     """Copies the entries of these jobs, which are few enough for one statement, and writes their rows. The caller removes what was copied.
     What the history had of a job that has begun again since stays beside the new entries.
     """
@@ -73,7 +70,7 @@ def move_entries(connection: _Tables, jobs: Sequence[EndedJob]) -> None:
     _count(connection, sum(sizes.values()) - int(before[0][0] or 0))
 
 
-def _sizes(connection: _Tables, names: Sequence[str]) -> dict[str, int]:
+def _sizes(connection: Connection, names: Sequence[str]) -> dict[str, int]:
     """Returns the bytes of the entries of jobs, with the long bodies that they name."""
     found: dict[str, int] = {}
     for what, source in (
@@ -89,12 +86,12 @@ def _sizes(connection: _Tables, names: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _count(connection: _Tables, more: int) -> None:
+def _count(connection: Connection, more: int) -> None:
     ((before,),) = connection.execute(_BYTES).fetchall()
     connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(before) + more),))
 
 
-def count_history(connection: _Tables) -> None:
+def count_history(connection: Connection) -> None:
     """Counts the bytes of the history anew."""
     ((found,),) = connection.execute("SELECT sum(size) FROM history").fetchall()
     connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(found or 0)),))
@@ -115,7 +112,7 @@ def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
     return found
 
 
-def expire(connection: _Tables, jobs: Sequence[str]) -> None:
+def expire(connection: Connection, jobs: Sequence[str]) -> None:
     """Removes jobs from the history, with the long bodies that nobody else names."""
     for names in _parts(jobs):
         chosen = _among(names)
@@ -126,7 +123,7 @@ def expire(connection: _Tables, jobs: Sequence[str]) -> None:
         _count(connection, -int(before[0][0] or 0))
 
 
-def drop_bodies(connection: _Tables, table: str, jobs: Sequence[str]) -> None:
+def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
     """Removes the long bodies that only entries of these jobs name, which are in this table and are about to go."""
     chosen = f"place IN (SELECT place FROM {table} WHERE job {_among(jobs)})"
     bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]

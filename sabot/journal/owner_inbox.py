@@ -10,8 +10,9 @@ from sabot.errors import JournalFull, LetterRefused
 from sabot.journal.base import Inbox, Journal, Position, check_letter, entry_of_letter
 from sabot.journal.ended_jobs import EndedJob
 from sabot.journal.entries import Entry, Letter, encode_letter
+from sabot.journal.entry_counts import Connection
 from sabot.journal.history_tables import expire, expiring
-from sabot.journal.tables import Connection, SqlReader, add_letter, forget, letter_facts, remove
+from sabot.journal.tables import SqlReader, add_letter, forget, letter_facts, remove
 from sabot.journal.writing import GroupWriter
 
 

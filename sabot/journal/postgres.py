@@ -41,10 +41,10 @@ from sabot.errors import (
 )
 from sabot.journal.base import Position
 from sabot.journal.entries import Entry
-from sabot.journal.entry_counts import end_of_log
+from sabot.journal.entry_counts import Connection, end_of_log
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.schemas import JournalSchema, PostgresSession, Statements
-from sabot.journal.tables import Connection, SqlReader, StoredEntry, add, rows_of
+from sabot.journal.tables import SqlReader, StoredEntry, add, rows_of
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 

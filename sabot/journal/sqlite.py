@@ -27,12 +27,11 @@ from sabot.base.quantities import counted_words
 from sabot.base.sqlite_files import HELD, is_held
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, JournalFailed, SabotError, UserError
-from sabot.journal.entry_counts import COUNTED, begin_to_count
+from sabot.journal.entry_counts import COUNTED, Connection, begin_to_count
 from sabot.journal.history_tables import KEPT, make_history
 from sabot.journal.owner_inbox import SqlInbox, SqlJournal
 from sabot.journal.tables import (
     HISTORY_TYPES,
-    Connection,
     StoredEntry,
     TablesReader,
     add,

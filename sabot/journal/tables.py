@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from sabot.base.os_errors import hint_of
 from sabot.base.sqlite_files import error_of, open_database
@@ -44,6 +44,7 @@ from sabot.journal.entry_counts import (
     ENDS,
     GONE,
     WRITTEN_END,
+    Connection,
     check_counted,
     count_anew,
     end_of_log,
@@ -162,21 +163,6 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
 def checksum(place: int, job: str, data: bytes) -> int:
     """Of an entry and of where it stands."""
     return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
-
-
-class Cursor(Protocol):
-    """What a statement did."""
-
-    @property
-    def rowcount(self) -> int: ...
-    def fetchall(self) -> list[Any]: ...
-
-
-class Connection(Protocol):
-    """With an open transaction: one of SQLite, or what stands for it."""
-
-    def execute(self, statement: str, values: Sequence[Any] = ..., /) -> Cursor: ...
-    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> object: ...
 
 
 class SqlReader(JournalReader):
@@ -363,7 +349,7 @@ def add_letter(connection: Connection, once: str, job: str, data: bytes, number:
         f"INSERT INTO inbox ({named}once, job, letter) VALUES ({marks}) ON CONFLICT DO NOTHING",
         (*values, once, job, data),
     )
-    return done.rowcount == 1
+    return bool(done.rowcount == 1)
 
 
 class StoredEntry(NamedTuple):

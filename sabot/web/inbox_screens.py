@@ -137,7 +137,7 @@ class InboxScreens:
         if not wanted:
             raise UserError("no question is selected", hint="select the questions of this answer, then send it")
         questions = [each for each in await self._read() if each.action.action_id in wanted]
-        count = await run_in_thread(answer_questions, self._store, questions, word, answer, form[BY])
+        count = await run_in_thread(answer_questions, self._store.post, questions, word, answer, form[BY])
         await self._read()
         gone = sorted(wanted - {each.action.action_id for each in questions})
         said = [f"{count.answered:,} of {len(wanted):,} questions: {SAID[word]}."] if count.answered else []

@@ -11,8 +11,8 @@ The id of an event is made of the job, the ordinal and attempt of the effect, an
 job with the time of its entry, of a piece with its number. So an event that is told again after a crash has the id that it had.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -31,26 +31,18 @@ _CLOSED = {"resolved": _TYPE.ACTION_RESOLVED, "expired": _TYPE.ACTION_EXPIRED}
 _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
-class Publishing(Protocol):
-    """What is needed of an EventBus here."""
-
-    async def publish(self, event: RuntimeEvent) -> None:
-        """As of an EventBus."""
-
-    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """As of an EventBus."""
-
-
 class JobEvents:
-    """A `jobs.log.Listener` that publishes on a bus."""
+    """A `jobs.log.Listener` that publishes events. `publish`, `wants`: as of an `EventBus`."""
 
-    def __init__(self, bus: Publishing) -> None:
-        self._bus = bus
+    def __init__(
+        self, publish: Callable[[RuntimeEvent], Awaitable[None]], wants: Callable[[RuntimeEventType, str], bool]
+    ) -> None:
+        self._publish_event, self._wants = publish, wants
         self._view = JobView()  # of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
         """As of a Listener."""
-        return self._bus.wants(_TYPE.MODEL_TOKEN, job_id) or self._bus.wants(_TYPE.MODEL_REASONING, job_id)
+        return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
         """As of a Listener."""
@@ -94,10 +86,10 @@ class JobEvents:
         self, job: JobState, kind: RuntimeEventType, job_id: str, at_ms: int, name: str, data: Mapping[str, Any]
     ) -> None:
         event_id = f"{job_id}/{name}/{kind}"
-        await self._bus.publish(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
+        await self._publish_event(RuntimeEvent(kind, job_id, data, event_id, at_ms / 1000, job.scope, job.principal))
 
     async def _status(self, job: JobState, notice: Notice, status: str, data: Mapping[str, Any]) -> None:
-        if self._bus.wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
+        if self._wants(_TYPE.JOB_STATUS_CHANGED, notice.job):
             name = f"0/{job.attempt}/{notice.at_ms}/{status}"
             await self._publish(
                 job,
@@ -109,7 +101,7 @@ class JobEvents:
             )
 
     async def _began(self, job: JobState, begin: Begin) -> None:
-        if self._bus.wants(_TYPE.JOB_STARTED, begin.job):
+        if self._wants(_TYPE.JOB_STARTED, begin.job):
             data = {"agent": begin.agent, "code": begin.code, "input": _input(_said(begin))}
             at_ms, origin = begin.at_ms, begin.origin
             if origin is not None:
@@ -118,7 +110,7 @@ class JobEvents:
             await self._publish(job, _TYPE.JOB_STARTED, begin.job, at_ms, name, data)
 
     async def _call(self, job: JobState, intent: Intent, attempt: int) -> None:
-        if _asks_model(intent) or not self._bus.wants(_TYPE.TOOL_START, intent.job):
+        if _asks_model(intent) or not self._wants(_TYPE.TOOL_START, intent.job):
             return
         said = _said(intent)
         args, kwargs = said if isinstance(said, list) and len(said) == 2 else ([], {})
@@ -135,14 +127,14 @@ class JobEvents:
     async def _piece(self, job: JobState, piece: Fragment) -> None:
         name = f"{piece.ordinal}/{piece.attempt}/{piece.number}"
         for kind, text in ((_TYPE.MODEL_TOKEN, piece.text), (_TYPE.MODEL_REASONING, piece.reasoning)):
-            if text and self._bus.wants(kind, piece.job):
+            if text and self._wants(kind, piece.job):
                 data = {"text": text, "ordinal": piece.ordinal, "attempt": piece.attempt, "number": piece.number}
                 await self._publish(job, kind, piece.job, piece.at_ms, name, data)
 
     async def _result(self, job: JobState, intent: Intent, result: EffectResult) -> None:
         failed, model = result.outcome != "ok", _asks_model(intent)
         kind = _TYPE.MODEL_DONE if model else _TYPE.TOOL_ERROR if failed else _TYPE.TOOL_END
-        if not self._bus.wants(kind, result.job):
+        if not self._wants(kind, result.job):
             return
         value = _said(result)
         data: dict[str, Any] = {"ordinal": result.ordinal, "attempt": result.attempt, "began_at": intent.at_ms / 1000}
@@ -159,7 +151,7 @@ class JobEvents:
         await self._publish(job, kind, result.job, result.at_ms, name, data)
 
     async def _asked(self, job: JobState, question: Intent) -> None:
-        if self._bus.wants(_TYPE.ACTION_REQUIRED, question.job):
+        if self._wants(_TYPE.ACTION_REQUIRED, question.job):
             data = {
                 **_action(question),
                 "payload": as_plain(_said(question)),
@@ -173,7 +165,7 @@ class JobEvents:
 
     async def _answered(self, job: JobState, question: Intent | None, answer: Answer) -> None:
         kind = _CLOSED.get(answer.outcome, _TYPE.ACTION_CANCELLED)
-        if self._bus.wants(kind, answer.job):
+        if self._wants(kind, answer.job):
             known = {} if question is None else _action(question)
             data = {"ordinal": answer.ordinal, **known, "resolution": as_plain(_said(answer)), "by": answer.by}
             name = f"{answer.ordinal}/1" if question is None else _action_name(question)
@@ -185,37 +177,26 @@ class JobEvents:
         kind = _ENDS.get(end.outcome, _TYPE.JOB_FAILED)
         final = _TYPE.FINAL_RESULT if kind is _TYPE.JOB_COMPLETED else _TYPE.FINAL_ERROR
         name = f"0/{job.attempt}/{end.at_ms}"
-        if self._bus.wants(kind, end.job):
+        if self._wants(kind, end.job):
             data = {"agent": job.agent, "outcome": end.outcome, "reason": end.result}
             await self._publish(job, kind, end.job, end.at_ms, name, data)
-        if self._bus.wants(final, end.job):
+        if self._wants(final, end.job):
             value = _said(end)
             said = {"result": as_plain(value)} if final is _TYPE.FINAL_RESULT else _error(value)
             await self._publish(job, final, end.job, end.at_ms, name, {"outcome": end.outcome, **said})
 
 
-class _Collected:
-    """A bus that keeps what is published."""
-
-    def __init__(self) -> None:
-        self.events: list[RuntimeEvent] = []
-
-    def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """True."""
-        return True
-
-    async def publish(self, event: RuntimeEvent) -> None:
-        """Keeps it."""
-        self.events.append(event)
-
-
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """The events that these entries are."""
-    collected = _Collected()
-    told = JobEvents(collected)
+    """Returns the events that these entries are."""
+    found: list[RuntimeEvent] = []
+
+    async def keep(event: RuntimeEvent) -> None:
+        found.append(event)
+
+    listener = JobEvents(keep, lambda event_type, job_id: True)
     for entry in entries:
-        await told.publish(entry)
-    return collected.events
+        await listener.publish(entry)
+    return found
 
 
 def _calls(effects: Iterable[EffectView]) -> list[Intent]:

@@ -412,7 +412,7 @@ class _KernelEvents(JobEvents):
         self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
         """given: whether somebody has the handle, of jobs that have asked no model. durable: an entry is."""
-        super().__init__(events)
+        super().__init__(events.publish, events.wants)
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:

@@ -31,7 +31,7 @@ class Heard:
 
     @asynccontextmanager
     async def hosting(self, journal, agent):
-        async with hosting(journal, agent, listener=JobEvents(self.bus)) as jobs:
+        async with hosting(journal, agent, listener=JobEvents(self.bus.publish, self.bus.wants)) as jobs:
             yield jobs
         await self.bus.flush()
 
@@ -254,7 +254,7 @@ async def test_one_that_holds_the_host_up_is_waited_for(monkeypatch):
     async def f(ctx):
         begun.append(ctx.job_id)
 
-    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus.publish, bus.wants)) as jobs:
         for number in range(200):
             jobs.begin(f"j{number}")
         await jobs.until(lambda: jobs.host.log.is_ahead)
@@ -275,7 +275,7 @@ async def test_a_stop_waits_for_no_listener_that_hangs(monkeypatch):
     async def f(ctx):
         return None
 
-    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus)) as jobs:
+    async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus.publish, bus.wants)) as jobs:
         for number in range(30):
             jobs.begin(f"j{number}")
         await jobs.until(lambda: jobs.host.log.is_ahead)
@@ -351,7 +351,7 @@ async def test_a_call_that_is_denied_was_not_started_and_one_that_a_person_allow
                 await ctx.call(look_at, number)
 
     agent = Agent(f)
-    async with hosting(home, agent, listener=JobEvents(heard.bus), guard=Judge()) as jobs:
+    async with hosting(home, agent, listener=JobEvents(heard.bus.publish, heard.bus.wants), guard=Judge()) as jobs:
         jobs.begin("j")
         for ordinal, approved in ((2, b"true"), (3, b"false")):
             await jobs.parks("j", ordinal - 2)
