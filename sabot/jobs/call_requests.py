@@ -121,8 +121,7 @@ class CallRequests:
             due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
             asked = question(ask, running.job.job_id, at_ms, key, kind, body, due_ms=due_ms)
             self._log.append(asked, running)
-            history.approvals[ordinal] = asked
-            history.not_made.add(ordinal)
+            history.add_question(asked)
             return asked_person(ask, asked)
         if (before.name, before.digest) == (kind, digest(key, "ask", kind, body)) and history.approval(ordinal):
             answer.set_result(before.token)

@@ -143,6 +143,8 @@ def intended(
     the approval of a person, who may have given this answer.
     """
     effect.enter(OPEN)
+    if asks and not resumed:
+        effect.attempt = 0
     if asks and not effect.attempt:
         effect.enter(APPROVAL)
         return APPROVE if answer is None else approved(effect, answer)

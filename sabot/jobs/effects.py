@@ -64,7 +64,7 @@ from sabot.jobs.run import Ask, JobRun
 from sabot.jobs.runner import EffectRunner, LookedUp, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
-from sabot.jobs.values import copied, gives_rows, pack_error, type_of, unpack
+from sabot.jobs.values import copied, pack_error, type_of, unpack
 from sabot.journal import Position
 from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled
 from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
@@ -162,8 +162,6 @@ class Effects:
         if ask.model:
             verdict = msgspec.structs.replace(verdict, about=ask.model)
         ask.change(verdict)
-        if verdict.decision is Decision.ASK:
-            ask.attempt = 0
         if verdict.decision is Decision.WARN or verdict.notes:
             said = "; ".join(filter(None, (verdict.reason, *verdict.notes)))
             _log.warning("job %s: %s, effect %d: %s", running.job.job_id, ask.name, ask.ordinal, said)
@@ -208,7 +206,6 @@ class Effects:
     ) -> EffectCommand:
         """Returns what follows the INTENT of an effect on which the guard has decided."""
         if verdict.decision is Decision.DENY:
-            ask.enter(OPEN)
             return refused(ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
         asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
         return intended(ask, at_ms, resumed=resumed, asks=asks, answer=answer)
@@ -354,19 +351,18 @@ class Effects:
         if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
             self._do(running, ask, MAKE)
             return
-        history, not_made = job.history, ask.ordinal in job.history.not_made
-        asked = (history.approvals if not_made else history.doubts).get(ask.ordinal)
-        answer = None if asked is None else history.answers.get(asked.token)
-        command = (
-            continue_with_question(ask, not_made, asked, answer, gives_rows=_gives_rows(ask)) if found is None else None
-        )
-        if command is not None:
-            self._do(running, ask, command)
-            return
-        wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
-        if wait_s > 0 and found is None and not ask.repeatable:
-            self._host.put_later(wait_s, DoubtDue(running, ask))
-            return
+        if found is None:
+            asked, answer = job.history.question_about(ask.ordinal)
+            not_made = ask.ordinal in job.history.not_made
+            command = continue_with_question(ask, not_made, asked, answer, gives_rows=ask.gives_rows)
+            if command is not None:
+                self._do(running, ask, command)
+                return
+            # Another worker that has lost the journal may still make the call: until its claim and the time of the call are over.
+            wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
+            if wait_s > 0 and not ask.repeatable:
+                self._host.put_later(wait_s, DoubtDue(running, ask))
+                return
         self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
     def looked_up(self, event: LookedUp) -> None:
@@ -387,10 +383,9 @@ class Effects:
         if (earlier := history.doubts.get(ask.ordinal)) is not None:
             payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
             about += f" {payload['looked']}"
-        if _gives_rows(ask):
+        if ask.gives_rows:
             payload["gives"] = "rows"
         asked = self._question(running, ask, self._host.now_ms(), IN_DOUBT, payload, about=about)
-        history.doubts[ask.ordinal] = asked
         self.doubts_total += 1
         _log.warning("job %s: nobody knows whether %s was done: a person is asked", running.job.job_id, ask.name)
         self._do(running, ask, asked_person(ask, asked))
@@ -406,15 +401,13 @@ class Effects:
             payload: dict[str, Any] = {"effect": ask.title, "kind": ask.guarded, "ordinal": ask.ordinal}
             payload |= {"reason": verdict.reason, "rule": verdict.rule, "answers": ["approve", "reject"]}
             due_ms = at_ms + round(verdict.wait_s * 1000) if verdict.wait_s else 0
-            asked = history.approvals[ask.ordinal] = self._question(
-                running, ask, at_ms, CONFIRM, payload, due_ms=due_ms
-            )
+            asked = self._question(running, ask, at_ms, CONFIRM, payload, due_ms=due_ms)
         self._do(running, ask, asked_person(ask, asked))
 
     def deliver_answer(self, running: RunningJob, ask: Ask, answer: Answer) -> None:
         """Handles a person's answer to a question about an effect: whether it may be made, or whether it was."""
         running.job.history.answers[answer.token] = answer
-        self._do(running, ask, answered(ask, answer, gives_rows=_gives_rows(ask)))
+        self._do(running, ask, answered(ask, answer, gives_rows=ask.gives_rows))
 
     def _question(
         self, running: RunningJob, ask: Ask, at_ms: int, kind: str, payload: Any, *, about: str = "", due_ms: int = 0
@@ -422,6 +415,7 @@ class Effects:
         job_id, key = running.job.job_id, self._host.journal.key
         asked = question(ask, job_id, at_ms, key, kind, payload, about=about, due_ms=due_ms)
         self._log.append(asked, running)
+        running.job.history.add_question(asked)
         return asked
 
     # -- the time of an attempt ---------------------------------------------------------------------------------------
@@ -437,7 +431,7 @@ class Effects:
             self._timers.add(left_s, running.job.job_id, 0)
 
     def time_out(self, job_id: str) -> None:
-        """Handles an attempt that has run for too long: gives up its calls, as their own timeouts would, and cancels
+        """Handles an attempt that has run for too long: cuts its calls short, as their own timeouts would, and cancels
         the function once.
         """
         host, running = self._host, self._host.running.get(job_id)
@@ -480,7 +474,3 @@ class Effects:
             self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})
         else:
             self.runner.drop(job.job_id)
-
-
-def _gives_rows(ask: Ask) -> bool:
-    return ask.tool is not None and gives_rows(ask.tool.func)

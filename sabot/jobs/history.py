@@ -171,6 +171,21 @@ class History:
         self.doubts.pop(ordinal, None)
         self.not_made.discard(ordinal)
 
+    def add_question(self, question: Intent) -> None:
+        """Notes a question to a person about an effect: whether it was made (`doubts`), or whether it may be (`approvals`)."""
+        if question.name == IN_DOUBT:
+            self.doubts[question.ordinal] = question
+        else:
+            self.approvals[question.ordinal] = question
+            self.not_made.add(question.ordinal)
+
+    def question_about(self, ordinal: int) -> tuple[Intent | None, Answer | None]:
+        """Returns the question that a person was asked last about an effect without a result, and its answer; (None, None) if nobody was.
+        If the last attempt was certainly not made, it asks whether the effect may be made, or the tool has asked it; else whether it was.
+        """
+        asked = (self.approvals if ordinal in self.not_made else self.doubts).get(ordinal)
+        return asked, None if asked is None else self.answers.get(asked.token)
+
     def _tell_open(self) -> None:
         """Notes that END has recorded the use of calls without a result."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
@@ -281,11 +296,7 @@ class History:
 
     def _intend(self, intent: Intent) -> None:
         if intent.kind == "ask" and intent.ordinal in self.intents:
-            if intent.name == IN_DOUBT:
-                self.doubts[intent.ordinal] = intent
-            else:
-                self.approvals[intent.ordinal] = intent
-                self.not_made.add(intent.ordinal)
+            self.add_question(intent)
         else:
             self.intents[intent.ordinal] = intent
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)

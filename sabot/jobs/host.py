@@ -330,8 +330,8 @@ class JobHost(HostState):
         """Handles an event. Returns what is to be awaited before the next one."""
         effects = self._effects
         match event:
-            case Turned(running):
-                self._take_up(running)
+            case Turned():  # the two events of each effect come first, and capture nothing: that takes longer
+                self._take_up(event.running)
             case Outcome():
                 effects.call_ended(event)
             case GuardDecided(running):

@@ -31,7 +31,7 @@ from sabot.jobs.guard import (
 from sabot.jobs.history import ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
-from sabot.jobs.values import copied, pack, unpack, unpack_error
+from sabot.jobs.values import copied, gives_rows, pack, unpack, unpack_error
 from sabot.journal.effects import RULES, EffectClass, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.spec import RequestSpec
@@ -73,6 +73,11 @@ class Ask(EffectState):
         if self.kind == "call":
             return "model" if self.model else "tool"
         return "child" if self.kind == "child" else None
+
+    @property
+    def gives_rows(self) -> bool:
+        """True if the result of the call is a list of rows."""
+        return self.tool is not None and gives_rows(self.tool.func)
 
     def change(self, verdict: GuardVerdict) -> None:
         """Applies the verdict to the arguments. The digest stays that of the original arguments. Raises UserError if

@@ -77,7 +77,6 @@ class Model:
         if not resumed:
             entry = Intent(JOB, 0, effect.ordinal, *asked, effect_class=effect.effect_class, note=NOTES.get(asked, b""))
             self.entries.append(entry)
-            effect.attempt = 0 if asked in NOTES else 1
         answer = History.of(JOB, self.entries).approval(effect.ordinal) if resumed else None
         self.do(effect, core.intended(effect, 0, resumed=resumed, asks=asked in NOTES, answer=answer))
 
@@ -98,10 +97,8 @@ class Model:
                 self.do(effect, core.repeat_or_drop(effect))
             case "resolve_doubt":
                 history = History.of(JOB, self.entries)
-                not_made = ordinal in history.not_made
-                asked = (history.approvals if not_made else history.doubts).get(ordinal)
-                answer = None if asked is None else history.answers.get(asked.token)
-                command = core.continue_with_question(effect, not_made, asked, answer)
+                asked, answer = history.question_about(ordinal)
+                command = core.continue_with_question(effect, ordinal in history.not_made, asked, answer)
                 self.do(effect, core.doubted(effect, "ask") if command is None else command)
             case "reconcile":
                 self.looking |= {ordinal}
