@@ -50,7 +50,7 @@ from sabot.sql.syntax.tree import (
 from sabot.sql.table_options import Options
 from sabot.sql.types import arrow_type, interval_ms, sql_type
 from sabot.sql.values import Binder, Context
-from sabot.sql.zones import is_local
+from sabot.sql.zones import UTC, is_local
 
 if TYPE_CHECKING:
     from sabot.api.streams import HasStreams
@@ -166,8 +166,12 @@ def read_table(app: "HasStreams", context: Context, statement: CreateTable, span
     instants: dict[str, pa.DataType] = {}  # read as texts, which the session's zone makes instants
     if physical:
         columns = {each.name.text: arrow_type(each.type) for each in physical if each.type}
-        instants = {name: type for name, type in columns.items() if is_local(type)} if _is_csv(statement) else {}
-        given["schema"] = pa.schema([*(columns | dict.fromkeys(instants, pa.string())).items()])
+        format = _format_of_rows(statement)
+        instants = {name: type for name, type in columns.items() if is_local(type)} if format == "csv" else {}
+        fields = [pa.field(name, type) for name, type in (columns | dict.fromkeys(instants, pa.string())).items()]
+        if format in _JSON and context.zone != UTC:
+            fields = [_on_clock_of(each, context.zone) for each in fields]
+        given["schema"] = pa.schema(fields)
     metadata = {each.name.text: _metadata(each) for each in statement.columns if each.metadata is not None}
     if metadata:
         given["fields"] = metadata
@@ -195,11 +199,24 @@ def _instant(name: str, type: pa.DataType, context: Context) -> Expr:
     return made if exact == type else made.cast(type, strict=False)
 
 
-def _is_csv(statement: CreateTable) -> bool:
-    """Returns True if the rows of a table are read from CSV, whose parser refuses times without an offset."""
+_JSON = ("json", "ndjson", "debezium-json")
+
+
+def _on_clock_of(field: pa.Field, zone: str) -> pa.Field:
+    """Returns a column whose texts of a TIMESTAMP_LTZ without an offset the parser of JSON reads on the clock of a zone."""
+    type = field.type
+    if pa.types.is_struct(type):
+        return field.with_type(pa.struct([_on_clock_of(each, zone) for each in type]))
+    if pa.types.is_list(type):
+        return field.with_type(pa.list_(_on_clock_of(type.value_field, zone)))
+    return field.with_metadata({"time_zone": zone}) if is_local(type) else field
+
+
+def _format_of_rows(statement: CreateTable) -> str | None:
+    """Returns the format from which the rows of a table are read, or None if neither an option nor a path names it."""
     given = {each.key: each.value for each in statement.options}
     named = next((given[key] for key in ("value.format", "format", "format.type") if key in given), None)
-    return (named or path_format(given.get("path") or given.get("connector.path") or "")) == "csv"
+    return named or path_format(given.get("path") or given.get("connector.path") or "")
 
 
 def _computed(

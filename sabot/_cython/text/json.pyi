@@ -30,7 +30,8 @@ class JsonDecoder:
     """Decodes payloads into a RecordBatch of `schema`, in one call. Only the wanted columns are built.
 
     Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are
-    UTC with or without a zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from
+    UTC with or without a zone; a text without an offset is on the clock of the zone that the metadata `time_zone` of its
+    field names, if there is one) and date32/64, both from integers (epoch ms) or ISO 8601 strings, decimal128/256, from
     numbers or strings with a number, struct and list of these, `pa.null()`; other types raise UserError naming the
     column. int64 time columns accept integers only.
 

@@ -5,8 +5,11 @@ This module turns a schema into a tree of C++ nodes, once. Then a batch takes on
 buffers are exported through the Arrow C Data Interface.
 """
 
+import datetime
+import functools
 import json as _stdlib_json
 import math
+import zoneinfo
 
 import pyarrow as pa
 
@@ -51,9 +54,14 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     int STRUCT_ "static_cast<int>(sabot::Kind::struct_)"
     int LIST_ "static_cast<int>(sabot::Kind::list)"
 
+    struct ClockStep:
+        int64_t shown
+        int64_t ahead
+
     cppclass Node:
         int precision
         int scale
+        vector[ClockStep] clock
         Node(int kind, cbool nullable, int64_t per_second, const string& path, const string& type) except +
         void add_child(Node* child, const string& name) except +  # takes ownership
 
@@ -183,6 +191,38 @@ cdef class BadRow:
         return BadRow, self.values()
 
 
+TIME_ZONE = b"time_zone"
+_YEARS = 1900, 2200
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+@functools.cache
+def clock_of(zone):
+    """Returns the steps of a zone's clock: (the time that it shows, its distance ahead of UTC), in seconds since 1970.
+
+    Of a time that it shows twice the earlier instant is meant; for one that it leaves out, the instant that it would have
+    had without the change, as `instant` of expressions has it.
+    """
+    info = zoneinfo.ZoneInfo(zone)
+
+    def ahead_at(time):
+        return int((_EPOCH + datetime.timedelta(seconds=time)).astimezone(info).utcoffset().total_seconds())
+
+    begin, end = (int((datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) - _EPOCH).total_seconds()) for year in _YEARS)
+    ahead = ahead_at(begin)
+    steps = [(begin, ahead)]
+    for week in range(begin, end, 7 * 86400):
+        later = ahead_at(week + 7 * 86400)
+        if later != ahead:
+            before, after = week, week + 7 * 86400
+            while after - before > 1:
+                middle = (before + after) // 2
+                before, after = (middle, after) if ahead_at(middle) == ahead else (before, middle)
+            steps.append((after + max(ahead, later), later))
+            ahead = later
+    return steps
+
+
 cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
     """Adds a node to `parent` for each (field, path). Raises UserError for types that JSON cannot represent, and for
     names given twice.
@@ -201,6 +241,9 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
         if kind == DECIMAL128 or kind == DECIMAL256:
             node.precision, node.scale = field.type.precision, field.type.scale
+        if kind == TIMESTAMP and field.metadata and TIME_ZONE in field.metadata:
+            for shown, ahead in clock_of(field.metadata[TIME_ZONE].decode()):
+                node.clock.push_back(ClockStep(shown, ahead))
         parent.add_child(node, field.name.encode())  # the parent owns the node from here on, even if the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_fields(node, children_of(field.type, path), depth + 1)

@@ -170,6 +170,11 @@ static inline bool predicted(const Key& key, const uint8_t* p, const uint8_t* en
            std::memcmp(p, key.quoted.data(), key.quoted.size()) == 0;
 }
 
+/* A clock is `ahead` seconds ahead of UTC from the time on that it shows as `shown`, in seconds since 1970. */
+struct ClockStep {
+    int64_t shown, ahead;
+};
+
 /* A column under construction. */
 struct Node : ColumnBuilder<Node> {
     Kind kind;
@@ -178,10 +183,18 @@ struct Node : ColumnBuilder<Node> {
     std::string type;           /* the type in pyarrow's notation, for messages */
     Keys keys;                  /* for struct: the names of the children and of unknown fields */
     int precision = 0, scale = 0; /* decimals: the number of digits, and of digits after the point */
+    std::vector<ClockStep> clock; /* timestamp: the clock of texts without an offset, ascending; empty for UTC */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
         : ColumnBuilder(layout_of(static_cast<Kind>(kind_)), nullable_, width_of(static_cast<Kind>(kind_))),
           kind(static_cast<Kind>(kind_)), per_second(per_second_), path(path_), type(type_) {}
+
+    /* Returns the seconds that `clock` is ahead of UTC when it shows this time, in seconds since 1970. */
+    int64_t ahead_at(int64_t shown) const {
+        const auto later = std::upper_bound(clock.begin(), clock.end(), shown,
+                                            [](int64_t time, const ClockStep& step) { return time < step.shown; });
+        return (later == clock.begin() ? later : later - 1)->ahead;
+    }
 
     /* Adds a child and takes ownership of it. `name` is its field name in a struct. */
     void add_child(Node* child, const std::string& name) {
@@ -391,9 +404,9 @@ static inline int64_t days_since_1970(int64_t year, int64_t month, int64_t day) 
 }
 
 /* Reads an ISO 8601 time: a date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without an offset
-   it is UTC. OUT seconds since 1970, and nanoseconds of the second (digits beyond the ninth are dropped). Returns
-   false for other text. */
-static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos) {
+   it is UTC. OUT seconds since 1970, nanoseconds of the second (digits beyond the ninth are dropped), and true in
+   `zoned` if there is an offset. Returns false for other text. */
+static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos, bool& zoned) {
     auto number = [&](int n, int64_t& value) {
         if (end - p < n) return false;
         value = 0;
@@ -406,6 +419,7 @@ static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& secon
     auto take = [&](char c) { return p < end && *p == c && (++p, true); };
     int64_t year, month, day, hour = 0, minute = 0, second = 0;
     nanos = 0;
+    zoned = false;
     if (!number(4, year) || !take('-') || !number(2, month) || !take('-') || !number(2, day)) return false;
     static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     if (month < 1 || month > 12 || day < 1) return false;
@@ -426,7 +440,9 @@ static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& secon
     }
     if (hour > 23 || minute > 59 || second > 59) return false;
     seconds += hour * 3600 + minute * 60 + second;
-    if (p == end || ((*p == 'Z' || *p == 'z') && p + 1 == end)) return true;
+    if (p == end) return true;
+    zoned = true;
+    if ((*p == 'Z' || *p == 'z') && p + 1 == end) return true;
     if (*p != '+' && *p != '-') return false;
     const int64_t sign = *p++ == '-' ? -1 : 1;
     int64_t off_hour, off_minute = 0;
@@ -1041,13 +1057,15 @@ class Decoder {
     /* Reads a time: epoch ms, or ISO 8601 in a string. */
     inline const uint8_t* time(Node& node, const uint8_t* p, int depth) {
         int64_t seconds, nanos;
+        bool zoned;
         const uint8_t* after;
         if (*p == '"') {
             value_text.len = 0;
             after = string<true>(p + 1, value_text);
             if (after == nullptr) return nullptr;
-            if (!read_iso(value_text.data, value_text.data + value_text.len, seconds, nanos))
+            if (!read_iso(value_text.data, value_text.data + value_text.len, seconds, nanos, zoned))
                 return wrong(node, p, depth, "the string is not an ISO 8601 time for ");
+            if (!zoned && !node.clock.empty()) seconds -= node.ahead_at(seconds);
         } else {
             Number number;
             after = scan(p, number);

@@ -1,7 +1,8 @@
-"""Formats of tables: Avro with a schema registry and without one, Debezium's changes, and instants in CSV."""
+"""Formats of tables: Avro with a schema registry and without one, Debezium's changes, and instants in CSV and JSON."""
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -219,3 +220,50 @@ def test_instants_of_csv_without_an_offset_are_on_the_clock_of_the_session(tmp_p
     assert [f"{each:%H:%M:%S.%f}"[:-3] for each in found["ts"].to_pylist()] == expected
     hours = "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE rides, DESCRIPTOR(ts), INTERVAL '1' DAY)) GROUP BY window_start, window_end"
     assert app.sql(hours).collect()["n"].to_pylist() == [4]
+
+
+BERLIN = {
+    '"2024-07-01 12:00:00"': "2024-07-01 10:00:00.000",
+    '"2024-07-01T12:30:00.123456"': "2024-07-01 10:30:00.123",
+    '"2024-07-01T12:45:00Z"': "2024-07-01 12:45:00.000",
+    '"2024-07-01T12:50:00+04:00"': "2024-07-01 08:50:00.000",
+    "1719837000000": "2024-07-01 12:30:00.000",
+    '"2024-01-01"': "2023-12-31 23:00:00.000",
+    '"2024-03-31T02:30:00"': "2024-03-31 01:30:00.000",  # left out by the clock
+    '"2024-10-27T02:30:00"': "2024-10-27 00:30:00.000",  # shown twice
+    '"1890-01-01T00:00:00"': "1889-12-31 23:00:00.000",
+    '"2301-07-01T12:00:00"': "2301-07-01 11:00:00.000",
+}
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "UTC"])
+def test_instants_of_json_without_an_offset_are_on_the_clock_of_the_session(tmp_path, zone):
+    """They were read in UTC, though those of CSV and of CAST were on the clock."""
+    lines = [f'{{"ts": {text}, "o": {{"at": [{text}]}}, "plain": {text}}}' for text in BERLIN]
+    (tmp_path / "rides.json").write_text("\n".join(lines))
+    app = App("rides")
+    app.sql(f"""
+        SET 'table.local-time-zone' = '{zone}';
+        CREATE TABLE rides (ts TIMESTAMP_LTZ(3), o ROW<at ARRAY<TIMESTAMP_LTZ(3)>>, plain TIMESTAMP(3),
+            WATERMARK FOR ts AS ts - INTERVAL '1000' DAY)
+            WITH ('connector' = 'files', 'path' = '{tmp_path}/rides.json', 'format' = 'json')""")
+    found = app.sql("SELECT ts, o, plain FROM rides").collect()
+    assert found.schema.field("ts").type == pa.timestamp("ms", "UTC")
+    plain = [f"{each:%Y-%m-%d %H:%M:%S.%f}"[:-3] for each in found["plain"].to_pylist()]
+    expected = [*BERLIN.values()] if zone != "UTC" else plain
+    assert [f"{each:%Y-%m-%d %H:%M:%S.%f}"[:-3] for each in found["ts"].to_pylist()] == expected
+    assert [each["at"] for each in found["o"].to_pylist()] == [[each] for each in found["ts"].to_pylist()]
+    assert plain[:2] == ["2024-07-01 12:00:00.000", "2024-07-01 12:30:00.123"]
+
+
+def test_instants_of_json_and_of_cast_are_the_same_around_all_changes_of_a_clock(tmp_path):
+    begin = datetime(1970, 1, 1)
+    texts = [f"{begin + timedelta(hours=hour, minutes=30):%Y-%m-%dT%H:%M:%S}" for hour in range(0, 24 * 365 * 40, 5)]
+    (tmp_path / "times.json").write_text("\n".join(f'{{"at": "{text}", "t": "{text}"}}' for text in texts))
+    for zone in ("Europe/London", "America/New_York", "Africa/Casablanca", "Australia/Lord_Howe", "Asia/Kathmandu"):
+        app = App("times")
+        app.sql(f"""
+            SET 'table.local-time-zone' = '{zone}';
+            CREATE TABLE times (at TIMESTAMP_LTZ(3), t STRING) WITH ('connector' = 'files', 'path' = '{tmp_path}/times.json')""")
+        query = "SELECT COUNT(*) AS n FROM times WHERE at <> CAST(REPLACE(t, 'T', ' ') AS TIMESTAMP_LTZ(3))"
+        assert app.sql(query).materialize().collect()["n"].to_pylist() in ([], [0])
