@@ -16,7 +16,7 @@ NAMES = {  # what `from sabot.X import …` offers, by the stub of the package
     "connectors": 22,  # docs/decisions/051, 086
     "journal": 8,
     "llm": 68,
-    "mcp": 48,
+    "mcp": 47,
     "process": 101,  # docs/decisions/068
     "testing": 19,
 }

@@ -412,7 +412,7 @@ async def test_the_mcp_server_example_counts_and_what_it_keeps_is_served(
 ) -> None:
     with running(*SABOT, "run", "examples.mcp_server:app", "--loglevel", "warning", folder=tmp_path) as process:
         assert sorted(lines_until_interrupt(process, 3)) == ["ada 1", "ada 2", "grace 1"]
-    tools = state_tools(Checkpoints(find_checkpoints(str(tmp_path / "state")), None, 1 << 20))
+    tools = state_tools(Checkpoints(find_checkpoints(str(tmp_path / "state")), None, 1 << 20).open)
     async with Client(ToolServer("orders", tools).server) as client:
         read = await client.call_tool("state_read", {"name": "customers", "prefix": "a"})
     assert [(row["record_key"], row["value"]) for row in read.structured_content["rows"]] == [

@@ -130,7 +130,7 @@ def _serve(
 
     told, tools = [], []
     if source is not None:
-        tools += state_tools(source, only=only)
+        tools += state_tools(source.open, only=only)
         told.append(_STATE_INSTRUCTIONS)
     with ExitStack() as open_:
         if memory is not None:

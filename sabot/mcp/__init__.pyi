@@ -44,5 +44,4 @@ from sabot.mcp.sessions import SnapshotFailed as SnapshotFailed
 from sabot.mcp.states import SavedState as SavedState
 from sabot.mcp.states import StateInfo as StateInfo
 from sabot.mcp.states import StateRows as StateRows
-from sabot.mcp.states import StateSource as StateSource
 from sabot.mcp.states import state_tools as state_tools

@@ -56,16 +56,14 @@ class SavedState(Protocol):
         """Returns the rows of this state, or those of the key alone, and the key's columns as far as they are known."""
 
 
-class StateSource(Protocol):
-    """Opens the checkpoints of an app."""
+def state_tools(
+    open_checkpoint: Callable[[int | None], AbstractContextManager[SavedState]], *, only: Collection[str] = ()
+) -> list[Tool]:
+    """Returns the tools `state_list`, `state_schema` and `state_read` of an app.
 
-    def open(self, checkpoint_id: int | None) -> AbstractContextManager[SavedState]:
-        """Opens the checkpoint with this id, or the newest. May block. Raises UserError if there is none, or not any more."""
-
-
-def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool]:
-    """Returns the tools `state_list`, `state_schema` and `state_read` of an app. `only`: the names of the states that they offer; by
-    default all.
+    - `open_checkpoint`: opens the checkpoint with this id, or the newest. It may block, and raises UserError if there is none, or not any
+      more.
+    - `only`: the names of the states that the tools offer; by default all.
 
     Known secrets are hidden in values, as are values with a secret's name (`password`, `api_key`).
     """
@@ -78,7 +76,7 @@ def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool
     @tool(effect="read")
     def state_list() -> dict[str, Any]:
         """List who keeps state in this streaming app: agents, aggregates, tables. Their names are what the other tools take."""
-        with source.open(None) as saved:
+        with open_checkpoint(None) as saved:
             kept = [each for each in saved.kept() if not only or each["name"] in only]
             return {"as_of": _as_of(saved), "state": kept}
 
@@ -89,7 +87,7 @@ def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool
         Args:
             name: Whose state, as state_list gives it.
         """
-        with source.open(None) as saved:
+        with open_checkpoint(None) as saved:
             table, keys = saved.read(checked(name), None)
             columns = {each: _described(table[each]) for each in table.column_names}
             return {"as_of": _as_of(saved), "name": name, "key": keys, "columns": columns, "rows": table.num_rows}
@@ -110,7 +108,7 @@ def state_tools(source: StateSource, *, only: Collection[str] = ()) -> list[Tool
         if isinstance(limit, bool) or not 1 <= limit <= _ROWS_MOST:
             raise UserError(f"limit={short_repr(limit)}", hint=f"from 1 to {_ROWS_MOST:,}")
         checkpoint_id, begin = (None, 0) if cursor is None else _place(cursor)
-        with source.open(checkpoint_id) as saved:
+        with open_checkpoint(checkpoint_id) as saved:
             table, keys = saved.read(checked(name), key)
             if prefix is not None:
                 table = _beginning(table, keys, prefix)

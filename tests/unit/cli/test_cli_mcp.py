@@ -57,7 +57,7 @@ async def served(
     state: str, *, only: tuple[str, ...] = (), largest: int = 1 << 20, fresh_s: float | None = None
 ) -> AsyncIterator[Client]:
     source = Checkpoints(find_checkpoints(state), fresh_s, largest)
-    async with Client(ToolServer("sabot", state_tools(source, only=only)).server) as client:
+    async with Client(ToolServer("sabot", state_tools(source.open, only=only)).server) as client:
         yield client
 
 

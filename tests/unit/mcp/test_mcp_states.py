@@ -31,7 +31,7 @@ class Given:
 
 
 def read(columns: dict[str, Any], keys: list[str] | None = None, **words: Any) -> Any:
-    *_, state_read = state_tools(Given(pa.table(columns), keys or []))
+    *_, state_read = state_tools(Given(pa.table(columns), keys or []).open)
     return state_read(name="totals", **words)
 
 
