@@ -23,6 +23,7 @@ from nexmark.generator import SCHEMAS, Config, Generator, count_rows
 from nexmark.oracle import Oracle
 from nexmark.run import QUERIES, Settings, build, measure
 from nexmark.source import NexmarkSource
+from nexmark.sql_queries import query_of
 from nexmark.streams import Nexmark, write_side
 
 EVENTS = 6_000
@@ -226,13 +227,15 @@ class Arriving(NexmarkSource):
         return batch
 
 
-async def test_windows_of_processing_time_hold_what_came_in_them_by_the_clock(tmp_path):
+@pytest.mark.parametrize("api", ["python", "sql"])
+async def test_windows_of_processing_time_hold_what_came_in_them_by_the_clock(tmp_path, api):
     generator, clock, found = generator_of(1), ManualClock(start=1_700_000_000.0), ListSink()
     write_side(tmp_path / "side.csv")
     app = App("nexmark", clock=clock)
     bids = Arriving(generator, clock)
     sources = {kind: NexmarkSource(kind, EVENTS, generator) for kind in SCHEMAS} | {"bid": bids}
-    build("q12", Nexmark(app, sources, tmp_path / "side.csv")).to(found)
+    streams = Nexmark(app, sources, tmp_path / "side.csv")
+    (build("q12", streams) if api == "python" else query_of("q12", app, streams)).to(found)
     await app.run()
     oracle = Oracle(generator, EVENTS)
     came = generator.rows("bid", 0, count_rows("bid", EVENTS))
