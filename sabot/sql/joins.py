@@ -445,8 +445,19 @@ class JoinBinder:
 
     def _kept(self, side: Relation) -> str | None:
         """Returns the time for which STATE_TTL, or SET, keeps the rows of a table, or None for ever."""
-        hinted = (self._ttl[each.qualifier.lower()] for each in side.fields if each.qualifier.lower() in self._ttl)
-        return next(hinted, self._context.state_ttl() if may_expire(side.stream) else None)
+        tables = dict.fromkeys(each.qualifier for each in side.fields if each.qualifier)
+        hinted = next((name for name in tables if name.lower() in self._ttl), None)
+        if hinted is None:
+            return self._context.state_ttl() if may_expire(side.stream) else None
+        if not side.stream.changes:
+            return self._ttl[hinted.lower()]
+        if len(tables) > 1:  # the hint is that of the join which made these rows
+            return None
+        raise SqlFault(
+            self._join.span,
+            f"STATE_TTL bounds rows that are only added, and those of {hinted} are updated: each is kept until it is deleted",
+            f"leave {hinted} out of STATE_TTL, or give the hint to the query that updates the rows",
+        )
 
     def _warn_of_state(self, left: Relation, right: Relation, keep: tuple[str | None, str | None]) -> None:
         for side, kept in ((left, keep[0]), (right, keep[1])):

@@ -94,6 +94,29 @@ def test_a_clause_that_cannot_be_is_refused(folder, text, message):
         ours(folder, text)
 
 
+def test_the_hint_state_ttl_of_three_tables_is_for_the_join_of_each():
+    """The hint of the first join was given to its updated rows in the second join, which was refused."""
+    app = App("joins")
+    rows = {
+        name: app.stream([{"k": 1, "ts": 5}], schema={"k": "int64", "ts": "timestamp[ms]"}, time="ts") for name in "abc"
+    }
+    query = "SELECT /*+ STATE_TTL('a' = '1d', 'b' = '2d', 'c' = '3d') */ a.k FROM a LEFT JOIN b ON a.k = b.k LEFT JOIN c ON a.k = c.k"
+    plan = app.sql(query, **rows).explain()
+    assert plan.count("left kept") == 1
+    assert "left kept 1 d, right kept 2 d" in plan
+    assert "right kept 3 d" in plan
+
+
+def test_the_hint_state_ttl_of_updated_rows_is_refused():
+    app = App("joins")
+    rows = app.stream([{"k": 1, "ts": 5}], schema={"k": "int64", "ts": "timestamp[ms]"}, time="ts")
+    query = (
+        "SELECT /*+ STATE_TTL('b' = '1d') */ a.k FROM a JOIN (SELECT k, COUNT(*) AS n FROM a GROUP BY k) b ON a.k = b.k"
+    )
+    with pytest.raises(SqlError, match="STATE_TTL bounds rows that are only added, and those of b are updated"):
+        app.sql(query, a=rows)
+
+
 def test_the_hint_state_ttl_bounds_the_state_of_a_join(caplog):
     app = App("hints")
     for name in ("a", "b"):

@@ -67,6 +67,7 @@ class Statements:
 
     def __init__(self, seed):
         self.rng = random.Random(seed)
+        self.hints = random.Random(f"hints {seed}")
 
     def pick(self, *choices):
         return self.rng.choice(choices)
@@ -137,17 +138,27 @@ class Statements:
             f"{self.pick('', 'NOT ')}EXISTS (SELECT 1 FROM {inner} z WHERE z.k = {alias}.k AND {where})",
         )
 
+    def hint(self, tables):
+        """Returns STATE_TTL of some tables, for longer than their rows span, so that nothing expires; or nothing."""
+        if self.hints.random() < 0.5:
+            return ""
+        chosen = self.hints.sample(tables, self.hints.randrange(1, len(tables) + 1))
+        times = ", ".join(f"'{alias}' = '{self.hints.choice(['85s', '2m', '1d'])}'" for alias, _ in chosen)
+        return f" /*+ STATE_TTL({times}) */"
+
     def statement(self):
         source, tables = self.source()
         where = f" WHERE {self.condition(tables)}" if self.rng.random() < 0.6 else ""
-        if self.rng.random() < 0.25:
+        alone = self.rng.random() >= 0.25
+        if not alone:
             where += f"{' AND' if where else ' WHERE'} {self.condition_of_a_query(tables)}"
         kind = self.rng.randrange(5)
+        hint = self.hint(tables) if len(tables) > 1 or (alone and kind > 2) else ""
         if kind == 0:
             columns = ", ".join(f"{alias}.id AS {alias}_id" for alias, _ in tables)
-            return f"SELECT {columns}, {self.number(tables)} AS x, {self.text(tables)} AS y FROM {source}{where}"
+            return f"SELECT{hint} {columns}, {self.number(tables)} AS x, {self.text(tables)} AS y FROM {source}{where}"
         if kind == 1:
-            return f"SELECT DISTINCT {self.number(tables, 1)} AS x, {self.text(tables)} AS y FROM {source}{where}"
+            return f"SELECT{hint} DISTINCT {self.number(tables, 1)} AS x, {self.text(tables)} AS y FROM {source}{where}"
         if kind == 2:
             partition, value = self.number(tables, 1), self.number(tables, 1)
             ids = ", ".join(f"{alias}.id AS {alias}_id" for alias, _ in tables)
@@ -155,7 +166,7 @@ class Statements:
             down, nulls = self.pick("", " DESC"), self.pick("", "", " NULLS FIRST", " NULLS LAST")
             inner = f"ROW_NUMBER() OVER (PARTITION BY {partition} ORDER BY {value}{down}{nulls}, {order}) AS n"
             bound = self.rng.randrange(1, 4)
-            return f"SELECT * FROM (SELECT {ids}, {inner} FROM {source}{where}) z WHERE n <= {bound}"
+            return f"SELECT * FROM (SELECT{hint} {ids}, {inner} FROM {source}{where}) z WHERE n <= {bound}"
         keys = [self.pick(self.number(tables, 1), self.text(tables)) for _ in range(self.rng.randrange(1, 3))]
         keys = [key for key in dict.fromkeys(keys) if not key.lstrip("-").isdigit()] or ["a.k"]
         filtered = f" FILTER (WHERE {self.condition(tables, 1)})" if self.rng.random() < 0.4 else ""
@@ -173,7 +184,7 @@ class Statements:
             f" HAVING {self.pick('COUNT(*) > 2', f'SUM({value}) > 0', 'MIN(a.k) IS NOT NULL')}" if kind == 4 else ""
         )
         named = [f"{key} AS key{i}" for i, key in enumerate(keys)]
-        group = f"SELECT {', '.join([*named, *chosen])} FROM {source}{where} GROUP BY {', '.join(keys)}{having}"
+        group = f"SELECT{hint} {', '.join([*named, *chosen])} FROM {source}{where} GROUP BY {', '.join(keys)}{having}"
         if self.rng.random() < 0.2:
             return f"SELECT key0, COUNT(*) AS groups FROM ({group}) g GROUP BY key0"
         return group
@@ -267,6 +278,10 @@ def test_the_statements_cover_the_steps_with_changes_outer_joins_and_nulls(folde
         for node in walk([node_of(app.sql(Statements(seed).statement(), a=a, b=b))]):
             changes = any(upstream.changes for upstream in node.inputs)
             seen[type(node).__name__, getattr(node, "how", ""), changes, share.rstrip("0123456789")] += 1
+            expires = getattr(node, "ttl_ms", None) or any(getattr(node, "keep_ms", ()))
+            seen[type(node).__name__, "expires"] += bool(expires)
+    assert seen["Join", "expires"] > 20
+    assert seen["GroupAggregate", "expires"] > 20
     for share in SHARES:
         for how in ("inner", "left", "right", "full", "semi", "anti"):
             assert seen["Join", how, False, share] > 2, (how, share)
@@ -385,6 +400,10 @@ def not_exists_is_exists(patch):
     )
 
 
+def state_is_kept_for_a_moment(patch):
+    patch.setattr(relations, "state_ttl", lambda hints, whole=relations.state_ttl: dict.fromkeys(whole(hints), "1s"))
+
+
 FAULTS = {
     "HAVING is lost": without_clause(having=None),
     "DISTINCT is lost": without_clause(distinct=False),
@@ -401,6 +420,7 @@ FAULTS = {
     "one condition of WHERE counts": one_condition_of_where_counts,
     "nulls of a query do not count": nulls_of_a_query_do_not_count,
     "NOT EXISTS is EXISTS": not_exists_is_exists,
+    "STATE_TTL is one second": state_is_kept_for_a_moment,
 }
 
 
