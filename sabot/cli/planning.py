@@ -9,6 +9,7 @@ import typer
 from sabot.app import App
 from sabot.base.logs import set_up_logging
 from sabot.checkpoint import Manifest
+from sabot.checkpoint.savepoints import is_savepoint
 from sabot.cli.app_checkpoints import find_checkpoints
 from sabot.cli.loading import WrongUse, load_app, use_functions
 from sabot.cli.options import Functions, Target
@@ -19,7 +20,7 @@ from sabot.kafka import open_sink
 from sabot.plan import Plan, once_more, refill_options, svg
 from sabot.runtime.facts import check_facts
 from sabot.runtime.outcomes import StateOutcome, outcomes_of
-from sabot.runtime.restore import check_app, known_columns, plan_of, spent_on
+from sabot.runtime.restore import Asked, check_app, known_columns, plan_of, spent_on
 
 
 def plan(
@@ -81,13 +82,14 @@ def plan(
         check_app(manifest, app.id)
         check_facts(manifest)
         spent = spent_on(manifest)  # a start does not do this again
+        asked = Asked(frozenset(drop or ()), frozenset(refill or ()), frozenset(reemit or ()))
         outcomes = outcomes_of(
-            *(_plan(app, manifest), manifest, frozenset(drop or ()) - spent),
+            *(_plan(app, manifest), manifest, asked.left(manifest)),
             ends=app.agent_runtime.writes,
             agents={id: agent.spec for id, agent in app.agent_runtime.agents.items()},
             open_topic=lambda topic: open_sink(topic, app.broker, app.settings.kafka),
-            refill=frozenset(name for name in refill or () if f"--refill {name}" not in spent),
-            reemit=frozenset(reemit or ()) - frozenset(manifest.describe.get("reemitted", ())),
+            start_at=app.settings.start_at,
+            is_savepoint=is_savepoint(saved.place),
         )
         if json:
             for one in outcomes:

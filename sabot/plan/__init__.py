@@ -20,7 +20,7 @@ from sabot.plan.fills import Way, ways
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
-from sabot.plan.refills import Refill, reemit_of, refill_of
+from sabot.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.plan.stages import Plan, check_alike
 from sabot.plan.verdicts import Planned, Verdict, refill_options
 
@@ -48,6 +48,7 @@ __all__ = [
     "ending_at",
     "fed_by_streams",
     "inputs_of",
+    "kept_tables",
     "leading_to",
     "letter_sinks",
     "make_plan",

@@ -33,6 +33,11 @@ class Refill:
     replayed: frozenset[str] = frozenset()
     sources: tuple[str, ...] = ()
 
+    def left_to_drop(self, drop: Collection[str]) -> frozenset[str]:
+        """Returns those names in `drop` whose state is not computed again anyway."""
+        gone = [(each, f"{each}.") for each in self.replayed]
+        return frozenset(name for name in drop if not any(name == id or name.startswith(part) for id, part in gone))
+
 
 def refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) -> Refill:
     """Returns how the steps with these names are refilled. Raises UserError for a name that is no step with state, and for a step
@@ -94,8 +99,10 @@ def reemit_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
     """Returns, by the id of the stage of each of these sinks, the paths from the steps that keep the tables which are
     written into it. Raises UserError for a name that is no sink of a table, and for a table that no step keeps.
     """
+    if not names:
+        return {}
     known = {each.id: each for each in operators}
-    tables = {_name(stage): stage for stage in plan.stages if stage.sink is not None and stage.changes is not None}
+    tables = _tables(plan)
     if unknown := sorted(set(names) - tables.keys()):
         raise UserError(
             f"--reemit {unknown[0]}: the program writes no table into a sink of that name",
@@ -105,17 +112,34 @@ def reemit_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
         )
     found: dict[str, list[Way]] = {}
     for name in sorted(names):
-        ways = ways_into(plan, tables[name], known)
-        makers = sorted({way.maker.id for way in ways if way is not None and not known[way.maker.id].gives_table})
+        ways, makers = _kept(plan, tables[name], known)
         if makers or None in ways:
             said = f"{' and '.join(makers)}, which keeps no table" if makers else "steps that keep no table"
             raise UserError(
                 f"--reemit {name}: its rows are the results of {said}",
-                hint='.upsert(key).named("rows") before the sink keeps them from then on; a join or a top_n over tables emits all of its '
-                "results when it is filled again: --drop NAME",
+                hint="a join over tables emits all of its results when it is filled again: --drop NAME",
             )
         found[tables[name].id] = [way for way in ways if way is not None]
     return found
+
+
+def kept_tables(plan: Plan, operators: Sequence[Planned]) -> list[str]:
+    """Returns the names of the sinks whose tables are kept, so that they can be written again (`reemit_of`)."""
+    known = {each.id: each for each in operators}
+    kept = {name: _kept(plan, stage, known) for name, stage in _tables(plan).items()}
+    return [name for name, (ways, makers) in kept.items() if not makers and None not in ways]
+
+
+def _tables(plan: Plan) -> dict[str, Stage]:
+    return {_name(stage): stage for stage in plan.stages if stage.sink is not None and stage.changes is not None}
+
+
+def _kept(plan: Plan, sink: Stage, known: Mapping[str, Planned]) -> tuple[list[Way | None], list[str]]:
+    """Returns the paths of the streams that are written into a sink, and the ids of the steps at their beginnings that keep
+    no table.
+    """
+    ways = ways_into(plan, sink, known)
+    return ways, sorted({way.maker.id for way in ways if way is not None and not known[way.maker.id].gives_table})
 
 
 def _name(stage: Stage) -> str:

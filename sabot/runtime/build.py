@@ -50,8 +50,6 @@ from sabot.plan import (
     ending,
     only_letters,
     place_of_sink,
-    planned,
-    reemit_of,
     walk,
 )
 from sabot.runtime.agent_output import AgentInput, AgentOutput
@@ -64,7 +62,7 @@ from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import plan_of, positions_in, readers_in, spent_on, stored_streams, verdicts_of
+from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, spent_on, stored_streams
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
@@ -524,7 +522,8 @@ class Build:
         if not stored_streams(restored):
             return
         assert self.plan is not None
-        verdicts = verdicts_of(self.plan, restored, self.settings.drop)
+        decided = decide(self.plan, restored, Asked(drop=self.settings.drop, reemit=self.settings.reemit))
+        verdicts, reemits = decided.verdicts, decided.reemits
         saved_as = check(verdicts, restored.checkpoint_id, spent_on(restored))
         forgets = {each.id: each.forgets for each in verdicts}
         for each in verdicts:
@@ -539,7 +538,6 @@ class Build:
         }
         scattered = {step.id for built in self.stages.values() for step in built.stage.steps() if step.scattered}
         states_of = {operator: list(parts.values()) for operator, parts in saved.items()}
-        reemits = reemit_of(self.plan, planned(self.plan), names) if (names := self.settings.reemit) else {}
         filling = Filling(self.plan, verdicts, states_of, self.settings.directory, reemits)
         for task in self.tasks:
             states = {}
@@ -554,8 +552,9 @@ class Build:
                 fill = filling.of(operator, task.name, subtasks[operator.step.id])
                 if fill is not None:
                     task.fills.append(fill)
-            again = filling.into(task.chain.operators[0], task.name, stage_of(task.name)) if reemits else None
-            if again is not None:
+            if (sink := stage_of(task.name)) not in reemits:
+                continue
+            if (again := filling.into(task.chain.operators[0], task.name, sink)) is not None:
                 task.fills.append(again)
                 _log.info("%s: its table is written again", task.chain.operators[0].step.id)
 

@@ -13,7 +13,7 @@ from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.plan import Plan
 from sabot.runtime.outcomes import outcomes_of
-from sabot.runtime.restore import check_app, known_columns, plan_of
+from sabot.runtime.restore import Asked, check_app, known_columns, plan_of
 
 
 def explain_ends(ends: Sequence[StreamEnd], agents: Mapping[str, AgentSpec | None], parallelism: int, form: str) -> str:
@@ -44,7 +44,7 @@ def explain_against(
     manifest = _manifest(checkpoint)
     check_app(manifest, app)
     made = _plan(ends, agents, parallelism, manifest)
-    outcomes = outcomes_of(made, manifest, (), ends=ends, agents=agents, open_topic=open_topic)
+    outcomes = outcomes_of(made, manifest, Asked(), ends=ends, agents=agents, open_topic=open_topic)
     lines = [f"checkpoint {manifest.checkpoint_id}"]
     width = max((len(each.id) for each in outcomes), default=0)
     for each in outcomes:

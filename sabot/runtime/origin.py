@@ -13,6 +13,7 @@ from sabot.api.settings import Settings
 from sabot.base.redaction import redacted_url
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.runtime.restore import Asked
 
 _log = logging.getLogger(__name__)
 
@@ -34,9 +35,7 @@ class Origin:
 
     def __init__(self, app: ConfiguredApp) -> None:
         self.savepoint: str | None = None  # set until a checkpoint of the app has followed the savepoint
-        self.drop: frozenset[str] = frozenset()  # the state that is not taken over from the result of `find`
-        self.refill: frozenset[str] = frozenset()  # the steps that are refilled before the result of `find` is restored
-        self.reemit: frozenset[str] = frozenset()  # the sinks into which tables are written again
+        self.asked = Asked()  # what this start does with the state of the result of `find`
         self._app = app
         self._place: object = None  # the directory of the checkpoints, in this run or the last one
         # In a restart: the directory, and the checkpoint that must be there.
@@ -74,23 +73,21 @@ class Origin:
         is. State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the
         same option, it is restored completely.
         """
-        found = self._find(storage)
-        self.drop = (
-            frozenset() if found is None else self._app.settings.dropped.difference(found.describe.get("dropped", ()))
-        )
-        if found is not None and self._app.settings.dropped != self.drop:
-            done = ", ".join(sorted(self._app.settings.dropped - self.drop))
-            _log.info("the last start has already dropped %s, as asked: state that was made since then is kept", done)
-        wanted = self._app.settings.refilled
-        self.refill = frozenset() if found is None else wanted.difference(found.describe.get("refilled", ()))
-        if found is not None and wanted != self.refill:
-            _log.info("an earlier start has already refilled %s, as asked", ", ".join(sorted(wanted - self.refill)))
-        wanted = self._app.settings.reemitted
-        self.reemit = frozenset() if found is None else wanted.difference(found.describe.get("reemitted", ()))
-        if found is not None and wanted != self.reemit:
-            _log.info(
-                "an earlier start has already written %s again, as asked", ", ".join(sorted(wanted - self.reemit))
-            )
+        found, settings = self._find(storage), self._app.settings
+        asked = Asked(settings.dropped, settings.refilled, settings.reemitted)
+        self.asked = left = asked.left(found)
+        if found is not None:
+            for wanted, still, said in (
+                (
+                    asked.drop,
+                    left.drop,
+                    "the last start has already dropped %s, as asked: state that was made since then is kept",
+                ),
+                (asked.refill, left.refill, "an earlier start has already refilled %s, as asked"),
+                (asked.reemit, left.reemit, "an earlier start has already written %s again, as asked"),
+            ):
+                if wanted != still:
+                    _log.info(said, ", ".join(sorted(wanted - still)))
         return found
 
     def describe(self, origin: Manifest | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The outcomes of a start from a checkpoint, before the start: which stored state continues, and which would be lost."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -10,13 +10,14 @@ from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.connectors.base import Sink
 from sabot.connectors.defaults import misfit_of, missing_columns
+from sabot.connectors.places import Place
 from sabot.delivery import undelivered
 from sabot.errors import SabotError
 from sabot.operators.agents.timers import state_name
 from sabot.operators.base import without_marks
-from sabot.plan import Edge, Plan, Verdict, planned, reemit_of
+from sabot.plan import Edge, Plan, Verdict, kept_tables, planned
 from sabot.runtime.decoding import changed_format
-from sabot.runtime.restore import readers_in, sinks_of, verdicts_of
+from sabot.runtime.restore import Asked, Decided, decide, readers_in, sinks_of
 
 
 @dataclass(frozen=True)
@@ -41,53 +42,55 @@ class StateOutcome:
 def outcomes_of(
     made: Plan,
     manifest: Manifest,
-    drop: Iterable[str],
+    asked: Asked,
     *,
     ends: Sequence[StreamEnd],
     agents: Mapping[str, AgentSpec | None],
     open_topic: Callable[[str], Sink],
-    refill: Collection[str] = (),
-    reemit: Collection[str] = (),
+    start_at: Place = "earliest",
+    is_savepoint: bool = False,
 ) -> list[StateOutcome]:
     """Returns the outcomes of a start from a checkpoint for all stored state: of operators, sources, agents, and output
     that is not delivered yet. Raises UserError for a program that cannot start from it at all.
 
-    `made`: the plan of the program. `drop`: the state that the user gives up. `ends`: the ends of the streams of the
-    plan. `agents`: the agents by id. `open_topic`: opens the sink of a topic. `refill`: the steps that the user refills.
-    `reemit`: the sinks into which tables are written again.
+    `made`: the plan of the program. `ends`: the ends of the streams of the plan. `agents`: the agents by id.
+    `open_topic`: opens the sink of a topic. `asked`, `start_at`, `is_savepoint`: as for `restore.decide`.
     """
     specs = [spec for spec in agents.values() if spec is not None]
-    outcomes = [one for each in verdicts_of(made, manifest, drop, refill) for one in _stream_outcomes(each)]
+    decided = decide(made, manifest, asked, start_at=start_at, is_savepoint=is_savepoint)
+    outcomes = [one for each in decided.verdicts for one in _stream_outcomes(each)]
     return [
         *outcomes,
         *_format_outcomes(specs, made, manifest),
         *_agent_outcomes(agents, manifest),
         *_output_outcomes(made, manifest, ends, open_topic),
-        *_receiver_outcomes(made),
-        *_reemit_outcomes(made, reemit),
+        *_receiver_outcomes(made, decided),
+        *_reemit_outcomes(made, decided),
     ]
 
 
-def _reemit_outcomes(made: Plan, names: Collection[str]) -> Iterator[StateOutcome]:
+def _reemit_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
     """Yields an outcome for each sink into which tables are written again."""
     stages = {stage.id: stage.sink[0] for stage in made.stages if stage.sink is not None}
-    for id, ways in (reemit_of(made, planned(made), names) if names else {}).items():
+    for id, ways in decided.reemits.items():
         sink = stages[id]
         name = f"sink {sink if isinstance(sink, str) else sink.name}"
         makers = " and ".join(sorted({way.maker.id for way in ways}))
         yield StateOutcome(name, "migrate", name, name, f"all rows of {makers} are written again")
 
 
-def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
+def _receiver_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
     """Yields an outcome for each sink whose receiver lacks columns of the program: a start adds them, or is refused."""
-    coming: list[tuple[Sink, pa.Schema, bool]] = []
+    coming: list[tuple[Sink, pa.Schema]] = []
 
     def look(edge: Edge, schema: pa.Schema) -> None:
         if edge.target.sink is not None and isinstance(sink := edge.target.sink[0], Sink):
-            coming.append((sink, without_marks(schema), edge.target.changes is not None))
+            coming.append((sink, without_marks(schema)))
 
     made.schemas(along=look)
-    for sink, schema, is_table in coming:
+    kept = kept_tables(made, planned(made)) if coming else ()
+    written = {stage.sink[0] for stage in made.stages if stage.id in decided.reemits and stage.sink is not None}
+    for sink, schema in coming:
         name = f"sink {sink.name}"
         try:
             missing, evolves = missing_columns(sink, schema)
@@ -99,9 +102,11 @@ def _receiver_outcomes(made: Plan) -> Iterator[StateOutcome]:
             yield StateOutcome(name, "refuse", name, name, misfit, True)
         elif missing:
             said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
-            again = f"; --reemit {sink.name} writes its table again" if is_table else ""
             why = f"it has no column {said}, which evolve=True adds"
-            if evolves:
+            if evolves and sink in written:
+                why = f"column {said} is added"
+            elif evolves:
+                again = f"; --reemit {sink.name} writes its table again" if sink.name in kept else ""
                 why = f"column {said} is added, and is null so far{again}"
             yield StateOutcome(name, "migrate" if evolves else "refuse", name, name, why, not evolves)
 

@@ -29,13 +29,12 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Source, TakesBound
 from sabot.connectors.memory import CountSink
 from sabot.connectors.places import Place
-from sabot.errors import UserError
 from sabot.kafka import open_source
-from sabot.plan import Refill, check, ending, ending_at, planned, refill_of, walk
+from sabot.plan import Refill, check, ending, ending_at, walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import known_columns, plan_of, spent_on, stored_streams, verdicts_of
+from sabot.runtime.restore import Asked, decide, known_columns, plan_of, spent_on, stored_streams
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state.files import remove_tree
 
@@ -59,9 +58,9 @@ class Refilling:
         self._storage, self._manifest = storage, manifest
         self._saved_as: dict[str, str] = {}  # by the id of a step that is computed again: its id in the checkpoints
 
-    def look(self, drop: Collection[str], names: Collection[str]) -> Refill:
-        """Returns how the steps `names` are refilled. Raises UserError if the start would be refused, or if the state cannot be
-        computed again. Blocks. `drop`: the state that the user gives up.
+    def look(self, asked: Asked) -> Refill:
+        """Returns how the steps are refilled for which the user asks. Raises UserError if the start would be refused, or if the
+        state cannot be computed again. Blocks.
         """
         manifest = self._manifest
         plan = plan_of(
@@ -72,16 +71,12 @@ class Refilling:
             infer=known_columns,
             refresh=self._app.settings.refresh_schema,
         )
-        refill = refill_of(plan, planned(plan), names)
-        verdicts = verdicts_of(plan, manifest, drop, names)
-        check(verdicts, manifest.checkpoint_id, spent_on(manifest))
-        self._saved_as = {each.id: each.saved_as for each in verdicts if each.outcome == "refill" and each.saved_as}
-        if refill.topics and manifest.home().where != self._storage.directory:
-            raise UserError(
-                f"--refill {', '.join(sorted(refill.topics))}: the start is from a savepoint, which is not changed",
-                hint="start from the savepoint without --refill, stop the app, and start it again with --refill",
-            )
-        return refill
+        is_savepoint = manifest.home().where != self._storage.directory
+        decided = decide(plan, manifest, asked, start_at=self._app.settings.start_at, is_savepoint=is_savepoint)
+        check(decided.verdicts, manifest.checkpoint_id, spent_on(manifest))
+        again = (each for each in decided.verdicts if each.outcome == "refill")
+        self._saved_as = {each.id: each.saved_as for each in again if each.saved_as}
+        return decided.refill
 
     async def run(self, refill: Refill, stop_asked: asyncio.Event) -> Manifest:
         """Computes the state again. Returns the new checkpoint, which is stored. Raises the errors of the sources and steps, and
@@ -129,7 +124,7 @@ class Refilling:
             first_record_s=math.inf,
             stop_asked=stop_asked.is_set,
         )
-        ends = ending_at(self._ends, self._places(refill))
+        ends = ending_at(self._ends, self._places())
         idle = {node.name: node.idle_ms for node in walk(self._ends) if isinstance(node, Read)}
         replay = Replay(refill.topics, stored_streams(self._manifest), idle, partial(call_on_loop, loop, reached.set))
         unbounded = [(source, source.bound, source.bounded) for source in _topics(ends)]
@@ -157,23 +152,12 @@ class Refilling:
             for source, bound, bounded in unbounded:  # the app's own run reads on
                 source.bound, source.bounded = bound, bounded
 
-    def _places(self, refill: Refill) -> dict[str, Place]:
-        """Returns the offsets up to which topics are read, by their names. Raises UserError for a source that began elsewhere
-        than at its first row.
-        """
+    def _places(self) -> dict[str, Place]:
+        """Returns the offsets up to which topics are read, by their names."""
         found: dict[str, dict[int, int]] = {}
         for task in stored_streams(self._manifest).values():
             for _, partition, offset in task.meta["input"].get("positions", ()):
                 found.setdefault(task.meta["input"]["source"], {})[partition] = offset
-        for node in walk(self._ends):
-            if not isinstance(node, Read) or node.name not in refill.sources:
-                continue
-            start = self._app.settings.start_at if node.start is None else node.start
-            if start != "earliest":
-                raise UserError(
-                    f"--refill {', '.join(sorted(refill.topics))}: {node.name} began at start={start!r}, which may be elsewhere now",
-                    hint="give the state up (--drop), or run the program that wrote the checkpoint",
-                )
         topics = {node.name for node in walk(self._ends) if isinstance(node, Read) and _is_topic(node.source)}
         return {name: places for name, places in found.items() if name in topics}
 

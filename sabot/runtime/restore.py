@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.defaults import columns_of
 from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
+from sabot.connectors.places import Place
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 from sabot.operators.event_time import ComputedTime
@@ -36,11 +37,13 @@ from sabot.plan import (
     Refill,
     SavedSource,
     Verdict,
+    Way,
     compare,
     dead_letter_topics,
     fed_by_streams,
     make_plan,
     planned,
+    reemit_of,
     refill_of,
     walk,
     with_schemas,
@@ -261,13 +264,86 @@ def _check_columns(node: Read) -> None:
 # -- what is restored -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of the user for the state of the checkpoint at this start. `drop`: the state to give up. `refill`: the steps to
+    compute again. `reemit`: the sinks into which tables are written again.
+    """
+
+    drop: frozenset[str] = frozenset()
+    refill: frozenset[str] = frozenset()
+    reemit: frozenset[str] = frozenset()
+
+    def left(self, restored: Manifest | None) -> "Asked":
+        """Returns what no earlier start has done, since each is done once; nothing without a checkpoint."""
+        if restored is None:
+            return Asked()
+        done = [restored.describe.get(name, ()) for name in ("dropped", "refilled", "reemitted")]
+        return Asked(self.drop.difference(done[0]), self.refill.difference(done[1]), self.reemit.difference(done[2]))
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The result of `decide`: the verdicts on the state of a checkpoint, how steps are refilled, and, by the id of the stage of
+    a sink, the paths from the tables that are written into it again.
+    """
+
+    verdicts: list[Verdict]
+    refill: Refill
+    reemits: Mapping[str, Sequence[Way]]
+
+
+def decide(
+    plan: Plan, restored: Manifest, asked: Asked, *, start_at: Place = "earliest", is_savepoint: bool = False
+) -> Decided:
+    """Decides what a start does with the state of the checkpoint. A start and `sabot plan` both ask this function, and
+    nothing else knows the rules. Raises UserError for what cannot be done as asked; `plan.check` refuses the verdicts that
+    would lose state.
+
+    `start_at`: the place at which the app begins streams that do not say another. `is_savepoint`: True if the checkpoint
+    is a savepoint, which is not changed.
+    """
+    operators = planned(plan)
+    refill = _refill_of(plan, operators, asked.refill, start_at)
+    if refill.topics and is_savepoint:
+        raise UserError(
+            f"--refill {', '.join(sorted(refill.topics))}: the start is from a savepoint, which is not changed",
+            hint="start from the savepoint without --refill, stop the app, and start it again with --refill",
+        )
+    verdicts = verdicts_of(plan, restored, asked.drop, asked.refill, start_at=start_at)
+    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit))
+
+
+def _refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str], start_at: Place) -> Refill:
+    """Returns how steps are refilled, as `plan.refill_of`. Raises UserError also for a source that began elsewhere than at its
+    first row.
+    """
+    refill = refill_of(plan, operators, names)
+    for stage in plan.stages if refill.topics else ():
+        node = None if stage.reading is None else stage.reading.node
+        if node is None or node.name not in refill.sources:
+            continue
+        start = start_at if node.start is None else node.start
+        if start != "earliest":
+            raise UserError(
+                f"--refill {', '.join(sorted(refill.topics))}: {node.name} began at start={start!r}, which may be elsewhere now",
+                hint="give the state up (--drop), or run the program that wrote the checkpoint",
+            )
+    return refill
+
+
 def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
     """Returns the stream tasks in a checkpoint, by name."""
     return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
 
 
 def verdicts_of(
-    plan: Plan, restored: Manifest, drop: Iterable[str] = (), refill: Collection[str] = ()
+    plan: Plan,
+    restored: Manifest,
+    drop: Iterable[str] = (),
+    refill: Collection[str] = (),
+    *,
+    start_at: Place = "earliest",
 ) -> list[Verdict]:
     """Returns the verdict on the state of each operator, and on the position of each source that the program does not
     read any more; `plan.check` refuses verdicts that would lose state. A further source begins at its start.
@@ -276,7 +352,7 @@ def verdicts_of(
     because it is not known which of the positions is whose.
 
     `drop`: the state that the user gives up, as for `plan.compare`; the position of a source has the id of its stage.
-    `refill`: the steps that the user refills.
+    `refill`: the steps that the user refills. `start_at`: as for `decide`.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -289,10 +365,11 @@ def verdicts_of(
         )
     gone = {stage: name for stage, name in before.items() if stage not in now}
     operators, drop = planned(plan), set(drop)
-    refilled = refill_of(plan, operators, refill)
+    way = partial(_refill_of, plan, operators, start_at=start_at)
+    refilled = way(refill)
     others = sorted(set(two) - set(one))
     verdicts = _compared(operators, restored, drop - gone.keys(), refilled)
-    verdicts = _with_refills(plan, operators, restored, drop - gone.keys(), refill, verdicts)
+    verdicts = _with_refills(way, operators, restored, drop - gone.keys(), refill, verdicts)
     return [
         *verdicts,
         *(
@@ -322,6 +399,7 @@ def _not_read(name: str, others: Sequence[str]) -> str:
 
 def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], refill: Refill) -> list[Verdict]:
     why = f"it is computed again from {' and '.join(refill.sources)}, up to the positions of the checkpoint"
+    drop = refill.left_to_drop(drop)
     verdicts = compare(operators, restored, drop | refill.tables, dict.fromkeys(refill.replayed, why), refill.tables)
     # A step of `refill.tables` begins anew only to be filled from the tables above it.
     again = {each.id for each in verdicts if each.id in refill.tables and each.fills}
@@ -329,7 +407,7 @@ def _compared(operators: Sequence[Planned], restored: Manifest, drop: Set[str], 
 
 
 def _with_refills(
-    plan: Plan,
+    way: Callable[[Collection[str]], Refill],
     operators: Sequence[Planned],
     restored: Manifest,
     drop: Set[str],
@@ -342,7 +420,7 @@ def _with_refills(
     while refused := [each.id for each in now if each.loses and each.outcome == "refuse" and each.id not in names]:
         names[refused[0]] = None  # the first in the order of the plan: those behind it may be refused because of it
         try:
-            now = _compared(operators, restored, drop, refill_of(plan, operators, {*refill, *names}))
+            now = _compared(operators, restored, drop, way({*refill, *names}))
         except UserError:
             del names[refused[0]]
             break

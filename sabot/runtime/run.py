@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ class Run:
             guard.check_names(
                 [each.func for each in specs], [each.agent_id for each in specs], f"app {app.id}: its policy"
             )
-        if manifest is not None and storage is not None and self._origin.refill:
+        if manifest is not None and storage is not None and self._origin.asked.refill:
             manifest = await self._refilled(storage, manifest)
         await self._open_parts(manifest, self._settings(self._delivery))
         self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
@@ -227,8 +228,9 @@ class Run:
         """
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         refilling = Refilling(self.app, self._writes, specs, storage, manifest)
-        refill = await run_in_thread(refilling.look, self._origin.drop, self._origin.refill)
-        self._origin.drop |= refill.tables
+        asked = self._origin.asked
+        refill = await run_in_thread(refilling.look, asked)
+        self._origin.asked = replace(asked, drop=refill.left_to_drop(asked.drop) | refill.tables)
         if not refill.topics:
             return manifest
         self._refilled_as = made = await refilling.run(refill, self._stop_asked)
@@ -240,8 +242,8 @@ class Run:
             self.app,
             coordinator=self._coordinator,
             staged=delivery.staged,
-            drop=self._origin.drop,
-            reemit=self._origin.reemit,
+            drop=self._origin.asked.drop,
+            reemit=self._origin.asked.reemit,
             stop_asked=self._stop_asked.is_set,
             first_record_s=self._first_record_s,
         )

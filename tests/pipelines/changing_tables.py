@@ -73,7 +73,7 @@ class Shape:
 
 
 def build(app: App, shape: Shape) -> None:
-    """The program, whose last step is called `end` and writes its log of changes into `out`."""
+    """The program, whose last step is called `end`. It writes its log of changes into `out`, and the changes into `table`."""
 
     def named(stream: Stream, name: str) -> Stream:
         return stream.named(name) if shape.named else stream
@@ -104,6 +104,8 @@ def build(app: App, shape: Shape) -> None:
         rows = named(rows, "end")
         rows = rows.select("g", value, "place")
     rows.changelog().to("out")
+    if shape.keys or shape.end == "top":
+        rows.upsert(*(shape.keys if shape.end == "group" else ("g", "place"))).to("table")
 
 
 def _made(aggregates: Aggregates) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.operators.reading import state_of
 from sabot.plan import check, make_plan
-from sabot.runtime.restore import verdicts_of
-from tools.agent_tools import bounded, publish, until, values
+from sabot.runtime.restore import Asked, decide
+from tools.agent_tools import bounded, publish, records, until, values
 
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))
 
@@ -57,8 +57,9 @@ class Lives:
         app = self.app(shape, parallelism)
         plan = make_plan(app.agent_runtime.writes, parallelism=parallelism)
         found: UserError | None = None
+        asked = Asked(**{name: frozenset(given) for name, given in settings.items()})
         try:
-            check(verdicts_of(plan, manifest, settings.get("drop", ())), manifest.checkpoint_id)
+            check(decide(plan, manifest, asked).verdicts, manifest.checkpoint_id)
         except UserError as error:
             found = error
             with pytest.raises(UserError) as refused:
@@ -73,13 +74,23 @@ class Lives:
             publish(app, table, [row], key=key)
             self.unread += 1
         before = len(values(app, "out")) if "out" in MemoryBroker.get(self.broker).topics() else 0
+        tables = len(records(app, "table")) if "table" in MemoryBroker.get(self.broker).topics() else 0
         await app.start()
         await until(
             lambda: sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values()) == self.unread
         )
         await bounded(app.stop())
         self.unread = 0
+        self.table = records(app, "table")[tables:] if shape.end == "top" or shape.keys else []
         return values(app, "out")[before:]
+
+    def is_not_whole(self, shape: Shape) -> str:
+        """How the rows that the last life has written into `table` differ from DuckDB's whole answer."""
+        last = {record.key: record for record in self.table}
+        right = answer(shape, list(self.history.cars.values()), list(self.history.shops.values()))
+        rows = sorted(map(str, (plainly(each.value) for each in last.values() if each.payload is not None)))
+        whole = sorted(map(str, map(plainly, right.values())))
+        return "" if rows == whole else f"the table is written again as {rows}, DuckDB has {whole}"
 
     def wrong(self, shape: Shape, written: Sequence[Row]) -> str:
         """How what the app has now differs from DuckDB's answer: the state of its last step, and the last row of each key in its output."""
@@ -121,17 +132,31 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
         if error is not None:
             counts["refused"] += 1
             told.append(f"refused: {error}")
-            ways = re.findall(r"--drop (\S+?)(?=[ )]|$)", error.hint or "")
-            if rng.random() < 0.4 or not ways or dropped or any(way.startswith("upsert-") for way in ways):
+            hint = (error.hint or "").partition(" (the last start")[0]
+            ways = re.findall(r"--drop ([^\s;)]+)", hint)
+            refills = re.findall(r"--refill ([^\s;)]+)", hint)
+            if refills and not dropped and rng.random() < 0.6:
+                settings["refill"] = refills
+            elif rng.random() < 0.4 or not ways or dropped or any(way.startswith("upsert-") for way in ways):
                 continue
-            settings["drop"] = sorted({*settings.get("drop", ()), *ways})
+            else:
+                settings["drop"] = sorted({*settings.get("drop", ()), *ways})
             told.append(f"{settings}")
             again = await lives.refused(other, parallelism, **settings)
             assert again is None, f"seed {seed}: {again}\n" + "\n".join(told)
+            counts["refilled" if "refill" in settings else "dropped"] += 1
+        if not dropped and rng.random() < 0.4:
+            wished = {**settings, "reemit": ["table"]}
+            if await lives.refused(other, parallelism, **wished) is None:  # the sink of a join, or none
+                settings = wished
+                told.append("written again")
         written = await lives.live(other, rng.randint(5, 20), parallelism, **settings)
         counts["same" if other == shape else "changed"] += 1
         shape, dropped = other, bool(settings)  # what is dropped is dropped once
         wrong = lives.wrong(shape, written)
+        if "reemit" in settings:
+            counts["written again"] += 1
+            wrong = wrong or lives.is_not_whole(shape)
     assert not wrong, f"seed {seed}: {wrong}\n" + "\n".join(told)
     return counts
 

@@ -13,10 +13,13 @@ import sabot
 from sabot import App, UserError, col, count, tumbling
 from sabot._cython.groups.partition import hash_columns
 from sabot.checkpoint import CheckpointStorage
-from sabot.connectors.memory import MemoryBroker
+from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
 from sabot.operators.reading import state_of
+from sabot.plan import make_plan
+from sabot.runtime.outcomes import outcomes_of
 from sabot.runtime.refilling import Refilling
+from sabot.runtime.restore import Asked
 from tools.agent_tools import bounded, publish, until, values
 from tools.command_line import sabot_says
 
@@ -334,6 +337,61 @@ async def test_rows_of_a_table_that_is_written_again_have_passed_the_steps_befor
     again = await lives.live(program, {}, reemit=["out"])
     assert sorted(row["twice"] for row in again) == [72, 74, 76, 78]
     assert await lives.live(program, {}, reemit=["out"]) == []  # once
+
+
+@pytest.mark.parametrize("state", ["memory", "state"])
+@pytest.mark.parametrize("over", ["rows", "table"])
+async def test_the_first_rows_of_each_key_are_written_again(lives: Lives, over: str, state: str) -> None:
+    lives.state = state if state == "memory" else str(lives.folder / "state")
+
+    def program(app: App) -> None:
+        cars = app.stream("cars", schema=CARS)
+        cars = cars if over == "rows" else cars.upsert("id")
+        best = cars.key_by("maker").top_n(2, by="seats", rank="place").named("best")
+        best.upsert("maker", "place").to("out")
+
+    more = {"id": 9, "maker": "m1", "seats": 38}
+    await lives.live(program, {"cars": ROWS})
+    came = await lives.live(program, {"cars": [more]}, reemit=["out"])
+    right = [*ROWS, more] if over == "rows" else list({row["id"]: row for row in [*ROWS, more]}.values())
+    best = {}
+    for maker in ("m0", "m1", "m2"):
+        rows = sorted((row for row in right if row["maker"] == maker), key=lambda row: -row["seats"])
+        best |= {(maker, place): {**row, "place": place} for place, row in enumerate(rows[:2], 1)}
+    assert {(row["maker"], row["place"]): row for row in came} == best
+    assert len(came) == len(best) + 2  # a row of m1 has come in between
+
+
+async def test_the_plan_advises_to_write_the_first_rows_again_and_the_start_does_it(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lives.folder)
+
+    def program(*columns: str) -> Any:
+        def build(app: App) -> None:
+            cars = app.stream("cars", schema=CARS).select("id", "maker", *columns)
+            best = cars.key_by("maker").top_n(1, by="id", rank="place").named("best")
+            best.upsert("maker", "place").to(SqlSink("sqlite:cars.db", table="cars", evolve=True))
+
+        return build
+
+    await lives.live(program(), {"cars": ROWS[:7]})
+    app = lives.app(program("seats"))
+    plan = make_plan(app.agent_runtime.writes, parallelism=1)
+    manifest = CheckpointStorage(lives.folder / "checkpoints").latest()
+    assert manifest is not None
+
+    def said(**asked: list[str]) -> list[str]:
+        names = Asked(**{name: frozenset(given) for name, given in asked.items()})
+        found = outcomes_of(plan, manifest, names, ends=app.agent_runtime.writes, agents={}, open_topic=MemorySink)
+        return [each.why for each in found if each.id == "sink cars"]
+
+    lacks = "column seats (int64) is added"
+    assert said(refill=["best"]) == [f"{lacks}, and is null so far; --reemit cars writes its table again"]
+    assert said(refill=["best"], reemit=["cars"]) == [lacks, "all rows of best are written again"]
+    await lives.live(program("seats"), {}, refill=["best"], reemit=["cars"])
+    with contextlib.closing(sqlite3.connect("cars.db")) as connection:
+        assert sorted(connection.execute("SELECT id, seats FROM cars")) == [(4, 4), (5, 5), (6, 6)]
 
 
 async def test_a_sink_without_a_table_is_not_written_again(lives: Lives) -> None:

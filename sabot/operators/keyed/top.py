@@ -23,6 +23,7 @@ from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,
     FilledFromTable,
+    GivesTable,
     OperatorContext,
     Saved,
     with_marks,
@@ -117,7 +118,7 @@ class RankedOperator(StatefulOperator):
         }
 
 
-class TopN(RankedOperator, FilledFromTable):
+class TopN(RankedOperator, GivesTable, FilledFromTable):
     """Emits the rows that are among the first `n` of their key, as changes.
 
     `by`: the columns that order the rows, as (name, descending). A null comes after NaN, and NaN after all numbers,
@@ -209,6 +210,19 @@ class TopN(RankedOperator, FilledFromTable):
         if self._state is not None:
             for rows in self._state.every_row():
                 yield rows.select(self.rows.names)
+
+    def table(self) -> Iterator[Batch]:
+        """Yields the rows that are among the first n. If the input is changes, more rows than these are stored, so each
+        piece of them is ranked anew, with all rows of its keys; equal rows are in the order in which they arrived.
+        """
+        assert self._state is not None
+        for rows in self._state.every_row():
+            table = self.table_of()
+            slots = key_table(self.keys).resolve(rows, self.key_indices)
+            table.add(slots, rows, time=rows.column(TIME_COLUMN) if self._time >= 0 else None)
+            table.settle()
+            for columns, ranks, ops, times in table.pieces(CHUNK_ROWS):
+                yield Batch(self._result(columns, ranks, ops, times))
 
     def group_count(self) -> int:
         return 0 if self._state is None else len(self._state.known) + self._state.cold_rows

@@ -174,6 +174,12 @@ def test_after_each_batch_the_changes_make_the_first_n(ties, rank, changes, para
                 table.apply(batch)
             run.batches.clear()
             assert table.rows == model.result()
+            kept = Table(rank is not None)
+            for operator in run.parts:
+                for batch in operator.table():
+                    assert batch.schema.names == [*ROWS.names, *filter(None, [rank]), OP_COLUMN, TIME_COLUMN]
+                    kept.apply(batch)
+            assert kept.rows == table.rows, "its table has the same rows"
             least = sum(((table.rows - before) + (before - table.rows)).values())
             assert table.changes - changed == least, "no change that is not needed"
             if rng.random() < 0.1:
