@@ -58,6 +58,7 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 1000  # rows
 _VERSION = "budget"
+_UNWANTED = GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
 _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 
 
@@ -166,6 +167,8 @@ class LedgerGuard(EffectGuard):
         return self._judged(call.effect, dearer, opened.unrecorded, decided)
 
     def _decided_degraded(self, call: GuardedCall, opened: _Open, dearer: _Open, judged: Judgement) -> GuardVerdict:
+        if self._is_over(call.effect, opened):
+            return _UNWANTED
         fits = judged.decision in FITS
         if fits:
             opened.wanted = dearer.wanted
@@ -175,6 +178,13 @@ class LedgerGuard(EffectGuard):
             self.ledger.note(call.effect.job, call.scope, call.principal, call.name, judged)
             return _denied(judged)
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
+
+    def _is_over(self, effect: EffectId, opened: _Open) -> bool:
+        """Returns True if the job has ended while the call was judged. Nobody else would end the reservation: it ends here."""
+        if self._open.get(effect.job, {}).get(effect.ordinal) is opened:
+            return False
+        self.ledger.release(_name(effect), opened.scope)
+        return True
 
     def _unpriced(self, call: GuardedCall) -> Judgement | None:
         """Returns the judgement on a call of a model whose price is not known; None if the price is known, or money has no limit."""
@@ -218,7 +228,6 @@ class LedgerGuard(EffectGuard):
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGuard.drop`."""
         opened = self._close(effect)
         if opened is not None:
             self.ledger.release(_name(effect), opened.scope)
@@ -294,9 +303,8 @@ class LedgerGuard(EffectGuard):
         return self._decided_again(effect, opened, ALLOWED)
 
     def _decided_again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
-        if self._open.get(effect.job, {}).get(effect.ordinal) is not opened:  # its job has ended meanwhile
-            self.ledger.release(_name(effect), opened.scope)
-            return GuardVerdict(Decision.DENY, reason="nobody waits for it any more")
+        if self._is_over(effect, opened):
+            return _UNWANTED
         fits = judged.decision in FITS
         if fits:
             opened.attempt = effect.attempt
@@ -312,7 +320,6 @@ class LedgerGuard(EffectGuard):
         return _usage(rows)
 
     def forget_job(self, job_id: str) -> None:
-        """As `EffectGuard.forget_job`."""
         for ordinal, opened in self._open.pop(job_id, {}).items():
             self._hold(EffectId(job_id, ordinal), opened, 0)
 
@@ -322,11 +329,9 @@ class LedgerGuard(EffectGuard):
         self._durable = journal.flush
 
     async def flush(self) -> None:
-        """As `EffectGuard.flush`."""
         await self.ledger.flush()
 
     async def close(self) -> None:
-        """As `EffectGuard.close`."""
         try:
             await self.ledger.flush()
         finally:  # rows whose entries are not durable may be in no journal

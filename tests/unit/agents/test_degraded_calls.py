@@ -1,5 +1,6 @@
 """Calls that ask another model than they were asked for: by a rule, or because a budget is used up. What rules say of that model holds."""
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -103,6 +104,24 @@ async def test_what_a_budget_has_reserved_is_free_where_the_rules_deny_the_model
     judged = ledger.reserve("another", "acme", Amounts(10, Decimal(0), 1))
     assert isinstance(judged, Judgement)
     assert judged.decision in ("allow", "warn")
+
+
+async def test_a_dearer_model_reserves_nothing_for_a_job_that_has_ended_meanwhile() -> None:
+    """The owner of shared budgets answers later. Until then the job may end, and nobody would end the reservation."""
+    prices = {"small": Decimal(1), "big": Decimal(2)}
+    ledger = Ledger(InMemoryLedgerWriter(shared=True), budgets=[Budget("acme", max_cost_daily=Decimal(1000))])
+    guard, spec = LedgerGuard(ledger), RequestSpec(messages=(user("hello"),))
+    how: dict[str, Any] = {"spec": spec, "price": lambda model, usage: prices[model]}
+    call = GuardedCall(EffectId("j", 1), "model", "small", "app.f", Behalf("acme"), **how)
+    decided = guard.decide(call)
+    assert not isinstance(decided, GuardVerdict)
+    assert (await decided).decision is Decision.ALLOW
+    assert (await ledger.standing("acme")).reserved.cost == 1
+    judging = guard.decide_degraded(replace(call, name="big"))
+    assert not isinstance(judging, GuardVerdict)
+    guard.forget_job("j")
+    assert (await judging).decision is Decision.DENY
+    assert (await ledger.standing("acme")).reserved == Amounts()
 
 
 async def test_the_first_of_two_rules_says_which_model_is_asked() -> None:
