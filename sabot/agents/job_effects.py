@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sabot.agents.actions import ActionRecord
+from sabot.agents.entry_values import value_of
 from sabot.agents.inbox import answer_name
 from sabot.agents.job_history import dollars_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
-from sabot.agents.jobs import JobRecord
+from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.errors import UserError
 from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import GuardVerdict, decode_verdict
@@ -147,12 +149,22 @@ def effects_of(view: JobView, entries: Iterable[Entry]) -> dict[int, EffectView]
 
 
 class FoldedJob(NamedTuple):
-    """A job with its effects by ordinal, its last BEGIN and its last END."""
+    """A job with its actions, its effects by ordinal, its last BEGIN and its last END."""
 
     record: JobRecord
+    actions: list[ActionRecord]
     effects: Mapping[int, EffectView]
     begin: Begin | None
     end: End | None
+
+    def values(self, reader: JournalReader) -> dict[str, Any]:
+        """Returns the decoded input of an agent's job under "input" and, if the job has succeeded, the output under "output"."""
+        found: dict[str, Any] = {}
+        if self.record.agent and self.begin is not None:
+            found["input"] = value_of(self.begin, reader.load(self.begin.body))
+            if self.end is not None and self.record.status is JobStatus.SUCCEEDED:
+                found["output"] = value_of(self.end, reader.load(self.end.body))
+        return found
 
 
 def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
@@ -217,7 +229,7 @@ def _folded(reader: JournalReader, job_id: str) -> FoldedJob | None:
         return None
     begin = next((each for each in reversed(entries) if isinstance(each, Begin)), None)
     end = next((each for each in reversed(entries) if isinstance(each, End)), None)
-    return FoldedJob(record, effects, begin, end)
+    return FoldedJob(record, list(view.actions.values()), effects, begin, end)
 
 
 def _children_of(effects: Mapping[int, EffectView]) -> list[str]:

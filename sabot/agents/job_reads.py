@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from heapq import nlargest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sabot.agents.actions import ActionRecord
-from sabot.agents.entry_values import key_text, value_of
+from sabot.agents.entry_values import key_text
 from sabot.agents.job_history import dollars_of, ended_records, record_of, searched
 from sabot.agents.job_view import JobState, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
@@ -16,7 +15,6 @@ from sabot.errors import UserError
 from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import EndedJob, EndedQuery
-from sabot.journal.entries import Begin, End
 
 BLOCKED = "blocked"
 """The status, in a list, of an open job that today's code cannot continue."""
@@ -32,18 +30,6 @@ class JobList:
 
     found: list[JobRecord]
     known: Mapping[str, JobRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class JobDetails:
-    """One job with its actions and, if it is a job of an agent, its values.
-
-    `values`: the decoded input under "input" and, if the job has succeeded, the output under "output".
-    """
-
-    record: JobRecord
-    actions: list[ActionRecord] = field(default_factory=list)
-    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,16 +221,6 @@ def find_jobs(
     return JobList([*reversed(kept), *found], known)
 
 
-def job_details(reader: JournalReader, job_id: str) -> JobDetails:
-    """Returns one job. Reads its entries and blocks. Raises UserError if the journal does not have the job."""
-    known = JobView.of(reader, job_id)
-    record = known.job(job_id)
-    if record is None:
-        raise UserError(f"{reader.where} has no job {job_id}", hint="sabot jobs list shows the jobs")
-    values = _input_and_output(reader, job_id) if record.agent else {}
-    return JobDetails(record, list(known.actions.values()), values)
-
-
 def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
     """Returns the ids of the agents that `word` names: the id `word` itself, or all ids APP.NAME where NAME is `word`.
 
@@ -256,15 +232,4 @@ def _agents_named(word: str, known: Collection[str], where: str) -> set[str]:
             f"{where} has no job of an agent {word}",
             hint=f"it has jobs of {', '.join(sorted(known))}" if known else "it has no job of any agent",
         )
-    return found
-
-
-def _input_and_output(reader: JournalReader, job_id: str) -> dict[str, Any]:
-    """Returns the input of an agent's job and, if the job has succeeded, its output."""
-    found: dict[str, Any] = {}
-    for _, entry in reader.history.entries(job_id):
-        if isinstance(entry, Begin):
-            found = {"input": value_of(entry, reader.load(entry.body))}
-        elif isinstance(entry, End) and entry.outcome == JobStatus.SUCCEEDED:
-            found["output"] = value_of(entry, reader.load(entry.body))
     return found

@@ -13,7 +13,8 @@ import typer
 
 from sabot.agents.entry_values import as_plain
 from sabot.agents.job_checks import CheckedJob, check_jobs
-from sabot.agents.job_reads import find_jobs, job_details
+from sabot.agents.job_effects import folded_job
+from sabot.agents.job_reads import find_jobs
 from sabot.agents.jobs import JobRecord, JobStatus, OpenEffect
 from sabot.agents.store import as_json, cancel_letter
 from sabot.app import App
@@ -103,16 +104,16 @@ def show_job(job: JobId, place: Place, kafka: Kafka = None, json: Json = False) 
 
     def work() -> None:
         with reading(place, kafka) as reader:
-            details = job_details(reader, job)
-        facts = _facts(details.record)
-        facts["actions"] = [each.action_id for each in details.actions]
-        facts |= details.values
+            folded = folded_job(reader, job)
+            facts = _facts(folded.record)
+            facts["actions"] = [each.action_id for each in folded.actions]
+            facts |= folded.values(reader)
         if json:
             json_line({name: as_plain(value) for name, value in facts.items()})
             return
         for name in ("created_at", "updated_at", "started_at", "completed_at", "deadline"):
             facts[name] = _moment(facts[name])
-        facts["open"] = "; ".join(map(_open_effect, details.record.open))
+        facts["open"] = "; ".join(map(_open_effect, folded.record.open))
         rows = [[name, value] for name, value in facts.items() if value not in ("", [], {}, None)][1:]
         columns(["job", job], [[name, value if isinstance(value, str) else value_text(value)] for name, value in rows])
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, BudgetDecision, JudgedCall, Judgement, Standing, judge
+from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, JudgedCall, Judgement, Standing, judge
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
@@ -25,6 +25,7 @@ from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.quantities import counted_words
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import BrokerUnavailable, DataError, TransientError, UserError, message_of, short_repr
+from sabot.jobs.guard import Decision
 from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
@@ -163,7 +164,7 @@ class Ledger:
 
     def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
         """Keeps the judgement on a call that is not simply allowed among the last ones (`judged`). `call`: the id of its job."""
-        if judgement.decision is not BudgetDecision.ALLOW:
+        if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
 
     async def _account(self, scope_id: str) -> Account | None:
@@ -285,7 +286,7 @@ class Ledger:
 
     async def check_budget(
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
-    ) -> BudgetDecision:
+    ) -> Decision:
         """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
         of an equal scope, principal and job, or until `reservation_timeout`.
         """
@@ -305,7 +306,7 @@ class Ledger:
         if judged.decision in FITS:
             self._held.setdefault(who, deque()).append((call, now + self._timeout_s))
         self.note(context.job_id, context.scope_id, context.principal_id, "", judged)
-        if judged.decision is not BudgetDecision.ALLOW and self._on_decision is not None:
+        if judged.decision is not Decision.ALLOW and self._on_decision is not None:
             self._on_decision(context, judged)
         return judged.decision
 

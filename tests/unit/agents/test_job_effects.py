@@ -14,9 +14,9 @@ from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, job_story
+from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, folded_job, job_story
 from sabot.agents.job_history import job_keeping
-from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, job_details, jobs_page
+from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, jobs_page
 from sabot.agents.job_view import EffectView, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.agents.replay import record_job
@@ -294,7 +294,9 @@ def test_a_job_in_the_history_has_the_record_and_the_story_that_it_had_in_the_lo
     assert found.record == jobs_page(logged, JobQuery()).jobs[0].record
     assert (found.record.key, found.record.error, found.tokens, found.dollars) == ("ann", "why", 100, Decimal("0.25"))
     assert job_story(journal, "j") == job_story(logged, "j")
-    assert job_details(journal, "j") == job_details(logged, "j")
+    (record, actions, *_), told = folded_job(journal, "j"), folded_job(logged, "j")
+    assert (record, actions) == (told.record, told.actions)
+    assert folded_job(journal, "j").values(journal) == told.values(logged)
     assert find_jobs(journal).found == find_jobs(logged).found
 
 
