@@ -19,6 +19,7 @@ from sabot.agents.accounts.ledger import Ledger
 from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.durable.models import ASKS, request_body
 from sabot.agents.entry_values import as_plain
+from sabot.agents.job_view import JobView
 from sabot.agents.replay.recording import Recording, record_job
 from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.base.checks import TEXTS, Of, check
@@ -45,7 +46,7 @@ from sabot.jobs.run import Ask, JobRun, effect_words
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal
 from sabot.journal.effects import EffectClass, EffectId
-from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, Signal
+from sabot.journal.entries import Answer, Begin, End, Entry, Intent, Signal
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm.messages import assistant, system
 from sabot.llm.results import Completion
@@ -193,24 +194,11 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """By steps, how many entries there are up to their results; 0: up to the beginning."""
-    places, waits, early = {0: 1}, dict[int, str](), Counter[str]()
+    """Returns by steps how many entries there are up to their results; 0: up to the beginning."""
+    view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
-        match entry:
-            case EffectResult() | Answer() if entry.ordinal > 0:
-                places[entry.ordinal] = count
-            case Intent(kind="wait") if not early[entry.name]:
-                waits[entry.ordinal] = entry.name
-            case Intent(kind="wait" | "patch"):
-                places[entry.ordinal] = count
-                early[entry.name] -= entry.kind == "wait"
-            case Signal():
-                waiting = next((at for at, name in waits.items() if name == entry.name), None)
-                if waiting is None:
-                    early[entry.name] += 1
-                else:
-                    del waits[waiting]
-                    places[waiting] = count
+        over = [each for each in view.apply(entry).effects if each.ended_at is not None and each.state != "closed"]
+        places |= {each.intent.ordinal: count for each in over}
     return places
 
 
@@ -383,32 +371,25 @@ class _ForkLedger(LedgerGuard):
         return super().decide(replace(call, effect=self._own(call.effect)))
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide_degraded`."""
         return super().decide_degraded(replace(call, effect=self._own(call.effect)))
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGuard.drop`."""
         super().drop(self._own(effect))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGuard.settle`."""
         return super().settle(self._own(effect), kind, name, outcome, body, self._now_ms())
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGuard.reopen`."""
         if (effect.job, effect.ordinal) not in self._changes.stood_in:
             super().reopen(self._own(effect), agent, behalf, decided)
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.decide_again`."""
         return super().decide_again(self._own(effect))
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.end_job`."""
         return super().end_job(self._own_job(job_id), self._now_ms())
 
     def forget_job(self, job_id: str) -> None:
-        """As `EffectGuard.forget_job`."""
         super().forget_job(self._own_job(job_id))
 
 
@@ -439,11 +420,9 @@ class _ForkOwner:
             self.over_as.set_result(outcome)
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """As `JobOwner.call`."""
         return self._code.call(job)
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """As `JobOwner.ended`."""
         body = self._code.packed(job, value)
         self.value = as_plain(unpack(body))
         return body
@@ -454,19 +433,15 @@ class _ForkOwner:
         return "end"
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """As `JobOwner.time_left`."""
         return None
 
     def backoff_s(self, attempt: int) -> float:
-        """As `JobOwner.backoff_s`."""
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """As `JobOwner.begin_child`."""
         raise UserError(f"job {job_id} is not begun by a fork")
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """As `JobOwner.continued`."""
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
@@ -512,7 +487,6 @@ class _ForkOwner:
         host.put(Arrived(entry, ask))
 
     def woken(self, job_id: str) -> None:
-        """As `JobOwner.woken`."""
         assert self._host is not None
         self._host.parking.wake(job_id)
 
@@ -521,11 +495,9 @@ class _ForkOwner:
         self._host = host
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """As `JobOwner.blocked`."""
         self.broken("the job", ReplayDifference(f"job {job_id}, before the fork: {error.message}"))
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.job_closed`."""
         self._is_over(outcome)
 
     def had_ended(self, job: OpenJob) -> None:
@@ -539,6 +511,5 @@ class _ChildStandIn(_ForkOwner):
         self._host, self._value = host, value
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """As `JobOwner.begin_child`."""
         assert self._host is not None
         self._host.child_not_begun(job_id, "succeeded", pack(self._value, f"the result of job {job_id}"))
