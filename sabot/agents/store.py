@@ -311,5 +311,5 @@ class InMemoryJobStore(JournalStore):
         super().__init__(MemoryJournal(clock=clock))
 
 
-class InMemoryActionStore(InMemoryJobStore):
-    """The same, under the name that it has where only actions are kept."""
+InMemoryActionStore = InMemoryJobStore
+"""Its name where only actions are kept."""

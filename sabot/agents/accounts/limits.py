@@ -160,7 +160,6 @@ class JobLimits(EffectGuard):
         return b""
 
     def forget_job(self, job_id: str) -> None:
-        """As `EffectGuard.forget_job`."""
         self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> Amounts:
@@ -174,7 +173,6 @@ class JobLimits(EffectGuard):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict:
-        """As `EffectGuard.decide`."""
         within = call.within
         job = self._jobs.get(call.effect.job if within is None else within.job)
         if job is None or (within is not None and within.ordinal in job.apart):
@@ -255,7 +253,6 @@ class JobLimits(EffectGuard):
         return msgspec.structs.replace(verdict, decision=Decision.ASK, **why)
 
     def drop(self, effect: EffectId) -> None:
-        """As `EffectGuard.drop`."""
         job, _ = self._opened(effect)
         if job is not None:
             self._close(job, self._key(effect))
@@ -294,7 +291,6 @@ class JobLimits(EffectGuard):
         return None
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGuard.reopen`."""
         job = self._jobs.get(effect.job)
         if job is None or effect.ordinal in job.open:
             return
@@ -332,7 +328,6 @@ class JobLimits(EffectGuard):
         job.account.release(key)
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """As `EffectGuard.asked_by_tool`."""
         job = self._jobs.get(effect.job)
         used = None if job is None else job.asked.pop(effect.ordinal, None)
         return b"" if used is None else msgspec.msgpack.encode(TreeUse(*used))

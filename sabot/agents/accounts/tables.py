@@ -80,7 +80,6 @@ class TableAccountStore(ABC):
             self._cursor.executemany(statement.replace("?", self.mark), rows)
 
     def known(self, scopes: Collection[str]) -> set[str]:
-        """As `AccountStore.known`."""
         found = self.select(
             f"SELECT scope_id FROM runtime_accounts WHERE span = ? AND {self.among('scope_id')}",
             _RESERVED,
@@ -121,7 +120,6 @@ class TableAccountStore(ABC):
         return accounts
 
     def put_accounts(self, accounts: Mapping[str, Account]) -> None:
-        """As `AccountStore.put_accounts`."""
         rows: list[tuple[Any, ...]] = []
         for scope, account in accounts.items():
             rows += [(scope, window, began, *_kept(used)) for window, (began, used) in account.windows.items()]
@@ -133,11 +131,9 @@ class TableAccountStore(ABC):
         )
 
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """As `AccountStore.reservations`."""
         return self._reservations(self.among("call_id"), self.several(calls))
 
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """As `AccountStore.dead`."""
         holders = [name for (name,) in self.select("SELECT holder FROM runtime_holders WHERE until < ?", now_s)]
         self._dead = holders
         if not holders or not scopes:
@@ -156,7 +152,6 @@ class TableAccountStore(ABC):
         ]
 
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
-        """As `AccountStore.put_reservations`."""
         self.change("DELETE FROM runtime_reservations WHERE scope_id = ? AND call_id = ?", dropped)
         self.change(
             "INSERT INTO runtime_reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call_id, scope_id) DO UPDATE SET "
@@ -176,7 +171,6 @@ class TableAccountStore(ABC):
         )
 
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """As `AccountStore.hold`."""
         self.change(
             "INSERT INTO runtime_holders VALUES (?, ?) ON CONFLICT (holder) DO UPDATE SET until = excluded.until",
             [(holder, until_s)],

@@ -154,7 +154,6 @@ class KernelHost:
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
-        """As `RuntimeKernel.execute`."""
         record = encode_request(request)
         name = b""  # only who may ask for it again needs to know it by its content
         if request.idempotency_key:
@@ -315,21 +314,17 @@ class KernelHost:
     # -- what its agents say (`jobs.JobWatch`) ----------------------------------------------------------------------------
 
     def began(self, job_id: str) -> None:
-        """As `JobWatch.began`."""
         handle = self.handles.get(job_id)
         if handle is not None:
             handle.begun()
 
     def rests(self, job_id: str) -> None:
-        """As `JobWatch.rests`."""
         self._leave(job_id)
 
     def wakes(self, job_id: str) -> None:
-        """As `JobWatch.wakes`."""
         self._when_free(job_id, partial(self._host.parking.wake, job_id))
 
     def child(self, agent: KernelAgent, job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """As `JobWatch.child`."""
         if job_id in self.handles:
             return
         parent = self._host.running.get(parent_of(job_id)[0])
@@ -349,11 +344,9 @@ class KernelHost:
         self._host.spawn(look(), f"the look for job {job_id}")
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
-        """As `JobWatch.says`."""
         self._said[job_id] = said
 
     def over(self, job_id: str, outcome: str) -> None:
-        """As `JobWatch.over`."""
         said = self._said.pop(job_id, None)
         handle = self.handles.pop(job_id, None)
         self._given.pop(job_id, None)
@@ -370,14 +363,12 @@ class KernelHost:
         self._trim()
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """As `JobWatch.is_blocked`."""
         handle = self.handles.pop(job_id, None)
         if handle is not None:
             handle.settle(error, ended=False)
         self._leave(job_id)
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
-        """As `JobWatch.asked_to_exit`."""
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:

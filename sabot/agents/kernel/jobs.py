@@ -199,7 +199,6 @@ class KernelAgent:
     # -- as a JobOwner ------------------------------------------------------------------------------------------------
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """As `JobOwner.call`."""
         self.watch.began(job.job_id)
         return self.coroutine(job)
 
@@ -237,7 +236,6 @@ class KernelAgent:
         return max(0.0, left_s), f"max_runtime_seconds={most:g}{of_parent}"
 
     def ended(self, job: JobRun, value: Any) -> bytes:
-        """As `JobOwner.ended`."""
         body = self.packed(job, value)
         self.watch.says(job.job_id, body)
         return body
@@ -247,7 +245,6 @@ class KernelAgent:
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """As `JobOwner.failed`."""
         if isinstance(error, EXITS):
             self.watch.asked_to_exit(job.job_id, error)
             return "stop"
@@ -260,30 +257,24 @@ class KernelAgent:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        """As `JobOwner.begin_child`."""
         request = ExecutionRequest(
             prompt=message, scope_id=behalf.scope, principal_id=behalf.principal, agent=self.name
         )
         self.watch.child(self, job_id, request, behalf)
 
     def continued(self, job: JobRun, message: Any) -> bytes:
-        """As `JobOwner.continued`."""
         return encode_request(replace(self._asked(job), prompt=message))
 
     def parked(self, job_id: str) -> None:
-        """As `JobOwner.parked`."""
         self.watch.rests(job_id)
 
     def woken(self, job_id: str) -> None:
-        """As `JobOwner.woken`."""
         self.watch.wakes(job_id)
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """As `JobOwner.blocked`."""
         self.watch.is_blocked(job_id, error)
 
     def job_closed(self, job_id: str, outcome: str) -> None:
-        """As `JobOwner.job_closed`."""
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:

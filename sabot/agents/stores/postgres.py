@@ -461,8 +461,8 @@ class PostgresJobStore(JobsAndActions):
         self._shown = None
 
 
-class PostgresActionStore(PostgresJobStore):
-    """The same, under the name that it has where only actions are kept."""
+PostgresActionStore = PostgresJobStore
+"""Its name where only actions are kept."""
 
 
 def _job_of(row: Sequence[Any]) -> JobRecord:

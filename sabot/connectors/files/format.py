@@ -1,10 +1,10 @@
 """The contract of a format of files, which turns rows into a file. `text_sinks` and `column_sinks` have the formats."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -14,13 +14,12 @@ from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import LostFloats
 from sabot.connectors.files.growing import GrowingFile
 from sabot.connectors.files.partitions import check_partitions
-from sabot.connectors.files.parts import FilePart, Rows, RowWriter
+from sabot.connectors.files.parts import Encoding, FilePart, Rows
 from sabot.errors import TransientError, UserError
 
 
-class FileFormat(ABC, Generic[Rows]):
-    """The format in which one sink writes, with the state of its rows so far. It is an `Encoding` (see `parts`) as
-    well.
+class FileFormat(Encoding[Rows]):
+    """The format in which one sink writes, with the state of its rows so far.
 
     `name`: the sink's name, for messages. `expected`: the columns that will come, if the plan knows them. Unless said
     otherwise all methods are called from the thread that writes, and raise UserError for rows that the format cannot
@@ -127,26 +126,6 @@ class FileFormat(ABC, Generic[Rows]):
         """Opens a file into which parts are delivered exactly once. `hidden`: True if nobody sees the file before it
         is complete.
         """
-
-    @abstractmethod
-    def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
-        """Returns a writer into `file` (`Encoding.start`)."""
-
-    @abstractmethod
-    def size(self, rows: Rows) -> int:
-        """Returns the bytes of the rows in memory."""
-
-    @abstractmethod
-    def read(self, path: Path) -> Iterator[Rows]:
-        """Yields the rows of a complete file."""
-
-    @abstractmethod
-    def frame(self, rows: list[Rows]) -> Any:
-        """Returns the rows as the bytes of a frame of the pending list."""
-
-    @abstractmethod
-    def unframe(self, frame: Any) -> Iterator[Rows]:
-        """Yields the rows of a frame of the pending list."""
 
     # For all formats
 

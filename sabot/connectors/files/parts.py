@@ -45,25 +45,30 @@ class RowWriter(Protocol[Written]):
         """Returns the number of bytes so far."""
 
 
-class Encoding(Protocol[Rows]):
+class Encoding(ABC, Generic[Rows]):
     """A format's way to write rows into files, and into the frames of a pending list (the file of rows that are
     flushed before their file is complete).
     """
 
+    @abstractmethod
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
         """Returns a writer into `file`. `first`: the first rows, from which the columns are taken. If it is None,
         returns a writer of an empty file if the columns are known, else None.
         """
 
+    @abstractmethod
     def size(self, rows: Rows) -> int:
         """Returns the bytes of the rows in memory."""
 
+    @abstractmethod
     def read(self, path: Path) -> Iterator[Rows]:
         """Yields the rows of a complete file."""
 
+    @abstractmethod
     def frame(self, rows: list[Rows]) -> Any:
         """Returns the rows as the bytes of a frame."""
 
+    @abstractmethod
     def unframe(self, frame: Any) -> Iterator[Rows]:
         """Yields the rows of a frame."""
 
