@@ -676,9 +676,13 @@ def check_ttl(ttl: Mapping[str, str], select: SelectBody, relation: Relation) ->
         if alias not in known:
             message = f'FROM has no table "{alias}"'
             raise SqlFault(select.hints[0].span, message, list_names(alias, known.values()))
-        if not isinstance(select.source, JoinSource) and not select.group:
+        ranked = relation.ranking is not None or any(
+            isinstance(each, Call) and each.over for each in walk(select.items)
+        )
+        if not isinstance(select.source, JoinSource) and not select.group and not ranked:
             _log.warning(
-                "STATE_TTL('%s') has no effect: it bounds the rows of a join, and the keys of a GROUP BY", known[alias]
+                "STATE_TTL('%s') has no effect: it bounds the rows of a join, and the keys of a GROUP BY and of first rows",
+                known[alias],
             )
 
 

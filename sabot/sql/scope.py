@@ -113,7 +113,7 @@ class Ranking:
 
     `column`: its name in the table. `by`: pairs of a column and True for the greatest first. `time`: "event" if the order is that of
     event time, ascending; "first" or "last" if it is that in which rows arrive (`ORDER BY PROCTIME()`), ascending or descending;
-    else "".
+    else "". `ttl`: the time of the hint STATE_TTL, or None.
     """
 
     column: str
@@ -122,6 +122,7 @@ class Ranking:
     by: tuple[tuple[str, bool], ...]
     span: Span
     time: Literal["", "event", "first", "last"] = ""
+    ttl: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

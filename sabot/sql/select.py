@@ -578,21 +578,29 @@ class SelectBinder:
         """
         if not keys:
             return None
-        if self._ttl is not None:
-            span = self._select.hints[0].span
-            if stream.changes:
-                raise SqlFault(
-                    span,
-                    "STATE_TTL bounds a GROUP BY of rows that are only added, and these rows are updated",
-                    "give it to the query inside that updates them, or group by a window",
-                )
+        if self._ttl is not None and stream.changes:
+            raise SqlFault(
+                self._select.hints[0].span,
+                "STATE_TTL bounds a GROUP BY of rows that are only added, and these rows are updated",
+                "give it to the query inside that updates them, or group by a window",
+            )
+        span = self._select.span if self._ttl is None else self._select.hints[0].span
+        return self._ttl_of(stream, self._ttl, span, f"GROUP BY {', '.join(keys)}", "a row for each key")
+
+    def _ttl_of(self, stream: Stream, hinted: str | None, span: Span, what: str, kept: str) -> str | None:
+        """Returns the time that STATE_TTL (`hinted`) or the session gives the state of a clause, or None for no end.
+
+        Raises SqlFault if STATE_TTL asks for it and the rows have no event time. Warns if the state of a stream without an
+        end is kept for ever: `what` is the clause, `kept` what it keeps.
+        """
+        if hinted is not None:
             if not may_expire(stream):
                 raise SqlFault(
                     span,
                     "STATE_TTL counts event time, and these rows have none",
                     "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND in CREATE TABLE",
                 )
-            return self._ttl
+            return hinted
         ttl = self._context.state_ttl()
         if ttl is not None and may_expire(stream):
             return ttl
@@ -602,7 +610,7 @@ class SelectBinder:
             instead += f", or the hint /*+ STATE_TTL('{name}' = '1d') */"
         elif ttl is not None:
             instead = f"'table.exec.state.ttl' has no effect without an event time; {instead}"
-        warn_of_growth(stream, f"GROUP BY {', '.join(keys)}", "a row for each key", instead)
+        warn_of_growth(stream, what, kept, instead)
         return None
 
     # -- OVER and rankings --------------------------------------------------------------------------------------------
@@ -622,7 +630,9 @@ class SelectBinder:
             window = self._window_of(call)
             partition, relation = columns_of(self._context, relation, window.partition)
             if call.name.text.upper() == "ROW_NUMBER" and (arrival := _arrival(relation, window.order)):
-                replaced[id(item.expression)] = _ranked(Ranking("", "row_number", partition, (), call.span, arrival))
+                replaced[id(item.expression)] = _ranked(
+                    Ranking("", "row_number", partition, (), call.span, arrival, self._ttl)
+                )
                 continue
             order, relation = order_columns(self._context, relation, window.order)
             kind = _RANKINGS.get(call.name.text.upper())
@@ -635,7 +645,7 @@ class SelectBinder:
                 if not order:
                     raise SqlFault(call.span, f"{call.name.text} needs ORDER BY")
                 time: Literal["event", ""] = "event" if _by_event_time(relation, order) else ""
-                replaced[id(item.expression)] = _ranked(Ranking("", ties, partition, order, call.span, time))
+                replaced[id(item.expression)] = _ranked(Ranking("", ties, partition, order, call.span, time, self._ttl))
                 continue
             relation = self._running(relation, call, window, partition, order)
             made = relation.fields[-1]
@@ -759,11 +769,16 @@ class SelectBinder:
         windowed = None if ranking.time in ("first", "last") else self._rank_in_window(relation, ranking, bound, rank)
         if windowed is not None:
             return windowed
+        ttl = self._ttl_of_first_rows(relation.stream, ranking, bound)
         with at(ranking.span):
             stream = relation.stream
             keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
-            if ranking.time in ("first", "last"):
-                stream = self._one_by_arrival(stream, keyed, ranking, bound)
+            if ttl is not None or ranking.time in ("first", "last"):
+                stream = (
+                    self._one_by_arrival(stream, keyed, ranking, bound)
+                    if ttl is None
+                    else keyed.deduplicate(within=ttl)
+                )
                 stream = stream.with_columns(**{rank: lit(1)}) if rank else stream
             elif (
                 ranking.time == "event" and not stream.changes
@@ -776,6 +791,18 @@ class SelectBinder:
                 stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
         return replace(relation, stream=stream, fields=fields, ranking=None)
+
+    def _ttl_of_first_rows(self, stream: Stream, ranking: Ranking, bound: int) -> str | None:
+        """Returns the event time after which a key has a first row again, or None for never. Raises and warns as `_ttl_of`
+        does.
+        """
+        hinted = ranking.ttl or self._ttl
+        one = bound == 1 and ranking.ties == "row_number" and ranking.time in ("event", "first") and not stream.changes
+        if one:
+            return self._ttl_of(stream, hinted, ranking.span, "ROW_NUMBER", "each key")
+        if hinted is not None:
+            _log.warning("STATE_TTL has no effect on a ranking, except on the first row of each key by event time")
+        return None
 
     def _one_by_arrival(self, stream: Stream, keyed: KeyedStream, ranking: Ranking, bound: int) -> Stream:
         """Returns the first row of each key that arrives, which no later one changes, or the last one, kept up to date."""

@@ -1,5 +1,5 @@
 """kill -9 of a worker, and of the coordinator, of `sabot run minutes.sql --workers 2`: every window is in the file once,
-and so is every row in the totals of keys that expire.
+and so are every row in the totals of keys that expire, and the first row of each key.
 """
 
 import asyncio
@@ -43,6 +43,17 @@ CREATE TABLE totals (account STRING, n BIGINT, total BIGINT, PRIMARY KEY (accoun
     WITH ('connector' = 'sqlite', 'url' = 'sqlite:out.db', 'table-name' = 'totals');
 INSERT INTO totals
 SELECT /*+ STATE_TTL('payments' = '10s') */ account, COUNT(*), SUM(amount) FROM payments GROUP BY account;
+"""
+
+FIRSTS = """
+SET 'pipeline.name' = 'firsts-of-sql';
+CREATE TABLE payments (account STRING, amount BIGINT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
+    WITH ('connector' = 'files', 'path' = 'in.ndjson', 'format' = 'json');
+CREATE TABLE firsts (account STRING, amount BIGINT)
+    WITH ('connector' = 'files', 'path' = 'out.ndjson', 'format' = 'json', 'sink.delivery-guarantee' = 'exactly-once');
+INSERT INTO firsts
+SELECT account, amount
+FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY account ORDER BY ts ASC) AS rn FROM payments) WHERE rn = 1;
 """
 
 
@@ -117,3 +128,24 @@ async def test_keys_that_expire_count_each_row_of_their_last_stretch_once_whiche
             account: (n, total) for account, n, total in connection.execute("SELECT account, n, total FROM totals")
         }
     assert found == expected
+
+
+@pytest.mark.slow  # some ten processes
+async def test_the_first_row_of_each_key_by_event_time_is_there_once_whichever_process_was_killed(tmp_path):
+    """Payments come up to 1.5 seconds late, so that the first of an account is seldom the first to arrive."""
+    rows = [
+        {"account": f"a{number // 40}", "amount": number, "ts": number * 10 - number * 7919 % 1500}
+        for number in range(2_000, ROWS)
+    ]
+    write_lines(tmp_path / "in.ndjson", rows)
+    await run_killed(tmp_path, FIRSTS)
+    first: dict[object, dict[str, Any]] = {}
+    for row in rows:
+        if row["account"] not in first or row["ts"] < first[row["account"]]["ts"]:
+            first[row["account"]] = row
+    arrived_first = {row["account"]: row["amount"] for row in reversed(rows)}
+    expected = {account: row["amount"] for account, row in first.items()}
+    assert sum(arrived_first[account] != amount for account, amount in expected.items()) > len(expected) / 2
+    found = read_lines(tmp_path / "out.ndjson")
+    assert len(found) == len(expected), "the first row of a key came twice, or is missing"
+    assert {row["account"]: row["amount"] for row in found} == expected

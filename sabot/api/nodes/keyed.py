@@ -141,7 +141,8 @@ class Deduplicate(ByKey):
     id: str = ""
 
     def text(self) -> str:
-        return f"deduplicate{by_keys(self.keys)}"
+        again = "" if self.within_ms is None else f", again after {span_words(self.within_ms)}"
+        return f"deduplicate{by_keys(self.keys)}{again}"
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(wanted, self.keys),)

@@ -917,6 +917,11 @@ WRONG = [
         "WHERE n = 1; or ORDER BY the event time, or any column",
     ),
     (
+        "SELECT /*+ STATE_TTL('plain' = '1d') */ name FROM plain QUALIFY ROW_NUMBER() OVER (ORDER BY PROCTIME()) = 1",
+        "1:65: STATE_TTL counts event time, and these rows have none",
+        "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND in CREATE TABLE",
+    ),
+    (
         "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (ORDER BY PROCTIME() DESC) = 1",
         "1:37: the last row to arrive needs PARTITION BY",
         "PARTITION BY the key",
