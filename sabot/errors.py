@@ -162,7 +162,11 @@ class InputChanged(UserError):
 
 
 class DataError(SabotError):
-    """A record cannot be decoded or processed; it becomes a dead letter."""
+    """A record cannot be decoded or processed; it becomes a dead letter. `script`: the place in a script of SQL of the step
+    that has failed, "" for a step of Python.
+    """
+
+    script = ""
 
 
 class RowErrors(DataError):

@@ -23,7 +23,7 @@ from sabot.base.process_exit import EXITS, wrap_exit
 from sabot.base.threads import Handle, threads
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import InternalError, SabotError
+from sabot.errors import DataError, InternalError, SabotError
 from sabot.operators.base import (
     COMPLETE,
     END_OF_TIME,
@@ -36,6 +36,7 @@ from sabot.operators.base import (
     WaitsForCalls,
     WritesOutside,
 )
+from sabot.operators.rows.bad import say_in_sql
 from sabot.operators.rows.origin import of_selected, reselected
 from sabot.operators.state_size import state_size
 from sabot.runtime.blocking import held_up_by
@@ -229,10 +230,14 @@ class Link:
     def _counted(self, process: Callable[[Batch], None], batch: Batch) -> None:
         self.rows_in += batch.num_rows
         self.batches_in += 1
-        if self._writes:
-            self.times.wait(TaskState.BACKPRESSURED, process, batch)
-        else:
-            self.times.run(self, process, batch)
+        try:
+            if self._writes:
+                self.times.wait(TaskState.BACKPRESSURED, process, batch)
+            else:
+                self.times.run(self, process, batch)
+        except DataError as error:
+            say_in_sql(error, self.operator.step)
+            raise
 
     def mark(self, element: Any) -> None:
         """Passes WATERMARK, IDLE, ACTIVE or COMPLETE to the operator, and then to those behind it, unless the
@@ -246,7 +251,11 @@ class Link:
         if self._holder is not None:
             self._holder.hold(element)
         elif isinstance(element, Watermark):
-            told = self.operator.advance(element.timestamp_ms)
+            try:
+                told = self.operator.advance(element.timestamp_ms)
+            except DataError as error:
+                say_in_sql(error, self.operator.step)
+                raise
             if told is None or element.timestamp_ms == END_OF_TIME:
                 self._pass(element)
             elif told > self._told:

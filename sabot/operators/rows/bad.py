@@ -9,6 +9,7 @@ that, all its rows are treated as failed.
 A row that failed is *set apart*: it is counted, and becomes a dead letter or a row of nulls, as `on_error=` says.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from sabot.base.stored_names import stored_name
 from sabot.codecs.engine_columns import UPDATE_AFTER
 from sabot.connectors.letters import LetterLog, ReasonCounts, letters_of_rows
 from sabot.errors import DataError, SabotError, UserError, message_of
-from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, without_marks
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, OperatorContext, StepInfo, without_marks
 from sabot.operators.expressions.casts import RefusedValues
 from sabot.operators.expressions.node import Compiled
 from sabot.operators.rows.origin import of_selected
@@ -34,18 +35,59 @@ CALLS = 4096
 _OF_THE_PROGRAM = (UserError, NameError, ImportError, NotImplementedError)
 STEP_LENGTH = 200  # the most characters of a step's text in a dead letter
 
+_SQL_HINTS = {
+    "cast(": "TRY_CAST gives NULL for such values",
+    "sum a wider type": "SUM(CAST(x AS DOUBLE)), or of a wider DECIMAL",
+    "strict=False, or NULL ON": "NULL ON EMPTY or NULL ON ERROR gives NULL",
+}
+"""What to write in SQL, by the beginning of the hint that says it for Python."""
+_SQL_TYPES = {
+    **{"bool": "BOOLEAN", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INT", "int64": "BIGINT"},
+    **{"float": "FLOAT", "double": "DOUBLE", "string": "STRING", "date32[day]": "DATE", "decimal128": "DECIMAL"},
+    **{f"timestamp[{unit}]": f"TIMESTAMP({digits})" for unit, digits in (("s", 0), ("ms", 3), ("us", 6), ("ns", 9))},
+    **{
+        f"timestamp[{unit}, tz=UTC]": f"TIMESTAMP_LTZ({digits})"
+        for unit, digits in (("s", 0), ("ms", 3), ("us", 6), ("ns", 9))
+    },
+}
+_TYPE = re.compile(rf"( is no | than )({'|'.join(map(re.escape, sorted(_SQL_TYPES, key=len, reverse=True)))})")
+
 T = TypeVar("T")
+
+
+def say_in_sql(error: DataError, step: StepInfo) -> None:
+    """Gives an error of a step that a script of SQL has made the place in the script, and the words of SQL.
+
+        select x = col("s").cast("int64"): column 'x': 'a' is no int64 (cast(…, strict=False) makes such values null)
+        hours.sql:3:12: column 'x': 'a' is no BIGINT (TRY_CAST gives NULL for such values)
+
+    The innermost step of a script says it; for steps of Python nothing changes.
+    """
+    place = step.origin.place
+    if not place or error.script:
+        return
+    error.script = place
+    own = error.message.removeprefix(f"{_name_of(step, step.text)}: ")
+    error.message = f"{place}: {_TYPE.sub(lambda found: found[1] + _SQL_TYPES[found[2]], own)}"
+    error.hint = next((hint for begin, hint in _SQL_HINTS.items() if error.hint.startswith(begin)), error.hint)
+    error.args = (error.message,)
+
+
+def _name_of(step: StepInfo, text: str) -> str:
+    """Returns the text of a step for messages and dead letters, behind its place in a script of SQL."""
+    return (f"{step.origin.place}: {text}" if step.origin.place else text)[:STEP_LENGTH]
 
 
 class BadRows:
     """The treatment of rows for which a step fails, as `on_error=` of the stream says.
 
     `step`: the text of the step for messages and dead letters. `policy`: "fail", "null" or "dead_letter". In an app
-    that has no sink for dead letters, "dead_letter" means "fail".
+    that has no sink for dead letters, "dead_letter" means "fail". `info`: the step, if a script of SQL may have made it.
     """
 
-    def __init__(self, step: str, policy: RowPolicy, context: OperatorContext) -> None:
-        self.step = step[:STEP_LENGTH]
+    def __init__(self, step: str, policy: RowPolicy, context: OperatorContext, info: StepInfo | None = None) -> None:
+        self._info = info or StepInfo()
+        self.step = _name_of(self._info, step)
         self.count = 0
         self._reasons = ReasonCounts()
         self._context = context
@@ -100,6 +142,8 @@ class BadRows:
             return
         self.count += len(errors)
         for error in errors.values():
+            if isinstance(error, DataError):
+                say_in_sql(error, self._info)
             self._reasons.add(cause_of(error))
         if self._log.begun:
             self._log.note(self.step)

@@ -40,7 +40,7 @@ class Explode(Operator):
         self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._bad = BadRows(self.step.text or "explode", self.on_error, context)
+        self._bad = BadRows(self.step.text or "explode", self.on_error, context, self.step)
         schema = context.input
         self._indices = []
         for name in self.columns:

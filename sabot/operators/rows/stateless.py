@@ -53,7 +53,7 @@ class Filter(Operator):
         self.rows_in = self.rows_out = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        bad = BadRows(self.step.text or "filter", self.on_error, context)
+        bad = BadRows(self.step.text or "filter", self.on_error, context, self.step)
         self._rows = _RowExpressions({"": self.predicate}, context.input, bad, compile_predicate)
         self._changes = OP_COLUMN in context.input.names
         return context.input
@@ -93,7 +93,7 @@ class Select(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("select", [name for name, _ in self.columns])
-        bad = BadRows(self.step.text or "select", self.on_error, context)
+        bad = BadRows(self.step.text or "select", self.on_error, context, self.step)
         self._outputs = _OutputColumns(context.input, dict(self.columns), bad)
         return self._outputs.schema
 
@@ -119,7 +119,7 @@ class WithColumns(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names("with_columns", [name for name, _ in self.columns])
-        bad = BadRows(self.step.text or "with_columns", self.on_error, context)
+        bad = BadRows(self.step.text or "with_columns", self.on_error, context, self.step)
         outputs = {name: col(name) for name in without_marks(context.input).names}
         replaced = any(name in outputs for name, _ in self.columns)
         outputs.update(self.columns)
@@ -171,7 +171,7 @@ class EndVersions(Operator):
         self.on_error = on_error
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        bad = BadRows(self.step.text or "filter", self.on_error, context)
+        bad = BadRows(self.step.text or "filter", self.on_error, context, self.step)
         self._rows = _RowExpressions({"": self.predicate}, context.input, bad, compile_predicate, keep=True)
         self._op = context.input.get_field_index(OP_COLUMN)
         return context.input

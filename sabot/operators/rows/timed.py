@@ -154,7 +154,7 @@ class NewTime(StatefulOperator, HoldsMarks):
         if isinstance(expr, str):
             expr = col(expr) if expr in rows.names else path_of(expr)
         self._computed = ComputedTime("with_time", expr, self._unit, self._format, rows, self._zone)
-        self._bad = BadRows(self.step.text or "with_time", self._on_error, context)
+        self._bad = BadRows(self.step.text or "with_time", self._on_error, context, self.step)
         self._subtask = context.subtask
         self._progress.join(context.subtask)
         self._greatest_ms = self._sent_ms = START_OF_TIME

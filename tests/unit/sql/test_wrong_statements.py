@@ -1,9 +1,15 @@
 """Wrong statements of the kinds that people write: each gives one error, with its place, a caret and a way out."""
 
+import logging
+import re
+
+import pyarrow as pa
 import pytest
 
-from sabot import App
+from sabot import App, DataError, col
+from sabot.connectors.memory import MemoryBroker
 from sabot.sql.syntax.text import SqlError
+from tools.agent_tools import bounded, values
 
 TABLES = """
 CREATE TABLE flights (
@@ -964,3 +970,54 @@ def test_an_insert_marks_what_does_not_fit(statement, marked):
         app.sql(statement)
     _, line, caret, _ = str(caught.value).splitlines()
     assert line[caret.index("^") : caret.rindex("^") + 1] == marked
+
+
+ROWS = pa.table({"k": ["a", "a", "b"], "s": ["5", "x", "7"], "n": [2**63 - 1, 1, 3]})
+AT_RUN_TIME = [
+    (
+        "SELECT k, CAST(s AS BIGINT) AS v FROM g",
+        "SQL:1:1: column 'v': column 's': 'x' is no BIGINT; ",
+        "(TRY_CAST gives NULL for such values)",
+    ),
+    ("SELECT k FROM g WHERE k <> '' AND\n CAST(s AS INT) > 5", "SQL:2:2: column 's': 'x' is no INT; ", "(TRY_CAST"),
+    ("SELECT CAST(s AS TIMESTAMP(3)) AS t FROM g", "SQL:1:1: column 't': column 's': '5' is no TIMESTAMP(3); ", ""),
+    ("SELECT CAST(n AS INT) AS i FROM g", "SQL:1:1: column 'i': column 'n': 9223372036854775807 is no INT; ", ""),
+    (
+        "SELECT k, SUM(n) AS t FROM g GROUP BY k",
+        "SQL:1:1: a sum is more than BIGINT holds: its key is k='a' ",
+        "(SUM(CAST(x AS DOUBLE)), or of a wider DECIMAL)",
+    ),
+    ("SELECT JSON_VALUE(s, '$.x' ERROR ON ERROR) AS j FROM g", "SQL:1:1: column 'j': no scalar at '$.x' of 'x'; ", "(NULL ON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "begin", "hint"), AT_RUN_TIME)
+def test_an_error_of_a_row_says_its_place_in_the_script_and_the_words_of_sql(text, begin, hint):
+    """They began with the words of the step in Python, and said what to write there."""
+    app = App("rows")
+    stream = app.sql(text, g=app.stream(ROWS))
+    with pytest.raises(DataError) as error:
+        (stream.materialize() if stream.changes else stream).collect()
+    said = str(error.value)
+    assert said.startswith(begin), said
+    assert hint in said
+    assert not re.search(r"col\(|\bint64\b|strict=|\.cast\(|str\.", said), said
+
+
+async def test_dead_letters_of_a_script_have_its_places(memory_url, caplog):
+    app = App("rows", broker=memory_url)
+    rows = app.stream("rows", schema={"s": "string"}, until="now", on_error="dead_letter")
+    app.sql("SELECT s,\n CAST(s AS INT) AS v FROM g WHERE s <> ''", g=rows).to("checked")
+    MemoryBroker.get(memory_url).publish("rows", [{"s": text} for text in ("1", "x", "2")])
+    with caplog.at_level(logging.WARNING, logger="sabot"):
+        await bounded(app.run())
+    assert [each["v"] for each in values(app, "checked")] == [1, 2]
+    (line,) = [line for line in caplog.messages if "the first one" in line]
+    assert line.startswith("SQL:1:1: select s, v = ")
+    assert line.endswith("'x' is no INT; rows[0]@1"), line
+
+
+def test_an_error_of_a_step_of_python_says_python():
+    rows = App("rows").stream(ROWS)
+    with pytest.raises(DataError, match=r"^select v = col\(\"s\"\).*'x' is no int64.*strict=False"):
+        rows.select(v=col("s").cast("int64")).collect()
