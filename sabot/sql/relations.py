@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -280,6 +281,8 @@ class QueryBinder:
         else:
             relation = binder._source(select.source, where)
         check_ttl(ttl, select, relation)
+        if relation.ranking is not None and any(isinstance(node, Query) for each in where for node in walk(each)):
+            relation = self._ranked(relation, where)  # IN and EXISTS filter the ranked rows
         own = None if isinstance(select.source, JoinSource) else next(iter(ttl.values()), None)
         relation = self._semi_joins(relation, where)
         relation, select, where = self._values_of_queries(relation, select, where)
@@ -412,15 +415,59 @@ class QueryBinder:
         inner = join.kind in ("INNER", "COMMA", "CROSS")
         left = self._source(join.left, where if inner else [])
         left = self._opened(join.left, left)
+        if left.ranking is not None:
+            bounds = where if inner or join.kind == "LEFT" else []
+            left, join = self._ranked_side(join, left, join.left, bounds, ("INNER", "RIGHT"))
         if isinstance(join.right, TableFunction) and join.right.call.name.text.upper() == "UNNEST":
             return self._unnested(join, left, join.right)
         if isinstance(join.right, TableName) and join.right.as_of is not None:
             return self._as_of(join, left, join.right)
         right = self._opened(join.right, self._source(join.right, where if inner else []))
-        for side, tree in ((left, join.left), (right, join.right)):
-            if side.ranking is not None:
-                raise SqlFault(tree.span, "group or bound the rows of this table before they are joined")
+        if right.ranking is not None:
+            bounds = where if inner or join.kind == "RIGHT" else []
+            right, join = self._ranked_side(join, right, join.right, bounds, ("INNER", "LEFT"))
         return JoinBinder(self._context, join, left, right, where if inner else [], self._ttl, where).bind()
+
+    def _ranked(self, relation: Relation, conditions: list[Expression]) -> Relation:
+        """Returns the rows with their ranking, and takes the condition that bounds it out of `conditions`."""
+        assert relation.ranking is not None
+        span = relation.ranking.span
+        every = (Item(Star((), span), None, span),)
+        select = SelectBody(False, every, None, None, (), None, (), None, (), None, span)
+        found, bounding = SelectBinder(self._context, select, relation, conditions).ranked()
+        conditions[:] = [each for each in conditions if each is not bounding]
+        return found
+
+    def _ranked_side(
+        self, join: JoinSource, side: Relation, tree: Source, where: list[Expression], on: tuple[str, ...]
+    ) -> tuple[Relation, JoinSource]:
+        """Returns a table of a join with its ranking, by a condition of WHERE, or of ON for these kinds of joins (`on`). The
+        condition has the name of the table: `r.n = 1`. Takes the condition out of `where`, or of the join.
+        """
+
+        assert side.ranking is not None
+        rank = next(each for each in side.fields if each.column == side.ranking.column)
+
+        def is_bound(node: Expression) -> bool:
+            columns = [each for each in walk(node) if isinstance(each, Column)]
+            names = {tuple(part.text.lower() for part in each.parts) for each in columns}
+            return names == {(rank.qualifier.lower(), rank.name.lower())}
+
+        conditions = conjuncts(join.on) if join.kind in on else []
+        for given in (where, conditions):
+            bounds = [each for each in given if is_bound(each)]
+            if not bounds:
+                continue
+            kept = list(bounds)
+            side = self._ranked(side, kept)
+            given[:] = [each for each in given if each in kept or each not in bounds]
+            if given is conditions:
+                join = replace(join, on=reduce(lambda a, b: Binary("AND", a, b, join.span), given) if given else None)
+            return side, join
+        hint = f"WHERE {rank.qualifier}.{rank.name} <= 3"
+        if join.kind not in ("INNER", "COMMA", "CROSS") or not rank.qualifier:
+            hint = "JOIN (SELECT … FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3) AS r"
+        raise SqlFault(tree.span, "the ranking of this table needs a bound before it is joined", hint)
 
     def _opened(self, tree: Source, relation: Relation) -> Relation:
         """Returns the rows of a window table, each once for each of its windows; the rows of any other table unchanged."""

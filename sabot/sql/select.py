@@ -121,7 +121,8 @@ class SelectBinder:
     def bind(self) -> Relation:
         """Returns the rows of the SELECT."""
         select = self._select
-        relation = self._rank_by_conditions(self._relation)
+        relation, bounding = self.ranked()
+        self._where = [each for each in self._where if each is not bounding]
         grouped = bool(select.group) or select.having is not None or has_aggregate(select.items)
         if isinstance(relation.window, SessionWindow) and self._where:
             raise SqlFault(
@@ -748,15 +749,17 @@ class SelectBinder:
         fields = (*relation.fields, TableColumn("", column, column, value.type, shown=shown))
         return replace(relation, stream=stream, fields=fields)
 
-    def _rank_by_conditions(self, relation: Relation) -> Relation:
-        """Makes a ranking of FROM real by the condition that bounds it, such as `n <= 3`, and drops the condition."""
+    def ranked(self) -> tuple[Relation, Expression | None]:
+        """Returns the rows of FROM with their ranking, and the condition of WHERE that bounds it, such as `n <= 3`; None for
+        the condition if there is no ranking.
+        """
+        relation = self._relation
         ranking = relation.ranking
         if ranking is None:
-            return relation
+            return relation, None
         for condition in self._where:
             bound = self._bound_of(condition, relation, ranking)
             if bound is not None:
-                self._where.remove(condition)
                 break
         else:
             raise SqlFault(
@@ -764,11 +767,11 @@ class SelectBinder:
                 "a ranking needs a bound",
                 "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
             )
-        rank = ranking.column if self._uses(relation, ranking.column) else None
+        rank = ranking.column if self._uses(relation, ranking.column, condition) else None
         by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
         windowed = None if ranking.time in ("first", "last") else self._rank_in_window(relation, ranking, bound, rank)
         if windowed is not None:
-            return windowed
+            return windowed, condition
         ttl = self._ttl_of_first_rows(relation.stream, ranking, bound)
         with at(ranking.span):
             stream = relation.stream
@@ -790,7 +793,7 @@ class SelectBinder:
             else:
                 stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
-        return replace(relation, stream=stream, fields=fields, ranking=None)
+        return replace(relation, stream=stream, fields=fields, ranking=None), condition
 
     def _ttl_of_first_rows(self, stream: Stream, ranking: Ranking, bound: int) -> str | None:
         """Returns the event time after which a key has a first row again, or None for never. Raises and warns as `_ttl_of`
@@ -866,8 +869,9 @@ class SelectBinder:
                 return bound
         return None
 
-    def _uses(self, relation: Relation, column: str) -> bool:
-        trees: list[Any] = [*self._select.items, *self._where, *self._select.group]
+    def _uses(self, relation: Relation, column: str, bounding: Expression) -> bool:
+        others = [each for each in self._where if each is not bounding]
+        trees: list[Any] = [*self._select.items, *others, *self._select.group]
         trees += [self._select.having] if self._select.having is not None else []
         for tree in trees:
             for node in walk(tree):
