@@ -1,4 +1,4 @@
-"""A row of a ledger, and what keeps rows: the contract of the writers in `rows`, and in `stores`."""
+"""A row of a ledger, and the contract of the writers that keep rows (`rows`, `stores`)."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
@@ -13,9 +13,12 @@ LedgerEventType = Literal["model", "tool", "doubt"]
 
 
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A row. type: what was called; "doubt": nobody knows whether it was, so it may have been paid. name: of the model, or of the tool.
-    cost: in US dollars, of a doubt the most that it was; None: the price is not known. reserved_tokens: of a doubt, the most that it used.
-    at_ms: since 1970. agent: whose job it is; no table has it. settles: what a doubt of the same id counts, whose place it takes.
+    """A row of a ledger: one call of a model or of a tool.
+
+    `type`: "doubt" if nobody knows whether the call was made, so that it may have been paid. `name`: the model or the tool. `cost`: US
+    dollars, or None if the price is not known; for a doubt the most that the call may have cost. `reserved_tokens`: for a doubt, the most
+    tokens that the call may have used. `at_ms`: the time in milliseconds since 1970. `agent`: the agent of the job, which no table has.
+    `settles`: the amounts of a doubt with the same id, if this row takes its place.
     """
 
     event_id: str
@@ -34,31 +37,31 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_tokens(self) -> int:
-        """Read and written."""
+        """The tokens that the model has read and written."""
         return self.input_tokens + self.output_tokens
 
     @property
     def amounts(self) -> Amounts:
-        """What it counts in a budget: a doubt its reservation, since it may have been paid."""
+        """The amounts that a budget counts. A doubt counts as much as was reserved for its call."""
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
     @property
     def adds(self) -> Amounts:
-        """What a budget counts with it that it did not count before: what settles a doubt takes that back."""
+        """The amounts by which the row changes the usage of its budget. A row that settles a doubt takes the doubt's amounts back."""
         return self.amounts if self.settles is None else self.amounts.minus(Amounts(*self.settles))
 
     @property
     def doubts(self) -> Amounts:
-        """The part of `adds` that is an upper bound: what settles a doubt takes its bound back."""
+        """The part of `adds` that is an upper bound. It is negative for a row that settles a doubt."""
         if self.settles is not None:
             return Amounts().minus(Amounts(*self.settles))
         return self.amounts if self.type == "doubt" else Amounts()
 
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows together. group: by what they were put together, in the order that was asked for. doubt_tokens, doubt_cost: the most that calls
-    have used of which nobody knows whether they were paid. unpriced: calls of models whose price is not known.
+    """The sum of some rows. `group`: the values that these rows share, in the order of the words that were asked for. `doubt_tokens`,
+    `doubt_cost`: the most that the calls in doubt have used. `unpriced`: the number of calls of models whose price is not known.
     """
 
     group: tuple[str, ...]
@@ -72,32 +75,32 @@ class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Durable = Callable[[], Awaitable[object]]
-"""Returns when all that was recorded in a journal so far is durable."""
+"""A function that returns when all entries recorded in a journal so far are durable."""
 
 
 @runtime_checkable
 class LedgerWriter(Protocol):
-    """Where rows are kept. A row whose id is there already is not written again; but a doubt makes room for the row that settles it."""
+    """The place in which rows are kept. A row with a known id is not written again, but a row that settles a doubt takes its place."""
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """They are there when it returns. Raises DataError, and keeps none, where one of them cannot be kept for what it says."""
+        """Writes rows, which are durable when it returns. Raises DataError, and writes none, if the content of one cannot be kept."""
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Those of which there is a row that is no doubt."""
+        """Returns those of these ids that have a row which is not a doubt."""
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `write`; and rows of the same ids that say something else are replaced. -> how many were. A doubt and what settles it say the
-        same.
+        """Writes rows as `write` does, replaces rows of the same ids that differ, and returns the number of those. A doubt does not differ
+        from the row that settles it.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """What the rows of a scope count in its budget, from this time on."""
+        """Returns the amounts that a budget counts of the rows of a scope since this time."""
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Rows from this time on, put together by these words (`rows.GROUPS`), in the order of the groups. Raises UserError."""
+        """Returns the sums of rows since this time by these words (`rows.GROUPS`), in the order of the groups. Raises UserError."""
 
     async def close(self) -> None:
-        """What was written stays."""
+        """Closes the writer. The rows stay."""
 
 
 def refuse_redis(given: object) -> None:

@@ -66,9 +66,10 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 class _Open:
     """A call without a result.
 
-    attempt: the last one; 0: a person has to allow it first. recorded: the last one that has a row. wanted: what an attempt may use.
-    judged: the budget has allowed the call, and judges each further attempt; False if a person has allowed it, or a cheaper model is asked,
-    although the budget is used up. models: that are asked in place of `name`, by the attempt from which on.
+    `attempt`: the last attempt, or 0 if a person has to allow the call first. `recorded`: the last attempt that has a row. `wanted`: the
+    most that an attempt may use. `judged`: True if the budget has allowed the call and judges each further attempt; False if a person
+    decides, or a cheaper model is asked, because the budget is used up. `models`: the models that are asked in place of `name`, each by the
+    attempt from which on it is asked.
     """
 
     scope: str
@@ -83,16 +84,16 @@ class _Open:
     models: dict[int, str] | None = None
 
     def asks(self, model: str, attempt: int) -> None:
-        """From this attempt on this model."""
+        """Notes that this model is asked from this attempt on."""
         self.models = {**(self.models or {}), attempt: model}
 
     def asked(self, attempt: int) -> str:
-        """Who, or what, is asked in this attempt."""
+        """Returns the model, or the tool, that is asked in this attempt."""
         models = self.models or {}
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Of an attempt of which nobody knows what it has used."""
+        """Returns the row of an attempt whose use is not known."""
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
             type="tool" if self.kind == "tool" else "doubt",
@@ -119,18 +120,20 @@ class _Open:
 
 
 class LedgerGuard(EffectGuard):
-    """Judges calls by a ledger. Where money has a limit, a call whose price is not known is denied, or a person is asked."""
+    """A guard that judges calls by the budgets of a ledger. If a budget limits money, a call whose price is not known is denied, or a
+    person is asked.
+    """
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
-        """closes: the ledger belongs to who runs the jobs, and is closed with them."""
+        """`closes`: True if `close` closes the ledger too, because it belongs to the host of the jobs."""
         self.ledger = ledger
         self._closes = closes
         self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide`. A tool uses nothing that a budget limits, so its call is allowed, and has a row. A child's calls are
-        judged when it makes them.
+        """Decides on a call. A tool uses nothing that a budget limits, so it is allowed, and its call gets a row. Calls of a child are
+        judged when the child makes them.
         """
         if call.kind == "child":
             return GuardVerdict()
@@ -150,7 +153,7 @@ class LedgerGuard(EffectGuard):
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+        """Decides on another model for a call. If it may cost more than the first one, that cost is reserved in its place."""
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
         if opened is None:
@@ -224,7 +227,7 @@ class LedgerGuard(EffectGuard):
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
-        """Whether the model has to be told what is reserved for its answer: the request does not say how long that may be."""
+        """Returns True if the request does not say how long the answer may be, so that the model must be told how much is reserved."""
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def drop(self, effect: EffectId) -> None:
@@ -233,7 +236,7 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGuard.settle`. Only what was made has used something: a call that was denied has no row."""
+        """Makes the row of a call's result. A call that was denied has no row."""
         opened = self._close(effect)
         if opened is None:
             return b""
@@ -247,7 +250,7 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """The rows count in place of what is reserved for the call, and are written when what has them as its usage is durable. -> rows."""
+        """Counts rows in place of their call's reservation, and returns them. They are written when the entry with them is durable."""
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
         if rows:
@@ -257,7 +260,7 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Reserves the most that so many attempts may use, whatever the budget says, in place of the reservation so far."""
+        """Reserves the most that so many attempts may use in place of the reservation so far, even if the budget has no room for it."""
         if attempts > 0:
             rows = self._rows_in_doubt(effect, opened, attempts)
             self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
@@ -269,7 +272,7 @@ class LedgerGuard(EffectGuard):
         return opened.rows_in_doubt(effect, opened.recorded + attempts + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """As `EffectGuard.reopen`: what earlier attempts may have used, and what the next one may, which asks the first model again."""
+        """Reserves the most that earlier attempts of an open call may have used, and that the next one, of the first model, may use."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
@@ -286,14 +289,12 @@ class LedgerGuard(EffectGuard):
         self._hold(effect, opened, effect.attempt + 1 - recorded)
 
     async def ready(self) -> None:
-        """As `EffectGuard.ready`: `decide_again` must know what the scopes have used."""
+        """Waits until the accounts of all open calls are loaded, because `decide_again` has to know them."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
             await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """As `EffectGuard.decide_again`: denies if the budget has no room for this attempt beside those before it, which may have been
-        paid.
-        """
+        """Denies another attempt if the budget has no room for it beside the attempts before it, which may have been paid."""
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
@@ -312,7 +313,7 @@ class LedgerGuard(EffectGuard):
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.end_job`: each attempt of a call of a model that has no row is one in doubt."""
+        """Makes a row in doubt for each attempt of a model call that has no row."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
@@ -324,7 +325,7 @@ class LedgerGuard(EffectGuard):
             self._hold(EffectId(job_id, ordinal), opened, 0)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGuard.open`: rows that a crash has left out are written."""
+        """Writes the rows that a crash has left out of the ledger."""
         await update_ledger(self.ledger, journal)
         self._durable = journal.flush
 
@@ -353,7 +354,7 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """What the call has used, in place of what it may. An answer that does not say its tokens counts with what was reserved."""
+    """Returns the row of a call that has ended, made of the one in doubt. An answer without its tokens counts as much as was reserved."""
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
@@ -391,12 +392,12 @@ _decode = msgspec.msgpack.Decoder(list[LedgerEvent] | TreeUse).decode
 
 
 def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
-    """The rows of a ledger that these entries are. Raises CorruptJournal."""
+    """Yields the rows of a ledger that are in these entries. Raises CorruptJournal."""
     for entry in entries:
         if isinstance(entry, EffectResult | End) and entry.usage:
             try:
                 used = _decode(entry.usage)
-                if not isinstance(used, TreeUse):  # of a child, whose own calls have rows
+                if not isinstance(used, TreeUse):  # the use of a child, whose calls have rows of their own
                     yield from used
             except UNREADABLE as error:
                 what = (
@@ -406,9 +407,9 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 
 async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
-    """Gives the ledger the rows of a journal that it does not have, as after a crash. Where it has others, those of the journal count, and
-    the log says so. -> how many rows the journal has. Raises BrokerUnavailable where the writer does not answer: a server that is missing
-    is told of now, and not by the first call.
+    """Writes the rows of a journal that the ledger lacks, as after a crash, and returns the number of the journal's rows. If the ledger has
+    other rows with the same ids, those of the journal replace them, and the log says so. Raises BrokerUnavailable if the writer does not
+    answer, so that a missing server is noticed at the start and not by the first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())
@@ -423,7 +424,7 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
-    """Budgets, as an app or a kernel takes them. Raises UserError for what is none of them, and where those of a scope contradict."""
+    """Returns the budgets of an app or a kernel. Raises UserError for a value that is not a budget, and if those of a scope contradict."""
     refuse_redis(given)
     if isinstance(given, Ledger):
         return given
@@ -433,7 +434,7 @@ def checked_budgets(given: object) -> "list[Budget] | Ledger":
 
 
 def ledger_of(budgets: "Sequence[Budget] | Ledger", directory: Path | None, clock: Clock) -> Ledger:
-    """A ledger with these budgets: in a file of the directory, or in memory where there is none."""
+    """Returns a ledger with these budgets, in a file of the directory, or in memory if `directory` is None."""
     given = checked_budgets(budgets)
     if isinstance(given, Ledger):
         return given

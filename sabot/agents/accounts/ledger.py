@@ -1,9 +1,9 @@
-"""The ledger: what was used, by whom, and whether more may be. Its rows are written once, by their ids.
+"""The ledger: it keeps the rows of calls, each once by its id, and judges calls by the budgets of their scopes.
 
-check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, and what the scope has used
+check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, which counts in the scope
 
-A reservation is an upper bound. So however many calls run side by side, what they use together fits in the budget; also those of several
-processes, where an owner keeps what they have reserved (`shared.py`).
+A reservation is an upper bound. So calls that run side by side never use more together than the budget has. That holds for several
+processes too, if an owner keeps their reservations (`shared.py`).
 """
 
 import asyncio
@@ -45,7 +45,7 @@ BUDGETS = (
 
 
 class _Waiting(NamedTuple):
-    """A row that waits for the writer. call, number: of what is reserved until it is written, where budgets are shared."""
+    """A row that waits for the writer. `call`, `number`: the reservation that stays until the row is written, if budgets are shared."""
 
     event: LedgerEvent
     durable: Durable | None
@@ -54,11 +54,11 @@ class _Waiting(NamedTuple):
 
 
 class Ledger:
-    """Judges calls by the budgets of their scopes, and keeps what they used. For one event loop. One ledger owns the budgets of a scope, or
-    several share an owner of them.
+    """A ledger, for one event loop. It judges calls by the budgets of their scopes, and keeps rows of their use. One ledger has the budgets
+    of a scope, or several ledgers share an owner of them.
 
-    reservation_timeout: a call that was allowed, and of which nothing was recorded for so long, counts no more. refused_rows: how many rows
-    the writer did not take for what they say; the log has them. judged: the last calls that were not simply allowed.
+    `reservation_timeout`: the time after which an allowed call counts no more if nothing was recorded of it. `refused_rows`: the number of
+    rows that the writer refused because of their content; the log has them. `judged`: the last calls that were not simply allowed.
     """
 
     def __init__(
@@ -117,18 +117,18 @@ class Ledger:
         return self._shared is not None
 
     def set_budget(self, budget: Budget) -> None:
-        """From now on, in place of what the scope had; what was used counts in it. Raises UserError for what is no Budget."""
+        """Sets the budget of a scope from now on. The usage so far counts in it. Raises UserError for a value that is not a Budget."""
         self._budgets[_checked(budget).scope_id] = budget
         account = self._accounts.setdefault(budget.scope_id, Account(windows=WINDOWS))
         account.limits = [*budget.limits()]
 
     @property
     def budgets(self) -> list[Budget]:
-        """One for each scope that has one."""
+        """The budgets, one for each scope that has one."""
         return [*self._budgets.values()]
 
     def budget(self, scope_id: str) -> Budget:
-        """Of this scope. Raises UserError where it has none."""
+        """Returns the budget of a scope. Raises UserError if it has none."""
         budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
@@ -137,16 +137,16 @@ class Ledger:
         return budget
 
     def budget_of(self, scope_id: str) -> Budget | None:
-        """Of this scope; None where it has none."""
+        """Returns the budget of a scope, or None."""
         return self._budgets.get(checked_text(scope_id, "scope_id"))
 
     def limits_answers(self, scope_id: str) -> bool:
-        """Whether tokens or money of this scope have a limit."""
+        """Returns True if tokens or money of this scope have a limit."""
         account = self._accounts.get(scope_id)
         return account is not None and any(limit.measure != "calls" for limit in account.limits)
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
-        """In the windows of now. Raises UserError for a scope without a budget."""
+        """Returns the usage of a scope in the current windows. Raises UserError for a scope without a budget."""
         return (await self.standing(scope_id)).used
 
     async def standing(self, scope_id: str) -> Standing:
@@ -168,7 +168,7 @@ class Ledger:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
 
     async def _account(self, scope_id: str) -> Account | None:
-        """With what its rows say."""
+        """Returns the account of a scope, with the usage of its rows, or None if the scope has no budget."""
         account = self._accounts.get(scope_id)
         if account is None:
             return None
@@ -204,8 +204,8 @@ class Ledger:
             await self._shared.ready()
 
     async def reach(self) -> None:
-        """Returns when the writer answers; where budgets are shared it is waited for, as calls wait for their owner (`patience`). Raises
-        BrokerUnavailable where it does not, UserError where it refuses.
+        """Returns when the writer answers. If budgets are shared, waits for it as calls wait for their owner (`patience`). Raises
+        BrokerUnavailable if it does not answer, UserError if it refuses.
         """
         until, failures = SYSTEM_CLOCK.monotonic(), 0
         if self._shared is not None:
@@ -287,8 +287,8 @@ class Ledger:
     async def check_budget(
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
     ) -> Decision:
-        """Whether a call may be made that uses at most that much. If so, it is reserved for the context until the next `record_model_usage`
-        of an equal scope, principal and job, or until `reservation_timeout`.
+        """Returns the decision on a call that uses at most so much. If the budget has room for it, it is reserved for the context until the
+        next `record_model_usage` of an equal scope, principal and job, or until `reservation_timeout`.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
@@ -321,10 +321,10 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """A call has used that much. event_id: its own name, by which it counts once. Returns the row when it is written.
+        """Records the use of a call, and returns its row when that is written. `event_id`: the name of the call, by which it counts once.
 
-        Raises UserError for tokens or a cost that are negative or no numbers: such a row would give a budget back what it has used; and for
-        a model or a name that no database can keep.
+        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would take usage back from a budget, and
+        for a model or a name that no database can keep.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -359,7 +359,7 @@ class Ledger:
         return event
 
     async def _has(self, event_id: str) -> bool:
-        """Whether there is a row of this name; else the caller has it, and is to record it at once."""
+        """Returns True if there is a row of this name. Else the name is the caller's, who has to record the row at once."""
         while (asked := self._asked.get(event_id)) is not None:
             await asked.wait()
         if event_id in self._named:
@@ -375,11 +375,11 @@ class Ledger:
         return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
-        """A row, which counts at once and is written soon (`flush`); where budgets are shared it counts when it is written, and what was
-        reserved until then. call: whose reservation it settles. durable: what is waited for before it is written: the journal that has it,
-        so that no row outlives its entry.
+        """Records a row, which counts at once and is written soon (`flush`). If budgets are shared, it counts when it is written, and its
+        reservation counts until then. `call`: the call whose reservation it settles. `durable`: a function that waits until the journal's
+        entry of the row is durable, so that no row outlives its entry.
 
-        Who calls this gives each row once; it is kept once in any case.
+        A row is kept once, but the caller must record it once.
         """
         check("record: event", event, Of(LedgerEvent))
         account = self._accounts.get(event.scope_id)
@@ -393,7 +393,7 @@ class Ledger:
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
-        """Rows that still wait for this are not written: their journal is about to be closed, and has them, or not."""
+        """Drops the rows that wait for this function, because their journal is about to be closed. The next start writes those it has."""
         self._rows = [each for each in self._rows if each.durable != durable]
 
     def _begin_writing(self) -> None:
@@ -401,17 +401,17 @@ class Ledger:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="ledger")
 
     def _write_again(self) -> None:
-        """Rows that could not be written are tried again: until they are, they reserve what others could have."""
+        """Tries again to write the rows that could not be written. Until then their reservations count."""
         if self._rows:
             self._begin_writing()
 
     @property
     def full(self) -> bool:
-        """Whether so many rows wait for the writer that no call should begin."""
+        """True if so many rows wait for the writer that no call should begin."""
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `LedgerWriter.correct`, of those rows that the writer takes."""
+        """Corrects rows (`LedgerWriter.correct`), except those that the writer refuses. Returns the number of rows that were replaced."""
         return await self._kept([_Waiting(each, None) for each in events], self._correct)
 
     async def _correct(self, rows: Sequence[_Waiting]) -> int:
@@ -427,7 +427,7 @@ class Ledger:
         return 0
 
     async def flush(self) -> None:
-        """Until all rows are written. Raises what the writer raises; the rows are kept, and tried again by the next one."""
+        """Returns when all rows are written. Raises the errors of the writer; the rows are then kept, and the next call tries again."""
         while self._rows or self._writing is not None:
             self._begin_writing()
             assert self._writing is not None
@@ -436,7 +436,7 @@ class Ledger:
                 raise failed
 
     async def _write(self) -> Exception | None:
-        """Writes what waits. -> why it could not."""
+        """Writes the rows that wait. Returns the error if it could not."""
         rows: list[_Waiting] = []
         try:
             while self._rows:
@@ -455,7 +455,7 @@ class Ledger:
         return None
 
     async def _kept(self, rows: Sequence[_Waiting], keep: Callable[[Sequence[_Waiting]], Awaitable[int]]) -> int:
-        """Has the writer keep those of these rows that it takes; the others are told in the log. -> how many it has corrected."""
+        """Has the writer keep these rows, and logs those that it refuses. Returns the number of rows that it has corrected."""
         try:
             return await keep(rows)
         except DataError as error:
@@ -478,7 +478,7 @@ class Ledger:
 
 
 def merge_budgets(budgets: Iterable[Budget]) -> list[Budget]:
-    """One for each scope. Raises UserError for what is no Budget, and for two that contradict each other."""
+    """Returns one budget for each scope. Raises UserError for a value that is not a Budget, and for two that contradict each other."""
     check("budgets", budgets, Of(Iterable, '[Budget("scope", max_cost_daily=…)]'))
     found: dict[str, Budget] = {}
     for budget in map(_checked, budgets):

@@ -1,12 +1,12 @@
-"""Who keeps what scopes use and have reserved, where several processes spend from the same budgets.
+"""The owner of the accounts of scopes, if several processes spend from the same budgets.
 
     ledger A ─ BudgetBatch ─┐
     ledger B ─ BudgetBatch ─┼─▶ owner: one batch at a time ─▶ `work`: rows, reservations, accounts change together, or not at all
     ledger C ─ BudgetBatch ─┘
 
-A reservation is held by the process that made it, under a lease that each of its batches extends. Where a lease has ended, the reservation
-becomes rows of type "doubt": its call may have been paid, so it counts, and nothing is given back. A row that comes later for the same call
-takes their place.
+A reservation belongs to the process that made it, under a lease that each of its batches extends. When a lease has ended, its reservations
+become rows of type "doubt": the calls may have been paid, so they count, and nothing is given back. A later row for the same call takes the
+place of the doubt.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,10 +22,11 @@ from sabot.errors import UserError
 
 
 class BudgetStep(NamedTuple):
-    """What a call wants of the account of its scope.
+    """A step of a call on the account of its scope.
 
-    reserve: so much, if the budget has it. hold: so much in any case. release: nothing any more, of what was reserved under this number or
-    a lower one. number: of the step in its process. doubts: the rows that stand for the call if nothing is heard of it any more.
+    `kind`: "reserve" reserves `wanted` if the budget has room for it, "hold" reserves it in any case, and "release" ends reservations made
+    under this number or a lower one. `number`: the number of the step in its process. `doubts`: the rows that stand for the call if its
+    process dies.
     """
 
     kind: Literal["reserve", "hold", "release"]
@@ -37,12 +38,12 @@ class BudgetStep(NamedTuple):
 
     @property
     def scope(self) -> str:
-        """Of the budget."""
+        """The scope of the budget."""
         return self.budget.scope_id
 
 
 class SettledRow(NamedTuple):
-    """A row, and the call whose reservation ends with it, as a step that releases it; "": none does."""
+    """A row, and the call whose reservation it ends, as a step of this number would; "" if it ends none."""
 
     event: LedgerEvent
     call: str = ""
@@ -50,9 +51,11 @@ class SettledRow(NamedTuple):
 
 
 class BudgetBatch(NamedTuple):
-    """What a process asks of an owner at once. holder: the process; "": none, which reserves nothing. lease_s: for how long from now on its
-    reservations are its own. now_s: since 1970; None: by the owner's clock. machine_s: by the clock of the process; None: it does not
-    matter. corrects: rows take the place of others of the same ids.
+    """The steps and rows that a process sends to an owner at once.
+
+    `holder`: the id of the process, or "" for rows of nobody. `lease_s`: the seconds for which the process's reservations stay its own.
+    `now_s`: the time in seconds since 1970, or None for the owner's clock. `machine_s`: the time by the clock of the process, or None if it
+    does not matter. `corrects`: True if rows replace rows of the same ids that differ.
     """
 
     holder: str
@@ -65,9 +68,11 @@ class BudgetBatch(NamedTuple):
 
 
 class BatchResult(NamedTuple):
-    """judgements: of the steps that reserve, in their order. used: by the scopes of the steps in the windows of now, without what is
-    reserved. corrected: how many rows were. now_s: when it was, by the clock that windows end by. reserved: by scope, for the calls in
-    flight of all processes.
+    """The answer of an owner to a batch.
+
+    `judgements`: those of the steps that reserve, in order. `used`: the usage in the current windows by scope, without reservations.
+    `corrected`: the number of rows that were corrected. `now_s`: the time of the batch, by the clock by which windows end. `reserved`: the
+    reservations for the calls of all processes, by scope.
     """
 
     judgements: list[Judgement]
@@ -87,13 +92,13 @@ class BudgetOwner(Protocol):
     """The server or file, for messages."""
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """All of it is durable when it returns; where it raises TransientError it may be, and the same batch may be given again. Raises
-        DataError, and does nothing, where a row cannot be kept for what it says; UserError where the owner refuses.
+        """Does a batch, which is durable when it returns. If it raises TransientError, the batch may be durable, and may be given again.
+        Raises DataError, and does nothing, if the content of a row cannot be kept; UserError if the owner refuses.
         """
 
 
 class Reservation(NamedTuple):
-    """As it is kept."""
+    """A reservation, as the owner keeps it."""
 
     scope: str
     call: str
@@ -108,41 +113,41 @@ decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
 class AccountStore(Protocol):
-    """Accounts, reservations and rows within one transaction, in which nobody else changes the accounts that it has given."""
+    """The accounts, reservations and rows of an owner within one transaction. Nobody else changes the accounts that it has returned."""
 
     def now(self) -> float:
-        """Seconds since 1970, by the clock of the owner."""
+        """Returns the seconds since 1970 by the clock of the owner."""
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Those of these scopes, also new ones, with what rows have used; from now on nobody else has them."""
+        """Locks and returns the accounts of these scopes. A new one gets the usage of the rows that there are."""
 
     def known(self, scopes: Collection[str]) -> set[str]:
-        """Those of these scopes that have an account."""
+        """Returns those of these scopes that have an account."""
 
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
-        """Those of these calls, in any scope."""
+        """Returns the reservations of these calls, in any scope."""
 
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """Those in these scopes whose holder's lease has ended."""
+        """Returns the reservations in these scopes whose holder's lease has ended."""
 
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
-        """Those of these ids."""
+        """Returns the rows with these ids, by id."""
 
     def put_accounts(self, accounts: Mapping[str, Account]) -> None:
-        """They are kept so."""
+        """Stores accounts."""
 
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
-        """Some are kept so, others, by scope and call, are gone."""
+        """Stores reservations, and removes others, which are named by scope and call."""
 
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
-        """They are kept; the rows of these ids have made room for them."""
+        """Stores rows, after it has removed those with the ids `replaced`."""
 
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """The reservations of this holder are its own until then. Holders whose leases have ended and that hold nothing are forgotten."""
+        """Extends the lease of a holder until this time. Removes holders whose leases have ended and that have no reservations."""
 
 
 def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
-    """Raises UserError where the clock of a machine and that of an owner differ by more than windows allow for."""
+    """Raises UserError if the clocks of a machine and of an owner differ by more than windows allow for."""
     if machine_s is not None and abs(machine_s - now_s) > SKEW_SECONDS:
         raise UserError(
             f"the clock of this machine is {machine_s - now_s:+.0f} s off that of the {where}: budgets of several machines end and begin "
@@ -152,7 +157,7 @@ def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
 
 
 class _BatchWork:
-    """The work of a batch."""
+    """The state of an owner while it does a batch."""
 
     def __init__(self, book: AccountStore, batch: BudgetBatch, now_s: float) -> None:
         self.book, self.batch, self.now_s = book, batch, now_s
@@ -175,7 +180,7 @@ class _BatchWork:
         self.corrected = 0
 
     def change(self, scope: str, call: str, kept: Reservation | None) -> None:
-        """This is reserved for the call from now on."""
+        """Replaces the reservation of a call; None ends it."""
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
             NOTHING if before is None else before.amounts, NOTHING if kept is None else kept.amounts
@@ -186,13 +191,13 @@ class _BatchWork:
             self.changed[scope, call] = kept
 
     def release(self, scope: str, call: str, number: int) -> None:
-        """What this process has reserved for the call until then."""
+        """Ends the reservation of a call if this process made it under this number or a lower one."""
         had = self.reserved.get((scope, call))
         if had is not None and had.holder == self.batch.holder and had.number <= number:
             self.change(scope, call, None)
 
     def take(self, step: BudgetStep) -> Judgement | None:
-        """-> what is said of a step that reserves."""
+        """Does a step. Returns the judgement if it is a step that reserves, else None."""
         if step.kind == "release":
             self.release(step.scope, step.call, step.number)
             return None
@@ -216,7 +221,7 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """A row, once; a doubt makes room for what is known."""
+        """Counts a row once. A row that settles a doubt, or corrects another row, takes its place."""
         before = self.rows.get(event.event_id)
         if before is not None:
             settles = before.type == "doubt" and event.type != "doubt"
@@ -235,7 +240,7 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """A reservation of which nothing is heard any more."""
+        """Ends a reservation whose process is gone, and counts its rows in doubt."""
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)
         for row in each.doubts:
@@ -243,7 +248,7 @@ class _BatchWork:
 
 
 def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
-    """What a batch asks of an owner, done in the transaction of this book. Raises UserError for a clock that is far off the owner's."""
+    """Does a batch in the transaction of an account store, and returns the answer."""
     now_s = book.now() if batch.now_s is None else batch.now_s
     if not batch.holder:  # rows of another time, or by another clock, end no window before they are there
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
@@ -271,7 +276,7 @@ def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
 
 
 def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> BudgetBatch:
-    """Rows of nobody who holds reservations."""
+    """Returns a batch of rows that end no reservation."""
     return BudgetBatch("", 0.0, rows=[SettledRow(each) for each in events], corrects=corrects)
 
 
@@ -285,5 +290,5 @@ def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
 
 
 def _said(event: LedgerEvent) -> LedgerEvent:
-    """What is kept of a row."""
+    """Returns a row without the fields that no table has."""
     return msgspec.structs.replace(event, agent="", settles=None)

@@ -29,7 +29,7 @@ BACKOFF = Backoff(0.02, 1.0)  # between tries of a batch
 
 
 class _Pending:
-    """Part of a batch. answer: None: nobody waits for it."""
+    """A step, or rows, of a batch. `answer`: the future of whoever waits for the answer, or None if nobody does."""
 
     __slots__ = ("answer", "corrects", "rows", "step")
 
@@ -45,11 +45,11 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """Nobody waits for it any more: who did has taken it back by another step."""
+        """True if nobody waits for it any more. Whoever did has taken it back by another step."""
         return self.answer is not None and self.answer.done()
 
     def fails(self, error: Exception) -> bool:
-        """It is told to who waits for it. -> whether somebody does."""
+        """Raises the error where the answer is awaited. Returns False if nobody waits."""
         if self.answer is None:
             return False
         if not self.answer.done():
@@ -58,7 +58,7 @@ class _Pending:
 
 
 class SharedAccounts:
-    """Of one ledger, for one event loop."""
+    """The side of one ledger of budgets that several processes share, for one event loop."""
 
     def __init__(
         self, owner: BudgetOwner, *, lease_s: float, patience_s: float, clock: Clock, beat: Callable[[], object]
@@ -82,8 +82,8 @@ class SharedAccounts:
     async def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
-        """As `Ledger.reserve`. Raises BudgetUnavailable if the owner does not answer, or refuses: then as much is reserved for the call as
-        before, or as was asked for.
+        """Asks the owner to judge a call, and to reserve `wanted` if it fits (`Ledger.reserve`). Raises BudgetUnavailable if the owner does
+        not answer, or refuses. As much is then reserved for the call as before, or as was asked for.
         """
         key = budget.scope_id, call
         had = key in self._open
@@ -99,17 +99,17 @@ class SharedAccounts:
         return judged
 
     def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """As `Ledger.hold`, soon."""
+        """Reserves an amount even if the budget has no room for it, with the next batch."""
         self._put(_Pending(self._step("hold", budget, call, wanted, doubts)))
 
     def release(self, budget: Budget, call: str) -> None:
-        """As `Ledger.release`, soon. A call for which nothing is reserved is no error."""
+        """Ends the reservation of a call with the next batch. Does nothing if the call has none."""
         number = self.released(budget.scope_id, call)
         if number:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
     def released(self, scope_id: str, call: str) -> int:
-        """The number by which a row ends what is reserved for the call; 0: nothing is."""
+        """Returns the number by which a row ends the reservation of a call, or 0 if the call has none."""
         if (scope_id, call) not in self._open:
             return 0
         self._open.discard((scope_id, call))
