@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from sabot.base.config import Secret
 from sabot.base.metrics import Durations
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
@@ -63,8 +65,7 @@ CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.C
 """The effect of a job whose tool is called, and how it asks a person; None outside of such a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
 
     effect: EffectId
@@ -73,8 +74,7 @@ class Outcome:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LookedUp:
+class LookedUp(msgspec.Struct, frozen=True):
     """The answer of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
 
     effect: EffectId
@@ -154,7 +154,6 @@ class EffectRunner:
         """
         self._clock = clock
         self._may_send = may_send
-        self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
@@ -162,6 +161,8 @@ class EffectRunner:
         """How tools ask a person; None: they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
+        self._context.run(SENDABLE.set, sendable)
+        self._context.run(JUDGE.set, None)
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
         self._left: dict[_Call, None] = {}  # calls that were told of, and run
         self._pool = ThreadPool(clock)
@@ -202,8 +203,7 @@ class EffectRunner:
         context = self._context.copy()
         if self._judge is not None:
             begin_judging(self)
-        context.run(SENDABLE.set, self._sendable)
-        context.run(JUDGE.set, None if self._judge is None else self._judge(effect))
+            context.run(JUDGE.set, self._judge(effect))
         context.run(CALL.set, None if self.ask is None else (effect, self.ask))
         # No task factory is asked: an eager one would begin the call in here.
         call.task = asyncio.Task(self._run(call), loop=self._loop, name=f"effect {effect}", context=context)
