@@ -23,7 +23,7 @@ from sabot.api.settings import Settings
 from sabot.api.stream import Stream
 from sabot.api.streams import HasStreams
 from sabot.api.topics import HasTopics
-from sabot.api.unrun import note_written
+from sabot.api.unrun import note_run, note_written
 from sabot.app.agents import AgentDeclarations
 from sabot.base.config import checked_name, checked_topic
 from sabot.base.logs import set_up_logging
@@ -422,6 +422,7 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
         if argv is not None:
             from sabot.api.script_options import hint_with_program, script_parser, settings_of
 
+            note_run(self.id)  # --help and a wrong option end the script here
             parser = script_parser()
             settings, level, form = settings_of(parser, argv)
             try:

@@ -412,7 +412,7 @@ def _row(letter: DeadLetter, everything: bool) -> list[str]:
 
 def _counts_of(page: LetterPage) -> str:
     """Returns how many dead letters are shown of how many, and for what reasons these were written."""
-    first = page.counts.most_common(5)
+    first = page.messages.most_common(5)
     by_reason = [f"{count:,} × {plain(reason)} in {plain(step)}" for (reason, step), count in first]
     rest = page.found - sum(count for _, count in first)
     reasons = "; ".join([*by_reason, *([f"{rest:,} others"] if rest else [])])

@@ -85,6 +85,11 @@ _sequence = itertools.count(secrets.randbits(_SEQUENCE_BITS))
 # -- made --------------------------------------------------------------------------------------------------------------
 
 
+def reason_in(text: str) -> str:
+    """Returns a text that Sabot has made about a record as a reason: without numbers and quoted values."""
+    return _VALUES.sub("…", text)[:_REASON_CHARACTERS]
+
+
 class ReasonCounts:
     """The number of dead letters by reason, for figures. One thread adds; any thread may read."""
 
@@ -97,10 +102,8 @@ class ReasonCounts:
         The reason is the class of the error, since a message may quote a payload; of a text, which Sabot has made,
         the text without numbers and quoted values. After 16 reasons further ones are counted as "other".
         """
-        if isinstance(error, str):
-            reason = _VALUES.sub("…", error)[:_REASON_CHARACTERS]
-        else:
-            reason = error[0] if isinstance(error, tuple) else stored_name(type(error))
+        kind = error[0] if isinstance(error, tuple) else stored_name(type(error))
+        reason = reason_in(error) if isinstance(error, str) else kind
         if reason not in self._counts and len(self._counts) >= _REASONS:
             reason = "other"
         self._counts[reason] = self._counts.get(reason, 0) + count

@@ -18,14 +18,14 @@ from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink
 from sabot.connectors.files.letters import FileHome
 from sabot.connectors.files.paths import bare_suffix
-from sabot.connectors.letters import DeadLetter, Home, Letters, LetterTime
+from sabot.connectors.letters import DeadLetter, Home, Letters, LetterTime, reason_in
 from sabot.connectors.memory import MemoryBroker
 from sabot.connectors.memory.letters import MemoryLetters
 from sabot.connectors.memory.letters import redrive as redrive_in_memory
 from sabot.connectors.redrive import Redriven, Selection
 from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
-from sabot.errors import UserError
+from sabot.errors import DataError, UserError
 from sabot.operators.agents.rows import JOB_HEADER
 from sabot.plan import letter_sinks
 
@@ -166,14 +166,15 @@ class LetterFilter:
 @dataclass(frozen=True)
 class LetterPage:
     """A page of dead letters. `following`: the place behind which the next page begins, or None; of a page with the newest first a
-    `LetterTime`. `counts`: the number of selected dead
-    letters by reason and step. `complete`: False if there are more than were counted.
+    `LetterTime`. `counts`: the number of selected dead letters by reason and step. `messages`: the same by what the log calls them; only
+    of a page with the oldest first. `complete`: False if there are more than were counted.
     """
 
     letters: list[DeadLetter]
     following: tuple[int, ...] | None
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     complete: bool = True
+    messages: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def found(self) -> int:
@@ -200,6 +201,7 @@ def letters_page(
         if chosen.selects(letter):
             letters.append(letter)
     counts: Counter[tuple[str, str]] = Counter()
+    messages: Counter[tuple[str, str]] = Counter()
     complete = True
     for read, letter in enumerate(dead.letters(redriven=redriven)):
         if read == MOST_READ:
@@ -207,7 +209,8 @@ def letters_page(
             break
         if chosen.selects(letter):
             counts[reason_of(letter), step_of(letter)] += 1
-    return LetterPage(letters, following, counts, complete)
+            messages[_words_of(letter), step_of(letter)] += 1
+    return LetterPage(letters, following, counts, complete, messages)
 
 
 def newest_page(
@@ -258,6 +261,12 @@ def letter_after(dead: Letters, letter: DeadLetter, name: str) -> DeadLetter | N
 def reason_of(letter: DeadLetter) -> str:
     """Returns the name of the error, or "?" for a record that Sabot did not write as a dead letter."""
     return letter.facts.get("error", "?")
+
+
+def _words_of(letter: DeadLetter) -> str:
+    """Returns the reason as the log counts it: of errors in the record itself the message, without its values."""
+    reason, message = reason_of(letter), letter.facts.get("message")
+    return reason_in(message) if reason == DataError.__name__ and message else reason
 
 
 def step_of(letter: DeadLetter) -> str:

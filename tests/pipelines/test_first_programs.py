@@ -71,6 +71,8 @@ def test_a_script_that_writes_streams_and_never_runs_says_so_at_its_end(tmp_path
     ("text", "words"),
     [
         ('rows.to(CsvSink("out.csv"))\napp.main()\n', ()),
+        ('rows.to(CsvSink("out.csv"))\napp.main(["--help"])\n', ()),
+        ('rows.to(CsvSink("out.csv"))\napp.main(["--nope"])\n', ()),
         ('rows.to(CsvSink("out.csv"))\nimport asyncio\nasyncio.run(app.agent_runtime.run())\n', ()),
         ("rows.print()\n", ()),
         ('rows.to(CsvSink("out.csv"))\n', ("-m", "sabot", "plan", "first:app")),

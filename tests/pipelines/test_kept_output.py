@@ -55,6 +55,24 @@ def test_a_sink_that_begins_empty_or_replaces_rows_says_nothing(
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
 
 
+def test_a_sink_that_begins_empty_says_what_it_removes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def sinks() -> list[Sink]:
+        return [
+            CsvSink(tmp_path / "out.csv", overwrite=True),
+            ParquetSink(tmp_path / "out.parquet", overwrite=True),
+            ParquetSink(tmp_path / "folder/", overwrite=True),
+            SqlSink(f"sqlite:///{tmp_path}/out.db", "t", overwrite=True),
+        ]
+
+    for delivery in ("at_least_once", None):
+        for sink in sinks():
+            started(sink, caplog, delivery)
+        for sink in sinks():
+            with caplog.at_level("INFO", logger="sabot"):
+                started(sink, caplog, delivery)
+            assert "as overwrite= says" in caplog.text, sink.name
+
+
 @pytest.mark.parametrize("delivery", [None, "at_least_once"])
 def test_a_table_that_is_overwritten_loses_its_rows_at_a_fresh_start_and_keeps_them_at_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, delivery: Any

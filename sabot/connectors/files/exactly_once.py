@@ -113,6 +113,8 @@ class FileDelivering:
 
     def _take(self, track: Track, *, afresh: bool) -> Token | None:
         """Claims the track, with errors of the disk as they are. Returns its token."""
+        if afresh:
+            self._target.say_kept()
         self._target.make()
         with self._target.ledger.held(create=True):
             entry = self._claimed(track, afresh)

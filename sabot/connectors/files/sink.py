@@ -125,11 +125,11 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def _begin(self) -> None:
         """Makes, continues or empties the files, which were checked."""
         with self._explained():
+            if self._afresh:
+                self._target.say_kept()
             self._target.make()
             self._delivering.give_up()
             self._writing.open(afresh=self._afresh)
-            if self._afresh:
-                self._target.say_kept()
         self._afresh = self._begins = False
 
     @contextmanager
@@ -183,8 +183,6 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
         self._writing.close()
         self._opened = self._begins = False
         token = self._delivering.claim(track, afresh=self._afresh)
-        if self._afresh:
-            self._target.say_kept()
         self._afresh = False
         return token
 

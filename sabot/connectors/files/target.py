@@ -109,9 +109,13 @@ class FileTarget:
         return self.path.rglob("*part-*") if self._format.partition_by else self.path.iterdir()
 
     def say_kept(self) -> None:
-        """Logs that rows of an earlier run are kept, if there are any. Called for an app that starts without a checkpoint."""
+        """Logs whether rows of an earlier run are kept, if there are any. Called before an app that starts without a checkpoint
+        writes.
+        """
         kept = self.newest() is not None if self.folder else self.path.exists() and self.path.stat().st_size > 0
-        if kept and not self.overwrite:
+        if kept and self.overwrite:
+            _log.info("sink %s: the rows of earlier runs are removed, as overwrite= says", self.name)
+        elif kept:
             _log.warning(
                 "sink %s has rows already, and this start without a checkpoint adds to them (overwrite=True begins empty)",
                 self.name,

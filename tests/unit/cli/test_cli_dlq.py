@@ -53,11 +53,15 @@ def test_a_list_says_of_how_many_and_counts_them_by_reason(tmp_path: Path) -> No
     for number in range(30):
         error, step = ("DataError", "read-1") if number % 3 else ("ValueError", "check")
         facts = {"letter": number, "written": 0, "topic": "orders", "error": error, "step": step, "agent": "read"}
+        facts["message"] = f"field n: invalid value '{number}' for int64" if number % 2 else f"{number} is too long"
         letters.append(json.dumps(dict.fromkeys(LETTER_SCHEMA.names) | facts | {"headers": "[]", "payload": "{}"}))
     (tmp_path / "bad.ndjson").write_text("\n".join(letters) + "\n")
     done = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--limit", "4"])
     assert len(done.stdout.splitlines()) == 5
-    assert done.stderr == "4 of 30 dead letters: 20 × DataError in read-1; 10 × ValueError in check\n"
+    assert done.stderr == (
+        "4 of 30 dead letters: 10 × ValueError in check; 10 × field n: invalid value … for int… in read-1; "
+        "10 × … is too long in read-1\n"
+    )
     found = CliRunner().invoke(commands._cli, ["dlq", "list", str(tmp_path / "bad.ndjson"), "--error", "ValueError"])
     assert found.stderr == "10 of 10 dead letters: 10 × ValueError in check\n"
 
