@@ -333,7 +333,9 @@ class QueryBinder:
         """Returns the rows of FROM. Conditions of `where` that a join uses are taken out of it."""
         if isinstance(source, TableName):
             if source.as_of is not None:
-                raise SqlFault(source.as_of.span, "FOR SYSTEM_TIME AS OF stands behind JOIN")
+                name = source.parts[-1].text
+                hint = f"FROM a JOIN {name} FOR SYSTEM_TIME AS OF a.ts ON a.id = {name}.id"
+                raise SqlFault(source.as_of.span, "FOR SYSTEM_TIME AS OF stands behind JOIN", hint)
             if source.hints:
                 raise SqlFault(source.hints[0].span, f"the hint {source.hints[0].name.text} is not supported")
             relation = self._lookup(source.parts).named(source.parts[-1].text)

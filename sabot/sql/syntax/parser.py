@@ -331,6 +331,8 @@ class Parser(Queries):
             return Show("COLUMNS", self.table_name(), self.since(start))
         if self.token.word not in _SHOWN:
             near = near_names(self.token.word, _SHOWN)
+            if self.token.word in ("CATALOGS", "DATABASES", "SCHEMAS", "CURRENT"):
+                near = "SHOW TABLES: there are no catalogs and databases"
             self.expected(f"{', '.join(_SHOWN)} or CREATE TABLE", "behind SHOW", near)
         return Show(self.next().word, (), self.since(start))
 

@@ -751,6 +751,16 @@ WRONG = [
         "write CREATE TABLE … WITH ('connector' = 'files', 'path' = '…') and INSERT INTO",
     ),
     (
+        "SHOW CATALOGS",
+        "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS or CREATE TABLE behind SHOW, found CATALOGS",
+        "SHOW TABLES: there are no catalogs and databases",
+    ),
+    (
+        "SELECT * FROM flights FOR SYSTEM_TIME AS OF ts",
+        "1:45: FOR SYSTEM_TIME AS OF stands behind JOIN",
+        "FROM a JOIN flights FOR SYSTEM_TIME AS OF a.ts ON a.id = flights.id",
+    ),
+    (
         "SHOW TABELS",
         "1:6: expected TABLES, VIEWS, FUNCTIONS, MODELS or CREATE TABLE behind SHOW, found TABELS",
         "did you mean TABLES?",
