@@ -29,7 +29,7 @@ from sabot.sql.scope import (
     steps_of,
     warn_of_growth,
 )
-from sabot.sql.select import SelectBinder, columns_of, has_aggregate, order_columns
+from sabot.sql.select import SelectBinder, columns_of, has_aggregate, is_aggregate, order_columns
 from sabot.sql.subqueries import check_one_row, with_value, without_partners
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -273,6 +273,10 @@ class QueryBinder:
     def _select(self, select: SelectBody, *, waits: bool = False) -> Relation:
         if select.qualify is not None:
             return self._qualified(select, select.qualify)
+        grouped = bool(select.group) or select.having is not None or has_aggregate(select.items)
+        starred = any(isinstance(item.expression, Star) for item in select.items)
+        if grouped and not starred and any(_is_over(node) for node in walk(select.items)):
+            return self._over_groups(select)
         where = conjuncts(select.where)
         ttl = state_ttl(select.hints)
         binder = QueryBinder(self._context, self._lookup, ttl)
@@ -302,11 +306,12 @@ class QueryBinder:
         plain = [item.expression for item in select.items if isinstance(item.expression, Column)]
         shown_names |= {node.parts[-1].text.lower() for node in plain}
         every = any(isinstance(item.expression, Star) for item in select.items)
+        grouped = bool(select.group) or has_aggregate(select.items)
 
         def is_inside(node: Any) -> bool:
             if isinstance(node, Column):  # a column that only the query inside has
                 return len(node.parts) > 1 or not (every or node.parts[0].text.lower() in shown_names)
-            return isinstance(node, Call) and node.over is not None
+            return _is_over(node) or (grouped and is_aggregate(node))
 
         def outside(node: Any) -> Any:
             if is_inside(node):
@@ -326,6 +331,68 @@ class QueryBinder:
             select, distinct=False, items=items, where=None, group=(), having=None, qualify=None, hints=(), source=None
         )
         return SelectBinder(self._context, outer, inner, conjuncts(condition)).bind()
+
+    def _over_groups(self, select: SelectBody) -> Relation:
+        """Returns the rows of a SELECT with groups and OVER: those of OVER over a query inside that has the groups.
+
+            SELECT k, RANK() OVER (ORDER BY SUM(x)) AS r FROM t GROUP BY k
+        as
+            SELECT k, RANK() OVER (ORDER BY over1) AS r FROM (SELECT k, SUM(x) AS over1 FROM t GROUP BY k)
+        """
+        named = {name.text.lower(): window for name, window in select.windows}
+        over = [any(_is_over(node) for node in walk(item)) for item in select.items]
+        inside = [
+            # a number in the place of OVER, so that GROUP BY 1 still means the first entry
+            Item(Constant("integer", "0", item.span), None, item.span) if has else item
+            for item, has in zip(select.items, over, strict=True)
+        ]
+        shown: dict[str, int] = {}
+        for i, item in enumerate(inside):
+            name = item.alias or (item.expression.parts[-1] if isinstance(item.expression, Column) else None)
+            if name is not None:
+                shown[name.text.lower()] = i
+
+        def moved(node: Any) -> Any:
+            """Returns a column that the query inside has for an expression without OVER."""
+            if not any(isinstance(each, Column) or is_aggregate(each) for each in walk(node)):
+                return node
+            known = shown.get(node.parts[0].text.lower()) if isinstance(node, Column) and len(node.parts) == 1 else None
+            if known is None:
+                known = len(inside)
+                inside.append(Item(node, Name(f"over{known}", node.span, True), node.span))
+            return Column((StarName(str(known), node.span, True),), node.span)
+
+        def split(node: Any) -> Any:
+            if _is_over(node):
+                window = node.over if node.over.base is None else named.get(node.over.base.text.lower(), node.over)
+                order = tuple(replace(each, expression=moved(each.expression)) for each in window.order)
+                window = replace(window, partition=tuple(map(moved, window.partition)), order=order)
+                rows = None if node.filter is None else moved(node.filter)
+                return replace(node, arguments=tuple(map(moved, node.arguments)), filter=rows, over=window)
+            without = isinstance(node, Expression) and not any(_is_over(each) for each in walk(node))
+            return moved(node) if without else node
+
+        outside = [
+            rebuilt(item.expression, split) if has else None for item, has in zip(select.items, over, strict=True)
+        ]
+        inner = self._select(replace(select, items=tuple(inside), distinct=False, windows=()))
+
+        def found(node: Any) -> Any:
+            if isinstance(node, Column) and isinstance(node.parts[0], StarName) and node.parts[0].column is None:
+                field = inner.fields[int(node.parts[0].text)]
+                return Column((StarName(field.name, node.span, True, field),), node.span)
+            return node
+
+        items = []
+        for i, (item, made) in enumerate(zip(select.items, outside, strict=True)):
+            alias = item.alias
+            if made is None:
+                if alias is None and isinstance(item.expression, Column):
+                    alias = item.expression.parts[-1]
+                made = Column((StarName(str(i), item.span, True),), item.span)
+            items.append(Item(rebuilt(made, found), alias, item.span))
+        middle = replace(select, items=tuple(items), where=None, group=(), having=None, hints=(), source=None)
+        return SelectBinder(self._context, middle, inner, []).bind()
 
     # -- FROM ---------------------------------------------------------------------------------------------------------
 
@@ -685,6 +752,10 @@ def _with_columns_of_order(query: Query, body: SelectBody) -> tuple[Query, int]:
         span = added[0].span
         raise SqlFault(span, "ORDER BY of SELECT DISTINCT goes by columns of the select list", "select it too")
     return replace(query, body=replace(body, items=(*body.items, *added)), order=tuple(order)), len(added)
+
+
+def _is_over(node: Any) -> bool:
+    return isinstance(node, Call) and node.over is not None
 
 
 def _nothing() -> Relation:

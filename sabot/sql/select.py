@@ -168,7 +168,7 @@ class SelectBinder:
             if field is not None and field.window is not None:
                 edges.add(field.window.edge)
         trees = [*self._select.items, *([self._select.having] if self._select.having is not None else [])]
-        inside: list[Any] = [node for tree in trees for node in walk(tree) if _is_aggregate(node)]
+        inside: list[Any] = [node for tree in trees for node in walk(tree) if is_aggregate(node)]
         return {"start", "end"} <= edges and not self._has_bounds([*self._where, *inside], relation)
 
     def _has_bounds(self, trees: Sequence[Any], relation: Relation) -> bool:
@@ -275,7 +275,7 @@ class SelectBinder:
                 yield Item(Column((name,), item.span), name, item.span)
 
     def _has_aggregate(self, node: Expression) -> bool:
-        return any(_is_aggregate(each) for each in walk(node))
+        return any(is_aggregate(each) for each in walk(node))
 
     def _output(
         self, item: Item, relation: Relation, binder: Binder, replaced: dict[int, OutputColumn]
@@ -393,7 +393,7 @@ class SelectBinder:
         means: dict[Any, tuple[str, str]] = {}
         for tree, alias in [(tree, items[i].alias if i < len(items) else None) for i, tree in enumerate(trees)]:
             for call in walk(tree):
-                if _is_aggregate(call) and key_of(call, relation) not in known:
+                if is_aggregate(call) and key_of(call, relation) not in known:
                     wanted = alias.text if alias is not None and call is tree else f"EXPR${len(aggregates)}"
                     self._add_aggregate(call, binder, relation, wanted, names, aggregates, known, means)
         stream = window.shown(self._aggregated(relation, window, keys, aggregates, names), relation)
@@ -476,7 +476,7 @@ class SelectBinder:
     ) -> None:
         name = call.name.text.upper()
         key = key_of(call, relation)
-        inner = next((node for each in call.arguments for node in walk(each) if _is_aggregate(node)), None)
+        inner = next((node for each in call.arguments for node in walk(each) if is_aggregate(node)), None)
         if inner is not None:
             hint = f"{name}(x) of a query inside: FROM (SELECT {inner.name.text.upper()}(…) AS x FROM t GROUP BY key)"
             raise SqlFault(inner.span, "an aggregate has no other aggregate inside", hint)
@@ -951,13 +951,14 @@ def _is_bound(relation: Relation, output: OutputColumn) -> bool:
 _SIDES = ("=", "<", "<=", ">", ">=", "<>")
 
 
-def _is_aggregate(node: Any) -> bool:
+def is_aggregate(node: Any) -> bool:
+    """Returns True for a call of an aggregate without OVER."""
     return isinstance(node, Call) and node.over is None and functions.is_aggregate(node.name.text.upper())
 
 
 def check_no_aggregate(condition: Expression) -> None:
     """Raises SqlFault if a condition of WHERE has an aggregate."""
-    found = next((node for node in walk(condition) if _is_aggregate(node)), None)
+    found = next((node for node in walk(condition) if is_aggregate(node)), None)
     if found is not None:
         message = f"the aggregate {found.name.text.upper()} has no value in a single row"
         raise SqlFault(found.span, message, "HAVING, behind GROUP BY, takes conditions on aggregates")
@@ -995,7 +996,7 @@ def _check_arguments(call: Call) -> None:
 
 def has_aggregate(items: Sequence[Item]) -> bool:
     """Returns True if an entry of a select list has an aggregate."""
-    return any(_is_aggregate(node) for item in items for node in walk(item))
+    return any(is_aggregate(node) for item in items for node in walk(item))
 
 
 def _own_name(node: Expression) -> str:
