@@ -1,11 +1,11 @@
-"""What one job may use, with all jobs that it has begun: its `BudgetSpec`, as a guard.
+"""The budget of one job and all jobs that it has begun (`BudgetSpec`), as a guard.
 
     job ◀── account of the job
      ├─ child ◀── account whose parent is that of the job; the RESULT of the child has its total
      └─ child
 
-Calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The journal is the authority:
-the accounts are made anew of its entries, by the same steps.
+The calls of all of them are judged by the account of the job, so it does not matter which of them makes a call. The journal is the
+authority: a start makes the accounts anew from its entries, by the same steps.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ from sabot.llm.results import Completion, Usage, is_cost
 from sabot.llm.token_counts import most_input_tokens
 
 ASSUMED_TOKENS = 4096
-"""That an answer may have, where its request has no max_tokens."""
+"""The most tokens of an answer whose request has no `max_tokens`."""
 
 _FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
@@ -49,12 +49,12 @@ _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)
 
 
 def unpaid(outcome: str, body: bytes) -> bool:
-    """Whether this is an error of calls that no vendor is paid for."""
+    """Returns True for an error of a call that no vendor is paid for."""
     return outcome != "ok" and unpack_error(body).type in _FREE
 
 
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The usage of a child and its own children, as the RESULT of its parent has it. turns: calls of models."""
+    """The usage of a child and its own children, as the RESULT in the parent has it. `turns`: the number of calls of models."""
 
     tokens: int = 0
     cost: Decimal = NOTHING.cost
@@ -68,7 +68,9 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _TreeCall(msgspec.Struct):
-    """A call without a result. wanted: the most that an attempt of it may use. attempt: the last one; 0: a person has to allow it first."""
+    """A call without a result. `wanted`: the most that an attempt may use. `attempt`: the last attempt, or 0 if a person has to allow it
+    first.
+    """
 
     kind: CallKind
     wanted: Amounts
@@ -85,8 +87,8 @@ class _TreeCall(msgspec.Struct):
 class _Job:
     """A job with limits, or one of its children, whose account counts for that of its parent too.
 
-    children: ids of the jobs that it has begun. open: its calls, by ordinal, and those of its tools by name. apart: ordinals of effects
-    that do not count. asked: the usage of models by tools, by ordinal; no result has it yet.
+    `children`: the ids of the jobs that it has begun. `open`: its calls by ordinal, and those of its tools by name. `apart`: ordinals of
+    effects that do not count. `asked`: the usage of models by tools that no result has yet, by ordinal.
     """
 
     limits: BudgetSpec
@@ -109,7 +111,7 @@ class _Job:
 
 
 class JobLimits(EffectGuard):
-    """Judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. It allows all others."""
+    """A guard that judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. It allows all others."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
@@ -120,7 +122,7 @@ class JobLimits(EffectGuard):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """As `EffectGuard.begin_job`. What it has used by the entries that it has taken over counts."""
+        """Opens the account of a job. Usage in the entries that the job has taken over counts."""
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -144,7 +146,7 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """As `EffectGuard.end_job`. The most that its open calls may use counts as used."""
+        """Counts the most that the job's open calls may use as used."""
         job = self._jobs.get(job_id)
         if job is not None:
             for key, each in job.open.items():
@@ -163,7 +165,7 @@ class JobLimits(EffectGuard):
         self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> Amounts:
-        """Forgets a job with the children that are over. -> the usage of all of them, which stays in the account of the parent."""
+        """Forgets a job with its children that are over. Returns the usage of all of them, which stays in the account of the parent."""
         job = self._jobs.pop(job_id)
         for name in job.children & self._jobs.keys():
             if self._jobs[name].over:
@@ -194,7 +196,7 @@ class JobLimits(EffectGuard):
         return GuardVerdict()
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """As `EffectGuard.decide_degraded`: what a dearer model may cost is reserved in place of what the first one may."""
+        """Decides on another model for a call. If it may cost more than the first one, that cost is reserved in its place."""
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
         if job is not None and opened is not None and job.limits.max_cost is not None and not has_price(call):
@@ -260,17 +262,17 @@ class JobLimits(EffectGuard):
         self._within.pop(effect[:2], None)
 
     def _key(self, effect: EffectId) -> int | str:
-        """Under which it is open in its job, or in that of the tool that has made it."""
+        """Returns the key of a call among the open calls of its job, or of the job of the tool that makes it."""
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
     def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
-        """Of an effect, or of a call that a tool makes by itself: the job in which it counts, and the call, if it is open."""
+        """Returns the job in which an effect, or a call that a tool makes by itself, counts, and the call if it is open."""
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | None:
-        """As `EffectGuard.decide_again`: where there is no room for this attempt beside those before it, which may have been paid."""
+        """Denies another attempt if the budget has no room for it beside the attempts before it, which may have been paid."""
         job, opened = self._opened(effect)
         if job is None or opened is None:
             return None
@@ -303,7 +305,7 @@ class JobLimits(EffectGuard):
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """As `EffectGuard.settle`. The result of a child has what it used."""
+        """Counts the usage of a call, and returns that of a child for its RESULT."""
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
@@ -335,7 +337,7 @@ class JobLimits(EffectGuard):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGuard.open`: reads what the jobs that are open have used."""
+        """Reads from the journal what the open jobs have used."""
         await run_to_end(run_in_thread(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
@@ -345,7 +347,7 @@ class JobLimits(EffectGuard):
             self._read_entry(entry)
 
     def _read_entry(self, entry: Entry) -> None:
-        """body: loaded."""
+        """Takes an entry of a job, whose body is loaded."""
         if isinstance(entry, Begin):
             self._begun(entry)
         elif entry.job in self._jobs:
@@ -387,7 +389,7 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """The most that the call may use, of the model that it names. No money where the price is not known."""
+    """Returns the most that a call may use of the model that it names, without money if the price is not known."""
     if call.spec is None:
         return Amounts()
     written = call.spec.max_tokens
@@ -397,7 +399,7 @@ def most_use(call: GuardedCall) -> Amounts:
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
-    """What a call has used whose last attempt has this result; those before have none, and may have been paid."""
+    """Returns the usage of a call whose last attempt has this result. The attempts before it have none, and may have been paid."""
     most = opened.most(attempt)
     if opened.kind != "model":
         return most
@@ -414,9 +416,9 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Tokens and cost by what an answer says. One that says nothing of its tokens, or what cannot be (some that are negative, more cached
-    than were read, a cost that is no number), counts with what was reserved: else a server gives a budget back what it has used, or ends
-    it for good.
+    """Returns the tokens and the cost of an answer. If the answer does not say its tokens, or says impossible ones (negative tokens, more
+    cached ones than were read, a cost that is not a number), it counts as much as was reserved. Otherwise a server could give usage back to
+    a budget, or use it up.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):
@@ -427,7 +429,7 @@ def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | 
 
 
 def has_price(call: GuardedCall) -> bool:
-    """Returns whether what the call of a model costs is known."""
+    """Returns True if the price of a model is known."""
     return call.price is not None and call.price(call.name, Usage(1, 1)) is not None
 
 
@@ -451,7 +453,7 @@ def _child_use(usage: bytes) -> TreeUse | None:
 
 
 def _limits_of(begin: Begin) -> BudgetSpec | None:
-    """Those of a request of a kernel, if it has any."""
+    """Returns the budget in the request of a kernel's job, or None."""
     body = begin.body
     asked = unpack(body) if begin.agent and isinstance(body, bytes) and body[:1] in _FIELDS else None
     if not isinstance(asked, dict) or not isinstance(said := asked.get("budgets"), dict):

@@ -1,8 +1,8 @@
 """The accounts of a shared budget in tables beside `runtime_ledger`, in SQLite and in PostgreSQL.
 
-`runtime_accounts`      what a scope has used in a window, and, as the window "reserved", what is reserved; who changes it locks its rows
-`runtime_reservations`  what is reserved for each call in flight, by whom
-`runtime_holders`       until when each process holds what it has reserved
+`runtime_accounts`      the usage of a scope in each window, and its reservations as the window "reserved"; a change locks its rows
+`runtime_reservations`  the reservation of each call in flight, with the process that holds it
+`runtime_holders`       the time at which the lease of each process ends
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ _RESERVED = "reserved"
 
 
 def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
-    """Statements that make the tables, by their names, with these types of columns."""
+    """Returns the statements that make the tables with these types of columns, by table."""
     amounts = f"tokens {number} NOT NULL, cost {money} NOT NULL, calls {number} NOT NULL"
     return {
         "runtime_accounts": f"CREATE TABLE runtime_accounts (scope_id TEXT NOT NULL, span TEXT NOT NULL, began {time} NOT NULL, {amounts}, "
@@ -34,7 +34,7 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
 class TableAccountStore(ABC):
     """An `AccountStore` over a cursor, within a transaction that its user has begun.
 
-    mark: the placeholder of a parameter in a statement. lock: the words after a SELECT that keep others from changing its rows.
+    `mark`: the placeholder of a parameter in a statement. `lock`: the words after a SELECT that keep others from changing its rows.
     """
 
     mark = "?"
@@ -46,36 +46,36 @@ class TableAccountStore(ABC):
 
     @abstractmethod
     def now(self) -> float:
-        """As `AccountStore.now`."""
+        """Returns the seconds since 1970 by the clock of the database."""
 
     @abstractmethod
     def among(self, column: str) -> str:
-        """The condition that a column is one of what the parameter has."""
+        """Returns the condition that a column has one of the values of a parameter."""
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """That parameter."""
+        """Returns the parameter of `among`."""
 
     @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
-        """As `AccountStore.rows`."""
+        """Returns the rows with these ids, by id."""
 
     @abstractmethod
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
-        """As `AccountStore.put_rows`."""
+        """Stores rows, after it has removed those with the ids `replaced`."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """As `LedgerWriter.used`."""
+        """Returns the amounts that a budget counts of the rows of a scope since this time."""
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Its rows. `?` is written for a parameter."""
+        """Returns the rows of a statement, in which `?` stands for a parameter."""
         self._cursor.execute(statement.replace("?", self.mark), values)
         found: list[tuple[Any, ...]] = self._cursor.fetchall()
         return found
 
     def change(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Once for each of these parameters."""
+        """Executes a statement once for each of these rows of parameters."""
         if rows:
             self._cursor.executemany(statement.replace("?", self.mark), rows)
 
@@ -88,7 +88,7 @@ class TableAccountStore(ABC):
         return {scope for (scope,) in found}
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """As `AccountStore.accounts`. Who locks several locks them in the order of their names, so none waits for another in a ring."""
+        """Locks and returns accounts. They are locked by name, so that transactions do not wait in a ring."""
         if not scopes:
             return {}
         accounts = self._locked(scopes)
@@ -102,7 +102,7 @@ class TableAccountStore(ABC):
         return accounts
 
     def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
-        """Those that have been opened."""
+        """Locks and returns those of these accounts that exist."""
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
             f"ORDER BY scope_id, span {self.lock}",
