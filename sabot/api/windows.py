@@ -1,6 +1,9 @@
 """Windows as users write them: groups of rows by event time, by processing time, or by count."""
 
+import datetime
+import functools
 import re
+import zoneinfo
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -68,7 +71,8 @@ class CumulativeWindow:
 
 @dataclass(frozen=True)
 class ClockWindow:
-    """Windows on the clock of `time_zone`, which end each `step_ms` after midnight there, also on days of 23 or 25 hours.
+    """Windows on the clock of `time_zone`, which end each `step_ms` after midnight there, also on days of 23 or 25 hours, whose bounds
+    in UTC change with that clock.
 
     `grows`: False for windows of the last `size_ms` (hopping; tumbling if both are equal), True for windows that begin every `size_ms`
     (cumulative). A time that the clock shows twice is once in a window: the window that ends at the later one. Windows whose end the
@@ -109,6 +113,7 @@ Window = TimeWindow | SessionWindow | CountWindow
 
 _DAY_MS = 86_400_000
 _FIRST_MONDAY_MS = 4 * _DAY_MS  # 5 January 1970
+_YEARS = range(2000, 2038)  # for which the offsets of a zone are compared
 
 
 def tumbling(
@@ -124,8 +129,11 @@ def tumbling(
     calendar = re.fullmatch(r"\s*(\d+)\s*(d|w|mo|q|y)\s*", size) if isinstance(size, str) else None
     zone = "UTC" if time_zone is None else zone_of("tumbling", time_zone)
     if calendar is None and not is_utc(zone):
-        ms = _ms(size, "size")
-        return ClockWindow(ms, ms, False, zone, _offset_ms(offset, size), _time(time))
+        ms, begins = _ms(size, "size"), _offset_ms(offset, size)
+        shift = offset_of_windows(zone, ms)
+        if shift is None:
+            return ClockWindow(ms, ms, False, zone, begins, _time(time))
+        return TumblingWindow(ms, (begins + shift) % ms, _time(time))
     if calendar is None or (calendar[2] in ("d", "w") and is_utc(zone)):
         return TumblingWindow(_ms(size, "size"), _offset_ms(offset, size), _time(time))
     if _ms(offset, "offset", zero=True):
@@ -155,9 +163,11 @@ def hopping(
     if size_ms % slide_ms:
         raise UserError(f"hopping: {size!r} is not a multiple of {slide!r}", hint="a window is made of whole slides")
     zone = "UTC" if time_zone is None else zone_of("hopping", time_zone)
-    if not is_utc(zone):
-        return ClockWindow(size_ms, slide_ms, False, zone, _offset_ms(offset, slide), _time(time))
-    return HoppingWindow(size_ms, slide_ms, _offset_ms(offset, slide), _time(time))
+    begins = _offset_ms(offset, slide)
+    shift = 0 if is_utc(zone) else offset_of_windows(zone, slide_ms)
+    if shift is None:
+        return ClockWindow(size_ms, slide_ms, False, zone, begins, _time(time))
+    return HoppingWindow(size_ms, slide_ms, (begins + shift) % slide_ms if shift else begins, _time(time))
 
 
 def cumulative(
@@ -177,9 +187,11 @@ def cumulative(
     if size_ms % step_ms:
         raise UserError(f"cumulative: {size!r} is not a multiple of {step!r}", hint="a window is made of whole steps")
     zone = "UTC" if time_zone is None else zone_of("cumulative", time_zone)
-    if not is_utc(zone):
-        return ClockWindow(size_ms, step_ms, True, zone, _offset_ms(offset, size), _time(time))
-    return CumulativeWindow(size_ms, step_ms, _offset_ms(offset, size), _time(time))
+    begins = _offset_ms(offset, size)
+    shift = 0 if is_utc(zone) else offset_of_windows(zone, size_ms)
+    if shift is None:
+        return ClockWindow(size_ms, step_ms, True, zone, begins, _time(time))
+    return CumulativeWindow(size_ms, step_ms, (begins + shift) % size_ms if shift else begins, _time(time))
 
 
 def session(gap: Duration, *, time: WindowTime = "event") -> SessionWindow:
@@ -196,6 +208,22 @@ def count_window(size: int) -> CountWindow:
     if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is not a number of rows", hint="a whole number, 1 or more")
     return CountWindow(size)
+
+
+def offset_of_windows(zone: str, every_ms: int) -> int | None:
+    """Returns the offset in ms of windows that begin on the clock of the zone each `every_ms` after midnight, or None if it
+    changes with the clock: in Berlin, hours always begin with an hour of UTC, and days do not.
+    """
+    rests = {-offset % every_ms for offset in _offsets_ms(zone)}
+    return rests.pop() if len(rests) == 1 else None
+
+
+@functools.cache
+def _offsets_ms(zone: str) -> frozenset[int]:
+    """Returns the distances of the zone's clock from UTC, in ms."""
+    info = zoneinfo.ZoneInfo(zone)
+    days = (datetime.datetime(year, month, 1, tzinfo=info) for year in _YEARS for month in range(1, 13))
+    return frozenset(int((day.utcoffset() or datetime.timedelta()).total_seconds() * 1000) for day in days)
 
 
 def _time(time: WindowTime) -> WindowTime:

@@ -17,6 +17,7 @@ from sabot.api.windows import (
     TumblingWindow,
     cumulative,
     hopping,
+    offset_of_windows,
     session,
     tumbling,
 )
@@ -24,7 +25,7 @@ from sabot.sql.scope import Relation, TableColumn, TimeWindow, TypedExpr, Window
 from sabot.sql.syntax.text import Span, SqlFault
 from sabot.sql.syntax.tree import Argument, Call, Column, Descriptor, Expression, Interval, TableArgument
 from sabot.sql.types import DAY_MS, interval_ms, sql_type
-from sabot.sql.zones import UTC, offset_of_windows, on_the_clock
+from sabot.sql.zones import UTC, on_the_clock
 
 import pyarrow as pa  # isort: skip
 
@@ -294,13 +295,10 @@ def _window(kind: str, sizes: Sequence[Expression], call: Call, time: str, zone:
         if kind == "SESSION":
             return session(f"{every}ms", **options)
         if zone != UTC:
-            shift = offset_of_windows(zone, every)
-            if shift is None and kind == "TUMBLE" and every % DAY_MS == 0 and not given:
-                return tumbling(f"{every // DAY_MS}d", time_zone=zone, **options)
-            if shift is None:  # they begin at other times whenever the clock is changed
-                options["time_zone"] = zone
-            else:
-                given = (given + shift) % every
+            days = every // DAY_MS if kind == "TUMBLE" and every % DAY_MS == 0 and not given else 0
+            if days and offset_of_windows(zone, every) is None:
+                return tumbling(f"{days}d", time_zone=zone, **options)
+            options["time_zone"] = zone
         if given:
             options["offset"] = f"{given}ms"
         if kind == "TUMBLE":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sabot
 from sabot import App, UserError, cumulative, hopping, tumbling
-from sabot.api.windows import CalendarWindow, TimeWindow, TumblingWindow
+from sabot.api.windows import CalendarWindow, ClockWindow, TimeWindow, TumblingWindow
 from sabot.errors import DataError
 from sabot.operators.windows.panes import shape_of
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run
@@ -114,8 +114,10 @@ def time_of_clock(clock: int, zone: str) -> int:
     st.sampled_from(["0s", "3h"]),
 )
 def test_windows_on_a_clock_begin_and_end_where_it_first_shows_their_bounds(ms, zone, sizes, grows, offset) -> None:
-    window = (cumulative if grows else hopping)(*sizes, offset=offset, time_zone=zone)
-    shape, step, size = shape_of(window), window.step_ms, window.size_ms
+    plain = (cumulative if grows else hopping)(*sizes, offset=offset)
+    step, size = plain.step_ms if grows else plain.slide_ms, plain.size_ms
+    window = ClockWindow(size, step, grows, zone, plain.offset_ms)
+    shape = shape_of(window)
     clock = clock_so_far(ms, zone) - window.offset_ms
     pane = clock - clock % step
     assert shape.pane(ms) == time_of_clock(pane + window.offset_ms, zone)
@@ -206,6 +208,24 @@ def test_a_year_of_rows_is_grouped_as_by_polars(size: str, zone: str, parallelis
     assert made["window_start"].dt.epoch("ms").to_list() == starts
     after = wanted["start"].dt.offset_by(size).dt.epoch("ms").to_list()
     assert made["window_end"].dt.epoch("ms").to_list() == after
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Havana", "Australia/Lord_Howe", "Asia/Kolkata"])
+@pytest.mark.parametrize("size", ["15m", "30m", "1h"])
+def test_hours_that_a_clock_shows_twice_are_two_windows_as_in_polars(size: str, zone: str) -> None:
+    if (zone, size) == ("Australia/Lord_Howe", "1h"):
+        pytest.skip("its clock is changed by half an hour, so its hours are of different lengths")
+    info, rows = ZoneInfo(zone), []
+    for day in [dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=each) for each in range(366)]:
+        if day.astimezone(info).utcoffset() != (day + dt.timedelta(days=1)).astimezone(info).utcoffset():
+            rows += [day + dt.timedelta(minutes=7 * each) for each in range(400)]
+    rows = rows or [EPOCH]
+    stream = App("hours").stream(pl.DataFrame({"ts": rows}), time="ts")
+    made = stream.window(tumbling(size, time_zone=zone)).aggregate(n=sabot.count()).collect()
+    frame = pl.DataFrame({"ts": rows}).with_columns(pl.col("ts").dt.convert_time_zone(zone)).sort("ts")
+    wanted = frame.group_by_dynamic("ts", every=size).agg(n=pl.len())
+    assert made["window_start"].cast(pa.int64()).to_pylist() == wanted["ts"].dt.epoch("ms").to_list()
+    assert made["n"].to_pylist() == wanted["n"].to_list()
 
 
 def test_rows_of_two_streams_meet_on_the_same_local_day() -> None:
