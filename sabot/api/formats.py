@@ -15,7 +15,7 @@ def payload_format(given: Any, source: Any, schema: pa.Schema | None, where: str
     """Returns the format of the payloads of a source. Raises UserError, which begins with `where`, if it does not fit
     the source or the schema.
     """
-    if given is not None and isinstance(source, Source) and decodes(source):
+    if given is not None and isinstance(source, Source) and (decodes(source) or source.schema is not None):
         raise UserError(f"{where}: format= is for records, and {source.name} has rows", hint="leave format= out")
     found = format_of(given, where)
     found.check_input(schema, where)

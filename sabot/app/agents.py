@@ -11,6 +11,7 @@ from sabot.api.settings import Settings
 from sabot.base.config import Duration, checked_name, checked_topic
 from sabot.base.options import options_of, spells_out
 from sabot.clock import Clock
+from sabot.connectors.defaults import check_start
 from sabot.errors import UserError, short_repr
 from sabot.runtime.agent_runtime import AgentRuntime
 
@@ -217,6 +218,8 @@ class AgentDeclarations:
         return register
 
     def _spec(self, func: Callable[..., Any], topic: Any, name: str, options: Mapping[str, Any]) -> AgentSpec:
+        for each in topic if isinstance(topic, list | tuple) else [topic]:
+            check_start(each, options.get("start", "earliest"), f"agent {self.id}.{name}")
         return AgentSpec.of(f"{self.id}.{name}", func, topic, name=name, **{"start": self.settings.start, **options})
 
     def llm_agent(

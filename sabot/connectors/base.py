@@ -412,8 +412,10 @@ class Sink(ABC):
 
     name: str
     """The name in metrics and messages: the topic, the path or the table. A checkpoint finds the sink again by its name."""
-    format: Format = JSON
-    """The format in which rows become records, for a sink of records, and for rows with a `key=`."""
+    format: Format | None = JSON
+    """The format in which rows become records, for a sink of records, and for rows with a `key=`. None for a sink that
+    stores columns, which has no place for the key of a record: `to(…, key=)` is then refused.
+    """
 
     @abstractmethod
     def open(self) -> None:

@@ -20,6 +20,8 @@ class ConsoleSink(Sink, ChecksTypes):
     write. Characters that control a terminal are escaped.
     """
 
+    format = None
+
     def __init__(self, name: str = "console") -> None:
         self.name = name
 

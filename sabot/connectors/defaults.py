@@ -46,6 +46,7 @@ __all__ = [
     "backlog_of",
     "bound_of",
     "check_ends",
+    "check_start",
     "check_types",
     "columns_of",
     "commit_of",
@@ -74,6 +75,7 @@ __all__ = [
     "set_owner",
     "sink_of",
     "start_afresh",
+    "start_of",
     "takes_changes",
     "topic_id_of",
     "up_to",
@@ -102,6 +104,24 @@ def check_ends(source: "str | Source", where: str) -> None:
         raise UserError(
             f"{where}: until= needs a topic, and {source.name} is none", hint="leave it out, and filter by a column"
         )
+
+
+def check_start(source: "str | Source", start: Place, where: str) -> None:
+    """Raises UserError, whose text begins with `where`, for a source that is always read from its beginning, if
+    `start=` names another place.
+    """
+    if isinstance(source, Source) and start_of(source, start) != start:
+        raise UserError(
+            f"{where}: start= needs a topic, and {source.name} is none",
+            hint="leave start= out: it is read from its beginning; filter by a column for a part of its rows",
+        )
+
+
+def start_of(source: Source, start: Place) -> Place:
+    """Returns the place at which reading begins without a checkpoint: `start`, or "earliest" for a source that ends by
+    itself, such as files and rows in memory. `start=` of an app is meant for its topics.
+    """
+    return "earliest" if isinstance(source, Bounded) and not isinstance(source, TakesBound) else start
 
 
 def up_to(source: Source, until: Place | None) -> Source:

@@ -95,6 +95,8 @@ class RowsSource(Source, Bounded, HasIdentity):
 class ListOfRows(Sink):
     """A sink that appends each row as a dict to a list of the program, at least once."""
 
+    format = None
+
     def __init__(self, rows: list[Any]) -> None:
         self.name = "list"
         self._rows = rows

@@ -95,7 +95,7 @@ class StagedSink(Sink, Stages, Finishes):
         return self._track.sink.name
 
     @property
-    def format(self) -> Format:  # type: ignore[override]
+    def format(self) -> Format | None:  # type: ignore[override]
         return self._track.sink.format
 
     def open(self) -> None:

@@ -116,6 +116,8 @@ class KafkaWriter(Sink, WaitsForLetters, TakesChanges, ChecksTypes):
     `write`.
     """
 
+    format: Format
+
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any], format: Format = JSON) -> None:
         self.name = topic
         self.format = format

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.base import Encoder
+from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.connectors.base import LostFloats, OnNan, Sink
 from sabot.connectors.defaults import Stages, check_types, expect, expect_changes, finish_of, floats_lost
@@ -58,7 +59,9 @@ class SinkWriter(WritesOutside):
         self._stages = sink if isinstance(sink, Stages) else None
         self._finish = finish_of(sink)
         self._key = key
-        self._encoder = sink.format.encoder(sink.name)
+        # Results of an agent with `key=` are records, also for a sink that stores columns.
+        self._format = sink.format or JSON
+        self._encoder = self._format.encoder(sink.name)
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
@@ -71,7 +74,7 @@ class SinkWriter(WritesOutside):
         stream that is written to the sink.
         """
         if self._changes is None and self._key is not None:
-            self.sink.format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
+            self._format.check_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
             check_types(self.sink, columns)
 
@@ -192,7 +195,7 @@ class SinkWriter(WritesOutside):
         keyed = self._changes is None and self._key is not None
         plain = normalise(pa.RecordBatch.from_pylist([], schema=schema)).schema
         kinds = [(index, field.type) for index, field in enumerate(plain) if _has_floats(field.type)]
-        lost = self.sink.format.floats_lost if keyed else partial(floats_lost, self.sink)
+        lost = self._format.floats_lost if keyed else partial(floats_lost, self.sink)
         found = [(index, lost(kind)) for index, kind in kinds]
         return [(index, floats) for index, floats in found if floats is not None]
 

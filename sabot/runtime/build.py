@@ -376,7 +376,7 @@ class Build:
                 )
         (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
         try:
-            source_input.open(positions, self.settings.app.start_at if node.start is None else node.start, facts)
+            source_input.open(positions, node.begins(self.settings.app.start_at), facts)
             if self.replay is not None:
                 self.replay.begin(task.name, source_input)
         except SabotError:

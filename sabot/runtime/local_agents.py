@@ -16,7 +16,7 @@ from sabot.checkpoint import Coordinator, Manifest
 from sabot.codecs import Codec
 from sabot.codecs.formats import JSON
 from sabot.connectors.base import Sink, Source
-from sabot.connectors.defaults import identity_of, is_same_log, up_to
+from sabot.connectors.defaults import identity_of, is_same_log, start_of, up_to
 from sabot.connectors.places import Place
 from sabot.delivery import StagedSink
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
@@ -255,7 +255,7 @@ class LocalAgents:
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await run_to_end(run_in_thread(task.open, positions, start, facts))
+        await run_to_end(run_in_thread(task.open, positions, start_of(source, start), facts))
         task.again = again
         if spec.durable and spec.job_id is None:
             task.identity = await run_to_end(run_in_thread(identity_of, source))

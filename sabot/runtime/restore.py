@@ -323,7 +323,7 @@ def _refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str],
         node = None if stage.reading is None else stage.reading.node
         if node is None or node.name not in refill.sources:
             continue
-        start = start_at if node.start is None else node.start
+        start = node.begins(start_at)
         if start != "earliest":
             raise UserError(
                 f"--refill {', '.join(sorted(refill.topics))}: {node.name} began at start={start!r}, which may be elsewhere now",

@@ -21,10 +21,11 @@ from sabot.codecs.fields import fields_of, type_of_field
 from sabot.codecs.formats import JSON, Json, format_of
 from sabot.connectors.base import Delivery, OnNan, Sink, Source
 from sabot.connectors.checks import check_input, check_sink
-from sabot.connectors.defaults import check_ends, columns_of, decodes, ends, hold_of, inferring
+from sabot.connectors.defaults import check_ends, check_start, columns_of, decodes, ends, hold_of, inferring, start_of
 from sabot.connectors.places import Place, Start, Until, checked_start, checked_until
 from sabot.errors import SabotError, UserError
 
+_IDLE_MS = 30_000  # the default of `idle=`
 _INFER_MOST = 1_000_000  # the payloads from which columns are inferred are all in memory
 
 
@@ -91,6 +92,11 @@ class Read(Node):
     def has_time(self) -> bool:
         """True if a column of event time is named, or the records have timestamps."""
         return self.time is not None or isinstance(self.source, str)
+
+    def begins(self, start: Place) -> Place:
+        """Returns the place at which reading begins without a checkpoint. `start`: that of the app."""
+        place = start if self.start is None else self.start
+        return start_of(self.source, place) if isinstance(self.source, Source) else place
 
     def ending(self, until: Place) -> "Read":
         """Returns the step with this end, if it reads a topic and has no end of its own; otherwise the step
@@ -277,9 +283,18 @@ def read_node(
         "until": checked_until(until, "stream"),
         "overrides": tuple((each.name, each.type) for each in schema_of(schema_overrides or {})),
     }
+    if options["start"] is not None:
+        check_start(source, options["start"], "stream")
     if until is not None:
         check_ends(source, "stream")
     read = Read(source, known, time, lateness_ms, idle_ms, dead_letter, table, **options)
+    if not read.has_time:
+        given = {"lateness": lateness_ms, "idle": idle_ms - _IDLE_MS, "idle_closes": idle_closes}
+        for name in (name for name, value in given.items() if value):
+            raise UserError(
+                f"stream: {name}= is about event time, and the rows of {read.name} have none",
+                hint='time="ts" names their column of event time; with_time("ts", lateness="5s") gives one to a later step',
+            )
     if read.columns is not None:
         _check_time_column(time, read.columns)
     return read
@@ -290,8 +305,11 @@ def _inferring(infer: int, format: Any, source: str | Source, known: pa.Schema |
     rows = check("stream: infer", infer, Whole(1, _INFER_MOST))
     if known is not None:
         raise UserError("stream: schema= has all types already", hint="give schema= or infer=, not both")
-    if isinstance(source, Source) and (found := inferring(source, rows)) is not None:
-        return format, found
+    if isinstance(source, Source):
+        if (found := inferring(source, rows)) is not None:
+            return format, found
+        if source.schema is not None:
+            raise UserError(f"stream: infer= is for records, and {source.name} has types", hint="leave infer= out")
     payloads = format_of(format, "stream")
     if not isinstance(payloads, Json):
         raise UserError(f"stream: infer={rows} is for JSON and CSV, whose types are inferred", hint="leave infer= out")

@@ -678,7 +678,7 @@ class Stream(Looks, StreamKind):
         """Writes the rows to this topic, Sink, list or agent when the app runs. It may be called several times for
         one stream.
 
-        - `key`: the column whose value is the key of the records.
+        - `key`: the column whose value is the key of the records of a topic.
         - `delivery`: "exactly_once" makes rows visible once a checkpoint covers them, each exactly once after any
           crash. "at_least_once" makes them visible at once; they may be repeated after a crash. By default it is
           exactly once if the sink supports it and checkpoints are written.
@@ -707,6 +707,11 @@ class Stream(Looks, StreamKind):
         check_sink(place, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({place!r})")
         written = sink_format(format, place, f"to({place!r})", keyed=key is not None or self._node.changes)
+        if key is not None and isinstance(place, Sink) and place.format is None:
+            raise UserError(
+                f"to({place!r}): key= is for records, and this sink stores columns",
+                hint='leave it out; .upsert("id") before .to(SqlSink(…)) replaces the row of a key',
+            )
         node = Write(self._node, place, key, delivery, nan, written)
         node.check()
         if self._node.changes:

@@ -70,6 +70,8 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
     or for 64 MiB of rows.
     """
 
+    format = None
+
     def __init__(
         self,
         table: str | os.PathLike[str],

@@ -37,6 +37,8 @@ class ObjectSink(Sink, Delivers, ChecksTypes, Finishes):
     MiB of them. Existing objects stay.
     """
 
+    format = None
+
     def __init__(
         self,
         path: str | Remotely,

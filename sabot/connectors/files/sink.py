@@ -55,6 +55,8 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     replaced when the new one is complete.
     """
 
+    format = None
+
     def __init__(
         self,
         format: FileFormat[Any],

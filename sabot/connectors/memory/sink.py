@@ -26,6 +26,7 @@ class MemorySink(Sink, TakesChanges, ChecksTypes, KeepsToken):
     """
 
     lasting = False
+    format: Format
 
     def __init__(
         self, topic: str, broker_url: str = "memory://", format: Format = JSON, *, write_timeout: float = 300.0

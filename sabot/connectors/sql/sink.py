@@ -63,6 +63,8 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
     batch is one.
     """
 
+    format = None
+
     def __init__(
         self,
         url: str,
