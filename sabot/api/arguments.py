@@ -224,7 +224,7 @@ def aggregates_of_keywords(
     for name, each in aggregates.items():
         if not isinstance(each, Aggregate | Expr) or (isinstance(each, Expr) and not _has_aggregates(each)):
             raise UserError(f"aggregate: {name}={each!r} is not an aggregate", hint=f'{name}=sabot.sum("amount")')
-        results.append((name, _over(each, known) if isinstance(each, Expr) else col(name)))
+        results.append((name, _over(each, known, name) if isinstance(each, Expr) else col(name)))
     return tuple(known.items()), tuple(results) if known.keys() != aggregates.keys() else ()
 
 
@@ -232,16 +232,21 @@ def _has_aggregates(expr: Expr) -> bool:
     return expr.kind == "aggregate" or any(map(_has_aggregates, expr.inputs))
 
 
-def _over(expr: Expr, known: dict[str, Aggregate]) -> Expr:
+def _over(expr: Expr, known: dict[str, Aggregate], result: str) -> Expr:
     """Returns the expression over the columns of its aggregates. Aggregates that are not in `known` are added to it
-    under internal names.
+    under internal names, which plans show: they are made of that of the `result`.
     """
     if expr.kind != "aggregate":
-        return Expr(expr.kind, tuple(_over(each, known) for each in expr.inputs), expr.options) if expr.inputs else expr
+        return (
+            Expr(expr.kind, tuple(_over(each, known, result) for each in expr.inputs), expr.options)
+            if expr.inputs
+            else expr
+        )
     wanted: Aggregate = expr.option("of")
     for name, each in known.items():
         if each.same(wanted):
             return col(name)
-    name = f"__part_{len(known)}"
+    names = (f"__{result}", *(f"__{result}_{number}" for number in range(2, len(known) + 3)))
+    name = next(each for each in names if each not in known)
     known[name] = wanted
     return col(name)

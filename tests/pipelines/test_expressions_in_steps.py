@@ -216,11 +216,21 @@ def test_rows_are_filtered_by_values_of_columns(case: Case) -> None:
         case.orders.filter()
 
 
+def test_a_plan_names_the_parts_of_a_median_after_its_column() -> None:
+    orders = App("shop").stream("orders", schema={"k": "string", "n": "int64"})
+    plan = orders.group_by("k").aggregate(mid=sabot.median("n"), top=sabot.quantile("n", 0.9)).explain()
+    assert 'group by k: __mid = collect_list(col("n"))' in plan
+    assert 'select k, mid = col("__mid").list.quantile(0.5' in plan
+    assert 'top = col("__mid").list.quantile(0.9' in plan, "one list is kept for both"
+    with pytest.raises(UserError, match=r"mid \(collect_list of n\): this aggregate has no result after each row"):
+        orders.key_by("k").aggregate(mid=sabot.median("n")).explain()
+
+
 def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:
     orders = App("shop").stream("orders", schema={"k": "string", "n": "int64"})
     plan = orders.group_by("k").aggregate(total=sabot.sum("n"), share=SHARE, twice=2 * sabot.sum("n")).explain()
-    assert 'group by k: total = sum(col("n")), __part_1 = count()' in plan
-    assert 'select k, total, share = col("total") / col("__part_1"), twice = 2 * col("total")' in plan
+    assert 'group by k: total = sum(col("n")), __share = count()' in plan
+    assert 'select k, total, share = col("total") / col("__share"), twice = 2 * col("total")' in plan
 
 
 @pytest.mark.parametrize(

@@ -479,7 +479,9 @@ def _check_running(whole: Sequence[AggregateColumn], input: pa.Schema | None = N
             for c in whole
             if input is not None and c.argument is not None
         ]
-        named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
+        named = ", ".join(
+            f"{c.name.removeprefix('__')} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole
+        )
         raise UserError(
             f"{named}: this aggregate has no result after each row",
             hint=hints[0]
