@@ -141,6 +141,22 @@ def test_notebooks_get_columns_and_plan_escaped(memory_url: str) -> None:
     assert plan._repr_html_().startswith("<pre>stage")  # type: ignore[attr-defined]
 
 
+def test_notebooks_show_the_columns_of_streams_with_a_key_or_a_window(memory_url: str) -> None:
+    stream = App("looks", memory_url).stream("in", schema={"k": "string", "n": "int64"})
+    for kind, heading in (
+        (stream.key_by("k"), "KeyedStream(by k)"),
+        (stream.group_by("k"), "GroupedStream(by k)"),
+        (stream.key_by("k").window(sabot.tumbling("1m")), "WindowedStream("),
+    ):
+        seen: list[str] = []
+        kind._repr_pretty_(SimpleNamespace(text=seen.append), False)
+        assert seen[0].startswith(heading)
+        assert seen[0].endswith("\nk: string\nn: int64")
+        page = kind._repr_html_()
+        assert "k: string\nn: int64" in page
+        assert "read in" in page
+
+
 def test_notebooks_get_the_plan_of_a_stream_and_of_an_app_as_a_drawing(memory_url: str) -> None:
     """Both forms have it: JupyterLab and VS Code take the page where a result has one, other front ends the drawing."""
     formatters = pytest.importorskip("IPython.core.formatters", reason="pip install ipython")

@@ -36,11 +36,39 @@ class PlanText(str):
         return html(self)
 
 
-class Looks:
-    """The part of a Stream that runs it now, or describes it."""
+class Shown:
+    """The part of a stream, also of one with a key or a window, that IPython and notebooks show."""
 
     _owner: Owner
     _node: Node
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows the columns and their types in IPython, as in notebooks. Nothing runs."""
+        printer.text(f"{self._heading()}\n{self._columns()}")
+
+    def _repr_svg_(self) -> str | None:
+        return drawing_or_none(self._draw)
+
+    def _repr_html_(self) -> str:
+        """Returns the columns, if they are known, and the plan, for notebooks. Nothing runs."""
+        return page(self._heading(), self._columns(), self._draw, lambda: self._owner.explain(self._node))
+
+    def _columns(self) -> str:
+        """Returns a line for each column with its type, or the reason why they are not known."""
+        try:
+            return "\n".join(f"{field.name}: {field.type}" for field in self._owner.schema(self._node))
+        except FAILURES as error:
+            return str(error)
+
+    def _draw(self) -> str:
+        return self._owner.draw(self._node)
+
+    def _heading(self) -> str:
+        return repr(self)
+
+
+class Looks(Shown):
+    """The part of a Stream that runs it now, or describes it."""
 
     def collect(self, *, limit: int | None = None, seconds: Duration | None = None) -> pa.Table:
         """Runs the stream now and returns its rows. For changes it returns the rows that exist at the end. It works
@@ -157,23 +185,5 @@ class Looks:
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Shows the columns and their types in IPython, as in notebooks. Nothing runs."""
-        printer.text(f"Stream\n{self._columns()}")
-
-    def _repr_svg_(self) -> str | None:
-        return drawing_or_none(self._draw)
-
-    def _repr_html_(self) -> str:
-        """Returns the columns, if they are known, and the plan, for notebooks. Nothing runs."""
-        return page("Stream", self._columns(), self._draw, self.explain)
-
-    def _columns(self) -> str:
-        """Returns a line for each column with its type, or the reason why they are not known."""
-        try:
-            return "\n".join(f"{field.name}: {field.type}" for field in self._owner.schema(self._node))
-        except FAILURES as error:
-            return str(error)
-
-    def _draw(self) -> str:
-        return self._owner.draw(self._node)
+    def _heading(self) -> str:
+        return "Stream"

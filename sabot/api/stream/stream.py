@@ -72,7 +72,7 @@ from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Overlap, Pattern, Skip, check_measures
 from sabot.api.stream.joins import asof_node, join_node, keyed_sides, lookup_async_node, lookup_node, without_made
-from sabot.api.stream.looks import Looks
+from sabot.api.stream.looks import Looks, Shown
 from sabot.api.stream.outputs import check_takes_changes
 from sabot.api.stream.owner import Owner
 from sabot.api.windows import CountWindow, SessionWindow, TimeWindow, Window
@@ -787,14 +787,14 @@ class ProcessedStream(Stream):
         return ProcessedStream(self._owner, super().named(id)._node)
 
 
-class KeyedStream(StreamKind):
+class KeyedStream(Shown, StreamKind):
     """Rows with a key: the methods work on the rows of each key separately."""
 
     _made_by = 'key_by("column")'
     _ends_in = "aggregate(…), over(…), process(…)"
 
     def __init__(self, steps: Steps, keys: tuple[str, ...]) -> None:
-        self._steps = steps
+        self._steps, self._owner, self._node = steps, steps.owner, steps.node
         self._keys = keys
 
     def window(
@@ -1013,7 +1013,7 @@ class KeyedStream(StreamKind):
         return f"KeyedStream(by {', '.join(self._keys)})"
 
 
-class WindowedStream(StreamKind):
+class WindowedStream(Shown, StreamKind):
     """Rows with a key and a window: the methods work on the rows of each key and window separately."""
 
     _elsewhere = STREAMS | WINDOWS
@@ -1029,7 +1029,7 @@ class WindowedStream(StreamKind):
         emit_every_ms: int | None,
         late: str | Sink | None,
     ) -> None:
-        self._steps = steps
+        self._steps, self._owner, self._node = steps, steps.owner, steps.node
         self._keys = keys
         self._window = window
         self._allowed_lateness_ms = allowed_lateness_ms
@@ -1115,14 +1115,14 @@ class WindowedStream(StreamKind):
         return f"WindowedStream({self._window})"
 
 
-class GroupedStream(StreamKind):
+class GroupedStream(Shown, StreamKind):
     """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
 
     _made_by = 'group_by("column")'
     _ends_in = "aggregate(…)"
 
     def __init__(self, steps: Steps, keys: tuple[str, ...]) -> None:
-        self._steps = steps
+        self._steps, self._owner, self._node = steps, steps.owner, steps.node
         self._keys = keys
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate | Expr) -> "Stream":
