@@ -144,7 +144,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIMESTAMP", "LOCALTIME"), _CLOCK),
     **dict.fromkeys(("NOW", "CURRENT_ROW_TIMESTAMP", "GETDATE", "SYSDATE", "CURDATE"), _CLOCK),
     **dict.fromkeys(
-        ("RAND", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
+        ("RAND", "RANDOM", "RAND_INTEGER", "UUID", "MD5", "SHA1", "SHA256"), "app.register, with a function of Python"
     ),
     **dict.fromkeys(
         _PERCENTILES, "PERCENTILE(x, 0.5): the median; 0.9 in place of 0.5 is exceeded by a tenth of the values"
@@ -152,7 +152,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("TUMBLE", "HOP", "SESSION", "CUMULATE"), _WINDOW_SELECT),
     **dict.fromkeys(("LENGTH", "LEN"), "CHAR_LENGTH(text)"),
     **dict.fromkeys(("STRING_AGG", "GROUP_CONCAT"), "LISTAGG(text, ',')"),
-    **dict.fromkeys(("STRFTIME", "TO_CHAR"), "DATE_FORMAT(ts, 'yyyy-MM-dd')"),
+    **dict.fromkeys(("STRFTIME", "TO_CHAR", "FORMAT_TIMESTAMP", "FORMAT_DATE"), "DATE_FORMAT(ts, 'yyyy-MM-dd')"),
     **dict.fromkeys(("DATEDIFF", "DATE_DIFF"), "TIMESTAMPDIFF(DAY, start, end)"),
     **dict.fromkeys(("DATEADD", "DATE_ADD"), "ts + INTERVAL '1' DAY"),
     "STRPTIME": "TO_TIMESTAMP(text, 'yyyy-MM-dd HH:mm:ss')",
@@ -189,7 +189,10 @@ _ELSEWHERE = {
     "PREV": "LAST(A.x, 1): the row before, in the match; or LAG(x) OVER (ORDER BY ts) in a query inside",
     "LAG": "LAG(x) OVER (ORDER BY ts)",
     "LEAD": "LEAD(x) OVER (ORDER BY ts)",
-    "DATE_TRUNC": "FLOOR(ts TO HOUR)",
+    **dict.fromkeys(("DATE_TRUNC", "TIMESTAMP_TRUNC", "DATETIME_TRUNC"), "FLOOR(ts TO HOUR)"),
+    "REGEXP_LIKE": "REGEXP(text, pattern)",
+    "SAFE_DIVIDE": "x / NULLIF(y, 0)",
+    "STRING": "CAST(x AS STRING)",
     "ISNULL": "IFNULL(x, y), or x IS NULL",
     "NVL": "COALESCE(x, y)",
     "TIME_BUCKET": _WINDOW_TABLE,
@@ -916,7 +919,9 @@ def aggregate(call: Call, argument: TypedExpr | None, predicate: Expr | None, zo
     if call.order and name != "LISTAGG":
         raise SqlFault(call.span, f"{name} WITHIN GROUP is not supported", "LISTAGG(x) WITHIN GROUP (ORDER BY x)")
     if argument is not None and name.startswith(_OF_NUMBERS) and not is_number(argument.type):
-        raise SqlFault(call.span, f"{name} of {sql_type(argument.type)}", "it takes numbers")
+        is_condition = pa.types.is_boolean(argument.type)
+        hint = "COUNT(*) FILTER (WHERE condition)" if is_condition else "it takes numbers"
+        raise SqlFault(call.span, f"{name} of {sql_type(argument.type)}", hint)
     if name == "LISTAGG" and argument is not None:
         present = argument.expr.is_not_null()
         predicate = present if predicate is None else predicate & present

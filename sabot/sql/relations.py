@@ -574,7 +574,9 @@ class QueryBinder:
     def _as_of(self, join: JoinSource, left: Relation, table: TableName) -> Relation:
         node = table.as_of
         if not isinstance(node, Column) or join.kind not in ("INNER", "LEFT"):
-            raise SqlFault(table.span, "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN")
+            hint = "FOR SYSTEM_TIME AS OF a.ts, its event time, or a column p AS PROCTIME()"
+            message = "AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN"
+            raise SqlFault(table.span, message, hint)
         field, further = left.find(node.parts)
         right = self._lookup(table.parts).named(table.parts[-1].text)
         right = right if table.alias is None else renamed(right, table.alias)

@@ -361,7 +361,8 @@ class SelectBinder:
         binder = Binder(self._context, relation)
         replaced: dict[Any, TypedExpr] = {}
         keys: dict[str, Expr] = {}
-        window = _WindowUse(relation, self._context.zone)
+        place = select.group[-1].span if select.group else select.items[0].span
+        window = _WindowUse(relation, self._context.zone, place)
         before, names = names_of(relation), Names()
         aliases = {
             key_of(item.expression, relation): item.alias.text for item in items if item.alias and self._is_plain(item)
@@ -644,7 +645,8 @@ class SelectBinder:
                     raise SqlFault(window.frame.span, f"{call.name.text} has no frame")
                 ties = cast(Literal["row_number", "rank", "dense_rank"], kind)
                 if not order:
-                    raise SqlFault(call.span, f"{call.name.text} needs ORDER BY")
+                    hint = f"{call.name.text}() OVER (PARTITION BY key ORDER BY x)"
+                    raise SqlFault(call.span, f"{call.name.text} needs ORDER BY", hint)
                 time: Literal["event", ""] = "event" if _by_event_time(relation, order) else ""
                 replaced[id(item.expression)] = _ranked(Ranking("", ties, partition, order, call.span, time, self._ttl))
                 continue
@@ -757,21 +759,21 @@ class SelectBinder:
         ranking = relation.ranking
         if ranking is None:
             return relation, None
-        for condition in self._where:
-            bound = self._bound_of(condition, relation, ranking)
-            if bound is not None:
-                break
-        else:
+        found = [(each, self._bound_of(each, relation, ranking)) for each in self._where]
+        bounds = [(*bound, each) for each, bound in found if bound is not None]
+        if not bounds:
             raise SqlFault(
                 ranking.span,
                 "a ranking needs a bound",
                 "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
             )
-        rank = ranking.column if self._uses(relation, ranking.column, condition) else None
+        bound, is_whole, condition = next((each for each in bounds if each[1]), bounds[0])
+        bounding = condition if is_whole else None
+        rank = ranking.column if self._uses(relation, ranking.column, bounding) else None
         by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
         windowed = None if ranking.time in ("first", "last") else self._rank_in_window(relation, ranking, bound, rank)
         if windowed is not None:
-            return windowed, condition
+            return windowed, bounding
         ttl = self._ttl_of_first_rows(relation.stream, ranking, bound)
         with at(ranking.span):
             stream = relation.stream
@@ -793,7 +795,7 @@ class SelectBinder:
             else:
                 stream = keyed.top_n(bound, by=by, descending=descending, ties=ranking.ties, rank=rank)
         fields = tuple(each for each in relation.fields if rank or each.column != ranking.column)
-        return replace(relation, stream=stream, fields=fields, ranking=None), condition
+        return replace(relation, stream=stream, fields=fields, ranking=None), bounding
 
     def _ttl_of_first_rows(self, stream: Stream, ranking: Ranking, bound: int) -> str | None:
         """Returns the event time after which a key has a first row again, or None for never. Raises and warns as `_ttl_of`
@@ -849,11 +851,15 @@ class SelectBinder:
         )
         return replace(relation, stream=stream, fields=fields, ranking=None)
 
-    def _bound_of(self, condition: Expression, relation: Relation, ranking: Ranking) -> int | None:
+    def _bound_of(self, condition: Expression, relation: Relation, ranking: Ranking) -> tuple[int, bool] | None:
+        """Returns the greatest rank that a condition allows, and True if it allows all ranks up to it, so that nothing of it
+        is left to check; None for a condition that does not bound the rank.
+        """
+        is_whole = True
         if isinstance(condition, Between) and not condition.negated:
             lower = condition.lower
-            if isinstance(lower, Constant) and lower.kind == "integer" and int(lower.text) == 1:
-                condition = Binary("<=", condition.operand, condition.upper, condition.span)
+            is_whole = isinstance(lower, Constant) and lower.kind == "integer" and int(lower.text) == 1
+            condition = Binary("<=", condition.operand, condition.upper, condition.span)
         if not isinstance(condition, Binary):
             return None
         for side, other, operator in (
@@ -863,13 +869,13 @@ class SelectBinder:
             is_rank = isinstance(side, Column) and relation.find(side.parts)[0].column == ranking.column
             if is_rank and isinstance(other, Constant) and other.kind == "integer":
                 number = int(other.text)
-                bound = {"<=": number, "<": number - 1, "=": number if number == 1 else 0}.get(operator, 0)
-                if bound < 1:
-                    raise SqlFault(condition.span, "a ranking is bounded by <= n, < n, or = 1")
-                return bound
+                bound = {"<=": number, "<": number - 1, "=": number}.get(operator)
+                if bound is not None and bound < 1:
+                    raise SqlFault(condition.span, "ranks begin at 1, so no row has this one", "WHERE n <= 3, or n = 1")
+                return None if bound is None else (bound, is_whole and (operator != "=" or number == 1))
         return None
 
-    def _uses(self, relation: Relation, column: str, bounding: Expression) -> bool:
+    def _uses(self, relation: Relation, column: str, bounding: Expression | None) -> bool:
         others = [each for each in self._where if each is not bounding]
         trees: list[Any] = [*self._select.items, *others, *self._select.group]
         trees += [self._select.having] if self._select.having is not None else []
@@ -1027,8 +1033,9 @@ def _preceding(window: Window, context: Context, relation: Relation) -> Any:
 class _WindowUse:
     """The window of a GROUP BY: of a window table, of TUMBLE(…) in GROUP BY, or of rows that a window has made."""
 
-    def __init__(self, relation: Relation, zone: str) -> None:
+    def __init__(self, relation: Relation, zone: str, groups: Span) -> None:
         self._zone = zone
+        self._groups = groups  # the place of GROUP BY
         self.window: TimeWindow | None = None
         self.keys: list[str] = []
         self._span: Span | None = None
@@ -1067,9 +1074,8 @@ class _WindowUse:
     def prepared(self, stream: Stream) -> Stream:
         """Returns the rows for the window, and sets `window` and `keys`."""
         if self._table is not None and self.window is None:
-            raise SqlFault(
-                Span(0, 0) if self._span is None else self._span, "GROUP BY needs window_start and window_end"
-            )
+            hint = "GROUP BY …, window_start, window_end"
+            raise SqlFault(self._span or self._groups, "GROUP BY needs window_start and window_end", hint)
         if self._table is not None and self._seen - {"time"} != {"start", "end"}:
             hint = "GROUP BY window_start, window_end"
             raise SqlFault(cast(Span, self._span), "GROUP BY needs both window_start and window_end", hint)

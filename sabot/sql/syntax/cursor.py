@@ -90,6 +90,7 @@ _ELSEWHERE = {
     "GLOB": "text LIKE 'U%'",
     "DIV": "a / b, which is a whole number for integers",
     "ASOF": "JOIN t FOR SYSTEM_TIME AS OF a.ts ON a.key = t.key",
+    **dict.fromkeys(("SEMI", "ANTI"), "WHERE x IN (SELECT …), or NOT EXISTS (SELECT …)"),
     "SAMPLE": "WHERE MOD(id, 10) = 0",
     "TIES": "RANK() OVER (ORDER BY x) AS n in a query inside, and WHERE n <= 5 outside",
     **dict.fromkeys(("TEMP", "SOURCE", "SINK", "EXTERNAL"), "CREATE TABLE … WITH ('connector' = '…')"),

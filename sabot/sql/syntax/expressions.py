@@ -361,6 +361,9 @@ class Expressions(TokenCursor):
                 "TRY_CAST(x AS INT)" if name.text.upper() == "SAFE_CAST" else "a value has its alias in the select list"
             )
             self.expected(")", f"of {name.text}(…)", hint)
+        if self.is_word("IGNORE") or self.is_word("RESPECT"):
+            hint = f"{name.text}(x) FILTER (WHERE x IS NOT NULL)"
+            self.expected(")", f"of {name.text}(…)", hint)
         if self.is_word("ORDER"):
             hint = "aggregates go by the order of event time; LISTAGG(x) WITHIN GROUP (ORDER BY y) by any other"
             self.expected(")", f"of {name.text}(…)", hint)

@@ -947,6 +947,66 @@ WRONG = [
         "1:35: 'abc' is no BIGINT",
         "a number; or CAST(… AS STRING) = '…', which compares the texts",
     ),
+    (
+        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY delay) = 0",
+        "1:37: ranks begin at 1, so no row has this one",
+        "WHERE n <= 3, or n = 1",
+    ),
+    (
+        "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY delay) > 2",
+        "1:37: a ranking needs a bound",
+        "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
+    ),
+    (
+        "SELECT ROW_NUMBER() OVER () AS n FROM flights",
+        "1:8: ROW_NUMBER needs ORDER BY",
+        "ROW_NUMBER() OVER (PARTITION BY key ORDER BY x)",
+    ),
+    (
+        "SELECT carrier FROM TABLE(TUMBLE(TABLE flights, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY carrier",
+        "1:94: GROUP BY needs window_start and window_end",
+        "GROUP BY …, window_start, window_end",
+    ),
+    (
+        "SELECT f.delay FROM flights f JOIN rates FOR SYSTEM_TIME AS OF NOW() AS r ON f.carrier = r.carrier",
+        "1:36: AS OF takes a column of time of the left table, behind JOIN or LEFT JOIN",
+        "FOR SYSTEM_TIME AS OF a.ts, its event time, or a column p AS PROCTIME()",
+    ),
+    (
+        "SELECT delay FROM flights f SEMI JOIN rates r ON f.carrier = r.carrier",
+        "1:29: expected ; or the end of the statement, found SEMI",
+        "WHERE x IN (SELECT …), or NOT EXISTS (SELECT …)",
+    ),
+    (
+        "SELECT LAST_VALUE(delay IGNORE NULLS) OVER (ORDER BY ts) FROM flights",
+        "1:25: expected ) of LAST_VALUE(…), found IGNORE",
+        "LAST_VALUE(x) FILTER (WHERE x IS NOT NULL)",
+    ),
+    (
+        "SELECT carrier, SUM(delay > 15) FROM flights GROUP BY carrier",
+        "1:17: SUM of BOOLEAN",
+        "COUNT(*) FILTER (WHERE condition)",
+    ),
+    (
+        "SELECT STRING(delay) FROM flights",
+        "1:8: there is no function STRING",
+        "CAST(x AS STRING)",
+    ),
+    (
+        "SELECT REGEXP_LIKE(origin, '^J') FROM flights",
+        "1:8: there is no function REGEXP_LIKE",
+        "REGEXP(text, pattern)",
+    ),
+    (
+        "SELECT SAFE_DIVIDE(delay, 2) FROM flights",
+        "1:8: there is no function SAFE_DIVIDE",
+        "x / NULLIF(y, 0)",
+    ),
+    (
+        "SELECT TIMESTAMP_TRUNC(ts, HOUR) FROM flights",
+        "1:8: there is no function TIMESTAMP_TRUNC",
+        "FLOOR(ts TO HOUR)",
+    ),
 ]
 """A statement, the place and the message of its error, and its hint."""
 
