@@ -98,7 +98,7 @@ def none_open(*asked: Any) -> list[OpenJob]:
 
 add = History.add
 FAULTS = [
-    ("sabot.jobs.effects.in_doubt", again, "done more than once"),
+    ("sabot.jobs.core.in_doubt", again, "done more than once"),
     ("sabot.jobs.host.History.add", without_results, "blocked|done more than once|lost"),
     ("sabot.jobs.host.open_jobs", none_open, "blocked|lost|not over|done more than once"),
 ]
