@@ -108,7 +108,7 @@ STREAMS = {
         for name, here in _AGGREGATES.items()
         if name not in ("count", "first")
     },
-    "count": "aggregate(n=sabot.count())",
+    **dict.fromkeys(["count", "countByKey", "count_by_key"], "aggregate(n=sabot.count())"),
     "first": "head(1)",
 }
 """For streams, also those with a key or a window: the name elsewhere, and the way to write the same here."""
