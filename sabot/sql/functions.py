@@ -227,14 +227,14 @@ def is_number(type: pa.DataType) -> bool:
 
 
 def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool = False) -> Expr:
-    """Returns `/` or `%` of Flink: of integers, truncated towards zero (the engine's `//` and `%` round down), as `%` of
-    decimals is. `positive`: True if the divisor is known to be greater than 0.
+    """Returns `/` or `%` of Flink: `/` of integers and `%` of all numbers truncate towards zero (the engine's `//` and `%` round down).
+    `positive`: True if the divisor is known to be greater than 0.
     """
     a, b = left.expr, right.expr
-    whole = all(pa.types.is_integer(each.type) for each in (left, right))
-    exact = all(pa.types.is_integer(each.type) or pa.types.is_decimal(each.type) for each in (left, right))
-    if not (whole if operator == "/" else exact):
+    if not all(map(is_number, (left.type, right.type))):
         return a / b if operator == "/" else a % b
+    if operator == "/" and not all(pa.types.is_integer(each.type) for each in (left, right)):
+        return a / b
     quotient, rest = a // b, a % b
     positive = positive or (right.expr.kind == "lit" and right.expr.option("value") > 0)
     apart = (rest != 0) & ((a < 0) if positive else (a < 0) ^ (b < 0))
@@ -244,8 +244,8 @@ def divided(operator: str, left: TypedExpr, right: TypedExpr, *, positive: bool 
 
 
 def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) -> Expr:
-    """Returns CAST of Flink: a fraction is cut off where the target is an integer, and a TIMESTAMP_LTZ is a time on the
-    clock of the session's zone.
+    """Returns CAST of Flink: a fraction is cut off where the target is an integer, and rounded where it is a decimal with fewer digits.
+    A TIMESTAMP_LTZ is a time on the clock of the session's zone.
     """
     expr, type = operand
     if is_local(target) and not is_local(type) and zone != UTC:
@@ -262,6 +262,8 @@ def cast(operand: TypedExpr, target: pa.DataType, zone: str, *, strict: bool) ->
             expr, type = on_the_clock(operand, zone)
     if pa.types.is_integer(target) and (pa.types.is_floating(type) or pa.types.is_decimal(type)):
         expr = when(expr < 0).then(expr.ceil()).otherwise(expr.floor())
+    if pa.types.is_decimal(target) and pa.types.is_decimal(type) and type.scale > target.scale:
+        expr = expr.round(target.scale)
     if pa.types.is_boolean(type) and is_number(target):
         return when(expr).then(lit(1)).when(~expr).then(lit(0)).otherwise(lit(None)).cast(target)
     return expr.cast(target, strict=strict)

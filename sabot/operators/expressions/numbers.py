@@ -30,6 +30,7 @@ from sabot.operators.expressions.node import (
 from sabot.operators.expressions.rounding import round_decimals, round_to
 
 _MOST_DIGITS = 76  # the most digits of a decimal256
+_DIGITS_OF_128 = 38  # of a decimal128
 
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
 
@@ -59,9 +60,14 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
         and any(pa.types.is_decimal(n.type) for n in nodes)
         and not any(pa.types.is_floating(n.type) for n in nodes)
     ):
-        return apply(expr, pc.multiply, *[_decimal(node) for node in nodes])  # a product has the digits of both factors
+        factors = [_decimal(node) for node in nodes]
+        digits, scale = sum(each.type.precision for each in factors) + 1, sum(each.type.scale for each in factors)
+        return apply(expr, _within_38_digits(pc.multiply, factors, digits, scale), *factors)
     nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else nodes)
     type = nodes[0].type
+    if kind in "+-" and pa.types.is_decimal(type):
+        compute = _within_38_digits(_ARITHMETIC[kind], nodes, type.precision + 1, type.scale)
+        return apply(expr, compute, *nodes)
     if kind in _ARITHMETIC:
         return apply(expr, _ARITHMETIC[kind], *nodes)
     if pa.types.is_integer(type):
@@ -120,6 +126,21 @@ def _divided(divide: Any, type: pa.DataType, a: Any, b: Any) -> pa.Array:
     number: Any = integers(a) if isinstance(a, pa.Array) else np.array(a.as_py() or 0, dtype=str(type))
     with np.errstate(divide="ignore", over="ignore"):
         return integer_array(divide(number, divisor), type, a, b, nulls=nulls)
+
+
+def _within_38_digits(compute: Any, nodes: list[Compiled], digits: int, scale: int) -> Function:
+    """Returns a function that computes decimals of 128 bits whose results may have more digits than the 38 that such a decimal has. It
+    gives decimals with 38 digits, and raises ArrowInvalid for a value with more.
+    """
+    if digits <= _DIGITS_OF_128 or scale > _DIGITS_OF_128 or any(node.type.bit_width > 128 for node in nodes):
+        return compute  # type: ignore[no-any-return]
+    most = _DIGITS_OF_128 - (digits > _MOST_DIGITS)  # of a factor, so that pyarrow has a type for the product
+
+    def computed(a: Any, b: Any) -> Any:
+        wide = (pc.cast(each, pa.decimal256(min(each.type.precision, most), each.type.scale)) for each in (a, b))
+        return pc.cast(compute(*wide), pa.decimal128(_DIGITS_OF_128, scale))
+
+    return computed
 
 
 def _decimal_remainder(type: pa.DataType, a: Any, b: Any) -> pa.Array:

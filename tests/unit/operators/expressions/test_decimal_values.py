@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sabot.api.expr import Expr, col, lit
+from sabot.errors import DataError
 from sabot.operators.expressions.compiled import compile_expr
 
 
@@ -93,3 +94,29 @@ def test_the_remainder_of_decimals_is_exact_and_has_the_sign_of_the_divisor(
     assert evaluate(col("a") % col("b"), batch).to_pylist() == expected
     assert evaluate(col("a") % 7, batch).to_pylist() == [_floor_remainder(each, decimal.Decimal(7)) for each in values]
     assert evaluate(col("a") % 0, batch).null_count == 500
+
+
+@pytest.mark.parametrize(("a", "b"), [((38, 2), (3, 2)), ((38, 4), (38, 10)), ((30, 5), (20, 5)), ((37, 0), (37, 0))])
+def test_decimals_are_computed_as_far_as_38_digits_hold_the_result(a: tuple[int, int], b: tuple[int, int]) -> None:
+    dice = random.Random(8)
+
+    def some(precision: int, scale: int) -> decimal.Decimal:
+        with decimal.localcontext(prec=80):
+            return decimal.Decimal(dice.randrange(-(10 ** min(precision, 9)), 10 ** min(precision, 9))).scaleb(-scale)
+
+    left, right = [some(*a) for _ in range(300)], [some(*b) for _ in range(300)]
+    batch = pa.record_batch({"a": pa.array(left, pa.decimal128(*a)), "b": pa.array(right, pa.decimal128(*b))})
+    with decimal.localcontext(prec=80):
+        for kind, compute in (("+", operator.add), ("-", operator.sub), ("*", operator.mul)):
+            expected = [compute(x, y) for x, y in zip(left, right, strict=True)]
+            assert evaluate(compute(col("a"), col("b")), batch).to_pylist() == expected, kind
+        assert evaluate(col("a") * 3, batch).to_pylist() == [each * 3 for each in left]
+
+
+def test_a_result_with_more_than_38_digits_is_an_error_that_shows_the_values() -> None:
+    most = decimal.Decimal(10**38 - 1)
+    batch = pa.record_batch({"a": pa.array([most], pa.decimal128(38, 0))})
+    for expr in (col("a") + 1, col("a") * 10, col("a") * col("a")):
+        with pytest.raises(DataError, match="9" * 37):
+            evaluate(expr, batch)
+    assert evaluate(col("a") - 1, batch).to_pylist() == [decimal.Decimal(10**38 - 2)]
