@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.ma  # noqa: F401 - pyarrow loads it with the first array of numpy's: 10 ms, in which the first rows would wait
 
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.read import StreamEnd, endless_read
 from sabot.base.metrics import Metrics, Sample
 from sabot.base.supervision import unexpected_end, watch_task
 from sabot.base.threads import Handle, call_on_loop, run_in_thread, run_to_end, threads, wait_all
 from sabot.calls.model_figures import RunEngines
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
-from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError
+from sabot.errors import AgentFailed, AppLocked, CheckpointFailed, SabotError, TransientError, UserError
+from sabot.plan import ending
 from sabot.runtime.agent_groups import TASK
 from sabot.runtime.facts import check_facts
 from sabot.runtime.inference import StoppedEarly
@@ -426,6 +427,7 @@ class Run:
                     told = "app %s had read all its inputs with checkpoint %s: nothing is read twice, and open jobs go on: %d"
                     _log.warning(told, self.app.id, self.restored_from, durable.go_on)
                 else:
+                    self._check_ended()
                     told = "app %s had ended with checkpoint %s: nothing is read twice (start afresh with --fresh)"
                     _log.warning(told, self.app.id, self.restored_from)
         alive = [agent.process for agent in self.agents.values() if agent.process is not None]
@@ -442,6 +444,18 @@ class Run:
         finally:
             for wait in {*waits, over}:
                 wait.cancel()
+
+    def _check_ended(self) -> None:
+        """Raises UserError if a stream of an app that had ended reads a topic without an end now. What has come since would not be read:
+        its windows are closed.
+        """
+        endless = filter(None, map(endless_read, ending(self._writes, self.app.settings.end_at)))
+        if (read := next(endless, None)) is not None:
+            raise UserError(
+                f"app {self.app.id} had ended with checkpoint {self.restored_from} at the end that until= set, so what {read.name} has "
+                "got since is not read: windows and joins have given their last results",
+                hint="a run that is to go on has no until=, and is stopped; --fresh reads everything again",
+            )
 
     # -- the stop -----------------------------------------------------------------------------------------------------
 

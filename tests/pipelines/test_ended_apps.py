@@ -164,3 +164,21 @@ async def test_a_join_with_changes_does_not_begin_with_their_table_again_when_it
     (join,) = [each for each in verdicts if each.id.startswith("join")]
     assert (join.outcome, join.fills) == ("new", ())
     assert "all inputs had ended" in join.why
+
+
+async def test_an_app_that_ended_at_until_does_not_leave_new_records_unread_in_silence(
+    memory_url: str, tmp_path: Path
+) -> None:
+    def app(**settings: Any) -> App:
+        made = App("live", memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints", **settings)
+        made.stream("rows", schema={"n": "int64"}).group_by().aggregate(n=count()).upsert("n").to("out")
+        return made
+
+    publish(app(), "rows", [{"n": n} for n in range(5)])
+    await bounded(app(until="now").run())
+    await bounded(app(until="now").run())  # a second time: it has ended, and nothing is read twice
+    publish(app(), "rows", [{"n": 5}])
+    with pytest.raises(
+        UserError, match=r"live had ended with checkpoint \d+ at the end that until= set, so what rows has got"
+    ):
+        await bounded(app().run())
