@@ -1,5 +1,6 @@
 """`sabot dlq`: lists, shows and redrives dead letters, the records that could not be processed."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,12 @@ from sabot.runtime.dead_letters import (
 from sabot.runtime.dead_letters import redrive as send_back
 from sabot.runtime.late_letters import LateAgain, late_again
 
-_REMEDIES = {"to": "--to TOPIC sends them there", "now": "--now gives them the current time"}
-_WHICH = "give --broker kafka://host:port, or write sabot -A module:app dlq …"
+_REMEDIES = {
+    "to": "--to TOPIC sends them to a topic of that name",
+    "create": "sabot topics create makes it; --to TOPIC sends them to another one",
+    "now": "--now gives them the current time",
+}
+_WHICH = "give --broker kafka://host:port, set SABOT_BROKER, or write sabot -A module:app dlq …"
 
 dlq = typer.Typer(help="List, show and redrive dead letters.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -364,7 +369,7 @@ def _opened(
 def address_of(
     context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool, hint: str = _WHICH
 ) -> tuple[str | None, dict[str, Any]]:
-    """Returns the broker of the command line or of the app in -A, and the settings of the Kafka client.
+    """Returns the broker of the command line, of the app in -A or of SABOT_BROKER, and the settings of the Kafka client.
 
     The broker is None if it is not `needed` and there is none. Raises WrongUse if a needed broker is missing or is memory://. `hint`: the
     hint for a missing broker.
@@ -375,6 +380,7 @@ def address_of(
     if target is not None:
         app = load_app(target)
         broker, settings = broker or app.broker, dict(app.settings.kafka)
+    broker = broker or os.environ.get("SABOT_BROKER") or None
     if broker is None:
         if not needed:
             return None, {}

@@ -195,7 +195,7 @@ def _log_of(context: typer.Context, topic: str, broker: str | None, kafka: list[
 
 
 def _broker(context: typer.Context, broker: str | None, kafka: list[str] | None) -> tuple[str, dict[str, Any]]:
-    hint = "give --broker kafka://host:port, or write sabot -A module:app topics …"
+    hint = "give --broker kafka://host:port, set SABOT_BROKER, or write sabot -A module:app topics …"
     url, settings = address_of(context, broker, kafka, needed=True, hint=hint)
     if url is None:
         raise WrongUse("no broker is given", hint=hint)

@@ -16,7 +16,7 @@ from sabot.connectors.letters import ATTEMPTS_HEADER, BEFORE_HEADER, DeadLetter,
 _LETTERS = 2000  # the most dead letters in one call of `deliver`
 _BYTES = 8 << 20
 
-Remedy: TypeAlias = Literal["to", "now"]
+Remedy: TypeAlias = Literal["to", "create", "now"]
 
 
 def every_letter(letter: DeadLetter) -> bool:
@@ -44,7 +44,8 @@ class Selection:
 @dataclass
 class Redriven:
     """The result of a redrive. `topics`: the number of records that went to each topic. `left`: the number of dead
-    letters that were not sent, by reason. `remedies`: the member of `Selection` that would send them, by reason.
+    letters that were not sent, by reason. `remedies`: by reason, what would send them: another topic, a topic of
+    that name, or the current time.
     """
 
     letters: int = 0
@@ -166,7 +167,7 @@ def _addressed(
             continue
         target = redriver.target(topic)
         if target.partitions == 0:
-            done.leave(f"there is no topic {topic!r} to send them to", "to")
+            done.leave(f"there is no topic {topic!r} to send them to", "create")
             continue
         known = letter.number("timestamp")
         stamp = max(0, letter.timestamp if known is None else known)

@@ -48,7 +48,11 @@ _MOST_ROWS = 10_000  # of a table as CSV or JSON
 _MOST_SENT = 100_000  # by one form
 _FILTERS = ("place", "q", "reason", "step", "all", "order")
 _OLDEST = "oldest"  # the order of another page than the usual one
-_REMEDIES = {"to": "give a target topic", "now": "choose to give them the current time"}
+_REMEDIES = {
+    "to": "give a target topic",
+    "create": "sabot topics create makes it, or give another target topic",
+    "now": "choose to give them the current time",
+}
 _NUMBER = re.compile(r"-?\d{1,19}", re.ASCII)
 _PLACE = re.compile(r"(\d{1,19}):(\d{1,19})", re.ASCII)
 
