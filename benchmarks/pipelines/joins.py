@@ -126,9 +126,9 @@ def run(join: str, left: Path, right: Path, rows: int, threads: int) -> tuple[di
     """-> (seconds, cpu_seconds; the answer)."""
     app, timed = App("joins", parallelism=threads), join in ("interval", "asof")
     columns = {"key": "int64", **({"ts": "int64"} if timed else {})}
-    time_column = "ts" if timed else None
-    one = app.stream(files(left), schema=columns | {"x": "int64"}, time=time_column, lateness=LATENESS)
-    other = app.stream(files(right), schema=columns | {"y": "int64"}, time=time_column, lateness=LATENESS)
+    times = {"time": "ts", "lateness": LATENESS} if timed else {}
+    one = app.stream(files(left), schema=columns | {"x": "int64"}, **times)
+    other = app.stream(files(right), schema=columns | {"y": "int64"}, **times)
     half = half_ms(rows) / 1000
     totals = Totals()
     if join == "interval":

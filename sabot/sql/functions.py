@@ -297,8 +297,11 @@ def _rounded(method: str, arguments: CallArguments) -> Expr:
 
 
 def _round(arguments: CallArguments) -> Expr:
-    digits = int(arguments.constant(1, "integer", "the number of digits")) if len(arguments) > 1 else 0
-    return arguments.expr(0).round(digits)
+    digits = arguments.whole(1, "the number of digits") if len(arguments) > 1 else 0
+    expr, type = arguments.bound(0)
+    if digits < 0 and pa.types.is_integer(type):
+        return expr.cast("decimal(20, 0)").round(digits).cast(type)
+    return expr.round(digits)
 
 
 def _log(arguments: CallArguments) -> Expr:

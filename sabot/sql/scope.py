@@ -175,8 +175,9 @@ class Relation:
             raise SqlFault(span, f'there is no table or column "{first}"', list_names(first, tables))
         names = [each.name for each in self.fields]
         hint = list_names(first, names) if names else "SELECT … FROM table"
-        if parts[0].quoted and not near_names(first, names):
-            hint = f"a text has single quotes: '{first}'"
+        if parts[0].quoted:
+            near = near_names(first, names)
+            hint = f"{near}{' or ' if near else ''}a text has single quotes: '{first}'".replace("? or", "; or")
         elif first.lower() in ("window_start", "window_end", "window_time"):
             hint = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) has it"
         raise SqlFault(span, f'there is no column "{first}"', hint)

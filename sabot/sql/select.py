@@ -124,6 +124,9 @@ class SelectBinder:
         relation, bounding = self.ranked()
         self._where = [each for each in self._where if each is not bounding]
         grouped = bool(select.group) or select.having is not None or has_aggregate(select.items)
+        if grouped and relation.window is not None:
+            self._filter_windows(relation)
+            select = self._select
         if isinstance(relation.window, SessionWindow) and self._where:
             raise SqlFault(
                 self._where[0].span,
@@ -159,6 +162,18 @@ class SelectBinder:
             assert output.passed is not None
             fields.insert(i, replace(output.passed, qualifier="", name=names.free(output.name)))
         return replace(finished, fields=tuple(fields), window=relation.window)
+
+    def _filter_windows(self, relation: Relation) -> None:
+        """Makes conditions of WHERE on the bounds of the windows alone conditions of HAVING: they hold for all rows of a window or for
+        none, and rows have no bounds before they are grouped.
+        """
+        for condition in list(self._where):
+            columns = [node for node in walk(condition) if isinstance(node, Column)]
+            if columns and all(relation.find(node.parts)[0].window is not None for node in columns):
+                self._where.remove(condition)
+                having = self._select.having
+                both = condition if having is None else Binary("AND", having, condition, condition.span)
+                self._select = replace(self._select, having=both)
 
     def _groups_windows(self, relation: Relation) -> bool:
         """Returns True if GROUP BY has both bounds of the window table, and nothing else needs them in each row."""
