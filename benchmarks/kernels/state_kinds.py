@@ -221,6 +221,15 @@ def measure(name: str, keys: int, budget: int, cuts: int) -> dict[str, Any]:
             _, held, standing = timed_cut(operator)
             held.discard()
             stood_on_disk.append(standing)
+        if kind.keys is None:  # RocksDB estimates how many keys it has; memory counts them
+            again = root / "again"
+            again.mkdir()
+            facts, cut, _ = timed_cut(operator)
+            cut.save(again)
+            cut.discard()
+            operator.close()
+            operator = opened(kind)
+            operator.restore([Saved(again, json.loads(json.dumps(facts)))])
         check(operator, kind, keys, f"{name}, under the budget")
         operator.close()
     return {
