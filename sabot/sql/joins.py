@@ -539,7 +539,8 @@ class JoinBinder:
         self._sort_conditions()
         if not self._keys or self._residual:
             node = self._residual[0] if self._residual else self._join
-            raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else")
+            hint = "further conditions stand in WHERE, or in a view of the table" if self._keys else ""
+            raise SqlFault(node.span, "AS OF needs ON a.key = b.key, and nothing else", hint)
         left, right, outer = self._copied(self._left, self._right)
         left_on, right_on = [key.expr for _, key, _ in self._keys], [key.expr for _, _, key in self._keys]
         options = {"left_on": left_on, "right_on": right_on, "how": self._how}

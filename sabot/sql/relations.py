@@ -551,7 +551,8 @@ class QueryBinder:
         if join.kind not in ("CROSS", "COMMA", "INNER", "LEFT") or not (join.on is None or is_true) or join.using:
             raise SqlFault(join.span, "UNNEST is joined by CROSS JOIN, or by LEFT JOIN … ON TRUE")
         if table.ordinality or len(table.call.arguments) != 1:
-            raise SqlFault(table.span, "UNNEST has one array, and no ORDINALITY")
+            hint = "CROSS JOIN UNNEST(a) AS u (x); places of elements need a function: app.register, with --functions"
+            raise SqlFault(table.span, "UNNEST has one array, and no ORDINALITY", hint)
         bound = Binder(self._context, left).bind(table.call.arguments[0])
         if not pa.types.is_list(bound.type):
             raise SqlFault(table.call.span, f"UNNEST of {sql_type(bound.type)}", "it takes an ARRAY")

@@ -777,11 +777,7 @@ class SelectBinder:
         found = [(each, self._bound_of(each, relation, ranking)) for each in self._where]
         bounds = [(*bound, each) for each, bound in found if bound is not None]
         if not bounds:
-            raise SqlFault(
-                ranking.span,
-                "a ranking needs a bound",
-                "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
-            )
+            return unbounded(relation, ranking), None
         bound, is_whole, condition = next((each for each in bounds if each[1]), bounds[0])
         bounding = condition if is_whole else None
         rank = ranking.column if self._uses(relation, ranking.column, bounding) else None
@@ -800,11 +796,9 @@ class SelectBinder:
                     else keyed.deduplicate(within=ttl)
                 )
                 stream = stream.with_columns(**{rank: lit(1)}) if rank else stream
-            elif (
-                ranking.time == "event" and not stream.changes
-            ):  # no later row changes the place of a row that event time has passed
+            elif ranking.time == "event" and not stream.changes:
                 place = rank or names_of(relation).free("place")
-                numbered = keyed.over(preceding=None, **{place: _PLACES[ranking.ties]()})
+                numbered = _numbered(relation, replace(ranking, column=place)).stream
                 stream = numbered.filter(col(place) <= lit(bound))
                 stream = stream if rank else stream.drop(place)
             else:
@@ -940,6 +934,26 @@ def order_columns(
             by.append((present, False))
         by.append((name, sort.descending))
     return tuple(by), relation
+
+
+def unbounded(relation: Relation, ranking: Ranking) -> Relation:
+    """Returns the rows with their places, where no condition bounds these. Raises SqlFault if later rows change them."""
+    if ranking.time != "event" or relation.stream.changes:
+        raise SqlFault(
+            ranking.span,
+            "a ranking needs a bound, unless it is by the event time, ascending",
+            "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
+        )
+    with at(ranking.span):
+        return _numbered(relation, ranking)
+
+
+def _numbered(relation: Relation, ranking: Ranking) -> Relation:
+    """Returns the rows with their places by event time. No later row changes the place of a row that event time has passed."""
+    stream = relation.stream
+    keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
+    numbered = keyed.over(preceding=None, **{ranking.column: _PLACES[ranking.ties]()})
+    return replace(relation, stream=numbered, ranking=None)
 
 
 def _arrival(relation: Relation, order: Sequence[Sort]) -> Literal["", "first", "last"]:

@@ -31,6 +31,7 @@ from sabot.sql.registered import (
 )
 from sabot.sql.relations import QueryBinder, renamed
 from sabot.sql.scope import Relation, as_shown, at, fields_of, node_of, stated, statement_name
+from sabot.sql.select import unbounded
 from sabot.sql.showing import (
     columns_table,
     declared_rows,
@@ -296,11 +297,11 @@ class _Statements:
 
     def _finished(self, relation: Relation) -> Stream:
         if relation.ranking is not None:
-            raise SqlFault(
-                relation.ranking.span,
-                "a ranking needs a bound",
-                "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
-            )
+            relation = unbounded(relation, relation.ranking)
+            columns = (each.column for each in relation.fields if not each.clock)
+            relation = replace(
+                relation, stream=relation.stream.select(*columns)
+            )  # without what only the ranking needed
         return as_shown(relation)
 
     def _key(self, parts: tuple[Name, ...]) -> str:

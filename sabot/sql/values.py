@@ -330,7 +330,8 @@ class Binder:
 
     def _in(self, node: In) -> TypedExpr:
         if isinstance(node.values, Query):
-            raise SqlFault(node.span, "IN (SELECT …) stands in WHERE, joined by AND with other conditions")
+            message = "IN (SELECT …) stands in WHERE, joined by AND with other conditions"
+            raise SqlFault(node.span, message, "for OR: SELECT … WHERE a UNION SELECT … WHERE x IN (SELECT …)")
         if isinstance(node.operand, Items):
             return self._in_rows(node, node.operand)
         operand = self.bind(node.operand)
@@ -522,7 +523,7 @@ _NO_VALUE = (
 
 _HINTS = {
     Star: "* stands in the select list and in COUNT(*)",
-    Subquery: "a query as a value stands in WHERE, or in a select list without aggregates",
+    Subquery: "a query as a value stands in WHERE, or in a select list without aggregates: group in FROM (SELECT … GROUP BY …)",
     Exists: "EXISTS (SELECT …) stands in WHERE, joined by AND with other conditions",
     Items: "compare the columns one by one",
     Descriptor: "DESCRIPTOR is an argument of a table function",

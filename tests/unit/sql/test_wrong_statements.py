@@ -147,7 +147,7 @@ WRONG = [
     ),
     (
         "SELECT carrier, RANK() OVER (ORDER BY SUM(delay)) FROM flights GROUP BY carrier",
-        "1:17: a ranking needs a bound",
+        "1:17: a ranking needs a bound, unless it is by the event time, ascending",
         "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
     ),
     (
@@ -403,7 +403,7 @@ WRONG = [
     (
         "SELECT carrier, COUNT(*) FROM flights GROUP BY carrier HAVING COUNT(*) > (SELECT 5)",
         "1:74: this has no value here",
-        "a query as a value stands in WHERE, or in a select list without aggregates",
+        "a query as a value stands in WHERE, or in a select list without aggregates: group in FROM (SELECT … GROUP BY …)",
     ),
     (
         "SELECT name FROM flights, plain",
@@ -447,7 +447,7 @@ WRONG = [
     ),
     (
         "SELECT ROW_NUMBER() OVER (ORDER BY delay) FROM flights",
-        "1:8: a ranking needs a bound",
+        "1:8: a ranking needs a bound, unless it is by the event time, ascending",
         "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
     ),
     (
@@ -954,7 +954,7 @@ WRONG = [
     ),
     (
         "SELECT carrier FROM flights QUALIFY ROW_NUMBER() OVER (PARTITION BY carrier ORDER BY delay) > 2",
-        "1:37: a ranking needs a bound",
+        "1:37: a ranking needs a bound, unless it is by the event time, ascending",
         "SELECT * FROM (SELECT …, ROW_NUMBER() OVER (…) AS n FROM t) WHERE n <= 3",
     ),
     (
