@@ -101,7 +101,9 @@ def plan(
         lost = [each for each in outcomes if each.lost]
         if lost:
             ways = " ".join(way for each in lost for way in each.ways)
-            again = once_more([way for each in lost for way in (*each.ways, *refill_options([each.refills]))], spent)
+            again = once_more(
+                [way for each in lost for way in (*each.ways, *refill_options([(each.refills, ())]))], spent
+            )
             raise UserError(
                 "this program would not continue all state of the checkpoint: "
                 f"{'; '.join(f'{each.id}: {each.why}' for each in lost)}",
@@ -114,7 +116,7 @@ def plan(
 
 def _way_out(lost: list[StateOutcome], ways: str) -> str:
     """Returns the hint for outcomes by which a start would be refused. `ways`: the options that give state up, or ""."""
-    refills = refill_options(each.refills for each in lost if each.ways)
+    refills = refill_options((each.refills, each.ways) for each in lost if each.ways)
     hints = [f"to compute the state again, start with {' '.join(refills)}"] if refills else []
     hints += [f"to give the state up, start with {ways}"] if ways else []
     if any(each.id.startswith("sink ") and not each.ways for each in lost):

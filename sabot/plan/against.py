@@ -163,7 +163,7 @@ def check(verdicts: Iterable[Verdict], checkpoint: int, spent: Collection[str] =
             found[each.id] = each.saved_as
     if lost:
         keep = "; or leave the old statement, and write the changed one beside it, into another table" if beside else ""
-        refills = refill_options(each.refills for each in losing)
+        refills = refill_options((each.refills, each.ways) for each in losing)
         refill = f"; or compute this state again: {' '.join(refills)}" if refills else ""
         again = once_more([*ways, *refills], spent)
         raise UserError(

@@ -106,13 +106,16 @@ class Verdict:
         return [f"--drop {quote(name)}" for name in names]
 
 
-def refill_options(refills: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the options of the command line (`--refill …`) with which no state would be lost, or an empty list if a
-    refill does not help all. `refills`: for each state that would be lost, the steps whose refill keeps it.
+def refill_options(lost: Iterable[tuple[Sequence[str], Sequence[str]]]) -> list[str]:
+    """Returns the options of the command line with which as little state as possible is lost: `--refill …` where a step can be computed
+    again, `--drop …` where not. The list is empty if no step can be.
+
+    `lost`: for each state that would be lost, the steps whose refill keeps it, and the options that give it up.
     """
-    found = list(refills)
-    names = dict.fromkeys(name for each in found for name in each)
-    return [f"--refill {quote(name)}" for name in names] if all(found) else []
+    found = list(lost)
+    refills = dict.fromkeys(f"--refill {quote(name)}" for names, _ in found for name in names)
+    drops = dict.fromkeys(way for names, ways in found if not names for way in ways)
+    return [*refills, *drops] if refills else []
 
 
 class SavedStep(NamedTuple):

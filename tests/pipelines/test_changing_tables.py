@@ -133,10 +133,13 @@ async def lived(seed: int, broker: str, directory: Path) -> Counter[str]:
             counts["refused"] += 1
             told.append(f"refused: {error}")
             hint = (error.hint or "").partition(" (the last start")[0]
-            ways = re.findall(r"--drop ([^\s;)]+)", hint)
-            refills = re.findall(r"--refill ([^\s;)]+)", hint)
+            keeps, _, gives_up = hint.partition("; or give up only this state:")
+            ways = re.findall(r"--drop ([^\s;)]+)", gives_up)
+            refills = re.findall(r"--refill ([^\s;)]+)", keeps)
+            beside = re.findall(r"--drop ([^\s;)]+)", keeps)  # of steps that the program has no more
             if refills and not dropped and rng.random() < 0.6:
                 settings["refill"] = refills
+                settings["drop"] = sorted({*settings.get("drop", ()), *beside})
             elif rng.random() < 0.4 or not ways or dropped or any(way.startswith("upsert-") for way in ways):
                 continue
             else:

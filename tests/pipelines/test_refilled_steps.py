@@ -604,3 +604,19 @@ async def test_a_stop_during_a_refill_leaves_the_checkpoint_before_it(
     monkeypatch.undo()
     await lives.live(table("maker", "seats"), {"cars": ROWS[:1]}, refill=["newest"])
     assert len(lives.kept("newest")) == 7
+
+
+async def test_beside_a_removed_step_the_hint_names_the_refill_of_the_others(lives: Lives) -> None:
+    def before(app: App) -> None:
+        cars = app.stream("cars", schema=CARS).select("id", "maker").upsert("id").named("newest")
+        cars.to("out")
+        cars.group_by("maker").aggregate(n=count()).named("gone").upsert("maker").to("counts")
+
+    await lives.live(before, {"cars": ROWS})
+    with pytest.raises(
+        UserError, match="compute this state again: --refill newest --drop gone; or give up only this state"
+    ):
+        await lives.live(table("maker", "seats"), {})
+    await lives.live(table("maker", "seats"), {}, refill=["newest"], drop=["gone"])
+    right = {row["id"]: row for row in ROWS}
+    assert lives.kept("newest") == [right[id] for id in sorted(right)]
