@@ -84,7 +84,7 @@ class JobCheckpoint:
 
 
 class _CheckpointBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the signal of a checkpoint says."""
+    """The body of the signal that records a checkpoint of a job in the journal."""
 
     type: CheckpointType
     name: str

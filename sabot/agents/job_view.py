@@ -50,7 +50,7 @@ _OF_SPEC = [each.name for each in fields(JobSpec)]
 
 
 class HasBodies(Protocol):
-    """What entries are loaded from. `where`: its name in messages."""
+    """A journal from which entries are loaded. `where`: its name in messages."""
 
     where: str
 

@@ -67,7 +67,7 @@ class Plugin(ABC):
     @property
     @abstractmethod
     def manifest(self) -> PluginManifest:
-        """What it is."""
+        """Returns the description of the plugin."""
 
     @abstractmethod
     def provide(self, capability: PluginCapability) -> Mapping[str, Any]:

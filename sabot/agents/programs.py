@@ -187,9 +187,11 @@ class AgentCommand:
     def durable_function(
         self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
     ) -> "Callable[[DurableContext], Any]":
-        """Of a durable agent: the program is an effect of this class, whose arguments are the words and what it gets on stdin. retries: of
-        that effect, as what the journal has is not asked again; fails: also where the program itself says that it has failed. Raises
-        UserError.
+        """Returns the function of a durable agent that runs the program as one effect of the class `effect`, whose arguments are
+        the command and the stdin. Raises UserError.
+
+        `retries`: how often the effect is repeated, because another attempt of the job gets the recorded error. `fails`: True to raise the
+        error if the program says that it has failed.
         """
 
         async def made_of(argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput:

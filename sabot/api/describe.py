@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from sabot.api import aggregates
 from sabot.api.aggregates import Aggregate, count, max, mean, min, stddev
+from sabot.api.expr import col
 
 QUARTILES = (0.25, 0.5, 0.75)
 EXACT_ROWS = 1_000_000
@@ -46,8 +47,9 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
             wanted[f"{i}.distinct"] = aggregates.approx_count_distinct(name)
             wanted |= {f"{i}.min": min(name), f"{i}.max": max(name)}
         if number:
-            wanted |= {f"{i}.mean": mean(name), f"{i}.std": stddev(name)}
-            wanted |= {f"{i}.{q:.0%}": aggregates.approx_quantile(name, q) for q in QUARTILES}
+            value = col(name).cast("float64") if pa.types.is_decimal(column.type) else col(name)
+            wanted |= {f"{i}.mean": mean(value), f"{i}.std": stddev(value)}
+            wanted |= {f"{i}.{q:.0%}": aggregates.approx_quantile(value, q) for q in QUARTILES}
     return wanted
 
 
@@ -72,6 +74,8 @@ def figures_of(rows: pa.Table) -> dict[str, Any]:
         if _is_number(column.type):
             numbers = known.cast(pa.float64(), safe=False)
             deviation = pc.stddev(numbers, ddof=1)
+            if pa.types.is_decimal(column.type):
+                ordered = ordered.cast(pa.float64())
             values |= {f"{i}.mean": pc.mean(numbers).as_py(), f"{i}.std": deviation.as_py()}
             quartiles = pc.quantile(ordered, list(QUARTILES), interpolation="nearest").to_pylist()
             values |= {f"{i}.{q:.0%}": found for q, found in zip(QUARTILES, quartiles, strict=True)}
@@ -91,11 +95,11 @@ def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
         row["nulls"] = (values.get("rows") or 0) - row["count"]
         least, greatest = row["min"], row["max"]
         if row["25%"] is not None and least <= greatest:  # quartiles are estimates, and may be slightly out of range
-            row |= {f"{q:.0%}": sorted([least, row[f"{q:.0%}"], greatest])[1] for q in QUARTILES}
+            row |= {f"{q:.0%}": float(sorted([least, row[f"{q:.0%}"], greatest])[1]) for q in QUARTILES}
         row |= {end: None if row[end] is None else str(row[end]) for end in ("min", "max")}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))

@@ -25,7 +25,7 @@ _TABLES = (
 
 _MOST_NAMED = 400  # values in one statement
 ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
-"""Finds what `end_of_rows` takes."""
+"""Finds the arguments of `end_of_rows`."""
 
 WRITTEN_END = "SELECT place FROM log_end"
 """Finds the place behind the last entry that was ever written."""

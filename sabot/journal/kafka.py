@@ -377,7 +377,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().letters()
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """As `Journal.take`. It asks the broker, so it blocks; what one that does not answer has is taken later."""
+        """Takes letters as `Journal.take` does. Blocks, because it reads from the broker; if that does not answer, a later call
+        takes them.
+        """
         if not self._replica.link.lost:
             with suppress(TransientError):
                 self._replica.catch_up_letters(_TAKE_SECONDS)

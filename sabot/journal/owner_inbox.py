@@ -63,7 +63,9 @@ class SqlInbox(OwnerInbox):
 
 
 class SqlJournal(SqlReader, Journal):
-    """The owner. A home says how a statement is run, calls `start` when all is open, and closes what it has opened."""
+    """The journal of the process that owns it, in an SQL database. A subclass runs its statements, calls `start` when all is open, and
+    closes what it has opened.
+    """
 
     writer: GroupWriter
     inbox: OwnerInbox

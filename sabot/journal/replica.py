@@ -93,7 +93,7 @@ class Replica:
         self.begins = 0
         """The offset of the first record that was read."""
         self.log_bytes = 0
-        """Of the records from there on."""
+        """The number of bytes of the records from `begins` on."""
         self.whole_copy: tuple[int, int] | None = None
         """Offset and letters of the last copy that is whole, where it does not stand at the beginning already."""
         self.letters_next = 0

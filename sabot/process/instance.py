@@ -81,7 +81,7 @@ class Instance:
     - `why`: the reason of the last end or suspension. `suspended_for`: the reason of the last suspension.
     - `restarts`: a count since the beginning. `failures`: a count of those in a row.
     - `next_start_at`: the time of the planned start in seconds since 1970, or None.
-    - `lock`: held by each verb, so that one works at a time.
+    - `lock`: held by each verb except `work`, so that one works at a time.
     """
 
     def __init__(
@@ -344,7 +344,9 @@ class Instance:
             self.become(self._runs_as)
 
     def work(self, *, begins: bool) -> None:
-        """Notes that the instance has work from now on, or none any more. A suspended instance goes on with that."""
+        """Notes that the instance has work from now on, or none any more. A suspended instance stays suspended, and has
+        that phase once it is resumed.
+        """
         runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
         if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
             phase = Phase.BUSY if begins else Phase.IDLE

@@ -3,6 +3,7 @@
 `Instance.become` alone changes a phase, and holds every change to the table `NEXT`. It is called by
 
 - the verbs of an instance, which its owner calls: start, end, end_and_plan, restart, suspend, release, resume, work;
+- the busy time of an agent with tasks (`RuntimeAgent.busy`);
 - the planned start after a failure (`_start_later`);
 - `_watch`, when the process has ended, for an instance with a TaskSet;
 - `see`, which an owner calls before it reads a phase: it notices that somebody else has sent SIGSTOP or SIGCONT and, for

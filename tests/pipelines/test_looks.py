@@ -215,6 +215,8 @@ def test_describe_has_figures_of_all_types():
     found = {row["column"]: row for row in App("looks").stream(pa.table(rows)).describe().to_pylist()}
     assert (found["x"]["count"], found["x"]["distinct"], found["x"]["50%"]) == (4, 3, 0.0)
     assert (found["d"]["min"], found["d"]["max"], found["d"]["nulls"]) == ("1.50", "9.50", 1)
+    assert (found["d"]["mean"], found["d"]["std"]) == (3.75, pytest.approx(3.862210075418823))
+    assert [found["d"][each] for each in ("25%", "50%", "75%")] == [1.5, 2.5, 2.5]
     assert (found["wait"]["min"], found["wait"]["max"]) == ("0:00:01", "0:00:09")
     assert (found["tags"]["count"], found["tags"]["distinct"]) == (4, None)
     assert (found["big"]["50%"], found["big"]["max"]) == (2.0, str(2**64 - 1))

@@ -45,7 +45,7 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """True if nobody waits for it any more. Whoever did has taken it back by another step."""
+        """True if its caller waits no more. It need not be sent then: the caller has queued a release already."""
         return self.answer is not None and self.answer.done()
 
     def fails(self, error: Exception) -> bool:

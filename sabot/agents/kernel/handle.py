@@ -173,7 +173,7 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Those of the answer that this event has; None: all that are left. They are taken out."""
+    """Takes out and yields the pieces of the answer that belong to this event; all that are left for None."""
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return
     mine = [each for each in pieces if event is None or each.data["ordinal"] == event.data["ordinal"]]

@@ -124,7 +124,7 @@ class KernelHost:
             await store.leave()
 
     def _broke(self, what: str, error: BaseException) -> None:
-        """Nothing can go on."""
+        """Stops the host after this error, and ends all handles with it."""
         if self.failure is None:
             self.failure = unexpected_end(what, error)
             self._host.stopping = True

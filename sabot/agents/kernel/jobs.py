@@ -158,7 +158,7 @@ class JobWatch(Protocol):
         """END is appended."""
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """It cannot go on with this code."""
+        """Called when a job cannot go on with this code."""
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
         """Its function asks for the end of the process."""

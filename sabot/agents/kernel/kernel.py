@@ -381,7 +381,9 @@ class _KernelStore(AppJobStore):
         super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
-        """As `AppJobStore.own_writes`: a handle says that its job is over when END is appended, and END is read when it is durable."""
+        """Waits until all that handles have told can be read in the journal: they tell of an END when it is appended, and it is
+        read when it is durable.
+        """
         if self.journal is not None:
             with suppress(JournalFailed):  # the kernel says so; what is durable can be read all the same
                 await self.journal.flush()

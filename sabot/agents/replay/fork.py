@@ -194,7 +194,7 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns by steps how many entries there are up to their results; 0: up to the beginning."""
+    """Returns for each step the number of entries up to its result, and for 0 that up to the beginning."""
     view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
         over = [each for each in view.apply(entry).effects if each.ended_at is not None and each.state != "closed"]

@@ -91,7 +91,7 @@ def verified(recording: Recording, code: JobCode) -> Verified:
 
 
 def hash_of_steps(recording: Recording) -> str:
-    """Of what is recorded to have been asked: the ordinals, kinds, names and arguments."""
+    """Returns a hash of the effects that the recorded job has asked for: their ordinals, kinds, names and arguments."""
     return _hash(_history(recording).intents.values())
 
 

@@ -218,7 +218,9 @@ class PostgresJobStore(JobsAndActions):
         return await self._of_journal(rows[0][0], job_id) if rows and rows[0][0] != _OURS else None
 
     async def _of_journal(self, identity: str, job_id: str) -> JobsAndActions:
-        """Raises UserError where the journal is not in this database, or is the user's to see."""
+        """Returns the stores of the journal with this identity. Raises UserError if it is not in this database, or this user may
+        not read it.
+        """
         if self._lent is not None and identity == self._mine:
             return self._lent
         found = self._elsewhere.get(identity)
