@@ -226,12 +226,12 @@ def test_the_page_says_when_the_app_is_killed_and_shows_the_new_run(browser: Bro
         assert time.monotonic() - began < 5, "3 s on an idle machine"
         expect(page.locator("#silence")).to_contain_text("The app does not answer since")
         expect(page.locator("h1 .badge")).to_have_attribute("data-at", re.compile(r"^ as of .*\d"))
-        assert page.locator("h1 .badge").evaluate("each => getComputedStyle(each).borderStyle") == "dashed"
+        expect(page.locator("h1 .badge")).to_have_css("border-style", "dashed")
     with app_running(tmp_path, int(running.address.rpartition(":")[2])) as again:
         assert again.address == running.address
         expect(page.locator("#silence")).to_be_hidden(timeout=30_000)
         expect(page.locator(".badge")).to_have_text("running")
-        assert page.locator("h1 .badge").evaluate("each => getComputedStyle(each).borderStyle") == "solid"
+        expect(page.locator("h1 .badge")).to_have_css("border-style", "solid")
         page.get_by_role("button", name="Stop", exact=True).click()
         expect(page.locator("h1")).to_have_text("Done")
         assert again.process.wait(60) == 0
