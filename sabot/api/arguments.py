@@ -237,11 +237,9 @@ def _over(expr: Expr, known: dict[str, Aggregate], result: str) -> Expr:
     under internal names, which plans show: they are made of that of the `result`.
     """
     if expr.kind != "aggregate":
-        return (
-            Expr(expr.kind, tuple(_over(each, known, result) for each in expr.inputs), expr.options)
-            if expr.inputs
-            else expr
-        )
+        if not expr.inputs:
+            return expr
+        return Expr(expr.kind, tuple(_over(each, known, result) for each in expr.inputs), expr.options)
     wanted: Aggregate = expr.option("of")
     for name, each in known.items():
         if each.same(wanted):

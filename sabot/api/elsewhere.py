@@ -202,12 +202,6 @@ FUNCTIONS = {
 """For the package `sabot`."""
 
 
-def missing(what: str, name: str, here: str | None, obj: object) -> AttributeError:
-    """Returns the error for an attribute that does not exist. `here`: the way to write the same, if it is known."""
-    message = f"{what} has no attribute {name!r}"
-    return AttributeError(f"{message} (here it is {here})" if here else message, name=name, obj=obj)
-
-
 class NamedElsewhere:
     """A base class whose AttributeError says how a method of other libraries is written here."""
 
@@ -218,7 +212,8 @@ class NamedElsewhere:
 
         def __getattr__(self, name: str) -> NoReturn:
             here = self._elsewhere.get(name) or self._of_another_kind(name)
-            raise missing(f"{type(self).__name__!r} object", name, here, self)
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{message} (here it is {here})" if here else message, name=name, obj=self)
 
     @classmethod
     def _of_another_kind(cls, name: str) -> str:

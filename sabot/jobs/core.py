@@ -58,9 +58,8 @@ class EffectPhase(IntEnum):
     DONE = 5
 
 
-ASKED, AWAITS_GUARD, APPROVAL, OPEN, DOUBT, DONE = (
-    EffectPhase  # a name of a module is faster than an attribute of an enum
-)
+# a name of a module is faster than an attribute of an enum
+ASKED, AWAITS_GUARD, APPROVAL, OPEN, DOUBT, DONE = EffectPhase
 TRANSITIONS: tuple[tuple[EffectPhase, ...], ...] = (
     (AWAITS_GUARD, APPROVAL, OPEN, DONE),  # after ASKED
     (APPROVAL, OPEN, DONE),  # after AWAITS_GUARD

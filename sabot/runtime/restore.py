@@ -304,13 +304,14 @@ def decide(
     is a savepoint, which is not changed.
     """
     operators = planned(plan)
-    refill = _refill_of(plan, operators, asked.refill, start_at)
+    way = partial(_refill_of, plan, operators, start_at=start_at)
+    refill = way(asked.refill)
     if refill.topics and is_savepoint:
         raise UserError(
             f"--refill {', '.join(sorted(refill.topics))}: the start is from a savepoint, which is not changed",
             hint="start from the savepoint without --refill, stop the app, and start it again with --refill",
         )
-    verdicts = verdicts_of(plan, restored, asked.drop, asked.refill, start_at=start_at)
+    verdicts = _verdicts(plan, operators, restored, asked, refill, way)
     return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit))
 
 
@@ -337,13 +338,13 @@ def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
     return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
 
 
-def verdicts_of(
+def _verdicts(
     plan: Plan,
+    operators: Sequence[Planned],
     restored: Manifest,
-    drop: Iterable[str] = (),
-    refill: Collection[str] = (),
-    *,
-    start_at: Place = "earliest",
+    asked: Asked,
+    refill: Refill,
+    way: Callable[[Collection[str]], Refill],
 ) -> list[Verdict]:
     """Returns the verdict on the state of each operator, and on the position of each source that the program does not
     read any more; `plan.check` refuses verdicts that would lose state. A further source begins at its start.
@@ -351,8 +352,8 @@ def verdicts_of(
     Raises UserError if two streams of the program or of the checkpoint read one source, and their number differs,
     because it is not known which of the positions is whose.
 
-    `drop`: the state that the user gives up, as for `plan.compare`; the position of a source has the id of its stage.
-    `refill`: the steps that the user refills. `start_at`: as for `decide`.
+    `asked.drop`: the state that the user gives up, as for `plan.compare`; the position of a source has the id of its stage.
+    `refill`: how the steps that the user names are refilled. `way`: returns the same for other steps.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -364,12 +365,10 @@ def verdicts_of(
             hint="run the program that wrote it; or start afresh (--fresh)",
         )
     gone = {stage: name for stage, name in before.items() if stage not in now}
-    operators, drop = planned(plan), set(drop)
-    way = partial(_refill_of, plan, operators, start_at=start_at)
-    refilled = way(refill)
     others = sorted(set(two) - set(one))
-    verdicts = _compared(operators, restored, drop - gone.keys(), refilled)
-    verdicts = _with_refills(way, operators, restored, drop - gone.keys(), refill, verdicts)
+    drop = asked.drop - gone.keys()
+    verdicts = _compared(operators, restored, drop, refill)
+    verdicts = _with_refills(way, operators, restored, drop, asked.refill, verdicts)
     return [
         *verdicts,
         *(
@@ -378,9 +377,9 @@ def verdicts_of(
                 f"read {name}",
                 None,
                 "drop",
-                "as asked" if id in drop else _not_read(name, others),
+                "as asked" if id in asked.drop else _not_read(name, others),
                 groups=1,
-                given_up=id in drop,
+                given_up=id in asked.drop,
             )
             for id, name in gone.items()
         ),

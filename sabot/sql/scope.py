@@ -177,7 +177,7 @@ class Relation:
         hint = list_names(first, names) if names else "SELECT … FROM table"
         if parts[0].quoted:
             near = near_names(first, names)
-            hint = f"{near}{' or ' if near else ''}a text has single quotes: '{first}'".replace("? or", "; or")
+            hint = f"a text has single quotes: '{first}'" + (f"; {near}" if near else "")
         elif first.lower() in ("window_start", "window_end", "window_time"):
             hint = "FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' HOUR)) has it"
         raise SqlFault(span, f'there is no column "{first}"', hint)

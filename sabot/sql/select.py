@@ -750,8 +750,7 @@ class SelectBinder:
         names = names_of(relation)
         columns = {names.free("over"): each for each in parts or [made]}
         with at(call.span):
-            keyed = relation.stream.key_by(*partition) if partition else relation.stream.key_by(every=lit(0))
-            stream = keyed.over(preceding=preceding, **columns)
+            stream = _keyed(relation.stream, partition).over(preceding=preceding, **columns)
             schema = stream.schema
         bound = [TypedExpr(col(column), schema.field(column).type) for column in columns]
         (column, *_), value = columns, bound[0]
@@ -788,14 +787,10 @@ class SelectBinder:
         ttl = self._ttl_of_first_rows(relation.stream, ranking, bound)
         with at(ranking.span):
             stream = relation.stream
-            keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
+            keyed = _keyed(stream, ranking.partition)
             if ttl is not None or ranking.time in ("first", "last"):
-                stream = (
-                    self._one_by_arrival(stream, keyed, ranking, bound)
-                    if ttl is None
-                    else keyed.deduplicate(within=ttl)
-                )
-                stream = stream.with_columns(**{rank: lit(1)}) if rank else stream
+                first = keyed.deduplicate(within=ttl) if ttl else self._one_by_arrival(stream, keyed, ranking, bound)
+                stream = first.with_columns(**{rank: lit(1)}) if rank else first
             elif ranking.time == "event" and not stream.changes:
                 place = rank or names_of(relation).free("place")
                 numbered = _numbered(relation, replace(ranking, column=place)).stream
@@ -849,9 +844,16 @@ class SelectBinder:
         by, descending = [name for name, _ in ranking.by], [down for _, down in ranking.by]
         with at(ranking.span):
             stream = relation.stream.rename(renamed) if renamed else relation.stream
-            keyed = stream.key_by(*keys) if keys else stream.key_by(every=lit(0))
-            stream = keyed.window(window).top_n(
-                bound, by=[renamed.get(name, name) for name in by], descending=descending, ties=ranking.ties, rank=rank
+            stream = (
+                _keyed(stream, keys)
+                .window(window)
+                .top_n(
+                    bound,
+                    by=[renamed.get(name, name) for name in by],
+                    descending=descending,
+                    ties=ranking.ties,
+                    rank=rank,
+                )
             )
         fields = tuple(
             replace(each, column=renamed.get(each.column, each.column), shift_ms=None)
@@ -950,10 +952,14 @@ def unbounded(relation: Relation, ranking: Ranking) -> Relation:
 
 def _numbered(relation: Relation, ranking: Ranking) -> Relation:
     """Returns the rows with their places by event time. No later row changes the place of a row that event time has passed."""
-    stream = relation.stream
-    keyed = stream.key_by(*ranking.partition) if ranking.partition else stream.key_by(every=lit(0))
+    keyed = _keyed(relation.stream, ranking.partition)
     numbered = keyed.over(preceding=None, **{ranking.column: _PLACES[ranking.ties]()})
     return replace(relation, stream=numbered, ranking=None)
+
+
+def _keyed(stream: Stream, keys: Sequence[str]) -> KeyedStream:
+    """Returns the stream by these keys; without keys, all rows have one."""
+    return stream.key_by(*keys) if keys else stream.key_by(every=lit(0))
 
 
 def _arrival(relation: Relation, order: Sequence[Sort]) -> Literal["", "first", "last"]:

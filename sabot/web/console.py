@@ -93,7 +93,7 @@ class ConsoleSite:
                 try:
                     if self._refresh is not None:
                         await self._refresh()
-                    await self._pages.tick()
+                    self._pages.tick()
                 except Exception:
                     _log.exception("the console could not show new figures")
                 following = max(following + _TICK_SECONDS, SYSTEM_CLOCK.monotonic())

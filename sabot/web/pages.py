@@ -61,7 +61,7 @@ class Pages:
         app.router.redirect_slashes = False
         self.app: ASGIApp = Guard(app, access, origins, cookie, ask=self._ask, pass_on=self._pass_on, proxy=proxy)
 
-    async def tick(self) -> None:
+    def tick(self) -> None:
         """Publishes new figures to the open pages."""
         self._tabs.tick()
 

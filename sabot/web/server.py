@@ -1,6 +1,7 @@
 """The HTTP server of the console: uvicorn in a thread with an event loop of its own, with limits for slow clients."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -123,8 +124,9 @@ class ConsoleServer:
     def close(self) -> None:
         """Stops the server and frees the port."""
         if self._server is not None and self._thread is not None:
-            if self._end is not None and self._thread.is_alive():
-                self._end()
+            if self._end is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended by itself
+                    self._end()
             self._server.should_exit = True
             self._thread.join(2 * _STOP_SECONDS + 1)
         self._socket.close()

@@ -19,7 +19,7 @@ from sabot import App, Stream, UserError, col, step, tumbling
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
 from sabot.plan import check, make_plan
-from sabot.runtime.restore import verdicts_of
+from sabot.runtime.restore import Asked, decide
 from tools.agent_tools import bounded, publish, until, values
 
 SEEDS = int(os.environ.get("SABOT_CHANGING_SEEDS", "60"))
@@ -149,7 +149,7 @@ class Lives:
         assert manifest is not None
         plan = make_plan(self.app(shape, parallelism).agent_runtime.writes, parallelism=parallelism)
         try:
-            check(verdicts_of(plan, manifest), manifest.checkpoint_id)
+            check(decide(plan, manifest, Asked()).verdicts, manifest.checkpoint_id)
             return False
         except UserError as error:
             said = error.message
