@@ -1,14 +1,14 @@
-"""Agents as jobs over a journal, without an app.
+"""A kernel runs agents as jobs over a journal, without an app.
 
-    execute ─▶ a free place ─▶ BEGIN, durable ─▶ ExecutionHandle: events, result, cancel, actions
-                                  │
-                                  └─▶ runs ◀──▶ parked ─▶ END
-    resume ─▶ open jobs of the journal ─▶ run over their histories
+   execute ─▶ a free place ─▶ BEGIN, durable ─▶ ExecutionHandle: events, result, cancel, actions
+                                 │
+                                 └─▶ runs ◀──▶ parked ─▶ END
+   resume ─▶ open jobs of the journal ─▶ run over their histories
 
-kernel     RuntimeKernel: what a program uses
+kernel     RuntimeKernel: the interface for programs
 jobs       a request, an agent as the owner of jobs, the limits of one job
-handle     ExecutionHandle: a job that others wait for
-hosting    which jobs run, and which wait for a place
+handle     ExecutionHandle: the handle of one job
+hosting    decides which jobs run, and which wait for a place
 """
 
 from sabot.agents.kernel.handle import ExecutionHandle

@@ -1,4 +1,4 @@
-"""What `RuntimeKernel.execute` gives: a job that others may wait for, watch, answer and cancel."""
+"""The handle that `RuntimeKernel.execute` returns: callers wait for a job through it, watch, answer and cancel it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -20,7 +20,7 @@ _LIMITS = {stored_name(each): each for each in (BudgetExceeded, BudgetUnavailabl
 
 
 class _Kernel(Protocol):
-    """What a handle needs of its kernel."""
+    """The part of a kernel that its handles use."""
 
     event_bus: InMemoryEventBus
     actions: ActionManager
@@ -31,7 +31,7 @@ class _Kernel(Protocol):
 
 
 class ExecutionHandle:
-    """A job of a kernel. Any number of tasks may wait on it."""
+    """The handle of one job of a kernel. Any number of tasks may wait on it."""
 
     __slots__ = (
         "_answered",
@@ -47,15 +47,17 @@ class ExecutionHandle:
     )
 
     def __init__(self, kernel: _Kernel, job_id: str, agent: KernelAgent, digest: bytes = b"") -> None:
-        """digest: of the request. A kernel makes handles."""
+        """Makes a handle; only a kernel does so. `digest` is the digest of the request, by which a repeated request is
+        compared.
+        """
         self.job_id = job_id
         self.digest = digest
         self._kernel = kernel
         self.agent = agent
-        self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: of END
-        self._ended = False  # it has an END
-        self._answered: asyncio.Event | None = None  # for who waits for the outcome
-        self._begins: asyncio.Event | None = None  # for who waits for BEGIN
+        self._outcome: ExecutionResult | bytes | BaseException | None = None  # bytes: the body of its END
+        self._ended = False  # the journal has an END of the job
+        self._answered: asyncio.Event | None = None  # wakes the tasks that wait for the outcome
+        self._begins: asyncio.Event | None = None  # wakes the tasks that wait for BEGIN
         self._begun: bool | None = None
         self._listening: list[Subscription] = []
 
@@ -64,13 +66,15 @@ class ExecutionHandle:
 
     @property
     def done(self) -> bool:
-        """The job has ended, or is blocked, or its kernel has stopped."""
+        """True if the job has ended or is blocked, or its kernel has stopped."""
         return self._outcome is not None
 
     async def result(self) -> ExecutionResult:
-        """What came of the job, when it has ended. Raises what has ended it: ModelError, BudgetExceeded, TurnLimitExceeded, TimeoutError
-        (`max_runtime_seconds`), JobCancelled, EffectError with the class and the words of any other error; NonDeterminism where it is
-        blocked; SabotError where the kernel has stopped before its end.
+        """Waits until the job has ended, and returns its result.
+
+        Raises the error with which the job ended: ModelError, BudgetExceeded, TurnLimitExceeded, TimeoutError
+        (`max_runtime_seconds`) or JobCancelled, and for any other error an EffectError with its class and message.
+        Raises NonDeterminism if the job is blocked, and SabotError if the kernel stops before the job has ended.
         """
         if self._outcome is None:
             if self._answered is None:
@@ -84,13 +88,16 @@ class ExecutionHandle:
         return self._outcome
 
     async def events(self) -> AsyncIterator[RuntimeEvent]:
-        """The events of the job from its beginning, then as they come, until `final.result` or `final.error`. Pieces are told of answers
-        that were asked for when somebody listened: who does so when he gets the handle hears all of them. Raises what `result` raises
-        where the job does not come to its end.
+        """Yields the events of the job from its beginning, then new ones as they come, until `final.result` or
+        `final.error`.
+
+        The events of parts of an answer (streamed text) are only there for answers that a model began while somebody
+        listened; a caller that iterates as soon as it has the handle gets all of them. Raises what `result` raises if
+        the job does not reach its end.
         """
         live, told = self._kernel.event_bus.listen(job_id=self.job_id), set[str]()
         self._listening.append(live)
-        early: list[RuntimeEvent] = []  # pieces, until what they are of is told
+        early: list[RuntimeEvent] = []  # parts of answers, until the event of the whole answer comes
         if self.done and not self._ended:
             live.close()
         try:
@@ -130,23 +137,23 @@ class ExecutionHandle:
             self._listening.remove(live)
 
     async def cancel(self, reason: str = "") -> None:
-        """Asks the job to end: a CancelledError is raised where it waits. Durable when this returns. Raises LetterRefused where it has
-        ended, or was asked before.
+        """Asks the job to end: its function gets a CancelledError at the place where it waits. The request is durable
+        when this returns. Raises LetterRefused if the job has ended, or was cancelled before.
         """
         await self._kernel.post(cancel_letter(self.job_id, reason))
 
     async def get_pending_actions(self) -> list[ActionRecord]:
-        """The questions of the job that nobody has answered."""
+        """Returns the questions of the job that nobody has answered."""
         return await self._kernel.actions.find(job_id=self.job_id, statuses=[ActionStatus.PENDING])
 
     async def resolve_action(self, token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers a question, by its `resume_token`. Durable when this returns. Raises LetterRefused."""
+        """Answers the question with this `resume_token`. The answer is durable when this returns. Raises LetterRefused."""
         return await self._kernel.actions.resolve(token, resolution, by=by)
 
-    # -- what its kernel says -------------------------------------------------------------------------------------------
+    # -- called by the kernel -----------------------------------------------------------------------------------------
 
     async def begins(self) -> bool:
-        """Returns when BEGIN is appended: true. False: it will not be."""
+        """Waits until BEGIN is appended, and returns True; returns False if the job will not begin."""
         if self._begun is None:
             if self._begins is None:
                 self._begins = asyncio.Event()
@@ -154,14 +161,16 @@ class ExecutionHandle:
         return bool(self._begun)
 
     def begun(self, has: bool = True) -> None:
-        """BEGIN is appended, or will not be."""
+        """Records that BEGIN is appended, or with False that it will not be."""
         if self._begun is None:
             self._begun = has
             if self._begins is not None:
                 self._begins.set()
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
-        """It is over: whoever waits is told. ended: it has an END, so its last event comes."""
+        """Sets the outcome, and wakes all tasks that wait for it. `ended` is True if the journal has an END, so that a
+        last event follows; without one the iterators of `events` are closed.
+        """
         if self._outcome is not None:
             return
         self._outcome, self._ended = outcome, ended
@@ -173,7 +182,7 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Takes out and yields the pieces of the answer that belong to this event; all that are left for None."""
+    """Removes and yields the parts that belong to the answer of this event, or all that are left if `event` is None."""
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return
     mine = [each for each in pieces if event is None or each.data["ordinal"] == event.data["ordinal"]]
@@ -182,7 +191,7 @@ def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
 
 
 def outcome_of(job_id: str, outcome: str, body: bytes) -> bytes | BaseException:
-    """What a handle settles with, from the END of its job."""
+    """Returns the outcome for a handle, made from the END of its job: the packed result, or the error to raise."""
     if outcome == "succeeded":
         return body
     if outcome == "cancelled":

@@ -1,8 +1,9 @@
-"""The jobs of a kernel while it has its journal: which of them run, which wait for a place, which handle hears of their ends.
+"""The jobs of a kernel while it owns its journal: which of them run, which wait for a place, and whose handles are
+settled.
 
-caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, asked for by a job: these go first
-                              │
-                              └─▶ parked, or over: the place is free
+caller ─▶ place? ─▶ begun ─▶ runs ◀── woken, resumed, begun by another job: these go first
+                             │
+                             └─▶ parked, or over: the place is free
 """
 
 import asyncio
@@ -39,13 +40,15 @@ from sabot.journal import Journal, Position
 from sabot.journal.effects import digest
 from sabot.journal.entries import Begin, End, Entry
 
-_TURNS = 20  # of the event loop, in which whoever gets a handle may begin to listen
-_RETOLD_ENTRIES = 1_024  # of the end of the journal: jobs that ended there are told of again
-_TRIMS = 10  # times while as many jobs end as are kept
+_TURNS = 20  # turns of the event loop in which a caller that got a handle may begin to listen
+_RETOLD_ENTRIES = 1_024  # last entries of the journal: the events of jobs that ended there are published again
+_TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
 class KernelHost:
-    """On the event loop of its kernel. open: jobs that the start has found, and nobody has resumed."""
+    """The host of a kernel's jobs, on the kernel's event loop. `open` has the jobs that were open when it was started,
+    and that nobody has resumed.
+    """
 
     def __init__(
         self,
@@ -63,18 +66,21 @@ class KernelHost:
         policy: EffectGuard | None,
         children: ChildLimits,
     ) -> None:
-        """agents: by their ids. handle: makes one. shown: stores in which its jobs are seen too. Other arguments as of `RuntimeKernel`."""
+        """Makes a host. `agents` has the agents by their ids, `handle` makes the handle of a job, and `shown` are the
+        stores that show its jobs too. The other arguments are those of `RuntimeKernel`.
+        """
         self.journal = journal
         self.open: dict[str, OpenJob] = {}
-        self.handles: dict[str, ExecutionHandle] = {}  # of jobs that have not ended
+        self.handles: dict[str, ExecutionHandle] = {}  # by id, for jobs that have not ended
         self.failure: SabotError | None = None
         self._agents, self._new, self._clock = agents, handle, clock
         self._keep_jobs, self._dedupe_s = keep_jobs, dedupe_s
         self._children = children
-        self._given: dict[str, asyncio.Event] = {}  # whether somebody has the handle, of jobs that have asked no model
+        # by job that has asked no model yet: set when a caller has its handle
+        self._given: dict[str, asyncio.Event] = {}
         self._shown = shown
         self._showing: asyncio.Task[None] | None = None
-        self._news = False  # that the stores do not show
+        self._news = False  # the journal has entries that the stores do not show yet
         listener = _KernelEvents(events, self._given, self._show if shown else None)
         how: dict[str, Any] = {"clock": clock, "stop_grace_s": grace_s, "listener": listener, "guard": policy}
         self._host = JobHost(journal, on_broken=self._broke, **how)
@@ -82,17 +88,20 @@ class KernelHost:
             agent.watch = self
             self._host.register(agent.agent_id, agent, children)
         self._admission = JobAdmission[_Seat](max_jobs, lambda seat, was_parked: seat.go())
-        self._seats: dict[str, _Seat] = {}  # of jobs that run or wait for a place
-        self._callers: set[asyncio.Future[None]] = set()  # that wait for the place of a job
-        self._said: dict[str, bytes | BaseException] = {}  # what END will say, of jobs that are about to end
+        self._seats: dict[str, _Seat] = {}  # by id, for jobs that run or wait for a place
+        self._callers: set[asyncio.Future[None]] = set()  # callers of `execute` that wait until their job may run
+        self._said: dict[str, bytes | BaseException] = {}  # by job that is about to end: the outcome for its handle
         self._ended = 0
-        self._positions: dict[int, int] = {}  # where the journal ended at the start
-        self._marks: deque[tuple[int, Mapping[int, int]]] = deque()  # so many had ended, and there the journal was
+        self._positions: dict[int, int] = {}  # the ends of the journal's partitions at the start
+        # the number of ended jobs, and the journal's positions then
+        self._marks: deque[tuple[int, Mapping[int, int]]] = deque()
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads which jobs are open, and serves. Raises UserError where an agent of some is not here."""
+        """Reads the open jobs, and begins to serve. Raises UserError if the journal has open jobs of an agent that is
+        not here.
+        """
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
         found = [job for job in found if job.agent]  # others are a JobManager's
@@ -113,7 +122,7 @@ class KernelHost:
             self._host.put(Arrived(End(job.job_id, self._host.now_ms(), "cancelled", why)))
 
     async def close(self, why: SabotError) -> None:
-        """Stops. Handles of jobs that have not ended raise `why`."""
+        """Stops the host. Handles of jobs that have not ended raise `why`."""
         await self._host.close()
         self._end_all(self.failure or why)
         if self._showing is not None:
@@ -143,19 +152,19 @@ class KernelHost:
                 caller.set_exception(error)
 
     def check(self) -> None:
-        """Raises the failure that has ended it."""
+        """Raises the failure that has stopped the host, if there was one."""
         if self.failure is not None:
             raise self.failure
 
     def statistics(self) -> dict[str, Any]:
-        """Those of the host; `waiting`: jobs and callers that wait for a place."""
+        """Returns the statistics of the job host, and `waiting`: the number of jobs and callers that wait for a place."""
         return {**self._host.statistics(), "waiting": self._admission.waiting}
 
     # -- jobs begin ---------------------------------------------------------------------------------------------------
 
     async def execute(self, agent: KernelAgent, job_id: str, request: ExecutionRequest) -> ExecutionHandle:
         record = encode_request(request)
-        name = b""  # only who may ask for it again needs to know it by its content
+        name = b""  # a digest is only needed for a request that may come again
         if request.idempotency_key:
             asked = msgspec.to_builtins(request.content, enc_hook=str)
             name = digest(self.journal.key, "request", agent.agent_id, asked)
@@ -170,7 +179,7 @@ class KernelHost:
         return await self._begun(handle, inputs, request if request.idempotency_key else None)
 
     async def take_over(self, agent: KernelAgent, entries: Sequence[Entry]) -> ExecutionHandle:
-        """A new job that goes on behind these entries (`taking.taken_over`)."""
+        """Begins a new job that continues after these entries of another job's history (see `fork_history`)."""
         job_id = entries[0].job
         handle = self.handles[job_id] = self._new(job_id, agent, b"")
         return await self._begun(handle, {"record": b"", "key": b"", "digest": b"", "taken": entries})
@@ -178,7 +187,9 @@ class KernelHost:
     async def _begun(
         self, handle: ExecutionHandle, inputs: Mapping[str, Any], named: ExecutionRequest | None = None
     ) -> ExecutionHandle:
-        """Its handle, when it is durable; the one of the job that the journal has under this name. inputs: as of `JobHost.begin`."""
+        """Begins the job, and returns its handle when BEGIN is durable. If the journal has a job of this name already,
+        returns the handle of that one. `inputs` are the arguments of `JobHost.begin`.
+        """
         job_id = handle.job_id
         try:
             before = None if named is None else await self._before(handle, named)
@@ -203,7 +214,7 @@ class KernelHost:
         return handle
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
-        """The handle of a job that the journal has already; None: it has none."""
+        """Returns the handle of the job if the journal has it already, or None."""
         job_id = handle.job_id
         job = self.open.pop(job_id, None)
         if job is not None:
@@ -224,11 +235,11 @@ class KernelHost:
         return handle
 
     async def caught_up(self) -> None:
-        """Returns when all events up to now are published."""
+        """Returns when the events of all entries so far are published."""
         await self._host.log.wait_caught_up()
 
     async def settle_from_journal(self, handle: ExecutionHandle) -> None:
-        """The handle of a job that has ended. Raises UserError where its END is forgotten."""
+        """Settles the handle of a job that has ended. Raises UserError if the journal has forgotten its END."""
         await self.journal.flush()
         for _, entry in reversed(await call_journal(whole_entries, self.journal, handle.job_id)):
             if isinstance(entry, End):
@@ -241,7 +252,9 @@ class KernelHost:
         )
 
     async def tell_again(self) -> None:
-        """Tells of the jobs that had ended last before the start, of which nobody may have been told. Once."""
+        """Publishes the events of the last jobs that ended before the start again, since a crash may have lost them.
+        Only the first call does something.
+        """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
 
@@ -255,7 +268,7 @@ class KernelHost:
                 self._host.log.publish_again(entries)
 
     def resume(self) -> list[ExecutionHandle]:
-        """All open jobs go on, in the order in which they began. Returns their handles."""
+        """Lets all open jobs go on, in the order in which they began, and returns their handles."""
         jobs, handles = list(self.open.values()), []
         self.open.clear()
         for job in jobs:
@@ -292,9 +305,10 @@ class KernelHost:
         self._admission.go_on()
 
     def _show(self) -> None:
-        """More is durable."""
+        """Updates the stores, in a task of its own. Called when more entries are durable."""
         self._news = True
-        if self._showing is None or self._showing.done():  # it is not the host's, which would cut it short at the end
+        # not a task of the host, which would cancel it when it closes
+        if self._showing is None or self._showing.done():
             what = "what shows jobs in stores"
             self._showing = asyncio.get_running_loop().create_task(self._show_all(), name=what)
             watch_task(self._showing, what, partial(self._broke, what), stopped=lambda: self._host.stopping)
@@ -311,7 +325,7 @@ class KernelHost:
             self._admission.leave(seat)
             self._admission.go_on()
 
-    # -- what its agents say (`jobs.JobWatch`) ----------------------------------------------------------------------------
+    # -- called by its agents (`jobs.JobWatch`) -----------------------------------------------------------------------
 
     def began(self, job_id: str) -> None:
         handle = self.handles.get(job_id)
@@ -336,7 +350,7 @@ class KernelHost:
         inputs: dict[str, Any] = {"record": record, "key": b"", "digest": b"", "behalf": behalf}
         begin = partial(self._host.begin, agent.agent_id, job_id, **inputs)
 
-        # If it ended, and a crash came before its parent was told, it runs over what it has done.
+        # If the child ended, but a crash came before its parent was told, it runs over its own history again.
         async def look() -> None:
             before = await call_journal(last_begin, self.journal, job_id)
             self._when_free(job_id, partial(begin, run=1 if before is None else before.run + 1))
@@ -372,7 +386,7 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Now and then the journal forgets the histories of jobs that are not kept."""
+        """Counts an ended job, and now and then lets the journal forget the histories of jobs beyond `keep_jobs`."""
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
             return
@@ -393,7 +407,7 @@ class _Seat(msgspec.Struct, eq=False):
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Tells a caller that its job has a place. One that was cancelled gives the place back."""
+    """Tells a caller that its job has a place. A caller that was cancelled gives the place back."""
     if not caller.done():
         caller.set_result(None)
 
@@ -402,12 +416,16 @@ class _KernelEvents(JobEvents):
     def __init__(
         self, events: InMemoryEventBus, given: dict[str, asyncio.Event], durable: Callable[[], None] | None
     ) -> None:
-        """given: whether somebody has the handle, of jobs that have asked no model. durable: an entry is."""
+        """Makes the listener. `given` has, for each job that has asked no model yet, an event that is set when a caller
+        has its handle. `durable` is called when more entries are durable.
+        """
         super().__init__(events.publish, events.wants)
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """As of a Listener. Whoever gets a handle has some turns of the event loop to listen, before its first model is asked."""
+        """Returns whether somebody listens for parts of answers. Before a job asks its first model, this waits until
+        its caller has the handle and some turns of the event loop to begin listening.
+        """
         given = self._given.get(job_id)
         if given is not None:
             await given.wait()

@@ -1,6 +1,6 @@
-"""What a job of a kernel is: a request in its BEGIN, an agent or a function that runs over it.
+"""The jobs of a kernel: a job's BEGIN has a request, and an agent or a function runs over it.
 
-ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=ctx.llm(engine)), or f(ctx) ─▶ END: what it has returned
+ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=ctx.llm(engine)), or f(ctx) ─▶ END with the returned value
 """
 
 from collections.abc import Callable, Coroutine, Mapping
@@ -32,17 +32,18 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Usage
 from sabot.state.backends.memory import MemoryBackend
 
-_NO_STATE = MemoryBackend()  # a job's own, of which nothing is ever applied
+_NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRequest:
-    """A run of an agent that is asked for.
+    """A request for one run of an agent.
 
-    prompt: a text, a ChatMessage, or several of them; where the agent is a function, anything that msgpack can say: its `ctx.message`.
-    scope_id: the tenant. principal_id: the actor. session_id, run_id, metadata, versions, policy_ref: go along with the job. budgets: what
-    this job may use, with the jobs that it begins. idempotency_key: the same key of a scope is the same job, however often it is asked
-    for. agent: its name, where the kernel has several.
+    `prompt` is a text, a ChatMessage, or several of them; if the agent is a function, anything that msgpack can encode,
+    which the function finds as `ctx.message`. `scope_id` is the tenant, and `principal_id` the actor. `session_id`,
+    `run_id`, `metadata`, `versions` and `policy_ref` are kept with the job. `budgets` limits what this job may use
+    together with the jobs that it begins. Requests with the same `idempotency_key` in one scope are one job, however
+    often they are sent. `agent` is the agent's name, if the kernel has several.
     """
 
     prompt: Any
@@ -67,18 +68,18 @@ class ExecutionRequest:
         checked_fields(self.metadata, "metadata")
 
     def context(self, job_id: str = "") -> ExecutionContext:
-        """On whose behalf the job runs, and within which limits."""
+        """Returns the context of the job: on whose behalf it runs, and within which limits."""
         shared = {name: getattr(self, name) for name in ExecutionContext.__dataclass_fields__ if name != "job_id"}
         return ExecutionContext(**shared, job_id=job_id)
 
     @property
     def behalf(self) -> Behalf:
-        """For whom the job runs."""
+        """The tenant and the actor for whom the job runs."""
         return Behalf(self.scope_id, self.principal_id)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What must be equal where two share an idempotency key."""
+        """The fields that must be equal if two requests share an idempotency key."""
         left_out = ("run_id", "versions", "idempotency_key")
         said = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return {**said, "budgets": self.budgets.content}
@@ -86,11 +87,13 @@ class ExecutionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """What came of a job.
+    """The result of a job.
 
-    content: the agent's last answer; of a function its result as text. output: the answer as the type that the agent is asked for; the
-    result of a function. usage, cost, turns, tool_calls, finish_reason: as of an AgentResult, so of what an Agent asks itself: models that
-    its tools ask are not in them, and those of a function are empty. The ledger has all (`budgets=[]` only records).
+    `content` is the agent's last answer, or the result of a function as text. `output` is the answer converted to the
+    output type of the agent, or the result of a function. `usage`, `cost` (US dollars), `turns`, `tool_calls` and
+    `finish_reason` are those of the AgentResult: they count what an Agent asks itself, not what its tools ask of
+    models, and have their defaults if the agent is a function. The ledger counts everything (`budgets=[]` only
+    records).
     """
 
     job_id: str
@@ -111,7 +114,7 @@ _DEFAULTS = {
 
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of an agent in END."""
+    """The result of an agent as END has it."""
 
     content: str
     usage: Usage = Usage()
@@ -122,7 +125,7 @@ class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode_request(request: ExecutionRequest) -> bytes:
-    """The request as BEGIN has it: what is not as by default. Raises UserError."""
+    """Encodes a request for BEGIN; fields with their default value are left out. Raises UserError."""
     prompt = [request.prompt] if isinstance(request.prompt, ChatMessage) else request.prompt
     said = {name: value for name in _DEFAULTS if (value := getattr(request, name)) != _DEFAULTS[name]}
     return pack({**said, "prompt": msgspec.to_builtins(prompt) if _has_messages(prompt) else prompt}, "the request")
@@ -137,37 +140,36 @@ def _request(job: JobRun) -> ExecutionRequest:
 
 
 class JobWatch(Protocol):
-    """Who lets the jobs of a kernel run, and hears how they end. On the event loop."""
+    """The receiver of what happens to the jobs of a kernel; it also decides when they run. Called on the event loop."""
 
     def began(self, job_id: str) -> None:
-        """BEGIN is appended, or was before."""
+        """Called when BEGIN of a job is appended, or was found in the journal."""
 
     def rests(self, job_id: str) -> None:
-        """It is parked, and holds no place among those that run."""
+        """Called when a job is parked and gives its place up."""
 
     def wakes(self, job_id: str) -> None:
-        """It has something to go on with, once it may run."""
+        """Called when a parked job has something to go on with, and needs a place."""
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """It is to begin, once it may run. behalf: with the labels of what asks for it."""
+        """Called to begin a child, once there is a place. `behalf` has the labels of the job that asks for it."""
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
-        """Its function has returned this, as END will have it, or raised."""
+        """Called when the function of a job has returned a value (packed as END has it) or raised an error."""
 
     def over(self, job_id: str, outcome: str) -> None:
-        """END is appended."""
+        """Called when END of a job is appended."""
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
         """Called when a job cannot go on with this code."""
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
-        """Its function asks for the end of the process."""
+        """Called when the function of a job raises SystemExit or the like, which ends the process."""
 
 
 class KernelAgent:
-    """The owner of the jobs of one agent of a kernel (`jobs.owner.JobOwner`).
-
-    agent: an Agent, or a function of a DurableContext.
+    """The owner of the jobs of one agent of a kernel (`jobs.owner.JobOwner`). The agent is an Agent, or a function of a
+    DurableContext.
     """
 
     leaves_at_once = sleep_counts = True
@@ -180,7 +182,9 @@ class KernelAgent:
         clock: Clock,
         version: str,
     ) -> None:
-        """engine: by which an Agent asks, in place of its own. version: of the code; "": a digest of it. Its host sets `watch`."""
+        """Makes the owner. `engine` asks the models for an Agent, in place of the Agent's own engine. `version` is the
+        version of the code; "" takes a digest of the code. The host sets `watch`.
+        """
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
         self.agent = agent
@@ -194,7 +198,7 @@ class KernelAgent:
         self._clock = clock
         self._errors = ErrorLog(f"agent {self.agent_id}", clock)
         self.watch: JobWatch
-        self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the last one
+        self._decoded: tuple[JobRun, ExecutionRequest] | None = None  # the request that was decoded last
 
     # -- as a JobOwner ------------------------------------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class KernelAgent:
         return self.coroutine(job)
 
     def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """What runs for this job."""
+        """Returns the coroutine that runs for this job."""
         request = self._asked(job)
         fields = _Fields(request.prompt, job.history.begin.at_ms, job.history.begin.key)
         ctx = durable_context(job, fields, _NO_STATE, self.agent_id, "", self._clock)
@@ -225,10 +229,12 @@ class KernelAgent:
         return await self.agent.run(said, effects=ctx.llm(self._engine))
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """As `JobOwner.time_left`: what `max_runtime_seconds` leaves, by the times of the entries of the job, so over restarts too."""
+        """Returns the seconds that `max_runtime_seconds` leaves the job, with the limit in words, or None if it has no
+        limit. The time is counted by the entries of the job, so it goes on over restarts.
+        """
         most = self._asked(job).budgets.max_runtime_seconds
         told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
-        if most is None or told:  # what the function does when its time is over is not cut short
+        if most is None or told:  # its time was over already, and the function may clean up
             return None
         left_s = most - job.history.ran_until(round(self._clock.time() * 1000)) / 1000
         parent = parent_of(job.job_id)[0]
@@ -241,7 +247,7 @@ class KernelAgent:
         return body
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """A result, as END has it. Raises UserError."""
+        """Packs a result for END. Raises UserError."""
         return pack(_ended(value) if isinstance(value, AgentResult) else value, f"the result of job {job.job_id}")
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
@@ -253,7 +259,7 @@ class KernelAgent:
         return "end"
 
     def backoff_s(self, attempt: int) -> float:
-        """As `JobOwner.backoff_s`. Jobs are not tried again."""
+        """Returns 0, since the jobs of a kernel are not tried again."""
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
@@ -278,12 +284,14 @@ class KernelAgent:
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """As `JobOwner.had_ended`. What has ended is over for a kernel, which has no checkpoint."""
+        """Does nothing: a kernel has no checkpoint that would have to learn of an ended job."""
 
-    # -- what came of its jobs ------------------------------------------------------------------------------------------
+    # -- results of jobs ----------------------------------------------------------------------------------------------
 
     def result(self, job_id: str, body: bytes) -> ExecutionResult:
-        """The result that this END of a job has. Raises Mismatch where it is not of the type that the agent is asked for now."""
+        """Returns the result in the END of a job. Raises Mismatch if it does not fit the output type that the agent has
+        now.
+        """
         value = unpack(body)
         if not isinstance(self.agent, Agent):
             content = value if isinstance(value, str) else _text(value)
@@ -295,7 +303,7 @@ class KernelAgent:
 
 @dataclass(slots=True)
 class _Fields:
-    """What a context shows of the input (`api.context.RecordFields`)."""
+    """The input of a job, as a context shows it (`api.context.RecordFields`)."""
 
     value: Any
     timestamp: int
@@ -307,7 +315,7 @@ class _Fields:
     offset: int = -1
 
     def raw(self) -> None:
-        """It is no record, which would have a payload."""
+        """Returns None: the input of a kernel's job is not a record with a payload."""
 
 
 def _ended(result: AgentResult) -> _Ended:

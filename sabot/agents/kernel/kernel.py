@@ -1,4 +1,4 @@
-"""RuntimeKernel: the face of a kernel."""
+"""RuntimeKernel: the interface of a kernel."""
 
 import asyncio
 import uuid
@@ -48,10 +48,11 @@ from sabot.runtime.host import interpreter
 
 
 class RuntimeKernel:
-    """Agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
+    """A kernel runs agents as jobs over a journal: `kernel = RuntimeKernel.create(agent=agent, journal="jobs")`.
 
-    It belongs to one event loop, and opens its journal when it is first used, or with `async with`; no other process has it then. What is
-    open there waits for `resume`. `jobs` and `actions` need no claim: they work in any process that reaches the journal, whoever has it.
+    It belongs to one event loop. It opens its journal when it is first used, or with `async with`; until it is closed,
+    no other process can open that journal. Jobs that are open in the journal wait for `resume`. `jobs` and `actions`
+    work in any process that can reach the journal, whether a kernel has it open or not.
     """
 
     def __init__(
@@ -75,15 +76,24 @@ class RuntimeKernel:
         version: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """engine: by which agents ask models, in place of their own. agent: an Agent, or a function of a DurableContext; or several, of
-        which requests name one, and which `ctx.child` reaches. journal: a folder (SQLite), postgresql://… or kafka://…; a Journal, which
-        the kernel does not close; None: in memory. policy: decides what jobs may do; None: all. budgets: what scopes may use, or a Ledger,
-        which the kernel does not close; [] only records what is used. ledger_writer: where that is kept; by default beside the journal, if
-        that is a folder. job_store, action_store: in which its jobs and actions are seen too; without `journal` the jobs run over that of
-        the first one. name: of the kernel, before those of its agents; jobs in a journal are found by it. event_bus: where it
-        publishes. max_jobs: that run at once. children: that a job may begin. keep_jobs: ended jobs whose history the journal keeps.
-        dedupe: how long it keeps their ids, and the history of what has failed. stop_grace: for calls that run when it is closed.
-        version: of the code. Raises UserError.
+        """Makes a kernel. Raises UserError.
+
+        `engine` asks the models for all agents, in place of their own engines. `agent` is an Agent or a function of a
+        DurableContext, or several of them, of which requests name one, and which `ctx.child` can begin. `journal` is a
+        folder (SQLite), a postgresql:// or kafka:// address, or a Journal, which the kernel does not close; None keeps
+        it in memory. `policy` decides what jobs may do; None allows everything.
+
+        `budgets` limits what scopes may use: Budgets, or a Ledger, which the kernel does not close; [] only records
+        what is used. `ledger_writer` keeps these records; by default they are beside the journal, if that is a folder.
+        `job_store` and `action_store` show the jobs and actions too; without `journal` the jobs run over the journal of
+        the first of them.
+
+        `name` is the kernel's name, which precedes those of its agents and by which its jobs are found in a journal.
+        `event_bus` is where it publishes events. `max_jobs` is the number of jobs that run at once. `children` limits
+        the jobs that a job may begin. `keep_jobs` is the number of ended jobs whose histories the journal keeps.
+        `dedupe` is the time for which their ids are known, and for which histories of failed jobs are kept.
+        `stop_grace` is the time that calls have to finish when the kernel is closed. `version` is the version of the
+        code.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         for word, given, kind, hint in (
@@ -140,10 +150,10 @@ class RuntimeKernel:
 
     @classmethod
     def create(cls, *, agent: Any, engine: ExecutionEngine | None = None, **options: Any) -> "RuntimeKernel":
-        """A kernel. options: as of `RuntimeKernel`."""
+        """Makes a kernel. The options are those of `RuntimeKernel`."""
         return cls(engine, agent, **options)
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> "RuntimeKernel":
         await self.start()
@@ -153,8 +163,8 @@ class RuntimeKernel:
         await self.close()
 
     async def start(self) -> None:
-        """Opens the journal. Raises AppLocked where another owner has it; UserError where it has open jobs of agents that are not here.
-        Idempotent.
+        """Opens the journal. Raises AppLocked if another process has it open, and UserError if it has open jobs of
+        agents that this kernel does not have. Idempotent.
         """
         await self._started()
 
@@ -198,7 +208,7 @@ class RuntimeKernel:
         return host
 
     async def _guards(self) -> list[EffectGuard]:
-        """The policy, the limits of jobs, then the ledger: the first one decides first."""
+        """Returns the guards in the order in which they decide: the policy, the limits of jobs, the ledger."""
         guards = [*([] if self.policy is None else [self.policy]), JobLimits()]
         if self._budgets is None:
             return guards
@@ -217,8 +227,10 @@ class RuntimeKernel:
         return self.ledger
 
     async def accounts(self) -> Ledger | None:
-        """Its ledger, to be read, also while another process has its journal: with the rows of that where they are kept nowhere else. None:
-        it has no budgets. Whoever reads that of a kernel which is not started closes it.
+        """Returns the ledger of this kernel for reading, or None if it has no budgets.
+
+        This works while another process has the journal: if the ledger's rows are kept nowhere else, they are read from
+        the journal. The caller closes the ledger if this kernel was never started.
         """
         if self._budgets is None:
             return None
@@ -229,8 +241,9 @@ class RuntimeKernel:
         return ledger
 
     async def close(self) -> None:
-        """Stops: calls under way have `stop_grace`; open jobs stay in the journal, and go on when a kernel over it is resumed; their
-        handles raise. The engine stays open. Raises the failure that has ended it before. Idempotent.
+        """Stops the kernel. Calls under way have `stop_grace` to finish. Open jobs stay in the journal, and go on when
+        a kernel over it is resumed; their handles raise UserError. The engine stays open. Raises the failure that has
+        stopped the kernel before, if any. Idempotent.
         """
         async with self._opening:
             was_closed, self._closed = self._closed, True
@@ -252,8 +265,9 @@ class RuntimeKernel:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def execute(self, request: ExecutionRequest) -> ExecutionHandle:
-        """Begins a job, or finds the one that its scope has under the same idempotency key, also one that has ended. Waits for a place
-        among the jobs that run; when it returns the job is durable. Raises IdempotencyConflict, UserError, JournalFailed.
+        """Begins a job, and returns its handle when the job is durable. Waits until there is a place for it among the
+        jobs that run. If the scope has a job with the same idempotency key already, also one that has ended, returns
+        the handle of that job. Raises IdempotencyConflict, UserError, JournalFailed.
         """
         check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
@@ -266,7 +280,7 @@ class RuntimeKernel:
         return await host.execute(agent, _job_id(agent, request), request)
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
-        """Raises UserError where a request asks for a policy that the kernel does not have."""
+        """Raises UserError if a request names a policy that is not the kernel's."""
         name = "" if self.policy is None else self.policy.name
         if asked is None or (
             name and asked.name == name and asked.version in ("", getattr(self.policy, "version", ""))
@@ -283,8 +297,9 @@ class RuntimeKernel:
         )
 
     async def take_over(self, taken: Sequence[Entry]) -> ExecutionHandle:
-        """A new job that goes on behind these entries, as `fork_history` makes them of another one's (`StateManager.restore`). Waits for a
-        place as `execute`. Raises NonDeterminism, and begins nothing, where the code of today does something else than they say.
+        """Begins a new job that continues after these entries, which `fork_history` makes from the history of another
+        job (see `StateManager.restore`). Waits for a place as `execute` does. Raises NonDeterminism, and begins
+        nothing, if the code of today asks for other effects than the entries have.
         """
         begin = taken[0] if isinstance(taken, Sequence) and taken else None
         if not isinstance(begin, Begin):
@@ -307,17 +322,19 @@ class RuntimeKernel:
         return await host.take_over(agent, taken)
 
     async def resume(self) -> list[ExecutionHandle]:
-        """All jobs that were open when the journal was opened go on: what they have done is not done again, what is in doubt is judged.
-        Returns their handles, in the order in which they began; [] when it is called again. Events are told again, with the ids that they
-        had: of these jobs, and of those that had ended last.
+        """Lets all jobs go on that were open when the journal was opened, and returns their handles in the order in
+        which they began. A second call returns [].
+
+        Effects with a result are not made again, and effects in doubt are judged. The events of these jobs, and of the
+        last jobs that had ended, are published again with the ids that they had.
         """
         host = await self._started()
         await host.tell_again()
         return host.resume()
 
     async def handle(self, job_id: str) -> ExecutionHandle:
-        """Of a job of this journal that runs, or has ended. Raises UserError where there is none, where it is open and not resumed, or
-        where its end is forgotten.
+        """Returns the handle of a job of this journal that runs or has ended. Raises UserError if there is no such job,
+        if it is open and was not resumed, or if its end is forgotten.
         """
         checked_word(job_id, "handle: job_id")
         host = await self._started()
@@ -335,14 +352,18 @@ class RuntimeKernel:
         return handle
 
     async def record(self, job_id: str) -> Recording:
-        """What the journal has of a job, to be saved and replayed. Raises UserError for one that it does not have."""
+        """Returns a recording of a job, which can be saved and replayed. Raises UserError if the journal does not have
+        the job.
+        """
         checked_word(job_id, "record: job_id")
         host = await self._started()
         await host.journal.flush()
         return await call_journal(record_job, host.journal, job_id)
 
     def code(self, agent: str = "") -> JobCode:
-        """The code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`. Raises UserError."""
+        """Returns the code of an agent, by default of the first one, for `ReplayPlayer.replay(mode="verify", code=…)`.
+        Raises UserError if there is no agent of that name.
+        """
         checked_word(agent, "code: agent")
         found = self._agents.get(agent) if agent else next(iter(self._agents.values()))
         if found is None:
@@ -350,7 +371,9 @@ class RuntimeKernel:
         return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
-        """The events of a job that its journal knows of, when those who listen were told of them."""
+        """Returns the events of a job that follow from its entries in the journal, after they were published to
+        listeners.
+        """
         checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
         return await events_of(await self._entries(job_id))
@@ -361,19 +384,22 @@ class RuntimeKernel:
         return [entry for _, entry in await call_journal(whole_entries, host.journal, job_id)]
 
     async def post(self, letter: Letter) -> None:
-        """Into the inbox of the journal. Raises LetterRefused."""
+        """Writes a letter to the inbox of the journal. Raises LetterRefused."""
         check("post: letter", letter, Of(Letter))
         await run_in_thread(self._store.post, letter)
 
     def statistics(self) -> dict[str, Any]:
-        """Jobs: `running`, `parked`, `waiting` for a place, `blocked` by id with the reason; `begun`, `ended`, `effects` and `doubts` since
-        the start; calls in flight; the journal. {} before the start.
+        """Returns the numbers of jobs that are `running`, `parked`, and `waiting` for a place; `blocked`: the reasons
+        by job id; the numbers of jobs `begun` and `ended`, of `effects` and of `doubts` since the start; the calls in
+        flight; and the state of the journal. Returns {} before the start.
         """
         return {} if self._host is None else self._host.statistics()
 
 
 class _KernelStore(AppJobStore):
-    """Jobs and actions in the journal of a kernel. journal: while a kernel here has it."""
+    """The store of jobs and actions in the journal of a kernel. `journal` is set while a kernel in this process owns
+    it.
+    """
 
     def __init__(self, place: "str | Path | Journal | MemoryStorage", name: str, clock: Clock) -> None:
         self.journal = place if isinstance(place, Journal) else None
@@ -381,11 +407,11 @@ class _KernelStore(AppJobStore):
         super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
-        """Waits until all that handles have told can be read in the journal: they tell of an END when it is appended, and it is
-        read when it is durable.
+        """Waits until everything that handles have reported can be read from the journal: handles report an END when it
+        is appended, and readers see it when it is durable.
         """
         if self.journal is not None:
-            with suppress(JournalFailed):  # the kernel says so; what is durable can be read all the same
+            with suppress(JournalFailed):  # the kernel raises it; what is durable can be read all the same
                 await self.journal.flush()
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
@@ -393,7 +419,9 @@ class _KernelStore(AppJobStore):
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
-    """Those of which somebody reads, each once. Raises UserError for one that cannot show the jobs of another owner."""
+    """Returns the stores behind these two, each once. Raises UserError for a store that cannot show the jobs of a
+    kernel.
+    """
     found: list[LentStore] = []
     for name, store in (("job_store", job_store), ("action_store", action_store)):
         while store is not None and not isinstance(store, LentStore):
@@ -402,14 +430,16 @@ def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
                     f"{name}={short_repr(store)} does not show the jobs of a kernel",
                     hint="a JournalStore, InMemoryJobStore, PostgresJobStore or RedisActionStore; a RedisJobCache before one",
                 )
-            store = inner  # a cache before it
+            store = inner  # the store behind a cache
         if store is not None and all(store is not each for each in found):
             found.append(store)
     return found
 
 
 def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
-    """The same for the same key of a scope, so a journal knows it for as long as it knows ended jobs."""
+    """Returns the id of the job: the same for the same key and scope, so that the journal finds the job as long as it
+    keeps the ids of ended jobs; a new one for a request without a key.
+    """
     if not request.idempotency_key:
         return f"{agent.agent_id}/{uuid.uuid4().hex}"
     name = f"{request.scope_id}\0{request.idempotency_key}"

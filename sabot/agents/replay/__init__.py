@@ -1,8 +1,9 @@
-"""Replay: what happened in jobs, as a file; its events played again; and the code of today run over it.
+"""Replay: a job's recording as a file, its events played again, and the code of today run over it.
 
-recording   what is kept, saved, loaded; of a bus, or of a journal
-player      how it is played
-fork        a job goes on from one of its steps, otherwise than it did
+recording      records from a bus or from a journal; saves and loads recordings
+player         the modes in which a recording is played
+verification   compares the code of today with a recording
+fork           continues a job from one of its steps with changes
 """
 
 from sabot.agents.replay.fork import FORK_ALLOWS, Forked, fork

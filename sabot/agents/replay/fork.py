@@ -1,6 +1,7 @@
-"""A fork: a job as it was behind one of its steps goes on from there with another model, prompt or tool, and changes nothing outside.
+"""A fork continues a job from one of its steps with another model, prompt or tool, and changes nothing outside.
 
-recording ─▶ entries up to the result of step `at` ─▶ a journal in memory ─▶ the code runs over them ─▶ goes on live ─▶ a new recording
+recording ─▶ entries up to the result of step `at` ─▶ a journal in memory ─▶ the code runs over them ─▶ goes on live
+         ─▶ a new recording
 """
 
 import asyncio
@@ -62,13 +63,14 @@ _CODE = "of a fork"
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """What came of a fork.
+    """The result of a fork.
 
-    outcome: "succeeded", "failed", "cancelled"; "waits": for an answer or a signal that nobody gives it. result: what the function has
-    returned. error: what it has raised. waits_for: what, in words, where it "waits". recording: of the fork. first_difference: the ordinal
-    of the first step that is not as it was recorded; None: all are. unused: those of `allow` and `answers` that are no class of effects,
-    and the name of nothing that was asked for, by the job or the fork: they may be misspelt. booked_as: the job of its rows in the ledger;
-    "": it has none.
+    `outcome` is "succeeded", "failed" or "cancelled", or "waits" if the fork waits for an answer or a signal that
+    nobody gives. `result` is the value that the function has returned, `error` the one that it has raised. `waits_for`
+    says in words for what it waits. `recording` is the recording of the fork. `first_difference` is the ordinal of the
+    first step that differs from the original, or None. `unused` has the names in `allow` and `answers` that match no
+    class of effects and nothing that the job or the fork has asked for, so that they may be misspelt. `booked_as` is
+    the job id of the fork's rows in the ledger, or "" if it has none.
     """
 
     outcome: str
@@ -95,21 +97,27 @@ async def fork(
     no_wait: bool = False,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Forked:
-    """Runs the code over what is recorded up to the result of step `at`, and goes on from there. Up to there nothing is called; what was
-    asked by then and had no result is asked anew. It goes on over `ctx.continue_as` too.
+    """Runs the code over the recording up to the result of step `at`, and goes on live from there.
 
-    at: an ordinal; 0: from the beginning; None: behind all that is recorded. answers: by the names of tools, what they return in place of
-    being called; of models ("llm": of all), their texts, or Completions, or a list of those of several calls; by the types of questions
-    and the names of signals, what they are answered with ("confirm": whether a call may be made for which `guard` wants a person); by the
-    names of agents, the results of children. model: is asked in place of the
-    one that the code names. prompt: the instructions of its requests. allow: classes of effects, and names of tools, that are made; others
-    are denied. guard: decides too. ledger: its budgets judge what the fork asks for, and it has the rows, of today and of a job of
-    their own; the caller closes it. no_wait: it is over where only time would let it go on: a timer, the deadline of a question that nobody
-    answers. Else it waits for that, and the log says for what, and how long. clock: its time goes on from that of the last entry that is
-    taken over, so a deadline of what is asked now is as far away as it was for the job.
+    Up to that step nothing is called; effects that were asked for by then without a result are asked for anew. The fork
+    follows `ctx.continue_as` too.
 
-    Raises UserError for a recording without entries, or without a result of that step; ReplayDifference where the code asks for something
-    else before it.
+    `at` is an ordinal; 0 is the beginning, and None is after everything that is recorded. `answers` has, by name,
+    results that stand in for calls: for a tool its return value, for a model ("llm" means all models) a text or a
+    Completion, or a list of them for several calls, for the type of a question or the name of a signal its answer
+    ("confirm" answers whether a call may be made for which `guard` asks for approval), and for an agent the result of
+    the child. `model` is asked in place of the models that the code names. `prompt` replaces the instructions in
+    requests to models.
+
+    `allow` has the classes of effects and the names of tools that are really called; others are denied. `guard` decides
+    in addition. `ledger` judges the fork's calls by its budgets, and gets their rows, at today's time and under a job
+    id of their own; the caller closes it. With `no_wait` the fork is over when only time would let it go on: a timer,
+    or the deadline of a question that nobody answers. Without it the fork waits, and the log says for what and how
+    long. The fork's calendar time continues from the last entry taken over, so a deadline is as far away as it was for
+    the job; `clock` measures it.
+
+    Raises UserError for a recording without entries or without a result of that step, and ReplayDifference if the code
+    asks for something else before it.
     """
     check("fork: recording", recording, Of(Recording, "what record_job has recorded"))
     check("fork: code", code, Of(JobCode, "code_of(agent.spec)"))
@@ -164,7 +172,9 @@ async def fork(
 
 
 def _asked_for(entries: Sequence[Entry]) -> set[str]:
-    """The names by which effects, questions, signals and children are told apart: those of models, and of agents without their app, too."""
+    """Returns the names under which `answers` and `allow` may mean something that these entries have asked for. Agents
+    have a second name without that of their app; models have their own names too.
+    """
     found = set[str]()
     for entry in entries:
         if isinstance(entry, Intent):
@@ -176,7 +186,9 @@ def _asked_for(entries: Sequence[Entry]) -> set[str]:
 
 
 def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
-    """The entries up to the result of this step, without those of effects that have none by then. Raises UserError."""
+    """Returns the entries up to the result of this step, without those of effects that have no result by then. Raises
+    UserError.
+    """
     entries = recording.entries
     if not entries:
         raise UserError(
@@ -210,8 +222,9 @@ def _first_difference(recording: Recording, made: Recording) -> int | None:
 
 @dataclass(slots=True)
 class _Changes:
-    """What is otherwise in a fork. answers, prompt: as of `fork`. said: how many of its answers each model has given. stood_in: jobs and
-    ordinals of calls that are not made, as something stands in for them.
+    """The changes that a fork makes. `answers` and `prompt` are arguments of `fork`. `said` counts the answers that
+    each model has given. `stood_in` has the job and ordinal of each call that was not made because an answer stood in
+    for it.
     """
 
     answers: Mapping[str, Any]
@@ -220,15 +233,15 @@ class _Changes:
     stood_in: set[tuple[str, int]] = field(default_factory=set)
 
     def of(self, name: str) -> str | None:
-        """Under which name there is an answer, of a tool or an agent."""
+        """Returns the name under which `answers` has a result for this tool or agent, or None."""
         return next((each for each in (name, name.rpartition(".")[2]) if each in self.answers), None)
 
     def of_model(self, name: str) -> str | None:
-        """The same, of a model."""
+        """Returns the name under which `answers` has a result for this model, or None."""
         return next((each for each in (name, ASKS) if each in self.answers), None)
 
     def completion(self, name: str) -> Completion:
-        """The next answer. Raises UserError where there is none left."""
+        """Returns the next answer of a model. Raises UserError if none is left."""
         said = self.answers[name]
         if isinstance(said, list):
             if self.said[name] == len(said):
@@ -239,15 +252,17 @@ class _Changes:
 
 
 def _question(ask: Ask) -> str:
-    """The type of the question that is open, the function's own or one about the effect; of a wait its signal; "": nobody is asked."""
+    """Returns the type of the effect's open question (the function's own, or one about the effect), the signal of a
+    wait, or "" if nobody is asked.
+    """
     if ask.kind in ("ask", "wait"):
         return ask.name
     return IN_DOUBT if ask.phase is DOUBT and ask.token else CONFIRM if ask.token else ""
 
 
 def _approval(said: Any, *, of_function: bool) -> Any:
-    """The answer to "confirm" as it is recorded. of_function: it has asked by itself, and may want to know more than yes or no. Raises
-    UserError for what would be taken for a no without being one.
+    """Returns the answer to "confirm" as it is recorded. `of_function` is True for a question that the function itself
+    asks, which may take more than yes or no. Raises UserError for a value that is neither a yes nor a no.
     """
     if isinstance(said, bool):
         return {"approved": said}
@@ -262,20 +277,21 @@ def _approval(said: Any, *, of_function: bool) -> Any:
 
 
 class _ForkClock:
-    """A clock whose calendar goes on from `since`, in seconds."""
+    """A clock whose calendar time continues from `since` (seconds since 1970)."""
 
     def __init__(self, clock: Clock, since: float) -> None:
         self.monotonic = clock.monotonic
         self._behind = since - clock.monotonic()
 
     def time(self) -> float:
-        """As `Clock.time`, had the fork begun at `since`."""
+        """Returns the time in seconds since 1970, as if the fork had begun at `since`."""
         return self.monotonic() + self._behind
 
 
 class _ForkRun(JobRun):
-    """A run in which some calls have stand-ins, and requests of models other instructions. on_answered: is told of each question and wait
-    that `answers` has, also of a question about an effect, when it is in the journal and the job waits for it.
+    """A run in which answers stand in for some calls, and requests to models have other instructions. `on_answered` is
+    called with each open question or wait that `answers` has an answer for, once it is in the journal and the job waits
+    for it.
     """
 
     def __init__(self, *given: Any, changes: _Changes, on_answered: Callable[[Ask], None], **how: Any) -> None:
@@ -284,7 +300,7 @@ class _ForkRun(JobRun):
         self._answered: set[tuple[int, str]] = set()  # ordinals and tokens: an effect may have several questions
 
     def may_park(self, now_s: float) -> bool:
-        """As `JobRun.may_park`: not where an answer comes at once."""
+        """Returns whether the run may be parked. A run whose question is answered at once may not."""
         answered = [ask for ask in self.open.values() if _question(ask) in self._changes.answers]
         for ask in answered:
             if (named := (ask.ordinal, ask.token)) not in self._answered:
@@ -293,7 +309,7 @@ class _ForkRun(JobRun):
         return not answered and super().may_park(now_s)
 
     def set_seed(self, seed: bytes) -> None:
-        """What is drawn by lot is drawn as it was."""
+        """Sets the seed, so that random values are those of the original job."""
         self._seed = seed
 
     def call(
@@ -316,7 +332,9 @@ class _ForkRun(JobRun):
 
 
 class _ForkGuard(EffectGuard):
-    """Allows what changes nothing outside, and what has a stand-in. model: is asked in place of all others."""
+    """A guard that allows effects that change nothing outside, and those that an answer stands in for. `model` is asked
+    in place of all other models.
+    """
 
     def __init__(self, job_id: str, allow: frozenset[str], changes: _Changes, model: str) -> None:
         self._job_id, self._allow, self._changes, self._model = job_id, allow, changes, model
@@ -324,7 +342,7 @@ class _ForkGuard(EffectGuard):
     def decide(self, call: GuardedCall) -> GuardVerdict:
         is_model = call.kind == "model"
         if (self._changes.of_model(call.name) if is_model else self._changes.of(call.name)) is not None:
-            if call.within is None:  # what a tool asks by itself has no stand-in
+            if call.within is None:  # a call that is asked for within a tool has no stand-in
                 self._changes.stood_in.add((call.effect.job, call.effect.ordinal))
             return GuardVerdict()
         if call.kind != "child" and (call.effect_class in self._allow or call.name in self._allow):
@@ -338,13 +356,13 @@ class _ForkGuard(EffectGuard):
         return GuardVerdict(Decision.DENY, rule="fork", reason=reason)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """As `EffectGuard.decide_degraded`: it may be made."""
+        """Allows the call to the other model."""
         return GuardVerdict()
 
 
 class _ForkLedger(LedgerGuard):
-    """The ledger of the program, for what a fork itself asks for: under a job of its own, since the rows of the job are those of its own
-    effects; and at the time at which it is asked, which is not that of the fork's clock.
+    """The program's ledger, for the calls that a fork makes itself. They are booked under a job id of their own, since
+    the job's rows belong to its own effects, and at the time of today, which is not that of the fork's clock.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
@@ -361,11 +379,11 @@ class _ForkLedger(LedgerGuard):
         return round(self._today.time() * 1000)
 
     async def open(self, journal: Journal) -> None:
-        """As `EffectGuard.open`. What is recorded was booked where it was asked."""
+        """Opens nothing: the recorded effects were booked when they were made."""
         self._durable = journal.flush
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide`. What has a stand-in uses nothing."""
+        """Decides on a call. A call that an answer stands in for uses nothing."""
         if (call.effect.job, call.effect.ordinal) in self._changes.stood_in:
             return GuardVerdict()
         return super().decide(replace(call, effect=self._own(call.effect)))
@@ -394,14 +412,16 @@ class _ForkLedger(LedgerGuard):
 
 
 class _ForkOwner:
-    """The owner of the one job of a fork (`jobs.owner.JobOwner`). over_as: its outcome, when it is over or nobody will go on with it."""
+    """The owner of a fork's only job (`jobs.owner.JobOwner`). `over_as` has its outcome when the job is over, or when
+    nobody will let it go on.
+    """
 
     leaves_at_once = sleep_counts = False
     code = _CODE
 
     def __init__(self, code: JobCode, changes: _Changes, clock: Clock, *, no_wait: bool) -> None:
         self._changes, self._clock, self._no_wait = changes, clock, no_wait
-        self._said: set[int] = set()  # ordinals of what the log has said that it waits for
+        self._said: set[int] = set()  # ordinals of the effects that the log has named as waited for
         self.waits_for: tuple[str, ...] = ()
         self.run: JobRun
         self.value: Any = None
@@ -411,7 +431,7 @@ class _ForkOwner:
         self._host: JobHost | None = None
 
     def broken(self, what: str, error: BaseException) -> None:
-        """Nothing can go on."""
+        """Ends the fork with an error of its host."""
         if not self.over_as.done():
             self.over_as.set_exception(error)
 
@@ -428,7 +448,7 @@ class _ForkOwner:
         return body
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """As `JobOwner.failed`. A fork is not tried again."""
+        """Ends the job: a fork is not tried again."""
         self.error = error
         return "end"
 
@@ -445,7 +465,7 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """As `JobOwner.parked`. Where only a person could go on with it, the fork is over."""
+        """Ends the fork if only a person, or with `no_wait` only time, could let it go on. Else logs what it waits for."""
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
             return
@@ -469,7 +489,9 @@ class _ForkOwner:
         return words
 
     def answer(self, ask: Ask) -> None:
-        """What `answers` has comes behind what the function has asked. Neither the inbox nor a deadline stands in its way."""
+        """Answers the question of an effect with the value in `answers`, without the inbox and without regard to a
+        deadline.
+        """
         host, job_id = self._host, self.run.job_id
         assert host is not None
         question = _question(ask)
@@ -491,7 +513,7 @@ class _ForkOwner:
         self._host.parking.wake(job_id)
 
     def hosted(self, host: JobHost) -> None:
-        """Its host."""
+        """Keeps the host of the fork."""
         self._host = host
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
@@ -501,11 +523,11 @@ class _ForkOwner:
         self._is_over(outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """As `JobOwner.had_ended`."""
+        """Does nothing: a fork's journal has one job, which is open."""
 
 
 class _ChildStandIn(_ForkOwner):
-    """The owner of an agent whose jobs are not begun, since what comes of them is given."""
+    """The owner of an agent whose jobs are not begun, since `answers` has their results."""
 
     def __init__(self, host: JobHost, value: Any) -> None:
         self._host, self._value = host, value

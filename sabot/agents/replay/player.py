@@ -1,8 +1,8 @@
-"""Recordings are played: their events again, or the code of today over what is recorded.
+"""The player of recordings: it publishes their events again, or runs the code of today over their entries.
 
-FAST, TIMED, STEP   the events go to a bus: at once, as long after each other as they came, one by one
-VERIFY              the function runs over the entries, strictly, and nothing is called
-FORK                it runs over the first of them, and goes on (`fork`)
+FAST, TIMED, STEP   events go to a bus: all at once, with the pauses that they had, or one by one
+VERIFY              the function runs over all entries, strictly, and nothing is called
+FORK                the function runs over the first entries, and goes on live (`fork`)
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from sabot.errors import UserError, short_repr
 
 
 class ReplayMode(StrEnum):
-    """How a recording is played."""
+    """The modes in which a recording is played."""
 
     FAST = "fast"
     TIMED = "timed"
@@ -29,7 +29,7 @@ class ReplayMode(StrEnum):
 
 
 class ReplayPlayer:
-    """Plays a recording. event_bus: who hears its events; None: nobody, and they are only stepped through."""
+    """A player of one recording. Events are published to `event_bus`; with None they can only be read with `step`."""
 
     def __init__(
         self,
@@ -53,11 +53,12 @@ class ReplayPlayer:
         prompt: str | None = None,
         no_wait: bool = False,
     ) -> Any:
-        """Plays it to its end. Returns the result that is recorded: of its last `final.result`; None where it has none.
+        """Plays the recording to its end, and returns the result in its last `final.result` event, or None if it has
+        none.
 
-        VERIFY returns a Verified; `code` is what runs over the entries, of a durable agent `code_of(spec)`. Raises ReplayDifference at the
-        first thing that the code does otherwise, UserError for a mode that there is not. FORK returns a Forked: `code` goes on behind step
-        `at`, as of `fork`, which has `answers`, `model`, `prompt` and `no_wait`, and says what is raised.
+        VERIFY returns a Verified: `code` runs over the entries; for a durable agent it is `code_of(spec)`. It raises
+        ReplayDifference at the first difference. FORK returns a Forked: `code` goes on after step `at`; `fork`
+        describes `at`, `answers`, `model`, `prompt`, `no_wait`, and the errors. Raises UserError for an unknown mode.
         """
         try:
             mode = ReplayMode(mode)
@@ -92,7 +93,7 @@ class ReplayPlayer:
         return result
 
     async def step(self) -> AsyncIterator[RuntimeEvent]:
-        """The events, one by one."""
+        """Yields the events one by one."""
         for event in await self._events():
             yield event
 

@@ -1,10 +1,11 @@
-"""Recordings: what happened in a job, as a file that can be played again, elsewhere too.
+"""Recordings: the history of a job as a file that can be played again, also on another machine.
 
 RuntimeEvents ─▶ ReplayRecorder ─▶ Recording ─▶ save, load
 journal       ─▶ record_job     ─▶
 
-A recording of a journal has its entries, so that the code of today can be run over them. Its digests and tokens are made anew with a key of
-its own: who has a recording can neither answer the questions of its job nor look arguments up in the journal.
+A recording of a journal has its entries, so that the code of today can be run over them. Their digests and tokens are
+computed anew with a key of the recording, so a reader of the file can neither answer the questions of the job nor look
+up arguments in the journal.
 """
 
 import gzip
@@ -42,7 +43,7 @@ _GZIP = b"\x1f\x8b"
 
 
 class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """With what a run was made; "" where it is not said. created_at: epoch seconds."""
+    """The versions with which a run was made; "" means unknown. `created_at` is in seconds since 1970."""
 
     run_id: str
     created_at: float
@@ -57,7 +58,9 @@ class RunMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @classmethod
     def create(cls, *, clock: Clock = SYSTEM_CLOCK, **fields: Any) -> "RunMetadata":
-        """With an id, the time, and the versions of Sabot and Python, where they are not given."""
+        """Makes metadata. An id, the time, and the versions of Sabot and Python are filled in where `fields` has none.
+        Raises UserError for a wrong field.
+        """
         given = {
             "run_id": uuid.uuid4().hex,
             "created_at": clock.time(),
@@ -80,9 +83,12 @@ def _installed() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """events: in their order. arrivals: when each of them came, in seconds since the recording began; () where only the events' own times
-    are known. job_id, entries: of a recording of a journal, with their bodies; key: of their digests; seeds: of what is
-    drawn by lot in the job, for each of its histories (`ctx.continue_as`).
+    """The recorded history of a job or of a bus.
+
+    `events` are in their order. `arrivals` has for each event the seconds between the start of the recording and its
+    arrival; it is () if only the events' own times are known. A recording of a journal has a `job_id`, the `entries`
+    with their bodies, the `key` of their digests, and `seeds`: the seed of the job's random values for each of its
+    histories (`ctx.continue_as` begins a new one).
     """
 
     metadata: RunMetadata
@@ -95,15 +101,15 @@ class Recording:
     seeds: tuple[bytes, ...] = ()
 
     def take_until(self, count: int) -> "Recording":
-        """Of its first entries only."""
+        """Returns a recording of the first `count` entries only."""
         if not is_whole(count, 0):
             raise UserError(f"up_to: count={short_repr(count)}", hint="a number of entries")
         entries = self.entries[:count]
         return replace(self, entries=entries, seeds=self.seeds[: len(seeds_of(self.job_id, entries, self.key))])
 
     def save(self, path: Path | str) -> None:
-        """Writes a JSON file (0600), whole or not at all; compressed where its name ends in .gz. Raises UserError where something in it is
-        nothing that JSON can say.
+        """Writes a JSON file with mode 0600, whole or not at all, compressed if its name ends in .gz. Raises UserError
+        if it has a value that JSON cannot represent.
         """
         content = {
             "metadata": msgspec.to_builtins(self.metadata),
@@ -137,7 +143,9 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path | str) -> "Recording":
-        """What `save` has written. Raises UserError for a file that is none, of another version, cut short, or changed."""
+        """Loads a file that `save` has written. Raises UserError if the file is not a recording, has another version,
+        is cut short, or was changed.
+        """
         path = checked_path(path, "load: path")
         try:
             data = Path(path).read_bytes()
@@ -172,8 +180,9 @@ def _digest(data: bytes) -> str:
 
 @dataclass(slots=True)
 class ReplayRecorder:
-    """Keeps the events of a bus from `start` to `stop`. job_id: those of one job only. most: events that are kept; more end the recording
-    with an error, so that none is lost in silence.
+    """A recorder of the events on a bus from `start` to `stop`. With `job_id` it keeps the events of that job only.
+    `most` is the number of events that it keeps; if there are more, `stop` raises an error instead of losing some
+    silently.
     """
 
     event_bus: EventBus
@@ -189,7 +198,7 @@ class ReplayRecorder:
     _over: int = 0
 
     async def start(self, initial_input: Any = None) -> None:
-        """Records from now on. Raises UserError where it records already."""
+        """Begins to record. Raises UserError if the recorder records already."""
         if self._subscription is not None:
             raise UserError("the recorder has been started", hint="await recorder.stop() first")
         self._input, self._events, self._arrived, self._over = initial_input, [], [], 0
@@ -204,8 +213,8 @@ class ReplayRecorder:
             self._over += 1
 
     async def stop(self) -> Recording:
-        """What was published since `start`, each event once. Raises UserError where nothing was started; DataError where there were more
-        events than are kept.
+        """Ends the recording, and returns it; an event that came twice is in it once. Raises UserError if nothing was
+        started, and DataError if more than `most` events came.
         """
         if self._subscription is None:
             raise UserError("the recorder was not started", hint="await recorder.start(initial_input=…)")
@@ -222,7 +231,7 @@ class ReplayRecorder:
 
 
 def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None = None) -> Recording:
-    """What a journal has of a job. Blocks. Raises UserError for one that it does not have."""
+    """Records the history of a job from a journal. Blocks. Raises UserError if the journal does not have the job."""
     check("record_job: reader", reader, Of(JournalReader, "a Journal, or what open_reader gives"))
     checked_text(job_id, "record_job: job_id")
     entries = [whole_entry(reader, entry) for _, entry in reader.history.entries(job_id)]
@@ -242,7 +251,7 @@ def record_job(reader: JournalReader, job_id: str, metadata: RunMetadata | None 
 
 
 def _with_key(entries: Iterable[Entry], key: bytes) -> Iterable[Entry]:
-    """The entries, as a journal with this key would have them."""
+    """Yields the entries with digests and tokens as a journal with this key would have them."""
 
     def token(of: str) -> str:
         return of and blake2b(of.encode(), key=key, digest_size=20).hexdigest()

@@ -1,4 +1,6 @@
-"""Runs the code of today over a recording: it is the same if it asks for the same effects and ends the same way."""
+"""Verification runs the code of today over a recording: the code is the same if it asks for the same effects and has
+the same end.
+"""
 
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ def _continued(run: JobRun, message: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class JobCode:
-    """What runs over a recording. call: the coroutine of the job's function, for a run of it. packed: its result, as END has it.
-    continued: its input for `ctx.continue_as`, as BEGIN has it.
+    """The code that runs over a recording. `call` returns the coroutine of the job's function for a run, `packed` packs
+    its result for END, and `continued` packs the input of `ctx.continue_as` for BEGIN.
     """
 
     call: Callable[[JobRun], Coroutine[Any, Any, Any]]
@@ -42,13 +44,14 @@ class JobCode:
 
 
 class ReplayDifference(SabotError):
-    """The code of today does not do what is recorded."""
+    """The error for code of today that does something else than the recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What came of a verification. steps: effects that the function has asked for. difference: the first thing that it does otherwise than
-    is recorded; "" where there is none. events_hash: of what it has asked (`hash_of_steps` says that of the recording).
+    """The result of a verification. `steps` is the number of effects that the function has asked for. `difference`
+    describes the first difference, or is "". `events_hash` is a hash of the effects asked for; `hash_of_steps` is that
+    of the recording.
     """
 
     job_id: str
@@ -58,19 +61,19 @@ class Verified:
 
     @property
     def same(self) -> bool:
-        """It does what is recorded."""
+        """True if the code does what is recorded."""
         return not self.difference
 
 
 def code_of(spec: AgentSpec) -> JobCode:
-    """A durable agent's function, as its jobs run it; its state is not there."""
+    """Returns the function of a durable agent as its jobs run it, but without its state."""
     check("code_of: spec", spec, Of(AgentSpec, "the spec of a durable agent: agent.spec"))
     function = job_function(spec, None, SYSTEM_CLOCK)
     return JobCode(lambda run: function.call(function.context(run)[0]), function.packed, function.continued)
 
 
 def verified(recording: Recording, code: JobCode) -> Verified:
-    """Runs the code over a recording of a journal. Nothing is called. Raises UserError for a recording without entries."""
+    """Runs the code over a recording of a journal; nothing is called. Raises UserError for a recording without entries."""
     if not recording.entries:
         raise UserError(
             "the recording has events only", hint="record_job(reader, job_id) records what code can run over"
@@ -108,7 +111,9 @@ def _hash(asked: Iterable[Ask | Intent]) -> str:
 
 
 def _other_arguments(run: JobRun, asked: Iterable[Ask]) -> str:
-    """Of the first effect that is asked for with others than are recorded. A start would take the recorded result of some classes."""
+    """Describes the first effect that is asked for with other arguments than recorded, or returns "". This check is
+    needed since a start takes the recorded results of some classes of effects without comparing arguments.
+    """
     for ask in sorted(asked, key=lambda ask: ask.ordinal):
         recorded = run.history.intents.get(ask.ordinal)
         if recorded is not None and ask.kind != "sleep" and ask.digest != recorded.digest:
@@ -153,7 +158,9 @@ def _other_end(run: JobRun, end: End, value: Any, error: BaseException | None, c
 
 
 def steps_of(recording: Recording) -> list[dict[str, Any]]:
-    """What was asked, in order: ordinal, kind, name, arguments, and what came of each (outcome and value)."""
+    """Returns the effects in the order in which they were asked for: ordinal, kind, name, arguments, and the outcome
+    and value of each.
+    """
     steps: dict[int, dict[str, Any]] = {}
     for entry in recording.entries:
         if isinstance(entry, Intent) and entry.ordinal not in steps:
