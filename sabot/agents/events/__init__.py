@@ -1,7 +1,7 @@
-"""What happens in jobs, told to whoever asks.
+"""Events of jobs, and their subscribers.
 
-bus       events, and who subscribes to them
-telling   from the entries of a journal to events
-brokers   events in Kafka topics and Redis Streams
-otel      events as spans and metrics of OpenTelemetry
+bus         events, the bus, and its subscribers
+job_events  makes events from the entries of a journal
+brokers     sends events to Kafka topics and Redis Streams
+otel        makes spans and metrics of OpenTelemetry from events
 """

@@ -1,11 +1,11 @@
-"""Events outside of the process: Kafka topics, Redis Streams. Each event goes to the topic, or the stream, of its category.
+"""Adapters that send events to Kafka topics or Redis Streams. Each category of events has its own topic or stream.
 
-    bus ─▶ adapter: `at_once` on their way ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …       (Redis: {prefix}:job, …)
+   bus ─▶ adapter: at most `at_once` wait ─▶ {prefix}.job, {prefix}.tool, {prefix}.model, …     (Redis: {prefix}:job, …)
 
-An adapter holds its bus up where the server is slower than the events (`slow="hold"`), or leaves events out and counts them ("drop"). An
-event that could not be sent, whatever its client has raised, is tried again for `patience`; then it is counted as lost, and the log says
-so once. Where a batch fails as a whole, its events are sent one by one, so that an event that cannot be sent costs no other. An event that
-comes twice has the same event_id.
+If the server is slower than the events, an adapter makes publishers wait (`slow="hold"`) or drops events and counts
+them ("drop"). An event that could not be sent is tried again for the time `patience`, whatever error the client raised;
+then it is counted as lost, and the first loss is logged. If a batch fails as a whole, its events are sent one by one,
+so that one bad event costs no other. An event that is sent twice has the same event_id both times.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ _READ = 1000  # entries of a stream at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConfig:
-    """bootstrap_servers: "host:port"; or an address with kafka:// or memory://. topic_prefix: before ".job" and the other categories.
-    kafka: further settings of the client.
+    """The settings of a KafkaEventAdapter. `bootstrap_servers` is "host:port", or an address with kafka:// or
+    memory://. `topic_prefix` stands before ".job" and the other categories. `kafka` has further settings of the client.
     """
 
     bootstrap_servers: str
@@ -46,7 +46,9 @@ class KafkaConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisStreamsConfig:
-    """stream_prefix: before ":job" and the other categories. max_len: entries that a stream keeps, about."""
+    """The settings of a RedisStreamsAdapter. `stream_prefix` stands before ":job" and the other categories. `max_len`
+    is roughly the number of entries that a stream keeps.
+    """
 
     stream_prefix: str
     max_len: int = 100_000
@@ -56,7 +58,7 @@ class RedisStreamsConfig:
 
 
 class _Adapter(ABC):
-    """sent, lost: events. last_error: why one was lost."""
+    """An adapter from a bus to a broker. `sent` and `lost` count events; `last_error` is the error of the last loss."""
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ class _Adapter(ABC):
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Events go out from now on. Where no server answers, the log says so, and that they wait. Raises UserError where it has been
-        started.
+        """Begins to send events. If no server answers, that is logged, and events wait. Raises UserError if the adapter
+        was started before.
         """
         if self._subscription is not None:
             raise UserError(f"{type(self).__name__} has been started", hint="await adapter.stop() first")
@@ -99,14 +101,14 @@ class _Adapter(ABC):
             _log.warning("%s: events wait, and are lost after %g s each: %s", name, patience_s, error)
 
     async def stop(self) -> None:
-        """Sends what the bus has handed over, and closes the connection. Repeated calls do nothing."""
+        """Sends the events that the bus has handed over, and closes the connection. Repeated calls do nothing."""
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking])
-        await subscription.flush(timeout=None)  # `patience` bounds it
+        await subscription.flush(timeout=None)  # no endless wait: `patience` limits each event
         await subscription.unsubscribe()
         while self._sending is not None:
             await asyncio.shield(self._sending)
@@ -127,7 +129,7 @@ class _Adapter(ABC):
             self._sending = asyncio.create_task(self._deliver(), name=f"events to {type(self).__name__}")
 
     async def _deliver(self) -> None:
-        """What waits goes out together, then what has come meanwhile: so events stay in order."""
+        """Sends all waiting events together, then those that have come meanwhile, so that events stay in order."""
         try:
             while self._waiting:
                 events, self._waiting = self._waiting, []
@@ -138,7 +140,7 @@ class _Adapter(ABC):
     def _encoded(self, event: RuntimeEvent) -> bytes:
         try:
             return msgspec.json.encode(event, enc_hook=str)
-        except Exception as error:  # also what the `__str__` of a value of the user's raises
+        except Exception as error:  # any error: the `__str__` of a user's value may raise
             self._lose(event, DataError(f"event {event.event_id} cannot be written as JSON: {message_of(error)}"))
             return b""
 
@@ -159,7 +161,7 @@ class _Adapter(ABC):
                 await asyncio.sleep(wait_s)
 
     async def _outcomes(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """What `_send` says of each event; where it raises for all of them, what it says of each alone."""
+        """Sends events, and returns for each its error or None. If `_send` raises, each event is sent alone."""
         try:
             return await self._send(events)
         except Exception as error:
@@ -175,27 +177,33 @@ class _Adapter(ABC):
 
     @abstractmethod
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
-        """Returns when the server has them: for each why it does not, or None. What it raises concerns all of them."""
+        """Sends events, and returns when the server has them: for each event its error, or None. An error that is
+        raised concerns all of them.
+        """
 
     @abstractmethod
     async def _reach(self) -> None:
-        """Returns where the server answers. Raises TransientError, UserError."""
+        """Returns if the server answers. Raises TransientError, UserError."""
 
     @abstractmethod
     async def _close(self) -> None:
-        """Nothing more is sent."""
+        """Closes the connection."""
 
     def statistics(self) -> dict[str, int]:
-        """`sent` and `lost` events, those that are `waiting`, and `dropped`: that the bus has left out."""
+        """Returns the numbers of events that were `sent` or `lost`, that are `waiting`, and that the bus has `dropped`."""
         dropped = 0 if self._subscription is None else self._subscription.dropped
         return {"sent": self.sent, "lost": self.lost, "waiting": len(self._waiting), "dropped": dropped}
 
 
 class KafkaEventAdapter(_Adapter):
-    """Events as records of Kafka topics: JSON, with the job's id as the key, so those of a job stay in order."""
+    """An adapter that sends events as JSON records to Kafka topics. The key is the job's id, so the events of a job
+    stay in order.
+    """
 
     def __init__(self, event_bus: EventBus, config: KafkaConfig, **how: Any) -> None:
-        """how: event_types: of these types only. slow: "hold" or "drop". at_once: events that wait. patience: for the broker."""
+        """Makes an adapter; `start` begins to send. The options `how` are `event_types` (only these types are sent),
+        `slow` ("hold" or "drop"), `at_once` (the most events that wait), and `patience` (how long an event is tried).
+        """
         super().__init__(event_bus, **how)
         check("KafkaEventAdapter: config", config, Of(KafkaConfig))
         servers = config.bootstrap_servers
@@ -204,14 +212,16 @@ class KafkaEventAdapter(_Adapter):
             servers if "://" in servers else f"kafka://{servers}", config.kafka
         )
         self._open: RecordSender | None = None
-        self._known: set[str] = set()  # topics of this sender
+        self._known: set[str] = set()  # the topics that this sender has used
 
     def topic(self, event_type: RuntimeEventType) -> str:
-        """Where events of this type go."""
+        """Returns the topic of events of this type."""
         return f"{self.config.topic_prefix}.{event_type.category}"
 
     async def start(self) -> None:
-        """As of each adapter. Topics are made where they are missing, and the broker lets them be."""
+        """Begins to send events. Missing topics are created if the broker allows it. Raises UserError if the adapter
+        was started before.
+        """
         self._open, self._known = self._sender(), set()
         await super().start()
 
@@ -222,7 +232,8 @@ class KafkaEventAdapter(_Adapter):
         for event, data in events:
             topic = self.topic(event.type)
             call = self._open.send(topic, data, event.job_id.encode(), timestamp=round(event.at * 1000))
-            if topic not in self._known:  # it may have to be made, and what is sent meanwhile has no order
+            # the topic may have to be created first; events sent meanwhile would lose their order
+            if topic not in self._known:
                 said += await asyncio.gather(*calls, call, return_exceptions=True)
                 calls = []
                 self._known.add(topic)
@@ -248,15 +259,17 @@ def _error(said: object) -> SabotError | None:
 
 
 def _ours(error: Exception) -> SabotError:
-    """An error of a client that it does not document may pass."""
+    """Returns the error as a SabotError. An error that the client does not document counts as transient."""
     return error if isinstance(error, SabotError) else TransientError(f"{type(error).__name__}: {message_of(error)}")
 
 
 class RedisStreamsAdapter(_Adapter):
-    """Events as entries of Redis Streams, with the fields `id` and `event` (JSON)."""
+    """An adapter that sends events as entries of Redis Streams, with the fields `id` and `event` (JSON)."""
 
     def __init__(self, client: Any, event_bus: EventBus, config: RedisStreamsConfig, **how: Any) -> None:
-        """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server. how: as of KafkaEventAdapter."""
+        """Makes an adapter. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        `how` has the options of KafkaEventAdapter.
+        """
         super().__init__(event_bus, **how)
         check("RedisStreamsAdapter: config", config, Of(RedisStreamsConfig))
         self.unreadable = 0
@@ -269,11 +282,11 @@ class RedisStreamsAdapter(_Adapter):
         )
 
     def statistics(self) -> dict[str, int]:
-        """As of each adapter; `unreadable`: entries that `read_events` has skipped."""
+        """Returns the numbers of each adapter, and `unreadable`: the entries that `read_events` has skipped."""
         return {**super().statistics(), "unreadable": self.unreadable}
 
     def stream(self, event_type: RuntimeEventType) -> str:
-        """Where events of this type go."""
+        """Returns the stream of events of this type."""
         return f"{self.config.stream_prefix}:{event_type.category}"
 
     async def _send(self, events: Sequence[tuple[RuntimeEvent, bytes]]) -> list[SabotError | None]:
@@ -296,10 +309,11 @@ class RedisStreamsAdapter(_Adapter):
         await self._server.close()
 
     async def read_events(self, stream: str, *, after: str = "0", follow: bool = False) -> AsyncIterator[RuntimeEvent]:
-        """The events of a stream, the oldest first. after: the id of an entry. follow: waits for further ones, for ever.
+        """Yields the events of a stream, the oldest first, from behind the entry with the id `after`. With `follow` it
+        waits for further events without end.
 
-        An entry that is no event is skipped, and counts in `unreadable`; the log has the id of the first one. Raises TransientError,
-        UserError.
+        An entry that is not an event is skipped and counted in `unreadable`; the id of the first one is logged. Raises
+        TransientError, UserError.
         """
         checked_word(stream, "read_events: stream", empty=False)
         checked_word(after, "read_events: after", empty=False)
@@ -312,7 +326,7 @@ class RedisStreamsAdapter(_Adapter):
                 data = fields.get(b"event", fields.get("event"))
                 try:
                     event = msgspec.json.decode(data or b"", type=RuntimeEvent)
-                except (*UNREADABLE, UserError) as error:  # UserError: an event refuses some values itself
+                except (*UNREADABLE, UserError) as error:  # UserError: the constructor of the event refuses a value
                     if not self.unreadable:
                         _log.warning(
                             "entry %s of %s is no event, and is skipped: %s: %s", after, stream, short_repr(data), error

@@ -1,11 +1,13 @@
-"""Events: what happens in jobs, told to whoever asked for it.
+"""Events of jobs, and the bus that hands them to subscribers.
 
-    publish ─▶ a queue of each subscriber ─▶ its handler, one event after the other
+   publish ─▶ a queue of each subscriber ─▶ its handler, one event after the other
 
-Each subscriber has its own bounded queue and its own task, so one that hangs, raises or is slow holds up no other. What happens when its
-queue is full is said by `slow`: "drop" leaves the event out and counts it, "hold" lets `publish` wait until there is room.
+Each subscriber has its own bounded queue and its own task, so a handler that hangs, raises or is slow does not delay
+other subscribers. The option `slow` decides what happens when its queue is full: "drop" leaves the event out and counts
+it, "hold" lets `publish` wait until there is room.
 
-Events come at least once: `event_id` is the same for the same event, so a repeat is seen. `InMemoryEventBus` belongs to one event loop.
+Events are delivered at least once: a repeated event has the same `event_id`, so a subscriber can tell. An
+`InMemoryEventBus` belongs to one event loop.
 """
 
 import asyncio
@@ -37,7 +39,7 @@ _SLICE = 256  # events that one task publishes, or handles, before others get th
 
 
 class RuntimeEventType(StrEnum):
-    """What has happened. The word before the dot is the category."""
+    """The types of events. The word before the dot is the category."""
 
     PROGRESS = "progress"
     MODEL_TOKEN = "model.token"
@@ -62,16 +64,17 @@ class RuntimeEventType(StrEnum):
 
     @property
     def category(self) -> str:
-        """ "job" of "job.started"."""
+        """The category of the type: "job" for "job.started"."""
         return self.value.partition(".")[0]
 
 
 class RuntimeEvent(msgspec.Struct, frozen=True):
-    """Something that has happened in a job.
+    """An event: something that has happened in a job.
 
-    type: a `RuntimeEventType`, or its text ("job.started"), which becomes one. event_id: the same when the same event is told again; by
-    default a random one. at: epoch seconds. data: what belongs to the type. Raises UserError for a type that does not exist, and for a
-    field of another type than its own: such an event could not be told to a broker.
+    `type` is a `RuntimeEventType`, or its text ("job.started"), which becomes one. `event_id` is the same if the event
+    is published again; by default it is random. `at` is in seconds since 1970. `data` has the values that belong to the
+    type. Raises UserError for an unknown type, and for a field with a value of a wrong type, since such an event could
+    not be sent to a broker.
     """
 
     type: RuntimeEventType
@@ -101,7 +104,7 @@ Slow: TypeAlias = Literal["drop", "hold"]
 
 
 class EventBus(Protocol):
-    """Where events are published and handed on."""
+    """A bus: events are published to it, and it hands them to its subscribers."""
 
     async def subscribe(
         self,
@@ -112,22 +115,27 @@ class EventBus(Protocol):
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> "Subscription":
-        """`handler` gets each event from now on, in the order in which they are published. event_types: of these types only. job_id: of
-        this job only. slow, capacity: what follows where so many events wait for it. Raises UserError.
+        """Subscribes a handler, which gets each event from now on, in the order in which they are published.
+
+        `event_types` and `job_id` restrict it to events of these types and of this job. `slow` decides what happens
+        when `capacity` events wait for the handler. Raises UserError.
         """
 
     async def publish(self, event: RuntimeEvent) -> None:
-        """Hands the event to the queues of its subscribers. Waits for those that hold their publisher up."""
+        """Puts the event into the queues of its subscribers. Waits while a subscriber with `slow="hold"` has a full
+        queue.
+        """
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """Whether anybody gets such an event of this job: one that nobody gets need not be made."""
+        """Returns True if a subscriber gets such events of this job; otherwise the event need not be made."""
 
 
 class Subscription:
-    """One subscriber of a bus. With a handler it is called; without one the subscription is iterated.
+    """One subscriber of a bus. A subscription with a handler calls it; one without a handler is iterated.
 
-    delivered: events that it has handled. dropped: that were left out as its queue was full. errors: how often its handler has raised;
-    last_error: what. Each kind is told once in the log. queue: what waits for it.
+    `delivered` counts the events that were handled, `dropped` those that were left out since the queue was full, and
+    `errors` the errors of the handler, of which `last_error` is the last. The first drop and the first error are
+    logged. `queue` has the events that wait.
     """
 
     __slots__ = (
@@ -157,7 +165,7 @@ class Subscription:
         slow: Slow,
         capacity: int,
     ) -> None:
-        """As `EventBus.subscribe`."""
+        """Makes a subscription; the arguments are those of `EventBus.subscribe`."""
         check("slow", slow, OneOf(get_args(Slow)))
         if not is_whole(capacity, 1):
             raise UserError(f"capacity={short_repr(capacity)}", hint="a whole number of events, at least 1")
@@ -179,15 +187,15 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """Of its handler, for messages."""
+        """The name of the handler, for messages."""
         return getattr(self._handler, "__qualname__", None) or short_repr(self._handler)
 
     def wants(self, event_type: str) -> bool:
-        """Whether it asks for events of this type."""
+        """Returns True if the subscriber asks for events of this type."""
         return self.event_types is None or event_type in self.event_types
 
     def take(self, event: RuntimeEvent) -> None:
-        """Its bus hands it an event."""
+        """Takes an event from the bus into the queue."""
         queue = self.queue
         if len(queue) >= self.capacity:
             if self.slow == "drop":
@@ -195,7 +203,7 @@ class Subscription:
                 if self.dropped == 1:
                     _log.warning("events are dropped: %d wait for subscriber %s", len(queue), self.name)
                 return
-            self._full = True  # this one is taken: whoever publishes the next one waits
+            self._full = True  # this event is taken; the next `publish` waits
             self._bus.holds(self)
         queue.append(event)
         if self._handler is None:
@@ -258,8 +266,10 @@ class Subscription:
         return event
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Returns when it has handled all that was handed to it, and is idle. timeout: None: however long that takes. Raises
-        TransientError, which names the handler, where it is not idle by then: it may hang, or be slow. It is not cancelled.
+        """Returns when the handler has handled all events in the queue.
+
+        `timeout=None` waits without a limit. Raises TransientError, with the handler's name, if it is not done in time,
+        since it hangs or is slow; it is not cancelled.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         pump = self._pump
@@ -273,13 +283,13 @@ class Subscription:
             )
 
     async def unsubscribe(self) -> None:
-        """It gets no further event, and what waits is left out. A handler that is under way is cancelled, unless it is who asks.
-        Idempotent.
+        """Ends the subscription: no further event is delivered, and waiting ones are left out. A running handler is
+        cancelled, except if the handler itself calls this. Idempotent.
         """
         self.close()
 
     def close(self) -> None:
-        """As `unsubscribe`."""
+        """Ends the subscription, as `unsubscribe` does, without `await`."""
         if self.closed:
             return
         self.closed = True
@@ -292,14 +302,14 @@ class Subscription:
 
 
 class InMemoryEventBus:
-    """An EventBus within one event loop."""
+    """A bus within one event loop."""
 
     def __init__(self) -> None:
         self.published = 0
-        self._shared: dict[Subscription, None] = {}  # those that do not ask for one job, in their order
-        self._of_type: dict[str, tuple[Subscription, ...]] = {}  # of these
+        self._shared: dict[Subscription, None] = {}  # subscribers for events of all jobs, in the order of subscribing
+        self._of_type: dict[str, tuple[Subscription, ...]] = {}  # the subscribers in `_shared`, by type of event
         self._of_job: dict[str, dict[Subscription, None]] = {}
-        self._full: set[Subscription] = set()  # those that hold publishers up
+        self._full: set[Subscription] = set()  # the subscribers for which `publish` waits
         self._roomless: list[asyncio.Future[None]] = []
         self._turn = 0
 
@@ -312,7 +322,7 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """As `EventBus.subscribe`."""
+        """Subscribes a handler, as `EventBus.subscribe` describes."""
         return self.on(handler, event_types, job_id=job_id, slow=slow, capacity=capacity)
 
     def on(
@@ -324,7 +334,7 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """`subscribe` where no event loop runs yet."""
+        """Subscribes a handler as `subscribe` does; for code outside of an event loop."""
         if not callable(handler):
             raise UserError(f"{short_repr(handler)} is no handler of events", hint="a function of the event")
         return self._join(Subscription(self, handler, event_types, job_id, slow, capacity))
@@ -337,7 +347,9 @@ class InMemoryEventBus:
         slow: Slow = "drop",
         capacity: int = CAPACITY_EVENTS,
     ) -> Subscription:
-        """A subscription to be iterated: `async for event in bus.listen(): …`. `close` ends it."""
+        """Returns a subscription without a handler, to be iterated: `async for event in bus.listen(): …`. `close` ends
+        it.
+        """
         return self._join(Subscription(self, None, event_types, job_id, slow, capacity))
 
     def _join(self, subscription: Subscription) -> Subscription:
@@ -349,7 +361,7 @@ class InMemoryEventBus:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """It has unsubscribed."""
+        """Removes a subscription that was closed."""
         if subscription.job_id is None:
             del self._shared[subscription]
             self._routes()
@@ -363,7 +375,9 @@ class InMemoryEventBus:
         self._of_type = {kind: tuple(each for each in self._shared if each.wants(kind)) for kind in RuntimeEventType}
 
     async def publish(self, event: RuntimeEvent) -> None:
-        """As `EventBus.publish`."""
+        """Puts the event into the queues of its subscribers. Waits while a subscriber with `slow="hold"` has a full
+        queue.
+        """
         check("publish: event", event, Of(RuntimeEvent))
         while self._full:
             room = asyncio.get_running_loop().create_future()
@@ -372,7 +386,7 @@ class InMemoryEventBus:
         self.published += 1
         for each in self._of_type.get(event.type, ()):
             queue = each.queue
-            if each._pump is not None and len(queue) < each.capacity:  # as `take`, at less cost
+            if each._pump is not None and len(queue) < each.capacity:  # `take` inlined, for speed
                 queue.append(event)
             else:
                 each.take(event)
@@ -380,22 +394,22 @@ class InMemoryEventBus:
             if each.wants(event.type):
                 each.take(event)
         self._turn += 1
-        if self._turn >= _SLICE:  # else nobody is served who publishes without another `await`
+        if self._turn >= _SLICE:  # else handlers would starve while a task publishes without another `await`
             self._turn = 0
             await asyncio.sleep(0)
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """As `EventBus.wants`."""
+        """Returns True if a subscriber gets such events of this job."""
         if self._of_type.get(event_type):
             return True
         return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))
 
     def holds(self, subscription: Subscription) -> None:
-        """Its queue is full, and who publishes waits for it."""
+        """Lets `publish` wait for this subscription, whose queue is full."""
         self._full.add(subscription)
 
     def drained(self, subscription: Subscription) -> None:
-        """It has room again."""
+        """Lets `publish` go on, if no other subscription is full. Called when this one has room again."""
         self._full.discard(subscription)
         if not self._full:
             roomless, self._roomless = self._roomless, []
@@ -404,8 +418,10 @@ class InMemoryEventBus:
                     future.set_result(None)
 
     async def flush(self, *, timeout: Duration | None = FLUSH_SECONDS) -> None:
-        """Returns when all handlers have handled what was published, and are idle. timeout: for all of them together; None: however long
-        that takes. Raises TransientError, which names each handler that is not idle by then.
+        """Returns when all handlers have handled what was published before.
+
+        `timeout` is for all of them together; None waits without a limit. Raises TransientError, with the name of each
+        handler that is not done in time.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         until, failed = None if timeout_s is None else SYSTEM_CLOCK.monotonic() + timeout_s, []
@@ -420,7 +436,7 @@ class InMemoryEventBus:
             )
 
     async def close(self) -> None:
-        """All are unsubscribed."""
+        """Ends all subscriptions."""
         for each in self._subscriptions():
             each.close()
 

@@ -1,14 +1,15 @@
-"""From the entries of a journal to events: what the listener of a host publishes.
+"""Makes events from the entries of a journal; the listener of a host publishes them.
 
-    BEGIN                job.started
-    INTENT, ATTEMPT      tool.start, unless it is denied, or a person has to allow it first; action.required, job.status_changed
-    pieces               model.token, model.reasoning
-    RESULT               model.done, tool.end, tool.error
-    ANSWER               action.resolved, .expired, .cancelled; job.status_changed
-    END                  job.completed, .failed, .cancelled; then final.result or final.error
+   BEGIN                job.started
+   INTENT, ATTEMPT      tool.start, unless it is denied, or a person has to allow it first; action.required, job.status_changed
+   parts of answers     model.token, model.reasoning
+   RESULT               model.done, tool.end, tool.error
+   ANSWER               action.resolved, .expired, .cancelled; job.status_changed
+   END                  job.completed, .failed, .cancelled; then final.result or final.error
 
-The id of an event is made of the job, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`), of what concerns the whole
-job with the time of its entry, of a piece with its number. So an event that is told again after a crash has the id that it had.
+The id of an event is made of the job, the ordinal and attempt of the effect, and the type (`job/3/1/tool.end`). For an
+event of the whole job it has the time of its entry, and for a part of an answer the number of the part. So an event
+that is published again after a crash has the id that it had.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -32,20 +33,20 @@ _ENDS = {"succeeded": _TYPE.JOB_COMPLETED, "cancelled": _TYPE.JOB_CANCELLED}
 
 
 class JobEvents:
-    """A `jobs.log.Listener` that publishes events. `publish`, `wants`: as of an `EventBus`."""
+    """A `jobs.log.Listener` that publishes events. `publish` and `wants` are the methods of an `EventBus`."""
 
     def __init__(
         self, publish: Callable[[RuntimeEvent], Awaitable[None]], wants: Callable[[RuntimeEventType, str], bool]
     ) -> None:
         self._publish_event, self._wants = publish, wants
-        self._view = JobView()  # of the jobs that have not ended
+        self._view = JobView()  # the view of the jobs that have not ended
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """As of a Listener."""
+        """Returns True if somebody listens for parts of answers of this job."""
         return self._wants(_TYPE.MODEL_TOKEN, job_id) or self._wants(_TYPE.MODEL_REASONING, job_id)
 
     async def publish(self, notice: Notice) -> None:
-        """As of a Listener."""
+        """Publishes the events that follow from an entry, a part of an answer, or a block of a job."""
         if isinstance(notice, Fragment | Blocked):
             job = self._view.states.get(notice.job, JobState(notice.job))
             if isinstance(notice, Fragment):
@@ -54,7 +55,7 @@ class JobEvents:
                 await self._status(job, notice, "blocked", {"error": str(notice.error)})
             return
         job, effects, question, inherited = self._view.apply(notice)
-        if inherited:  # it was told of the job from whose checkpoint this one goes on
+        if inherited:  # published already for the job whose checkpoint this one continues
             return
         match notice:
             case Begin():
@@ -64,13 +65,13 @@ class JobEvents:
                 if verdict is None or verdict.decision not in (
                     Decision.DENY,
                     Decision.ASK,
-                ):  # allowed, it has an ATTEMPT
+                ):  # if it is allowed, an ATTEMPT follows
                     await self._call(job, notice, 1)
             case Intent(kind="ask"):
                 await self._asked(job, notice)
             case Attempt(ordinal=0):
                 await self._status(job, notice, "running", {"attempt": notice.attempt})
-            case Attempt() if not notice.note:  # else the same attempt asks another model
+            case Attempt() if not notice.note:  # with a note, the same attempt asks another model
                 for intent in _calls(effects):
                     await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
             case EffectResult():
@@ -187,7 +188,7 @@ class JobEvents:
 
 
 async def events_of(entries: Iterable[Entry]) -> list[RuntimeEvent]:
-    """Returns the events that these entries are."""
+    """Returns the events that follow from these entries."""
     found: list[RuntimeEvent] = []
 
     async def keep(event: RuntimeEvent) -> None:
@@ -209,13 +210,13 @@ def _asks_model(intent: Intent) -> bool:
 
 
 def _said(entry: Any) -> Any:
-    """What its body says; None where that is long, and stands elsewhere."""
+    """Returns the value in the entry's body, or None if the entry has no body or the body is long and stored elsewhere."""
     body = body_of(entry)
     return None if body is None or isinstance(body, StoredBody) else value_of(entry, body)
 
 
 def _decided(intent: Intent) -> dict[str, Any]:
-    """What rules and budgets have decided of it, if there were any."""
+    """Returns the decision of rules and budgets on a call, as event data; {} if there was none."""
     verdict = decode_verdict(intent.note)
     if verdict is None:
         return {}
@@ -229,7 +230,7 @@ def _decided(intent: Intent) -> dict[str, Any]:
 
 
 def _input(value: Any) -> Any:
-    """What a job is about: the prompt of a request, the message of a record."""
+    """Returns the text that a job is about: the prompt of a request, the message of a record, or else the whole input."""
     if isinstance(value, dict):
         value = value.get("prompt", value.get("message", value))
     return as_plain(value)
@@ -242,7 +243,7 @@ def _error(value: Any) -> dict[str, Any]:
 
 
 def _answer(value: Any) -> dict[str, Any]:
-    """Of a completion; of another metered call what it has returned."""
+    """Returns the event data of a completion; for another metered call, its result."""
     if not isinstance(value, dict) or "message" not in value:
         return {"result": as_plain(value)}
     message = value["message"]
@@ -264,7 +265,7 @@ def _action(question: Intent) -> dict[str, Any]:
 
 
 def _action_number(question: Intent) -> str:
-    """Of the action in its job, as the stores have it."""
+    """Returns the number of an action within its job, by which the stores know it."""
     said = _said(question) if question.name == IN_DOUBT else None
     attempt = said.get("attempt") if isinstance(said, dict) else None
     return f"{question.ordinal}" if attempt is None else f"{question.ordinal}.{attempt}"

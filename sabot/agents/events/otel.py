@@ -1,15 +1,16 @@
-"""Spans and metrics of OpenTelemetry, made of events (`pip install sabot[otel]`).
+"""Makes spans and metrics of OpenTelemetry from events (`pip install sabot[otel]`).
 
-    agent.job                 from job.started to its end
-    ├── agent.run             a request to a model
-    ├── agent.tool            an attempt of a call
-    ├── agent.action          a question to a person, from the asking to its answer
-    └── agent.job             a child
+   agent.job                 from job.started to its end
+   ├── agent.run             a request to a model
+   ├── agent.tool            an attempt of a call
+   ├── agent.action          a question to a person, until its answer
+   └── agent.job             a child
 
-The ids of a trace and its spans are made of the job and the events, so all of a job and its children is one trace: across an approval of
-two days, and across a crash, after which an event that is told again gives the same span. The id of a child names the jobs above it, so the
-context of its trace is in the journal with it. A span is made when what it is about has ended. Names and
-attributes follow the semantic conventions for generative AI; what was said and asked is left out unless the configuration wants it.
+The ids of a trace and its spans are computed from the job and the events. So a job with all its children is one trace,
+even across an approval of two days or a crash, and an event that is published again gives the same span. The id of a
+child names the jobs above it, so the journal has its trace context. A span is made when the activity that it describes
+has ended. Names and attributes follow the semantic conventions for generative AI; prompts, answers and arguments are
+left out unless the configuration asks for them.
 """
 
 import json
@@ -41,9 +42,13 @@ _WANTED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OTelConfig:
-    """tracer_name: of the tracer and the meter. service_name: an attribute of each span; "": that of the provider's resource says it.
-    capture_input, capture_output, capture_tool_args: prompts; answers, results and what errors said; arguments. record_exceptions: an event
-    of the span for each error, with its class. sampling_rate: the part of the jobs that are traced, each of them whole, with its children.
+    """The settings of an OpenTelemetryAdapter.
+
+    `tracer_name` is the name of the tracer and the meter. `service_name` is an attribute of each span; with "" the
+    resource of the provider names the service. `capture_input`, `capture_output` and `capture_tool_args` put into the
+    spans prompts; answers, results and error messages; and arguments. With `record_exceptions` a span has an event with
+    the class of each error. `sampling_rate` is the fraction of jobs that are traced, each of them whole, with its
+    children.
     """
 
     tracer_name: str = "agent_runtime"
@@ -62,7 +67,9 @@ class OTelConfig:
 
 @dataclass(slots=True)
 class _Trace:
-    """A job that has not ended. began: epoch seconds. asked: when and for what it waits, by action. started: calls, by ordinal."""
+    """A job that has not ended. `began` is in seconds since 1970. `asked` has the event of each open question, by
+    action, and `started` that of each running call, by ordinal.
+    """
 
     began: float
     agent: str = ""
@@ -72,7 +79,7 @@ class _Trace:
 
 
 class OpenTelemetryAdapter:
-    """Makes spans and metrics of what is published on a bus: `await OpenTelemetryAdapter(bus).start()`."""
+    """An adapter that makes spans and metrics from the events of a bus: `await OpenTelemetryAdapter(bus).start()`."""
 
     def __init__(
         self,
@@ -82,7 +89,9 @@ class OpenTelemetryAdapter:
         tracer_provider: Any = None,
         meter_provider: Any = None,
     ) -> None:
-        """tracer_provider, meter_provider: by default those of the process (`trace.set_tracer_provider`). Raises MissingExtra."""
+        """Makes an adapter. The providers are by default those of the process (`trace.set_tracer_provider`). Raises
+        MissingExtra.
+        """
         try:
             from opentelemetry import context, metrics, trace
         except ImportError as error:
@@ -99,12 +108,12 @@ class OpenTelemetryAdapter:
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
-        """Listens from now on. A publisher waits for it: no span is left out. Idempotent."""
+        """Subscribes to the bus. Publishers wait for the adapter, so that no span is left out. Idempotent."""
         if self._subscription is not None:
             return
         provider = self._provider if self._provider is not None else self._trace.get_tracer_provider()
         self._tracer = provider.get_tracer(self.config.tracer_name)
-        if hasattr(self._tracer, "id_generator"):  # of the SDK; the API alone makes no spans
+        if hasattr(self._tracer, "id_generator"):  # a tracer of the SDK; the API alone makes no spans
             self._tracer.id_generator = self._ids
         meter = self._meters.get_meter(self.config.tracer_name)
         self._tokens = meter.create_histogram("gen_ai.client.token.usage", "{token}", "Tokens of a request")
@@ -112,14 +121,14 @@ class OpenTelemetryAdapter:
         self._subscription = await self._bus.subscribe(self.take, _WANTED, slow="hold")
 
     async def stop(self) -> None:
-        """Makes spans of what waits, and listens no more. Idempotent."""
+        """Makes the spans of the waiting events, and unsubscribes. Idempotent."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await subscription.flush()
             await subscription.unsubscribe()
 
     def take(self, event: RuntimeEvent) -> None:
-        """The next event."""
+        """Handles the next event of the bus."""
         if not self._samples(event.job_id):
             return
         job = self._jobs.get(event.job_id)
@@ -204,7 +213,7 @@ class OpenTelemetryAdapter:
     def _span(
         self, name: str, event: RuntimeEvent, began: float, about: Mapping[str, Any], *, is_job: bool = False
     ) -> None:
-        """A span that has ended with this event. began: epoch seconds."""
+        """Makes a span that ends with this event. `began` is in seconds since 1970."""
         trace, job_id, data = self._trace, event.job_id, event.data
         trace_id, job_span = _number(f"trace {first_of(job_id)}", 16), _number(f"span {job_id}", 8)
         context, above = self._nothing, parent_of(job_id)[0] if is_job else job_id
@@ -222,7 +231,9 @@ class OpenTelemetryAdapter:
         span.end(_ns(event.at))
 
     def _fails(self, span: Any, data: Mapping[str, Any], at: float) -> None:
-        """What an error said is content: it may have what a tool was given, or a vendor's words and in them the prompt's."""
+        """Marks a span as failed. The error message counts as content, since it may quote arguments of a tool or a
+        prompt, so it is only there with `capture_output`.
+        """
         span.set_attribute("error.type", data["error"])
         said = str(data.get("message", "")) if self.config.capture_output else ""
         span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, said or None))
@@ -232,32 +243,32 @@ class OpenTelemetryAdapter:
 
 
 class _Ids:
-    """An id generator of the SDK that gives the ids that are wanted next."""
+    """An id generator for the SDK that returns the ids chosen in `next`."""
 
     def __init__(self) -> None:
         self._trace_id = self._span_id = 0
 
     @contextmanager
     def next(self, trace_id: int, span_id: int) -> Iterator[None]:
-        """The ids of the span that is made inside."""
+        """Sets the ids of the span that is made within the `with` block."""
         self._trace_id, self._span_id = trace_id, span_id
         yield
 
     def generate_trace_id(self) -> int:
-        """As of the SDK's IdGenerator."""
+        """Returns the chosen id of the trace (the SDK's IdGenerator)."""
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """As of the SDK's IdGenerator."""
+        """Returns the chosen id of the span (the SDK's IdGenerator)."""
         return self._span_id
 
     def is_trace_id_random(self) -> bool:
-        """As of the SDK's IdGenerator: they are made of the job."""
+        """Returns False: the ids are computed from the job."""
         return False
 
 
 def _number(name: str, size: int) -> int:
-    """Of so many bytes, never 0, the same for the same name."""
+    """Returns a hash of the name with `size` bytes, never 0."""
     return int.from_bytes(blake2b(name.encode(), digest_size=size).digest(), "big") or 1
 
 

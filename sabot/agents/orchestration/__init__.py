@@ -1,9 +1,10 @@
-"""Flows of agents: chain, parallel, map and reduce, plan and execute, debate, router, graph, workflow. A flow is durable where its job is.
+"""Flows of agents: chain, parallel, map and reduce, plan and execute, debate, router, graph, workflow. A flow that runs
+in a durable job is durable.
 
-base       operators, what goes along with them, what they may use and fail with
+base       operators, their context, their bounds and errors
 patterns   operators that consist of others
-graph      nodes by what they need from each other
-workflow   nodes by what the state says, with loops
+graph      nodes that run when the nodes they need have ended
+workflow   nodes that run one after the other, as the state decides, with loops
 """
 
 from sabot.agents.orchestration.base import (

@@ -1,10 +1,10 @@
-"""What flows are made of: operators, and the context that goes along with them.
+"""Operators, the steps of flows, and the context that they get.
 
 Operator.execute(input, context) ─▶ OperatorResult        an agent, a function, or a pattern of other operators
 
-A flow runs in the loop of whoever runs it, and reaches the world through `context.effects` only: outside
-a job that makes the calls, in a job each call is an effect. So
-a flow is durable where its job is, and has no store of its own: after a crash it runs again over what the journal has.
+A flow runs in the event loop of its caller, and calls tools and models through `context.effects` only. Outside of a job
+these are plain calls; in a job each call is an effect. So a flow in a durable job is durable without a store of its
+own: after a crash it runs again, and takes the results from the journal.
 """
 
 import asyncio
@@ -34,31 +34,31 @@ T = TypeVar("T")
 
 
 class FlowError(SabotError):
-    """A flow cannot go on. E2010: it has a loop without a bound; E2011: it is too deep, or has too many branches; E2012: a step has failed;
-    E2013: its time is over.
+    """The error for a flow that cannot go on. E2010: a loop has no bound; E2011: the flow is too deep or has too many
+    branches; E2012: a step has failed; E2013: its time is over.
     """
 
     code = "E2012"
 
 
 class FlowCycle(FlowError, UserError):
-    """Steps of a flow wait for each other, or a loop has no bound."""
+    """The error for a flow whose steps wait for each other, or with a loop without a bound."""
 
     code = "E2010"
 
 
 class DepthExceeded(FlowError):
-    """A flow has more steps, more branches or deeper nesting than it may."""
+    """The error for a flow with more steps, more branches or deeper nesting than allowed."""
 
     code = "E2011"
 
 
 class FlowFailed(FlowError):
-    """A step of a flow has failed. Where another step has asked for it, that one has failed too."""
+    """The error for a step that has failed. If the step belongs to another one, that one has failed too."""
 
 
 class FlowTimeout(FlowError, TimeoutError):
-    """A flow has not ended in its time."""
+    """The error for a flow that has not ended in its time."""
 
     code = "E2013"
 
@@ -71,11 +71,11 @@ _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, Budg
 class OrchestrationConfig:
     """The bounds of a flow.
 
-    max_child_jobs: operators that one pattern may start in one execution. max_depth: patterns within patterns. timeout_seconds: of one
-    execution of the outermost pattern. inherit_budgets: what steps use counts in the `BudgetSpec` of the job
-    that runs the flow; else in that of its scope only.
-    propagate_cancellation: who cancels a flow cancels what it has started; else that is awaited first. parallel_execution: whether branches
-    go side by side, at most max_parallel of them.
+    `max_child_jobs` is the number of operators that one pattern may start in one execution. `max_depth` is the number
+    of patterns within patterns. `timeout_seconds` limits one execution of the outermost pattern. With `inherit_budgets`
+    the usage of steps counts in the `BudgetSpec` of the job that runs the flow; without it only in the budget of the
+    scope. With `propagate_cancellation` a cancelled flow cancels the steps that it has started; without it their end is
+    awaited first. With `parallel_execution` branches run side by side, at most `max_parallel` of them.
     """
 
     max_child_jobs: int = 10
@@ -96,10 +96,11 @@ class OrchestrationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorContext:
-    """What goes along with a flow.
+    """The context of a flow, which all its operators get.
 
-    execution: on whose behalf. doing: how models are asked and tools are called; None: as that of a job around, else directly.
-    config: the bounds. depth: of patterns around this one. values: what the caller gives to all operators; they are not to change it.
+    `execution` says on whose behalf it runs. `effects` asks models and calls tools; None takes those of the job around
+    it, or plain calls. `config` has the bounds. `depth` is the number of patterns around this one. `values` are given
+    by the caller for all operators, which must not change them.
     """
 
     execution: ExecutionContext | None = None
@@ -110,7 +111,9 @@ class OperatorContext:
 
     @classmethod
     def of(cls, given: "OperatorContext | ExecutionContext | DurableContext | None") -> "OperatorContext":
-        """The context, also of an ExecutionContext, and of the context of a durable agent: then all that the flow does is the job's."""
+        """Makes an OperatorContext from one of these contexts. From the context of a durable agent, all calls of the
+        flow become effects of its job.
+        """
         if given is None or isinstance(given, ExecutionContext):
             given = cls(execution=given)
         elif isinstance(given, DurableContext):
@@ -123,13 +126,13 @@ class OperatorContext:
         return given if given.effects is not None else replace(given, effects=current_effects.get())
 
     async def call(self, tool: Tool | Callable[..., Any], /, **arguments: Any) -> Any:
-        """Calls a tool: in a job an effect of the tool's class, alone a call. A plain function counts as unsafe."""
+        """Calls a tool: in a job as an effect of the tool's class, else directly. A plain function counts as unsafe."""
         effects = DirectTools(RequestContext()) if self.effects is None else self.effects
         return await effects.call(as_tool(tool), arguments)
 
 
 class _InJob:
-    """The world as a job of a durable agent reaches it, before an engine is named."""
+    """The effects of a durable agent's job, before an engine is chosen."""
 
     def __init__(self, ctx: DurableContext) -> None:
         self._ctx = ctx
@@ -149,8 +152,9 @@ class _InJob:
 
 @dataclass(frozen=True, slots=True)
 class OperatorResult:
-    """What came of an operator. content: a text, or what its output type says, or what its function returned. success: False where it has
-    failed; then error says why, and is what was raised. usage: of all its model calls.
+    """The result of an operator. `content` is a text, a value of the agent's output type, or the value that a function
+    has returned. If `success` is False, `content` describes the failure and `error` is the exception, if there was one.
+    `usage` is the sum over all model calls.
     """
 
     content: Any
@@ -160,7 +164,7 @@ class OperatorResult:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self, what: str) -> "OperatorResult":
-        """The result, if it is a success. Raises FlowFailed."""
+        """Returns the result if it is a success. Raises FlowFailed."""
         if self.success:
             return self
         why = self.error if self.error is not None else short_repr(self.content)
@@ -168,40 +172,41 @@ class OperatorResult:
 
 
 class Operator(ABC):
-    """A step of a flow. A subclass has `execute`, and a name where that of its class does not do."""
+    """A step of a flow. A subclass implements `execute`, and may have a name other than that of its class."""
 
     def __init__(self, agent: Agent | None = None, *, name: str = "") -> None:
-        """agent: for a step that runs one, as `self.agent`."""
+        """Makes a step. `agent` is for a step that runs one, which finds it as `self.agent`."""
         self.agent: Any = agent
         self._name = name
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name of the operator in errors."""
         return self._name or type(self).__name__
 
     @property
     def takes_items(self) -> bool:
-        """Whether it is given all steps of a plan at once, as `items`; else it is executed for each of them."""
+        """True if the operator gets all steps of a plan at once, as `items`; otherwise it is executed for each of them."""
         return False
 
     @abstractmethod
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Does its work. An agent that it runs reaches the world as the flow around does. ModelError, AgentRunError, ToolError,
-        EffectError, BudgetExceeded and TimeoutError count as its failure; whatever else it raises ends the flow.
+        """Executes the step. Its agents make their calls through the effects of the flow around it. ModelError,
+        AgentRunError, ToolError, EffectError, BudgetExceeded and TimeoutError count as a failure of the step; any other
+        error ends the flow.
         """
 
 
 class Flow(Operator):
-    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or none. An input that is a text
-    is given to its steps as the field "text".
+    """An operator that consists of others. `execute` takes an OperatorContext, an ExecutionContext, or no context. If
+    the input is a text, the steps get it as the field "text".
     """
 
     def __init__(self, *, name: str = "") -> None:
         super().__init__(name=name)
 
     async def execute(self, input_data: Any, context: Any = None) -> OperatorResult:
-        """Raises FlowTimeout, DepthExceeded. What a step has failed with is in the result."""
+        """Executes the flow. The failure of a step is in the result. Raises FlowTimeout, DepthExceeded."""
         within = OperatorContext.of(context)
         config = within.config
         if within.depth >= config.max_depth:
@@ -224,16 +229,18 @@ class Flow(Operator):
             raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
 
     def _seconds(self, config: OrchestrationConfig) -> float | None:
-        """How long it may take as the outermost flow."""
+        """Returns the limit of time in seconds for this flow as the outermost one, or None."""
         return config.timeout_seconds
 
     @abstractmethod
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
-        """Executes what it consists of."""
+        """Executes the operators of the flow."""
 
 
 async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
-    """The flow's result. Who cancels this cancels the flow, or, where the flow is not to know of it, waits for its end first."""
+    """Awaits the flow, and returns its result. A cancel of this call cancels the flow; without `propagate_cancellation`
+    the end of the flow is awaited first.
+    """
     if config.propagate_cancellation:
         return await flow
     task = asyncio.ensure_future(flow)
@@ -245,7 +252,9 @@ async def _kept(flow: Coroutine[Any, Any, T], config: OrchestrationConfig) -> T:
 
 
 async def step(operator: Operator, given: Any, context: OperatorContext) -> OperatorResult:
-    """What comes of an operator within a flow: its failures are results, and its agents reach the world through the context."""
+    """Executes an operator within a flow. A failure becomes a result, and its agents make their calls through the
+    context.
+    """
     before, counted = current_effects.set(context.effects), APART.set(APART.get() or not context.config.inherit_budgets)
     try:
         result = await operator.execute(given, context)
@@ -266,7 +275,9 @@ async def step(operator: Operator, given: Any, context: OperatorContext) -> Oper
 async def run_parallel(
     who: str, work: Sequence[tuple[Operator, Any]], context: OperatorContext
 ) -> list[OperatorResult]:
-    """The results of operators with their inputs, in their order. Raises DepthExceeded where they are too many."""
+    """Executes operators with their inputs, and returns the results in their order. Raises DepthExceeded if they are
+    too many.
+    """
     config = context.config
     if len(work) > config.max_child_jobs:
         raise DepthExceeded(
@@ -292,10 +303,10 @@ async def run_parallel(
 
 
 class AgentStep(Operator):
-    """An agent as a step. Its content is the agent's output, or its text.
+    """A step that runs an agent. Its content is the agent's output, or its text if it has no output type.
 
-    prompt: a template over the input's fields ("Summarize: {text}"), or a function of the input; by default the input is shown as
-    `prompt_of` has it.
+    `prompt` is a template over the input's fields ("Summarize: {text}"), or a function of the input; by default the
+    prompt is made by `prompt_of`.
     """
 
     def __init__(self, agent: Agent, *, prompt: str | Callable[[Any], object] | None = None, name: str = "") -> None:
@@ -327,8 +338,8 @@ class AgentStep(Operator):
 
 
 class FunctionStep(Operator):
-    """A function as a step: `f(input)` or `f(input, context)`, async or not. It gives the content, or an OperatorResult. It computes; what
-    it asks of the world goes through `context.call`.
+    """A step that calls a function, `f(input)` or `f(input, context)`, async or not, which returns the content or an
+    OperatorResult. The function may compute; it calls tools through `context.call`.
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str = "") -> None:
@@ -349,7 +360,7 @@ OperatorLike = Operator | Agent | Callable[..., Any]
 
 
 def as_operator(given: Any, what: str) -> Operator:
-    """An operator, also of an agent or a function. Raises UserError."""
+    """Returns an operator for an operator, an agent or a function. Raises UserError for anything else."""
     if isinstance(given, Operator):
         return given
     if isinstance(given, Agent):
@@ -371,7 +382,7 @@ def _positional(func: Callable[..., Any]) -> int:
 
 
 def prompt_of(given: Any) -> str:
-    """An input as a model is shown it: a text as it is; of fields a line each, where there are several, and what is no text as JSON."""
+    """Returns an input as text for a model: a text unchanged, several fields as a line each, and other values as JSON."""
     if isinstance(given, str):
         return given
     if not isinstance(given, Mapping):
@@ -386,18 +397,20 @@ def _shown(value: Any) -> str:
 
 
 def fields_of(given: Any) -> dict[str, Any]:
-    """An input as fields: what is no mapping is the field "text"."""
+    """Returns an input as fields: a mapping as it is, anything else as the field "text"."""
     return dict(given) if isinstance(given, Mapping) else {"text": given}
 
 
 def with_content(given: Any, content: Any) -> dict[str, Any]:
-    """What the next step is given: the fields that the first was given, and the content of the one before: its fields, or "text"."""
+    """Returns the input of the next step: the fields of the flow's input, and the content of the step before, as its
+    fields or as "text".
+    """
     builtin = content if isinstance(content, Mapping | str) else msgspec.to_builtins(content, enc_hook=str)
     return {**fields_of(given), **fields_of(builtin)}
 
 
 def usage_of(results: Sequence[OperatorResult]) -> Usage:
-    """Of all of them."""
+    """Returns the sum of the usage of all results."""
     total = Usage()
     for result in results:
         total += result.usage

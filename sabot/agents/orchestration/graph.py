@@ -1,6 +1,6 @@
-"""A graph of operators by what they need from each other: a node starts when all before it have ended, independent ones side by side.
+"""A graph of operators: a node starts when all nodes before it have ended; independent nodes run side by side.
 
-For loops and routes by state there is `workflow`.
+For loops, and routes that the state decides, see `workflow`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from sabot.errors import UserError, short_repr
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """An operator, by the name that edges call it."""
+    """A node: an operator, and the id by which edges name it."""
 
     id: str
     operator: OperatorLike
@@ -35,7 +35,9 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
-    """`target` is given the content of `source`, and waits for it. when: `f(content)`, whether it goes this way at all."""
+    """An edge: `target` waits for `source` and gets its content. `when` is a function of the content; the edge is only
+    followed if it returns true.
+    """
 
     source: str
     target: str
@@ -43,14 +45,14 @@ class GraphEdge:
 
 
 class ExecutionGraph:
-    """Nodes and edges. `checked` says whether it can be executed."""
+    """A graph of nodes and edges. `checked` finds errors in it before it is executed."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Operator] = {}
         self.edges: list[GraphEdge] = []
 
     def add_node(self, node: GraphNode) -> "ExecutionGraph":
-        """Raises UserError for an id that is there already."""
+        """Adds a node, and returns the graph. Raises UserError if there is a node of this id."""
         if not isinstance(node, GraphNode):
             raise UserError(f"graph: {short_repr(node)} is no node", hint="graph.add_node(GraphNode(id, operator))")
         if not isinstance(node.id, str) or not node.id or node.id in self.nodes:
@@ -59,7 +61,9 @@ class ExecutionGraph:
         return self
 
     def add_edge(self, edge: GraphEdge) -> "ExecutionGraph":
-        """Its nodes may be added later. Raises UserError for an edge that is there already."""
+        """Adds an edge, and returns the graph; its nodes may be added later. Raises UserError if the edge is there
+        already.
+        """
         if not isinstance(edge, GraphEdge):
             raise UserError(f"graph: {short_repr(edge)} is no edge", hint="graph.add_edge(GraphEdge(source, target))")
         if edge.when is not None and not callable(edge.when):
@@ -76,16 +80,18 @@ class ExecutionGraph:
         return self
 
     def into(self, node: str) -> list[GraphEdge]:
-        """The edges that end there, in the order in which they were added."""
+        """Returns the edges to this node, in the order in which they were added."""
         return [edge for edge in self.edges if edge.target == node]
 
     @property
     def last(self) -> list[str]:
-        """The nodes from which no edge goes on."""
+        """Returns the nodes that have no edge to another node."""
         return [node for node in self.nodes if all(edge.source != node for edge in self.edges)]
 
     def checked(self) -> "ExecutionGraph":
-        """Itself. Raises UserError where it has no nodes, or an edge to one that is not there; FlowCycle where nodes wait for others."""
+        """Returns the graph itself. Raises UserError if it has no nodes or an edge to a missing node, and FlowCycle if
+        nodes wait for each other.
+        """
         if not self.nodes:
             raise UserError("graph: it has no nodes", hint="graph.add_node(GraphNode(id, operator))")
         for edge in self.edges:
@@ -108,9 +114,9 @@ class ExecutionGraph:
 
 @dataclass(frozen=True, slots=True)
 class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
-    """What came of a graph, and by the id of a node what came of that: `results["planner"].content`. A node that did not run is not in it.
+    """The result of a graph, and by node id the results of the nodes that ran: `results["planner"].content`.
 
-    content: of the last node, or by id where there are several that ran.
+    `content` is the content of the last node, or a mapping by id if several last nodes ran.
     """
 
     nodes: Mapping[str, OperatorResult] = field(default_factory=dict)
@@ -126,11 +132,11 @@ class GraphResult(OperatorResult, Mapping[str, OperatorResult]):
 
 
 class GraphExecutor(Flow):
-    """Executes a graph, as an operator.
+    """An operator that executes a graph, and returns a GraphResult.
 
-    A node is given the input's fields and, by its id, the content of each node before it; "text" too, where that is one. It does not run
-    where no edge goes to it, though some end there. A node that fails stops those behind it; the others run, and the graph has failed.
-    The result is a GraphResult.
+    A node gets the fields of the input and, by node id, the content of each node before it; if only one is before it,
+    also as "text". A node with incoming edges does not run if none of them is followed. If a node fails, the nodes
+    behind it do not run, the others do, and the graph has failed.
     """
 
     def __init__(self, graph: ExecutionGraph, *, name: str = "") -> None:
@@ -140,13 +146,13 @@ class GraphExecutor(Flow):
         self.graph = graph.checked()
 
     async def execute(self, input_data: Any, context: Any = None) -> GraphResult:
-        """As `Flow.execute`; the result has those of the nodes, too."""
+        """Executes the graph, as `Flow.execute` does."""
         found = await super().execute(input_data, context)
         assert isinstance(found, GraphResult)
         return found
 
     async def _flow(self, given: Any, context: OperatorContext) -> GraphResult:
-        self.graph.checked()  # it may have been added to
+        self.graph.checked()  # nodes and edges may have been added since
         config = context.config
         room = asyncio.Semaphore(config.max_parallel if config.parallel_execution else 1)
         running: dict[str, asyncio.Task[OperatorResult | None]] = {}
@@ -187,7 +193,7 @@ class GraphExecutor(Flow):
 
 
 def _contents(edges: Sequence[GraphEdge], before: Mapping[str, OperatorResult | None]) -> dict[str, Any] | None:
-    """What the nodes before a node hand over to it; None: it is not to run."""
+    """Returns the contents of the nodes before a node, by id, or None if the node must not run."""
     contents = {}
     for edge in edges:
         result = before[edge.source]

@@ -1,6 +1,6 @@
 """The patterns: chain, parallel, map and reduce, plan and execute, debate, router. Each is an operator, so they nest.
 
-A step is given the fields that its flow was given; what came before is added to them, by the names that each pattern tells.
+A step gets the fields of its flow's input, and the results of earlier steps under names that each pattern describes.
 """
 
 import re
@@ -38,8 +38,8 @@ def _several(given: Sequence[OperatorLike], what: str) -> list[Operator]:
 
 
 class ChainOperator(Flow):
-    """One after the other. Each is given what the chain was given, and the content of the one before: its fields, or "text". The first
-    failure ends the chain, and is its result.
+    """A pattern that executes operators one after the other. Each gets the input of the chain, and the content of the
+    one before it, as its fields or as "text". The first failure ends the chain and is its result.
     """
 
     def __init__(self, operators: Sequence[OperatorLike], *, name: str = "") -> None:
@@ -59,8 +59,8 @@ class ChainOperator(Flow):
 
 
 class ParallelOperator(Flow):
-    """All side by side, with the same input. Content: the list of their contents, or what `aggregate` makes of the results. It is a success
-    if all are; with `aggregate`, if one is.
+    """A pattern that executes operators side by side with the same input. Its content is the list of their contents, or
+    the value of `aggregate` for their results. It succeeds if all do; with `aggregate`, if one does.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class ParallelOperator(Flow):
 
 
 class MapReduceOperator(Flow):
-    """An operator for each item, then one over what came of them.
+    """A pattern that executes a map operator for each item, and then a reduce operator over the results.
 
-    The items are the field `items` of the input. Each map is given the other fields and its item: its fields, or "text". The reduce is
-    given the other fields, "results" (the contents, in the order of the items) and "text" (them as one text). It is not executed where a
-    map has failed.
+    The items are the field `items` of the input. Each map gets the other fields and its item, as fields or as "text".
+    The reduce gets the other fields, "results" (the contents, in the order of the items) and "text" (the contents as
+    one text). It is not executed if a map has failed.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MapReduceOperator(Flow):
 
     @property
     def takes_items(self) -> bool:
-        """True."""
+        """True: all steps of a plan are given at once."""
         return True
 
     async def _flow(self, given: Any, context: OperatorContext) -> OperatorResult:
@@ -127,12 +127,13 @@ def _with_results(fields: Mapping[str, Any], results: Sequence[OperatorResult]) 
 
 
 class PlannerExecutorOperator(Flow):
-    """A plan, its steps, and an answer.
+    """A pattern with a planner, an executor of the plan's steps, and a synthesizer of the answer.
 
-    The planner's content is the plan: a list, or fields with a list "steps", "items" or "tasks", or a text with a JSON list or a line for
-    each step. The executor is executed for each step in turn, with the step (its fields, or "text") and "results", what came of the steps
-    before; one that takes items (MapReduceOperator) once, with all as "items". The synthesizer is given the input, "results" and "text";
-    without one the content is that of the executor, or the list of them. A failure ends it.
+    The planner's content is the plan: a list, or fields with a list "steps", "items" or "tasks", or a text with a JSON
+    list or a line for each step. The executor is executed for each step in turn, with the step (as its fields, or as
+    "text") and "results", the contents of the steps before; an executor that takes items (MapReduceOperator) is
+    executed once, with all steps as "items". The synthesizer gets the input, "results" and "text"; without one the
+    content is that of the executor, or the list of its contents. A failure ends the pattern.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ def _steps_of(content: Any) -> list[Any]:
 
 
 def _read(text: str) -> Any:
-    """A plan in words: JSON, or the lines of a list, or all lines."""
+    """Returns the steps of a plan that is a text: JSON, the lines of a list, or all lines."""
     try:
         plan = msgspec.json.decode(text)
     except UNREADABLE:
@@ -213,12 +214,12 @@ def _read(text: str) -> Any:
 
 
 class DebateOperator(Flow):
-    """Several argue in rounds, and a moderator decides.
+    """A pattern in which debaters argue in rounds, and a moderator decides.
 
-    In each round a debater is given the input, "round" (from 1) and "arguments": what was said in the rounds before (debater, round, text).
-    Then the moderator is given the input, "round", "rounds" and "arguments". Where its content has a field "consensus" that is true, the
-    debate ends; else it ends after `max_rounds`. Content: the moderator's last one. Debaters that fail are left out of their round; if all
-    do, or the moderator does, the debate has failed.
+    In each round a debater gets the input, "round" (from 1) and "arguments": the texts of the rounds before (debater,
+    round, text). Then the moderator gets the input, "round", "rounds" and "arguments". The debate ends if the
+    moderator's content has a true field "consensus", and after `max_rounds`. The content is the moderator's last one.
+    Debaters that fail are left out of their round; if all fail, or the moderator does, the debate has failed.
     """
 
     def __init__(
@@ -260,9 +261,10 @@ def _agreed(content: Any) -> bool:
 
 
 class Router(Flow):
-    """One of several, by what `choose` says of the input: the name of a route, as the content of an operator or the value of a function.
+    """A pattern that executes one of several operators: `choose`, an operator or a function, returns the name of its
+    route.
 
-    A name that is no route goes to `default`; without one it is a failure.
+    An unknown name takes the route `default`; without a default it is a failure.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
-"""A workflow: one node after the other, by what the state says, with loops that have a bound (document 002).
+"""A workflow executes one node after the other, as the state decides, with loops that have a bound (document 002).
 
 AgentNode        runs an operator, whose content goes into the state
-ConditionalNode  chooses where to go on
+ConditionalNode  chooses the next node
 ParallelNode     runs several operators side by side
 EndNode          ends it
 
-The state is fields: those of the input, and the content of each node, by its id. Between two nodes it is a value that can be written down
-(`WorkflowState`). In a job nothing has to be: the job runs again over its journal.
+The state is a set of fields: those of the input, and the content of each node under its id. Between two nodes it is a
+value that can be stored (`WorkflowState`). In a durable job nothing has to be stored: after a crash the job runs again
+over its journal.
 """
 
 import inspect
@@ -39,7 +40,9 @@ from sabot.llm.results import Usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:
-    """max_visits: how often a run may come to the node; None: no bound of its own. exhausted: where it goes on instead; "": it fails."""
+    """A node with a bound. `max_visits` is the number of times that a run may come to it, or None. After that the run
+    goes on at the node `exhausted`, or fails if that is "".
+    """
 
     max_visits: int | None = None
     exhausted: str = ""
@@ -53,20 +56,24 @@ class _Visited:
 
 @dataclass(frozen=True, slots=True)
 class AgentNode(_Visited):
-    """Runs an operator, an agent or a function over the state; its content is the state's field of the node's id, and "text"."""
+    """A node that runs an operator, an agent or a function over the state. Its content becomes the fields `id` and
+    "text".
+    """
 
     id: str
     operator: OperatorLike
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Where it may go on."""
+        """Yields the nodes that may follow."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionalNode(_Visited):
-    """Goes to the route that `choose` names: an operator's content, or a function's value (True is "yes", False is "no")."""
+    """A node that chooses a route: `choose` is an operator whose content names it, or a function that returns the name
+    (True is "yes", False is "no").
+    """
 
     id: str
     choose: OperatorLike
@@ -74,7 +81,7 @@ class ConditionalNode(_Visited):
     default: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Where it may go on."""
+        """Yields the nodes that may follow."""
         yield from self.routes.values()
         if self.default:
             yield self.default
@@ -82,26 +89,30 @@ class ConditionalNode(_Visited):
 
 @dataclass(frozen=True, slots=True)
 class ParallelNode(_Visited):
-    """Runs operators over the same state, side by side; the list of their contents is the state's field of the node's id."""
+    """A node that runs operators side by side over the same state. The list of their contents becomes the field of its
+    id.
+    """
 
     id: str
     branches: Sequence[OperatorLike]
     next: str
 
     def ways(self) -> Iterator[str]:
-        """Where it may go on."""
+        """Yields the nodes that may follow."""
         yield self.next
 
 
 @dataclass(frozen=True, slots=True)
 class EndNode(_Visited):
-    """Ends the workflow. content: the field of the state that is its content; "": the whole state."""
+    """A node that ends the workflow. `content` names the field of the state that is the result; "" takes the whole
+    state.
+    """
 
     id: str
     content: str = ""
 
     def ways(self) -> Iterator[str]:
-        """Nowhere."""
+        """Yields nothing: no node follows."""
         yield from ()
 
 
@@ -109,7 +120,9 @@ WorkflowNode = AgentNode | ConditionalNode | ParallelNode | EndNode
 
 
 class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
-    """A run between two nodes. node: the next one. fields: the state. visits: of each node. steps: how many nodes were run."""
+    """The state of a run between two nodes. `node` is the next node, `fields` is the state, `visits` counts the visits
+    of each node, and `steps` the nodes that have run.
+    """
 
     node: str
     fields: dict[str, Any]
@@ -117,7 +130,7 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
 
     def to_bytes(self) -> bytes:
-        """As msgpack. Raises UserError where a field cannot be written down."""
+        """Encodes the state as msgpack. Raises UserError if a field cannot be encoded."""
         try:
             return msgspec.msgpack.encode(self)
         except (TypeError, ValueError, OverflowError) as error:
@@ -125,7 +138,7 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "WorkflowState":
-        """What `to_bytes` has written. Raises UserError."""
+        """Decodes a state that `to_bytes` has encoded. Raises UserError."""
         try:
             return msgspec.msgpack.decode(data, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -133,14 +146,15 @@ class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workflow(Flow):
-    """Nodes, and where each leads. It is an operator.
+    """An operator made of nodes that lead to each other.
 
-    start: the first node; by default the first of the list. max_depth: nodes that a run may come to, with repetitions. max_branches: of a
-    ParallelNode. timeout_seconds: of a run, where it is the outermost flow. on_step: `f(WorkflowState)`, async or not, is told the state
-    after each node; a run that is given a WorkflowState goes on from there.
+    `start` is the first node, by default the first of the list. `max_depth` is the number of nodes that a run may
+    visit, repeated visits included. `max_branches` limits a ParallelNode. `timeout_seconds` limits a run, if this is
+    the outermost flow. `on_step(WorkflowState)`, async or not, is called with the state after each node; a run whose
+    input is such a state goes on from there.
 
-    Raises UserError for nodes that are not there, FlowCycle (E2010) for a loop in which no node has `max_visits`. A run raises FlowTimeout
-    (E2013) and DepthExceeded (E2011); a node that fails is the failure of the workflow (E2012).
+    Raises UserError for missing nodes, and FlowCycle (E2010) for a loop in which no node has `max_visits`. A run raises
+    FlowTimeout (E2013) and DepthExceeded (E2011); a node that fails makes the workflow fail (E2012).
     """
 
     def __init__(
@@ -204,7 +218,7 @@ class Workflow(Flow):
                 )
         if not any(isinstance(node, EndNode) for node in self.nodes.values()):
             raise UserError(f"workflow {self.name} has no end", hint="an EndNode")
-        # What comes behind a node with a bound is not followed: a loop through it ends.
+        # The search stops at nodes with a bound, since a loop through one of them ends.
         ways = {
             node.id: [*node.ways()] if node.max_visits is None else [node.exhausted] if node.exhausted else []
             for node in self.nodes.values()
@@ -265,7 +279,7 @@ class Workflow(Flow):
     async def _visit(
         self, node: WorkflowNode, fields: dict[str, Any], context: OperatorContext
     ) -> tuple[OperatorResult, dict[str, Any], str]:
-        """What comes of a node, the state behind it, and where it leads."""
+        """Executes a node. Returns its result, the state after it, and the id of the next node."""
         match node:
             case AgentNode():
                 result = await step(self._operators[node.id], fields, context)

@@ -1,7 +1,8 @@
-"""What jobs may do, and who was allowed what.
+"""Policies: what jobs may do, and the audit of what was decided.
 
-engine     rules, and what they say of a call; a guard of jobs
+engine     rules, and their decision on a call; a guard of jobs
+names      checks that the names in rules exist
 rules      the rules that come with Sabot
 cedar      policies in Cedar, as a rule
-auditing   what was decided in a job, as its journal has it
+auditing   the decisions in a job, read from its journal
 """

@@ -1,4 +1,6 @@
-"""Who was allowed what, and why: the decisions in the entries of a job, with the answers of people and what came of the calls."""
+"""Reads from a job's entries which calls were allowed and why, with the answers of people and the outcomes of the
+calls.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,13 +19,17 @@ from sabot.journal.entries import Attempt, StoredBody
 
 @dataclass(slots=True)
 class AuditRecord:
-    """A call of a tool or a model, or a child, that a job has asked for; or a model that was to stand in for that of a call, as its
-    provider had failed: in_place_of names the first one. asked_at: epoch seconds.
+    """The record of one call that a job has asked for: of a tool, a model or a child. If the provider of a model failed
+    and another model was to be asked, that one has a record of its own, and `in_place_of` names the first model.
 
-    scope, principal: on whose behalf. decision: "" where the app had no policy and no budget. rule: that has decided; "": none has matched.
-    version: of the rules. notes: what milder rules said. model: that was asked in place of the one that is named. hidden: texts were.
-    approval: "": nobody was asked; "waiting", "approved", "rejected", "expired" or "cancelled", by whom. outcome: "ok", or the type of the
-    error; "": none yet; of a model after which another one stood in "failed". arguments: as they were given on, unless they are long.
+    `asked_at` is in seconds since 1970. `scope` and `principal` say on whose behalf. `decision` is "" if the app had no
+    policy and no budget. `rule` is the rule that decided, or "" if none matched, and `version` the version of the
+    rules. `notes` are the reasons of milder rules. `model` was asked in place of the named one. `hidden` is True if
+    texts were replaced.
+
+    `approval` is "waiting", "approved", "rejected", "expired" or "cancelled", or "" if nobody was asked; `by` is the
+    person. `outcome` is "ok", the type of the error, or "" if there is none yet; for a model that another one replaced
+    it is "failed". `arguments` are those that were passed on, or None if they are long.
     """
 
     job_id: str
@@ -48,7 +54,9 @@ class AuditRecord:
 
 
 def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
-    """The calls of a job, in the order in which they were asked for. Blocks. A journal has the jobs that its checkpoints may need."""
+    """Yields the records of a job's calls, in the order in which they were asked for. Blocks. A journal keeps at least
+    the jobs that its checkpoints may need.
+    """
     view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
     job = view.states.get(job_id, JobState(job_id))
@@ -59,7 +67,7 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
         record = _record(effect, job)
         others = [_stands_in(entry, record) for entry in notes if entry.ordinal == ordinal]
         asked = [each for each in others if not each.outcome]
-        if asked:  # the result is that of the last one
+        if asked:  # the result belongs to the last model that was asked
             asked[-1].outcome = record.outcome
             for each in (record, *asked[:-1]):
                 each.outcome = "failed"
@@ -68,7 +76,7 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
 
 
 def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
-    """What was decided of a model that was to be asked in place of that of the call."""
+    """Returns the record of a model that was to be asked in place of that of the call."""
     verdict = decode_verdict(entry.note)
     assert verdict is not None
     denied = verdict.error if verdict.decision is Decision.DENY else stored_name(PolicyDenied)

@@ -1,12 +1,12 @@
 """Policies in Cedar (`pip install sabot[cedar]`), as one rule of a PolicyEngine.
 
-    principal   Principal::"ann"; its parent is Scope::"acme"
-    action      Action::"tool", Action::"model", Action::"child"
-    resource    Tool::"refund", Model::"gpt-4o", Agent::"desk.handle"; its attribute `name` is its id, for patterns
-    context     scope, agent, effect_class (texts), labels (a set of texts), arguments (a record; of a model's request it is empty)
+   principal   Principal::"ann"; its parent is Scope::"acme"
+   action      Action::"tool", Action::"model", Action::"child"
+   resource    Tool::"refund", Model::"gpt-4o", Agent::"desk.handle"; its attribute `name` is its id, for patterns
+   context     scope, agent, effect_class (texts), labels (a set of texts), arguments (a record; empty for a request to a model)
 
-Cedar permits nothing by itself, and what forbids wins. An evaluation with an error is a denial, though Cedar would leave the policy out
-that has raised it: that may be the one that forbids.
+Cedar permits nothing by default, and a policy that forbids wins. If a policy raises an error, Cedar leaves it out;
+since it may be the one that forbids, this rule denies the call instead.
 """
 
 import json
@@ -28,10 +28,11 @@ _AS_TEXT = (date, datetime, time, timedelta, UUID)
 
 
 class CedarPolicy(PolicyRule):
-    """What Cedar policies say of calls: `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
+    """A rule that asks Cedar policies: `PolicyEngine([CedarPolicy(Path("agents.cedar").read_text())])`.
 
-    A call that is permitted is allowed as far as this rule goes: other rules may still want a person, another model, a denial. Arguments
-    that are None are left out, numbers with a fraction are Cedar decimals with four digits, lists and sets are sets, times are texts.
+    A permitted call is allowed by this rule; other rules may still ask for approval, choose another model, or deny it.
+    Arguments that are None are left out. Numbers with a fraction become Cedar decimals with four digits, lists and sets
+    become sets, and times become texts.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class CedarPolicy(PolicyRule):
         kinds: Collection[CallKind] = get_args(CallKind),
         name: str = "CedarPolicy",
     ) -> None:
-        """policies: in Cedar's language. entities: in Cedar's JSON form, as of principals with their roles; one that is given here is not
-        made of the call. schema: what policies and calls are checked against. kinds: of calls on which it decides. Raises UserError for
-        what is not Cedar; MissingExtra.
+        """Makes the rule. `policies` is a text in Cedar's language. `entities` are in Cedar's JSON form, for example
+        principals with their roles; an entity in this list is used in place of the one that is made from the call.
+        `schema` checks policies and calls. `kinds` are the kinds of calls on which the rule decides. Raises UserError
+        for invalid Cedar, and MissingExtra.
         """
         try:
             import cedarpy
@@ -116,7 +118,7 @@ class CedarPolicy(PolicyRule):
 
 
 def _uid(said: Mapping[str, Any]) -> tuple[str, str]:
-    """Of an entity, as JSON has it; also as {"__entity": …}."""
+    """Returns the type and id of an entity in JSON form, also of the form {"__entity": …}."""
     plain = said.get("__entity", said)
     return plain["type"], plain["id"]
 
@@ -127,7 +129,7 @@ def _entity(uid: tuple[str, str], *, parents: Sequence[tuple[str, str]] = (), **
 
 
 def _cedar(value: Any) -> Any:
-    """An argument as Cedar has it. Raises UserError for what it cannot be told."""
+    """Converts an argument for Cedar. Raises UserError for a value that Cedar cannot represent."""
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float | Decimal):

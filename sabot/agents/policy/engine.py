@@ -1,14 +1,15 @@
-"""Policies: which tools, models and agents a job may use, with which arguments, with whose permission.
+"""Policies: which tools, models and agents a job may use, with which arguments, and whose approval it needs.
 
-    policy = PolicyEngine()
-    policy.add_rule(ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"]))
-    policy.add_rule(ModelPolicy(model_patterns=["gpt-4*"], require_approval=True))
-    app = App("support", policy=policy)
+   policy = PolicyEngine()
+   policy.add_rule(ToolPolicy(tool_patterns=["file_*"], allowed_scopes=["internal"]))
+   policy.add_rule(ModelPolicy(model_patterns=["gpt-4*"], require_approval=True))
+   app = App("support", policy=policy)
 
-Every rule whose patterns match is asked. The strictest answer holds: deny, then ask, degrade, redact, warn, allow; of two that are equally
-strict that of the rule that was added first. What milder rules want to have changed or noted is done all the same.
+Every rule whose patterns match is asked. The strictest answer holds, in this order: deny, ask, degrade, redact, warn,
+allow; of two equally strict ones that of the rule that was added first. The texts to hide and the notes of milder rules
+hold as well.
 
-What no rule matches is allowed (`default="deny"`: denied). A rule that raises, or takes too long, denies.
+A call that no rule matches is allowed (with `default="deny"` denied). A rule that raises, or takes too long, denies.
 """
 
 import asyncio
@@ -45,14 +46,16 @@ from sabot.llm.messages import ChatMessage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool, as_tool
 
-_NAMES = 4096  # of calls, by name and scope, for which is known which rules match
+_NAMES = 4096  # the most keys (kind, name, scope, principal) whose matching rules are cached
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """What a policy says of a call. allowed: it may be made at once; not where a person has to be asked (`decision` is "ask").
+    """The decision of a policy on a call. `allowed` is True if the call may be made at once, so False if a person has
+    to be asked (`decision` is "ask").
 
-    reason: for people. rule: which one decided; "": none has matched. version: of the rules.
+    `reason` is written for people. `rule` is the rule that decided, or "" if none matched. `version` is that of the
+    rules.
     """
 
     allowed: bool
@@ -75,7 +78,7 @@ class _FunctionRule(PolicyRule):
 
 
 class PolicyEngine(EffectGuard):
-    """Rules, and what they say of a call. It is a guard of jobs (`App(policy=…)`), and may be asked by itself."""
+    """A list of rules that decides on calls. It is a guard of jobs (`App(policy=…)`), and can also be asked directly."""
 
     def __init__(
         self,
@@ -85,8 +88,9 @@ class PolicyEngine(EffectGuard):
         timeout: Duration = "10s",
         name: str = "",
     ) -> None:
-        """default: what becomes of a tool or a model of which no rule says anything. timeout: of an async rule; then it denies. name: by
-        which requests may ask for it (`PolicyRef`).
+        """Makes a policy. `default` decides on tools and models that no rule matches. `timeout` is the time that an
+        async rule has; after it the rule denies. `name` is the name by which requests may ask for this policy
+        (`PolicyRef`).
         """
         if default not in ("allow", "deny"):
             raise UserError(f"PolicyEngine: default={short_repr(default)}", hint='"allow" or "deny"')
@@ -101,8 +105,8 @@ class PolicyEngine(EffectGuard):
             self.add_rule(rule)
 
     def add_rule(self, rule: PolicyRule | Callable[[GuardedCall], Any]) -> None:
-        """Adds a rule: of this module, of one's own (a PolicyRule), or a function of the call, sync or async, that returns a Decision, a
-        GuardVerdict, or None where it has nothing to say. It holds for what is asked from then on.
+        """Adds a rule for calls from now on: a rule of this package, a subclass of PolicyRule, or a function of the
+        call, sync or async, that returns a Decision, a GuardVerdict, or None if it does not apply.
         """
         if not isinstance(rule, PolicyRule):
             if isinstance(rule, type) or not callable(rule):
@@ -115,25 +119,27 @@ class PolicyEngine(EffectGuard):
         self._version = None
 
     def check_names(self, functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str) -> None:
-        """As `EffectGuard.check_names`."""
+        """Raises UserError if a rule names a tool, model or agent that does not exist."""
         check("check_names: functions", functions, Of(Sequence, "those of the agents, in a list"))
         check("check_names: agents", agents, TEXTS)
         check_names(self._rules, functions, agents, checked_text(where, "check_names: where"))
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:
-        """In the order in which they were added."""
+        """The rules, in the order in which they were added."""
         return tuple(self._rules)
 
     @property
     def version(self) -> str:
-        """A short name of these rules: equal rules have the same in every process with the same Python. Intents have it."""
+        """A short hash of the rules, which intents have. Equal rules have the same hash in every process with the same
+        Python.
+        """
         if self._version is None:
             said = "\n".join([self.default, *(rule.version() for rule in self._rules)])
             self._version = blake2b(said.encode(errors="replace"), digest_size=6).hexdigest()
         return self._version
 
-    # -- asked by itself ----------------------------------------------------------------------------------------------
+    # -- asked directly -----------------------------------------------------------------------------------------------
 
     async def check_tool(
         self,
@@ -143,7 +149,9 @@ class PolicyEngine(EffectGuard):
         arguments: Mapping[str, Any] | None = None,
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """What the rules say of a call of this tool. ctx: who asks. labels: of what was seen before."""
+        """Returns the decision on a call of this tool. `ctx` is the caller's context; `labels` are the labels of data
+        that it has seen.
+        """
         if arguments is not None:
             check("check_tool: arguments", arguments, Of(Mapping, "by the names of parameters"))
         made = None if isinstance(tool, str) else as_tool(tool)
@@ -160,14 +168,14 @@ class PolicyEngine(EffectGuard):
         messages: Sequence[ChatMessage] = (),
         labels: Collection[str] = (),
     ) -> PolicyResult:
-        """What the rules say of asking this model. messages: what it is told."""
+        """Returns the decision on a request to this model with these messages."""
         check("check_model: model", model, Of(str, "its name"))
         check("check_model: messages", messages, Of(Sequence, "ChatMessages in a list"))
         spec = RequestSpec(messages=tuple(messages), model=model)
         return await self.check(self._call("model", model, ctx, labels, effect_class=EffectClass.METERED, spec=spec))
 
     async def check(self, call: GuardedCall) -> PolicyResult:
-        """What the rules say of a call."""
+        """Returns the decision on a call."""
         check("check: call", call, Of(GuardedCall))
         found = self.decide(call)
         verdict = found if isinstance(found, GuardVerdict) else await found
@@ -195,10 +203,10 @@ class PolicyEngine(EffectGuard):
             behalf, agent, labels = Behalf(ctx.scope, ctx.principal), ctx.agent_id, {*labels, *ctx.labels}
         return GuardedCall(EffectId("", 0), kind, name, agent, behalf, labels=frozenset(labels), **facts)
 
-    # -- as a guard (`jobs.guard.EffectGuard`) ---------------------------------------------------------------------------
+    # -- as a guard (`jobs.guard.EffectGuard`) ------------------------------------------------------------------------
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """As `EffectGuard.decide`. Where a rule has another model asked, all rules decide on that one too."""
+        """Decides on a call. If a rule chooses another model, all rules decide on that model too."""
         return self._followed(self._judge(call), call, None, ())
 
     def _followed(
@@ -208,7 +216,9 @@ class PolicyEngine(EffectGuard):
         so_far: GuardVerdict | None,
         asked: tuple[str, ...],
     ) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """found: what is said of this call, which asks its model in place of those that were asked before."""
+        """Follows a chain of models: `found` is the decision on this call, whose model is asked in place of the models
+        in `asked`.
+        """
         while isinstance(found, GuardVerdict):
             if so_far is not None:
                 found = for_degraded(found, call.name, asked[0])
@@ -232,7 +242,7 @@ class PolicyEngine(EffectGuard):
         return rest if isinstance(rest, GuardVerdict) else await rest
 
     def _judge(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """What the rules say of this call alone."""
+        """Returns the decision of the rules on this call alone."""
         verdict, later = None, []
         for rule, known in self._matching(call):
             try:
@@ -276,7 +286,9 @@ class PolicyEngine(EffectGuard):
         return self._final(call, verdict)
 
     def _matching(self, call: GuardedCall) -> list[tuple[PolicyRule, GuardVerdict | None]]:
-        """The rules that have to do with it, with what is known of their answers. Of those that allow it by name the first is enough."""
+        """Returns the rules that match the call, each with its answer if that depends on names only. Of several rules
+        that allow the call by name, the first is enough.
+        """
         key = (call.kind, call.name, call.scope, call.principal)
         found = self._by_name.get(key)
         if found is None:
@@ -324,12 +336,12 @@ class PolicyEngine(EffectGuard):
 
 
 def _is_cancelled() -> bool:
-    """Whether who waits for the decision was cancelled, and not the rule itself has raised."""
+    """Returns True if the task that waits for the decision was cancelled, and not the rule itself has raised."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _close(awaited: Any) -> None:
-    """A coroutine that nobody will await."""
+    """Closes a coroutine that nobody will await."""
     if inspect.iscoroutine(awaited):
         awaited.close()

@@ -1,12 +1,13 @@
-"""The names that rules of a policy are checked against at a start: a rule about a tool that nobody has protects nothing.
+"""Checks the names in the rules of a policy when a program starts: a rule about a tool that does not exist protects
+nothing.
 
-    a tool     made by @tool, given to an Agent, offered by an MCP server that was asked, or named in the module of an agent's function,
-               which may call any function as a step
-    a model    of an engine or an Agent, or written in such a module
-    an agent   of the app or the kernel
+   a tool     made by @tool, given to an Agent, offered by an MCP server that was asked, or named in the module of an agent's function,
+              which may call any function as a step
+   a model    of an engine or an Agent, or written in such a module
+   an agent   of the app or the kernel
 
-What a program makes while it runs cannot be known at its start, so the names in the code count generously: a name that is not even
-written there is misspelt.
+What a program makes while it runs cannot be known at its start. So every name that is written in the code counts, and
+only a name that is not even written there is refused as misspelt.
 """
 
 import logging
@@ -37,14 +38,14 @@ _WILD = frozenset("*?[")
 
 
 class _CodeWords(NamedTuple):
-    """Names and texts that stand in code."""
+    """The names and the string constants that stand in code."""
 
     names: set[str]
     texts: set[str]
 
 
 def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
-    """Returns what the modules of these functions, and the functions themselves, have in their code."""
+    """Returns the names and strings in the code of these functions and of their modules."""
     found, seen = _CodeWords(set(), set()), set[int]()
     for function in functions:
         runs = unwrap(function)
@@ -67,7 +68,7 @@ def names_around(functions: Iterable[Callable[..., Any]]) -> _CodeWords:
 def _held(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it is not filled yet
+    except ValueError:  # the cell has no value yet
         return None
 
 
@@ -84,9 +85,10 @@ def _of_code(code: CodeType, found: _CodeWords) -> None:
 def check_names(
     rules: Sequence[PolicyRule], functions: Sequence[Callable[..., Any]], agents: Collection[str], where: str
 ) -> None:
-    """Refuses rules that name what is not there: raises UserError with the names that are near. A pattern that matches nothing is logged.
+    """Raises UserError for a rule that names something unknown, with similar names as a hint. A pattern that matches
+    nothing is logged.
 
-    functions: those of the agents. agents: their ids. where: whose policy it is.
+    `functions` are the functions of the agents, `agents` their ids. `where` names the owner of the policy in messages.
     """
     around = names_around(functions)
     degraded = {to for rule in rules if (to := getattr(rule, "degrade_to", ""))}
@@ -102,7 +104,7 @@ def check_names(
                 _log.warning("%s: %s matches no %s that is known at the start", where, rule.name, what)
         elif pattern not in names:
             said = f"{where}: {rule.name} names the {what} {pattern!r}, and there is none of this name"
-            if kind == "tool" and SERVERS:  # they may not have been asked yet
+            if kind == "tool" and SERVERS:  # servers that may not have been asked for their tools yet
                 _log.warning("%s so far: is it the tool of an MCP server?", said)
                 continue
             raise UserError(said, hint=_hint(kind, pattern, names, agents))
@@ -119,7 +121,7 @@ def _patterns_of(rules: Sequence[PolicyRule]) -> Iterator[tuple[PolicyRule, Call
 
 
 def _told(kind: CallKind, agents: Collection[str]) -> Collection[str]:
-    """Those that people know as tools, models and agents, without the other names in their code."""
+    """Returns the names of tools, models or agents for a hint, without the other names in the code."""
     made: dict[CallKind, Collection[str]] = {"tool": TOOLS, "model": MODELS - {""}, "child": agents}
     return made[kind]
 

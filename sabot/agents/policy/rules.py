@@ -1,4 +1,4 @@
-"""The rules of a policy (`policy.PolicyEngine`): by names and scopes, by arguments, by labels of what was read, by texts."""
+"""The rules of a policy (`policy.PolicyEngine`): by names and scopes, by arguments, by labels of data, and by texts."""
 
 import inspect
 import re
@@ -26,41 +26,46 @@ _CHANGES_WORLD = tuple(each.value for each in EffectClass if RULES[each].settles
 
 
 class PolicyRule(ABC):
-    """A rule. One's own is a subclass with `decide`, or a function of the call (`PolicyEngine.add_rule`).
+    """A rule of a policy. Users write a subclass with `decide`, or a function of the call (`PolicyEngine.add_rule`).
 
-    name: in the journal and in messages.
+    `name` is the rule's name in the journal and in messages.
     """
 
     name: str = ""
 
     @property
     def by_name(self) -> bool:
-        """What it says goes by kind, name, scope and principal alone, so it is asked once for each of them."""
+        """True if the answer depends only on kind, name, scope and principal, so that the rule is asked once for each
+        of them.
+        """
         return False
 
     def matches(self, kind: CallKind, name: str) -> bool:
-        """Whether calls of this tool, model or agent are any of its business. Asked once for each name."""
+        """Returns True if the rule applies to calls of this tool, model or agent. Asked once for each name."""
         return True
 
     @abstractmethod
     def decide(self, call: GuardedCall) -> RuleAnswer | Awaitable[RuleAnswer]:
-        """What it says of the call. It may be `async`: then it may take `PolicyEngine(timeout=)`."""
+        """Decides on a call; None means that the rule has no opinion. It may be `async`: then it has
+        `PolicyEngine(timeout=)`.
+        """
 
     def version(self) -> str:
-        """The same for the same rule in every process: what it is made of, and its code."""
+        """Returns a text made of the rule's fields and its code, which is the same for the same rule in every process."""
         made = sorted((key, value) for key, value in vars(self).items() if not key.startswith("_"))
         return f"{type(self).__qualname__}{made!r} {version_of(type(self).decide)}"
 
 
-# -- rules by names and scopes --------------------------------------------------------------------------------------------
+# -- rules by names and scopes ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class _NameRule(PolicyRule):
-    """Rules that go by who asks for what.
+    """A rule that depends on the caller and on the name of the tool, model or agent.
 
-    allowed_scopes, denied_scopes, allowed_principals: patterns of those who may and may not; None: all may. denied: nobody may.
-    require_approval: a person has to allow each call, within `approval_timeout`. warn: it is allowed, noted and logged. reason: is told.
+    `allowed_scopes`, `denied_scopes` and `allowed_principals` are patterns of those who may or may not; None allows
+    all. `denied` denies all. With `require_approval` a person has to allow each call, within `approval_timeout`. With
+    `warn` the call is allowed, noted and logged. `reason` is shown to people.
     """
 
     allowed_scopes: Sequence[str] | None = None
@@ -91,13 +96,13 @@ class _NameRule(PolicyRule):
 
     @property
     def by_name(self) -> bool:
-        return type(self).__module__ == __name__  # a subclass may go by anything
+        return type(self).__module__ == __name__  # a user's subclass may decide by anything
 
     def matches(self, kind: CallKind, name: str) -> bool:
         return kind == self._kind and _fits(getattr(self, self._patterns_field), name)
 
     def refuses(self, call: GuardedCall) -> str:
-        """Why who asks may not; "": they may."""
+        """Returns the reason why the caller may not make the call, or ""."""
         if self.denied:
             return f"{asked_words(call)} is denied"
         if self.allowed_scopes is not None and not _fits(self.allowed_scopes, call.scope):
@@ -123,7 +128,9 @@ class _NameRule(PolicyRule):
 
 @dataclass(frozen=True)
 class ToolPolicy(_NameRule):
-    """Who may call tools with such names (`fnmatch` patterns). `ctx.step(f)` is a call of a tool with the name of `f`."""
+    """A rule about callers of tools with such names (`fnmatch` patterns). `ctx.step(f)` is a call of a tool with the
+    name of `f`.
+    """
 
     tool_patterns: Sequence[str]
     _patterns_field = "tool_patterns"
@@ -131,7 +138,7 @@ class ToolPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class AgentPolicy(_NameRule):
-    """Who may begin children of agents with such ids ("app.agent")."""
+    """A rule about jobs that begin children of agents with such ids ("app.agent")."""
 
     agent_patterns: Sequence[str]
     _patterns_field = "agent_patterns"
@@ -140,8 +147,10 @@ class AgentPolicy(_NameRule):
 
 @dataclass(frozen=True)
 class ModelPolicy(_NameRule):
-    """Who may ask models with such names. degrade_to: the model of the same engine that is asked in place of a denial; where nothing is
-    denied, and nobody is to be asked, in place of every such model. This rule lets it be asked; what others say of that model holds.
+    """A rule about callers of models with such names.
+
+    `degrade_to` names a model of the same engine. It is asked in place of a denial, or, if the rule denies nothing and
+    asks for no approval, in place of every model that matches. This rule allows it; other rules decide on it as well.
     """
 
     model_patterns: Sequence[str]
@@ -160,12 +169,12 @@ class ModelPolicy(_NameRule):
         if not self.degrade_to or not ((mild and not self.denied_scopes) or denied):
             return found
         if call.name == self.degrade_to:
-            return Decision.ALLOW  # it stands in for itself
+            return Decision.ALLOW  # the replacement itself is allowed
         why = self.reason or (found.reason if isinstance(found, GuardVerdict) else "a smaller model is to be asked")
         return GuardVerdict(Decision.DEGRADE, reason=f"{why}: {self.degrade_to} is asked", model=self.degrade_to)
 
 
-# -- rules by what is in the call -------------------------------------------------------------------------------------------
+# -- rules by what is in the call -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +186,9 @@ class _ContentRule(PolicyRule):
     _wait_s = 0.0
 
     def _check(self, named_by: str, *patterns: str) -> None:
-        """named_by: the field with which it is told apart from other rules of its kind. patterns: the names of its fields of patterns."""
+        """Checks the common fields, and gives the rule a name. `named_by` is the field that distinguishes it from other
+        rules of its kind; `patterns` are the names of the fields that hold patterns.
+        """
         kind = type(self).__name__
         check(f"{kind}: otherwise", self.otherwise, OneOf(get_args(Otherwise)))
         check(f"{kind}: {named_by}", getattr(self, named_by), Of(Collection, "texts in a list"))
@@ -197,12 +208,15 @@ class _ContentRule(PolicyRule):
 
 @dataclass(frozen=True)
 class ConstraintPolicy(_ContentRule):
-    """What an argument of a tool may be.
+    """A rule about the values of a tool's argument.
 
-    field: its name, or a path: "order.total", "items.*.price". min, max: bounds, themselves allowed. allowed, denied: values. pattern: a
-    regular expression for the whole text. max_length: of a text or a list. required: the argument must be there, in each item of a path
-    with "*"; otherwise the rule says nothing of calls without it. otherwise: what follows for a call that breaks it. A tool that is named
-    as it is, and has no such argument, breaks the rule: one of both is misspelt. Raises UserError for a rule that no call, or any, breaks.
+    `field` is the name of the argument, or a path in it: "order.total", "items.*.price". `min` and `max` are inclusive
+    bounds. `allowed` and `denied` are values. `pattern` is a regular expression for the whole text. `max_length` limits
+    a text or a list. With `required` the argument must be there, in each item of a path with "*"; otherwise the rule
+    ignores calls without it. `otherwise` is the decision on a call that breaks the rule.
+
+    A call of a tool that has no such argument breaks the rule, unless the tool was named by a wildcard: one of the
+    names is misspelt. Raises UserError for a rule that no call could break, or that every call breaks.
     """
 
     tool_patterns: Sequence[str]
@@ -248,7 +262,7 @@ class ConstraintPolicy(_ContentRule):
             bound = getattr(self, name)
             try:
                 ordered = bound is None or (bound <= bound) is True
-            except (TypeError, ArithmeticError):  # it has no order; a Decimal that signals
+            except (TypeError, ArithmeticError):  # a value without an order, or a signalling Decimal
                 ordered = False
             several = isinstance(bound, Collection) and not isinstance(bound, str | bytes)
             if not ordered or several or isinstance(bound, bool):
@@ -284,7 +298,8 @@ class ConstraintPolicy(_ContentRule):
     def _wrong(self, value: Any) -> str:
         if isinstance(value, bool) and (self.min is not None or self.max is not None):
             return "which is no number"
-        if self.max is not None and not value <= self.max:  # so said, since nothing is less than NaN
+        # written as `not <=`, since NaN is not greater than anything
+        if self.max is not None and not value <= self.max:
             return f"and at most {self.max} is allowed"
         if self.min is not None and not value >= self.min:
             return f"and at least {self.min} is allowed"
@@ -303,10 +318,11 @@ class ConstraintPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class DataAccessPolicy(_ContentRule):
-    """Who may read data with these labels, and where they may go.
+    """A rule about data with these labels: who may read it, and where it may go.
 
-    allowed_scopes, allowed_principals: who may call tools whose results carry one of the labels (`@tool(labels=…)`). allowed_models,
-    allowed_tools, allowed_agents: to which ones a job that has seen such data may still speak. None: all. All are patterns.
+    `allowed_scopes` and `allowed_principals` may call tools whose results carry one of the labels (`@tool(labels=…)`).
+    A job that has seen such data may only ask `allowed_models`, call `allowed_tools` and begin `allowed_agents`. All
+    are patterns; None allows all.
     """
 
     labels: Sequence[str]
@@ -340,10 +356,11 @@ class DataAccessPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class LabelPolicy(_ContentRule):
-    """A job that has seen data with one of these labels may not change the world by itself: who wrote what it has read may have told it to.
+    """A rule that stops a job that has seen data with one of these labels from changing the world by itself, since the
+    author of that data may have given it instructions.
 
-    labels: by default that of what came from the open world (`@tool(open_world=True)`). tool_patterns: of the tools that this is about.
-    effects: the classes of effects that this is about; by default those that change something outside.
+    `labels` is by default the label of data from the open world (`@tool(open_world=True)`). `tool_patterns` and
+    `effects` select the tools and the classes of effects; by default all tools that change something outside.
     """
 
     labels: Sequence[str] = (UNTRUSTED,)
@@ -371,7 +388,9 @@ class LabelPolicy(_ContentRule):
 
 @dataclass(frozen=True)
 class RedactionPolicy(PolicyRule):
-    """Texts that no tool and no model is given: regular expressions. In arguments, prompts, and the journal `***` stands for them."""
+    """A rule that hides texts from tools, models and agents. `patterns` are regular expressions; in arguments, prompts
+    and the journal `***` replaces what they match.
+    """
 
     patterns: Sequence[str]
     tool_patterns: Sequence[str] = ("*",)
@@ -410,7 +429,7 @@ class RedactionPolicy(PolicyRule):
         )
 
 
-# -- what rules are made of ---------------------------------------------------------------------------------------------------
+# -- helpers of rules -------------------------------------------------------------------------------------------------
 
 
 def asked_words(call: GuardedCall) -> str:
@@ -430,7 +449,7 @@ _compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
 
 
 def _fits(patterns: Sequence[str], word: str) -> bool:
-    """Whether one of these `fnmatch` patterns matches the word. Case counts."""
+    """Returns True if one of these `fnmatch` patterns matches the word. Case counts."""
     key = patterns if isinstance(patterns, tuple) else tuple(patterns)
     found = _compiled.get(key)
     if found is None:
@@ -448,7 +467,9 @@ def _checked_expression(what: str, pattern: Any) -> None:
 
 
 def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
-    """asks: the option that is missing for a person to be asked; "": none is."""
+    """Returns the time for an approval in seconds, 0.0 if there is no limit. `asks` names the option without which
+    nobody is asked, or is "" if it is set; with a timeout and without that option this raises UserError.
+    """
     seconds = 0.0 if timeout is None else parse_seconds(timeout, name=f"{kind}: approval_timeout", zero=False)
     if seconds and asks:
         raise UserError(f"{kind}: approval_timeout={short_repr(timeout)}, and nobody is asked", hint=asks)
@@ -456,12 +477,12 @@ def _wait_s(kind: str, timeout: Duration | None, asks: str) -> float:
 
 
 def _takes_no(tool: Tool | None, name: str) -> bool:
-    """Whether it is known that the function of a tool has no such parameter."""
+    """Returns True if the tool's function is known to have no parameter of this name."""
     if tool is None or tool.parameters is not None or name == "*":
         return False
     try:
         taken = inspect.signature(tool.func).parameters
-    except (TypeError, ValueError):  # of a function in C that does not say it
+    except (TypeError, ValueError):  # a C function without a signature
         return False
     return name not in taken and all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in taken.values())
 
@@ -470,7 +491,7 @@ _MISSING = object()
 
 
 def _values_at(value: Any, path: Sequence[str]) -> list[Any]:
-    """What stands at a path; _MISSING for each place that there is not."""
+    """Returns the values at a path, with _MISSING for each place that does not exist."""
     if not path:
         return [value]
     first, rest = path[0], path[1:]
