@@ -19,7 +19,7 @@ import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
 
@@ -50,8 +50,7 @@ _FOUND_TEXT = 2_000  # characters of a text that a search shows
 _WAIT_SECONDS = 10.0
 _WORD = re.compile(r"\w+")
 _PREFIX_LEAST = 3  # a word of a query that is as long also finds longer ones
-_PREFIX_WEIGHT = 0.5
-_SATURATION, _BY_LENGTH = 1.2, 0.75  # k1 and b of BM25
+_QUERY_MOST = 200  # different words of a query; further ones are ignored
 
 
 class FoundMemory(TypedDict):
@@ -86,6 +85,74 @@ class MemoryStore(Protocol):
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
         """Reads as `read` does and keeps what `change` returns, nothing else having changed in between. If it raises, nothing is kept."""
 
+    async def count(self, scope: str) -> int:
+        """Returns how many memories the scope holds, without those that were merged into another one."""
+
+    async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
+        """Returns the ids of memories that have words of the query, and their scores, the best first."""
+
+
+class _WordIndex:
+    """The words of memories in a database of SQLite, in an index of FTS5.
+
+    Each word is indexed behind a prefix of its scope. So a search reads the words of its own scope alone, and counts in how many
+    memories of this scope a word occurs. The tokenizer `ascii` leaves other letters as they are: `_words` has normalised them.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+
+    def create(self) -> None:
+        """Creates the tables."""
+        self._execute(
+            "CREATE TABLE places(number INTEGER PRIMARY KEY, scope TEXT, id TEXT, stored_ms INTEGER, UNIQUE (scope, id))"
+        )
+        self._execute("""CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "ascii tokenchars '_'")""")
+
+    def add(self, scope: str, id: str, record: StoredMemory) -> None:
+        """Indexes a memory that is not in the index. One that was merged into another one is not indexed."""
+        if "into" in record:
+            return
+        texts = [record["text"], *record["tags"], *(text for _, text, _ in record["also"])]
+        prefix = _prefix_of(scope)
+        place = self._execute(
+            "INSERT INTO places(scope, id, stored_ms) VALUES (?, ?, ?)", (scope, id, record["stored_ms"])
+        )
+        words = " ".join([prefix + word for word in _words(" ".join(texts))])
+        self._execute("INSERT INTO words(rowid, text) VALUES (?, ?)", (place.lastrowid, words))
+
+    def remove(self, scope: str, id: str) -> None:
+        """Removes a memory, if it is in the index."""
+        place = self._execute("SELECT number FROM places WHERE scope = ? AND id = ?", (scope, id)).fetchone()
+        if place is not None:
+            self._execute("DELETE FROM places WHERE number = ?", place)
+            self._execute("DELETE FROM words WHERE rowid = ?", place)
+
+    def count(self, scope: str) -> int:
+        """Returns how many memories of the scope are indexed."""
+        found: tuple[int] = self._execute("SELECT count(*) FROM places WHERE scope = ?", (scope,)).fetchone()
+        return found[0]
+
+    def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
+        """Returns ids and scores, as `MemoryStore.search` does. A whole word counts twice, since it also begins with itself."""
+        prefix = _prefix_of(scope)
+        wanted = []
+        for word in list(dict.fromkeys(_words(query)))[:_QUERY_MOST]:
+            wanted.append(f'"{prefix}{word}"')
+            if len(word) >= _PREFIX_LEAST:
+                wanted.append(f'"{prefix}{word}"*')
+        if not wanted:
+            return []
+        return self._execute(
+            "SELECT id, -bm25(words) AS score FROM words JOIN places ON number = words.rowid"
+            " WHERE words MATCH ? AND scope = ? ORDER BY score DESC, stored_ms DESC, id LIMIT ?",
+            (" OR ".join(wanted), scope, limit),
+        ).fetchall()
+
+
+def _prefix_of(scope: str) -> str:
+    return hashlib.sha256(scope.encode()).hexdigest()[:8] + "_"
+
 
 class StateMemories:
     """Memories in keyed state, which `ctx.map_state(...)` gives: the scope is the key. They are durable with the next checkpoint."""
@@ -102,6 +169,21 @@ class StateMemories:
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
         for each, record in change(await self.read(scope, ids)).items():
             await self._state.put(scope, each, record)
+
+    async def count(self, scope: str) -> int:
+        return sum("into" not in record for record in (await self.read(scope)).values())
+
+    async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
+        return await run_in_thread(self._search, scope, await self.read(scope), query, limit)
+
+    @staticmethod
+    def _search(scope: str, records: Mapping[str, StoredMemory], query: str, limit: int) -> list[tuple[str, float]]:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            index = _WordIndex(connection)
+            index.create()
+            for each, record in records.items():
+                index.add(scope, each, record)
+            return index.search(scope, query, limit)
 
 
 class MemoryFile:
@@ -121,11 +203,10 @@ class MemoryFile:
             raise UserError(f"memory {self.path}: {error.strerror or error}", hint=hint_of(error)) from error
         with self._explained():
             self._connection = open_database(self.path, write_ahead=True, wait_s=_WAIT_SECONDS)
+        self._index = _WordIndex(self._connection)
         try:
-            with self._explained():
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS memories(scope TEXT, id TEXT, record BLOB NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID"
-                )
+            with self._explained(), self._transaction():
+                self._create()
         except BaseException:
             self._connection.close()
             raise
@@ -136,6 +217,12 @@ class MemoryFile:
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
         await run_in_thread(self._locked, lambda: self._change(scope, ids, change))
 
+    async def count(self, scope: str) -> int:
+        return await run_in_thread(self._locked, lambda: self._index.count(scope))
+
+    async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
+        return await run_in_thread(self._locked, lambda: self._index.search(scope, query, limit))
+
     def close(self) -> None:
         """Closes the file. Idempotent; a call that is under way ends first."""
         with self._lock:
@@ -144,6 +231,17 @@ class MemoryFile:
     def _locked(self, work: Callable[[], Any]) -> Any:
         with self._lock, self._explained():
             return work()
+
+    def _create(self) -> None:
+        """Creates the tables that are not there. A file of a version without an index of words gets one."""
+        run = self._connection.execute
+        run(
+            "CREATE TABLE IF NOT EXISTS memories(scope TEXT, id TEXT, record BLOB NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID"
+        )
+        if run("SELECT 1 FROM sqlite_master WHERE name = 'places'").fetchone() is None:
+            self._index.create()
+            for scope, each, data in run("SELECT scope, id, record FROM memories"):
+                self._index.add(scope, each, self._decoded(each, data))
 
     def _read(self, scope: str, ids: Collection[str] | None) -> dict[str, StoredMemory]:
         if ids is None:
@@ -163,20 +261,24 @@ class MemoryFile:
 
     def _change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
         run = self._connection.execute
-        run("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for each, record in change(self._read(scope, ids)).items():
+                self._index.remove(scope, each)
                 if record is None:
                     run("DELETE FROM memories WHERE scope = ? AND id = ?", (scope, each))
-                else:
-                    run(
-                        "INSERT OR REPLACE INTO memories VALUES (?, ?, ?)",
-                        (scope, each, msgspec.msgpack.encode(record)),
-                    )
-            run("COMMIT")
+                    continue
+                run("INSERT OR REPLACE INTO memories VALUES (?, ?, ?)", (scope, each, msgspec.msgpack.encode(record)))
+                self._index.add(scope, each, record)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
-                run("ROLLBACK")
+                self._connection.execute("ROLLBACK")
             raise
 
     @contextmanager
@@ -202,7 +304,7 @@ class Memory:
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
         id, found = await self._standing(scope, id_of(text))
-        if found is None and len(await self._store.read(scope)) >= _MEMORIES_MOST:
+        if found is None and await self._store.count(scope) >= _MEMORIES_MOST:
             raise UserError(
                 f"memory {scope!r} holds {_MEMORIES_MOST:,} texts, the most that it may", hint="forget some"
             )
@@ -219,16 +321,14 @@ class Memory:
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
         """Returns the memories that have words of the query, the best first by BM25; among equal ones, the newest. Letter case, and accents
         that are written in another way, count as equal. A word of three letters or more also finds longer words that begin with it, with
-        half the weight.
+        half the weight or so. Words of a query beyond the first 200 different ones are ignored.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
-        standing = _standing_in(await self._store.read(_scope(scope)))
-        scores = await run_in_thread(
-            _ranked, {each: _words_of(record) for each, record in standing.items()}, _words(_text(query))
-        )
-        order = sorted(scores, key=lambda each: (-scores[each], -standing[each]["stored_ms"], each))
-        return [_found(each, standing[each], scores[each]) for each in order[:limit]]
+        scope = _scope(scope)
+        scores = await self._store.search(scope, _text(query), limit)
+        standing = _standing_in(await self._store.read(scope, [each for each, _ in scores]))
+        return [_found(each, standing[each], score) for each, score in scores if each in standing]
 
     async def retrieve(self, scope: str, id: str) -> Remembered:
         """Returns the memory with this id, or the one into which it was consolidated. Raises UserError if there is none."""
@@ -351,10 +451,6 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _words_of(record: StoredMemory) -> list[str]:
-    return _words(" ".join([record["text"], *record["tags"], *(text for _, text, _ in record["also"])]))
-
-
 def _standing_in(found: Mapping[str, StoredMemory]) -> dict[str, StoredMemory]:
     return {each: record for each, record in found.items() if "into" not in record}
 
@@ -366,26 +462,9 @@ def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
         text=text[:_FOUND_TEXT],
         tags=record["tags"],
         stored_ms=record["stored_ms"],
-        score=round(score, 4),
+        score=float(f"{score:.4g}"),
         cut=len(text) > _FOUND_TEXT,
     )
-
-
-def _ranked(texts: Mapping[str, list[str]], query: list[str]) -> dict[str, float]:
-    """Returns the score of each text that has a word of the query: BM25 (Robertson and Zaragoza, 2009), with the idf of Lucene."""
-    usual = sum(map(len, texts.values())) / max(len(texts), 1)
-    known = set().union(*texts.values())
-    scores: defaultdict[str, float] = defaultdict(float)
-    for wanted in dict.fromkeys(query):
-        weights = {wanted: 1.0}
-        if len(wanted) >= _PREFIX_LEAST:
-            weights |= {word: _PREFIX_WEIGHT for word in known if word.startswith(wanted) and word != wanted}
-        hits = {each: times for each, words in texts.items() if (times := sum(weights.get(word, 0) for word in words))}
-        rarity = math.log(1 + (len(texts) - len(hits) + 0.5) / (len(hits) + 0.5))
-        for each, times in hits.items():
-            length = 1 - _BY_LENGTH + _BY_LENGTH * len(texts[each]) / usual
-            scores[each] += rarity * times * (_SATURATION + 1) / (times + _SATURATION * length)
-    return scores
 
 
 def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import re
+import sqlite3
+import unicodedata
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,39 @@ async def test_a_word_finds_longer_words_and_the_tags(memory: Memory, clock: Man
     tagged = await memory.store("s", "Ask Grace", ["billing"])
     assert [each["id"] for each in await memory.search("s", "auth")] == [login]
     assert [each["id"] for each in await memory.search("s", "Billing")] == [tagged]
+
+
+async def test_letter_case_and_the_way_in_which_accents_are_written_do_not_matter(
+    memory: Memory, clock: ManualClock
+) -> None:
+    ids = await told(memory, clock, "Caf\u00e9 \uff21BC", "STRASSE und \u1c80", 'snake_case "quoted" a*b')
+    for query, id in [
+        ("cafe\u0301", ids[0]),
+        ("abc", ids[0]),
+        ("stra\u00dfe", ids[1]),
+        ("snake_case", ids[2]),
+        ('"quoted', ids[2]),
+        ("b*", ids[2]),
+    ]:
+        assert [each["id"] for each in await memory.search("s", query)] == [id], query
+    assert await memory.search("s", "cafe") == []
+    assert await memory.search("s", "!?*") == []
+
+
+async def test_a_word_is_as_rare_as_in_its_own_scope(memory: Memory, clock: ManualClock) -> None:
+    rare, _, _ = await told(memory, clock, "red paint", "blue paint and red tape", "blue paint, blue sky")
+    before = await memory.search("s", "red paint")
+    for n in range(20):
+        await memory.store("other", f"red {n}")
+    after = await memory.search("s", "red paint")
+    assert [each["id"] for each in after] == [each["id"] for each in before]
+    assert after[0]["id"] == rare
+
+
+async def test_a_query_of_very_many_words_is_answered_by_its_first(memory: Memory, clock: ManualClock) -> None:
+    first, _ = await told(memory, clock, "w0z is here", "w4999z is there")
+    found = await memory.search("s", " ".join(f"w{n}z" for n in range(5000)))
+    assert [each["id"] for each in found] == [first]
 
 
 async def test_the_same_text_is_one_memory_with_all_of_its_tags(memory: Memory, clock: ManualClock) -> None:
@@ -179,6 +216,22 @@ async def test_a_file_is_used_by_several_at_once_and_outlives_them(tmp_path: Pat
     assert (tmp_path / "memory.db").stat().st_mode & 0o777 == 0o600
 
 
+async def test_a_file_without_an_index_of_words_gets_one(tmp_path: Path) -> None:
+    file = MemoryFile(tmp_path)
+    memory = Memory(file)
+    old = await memory.store("s", "a b c d e")
+    await memory.store("s", "a b c d e!")
+    await memory.consolidate("s")
+    file.close()
+    with closing(sqlite3.connect(tmp_path / "memory.db")) as connection:
+        for table in ("words", "places"):
+            connection.execute(f"DROP TABLE {table}")
+    again = MemoryFile(tmp_path)
+    (found,) = await Memory(again).search("s", "d")
+    assert found["id"] == (await Memory(again).retrieve("s", old))["id"]
+    again.close()
+
+
 async def test_in_keyed_state_an_agent_remembers_with_its_checkpoints(tmp_path: Path) -> None:
     async def ran(*texts: str) -> list[list[str]]:
         with (tmp_path / "notes.ndjson").open("a") as file:
@@ -256,3 +309,35 @@ def test_consolidation_loses_no_text_and_does_not_depend_on_the_order(texts: lis
     result = asyncio.run(consolidated(texts))
     assert result == asyncio.run(consolidated(shuffled))
     assert sorted(text for whole, earlier in result for text in (whole, *earlier)) == sorted(texts)
+
+
+some_words = st.lists(
+    st.sampled_from(["a", "ab", "abc", "abcd", "ABC", "\u00e9", "e\u0301", "x_y", "x", '"', "1"]), min_size=1
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(some_words.map(" ".join), max_size=8), some_words.map(" ".join), st.data())
+def test_found_are_those_memories_that_have_a_word_of_the_query_or_a_longer_one(
+    texts: list[str], query: str, data: st.DataObject
+) -> None:
+    async def found() -> None:
+        memory = Memory(StateMemories(MapState(MemoryBackend(BackendConfig()), "n")), clock=ManualClock())
+        stored = {await memory.store("s", each) for each in texts}
+        if stored and data.draw(st.booleans()):
+            gone = data.draw(st.sampled_from(sorted(stored)))
+            assert await memory.forget("s", gone)
+            stored.remove(gone)
+        expected = set()
+        for each in stored:
+            mine = set(words((await memory.retrieve("s", each))["text"]))
+            if any(w in mine or (len(w) >= 3 and any(m.startswith(w) for m in mine)) for w in words(query)):
+                expected.add(each)
+        hits = await memory.search("s", query)
+        assert {each["id"] for each in hits} == expected
+        assert all(each["score"] > 0 for each in hits)
+
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+    asyncio.run(found())
