@@ -202,11 +202,11 @@ class LedgerGuard(EffectGuard):
         decision, model = judged.decision, ""
         if decision is Decision.DEGRADE:
             model = self.ledger.budget(call.scope).degrade_to
-            if call.kind != "model" or call.name == model:  # there is nothing cheaper
+            if call.kind != "model" or call.name == model:  # no cheaper model can be asked
                 decision, model = Decision.DENY, ""
             else:
                 other = most_use(replace(call, name=model))
-                wanted = other if other.cost else wanted  # else nobody knows its price
+                wanted = other if other.cost else wanted  # without a price, the first model's cost stays reserved
         if decision is not Decision.DENY:
             attempt = 0 if decision is Decision.ASK else 1
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
@@ -240,7 +240,8 @@ class LedgerGuard(EffectGuard):
         opened = self._close(effect)
         if opened is None:
             return b""
-        if effect.attempt == 0 or kind == "child":  # a person has refused it; its own calls have rows
+        # refused by a person; or a child, whose calls have rows of their own
+        if effect.attempt == 0 or kind == "child":
             self.ledger.release(_name(effect), opened.scope)
             return b""
         doubt = opened.row(effect, effect.attempt, at_ms)
@@ -291,7 +292,7 @@ class LedgerGuard(EffectGuard):
     async def ready(self) -> None:
         """Waits until the accounts of all open calls are loaded, because `decide_again` has to know them."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
-            await self.ledger.ready(scope)  # where budgets are shared: what `reopen` has held is known to their owner
+            await self.ledger.ready(scope)  # with shared budgets: the owner knows what `reopen` has held
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
         """Denies another attempt if the budget has no room for it beside the attempts before it, which may have been paid."""
@@ -361,7 +362,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
-    name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # of a server; no database keeps a NUL
+    name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # a server's word: no database keeps a NUL
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
         return msgspec.structs.replace(row, type="model", **made)

@@ -34,8 +34,8 @@ BudgetExceededError = BudgetExceeded
 
 _log = logging.getLogger(__name__)
 
-_MOST_JUDGED = 200  # calls that were not simply allowed, for people who look
-_MOST_WAITING = 10_000  # rows that wait for the writer
+_MOST_JUDGED = 200  # the most calls that `judged` has, for the command line and the console
+_MOST_WAITING = 10_000  # waiting rows at which no further call may begin
 _CONTEXT = "ExecutionContext(scope_id=…)"
 BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
@@ -84,7 +84,7 @@ class Ledger:
         self._budgets: dict[str, Budget] = {}
         self._accounts: dict[
             str, Account
-        ] = {}  # of the same scopes; where budgets are shared their owner has what counts
+        ] = {}  # by scope, as `_budgets`; with shared budgets only their limits are used
         self._loading: dict[str, asyncio.Task[None]] = {}
         # Reservations of check_budget, the oldest first.
         self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
@@ -95,7 +95,7 @@ class Ledger:
         self._writing: asyncio.Task[Exception | None] | None = None
         # Names of rows after which the writer is asked, until it has answered.
         self._asked: dict[str, asyncio.Event] = {}
-        self._named: set[str] = set()  # of rows that wait for the writer
+        self._named: set[str] = set()  # the ids of rows that wait for the writer
         self.refused_rows = 0
         self.judged: deque[JudgedCall] = deque(maxlen=_MOST_JUDGED)
         for budget in merge_budgets(budgets):
@@ -183,14 +183,15 @@ class Ledger:
     async def _load(self, scope: str, account: Account) -> None:
         try:
             recorded = -1
-            while recorded != self._recorded:  # what is recorded meanwhile is among the rows, or not
+            # a row recorded meanwhile may or may not be in the sums: they are read again
+            while recorded != self._recorded:
                 recorded = self._recorded
                 await self.flush()
                 now = self._clock.time()
                 began = {each: window_start(each, now) for each in WINDOWS}
                 used = {each: (at, await self.writer.used(scope, round(at * 1000))) for each, at in began.items()}
         except BaseException:
-            del self._loading[scope]  # the next one tries again
+            del self._loading[scope]  # the next call tries again
             raise
         account.restore(used, account.reserved)
 
@@ -310,7 +311,7 @@ class Ledger:
             self._on_decision(context, judged)
         return judged.decision
 
-    # -- after it -----------------------------------------------------------------------------------------------------
+    # -- after a call -------------------------------------------------------------------------------------------------
 
     async def record_model_usage(
         self,

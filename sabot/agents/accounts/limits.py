@@ -42,7 +42,7 @@ from sabot.llm.token_counts import most_input_tokens
 ASSUMED_TOKENS = 4096
 """The most tokens of an answer whose request has no `max_tokens`."""
 
-_FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # how a mapping of few fields begins
+_FIELDS = frozenset(bytes([0x80 + count]) for count in range(16))  # the first byte of a msgpack mapping with few fields
 _COUNTED = ("max_tokens", "max_cost", "max_turns", "max_tool_calls")
 _RULE, _VERSION = "budget of the job", "budget"
 _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)})
@@ -128,7 +128,7 @@ class JobLimits(EffectGuard):
             self._read_entry(entry)
 
     def _begun(self, begin: Begin) -> None:
-        if begin.job in self._jobs:  # it goes on: ctx.continue_as, or another run of what had failed
+        if begin.job in self._jobs:  # the job goes on: ctx.continue_as, or another run after a failure
             self._jobs[begin.job].over = False
             return
         limits, parent = _limits_of(begin), self._parent(begin.job)
@@ -378,7 +378,7 @@ class JobLimits(EffectGuard):
                 job.children.discard(child)
                 known = (
                     self._forget(child) if child in self._jobs else NOTHING
-                )  # of its entries: they counted for this job too
+                )  # usage that was read from the child's own entries, and counts here already
                 job.account.add(used.amounts.minus(known))
             elif entry.ordinal in job.open:
                 effect, body = EffectId(entry.job, entry.ordinal, entry.attempt), entry.body

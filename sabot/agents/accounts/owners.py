@@ -212,7 +212,7 @@ class _BatchWork:
             account.reserve_instead(NOTHING, had)
             if judged.decision not in FITS:
                 return judged
-        else:  # what counts as a row already is not reserved too
+        else:  # attempts that have a row already are not reserved
             for row in step.doubts:
                 if (counted := self.rows.get(row.event_id)) is not None and counted.type == "doubt":
                     wanted = wanted.minus(row.amounts)
@@ -250,7 +250,7 @@ class _BatchWork:
 def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
     """Does a batch in the transaction of an account store, and returns the answer."""
     now_s = book.now() if batch.now_s is None else batch.now_s
-    if not batch.holder:  # rows of another time, or by another clock, end no window before they are there
+    if not batch.holder:  # rows of another time or clock must not end a window before they are counted
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
     working = _BatchWork(book, batch, now_s)
     for reservation in working.dead:

@@ -1,4 +1,4 @@
-"""Where the rows of a ledger are kept: in memory, or in a SQLite database, the table `runtime_ledger`."""
+"""The writers that keep the rows of a ledger in memory, or in the table `runtime_ledger` of a SQLite database."""
 
 import json
 import sqlite3
@@ -32,7 +32,7 @@ def _day(event: LedgerEvent) -> str:
 
 
 class _Group(NamedTuple):
-    """A word for what rows are put together by: of a row, and as SQLite says it."""
+    """A word by which rows are grouped: `of` returns its value for a row, and `sql` is the expression in SQLite."""
 
     of: Callable[[LedgerEvent], str]
     sql: str
@@ -55,7 +55,7 @@ GROUPS = {
 
 
 def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
-    """The words. Raises UserError for one that there is not, or that is there twice."""
+    """Returns the words as a tuple. Raises UserError for an unknown word, and for one that is there twice."""
     if isinstance(by, str):
         raise UserError(f"by={short_repr(by)}", hint='a list of words: ["scope", "model"]')
     for each in by:
@@ -67,7 +67,7 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
 
 
 class _MemoryAccountStore:
-    """An `AccountStore` of this process: the naive twin of the tables."""
+    """An `AccountStore` in memory. It is simple on purpose: tests compare the tables with it."""
 
     def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
         self._rows, self._used = rows, used
@@ -118,8 +118,8 @@ class _MemoryAccountStore:
 
 
 class InMemoryLedgerWriter:
-    """Rows of this process, for tests and scripts. events: all of them, in the order in which they were written. shared: it is the
-    `BudgetOwner` of the ledgers over it.
+    """A writer that keeps rows in this process, for tests and scripts. With `shared` it is the `BudgetOwner` of the
+    ledgers that use it.
     """
 
     where = "ledger in memory"
@@ -130,20 +130,20 @@ class InMemoryLedgerWriter:
         self._book = _MemoryAccountStore(self._rows, self._used)
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """As `BudgetOwner.work`."""
+        """Does a batch (`BudgetOwner.work`)."""
         return work(self._book, batch)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """As `LedgerWriter.known`."""
+        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
         return {name for name in event_ids if (row := self._rows.get(name)) is not None and row.type != "doubt"}
 
     @property
     def events(self) -> list[LedgerEvent]:
-        """All rows."""
+        """All rows, in the order in which they were written."""
         return list(self._rows.values())
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """As `LedgerWriter.write`."""
+        """Writes rows (`LedgerWriter.write`)."""
         if self.shared and events:
             work(self._book, batch_of_rows(events))
             return
@@ -153,7 +153,7 @@ class InMemoryLedgerWriter:
                 self._rows[event.event_id] = event
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `LedgerWriter.correct`."""
+        """Writes rows, and replaces those that differ (`LedgerWriter.correct`)."""
         if self.shared and events:
             return work(self._book, batch_of_rows(events, corrects=True)).corrected
         kept = {name: _row(event) for name, event in self._rows.items()}
@@ -164,7 +164,7 @@ class InMemoryLedgerWriter:
         return len(wrong)
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """As `LedgerWriter.used`."""
+        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
         return self._used(scope_id, since_ms)
 
     def _used(self, scope_id: str, since_ms: int) -> Amounts:
@@ -175,7 +175,7 @@ class InMemoryLedgerWriter:
         return total
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """As `LedgerWriter.sums`."""
+        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
         words = checked_groups(by)
         groups: dict[tuple[str, ...], list[LedgerEvent]] = {}
         for event in self._rows.values():
@@ -196,7 +196,7 @@ class InMemoryLedgerWriter:
         ]
 
     async def close(self) -> None:
-        """Nothing is to be done."""
+        """Does nothing: rows in memory need no closing."""
 
 
 _SCHEMA = """
@@ -212,7 +212,7 @@ _BUDGETS = "".join(
     )
     for statement in tables_of_budgets("INTEGER", "TEXT", "REAL").values()
 )
-SETTLES = (  # a doubt makes room for what is known
+SETTLES = (  # a row that settles a doubt takes its place
     "ON CONFLICT (event_id) DO UPDATE SET type = excluded.type, name = excluded.name, input_tokens = excluded.input_tokens, "
     "output_tokens = excluded.output_tokens, total_tokens = excluded.total_tokens, reserved_tokens = excluded.reserved_tokens, "
     "cost = excluded.cost, timestamp = excluded.timestamp WHERE runtime_ledger.type = 'doubt' AND excluded.type <> 'doubt'"
@@ -231,7 +231,7 @@ _SUMS = (
 
 
 class _ExactSum:
-    """The sum of decimals that are kept as text."""
+    """An aggregate function for SQLite: the exact sum of decimals that are stored as text."""
 
     def __init__(self) -> None:
         self._total = Decimal(0)
@@ -268,12 +268,15 @@ class _SqliteAccountStore(TableAccountStore):
 
 
 class SqliteLedgerWriter:
-    """Rows in a SQLite database, which is made where it is missing (0600); other programs may read it. shared: it is the `BudgetOwner` of
-    the ledgers over it. Calls raise UserError where it is no database.
+    """A writer of a SQLite database, which is created with mode 0600 if it is missing; other programs may read it. With
+    `shared` it is the `BudgetOwner` of the ledgers that use it. Calls raise UserError if the file is not such a
+    database.
     """
 
     def __init__(self, path: Path | str, *, shared: bool = False) -> None:
-        """shared: several processes of this machine spend from the same budgets; then all that write to this file are to be so."""
+        """Makes a writer, without opening the file. `shared` is for budgets from which several processes of this
+        machine spend; then all processes that write to the file have to set it.
+        """
         refuse_redis(path)
         self.path = Path(checked_path(path, "SqliteLedgerWriter: path"))
         self.shared = shared
@@ -283,7 +286,7 @@ class SqliteLedgerWriter:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """It is opened when it is needed, also again after a close."""
+        """Gives the connection under the lock. It is opened when it is first needed, and again after a close."""
         with explained(self._where), self._lock:
             if self._opened is None:
                 self._opened = self._open()
@@ -305,7 +308,7 @@ class SqliteLedgerWriter:
         return connection
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """As `BudgetOwner.work`: in one transaction."""
+        """Does a batch in one transaction (`BudgetOwner.work`)."""
         return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> BatchResult:
@@ -313,14 +316,14 @@ class SqliteLedgerWriter:
             return work(_SqliteAccountStore(connection.cursor()), batch)
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """As `LedgerWriter.write`: in one transaction."""
+        """Writes rows in one transaction (`LedgerWriter.write`)."""
         if self.shared and events:
             await self.work(batch_of_rows(events))
             return
         await run_to_end(run_in_thread(self._write, [_row(event) for event in events]))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `LedgerWriter.correct`: in one transaction."""
+        """Writes rows in one transaction, and replaces those that differ (`LedgerWriter.correct`)."""
         if self.shared and events:
             return (await self.work(batch_of_rows(events, corrects=True))).corrected
         return await run_to_end(run_in_thread(self._write, [_row(event) for event in events], True))
@@ -344,17 +347,17 @@ class SqliteLedgerWriter:
             raise DataError(f"{self._where} does not take it: {message_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """As `LedgerWriter.known`."""
+        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
         found = [await run_to_end(run_in_thread(self._asked, _KNOWN, (name,))) for name in event_ids]
         return {name for rows in found for (name,) in rows}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """As `LedgerWriter.used`."""
+        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
         ((tokens, cost, calls),) = await run_to_end(run_in_thread(self._asked, _USED, (scope_id, since_ms)))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """As `LedgerWriter.sums`."""
+        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
         words = [GROUPS[word].sql for word in checked_groups(by)]
         groups = ", ".join(words)
         tail = f" GROUP BY {groups} ORDER BY {groups}" if words else " HAVING count(*) > 0"
@@ -368,7 +371,7 @@ class SqliteLedgerWriter:
             return connection.execute(statement, values).fetchall()
 
     async def close(self) -> None:
-        """As `LedgerWriter.close`; the next use opens it again."""
+        """Closes the file; the next use opens it again."""
         with self._lock:
             if self._opened is not None:
                 self._opened.close()
@@ -376,7 +379,9 @@ class SqliteLedgerWriter:
 
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
-    """The ids, which come first in a row, of those that are kept with other content. Where one of both is a doubt, it is none."""
+    """Returns the ids of rows that are kept with other content. A doubt and the row that settles it do not contradict
+    each other. The id is the first value of a row.
+    """
     return {
         row[0]
         for row in rows
@@ -419,7 +424,7 @@ def _event(row: tuple[Any, ...]) -> LedgerEvent:
 
 
 def sum_of_row(row: tuple[Any, ...], words: int) -> LedgerSum:
-    """A row of a query: so many words of the group, then the figures in their order."""
+    """Returns the sum that a row of a query has: `words` values of the group, then the figures in their order."""
     calls, read, written, doubt, cost, doubt_cost, unpriced = row[words:]
     return LedgerSum(
         group=tuple(row[:words]),

@@ -1,7 +1,8 @@
-"""A ledger's side of budgets that several processes share: what it asks of their owner, and waits for.
+"""A ledger's side of budgets that several processes share: it sends its requests to the owner, and waits for the
+answers.
 
 reserve, hold, release ─▶ queue ─┐
-rows ───────────────────▶ queue ─┴─▶ BudgetBatch ─▶ owner ─▶ answers     one batch at a time: what comes meanwhile goes with the next one
+rows ───────────────────▶ queue ─┴─▶ BudgetBatch ─▶ owner ─▶ answers     one batch at a time: later requests wait for the next
 """
 
 import asyncio
@@ -23,9 +24,9 @@ from sabot.llm.errors import BudgetUnavailable
 
 _log = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 1000  # steps of a batch
-_BEATS = 5  # batches in each lease of a process that has calls in flight
-BACKOFF = Backoff(0.02, 1.0)  # between tries of a batch
+_MOST_AT_ONCE = 1000  # the most steps of a batch
+_BEATS = 5  # the batches that a process with calls in flight sends in the time of a lease
+BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 
 class _Pending:
@@ -63,9 +64,10 @@ class SharedAccounts:
     def __init__(
         self, owner: BudgetOwner, *, lease_s: float, patience_s: float, clock: Clock, beat: Callable[[], object]
     ) -> None:
-        """lease_s: for how long reservations are this process's own after its last batch. patience_s: for how long a call waits for an
-        owner that does not answer. clock: by which windows end; where it is the machine's, that of the owner. beat: called some times in
-        each lease.
+        """Makes one ledger's side of the budgets of `owner`. `lease_s` is the time for which reservations stay this
+        process's own after its last batch. `patience_s` is the time that a call waits for an owner that does not
+        answer. `clock` decides when windows end; the machine's clock is replaced by that of the owner. `beat` is called
+        several times in each lease.
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
@@ -91,7 +93,7 @@ class SharedAccounts:
         try:
             judged: Judgement = await self._answer(step)
         except BaseException:
-            if not had:  # it may be reserved all the same
+            if not had:  # the owner may have reserved it all the same
                 self.release(budget, call)
             raise
         if not had and judged.decision not in FITS:
@@ -130,8 +132,9 @@ class SharedAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """The rows count when it returns, and nothing is reserved any more for their calls. -> how many rows were corrected. Raises
-        DataError where the owner does not take one of them for what it says; TransientError where it does not answer, UserError.
+        """Sends rows to the owner. When it returns they count, and the reservations of their calls have ended. Returns
+        the number of corrected rows. Raises DataError if the owner refuses the content of a row, TransientError if it
+        does not answer, UserError.
         """
         corrected: int = await self._answer(None, rows, corrects=corrects)
         return corrected
@@ -146,7 +149,9 @@ class SharedAccounts:
         await self._answer(None)
 
     async def close(self) -> None:
-        """What is reserved for calls that are under way stays, and is in doubt when the lease ends: their journal goes on with them."""
+        """Sends the queued requests, and ends the tasks. Reservations of calls under way stay; they count as doubts
+        when the lease ends, and the next process that runs these jobs settles them.
+        """
         beating, self._beating = self._beating, None
         if beating is not None:
             beating.cancel()
@@ -204,7 +209,7 @@ class SharedAccounts:
                 alone = max(0, alone - 1)
                 try:
                     worked = await self.owner.work(self._batch(taken))
-                except DataError as error:  # of one of them: each goes by itself, and the others are done
+                except DataError as error:  # one row is wrong: each is sent by itself, so that the others are done
                     if len(taken) > 1:
                         self._queue.extendleft(reversed(taken))
                         alone = len(taken)
@@ -228,7 +233,7 @@ class SharedAccounts:
                 else:
                     self._failed, failures = None, 0
                     self._tell(taken, worked)
-        except Exception as error:  # a fault of the owner, or of ours: whoever waits hears of it
+        except Exception as error:  # a defect of the owner or of this class: it is raised in all who wait
             for each in (*taken, *self._queue):
                 each.fails(error)
             self._queue.clear()

@@ -40,7 +40,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def ledger_source(name: str, reading: Callable[[], AbstractContextManager[JournalReader]]) -> JournalSource:
-    """The rows of a journal, in the order in which its entries became durable. reading: gives a reader of it."""
+    """Returns a source of a journal's ledger rows, in the order in which the entries became durable. `reading` opens a
+    reader of the journal.
+    """
     return JournalSource(name, reading, lambda entry: list(_rows(entry)))
 
 

@@ -94,7 +94,8 @@ class TableAccountStore(ABC):
         accounts = self._locked(scopes)
         if missing := sorted({*scopes} - accounts.keys()):
             made = "INSERT INTO runtime_accounts VALUES (?, ?, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
-            self.change(made, [(scope, _RESERVED) for scope in missing])  # waits for who makes the same one
+            # waits for another transaction that inserts the same row
+            self.change(made, [(scope, _RESERVED) for scope in missing])
             accounts = self._locked(scopes)
             for scope in missing:
                 if scope not in accounts:

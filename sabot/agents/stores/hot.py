@@ -1,4 +1,4 @@
-"""Hot state: the newest of what an agent says of itself, in memory or in Redis, where other processes read it at once."""
+"""Hot state: the latest state of an agent, in memory or in Redis, where other processes can read it at once."""
 
 import math
 from typing import Any
@@ -12,11 +12,12 @@ from sabot.errors import UNREADABLE, DataError, UserError
 
 
 class HotState:
-    """A state for each name, of which the last one that was saved counts. It is no checkpoint: nothing goes on from it.
+    """A store of states by name; each save replaces the state before it. It is not a checkpoint: no job is restored
+    from it.
 
-    client: a `redis.asyncio.Redis`, which stays the caller's, or the address of a server; None: the memory of this process.
-    prefix: of the keys. ttl: for how long a state is there after it was saved; None: until it is removed, or, in memory, the
-    process ends. max_size: of one state, as JSON.
+    `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server; None uses the memory of
+    this process. `prefix` is the prefix of the keys. `ttl` is the time for which a state is kept after it was saved;
+    None keeps it until it is removed, or, in memory, until the process ends. `max_size` limits one state, as JSON.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class HotState:
         self._ttl_s = None if ttl is None else parse_seconds(ttl, name="HotState: ttl", zero=False)
         self._most = parse_bytes(max_size, name="HotState: max_size")
         self._clock = clock
-        self._here: dict[str, tuple[bytes, float]] = {}  # and until when
+        # by name: the state as JSON, and the time until which it is kept
+        self._here: dict[str, tuple[bytes, float]] = {}
 
     async def save(self, name: str, state: Any) -> None:
-        """Keeps the state, in the place of the one before it. Raises UserError for what JSON cannot say or is too large, TransientError
-        where the server is away.
+        """Saves a state, in place of the one before it. Raises UserError for a state that JSON cannot represent or that
+        is too large, and TransientError if the server does not answer.
         """
         checked_name(name, "hot state: name")
         try:
@@ -65,7 +67,9 @@ class HotState:
         self._here[name] = (data, math.inf if self._ttl_s is None else now + self._ttl_s)
 
     async def load(self, name: str) -> Any:
-        """The state of this name; None where there is none. Raises TransientError, DataError for what is no state."""
+        """Returns the state of this name, or None if there is none. Raises TransientError, and DataError if the stored
+        value is not a state.
+        """
         data: bytes | str | None
         if self._server is None:
             data, until = self._here.get(name, (None, math.inf))
@@ -82,7 +86,7 @@ class HotState:
             raise DataError(f"hot state {name} cannot be read: {error}", hint=hint) from error
 
     async def remove(self, name: str) -> None:
-        """Forgets the state of this name, if there is one. Raises TransientError."""
+        """Removes the state of this name, if there is one. Raises TransientError."""
         if self._server is None:
             self._here.pop(name, None)
             return
@@ -90,7 +94,7 @@ class HotState:
             await self._server.client.delete(f"{self._prefix}:{name}")
 
     async def close(self) -> None:
-        """Ends the connections, if they are its own, and forgets what is in memory."""
+        """Closes the connections, if the store has opened them, and forgets the states in memory."""
         self._here.clear()
         if self._server is not None:
             await self._server.close()

@@ -1,9 +1,9 @@
-"""The tables `runtime_jobs` and `runtime_actions` of PostgreSQL, which show what a journal says.
+"""The tables `runtime_jobs` and `runtime_actions` of PostgreSQL, which show the jobs and actions of journals.
 
-    journal ─▶ entries behind those that were read ─▶ records of their jobs ─▶ `runtime_sequence` ─▶ the tables
-                                                        written where (job, sequence) is newer than what stands there
+   journal ─▶ new entries ─▶ records of their jobs ─▶ `runtime_sequence` ─▶ the tables
+                                                      a row is written if (job, sequence) is newer than that in the table
 
-So the tables may be written by anybody who reads the journal, twice or late; and dropped, they are made anew by `rebuild`.
+So any reader of the journal may write the tables, also twice or late. If they are lost, `rebuild` makes them anew.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from sabot.agents.stores.tables import PostgresTables
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.journal.base import JournalReader
 
-_AT_ONCE = 1000  # jobs in a statement
+_AT_ONCE = 1000  # the most jobs in one statement
 _LATEST = 253_402_300_000.0  # seconds since 1970, in the year 9999: many clients know no later one
 
 TABLES = {
@@ -71,25 +71,26 @@ _FORGET = (
 
 
 class PostgresJobViews:
-    """The tables `runtime_jobs` and `runtime_actions` of a database, made of the entries of a journal, wherever that is; several journals
-    may be shown in the same tables. They are made where they are missing.
+    """A writer of the tables `runtime_jobs` and `runtime_actions`, made of the entries of a journal of any kind.
+    Several journals may be shown in the same tables. Missing tables are created.
     """
 
     def __init__(self, pool: Any) -> None:
-        """pool: a pool of asyncpg, whose address is taken, or an address. Raises UserError for what is neither, MissingExtra without
-        psycopg.
+        """Makes a writer. `pool` is an address, or a pool of asyncpg, of which only the address is used. Raises
+        UserError for anything else, and MissingExtra without psycopg.
         """
         self._tables = PostgresTables(pool, "jobs", "PostgresJobViews", TABLES)
         self._known: JobView | None = None
         self._turn = asyncio.Lock()
 
     async def create_tables(self) -> None:
-        """Makes the tables where they are missing, as the first use does. Raises as `refresh`."""
+        """Creates missing tables, as the first use does. Raises the errors of `refresh`."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def refresh(self, journal: JournalReader) -> int:
-        """The tables show what is durable of this journal. Reads what stands behind the last call's; the first call, and the first after
-        one that failed, reads all. -> how many jobs were newer.
+        """Brings the tables up to date with the durable entries of the journal, and returns the number of rows of jobs
+        that were written. It reads the entries since the last call; the first call, and one after a failed call, reads
+        all.
 
         Raises TransientError while a server does not answer, UserError, CorruptJournal.
         """
@@ -97,8 +98,8 @@ class PostgresJobViews:
             return await run_to_end(run_in_thread(self._refresh, journal))
 
     async def wrong(self, journal: JournalReader) -> list[str]:
-        """The jobs of which the tables say something else than this journal, though they show them up to their last entry or further. Those
-        that the journal has trimmed are not among them. Raises as `refresh`.
+        """Returns the jobs whose rows contradict this journal though they include its last entry of the job. Jobs that
+        the journal has trimmed are not among them. Raises the errors of `refresh`.
         """
         async with self._turn:
             return await run_to_end(run_in_thread(self._wrong, journal))
@@ -112,14 +113,17 @@ class PostgresJobViews:
         for job_id, sequence, status in shown:
             job = known.job(job_id)
             if job is None:
-                if sequence >= end and journal.job(job_id) is None:  # else it is trimmed
+                # else the journal has trimmed the job
+                if sequence >= end and journal.job(job_id) is None:
                     found.append(job_id)
             elif sequence > last[job_id] or (sequence == last[job_id] and status != job.status):
                 found.append(job_id)
         return found
 
     async def rebuild(self, journal: JournalReader) -> int:
-        """As `refresh`, of all; what the tables had of this journal goes, also jobs that are trimmed from it. -> how many jobs."""
+        """Removes all rows of this journal, also those of trimmed jobs, and writes the tables anew. Returns the number
+        of jobs.
+        """
         async with self._turn:
             return await run_to_end(run_in_thread(self._refresh, journal, True))
 
@@ -138,26 +142,27 @@ class PostgresJobViews:
         return newer
 
     async def close(self) -> None:
-        """The next use connects again."""
+        """Closes the connection; the next use connects again."""
         await run_to_end(run_in_thread(self._tables.close))
 
 
 def forget_jobs(connection: Any, identity: str) -> None:
-    """The tables have nothing of this journal any more."""
+    """Removes all rows of the journal with this identity."""
     for statement in _FORGET:
         connection.execute(statement, (identity,))
 
 
 def show_jobs(connection: Any, identity: str, last: Mapping[str, int], known: JobView) -> int:
-    """Writes the rows of jobs, where they are newer than those that are there. identity: of the journal. last: the sequence of each job
-    that is to be shown. -> how many were newer.
+    """Writes the rows of jobs, if they are newer than those in the tables, and returns how many were.
+
+    `identity` is that of the journal. `last` has, by job id, the sequence of the last entry of each job to be shown.
     """
     actions: dict[str, list[ActionRecord]] = {}
     for action in known.actions.values():
         if action.job_id in last:
             actions.setdefault(action.job_id, []).append(action)
     newer = 0
-    ordered = sorted(last.items())  # two that write lock jobs in the same order
+    ordered = sorted(last.items())  # all writers lock jobs in this order, so that none deadlock
     for part in (ordered[begin : begin + _AT_ONCE] for begin in range(0, len(ordered), _AT_ONCE)):
         columns = [list(values) for values in zip(*part, strict=True)]
         rows = (columns[0], [identity] * len(part), columns[1])
@@ -175,7 +180,7 @@ def _each(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]]) -> N
 
 
 def _json(value: object) -> str:
-    """JSON as the database takes it: it knows no NUL in a text."""
+    """Encodes a value as JSON for the database, which takes no NUL character in a text."""
     text = msgspec.json.encode(value).decode()
     return msgspec.json.encode(_shown(msgspec.json.decode(text))).decode() if r"\u0000" in text else text
 

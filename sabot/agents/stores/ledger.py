@@ -1,4 +1,6 @@
-"""Rows of a ledger in PostgreSQL, the table `runtime_ledger`; and budgets that several processes share, in tables beside it."""
+"""The rows of a ledger in PostgreSQL, in the table `runtime_ledger`, and the budgets that several processes share, in
+tables beside it.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +28,10 @@ CREATE INDEX ledger_by_time ON runtime_ledger (timestamp)
 """
 }
 _WIDE = {"runtime_ledger": ("input_tokens", "output_tokens", "total_tokens", "reserved_tokens")}
-_CONTENT = ("22", "54", "23514")  # how SQLSTATE begins: data, limits of the server; the violation of a CHECK
+_CONTENT = ("22", "54", "23514")  # beginnings of SQLSTATE: wrong data, limits of the server, a failed CHECK
 _TIME = "to_timestamp({} / 1000.0)"
 _SINCE = _TIME.format("%s::bigint")
-_INSERT = (  # as arrays, in one statement
+_INSERT = (  # all rows in one statement, each column as an array
     "INSERT INTO runtime_ledger (event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, total_tokens, "
     f"reserved_tokens, cost, timestamp) SELECT r.a, r.b, r.c, r.d, r.e, r.f, r.g, r.h, r.g + r.h, r.i, r.j, {_TIME.format('r.k')} "
     "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], "
@@ -40,7 +42,7 @@ _KEPT = (
     "SELECT event_id, type, job_id, scope_id, principal_id, name, input_tokens, output_tokens, reserved_tokens, cost, "
     "round(extract(epoch FROM timestamp) * 1000)::bigint FROM runtime_ledger WHERE event_id = ANY(%s)"
 )
-_COLUMNS = (  # of _KEPT, and of a row
+_COLUMNS = (  # the columns of _KEPT and of a row, in order
     "event_id",
     "type",
     "job_id",
@@ -70,18 +72,20 @@ _WORDS = {word: group.sql for word, group in GROUPS.items()} | {
 
 
 class PostgresLedgerWriter:
-    """Rows in the table `runtime_ledger` of a database, which is made where it is missing; several processes may write, and other
-    programs read. A row counts as written when the server has answered its commit. shared: it is the `BudgetOwner` of the ledgers over it.
+    """A writer of the table `runtime_ledger` of a database, which is created if it is missing. Several processes may
+    write, and other programs may read it. A row counts as written when the server has confirmed its commit. With
+    `shared` the writer is the `BudgetOwner` of the ledgers that use it.
 
-    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError where it refuses, DataError where it refuses
-    a row for what it says.
+    Calls raise BrokerUnavailable or TransientError while the server does not answer, UserError if it refuses, and
+    DataError if it refuses the content of a row.
     """
 
     def __init__(self, pool: Any, *, make: bool = True, shared: bool = False) -> None:
-        """pool: a pool of asyncpg, whose address is taken: connections are the writer's own. Or an address:
-        postgresql://user@host:5432/database. make: the table is made where it is missing; else that is a UserError at the first use.
-        shared: several processes spend from the same budgets; then all that write to this table are to be so. Raises UserError for what is
-        neither, MissingExtra without psycopg.
+        """Makes a writer. Raises UserError for a `pool` of another type, and MissingExtra without psycopg.
+
+        `pool` is an address (postgresql://user@host:5432/database), or a pool of asyncpg, of which only the address is
+        used. With `make` a missing table is created; without it the first use raises UserError. `shared` is for budgets
+        from which several processes spend; then all processes that write to the table have to set it.
         """
         refuse_redis(pool)
         self.shared, self._makes = shared, make
@@ -92,13 +96,15 @@ class PostgresLedgerWriter:
         self.where = self._tables.where
 
     async def create_tables(self) -> None:
-        """Makes the tables where they are missing, as the first use does. Raises as other calls, and UserError with make=False."""
+        """Creates missing tables, as the first use does. Raises the errors of other calls, and UserError with
+        make=False.
+        """
         if not self._makes:
             raise UserError(f"{self.where}: it was made with make=False, and makes no tables")
         await run_to_end(run_in_thread(self._tables.create))
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """As `BudgetOwner.work`: in one transaction."""
+        """Does a batch in one transaction (`BudgetOwner.work`)."""
         return await run_to_end(run_in_thread(self._work, batch))
 
     def _work(self, batch: BudgetBatch) -> BatchResult:
@@ -109,18 +115,23 @@ class PostgresLedgerWriter:
             connection.cursor() as cursor,
         ):
             worked = work(_PostgresAccountStore(cursor), batch)
-            check_skew(batch.machine_s, worked.now_s, self.where)  # else nothing of it is done
+            # raises before the commit, so nothing of the batch is done
+            check_skew(batch.machine_s, worked.now_s, self.where)
             return worked
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """As `LedgerWriter.write`: in one transaction, which may be given again. Without events the table is there when it returns."""
+        """Writes rows in one transaction (`LedgerWriter.write`); the same rows may be written again. Without rows, the
+        table exists when it returns.
+        """
         if self.shared and events:
             await self.work(batch_of_rows(events))
             return
         await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events)))
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """As `LedgerWriter.correct`: as `write`. The user may delete rows, where some are wrong."""
+        """Writes rows in one transaction, and replaces those that differ (`LedgerWriter.correct`). Needs the right to
+        delete rows.
+        """
         if self.shared and events:
             return (await self.work(batch_of_rows(events, corrects=True))).corrected
         return await run_to_end(run_in_thread(self._write, _rows(events), _conflict(events), True))
@@ -138,16 +149,16 @@ class PostgresLedgerWriter:
         return len(wrong)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """As `LedgerWriter.known`."""
+        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
         return {name for (name,) in await self._asked(_KNOWN, (list(event_ids),))}
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """As `LedgerWriter.used`."""
+        """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""
         ((tokens, cost, calls),) = await self._asked(_USED, (scope_id, since_ms))
         return Amounts(tokens, Decimal(cost), calls)
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """As `LedgerWriter.sums`."""
+        """Returns sums of rows since this time (`LedgerWriter.sums`)."""
         words = [_WORDS[word] for word in checked_groups(by)]
         groups = "".join(f"{word}, " for word in words)
         order = ", ".join(f'({word}) COLLATE "C"' for word in words)
@@ -164,7 +175,7 @@ class PostgresLedgerWriter:
         return await run_to_end(run_in_thread(ask))
 
     async def close(self) -> None:
-        """As `LedgerWriter.close`; the next use connects again."""
+        """Closes the connection; the next use connects again."""
         await run_to_end(run_in_thread(self._tables.close))
 
 
@@ -197,7 +208,7 @@ class _PostgresAccountStore(TableAccountStore):
 
 @contextmanager
 def _content_told(connection: Any) -> Iterator[None]:
-    """What the server, or the driver, does not take for its content is a DataError."""
+    """Turns an error of the server or the driver about the content of a row into a DataError."""
     try:
         yield
     except (connection.Error, UnicodeError) as error:
@@ -208,12 +219,14 @@ def _content_told(connection: Any) -> Iterator[None]:
 
 
 def _conflict(events: Sequence[LedgerEvent]) -> str:
-    """Where none settles a doubt, who writes need not be allowed to change rows."""
+    """Returns the clause for rows that exist already. If no row settles a doubt, it needs no right to change rows."""
     return SETTLES if any(event.settles is not None for event in events) else _ONCE
 
 
 def _rows(events: Sequence[LedgerEvent]) -> list[tuple[Any, ...]]:
-    """Each once, as a statement may touch a row once; in the order of their ids: two writers of equal rows lock them so."""
+    """Returns the rows for a statement: each id once, as a statement may touch a row once, and in the order of ids, so
+    that two writers of the same rows lock them in the same order.
+    """
     once: dict[str, LedgerEvent] = {}
     for event in events:
         before = once.get(event.event_id)

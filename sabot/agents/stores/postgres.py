@@ -1,10 +1,11 @@
-"""Jobs and actions in PostgreSQL, for any number of stores and processes over the same database.
+"""A store of jobs and actions in PostgreSQL. Any number of stores and processes can use the same database.
 
-    a call ─▶ one transaction: the job's lock ─▶ its entries ─▶ allowed? ─▶ the next entry ─▶ runtime_jobs, runtime_actions
+   a call ─▶ one transaction: the job's lock ─▶ its entries ─▶ allowed? ─▶ the next entry ─▶ runtime_jobs, runtime_actions
 
-What is true of a job that a JobManager has made are its entries in `runtime_entries`, a journal of each job by itself, which nobody owns:
-it has no effects, and no code that has to run. The jobs of a kernel are true in the kernel's journal, whose owner writes the same tables;
-what is asked of them here is asked of that journal, and answers and cancels go into its inbox.
+The jobs that a JobManager makes are defined by their entries in `runtime_entries`. Such a job has no effects and no
+code to run, so its entries are a small journal without an owner. The jobs of a kernel are defined by the kernel's
+journal, whose owner writes the same tables; calls about them are passed on to that journal, answers and cancels to its
+inbox.
 """
 
 import asyncio
@@ -37,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _PATIENCE_SECONDS, _AGAIN_SECONDS = 5.0, 0.1
-_OURS = ""  # in place of the identity of a journal, in `runtime_sequence`
-_KEY = b""  # of digests: what they are of stands beside them
+_OURS = ""  # the value in `runtime_sequence` for jobs that are in no journal
+_KEY = b""  # digests need no secret key: the content stands beside them
 _ENTRIES = {
     "runtime_entries": """
 CREATE TABLE runtime_entries (job_id TEXT COLLATE "C" NOT NULL, number BIGINT NOT NULL, token TEXT COLLATE "C" NOT NULL,
@@ -46,7 +47,8 @@ CREATE TABLE runtime_entries (job_id TEXT COLLATE "C" NOT NULL, number BIGINT NO
 CREATE UNIQUE INDEX runtime_entries_of_token ON runtime_entries (token) WHERE token <> ''
 """
 }
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 438))"  # 438: apart from locks that others take by names
+# 438: a seed of our own, so that locks of other programs do not collide
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 438))"
 _READ = "SELECT job_id, entry FROM runtime_entries WHERE job_id = ANY(%s) ORDER BY job_id, number"
 _ADD = "INSERT INTO runtime_entries (job_id, number, token, entry) VALUES (%s, %s, %s, %s)"
 _SAME = "SELECT 1 FROM runtime_entries WHERE job_id = %s AND number = %s AND entry = %s"
@@ -82,32 +84,34 @@ _TRIM = (
 
 
 class _Stored:
-    """Entries whose bodies stand in them (`job_view.HasBodies`)."""
+    """The loader of bodies for `runtime_entries`, where each body is in its entry (`job_view.HasBodies`)."""
 
     def __init__(self, where: str) -> None:
         self.where = where
 
     def load(self, body: Body) -> bytes:
-        """As `HasBodies.load`."""
+        """Returns the body itself. Raises CorruptJournal for a reference to a body elsewhere."""
         if isinstance(body, StoredBody):
             raise CorruptJournal(f"{self.where}: an entry names a body that stands elsewhere")
         return body
 
 
 class PostgresJobStore(JobsAndActions):
-    """Jobs, and actions too, in a PostgreSQL database, shown in its tables `runtime_jobs` and `runtime_actions`. Any number of stores, in
-    any number of processes, may be over the same database; `PostgresActionStore` is another name of the class.
+    """A store of jobs and actions in a PostgreSQL database, which shows them in the tables `runtime_jobs` and
+    `runtime_actions`. Any number of stores, in any number of processes, can use the same database.
+    `PostgresActionStore` is another name of the class.
 
-    Given to a RuntimeKernel, it shows the jobs and actions of the kernel; without `journal=` the kernel keeps its journal in the same
-    database. Stores of other processes find them, answer and cancel.
+    Given to a RuntimeKernel, it shows the jobs and actions of the kernel; without `journal=` the kernel keeps its
+    journal in the same database. Stores in other processes find these jobs, answer their questions and cancel them.
 
-    What a call returns is durable. Calls raise BrokerUnavailable or TransientError while the server does not answer, when what was asked
-    for may be durable all the same; UserError where it refuses.
+    Changes are durable when a call returns. Calls raise BrokerUnavailable or TransientError while the server does not
+    answer, in which case the change may be durable all the same, and UserError if the server refuses.
     """
 
     def __init__(self, pool: Any, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        """pool: a pool of asyncpg, whose address is taken: connections are the store's own, one at a time. Or an address; `?app=NAME` in it
-        names the journal of a kernel that has none. Raises UserError for what is neither, MissingExtra without psycopg.
+        """Makes a store. `pool` is an address, or a pool of asyncpg, of which only the address is used: the store has
+        one connection of its own. `?app=NAME` in the address names the journal of a kernel without one. Raises
+        UserError for anything else, and MissingExtra without psycopg.
         """
         self.clock = clock
         self.home = address_of(pool, "PostgresJobStore")
@@ -116,25 +120,25 @@ class PostgresJobStore(JobsAndActions):
         self.views = PostgresJobViews(database)
         self._tables = PostgresTables(database, "jobs", "PostgresJobStore", TABLES | _ENTRIES)
         self._stored = _Stored(self._tables.where)
-        self._elsewhere: dict[str, AppJobStore] = {}  # by identity
+        self._elsewhere: dict[str, AppJobStore] = {}  # by the identity of a journal
         self._lent: JobsAndActions | None = None
         self._shown: Journal | None = None
-        self._mine: str | None = None  # the identity of the journal of the kernel of this process
+        self._mine: str | None = None  # the identity of the journal of this process's kernel
         self._told = False
 
     async def create_tables(self) -> None:
-        """Makes the tables where they are missing, as the first use does."""
+        """Creates missing tables, as the first use does."""
         await run_to_end(run_in_thread(self._tables.create))
 
     async def close(self) -> None:
-        """Ends the connections; the next use connects again. A pool stays open."""
+        """Closes the store's connections; the next use connects again. A pool stays open."""
         await run_to_end(run_in_thread(self._tables.close))
         await self.views.close()
 
     # -- one job's entries --------------------------------------------------------------------------------------------
 
     def _known(self, connection: Any, job_ids: Collection[str]) -> tuple[JobView, dict[str, int]]:
-        """What the entries of these jobs say, and how many each has."""
+        """Returns the view of these jobs, made of their entries, and the number of entries of each."""
         known, counts = JobView(self._stored), dict[str, int]()
         for job_id, data in connection.execute(_READ, (list(job_ids),)).fetchall():
             known.apply(decode_entry(bytes(data), f"{self._tables.where}: runtime_entries"))
@@ -151,11 +155,11 @@ class PostgresJobStore(JobsAndActions):
     async def _change(
         self, job_id: str, next_entry: Callable[[JobView], Entry | None], *, known_only: bool = False
     ) -> JobView | None:
-        """Adds the next entry of a job, which `next_entry` makes of those before, and shows it. known_only: None, and nothing is done,
-        where the job has no entries here. What `next_entry` raises is raised.
+        """Appends the next entry of a job, which `next_entry` makes from the view of the job, and shows the job.
+        Returns the view, or with `known_only` None if the job has no entries here. Raises what `next_entry` raises.
         """
 
-        tried: tuple[int, bytes] | None = None  # by a transaction whose outcome is not known
+        tried: tuple[int, bytes] | None = None  # the entry of a transaction whose outcome is not known
 
         def change() -> JobView | SabotError | None:
             nonlocal tried
@@ -169,7 +173,7 @@ class PostgresJobStore(JobsAndActions):
                     return None
                 try:
                     entry = next_entry(known)
-                except SabotError as error:  # raised outside, so that the connection is kept
+                except SabotError as error:  # raised outside of the transaction, so that the connection is kept
                     return error
                 if entry is not None:
                     token, data = entry.token if isinstance(entry, Intent) else "", encode_entry(entry)
@@ -185,7 +189,7 @@ class PostgresJobStore(JobsAndActions):
         return done
 
     async def _patiently(self, call: Callable[[], _T]) -> _T:
-        """Calls it in a thread; again, while the server does not answer, for some seconds."""
+        """Calls a function in a thread, and repeats that for some seconds while the server does not answer."""
         until = SYSTEM_CLOCK.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -198,7 +202,7 @@ class PostgresJobStore(JobsAndActions):
     def _now_ms(self) -> int:
         return round(self.clock.time() * 1000)
 
-    # -- jobs of others -----------------------------------------------------------------------------------------------
+    # -- jobs of kernels ----------------------------------------------------------------------------------------------
 
     async def _asked(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         def ask() -> list[tuple[Any, ...]]:
@@ -209,8 +213,8 @@ class PostgresJobStore(JobsAndActions):
         return await self._patiently(ask)
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
-        """Who answers for a job that has no entries here: the kernel of this process, or the journal that the tables name. None: nobody
-        knows of it.
+        """Returns the store that knows a job without entries here: that of this process's kernel, or that of the
+        journal that the tables name. Returns None if nobody knows the job.
         """
         if self._lent is not None and await self._lent.get(job_id) is not None:
             return self._lent
@@ -265,7 +269,7 @@ class PostgresJobStore(JobsAndActions):
             return job
         try:
             owner = await self._owner(job_id)
-        except UserError:  # its journal is elsewhere: what the tables say is all that can be said here
+        except UserError:  # its journal cannot be reached from here: the tables are all there is
             rows = await self._asked(_FIND_JOBS, (None, None, [], [], job_id, job_id))
             return _job_of(rows[0][1:]) if rows else None
         return None if owner is None else await owner.get(job_id)
@@ -361,7 +365,7 @@ class PostgresJobStore(JobsAndActions):
         if found is not None:
             try:
                 return await self._answered(job_id, Letter("withdraw", found.resume_token, name=status))
-            except LetterRefused as refused:  # it was closed before
+            except LetterRefused as refused:  # the question was closed before
                 if refused.reason not in ("second", "closed"):
                     raise
                 return (await self._read([job_id])).actions[action_id]
@@ -371,7 +375,7 @@ class PostgresJobStore(JobsAndActions):
         return await owner.close_action(action_id, status)
 
     async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:
-        """A question of a job that has its entries here is answered, or withdrawn. Raises LetterRefused."""
+        """Closes a question of a job whose entries are here, by an answer or a withdrawal. Raises LetterRefused."""
 
         def answer(known: JobView) -> Entry:
             action, now_ms = known.of_token(letter.token), self._now_ms()
@@ -394,8 +398,9 @@ class PostgresJobStore(JobsAndActions):
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes jobs that ended more than so many seconds ago, with their actions: only then their idempotency keys are free again. Those
-        of kernels stay. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
+        """Removes jobs that ended more than so many seconds ago, with their actions, and returns the number of removed
+        entries. Only then their idempotency keys are free again. Jobs of kernels stay. Raises UserError for seconds
+        that are negative or not finite.
         """
         before = self.clock.time() - parse_seconds(keep_seconds, name="trim: keep_seconds")
 
@@ -406,8 +411,8 @@ class PostgresJobStore(JobsAndActions):
         return await run_to_end(run_in_thread(trim))
 
     async def rebuild(self) -> int:
-        """Makes `runtime_jobs` and `runtime_actions` anew, as after a loss: of the jobs whose entries are here, and of the kernel's. -> how
-        many jobs they show.
+        """Makes `runtime_jobs` and `runtime_actions` anew, for example after a loss, from the entries here and those of
+        the kernel's journal. Returns the number of jobs.
         """
 
         def rebuild() -> int:
@@ -423,16 +428,18 @@ class PostgresJobStore(JobsAndActions):
         await self._shown.flush()
         return shown + await self.views.rebuild(self._shown)
 
-    # -- of a kernel --------------------------------------------------------------------------------------------------
+    # -- the view of a kernel's jobs ----------------------------------------------------------------------------------
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `LentStore.lend`."""
+        """Lets the store show the jobs of a kernel (`LentStore.lend`). Raises UserError if it shows those of another
+        kernel.
+        """
         if self._lent is not None:
             raise UserError(f"the store of {self._tables.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """The tables show this journal. What they have said of its jobs otherwise is told in the log, and written anew."""
+        """Shows this journal in the tables. If they contradict it, that is logged, and its rows are written anew."""
         self._shown, self._mine = journal, journal.identity
         await journal.flush()
         wrong = await self.views.wrong(journal)
@@ -447,19 +454,19 @@ class PostgresJobStore(JobsAndActions):
         await self.became_durable()
 
     async def became_durable(self) -> None:
-        """The tables show it, or the log says that they do not."""
+        """Shows new durable entries in the tables. A failure is logged once, and the next call catches up."""
         if self._shown is None:
             return
         try:
             await self.views.refresh(self._shown)
             self._told = False
-        except (TransientError, UserError) as error:  # they are a view: what was asked for is durable
+        except (TransientError, UserError) as error:  # the tables are only a view: the entries are durable
             if not self._told:
                 _log.warning("%s: the tables of jobs are behind: %s", self._shown.where, error)
             self._told = True
 
     async def leave(self) -> None:
-        """As `LentStore.leave`."""
+        """Stops to show the journal (`LentStore.leave`)."""
         self._shown = None
 
 
@@ -468,7 +475,7 @@ PostgresActionStore = PostgresJobStore
 
 
 def _job_of(row: Sequence[Any]) -> JobRecord:
-    """A row of `runtime_jobs`, in which what has no column stands under "sabot" in `metadata`."""
+    """Returns the record of a row of `runtime_jobs`. Fields without a column are under "sabot" in its `metadata`."""
     said = dict(zip(_JOB_WORDS, row, strict=True))
     said["metadata"] = dict(said["metadata"])
     ours = said["metadata"].pop("sabot", {})

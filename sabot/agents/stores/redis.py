@@ -1,7 +1,7 @@
-"""Redis beside a store: who waits for an answer hears of it at once, jobs that are over are read once, and actions are kept there.
+"""Redis beside a store: it signals answers at once, caches jobs that have ended, and keeps actions.
 
-ActionManager A ─ resolve ─▶ store      the server keeps nothing of a signal: one that is missed is found by the poll
-      └─ notify ─▶ PUBLISH ─▶ ActionManager B ─ wait_for_resolution ─▶ looks into the store
+ActionManager A ─ resolve ─▶ store      Redis keeps no signal: a signal that is missed is found by the poll
+     └─ notify ─▶ PUBLISH ─▶ ActionManager B ─ wait_for_resolution ─▶ looks into the store
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from sabot.journal.base import Journal
 
 _log = logging.getLogger(__name__)
 
-_BACKOFF = Backoff(0.05, 5.0)  # between tries
+_BACKOFF = Backoff(0.05, 5.0)  # the waits between attempts
 
 
 def _server(client: Any, what: str, feature: str) -> RedisServer:
@@ -36,17 +36,17 @@ def _server(client: Any, what: str, feature: str) -> RedisServer:
 
 
 def _text(value: Any) -> str:
-    """What a client gives as bytes or as text, as it was made."""
+    """Returns a reply of the client, bytes or text, as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class RedisSignalChannel:
-    """A SignalChannel between processes, by one channel of Redis. While the server does not answer, answers are found by the poll of
-    `ActionManager`; the log says so once.
+    """A SignalChannel between processes over one channel of Redis. While the server does not answer, that is logged
+    once, and answers are found by the poll of `ActionManager`.
     """
 
     def __init__(self, client: Any, *, channel: str = "sabot:actions") -> None:
-        """client: a `redis.asyncio.Redis`, which stays the caller's; or the address of a server."""
+        """Makes a channel. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server."""
         self._server = _server(client, "signals", "RedisSignalChannel")
         self._channel = channel
         self._local = LocalSignals()
@@ -54,14 +54,16 @@ class RedisSignalChannel:
         self._silent = False
 
     async def start(self) -> None:
-        """Hears from now on. Raises TransientError where no server answers, UserError where it refuses, or this was started."""
+        """Begins to listen. Raises TransientError if no server answers, and UserError if it refuses or the channel was
+        started before.
+        """
         if self._hearing is not None:
             raise UserError("RedisSignalChannel has been started", hint="await channel.stop() first")
         heard = await self._subscribed()
         self._hearing = asyncio.create_task(self._hear(heard), name="signals of Redis")
 
     async def stop(self) -> None:
-        """Hears no more. Repeated calls do nothing."""
+        """Stops to listen. Repeated calls do nothing."""
         hearing, self._hearing = self._hearing, None
         if hearing is not None:
             hearing.cancel()
@@ -76,7 +78,9 @@ class RedisSignalChannel:
         await self.stop()
 
     async def notify(self, action_id: str) -> None:
-        """As of a SignalChannel: it never raises for the server's sake, since the answer is durable."""
+        """Tells all processes that this action was closed. An error of the server is only logged, since the answer is
+        durable.
+        """
         await self._local.notify(action_id)
         try:
             with self._server.explained():
@@ -85,13 +89,13 @@ class RedisSignalChannel:
             self._tell(error)
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """As of a SignalChannel. Raises UserError before `start`."""
+        """Returns when this action is closed, or after so many seconds. Raises UserError before `start`."""
         if self._hearing is None:
             raise UserError("RedisSignalChannel hears nothing yet", hint="await channel.start()")
         await self._local.wait(action_id, seconds)
 
     async def _subscribed(self) -> Any:
-        """Returns when the server has said that it will tell."""
+        """Subscribes, and returns the subscription when the server has confirmed it."""
         heard = self._server.client.pubsub()
         try:
             with self._server.explained():
@@ -138,13 +142,14 @@ async def _closed(heard: Any) -> None:
 
 
 class RedisJobCache(JobStore):
-    """A store of jobs, before which Redis keeps what is read of jobs that have ended: those change no more, so nothing that is told is old.
-    Where the server does not answer, the store is asked.
+    """A cache in front of a store of jobs. Redis keeps jobs that have ended; since they change no more, a cached job is
+    never outdated. If the server does not answer, the store is asked.
     """
 
     def __init__(self, store: JobStore, client: Any, *, prefix: str = "sabot:jobs", ttl: Duration = "1h") -> None:
-        """client: as of RedisSignalChannel. ttl: for how long a job is kept; so long one of an agent is told as ended also when
-        its dead letter was sent back.
+        """Makes a cache. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        `ttl` is the time for which a job is kept; if a dead letter of an agent's job is sent again, the job is shown as
+        ended for so long.
         """
         check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
@@ -165,7 +170,7 @@ class RedisJobCache(JobStore):
         if data is not None:
             try:
                 known = msgspec.json.decode(data, type=JobRecord)
-            except UNREADABLE:  # of another version
+            except UNREADABLE:  # a record that another version has written
                 _log.warning("%s in Redis is no job, and is read anew", name)
             else:
                 self.hits += 1
@@ -193,7 +198,7 @@ class RedisJobCache(JobStore):
         return await self.store.find(scope_id=scope_id, statuses=statuses)
 
     async def close(self) -> None:
-        """Ends the connections, if they are its own; the store stays open."""
+        """Closes the connections that the cache has opened; the store stays open."""
         await self._server.close()
 
     def _tell(self, error: Exception) -> None:
@@ -203,7 +208,9 @@ class RedisJobCache(JobStore):
 
 
 class _Closing(msgspec.Struct, kw_only=True):
-    """once: of this call, by which the script knows one that the client has sent twice."""
+    """The answer that closes an action. `once` is an id of the call, by which the script recognizes a call that the
+    client has sent twice.
+    """
 
     once: str
     resolution: dict[str, Any] = {}
@@ -222,32 +229,34 @@ return ''
 
 
 class RedisActionStore(ActionStore):
-    """Actions in Redis, of jobs that it does not know; any number of processes may ask and answer, and one answer is accepted. What a call
-    returns is as durable as the server's settings make it (`appendfsync always`).
+    """A store of actions in Redis. It knows no jobs. Any number of processes may ask and answer, and one answer is
+    accepted. Changes are as durable as the settings of the server make them (`appendfsync always`).
 
-    Given to a RuntimeKernel (`action_store=`) it shows the kernel's actions to other processes, which have stores of their own over the
-    same server, and passes their answers on to the journal of the kernel. That accepts one of those that come from anywhere; where it was
-    another one, or none in time, Redis says so afterwards too.
+    Given to a RuntimeKernel (`action_store=`) it shows the kernel's actions to other processes, which have their own
+    stores over the same server, and passes their answers on to the kernel's journal. The journal decides which answer
+    is accepted; if it is another one than that in Redis, Redis is corrected.
 
-    Calls raise TransientError while the server does not answer: whether an answer has come is then found by asking again.
+    Calls raise TransientError while the server does not answer; read the action again to see whether a change was made.
     """
 
     def __init__(
         self, client: Any, *, prefix: str = "sabot:actions", poll: Duration = "200ms", clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """client: as of RedisSignalChannel. poll: how often a kernel looks for answers."""
+        """Makes a store. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server.
+        `poll` is the interval at which a kernel looks for answers.
+        """
         self.clock = clock
         self._poll_s = parse_seconds(poll, name="poll", zero=False)
         self._mirror: _Mirror | None = None
         self._server = _server(client, "actions", "RedisActionStore")
-        self._prefix = f"{{{prefix}}}"  # one slot of a cluster
-        self._pending: dict[str, ActionRecord] = {}  # handles of this process
+        self._prefix = f"{{{prefix}}}"  # the braces put all keys into one slot of a cluster
+        self._pending: dict[str, ActionRecord] = {}  # by id: the handles that callers in this process have
 
     def _key(self, action_id: str) -> str:
         return f"{self._prefix}:action:{action_id}"
 
     async def start(self) -> None:
-        """Raises TransientError where no server answers, UserError where it refuses."""
+        """Checks the connection. Raises TransientError if no server answers, and UserError if it refuses."""
         with self._server.explained():
             await self._server.client.ping()
 
@@ -335,7 +344,7 @@ class RedisActionStore(ActionStore):
         return _Closing(once=secrets.token_hex(8), resolution=resolution, resolved_at=self.clock.time(), by=by)
 
     async def _close(self, action_id: str, status: ActionStatus, closing: _Closing) -> str:
-        """-> "", or why it could not be: its status, or "late"."""
+        """Closes an action in one script. Returns "", or the reason why it was not closed: its status, or "late"."""
         words = (str(status), msgspec.json.encode(closing), repr(self.clock.time()))
         with self._server.explained():
             return _text(await self._server.client.eval(_CLOSE, 1, self._key(action_id), *words))
@@ -356,21 +365,25 @@ class RedisActionStore(ActionStore):
         return [action for action in found if not statuses or action.status in statuses]
 
     async def close(self) -> None:
-        """Ends the connections, if they are its own."""
+        """Closes the connections that the store has opened."""
         await self._server.close()
 
-    # -- of a kernel ----------------------------------------------------------------------------------------------------
+    # -- the view of a kernel's actions -------------------------------------------------------------------------------
 
-    home = None  # as of `LentStore`: there is no journal in Redis
+    home = None  # a kernel cannot keep its journal in Redis (`LentStore.home`)
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `LentStore.lend`."""
+        """Lets the store show the actions of a kernel (`LentStore.lend`). Raises UserError if it shows those of another
+        kernel.
+        """
         if self._mirror is not None:
             raise UserError("the RedisActionStore is that of another kernel", hint="make one for each")
         self._mirror = _Mirror(to)
 
     async def show(self, journal: Journal) -> None:
-        """As `LentStore.show`. Raises TransientError where no server answers."""
+        """Shows the actions of this journal, and begins to look for answers. Raises TransientError if no server
+        answers.
+        """
         assert self._mirror is not None
         await self.start()
         self._mirror.journal, self._mirror.anew = journal, True
@@ -379,7 +392,7 @@ class RedisActionStore(ActionStore):
         self._mirror.hearing = asyncio.create_task(self._hear_answers(self._mirror), name="answers of Redis")
 
     async def leave(self) -> None:
-        """As `LentStore.leave`."""
+        """Stops to look for answers (`LentStore.leave`)."""
         mirror = self._mirror
         if mirror is not None and mirror.hearing is not None:
             hearing, mirror.hearing = mirror.hearing, None
@@ -387,7 +400,9 @@ class RedisActionStore(ActionStore):
             await asyncio.gather(hearing, return_exceptions=True)
 
     async def became_durable(self) -> None:
-        """As `LentStore.became_durable`."""
+        """Shows the actions in new durable entries. If the server does not answer, that is logged, and the next call
+        shows all.
+        """
         mirror = self._mirror
         if mirror is None or mirror.journal is None:
             return
@@ -403,7 +418,9 @@ class RedisActionStore(ActionStore):
                 mirror.tell("actions are not shown: %s", error)
 
     async def _show_action(self, mirror: "_Mirror", action: ActionRecord) -> None:
-        """Redis says what the journal says; an answer that only Redis has is on its way into the journal."""
+        """Writes an action to Redis as the journal has it. An answer that only Redis has stays: it is on its way into
+        the journal.
+        """
         closed = action.status is not ActionStatus.PENDING
         said = self._closing(dict(action.resolution), action.by)
         said.resolved_at = action.resolved_at or 0.0
@@ -435,7 +452,7 @@ class RedisActionStore(ActionStore):
                 await self.became_durable()
             try:
                 for action in await self._read(list(mirror.pending)) if mirror.pending else ():
-                    if action is None:  # the server has lost it
+                    if action is None:  # the server has lost the action
                         mirror.anew = True
                     elif action.status is ActionStatus.RESOLVED:
                         await self._pass_on(mirror, action)
@@ -499,7 +516,7 @@ class _Mirror:
         return found
 
     def tell(self, what: str, error: Exception) -> None:
-        """Once, until it goes well again."""
+        """Logs an error once, until a call succeeds again."""
         if not self.silent:
             _log.warning(what, error)
         self.silent = True

@@ -1,4 +1,4 @@
-"""Tables in a PostgreSQL database: made where they are missing, used over one connection that is made anew when it breaks."""
+"""Tables in a PostgreSQL database: missing ones are created; one connection is used, and replaced when it breaks."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from sabot.journal.schemas import PostgresSession
 
 _log = logging.getLogger(__name__)
 
-_LOCK = 0x5AB08  # held while tables are made, so that two processes do not make one
-_MISSING = (  # asked of the catalog: `to_regclass` does not see at once what another session has made
+_LOCK = 0x5AB08  # the advisory lock that is held while tables are created, so that two processes do not create the same
+_MISSING = (  # from the catalog, since `to_regclass` does not see at once what another session has created
     "SELECT name FROM unnest(%s::text[]) AS name WHERE NOT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid "
     "WHERE relname = name AND nspname = ANY (current_schemas(false)))"
 )
-_NARROW = (  # of those that we may alter
+_NARROW = (  # only columns of tables that this user may alter
     "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE (c.relname, a.attname) IN "
     "(SELECT * FROM unnest(%s::text[], %s::text[])) AND a.atttypid = 'int4'::regtype AND pg_table_is_visible(c.oid) "
     "AND pg_has_role(c.relowner, 'USAGE')"
@@ -23,9 +23,10 @@ _NARROW = (  # of those that we may alter
 
 
 class PostgresTables:
-    """By their names, with the statement that makes each of them; in the first schema of the address's user. Its methods block.
+    """The tables of one store, in the first schema of the address's user. Its methods block.
 
-    A user who may not make tables can be given them. Raises UserError for what is no address, MissingExtra without psycopg.
+    A user without the right to create tables can use tables that somebody else has created. Raises UserError for a
+    wrong address, and MissingExtra without psycopg.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class PostgresTables:
         made_by: dict[str, str],
         wide: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """place: the address, or a pool of asyncpg, whose address is taken. wide: columns by their table that are BIGINT, and were made as
-        INTEGER by an earlier version: they are altered.
+        """Makes the tables' object, without connecting. `place` is the address, or a pool of asyncpg, of which only the
+        address is used. `made_by` has the statement that creates each table. `wide` has, by table, the columns of type
+        BIGINT that an earlier version has created as INTEGER: they are altered.
         """
         self.server = PostgresServer(address_of(place, feature), what, feature)
         self.where = f"{what} in {self.server.where}"
@@ -47,15 +49,16 @@ class PostgresTables:
         self._session: PostgresSession | None = None
 
     def connect(self) -> Any:
-        """A new connection. What it does in a transaction is ended by the server when it hangs there."""
+        """Returns a new connection. The server ends a transaction that is idle for 20 seconds."""
         return self.server.connect("", {"idle_in_transaction_session_timeout": "20s"})
 
     @contextmanager
     def transaction(self, *, look: bool = False) -> Iterator[Any]:
-        """A connection, what is done over which is durable at the end, or not done. look: for the tables, also where they were there.
+        """Runs the `with` block as one transaction over the connection that it gets. With `look` the tables are checked
+        even if they existed before.
 
-        Raises BrokerUnavailable or TransientError while the server does not answer, when what was done may be durable all the same;
-        UserError where it refuses.
+        Raises BrokerUnavailable or TransientError while the server does not answer, in which case the changes may be
+        durable all the same; UserError if it refuses.
         """
         if self._session is None:
             self._session = PostgresSession(self)
@@ -68,7 +71,7 @@ class PostgresTables:
         self._made = True
 
     def create(self) -> None:
-        """Makes the tables where they are missing. Raises as `transaction`."""
+        """Creates missing tables. Raises the errors of `transaction`."""
         with self.transaction(look=True):
             pass
 
@@ -85,12 +88,12 @@ class PostgresTables:
             connection.execute("SAVEPOINT wider")
             try:
                 connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE BIGINT")
-            except connection.NotSupportedError as error:  # somebody has a view of it
+            except connection.NotSupportedError as error:  # a view depends on the column
                 connection.execute("ROLLBACK TO SAVEPOINT wider")
                 _log.warning("%s: %s.%s stays INTEGER: %s", self.where, table, column, str(error).strip())
 
     def close(self) -> None:
-        """The next use connects again."""
+        """Closes the connection; the next use connects again."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
