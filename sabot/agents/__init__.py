@@ -1,6 +1,6 @@
-"""Agents on the engine; and jobs and actions, which need no App.
+"""Durable agents, and jobs and actions, which can be used without an App.
 
-Nothing is loaded before it is named (`lazy_imports`): jobs and actions bring the journal.
+Modules are imported when one of their names is first used (`lazy_imports`): jobs and actions import the journal.
 """
 
 from sabot.base.lazy_imports import lazy_exports

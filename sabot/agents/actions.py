@@ -1,7 +1,8 @@
-"""Actions: questions to people, asked once, answered once.
+"""Actions: questions of jobs to people, each answered once.
 
-An action is pending until it is resolved, expires, or is cancelled. Who has its token may resolve it, from this process or another one (the
-inbox of the journal), once. `ActionManager` is what programs use; `store.JournalStore` keeps actions where it keeps jobs.
+An action is pending until it is resolved, expires, or is cancelled. Whoever has its token may resolve it once, from
+this process or, through the inbox of the journal, from another one. Programs use `ActionManager`; `store.JournalStore`
+keeps actions where it keeps jobs.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class ActionStatus(StrEnum):
-    """pending, and how it was closed. What is closed stays so."""
+    """The states of an action: pending, or the way in which it was closed, which is final."""
 
     PENDING = "pending"
     RESOLVED = "resolved"
@@ -45,10 +46,10 @@ class ActionStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionSpec:
-    """A question of a job.
+    """The specification of a question.
 
-    type: one of ACTION_TYPES; "custom" for what is none of them. payload: what the person is shown, as JSON can say it. timeout_seconds:
-    how long it may be answered; None: for ever.
+    `type` is one of ACTION_TYPES, or "custom". `payload` is what the person is shown; it must be JSON.
+    `timeout_seconds` is the time in which it may be answered; None means no limit.
     """
 
     job_id: str
@@ -69,10 +70,10 @@ class ActionSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ActionRecord:
-    """A handle of an action. Who asked by an ActionManager sees the answer in the same object, once that manager has seen it. Times are
-    epoch seconds.
+    """The record of an action, and the handle of the caller that asked it by an ActionManager: that object is updated
+    when the manager sees the answer. Times are in seconds since 1970.
 
-    resolution: {} until it is resolved, and where it never is. by: who resolved it, if they said so.
+    `resolution` is {} unless the action was resolved. `by` is the person who resolved it, if known.
     """
 
     action_id: str
@@ -89,17 +90,18 @@ class ActionRecord:
 
     @property
     def approves_effect(self) -> bool:
-        """A rule wants to know whether an effect may be made."""
+        """True if the question asks whether an effect may be made, because a rule demands it."""
         return self.type == CONFIRM and self.payload.keys() >= {"effect", "ordinal", "rule"}
 
     def overdue(self, now: float) -> bool:
-        """It is pending, and may not be answered any more."""
+        """Returns True if the action is pending, and its time is over."""
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Raises UserError where a job asks whether an effect was made, or may be made, and the answer does not say it: the job would take it
-    for "abandon", or for a refusal. Likewise where the effect gives rows, and the answer says that it was done, and not which rows it gave.
+    """Checks the answer to a question about an effect. Raises UserError if the question asks whether an effect may be
+    made or was made, and the answer does not say so, since the job would take it for a refusal or for "abandon"; and if
+    the effect gives rows, and an answer that it was made does not have these rows.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -119,58 +121,70 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
                 ),
             )
         if said == "done" and action.payload.get("gives") == "rows":
-            rows_of_answer(resolution.get("result"))  # which the job needs: it would have no output for them
+            rows_of_answer(resolution.get("result"))  # without the rows, the job would have no output for them
 
 
 class ActionStore(ABC):
-    """Where actions are kept. Used from one event loop. What a method returns is durable, as far as the store is."""
+    """A store of actions, for one event loop. Changes are durable when a method returns, as far as the store is
+    durable.
+    """
 
     clock: Clock
 
     @abstractmethod
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """A pending action with a token of its own. A job that the store knows waits for it: IllegalTransition where that cannot be."""
+        """Makes a pending action with a new token. If the store knows the job, it waits for the action. Raises
+        IllegalTransition if the job cannot wait.
+        """
 
     @abstractmethod
     async def action(self, action_id: str) -> ActionRecord | None:
-        """The action as it is now, with answers that came from outside."""
+        """Returns the action as it is now, with answers that came from outside, or None if there is none of this id."""
 
     @abstractmethod
     async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
-        """The action of this token, resolved. Raises LetterRefused with the reason: unknown, second, expired or closed."""
+        """Resolves the action of this token, and returns it. Raises LetterRefused with the reason: unknown, second,
+        expired, closed.
+        """
 
     @abstractmethod
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
-        """The action, expired or cancelled; or as it is, where an answer came first."""
+        """Closes an action as expired or cancelled, and returns it. If an answer came first, returns the action as it
+        is.
+        """
 
     @abstractmethod
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """Actions of this job (None: of all) in one of these statuses (none: in any), in the order in which they were asked."""
+        """Returns the actions of a job (None: of all) in one of these statuses (none given: in any), in the order of
+        asking.
+        """
 
 
 class SignalChannel(Protocol):
-    """How who waits for an action hears that it was closed. It may miss, or say too much: who waits looks again, now and then anyway."""
+    """A channel that tells waiting callers that an action was closed. It may lose signals or give too many, so callers
+    look into the store again, from time to time anyway.
+    """
 
     async def notify(self, action_id: str) -> None:
-        """This action was closed."""
+        """Signals that this action was closed."""
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns when this action was closed after the call began, or after so many seconds."""
+        """Returns when this action is signalled after the call began, or after so many seconds."""
 
 
 class LocalSignals:
-    """A SignalChannel within an event loop."""
+    """A SignalChannel within one event loop."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
     async def notify(self, action_id: str) -> None:
-        """Wakes who waits for it."""
+        """Wakes the callers that wait for this action."""
         for event in self._waiting.get(action_id, ()):
             event.set()
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns at `notify`, or after so many seconds."""
+        """Returns at the next `notify` of this action, or after so many seconds."""
         event = asyncio.Event()
         waiting = self._waiting.setdefault(action_id, set())
         waiting.add(event)
@@ -186,10 +200,11 @@ class LocalSignals:
 
 
 class ActionManager:
-    """Actions of a store. With a store in a journal on disk they survive the process, and can be resolved while it is gone.
+    """A manager of the actions of a store. With a store over a journal on disk, actions survive the process, and can be
+    resolved while it is gone.
 
-    signal_channel: by which `wait_for_resolution` hears of answers at once; answers from other processes are found each `poll`. Time is
-    that of the store's clock.
+    `signal_channel` tells `wait_for_resolution` of answers at once; answers of other processes are found at each
+    `poll`. The time is that of the store's clock.
     """
 
     def __init__(
@@ -203,10 +218,10 @@ class ActionManager:
         self.store = store
         self._signals = signal_channel if signal_channel is not None else LocalSignals()
         self._poll_seconds = parse_seconds(poll, name="poll")
-        self._asked: dict[str, ActionRecord] = {}  # handles of questions that are open, as far as is known
+        self._asked: dict[str, ActionRecord] = {}  # by id: the handles of actions that are open, as far as is known
 
     def _seen(self, action: ActionRecord) -> ActionRecord:
-        """The handle that whoever asked has, with what is known now."""
+        """Updates the handle that the asking caller has, and returns it."""
         handle = self._asked.get(action.action_id, action)
         for name in ("status", "resolution", "resolved_at", "by"):
             setattr(handle, name, getattr(action, name))
@@ -215,11 +230,13 @@ class ActionManager:
         return handle
 
     async def require_action(self, spec: ActionSpec) -> ActionRecord:
-        """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run.
+        """Asks a question. If the store knows the job, it waits for the answer (`waiting_action`). Raises
+        IllegalTransition if the job does not run.
 
-        In a tool of an agent that a kernel or an app runs, with the id of its job: the call ends here, and the job is parked. Behind the
-        answer the tool is called again from its beginning, and this returns the action as it was closed. So what stands before it happens
-        twice, and what stands behind it once. A call asks one question; an event loop of the tool's own may not ask.
+        A tool of an agent may ask too, with the id of its job, if a kernel or an app runs that job. Then the call of
+        the tool ends here, and the job is parked. After the answer the tool is called again from its beginning, and
+        this method returns the closed action. So the code before it runs twice, and the code after it once. A call can
+        ask one question, and only on the event loop of the job.
         """
         check("require_action: spec", spec, Of(ActionSpec, "ActionSpec(…)"))
         action = await self.store.require(spec)
@@ -228,7 +245,7 @@ class ActionManager:
         return action
 
     async def get(self, action_id: str) -> ActionRecord:
-        """The action as it is now. Raises UserError where there is none."""
+        """Returns the action as it is now. Raises UserError if there is none of this id."""
         action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
             raise UserError(f"action {action_id}: there is none of this name")
@@ -237,7 +254,9 @@ class ActionManager:
         return self._seen(action)
 
     async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
-        """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or closed."""
+        """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or
+        closed.
+        """
         checked_word(resume_token, "resolve: resume_token")
         check("resolve: resolution", resolution, Of(Mapping, 'an object, as in {"approved": True}'))
         try:
@@ -250,7 +269,7 @@ class ActionManager:
         return self._seen(action)
 
     async def cancel(self, action_id: str) -> ActionRecord:
-        """The question is withdrawn. Raises IllegalTransition where it was closed before."""
+        """Withdraws the question. Raises IllegalTransition if it was closed before."""
         action = await self.get(action_id)
         if action.status is ActionStatus.PENDING:
             action = await self._closed(action_id, ActionStatus.CANCELLED)
@@ -264,8 +283,8 @@ class ActionManager:
         return self._seen(action)
 
     async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
-        """Returns when the action is closed, however it is: resolved, expired, cancelled. Raises TimeoutError after `timeout`; the action
-        goes on.
+        """Waits until the action is resolved, has expired or was cancelled, and returns it. Raises TimeoutError after
+        `timeout`; the action stays open.
         """
         seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
         async with asyncio.timeout(seconds):
@@ -274,14 +293,16 @@ class ActionManager:
         return action
 
     async def expire(self) -> list[ActionRecord]:
-        """Closes the actions that may not be answered any more, and returns those that no answer had reached first."""
+        """Closes the actions whose time is over, and returns those that were not answered before."""
         now = self.store.clock.time()
         overdue = [each for each in await self.store.actions(statuses=[ActionStatus.PENDING]) if each.overdue(now)]
         closed = [await self._closed(each.action_id, ActionStatus.EXPIRED) for each in overdue]
         return [each for each in closed if each.status is ActionStatus.EXPIRED]
 
     async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
-        """As `ActionStore.actions`."""
+        """Returns the actions of a job (None: of all) in one of these statuses (none given: in any), in the order of
+        asking.
+        """
         if job_id is not None:
             checked_word(job_id, "find: job_id")
         check("find: statuses", statuses, TEXTS)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 Place: TypeAlias = Literal["", "waiting", "running", "parked", "woken"]
-"""The place of a job: "" if it has none, because its turn has not come, or it is over."""
+"""The place of a job, or "" for a job that was not admitted yet or has left."""
 
 
 class Placed(Protocol):
@@ -57,7 +57,7 @@ class JobAdmission(Generic[Job]):
         """Lets jobs run, until `limit` of them do, none waits, or the next one is held."""
         while self.running < self.limit and (queue := self._continuing or self._beginning):
             job = queue[0]
-            if job.place not in ("waiting", "woken"):  # it has left
+            if job.place not in ("waiting", "woken"):  # the job has left the queue
                 queue.popleft()
                 continue
             if self._held(job):
@@ -76,7 +76,7 @@ class JobAdmission(Generic[Job]):
         self.parked += 1
 
     def leave(self, job: Job) -> None:
-        """Takes the place of a job away."""
+        """Frees the place of a job that has ended or is blocked."""
         self.running -= job.place == "running"
         self.waiting -= job.place in ("waiting", "woken")
         self.parked -= job.place in ("parked", "woken")

@@ -1,7 +1,8 @@
-"""The jobs and questions of a journal that somebody else owns, or nobody: read when they are asked about, told by letters into its inbox.
+"""The jobs and actions of a journal whose jobs an app or a kernel runs. They are read when they are asked for, and
+changed by letters to the inbox of the journal.
 
-It is the same whether the app runs in this process, in another one, or not at all. What a call has put into the inbox is durable when it
-returns, and is seen in what is read from then on, also before the owner has taken it.
+It does not matter whether the app runs in this process, in another one, or not at all. A letter is durable when a call
+returns, and its effect is seen in later reads, also before the owner of the journal has taken it.
 """
 
 import uuid
@@ -64,7 +65,7 @@ def place_of_app(app: JournalOwner) -> JournalPlace:
 
 
 class AppJobStore(JobsAndActions):
-    """Jobs and actions in a journal whose jobs somebody else runs: an app, or a kernel."""
+    """A store of the jobs and actions in a journal whose jobs an app or a kernel runs."""
 
     def __init__(
         self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
@@ -76,12 +77,12 @@ class AppJobStore(JobsAndActions):
 
     @property
     def running(self) -> Journal | None:
-        """The journal, while jobs run over it here."""
+        """The journal, while jobs run over it in this process; otherwise None."""
         return self._running()
 
     @contextmanager
     def reader(self) -> Iterator[JournalReader]:
-        """The journal, for one call. Blocks. Raises UserError where there is none."""
+        """Gives a reader of the journal for one `with` block. Blocks. Raises UserError if there is no journal."""
         running = self.running
         if running is not None:
             yield running
@@ -94,8 +95,8 @@ class AppJobStore(JobsAndActions):
             yield MemoryReader(_made(place))
 
     def address(self) -> JournalAddress | None:
-        """Returns where another process finds the journal; None where it must be read here: it is in memory, or in a topic of which this
-        process has a copy.
+        """Returns the address by which another process finds the journal, or None if it must be read here, since it is
+        in memory, or in a topic of which this process has a copy.
         """
         place = self._place()
         if not isinstance(place, JournalAddress) or not place.works_elsewhere:
@@ -103,7 +104,7 @@ class AppJobStore(JobsAndActions):
         return None if place.place.startswith("kafka://") and self.running is not None else place
 
     def post(self, letter: Letter) -> None:
-        """Blocks. Raises LetterRefused; UserError where there is no journal."""
+        """Puts a letter into the inbox. Blocks. Raises LetterRefused, and UserError if there is no journal."""
         running = self.running
         if running is not None:
             running.post(letter)
@@ -117,12 +118,12 @@ class AppJobStore(JobsAndActions):
             inbox.post(letter)
 
     async def own_writes(self) -> None:
-        """What this process has told of its jobs can be read from now on."""
+        """Waits until everything that this process has reported of its jobs can be read."""
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """Raises UserError: jobs of an app begin with records."""
+        """Raises UserError: the jobs of an app begin with records."""
         raise UserError("jobs of an app begin with the records of its durable agents", hint="await app.send(topic, …)")
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -134,7 +135,9 @@ class AppJobStore(JobsAndActions):
             return self._known(reader, job_id).job(job_id)
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """A cancel is a letter: the job ends when its owner has taken it. Nothing else can be asked for from outside."""
+        """Cancels a job by a letter; the job ends when its owner has taken it. Raises IllegalTransition for any other
+        status.
+        """
         job = await self.get(job_id)
         if job is None:
             raise UserError(f"job {job_id}: there is none of this name")
@@ -161,8 +164,9 @@ class AppJobStore(JobsAndActions):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
-        """A question of the call in which this is asked for, of a tool: that call is cancelled, and made again behind the answer, when this
-        returns the action as it was closed. Raises UserError anywhere else, since the agents of an app ask by their contexts.
+        """Asks a question within a call of a tool: the call is cancelled, and made again after the answer, when this
+        returns the closed action. Raises UserError outside of such a call, since the functions of agents ask by their
+        contexts.
         """
         check("require: spec", spec, Of(ActionSpec, "ActionSpec(job_id=…)"))
         call, payload = CALL.get(), as_json(spec.payload, "payload")
@@ -218,12 +222,12 @@ class AppJobStore(JobsAndActions):
 
     def _action_of(self, token: str) -> ActionRecord:
         action = self._of_token(token)
-        if action is None:  # its job has ended meanwhile, and is trimmed
+        if action is None:  # the job has ended meanwhile, and is trimmed
             raise LetterRefused("the job of this question is over, and forgotten", reason="closed")
         return action
 
     def _in_time(self, action: ActionRecord) -> ActionRecord:
-        """Its owner closes what nobody has answered in time; until then it is expired all the same."""
+        """Returns the action, as expired if its time is over and its owner has not closed it yet."""
         if action.overdue(self.clock.time()):
             action.status, action.resolved_at = ActionStatus.EXPIRED, action.expires_at
         return action
@@ -231,8 +235,9 @@ class AppJobStore(JobsAndActions):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """What the journal says, and the letters that its owner has not taken."""
-        letters = reader.letters()  # first: what the owner takes meanwhile is then seen twice, and not missed
+        """Returns the view of the journal, with the letters that its owner has not taken yet applied to it."""
+        # read first, so that a letter that the owner takes meanwhile is seen twice and not missed
+        letters = reader.letters()
         known = JobView.of(reader, job_id)
         now_ms = round(self.clock.time() * 1000)
         for letter in letters:
@@ -249,7 +254,7 @@ def _made(storage: MemoryStorage | None) -> MemoryStorage:
 
 
 class AppJobs(JobManager):
-    """The jobs of an app's durable agents (`app.jobs`), from anywhere."""
+    """The jobs of an app's durable agents (`app.jobs`), usable in any process."""
 
     store: AppJobStore
 
@@ -257,9 +262,11 @@ class AppJobs(JobManager):
         super().__init__(store)
 
     async def signal(self, job_id: str, name: str, value: Any = None, *, token: str = "", by: str = "") -> None:
-        """Tells a job what `ctx.wait(name)` waits for, or will wait for; `value` is what that returns, as JSON has it.
+        """Sends a signal to a job, for which `ctx.wait(name)` waits now or later. `value` must be JSON; `ctx.wait`
+        returns it.
 
-        token: the signal's own name: the same sent again is a LetterRefused ("second"). Without one each is a new signal.
+        `token` identifies the signal: sent again, it raises LetterRefused ("second"). Without a token each call is a
+        new signal.
         """
         checked_word(job_id, "signal: job_id")
         checked_word(name, "name", empty=False)

@@ -1,4 +1,4 @@
-"""Who asks, for whom, within which limits: the values that go along with every job."""
+"""The context of jobs: on whose behalf a job runs, and within which limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from sabot.errors import UserError, short_repr
 
 
 def checked_word(value: object, what: str, *, empty: bool = True) -> str:
-    """A text for a field that says who or which. Raises UserError."""
+    """Returns the value if it is a text that can be stored. Raises UserError otherwise, and for "" if `empty` is False."""
     if not isinstance(value, str) or "\0" in value or (not empty and not value):
         raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
     try:
@@ -23,18 +23,21 @@ def checked_word(value: object, what: str, *, empty: bool = True) -> str:
 
 
 def checked_fields(value: object, what: str) -> None:
-    """Raises UserError for what is no mapping by texts: recorded, such a value could not be read back."""
+    """Raises UserError unless the value is a mapping with texts as keys: another value could not be read back from the
+    journal.
+    """
     if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{what}={short_repr(value)}: fields by their names are wanted", hint=f'{what}={{"name": …}}')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpec:
-    """What one job may use; None: no limit. Exactly at a limit is allowed.
+    """The limits of one job; None means no limit. Usage of exactly the limit is allowed.
 
-    max_cost is kept as a Decimal, whatever it is given as. max_runtime_seconds counts the time in which the job runs or sleeps, not that in
-    which it waits for an action. unpriced: what follows under max_cost for a call of a model whose price is not known: "deny", or "ask" a
-    person, for each call. Raises UserError for a limit that is negative or no number.
+    `max_cost` is in US dollars, and is stored as a Decimal. `max_runtime_seconds` counts the time in which the job runs
+    or sleeps, but not the time in which it waits for an action. `unpriced` decides under `max_cost` on a call of a
+    model whose price is not known: "deny" it, or "ask" a person each time. Raises UserError for a limit that is
+    negative or not a number.
     """
 
     max_tokens: int | None = None
@@ -46,7 +49,7 @@ class BudgetSpec:
 
     @classmethod
     def of(cls, given: "BudgetSpec | Mapping[str, Any] | None") -> "BudgetSpec":
-        """From its fields by their names; None: no limit. Raises UserError for what is none of them."""
+        """Makes limits from a mapping of fields; None means no limits. Raises UserError for unknown fields."""
         if isinstance(given, BudgetSpec):
             return given
         if given is None:
@@ -72,15 +75,17 @@ class BudgetSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The limits as what was asked for under an idempotency key is compared by: what is not said is left out of newer fields."""
+        """The limits as they are compared for an idempotency key. Newer fields with their default are left out, so that
+        requests of older versions stay equal.
+        """
         newer = () if self.unpriced != "deny" else ("unpriced",)
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in newer}
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRef:
-    """The name of the policy that a job runs under (`PolicyEngine(name=…)`), and its version where it matters. A kernel refuses a request
-    that names another policy than its own.
+    """The name of the policy under which a job runs (`PolicyEngine(name=…)`), and its version, if that matters. A
+    kernel refuses a request that names another policy than its own.
     """
 
     name: str
@@ -93,7 +98,7 @@ class PolicyRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunVersions:
-    """What a job was run with, for who compares runs later; "" where it is not said."""
+    """The versions with which a job was run, for later comparison; "" means unknown."""
 
     runtime_version: str = ""
     model_version: str = ""
@@ -109,10 +114,10 @@ class RunVersions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionContext:
-    """What flows through every operation of a job.
+    """The context that all operations of a job share.
 
-    scope_id: the tenant. principal_id: the actor. session_id: the conversation. run_id: the run that jobs belong to together. Raises
-    UserError for a scope that is empty.
+    `scope_id` is the tenant, `principal_id` the actor, and `session_id` the conversation. `run_id` groups jobs that
+    belong together. Raises UserError for an empty scope.
     """
 
     scope_id: str
@@ -131,5 +136,5 @@ class ExecutionContext:
             checked_word(getattr(self, name), name)
 
     def with_job(self, job_id: str) -> "ExecutionContext":
-        """The same context, for this job."""
+        """Returns the same context for this job."""
         return replace(self, job_id=job_id)

@@ -1,4 +1,4 @@
-"""The values in the bodies of entries, for people and programs that only look."""
+"""Decodes the values in the bodies of entries, for people and programs that only read them."""
 
 import math
 from contextlib import suppress
@@ -16,12 +16,13 @@ from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Inten
 from sabot.operators.agents.rows import place_of
 from sabot.operators.agents.timers import key_of
 
-_DIGITS = 12  # of a digest, as people see it
+_DIGITS = 12  # the hexadecimal digits of a digest that people see
 
 
 def value_of(entry: Entry, body: bytes) -> Any:
-    """What the body of an entry says: a value; the EffectError of what has failed; of a call [args, kwargs]; of the BEGIN of an agent's job
-    its message, and the place of the record; None where there is none. Bytes that are nothing of that come back as they are.
+    """Returns the value in the body of an entry: for a failure an EffectError, for a call [args, kwargs], for the BEGIN
+    of an agent's job its message and the place of its record, and None for an empty body. Bytes that cannot be decoded
+    are returned unchanged.
     """
     if not body:
         return None
@@ -66,7 +67,7 @@ def key_text(key: bytes) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """The value as JSON can say it. Secrets are references; what JSON has no word for is text."""
+    """Returns the value as JSON types. Secrets become references, and values that JSON cannot represent become texts."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -87,7 +88,9 @@ def as_plain(value: Any) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """The value with bytes in it that are no text, like digests, as their first hexadecimal digits, for people who compare them."""
+    """Returns the value for people who compare it: bytes in it that are not text, such as digests, become their first
+    hexadecimal digits.
+    """
     match value:
         case bytes() if (text := text_or_hex(value)) == value.hex():
             return _Digits(text if len(text) <= _DIGITS else f"{text[:_DIGITS]}…")

@@ -38,7 +38,7 @@ SAID = {
     "look-up": "looked up again",
     "value": "answered",
 }
-"""What became of a question, by the name of its answer (`answer_name`)."""
+"""The outcome of a question in words, by the name of its answer (`answer_name`)."""
 
 OF_DOUBTS = ("done", "not-done", "abandon", "look-up")
 
@@ -134,14 +134,15 @@ class OpenQuestions:
     def read(self, reader: JournalReader) -> list[InboxQuestion]:
         """Returns the open questions, the oldest first. Blocks."""
         known = self._known
-        if known is None or reader.identity != self._identity or known.has_missed(reader):  # ends of jobs, too
+        # then all is read again, since the missed entries may have ended jobs
+        if known is None or reader.identity != self._identity or known.has_missed(reader):
             self._identity, known = reader.identity, JobView(reader)
             self._known = known
         known.bodies = reader
         known.follow(reader)
         known.forget_ended()
         for job_id in [job_id for job_id, job in known.states.items() if not job.begun]:
-            known.forget(job_id)  # entries behind the end of a job
+            known.forget(job_id)  # the job has ended before, and these are late entries
         return _questions(
             known, reader, [each for each in known.actions.values() if each.status is ActionStatus.PENDING]
         )

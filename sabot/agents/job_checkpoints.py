@@ -1,10 +1,10 @@
-"""Checkpoints of single jobs: names for places in their histories, from which another job goes on.
+"""Checkpoints of single jobs: names for places in their histories, from which another job can continue.
 
-    create   a signal that nobody waits for, into the inbox of the journal ─▶ an entry of the job's history
-    restore  the history up to there ─▶ the beginning of another job (`jobs.fork_history`), which goes on live
+   create   a signal that nobody waits for, into the inbox of the journal ─▶ an entry of the job's history
+   restore  the history up to there ─▶ the beginning of another job (`jobs.fork_history`), which goes on live
 
-The journal is what is true. There is no second store, so a checkpoint costs an entry, is where the journal is (SQLite, PostgreSQL, Kafka,
-memory), and is there for as long as the history of its job.
+There is no second store besides the journal. So a checkpoint costs one entry, is kept where the journal is (SQLite,
+PostgreSQL, Kafka, memory), and exists as long as the history of its job.
 """
 
 import asyncio
@@ -37,39 +37,44 @@ from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
 
 MOST_BYTES = "100MB"
-"""Of the history of a job, up to a checkpoint."""
+"""The default limit of a job's history up to a checkpoint."""
 
 _OPEN = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.WAITING_ACTION)
 
 
 class JobCheckpointFailed(UserError):
-    """A checkpoint cannot be made: its job has ended or is not there, or has one of this name."""
+    """The error for a checkpoint that cannot be made: the job has ended or is unknown, or has a checkpoint of this
+    name.
+    """
 
     code = "E2030"
 
 
 class JobCheckpointTooLarge(JobCheckpointFailed):
-    """The history of the job up to the checkpoint is longer than it may be."""
+    """The error for a job whose history up to the checkpoint is longer than allowed."""
 
     code = "E2031"
 
 
 class RestoreFailed(UserError):
-    """No job goes on from this checkpoint: it is not there, is too old, or the code or what was done behind it stands against it."""
+    """The error for a checkpoint from which no job can continue: it is missing or too old, or the code of today, or
+    effects that were made after it, forbid it.
+    """
 
     code = "E2032"
 
 
 class JobCheckpointDamaged(RestoreFailed):
-    """What the journal has is not what the checkpoint was made of."""
+    """The error for a checkpoint whose digest differs from that of the entries in the journal."""
 
     code = "E2033"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCheckpoint:
-    """A name for a place in the history of a job. created_at: epoch seconds. entries, size_bytes: of the history up to there. effects: that
-    the job had asked for. by: who has made it, if known. digest: of the entries.
+    """A checkpoint of a job. `created_at` is in seconds since 1970. `entries` and `size_bytes` measure the history up
+    to it, and `effects` counts the effects that the job had asked for. `by` is the person who made it, if known.
+    `digest` is that of the entries.
     """
 
     job_id: str
@@ -121,8 +126,10 @@ def _history(reader: JournalReader, job_id: str) -> list[Entry]:
 def checkpoint_letter(
     reader: JournalReader, job_id: str, name: str, kind: CheckpointType, *, most: int, now_ms: int, by: str = ""
 ) -> Letter:
-    """What makes a checkpoint of an open job, once it is in the inbox of its journal. name: "": made of the type, and of how far the job
-    is. most: bytes of its history. Blocks. Raises JobCheckpointFailed, JobCheckpointTooLarge.
+    """Returns the letter that makes a checkpoint of an open job when it is put into the inbox of the journal.
+
+    With `name` "" the name is made of the type and the number of effects. `most` is the limit of the history in bytes.
+    Blocks. Raises JobCheckpointFailed, JobCheckpointTooLarge.
     """
     if kind not in get_args(CheckpointType):
         raise JobCheckpointFailed(f"type={short_repr(kind)}", hint=f"one of {', '.join(get_args(CheckpointType))}")
@@ -150,7 +157,7 @@ def checkpoint_letter(
 
 
 def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed:
-    """What an inbox says to the letter of a checkpoint."""
+    """Returns the error for a checkpoint whose letter an inbox has refused."""
     if error.reason == "second":
         return JobCheckpointFailed(f"job {job_id} has a checkpoint {name}", hint="give this one another name")
     if error.reason == "closed":
@@ -159,7 +166,7 @@ def refused(job_id: str, name: str, error: LetterRefused) -> JobCheckpointFailed
 
 
 def checkpoints_of(reader: JournalReader, job_id: str) -> list[JobCheckpoint]:
-    """Those of a job, the oldest first, also those whose letters its owner has not taken. Blocks."""
+    """Returns the checkpoints of a job, the oldest first, with those whose letters the owner has not taken yet. Blocks."""
     signals: list[Any] = [each for each in reader.letters() if (each.kind, each.job) == ("signal", job_id)]
     signals = [*(entry for _, entry in whole_entries(reader, job_id) if isinstance(entry, Signal)), *signals]
     found: dict[str, JobCheckpoint] = {}
@@ -186,10 +193,11 @@ class _Jobs(Protocol):
 
 
 class StateManager:
-    """Checkpoints of the jobs of a kernel, or of an app: `states = StateManager(kernel)`. It keeps nothing itself, so several may be about
-    the same journal, in other processes too.
+    """A manager of the checkpoints of jobs of a kernel or an app: `states = StateManager(kernel)`. It stores nothing
+    itself, so there may be several for the same journal, also in other processes.
 
-    As `async with StateManager(kernel)` it makes a checkpoint of each open job each minute, where something has come of it since.
+    As `async with StateManager(kernel)` it makes a checkpoint of each open job every minute, if the job has new
+    entries.
     """
 
     def __init__(
@@ -202,9 +210,11 @@ class StateManager:
         hot: HotState | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """auto: how often, at most, inside of `async with`; None: only when it is asked for. max_size: of the history of a job, up to a
-        checkpoint. retention: older ones are not there any more. hot: where `hot` states are kept, for other processes
-        `HotState("redis://localhost")`; None: in memory. Raises UserError.
+        """Makes a manager. Raises UserError.
+
+        `auto` is the interval of automatic checkpoints inside of `async with`; None makes none. `max_size` limits the
+        history of a job up to a checkpoint. Checkpoints older than `retention` are not found any more. `hot` keeps
+        `hot` states, in Redis for other processes (`HotState("redis://localhost")`), or with None in memory.
         """
         if not isinstance(getattr(of, "jobs", None), AppJobs):
             raise UserError(f"StateManager: of={short_repr(of)}", hint="a RuntimeKernel, or an App")
@@ -223,7 +233,7 @@ class StateManager:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Raises what has ended the making of checkpoints."""
+        """Ends automatic checkpoints. Raises the error that has ended them before, if any."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -235,20 +245,21 @@ class StateManager:
             await self._sleep(every_s)
             await self.create_all("auto")
 
-    # -- making -------------------------------------------------------------------------------------------------------
+    # -- making checkpoints -------------------------------------------------------------------------------------------
 
     async def create(
         self, job_id: str, name: str = "", *, type: CheckpointType = "manual", by: str = ""
     ) -> JobCheckpoint:
-        """A checkpoint of an open job as it is now: what it has asked for, and what has come of it. It is durable when this returns. name:
-        its own in the job; by default made of the type. Raises JobCheckpointFailed, JobCheckpointTooLarge.
+        """Makes a checkpoint of an open job as it is now, with the effects that it has asked for and their results. It
+        is durable when this returns. `name` must be new in the job; by default it is made of the type. Raises
+        JobCheckpointFailed, JobCheckpointTooLarge.
         """
         checked_word(job_id, "create: job_id")
         await self._flushed()
         return await run_in_thread(self._create, job_id, name, type, by)
 
     async def _flushed(self) -> None:
-        """Returns when a reader sees all that was written here."""
+        """Returns when a reader sees all entries that were written in this process."""
         if self._store.running is not None:
             await self._store.running.flush()
 
@@ -265,7 +276,9 @@ class StateManager:
         return made
 
     async def create_all(self, type: CheckpointType) -> list[JobCheckpoint]:
-        """One of each open job of which something has come since its last one: before a drain, say. What ends meanwhile has none."""
+        """Makes a checkpoint of each open job that has new entries since its last one, for example before a drain. Jobs
+        that end meanwhile get none.
+        """
         made = []
         for job in await self._store.find(statuses=_OPEN):
             if not job.agent or not await run_in_thread(self._is_new, job.job_id):
@@ -275,16 +288,16 @@ class StateManager:
         return made
 
     def _is_new(self, job_id: str) -> bool:
-        """Whether anything but checkpoints has come since the last one."""
+        """Returns True if the job has entries other than checkpoints since its last checkpoint."""
         with self._store.reader() as reader:
             known = [made.entries for made in checkpoints_of(reader, job_id)]
             since = [entry for _, entry in reader.read(job_id)][max(known, default=0) :]
             return not all(isinstance(entry, Signal) and entry.name == CHECKPOINT for entry in since)
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- reading checkpoints ------------------------------------------------------------------------------------------
 
     async def checkpoints(self, job_id: str) -> list[JobCheckpoint]:
-        """Those of a job that are not too old, the oldest first."""
+        """Returns the checkpoints of a job that are not too old, the oldest first."""
         return await run_in_thread(self._checkpoints, checked_word(job_id, "checkpoints: job_id"))
 
     def _checkpoints(self, job_id: str) -> list[JobCheckpoint]:
@@ -295,8 +308,9 @@ class StateManager:
         return self._store.clock.time() - checkpoint.created_at > self._retention_s
 
     async def export(self, job_id: str, name: str, path: Path | str) -> Recording:
-        """Writes the history up to a checkpoint into a file, compressed where that is called .gz: for longer than the journal has it, for
-        `sabot jobs replay` and `fork`. Raises RestoreFailed, and UserError where the file cannot be written.
+        """Writes the history up to a checkpoint to a file, compressed if its name ends in .gz, to keep it longer than
+        the journal does, and for `sabot jobs replay` and `fork`. Raises RestoreFailed, and UserError if the file cannot
+        be written.
         """
         checked_word(job_id, "export: job_id")
         return await run_in_thread(self._export, job_id, name, checked_path(path, "export: path"))
@@ -308,17 +322,20 @@ class StateManager:
         recording.save(path)
         return recording
 
-    # -- going back ---------------------------------------------------------------------------------------------------
+    # -- restoring jobs -----------------------------------------------------------------------------------------------
 
     async def restore(
         self, job_id: str, name: str = "", *, again: Collection[str] = (), beside: bool = False
     ) -> ExecutionHandle:
-        """Another job of the kernel, which has done what this one had done at the checkpoint, by default at its last one, and goes on from
-        there with the code of today. What it had been told is not asked again; a question or a timer that was open has what was left of its
-        time. The journal keeps both jobs.
+        """Begins another job of the kernel that continues from a checkpoint, by default from the last one, with the
+        code of today.
 
-        again: names of tools, and of agents, that the job had asked for behind the checkpoint and that may do it a second time. Calls that
-        only read, and models, need not be named. beside: although the job itself goes on.
+        The new job has the results up to the checkpoint, and nothing of that is done again; a question or a timer that
+        was open has the rest of its time. The journal keeps both jobs.
+
+        `again` has the names of tools and agents that the old job has asked for after the checkpoint, and that may do
+        it a second time; models, and calls that only read, need not be named. With `beside` the new job may run
+        although the old one has not ended.
 
         Raises RestoreFailed, JobCheckpointDamaged, JobCheckpointTooLarge; then nothing was done.
         """
@@ -351,7 +368,9 @@ class StateManager:
             return self._find(reader, job_id, name)
 
     def _find(self, reader: JournalReader, job_id: str, name: str) -> "_Found":
-        """Raises RestoreFailed."""
+        """Returns a checkpoint with the entries of its job. Raises RestoreFailed, JobCheckpointDamaged,
+        JobCheckpointTooLarge.
+        """
         made = checkpoints_of(reader, job_id)
         entries = _history(reader, job_id)
         known = [each for each in made if not self._is_over(each)]
@@ -380,7 +399,9 @@ class StateManager:
 
 
 class _Found(NamedTuple):
-    """entries: of the job. part: of those before the checkpoint. key: of the journal."""
+    """A checkpoint that was found: the `entries` of the job, the `part` before the checkpoint, and the `key` of the
+    journal.
+    """
 
     checkpoint: JobCheckpoint
     entries: list[Entry]
@@ -403,7 +424,7 @@ def _check_over(found: _Found, beside: bool) -> None:
 
 
 def _check_again(found: _Found, again: Collection[str]) -> None:
-    if isinstance(again, str):  # a collection of its letters, and of its parts for `in`
+    if isinstance(again, str):  # `in` would look for parts of the text
         raise UserError(f"again={again!r}: names are wanted", hint=f"again=[{again!r}]")
     made = [
         each for each in open_calls(found.entries, found.part) if _changes_something(each) and each.name not in again

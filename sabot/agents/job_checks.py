@@ -1,7 +1,8 @@
-"""Open jobs run over their journal with the code of today: which of them a start would block. Nothing is called, and nothing written.
+"""Runs open jobs over their journal with the code of today, to find which of them a start would block. It calls no
+tool, and writes nothing.
 
 checkpoint ─▶ state of their keys ┐
-journal ─▶ jobs behind it ────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, fails, gone
+journal ─▶ open jobs ─────────────┴─▶ replayed in the order in which they began ─▶ ok, blocked, held, fails, gone
 """
 
 from collections.abc import Coroutine, Iterator, Mapping
@@ -34,9 +35,12 @@ _STATE = "state"
 
 @dataclass(frozen=True, slots=True)
 class CheckedJob:
-    """verdict: "ok"; "blocked": the function does not do what the journal has; "held": it stands behind a blocked job of its key; "gone":
-    the program has no durable agent of this name; "fails": the function raises behind all that is recorded. effects: how many it has asked
-    for. then: what it does next, or what is wrong.
+    """The check of one job.
+
+    `verdict` is "ok"; "blocked" if the function does something else than the journal has; "held" if the job waits
+    behind a blocked job of its key; "gone" if the program has no durable agent of this name; or "fails" if the function
+    raises after all that is recorded. `effects` is the number of effects that it has asked for. `then` says what it
+    does next, or what is wrong.
     """
 
     job_id: str
@@ -47,7 +51,7 @@ class CheckedJob:
 
     @property
     def stands(self) -> bool:
-        """A start goes on with it."""
+        """True if a start continues the job."""
         return self.verdict in ("ok", "fails")
 
 
@@ -60,10 +64,12 @@ def check_jobs(
     clock: Clock,
     backend: StateBackend | None = None,
 ) -> Iterator[CheckedJob]:
-    """The jobs that a start from this checkpoint would run, in the order in which they began. agents: of the program, by their ids.
-    version: of the program. backend: with which it keeps state, and which says when values expire. Blocks.
+    """Yields the checks of the jobs that a start from this checkpoint would run, in the order in which they began.
+    Blocks.
 
-    Raises OtherJournal, CorruptJournal, CorruptCheckpoint; UserError where the journal has jobs, and no checkpoint knows of it.
+    `agents` are those of the program, by id, and `version` is the version of the program. `backend` is its state
+    backend, which decides when values expire. Raises OtherJournal, CorruptJournal, CorruptCheckpoint, and UserError if
+    the journal has jobs that no checkpoint knows.
     """
     facts = stored_journal(manifest, TASK)
     check_journal(reader, facts)
@@ -90,7 +96,7 @@ def check_jobs(
 
 
 def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[OpenJob]) -> None:
-    """What the checkpoint has of the keys of these jobs."""
+    """Loads the checkpoint's values for the keys of these jobs into `state`."""
     task = None if manifest is None else manifest.tasks.get(TASK)
     if manifest is None or task is None or _STATE not in task.states or not jobs:
         return
@@ -110,7 +116,9 @@ def _load_state(state: MemoryBackend, manifest: Manifest | None, jobs: list[Open
 
 
 def _checked(run: JobRun, function: JobFunction, key: bytes) -> tuple[str, str]:
-    """The verdict, and what is said of it. What a job that has ended wrote into its state, the next ones of its key see."""
+    """Runs a job over its history, and returns the verdict with its explanation. If the job ends, its writes are
+    applied to the state, so that the next jobs of its key see them.
+    """
     contexts: list[DurableContext] = []
 
     def call(run: JobRun) -> Coroutine[Any, Any, Any]:

@@ -19,7 +19,7 @@ from sabot.journal.base import JournalReader
 from sabot.journal.ended_jobs import Use
 from sabot.journal.entries import Begin, End, Entry
 
-_MOST_JOBS = 1_000  # of a tree, whose tokens and money are added up
+_MOST_JOBS = 1_000  # the most jobs of a tree whose tokens and money are added up
 _OPEN = ("open", "in_doubt", "needs_approval")
 
 

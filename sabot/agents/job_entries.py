@@ -1,4 +1,6 @@
-"""The entries by which a store changes its jobs and actions, and what it refuses. Every store that keeps entries makes them here."""
+"""Makes the entries by which a store changes its jobs and actions, and refuses wrong changes. All stores with entries
+use it.
+"""
 
 import secrets
 import uuid
@@ -13,11 +15,11 @@ from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.journal.effects import digest
 from sabot.journal.entries import Attempt, Begin, End, Intent
 
-_MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
+_MOST_MS = 1e18  # the longest time-out, 31 million years: databases hold no number above 2^63
 
 
 def as_json(value: object, what: str) -> bytes:
-    """JSON. Raises UserError for what it cannot say."""
+    """Encodes a value as JSON. Raises UserError for a value that JSON cannot represent."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -25,7 +27,9 @@ def as_json(value: object, what: str) -> bytes:
 
 
 def name_of(spec: JobSpec) -> str:
-    """The id of a job: the same for the same key of a scope, so a store knows it for as long as it knows ended jobs."""
+    """Returns the id of a job: the same for the same key and scope, so that a store finds the job as long as it keeps
+    ended jobs.
+    """
     if not spec.idempotency_key:
         return f"job-{uuid.uuid4().hex}"
     name = f"{spec.scope_id}\0{spec.idempotency_key}"
@@ -33,7 +37,9 @@ def name_of(spec: JobSpec) -> str:
 
 
 def digest_of(spec: JobSpec, key: bytes) -> bytes:
-    """A digest of what must be equal where two share an idempotency key. Raises UserError for what JSON cannot say."""
+    """Returns a digest of the content that must be equal if two specs share an idempotency key. Raises UserError for a
+    value that JSON cannot represent.
+    """
     try:
         content = msgspec.to_builtins(spec.content, order="deterministic")
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -42,7 +48,7 @@ def digest_of(spec: JobSpec, key: bytes) -> bytes:
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
-    """Raises IdempotencyConflict where a job was asked for with other content."""
+    """Raises IdempotencyConflict if the job of this key has other content."""
     if content != before:
         raise IdempotencyConflict(
             f"idempotency key {spec.idempotency_key!r} of scope {spec.scope_id} is that of job {job_id}, with other content",
@@ -51,14 +57,16 @@ def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> Non
 
 
 def begin_entry(job_id: str, spec: JobSpec, content: bytes, now_ms: int) -> Begin:
-    """A job begins. Raises UserError for what JSON cannot say."""
+    """Returns the entry that begins a job. Raises UserError for a value that JSON cannot represent."""
     return Begin(job_id, now_ms, body=as_json(spec, "the job"), digest=content)
 
 
 def move_entry(
     job: JobRecord | None, job_id: str, status: JobStatus, now_ms: int, result_ref: str, error: str
 ) -> Attempt | End:
-    """A job takes another status. Raises IllegalTransition, and UserError where there is no such job."""
+    """Returns the entry that gives a job another status. Raises IllegalTransition, and UserError if there is no such
+    job.
+    """
     if job is None:
         raise UserError(f"job {job_id}: there is none of this name")
     check_move(job_id, job.status, status)
@@ -73,12 +81,14 @@ def move_entry(
 
 
 def question_entry(job: JobRecord | None, ordinal: int, spec: ActionSpec, now_ms: int, key: bytes) -> Intent:
-    """A question of a job, by its next ordinal. job: None: nobody here knows it. Raises IllegalTransition where the job does not run."""
-    if job is not None and job.status is not JobStatus.WAITING_ACTION:  # it may ask several things at once
+    """Returns the entry that asks a question of a job, with this ordinal. `job` is None if the store does not know the
+    job. Raises IllegalTransition if the job does not run.
+    """
+    if job is not None and job.status is not JobStatus.WAITING_ACTION:  # a waiting job may ask further questions
         check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)
     seconds = spec.timeout_seconds
     due_ms = 0 if seconds is None else now_ms + round(min(float(seconds) * 1000, _MOST_MS))  # type: ignore[arg-type]
     payload = as_json(spec.payload, "payload")
     asked = digest(key, "ask", spec.type, spec.payload)
-    token = secrets.token_hex(20)  # a word of a command line: it never begins with "-"
+    token = secrets.token_hex(20)  # hexadecimal, so that it never begins with "-" on a command line
     return Intent(spec.job_id, now_ms, ordinal, "ask", spec.type, asked, "", payload, token, due_ms)

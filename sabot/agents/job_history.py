@@ -15,7 +15,7 @@ from sabot.journal.ended_jobs import EndedJob, EndedQuery
 _NANO = Decimal(1_000_000_000)
 _MOST_TOKENS = 2**62
 _PAGE = 1_000
-_MOST_CHARS = 500  # of a key, a scope, a message in a row
+_MOST_CHARS = 500  # the most characters of a key, a scope or a message in a row
 
 
 class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -124,7 +124,8 @@ def short_jobs_page(reader: JournalReader, query: JobQuery, most: int, most_entr
 def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> JobPage:
     after, asked = query.cursor(), query.of_history(any_status=True)
     logged = {job_id: job for job_id, job in view.states.items() if job.begun}
-    both = {job.job for job in reader.history.known(logged)}  # they have begun again: the log says how they are
+    # jobs that have begun again: the log has their present state
+    both = {job.job for job in reader.history.known(logged)}
     chosen = [job for job in logged.values() if _selects(asked, job)]
     counts = Counter(query.status_of(job) for job in chosen) + Counter(reader.history.counts(asked))
     counts.subtract(job.status for job in reader.history.known(both) if asked.selects(job))

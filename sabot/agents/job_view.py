@@ -55,7 +55,7 @@ class HasBodies(Protocol):
     where: str
 
     def load(self, body: Body) -> bytes:
-        """As `JournalReader.load`."""
+        """Returns a body, which may be stored outside of its entry (`JournalReader.load`)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -209,8 +209,8 @@ class JobState:
 
 
 class JobChange(NamedTuple):
-    """What an entry has changed. `effects`: those that it changed, as they are now. `question`: the one that it asks or closes.
-    `inherited`: True if the entry was one of the job from whose checkpoint this job goes on.
+    """The changes by one entry. `effects` are the changed effects as they are now. `question` is the question that the
+    entry asks or closes. `inherited` is True if the entry belongs to the job from whose checkpoint this job continues.
     """
 
     job: JobState
@@ -262,7 +262,7 @@ class JobView:
         return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
-        """Returns the jobs, in the order in which they began."""
+        """Yields the jobs in the order in which they began."""
         return (job.record() for job in self.states.values() if job.begun)
 
     def job(self, job_id: str) -> JobRecord | None:
@@ -287,7 +287,7 @@ class JobView:
         return 1 if job is None else job.last_ordinal + 1
 
     def digest_of(self, job_id: str) -> bytes | None:
-        """Returns the digest of what a job was asked for with, or None if the job is not known."""
+        """Returns the digest of a job's request, or None if the job is not known."""
         job = self.states.get(job_id)
         return None if job is None or not job.begun else job.digest
 
@@ -347,12 +347,12 @@ class JobView:
         if entry.origin is not None:
             job.inherited, at = entry.origin.entries, entry.origin.at_ms / 1000
         closed: tuple[EffectView, ...] = ()
-        if job.ended:  # its dead letter was sent again, and what was open is so again
+        if job.ended:  # its dead letter was sent again: the open effects are open again
             job.attempt += 1
             closed = tuple(job.open.values())
             for effect in closed:
                 effect.reopen()
-        elif job.begun:  # ctx.continue_as
+        elif job.begun:  # it continues with a new history: ctx.continue_as
             job.attempt = 1
             closed = _closed(job, at)
             job.open, job.failed, job.early = {}, {}, Counter()
@@ -388,7 +388,9 @@ class JobView:
         return closed
 
     def _why(self, end: End) -> str:
-        """Returns why a job has not succeeded: of a job of an agent that has failed, the class of its error and the message."""
+        """Returns the reason why a job has not succeeded; for a failed job of an agent the class of its error and the
+        message.
+        """
         if end.outcome == JobStatus.FAILED and self.bodies is not None:
             error = value_of(end, self.bodies.load(end.body))
             if isinstance(error, EffectError):
@@ -411,10 +413,11 @@ class JobView:
             return
         action_id = f"{entry.job}/{entry.ordinal}"
         payload = self._decoded(self.bodies, entry.body, dict[str, Any], action_id)
-        if entry.name == IN_DOUBT and "attempt" in payload:  # the same effect may be in doubt again
+        if entry.name == IN_DOUBT and "attempt" in payload:  # an effect may be in doubt several times
             action_id = f"{action_id}.{payload['attempt']}" + (f".{payload['looked']}" if "looked" in payload else "")
             payload |= _arguments(job, entry)
-        elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:  # a tool's own question is complete
+        # a rule asks about an effect; a tool's own question has all that is shown
+        elif entry.name == CONFIRM and payload.keys() >= {"effect", "rule"}:
             payload |= _arguments(job, entry)
         self.actions[action_id] = ActionRecord(
             action_id=action_id,
@@ -447,7 +450,7 @@ def end_of(outcome: str) -> JobStatus:
 
 
 def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
-    """Returns what the effect that the question is about is called with, unless that is long."""
+    """Returns the arguments of the effect that the question is about, or {} if they are long."""
     effect = job.open.get(question.ordinal)
     if effect is None or effect.question is None or not isinstance(effect.intent.body, bytes):
         return {}
@@ -455,8 +458,8 @@ def _arguments(job: JobState, question: Intent) -> dict[str, Any]:
 
 
 def resolution_of(answered: bytes) -> dict[str, Any]:
-    """Returns what was answered. Who has a token may put any bytes into the inbox, and they must not make the journal unreadable: what is
-    no JSON object is the text of an answer.
+    """Returns the answer as fields. Bytes that are not a JSON object become the text of an answer: whoever has a token
+    can post any bytes, which must not make the journal unreadable.
     """
     try:
         resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])
@@ -471,7 +474,7 @@ def resolution_of(answered: bytes) -> dict[str, Any]:
 def _intend(job: JobState, intent: Intent, at: float) -> tuple[EffectView, ...]:
     job.last_ordinal = max(intent.ordinal, job.last_ordinal)
     known = job.open.get(intent.ordinal)
-    if known is not None and intent.kind == "ask":  # a question about an effect, which has the effect's ordinal
+    if known is not None and intent.kind == "ask":  # a question about an effect has the ordinal of the effect
         known.question, known.state = intent, _QUESTIONS.get(intent.name, "open")
         return (known,)
     job.effects += 1
@@ -544,7 +547,9 @@ def _signal(job: JobState, entry: Signal, at: float) -> tuple[EffectView, ...]:
 
 
 def _closed(job: JobState, at: float) -> tuple[EffectView, ...]:
-    """Closes what is open, and returns it. The job keeps it: it is open again if the job begins again."""
+    """Closes the open effects of a job, and returns them. The job keeps them, since they are open again if the job
+    begins again.
+    """
     for effect in job.open.values():
         effect.close("closed", at)
     return tuple(job.open.values())

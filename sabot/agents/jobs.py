@@ -1,15 +1,14 @@
-"""Jobs: what was asked for, how far it is, how it ended.
+"""Jobs: their requests, their status, and how they ended.
 
-    queued ──▶ running ◀──▶ waiting_action
-       │          │               │
-       ▼          ▼               ▼
-    cancelled   succeeded       failed       an end is final
-    timed_out   failed          cancelled
-                cancelled       timed_out
-                timed_out
+   queued ──▶ running ◀──▶ waiting_action
+      │          │               │
+      ▼          ▼               ▼
+   cancelled   succeeded       failed       an end is final
+   timed_out   failed          cancelled
+               cancelled       timed_out
+               timed_out
 
-`JobStore` is where they are kept; the stores that are here keep them in a journal (`store.JournalStore`). `JobManager` is what programs
-use.
+A `JobStore` keeps jobs; the stores of Sabot keep them in a journal (`store.JournalStore`). Programs use `JobManager`.
 """
 
 import math
@@ -26,11 +25,11 @@ from sabot.clock import Clock
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-"""Called with the name of an event and its data, on the event loop; what it raises comes out of the call that fired it."""
+"""A function that is called with the name of an event and its data, on the event loop. Its errors are raised by the call that fired it."""
 
 
 class JobStatus(StrEnum):
-    """How far a job is."""
+    """The states of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -52,11 +51,12 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     **{end: frozenset() for end in ENDS},
 }
 
-_NO_LIMITS, _NO_VERSIONS = BudgetSpec(), RunVersions()  # made once: their checks took most of the time of a long list
+# made once, since their checks took most of the time of a long list
+_NO_LIMITS, _NO_VERSIONS = BudgetSpec(), RunVersions()
 
 
 def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
-    """Raises IllegalTransition where the table has none."""
+    """Raises IllegalTransition if a job may not go from `before` to `after`."""
     if after not in TRANSITIONS[before]:
         allowed = ", ".join(sorted(TRANSITIONS[before]))
         raise IllegalTransition(
@@ -67,11 +67,11 @@ def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """A job that is asked for.
+    """The specification of a job.
 
-    idempotency_key: within a scope the same key is the same job, however often it is asked for; with other content it is an
-    IdempotencyConflict. run_id, versions and deadline are of this attempt to ask, and no part of the content. deadline: epoch seconds,
-    after which the job is timed out, wherever it is. metadata and tags: what JSON can say.
+    Within a scope, specs with the same `idempotency_key` are one job, however often they are sent; other content under
+    the same key raises IdempotencyConflict. `run_id`, `versions` and `deadline` do not belong to the content. After
+    `deadline`, in seconds since 1970, the job is timed out in whatever state it is. `metadata` and `tags` must be JSON.
     """
 
     scope_id: str
@@ -100,7 +100,7 @@ class JobSpec:
 
     @classmethod
     def of(cls, context: ExecutionContext, *, idempotency_key: str = "", deadline: float | None = None) -> "JobSpec":
-        """A job of this context."""
+        """Makes the spec of a job in this context."""
         return cls(
             scope_id=context.scope_id,
             principal_id=context.principal_id,
@@ -116,17 +116,18 @@ class JobSpec:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What must be equal where two share an idempotency key."""
+        """The fields that must be equal if two specs share an idempotency key."""
         names = ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
         return {**{name: getattr(self, name) for name in names}, "budgets": self.budgets.content}
 
 
 @dataclass(frozen=True, slots=True)
 class OpenEffect:
-    """What a job of an agent has asked for, and nothing has come of yet. Times are epoch seconds.
+    """An effect of an agent's job without a result. Times are in seconds since 1970.
 
-    kind: "call", "ask", "sleep", "wait" or "child". name: of the tool, of the kind of question, of the signal, of the agent. due_at: until
-    when. in_doubt: a person is asked whether it was made. needs_approval: … whether it may be made.
+    `kind` is "call", "ask", "sleep", "wait" or "child". `name` is that of the tool, the type of question, the signal,
+    or the agent. `due_at` is the time at which it ends by itself. `in_doubt` is True while a person is asked whether it
+    was made, and `needs_approval` while one is asked whether it may be made.
     """
 
     ordinal: int
@@ -140,13 +141,16 @@ class OpenEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """A job as it was when it was asked about. Times are epoch seconds.
+    """The state of a job at the time of reading. Times are in seconds since 1970.
 
-    result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
-    run, up to `updated_at`. Of a job of a durable agent: agent: its id; attempt: from 1; effects: how many it has asked for; open: those of
-    them that nothing has come of yet, the last one first; key: that of its record, as text. children: how many jobs it has begun. tokens,
-    dollars: what its own calls have used, as budgets count. doubt_tokens, doubt_dollars: the part of it that is an upper bound, because
-    nobody knows whether a call was paid.
+    `result_ref` is the place of its result, as it was given to `complete`. `error` is the reason of a failure, a cancel
+    or a time-out. `ran_seconds` is the time that it has run, up to `updated_at`. For the job of a durable agent:
+    `agent` is the agent's id; `attempt` counts from 1; `effects` is the number of effects that it has asked for, of
+    which `open` have no result, the last one first; `key` is the key of its record, as text; and `children` is the
+    number of jobs that it has begun.
+
+    `tokens` and `dollars` are the usage of its own calls, as budgets count it. `doubt_tokens` and `doubt_dollars` are
+    the part of it that is an upper bound, because nobody knows whether a call was paid.
     """
 
     job_id: str
@@ -182,16 +186,18 @@ class JobRecord:
 
     @property
     def ended(self) -> bool:
-        """It is over, in one way or another."""
+        """True if the job has ended in any way."""
         return self.status in ENDS
 
     def ran_until(self, now: float) -> float:
-        """How many seconds it has run. Time in which the clock was set back does not count, so the figure never falls."""
+        """Returns the seconds that the job has run. Time by which the clock was set back does not count, so it never
+        falls.
+        """
         running = max(0.0, now - self.updated_at) if self.status is JobStatus.RUNNING else 0.0
         return self.ran_seconds + running
 
     def overdue(self, now: float) -> str:
-        """Which limit of time it has passed; "": none."""
+        """Returns the time limit that the job has passed, in words, or ""."""
         if self.ended:
             return ""
         if self.deadline is not None and now > self.deadline:
@@ -203,35 +209,38 @@ class JobRecord:
 
 
 class JobStore(ABC):
-    """Where jobs are kept. Used from one event loop. What a method returns is durable, as far as the store is."""
+    """A store of jobs, for one event loop. Changes are durable when a method returns, as far as the store is durable."""
 
     clock: Clock
 
     @abstractmethod
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
-        """The job, queued, and whether it is new. An idempotency key that its scope had before gives that job, also while it is being
-        made. Raises IdempotencyConflict where that one has other content.
+        """Makes a queued job. Returns it, and True if it is new: for an idempotency key that its scope has used, this
+        returns the job of that key, also while another call makes it. Raises IdempotencyConflict if that job has other
+        content.
         """
 
     @abstractmethod
     async def get(self, job_id: str) -> JobRecord | None:
-        """The job as it is now."""
+        """Returns the job as it is now, or None."""
 
     @abstractmethod
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        """The job, in another status. Raises IllegalTransition, and UserError for a job that is not there."""
+        """Gives a job another status, and returns it. Raises IllegalTransition, and UserError for an unknown job."""
 
     @abstractmethod
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
-        """Jobs of this scope (None: of all) in one of these statuses (none: in any), in the order in which they were created."""
+        """Returns the jobs of a scope (None: of all) in one of these statuses (none given: in any), in the order of
+        creation.
+        """
 
 
 class JobManager:
-    """Jobs of a store, through their life. With a store in a journal on disk they survive the process.
+    """A manager of the jobs of a store. With a store over a journal on disk, jobs survive the process.
 
-    on_event: is called for `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with scope_id, idempotency_key and job_id.
-    Time is that of the store's clock: a job past its deadline, or past the running time of its budget, is timed out when it is next asked
-    about by its id, or by `expire`.
+    `on_event` is called for `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with scope_id,
+    idempotency_key and job_id. The time is that of the store's clock. A job past its deadline, or past the running time
+    of its budget, is timed out when it is next read by its id, or by `expire`.
     """
 
     def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
@@ -241,7 +250,9 @@ class JobManager:
         self._on_event = on_event
 
     async def create(self, spec: JobSpec) -> JobRecord:
-        """A job that is queued; or the one that the scope has under the same idempotency key. Raises IdempotencyConflict."""
+        """Makes a queued job, or returns the job that the scope has under the same idempotency key. Raises
+        IdempotencyConflict.
+        """
         check("create: spec", spec, Of(JobSpec, "JobSpec(scope_id=…)"))
         try:
             record, new = await self.store.create(spec)
@@ -258,35 +269,35 @@ class JobManager:
             self._on_event(f"idempotency.{event}", facts)
 
     async def get(self, job_id: str) -> JobRecord:
-        """The job as it is now. Raises UserError where there is none."""
+        """Returns the job as it is now. Raises UserError for an unknown job."""
         record = await self.store.get(checked_word(job_id, "job_id"))
         if record is None:
             raise UserError(f"job {job_id}: there is none of this name")
         if why := record.overdue(self.store.clock.time()):
             try:
                 return await self.store.move(job_id, JobStatus.TIMED_OUT, error=why)
-            except IllegalTransition:  # it has ended meanwhile
+            except IllegalTransition:  # the job has ended meanwhile
                 return await self.store.get(job_id) or record
         return record
 
     async def start(self, job_id: str) -> JobRecord:
-        """It runs."""
+        """Marks the job as running."""
         return await self._moved(job_id, JobStatus.RUNNING)
 
     async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
-        """It has succeeded. result_ref: a word by which its result is found."""
+        """Marks the job as succeeded. `result_ref` is a word by which its result is found."""
         return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
 
     async def fail(self, job_id: str, error: str = "") -> JobRecord:
-        """It has failed."""
+        """Marks the job as failed."""
         return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
 
     async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
-        """It is not wanted any more. Its open actions are cancelled with it."""
+        """Cancels the job and its open actions."""
         return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
 
     async def _moved(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
-        await self.get(job_id)  # it may be overdue: then it is timed out first
+        await self.get(job_id)  # a job that is overdue is timed out first
         return await self.store.move(job_id, status, result_ref=result_ref, error=error)
 
     async def expire(self) -> list[JobRecord]:
@@ -297,6 +308,8 @@ class JobManager:
         return [job for job in ended if job.status is JobStatus.TIMED_OUT]
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
-        """As `JobStore.find`."""
+        """Returns the jobs of a scope (None: of all) in one of these statuses (none given: in any), in the order of
+        creation.
+        """
         check("find: statuses", statuses, TEXTS)
         return await self.store.find(scope_id=scope_id, statuses=statuses)

@@ -1,9 +1,10 @@
-"""Plugins: packages that bring tools, operators, policies, connectors, stores. They name an entry point of the group `sabot.plugins`.
+"""Plugins: packages with tools, operators, policies, connectors or stores. They declare an entry point of the group
+`sabot.plugins`.
 
-    [project.entry-points."sabot.plugins"]
-    weather = "weather_for_sabot:plugin"          a Plugin, its class, or a function that returns one
+   [project.entry-points."sabot.plugins"]
+   weather = "weather_for_sabot:plugin"          a Plugin, its class, or a function that returns one
 
-One that cannot be loaded, or does not say what it is, is named with its error; the others are there all the same.
+A plugin that cannot be loaded, or has no proper manifest, is listed with its error; the others are loaded all the same.
 """
 
 import logging
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class PluginCapability(StrEnum):
-    """What a plugin can bring. memory: stores, of jobs, conversations, ledgers. ui: what shows jobs to people."""
+    """The capabilities of plugins. `memory`: stores of jobs, conversations or ledgers. `ui`: views of jobs for people."""
 
     TOOLS = "tools"
     OPERATOR = "operator"
@@ -36,7 +37,9 @@ class PluginCapability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PluginManifest:
-    """What a plugin says of itself. name: by which it is listed. capabilities: what it brings. Raises UserError."""
+    """The description of a plugin: the name under which it is listed, its version, and its capabilities. Raises
+    UserError.
+    """
 
     name: str
     version: str
@@ -62,7 +65,7 @@ class PluginManifest:
 
 
 class Plugin(ABC):
-    """What a package brings. A subclass has a manifest, and says what there is of each capability in it."""
+    """A plugin of a package. A subclass has a manifest, and provides objects for each capability in it."""
 
     @property
     @abstractmethod
@@ -71,12 +74,14 @@ class Plugin(ABC):
 
     @abstractmethod
     def provide(self, capability: PluginCapability) -> Mapping[str, Any]:
-        """What it brings of this capability, by name: of `tools` functions or Tools, of the others what the capability means."""
+        """Returns the objects of this capability by name: for `tools` functions or Tools, for others what the
+        capability means.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class FailedPlugin:
-    """One that is not there. name: of its entry point. package: that has it. error: why."""
+    """A plugin that could not be loaded: the name of its entry point, the package that has it, and the error."""
 
     name: str
     package: str
@@ -85,14 +90,16 @@ class FailedPlugin:
 
 @dataclass(slots=True)
 class PluginRegistry:
-    """The plugins of a program. `discover` finds those that are installed."""
+    """The plugins of a program. `discover` loads those that are installed."""
 
     plugins: dict[str, Plugin] = field(default_factory=dict)
     failed: list[FailedPlugin] = field(default_factory=list)
     _provided: dict[PluginCapability, dict[str, tuple[str, Any]]] = field(default_factory=dict)
 
     def register(self, plugin: Plugin) -> None:
-        """Takes a plugin in. Raises UserError for what is none, for a name that is taken, and where it does not bring what it says."""
+        """Adds a plugin. Raises UserError if it is not a plugin, if its name is taken, or if it lacks a capability of
+        its manifest.
+        """
         if not isinstance(plugin, Plugin):
             raise UserError(f"{short_repr(plugin)} is no plugin", hint="a subclass of sabot.agents.Plugin")
         manifest = plugin.manifest
@@ -126,20 +133,22 @@ class PluginRegistry:
         return things
 
     def discover(self, found: Callable[[], Iterator[EntryPoint]] | None = None) -> "PluginRegistry":
-        """Takes in what is installed, and returns itself. What cannot be loaded goes to `failed`, and is logged. found: for tests."""
+        """Loads the installed plugins, and returns the registry. Those that cannot be loaded go to `failed`, and are
+        logged. `found` replaces the search of entry points in tests.
+        """
         for entry in found() if found is not None else iter(entry_points(group=GROUP)):
             package = entry.dist.name if entry.dist is not None else ""
             try:
                 loaded = entry.load()
                 self.register(loaded if isinstance(loaded, Plugin) or not callable(loaded) else loaded())
-            except (Exception, SystemExit) as error:  # of somebody else's package
+            except (Exception, SystemExit) as error:  # the package may raise anything
                 failed = FailedPlugin(entry.name, package, f"{type(error).__name__}: {message_of(error)}")
                 self.failed.append(failed)
                 _log.warning("plugin %s of package %s is left out: %s", failed.name, failed.package, failed.error)
         return self
 
     def provided(self, capability: PluginCapability | str) -> dict[str, Any]:
-        """All that there is of this capability, by name."""
+        """Returns the objects of this capability of all plugins, by name. Raises UserError for an unknown capability."""
         try:
             wanted = PluginCapability(capability)
         except ValueError as error:
@@ -148,5 +157,5 @@ class PluginRegistry:
 
     @property
     def tools(self) -> list[Any]:
-        """Those of all plugins: `Agent(engine, tools=[*registry.tools])`."""
+        """Returns the tools of all plugins: `Agent(engine, tools=[*registry.tools])`."""
         return list(self.provided(PluginCapability.TOOLS).values())

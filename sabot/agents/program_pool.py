@@ -1,13 +1,13 @@
-"""Programs for many records: each child gets one record after the other on stdin, a line of JSON each, and works on at most
-one at a time.
+"""Programs for many records: each child gets records on stdin as lines of JSON, and works on at most one at a time.
 
-    protocol "lines"    to it    the record
-                        from it  its answer, one line: the next one that it writes
-    protocol "json"     to it    {"id": …, "record": …}
-                        from it  {"id": …, "line": …}, any number, then {"id": …, "result": …} or {"id": …, "error": {"message": …}}
+   protocol "lines"    to the child      the record
+                       from the child    its answer: the next line that it writes
+   protocol "json"     to the child      {"id": …, "record": …}
+                       from the child    {"id": …, "line": …}, any number, then {"id": …, "result": …} or {"id": …, "error": {"message": …}}
 
-If a child ends with a record in hand, or is ended because it does not answer in time or writes too much, nobody knows how
-far it came: `CommunicationError`. The other children go on, and the pool starts another one in its place, later each time.
+If a child ends during a record, or is ended because it does not answer in time or writes too much, nobody knows how far
+it came, and the record fails with CommunicationError. The other children go on, and the pool starts another one, after
+a wait that grows with each failure.
 """
 
 import asyncio
@@ -59,8 +59,8 @@ _decoder = msgspec.json.Decoder(_AnswerLine)
 
 
 class ProgramPool:
-    """At most `size` children of one command. They belong to the event loop on which `run` is called, and end with
-    `close`.
+    """A pool of at most `size` children of one command. They belong to the event loop on which `run` is called, and end
+    with `close`.
     """
 
     def __init__(
@@ -73,11 +73,10 @@ class ProgramPool:
         timeout_s: float | None,
         first_wait_s: float = 0.1,
     ) -> None:
-        """
-        - `program`: the program's name, in errors. `command`: the command of a child, of whose limits time and output
-          are those of a record.
-        - `timeout_s`: the seconds in which a child has to answer a record. `first_wait_s`: seconds before a start after
-          a child that has ended before one has answered, and twice as long after each further one.
+        """Makes a pool. `program` is the program's name in errors. `command` is the command of a child; its limits of
+        time and output apply to each record. `timeout_s` is the number of seconds in which a child has to answer a
+        record. `first_wait_s` is the wait in seconds before a restart, if a child has ended before one has answered; it
+        doubles with each further one.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
@@ -102,16 +101,16 @@ class ProgramPool:
         self._pool.running = True
 
     async def close(self) -> None:
-        """Ends its children."""
+        """Ends the children."""
         await self._pool.close(lambda: ExecutionError(f"{self._program}: its pool was closed"))
 
     async def run(
         self, argv: Sequence[str], stdin: str | None, run_id: RunId, began: Began | None = None
     ) -> ProgramOutput:
-        """Gives the record to a child that is free, and waits for its answer. stdin: the record, as a line of JSON.
+        """Gives a record to a free child, and waits for its answer. `stdin` is the record as a line of JSON.
 
-        Raises ExecutionError for an answer that says that it has failed; SpawnFailed; CommunicationError if the child
-        has ended with the record in hand, or was ended because of it.
+        Raises ExecutionError if the answer is an error, SpawnFailed, and CommunicationError if the child has ended
+        during the record, or was ended because of it.
         """
         assert stdin is not None
         self._command = replace(self._command, argv=argv)
@@ -138,7 +137,7 @@ class ProgramPool:
 
     @asynccontextmanager
     async def _instance(self) -> "AsyncIterator[_PooledInstance]":
-        """Gives a child that has no record in hand. A child that still has one afterwards is ended."""
+        """Gives a free child for the `with` block. A child that still works on its record after the block is ended."""
         instance = self._pool.take() or await self._pool.wait()
         try:
             yield instance
@@ -149,14 +148,14 @@ class ProgramPool:
                 await run_to_end(instance.end())
 
     def _can_work(self, instance: "_PooledInstance") -> bool:
-        """Returns True unless a child that has answered before can be given no further record."""
+        """Returns True unless a child that has answered before can take no further record."""
         why = instance.unusable(self._protocol)
         if why:
             _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
         return not why
 
     def _ended(self, instance: "_PooledInstance", child: Child, was_free: bool) -> str:
-        if was_free:  # else whoever has it ends it, and closes its streams
+        if was_free:  # else the task that uses the child ends it, and closes its streams
             self._pool.tasks.begin(instance.end())
         return f"(pid {child.pid}) has ended: {child.how}"
 
@@ -173,13 +172,13 @@ class ProgramPool:
         try:
             instance.child.stdin.write(line)
             await instance.child.stdin.drain()
-        except CommunicationError:  # it does not read any more, whether it has ended or not
+        except CommunicationError:  # the child reads no more, whether it has ended or not
             raise await self._lost(instance, "") from None
         found: list[str] = []
         for count in range(1, MAX_LINES + 2):
             try:
                 said = await anext(instance.lines, None)
-            except CommunicationError:  # a line that does not end
+            except CommunicationError:  # the line is longer than the limit
                 break
             if said is None:
                 raise await self._lost(instance, "")
@@ -193,8 +192,8 @@ class ProgramPool:
         raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
-        """Returns True at the end of the answer. Lines that do not answer this record are passed over. Raises
-        ExecutionError.
+        """Takes a line of the protocol "json"; returns True at the end of the answer. Ignores lines that do not belong
+        to this record. Raises ExecutionError.
         """
         try:
             message = _decoder.decode(said)
@@ -212,7 +211,9 @@ class ProgramPool:
         return message.result is not msgspec.UNSET
 
     async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
-        """Ends a child that had a record in hand, and returns the error. why: "" for the reason of its status."""
+        """Ends a child during a record, and returns the error. With `why` "" the error has the reason of the child's
+        status.
+        """
         await instance.end()
         try:
             why = why or (await instance.child.wait()).how

@@ -1,4 +1,4 @@
-"""A run of a program for one record: what it is given, what it says, and how it ends."""
+"""Runs a program once for one record, with its input, output and exit code."""
 
 import asyncio
 import logging
@@ -19,22 +19,22 @@ from sabot.process.pool import end_member
 from sabot.process.streams import LastWords
 
 MAX_OUTPUT_BYTES = 10 << 20
-"""Of stdout, for one record. The lines are kept until the program has ended well, and a journal is not for files."""
+"""The limit of stdout for one record. The lines are held until the program has ended, and a journal is not for files."""
 
 MAX_LINES = 100_000
-"""As many results one record may have."""
+"""The most results of one record."""
 
 GRACE_SECONDS = 1.0
-"""Between SIGTERM and SIGKILL."""
+"""The seconds between SIGTERM and SIGKILL."""
 
 _log = logging.getLogger(__name__)
 
-_LAST_LINES = 10  # of stderr, in an error
+_LAST_LINES = 10  # the lines of stderr that an error shows
 _LAST_BYTES = 2000
 
 
 class ProgramOutput(msgspec.Struct, frozen=True):
-    """What a program has said, and how it ended. error: it has said that it failed; "" it has not."""
+    """The output of a program. `error` is its own error message, or "". `cpu_seconds` is its CPU time."""
 
     lines: Sequence[str] = ()
     code: int = 0
@@ -44,33 +44,37 @@ class ProgramOutput(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RunId:
-    """What a program is run for. job: the id of the job, or the record's place. key: the same for each attempt, and for no other record."""
+    """The identity of a run. `job` is the id of the job, or the place of the record. `key` is the same for each
+    attempt, and different for each record.
+    """
 
     job: str
     key: str
 
     @classmethod
     def of(cls, effect: Effect) -> "RunId":
-        """That of an effect of a job."""
+        """Returns the identity of an effect of a job."""
         return cls(effect.id.job, effect.key)
 
 
 Began = Callable[[Child], object]
-"""Is told of the child that a program runs in."""
+"""A function that is called with the child when a program has started."""
 
 Heard = Callable[[list[str]], Awaitable[None]]
-"""Is told of lines as soon as they were written. The program is held up meanwhile."""
+"""A function that gets lines as soon as they are written. While it runs, no further lines are read."""
 
 
 class LiveLines:
-    """Lines that are told in a topic as soon as they were written, whatever becomes of the run: at least once, in order for each run."""
+    """A sender of a program's lines to a topic as soon as they are written, whether the run succeeds or not. Lines are
+    sent at least once, in order within a run.
+    """
 
     def __init__(self, send: Callable[..., Awaitable[int]], topic: str, agent_id: str, *, json: bool) -> None:
-        """send: as `App.send`. json: the lines are values."""
+        """Makes a sender. `send` is `App.send`. With `json` the lines are decoded as JSON."""
         self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
 
     def of(self, run_id: RunId, also: Heard | None) -> Heard:
-        """For one run of a program. also: is told, too."""
+        """Returns the function that sends the lines of one run. It calls `also` first, if there is one."""
         run, number = uuid.uuid4().hex.encode(), 0
         broken = False
 
@@ -106,10 +110,10 @@ def tail_of(words: LastWords) -> str:
 
 
 class ProgramRuns:
-    """Runs a program once for each record."""
+    """A runner that starts a program for each record."""
 
     def __init__(self, program: str, command: Command, *, codes: frozenset[int], timeout_s: float | None) -> None:
-        """program: its name, in errors. codes: those with which it ends well."""
+        """Makes a runner. `program` is the name in errors, and `codes` are the exit codes of success."""
         self._program, self._codes, self._timeout_s = program, codes, timeout_s
         self._command = replace(command, lossless=True)
 
@@ -139,7 +143,7 @@ class ProgramRuns:
 
     async def _output(self, child: Child, stdin: str | None, words: LastWords, heard: Heard | None) -> ProgramOutput:
         if child.stdin is not None:
-            with suppress(CommunicationError):  # it may end well without having read it
+            with suppress(CommunicationError):  # a program may end well without reading its input
                 child.stdin.write((stdin or "").encode())
             child.stdin.close()
         assert child.stdout is not None

@@ -1,11 +1,11 @@
-"""Programs that keep sessions of their own, and go on with one after they were cut off.
+"""Programs that keep sessions, and continue one after they were cut off.
 
-    start   an effect of the agent's class: the program runs, until a line of it names its session     ─▶ {"session", "run"}
-    finish  an effect that only looks: how that run has ended; null: it is not there any more          ─▶ its output
-    resume  an effect that may be repeated: the command that goes on with the session, as `start`
+   start   an effect of the agent's class: the program runs, until one of its lines names its session  ─▶ {"session", "run"}
+   finish  an effect that only reads: the end of that run, or null if the run is gone                  ─▶ its output
+   resume  an effect that may be repeated: the command that continues the session, as `start`
 
-So the journal knows the session while the program runs. Who is killed before that knows nothing of it: `start` is in doubt then, like any
-effect of its class.
+So the journal has the session's id while the program runs. If the worker is killed before that, `start` is in doubt, as
+any effect of its class.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from sabot.agents.durable.context import DurableContext
 
-_MOST_RESUMES = 100  # of one record
+_MOST_RESUMES = 100  # the most resumes for one record
 
 Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[ProgramOutput]]
 
 
 class ProgramSessions:
-    """The runs of one agent whose programs keep sessions. run: runs a program to its end. field: that of a JSON line which has the
-    session's id.
+    """The runs of one agent whose programs keep sessions. `run` runs a program to its end. `field` is the field of a
+    JSON line that has the session's id.
     """
 
     def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
@@ -44,7 +44,7 @@ class ProgramSessions:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[None]":
-        """What still runs behind the block is ended."""
+        """Ends the runs that are still going on after the `with` block."""
         try:
             yield
         finally:
@@ -54,8 +54,8 @@ class ProgramSessions:
     async def output(
         self, ctx: "DurableContext", argv: Sequence[str], stdin: str | None, resumed: Callable[[str], Sequence[str]]
     ) -> Any:
-        """What the program has said for this job, over as many runs as it takes. resumed: the command that goes on with a session. Raises
-        EffectError.
+        """Returns the output of the program for this job, over as many runs as it takes. `resumed` makes the command
+        that continues a session. Raises EffectError.
         """
         said = await ctx.call(self._start, argv, stdin)
         for _ in range(_MOST_RESUMES):
@@ -69,7 +69,9 @@ class ProgramSessions:
         raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
 
     async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:
-        """Returns when the session is known, or the program has ended."""
+        """Starts the program. Returns the session's id and the run when a line names the session, or the output if the
+        program ends before.
+        """
         known: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def heard(lines: list[str]) -> None:
@@ -91,7 +93,9 @@ class ProgramSessions:
         return {"session": known.result(), "run": token}
 
     async def _finished(self, session: str, run: str) -> ProgramOutput | None:
-        """None: it has ended with its worker, or with the supervisor, and can be resumed. Raises ExecutionError where it ended badly."""
+        """Waits for the end of a run, and returns its output. Returns None if it has ended with its worker or the
+        supervisor, so that the session can be resumed. Raises ExecutionError if it ended badly.
+        """
         running = self._running.get(run)
         if running is None:
             return None
@@ -104,7 +108,7 @@ class ProgramSessions:
             self._running.pop(run, None)
 
     def _session_in(self, line: str) -> str:
-        """The id of the session, where the line has it."""
+        """Returns the id of the session if the line has it, or ""."""
         if self._field not in line:
             return ""
         try:
@@ -116,8 +120,8 @@ class ProgramSessions:
 
 
 async def _cancelled(running: "asyncio.Future[Any]") -> None:
-    """Returns when it is over."""
+    """Cancels a run, and returns when it is over."""
     running.cancel()
     await asyncio.wait([running])
     if not running.cancelled():
-        running.exception()  # who waited has it
+        running.exception()  # marks the error as retrieved: the caller that waited has it

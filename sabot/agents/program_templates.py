@@ -1,4 +1,4 @@
-"""The words of a command in which {field} is a field of a record. No shell reads them."""
+"""Templates of commands: {field} in a word stands for a field of a record. No shell reads the words."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,12 @@ _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
 
 
 class CommandTemplate:
-    """The command of an agent. fields: those of a record that its words have, as paths into it. program: its name."""
+    """The template of an agent's command. `fields` are the fields of a record that its words use, as paths, and
+    `program` is the program's name.
+    """
 
     def __init__(self, where: str, command: Sequence[str]) -> None:
-        """where: names the agent in errors. Raises UserError."""
+        """Makes a template. `where` names the agent in errors. Raises UserError."""
         self.program = PurePath(command[0]).name
         ends = command.index("--") if "--" in command else len(command)
         self._words = [_TemplateWord(word, where, number < ends) for number, word in enumerate(command)]
@@ -28,7 +30,7 @@ class CommandTemplate:
         self._check(where, command)
 
     def of(self, record: Any) -> list[str]:
-        """The words for this record. Raises DataError for one that does not have what they need."""
+        """Returns the words for this record. Raises DataError if the record lacks a field, or its value does not fit."""
         return [word.of(record) for word in self._words]
 
     def _check(self, where: str, command: Sequence[str]) -> None:
@@ -47,7 +49,9 @@ class CommandTemplate:
                 )
 
     def check_schema(self, schema: pa.Schema, where: str, known: Sequence[str] = ()) -> None:
-        """Raises UserError where a word names a field that no record of this schema has. known: fields that are not the record's."""
+        """Raises UserError if a word uses a field that no record of this schema has. `known` are fields that do not
+        come from the record.
+        """
         for names in self.fields:
             if names[0] not in (*schema.names, *known):
                 raise UserError(
@@ -55,17 +59,17 @@ class CommandTemplate:
                 )
 
     def argv(self, record: Any) -> list[str]:
-        """The words for this record. Raises DataError for one that does not have what they need."""
+        """Returns the words for this record. Raises DataError if the record lacks a field, or its value does not fit."""
         return [word.of(record) for word in self._words]
 
 
 class _TemplateWord:
-    """A word of a command: texts[0] fields[0] texts[1] … texts[n]. fields: paths into the record. may_be_option: of a value that is the
-    beginning of the word, the program may be told that it is an option.
+    """One word of a template: texts[0] fields[0] texts[1] … texts[n]. `fields` are paths into the record.
+    `may_be_option` is True for a word before "--": a value at its beginning must not look like an option.
     """
 
     def __init__(self, template: str, where: str, may_be_option: bool) -> None:
-        """Raises UserError for what is no template."""
+        """Parses the word. Raises UserError for a wrong template."""
         self._texts, self.fields = [""], list[tuple[str, ...]]()
         where = f"{where}: the word {short_repr(template)}"
         try:
@@ -83,7 +87,7 @@ class _TemplateWord:
         self._checks_option = may_be_option and bool(self.fields) and not self._texts[0]
 
     def of(self, record: Any) -> str:
-        """The word for this record. Raises DataError."""
+        """Returns the word for this record. Raises DataError."""
         made = self._texts[0]
         for names, text in zip(self.fields, self._texts[1:], strict=True):
             value = _field(record, names)
@@ -103,7 +107,7 @@ class _TemplateWord:
 
 
 def _unfit(word: str) -> str:
-    """Why the system refuses the word; "": it does not."""
+    """Returns the reason why the system refuses the word, or ""."""
     try:
         size = len(word.encode())
     except UnicodeEncodeError:

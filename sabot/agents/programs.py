@@ -1,10 +1,10 @@
-"""Agents that are programs: a child of `sabot.process` for each record, whose lines are the results.
+"""Agents that are programs: a child of `sabot.process` for each record, whose output lines are the results.
 
-    record ─▶ the words of the command, filled ─▶ a child ─▶ its lines ─▶ results, when it has ended well
-                                                   └─ it ends badly: an error of the agent, and no results
-    record ─▶ a line to a child that lives on (`program_pool`) ─▶ its answer ─▶ results
+   record ─▶ the words of the command, filled ─▶ a child ─▶ its lines ─▶ results, if it ends well
+                                                  └─ it ends badly: an error of the agent, and no results
+   record ─▶ a line to a child that serves many records (`program_pool`) ─▶ its answer ─▶ results
 
-In a durable agent the run of the program is one effect, and its lines are the result that the journal has.
+In a durable agent the run of the program is one effect, and the journal has its lines as the result.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 LineFormat = Literal["text", "json"]
 
-_MOST_CHILDREN = 1000  # of a pool
+_MOST_CHILDREN = 1000  # the most children of a pool
 _SESSION = "session"
 _RESUME = 'resume=["claude", "-p", "Go on", "--resume", "{session}"]'
 
 
 class AgentCommand:
-    """The program of an agent, of whose `words` it is called: `function` is what the agent calls. resources: what is open while the app
-    runs.
+    """The program of an agent. `function` makes the function that the agent calls, and `resources` is open while the
+    app runs.
     """
 
     def __init__(
@@ -72,9 +72,8 @@ class AgentCommand:
         live: LiveLines | None = None,
         health: tuple[HealthMonitor, str],
     ) -> None:
-        """where: names the agent in errors. health: who watches it, and its name there. The others as of `App.process_agent`.
-
-        Raises UserError.
+        """Makes the command. `where` names the agent in errors. `health` is the monitor that watches the program, and
+        its name there. The other arguments are those of `App.process_agent`. Raises UserError.
         """
         check(f"{where}: lines", lines, OneOf(get_args(LineFormat)))
         if limits is not None and not isinstance(limits, ResourceLimits):
@@ -157,8 +156,8 @@ class AgentCommand:
         return Resource(f"pool of {where}", opened)
 
     async def check_system(self) -> None:
-        """Raises SandboxUnavailable where this system does not have what its level of trust demands. Where it may write is known from here
-        on, so that no program of the app, also one that is started before it, follows links that lie there since the last run.
+        """Raises SandboxUnavailable if this system lacks what the program's level of trust demands. From here on its
+        writable folders are known, so that no program of the app follows links that an earlier run has left in them.
         """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
@@ -167,13 +166,13 @@ class AgentCommand:
             await run_in_thread(remember_writable, [way_to(each).real for each in folders])
 
     def check_schema(self, schema: pa.Schema, where: str) -> None:
-        """Raises UserError where a command names a field that no record of this schema has."""
+        """Raises UserError if a command uses a field that no record of this schema has."""
         self.words.check_schema(schema, where)
         if self._resume is not None:
             self._resume.check_schema(schema, f"{where}: resume", known=[_SESSION])
 
     def function(self, name: str) -> Callable[[AgentContext], Any]:
-        """Of an agent that is not durable: the program is run each time that the record is read."""
+        """Returns the function of an agent that is not durable: it runs the program each time that a record is read."""
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
             place = f"{ctx.topic}[{ctx.partition}]@{ctx.offset}"
@@ -241,8 +240,8 @@ class AgentCommand:
             return await self._runs.run(argv, stdin, heard, request.by)
 
     def _output_of(self, said: Any) -> ProgramOutput:
-        """What the journal has. After a doubt it is what a person has given: the output as here, or its lines alone, or nothing. Raises
-        ExecutionError, also where the program has said that it failed.
+        """Returns the output in the journal. After a doubt it may be the answer of a person: an output, only its lines,
+        or nothing. Raises ExecutionError, also if the program has reported an error.
         """
         if not isinstance(said, dict):
             said = {"lines": [] if said is None else said}
@@ -260,7 +259,7 @@ class AgentCommand:
         return encode_json(record).decode() + "\n" if self._stdin else None
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
-        """Raises ExecutionError for a line that is not JSON, where it should be."""
+        """Returns the messages of a run. Raises ExecutionError for a line that is not JSON but should be."""
         ours = (("process.agent", agent_id.encode()), ("process.job", job.encode()))
         made = [
             Message(self._value(line, number), headers=(*ours, ("process.line", b"%d" % number)))
@@ -283,5 +282,5 @@ class AgentCommand:
 
 
 def _resumed(words: CommandTemplate, record: Any, session: str) -> list[str]:
-    """The command that goes on with this session."""
+    """Returns the command that continues this session."""
     return words.of({**(record if isinstance(record, Mapping) else {}), _SESSION: session})

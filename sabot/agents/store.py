@@ -1,11 +1,11 @@
-"""Jobs and actions in a journal: the journal is what is true, and what is here is made of its entries, live as at a start.
+"""A store of jobs and actions over a journal: everything that it returns is computed from the journal's entries.
 
-    create    Begin          start    Attempt of ordinal 0         an end    End
-    ask       Intent         answer   Answer (out of the inbox)    a cancel from outside    Cancel, then End
+   create    Begin          start    Attempt of ordinal 0         an end    End
+   ask       Intent         answer   Answer (out of the inbox)    a cancel from outside    Cancel, then End
 
-Every change is an entry first. It is applied by the same function that reads the journal at a start, in the journal's order, so a store
-that was killed and one that was not say the same. An answer always goes through the inbox, also one that this process gives, since another
-process may answer at the same moment: one of them is accepted.
+Every change is an entry first. It is applied by the function that reads the journal at a start, in the journal's order,
+so a store that was killed has the same state as one that was not. An answer always goes through the inbox, also one
+from this process, since another process may answer at the same moment: only one is accepted.
 """
 
 import asyncio
@@ -54,43 +54,47 @@ def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
 
 
 def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
-    """Asks the owner of a journal to cancel a job."""
+    """Returns the letter that asks the owner of a journal to cancel a job."""
     return Letter("cancel", job=job_id, name=reason, by=by)
 
 
 class JobsAndActions(JobStore, ActionStore):
-    """Both in one."""
+    """A store of both jobs and actions."""
 
 
 @runtime_checkable
 class LentStore(Protocol):
-    """A store in which jobs and actions of another owner are seen (`RuntimeKernel(job_store=…, action_store=…)`). home: over what a kernel
-    runs that is given no journal: the store's own, or the address of a database; None: the store has none to give.
+    """A store that also shows the jobs and actions of a kernel (`RuntimeKernel(job_store=…, action_store=…)`). `home`
+    is the place of the journal for a kernel that is given none: the store's own journal, the address of a database, or
+    None if the store has neither.
     """
 
     @property
     def home(self) -> Journal | str | None: ...
 
     def lend(self, to: JobsAndActions) -> None:
-        """Somebody else runs jobs over a journal, and says from now on what is in it. What the store is asked is passed on. Raises
-        UserError where it was lent before.
+        """Connects the store with a kernel: calls are passed on to `to` from now on. Raises UserError if it was lent
+        before.
         """
 
     async def show(self, journal: Journal) -> None:
-        """The jobs of this journal, from now on. The log says where the store has said something else."""
+        """Begins to show the jobs of this journal. Contradictions to what the store has shown before are logged."""
 
     async def became_durable(self) -> None:
-        """More of the journal is. Nothing is raised where a server is away: the next call catches up."""
+        """Called when more entries of the journal are durable. Raises nothing if a server does not answer: the next
+        call catches up.
+        """
 
     async def leave(self) -> None:
-        """The owner of the jobs is about to close the journal, and all that is durable was shown."""
+        """Called before the kernel closes the journal, when all durable entries were shown."""
 
 
 class JournalStore(JobsAndActions):
-    """Jobs and actions over a journal, whose owner this store is from now on. Made, it has read the journal, which may block.
+    """A store of jobs and actions over a journal, which it owns from now on. The constructor reads the journal, which
+    may block.
 
-    Give the same store to a JobManager and an ActionManager: then a job waits while an action of it is open. Given to a RuntimeKernel, it
-    is a view of the kernel's jobs (`lend`).
+    Give the same store to a JobManager and an ActionManager, so that a job waits while an action of it is open. Given
+    to a RuntimeKernel, it is a view of the kernel's jobs (`lend`).
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -98,24 +102,28 @@ class JournalStore(JobsAndActions):
         self.journal = journal
         self.clock: Clock = journal.clock
         self._known = JobView.of(journal)
-        self._positions: dict[str, Position] = {}  # of the last entry of a job, until it is durable
-        # Around what looks, appends and applies: entries are applied in the journal's order.
+        self._positions: dict[str, Position] = {}  # by job: the position of its last entry, until that is durable
+        # Held while entries are taken, appended and applied, so that they are applied in the journal's order.
         self._lock = asyncio.Lock()
         self._lent: JobsAndActions | None = None
 
     @property
     def home(self) -> Journal:
-        """As `LentStore.home`: its journal."""
+        """The store's own journal, for a kernel that is given none (`LentStore.home`)."""
         return self.journal
 
     def lend(self, to: JobsAndActions) -> None:
-        """As `LentStore.lend`. Its own journal may be the one over which the jobs run."""
+        """Shows the jobs of a kernel from now on, which may run over this journal or another one. Raises UserError if
+        the store shows those of another kernel.
+        """
         if self._lent is not None:
             raise UserError(f"the store of {self.journal.where} is that of another kernel", hint="make one for each")
         self._lent = to
 
     async def show(self, journal: Journal) -> None:
-        """As `LentStore.show`. Where it is not the store's own, and that has jobs too, the log says that they are not shown."""
+        """Shows this journal. If it is not the store's own, and that one has jobs too, it is logged that they are not
+        shown.
+        """
         if journal is not self.journal and (others := len(self._known.states)):
             _log.warning(
                 "%s has %d jobs that are not those of %s: the journal of the kernel holds, and only its jobs are shown",
@@ -135,7 +143,7 @@ class JournalStore(JobsAndActions):
             mark = await run_in_thread(self.journal.job, job_id) if spec.idempotency_key and known is None else None
             before = mark.digest if mark is not None else self._known.digest_of(job_id)
             check_same(job_id, spec, content, content if before is None else before)
-            if mark is not None:  # it has ended, and its entries are trimmed
+            if mark is not None:  # the job has ended, and its entries are trimmed
                 known = replace(
                     _record(job_id, spec, mark.ended_ms / 1000),
                     status=end_of(mark.outcome),
@@ -154,7 +162,8 @@ class JournalStore(JobsAndActions):
         if self._lent is not None:
             return await self._lent.get(job_id)
         await self._look()
-        job = self._known.job(checked_word(job_id, "job_id"))  # before the wait: what others append is not durable
+        # read before the wait, since later entries of others may not be durable after it
+        job = self._known.job(checked_word(job_id, "job_id"))
         await self._settled(job_id)
         return job
 
@@ -230,7 +239,7 @@ class JournalStore(JobsAndActions):
         return await self._taken(action.resume_token)
 
     async def _taken(self, token: str) -> ActionRecord:
-        """The action, whose letter is durable: who posted it is told so, though the journal's home goes away meanwhile and comes back."""
+        """Returns the action whose answer is durable. If the server of the journal goes away, waits until it is back."""
         while True:
             try:
                 await self._look()
@@ -257,8 +266,9 @@ class JournalStore(JobsAndActions):
         return found
 
     async def trim(self, keep_seconds: Duration) -> int:
-        """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their
-        idempotency keys are free again. Returns how many entries went. Raises UserError for seconds that are negative or not finite.
+        """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only
+        then their idempotency keys are free again. Returns the number of removed entries. Raises UserError for seconds
+        that are negative or not finite.
         """
         before_ms = max(1, self._now_ms() - parse_ms(keep_seconds, name="trim: keep_seconds"))
         async with self._lock:
@@ -270,26 +280,28 @@ class JournalStore(JobsAndActions):
         return round(self.clock.time() * 1000)
 
     async def _append(self, entry: Entry) -> None:
-        """Under the lock."""
+        """Appends an entry, and applies it. Called under the lock."""
         await self.journal.room()
         self._positions[entry.job] = self.journal.append(entry)
         self._known.apply(entry)
 
     async def _look(self) -> None:
-        """Takes what came from outside."""
+        """Takes letters from the inbox, and ends cancelled jobs."""
         async with self._lock:
             await run_to_end(self._take())
             for job_id, reason in list(self._known.cancelled.items()):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
 
     async def _take(self) -> None:
-        """Under the lock. It must not be cancelled half way: the thread would go on, and nobody apply the entries that it appends."""
+        """Takes letters from the inbox, and applies their entries. Called under the lock. It must not be cancelled,
+        since its thread would go on, and nobody would apply the entries that it appends.
+        """
         for position, entry in await run_in_thread(self.journal.take):
             self._positions[entry.job] = position
             self._known.apply(entry)
 
     async def _settled(self, job_id: str) -> None:
-        """What is known of the job is durable: nothing of it is told before."""
+        """Waits until the entries of the job are durable: no state is reported before."""
         position = self._positions.get(job_id)
         if position is not None:
             await self.journal.durable(position)
@@ -298,18 +310,20 @@ class JournalStore(JobsAndActions):
             await self.became_durable()
 
     async def became_durable(self) -> None:
-        """Called when an entry is durable, before what it says is told. A store that shows entries elsewhere does it here."""
+        """Called when an entry is durable, before its state is reported. A store that shows entries elsewhere overrides
+        it.
+        """
 
     async def leave(self) -> None:
-        """As `LentStore.leave`."""
+        """Does nothing (`LentStore.leave`)."""
 
 
 class InMemoryJobStore(JournalStore):
-    """Jobs, and actions too, in memory: gone with the process."""
+    """A store of jobs and actions in memory, which is gone with the process."""
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(MemoryJournal(clock=clock))
 
 
 InMemoryActionStore = InMemoryJobStore
-"""Its name where only actions are kept."""
+"""The name of the store for programs that only keep actions."""

@@ -17,7 +17,7 @@ from sabot.jobs.guard import Decision
 from sabot.llm.prices import PRICES_HINT
 
 BudgetDecision = Decision
-"""As document 001 calls it."""
+"""The name of `Decision` in document 001."""
 
 FITS = (Decision.ALLOW, Decision.WARN)
 """The decisions with which a call is made because the budget has room for it."""

@@ -30,7 +30,7 @@ from sabot.llm.errors import BudgetExceeded
 from sabot.llm.results import Usage
 
 BudgetExceededError = BudgetExceeded
-"""As document 001 calls it."""
+"""The name of `BudgetExceeded` in document 001."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ BUDGETS = (
     '[Budget("scope", max_cost_daily=Decimal("10"))], or a Ledger; a BudgetSpec is one job\'s of a kernel: '
     "ExecutionRequest(…, budgets=…); a CallBudget of sabot.llm is an engine's: ExecutionEngine(…, budget=…)"
 )
-"""What `budgets=` of apps and kernels takes, and where others belong: for hints."""
+"""The hint for a wrong `budgets=` of an app or a kernel."""
 
 
 class _Waiting(NamedTuple):

@@ -24,7 +24,7 @@ from sabot.journal.tables import connected, explained, transaction
 from sabot.steps import step
 
 DATABASE = "ledger.db"
-"""Of an app, in its state directory."""
+"""The name of an app's ledger in its state directory."""
 
 
 def _day(event: LedgerEvent) -> str:
@@ -51,7 +51,7 @@ GROUPS = {
     ),
     "day": _Group(_day, "strftime('%Y-%m-%d', timestamp / 1000, 'unixepoch')"),
 }
-"""By what rows may be put together."""
+"""The words by which rows can be grouped."""
 
 
 def checked_groups(by: Sequence[str]) -> tuple[str, ...]:

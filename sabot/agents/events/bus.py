@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 60.0
 
 CAPACITY_EVENTS = 10_000
-"""Events that wait for one subscriber."""
+"""The default number of events that may wait for one subscriber."""
 
 _SLICE = 256  # events that one task publishes, or handles, before others get the event loop
 

@@ -64,7 +64,7 @@ class FlowTimeout(FlowError, TimeoutError):
 
 
 _FAILURES = (FlowFailed, ModelError, AgentRunError, ToolError, EffectError, BudgetExceeded, TimeoutError)
-"""What an operator may fail with. All else is an error of the program, and is raised."""
+"""The errors that count as a failure of an operator. Any other error is one of the program, and is raised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from sabot.journal.effects import RULES, EffectClass
 from sabot.llm.tools import UNTRUSTED, Tool
 
 RuleAnswer = GuardVerdict | Decision | None
-"""What a rule says: None: it has nothing to say of this call."""
+"""The answer of a rule. None means that the rule has no opinion on this call."""
 
 Otherwise = Literal["deny", "ask", "warn"]
 

@@ -54,7 +54,7 @@ from sabot.llm.results import Completion
 from sabot.llm.tools import Tool
 
 FORK_ALLOWS = ("local", "read", "metered")
-"""The classes of effects that a fork makes. A child may do anything, so it is not begun."""
+"""The classes of effects that a fork really makes, by default. A child may do anything, so it is not begun."""
 
 _log = logging.getLogger(__name__)
 

@@ -115,7 +115,7 @@ class PostgresJobStore(JobsAndActions):
         """
         self.clock = clock
         self.home = address_of(pool, "PostgresJobStore")
-        """The address, over which a kernel without a journal of its own runs."""
+        """The address at which a kernel keeps its journal, if it is given none."""
         database, _ = split_app(self.home)
         self.views = PostgresJobViews(database)
         self._tables = PostgresTables(database, "jobs", "PostgresJobStore", TABLES | _ENTRIES)
@@ -471,7 +471,7 @@ class PostgresJobStore(JobsAndActions):
 
 
 PostgresActionStore = PostgresJobStore
-"""Its name where only actions are kept."""
+"""The name of the store for programs that only keep actions."""
 
 
 def _job_of(row: Sequence[Any]) -> JobRecord:
