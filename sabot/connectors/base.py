@@ -605,12 +605,19 @@ class ExpectsColumns(ABC):
     evolve: bool = False
     """True if the sink adds columns to its receiver that come and that the receiver lacks. Else such columns end the start."""
 
-    def missing_columns(self, schema: pa.Schema) -> Sequence[str]:
-        """Returns the names of those columns that the receiver lacks; none if there is no receiver yet. Changes nothing.
+    def expect_no_more(self, columns: Sequence[str]) -> None:  # noqa: B027  only some receivers replace rows
+        """Announces columns that the app has written before a change of its program, and does not write any more. Called
+        after `expect` or `expect_changes`, before `open`. A row of the receiver that is written again must not keep its
+        values in them, because nothing keeps these up to date.
+        """
+
+    def missing_columns(self, schema: pa.Schema) -> Sequence[str] | None:
+        """Returns the names of those columns that the receiver lacks; None if there is no receiver yet, or if its columns
+        cannot be known. Changes nothing.
 
         Called by `sabot plan --against`, without `open`. May block. Raises the errors of `open` if the receiver cannot be asked.
         """
-        return []
+        return None
 
     def misfit(self, schema: pa.Schema) -> str:
         """Returns the reason why the receiver cannot take rows with these columns, such as a column of another type, or

@@ -56,6 +56,7 @@ __all__ = [
     "exhausted_of",
     "expect",
     "expect_changes",
+    "expect_no_more",
     "finish_of",
     "floats_lost",
     "gives_columns",
@@ -319,10 +320,19 @@ def expect(sink: Sink, schema: pa.Schema) -> None:
         receiver.expect(schema)
 
 
-def missing_columns(sink: Sink, schema: pa.Schema) -> tuple[Sequence[str], bool]:
-    """Returns those columns that the receiver of the sink lacks, as far as the sink can tell, and True if it adds them."""
+def expect_no_more(sink: Sink, columns: Sequence[str]) -> None:
+    """Announces columns that the app does not write any more, to a sink that needs its columns."""
     receiver = receiver_of(sink)
-    return (receiver.missing_columns(schema), receiver.evolve) if isinstance(receiver, ExpectsColumns) else ((), False)
+    if isinstance(receiver, ExpectsColumns):
+        receiver.expect_no_more(columns)
+
+
+def missing_columns(sink: Sink, schema: pa.Schema) -> tuple[Sequence[str] | None, bool]:
+    """Returns those columns that the receiver of the sink lacks, or None if the sink cannot tell, and True if it adds them."""
+    receiver = receiver_of(sink)
+    return (
+        (receiver.missing_columns(schema), receiver.evolve) if isinstance(receiver, ExpectsColumns) else (None, False)
+    )
 
 
 def misfit_of(sink: Sink, schema: pa.Schema) -> str:

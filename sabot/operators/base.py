@@ -311,6 +311,9 @@ class HoldsMarks(Operator, ABC, ability=True):
 class WritesOutside(Operator, ABC, ability=True):
     """An operator whose rows leave the app: the writer of a sink."""
 
+    wrote: Mapping[str, Any] | None = None
+    """The columns that the app has written into the sink so far, for the checkpoint (`runtime.facts.Wrote`); None if they are not known."""
+
     @abstractmethod
     def flush(self) -> Mapping[str, int]:
         """Makes all rows so far safe: at the receiver, or in parts that the checkpoint will name.

@@ -15,7 +15,15 @@ from sabot.codecs.base import Encoder
 from sabot.codecs.formats import JSON
 from sabot.codecs.records import RECORD_SCHEMA, record_keys, row_records
 from sabot.connectors.base import LostFloats, OnNan, Sink
-from sabot.connectors.defaults import Stages, check_types, expect, expect_changes, finish_of, floats_lost
+from sabot.connectors.defaults import (
+    Stages,
+    check_types,
+    expect,
+    expect_changes,
+    expect_no_more,
+    finish_of,
+    floats_lost,
+)
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -56,6 +64,7 @@ class SinkWriter(WritesOutside):
     ) -> None:
         self.sink = sink
         self.rows_out = 0
+        self.left: Sequence[str] = ()  # columns that the app has written before, and does not write any more
         self._stages = sink if isinstance(sink, Stages) else None
         self._finish = finish_of(sink)
         self._key = key
@@ -85,6 +94,7 @@ class SinkWriter(WritesOutside):
             self._check_columns([self._key], self._expected)
         elif self._expected is not None:
             expect(self.sink, self._expected)
+        expect_no_more(self.sink, self.left)
         self.sink.open()
         return context.input
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from sabot._cython.flow.channel import Channel
@@ -22,7 +23,7 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, ExpectsColumns, Sink, Source
 from sabot.connectors.checks import agreed_delivery
 from sabot.connectors.defaults import columns_of, ends, is_same_log, readers_of, scan, set_only_letters, start_afresh
 from sabot.connectors.memory import CountSink
@@ -57,12 +58,13 @@ from sabot.runtime.alignment import Alignment
 from sabot.runtime.decoding import codec_of, format_facts
 from sabot.runtime.edges import Branch, BuiltStage, DeadLetterOutput, Edges, stage_of
 from sabot.runtime.event_time import SourceTime, source_time
+from sabot.runtime.facts import left_columns
 from sabot.runtime.filling import Filling
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, spent_on, stored_streams
+from sabot.runtime.restore import Asked, decide, plan_of, positions_in, readers_in, sinks_in, spent_on, stored_streams
 from sabot.runtime.settings import RunSettings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.runtime.watermarks import Watermarks
@@ -112,6 +114,7 @@ class Build:
         self.replay = replay
         self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
+        self._restored: Manifest | None = None
         self._edges: Edges
         # By stage with an input that must be processed first: the tasks that have not done so, and the readers here that wait for them.
         self._first: dict[str, tuple[set[str], list[SourceInput]]] = {}
@@ -138,7 +141,7 @@ class Build:
             self.plan = self.plan.up_to(self.replay.steps, CountSink)
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
         restored = None if self.replay is not None else restored
-        self._afresh = restored is None
+        self._afresh, self._restored = restored is None, restored
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
@@ -491,8 +494,23 @@ class Build:
         stage, clock = built.stage, self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), stage.changes, stage.nan)
         writer.step = StepInfo(stage.id)
+        if expected is not None:
+            self._note_columns(writer, stage, expected)
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
+
+    def _note_columns(self, writer: SinkWriter, stage: Stage, columns: pa.Schema) -> None:
+        """Gives the writer the columns that the app has written so far, and logs those that it does not write any more."""
+        assert self.plan is not None
+        assert stage.sink is not None
+        sink = stage.sink[0]
+        if not isinstance(sink, Sink) or not isinstance(sink, ExpectsColumns):
+            return
+        wrote, newly = left_columns(self._restored, sink, sinks_in(self.plan), columns.names)
+        if newly:
+            told = "sink %s: the program does not write %s any more, so rows from now on are without it (sabot plan --against says more)"
+            _log.warning(told, sink.name, ", ".join(newly))
+        writer.wrote, writer.left = msgspec.structs.asdict(wrote), wrote.left
 
     # -- sources and state ------------------------------------------------------------------------------------------------
 

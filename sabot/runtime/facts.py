@@ -4,7 +4,7 @@ The checksum of a manifest shows damage, but whoever can write a manifest can wr
 only the names are checked here; each operator checks its own facts when it restores its state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +13,8 @@ from sabot.base.os_errors import restoring
 from sabot.checkpoint import Manifest
 from sabot.codecs.formats import JSON, ArrowIpc
 from sabot.codecs.json import schema_of_text
+from sabot.connectors.base import Sink
+from sabot.connectors.defaults import address_of
 
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Places = list[tuple[str, _Int64, _Int64]]
@@ -39,11 +41,22 @@ class _Reader(msgspec.Struct):
     over: bool = False
 
 
+class Wrote(msgspec.Struct, frozen=True):
+    """The columns that an app has written into a sink. `place`: the address of the sink. `columns`: those of the program
+    that made the checkpoint. `left`: those of earlier programs, which it did not write any more.
+    """
+
+    place: str
+    columns: list[str]
+    left: list[str] = []
+
+
 class _StreamTask(msgspec.Struct):
     ended: bool
     input: dict[str, Any]
     operators: dict[str, dict[str, Any]]
     texts: dict[str, str]
+    wrote: Wrote | None = None
 
 
 class _AgentSource(msgspec.Struct):
@@ -122,6 +135,26 @@ def read_to_end(meta: Mapping[str, Any]) -> bool:
     but reads on at the next start.
     """
     return bool(meta["ended"] and meta["input"].get("exhausted", True))
+
+
+def left_columns(
+    restored: Manifest | None, sink: Sink, sinks: Iterable[Sink], columns: Sequence[str]
+) -> tuple[Wrote, list[str]]:
+    """Returns the columns that the app has written into a sink with this start, and those of them that the program of the
+    checkpoint wrote, and this one does not. `sinks`: all Sinks of the program. `columns`: those that the program writes.
+
+    If several sinks of the program or of the checkpoint write to the place, no column counts as left, because one sink may
+    write the columns of another.
+    """
+    place = address_of(sink)
+    stored = (
+        [] if restored is None else [task.meta["wrote"] for task in restored.tasks.values() if "wrote" in task.meta]
+    )
+    before = [found for each in stored if (found := msgspec.convert(each, Wrote)).place == place]
+    if len(before) != 1 or len({id(each) for each in sinks if address_of(each) == place}) != 1:
+        return Wrote(place, list(columns)), []
+    newly, earlier = ([name for name in names if name not in columns] for names in (before[0].columns, before[0].left))
+    return Wrote(place, list(columns), [*newly, *(name for name in earlier if name not in newly)]), newly
 
 
 def stored_journal(manifest: Manifest | None, task: str) -> Mapping[str, Any] | None:

@@ -17,7 +17,10 @@ from sabot.operators.agents.timers import state_name
 from sabot.operators.base import without_marks
 from sabot.plan import Edge, Plan, Verdict, kept_tables, planned
 from sabot.runtime.decoding import changed_format
-from sabot.runtime.restore import Asked, Decided, decide, readers_in, sinks_of
+from sabot.runtime.facts import left_columns
+from sabot.runtime.restore import Asked, Decided, decide, readers_in, sinks_in, sinks_of
+
+_STAYS = "rows that are written from now on have NULL there, the others keep their values"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def outcomes_of(
         *_format_outcomes(specs, made, manifest),
         *_agent_outcomes(agents, manifest),
         *_output_outcomes(made, manifest, ends, open_topic),
-        *_receiver_outcomes(made, decided),
+        *_receiver_outcomes(made, manifest, decided),
         *_reemit_outcomes(made, decided),
     ]
 
@@ -79,8 +82,10 @@ def _reemit_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
         yield StateOutcome(name, "migrate", name, name, f"all rows of {makers} are written again")
 
 
-def _receiver_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
-    """Yields an outcome for each sink whose receiver lacks columns of the program: a start adds them, or is refused."""
+def _receiver_outcomes(made: Plan, manifest: Manifest, decided: Decided) -> Iterator[StateOutcome]:
+    """Yields an outcome for each sink whose receiver lacks columns of the program: a start adds them, or is refused; and for
+    each sink whose receiver keeps columns that the program does not write any more.
+    """
     coming: list[tuple[Sink, pa.Schema]] = []
 
     def look(edge: Edge, schema: pa.Schema) -> None:
@@ -95,12 +100,17 @@ def _receiver_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
         try:
             missing, evolves = missing_columns(sink, schema)
             misfit = misfit_of(sink, schema)
+            _, left = left_columns(manifest, sink, sinks_in(made), schema.names)
+            gone, _ = missing_columns(sink, pa.schema([(name, pa.string()) for name in left])) if left else ((), False)
         except SabotError as error:
             yield StateOutcome(name, "keep", "", name, f"not compared: {error.message}")
             continue
         if misfit:
             yield StateOutcome(name, "refuse", name, name, misfit, True)
-        elif missing:
+            continue
+        stay = [] if gone is None else [name for name in left if name not in gone]
+        whys = [f"column {', '.join(stay)} stays: {_STAYS}"] if stay else []
+        if missing:
             said = ", ".join(f"{each} ({schema.field(each).type})" for each in missing)
             why = f"it has no column {said}, which evolve=True adds"
             if evolves and sink in written:
@@ -108,7 +118,10 @@ def _receiver_outcomes(made: Plan, decided: Decided) -> Iterator[StateOutcome]:
             elif evolves:
                 again = f"; --reemit {sink.name} writes its table again" if sink.name in kept else ""
                 why = f"column {said} is added, and is null so far{again}"
-            yield StateOutcome(name, "migrate" if evolves else "refuse", name, name, why, not evolves)
+            whys = [why, *whys]
+        if whys:
+            refused = bool(missing) and not evolves
+            yield StateOutcome(name, "refuse" if refused else "migrate", name, name, "; ".join(whys), refused)
 
 
 def _format_outcomes(specs: Sequence[AgentSpec], made: Plan, manifest: Manifest) -> Iterator[StateOutcome]:

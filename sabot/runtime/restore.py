@@ -445,6 +445,13 @@ def positions_in(facts: Mapping[str, Any]) -> Positions:
     return {(topic, number): offset for topic, number, offset in facts["positions"]}
 
 
+def sinks_in(plan: Plan) -> list[Sink]:
+    """Returns the Sinks that the program names, of streams and of agents, without topics."""
+    found = [stage.sink[0] for stage in plan.stages if stage.sink is not None]
+    found += [sink for stage in plan.stages if stage.agent is not None for sink in stage.agent.sinks.values()]
+    return [sink for sink in found if isinstance(sink, Sink)]
+
+
 def sinks_of(
     plan: Plan, ends: Iterable[StreamEnd], open_sink: Callable[[str], Sink]
 ) -> Iterator[tuple[str, Sink, Delivery]]:

@@ -659,6 +659,9 @@ class StreamTask:
                 states[operator.step.id] = state
         texts = {each.step.id: each.step.text for each in self.chain.stateful}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
+        for writer in self.chain.writers:
+            if writer.wrote is not None:
+                meta["wrote"] = writer.wrote
         return TaskSnapshot(meta, {}, states, sealed)
 
     def _last(self, final: TaskSnapshot) -> TaskSnapshot | None:

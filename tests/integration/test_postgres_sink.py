@@ -248,6 +248,19 @@ def test_a_table_that_evolves_gets_the_columns_that_it_lacks(url: str) -> None:
     assert query(url, "SELECT * FROM cars ORDER BY id") == [(1, None, None), (2, 5, Decimal("1.00")), (3, 4, None)]
 
 
+def test_a_row_that_is_written_again_gets_the_default_of_a_column_that_is_not_written_any_more(url: str) -> None:
+    query(url, "CREATE TABLE cars (id bigint PRIMARY KEY, n bigint, state text NOT NULL DEFAULT 'new', note text)")
+    query(url, "INSERT INTO cars VALUES (1, 1, 'old', 'red'), (2, 2, 'old', 'red')")
+    sink = SqlSink(url, "cars", keys=["id"], evolve=True)
+    sink.expect_no_more(["n", "state", "gone"])
+    written(sink, pa.record_batch({"id": [2, 3], "trips": [5, 6]}))
+    assert query(url, "SELECT * FROM cars ORDER BY id") == [
+        (1, 1, "old", "red", None),
+        (2, None, "new", "red", 5),
+        (3, None, "new", None, 6),
+    ]
+
+
 def test_who_may_not_create_uses_the_tables_that_are_there(url: str) -> None:
     query(url, "DROP ROLE IF EXISTS guest")
     query(url, "CREATE ROLE guest LOGIN")

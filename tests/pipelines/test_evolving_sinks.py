@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import runpy
 import sqlite3
 import uuid
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App, DeltaSink, ParquetSink, UserError
+from sabot import App, DeltaSink, ParquetSink, UserError, count
 from sabot.connectors.base import Sink
 from sabot.connectors.sql import SqlSink
 from tools.agent_tools import bounded, publish, until
@@ -60,7 +61,7 @@ def cars(memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 def rows(statement: str) -> list[Any]:
-    with contextlib.closing(sqlite3.connect("cars.db")) as connection:
+    with contextlib.closing(sqlite3.connect("cars.db")) as connection, connection:
         return connection.execute(statement).fetchall()
 
 
@@ -154,6 +155,91 @@ async def test_the_plan_knows_the_columns_that_a_sink_lacks(
     assert (done.exit_code, found["sink cars"]["outcome"], found["sink cars"]["why"]) == (exit_code, outcome, why)
     assert found["upsert-1"]["outcome"] == "keep"
     assert rows("SELECT name FROM pragma_table_info('cars')") == [("id",)]  # the plan has added nothing
+
+
+# -- columns that the program no longer writes
+
+
+RENAMED = """
+from sabot import App, DeltaSink, ParquetSink, col, count
+from sabot.connectors.sql import SqlSink
+app = App("cars", "memory://", state="state")
+rows = app.stream("cars", schema={{"id": "int64", "seats": "int64"}})
+{flow}.to({sink})
+"""
+COUNTED = 'rows.group_by("id").aggregate({name}=count()).upsert("id")'
+PLAIN = 'rows.select({name}=col("id"))'
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+async def test_a_row_that_is_written_again_has_no_old_number_in_a_column_that_was_renamed(
+    cars: Cars, delivery: str
+) -> None:
+    async def live(name: str, ids: list[int], **options: Any) -> None:
+        app = App("cars", broker=cars.broker, state="state")
+        counts = app.stream("cars", schema=SCHEMA).key_by("id").aggregate(**{name: count()})
+        counts.to(table(keys=["id"], **options), delivery=delivery)
+        await app.start()
+        publish(app, "cars", [{"id": id, "seats": 4} for id in ids])
+        await until(lambda: sum(each["rows"] for each in app.statistics()["streams"].values()) >= 2 * len(ids))
+        await bounded(app.stop())
+
+    await live("n", [1, 2, 2, 3])
+    await live("trips", [2], evolve=True)
+    assert rows("SELECT id, n, trips FROM cars ORDER BY id") == [(1, 1, None), (2, None, 3), (3, 1, None)]
+    await live("trips", [3])  # a later start knows it too
+    assert rows("SELECT id, n, trips FROM cars ORDER BY id") == [(1, 1, None), (2, None, 3), (3, None, 2)]
+    await live("n", [3, 4])  # and back
+    assert rows("SELECT id, n, trips FROM cars ORDER BY id") == [(1, 1, None), (2, None, 3), (3, 3, None), (4, 1, None)]
+
+
+async def test_columns_that_others_write_into_a_table_are_left_alone(cars: Cars) -> None:
+    async def live(*others: Sink) -> None:
+        app = App("cars", broker=cars.broker, state="state")
+        stream = app.stream("cars", schema=SCHEMA)
+        stream.select("id").to(table(keys=["id"]), delivery="at_least_once")
+        for sink in others:
+            stream.to(sink, delivery="at_least_once")
+        await app.start()
+        publish(app, "cars", [{"id": 1, "seats": 4}])
+        await until(lambda: sum(each["rows"] for each in app.statistics()["streams"].values()) >= 2 + len(others))
+        await bounded(app.stop())
+
+    rows("CREATE TABLE cars (id INTEGER PRIMARY KEY, seats INTEGER, note TEXT)")
+    rows("INSERT INTO cars VALUES (1, 0, 'red')")
+    await live(table(keys=["id"]))  # two sinks of one program, one of which writes fewer columns
+    await live(table(keys=["id"]))
+    assert rows("SELECT * FROM cars") == [(1, 4, "red")]
+
+
+@pytest.mark.parametrize(
+    ("flow", "sink", "says"),
+    [
+        (COUNTED, 'SqlSink("sqlite:cars.db", table="cars", evolve=True)', "; --reemit cars writes its table again"),
+        (PLAIN, 'DeltaSink("cars", evolve=True)', ""),
+        (PLAIN, 'ParquetSink("cars/", evolve=True)', ""),
+    ],
+)
+async def test_the_plan_says_what_becomes_of_a_column_that_was_renamed(
+    cars: Cars, flow: str, sink: str, says: str
+) -> None:
+    name = f"renamed_{uuid.uuid4().hex}"
+    Path(f"{name}.py").write_text(
+        RENAMED.format(flow=flow.format(name="n"), sink=sink).replace("memory://", cars.broker)
+    )
+    app = runpy.run_path(f"{name}.py")["app"]
+    await app.start()
+    publish(app, "cars", [{"id": 1, "seats": 4}])
+    await until(lambda: sum(each["rows"] for each in app.statistics()["streams"].values()) >= 2)
+    await bounded(app.stop())
+    Path(f"{name}.py").write_text(RENAMED.format(flow=flow.format(name="trips"), sink=sink))
+    done = sabot_says("plan", f"{name}:app", "--against", "state", "--json")
+    found = [each for each in map(json.loads, done.stdout.splitlines()) if each["id"].startswith("sink cars")]
+    assert [each["outcome"] for each in found] == ["migrate"]
+    assert found[0]["why"] == (
+        f"column trips (int64) is added, and is null so far{says}; "
+        "column n stays: rows that are written from now on have NULL there, the others keep their values"
+    )
 
 
 async def test_a_plan_is_made_although_a_sink_cannot_be_asked(cars: Cars) -> None:

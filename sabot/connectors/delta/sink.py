@@ -117,10 +117,10 @@ class DeltaSink(Sink, ExpectsColumns, ChecksTypes, KeepsToken, StartsAfresh):
         if self._schema is None:
             self._schema = schema
 
-    def missing_columns(self, schema: pa.Schema) -> list[str]:
+    def missing_columns(self, schema: pa.Schema) -> list[str] | None:
         with self._place.explained():
             table = self._place.found()
-            return [] if table is None else missing_fields(delta_schema(schema), columns_of(table)).names
+            return None if table is None else missing_fields(delta_schema(schema), columns_of(table)).names
 
     def misfit(self, schema: pa.Schema) -> str:
         with self._place.explained():

@@ -103,7 +103,7 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
     def expect(self, schema: pa.Schema) -> None:
         self._format.expected = schema
 
-    def missing_columns(self, schema: pa.Schema) -> list[str]:
+    def missing_columns(self, schema: pa.Schema) -> list[str] | None:
         try:
             newest = self._target.newest()
             known = None if newest is None else self._format.columns_in(newest)
@@ -112,7 +112,9 @@ class FileSink(Sink, KeepsToken, StartsAfresh, ExpectsColumns, ChecksTypes, Fini
                 f"folder {self.name!r} cannot be read: {error.strerror or error}", hint=hint_of(error)
             ) from error
         partitions = self._format.partition_by
-        return [] if known is None else [name for name in schema.names if name not in known and name not in partitions]
+        return (
+            None if known is None else [name for name in schema.names if name not in known and name not in partitions]
+        )
 
     def open(self) -> None:
         self._check_columns()

@@ -43,6 +43,15 @@ class Database(ABC):
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table
         self.keys = list(keys)
+        self.left: Sequence[
+            str
+        ] = ()  # further columns, which a replaced row gets as a new row would: their defaults, or null
+
+    def replacing(self, names: Sequence[str]) -> str:
+        """Returns the action of an INSERT with these columns for a row that the table has already."""
+        keys = {self.same_column(key) for key in self.keys}
+        columns = [quoted(name) for name in (*names, *self.left) if self.same_column(name) not in keys]
+        return f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns)}" if columns else "NOTHING"
 
     @property
     @abstractmethod

@@ -137,13 +137,11 @@ class PostgresDatabase(Database):
         names = list(data.schema.names)
         columns = ", ".join(map(quoted, names))
         staged = self._stage(last_of_each_key(data, self.keys), _ROWS_IN)
-        others = [quoted(name) for name in names if name not in self.keys]
-        action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
         keys = ", ".join(map(quoted, self.keys))
         with step("sql", self.table):
             self._execute(
                 f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {staged} ORDER BY {keys} "
-                f"ON CONFLICT ({keys}) DO {action}"
+                f"ON CONFLICT ({keys}) DO {self.replacing(names)}"
             )
         self._execute(f"DELETE FROM {staged}")
         return None

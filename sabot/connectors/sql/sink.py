@@ -89,6 +89,7 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         self._fitting: pa.Schema | None = None  # the last schema whose columns were found in the table
         self._columns: Columns | None = None
         self._told: set[str] = set()
+        self._left: Sequence[str] = ()  # columns that the app has written before, and does not write any more
         self._changes = False  # changes are written, not only rows
         self._afresh = False  # the app starts without a checkpoint, and nothing was written since
         self._begins = False  # the table is checked, and nothing was written since
@@ -112,15 +113,18 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
         if self._schema is None:
             self._schema = schema
 
-    def missing_columns(self, schema: pa.Schema) -> list[str]:
+    def expect_no_more(self, columns: Sequence[str]) -> None:
+        self._left = list(columns)
+
+    def missing_columns(self, schema: pa.Schema) -> list[str] | None:
         if not self._database.exists:
-            return []
+            return None
         self._fitting = self._columns = None
         self._database.connect_to_read()
         try:
             with self._database.explained():
                 known = self._table() is not None
-                return [field.name for field in self._missing(schema)] if known else []
+                return [field.name for field in self._missing(schema)] if known else None
         finally:
             self._database.close()
 
@@ -371,6 +375,9 @@ class SqlSink(Sink, TakesChanges, ExpectsColumns, ChecksTypes, KeepsToken, Start
             )
         if self._keys:
             self._database.check_keys()
+        same = self._database.same_column
+        coming, known = set(map(same, schema.names)), set(map(same, self._table() or ()))
+        self._database.left = [name for name in self._left if same(name) in known - coming]
         self._fitting = schema
 
     def _lacking(self, schema: pa.Schema) -> pa.Schema:

@@ -151,10 +151,8 @@ class SqliteDatabase(Database):
         names = [quoted(name) for name in data.schema.names]
         statement = f"INSERT INTO {self._name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         if self.keys:
-            keys = {self.same_column(key) for key in self.keys}
-            others = [quoted(name) for name in data.schema.names if self.same_column(name) not in keys]
-            action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
-            statement += f" ON CONFLICT ({', '.join(map(quoted, self.keys))}) DO {action}"
+            keys = ", ".join(map(quoted, self.keys))
+            statement += f" ON CONFLICT ({keys}) DO {self.replacing(data.schema.names)}"
         self._for_each(data, statement)
 
     def delete(self, data: pa.RecordBatch) -> None:

@@ -119,7 +119,7 @@ def aggregate_verdicts(
             why = (
                 "its state is dropped, as asked"
                 if name in forgets
-                else "the program no longer has it; a column of a table that had it keeps its old values"
+                else "the program no longer has it; a table into which it was written keeps the column"
             )
             found.append(AggregateVerdict(name, "drop", " ".join(said), None, why))
     return found

@@ -311,7 +311,7 @@ async def test_each_aggregate_is_kept_added_dropped_or_refused(run: Any, tmp_pat
     assert fates(verdict) == {"sums": "keep", "least": "add", "n": "keep", "t": "drop"}
     assert verdict.why == (
         'total is sums now; least is new (min(col("n")) int64): it begins empty; '
-        't (max(col("k")) string) is gone: the program no longer has it; a column of a table that had it keeps its old values'
+        't (max(col("k")) string) is gone: the program no longer has it; a table into which it was written keeps the column'
     )
 
     def other(stream: Any) -> None:
