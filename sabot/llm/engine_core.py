@@ -25,7 +25,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import EffectError, PolicyDenied, TransientError, UserError, short_repr
 from sabot.llm.cache import CompletionCache
 from sabot.llm.errors import BudgetExceeded, ModelError, with_message
-from sabot.llm.idempotency import IdempotencyTracker, SharedCall, in_pieces
+from sabot.llm.idempotency import IdempotencyTracker, SharedCall
 from sabot.llm.judges import IN_JOB, judge_of_this
 from sabot.llm.limits import CircuitBreaker, Limits
 from sabot.llm.messages import ChatMessage
@@ -33,7 +33,7 @@ from sabot.llm.middleware import MIDDLEWARE, BuiltIn, CallBudget, CallFigures, M
 from sabot.llm.prices import Prices, known_prices
 from sabot.llm.provider import Provider
 from sabot.llm.requests import request_of, with_output
-from sabot.llm.results import Completion, Embeddings, Piece, Usage, joined
+from sabot.llm.results import Completion, Embeddings, Piece, Usage, in_pieces, joined
 from sabot.llm.route import Route
 from sabot.llm.schema import Schema
 from sabot.llm.spec import RequestContext, RequestSpec

@@ -17,7 +17,7 @@ from sabot.calls.cache import UNKNOWN, AnswerCache
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import IdempotencyConflict, UserError
 from sabot.llm.errors import ModelTimeout, ModelUnavailable
-from sabot.llm.results import Completion, Piece
+from sabot.llm.results import Completion, Piece, in_pieces
 from sabot.llm.spec import RequestContext
 
 HOOKS = ("idempotency.start", "idempotency.hit", "idempotency.conflict", "idempotency.complete", "idempotency.fail")
@@ -108,15 +108,6 @@ class SharedCall:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiting.clear()
-
-
-async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
-    """Yields a complete answer as a stream would: its text, its tool calls, and the completion."""
-    if completion.content:
-        yield Piece(completion.content)
-    for call in completion.tool_calls:
-        yield Piece(tool_call=call)
-    yield Piece(completion=completion)
 
 
 @dataclass(frozen=True, slots=True)

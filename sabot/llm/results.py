@@ -1,6 +1,6 @@
 """Answers of models: completions, pieces of a stream, embeddings, and their usage."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
@@ -104,6 +104,15 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: str = ""
     tool_call: ToolCall | None = None
     completion: Completion | None = None
+
+
+async def in_pieces(completion: Completion) -> AsyncGenerator[Piece, None]:
+    """Yields a complete answer as a stream would: its text, its tool calls, and the completion."""
+    if completion.content:
+        yield Piece(completion.content)
+    for call in completion.tool_calls:
+        yield Piece(tool_call=call)
+    yield Piece(completion=completion)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

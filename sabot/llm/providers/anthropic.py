@@ -5,15 +5,14 @@ blocks in `vendor`, and later requests send them back unchanged.
 """
 
 import base64
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from sabot.errors import UNREADABLE, MissingExtra, UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, merged, usage_of
+from sabot.llm.providers.sdk import SdkCalls, checked_model, merged, usage_of
 from sabot.llm.results import Completion, Embeddings, FinishReason, Piece, Usage
 from sabot.llm.spec import RequestSpec
 
@@ -53,17 +52,11 @@ class AnthropicProvider:
             import anthropic
         except ImportError as error:
             raise MissingExtra("AnthropicProvider", "llm") from error
-        if client is not None and (base_url is not None or api_key is not None):
-            raise UserError("AnthropicProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = checked_model(model, "AnthropicProvider")
         self.lacks = frozenset({"seed"})
-        if client is None:
-            key = api_key_of(api_key, "ANTHROPIC", "AnthropicProvider", base_url)
-            make: Callable[[], Any] = partial(anthropic.AsyncAnthropic, api_key=key, base_url=base_url)
-        else:
-            make = partial(_same, client)
-        self._calls = SdkCalls(name, anthropic, anthropic.AnthropicError, make, _methods, owned=client is None)
+        how: dict[str, Any] = {"client": client, "api_key": api_key, "base_url": base_url}
+        self._calls = SdkCalls(name, anthropic, "Anthropic", _methods, **how)
         self._max_tokens = max_tokens
 
     def __repr__(self) -> str:
@@ -127,10 +120,6 @@ class AnthropicProvider:
         if spec.output is not None:
             body["output_config"] = {"format": {"type": "json_schema", "schema": spec.output}}
         return merged(body, spec.options)
-
-
-def _same(client: Any) -> Any:
-    return client
 
 
 def _methods(client: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -11,7 +10,7 @@ import numpy as np
 from sabot.errors import MissingExtra, UserError, short_repr
 from sabot.llm.providers.openai_chat import ChatDecoder, chat_request
 from sabot.llm.providers.openai_responses import RESPONSES_LACK, ResponsesDecoder, responses_request
-from sabot.llm.providers.sdk import SdkCalls, api_key_of, checked_model, usage_of
+from sabot.llm.providers.sdk import SdkCalls, checked_model, usage_of
 from sabot.llm.results import Completion, Embeddings, Piece
 from sabot.llm.spec import RequestSpec
 
@@ -46,17 +45,12 @@ class OpenAIProvider:
             raise MissingExtra("OpenAIProvider", "llm") from error
         if api not in ("chat", "responses"):
             raise UserError(f"OpenAIProvider: api={short_repr(api)}", hint='"chat" or "responses"')
-        if client is not None and (base_url is not None or api_key is not None):
-            raise UserError("OpenAIProvider: a client has its own address and key", hint="give client= alone")
         self.name = name
         self.model = checked_model(model, "OpenAIProvider")
         self.lacks = RESPONSES_LACK if api == "responses" else frozenset[str]()
-        make = partial(_same, client)
-        if client is None:
-            key = api_key_of(api_key, "OPENAI", "OpenAIProvider", base_url)
-            make = partial(openai.AsyncOpenAI, api_key=key, base_url=base_url)
         methods = _chat_methods if api == "chat" else _responses_methods
-        self._calls = SdkCalls(name, openai, openai.OpenAIError, make, methods, owned=client is None)
+        how: dict[str, Any] = {"client": client, "api_key": api_key, "base_url": base_url}
+        self._calls = SdkCalls(name, openai, "OpenAI", methods, **how)
         self._api = api
         self._is_openai = self._calls.host.endswith(_HOSTS)
 
@@ -125,10 +119,6 @@ class OpenAIProvider:
 
     async def close(self) -> None:
         await self._calls.close()
-
-
-def _same(client: Any) -> Any:
-    return client
 
 
 def _chat_methods(client: Any) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class ChatDecoder:
             raise self._calls.no_answer(data, self._model, request_id)
         self._answered = answer.model or self._answered
         self._id = answer.id or self._id
-        self._usage = _usage(answer.usage) or self._usage
+        self._usage = usage_in(answer.usage, "prompt", "completion") or self._usage
         return [piece for choice in answer.choices[:1] for piece in self._pieces(choice)]
 
     def _pieces(self, choice: _Choice) -> Iterator[Piece]:
@@ -232,16 +232,18 @@ class ChatDecoder:
         )
 
 
-def _usage(told: Any) -> Usage | None:
-    match told:
-        case {"prompt_tokens": read, "completion_tokens": written}:
-            details, made = told.get("prompt_tokens_details"), told.get("completion_tokens_details")
-            details, made = (each if isinstance(each, dict) else {} for each in (details, made))
-            return usage_of(
-                read,
-                written,
-                cached=details.get("cached_tokens"),
-                cache_write=details.get("cache_write_tokens"),
-                reasoning=made.get("reasoning_tokens"),
-            )
-    return None
+def usage_in(told: Any, read: str, written: str) -> Usage | None:
+    """Returns the usage that an answer reports, or None if it is incomplete. `read`, `written`: the words by which the API
+    names tokens that were read and written.
+    """
+    if not isinstance(told, dict) or not told.keys() >= {f"{read}_tokens", f"{written}_tokens"}:
+        return None
+    details, made = told.get(f"{read}_tokens_details"), told.get(f"{written}_tokens_details")
+    details, made = (each if isinstance(each, dict) else {} for each in (details, made))
+    return usage_of(
+        told[f"{read}_tokens"],
+        told[f"{written}_tokens"],
+        cached=details.get("cached_tokens"),
+        cache_write=details.get("cache_write_tokens"),
+        reasoning=made.get("reasoning_tokens"),
+    )

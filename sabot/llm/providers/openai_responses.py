@@ -12,9 +12,9 @@ import msgspec
 
 from sabot.errors import UserError
 from sabot.llm.messages import ChatMessage, Part, Text, ToolCall
-from sabot.llm.providers.openai_chat import image_url, json_text
-from sabot.llm.providers.sdk import SdkCalls, is_strict, merged, usage_of
-from sabot.llm.results import Completion, FinishReason, Piece, Usage
+from sabot.llm.providers.openai_chat import image_url, json_text, usage_in
+from sabot.llm.providers.sdk import SdkCalls, is_strict, merged
+from sabot.llm.results import Completion, FinishReason, Piece
 from sabot.llm.spec import RequestSpec, ToolSchema
 
 _VENDOR = "openai.responses"
@@ -140,7 +140,7 @@ class ResponsesDecoder:
             )
         elif any("refusal" in part for part in parts):
             reason = "content_filter"
-        usage = _usage(response.usage)
+        usage = usage_in(response.usage, "input", "output")
         vendor: dict[str, Any] = {} if is_plain else {_VENDOR: response.output}
         if vendor and usage is not None and usage.reasoning_tokens:
             vendor[_REASONING] = usage.reasoning_tokens
@@ -166,19 +166,4 @@ def _call_of(item: dict[str, Any]) -> ToolCall | None:
     match item:
         case {"type": "function_call", "call_id": str(call_id), "name": str(name)}:
             return ToolCall(call_id, name, json_text(item.get("arguments") or ""))
-    return None
-
-
-def _usage(told: Any) -> Usage | None:
-    match told:
-        case {"input_tokens": read, "output_tokens": written}:
-            details, made = told.get("input_tokens_details"), told.get("output_tokens_details")
-            details, made = (each if isinstance(each, dict) else {} for each in (details, made))
-            return usage_of(
-                read,
-                written,
-                cached=details.get("cached_tokens"),
-                cache_write=details.get("cache_write_tokens"),
-                reasoning=made.get("reasoning_tokens"),
-            )
     return None

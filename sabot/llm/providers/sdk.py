@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
@@ -36,7 +37,7 @@ from sabot.llm.errors import (
     RateLimited,
     RequestRefused,
 )
-from sabot.llm.results import Completion, Piece, Usage
+from sabot.llm.results import Completion, Piece, Usage, in_pieces
 
 T = TypeVar("T")
 
@@ -95,47 +96,54 @@ class SdkCalls:
     """The calls of one provider. A connection belongs to its event loop, so each loop gets a client of its own,
     unless the user has given one: programs may call `asyncio.run` several times, and tests have a loop each.
 
-    `provider`: the vendor's name. `sdk`: its library. `base_error`: the base class of the library's errors. `make`:
-    makes a client. `methods`: returns the methods of a client that are used, by Sabot's names. `owned`: True if
-    `close` closes the clients. Raises UserError if the base URL is not that of an HTTP server, or contains a user or
-    password.
+    `provider`: the vendor's name. `sdk`: its library. `vendor`: the name in the library's classes, "OpenAI".
+    `methods`: returns the methods of a client that are used, by Sabot's names. `client`: one of the user's, which
+    `close` does not close; else clients are made with `api_key` and `base_url`. Raises UserError if there is no key,
+    if a client is given with one, and if the base URL is not that of an HTTP server, or contains a user or password.
     """
 
     def __init__(
         self,
         provider: str,
         sdk: ModuleType,
-        base_error: type[Exception],
-        make: Callable[[], Any],
+        vendor: str,
         methods: Callable[[Any], dict[str, Callable[..., Any]]],
         *,
-        owned: bool,
+        client: Any,
+        api_key: str | None,
+        base_url: str | None,
     ) -> None:
         self._provider = provider
         self._sdk: Any = sdk
-        self._base_error = base_error
-        self._make = make
+        self._base_error: type[Exception] = getattr(sdk, f"{vendor}Error")
         self._methods = methods
-        self._owned = owned
+        self._owned = client is None
+        if client is None:
+            key = api_key_of(api_key, vendor.upper(), f"{vendor}Provider", base_url)
+            self._make: Callable[[], Any] = partial(getattr(sdk, f"Async{vendor}"), api_key=key, base_url=base_url)
+        elif base_url is not None or api_key is not None:
+            raise UserError(f"{vendor}Provider: a client has its own address and key", hint="give client= alone")
+        else:
+            self._make = lambda: client
         self._closed = self._logged_whole = False
         self._clients: dict[asyncio.AbstractEventLoop, _SdkClient] = {}
         # The first client is made here and not in a call, because the libraries import parts of themselves then, which is slow.
         self._unused: _SdkClient | None = self._new()
-        client = self._unused.client
-        self.host = str(client.base_url.host)
-        self.base_url = redacted_url(str(client.base_url))
-        if owned and (client.base_url.scheme not in ("http", "https") or not self.host):
+        made = self._unused.client
+        self.host = str(made.base_url.host)
+        self.base_url = redacted_url(str(made.base_url))
+        if self._owned and (made.base_url.scheme not in ("http", "https") or not self.host):
             raise UserError(
                 f"{provider}: base_url={self.base_url!r} is not the address of a server",
                 hint='base_url="http://localhost:11434/v1"',
             )
-        if owned and client.base_url.userinfo:
+        if self._owned and made.base_url.userinfo:
             raise UserError(
                 f"{provider}: base_url={self.base_url} has a user or password, which the vendor's library would log",
                 hint="give api_key=, or a client= with another authentication",
             )
-        if isinstance(client.api_key, str):
-            keep_secret(client.api_key)
+        if isinstance(made.api_key, str):
+            keep_secret(made.api_key)
 
     def _new(self) -> "_SdkClient":
         client = self._make().with_options(max_retries=0)
@@ -222,7 +230,8 @@ class SdkCalls:
         async with aclosing(self._events(method, body, timeout_s, key, most, needed)) as events:
             async for data, request_id, is_event in events:
                 if not is_event:
-                    for piece in self._split(decoder.whole(data, request_id)):
+                    self._log_whole()
+                    async for piece in in_pieces(decoder.whole(data, request_id)):
                         yield piece
                     return
                 for piece in decoder.feed(data, request_id):
@@ -241,18 +250,11 @@ class SdkCalls:
                     async for _ in events:
                         pass
 
-    def _split(self, answer: Completion) -> Iterator[Piece]:
-        """Yields the pieces of an answer that came whole although a stream was asked for. The first time, the log
-        says so.
-        """
+    def _log_whole(self) -> None:
+        """Logs, once, that an answer came whole although a stream was asked for."""
         if not self._logged_whole:
             self._logged_whole = True
             _log.warning("%s at %s does not stream: each answer comes as a whole", self._provider, self.base_url)
-        if answer.content:
-            yield Piece(answer.content)
-        for call in answer.tool_calls:
-            yield Piece(tool_call=call)
-        yield Piece(completion=answer)
 
     async def _events(
         self,

@@ -82,7 +82,7 @@ class Client:
 def calls():
     import openai  # not by each process that collects the tests
 
-    return SdkCalls("openai", openai, openai.OpenAIError, Client, lambda client: {}, owned=False)
+    return SdkCalls("openai", openai, "OpenAI", lambda client: {}, client=Client(), api_key=None, base_url=None)
 
 
 def test_chat_completions():
