@@ -1,7 +1,7 @@
 """Limits of the called service: they decide when another call may begin.
 
     AdaptiveLimit   calls in flight: fewer after the service has said that it is overloaded, more again afterwards
-    TokenBucket     calls that begin per second
+    TokenBucket     calls that begin per second, or tokens of models
 
 Times are seconds of a monotonic clock, given by the caller. Everything belongs to one event loop.
 """
@@ -13,7 +13,7 @@ _LOWERED_TO = 0.5  # the share of the calls in flight that is allowed after a re
 _BURST_SECONDS = (
     0.05  # the part of the rate that may begin at once, because an event loop is sometimes late by some milliseconds
 )
-_NEARLY = 1e-9
+_NEARLY_S = 1e-6  # a wait that a clock may round away
 
 
 class Limit(Protocol):
@@ -78,23 +78,29 @@ class AdaptiveLimit:
 
 
 class TokenBucket:
-    """A limit of `rate` calls per second, which begin evenly. After a pause, as many calls may begin at once as the
-    rate allows in 50 ms (`rate` / 20), but at least one.
+    """A limit of `rate` calls per second, which begin evenly; or of so many tokens, of which a call takes `amount`. After
+    a pause, as much may be taken at once as the rate allows in `burst_s` seconds, but at least one. A call that takes more
+    than there is leaves a debt, and the next one waits.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, burst_s: float = _BURST_SECONDS) -> None:
         self._rate = rate
-        self._most = max(1.0, rate * _BURST_SECONDS)
+        self._most = max(1.0, rate * burst_s)
         self._tokens = self._most
         self._seen = math.inf  # the time at which tokens were last counted
 
-    def wait_s(self, now: float) -> float:
+    def wait_s(self, now: float, amount: float = 1.0) -> float:
         self._tokens = min(self._most, self._tokens + max(0.0, now - self._seen) * self._rate)
         self._seen = now
-        return 0.0 if self._tokens >= 1.0 - _NEARLY else (1.0 - self._tokens) / self._rate
+        wait_s = (min(amount, self._most) - self._tokens) / self._rate
+        return wait_s if wait_s > _NEARLY_S else 0.0
 
-    def begun(self, now: float) -> None:
-        self._tokens -= 1.0
+    def begun(self, now: float, amount: float = 1.0) -> None:
+        self.take(amount)
+
+    def take(self, amount: float) -> None:
+        """Takes so much; a negative number gives back what was taken and not used."""
+        self._tokens -= amount
 
     def ended(self, now: float, began: float, *, well: bool) -> None:
         """Does nothing: the end of a call does not let another one begin earlier."""

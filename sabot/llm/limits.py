@@ -19,9 +19,8 @@ from sabot.errors import UserError, short_repr
 from sabot.llm.errors import CircuitOpen, ModelTimeout, ModelUnavailable, RateLimited
 
 _MOST_AT_ONCE = 100_000
-_BURST_SECONDS = 10.0  # the tokens of this time may be used at once
+_BURST_SECONDS = 10.0  # the tokens of a model of this time may be used at once
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEARLY = 1e-3  # tokens: a smaller lack is a rounding error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +47,6 @@ class Limits:
                 raise UserError(f"Limits: {name} is {short_repr(value)}", hint="a number above 0, or None for no limit")
 
 
-class TokenBalance:
-    """The number of a model's tokens that may be used now. It grows at an even rate, up to the tokens of ten seconds.
-    A request that used more than estimated leaves a negative balance, and the next one waits. Times are seconds of a
-    monotonic clock.
-    """
-
-    def __init__(self, per_minute: float) -> None:
-        self._rate = per_minute / 60.0
-        self._most = self._balance = self._rate * _BURST_SECONDS
-        self._seen = math.inf
-
-    def wait_s(self, now: float, tokens: int) -> float:
-        """Returns the seconds until a request with this estimate of tokens may begin."""
-        self._balance = min(self._most, self._balance + max(0.0, now - self._seen) * self._rate)
-        self._seen = now
-        missing = min(tokens, self._most) - self._balance
-        return missing / self._rate if missing > _NEARLY else 0.0
-
-    def use(self, tokens: int) -> None:
-        """Removes the tokens from the balance. A negative number gives tokens back that were reserved and not used."""
-        self._balance -= tokens
-
-
 class Admission:
     """The queue of requests before one provider."""
 
@@ -78,9 +54,9 @@ class Admission:
         self.waiting = 0
         self._clock, self._sleep = clock, sleep
         self._in_flight = AdaptiveLimit(limits.concurrency)
-        per_minute = limits.requests_per_minute
-        self._rate = None if per_minute is None else TokenBucket(per_minute / 60.0)
-        self._tokens = None if limits.tokens_per_minute is None else TokenBalance(limits.tokens_per_minute)
+        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
+        self._rate = None if requests is None else TokenBucket(requests / 60.0)
+        self._tokens = None if tokens is None else TokenBucket(tokens / 60.0, _BURST_SECONDS)
         self._turn = asyncio.Lock()
         self._room: asyncio.Future[None] | None = None
 
@@ -117,7 +93,7 @@ class Admission:
                 if self._rate is not None:
                     self._rate.begun(now)
                 if self._tokens is not None:
-                    self._tokens.use(tokens)
+                    self._tokens.begun(now, tokens)
                 return now
         finally:
             self.waiting -= 1
@@ -132,7 +108,7 @@ class Admission:
         else:
             self._in_flight.ended(now, began, well=failure is None)
         if self._tokens is not None and used is not None:
-            self._tokens.use(used - tokens)
+            self._tokens.take(used - tokens)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 

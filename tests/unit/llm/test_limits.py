@@ -5,6 +5,7 @@ from contextvars import copy_context
 
 import pytest
 
+from sabot.calls.limits import TokenBucket
 from sabot.errors import UserError
 from sabot.llm import (
     CircuitBreaker,
@@ -21,7 +22,6 @@ from sabot.llm import (
     assistant,
 )
 from sabot.llm.judges import SENDABLE
-from sabot.llm.limits import TokenBalance
 
 
 async def ask(engine, count, **fields):
@@ -110,9 +110,9 @@ async def test_tokens_a_minute_are_estimated_then_counted(time):
 
 
 def test_a_request_that_is_above_all_there_may_be_waits_for_that():
-    balance = TokenBalance(600)
+    balance = TokenBucket(10.0, burst_s=10.0)
     assert balance.wait_s(0.0, 10_000) == 0.0
-    balance.use(10_000)
+    balance.begun(0.0, 10_000)
     assert balance.wait_s(0.0, 1) == pytest.approx(990.1)
     assert balance.wait_s(990.2, 1) == 0.0
 
