@@ -12,7 +12,6 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
 
 from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, JudgedCall, Judgement, Standing, judge
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
@@ -42,15 +41,6 @@ BUDGETS = (
     "ExecutionRequest(…, budgets=…); a CallBudget of sabot.llm is an engine's: ExecutionEngine(…, budget=…)"
 )
 """The hint for a wrong `budgets=` of an app or a kernel."""
-
-
-class _Waiting(NamedTuple):
-    """A row that waits for the writer. `call`, `number`: the reservation that stays until the row is written, if budgets are shared."""
-
-    event: LedgerEvent
-    durable: Durable | None
-    call: str = ""
-    number: int = 0
 
 
 class Ledger:
@@ -90,7 +80,7 @@ class Ledger:
         self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
-        self._rows: list[_Waiting] = []
+        self._rows: list[tuple[SettledRow, Durable | None]] = []  # that wait for the writer
         self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
         # Names of rows after which the writer is asked, until it has answered.
@@ -390,12 +380,12 @@ class Ledger:
         elif account is not None:
             account.settle(call, event.adds, self._clock.time())
         self._recorded += 1
-        self._rows.append(_Waiting(event, durable, call if number else "", number))
+        self._rows.append((SettledRow(event, call if number else "", number), durable))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
         """Drops the rows that wait for this function, because their journal is about to be closed. The next start writes those it has."""
-        self._rows = [each for each in self._rows if each.durable != durable]
+        self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
 
     def _begin_writing(self) -> None:
         if self._writing is None:
@@ -413,18 +403,18 @@ class Ledger:
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """Corrects rows (`LedgerWriter.correct`), except those that the writer refuses. Returns the number of rows that were replaced."""
-        return await self._kept([_Waiting(each, None) for each in events], self._correct)
+        return await self._kept([SettledRow(each) for each in events], self._correct)
 
-    async def _correct(self, rows: Sequence[_Waiting]) -> int:
+    async def _correct(self, rows: Sequence[SettledRow]) -> int:
         if self._shared is not None:
-            return await self._shared.settle([SettledRow(each.event) for each in rows], corrects=True)
+            return await self._shared.settle(rows, corrects=True)
         return await self.writer.correct([each.event for each in rows])
 
-    async def _keep(self, rows: Sequence[_Waiting]) -> int:
+    async def _keep(self, rows: Sequence[SettledRow]) -> int:
         if self._shared is None:
             await self.writer.write([each.event for each in rows])
         else:
-            await self._shared.settle([SettledRow(each.event, each.call, each.number) for each in rows])
+            await self._shared.settle(rows)
         return 0
 
     async def flush(self) -> None:
@@ -438,14 +428,14 @@ class Ledger:
 
     async def _write(self) -> Exception | None:
         """Writes the rows that wait. Returns the error if it could not."""
-        rows: list[_Waiting] = []
+        rows: list[tuple[SettledRow, Durable | None]] = []
         try:
             while self._rows:
                 rows, self._rows = self._rows, []
-                for durable in {each.durable for each in rows if each.durable is not None}:
+                for durable in {durable for _, durable in rows if durable is not None}:
                     await durable()
-                await self._kept(rows, self._keep)
-                self._named.difference_update(each.event.event_id for each in rows)
+                await self._kept([row for row, _ in rows], self._keep)
+                self._named.difference_update(row.event.event_id for row, _ in rows)
                 rows = []
         except Exception as error:
             _log.warning("ledger: %s could not be written yet: %s", counted_words(len(rows), "row"), message_of(error))
@@ -455,7 +445,7 @@ class Ledger:
             self._writing = None
         return None
 
-    async def _kept(self, rows: Sequence[_Waiting], keep: Callable[[Sequence[_Waiting]], Awaitable[int]]) -> int:
+    async def _kept(self, rows: Sequence[SettledRow], keep: Callable[[Sequence[SettledRow]], Awaitable[int]]) -> int:
         """Has the writer keep these rows, and logs those that it refuses. Returns the number of rows that it has corrected."""
         try:
             return await keep(rows)

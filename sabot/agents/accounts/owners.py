@@ -9,6 +9,7 @@ become rows of type "doubt": the calls may have been paid, so they count, and no
 place of the doubt.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -112,36 +113,46 @@ encode_doubts = msgspec.json.Encoder().encode
 decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
-class AccountStore(Protocol):
+class AccountStore(ABC):
     """The accounts, reservations and rows of an owner within one transaction. Nobody else changes the accounts that it has returned."""
 
+    @abstractmethod
     def now(self) -> float:
         """Returns the seconds since 1970 by the clock of the owner."""
 
+    @abstractmethod
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
         """Locks and returns the accounts of these scopes. A new one gets the usage of the rows that there are."""
 
+    @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
         """Returns those of these scopes that have an account."""
 
+    @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
         """Returns the reservations of these calls, in any scope."""
 
+    @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
         """Returns the reservations in these scopes whose holder's lease has ended."""
 
+    @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
         """Returns the rows with these ids, by id."""
 
+    @abstractmethod
     def put_accounts(self, accounts: Mapping[str, Account]) -> None:
         """Stores accounts."""
 
+    @abstractmethod
     def put_reservations(self, kept: Sequence[Reservation], dropped: Sequence[tuple[str, str]]) -> None:
         """Stores reservations, and removes others, which are named by scope and call."""
 
+    @abstractmethod
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
         """Stores rows, after it has removed those with the ids `replaced`."""
 
+    @abstractmethod
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
         """Extends the lease of a holder until this time. Removes holders whose leases have ended and that have no reservations."""
 
@@ -261,8 +272,7 @@ def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
         working.settle(row.event, batch.corrects)
     judged = [working.take(step) for step in batch.steps]
     if working.written:
-        ordered = [working.written[name] for name in sorted(working.written)]
-        book.put_rows(ordered, working.replaced)
+        book.put_rows(list(working.written.values()), working.replaced)
     if working.changed:
         kept = [each for each in working.changed.values() if each is not None]
         book.put_reservations(kept, [name for name, each in working.changed.items() if each is None])

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sabot.agents.accounts.contract import LedgerEvent, LedgerSum, refuse_redis
-from sabot.agents.accounts.owners import BatchResult, BudgetBatch, Reservation, batch_of_rows, opened_account, work
+from sabot.agents.accounts.owners import (
+    AccountStore,
+    BatchResult,
+    BudgetBatch,
+    Reservation,
+    batch_of_rows,
+    opened_account,
+    work,
+)
 from sabot.agents.accounts.tables import TableAccountStore, tables_of_budgets
 from sabot.base.accounts import WINDOWS, Account, Amounts, Window
 from sabot.base.config import checked_path
@@ -66,8 +74,8 @@ def checked_groups(by: Sequence[str]) -> tuple[str, ...]:
     return tuple(by)
 
 
-class _MemoryAccountStore:
-    """An `AccountStore` in memory. It is simple on purpose: tests compare the tables with it."""
+class _MemoryAccountStore(AccountStore):
+    """The accounts in memory. They are simple on purpose: tests compare the tables with them."""
 
     def __init__(self, rows: dict[str, LedgerEvent], used: Callable[[str, int], Amounts]) -> None:
         self._rows, self._used = rows, used
@@ -144,24 +152,15 @@ class InMemoryLedgerWriter:
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
         """Writes rows (`LedgerWriter.write`)."""
-        if self.shared and events:
-            work(self._book, batch_of_rows(events))
-            return
-        for event in events:
-            before = self._rows.get(event.event_id)
-            if before is None or (before.type == "doubt" and event.type != "doubt"):
-                self._rows[event.event_id] = event
+        await self._worked(events)
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """Writes rows, and replaces those that differ (`LedgerWriter.correct`)."""
-        if self.shared and events:
-            return work(self._book, batch_of_rows(events, corrects=True)).corrected
-        kept = {name: _row(event) for name, event in self._rows.items()}
-        wrong = contradicted(map(_row, events), kept)
-        for name in wrong:
-            del self._rows[name]
-        await self.write(events)
-        return len(wrong)
+        return await self._worked(events, corrects=True)
+
+    async def _worked(self, events: Sequence[LedgerEvent], *, corrects: bool = False) -> int:
+        """Keeps rows as an owner of budgets does, which has no accounts if nobody shares them. Returns the number of corrected ones."""
+        return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """Returns the amounts that a scope has used since this time (`LedgerWriter.used`)."""

@@ -11,6 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sabot.agents.accounts.budgets import FITS, Budget, Judgement, Standing
@@ -29,20 +30,14 @@ _BEATS = 5  # the batches that a process with calls in flight sends in the time 
 BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
     """A step, or rows, of a batch. `answer`: the future of whoever waits for the answer, or None if nobody does."""
 
-    __slots__ = ("answer", "corrects", "rows", "step")
-
-    def __init__(
-        self,
-        step: BudgetStep | None = None,
-        rows: Sequence[SettledRow] = (),
-        *,
-        corrects: bool = False,
-        answer: "asyncio.Future[Any] | None" = None,
-    ) -> None:
-        self.step, self.rows, self.corrects, self.answer = step, rows, corrects, answer
+    step: BudgetStep | None = None
+    rows: Sequence[SettledRow] = ()
+    corrects: bool = False
+    answer: "asyncio.Future[Any] | None" = None
 
     @property
     def given_up(self) -> bool:
@@ -168,7 +163,7 @@ class SharedAccounts:
 
     async def _answer(self, step: BudgetStep | None, rows: Sequence[SettledRow] = (), *, corrects: bool = False) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(_Pending(step, rows, corrects=corrects, answer=answer))
+        self._put(_Pending(step, rows, corrects, answer))
         try:
             async with asyncio.timeout(self.patience_s):
                 return await answer

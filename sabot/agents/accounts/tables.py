@@ -5,14 +5,13 @@
 `runtime_holders`       the time at which the lease of each process ends
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.accounts.owners import Reservation, decode_doubts, encode_doubts, opened_account
+from sabot.agents.accounts.owners import AccountStore, Reservation, decode_doubts, encode_doubts, opened_account
 from sabot.base.accounts import WINDOWS, Account, Amounts, Window
 
 _RESERVED = "reserved"
@@ -31,8 +30,8 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
     }
 
 
-class TableAccountStore(ABC):
-    """An `AccountStore` over a cursor, within a transaction that its user has begun.
+class TableAccountStore(AccountStore):
+    """The accounts over a cursor, within a transaction that its user has begun.
 
     `mark`: the placeholder of a parameter in a statement. `lock`: the words after a SELECT that keep others from changing its rows.
     """
@@ -45,24 +44,12 @@ class TableAccountStore(ABC):
         self._dead: list[str] = []
 
     @abstractmethod
-    def now(self) -> float:
-        """Returns the seconds since 1970 by the clock of the database."""
-
-    @abstractmethod
     def among(self, column: str) -> str:
         """Returns the condition that a column has one of the values of a parameter."""
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
         """Returns the parameter of `among`."""
-
-    @abstractmethod
-    def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
-        """Returns the rows with these ids, by id."""
-
-    @abstractmethod
-    def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
-        """Stores rows, after it has removed those with the ids `replaced`."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:

@@ -199,7 +199,8 @@ class _PostgresAccountStore(TableAccountStore):
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
         if replaced:
             self.change("DELETE FROM runtime_ledger WHERE event_id = ANY(?)", [(sorted(replaced),)])
-        self.change(_INSERT, [tuple(list(values) for values in zip(*map(_row, events), strict=True))])
+        rows = [_row(event) for event in sorted(events, key=lambda event: event.event_id)]  # as `_rows`
+        self.change(_INSERT, [tuple(list(values) for values in zip(*rows, strict=True))])
 
     def used(self, scope_id: str, since_ms: int) -> Amounts:
         ((tokens, cost, calls),) = self.select(_USED, scope_id, since_ms)
