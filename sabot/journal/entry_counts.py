@@ -10,9 +10,11 @@ Statements are those that SQLite and PostgreSQL know, with values marked by `?`.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sabot.errors import CorruptJournal
+
+T = TypeVar("T")
 
 COUNTED = 2
 """The format of tables from which on places are counted."""
@@ -85,22 +87,26 @@ def written(connection: Connection, first: int, behind: int) -> None:
 def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
     """The entries of these runs, in order, are trimmed in this transaction."""
     beside: set[Run] = set()
-    for some in _parts(runs):
-        marks = ", ".join("?" * len(some))
+    for some in parts(runs):
         for column, values in (("behind", [first for first, _ in some]), ("first", [behind for _, behind in some])):
-            found = connection.execute(f"SELECT first, behind FROM gone WHERE {column} IN ({marks})", values)
+            found = connection.execute(f"SELECT first, behind FROM gone WHERE {column} {among(values)}", values)
             beside.update((int(first), int(behind)) for first, behind in found.fetchall())
-    for some in _parts(sorted(beside)):
-        marks = ", ".join("?" * len(some))
-        connection.execute(f"DELETE FROM gone WHERE first IN ({marks})", [first for first, _ in some])
-    for some in _parts(joined([*runs, *beside])):
+    for some in parts(sorted(beside)):
+        connection.execute(f"DELETE FROM gone WHERE first {among(some)}", [first for first, _ in some])
+    for some in parts(joined([*runs, *beside])):
         marks = ", ".join(["(?, ?)"] * len(some))
         connection.execute(f"INSERT INTO gone (first, behind) VALUES {marks}", [place for run in some for place in run])
 
 
-def _parts(runs: Sequence[Run]) -> Iterator[Sequence[Run]]:
-    for first in range(0, len(runs), _MOST_NAMED):
-        yield runs[first : first + _MOST_NAMED]
+def parts(values: Sequence[T], most: int = _MOST_NAMED) -> Iterator[Sequence[T]]:
+    """Yields the values in parts of which a statement can name each value."""
+    for first in range(0, len(values), most):
+        yield values[first : first + most]
+
+
+def among(values: Sequence[Any]) -> str:
+    """Returns the condition behind a column that it has one of these values, with a mark for each."""
+    return f"IN ({', '.join('?' * len(values))})"
 
 
 def make_tables(connection: Connection, whole: str) -> None:

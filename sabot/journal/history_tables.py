@@ -15,7 +15,7 @@ import msgspec
 from sabot.journal.base import JobHistory, Position
 from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants
 from sabot.journal.entries import Entry
-from sabot.journal.entry_counts import Connection
+from sabot.journal.entry_counts import Connection, among, parts
 
 KEPT = 3
 """The format of tables from which on there is a history."""
@@ -57,7 +57,7 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
     What the history had of a job that has begun again since stays beside the new entries.
     """
     names = [job.job for job in jobs]
-    chosen = _among(names)
+    chosen = among(names)
     connection.execute(
         f"INSERT INTO history_entries (place, job, sum, entry) SELECT place, job, sum, entry FROM entries WHERE job {chosen}",
         names,
@@ -80,7 +80,7 @@ def _sizes(connection: Connection, names: Sequence[str]) -> dict[str, int]:
             "history_entries JOIN uses ON uses.place = history_entries.place JOIN bodies ON bodies.hash = uses.hash",
         ),
     ):
-        statement = f"SELECT job, sum(length({what})) FROM {source} WHERE job {_among(names)} GROUP BY job"
+        statement = f"SELECT job, sum(length({what})) FROM {source} WHERE job {among(names)} GROUP BY job"
         for job, nbytes in connection.execute(statement, names).fetchall():
             found[job] = found.get(job, 0) + int(nbytes)
     return found
@@ -114,8 +114,8 @@ def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
 
 def expire(connection: Connection, jobs: Sequence[str]) -> None:
     """Removes jobs from the history, with the long bodies that nobody else names."""
-    for names in _parts(jobs):
-        chosen = _among(names)
+    for names in parts(jobs, _MOST_NAMED):
+        chosen = among(names)
         before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()
         drop_bodies(connection, "history_entries", names)
         connection.execute(f"DELETE FROM history_entries WHERE job {chosen}", names)
@@ -125,21 +125,12 @@ def expire(connection: Connection, jobs: Sequence[str]) -> None:
 
 def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
     """Removes the long bodies that only entries of these jobs name, which are in this table and are about to go."""
-    chosen = f"place IN (SELECT place FROM {table} WHERE job {_among(jobs)})"
+    chosen = f"place IN (SELECT place FROM {table} WHERE job {among(jobs)})"
     bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]
     connection.execute(f"DELETE FROM uses WHERE {chosen}", jobs)
-    for hashes in _parts(bodies):
+    for hashes in parts(bodies):
         unused = "NOT EXISTS (SELECT 1 FROM uses WHERE uses.hash = bodies.hash)"
-        connection.execute(f"DELETE FROM bodies WHERE hash {_among(hashes)} AND {unused}", hashes)
-
-
-def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(values), _MOST_NAMED):
-        yield values[first : first + _MOST_NAMED]
-
-
-def _among(values: Sequence[Any]) -> str:
-    return f"IN ({', '.join('?' * len(values))})"
+        connection.execute(f"DELETE FROM bodies WHERE hash {among(hashes)} AND {unused}", hashes)
 
 
 class SqlHistory(JobHistory):
@@ -183,13 +174,13 @@ class SqlHistory(JobHistory):
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
         return [
             EndedJob(*row)
-            for names in _parts(list(jobs) if self._there else [])
-            for row in self._select(f"SELECT {_COLUMNS} FROM history WHERE job {_among(names)}", names)
+            for names in parts(list(jobs) if self._there else [], _MOST_NAMED)
+            for row in self._select(f"SELECT {_COLUMNS} FROM history WHERE job {among(names)}", names)
         ]
 
     def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
         found = {}
-        for names in _parts(list(jobs) if self._there else []):
+        for names in parts(list(jobs) if self._there else [], _MOST_NAMED):
             values = [value for name in names for value in (name, *descendants(name))]
             for job, tokens, nanodollars in self._select(" UNION ALL ".join([_BELOW] * len(names)), values):
                 if tokens is not None:

@@ -45,12 +45,14 @@ from sabot.journal.entry_counts import (
     GONE,
     WRITTEN_END,
     Connection,
+    among,
     check_counted,
     count_anew,
     end_of_log,
     end_of_rows,
     make_tables,
     note_gone,
+    parts,
     runs_of,
     written,
 )
@@ -63,7 +65,6 @@ _WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
 _LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
 _CHUNK = 1000  # rows read
 _TRIMMED_AT_ONCE = 200  # jobs in one transaction: entries of the owner wait for it
-_MOST_NAMED = 400  # values in one statement
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 _SCHEMA = """
@@ -240,8 +241,8 @@ class SqlReader(JournalReader):
         """The questions of those of these tokens that have one."""
         return {
             token: Question(*facts)
-            for some in _parts(tokens)
-            for token, *facts in self.select(f"{_QUESTIONS} WHERE {_among('token', some)}", some)
+            for some in parts(tokens)
+            for token, *facts in self.select(f"{_QUESTIONS} WHERE token {among(some)}", some)
         }
 
     def letters(self) -> list[Letter]:
@@ -406,11 +407,11 @@ def remove(
     run(
         "UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),)
     )  # places do not begin again when the last one goes
-    for some in _parts(jobs):
-        ended = [job for (job,) in run(f"{_ENDED} AND {_among('job', some)}", (before, before, *some)).fetchall()]
+    for some in parts(jobs):
+        ended = [job for (job,) in run(f"{_ENDED} AND job {among(some)}", (before, before, *some)).fetchall()]
         if not ended:
             continue
-        theirs = _among("job", ended)
+        theirs = f"job {among(ended)}"
         ((last,),) = run(f"SELECT max(ended) FROM jobs WHERE {theirs}", ended).fetchall()
         _set_removed(connection, max(last + 1, removed_before(connection)))
         if moved := [described[job] for job in ended if job in described]:
@@ -434,15 +435,6 @@ def removed_before(connection: Connection) -> int:
 def _set_removed(connection: Connection, place: int) -> None:
     connection.execute("DELETE FROM meta WHERE name = 'removed'")
     connection.execute("INSERT INTO meta (name, value) VALUES ('removed', ?)", (str(place),))
-
-
-def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for first in range(0, len(values), _MOST_NAMED):
-        yield values[first : first + _MOST_NAMED]
-
-
-def _among(column: str, values: Sequence[Any]) -> str:
-    return f"{column} IN ({', '.join('?' * len(values))})"
 
 
 def forget(connection: Connection, before_ms: int) -> None:
