@@ -58,10 +58,6 @@ class CommandTemplate:
                     f"{where}: {{{'.'.join(names)}}} is no field of schema=", hint=f"it has {', '.join(schema.names)}"
                 )
 
-    def argv(self, record: Any) -> list[str]:
-        """Returns the words for this record. Raises DataError if the record lacks a field, or its value does not fit."""
-        return [word.of(record) for word in self._words]
-
 
 class _TemplateWord:
     """One word of a template: texts[0] fields[0] texts[1] … texts[n]. `fields` are paths into the record.

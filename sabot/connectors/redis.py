@@ -64,9 +64,11 @@ class RedisServer:
 
     @classmethod
     def of(cls, client: Any, what: str, feature: str) -> "RedisServer":
-        """Returns the server of a client that the caller has made. `close` leaves that client open. Raises UserError
-        for anything that is no client.
+        """Returns the server at an address, or that of a client that the caller has made, which `close` leaves open.
+        Raises UserError for anything else.
         """
+        if isinstance(client, str):
+            return cls(client, what, feature)
         try:
             import redis.asyncio
         except ImportError as error:

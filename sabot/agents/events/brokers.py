@@ -274,12 +274,7 @@ class RedisStreamsAdapter(_Adapter):
         check("RedisStreamsAdapter: config", config, Of(RedisStreamsConfig))
         self.unreadable = 0
         self.config = config
-        feature = "RedisStreamsAdapter"
-        self._server = (
-            RedisServer(client, "events", feature)
-            if isinstance(client, str)
-            else RedisServer.of(client, "events", feature)
-        )
+        self._server = RedisServer.of(client, "events", "RedisStreamsAdapter")
 
     def statistics(self) -> dict[str, int]:
         """Returns the numbers of each adapter, and `unreadable`: the entries that `read_events` has skipped."""

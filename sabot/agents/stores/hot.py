@@ -29,10 +29,7 @@ class HotState:
         max_size: str | int = "1MB",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._server: RedisServer | None = None
-        if client is not None:
-            make = RedisServer if isinstance(client, str) else RedisServer.of
-            self._server = make(client, "hot state", "HotState")
+        self._server = None if client is None else RedisServer.of(client, "hot state", "HotState")
         self._prefix = prefix
         self._ttl_s = None if ttl is None else parse_seconds(ttl, name="HotState: ttl", zero=False)
         self._most = parse_bytes(max_size, name="HotState: max_size")

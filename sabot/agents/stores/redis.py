@@ -31,10 +31,6 @@ _log = logging.getLogger(__name__)
 _BACKOFF = Backoff(0.05, 5.0)  # the waits between attempts
 
 
-def _server(client: Any, what: str, feature: str) -> RedisServer:
-    return RedisServer(client, what, feature) if isinstance(client, str) else RedisServer.of(client, what, feature)
-
-
 def _text(value: Any) -> str:
     """Returns a reply of the client, bytes or text, as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
@@ -47,7 +43,7 @@ class RedisSignalChannel:
 
     def __init__(self, client: Any, *, channel: str = "sabot:actions") -> None:
         """Makes a channel. `client` is a `redis.asyncio.Redis`, which the caller closes, or the address of a server."""
-        self._server = _server(client, "signals", "RedisSignalChannel")
+        self._server = RedisServer.of(client, "signals", "RedisSignalChannel")
         self._channel = channel
         self._local = LocalSignals()
         self._hearing: asyncio.Task[None] | None = None
@@ -153,7 +149,7 @@ class RedisJobCache(JobStore):
         """
         check("RedisJobCache: store", store, Of(JobStore, "a PostgresJobStore, an InMemoryJobStore"))
         self.store, self.clock = store, store.clock
-        self._server = _server(client, "cache of jobs", "RedisJobCache")
+        self._server = RedisServer.of(client, "cache of jobs", "RedisJobCache")
         self._prefix = prefix
         self._ttl_ms = max(1, round(parse_seconds(ttl, name="ttl") * 1000))
         self._silent = False
@@ -248,7 +244,7 @@ class RedisActionStore(ActionStore):
         self.clock = clock
         self._poll_s = parse_seconds(poll, name="poll", zero=False)
         self._mirror: _Mirror | None = None
-        self._server = _server(client, "actions", "RedisActionStore")
+        self._server = RedisServer.of(client, "actions", "RedisActionStore")
         self._prefix = f"{{{prefix}}}"  # the braces put all keys into one slot of a cluster
         self._pending: dict[str, ActionRecord] = {}  # by id: the handles that callers in this process have
 
