@@ -44,6 +44,7 @@ from sabot.jobs.guard import (
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words
+from sabot.jobs.tree import parent_of
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Journal
 from sabot.journal.effects import EffectClass, EffectId
@@ -148,11 +149,10 @@ async def fork(
         journal, clock=clock, on_broken=owner.broken, stop_grace_s=0.0, guard=guard_of(guards), make_run=run_of
     )
     agent = next(entry.agent for entry in entries if isinstance(entry, Begin))
-    for name in changes.answers:
-        of_kernel = name if "." in name else f"{agent.rpartition('.')[0]}.{name}"
-        host.register(of_kernel, _ChildStandIn(host, changes.answers[name]))
     owner.hosted(host)
     host.register(agent, owner)
+    for name in changes.answers:  # it stands in for their children
+        host.register(name if "." in name else f"{agent.rpartition('.')[0]}.{name}", owner)
     try:
         found = await host.open(None)
         host.start()
@@ -459,7 +459,11 @@ class _ForkOwner:
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        raise UserError(f"job {job_id} is not begun by a fork")
+        """Gives the child the result that `answers` has for its agent. No child is begun."""
+        name, host = self._changes.of(self.run.open[parent_of(job_id)[1]].name), self._host
+        if name is None or host is None:
+            raise UserError(f"job {job_id} is not begun by a fork")
+        host.child_not_begun(job_id, "succeeded", pack(self._changes.answers[name], f"the result of job {job_id}"))
 
     def continued(self, job: JobRun, message: Any) -> bytes:
         return self._code.continued(job, message)
@@ -524,14 +528,3 @@ class _ForkOwner:
 
     def had_ended(self, job: OpenJob) -> None:
         """Does nothing: a fork's journal has one job, which is open."""
-
-
-class _ChildStandIn(_ForkOwner):
-    """The owner of an agent whose jobs are not begun, since `answers` has their results."""
-
-    def __init__(self, host: JobHost, value: Any) -> None:
-        self._host, self._value = host, value
-
-    def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
-        assert self._host is not None
-        self._host.child_not_begun(job_id, "succeeded", pack(self._value, f"the result of job {job_id}"))
