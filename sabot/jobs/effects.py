@@ -87,7 +87,6 @@ class Effects:
         judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
         self.runner = EffectRunner(
             clock=clock,
-            may_send=log.may_send,
             sendable=log.sendable,
             on_broken=partial(host.on_broken, "an effect"),
             again=requests.resend,
@@ -221,8 +220,7 @@ class Effects:
             assert ask.tool is not None
             first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
             args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change them, and be called again
-            ready = partial(self._log.sendable, first)
-            self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, ready)
+            self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, first)
         elif command.kind == "result":
             result = self._settled(job_id, ask, command.outcome, command.body)
             host.told.append((self._log.append(result, running), result))
@@ -254,7 +252,7 @@ class Effects:
             else:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)
                 effect = EffectId(job_id, ask.ordinal, ask.attempt)
-                self.runner.reconcile(effect, ask.tool, args, kwargs, host.put, self._log.sendable)
+                self.runner.reconcile(effect, ask.tool, args, kwargs, host.put)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
         """Begins the child of an effect, unless it has begun: then it tells its end."""

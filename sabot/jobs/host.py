@@ -317,8 +317,8 @@ class JobHost(HostState):
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             await self.journal.room()
-            if self.log.is_ahead:
-                await self.log.wait_room()
+            while self.log.behind is not None:
+                await self.log.behind
             waiting = self._handle(self.events.popleft())
             if waiting is not None:
                 await waiting

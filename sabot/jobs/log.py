@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from sabot.base.threads import run_in_thread, run_to_end
-from sabot.errors import JournalFailed, NonDeterminism, SabotError, TransientError
+from sabot.errors import NonDeterminism, SabotError, TransientError
 from sabot.jobs.events import Event
 from sabot.jobs.host_state import HostState
 from sabot.jobs.owner import RunningJob
@@ -85,7 +85,8 @@ class JobLog:
         self._flushing = 0
         self._unpublished: deque[tuple[Position | None, Notice | asyncio.Future[None]]] = deque()
         self._publisher: asyncio.Task[None] | None = None
-        self._room_waiter: asyncio.Future[None] | None = None
+        self.behind: asyncio.Future[None] | None = None
+        """Is done when the listener has caught up; None unless it is more than AHEAD_MOST behind. Nothing is to be appended until then."""
         # Who waits for the disk, of each partition.
         self._awaited: dict[int, deque[tuple[Position, Event]]] = {}
         self._leaving = False
@@ -130,16 +131,10 @@ class JobLog:
         finally:
             del self._awaited[partition]
 
-    # -- before a call is sent ----------------------------------------------------------------------------------------
-
-    def may_send(self) -> None:
-        """Raises JournalFailed if the claim of the journal is over, so that nothing may be sent."""
-        if self.journal.claim_left() <= 0:
-            raise JournalFailed(f"{self.journal.where}: its claim is over: another worker may have taken it")
-
-    async def sendable(self, first: Position | None = None) -> None:
-        """Returns when the entry is durable and the claim holds. If the claim has run out, either the server of the
-        journal is away, and the claim comes back with it, or another worker has the claim, and the journal fails.
+    async def sendable(self, first: Position | None) -> None:
+        """Returns when the entry is durable and the claim holds, so that a call may be sent. If the claim has run out,
+        either the server of the journal is away, and the claim comes back with it, or another worker has the claim, and
+        the journal fails.
         """
         if first is not None:
             await self.journal.durable(first)
@@ -175,6 +170,8 @@ class JobLog:
 
     def _publish(self, position: Position | None, notice: Notice) -> None:
         self._unpublished.append((position, notice))
+        if self.behind is None and len(self._unpublished) > AHEAD_MOST and not self._leaving:
+            self.behind = asyncio.get_running_loop().create_future()
         if self._publisher is None:
             self._publisher = self._host.spawn(self._publish_all(), "what tells listeners of jobs")
 
@@ -194,29 +191,20 @@ class JobLog:
                     elif not notice.done():
                         notice.set_result(None)
                     unpublished.popleft()
-                self._has_room()
+                self._catch_up()
         finally:
             self._publisher = None
 
-    @property
-    def is_ahead(self) -> bool:
-        """True if the listener is so far behind that nothing more should be appended now."""
-        return len(self._unpublished) > AHEAD_MOST and not self._leaving
-
-    async def wait_room(self) -> None:
-        """Returns when the listener has caught up to AHEAD_MOST notices, or the host stops."""
-        while self.is_ahead:
-            self._room_waiter = asyncio.get_running_loop().create_future()
-            await self._room_waiter
-
-    def _has_room(self) -> None:
-        if self._room_waiter is not None and not self._room_waiter.done() and not self.is_ahead:
-            self._room_waiter.set_result(None)
+    def _catch_up(self) -> None:
+        if self.behind is not None and (self._leaving or len(self._unpublished) <= AHEAD_MOST):
+            if not self.behind.done():  # whoever has waited was cancelled
+                self.behind.set_result(None)
+            self.behind = None
 
     def stop_waiting(self) -> None:
         """Called when the host stops: from now on it does not wait for the listener."""
         self._leaving = True
-        self._has_room()
+        self._catch_up()
 
     async def wait_caught_up(self) -> None:
         """Returns when the listener has got all notices that were published before the call."""

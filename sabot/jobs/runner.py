@@ -1,7 +1,7 @@
 """Makes the calls of tools, one attempt each, and passes their outcomes on.
 
-    make ─▶ it has a thread ─▶ ready ─▶ may_send ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
-                                                    └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
+    make ─▶ it has a thread ─▶ sendable ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
+                                               └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
 
 Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are; asked again, a call that is under way is
 adopted and not made twice.
@@ -39,6 +39,7 @@ from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.certainty import Certainty, certainty_of
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
+from sabot.journal import Position
 from sabot.journal.effects import EffectId, Reconciled
 from sabot.llm.judges import JUDGE, SENDABLE, CallJudge, begin_judging, end_judging
 from sabot.llm.tools import Effect, Tool
@@ -84,13 +85,11 @@ class LookedUp(msgspec.Struct, frozen=True):
 
 Done = Callable[[Outcome], object]
 
-Ready = Callable[[], Awaitable[None]]
-"""Awaited by a call when it has all else, just before it is sent; for example until its intent is durable."""
-
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One attempt. `done` gets the outcome, unless it is None. `look` is True if the call asks whether an earlier attempt was done.
+    """One attempt. `done` gets the outcome, unless it is None. `entry` is the position of the entry that has to be durable before the call.
+    `look` is True if the call asks whether an earlier attempt was done.
 
     `began` is the time by the clock at which it was sent, and infinite before. `thread` is True if the call has one of the threads that
     calls may have, and `working` is done when its thread has ended it. `secrets` are the values of secrets that it was given. `figures` are
@@ -102,7 +101,7 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     done: Done | None
-    ready: Ready | None
+    entry: Position | None
     look: bool
     task: "asyncio.Task[None] | None" = None
     timer: asyncio.TimerHandle | None = None
@@ -137,23 +136,23 @@ class EffectRunner:
         self,
         *,
         clock: Clock,
-        may_send: Callable[[], None] = lambda: None,
-        sendable: Callable[[], Awaitable[None]] | None = None,
+        sendable: Callable[[Position | None], Awaitable[None]] | None = None,
         sync_threads: int = 16,
         on_broken: Callable[[SabotError], object] | None = None,
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """`may_send`: called just before each call; it raises if no call may be made any more. `sendable`: awaited
-        before each request to a model that a call sends. `sync_threads`: how many sync tools run at once.
+        """`sendable`: awaited just before each call, with the position of its entry, and before each request to a model
+        that a call sends. It raises JournalFailed if no call may be made any more. `sync_threads`: how many sync tools
+        run at once.
 
-        `on_broken`: called in place of `done` if the run has to end: the journal has failed (`ready` and `may_send`
-        raise JournalFailed), or a tool has asked for the end of the process (`process_exit`). Without it the error is
-        raised from a callback of the event loop. `again`: begins another attempt for a tool (`Effect`). `judge`:
-        returns the judge of the models that the tool of this effect asks by itself.
+        `on_broken`: called in place of `done` if the run has to end: the journal has failed, or a tool has asked for
+        the end of the process (`process_exit`). Without it the error is raised from a callback of the event loop.
+        `again`: begins another attempt for a tool (`Effect`). `judge`: returns the judge of the models that the tool of
+        this effect asks by itself.
         """
         self._clock = clock
-        self._may_send = may_send
+        self._sendable = sendable
         self._on_broken = _raise if on_broken is None else on_broken
         self._again = again
         self._judge = judge
@@ -161,7 +160,7 @@ class EffectRunner:
         """How tools ask a person; None: they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._context.run(SENDABLE.set, sendable)
+        self._context.run(SENDABLE.set, None if sendable is None else partial(sendable, None))
         self._context.run(JUDGE.set, None)
         self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
         self._left: dict[_Call, None] = {}  # calls that were told of, and run
@@ -184,21 +183,22 @@ class EffectRunner:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         done: Done,
-        ready: Ready | None = None,
+        entry: Position | None = None,
         *,
         look: bool = False,
     ) -> None:
         """Makes one attempt of the effect. If a call of it is under way, that one is adopted: `done` gets its outcome, in place of whoever
         was to get it.
 
-        done: called once, on the loop, and never from inside this method. look: the call asks whether an earlier attempt was done.
+        done: called once, on the loop, and never from inside this method. entry: the position of the entry that has to
+        be durable before the call. look: the call asks whether an earlier attempt was done.
         """
         calls = self._jobs.setdefault(effect.job, {})
         key = (effect.ordinal, look)
         if (under_way := calls.get(key)) is not None:
             under_way.done = done
             return
-        call = calls[key] = _Call(effect, tool, args, kwargs, done, ready, look)
+        call = calls[key] = _Call(effect, tool, args, kwargs, done, entry, look)
         self._in_flight += 1
         context = self._context.copy()
         if self._judge is not None:
@@ -215,7 +215,6 @@ class EffectRunner:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         done: Callable[[LookedUp], object],
-        ready: Ready | None = None,
     ) -> None:
         """Asks the tool's `reconcile=` whether the effect was done, and passes the answer to `done`. The answer is
         UNKNOWN if the function raises, does not answer within `timeout=` (60 s without one), or returns something else.
@@ -231,7 +230,7 @@ class EffectRunner:
             takes_effect=False,
             is_async=inspect.iscoroutinefunction(unwrap(look)),
         )
-        self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), ready, look=True)
+        self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
         """Passes no outcome of this job's calls on. The calls go on to their end; asked for again meanwhile, they are
@@ -330,8 +329,8 @@ class EffectRunner:
         try:
             if not tool.is_async:
                 await self._thread(call)
-            if call.ready is not None:
-                await call.ready()
+            if self._sendable is not None:
+                await self._sendable(call.entry)
             args, kwargs = self._sent(call)
             if tool.is_async:
                 value = await watched(tool.func(*args, **kwargs), f"tool {tool.name}", self._clock)
@@ -372,11 +371,10 @@ class EffectRunner:
             deadline = None if tool.timeout_s is None else self._clock.time() + tool.timeout_s
             kwargs = {**kwargs, "effect": Effect(effect, effect.key, effect.attempt, deadline, self._again)}
         with step("call", tool.name):  # the world is changed behind this step, not in it: the call may be a coroutine
-            self._may_send()
+            self._calls += 1
         if tool.timeout_s is not None:
             call.timer = self._loop.call_later(tool.timeout_s, self._overtime, call)
         call.began = self._clock.monotonic()
-        self._calls += 1
         name = tool.name
         if (figures := self._of_tools.get(name)) is None:  # further tools than the first thousand share theirs
             name = name if len(self._of_tools) < _MOST_TOOLS else "others"

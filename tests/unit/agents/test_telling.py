@@ -257,7 +257,7 @@ async def test_one_that_holds_the_host_up_is_waited_for(monkeypatch):
     async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus.publish, bus.wants)) as jobs:
         for number in range(200):
             jobs.begin(f"j{number}")
-        await jobs.until(lambda: jobs.host.log.is_ahead)
+        await jobs.until(lambda: jobs.host.log.behind)
         for _ in range(100):
             await asyncio.sleep(0)
         assert len(begun) < 60  # each job has two entries
@@ -278,7 +278,7 @@ async def test_a_stop_waits_for_no_listener_that_hangs(monkeypatch):
     async with hosting(MemoryStorage(), Agent(f), listener=JobEvents(bus.publish, bus.wants)) as jobs:
         for number in range(30):
             jobs.begin(f"j{number}")
-        await jobs.until(lambda: jobs.host.log.is_ahead)
+        await jobs.until(lambda: jobs.host.log.behind)
     assert not jobs.broken
     await bus.close()
 
@@ -290,7 +290,7 @@ async def test_no_listener_costs_no_task_and_no_memory():
     async with hosting(MemoryStorage(), Agent(f)) as jobs:
         jobs.begin("j")
         await jobs.over("j")
-        assert not jobs.host.log.is_ahead
+        assert jobs.host.log.behind is None
         assert not await jobs.host.log.wants_fragments("j")
 
 

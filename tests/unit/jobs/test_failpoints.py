@@ -5,7 +5,6 @@ call has come back, its result is durable.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from sabot import steps
 from sabot.clock import SYSTEM_CLOCK
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
+from sabot.journal import Position
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import EffectResult, Intent
 from sabot.journal.sqlite import SqliteJournal
@@ -53,11 +53,15 @@ def watched(by: Watching) -> Iterator[None]:
 
 async def effect(journal: SqliteJournal, tool: Tool) -> Outcome:
     """One effect as a host makes it."""
-    runner = EffectRunner(clock=SYSTEM_CLOCK)
+
+    async def sendable(entry: Position | None) -> None:
+        assert entry is not None
+        await journal.durable(entry)
+
+    runner = EffectRunner(clock=SYSTEM_CLOCK, sendable=sendable)
     intent = journal.append(Intent("job", 0, 1, "call", tool.name, effect_class=tool.effect))
     came: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    ready = partial(journal.durable, intent)
-    runner.make(EFFECT, tool, (), {}, came.set_result, ready)
+    runner.make(EFFECT, tool, (), {}, came.set_result, intent)
     outcome = await came
     await journal.durable(journal.append(EffectResult("job", 0, 1, outcome=outcome.outcome, body=outcome.body)))
     await runner.close(0.0)

@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from sabot.clock import SYSTEM_CLOCK, ManualClock
 from sabot.errors import JournalFailed, NotSent, SabotError
 from sabot.jobs.runner import Certainty, EffectRunner, Outcome
 from sabot.jobs.values import MAX_RESULT_BYTES, unpack, unpack_error
+from sabot.journal import Position
 from sabot.journal.effects import EffectClass, EffectId, Reconciled
 from sabot.llm.tools import Effect, Tool, tool
 from sabot.testing.loop import SimulatedLoop
@@ -33,6 +34,19 @@ from tools.agent_tools import until
 
 DONE, NOT_SENT, UNKNOWN = Certainty
 SECONDS = 20  # for what takes none
+
+
+LATE = Position(0, 7)
+
+
+def durable_after(wait: Callable[[], Awaitable[object]]) -> Callable[[Position | None], Awaitable[None]]:
+    """`sendable=` of a runner: the entry LATE is durable after `wait`, and all others are at once."""
+
+    async def sendable(entry: Position | None) -> None:
+        if entry == LATE:
+            await wait()
+
+    return sendable
 
 
 class Told:
@@ -185,8 +199,8 @@ async def test_the_outcome_says_how_long_the_call_took_without_the_wait_for_its_
         clock.advance(3)
 
     told = Told()
-    runner = EffectRunner(clock=clock)
-    runner.make(effect(), slow, (), {}, told, lambda: durable)
+    runner = EffectRunner(clock=clock, sendable=lambda entry: durable)
+    runner.make(effect(), slow, (), {}, told)
     clock.advance(100)
     durable.set_result(None)
     await told.one()
@@ -215,7 +229,8 @@ async def test_each_call_has_a_context_of_its_own() -> None:
 
 
 async def test_statistics_count_calls() -> None:
-    runner, told = EffectRunner(clock=ManualClock()), Told()
+    durable = asyncio.Event()
+    runner, told = EffectRunner(clock=ManualClock(), sendable=durable_after(durable.wait)), Told()
     go = asyncio.Event()
 
     @tool
@@ -223,8 +238,7 @@ async def test_statistics_count_calls() -> None:
         await go.wait()
 
     assert runner.in_flight() == 0
-    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    runner.make(effect(3), wait, (), {}, told, lambda: never)
+    runner.make(effect(3), wait, (), {}, told, LATE)
     runner.make(effect(1), wait, (), {}, told)
     runner.make(effect(2), wait, (), {}, told)
     await turns()
@@ -233,7 +247,7 @@ async def test_statistics_count_calls() -> None:
     go.set()
     await told.one(2)
     assert runner.in_flight() == 1
-    never.set_result(None)
+    durable.set()
     await told.one(3)
     assert runner.statistics() == {
         **{"calls": 3, "in_flight": 0, "timeouts": 0, "unknown": 0, "not_sent": 0, "left_behind": 0, "threads": 0}
@@ -248,7 +262,8 @@ async def test_nothing_is_sent_before_the_intent_is_durable(is_async: bool) -> N
     seen: list[str] = []
     durable = asyncio.Event()
 
-    async def intent() -> None:
+    async def sendable(entry: Position | None) -> None:
+        assert entry == LATE
         await durable.wait()
         seen.append("durable")
 
@@ -259,48 +274,37 @@ async def test_nothing_is_sent_before_the_intent_is_durable(is_async: bool) -> N
         seen.append("sent")
 
     told = Told()
-    runner = EffectRunner(clock=SYSTEM_CLOCK, may_send=lambda: seen.append("may send"))
-    runner.make(effect(), tool(send if is_async else sync_send), (), {}, told, intent)
+    runner = EffectRunner(clock=SYSTEM_CLOCK, sendable=sendable)
+    runner.make(effect(), tool(send if is_async else sync_send), (), {}, told, LATE)
     await turns()
     assert seen == []
     durable.set()
     await told.one()
-    assert seen == ["durable", "may send", "sent"]
+    assert seen == ["durable", "sent"]
 
 
-async def fails() -> None:
-    raise JournalFailed("the disk is full")
-
-
-def refuses() -> None:
+async def refuses(entry: Position | None) -> None:
     raise JournalFailed("another worker has the journal")
 
 
-@pytest.mark.parametrize("at", ["intent", "claim"])
-async def test_without_its_journal_nothing_is_sent_and_the_run_ends(at: str) -> None:
+async def test_without_its_journal_nothing_is_sent_and_the_run_ends() -> None:
     broken: list[SabotError] = []
     told, sent = Told(), []
-    may_send = refuses if at == "claim" else lambda: None
-    runner = EffectRunner(clock=SYSTEM_CLOCK, may_send=may_send, on_broken=broken.append)
-    runner.make(effect(), tool(lambda: sent.append(1)), (), {}, told, fails if at == "intent" else None)
+    runner = EffectRunner(clock=SYSTEM_CLOCK, sendable=refuses, on_broken=broken.append)
+    runner.make(effect(), tool(lambda: sent.append(1)), (), {}, told)
     await turns()
-    assert ([str(each) for each in broken], sent, told.all) == (
-        ["another worker has the journal" if at == "claim" else "the disk is full"],
-        [],
-        [],
-    )
+    assert ([str(each) for each in broken], sent, told.all) == (["another worker has the journal"], [], [])
     assert runner.in_flight() == 0
 
 
 async def test_a_refused_call_gives_its_thread_back() -> None:
-    allowed = [False, True]
+    allowed = [refuses(None), asyncio.sleep(0)]
     runner = EffectRunner(
         clock=SYSTEM_CLOCK,
-        may_send=lambda: None if allowed.pop() else refuses(),
+        sendable=lambda entry: allowed.pop(0),
         sync_threads=1,
         on_broken=lambda error: None,
     )
-    allowed.reverse()
     runner.make(effect(1), tool(len), ("a",), {}, Told())
     told = Told()
     runner.make(effect(2), tool(len), ("ab",), {}, told)
@@ -416,8 +420,8 @@ def test_a_call_that_takes_too_long_is_cancelled_and_unknown() -> None:
 def test_the_time_out_begins_when_the_call_is_sent() -> None:
     async def main() -> None:
         told = Told()
-        runner = EffectRunner(clock=SYSTEM_CLOCK)
-        runner.make(effect(), tool(timeout=1)(asyncio.sleep), (0.5, "slept"), {}, told, partial(asyncio.sleep, 10))
+        runner = EffectRunner(clock=SYSTEM_CLOCK, sendable=lambda entry: asyncio.sleep(10))
+        runner.make(effect(), tool(timeout=1)(asyncio.sleep), (0.5, "slept"), {}, told)
         assert value_of(await told.one()) == "slept"
 
     simulated(main())
@@ -661,7 +665,7 @@ async def test_a_call_that_is_under_way_is_adopted_and_not_made_twice() -> None:
     runner, first, second = EffectRunner(clock=SYSTEM_CLOCK), Told(), Told()
     runner.make(effect(), wait, (1,), {}, first)
     await turns()
-    runner.make(effect(attempt=2), wait, (2,), {}, second, fails)
+    runner.make(effect(attempt=2), wait, (2,), {}, second)
     go.set()
     assert value_of(await second.one()) == 1
     assert (first.all, calls, runner.in_flight()) == ([], [1], 0)
@@ -672,8 +676,8 @@ async def test_a_call_that_a_stop_cancels_before_its_first_step_leaves_nothing_t
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     """The wait for its intent was a coroutine by then: "was never awaited", said Python at the end of a run that was killed."""
-    runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
-    runner.make(effect(), tool(identity), (1,), {}, told, partial(asyncio.sleep, 10))
+    runner, told = EffectRunner(clock=SYSTEM_CLOCK, sendable=lambda entry: asyncio.sleep(10)), Told()
+    runner.make(effect(), tool(identity), (1,), {}, told)
     await runner.close(0.0)
     gc.collect()
     assert told.all == []
@@ -958,7 +962,7 @@ async def test_a_call_whose_secret_is_missing_is_not_sent(monkeypatch: pytest.Mo
     async def take(each: str) -> None:
         sent.append(each)
 
-    runner = EffectRunner(clock=SYSTEM_CLOCK, may_send=lambda: sent.append("asked"))
+    runner = EffectRunner(clock=SYSTEM_CLOCK)
     outcome = await call(tool(take if is_async else sent.append), {"x": secret("SABOT_TEST_KEY")}, runner=runner)
     assert error_of(outcome) == (
         NOT_SENT,
@@ -974,10 +978,11 @@ async def test_a_call_whose_secret_is_missing_is_not_sent(monkeypatch: pytest.Mo
 
 def test_a_stop_waits_for_calls_that_end_in_its_grace() -> None:
     async def main() -> None:
-        runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
+        sendable = durable_after(partial(asyncio.sleep, 3))
+        runner, told = EffectRunner(clock=SYSTEM_CLOCK, sendable=sendable), Told()
         for ordinal in (1, 2):
             runner.make(effect(ordinal), tool(lambda: asyncio.sleep(10, "slept")), (), {}, told)
-        runner.make(effect(3), tool(asyncio.sleep), (5,), {}, told, partial(asyncio.sleep, 3))
+        runner.make(effect(3), tool(asyncio.sleep), (5,), {}, told, LATE)
         await runner.close(30.0)
         assert [value_of(each) for each in told.all] == [None, "slept", "slept"]
         assert asyncio.get_running_loop().time() < 11
@@ -994,10 +999,9 @@ def test_a_stop_cuts_what_takes_longer_and_nobody_is_told_of_it() -> None:
         await asyncio.sleep(1e6)
 
     async def main() -> None:
-        runner, told = EffectRunner(clock=SYSTEM_CLOCK), Told()
-        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        runner, told = EffectRunner(clock=SYSTEM_CLOCK, sendable=durable_after(asyncio.Event().wait)), Told()
         runner.make(effect(1), tool(work), (1,), {}, told)
-        runner.make(effect(2), tool(work), (2,), {}, told, lambda: never)
+        runner.make(effect(2), tool(work), (2,), {}, told, LATE)
         await asyncio.sleep(1)
         await runner.close(30.0)
         assert 31 <= asyncio.get_running_loop().time() < 32
@@ -1054,9 +1058,13 @@ async def test_a_stop_does_not_wait_for_calls_of_which_none_is_sent(monkeypatch:
     """Their journal was away, and they waited for their intents for all of the grace."""
     monkeypatch.setattr("sabot.jobs.runner._UNSENT_SECONDS", 0.01)
     wait, calls, go = gate()
-    runner, told, unsent = EffectRunner(clock=SYSTEM_CLOCK), Told(), Told()
+    runner, told, unsent = (
+        EffectRunner(clock=SYSTEM_CLOCK, sendable=durable_after(asyncio.Event().wait)),
+        Told(),
+        Told(),
+    )
     runner.make(effect(1), wait, (1,), {}, told)
-    runner.make(effect(2), wait, (2,), {}, unsent, asyncio.Event().wait)
+    runner.make(effect(2), wait, (2,), {}, unsent, LATE)
     await until(lambda: calls == [1])
     stop = asyncio.create_task(runner.close(1e6))
     go.set()
