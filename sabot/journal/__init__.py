@@ -1,4 +1,6 @@
-"""The journal of effects: what jobs have asked of the world, before and after. `base` is the contract."""
+"""The journal of effects: a log of the calls that jobs make, written before and after each call. `base` is the
+contract.
+"""
 
 from sabot.base.lazy_imports import lazy_exports
 

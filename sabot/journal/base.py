@@ -1,19 +1,22 @@
-"""The contract of journals. What is written here, `tests/contracts/test_journal_contract.py` checks for every home.
+"""The contract of journals. `tests/contracts/test_journal_contract.py` checks it for every home: SQLite, PostgreSQL,
+Kafka, memory.
 
-A journal is the log of what jobs have asked of the world and what came of it. It has three faces. The **owner** (`Journal`) appends;
-there is one, and it holds the claim. A **reader** (`JournalReader`) reads what is durable, beside the owner or without one, and changes
-nothing. An **inbox** (`Inbox`) takes letters from outside (answers, signals, cancels), beside the owner or without one.
+A journal is the log of the effects that jobs have asked for, and of their results. It has three interfaces. The
+**owner** (`Journal`) appends; there is one, and it holds the claim. A **reader** (`JournalReader`) reads durable
+entries, beside the owner or without one, and changes nothing. An **inbox** (`Inbox`) takes letters from outside
+(answers, signals, cancels), beside the owner or without one.
 
-What always holds:
+These rules always hold:
 
-- Appends have an order in each partition. What is durable is a prefix of it, at any moment and after any crash.
-- What was once said to be durable is read for ever, until it is trimmed. It may also be read when nobody was told: a crash comes between.
-- A failed append ends the run. Nothing is appended behind it, all who wait are told (`JournalFailed`), and nothing of it is tried again in
-  this process: after a failed fsync nobody knows what the disk has. The next owner reads what is there, and goes on behind it.
-- Several appends that wait become durable in one step, in one commit of the disk.
+- Appends have an order in each partition. The durable entries are a prefix of it, at any moment and after any crash.
+- An entry that was reported as durable can be read until it is trimmed. After a crash an entry may also be there that was
+ not reported yet.
+- A failed append ends the run. Nothing is appended after it, all who wait get JournalFailed, and this process does not try
+ again: after a failed fsync nobody knows what is on the disk. The next owner reads what is there, and goes on behind it.
+- Several appends that wait become durable in one step, with one commit of the disk.
 - A letter is taken once: it becomes an entry in the same step in which it leaves the inbox.
 
-Where a home has several partitions, all entries of a job are in one of them.
+If a home has several partitions, all entries of a job are in one of them.
 """
 
 import math
@@ -28,11 +31,11 @@ from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
-"""How a job has ended that begins again when its dead letter is sent again."""
+"""The outcomes of jobs that begin again if their dead letter is sent again."""
 
 
 class Position(NamedTuple):
-    """Where an entry stands. Offsets of a partition only grow, and may have gaps where entries were trimmed."""
+    """The place of an entry. The offsets of a partition only grow, with gaps where entries were trimmed."""
 
     partition: int
     offset: int
@@ -40,9 +43,11 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobMark:
-    """What a journal knows of a job without reading its entries: where it began, and how it ended ("": it has not).
+    """The facts of a job that a journal knows without reading its entries: the place of its BEGIN, and its outcome (""
+    while it is open).
 
-    It outlives the entries of an ended job (`trim`), so that a job that comes again is known. digest: of BEGIN. result: of END.
+    A mark outlives the entries of an ended job (`trim`), so that a job that comes again is recognized. `digest` is that
+    of BEGIN, and `result` that of END.
     """
 
     job: str
@@ -55,7 +60,9 @@ class JobMark:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An intent with a token. due_ms: its deadline, 0 for none. closed: how it was closed ("": it is open)."""
+    """A question: an intent with a token. `due_ms` is its deadline in milliseconds since 1970, 0 for none. `closed` is
+    the outcome, or "" while it is open.
+    """
 
     job: str
     ordinal: int
@@ -64,11 +71,11 @@ class Question:
 
 
 class JobHistory(ABC):
-    """The jobs whose entries `trim` has taken out of the log, for as long as the owner keeps them (`Journal.keeping`). Every method may
-    block, may be called from any thread, and raises as those of a reader.
+    """The jobs whose entries `trim` has moved out of the log, for as long as the owner keeps them (`Journal.keeping`).
+    Every method may block, may be called from any thread, and raises the errors of a reader.
 
-    A job moves in one step of the home: it is in the log or in the history, at any moment and after any crash, and in both only if it has
-    begun again since.
+    A job moves in one step: at any moment and after any crash it is in the log or in the history, and in both only if
+    it has begun again since.
     """
 
     @abstractmethod
@@ -110,179 +117,201 @@ class JobKeeping:
 
 
 class JournalReader(ABC):
-    """Reads what is durable. Every method may block, may be called from any thread, and raises CorruptJournal, UserError for a version
-    that this Sabot does not know, or TransientError where the home is elsewhere and does not answer now. Nothing that is there is changed.
+    """A reader of the durable entries. It changes nothing. Every method may block, and may be called from any thread.
+    Methods raise CorruptJournal, UserError for a version that this Sabot does not know, and TransientError if the
+    journal is on a server that does not answer.
     """
 
     where: str
-    """For messages: a path, a topic, an address without its password."""
+    """The journal's name in messages: a path, a topic, an address without its password."""
     identity: str
-    """Made with the journal, and never again."""
+    """The random id of the journal, which never changes."""
     key: bytes
-    """32 secret bytes, made with the journal: digests are made with them (`effects.digest`), so that they tell nothing to others."""
+    """32 secret random bytes: the key of all digests (`effects.digest`), so that others cannot guess the digested values."""
 
     @abstractmethod
     def positions(self) -> dict[int, int]:
-        """Per partition, the offset behind the last durable entry. With `identity` it is what a checkpoint keeps (`check_place`)."""
+        """Returns, by partition, the offset behind the last durable entry. A checkpoint keeps it with `identity`
+        (`check_place`).
+        """
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Per partition, the offset behind the last END whose job has lost its entries by `trim`; a partition that is missing has lost
-        nothing. A checkpoint that needs what stands before it is refused (`check_place`).
+        """Returns, by partition, the offset behind the last END of a job whose entries `trim` has removed; partitions
+        without such jobs are missing. A checkpoint that needs entries before that offset is refused (`check_place`).
         """
 
     @property
     def is_new(self) -> bool:
-        """Nothing was ever appended."""
+        """True if nothing was ever appended."""
         return not any(self.positions().values())
 
     @abstractmethod
     def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
-        """Durable entries in order, partition by partition: of one job, or of all; from these offsets on.
+        """Yields the durable entries in order, partition by partition: those of one job or of all, from the offsets in
+        `start` on.
 
-        Entries that become durable while it reads may come or not. A long body is a StoredBody; `load` gives it.
+        Entries that become durable meanwhile may be among them or not. A long body is a StoredBody, which `load` loads.
         """
 
     @abstractmethod
     def load(self, body: Body) -> bytes:
-        """The bytes of a body. A stored one is checked against its hash: CorruptJournal."""
+        """Returns the bytes of a body. Raises CorruptJournal if a stored body does not fit its hash."""
 
     @abstractmethod
     def job(self, job: str) -> JobMark | None:
-        """What is durable of a job; None: it has not begun here, or is forgotten."""
+        """Returns the durable facts of a job, or None if it has not begun here or is forgotten."""
 
     @abstractmethod
     def question(self, token: str) -> Question | None:
-        """The question of a token; None: there is none."""
+        """Returns the question with this token, or None."""
 
     @abstractmethod
     def letters(self) -> list[Letter]:
-        """The letters that the owner has not taken, in the order in which they came."""
+        """Returns the letters that the owner has not taken, in the order in which they came."""
 
     @property
     @abstractmethod
     def history(self) -> JobHistory:
-        """The jobs that `trim` has taken out of the log."""
+        """The jobs that `trim` has moved out of the log."""
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of everything. Idempotent."""
+        """Closes all connections and files. Idempotent."""
 
 
 class Inbox(ABC):
-    """Takes letters, whether an owner is there or not."""
+    """The inbox of a journal: it takes letters, whether an owner runs or not."""
 
     @abstractmethod
     def post(self, letter: Letter) -> None:
-        """Durable when it returns, and accepted: the owner takes it. From any thread and any process; blocks.
+        """Posts a letter. When it returns, the letter is durable, and the owner will take it. May be called in any
+        thread and any process. Blocks.
 
-        Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or another letter
-        came first. Two that come at once are ordered by the journal: one is accepted. After a crash in the middle it is there or not;
-        posting it again then says that another letter came first. So it is after a TransientError: the home is elsewhere and has not
-        answered, or another process held it. Raises UserError for a letter that could not be read again.
+        Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or
+        another letter came first. Of two letters at the same time the journal accepts one. After a crash in the middle
+        the letter is there or not; if it is, posting it again says that another letter came first. The same holds after
+        a TransientError, which is raised if a server does not answer, or another process holds the database. Raises
+        UserError for a letter that could not be read again.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of everything. Idempotent."""
+        """Closes all connections and files. Idempotent."""
 
 
 class Journal(JournalReader, Inbox):
-    """The owner. Made, it has the claim: AppLocked where another process, or another object of this one, holds it.
+    """The owner of a journal. The constructor takes the claim, and raises AppLocked if another process, or another
+    object of this one, holds it.
 
-    A claim ends with `close` or with the process, however that ends. An owner that lost its claim all the same (its lock was removed) is
-    told at its next append, which fails: JournalFailed.
+    A claim ends with `close` or with the process. An owner that has lost its claim in another way (somebody removed its
+    lock) learns it at its next append, which raises JournalFailed.
     """
 
     clock: Clock
-    """By which letters are judged and dated; who works over a journal takes it too."""
+    """The clock by which letters are judged and dated. Code that works over a journal uses it too."""
 
     keeping: JobKeeping | None = None
-    """What `trim` does with the entries that it removes; None: they are gone."""
+    """The rule by which `trim` keeps the entries that it removes, or None to delete them."""
 
     look_s: float = 0.02
-    """How often its owner looks for letters: what a look costs where the journal is, against how soon an answer is taken."""
+    """The seconds between two looks for letters: short if a look is cheap in this home, so that answers are taken soon."""
 
     def abandon(self) -> None:
-        """`close`, where the start that has opened it is refused. What this opening has made, and nobody has used since, goes with it where
-        it is on this machine.
+        """Closes the journal when the start that has opened it is refused. If this opening has made the journal on this
+        machine, and nobody has used it since, it is removed.
         """
         self.close()
 
     def may_have_letters(self) -> bool:
-        """Whether something may have come since this was last asked: False where the home knows, at less cost than `letters`, that nobody
-        has written. Never waits for another machine or a disk; asked by one thread.
+        """Returns False if the home knows, at less cost than `letters`, that no letter has come since the last call.
+        Never waits for another machine or a disk. Called by one thread.
         """
         return True
 
     def claim_left(self) -> float:
-        """Seconds for which this owner surely still has the claim, on the machine's monotonic clock: who sends something out asks just
-        before. 0.0: it may be gone, and nothing must be sent. `math.inf` where a claim ends with the process and not by time. Never blocks.
+        """Returns the seconds, on the machine's monotonic clock, for which this owner certainly still has the claim;
+        asked just before a call is sent. 0.0 means that the claim may be lost, and nothing may be sent. `math.inf`
+        means that the claim ends with the process and not by time. Never blocks.
         """
         return math.inf
 
     def predecessor_left(self) -> float:
-        """Seconds for which an earlier owner, that was paused or cut off and does not know that its claim is over, may still begin a call.
-        Its last call ends by a time-out after that, and only then is judged what is in doubt of its effects; so the seconds are negative
-        where its time was over before now. `-math.inf`: there is none, it has said goodbye (`close`), or its process is known to be
-        gone. Never blocks.
+        """Returns the seconds for which an earlier owner, which was paused or cut off and does not know that its claim
+        is over, may still begin a call. Never blocks.
+
+        That call ends by its time-out after these seconds, and only then its effects in doubt are judged; so the number
+        is negative if the time was over before now. `-math.inf` means that there is no such owner: it has closed the
+        journal, or its process is known to be gone.
         """
         return -math.inf
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:
-        """Takes the entry as the next one of its partition. Never blocks; from any thread; the order is that of the calls.
+        """Appends the entry to its partition, and returns its place. Never blocks; may be called in any thread; the
+        order is that of the calls.
 
-        When it returns nothing is durable yet: `durable` says when. Raises JournalFull, and takes nothing, when too much waits for the
-        disk (await `room` first); JournalFailed when an append has failed before; UserError when it is closed.
+        The entry is not durable yet when it returns: await `durable`. Raises JournalFull, and appends nothing, if too
+        much waits for the disk (await `room` first); JournalFailed if an append has failed before; UserError if the
+        journal is closed.
         """
 
     @abstractmethod
     async def room(self) -> None:
-        """Returns when `append` would take an entry. On an event loop; who appends there without another `await` is not refused, unless
-        other threads append too. Raises JournalFailed.
+        """Returns when `append` would take an entry, on an event loop. If no other thread appends, an `append` without
+        another `await` in between is not refused. Raises JournalFailed.
         """
 
     @abstractmethod
     async def durable(self, position: Position) -> None:
-        """Returns when the entry is durable, and with it all before it in its partition. On an event loop. Raises JournalFailed."""
+        """Returns when the entry, and all before it in its partition, are durable. For event loops. Raises
+        JournalFailed.
+        """
 
     @abstractmethod
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
-        """As `durable`, for threads: blocks. False: it is not after so many seconds."""
+        """Waits as `durable` does, for threads: blocks, and returns False if the entry is not durable after so many
+        seconds.
+        """
 
     @abstractmethod
     async def flush(self) -> dict[int, int]:
-        """Returns `positions` when all that was appended before the call is durable: what a barrier waits for. Raises JournalFailed."""
+        """Returns `positions` when all that was appended before the call is durable. Barriers wait for it. Raises
+        JournalFailed.
+        """
 
     @abstractmethod
     def take(self) -> list[tuple[Position, Entry]]:
-        """Letters that came since, as entries that were appended now, in the order in which they came. Reads the inbox, and does not wait
-        for the entries to be durable. Takes fewer where the queue of appends is full. When a crash comes before such an entry is durable,
-        its letter is in the inbox still.
+        """Takes letters from the inbox in the order in which they came, appends their entries, and returns these,
+        without waiting for them to be durable. Takes fewer if the queue of appends is full. If a crash comes before an
+        entry is durable, its letter is still in the inbox.
         """
 
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        """Removes the entries of jobs whose END stands before these offsets (of the oldest retained checkpoint), with bodies that nobody
-        names any more; returns how many entries. Their marks stay, until they are older than `forget_before_ms` (epoch), and so do the
-        entries of jobs that may begin again (MAY_BEGIN_AGAIN): they must find what they have done. Blocks. Jobs that have not ended keep
-        all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all. With `keeping` the
-        entries move into the history, and what is too old there, or too much, goes.
+        """Removes the entries of jobs whose END stands before these offsets (those of the oldest retained checkpoint),
+        with bodies that no other entry names. Returns the number of removed entries. Blocks; appends go on meanwhile.
+
+        The marks of these jobs stay until they are older than `forget_before_ms` (milliseconds since 1970), and so do
+        the entries of jobs that may begin again (MAY_BEGIN_AGAIN), which need their earlier results. Jobs that have not
+        ended keep all entries. A crash in the middle leaves some jobs trimmed whole, and others not at all. With
+        `keeping` the entries move into the history, and jobs that are too old or too many for it are removed from
+        there.
         """
 
     @abstractmethod
     def statistics(self) -> dict[str, Any]:
-        """Since it was opened: entries, commits, waiting (entries that are not durable), bytes_waiting, bodies, letters, refused. Never
-        blocks.
+        """Returns numbers since the opening: entries, commits, waiting (entries that are not durable), bytes_waiting,
+        bodies, letters, refused. Never blocks.
         """
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
-    """The rule of every inbox, asked in the step that would take the letter. Returns the job that it is for.
-
-    question: of the letter's token. mark: of the job that a signal or cancel names. earlier: a letter of the same `once` is there. Raises
+    """Decides whether an inbox accepts a letter, in the step that would take it. Returns the job of the letter. Raises
     LetterRefused.
+
+    `question` is that of the letter's token, and `mark` that of the job which a signal or cancel names; both may be
+    None. `earlier` is True if the inbox has a letter with the same `once`.
     """
     if letter.kind in ("signal", "cancel"):
         if mark is None:
@@ -307,7 +336,9 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """The entry that a letter becomes when the owner takes it. question: of its token, for answers and withdrawals."""
+    """Returns the entry that a letter becomes when the owner takes it. `question` is that of its token, for answers and
+    withdrawals.
+    """
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
     if letter.kind == "cancel":
@@ -321,9 +352,11 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """A checkpoint's word on its journal against the one that is there. needed: from where on the checkpoint needs the entries of jobs that
-    have ended; None: from `positions` on. Raises OtherJournal, with the choice, for another one, for one that is behind, and for one that
-    was trimmed further than that: effects that the state knows of, or that came after the checkpoint, would be made again.
+    """Checks that a journal is the one that a checkpoint was made with, by its `identity` and `positions`.
+
+    `needed` has the offsets from which on the checkpoint needs the entries of ended jobs; None means from `positions`
+    on. Raises OtherJournal, with the choices, for another journal, one that is behind, and one that was trimmed further
+    than that: effects that the state knows, or that came after the checkpoint, would be made again.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

@@ -1,7 +1,7 @@
 """Effects: their ids, their digests, and how each class of them may be repeated.
 
-`RULES` is the one table of classes. What happens to an effect that has an intent and no certain outcome (after a crash, a time-out, a
-cancellation, a lost connection) is decided by `in_doubt`, which asks nobody and changes nothing.
+`RULES` is the one table of classes. `in_doubt` decides what happens to an effect with an intent and without a certain
+outcome (after a crash, a time-out, a cancel, a lost connection). It is a pure function.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sabot.errors import UserError, short_repr
 
 
 class EffectClass(StrEnum):
-    """How an effect may be repeated. `unsafe` is what a tool is that says nothing."""
+    """The classes of effects by how they may be repeated. A tool that declares no class is `unsafe`."""
 
     LOCAL = "local"
     READ = "read"
@@ -26,11 +26,12 @@ class EffectClass(StrEnum):
 
 
 class Doubt(StrEnum):
-    """What to do with an effect in doubt.
+    """The decision on an effect in doubt.
 
-    again: make it again. again_with_key: make it again, with the same idempotency key. reconcile: ask the tool's own function whether it
-    was done. take: take the result that this function has found. ask: a person says done, not done, or abandon (an action of type
-    `in_doubt`). fail: the job sees an error. assume_done: the job sees that it was done, without a result.
+    `again`: make it again. `again_with_key`: make it again, with the same idempotency key. `reconcile`: call the tool's
+    own function, which finds out whether it was done. `take`: take the result that this function has found. `ask`: a
+    person decides: done, not done, or abandon (an action of type `in_doubt`). `fail`: raise an error in the job.
+    `assume_done`: treat it as done, without a result.
     """
 
     AGAIN = "again"
@@ -43,7 +44,7 @@ class Doubt(StrEnum):
 
 
 class Reconciled(StrEnum):
-    """What a reconciling function has found out."""
+    """The findings of a reconciling function."""
 
     DONE = "done"
     NOT_DONE = "not_done"
@@ -52,11 +53,12 @@ class Reconciled(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClassRule:
-    """What holds for the effects of one class.
+    """The rule for the effects of one class.
 
-    intent: when it must be durable: "next" (with the next entry that is), "later" (written, not waited for), "first" (before the call).
-    in_doubt: what follows. reserves: the intent holds an upper bound of the cost. checked: other arguments in replay block the job.
-    marks: a call made again is a `duplicate` in the ledger.
+    `intent` says when the intent must be durable: "next" (together with the next durable entry), "later" (written, but
+    not waited for) or "first" (before the call). `in_doubt` is the decision on an effect in doubt. With `reserves` the
+    intent has an upper bound of the cost. With `checked` other arguments in a replay block the job. With `marks` a call
+    that is made again counts as a duplicate in the ledger.
     """
 
     intent: Literal["next", "later", "first"]
@@ -67,17 +69,18 @@ class ClassRule:
 
     @property
     def repeatable(self) -> bool:
-        """It may be made again, whatever came of it."""
+        """True if the effect may be made again whatever its outcome was."""
         return self.in_doubt in (Doubt.AGAIN, Doubt.AGAIN_WITH_KEY)
 
     @property
     def settles(self) -> bool:
-        """It changes something outside: no job is over while one is under way."""
+        """True if the effect changes something outside, so that no job ends while one is under way."""
         return self.intent == "first" and not self.reserves
 
 
 RULES: dict[EffectClass, ClassRule] = {
-    EffectClass.LOCAL: ClassRule("next", Doubt.AGAIN),  # no value of it has left the job before an entry is durable
+    # its value does not leave the job before a later entry is durable
+    EffectClass.LOCAL: ClassRule("next", Doubt.AGAIN),
     EffectClass.READ: ClassRule("later", Doubt.AGAIN, checked=False),
     EffectClass.METERED: ClassRule("first", Doubt.AGAIN, reserves=True, checked=False, marks=True),
     EffectClass.IDEMPOTENT: ClassRule("first", Doubt.AGAIN_WITH_KEY),
@@ -87,7 +90,7 @@ RULES: dict[EffectClass, ClassRule] = {
 
 
 def effect_class(word: str) -> EffectClass:
-    """The class of this name. Raises UserError."""
+    """Returns the class of this name. Raises UserError for an unknown name."""
     try:
         return EffectClass(word)
     except ValueError:
@@ -103,10 +106,11 @@ def in_doubt(
     sent: bool | None = None,
     found: Reconciled | None = None,
 ) -> Doubt:
-    """What to do with an effect whose outcome is not certain.
+    """Decides on an effect whose outcome is not certain.
 
-    configured: what the tool says (`in_doubt=`) in place of asking a person. sent: False where it failed before anything was sent, so that
-    nothing is in doubt; None: nobody knows. found: what `reconcile=` of a reconcilable effect has found; None: it was not asked yet.
+    `configured` is the tool's choice (`in_doubt=`) in place of asking a person. `sent` is False if the call failed
+    before anything was sent, so that nothing is in doubt, and None if nobody knows. `found` is the finding of the
+    `reconcile=` function of a reconcilable effect, or None if it was not called yet.
     """
     if sent is False:
         return Doubt.AGAIN
@@ -119,7 +123,7 @@ def in_doubt(
 
 
 class EffectId(NamedTuple):
-    """One try of one effect. The ledger counts by it; an effect that is tried again keeps its `key`."""
+    """The id of one attempt of an effect. The ledger counts by it; all attempts of an effect have the same `key`."""
 
     job: str
     ordinal: int
@@ -127,7 +131,7 @@ class EffectId(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The idempotency key for the service that is called: the same for every attempt, fit for an HTTP header, and it tells nothing of
+        """The idempotency key for the called service: the same for every attempt, valid in an HTTP header, and without
         the job's name.
         """
         name = blake2b(f"{self.job}\0{self.ordinal}".encode(), digest_size=16)
@@ -138,9 +142,11 @@ class EffectId(NamedTuple):
 
 
 def digest(key: bytes, kind: str, name: str, arguments: Any) -> bytes:
-    """16 bytes that are the same for the same question, in every process, and tell nothing to who has not the key of the journal.
+    """Returns a digest of 16 bytes that is the same for the same question in every process, and tells nothing to those
+    who do not have the journal's key.
 
-    arguments: what msgpack can say. The order of a mapping's keys does not count, the type of a number does. Raises UserError.
+    `arguments` must be values that msgpack can encode. The order of a mapping's keys does not count, the type of a
+    number does. Raises UserError.
     """
     try:
         asked = msgspec.msgpack.encode([kind, name, arguments], order="deterministic")

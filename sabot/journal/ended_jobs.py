@@ -1,4 +1,4 @@
-"""Jobs that have ended, as the history of a journal knows them without their entries, and what a list of them asks for."""
+"""Jobs that have ended, as the history of a journal shows them without their entries, and the queries of lists."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,11 +29,11 @@ class EndedJob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EndedQuery(NamedTuple):
-    """The jobs that a list asks for: those that fulfil all conditions; "" and 0 stand for all.
+    """A query for ended jobs: those that fulfil all conditions; "" and 0 stand for all.
 
-    `agent`: the id APP.NAME, or NAME alone. `text`: a text to search for, in any letter case. `since_ms`, `until_ms`: the earliest time of
-    creation, and the time before which a job was created. `after`: the last job of the page before, by time of creation and id; pages go
-    from the newest job to the oldest.
+    `agent` is the id APP.NAME, or NAME alone. `text` is searched in any letter case. A job was created at `since_ms` or
+    later, and before `until_ms`, in milliseconds since 1970. `after` is the last job of the page before, by time of
+    creation and id; pages go from the newest job to the oldest.
     """
 
     agent: str = ""
@@ -59,7 +59,7 @@ class EndedQuery(NamedTuple):
         )
 
     def behind(self, job: EndedJob) -> "EndedQuery":
-        """Returns the query for the pages behind the one that ends with this job."""
+        """Returns the query for the page after the one that ends with this job."""
         return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
 
 
@@ -78,10 +78,10 @@ class HistoryBounds(NamedTuple):
 
 
 def descendants(job: str) -> tuple[str, str]:
-    """Returns the least id of the jobs below a job, and the one behind the greatest (`jobs.tree`)."""
+    """Returns the range of the ids of all jobs below a job: the least id, and the first one after them (`jobs.tree`)."""
     return f"{job}~", f"{job}\x7f"
 
 
 def newest_first(jobs: Sequence[EndedJob]) -> list[EndedJob]:
-    """Returns the jobs in the order of a list."""
+    """Returns the jobs from the newest to the oldest, as lists show them."""
     return sorted(jobs, key=lambda job: (job.created_ms, job.job), reverse=True)

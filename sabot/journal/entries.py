@@ -1,18 +1,20 @@
-"""What a journal holds: the entries of jobs, the letters of its inbox, and their bytes.
+"""The content of a journal: the entries of jobs, the letters of its inbox, and their encoding.
 
-    BEGIN     Begin         a job begins: its input, the digest of it, the version of the code
-    ATTEMPT   Attempt       the job (ordinal 0), or one of its effects, is tried
-    INTENT    Intent        an effect is asked for: what, of which class, until when, under which token it is answered
-    RESULT    EffectResult  what came of it, with what it used
-    ANSWER    Answer        a question was answered, has expired or was withdrawn
-    SIGNAL    Signal        word from outside
-    CANCEL    Cancel        somebody asks the job to end
-    END       End           the job is over: outcome, digest of the output
+   BEGIN     Begin         a job begins: its input, the digest of it, the version of the code
+   ATTEMPT   Attempt       the job (ordinal 0), or one of its effects, is tried
+   INTENT    Intent        an effect is asked for: its arguments, its class, its deadline, the token for its answer
+   RESULT    EffectResult  the outcome of an effect, with its usage
+   ANSWER    Answer        a question was answered, has expired or was withdrawn
+   SIGNAL    Signal        a message from outside
+   CANCEL    Cancel        somebody asks the job to end
+   END       End           the job is over: outcome, digest of the output
 
-A timer is an intent of kind "sleep" with a time (`due_ms`), and its result. Effects are counted from 1 in their job; ordinal 0 is the job.
+A timer is an intent of kind "sleep" with a time (`due_ms`), and its result. Effects are counted from 1 in their job;
+ordinal 0 is the job.
 
-On disk an entry is one byte, the version of the format, and a msgpack array whose first value is the kind. Fields are only ever added, at
-the end, with a default, so an older entry of the same version can be read. What cannot be read so is a new version.
+On disk an entry is one byte, the version of the format, and a msgpack array whose first value is the kind. Fields are
+only added, at the end, with a default, so that older entries of the same version can be read. Any other change needs a
+new version.
 """
 
 from collections.abc import Iterable
@@ -26,11 +28,11 @@ from sabot.errors import UNREADABLE, CorruptJournal, UserError, short_repr
 VERSION = 1
 
 INLINE_BYTES = 64 * 1024
-"""A longer body is stored once, by its hash, and the entry names it."""
+"""The longest body in bytes that stands in its entry. A longer one is stored once, under its hash, which the entry names."""
 
 
 class StoredBody(msgspec.Struct, frozen=True, array_like=True):
-    """In place of a body that is stored by its hash: `JournalReader.load` gives it."""
+    """A reference to a body that is stored under its hash. `JournalReader.load` loads it."""
 
     hash: bytes
     size: int
@@ -48,8 +50,9 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
-    """Where the history of a job comes from: from another job, up to one of its checkpoints. entries: behind BEGIN that are those of the
-    other job; waiting: behind them, timers and questions, with what was left of their time at at_ms.
+    """The origin of a job that continues another job from one of its checkpoints. `entries` is the number of entries
+    after BEGIN that were taken over. `waiting` is the number of entries after those: timers and questions, with the
+    time that they had left at `at_ms`.
     """
 
     job: str
@@ -60,12 +63,12 @@ class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
-    """A job begins. A second one of the same job begins its history anew (`ctx.continue_as`).
+    """The beginning of a job. A second one of the same job begins its history anew (`ctx.continue_as`).
 
-    digest: of what identifies the input, where the same job may be asked for twice. code: version of the function. scope, principal: on
-    whose behalf it runs; "" where nobody says. run: how often it has begun, from 1: again where it had failed, and its dead letter was sent
-    back. labels: of its input. origin: of a job that goes on from a checkpoint of another one. seed: of what is drawn by lot; b"": by the
-    id of the job.
+    `digest` is that of the input, if the same job may be asked for twice. `code` is the version of the function.
+    `scope` and `principal` say on whose behalf it runs, or are "". `run` counts from 1 how often the job has begun:
+    again after a failure, if its dead letter was sent back. `labels` are those of its input. `origin` is set for a job
+    that continues another one. `seed` is the seed of random values; b"" takes the id of the job.
     """
 
     agent: str = ""
@@ -82,9 +85,10 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
-    """Try number `attempt`, counted from 1, of the effect, or of the job where ordinal is 0.
+    """An attempt of an effect, or of the job if `ordinal` is 0; `attempt` counts from 1.
 
-    note: of an effect that is under way, what was decided of another model that is asked in place of the first one, from this try on.
+    With a `note` the effect is under way, and another model is asked in place of the first one from this attempt on;
+    the note has the decision on that model.
     """
 
     ordinal: Number
@@ -93,10 +97,11 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
-    """An effect is about to be made. body: what it asks. token: who has it may answer. due_ms: its deadline; 0: none.
+    """The intent to make an effect. `body` has its arguments. Whoever has the `token` may answer it. `due_ms` is its
+    deadline, 0 for none.
 
-    effect_class: one of `effects.EffectClass`; "" where the effect is the engine's own (a question, a timer). note: decisions of policy,
-    the reservation of a budget, as their makers encode them.
+    `effect_class` is one of `effects.EffectClass`, or "" for an effect of the engine itself (a question, a timer).
+    `note` has decisions of the policy and the reservation of a budget, encoded by those who made them.
     """
 
     ordinal: Number
@@ -111,9 +116,9 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
-    """What came of an effect. outcome: "ok", or the type of the error. usage: what it used, as the ledger encodes it. labels: of a child,
-    what it has seen; ran_ms: how long that has run, without its waits for others. asked: of a tool, what the models have used that it asked
-    by itself, as the limits of the job count it.
+    """The result of an effect. `outcome` is "ok", or the type of the error. `usage` is encoded by the ledger. For a
+    child, `labels` are those of the data that it has seen, and `ran_ms` is the time that it has run, without its waits
+    for others. For a tool, `asked` is the usage of models that it asked by itself, as the limits of the job count it.
     """
 
     ordinal: Number
@@ -127,7 +132,7 @@ class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
 
 
 class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
-    """A question is closed, once. outcome: resolved, expired or cancelled. by: who says so, if known."""
+    """The end of a question. `outcome` is resolved, expired or cancelled. `by` is the person who answered, if known."""
 
     ordinal: Number
     token: str
@@ -137,7 +142,7 @@ class Answer(_Base, frozen=True, array_like=True, gc=False, tag="answer"):
 
 
 class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
-    """Word from outside. token: the sender's own name for it, by which it comes once."""
+    """A message from outside. `token` is chosen by the sender; a signal with the same token is accepted once."""
 
     name: str
     token: str
@@ -146,15 +151,16 @@ class Signal(_Base, frozen=True, array_like=True, gc=False, tag="signal"):
 
 
 class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
-    """Somebody asks the job to end."""
+    """A request to end the job."""
 
     reason: str = ""
     by: str = ""
 
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
-    """The job is over. result: a short reference to what came of it; body: the output, or the error; labels: of what it has seen. usage:
-    what its calls that have no result may have used, as the ledger encodes it.
+    """The end of a job. `result` is a short reference to its result. `body` has the output, or the error. `labels` are
+    those of the data that it has seen. `usage` is the possible usage of its calls without a result, as the ledger
+    encodes it.
     """
 
     outcome: str
@@ -170,11 +176,11 @@ EntryT = TypeVar("EntryT", bound=_Base)
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """What somebody outside tells a job: an answer, the withdrawal of a question, a signal, a cancel.
+    """A letter to a job: an answer, the withdrawal of a question, a signal, or a cancel.
 
-    token: of the question, for an answer and a withdrawal; of a signal the sender's own, unique; a cancel needs none, there is one a job.
-    job: of a signal and a cancel; a question knows its own. name: of the signal; of a withdrawal the outcome ("expired", "cancelled"); of a
-    cancel the reason.
+    `token` is that of the question, for an answer or a withdrawal, and chosen by the sender, unique, for a signal; a
+    cancel needs none, since there is one for each job. `job` is set for a signal and a cancel; a question knows its
+    job. `name` is that of the signal, the outcome of a withdrawal ("expired", "cancelled"), or the reason of a cancel.
     """
 
     kind: Literal["answer", "withdraw", "signal", "cancel"]
@@ -186,7 +192,9 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """The name under which the inbox takes it once: of an answer and the withdrawal of the same question it is the same."""
+        """The name under which the inbox takes one letter: it is the same for an answer and the withdrawal of the same
+        question.
+        """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"
 
@@ -198,22 +206,24 @@ _FIRST = bytes([VERSION])
 
 
 def kind_of(entry: Entry) -> str:
-    """The word of its kind: "begin", "intent", …"""
+    """Returns the name of the entry's kind: "begin", "intent", …"""
     return str(entry.__struct_config__.tag)
 
 
 def body_of(entry: Entry) -> Body | None:
-    """Its body; None: entries of its kind have none."""
+    """Returns the entry's body, or None if entries of this kind have none."""
     return getattr(entry, "body", None)
 
 
 def hash_of(body: bytes) -> bytes:
-    """The name of a stored body: 32 bytes."""
+    """Returns the hash of a body, 32 bytes, under which it is stored."""
     return blake2b(body, digest_size=32).digest()
 
 
 def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
-    """The entry that names its body by hash, and the body, where that is long; else the entry, and nothing."""
+    """Returns the entry with a reference in place of a long body, and the body. If the body is not long, returns the
+    entry as it is, and b"".
+    """
     body = body_of(entry)
     if not isinstance(body, bytes) or len(body) <= INLINE_BYTES:
         return entry, b""
@@ -221,12 +231,14 @@ def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
 
 
 def without_body(entry: Entry) -> Entry:
-    """The entry, with an empty body."""
+    """Returns the entry with an empty body."""
     return msgspec.structs.replace(entry, body=b"")
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Version and entry as bytes. Raises UserError for an entry that could not be read again, or that no column of a table holds."""
+    """Encodes the version and an entry. Raises UserError for an entry that could not be read again, or that does not
+    fit the columns of a table.
+    """
     try:
         data = _encoder.encode(entry)
         _decoder.decode(data)
@@ -239,8 +251,8 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(data: bytes, where: object) -> Entry:
-    """The entry. Raises UserError for a version that this Sabot does not know, CorruptJournal for bytes that are no entry; both name
-    `where`.
+    """Decodes an entry. Raises UserError for a version that this Sabot does not know, and CorruptJournal for other
+    bytes; both errors name `where`.
     """
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
@@ -260,8 +272,8 @@ def _check_version(first: Iterable[int], where: object) -> None:
 
 
 def encode_letter(letter: Letter) -> bytes:
-    """Version and letter as bytes. Raises UserError for a letter that could not be read again (a body that is text, and not bytes): in an
-    inbox it would be in the way of all others.
+    """Encodes the version and a letter. Raises UserError for a letter that could not be read again (for example with a
+    text as its body), since it would block the inbox for all others.
     """
     try:
         data = _encoder.encode(letter)
@@ -274,7 +286,7 @@ def encode_letter(letter: Letter) -> bytes:
 
 
 def decode_letter(data: bytes, where: object) -> Letter:
-    """The letter. Raises as `decode_entry`."""
+    """Decodes a letter. Raises the errors of `decode_entry`."""
     if data[:1] != _FIRST:
         _check_version(data[:1], where)
     try:

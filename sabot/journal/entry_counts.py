@@ -1,11 +1,11 @@
-"""How a missing entry is noticed: places are counted from 0, and each has its entry, or is noted as trimmed.
+"""Detects missing entries: places are counted from 0, and each place has its entry, or is recorded as trimmed.
 
-    log_end   one row: the place behind the last entry that was written, changed in the transaction that writes it
-    gone      runs of places whose entries were trimmed, disjoint and never side by side
+   log_end   one row: the place behind the last entry that was written, changed in the transaction that writes it
+   gone      runs of places whose entries were trimmed, disjoint and never adjacent
 
-So a gap between two entries, and one behind the last of them, is told by its place, whatever has made it: rows that somebody deleted, a
-table that was restored without the others. A commit of entries changes one row of these tables, a trim the runs beside its own places.
-Statements are those that SQLite and PostgreSQL know, with values marked by `?`.
+So a gap between two entries, or behind the last one, is found whatever its cause: rows that somebody deleted, or a
+table that was restored without the others. A commit of entries changes one row of these tables, and a trim only the
+runs next to its own places. The statements work in SQLite and PostgreSQL, with `?` for values.
 """
 
 from bisect import bisect_right
@@ -17,7 +17,7 @@ from sabot.errors import CorruptJournal
 T = TypeVar("T")
 
 COUNTED = 2
-"""The format of tables from which on places are counted."""
+"""The first format of tables in which places are counted."""
 
 _TABLES = (
     "CREATE TABLE log_end (place {whole} PRIMARY KEY)",
@@ -25,17 +25,18 @@ _TABLES = (
     "INSERT INTO log_end VALUES (0)",
 )
 
-_MOST_NAMED = 400  # values in one statement
+_MOST_NAMED = 400  # the most values in one statement
 ENDS = "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
-"""Finds the arguments of `end_of_rows`."""
+"""The statement whose row is the argument of `end_of_rows`."""
 
 WRITTEN_END = "SELECT place FROM log_end"
-"""Finds the place behind the last entry that was ever written."""
+"""The statement that returns the place behind the last entry that was ever written."""
 
 GONE = "SELECT first, behind FROM gone WHERE behind > ? AND first < ? ORDER BY first"
-"""As `Gone`."""
+"""The statement that returns trimmed runs, as `Gone` does."""
 
-_WRITTEN = "UPDATE log_end SET place = ? WHERE place = ?"  # by its key: also under a long dump, which keeps all versions of the row
+# found by its key, so it stays fast during a long dump, which keeps all versions of the row
+_WRITTEN = "UPDATE log_end SET place = ? WHERE place = ?"
 _GAPS = (
     "INSERT INTO gone (first, behind) SELECT previous + 1, place FROM "
     "(SELECT place, lag(place, 1, CAST(-1 AS bigint)) OVER (ORDER BY place) AS previous FROM entries) AS places "
@@ -44,10 +45,10 @@ _GAPS = (
 _HINT = "bring back a copy of the journal that has them; or start --fresh --forget-effects: effects that were made may be made again"
 
 Run = tuple[int, int]
-"""The first place, and the one behind the last."""
+"""A run of places: the first one, and the one behind the last."""
 
 Gone = Callable[[int, int], Sequence[Run]]
-"""Returns the runs of trimmed places, in order, which have some from the first number on and before the second one."""
+"""A function that returns, in order, the runs of trimmed places that overlap the range from the first number to before the second."""
 
 
 class Connection(Protocol):
@@ -58,7 +59,7 @@ class Connection(Protocol):
 
 
 def runs_of(places: Iterable[int]) -> list[Run]:
-    """The runs of these places, which are in order."""
+    """Returns the runs of these places, which must be in order."""
     runs: list[Run] = []
     for place in places:
         if runs and runs[-1][1] == place:
@@ -69,7 +70,7 @@ def runs_of(places: Iterable[int]) -> list[Run]:
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """Disjoint runs, in order, with those that are side by side made one."""
+    """Returns these disjoint runs in order, with adjacent ones joined."""
     found: list[Run] = []
     for first, behind in sorted(runs):
         if found and found[-1][1] == first:
@@ -80,12 +81,12 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def written(connection: Connection, first: int, behind: int) -> None:
-    """Entries from the place `first`, where the log has ended, to before `behind` are written in this transaction."""
+    """Records that entries from `first`, where the log has ended, to before `behind` are written in this transaction."""
     connection.execute(_WRITTEN, (behind, first))
 
 
 def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
-    """The entries of these runs, in order, are trimmed in this transaction."""
+    """Records that the entries of these runs, which are in order, are trimmed in this transaction."""
     beside: set[Run] = set()
     for some in parts(runs):
         for column, values in (("behind", [first for first, _ in some]), ("first", [behind for _, behind in some])):
@@ -110,21 +111,23 @@ def among(values: Sequence[Any]) -> str:
 
 
 def make_tables(connection: Connection, whole: str) -> None:
-    """Makes the tables, of a journal without entries. whole: the type of whole numbers of 63 bits: bigint, or in SQLite INTEGER, the key of
-    a row itself, so that a commit of entries writes one page more, and not two.
+    """Makes the tables for a journal without entries. `whole` is the type of whole numbers of 63 bits: bigint, or in
+    SQLite INTEGER, which is the key of the row itself, so that a commit of entries writes one page less.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole))
 
 
 def begin_to_count(connection: Connection, whole: str) -> None:
-    """Of tables of before: from now on their places are counted. The format that they say is for their home to change."""
+    """Adds the tables to a journal of an older format, whose places are counted from now on. The caller changes the
+    format.
+    """
     make_tables(connection, whole)
     count_anew(connection)
 
 
 def count_anew(connection: Connection) -> None:
-    """What is missing is taken for trimmed from here on, since nobody knows better."""
+    """Records all missing entries as trimmed, since it is not known whether they were."""
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)
     connection.execute("DELETE FROM gone")
@@ -135,18 +138,20 @@ def count_anew(connection: Connection) -> None:
 
 
 def end_of_log(connection: Connection) -> int:
-    """The place behind the last entry that there is, or was when something was trimmed last."""
+    """Returns the place behind the last entry that there is, or that there was at the last trim."""
     return end_of_rows(connection.execute(ENDS).fetchall())
 
 
 def end_of_rows(rows: Sequence[Sequence[Any]]) -> int:
-    """The same, of what `ENDS` finds."""
+    """Returns the end of the log from the row that `ENDS` finds."""
     ((last, trimmed),) = rows
     return max(-1 if last is None else last + 1, int(trimmed or 0), 0)
 
 
 def check_counted(gone: Gone, where: str, first: int, places: Sequence[int], behind: int) -> None:
-    """Raises CorruptJournal where an entry from `first` to before `behind` is missing. places: of those that are there, in order."""
+    """Raises CorruptJournal if an entry from `first` to before `behind` is missing. `places` are those of the existing
+    entries, in order.
+    """
     if len(places) >= behind - first:
         return
     known = gone(first, behind)

@@ -1,26 +1,27 @@
-"""The records of a journal's topic: their bytes, and the rule of which of them count.
+"""The records of a journal's topic: their encoding, and the rule that decides which of them count.
 
-The owner writes **frames** to partition 0, each with the number that follows the last one's, `seq`. A frame that is longer than a record
-may be goes in pieces, which are records one after the other.
+The owner writes **frames** to partition 0, each with the next number, `seq`. A frame that is too long for one record is
+written in pieces, which are consecutive records.
 
-    OwnerClaim    somebody becomes the owner; the first one is the journal's birth
-    EntriesFrame  entries, and before them the long bodies that they are the first to name
-    TrimFrame     jobs whose entries are removed
-    BeatFrame     the owner is alive, and had nothing to say
-    ReleaseFrame  the owner has closed the journal
-    CopyBegin, CopyRows, CopyEnd   all that the journal holds, written anew, so that what stands before it can be deleted
+   OwnerClaim    somebody becomes the owner; the first one creates the journal
+   EntriesFrame  entries, and before them the long bodies that they are the first to name
+   TrimFrame     jobs whose entries are removed
+   BeatFrame     a sign of life of an owner with nothing to write
+   ReleaseFrame  the owner has closed the journal
+   CopyBegin, CopyRows, CopyEnd   the whole content of the journal, written anew, so that the records before it can be deleted
 
-**What counts** is decided by the order of the topic, and by nothing else: a frame counts if its `seq` is the next one, and it is a claim
-or its writer is the owner, that is the writer of the last claim that counts. So a claim fences: what the earlier owner writes behind it
-does not count, for any reader, and of two claims at once the first one counts. A frame of which pieces are missing does not count: a claim
-with its number comes in its place.
+**Which frames count** is decided only by the order of the topic: a frame counts if its `seq` is the next one, and it is
+a claim, or its writer is the owner, which is the writer of the last claim that counts. So a claim fences: frames that
+the earlier owner writes behind it count for no reader, and of two claims at once the first one counts. A frame with
+missing pieces does not count: a claim takes its number.
 
-        seq      7 entries (a)   8 claim (b)   8 entries (a)   9 entries (b)
-                 counts          counts        a is over       counts
+       seq      7 entries (a)   8 claim (b)   8 entries (a)   9 entries (b)
+                counts          counts        does not        counts
 
-Letters are in partition 1, in the order of which the first one of a name counts.
+Letters are in partition 1; of several letters of one name the first counts.
 
-On the wire: two letters, a version, msgpack. Fields are only added, at the end, with a default; what cannot be read so is a new version.
+A record is two letters, a version, and msgpack. Fields are only added, at the end, with a default; any other change
+needs a new version.
 """
 
 import logging
@@ -40,9 +41,10 @@ _LETTER = b"SL"
 
 
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
-    """identity, key: of the journal, which each claim repeats. holder: who it is, for people. life: of its process, for others on the same
-    machine (`life.is_over`). lease_s: for so long after the sending of a frame that counts it may be sure to be the owner. earlier_s: for
-    so long others before it, which do not know that they are over, may still be sure of that (`Journal.predecessor_left`).
+    """A claim. `identity` and `key` are those of the journal, repeated by each claim. `holder` names the owner for
+    people, and `life` identifies its process for others on the same machine (`life.is_over`). `lease_s` is the time
+    after the sending of a frame that counts for which the owner may rely on its claim. `earlier_s` is the time for
+    which earlier owners, which do not know that they are replaced, may still do so (`Journal.predecessor_left`).
     """
 
     identity: str
@@ -54,16 +56,18 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """entries: place, bytes, and number of the letter that it is of (0: none). bodies: long ones that are not in the topic yet."""
+    """New entries: the place of each, its bytes, and the number of the letter that it was made of (0 for none).
+    `bodies` are the long ones that are not in the topic yet.
+    """
 
     entries: list[tuple[int, bytes, int]]
     bodies: list[bytes] = []
 
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
-    """Of these jobs those that had ended before the place `before` are removed, with their letters up to the number `letters`; and the
-    marks of jobs that had ended before `forget_before_ms` (0: none are). `kept`: the rows of those jobs that move into the history.
-    `expired`: the jobs that leave the history.
+    """A trim. Of `jobs`, those that had ended before the place `before` are removed, with their letters up to the
+    number `letters`, and marks of jobs that had ended before `forget_before_ms` (0 for no marks). `kept` has the rows
+    of those jobs that move into the history, and `expired` the jobs that leave it.
     """
 
     jobs: list[str]
@@ -75,19 +79,21 @@ class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
 
 
 class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
-    """Nothing but its number."""
+    """A sign of life, which has only its number."""
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """The owner writes nothing more, and sends nothing more. earlier_s: as in `OwnerClaim`."""
+    """The last frame of an owner that has closed the journal, and begins no call any more. `earlier_s` is as in
+    `OwnerClaim`.
+    """
 
     earlier_s: float = -math.inf
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
-    """A copy of all that the frames before this one came to. claim: of the owner who writes it. next: the place of the next entry. letters:
-    how far the inbox was read, so how many letters are in the copy or are over. removed: the place behind the last END whose job was
-    trimmed (`JournalReader.trimmed`).
+    """The beginning of a copy of all content that the frames before this one have made. `claim` is that of its writer.
+    `next` is the place of the next entry. `letters` is how far the inbox was read: letters before it are in the copy,
+    or are done. `removed` is the place behind the last END of a trimmed job (`JournalReader.trimmed`).
     """
 
     claim: OwnerClaim
@@ -97,21 +103,23 @@ class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
 
 
 class CopyRows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
-    """Rows of a table (`journal.tables`)."""
+    """Some rows of a table (`journal.tables`) in a copy."""
 
     table: str
     rows: list[list[Any]]
 
 
 class CopyEnd(msgspec.Struct, frozen=True, array_like=True, tag="copied"):
-    """The copy is whole."""
+    """The end of a copy that is complete."""
 
 
 Frame = OwnerClaim | EntriesFrame | TrimFrame | BeatFrame | ReleaseFrame | CopyBegin | CopyRows | CopyEnd
 
 
 class LetterRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A letter in partition 1: its name, under which one counts; the job that it is for; its bytes (`entries.encode_letter`)."""
+    """A letter in partition 1: `once`, the name under which one letter counts; its job; and its bytes
+    (`entries.encode_letter`).
+    """
 
     once: str
     job: str
@@ -133,7 +141,7 @@ _letters = msgspec.msgpack.Decoder(LetterRecord)
 
 
 def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> list[bytes]:
-    """The records of a frame, each with at most so many bytes of it."""
+    """Returns the records of a frame, each with at most so many bytes of it."""
     data = _encoder.encode(frame)
     parts = max(1, -(-len(data) // piece_bytes))
     return [
@@ -145,18 +153,20 @@ def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> lis
 
 
 def encode_letter_record(letter: LetterRecord) -> bytes:
-    """The record of a letter."""
+    """Returns the record of a letter."""
     return _LETTER + bytes([VERSION]) + _encoder.encode(letter)
 
 
 def decode_letter_record(value: bytes | None, where: str) -> LetterRecord | None:
-    """The letter; None for a record that is not ours. Raises UserError for a later version, CorruptJournal; both name `where`."""
+    """Returns the letter in a record, or None for a record of another kind. Raises UserError for a later version, and
+    CorruptJournal; both errors name `where`.
+    """
     body = _body(value, _LETTER, where)
     return None if body is None else _read(_letters, body, where)
 
 
 def is_claim(value: bytes | None, seq: int, where: str) -> bool:
-    """Whether the record is a claim with this number."""
+    """Returns True if the record is a claim with this number."""
     piece = _piece(value, where)
     if piece is None or piece.seq != seq or piece.parts != 1:
         return False
@@ -191,9 +201,10 @@ def _piece(value: bytes | None, where: str) -> _FramePiece | None:
 
 
 class FrameOrder:
-    """The rule, over the records of partition 0 in their order. `take` gives the frames that count.
+    """The rule for which frames count. It takes the records of partition 0 in order, and `take` returns the frames that
+    count.
 
-    writer: of the last claim that counts. seq: the number of the next frame.
+    `writer` is that of the last claim that counts. `seq` is the number of the next frame.
     """
 
     def __init__(self) -> None:
@@ -202,12 +213,12 @@ class FrameOrder:
         self._started = False
         self._parts: list[bytes] = []
         self._identity = ""
-        self._strangers: set[bytes] = set()  # writers of other journals, by their claims
-        self._ahead: dict[bytes, int] = {}  # of others, by writer: the frame that came before its turn
+        self._strangers: set[bytes] = set()  # writers whose claims name another journal
+        self._ahead: dict[bytes, int] = {}  # by writer other than the owner: the number of a frame that came too early
 
     def take(self, value: bytes | None, where: str) -> Frame | None:
-        """The frame that this record makes whole, if it counts. Raises CorruptJournal, naming `where`, for a record before which others are
-        missing; UserError for one of a later version.
+        """Takes a record. Returns the frame that it completes, if that counts. Raises CorruptJournal if records before
+        it are missing, and UserError for a later version; both errors name `where`.
         """
         piece = _piece(value, where)
         if piece is None:
@@ -233,9 +244,11 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Raises CorruptJournal where a frame that is not the next one says that others are missing, with the claim of its writer perhaps.
+        """Judges a frame that is not the next one. Raises CorruptJournal if it shows that frames are missing, and maybe
+        the claim of its writer.
 
-        An owner of a topic that was made anew is ahead too, with one frame: it fails then, and that frame counts for nothing.
+        An owner whose topic was deleted and made anew writes one such frame too; then it fails, and that frame is
+        ignored.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

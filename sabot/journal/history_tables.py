@@ -1,10 +1,10 @@
-"""The history of a journal in tables: in SQLite, in PostgreSQL, and in the copy that a journal in Kafka keeps beside it.
+"""The history of a journal in tables: in SQLite, in PostgreSQL, and in the local copy of a journal in Kafka.
 
-    history          a row for each job that was moved (`EndedJob`), with the bytes of its entries
-    history_entries  its entries, at the places that they had; `uses` goes on to say which long bodies they name
+   history          a row for each job that was moved (`EndedJob`), with the number of bytes of its entries
+   history_entries  its entries, at the places that they had; `uses` still records which long bodies they name
 
-Statements are those that SQLite and PostgreSQL know, with values marked by `?`. Functions that take a connection work in the transaction
-that their caller has begun.
+The statements work in SQLite and PostgreSQL, with `?` for values. Functions that take a connection work in the
+transaction of their caller.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import Connection, among, parts
 
 KEPT = 3
-"""The format of tables from which on there is a history."""
+"""The first format of tables with a history."""
 
 Select = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -34,7 +34,7 @@ _TABLES = (
     "INSERT INTO meta (name, value) VALUES ('kept_bytes', '0')",
 )
 _JOB_ENTRIES = (
-    "SELECT place, job, sum, entry FROM {table} WHERE job = ? AND place >= ?"  # in both tables the columns are the same
+    "SELECT place, job, sum, entry FROM {table} WHERE job = ? AND place >= ?"  # both tables have these columns
 )
 _WRITE = f"INSERT INTO history ({_COLUMNS}, size) VALUES "
 _ROW = f"({', '.join('?' * (len(EndedJob.__struct_fields__) + 1))})"
@@ -42,19 +42,22 @@ _BYTES = "SELECT value FROM meta WHERE name = 'kept_bytes'"
 _OLD = "SELECT job, size FROM history WHERE ended_ms < ? ORDER BY ended_ms LIMIT ?"
 _OLDEST = "SELECT job, size FROM history ORDER BY ended_ms, job LIMIT ?"
 _BELOW = "SELECT CAST(? AS text), sum(tokens), sum(nanodollars) FROM history WHERE job >= ? AND job < ?"
-_CHUNK = 1000  # rows read, jobs that expire in one transaction
-_MOST_NAMED = 100  # jobs in one statement
+_CHUNK = 1000  # the most rows that are read at once, and jobs that expire in one transaction
+_MOST_NAMED = 100  # the most jobs in one statement
 
 
 def make_history(connection: Connection, *, whole: str, text: str, blob: str) -> None:
-    """Makes the tables. `whole`, `text`, `blob`: the types of whole numbers of 63 bits, of texts in the order of their bytes, of bytes."""
+    """Makes the tables. `whole`, `text` and `blob` are the column types for whole numbers of 63 bits, for texts in the
+    order of their bytes, and for bytes.
+    """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole, text=text, blob=blob))
 
 
 def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
-    """Copies the entries of these jobs, which are few enough for one statement, and writes their rows. The caller removes what was copied.
-    What the history had of a job that has begun again since stays beside the new entries.
+    """Copies the entries of these jobs, which must be few enough for one statement, and writes their rows. The caller
+    removes the copied entries from the log. Earlier entries in the history of a job that has begun again stay there
+    beside the new ones.
     """
     names = [job.job for job in jobs]
     chosen = among(names)
@@ -134,7 +137,9 @@ def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None
 
 
 class SqlHistory(JobHistory):
-    """The history in tables. `decoded`: checks and decodes rows of entries. `there`: False for tables of before, which have no history."""
+    """The history in tables. `decoded` checks and decodes rows of entries. `there` is False for tables of an older
+    format, which have no history.
+    """
 
     def __init__(
         self,
@@ -151,7 +156,9 @@ class SqlHistory(JobHistory):
         tables = ("history_entries", "entries") if self._there else ("entries",)
         one = " UNION ALL ".join(_JOB_ENTRIES.format(table=table) for table in tables)
         first = 0
-        while True:  # a statement sees both tables at one moment: a job that moves between two of them is read on
+        # one statement sees both tables at one moment, so a job that moves between two statements is read
+        # on
+        while True:
             rows = self._select(f"{one} ORDER BY place LIMIT {_CHUNK}", (job, first) * len(tables))
             yield from self._decoded(rows)
             if len(rows) < _CHUNK:
@@ -189,7 +196,7 @@ class SqlHistory(JobHistory):
 
 
 def _conditions(query: EndedQuery) -> tuple[str, list[Any]]:
-    """Returns a WHERE, or "", and its values."""
+    """Returns a WHERE clause, or "", and its values."""
     conditions: list[tuple[str, Sequence[Any]]] = []
     if query.agent:
         conditions.append(("(agent = ? OR name = ?)", (query.agent, query.agent)))

@@ -1,21 +1,24 @@
-"""A journal in a Kafka topic: its owner, readers, and an inbox that needs no owner. `frames` says what is written, and what of it counts.
+"""A journal in a Kafka topic: its owner, readers, and an inbox that needs no owner. `frames` describes the records, and
+which of them count.
 
-**Durable** is what all replicas in sync have acknowledged (`acks=all`), in a topic that keeps everything. One frame holds all entries that
-waited, so a group commit is one request. No transactions are needed: the order of the topic fences. A claim takes the next frame's
-number, so what an earlier owner still writes behind it counts for nobody; and that owner is told where its record stands, finds it
-further on than it should be, looks at what stands between, and fails.
+**Durable** means acknowledged by all replicas in sync (`acks=all`), in a topic that deletes nothing by itself. One
+frame holds all entries that waited, so a group commit is one request. No transactions are needed: the order of the
+topic fences. A claim takes the next frame's number, so frames that an earlier owner writes behind it count for nobody.
+That owner learns from the broker that its record has a higher offset than expected, reads the records before it, and
+fails.
 
-**The claim** ends by time for those who only see a clock: the owner is sure of it for `lease_s` after it sent the last frame that was
-acknowledged, and sends a beat when it has nothing to say. Who wants the journal watches for a while: when the owner shows a sign of life,
-the newcomer is refused; else it takes over, and knows for how long the earlier owner, which may only be paused, could still be sending
-something. Where that owner's process is gone from this very machine, nobody waits.
+**The claim** ends by time. The owner relies on it for `lease_s` after it sent the last acknowledged frame, and sends a
+beat if it has nothing to write. A newcomer watches the topic for a while. If the owner shows a sign of life, the
+newcomer is refused; otherwise it takes over, and knows for how long the earlier owner, which may only be paused, could
+still send calls. If the process of that owner is known to be gone from this machine, nobody waits.
 
-**Letters** are in a partition of their own, where the order decides: the first one of a name counts, for everybody. Who posts one
-appends it, and reads up to it, to learn whether it was the first.
+**Letters** have a partition of their own, whose order decides: the first one of a name counts, for everybody. A sender
+appends its letter, and reads up to it, to learn whether it was the first.
 
-**Trimming** writes which jobs are removed. Kafka deletes only from the beginning, so when most of the topic is of no use any more, all
-that the journal holds is written anew, entries at the places that they had, beside the new ones that come; then what stands before is
-deleted. Until the copy is whole it counts for nothing, and its bytes are paid for by as many that go.
+**Trimming** writes which jobs are removed. Kafka deletes only from the beginning of a topic. So when most of the topic
+is obsolete, the whole content is written anew as a copy, entries at the places that they had, between new frames; then
+the records before the copy are deleted. An incomplete copy counts for nothing. A copy is only written if it lets about
+as many bytes go as it adds.
 """
 
 import logging
@@ -64,13 +67,13 @@ log = logging.getLogger("sabot.journal")
 PATIENCE_SECONDS = 300.0
 LEASE_SECONDS = 10.0
 
-_BEATS = 10  # in the time of a lease
-_MARGIN = 0.1  # of a lease, that its owner does not count on
+_BEATS = 10  # beats in the time of a lease
+_MARGIN = 0.1  # the fraction of a lease on which its owner does not rely
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-_PIECE_BYTES = 512 << 10  # of a frame in one record, where the topic allows it
-_FRAME_BYTES = 8 << 20  # of entries and bodies in one frame, beyond the first of them
-_COPY_SLACK_BYTES = 64 << 20  # that may be of no use before anything is written anew
-_OVERHEAD_BYTES = 2048  # of a record and its batch, beside the piece
+_PIECE_BYTES = 512 << 10  # the most bytes of a frame in one record, if the topic allows it
+_FRAME_BYTES = 8 << 20  # the bytes of entries and bodies in a frame after which no more are added
+_COPY_SLACK_BYTES = 64 << 20  # the obsolete bytes of the topic below which no copy is written
+_OVERHEAD_BYTES = 2048  # bytes of a record and its batch, in addition to the piece
 _TAKE_SECONDS = 2.0
 _GOODBYE_SECONDS = 5.0
 _AT_THE_END = 5.0  # seconds for which `close` waits for a broker that does not answer
@@ -78,9 +81,11 @@ _GONE = "bring back a copy of the topic; or give another journal, and effects ma
 
 
 class KafkaJournalReader(TablesReader):
-    """Reads the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`): all of it once, then what is new.
+    """A reader of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). It reads the topic once
+    as a whole, and then new records.
 
-    kafka: settings of the client that say how the broker is reached. Raises UserError where there is none; BrokerUnavailable.
+    `kafka` has settings of the client that say how the broker is reached. Raises UserError if there is no journal, and
+    BrokerUnavailable.
     """
 
     def __init__(self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> None:
@@ -126,7 +131,9 @@ class KafkaJournalReader(TablesReader):
 
 
 class KafkaInbox(Inbox):
-    """Posts into the journal at an address (see KafkaJournalReader). Raises UserError where there is none; BrokerUnavailable."""
+    """An inbox of the journal at an address (see KafkaJournalReader). Raises UserError if there is no journal, and
+    BrokerUnavailable.
+    """
 
     def __init__(
         self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK
@@ -143,7 +150,7 @@ class KafkaInbox(Inbox):
 
 
 def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
-    """The replica of a journal that is there."""
+    """Returns the replica of an existing journal."""
     replica = Replica(*journal_topic(address, app), kafka or {})
     try:
         try:
@@ -162,7 +169,7 @@ def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
 
 
 class _Posts:
-    """How a letter gets into the topic. catch_up: reads what is new there."""
+    """The sending of letters to the topic. `catch_up` reads new records."""
 
     def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
         self._replica = replica
@@ -172,7 +179,7 @@ class _Posts:
         self._appender: TopicAppender | None = None
 
     def post(self, letter: Letter) -> None:
-        """As `Inbox.post`."""
+        """Posts a letter, as `Inbox.post` describes."""
         replica = self._replica
         with self._lock:
             self._catch_up()
@@ -194,17 +201,19 @@ class _Posts:
 
 
 class KafkaJournal(TablesReader, SqlJournal):
-    """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`), which is made where it is missing.
+    """The owner of the journal at `kafka://host:port/topic` (without a topic: `{app}.journal`). A missing topic is
+    created.
 
-    kafka: settings of the client that say how the broker is reached. capacity_bytes: of entries that wait for the broker. patience_s: for
-    so long they wait for one that does not answer; then the journal has failed. lease_s: see `claim_left`; half of it is what a new
-    owner watches the topic for where the earlier one has not said goodbye. copy_slack_bytes: of the topic that may be of no use before
-    what is of use is written anew.
+    `kafka` has settings of the client that say how the broker is reached. `capacity_bytes` limits the entries that wait
+    for the broker. If the broker does not answer for `patience_s` seconds, the journal has failed. `lease_s` is the
+    length of a lease (`claim_left`); a new owner watches the topic for half of it if the earlier owner has not closed
+    the journal. `copy_slack_bytes` is the number of obsolete bytes in the topic below which no copy is written.
 
-    Raises AppLocked where another owner shows a sign of life; UserError where the topic would not keep everything; BrokerUnavailable.
+    Raises AppLocked if another owner shows a sign of life, UserError if the topic would delete records, and
+    BrokerUnavailable.
     """
 
-    look_s = 0.1  # a request to the broker
+    look_s = 0.1  # a look is a request to the broker
 
     def __init__(
         self,
@@ -221,9 +230,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._lease_s = lease_s
         self._slack_bytes = copy_slack_bytes
         self._closed = False
-        # Why nothing more is written: the claim is gone, or nobody knows what the broker has.
+        # The error for which nothing more is written: the claim is lost, or it is not known what the broker has.
         self._lost: BaseException | None = None
-        self._frames = threading.Lock()  # who has it writes the next frame, and does what it says
+        self._frames = threading.Lock()  # held while a frame is written and applied
         with ExitStack() as opened:
             self._replica = replica = Replica(*journal_topic(address, app), kafka or {}, owned=True)
             opened.callback(replica.close)
@@ -238,13 +247,13 @@ class KafkaJournal(TablesReader, SqlJournal):
             opened.callback(self._appender.close)
             self._take_claim()
             super().__init__(replica.database, replica.where)
-            opened.pop_all()  # all is open, and stays so
+            opened.pop_all()  # nothing failed: keep everything open
         replica.link.opened = True
         (first,) = TablesReader.positions(self).values()
         writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker", idle=self._beat)
         self._posts = _Posts(replica, replica.catch_up_letters, clock)
         self.start(writer, _OfOwner(self._posts, self._trim), clock)
-        if replica.whole_copy is not None:  # its writer ended before it had deleted what stands before it
+        if replica.whole_copy is not None:  # its writer ended before it deleted the records before the copy
             self._delete_before(*replica.whole_copy)
 
     # -- the claim --------------------------------------------------------------------------------------------------------
@@ -256,7 +265,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._me = secrets.token_bytes(8)
         while True:
             earlier, since = replica.claim, boot_seconds()
-            left = replica.earlier_s  # of owners before that one
+            left = replica.earlier_s  # the time of owners before that one
             if earlier is not None and not replica.released and not is_over(earlier.life):
                 self._watch(earlier, since)
                 left = max(left, earlier.lease_s)
@@ -280,12 +289,12 @@ class KafkaJournal(TablesReader, SqlJournal):
                     hint=_GONE,
                 )
             if replica.order.writer == self._me:
-                break  # else somebody has written since we looked
+                break  # otherwise somebody has written since we looked: try again
         self._claim = claim
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
-        """Returns when the owner has been silent for long enough. Raises AppLocked."""
+        """Returns when the earlier owner has been silent for long enough, or is known to be gone. Raises AppLocked."""
         seq, still = self._replica.order.seq, threading.Event()
         while boot_seconds() < since + earlier.lease_s / 2:
             still.wait(earlier.lease_s / 50)
@@ -304,7 +313,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         return self._predecessor_until - boot_seconds()
 
     def _beat(self) -> None:
-        """A sign of life where there was none for a while."""
+        """Writes a beat if nothing was written for a while."""
         if boot_seconds() >= self._sure_at + self._lease_s / _BEATS:
             with self._frames:
                 self._write(BeatFrame())
@@ -312,7 +321,9 @@ class KafkaJournal(TablesReader, SqlJournal):
     # -- frames -----------------------------------------------------------------------------------------------------------
 
     def _write(self, frame: Frame, seconds: float | None = None) -> None:
-        """With `_frames` held. Returns when the frame is durable and counts. Raises SabotError, and then nothing more is written."""
+        """Writes a frame, and returns when it is durable and counts. Called with `_frames` held. Raises SabotError;
+        after that nothing more is written.
+        """
         if (before := self._lost) is not None:
             why = getattr(before, "message", "") or f"the journal has failed before: {type(before).__name__}: {before}"
             raise JournalFailed(why, hint=getattr(before, "hint", "")) from before
@@ -334,7 +345,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._sure_at = sent_at
 
     def _look(self, offset: int) -> None:
-        """Somebody has written before our record at `offset`. Raises JournalFailed where it was a claim."""
+        """Reads the records that others have written before our record at `offset`. Raises JournalFailed if a claim is
+        among them.
+        """
         replica = self._replica
         if offset < self._end:
             raise JournalFailed(
@@ -348,7 +361,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         log.debug("%s: records at %d to %d count for nothing", replica.where, self._end, offset)
 
     def _commit(self, group: list[Appended]) -> None:
-        """In the writer's thread."""
+        """Writes a group of entries as frames. Called in the writer's thread."""
         with self._frames:
             for rows in _portions(rows_of(group)):
                 bodies = self._new_bodies(rows)
@@ -360,7 +373,7 @@ class KafkaJournal(TablesReader, SqlJournal):
                 self.bodies += len(bodies)
 
     def _new_bodies(self, rows: Sequence[StoredEntry]) -> dict[bytes, bytes]:
-        """By hash, those that the topic does not have."""
+        """Returns, by hash, the bodies of these rows that are not in the topic yet."""
         found = {
             named.hash: row.body for row in rows if isinstance(named := body_of(row.entry), StoredBody) and row.body
         }
@@ -386,7 +399,9 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Without those whose job was trimmed between the look and the post of a sender who was paused there."""
+        """Returns the letters that were not taken, without those for a job that was trimmed while their sender was
+        paused between its check and its post.
+        """
         return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
 
     def _is_for_somebody(self, letter: Letter) -> bool:
@@ -420,7 +435,7 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     @contextmanager
     def _all_or_failed(self) -> Iterator[None]:
-        """What fails inside ends the journal for all who wait for it."""
+        """Fails the journal, for all who wait for it, if the `with` block raises."""
         try:
             yield
         except BaseException as error:
@@ -428,7 +443,7 @@ class KafkaJournal(TablesReader, SqlJournal):
             raise
 
     def _copy(self) -> None:
-        """Writes all that the journal holds anew, and deletes what stands before."""
+        """Writes the whole content of the journal anew, and deletes the records before it."""
         replica = self._replica
         with self._all_or_failed():
             with self._frames, step("journal", f"{replica.topic}: copy"):
@@ -468,7 +483,7 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 
 class _OfOwner(OwnerInbox):
-    """trim: writes a frame (`KafkaJournal._trim`)."""
+    """The inbox of the owner. `trim` writes a frame (`KafkaJournal._trim`)."""
 
     def __init__(self, posts: _Posts, trim: Callable[..., int]) -> None:
         self._posts = posts
@@ -491,7 +506,7 @@ class _OfOwner(OwnerInbox):
 
 
 def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
-    """The rows in their order, as many at once as a frame holds."""
+    """Yields the rows in their order, as many at once as a frame holds."""
     first = nbytes = 0
     for number, row in enumerate(rows):
         if nbytes > _FRAME_BYTES:
@@ -502,8 +517,8 @@ def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
 
 
 def _prepared(replica: Replica) -> int:
-    """Makes the topic where it is missing, and returns how many bytes of a frame a record may hold. Raises UserError where the topic would
-    lose something.
+    """Creates the topic if it is missing, and returns the number of bytes of a frame that a record can hold. Raises
+    UserError if the topic would delete records.
     """
     link, topic = replica.link, replica.topic
     ensure_topic(link, topic, replica.kafka, 2, _FOREVER)
@@ -529,7 +544,9 @@ def _prepared(replica: Replica) -> int:
 
 
 def _harden(replica: Replica) -> None:
-    """Of a topic that is new: what is acknowledged is on two machines, or, where it has one replica, on that one's disk."""
+    """Sets up a new topic so that an acknowledged record is on two machines, or, with one replica, on the disk of that
+    one.
+    """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")
     else:

@@ -1,7 +1,7 @@
-"""A journal in memory, for tests and scripts: what the other homes do, and gone with the process.
+"""A journal in memory, for tests and scripts: it works like the other homes, and is gone with the process.
 
-`MemoryStorage` holds the entries, as a folder does for SQLite: a second `MemoryJournal` over the same storage, opened after the first is
-closed, has the entries of the first.
+`MemoryStorage` holds the entries, as a folder does for SQLite: a second `MemoryJournal` over the same storage, opened
+after the first is closed, has the entries of the first.
 """
 
 import secrets
@@ -47,7 +47,7 @@ from sabot.journal.entry_counts import Run, check_counted, joined, runs_of
 
 
 class MemoryStorage:
-    """What a journal in memory holds. One lock for all."""
+    """The content of a journal in memory, with one lock for everything."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.identity = uuid.uuid4().hex
@@ -57,25 +57,23 @@ class MemoryStorage:
         self.owner: object | None = None
         self.next = 0
         self.removed = 0  # the offset behind the last END whose job was trimmed
-        self.gone: list[Run] = []  # places of entries that were trimmed (`counting`)
+        self.gone: list[Run] = []  # the places of trimmed entries (`entry_counts`)
         self.entries: dict[int, tuple[str, bytes]] = {}
         self.of_job: dict[str, list[int]] = {}
         self.bodies: dict[bytes, bytes] = {}
         self.uses: dict[int, bytes] = {}
         self.marks: dict[str, JobMark] = {}
         self.questions: dict[str, Question] = {}
-        self.tokens: dict[str, list[str]] = {}  # of the questions of a job
+        self.tokens: dict[str, list[str]] = {}  # by job: the tokens of its questions
         # By `Letter.once`: the job, and the letter until it is taken.
         self.letters: dict[str, tuple[str, Letter | None]] = {}
         self.history: dict[str, EndedJob] = {}
-        self.history_entries: dict[str, dict[int, bytes]] = {}  # of jobs in the history, by offset
-        self.sizes: dict[
-            str, int
-        ] = {}  # of jobs in the history: the bytes of their entries, and of the bodies that these name
+        self.history_entries: dict[str, dict[int, bytes]] = {}  # by job in the history: its entries by offset
+        self.sizes: dict[str, int] = {}  # by job in the history: the bytes of its entries and their bodies
 
 
 class MemoryReader(JournalReader):
-    """Reads a `MemoryStorage`."""
+    """A reader of a `MemoryStorage`."""
 
     where = "journal in memory"
 
@@ -102,7 +100,7 @@ class MemoryReader(JournalReader):
                 yield Position(0, offset), decode_entry(found[1], self.where)
 
     def _check(self, first: int, offsets: list[int]) -> None:
-        """Raises CorruptJournal where an entry from `first` on is missing."""
+        """Raises CorruptJournal if an entry from `first` on is missing."""
         later = [offset for offset in offsets if offset >= first]
         check_counted(lambda *_: self.storage.gone, self.where, first, later, max(first, self.storage.next))
 
@@ -128,7 +126,7 @@ class MemoryReader(JournalReader):
         return _MemoryHistory(self.storage, self.where)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
 
 class _MemoryHistory(JobHistory):
@@ -167,7 +165,7 @@ class _MemoryHistory(JobHistory):
 
 
 class MemoryInbox(Inbox):
-    """Posts into a `MemoryStorage`."""
+    """An inbox over a `MemoryStorage`."""
 
     def __init__(self, storage: MemoryStorage) -> None:
         self._storage = storage
@@ -178,15 +176,15 @@ class MemoryInbox(Inbox):
             now_ms = round(storage.clock.time() * 1000)
             question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
             job = check_letter(letter, question, mark, letter.once in storage.letters, now_ms)
-            encode_letter(letter)  # as in the other homes, only what can be read again is taken
+            encode_letter(letter)  # as in other homes, refuses a letter that could not be read again
             storage.letters[letter.once] = (job, letter)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
 
 class MemoryJournal(MemoryReader, Journal):
-    """The owner of a `MemoryStorage`. What is appended is durable at once, as far as memory is: an append never waits and never fails."""
+    """The owner of a `MemoryStorage`. Entries count as durable at once, so an append never waits and never fails."""
 
     def __init__(self, storage: MemoryStorage | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__(storage if storage is not None else MemoryStorage(clock))
@@ -240,7 +238,7 @@ class MemoryJournal(MemoryReader, Journal):
         self._check_open()
 
     async def durable(self, position: Position) -> None:
-        """All that was appended is."""
+        """Returns at once: all entries count as durable."""
 
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
         return True

@@ -1,5 +1,5 @@
-"""The home of a journal by its address: `kafka://host:port/topic` is a topic, `postgresql://user@host/database` a database, a path that of
-a journal in SQLite.
+"""Opens a journal by its address: `kafka://host:port/topic` is a topic, `postgresql://user@host/database` a database,
+and a path the folder of a journal in SQLite.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,9 @@ from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 
 def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] | None = None) -> JournalReader:
-    """A reader of the journal at an address. app: whose it is, where the address does not say it. kafka: settings of the client, for a
-    topic. Raises UserError where there is none, or for an address of no home that we know.
+    """Opens a reader of the journal at an address. `app` is the id of the app, if the address does not have it. `kafka`
+    has settings of the client, for a topic. Raises UserError if there is no journal, and for an unknown kind of
+    address.
     """
     match _scheme(address):
         case "kafka":
@@ -31,7 +32,7 @@ def open_reader(address: Path | str, *, app: str = "", kafka: Mapping[str, Any] 
 def open_inbox(
     address: Path | str, *, app: str = "", clock: Clock = SYSTEM_CLOCK, kafka: Mapping[str, Any] | None = None
 ) -> Inbox:
-    """An inbox of the journal at an address. Raises as `open_reader`."""
+    """Opens an inbox of the journal at an address. Raises the errors of `open_reader`."""
     match _scheme(address):
         case "kafka":
             from sabot.journal.kafka import KafkaInbox  # imported late, because this loads the Kafka client
@@ -50,10 +51,12 @@ def open_journal(
     kafka: Mapping[str, Any] | None = None,
     anew: bool = False,
 ) -> Journal:
-    """The owner of the journal at an address, which is made where it is missing: in the folder of a path; in the topic `{app}.journal` of a
-    broker, if the address has none; in the schema `sabot_{app}` of a database. Raises as the home's own class.
+    """Opens the journal at an address as its owner. A missing journal is created: in the folder of a path; in the topic
+    of a broker, `{app}.journal` if the address names none; in the schema `sabot_{app}` of a database. Raises the errors
+    of the home's class.
 
-    anew: what it holds is forgotten first, and it is another journal. UserError for a topic and a database: others may read there.
+    With `anew` its content is deleted first, and it gets a new identity. That is a UserError for a topic and a
+    database, which others may read.
     """
     scheme = _scheme(address)
     if anew and scheme:
@@ -72,12 +75,12 @@ def open_journal(
 
 
 def is_at_server(address: Path | str) -> bool:
-    """Whether the journal of this address is kept by a server. Raises UserError for an address of no home."""
+    """Returns True if the journal of this address is kept by a server. Raises UserError for an unknown kind of address."""
     return _scheme(address) != ""
 
 
 def _scheme(address: Path | str) -> str:
-    """ "kafka", "postgresql", or "" for a path. Raises UserError for an address of no home."""
+    """Returns "kafka", "postgresql", or "" for a path. Raises UserError for an unknown kind of address."""
     scheme, separator, _ = str(address).partition("://")
     if not separator or not isinstance(address, str):
         return ""

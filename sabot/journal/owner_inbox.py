@@ -1,4 +1,4 @@
-"""The owner and the inbox of a journal that lies in tables: what is the same in SQLite, in PostgreSQL, and over a copy of a topic."""
+"""The owner and the inbox of a journal in tables: the code that SQLite, PostgreSQL and the local copy of a topic share."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,30 +17,31 @@ from sabot.journal.writing import GroupWriter
 
 
 class OwnerInbox(Inbox):
-    """What an owner does beside its entries: it posts letters, and trims."""
+    """The inbox of an owner, which posts letters and trims."""
 
     @abstractmethod
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
-        """Removes entries as `tables.remove`: all or nothing, durable when it returns."""
+        """Removes entries as `tables.remove` does: all or none, durable when it returns."""
 
     @abstractmethod
     def expire(self, jobs: Sequence[str]) -> None:
-        """Removes jobs from the history as `history_tables.expire`, likewise."""
+        """Removes jobs from the history as `history_tables.expire` does: all or none, durable when it returns."""
 
     @abstractmethod
     def forget(self, before_ms: int) -> None:
-        """As `tables.forget`, likewise."""
+        """Removes marks as `tables.forget` does: all or none, durable when it returns."""
 
 
 class SqlInbox(OwnerInbox):
-    """Posts into the tables, and trims them. clock: by which letters are judged."""
+    """An inbox over tables, which also trims them. `clock` is the clock by which letters are judged."""
 
     clock: Clock
 
     @abstractmethod
     def transaction(self, what: str) -> AbstractContextManager[Connection]:
-        """All or nothing of what is run inside, durable behind it. what: "letter" or "expire", and no other letter comes meanwhile; or
-        "trim", and no entry of the owner comes either. Raises as `post`.
+        """Runs the `with` block as one transaction, which is durable after it. `what` is "letter" or "expire", which
+        keeps other letters out meanwhile, or "trim", which keeps entries of the owner out too. Raises the errors of
+        `post`.
         """
 
     def post(self, letter: Letter) -> None:
@@ -63,17 +64,17 @@ class SqlInbox(OwnerInbox):
 
 
 class SqlJournal(SqlReader, Journal):
-    """The journal of the process that owns it, in an SQL database. A subclass runs its statements, calls `start` when all is open, and
-    closes what it has opened.
+    """The owner of a journal in an SQL database. A subclass runs its statements, calls `start` when everything is open,
+    and closes what it has opened.
     """
 
     writer: GroupWriter
     inbox: OwnerInbox
     bodies: int
-    """How many were stored by hash since it was opened: its home counts."""
+    """The number of bodies stored by hash since the opening; the subclass counts them."""
 
     def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
-        """writer: of the entries. inbox: of this owner. From now on entries and letters are taken."""
+        """Begins to take entries by `writer` and letters by `inbox`."""
         self.writer = writer
         self.inbox = inbox
         self.clock = clock
@@ -120,7 +121,7 @@ class SqlJournal(SqlReader, Journal):
             try:
                 taken.append((self.writer.append(entry, number), entry))
             except JournalFull:
-                break  # the rest is taken when there is room
+                break  # the other letters are taken when there is room
             self._last_letter = number
         self._letters += len(taken)
         return taken

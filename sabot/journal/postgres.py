@@ -1,20 +1,22 @@
 """A journal in PostgreSQL: the tables of `tables`, in a schema of the app's own (`schemas`).
 
-A group of entries is one transaction, sent in one piece, without waiting between its statements. The server answers a commit when it is on
-its disk (`synchronous_commit`).
+A group of entries is one transaction, sent without waiting between its statements. The server confirms a commit when it
+is on its disk (`synchronous_commit`).
 
-**The claim is a lease**, the one row of `claim`: who the owner is, until when, and the epoch. The thread that writes renews it. Each
-transaction of entries is fenced by it: it locks the row of its own epoch, and fails where there is none. So a worker that was paused for
-longer than its lease may be followed by another one, and its next commit fails; no lock is held by a connection, which a paused process
-would keep. The lease ends by the server's clock. Its owner counts from before it asked, on a clock that goes on while the machine is
-suspended, and leaves a tenth of it. Where that owner's process is gone from this very machine, nobody waits.
+**The claim is a lease** in the one row of `claim`: the owner, the end of the lease, and the epoch. The writing thread
+renews it. Each transaction of entries is fenced by it: it locks the row of its own epoch, and fails if there is none.
+So if a worker was paused for longer than its lease, another one may follow, and the next commit of the first one fails.
+No connection holds a lock, which a paused process would keep. The lease ends by the server's clock. Its owner counts
+from before its request, on a clock that goes on while the machine is suspended, and does not use the last tenth. If the
+owner's process is known to be gone from this machine, nobody waits.
 
-**A commit whose outcome is unknown** (the connection broke, the server ended) is not guessed: a new connection ends what is left of the old
-one and raises the epoch, so that nothing of the old one can come later, and then looks where the log ends. The group is there, or is sent
-again. While the server does not answer, entries wait, and the claim runs out; the owner goes on where nobody else has taken it.
+**A commit whose outcome is unknown** (the connection broke, the server ended) is resolved: a new connection ends the
+old session and raises the epoch, so that nothing of the old one can be committed later, and then reads where the log
+ends. The group is there, or is sent again. While the server does not answer, entries wait and the claim runs out; the
+owner goes on if nobody else has taken the claim.
 
-Letters take turns by a lock of the row `identity` in `meta`, so that their numbers grow in the order of their commits. A trim has it too,
-and the row of the claim, so that no entries come between.
+Letters lock the row `identity` in `meta` one after the other, so that their numbers grow in the order of their commits.
+A trim locks this row too, and the row of the claim, so that no entries are written meanwhile.
 """
 
 import logging
@@ -50,14 +52,15 @@ from sabot.steps import step
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_KEY = 600  # characters of an id or a token; an index holds 2,704 bytes
-_RENEWALS = 5  # in the time of a lease
-_MARGIN = 0.1  # of a lease, that its owner does not count on
-_BACKOFF = Backoff(0.05, 1.0)  # between tries
-_AT_THE_START = 30.0  # seconds for which a start goes on to try where the server has answered once
+_LONGEST_KEY = 600  # the most characters of an id or a token; an index holds 2,704 bytes
+_RENEWALS = 5  # renewals in the time of a lease
+_MARGIN = 0.1  # the fraction of a lease on which its owner does not rely
+_BACKOFF = Backoff(0.05, 1.0)  # the waits between attempts
+_AT_THE_START = 30.0  # seconds for which a start tries again, once the server has answered
 _AT_THE_END = 5.0  # seconds for which `close` waits for a server that does not answer
 
-_TAKE_CLAIM = (  # of an owner that is gone for sure, or whose lease is over; who knows whether that one still sends?
+# takes the claim of an owner that is gone for certain, or whose lease is over and which may still be sending calls
+_TAKE_CLAIM = (
     "UPDATE claim SET epoch = epoch + 1, owner = %(mine)s, described = %(described)s, life = %(life)s, "
     "until = clock_timestamp() + %(lease_s)s * interval '1 second', "
     "earlier = CASE WHEN %(gone)s THEN earlier ELSE greatest(earlier, until) END "
@@ -75,7 +78,7 @@ _RENEW = "UPDATE claim SET until = clock_timestamp() + %s * interval '1 second' 
 _FENCE = "SELECT 1 / count(*)::int FROM (SELECT 1 FROM claim WHERE epoch = %s FOR SHARE) AS mine"
 _RENEWING_FENCE = f"WITH mine AS ({_RENEW}) SELECT 1 / count(*)::int FROM mine"
 _RELEASE = "UPDATE claim SET owner = '', life = '', until = 'epoch' WHERE owner = %s"
-_SAFETY = (  # of a commit: its disk, the standbys that it waits for, and those that there are
+_SAFETY = (  # settings that make a commit safe: its disk, the standbys that it waits for, and those that exist
     "SELECT current_setting('fsync'), current_setting('synchronous_standby_names'), count(*) FROM pg_stat_replication"
 )
 _END_SESSIONS = (
@@ -87,10 +90,11 @@ _NO_ENTRIES = "SELECT 1 FROM claim FOR UPDATE"
 
 
 class PostgresReader(SqlReader):
-    """Reads the journal of an app at a PostgreSQL address. Raises UserError where there is none, BrokerUnavailable where no server answers.
+    """A reader of the journal of an app at a PostgreSQL address. Raises UserError if there is no journal, and
+    BrokerUnavailable if no server answers.
 
-    app: the id of the app, where the address does not say it behind what libpq takes (`postgresql://user@host/database?app=refunds`); in
-    neither, it is the only journal of the database.
+    `app` is the id of the app, if the address does not have it as a query
+    (`postgresql://user@host/database?app=refunds`); without either, the only journal of the database is read.
     """
 
     def __init__(self, url: str, app: str | None = None) -> None:
@@ -123,7 +127,7 @@ class PostgresReader(SqlReader):
 
 
 class PostgresInbox(SqlInbox):
-    """Posts into the journal of an app at a PostgreSQL address. url, app, and what it raises: as `PostgresReader`."""
+    """An inbox of the journal of an app at a PostgreSQL address. Arguments and errors are those of `PostgresReader`."""
 
     def __init__(self, url: str, app: str | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._place = JournalSchema(url, app)
@@ -146,15 +150,17 @@ class PostgresInbox(SqlInbox):
 
 
 class PostgresJournal(PostgresReader, SqlJournal):
-    """The owner of the journal of an app at a PostgreSQL address. The journal is made where it is missing.
+    """The owner of the journal of an app at a PostgreSQL address. A missing journal is created.
 
-    url, app: as `PostgresReader`. capacity_bytes: of entries that wait for the server. lease_s: for so long, after the last word of this
-    owner, no other one is let in. patience_s: for so long entries wait for a server that does not answer; then the journal has failed.
+    `url` and `app` are those of `PostgresReader`. `capacity_bytes` limits the entries that wait for the server. For
+    `lease_s` seconds after the last renewal no other owner is let in. If the server does not answer for `patience_s`
+    seconds, the journal has failed.
 
-    Waits for the lease of an owner that is silent to end, unless its process is known to be gone; raises AppLocked when that one renews it.
+    The constructor waits until the lease of a silent owner ends, unless its process is known to be gone, and raises
+    AppLocked if that owner renews it.
     """
 
-    look_s = 0.1  # a query
+    look_s = 0.1  # a look is a query
 
     def __init__(
         self,
@@ -173,8 +179,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._patience_s = patience_s
         self._ending = threading.Event()
         self._epoch = 0
-        self._renewed = self._asked = 0.0  # by `boot_seconds`: when the claim was last renewed, or that was tried
-        self._silent = False  # the server does not answer, and that was told
+        self._renewed = self._asked = 0.0  # by `boot_seconds`: the last renewal of the claim, and the last attempt
+        self._silent = False  # the server does not answer, and that was logged
         self._closed = False
         self._writing: Any = None
         began, failures, answered = boot_seconds(), 0, False
@@ -187,14 +193,14 @@ class PostgresJournal(PostgresReader, SqlJournal):
             except TransientError as error:
                 if (
                     not answered or boot_seconds() > began + _AT_THE_START
-                ):  # an address at which nobody is may be a wrong one
+                ):  # no server has ever answered: the address may be wrong
                     raise
                 _log.warning("%s: the connection broke during the start, which is tried again: %s", place.where, error)
             failures += 1
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """All that is behind the first connection; what raises leaves nothing open."""
+        """Opens everything after the first connection; if it raises, nothing stays open."""
         place = self._place
         with ExitStack() as opened:
             opened.callback(self._drop)
@@ -207,12 +213,13 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self.check_end()
             inbox = PostgresInbox(url, app, clock=clock)
             opened.callback(inbox.close)
-            (self._end,) = SqlReader.positions(self).values()  # behind what this owner knows to be durable
+            # the place behind the last entry that this owner knows to be durable
+            (self._end,) = SqlReader.positions(self).values()
             writer = GroupWriter(
                 self.where, 0, self._end, self._commit, capacity_bytes, "server", idle=self._keep_claim
             )
             self.start(writer, inbox, clock)
-            opened.pop_all()  # all is open, and stays so
+            opened.pop_all()  # nothing failed: keep everything open
 
     def claim_left(self) -> float:
         return max(0.0, self._renewed + self._lease_s * (1 - _MARGIN) - boot_seconds())
@@ -231,12 +238,12 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return super().append(entry)
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """As `Journal.take`. While the server does not answer, there are no letters: they stay in the inbox."""
+        """Takes letters, as `Journal.take` does; none while the server does not answer, since they stay in the inbox."""
         if not self.claim_left():
             return []
         try:
             return super().take()
-        except TransientError:  # who renews the claim tells of it
+        except TransientError:  # the renewal of the claim reports it
             return []
 
     def close(self) -> None:
@@ -257,7 +264,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Waits for the end of a lease, but not for an owner that renews it: AppLocked. One whose process is gone for sure has none."""
+        """Takes the claim. Waits for the end of a lease, unless its process is gone for certain. Raises AppLocked if
+        the owner renews it.
+        """
         run = self._writing.execute
         mine = {
             "mine": self._owner,
@@ -270,10 +279,11 @@ class PostgresJournal(PostgresReader, SqlJournal):
             while True:
                 asked = boot_seconds()
                 ((owner, described, life, until, left, over),) = run(_SEE_CLAIM).fetchall()
-                gone = owner in ("", self._owner) or is_over(life)  # ours: the connection broke behind the claim
+                # our own claim: the connection broke after it was taken
+                gone = owner in ("", self._owner) or is_over(life)
                 if over or gone:
                     with step("journal", f"{self._place.where}: claim"):
-                        run(_END_SESSIONS, (self._session_of(owner),))  # one that hangs holds the row
+                        run(_END_SESSIONS, (self._session_of(owner),))  # a session that hangs holds the row
                         taken = run(_TAKE_CLAIM, {**mine, "owner": owner, "gone": gone}).fetchall()
                     if taken:
                         break
@@ -304,7 +314,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return now >= self._asked + self._lease_s / _RENEWALS
 
     def _keep_claim(self) -> None:
-        """In the writer's thread, while nothing is written. Raises JournalFailed when the claim is another's."""
+        """Renews the claim if it is time. Called in the writer's thread while nothing is written. Raises JournalFailed
+        if another owner has the claim.
+        """
         asked = boot_seconds()
         if not self._is_due(asked):
             return
@@ -323,9 +335,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._tell_silence(error)
 
     def _come_back(self, behind: int | None = None) -> None:
-        """A new connection, after which nothing of the old one can be committed; then `_end` is where the log ends. behind: the end of
-        a group that may have been committed. Raises JournalFailed when the claim is another's, or what was durable is not there any
-        more; TransientError when the server does not answer.
+        """Makes a new connection after which nothing of the old one can be committed, and sets `_end` to the end of the
+        log. `behind` is the end of a group that may have been committed. Raises JournalFailed if another owner has the
+        claim or durable entries are missing, and TransientError if the server does not answer.
         """
         self._drop()
         connection = self._place.connect(self._session_of(self._owner))
@@ -348,7 +360,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
         self._writing = connection
         ((self._epoch,),) = found
         self._renewed = asked
-        self._reading.stale = True  # another server may have taken the place of the one that it is connected to
+        self._reading.stale = True  # another server may have replaced the one that it is connected to
         if end not in (self._end, behind):
             raise JournalFailed(
                 f"the log ends at {end}, and this owner has written up to {self._end}",
@@ -381,7 +393,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
     # -- entries -----------------------------------------------------------------------------------------------------------
 
     def _commit(self, group: list[Appended]) -> None:
-        """In the writer's thread: one transaction, tried until its outcome is known."""
+        """Commits a group in one transaction, and tries until its outcome is known. Called in the writer's thread."""
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         behind = rows[-1].place + 1
@@ -390,7 +402,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             try:
                 if self._writing is None:
                     self._come_back(behind)
-                if self._end != behind:  # else it had been committed
+                if self._end != behind:  # otherwise the group was committed
                     self._write(rows)
                 self._end = behind
                 return
@@ -402,7 +414,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
                 if now > began + self._patience_s or (ending and now > ending + _AT_THE_END):
                     raise
             except UserError:
-                self._come_back()  # says so, if the claim was lost
+                self._come_back()  # raises if the claim was lost
                 raise
             failures += 1
             self._ending.wait(_BACKOFF.wait_s(failures))

@@ -1,7 +1,8 @@
-"""A journal's topic as tables: what its frames come to, in a temporary database beside the reader.
+"""A local copy of a journal's topic: the content of its frames as tables, in a temporary database of the reading
+process.
 
-A topic has no look-ups, so who reads a journal there (a reader, an inbox, the owner when it starts) reads it from its beginning into
-the tables of `journal.tables`, once, and then what is new. The tables are nobody's truth: they go with the process, and are made again.
+A topic has no look-ups. So a reader, an inbox, and the owner at its start read the topic once from its beginning into
+the tables of `journal.tables`, and then new records. The tables go with the process, and can be made again.
 """
 
 import math
@@ -50,15 +51,18 @@ from sabot.kafka.log import RecordsGone, TopicLog
 
 T = TypeVar("T")
 
-FRAMES, LETTERS = 0, 1  # the partitions
-_WAIT_MS = 20  # a broker answers the requests of a connection one after the other, so the next one waits for a fetch
+FRAMES, LETTERS = 0, 1  # the numbers of the partitions
+# short, since a broker answers the requests of a connection one after the other: the next one waits for a fetch
+_WAIT_MS = 20
 _LETTERS_WAIT_MS = 200
-_PORTION = 200  # frames that are applied in one transaction
+_PORTION = 200  # the most frames that are applied in one transaction
 _ROWS_ARE_GONE = "bring back a copy of the topic; or give another journal, and effects may be made again"
 
 
 def journal_topic(address: str, app: str = "") -> tuple[str, str]:
-    """The broker and the topic of `kafka://host:port/topic`; without a topic it is `{app}.journal`. Raises UserError."""
+    """Returns the broker and the topic of `kafka://host:port/topic`; without a topic it is `{app}.journal`. Raises
+    UserError.
+    """
     check("journal: address", address, Of(str, "kafka://host:port/topic"))
     scheme, separator, rest = address.partition("://")
     hosts, _, topic = rest.partition("/")
@@ -70,35 +74,38 @@ def journal_topic(address: str, app: str = "") -> tuple[str, str]:
 
 
 class Replica:
-    """The tables of the journal at an address, empty until `catch_up`. Its methods may be called from any thread, and block.
+    """The tables of the journal at an address, empty until `catch_up`. Its methods may be called from any thread, and
+    block.
 
     They raise NoSuchTopic, BrokerUnavailable, other UserErrors of the broker, and CorruptJournal.
     """
 
     def __init__(self, broker: str, topic: str, kafka: Mapping[str, Any], *, owned: bool = False) -> None:
-        """owned: for the owner, who writes the frames itself once it has the claim, and waits for letters all the time."""
+        """Makes a replica. `owned` is for the owner, which writes the frames itself once it has the claim, and always
+        looks for letters.
+        """
         self.topic = topic
         self.link = link_of(broker, f"journal in topic {topic!r}", kafka, "Write" if owned else "Read")
-        self.kafka = connection_of(kafka)  # no others: what is durable does not depend on a setting of the user's
+        self.kafka = connection_of(kafka)  # no other settings: durability must not depend on a user's setting
         self.where = f"journal {broker}/{topic}"
         self.identity = ""
         self.key = b""
         self.claim: OwnerClaim | None = None
         self.released = False
         self.earlier_s = -math.inf
-        """As the owner has said it last."""
+        """The value of `earlier_s` in the owner's last claim or release."""
         self.order = FrameOrder()
         self.next = 0
-        """Of the frames' partition: the offset behind the last record that was read."""
+        """The offset behind the last record that was read of the frames' partition."""
         self.begins = 0
         """The offset of the first record that was read."""
         self.log_bytes = 0
         """The number of bytes of the records from `begins` on."""
         self.whole_copy: tuple[int, int] | None = None
-        """Offset and letters of the last copy that is whole, where it does not stand at the beginning already."""
+        """The offset and `letters` of the last complete copy, if records stand before it; otherwise None."""
         self.letters_next = 0
         self.second: set[int] = set()
-        """Numbers of letters that came after another one of their name."""
+        """The numbers of letters that came after another one of the same name, and do not count."""
         self._copy: tuple[int, int] | None = None
         self._valid = False
         self._lock = threading.RLock()
@@ -119,7 +126,7 @@ class Replica:
             raise
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes the database and the connections. Idempotent."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -129,14 +136,14 @@ class Replica:
 
     @contextmanager
     def writes(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on the tables."""
+        """Runs the `with` block as a transaction on the tables."""
         with explained(self.where), self._lock:
             assert self._connection is not None
             with transaction(self._connection):
                 yield self._connection
 
     def catch_up(self) -> bool:
-        """Reads what is new, letters first. False: the topic is empty, and has no journal yet."""
+        """Reads new records, letters first. Returns False if the topic is empty, and so has no journal yet."""
         with self._lock:
             deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
             while True:
@@ -159,7 +166,9 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Whether the owner deletes the beginning while we read: the frames no longer begin at `first`, or the letters are ahead."""
+        """Returns True if the owner deletes the beginning while it is read: the frames no longer begin at `first`, or
+        the first remaining letter is ahead of the next one to read.
+        """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
 
@@ -169,12 +178,13 @@ class Replica:
     # -- frames ---------------------------------------------------------------------------------------------------------
 
     def _load(self, first: int) -> None:
-        """From the beginning, with the copy that may stand there."""
+        """Reads the topic from its beginning, with the copy that may stand there."""
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
         self._valid = True
         letters_first, _ = self._letters_log.bounds(self.topic, LETTERS)
-        _, end = self.frames_log.bounds(self.topic, FRAMES)  # asked later: the copy that lets letters go stands before
+        # asked after the letters: a copy that allowed to delete letters stands before this end
+        _, end = self.frames_log.bounds(self.topic, FRAMES)
         order = FrameOrder()
         for offset, frame in self._frames(order, first, end):
             if isinstance(frame, CopyBegin):
@@ -210,7 +220,7 @@ class Replica:
             clear(tables, next_place, removed)
 
     def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
-        """The copy that begins before `first`."""
+        """Reads the copy that begins before `first` into the tables."""
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
                 with self.writes() as tables:
@@ -223,8 +233,8 @@ class Replica:
         raise CorruptJournal(f"{self.where}: the copy at its beginning has no end", hint=_ROWS_ARE_GONE)
 
     def _follow(self, end: int) -> None:
-        """Applies what counts from `next` on."""
-        self._valid = False  # unless all of this comes to its end
+        """Applies the frames that count from `next` on."""
+        self._valid = False  # stays so if this method raises
         portion: list[tuple[int, Frame]] = []
         for offset, frame in self._frames(self.order, self.next, end, counted=True):
             portion.append((offset, frame))
@@ -235,7 +245,7 @@ class Replica:
         self._valid = True
 
     def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
-        """The frames that count among these records, each with the offset of its last one."""
+        """Yields the frames that count among these records, each with the offset of its last record."""
         for message in self._records(self.frames_log, FRAMES, first, end):
             value, offset = message.value(), message.offset()
             frame = order.take(value, f"{self.topic}[{FRAMES}]@{offset}")
@@ -293,7 +303,7 @@ class Replica:
     # -- letters --------------------------------------------------------------------------------------------------------
 
     def catch_up_letters(self, seconds: float = ANSWER_SECONDS) -> None:
-        """Reads the letters that are new. Raises BrokerUnavailable after so many seconds."""
+        """Reads new letters. Raises BrokerUnavailable after so many seconds."""
         try:
             self._new_letters(seconds)
         except RecordsGone as error:
@@ -301,7 +311,8 @@ class Replica:
 
     def _new_letters(self, seconds: float) -> None:
         with self._letters_lock:
-            _, end = self.frames_log.bounds(self.topic, LETTERS, seconds)  # which does not wait for letters
+            # the end is asked for without waiting for letters
+            _, end = self.frames_log.bounds(self.topic, LETTERS, seconds)
             letters = []
             reached = self.letters_next
             for message in self._records(self._letters_log, LETTERS, self.letters_next, end):
@@ -319,21 +330,24 @@ class Replica:
                 self._letters_log.rest()
 
     def letters_up_to(self, number: int) -> None:
-        """Reads the letters up to this one. Raises BrokerUnavailable."""
+        """Reads the letters up to this number. Raises BrokerUnavailable."""
         self.catch_up_letters()
         if self.letters_next < number:
             raise BrokerUnavailable(f"{self.where} does not show a letter that it has taken")
 
     def seen_now(self, look: Callable[[sqlite3.Connection], Iterator[T]]) -> tuple[Iterator[T], int]:
-        """What `look` gives of the tables as they are now, whatever is written to them meanwhile; and how far their letters go."""
+        """Returns the results of `look` on a snapshot of the tables, whatever is written to them meanwhile, and how far
+        their letters go.
+        """
         with explained(self.where), self._letters_lock, self._lock:
             reading = connected(self.database, "ro")
             reading.execute("BEGIN")
-            reading.execute("SELECT count(*) FROM meta").fetchone()  # from here on it sees what it has seen
+            # the first read fixes the snapshot of the transaction
+            reading.execute("SELECT count(*) FROM meta").fetchone()
             return _closing(reading, look(reading)), self.letters_next
 
     def live_bytes(self) -> int:
-        """What the tables hold, about."""
+        """Returns the approximate number of bytes of the content."""
         with self._lock:
             assert self._connection is not None
             (pages,), (free,), (size,) = (
@@ -352,7 +366,7 @@ def _closing(reading: sqlite3.Connection, rows: Iterator[T]) -> Iterator[T]:
 
 
 def trimmed(tables: sqlite3.Connection, frame: TrimFrame) -> int:
-    """Does what the frame says. Returns how many entries went."""
+    """Applies a trim, and returns the number of removed entries."""
     removed = remove(tables, frame.jobs, frame.before, frame.kept, frame.letters)
     if frame.forget_before_ms:
         forget(tables, frame.forget_before_ms)

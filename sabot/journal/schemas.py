@@ -1,4 +1,6 @@
-"""Where a journal in PostgreSQL is: a schema on a server, `sabot_{app}`; found by its address, made where it is missing, connected to."""
+"""The schema of a journal in PostgreSQL, `sabot_{app}`: it is found by its address, created if it is missing, and
+connected to.
+"""
 
 import secrets
 import threading
@@ -19,8 +21,9 @@ from sabot.steps import step
 
 _FORMAT = KEPT
 _HISTORY_TYPES = {"whole": "bigint", "text": 'text COLLATE "C"', "blob": "bytea"}
-_LONGEST_NAME = 63  # bytes: what is longer, PostgreSQL cuts off
-_LOCK = 0x5AB07  # held while a journal is made, so that two processes do not make one
+_LONGEST_NAME = 63  # bytes; PostgreSQL cuts longer names off
+# the advisory lock that is held while a journal is created, so that two processes do not create the same
+_LOCK = 0x5AB07
 
 _SCHEMA = """
 CREATE TABLE meta (name text PRIMARY KEY, value text NOT NULL);
@@ -44,7 +47,7 @@ CREATE INDEX letters_to_take ON inbox (number) WHERE taken = 0;
 INSERT INTO claim VALUES (0, '', '', '', 'epoch', NULL);
 """
 
-_JOURNALS = (  # by their schemas
+_JOURNALS = (  # the schemas of all journals
     "SELECT nspname FROM pg_namespace n WHERE nspname LIKE 'sabot\\_%' AND EXISTS (SELECT 1 FROM pg_class c "
     "WHERE c.relnamespace = n.oid AND relname = 'claim') ORDER BY nspname"
 )
@@ -52,7 +55,7 @@ _READABLE = (
     f"SELECT nspname FROM ({_JOURNALS}) j WHERE has_schema_privilege(nspname, 'USAGE') "
     "AND has_table_privilege(quote_ident(nspname) || '.meta', 'SELECT')"
 )
-_IS_THERE = (  # asked of the catalog: a session does not notice at once that a schema of its search path was made
+_IS_THERE = (  # from the catalog, since a session does not notice at once that a schema of its search path was created
     "SELECT 1 FROM pg_class c JOIN pg_namespace n ON c.relnamespace = n.oid WHERE nspname = %s AND relname = 'meta'"
 )
 _ARRAYS = "unnest(%b::bigint[], %b::text[], %b::bigint[], %b::bytea[])"
@@ -64,7 +67,7 @@ def _marked(statement: str) -> str:
 
 
 class Statements:
-    """A connection of the driver, for statements that mark values by `?`."""
+    """A connection of the driver, for statements with `?` for values."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -73,13 +76,15 @@ class Statements:
         return self._connection.execute(_marked(statement), values, binary=True)
 
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
-        """Rows of `entries`. They are sent as arrays, in one statement: one for each costs the client twice as much."""
+        """Inserts rows of `entries`. They are sent as arrays in one statement; a statement for each would cost the
+        client twice as much.
+        """
         head, _, _ = statement.partition("VALUES")
         self._connection.execute(f"{head}SELECT * FROM {_ARRAYS}", [list(values) for values in zip(*rows, strict=True)])
 
 
 def split_app(url: str) -> tuple[str, str]:
-    """The address as libpq takes it, and the app that `?app=NAME` in it says; "": none."""
+    """Returns the address as libpq takes it, and the app in its `?app=NAME`, or ""."""
     check("journal: url", url, Of(str, "postgresql://user@host/database"))
     address, mark, query = url.partition("?")
     words = query.split("&") if mark else []
@@ -90,7 +95,9 @@ def split_app(url: str) -> tuple[str, str]:
 
 
 def app_of_journal(connection: Any, identity: str) -> str | None:
-    """The app whose journal in this database has this identity; None: there is none that the user may read."""
+    """Returns the app whose journal in this database has this identity, or None if there is none that the user may
+    read.
+    """
     for (schema,) in connection.execute(_READABLE).fetchall():
         statement = f"SELECT 1 FROM {quoted(schema)}.meta WHERE name = 'identity' AND value = %s"
         if connection.execute(statement, (identity,)).fetchall():
@@ -99,9 +106,8 @@ def app_of_journal(connection: Any, identity: str) -> str | None:
 
 
 class JournalSchema:
-    """Of an app, at the address of a database. Connects to the server only where no app is named, to find the only one.
-
-    app: where the address does not say it.
+    """The schema of an app's journal in a database. `app` is needed if the address does not have it; without either,
+    the constructor connects to the server to find the only journal.
     """
 
     def __init__(self, url: str, app: str | None) -> None:
@@ -132,12 +138,16 @@ class JournalSchema:
         )
 
     def connect(self, session: str = "") -> Any:
-        """A new connection, for which the names of tables are ours. One that hangs in a transaction is ended by the server."""
+        """Returns a new connection that finds the tables of this schema. The server ends a transaction that is idle for
+        20 seconds.
+        """
         settings = {"search_path": quoted(self.schema), "idle_in_transaction_session_timeout": "20s"}
         return self.server.connect(session, settings)
 
     def facts(self, connection: Any) -> dict[str, str] | None:
-        """What `meta` says, of a journal of a format that we know; None: there is none. Raises UserError, CorruptJournal."""
+        """Returns the values in `meta` of a journal of a known format, or None if there is no journal. Raises
+        UserError, CorruptJournal.
+        """
         with self.server.explained():
             if not connection.execute(_IS_THERE, (self.schema,)).fetchall():
                 return None
@@ -152,14 +162,14 @@ class JournalSchema:
         return facts
 
     def known_facts(self, connection: Any) -> dict[str, str]:
-        """As `facts`. Raises UserError where there is no journal."""
+        """Returns the values in `meta`, as `facts` does. Raises UserError if there is no journal."""
         facts = self.facts(connection)
         if facts is None:
             raise UserError(f"{self.where}: there is none", hint="give the address and the name that the app has")
         return facts
 
     def make(self, connection: Any) -> None:
-        """Makes the tables where they are missing, all or none."""
+        """Creates missing tables, all or none."""
         if self.facts(connection) is not None:
             return
         with self.server.explained(), step("journal", f"{self.where}: made"), connection.transaction():
@@ -169,7 +179,7 @@ class JournalSchema:
             ((there,),) = connection.execute(
                 "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = %s)", (self.schema,)
             ).fetchall()
-            if not there:  # so a user who may not make schemas can be given one
+            if not there:  # a user without the right to create schemas can be given an existing one
                 connection.execute(f"CREATE SCHEMA {quoted(self.schema)}")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
@@ -180,7 +190,7 @@ class JournalSchema:
                 connection.execute("INSERT INTO meta (name, value) VALUES (%s, %s)", fact)
 
     def bring_up_to_date(self, connection: Any) -> None:
-        """Gives a journal of before the tables of today. The caller has its claim."""
+        """Adds the tables of today to a journal of an older format. Called by the holder of its claim."""
         with self.server.explained(), step("journal", f"{self.where}: counted"), connection.transaction():
             ((form,),) = connection.execute("SELECT value FROM meta WHERE name = 'format' FOR UPDATE").fetchall()
             if int(form) < COUNTED:
@@ -191,17 +201,17 @@ class JournalSchema:
 
 
 class TablesPlace(Protocol):
-    """Of tables on a server. where: for messages."""
+    """The place of tables on a server. `where` names it in messages."""
 
     where: str
     server: PostgresServer
 
     def connect(self) -> Any:
-        """A new connection."""
+        """Returns a new connection."""
 
 
 class PostgresSession:
-    """One connection at a time, made anew after an error. Used by one thread at a time: others wait."""
+    """A connection that is replaced after an error. It is used by one thread at a time; others wait."""
 
     def __init__(self, place: TablesPlace) -> None:
         self._place = place
@@ -209,12 +219,12 @@ class PostgresSession:
         self._connection: Any = None
         self._closed = False
         self.stale = False
-        """Set from any thread: the next use is on a new connection."""
+        """True if the next use needs a new connection. May be set from any thread."""
 
     @contextmanager
     def using(self, first: str = "") -> Iterator[Any]:
-        """The connection, on which the statement `first` has run: a new one where the old one has broken meanwhile. Raises
-        TransientError where the server does not answer, UserError where it refuses.
+        """Gives the connection, on which the statement `first` has run; a new one if the old one has broken. Raises
+        TransientError if the server does not answer, and UserError if it refuses.
         """
         with self._lock:
             if self._closed:

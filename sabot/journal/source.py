@@ -1,8 +1,9 @@
-"""The entries of a journal as a source of records, for streams over what jobs have done.
+"""A source of records made of the entries of a journal, for streams over the activity of jobs.
 
-An entry gives any number of rows, so an offset of the source is the entry's own, ROWS times, plus the number of the row. Only what is
-durable is read, and a journal only grows, so the same offsets give the same rows: checkpoints hold exactly once. What is trimmed before it
-was read is an error; the app that owns a journal does not trim what its own checkpoints have not read (`held_for`).
+An entry gives any number of rows, so an offset of the source is the offset of the entry times ROWS, plus the number of
+the row. Only durable entries are read, and a journal only grows, so the same offsets give the same rows, and
+checkpoints are exactly once. It is an error if entries were trimmed before they were read; the app that owns a journal
+does not trim entries that its own checkpoints have not read (`held_for`).
 """
 
 import threading
@@ -19,14 +20,14 @@ from sabot.journal.base import JournalReader
 from sabot.journal.entries import Entry
 
 ROWS = 1 << 14
-"""Rows of an entry, at most: more than effects of a job."""
+"""The most rows of an entry."""
 
-_LOOK_SECONDS = 0.05  # how often is looked for new entries
+_LOOK_SECONDS = 0.05  # the seconds between two looks for new entries
 _NAME = "journal of "
 
 
 class JournalRow(NamedTuple):
-    """A row that is made of an entry."""
+    """A row that is made of an entry. `at_ms` is its event time in milliseconds since 1970."""
 
     payload: bytes
     key: bytes | None
@@ -34,7 +35,7 @@ class JournalRow(NamedTuple):
 
 
 class JournalSource(Source, HasIdentity, ReportsLag):
-    """Rows of the durable entries of a journal, each partition in order. It does not end."""
+    """A source of rows made of the durable entries of a journal, each partition in order. It does not end."""
 
     def __init__(
         self,
@@ -42,15 +43,18 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         reading: Callable[[], AbstractContextManager[JournalReader]],
         rows: Callable[[Entry], Sequence[JournalRow]],
     ) -> None:
-        """name: of what is read. reading: a reader, for as long as the source is open. rows: of an entry, the same for the same entry."""
+        """Makes a source. `name` names its content. `reading` opens a reader, which is used while the source is open.
+        `rows` makes the rows of an entry, always the same for the same entry.
+        """
         self.name = f"{_NAME}{name}"
         self._reading = reading
         self._rows = rows
         self._held = ExitStack()
         self._reader: JournalReader | None = None
         self._closing = threading.Event()
-        self._positions: dict[int, int] = {}  # offsets of the source, behind the last row
-        self._scanned: dict[int, int] = {}  # offsets of the journal, behind the last entry that was looked at
+        self._positions: dict[int, int] = {}  # by partition: the offset of the source behind the last row
+        # by partition: the offset of the journal behind the last entry that was read
+        self._scanned: dict[int, int] = {}
         self._ends: dict[int, int] = {}
 
     def identity(self) -> str:
@@ -76,7 +80,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
             raise
 
     def _check(self, restored: Mapping[int, int]) -> None:
-        """These positions exist."""
+        """Raises UserError if one of these positions does not exist."""
         reader = self._opened()
         for partition, position in restored.items():
             offset, number = divmod(position, ROWS)
@@ -123,7 +127,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         if not behind:
             return None
         self._check_trimmed()
-        found: list[tuple[int, int, JournalRow]] = []  # partition, offset
+        found: list[tuple[int, int, JournalRow]] = []  # partition, offset of the source, row
         for partition, first in behind.items():
             if len(found) >= max_rows:
                 break
@@ -142,7 +146,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
     def _scan(
         self, reader: JournalReader, partition: int, first: int, most: int, found: list[tuple[int, int, JournalRow]]
     ) -> None:
-        """The next rows of a partition."""
+        """Reads the next rows of a partition into `found`."""
         position = self._positions.get(partition, 0)
         everywhere = {other: self._ends[other] for other in self._ends}
         entries: Any = reader.read(start={**everywhere, partition: first})
@@ -166,7 +170,7 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         return {(self.name, partition): offset for partition, offset in list(self._positions.items())}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """In entries."""
+        """Returns the number of entries by partition that were not read yet."""
         if self._reader is None:
             return {}
         return {
@@ -187,7 +191,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
 
 
 def held_for(read: Iterable[Positions], needed: Mapping[int, int]) -> dict[int, int]:
-    """From where on a checkpoint needs the journal, with sources of its entries, whose positions it has too. needed: without them."""
+    """Returns the offsets from which on a checkpoint needs the journal, if its sources read the journal too. `read` has
+    the positions of these sources, and `needed` the offsets without them.
+    """
     held = dict(needed)
     for positions in read:
         for (name, partition), offset in positions.items():

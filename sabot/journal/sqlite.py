@@ -1,12 +1,13 @@
-"""A journal in SQLite: one database, `journal.db`, in a folder that is ours alone, beside the lock of its owner.
+"""A journal in SQLite: one database, `journal.db`, in a folder of its own, beside the lock of its owner.
 
-Write-ahead log, `synchronous=FULL`: a commit is one fsync of the log, and is on the disk when it returns. One thread writes entries, in
-groups (`writing.GroupWriter`). Readers see the last commit and hold nobody up. An inbox writes its letter in a transaction of its own, so
-the command line needs no running app, and two processes that answer the same question are put in order by the database.
+With a write-ahead log and `synchronous=FULL`, a commit is one fsync of the log, and is on the disk when it returns. One
+thread writes entries, in groups (`writing.GroupWriter`). Readers see the last commit and delay nobody. An inbox writes
+its letter in a transaction of its own, so the command line needs no running app, and the database orders two processes
+that answer the same question.
 
-The log has checksums: what a torn write leaves of it is dropped from the first bad frame on, so a prefix is read. `tables` says what the
-database holds. `epoch` counts owners: each commit of entries looks whether it is still ours, so an owner whose lock
-file somebody removed is told and writes nothing.
+The log has checksums: after a torn write it is used up to the first bad frame, so a prefix is read. `tables` describes
+the database. `epoch` counts owners: each commit of entries checks that it has not changed, so an owner whose lock file
+somebody removed notices it, and writes nothing.
 """
 
 import logging
@@ -53,7 +54,9 @@ _log = logging.getLogger(__name__)
 
 
 def database_of(path: Path | str) -> Path:
-    """The database that is meant: by its own path, by its folder, or by a state directory that has the folder `journal`."""
+    """Returns the path of the database: for the path of the database itself, of its folder, or of a state directory
+    with a folder `journal`. Raises UserError if there is none.
+    """
     path = Path(checked_path(path, "journal: path"))
     if path.is_file():
         return path
@@ -64,7 +67,9 @@ def database_of(path: Path | str) -> Path:
 
 
 class SqliteReader(TablesReader):
-    """Reads the journal at `path`: of the database, its folder, or a state directory. Raises UserError where there is none."""
+    """A reader of the journal at `path`: that of the database, its folder, or a state directory. Raises UserError if
+    there is no journal.
+    """
 
     def __init__(self, path: Path | str) -> None:
         database = database_of(path)
@@ -72,7 +77,9 @@ class SqliteReader(TablesReader):
 
 
 class SqliteInbox(SqlInbox):
-    """Posts into the journal at `path`: of the database, its folder, or a state directory. Raises UserError where there is none."""
+    """An inbox of the journal at `path`: that of the database, its folder, or a state directory. Raises UserError if
+    there is no journal.
+    """
 
     def __init__(self, path: Path | str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._path = database_of(path)
@@ -99,7 +106,9 @@ class SqliteInbox(SqlInbox):
 
 
 def _check_name(folder: Path) -> None:
-    """Raises UserError for a name of a file: the journal would be in a folder of that name. One that is there already may stay."""
+    """Raises UserError if a new folder has the name of a file, such as journal.db. A folder that exists may keep such a
+    name.
+    """
     if folder.name == DATABASE or folder.is_file():
         raise UserError(
             f"{folder}: a journal is a folder, and this names a file", hint=f'give its folder: "{folder.parent}"'
@@ -112,12 +121,14 @@ def _check_name(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """The database of a journal, made where it is missing: under another name first, so that no half of one is ever found."""
+    """Returns the database in a folder. A missing one is created under another name first, so that no half of it is
+    ever found.
+    """
     database = folder / DATABASE
     if database.exists():
         return database
     log = folder / f"{DATABASE}-wal"
-    if log.exists() and log.stat().st_size:  # SQLite would write its pages into whatever database has this name
+    if log.exists() and log.stat().st_size:  # SQLite would write the pages of the log into any database of this name
         raise CorruptJournal(
             f"{database} is gone, and its log {log.name} is there",
             hint="bring back a copy of the whole folder; or move the log away, and the journal begins anew: effects may be made again",
@@ -126,7 +137,7 @@ def _made(folder: Path) -> Path:
     for left in folder.glob(f"{DATABASE}.new*"):
         left.unlink()
     with step("journal", f"{database}: made"):
-        with open(unfinished, "xb", opener=private):  # its log and index get the same mode
+        with open(unfinished, "xb", opener=private):  # SQLite gives the log and the index the same mode
             pass
         make(unfinished, uuid.uuid4().hex, secrets.token_bytes(32))
         sync(unfinished)
@@ -136,7 +147,7 @@ def _made(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """The journal in a folder. Its log goes first: a log whose database is gone is refused."""
+    """Removes the journal in a folder. Its log goes first, since a log without a database is refused."""
     with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
         for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
             (folder / name).unlink(missing_ok=True)
@@ -144,9 +155,10 @@ def _remove(folder: Path) -> None:
 
 
 class SqliteJournal(SqliteReader, SqlJournal):
-    """The owner of the journal in `folder`, which is made where it is missing: 0700, its files 0600.
+    """The owner of the journal in `folder`, which is created if it is missing: with mode 0700, its files with 0600.
 
-    anew: what is there is removed first. capacity_bytes: of entries that wait for the disk. Raises AppLocked where another owner has it.
+    With `anew` an existing journal is removed first. `capacity_bytes` limits the entries that wait for the disk. Raises
+    AppLocked if another owner has it.
     """
 
     def __init__(
@@ -215,7 +227,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             opened.callback(inbox.close)
             (first,) = TablesReader.positions(self).values()
             self.start(GroupWriter(self.where, 0, first, self._commit, capacity_bytes), inbox, clock)
-            opened.pop_all()  # all is open, and stays so
+            opened.pop_all()  # nothing failed: keep everything open
 
     def close(self) -> None:
         if not self._closed:
@@ -223,13 +235,13 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def _shut(self) -> None:
-        """Lets go of everything but the claim."""
+        """Closes everything but the claim."""
         self._closed = True
         self.writer.close()
         self.inbox.close()
         self._watching.close()
         super().close()
-        self._writing.close()  # the last one: it moves the log into the database
+        self._writing.close()  # closed last, which moves the log into the database
 
     def abandon(self) -> None:
         if self._closed:
@@ -247,16 +259,20 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def may_have_letters(self) -> bool:
-        """Its answer is a number in the memory that the processes share, which each commit of another connection changes."""
+        """Returns False if no other connection has committed since the last call. SQLite counts commits in memory that
+        all processes share, so this reads no file.
+        """
         seen = self._seen
         try:
             ((self._seen,),) = self._watching.execute("PRAGMA data_version").fetchall()
-        except sqlite3.Error:  # whoever reads the letters says what it is
+        except sqlite3.Error:  # the reading of the letters will raise the error
             return True
         return self._seen != seen
 
     def _commit(self, group: list[Appended]) -> None:
-        """In the writer's thread: one transaction, one fsync. Where another process holds the database, entries wait: nothing is begun."""
+        """Commits a group in one transaction, with one fsync. While another process holds the database, entries wait.
+        Called in the writer's thread.
+        """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         while not self._committed(rows):
@@ -265,7 +281,9 @@ class SqliteJournal(SqliteReader, SqlJournal):
             )
 
     def _committed(self, rows: list[StoredEntry]) -> bool:
-        """False: another process held the database, and nothing was done; not so when the journal is being closed, which waits once."""
+        """Tries to commit rows. Returns False if another process holds the database, and nothing was done; a journal
+        that is being closed raises then.
+        """
         try:
             with step("journal", self.database), transaction(self._writing):
                 ((epoch,),) = self._writing.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchall()

@@ -1,12 +1,13 @@
-"""The tables in which entries, and what is known of them, are found again: of the journal in SQLite, of the one in PostgreSQL, and of the
-copy that a journal in Kafka keeps beside it.
+"""The tables of a journal in SQLite, of one in PostgreSQL, and of the local copy of one in Kafka: the entries, and
+indexes of them.
 
-What the tables are: `entries`, the journal; `bodies`, the long ones by hash, with `uses` that say which entry names which. `jobs`,
-`questions` and `inbox` are indexes of the entries, kept in the same transactions, so that a token can be judged where no owner is.
+`entries` is the journal; `bodies` has long bodies by hash, and `uses` records which entry names which body. `jobs`,
+`questions` and `inbox` are indexes of the entries, changed in the same transactions, so that a letter can be judged
+without an owner.
 
-Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the transaction that
-their caller has begun; their statements are those that both databases know, with values marked by `?`, in order. What is SQLite's own:
-`connected`, `transaction`, `explained`, `make`.
+Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the
+transaction of their caller. Their statements work in both databases, with `?` for values. Only for SQLite are
+`connected`, `transaction`, `explained` and `make`.
 """
 
 import sqlite3
@@ -59,12 +60,12 @@ from sabot.journal.entry_counts import (
 from sabot.journal.history_tables import KEPT, SqlHistory, count_history, drop_bodies, make_history, move_entries
 from sabot.journal.writing import Appended
 
-_APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
+_APPLICATION = 0x5AB07  # SQLite's application_id, which marks the databases of a program
 _FORMAT = KEPT
-_WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
-_LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
-_CHUNK = 1000  # rows read
-_TRIMMED_AT_ONCE = 200  # jobs in one transaction: entries of the owner wait for it
+_WAIT_SECONDS = 30.0  # the wait for others that write to the same database: inboxes, a trim
+_LOG_BYTES = 64 << 20  # the most bytes that the write-ahead log keeps on the disk when it begins anew
+_CHUNK = 1000  # the most rows that are read at once
+_TRIMMED_AT_ONCE = 200  # the most jobs in one transaction: entries of the owner wait for it
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 _SCHEMA = """
@@ -104,21 +105,21 @@ _ASK = (
 )
 _CLOSE = "UPDATE questions SET closed = ? WHERE token = ?"
 _HAS_ENTRIES = "EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job)"
-_ENDED = (  # before a place
+_ENDED = (  # jobs that had ended before a place
     "SELECT job FROM jobs WHERE ended < ? "
     "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?)"
 )
 _REOPENED = f"({', '.join(map(repr, MAY_BEGIN_AGAIN))})"
 _REMOVED = "SELECT value FROM meta WHERE name = 'removed'"  # the place behind the last END whose job was trimmed
 HISTORY_TYPES = {"whole": "INTEGER", "text": "TEXT", "blob": "BLOB"}
-"""Of SQLite, for `history_tables.make_history`."""
+"""The column types of SQLite for `history_tables.make_history`."""
 
 _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """SQLite's errors as ours: damage, or what stands in the way."""
+    """Raises the errors of SQLite as Sabot's errors: damage as CorruptJournal, others with what stands in the way."""
     try:
         yield
     except sqlite3.Error as error:
@@ -134,7 +135,7 @@ def explained(where: object) -> Iterator[None]:
 
 
 def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
-    """A connection whose transactions its user begins. synced: a commit is on the disk when it returns."""
+    """Returns a connection whose transactions the caller begins. With `synced` a commit is on the disk when it returns."""
     connection = open_database(path, wait_s=_WAIT_SECONDS, mode=mode, synchronous="FULL" if synced else "OFF")
     try:
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
@@ -145,7 +146,7 @@ def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> 
 
 
 def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
-    """What `meta` says, of a database that is a journal of a format that we know. Raises UserError, CorruptJournal."""
+    """Returns the values in `meta` of a database that is a journal of a known format. Raises UserError, CorruptJournal."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (form,) = connection.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
@@ -162,20 +163,20 @@ def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
 
 
 def checksum(place: int, job: str, data: bytes) -> int:
-    """Of an entry and of where it stands."""
+    """Returns the checksum of an entry and its place."""
     return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
 
 
 class SqlReader(JournalReader):
-    """Reads the tables, wherever they are. format: which an owner of today brings up to date: from COUNTED on places are counted, from KEPT
-    on there is a history.
+    """A reader of the tables in any database. `format` is that of the tables, which an owner of today updates: from
+    COUNTED on places are counted, and from KEPT on there is a history.
     """
 
     format: int
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """What one statement finds among what is durable now. Raises as all methods do."""
+        """Returns the rows that a statement finds among the durable ones. Raises the errors of all methods of a reader."""
 
     def positions(self) -> dict[int, int]:
         return {0: end_of_rows(self.select(ENDS, ()))}
@@ -186,8 +187,8 @@ class SqlReader(JournalReader):
         counted = self.format >= COUNTED and job is None
         end = (
             int(self.select(WRITTEN_END)[0][0]) if counted else 0
-        )  # as it is now: behind it entries may come meanwhile
-        while True:  # in chunks: a long look would be in the way of those who write
+        )  # the end at this moment: entries may be added meanwhile
+        while True:  # in chunks, since a long read would delay writers
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
                 (first, *values),
@@ -214,7 +215,9 @@ class SqlReader(JournalReader):
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
 
     def check_end(self) -> None:
-        """Raises CorruptJournal where entries are missing behind the last one that is there: an owner would write at their places."""
+        """Raises CorruptJournal if entries behind the last existing one are missing: an owner would write at their
+        places.
+        """
         (behind,) = SqlReader.positions(self).values()
         if self.format >= COUNTED:
             check_counted(self._gone, self.where, behind, (), int(self.select(WRITTEN_END)[0][0]))
@@ -238,7 +241,7 @@ class SqlReader(JournalReader):
         return _question(self.select(f"{_QUESTION} WHERE token = ?", (token,)))
 
     def questions(self, tokens: Sequence[str]) -> dict[str, Question]:
-        """The questions of those of these tokens that have one."""
+        """Returns, by token, the questions of these tokens that exist."""
         return {
             token: Question(*facts)
             for some in parts(tokens)
@@ -249,13 +252,13 @@ class SqlReader(JournalReader):
         return [letter for _, letter in self.untaken()]
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Letters that the owner has not taken, with their numbers, which are above `after`."""
+        """Returns the letters that the owner has not taken and whose numbers are above `after`, with their numbers."""
         rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
     def ended(self, before: int, before_ms: int) -> list[str]:
-        """Up to `_TRIMMED_AT_ONCE` jobs that have entries and had ended before this place, those that had not succeeded
-        also before this time.
+        """Returns up to `_TRIMMED_AT_ONCE` jobs with entries that had ended before this place; those that had not
+        succeeded must also have ended before this time.
         """
         chosen = (
             f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
@@ -264,7 +267,7 @@ class SqlReader(JournalReader):
 
 
 class TablesReader(SqlReader):
-    """Reads the tables in the SQLite database at `database`. where: what messages call it."""
+    """A reader of the tables in the SQLite database at `database`. `where` is its name in messages."""
 
     def __init__(self, database: Path, where: str) -> None:
         self.database = database
@@ -313,13 +316,13 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
-            with suppress(sqlite3.Error):  # the error that is on its way says more
+            with suppress(sqlite3.Error):  # the first error says more
                 connection.execute("ROLLBACK")
         raise
 
 
 def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
-    """The statements that keep `jobs` and `questions` in step with an entry."""
+    """Returns the statements that keep `jobs` and `questions` up to date with an entry."""
     if isinstance(entry, Begin):
         return [(_BEGIN, (entry.job, offset, entry.digest))]
     if isinstance(entry, End):
@@ -335,7 +338,9 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
-    """What `base.check_letter` asks for: the question of its token, the mark of its job, whether there is an earlier one of its name."""
+    """Returns the arguments of `base.check_letter`: the question of the letter's token, the mark of its job, and True
+    if there is an earlier letter of its name.
+    """
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
     mark = _mark(run(f"{_MARK} WHERE job = ?", (letter.job,)).fetchall())
@@ -343,7 +348,9 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
 
 
 def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
-    """Puts a letter into the inbox. number: its own, above 0; None: the next one. False: one of its `once` is there, and is left."""
+    """Puts a letter into the inbox, with this number above 0, or the next one for None. Returns False, and changes
+    nothing, if there is one with the same `once`.
+    """
     named, values = ("", ()) if number is None else ("number, ", (number,))
     marks = ", ".join("?" * (len(values) + 3))
     done = connection.execute(
@@ -354,7 +361,9 @@ def add_letter(connection: Connection, once: str, job: str, data: bytes, number:
 
 
 class StoredEntry(NamedTuple):
-    """An entry as it is stored. body: the long one that it names, empty where that is stored already. letter: as in `Appended`."""
+    """An entry as it is stored. `body` is the long body that it names, or empty if that is stored already. `letter` is
+    as in `Appended`.
+    """
 
     place: int
     entry: Entry
@@ -364,7 +373,7 @@ class StoredEntry(NamedTuple):
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
-    """The entries of a group, with long bodies taken out of them."""
+    """Returns the entries of a group as they are stored, with long bodies taken out of them."""
     rows = []
     for each in group:
         entry, data, body = each.entry, each.data, b""
@@ -376,7 +385,7 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
 
 
 def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
-    """Adds entries, the bodies that come with them, and what follows from them; the letters that they are of are taken."""
+    """Adds entries with their bodies, updates the indexes, and marks the letters that they are made of as taken."""
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
@@ -396,9 +405,9 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up to the number
-    `letters`. Returns how many entries. It asks again whether they had: a job may have begun again since it was chosen. kept: the entries
-    of these jobs move into the history.
+    """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up
+    to the number `letters`. Returns the number of removed entries. The end is checked here again, since a job may have
+    begun again after it was chosen. Entries of the jobs in `kept` move into the history.
     """
     described = {job.job: job for job in kept}
     removed = 0
@@ -406,7 +415,7 @@ def remove(
     end = end_of_log(connection)
     run(
         "UPDATE meta SET value = ? WHERE name = 'trimmed'", (str(end),)
-    )  # places do not begin again when the last one goes
+    )  # so that places do not begin again when the last entry is removed
     for some in parts(jobs):
         ended = [job for (job,) in run(f"{_ENDED} AND job {among(some)}", (before, before, *some)).fetchall()]
         if not ended:
@@ -427,7 +436,7 @@ def remove(
 
 
 def removed_before(connection: Connection) -> int:
-    """The place behind the last END whose job was trimmed; 0: there is none."""
+    """Returns the place behind the last END of a trimmed job, or 0 if there is none."""
     rows = connection.execute(_REMOVED).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -438,14 +447,14 @@ def _set_removed(connection: Connection, place: int) -> None:
 
 
 def forget(connection: Connection, before_ms: int) -> None:
-    """The marks of jobs that had ended then, and have no entries any more, go too."""
+    """Removes the marks of jobs that had ended before this time, and have no entries any more."""
     connection.execute(
         f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)
     )
 
 
 def make(database: Path, identity: str, key: bytes) -> None:
-    """Makes the tables in a database that is there and empty."""
+    """Makes the tables in an existing empty database."""
     connection = connected(database, "rw")
     try:
         connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
@@ -459,7 +468,7 @@ def make(database: Path, identity: str, key: bytes) -> None:
         connection.close()
 
 
-_COPIED = {  # the columns of each table, in an order that only ever grows at its end
+_COPIED = {  # the columns of each table; new ones are only added at the end
     "entries": ("place", "job", "sum", "entry"),
     "bodies": ("hash", "body"),
     "uses": ("place", "hash"),
@@ -472,7 +481,7 @@ _COPIED = {  # the columns of each table, in an order that only ever grows at it
 
 
 def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[str, list[Sequence[Any]]]]:
-    """All rows of all tables, in portions of about so many bytes, as the connection sees them when it is called first."""
+    """Yields all rows of all tables, in portions of about so many bytes, as the connection sees them at the first call."""
     for table, names in _COPIED.items():
         portion: list[Sequence[Any]] = []
         nbytes = 0
@@ -487,14 +496,18 @@ def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[st
 
 
 def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Rows that `copied` gave, also of an earlier version that had fewer columns. Raises KeyError for a table that there is not."""
+    """Inserts rows that `copied` gave, also those of an earlier version with fewer columns. Raises KeyError for an
+    unknown table.
+    """
     names = _COPIED[table][: len(rows[0])]
     marks = ", ".join("?" * len(names))
     connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows)
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables. next_place: where the next entry stands, unless entries are put back behind it. removed: `removed_before`."""
+    """Empties the tables. `next_place` is the place of the next entry, unless entries are put back behind it. `removed`
+    is the value of `removed_before`.
+    """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")
     connection.execute("UPDATE meta SET value = ? WHERE name = 'trimmed'", (next_place,))
@@ -504,5 +517,5 @@ def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None
 
 
 def add_body(connection: sqlite3.Connection, body: bytes) -> None:
-    """Stores a long body by its hash, unless it is there."""
+    """Stores a long body by its hash, unless it is stored already."""
     connection.execute(_BODY, (hash_of(body), body))

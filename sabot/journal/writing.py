@@ -1,7 +1,7 @@
-"""Group commit: a bounded queue of appends, and one thread that makes all that waits durable in one step.
+"""Group commit: a bounded queue of appends, and one thread that makes all waiting entries durable in one step.
 
-While the disk is busy with one group the next one gathers, so its size follows the load: alone, an entry pays one commit of the disk;
-a thousand that wait pay one together. There is no timer that holds an entry back to gather more.
+While the disk is busy with one group the next one gathers, so its size follows the load: a single entry needs one
+commit of the disk, and a thousand waiting ones share one. No timer delays an entry to gather more.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry, wi
 
 CAPACITY_BYTES = 64 << 20
 
-_OVERHEAD = 200  # bytes of an entry in the queue, beside its own
-_MOST = 4096  # entries of one group
+_OVERHEAD = 200  # bytes that an entry in the queue costs in addition to its own
+_MOST = 4096  # the most entries of one group
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An entry in the queue. data: encoded; empty where its body is long, so that the writer's thread hashes it. letter: its number in
-    the inbox, 0 for none.
+    """An entry in the queue. `data` is its encoding, or empty if its body is long, so that the writer's thread hashes
+    it. `letter` is the number of its letter in the inbox, 0 for none.
     """
 
     offset: int
@@ -38,9 +38,9 @@ class Appended:
 
 
 class GroupWriter:
-    """Of one partition. commit: makes a group durable, or raises; called in the writer's thread, never twice at once, and not again after
-    it raised. store: what an entry waits for, in messages. idle: called there while nothing waits, many times a second; its error is
-    that of a failed commit.
+    """The writer of one partition. `commit` makes a group durable, or raises; it is called in the writer's thread,
+    never twice at once, and not again after it raised. `store` names what entries wait for, in messages. `idle` is
+    called in that thread while nothing waits, many times a second; its error counts as that of a failed commit.
     """
 
     def __init__(
@@ -84,16 +84,17 @@ class GroupWriter:
         return self._next
 
     def append(self, entry: Entry, letter: int = 0) -> Position:
-        """As `Journal.append`."""
+        """Appends an entry, as `Journal.append` describes."""
         body = body_of(entry)
         long = isinstance(body, bytes) and len(body) > INLINE_BYTES
         data = b"" if long else encode_entry(entry)
         if long:
-            encode_entry(without_body(entry))  # so what is wrong with it is told here, and not in the writer's thread
+            encode_entry(without_body(entry))  # so that a wrong entry is refused here, and not in the writer's thread
         size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
         with self._changed:
             self._check()
-            if self._waiting_bytes >= self._capacity:  # so an entry of any length is taken where `room` has returned
+            # only if the queue is full before: after `room` an entry of any length is taken
+            if self._waiting_bytes >= self._capacity:
                 raise JournalFull(
                     f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
                 )
@@ -112,7 +113,7 @@ class GroupWriter:
             raise UserError(f"{self._where} is closed")
 
     async def durable(self, offset: int) -> None:
-        """As `Journal.durable`."""
+        """Returns when the entry is durable (`Journal.durable`)."""
         if offset < self._durable:
             return
         loop = asyncio.get_running_loop()
@@ -126,7 +127,7 @@ class GroupWriter:
         await future
 
     def wait_durable(self, offset: int, timeout: float | None) -> bool:
-        """As `Journal.wait_durable`."""
+        """Blocks until the entry is durable (`Journal.wait_durable`)."""
         with self._changed:
             self._changed.wait_for(lambda: offset < self._durable or self._failed is not None, timeout)
             if offset < self._durable:
@@ -136,7 +137,9 @@ class GroupWriter:
             return False
 
     async def room(self) -> None:
-        """As `Journal.room`: half of the queue is free, so that who waits does not take turns with the disk entry by entry."""
+        """Returns when half of the queue is free (`Journal.room`), so that an appending task does not take turns with
+        the disk entry by entry.
+        """
         while True:
             with self._changed:
                 self._check()
@@ -148,7 +151,7 @@ class GroupWriter:
             await future
 
     def statistics(self) -> dict[str, Any]:
-        """entries, commits, waiting, bytes_waiting."""
+        """Returns the numbers of entries, commits, waiting (entries that are not durable) and bytes_waiting."""
         return {
             "entries": self._next - self._first,
             "commits": self.commits,
@@ -157,7 +160,7 @@ class GroupWriter:
         }
 
     def close(self) -> None:
-        """Makes durable what waits, unless a commit has failed; then the thread is over."""
+        """Makes the waiting entries durable, unless a commit has failed, and ends the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -175,7 +178,7 @@ class GroupWriter:
                 self._commit(group)
             elif self._idle is not None:
                 self._idle()
-        except BaseException as error:  # whoever waits must hear of it, whatever it is
+        except BaseException as error:  # any error must be raised in all who wait
             self.fail(error)
             return False
         if not group:
@@ -193,7 +196,9 @@ class GroupWriter:
         return True
 
     def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
-        """Futures that are fulfilled now, one list a loop: a loop is woken once a commit."""
+        """Returns the futures that can be fulfilled now, as one list for each event loop, so that a commit wakes each
+        loop once.
+        """
         ready = []
         for loop, awaited in list(self._awaited.items()):
             ready.append((loop, [future for offset, future in awaited if offset < self._durable]))
@@ -208,7 +213,7 @@ class GroupWriter:
         return ready
 
     def fail(self, error: BaseException) -> None:
-        """Nothing more becomes durable, for this reason: all who wait are told, and who comes is."""
+        """Fails the writer for this reason: all who wait, and all later calls, get JournalFailed."""
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
             hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
