@@ -26,17 +26,17 @@ Job = TypeVar("Job", bound=Placed)
 
 
 class JobAdmission(Generic[Job]):
-    """Decides which jobs run. For one event loop.
+    """The admission of jobs, which decides which of them run. For one event loop.
 
-    `limit`: the most jobs that run at a time. `running`, `waiting`: the numbers of jobs that do. `parked`: the number of jobs that are
-    parked, with those that are woken.
+    `limit` is the most jobs that run at a time. `running` and `waiting` count jobs; `parked` counts the parked ones,
+    including those that are woken.
     """
 
     def __init__(
         self, limit: int, run: Callable[[Job, bool], object], held: Callable[[Job], bool] = lambda job: False
     ) -> None:
-        """`run` lets a job run, and gets True if it was parked. `held` returns True if this job, which is the next one, has to wait though
-        a place is free; its owner calls `go_on` when that has changed.
+        """Makes the admission. `run` lets a job run, and gets True if it was parked. `held` returns True if this job,
+        which is the next one, has to wait though a place is free; its owner calls `go_on` when that has changed.
         """
         self.limit, self.running, self.waiting, self.parked = limit, 0, 0, 0
         self._run, self._held = run, held

@@ -70,7 +70,7 @@ class AppJobStore(JobsAndActions):
     def __init__(
         self, place: Callable[[], JournalPlace], clock: Clock, running: Callable[[], Journal | None] = lambda: None
     ) -> None:
-        """`running`: returns the journal while jobs run over it in this process."""
+        """Makes a store. `running` returns the journal while jobs run over it in this process, or None."""
         self.clock = clock
         self._place = place
         self._running = running

@@ -123,8 +123,9 @@ def find_question(reader: JournalReader, word: str) -> InboxQuestion:
 
 
 class OpenQuestions:
-    """The open questions of a journal, for a reader who looks again and again: each `read` takes only the entries that are new, or all
-    of them if a checkpoint has taken new ones out of the log. It keeps the jobs that have not ended. Not for several threads at once.
+    """The open questions of a journal that is read again and again. Each `read` takes only new entries, or all of them
+    if a checkpoint has trimmed some that it had not read. It keeps the jobs that have not ended. It must not be used by
+    several threads at once.
     """
 
     def __init__(self) -> None:
@@ -175,12 +176,13 @@ def answer_questions(
     answer: Mapping[str, Any],
     by: str,
 ) -> AnswerCount:
-    """Gives the same answer to several questions, one after the other, and returns what became of them. Blocks.
+    """Gives the same answer to several questions, one after the other, and returns the counts of accepted and refused
+    answers. Blocks.
 
-    `post`: puts a letter into the inbox of their journal (`Inbox.post`). `word`: as in `check_answer`.
+    `post` puts a letter into the inbox of their journal (`Inbox.post`). `word` is that of `check_answer`.
 
-    Each answer is durable before the next one is given, and a question takes one answer: after a crash in the middle the same call
-    answers the rest.
+    Each answer is durable before the next one is given, and a question takes one answer. So after a crash in the middle
+    the same call answers the rest.
     """
     count = AnswerCount()
     for each in questions:

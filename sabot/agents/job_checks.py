@@ -39,8 +39,8 @@ class CheckedJob:
 
     `verdict` is "ok"; "blocked" if the function does something else than the journal has; "held" if the job waits
     behind a blocked job of its key; "gone" if the program has no durable agent of this name; or "fails" if the function
-    raises after all that is recorded. `effects` is the number of effects that it has asked for. `then` says what it
-    does next, or what is wrong.
+    raises after all that is recorded. `effects` is the number of effects that it has asked for. `then` describes its
+    next step, or the problem.
     """
 
     job_id: str

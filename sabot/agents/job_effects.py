@@ -41,13 +41,14 @@ class EffectAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EffectRecord:
-    """An effect of a job. Times are seconds since 1970.
+    """An effect of a job. Times are in seconds since 1970.
 
-    `kind`: call, ask, sleep, wait, child or patch. `attempts`: how often the call was made or may have been made. `ended_at`: None while
-    the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person who answered last, or "". `decision`: the
-    decision of the policy, or "" if there was none. `rule`: the rule that decided. `tokens`, `dollars`: the use that budgets count.
-    `doubt_tokens`, `doubt_dollars`: the part of it that is an upper bound. `child`: the id of the job that the effect began, or "".
-    `answers`: those to the questions about the effect, in their order.
+    `kind` is call, ask, sleep, wait, child or patch. `attempts` counts how often the call was made or may have been
+    made. `ended_at` is None while the effect is open. `outcome` is "ok", the type of the error, or "". `by` is the
+    person who answered last, or "". `decision` is that of the policy and `rule` the rule that decided, or "". `tokens`
+    and `dollars` are the usage that budgets count, of which `doubt_tokens` and `doubt_dollars` are an upper bound.
+    `child` is the id of the job that the effect began, or "". `answers` are those to questions about the effect, in
+    their order.
     """
 
     ordinal: int
@@ -72,7 +73,7 @@ class EffectRecord:
 
     @property
     def is_open(self) -> bool:
-        """True if nothing has come of the effect yet."""
+        """True if the effect has no result yet."""
         return self.state in _OPEN
 
 

@@ -36,7 +36,9 @@ class _KeptRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def job_keeping(keep: str) -> JobKeeping | None:
-    """Returns what the journal of an app keeps of ended jobs, as its setting says; None: nothing. Raises UserError."""
+    """Returns the rule by which the journal of an app keeps ended jobs, made from the setting `keep_jobs`, or None if
+    it keeps none. Raises UserError.
+    """
     parsed = parse_keep(keep, name="keep_jobs")
     return None if parsed is None else JobKeeping(ended_job, parsed.seconds, parsed.most_bytes)
 

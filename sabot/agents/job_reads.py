@@ -75,9 +75,9 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job of a list. `status`: that of the record, or BLOCKED. `tokens`, `dollars`: the use of its own calls and of those of all jobs
-    below it. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper bound, because nobody knows whether a call was paid: of the
-    job's own calls, and of those of jobs below it that are in the log.
+    """A job of a list. `status` is that of the record, or BLOCKED. `tokens` and `dollars` are the usage of its own
+    calls and of all jobs below it. `doubt_tokens` and `doubt_dollars` are the part of it that is an upper bound,
+    because nobody knows whether a call was paid; this part leaves out jobs below it that are in the history.
     """
 
     record: JobRecord
@@ -163,7 +163,7 @@ def _age(job: JobState | EndedJob) -> tuple[int, str]:
 def _listed(
     reader: JournalReader, query: JobQuery, page: Sequence[JobState | EndedJob], view: JobView
 ) -> list[ListedJob]:
-    """Returns the jobs with what their trees have used: in the history as it says, in the log as the view says."""
+    """Returns the jobs with the usage of their trees, which the history and the view have."""
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
     below = reader.history.used_below(parents)

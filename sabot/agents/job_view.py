@@ -1,9 +1,10 @@
-"""The one fold of the entries of a journal into jobs, their effects and their questions.
+"""The view of jobs, their effects and their questions that is computed from the entries of a journal.
 
-    entry ─▶ JobView.apply ─▶ JobChange     the job, the effects that the entry changed, the question that it asks or closes
+   entry ─▶ JobView.apply ─▶ JobChange     the job, the effects that the entry changed, the question that it asks or closes
 
-Job stores, events, the command line and the console read this fold, live as at a start. A view keeps of each job what is open and how
-far it is, and not the effects that are over: who wants those keeps them out of the changes, as `job_effects` does.
+Job stores, events, the command line and the console all use this view, while jobs run and at a start. A view keeps of
+each job its open effects and its state, but not the effects that are over: `job_effects` collects those from the
+changes.
 """
 
 from collections import Counter
@@ -60,14 +61,15 @@ class HasBodies(Protocol):
 
 @dataclass(slots=True, eq=False)
 class EffectView:
-    """An effect of a job, as the entries so far say. The view changes it with the job's next entries.
+    """An effect of a job, as of the entries applied so far. The view changes it with later entries of the job.
 
-    `question`: the open question to a person about the effect, if there is one. `attempts`: how often the effect was made or may have been
-    made. `ended_at`: seconds since 1970; None while the effect is open. `outcome`: "ok", the type of the error, or "". `by`: the person
-    who answered last. `tokens`, `dollars`: the use that budgets count. `doubt_tokens`, `doubt_dollars`: the part of it that is an upper
-    bound, because nobody knows whether a call was paid. `result`: the entry that ended the effect. `answers`: those to the questions about
-    the effect, each behind the type of its question. `again`: the first attempt after such an answer, as the number of answers that there
-    were, and seconds since 1970.
+    `question` is the open question to a person about the effect, if there is one. `attempts` counts how often the
+    effect was made or may have been made. `ended_at` is in seconds since 1970, or None while the effect is open.
+    `outcome` is "ok", the type of the error, or "". `by` is the person who answered last. `tokens` and `dollars` are
+    the usage that budgets count, of which `doubt_tokens` and `doubt_dollars` are an upper bound, because nobody knows
+    whether a call was paid. `result` is the entry that ended the effect. `answers` has the type of each question about
+    the effect with its answer. `again` has the first attempt after each answer, as the number of answers before it and
+    its time in seconds since 1970.
     """
 
     intent: Intent
@@ -109,13 +111,14 @@ class EffectView:
 
 @dataclass(slots=True, eq=False)
 class JobState:
-    """A job, as the entries so far say. Times are seconds since 1970.
+    """A job, as of the entries applied so far. Times are in seconds since 1970.
 
-    `begun`: False where the view has seen entries of the job, and not its BEGIN. `spec`: what was asked for; None for a job of an agent,
-    whose input is a record. `moved_at`: when the status changed last; `last_at`: the time of the last entry. `open`: the effects of which
-    nothing has come, by ordinal; `failed`: those that came to an error, which another attempt may make again. `early`: the signals that
-    nobody waited for when they came. `questions`: the open ones, by token. `inherited`: how many of the entries to come are those of the
-    job from whose checkpoint this one goes on. `doubt_tokens`, `doubt_dollars`: as in `EffectView`.
+    `begun` is False if the view has seen entries of the job, but not its BEGIN. `spec` is the request, or None for a
+    job of an agent, whose input is a record. `moved_at` is the time of the last change of status, `last_at` that of the
+    last entry. `open` has the effects without a result, by ordinal, and `failed` those with an error, which another
+    attempt may make again. `early` counts signals that came before the job waited for them. `questions` has the open
+    ones, by token. `inherited` is the number of entries to come that belong to the job from whose checkpoint this one
+    continues. `doubt_tokens` and `doubt_dollars` are explained at `EffectView`.
     """
 
     job_id: str
@@ -162,8 +165,8 @@ class JobState:
         self.status, self.moved_at = status, at
 
     def open_effects(self) -> tuple[OpenEffect, ...]:
-        """Returns what is open, the last effect first. A timer that the function has cancelled leaves no entry: it is among them until the
-        job goes on at a time at which it would have been due.
+        """Returns the open effects, the last one first. A timer that the function has cancelled has no entry of that:
+        it counts as open until an entry comes after the time at which it was due.
         """
         if self.ended:
             return ()
@@ -220,14 +223,17 @@ class JobChange(NamedTuple):
 
 
 class JobView:
-    """The jobs and questions of a journal, as the entries so far say. `apply` takes the entries in the journal's order.
+    """The jobs and questions of a journal, as of the entries applied so far. `apply` takes the entries in the journal's
+    order.
 
-    `states`: by id, in the order in which the jobs began. `actions`: by id. `cancelled`: the reasons of the jobs that somebody outside
-    wants to end, and that have not ended.
+    `states` has the jobs by id, in the order in which they began, and `actions` the questions by id. `cancelled` has,
+    by job, the reason of a cancel from outside, for jobs that have not ended.
     """
 
     def __init__(self, bodies: HasBodies | None = None) -> None:
-        """`bodies`: where bodies are loaded from; None: questions, the input of jobs and their errors are not read."""
+        """Makes a view. Bodies of entries are loaded from `bodies`; with None, questions, inputs and errors of jobs are
+        not read.
+        """
         self.bodies = bodies
         self.states: dict[str, JobState] = {}
         self.actions: dict[str, ActionRecord] = {}
@@ -246,9 +252,9 @@ class JobView:
         return view
 
     def follow(self, reader: JournalReader) -> dict[str, int]:
-        """Takes the entries of a journal's log that came since the last call, and returns the offset of the last of them for each job that
-        has some. The jobs that have ended are still there: `forget_ended` drops them. Blocks. Raises CorruptJournal for an entry that
-        cannot be read; the next call goes on behind it.
+        """Applies the entries of a journal's log that came since the last call. Returns for each job that has new
+        entries the offset of the last one. Jobs that have ended stay in the view until `forget_ended`. Blocks. Raises
+        CorruptJournal for an entry that cannot be read; the next call continues behind it.
         """
         last: dict[str, int] = {}
         for position, entry in reader.read(start=self._ends):

@@ -293,19 +293,23 @@ def drop(effect: EffectState) -> bool:
 
 
 def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
-    """True if another attempt may be made: a repetition is harmless, or the function awaits the effect, and its last attempt was certainly
-    not made (`not_made`).
+    """Returns True if another attempt may be made: a repetition is harmless, or the function awaits the effect, and its
+    last attempt was certainly not made (`not_made`).
     """
     return (not_made and not effect.dropped) or effect.repeatable
 
 
 def may_happen(effects: Iterable[EffectState]) -> bool:
-    """True if one of the open effects is a call that may still change something outside: no job ends during it (`drop`)."""
+    """Returns True if one of the open effects is a call that may still change something outside: no job ends during it
+    (`drop`).
+    """
     return any(each.kind == "call" and RULES[EffectClass(each.effect_class)].settles for each in effects)
 
 
 def may_park(effects: Iterable[EffectState], now_s: float) -> bool:
-    """True if all these effects may take long, so that a job that waits for nothing else need not stay in memory."""
+    """Returns True if all these effects may take long, so that a job that waits for nothing else need not stay in
+    memory.
+    """
     for each in effects:
         if each.kind == "sleep":
             if each.due_ms - now_s * 1000 <= PARKS_MS:
@@ -344,7 +348,7 @@ def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> st
 
 
 def is_approved(answer: Answer) -> bool:
-    """True if the answer says yes: {"approved": true}, and nothing else counts."""
+    """Returns True if the answer says yes: {"approved": true}, and nothing else counts."""
     return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
 
 

@@ -217,8 +217,8 @@ class History:
         self.ran_ms, self.last_ms = ran_ms, self.last_ms + passed_ms
 
     def _waits_for_others(self) -> bool:
-        """True if the job was parked behind its last entry, and did not just sleep: it waited for a person, a signal or
-        a child.
+        """Returns True if the job was parked behind its last entry, and did not just sleep: it waited for a person, a
+        signal or a child.
         """
         waits = False
         for each in self._open.values():
@@ -248,7 +248,7 @@ class History:
                 self._open.pop(next(waits, 0), None)
 
     def _is_about_effect(self, answer: Answer) -> bool:
-        """True if the answer is to a question about an effect, and not to one of the function's own."""
+        """Returns True if the answer is to a question about an effect, and not to one of the function's own."""
         asked = (self.doubts.get(answer.ordinal), self.approvals.get(answer.ordinal))
         return any(each is not None and each.token == answer.token for each in asked)
 
@@ -271,7 +271,7 @@ class History:
         return None if question is None else self.answers.get(question.token)
 
     def has_result(self, ordinal: int) -> bool:
-        """True if the outcome of this effect is recorded."""
+        """Returns True if the outcome of this effect is recorded."""
         return any(isinstance(each, EffectResult) and each.ordinal == ordinal for each in self.deliveries)
 
     def _try(self, attempt: int, at_ms: int) -> None:
@@ -302,8 +302,8 @@ class History:
             self.last_ordinal = max(self.last_ordinal, intent.ordinal)
 
     def _was_denied(self, intent: Intent) -> bool:
-        """True if a rule has denied the effect, or nobody has answered: another attempt of the job is judged anew. The
-        refusal of a person stays.
+        """Returns True if a rule has denied the effect, or nobody has answered: another attempt of the job is judged
+        anew. The refusal of a person stays.
         """
         verdict = decode_verdict(intent.note)
         assert verdict is not None
@@ -313,7 +313,7 @@ class History:
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _unwanted(self, entry: Delivery) -> bool:
-        """True if the entry says that the job itself did not want an effect any more."""
+        """Returns True if the entry says that the job itself did not want an effect any more."""
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job
@@ -323,7 +323,7 @@ class History:
         return False
 
     def _asked_again(self, entry: Delivery) -> bool:
-        """True if another attempt of the job may ask for the effect of this entry again."""
+        """Returns True if another attempt of the job may ask for the effect of this entry again."""
         if not isinstance(entry, Answer | EffectResult):
             return False
         intent = self.intents.get(entry.ordinal)

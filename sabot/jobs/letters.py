@@ -23,7 +23,7 @@ class JobLetters:
         self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
 
     def under_way(self, job_id: str) -> bool:
-        """True if a letter of this job was posted, and is not taken yet."""
+        """Returns True if a letter of this job was posted, and is not taken yet."""
         return job_id in self._posting
 
     async def take(self) -> None:

@@ -68,7 +68,9 @@ class Listener(Protocol):
         """
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """True if the listener wants the pieces of model answers of this job; then models are asked for streams."""
+        """Returns True if the listener wants the pieces of model answers of this job; then models are asked for
+        streams.
+        """
 
 
 class JobLog:
@@ -145,7 +147,7 @@ class JobLog:
     # -- who listens --------------------------------------------------------------------------------------------------
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """True if the listener wants the pieces of answers of this job."""
+        """Returns True if the listener wants the pieces of answers of this job."""
         return self.listener is not None and await self.listener.wants_fragments(job_id)
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:

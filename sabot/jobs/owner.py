@@ -151,7 +151,7 @@ class RunningJob:
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)
 
     def awaits(self, ordinal: int) -> bool:
-        """True if the timer of this ordinal is still needed. Ordinal 0 is the time limit of the attempt."""
+        """Returns True if the timer of this ordinal is still needed. Ordinal 0 is the time limit of the attempt."""
         if not ordinal:
             return self.due_s > 0
         ask = self.job.open.get(ordinal)

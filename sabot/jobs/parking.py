@@ -104,18 +104,20 @@ class Parking:
         return len(self._loading)
 
     def is_loading(self, job_id: str) -> bool:
-        """True while the history of the job is being read."""
+        """Returns True while the history of the job is being read."""
         return job_id in self._loading
 
     def awaits(self, job_id: str, ordinal: int) -> bool:
-        """True if a timer of this ordinal is awaited, as far as is known. Ordinal 0 is the end of the job's own time."""
+        """Returns True if a timer of this ordinal is awaited, as far as is known. Ordinal 0 is the end of the job's own
+        time.
+        """
         parked = self._parked.get(job_id)
         if parked is None:
             return job_id in self._loading
         return ordinal in parked.timers or ordinal in parked.questions or (not ordinal and parked.limit_s > 0)
 
     def asks(self, job_id: str, ordinal: int) -> bool:
-        """True if this is a question of a parked job."""
+        """Returns True if this is a question of a parked job."""
         parked = self._parked.get(job_id)
         return parked is not None and ordinal in parked.questions
 

@@ -114,7 +114,7 @@ class Pieces(Protocol):
     """A receiver of the pieces of models' answers while they come."""
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """True while somebody subscribes to partial answers of this job."""
+        """Returns True while somebody subscribes to partial answers of this job."""
 
     def fragment(self, effect: EffectId, number: int, text: str, reasoning: str) -> None:
         """Takes a piece of the answer to this call, with its number, counted from 0."""
@@ -281,7 +281,7 @@ class JobRun:
         return ask.future
 
     def is_recorded(self, name: str, body: bytes) -> bool:
-        """True if the journal has the call of this tool for which the function is about to ask."""
+        """Returns True if the journal has the call of this tool for which the function is about to ask."""
         asked, recorded = digest(self._key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
@@ -308,7 +308,9 @@ class JobRun:
         return ask.future
 
     def patched(self, name: str) -> bool:
-        """True if the new code runs here. False if the journal shows that the job has passed this place without it."""
+        """Returns True if the new code runs here. False if the journal shows that the job has passed this place without
+        it.
+        """
         if name in self._patches:
             return self._patches[name]
         next_one = self.history.intents.get(self._asked + 1)
@@ -468,7 +470,7 @@ class JobRun:
         )
 
     def may_park(self, now_s: float) -> bool:
-        """True if all that the job waits for may take long."""
+        """Returns True if all that the job waits for may take long."""
         return may_park(self.open.values(), now_s)
 
     def outcome(self) -> tuple[Any, BaseException | None]:

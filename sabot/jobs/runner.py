@@ -256,7 +256,7 @@ class EffectRunner:
             )
 
     def is_under_way(self, job: str, ordinal: int) -> bool:
-        """True if `make` would adopt a call."""
+        """Returns True if `make` would adopt a call."""
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:

@@ -258,7 +258,7 @@ def _legal(text: str) -> str:
 
 
 def gives_rows(function: Any) -> bool:
-    """True if the annotations of a function say that it returns an Arrow batch or table. They may be text."""
+    """Returns True if the annotations of a function say that it returns an Arrow batch or table. They may be text."""
     said = getattr(unwrap(function), "__annotations__", {}).get("return")
     if isinstance(said, str):
         return re.search(r"\b(RecordBatch|Table)\b", said) is not None

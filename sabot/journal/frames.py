@@ -56,8 +56,8 @@ class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
 
 
 class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
-    """New entries: the place of each, its bytes, and the number of the letter that it was made of (0 for none).
-    `bodies` are the long ones that are not in the topic yet.
+    """A frame of new entries: the place of each, its bytes, and the number of the letter that it was made of (0 for
+    none). `bodies` are the long ones that are not in the topic yet.
     """
 
     entries: list[tuple[int, bytes, int]]

@@ -27,11 +27,13 @@ _MEASURES: tuple[Measure, ...] = ("tokens", "cost", "calls")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the jobs of a scope may use together; None: no limit. Exactly at a limit is allowed.
+    """The budget that the jobs of a scope have together. None means no limit; usage of exactly a limit is allowed.
+    Costs are in US dollars.
 
-    exhausted: what follows for a call that does not fit: "deny"; "degrade": it is made by the model `degrade_to`, which nothing limits; or
-    "ask" a person. unpriced: what follows, where money has a limit, for a call of a model whose price is not known: "deny", or "ask" a
-    person. warn_at: the part of a limit from which on a call that fits is told as a warning; 1: none is. Raises UserError.
+    `exhausted` decides on a call that does not fit: "deny" it, "ask" a person, or "degrade" it to the model
+    `degrade_to`, which nothing limits. `unpriced` decides, if money has a limit, on a call of a model whose price is
+    not known: "deny" it, or "ask" a person. A call that fits, but uses at least the fraction `warn_at` of a limit, is
+    reported as a warning; with 1 there are no warnings. Raises UserError.
     """
 
     scope_id: str
@@ -71,7 +73,9 @@ class Budget:
             )
 
     def merge(self, other: "Budget") -> "Budget":
-        """Both at once, for the same scope: of two limits of a kind the lower one. Raises UserError where different things follow."""
+        """Returns a budget with the limits of both, for the same scope: of two limits of a kind the lower one. Raises
+        UserError if the other settings differ.
+        """
         for name in ("exhausted", "degrade_to", "unpriced", "warn_at"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
                 raise UserError(
@@ -105,7 +109,7 @@ class Judgement(NamedTuple):
 
     @property
     def rule(self) -> str:
-        """The name of what has decided, "" for a call that is simply allowed."""
+        """The name of the limit that decided, or "" for a call that is simply allowed."""
         return f"{self.window} budget" if self.window else "budget owner" if self.reason else ""
 
 

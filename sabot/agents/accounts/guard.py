@@ -125,7 +125,7 @@ class LedgerGuard(EffectGuard):
     """
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
-        """`closes`: True if `close` closes the ledger too, because it belongs to the host of the jobs."""
+        """Makes a guard. `closes` is True if `close` closes the ledger too, because it belongs to the host of the jobs."""
         self.ledger = ledger
         self._closes = closes
         self._durable: Durable | None = None

@@ -42,8 +42,8 @@ class LimitRecord:
 
 
 class BudgetQuery(msgspec.Struct, frozen=True):
-    """What is asked of a ledger. `by`: the words by which its rows are put together. `since_ms`: the earliest time of these rows.
-    `days_since_s`: the earliest time of the sums by day. Times are since 1970.
+    """A query for the usage in a ledger. `by` has the words by which its rows are grouped. `since_ms` is the earliest
+    time of these rows, in milliseconds since 1970; `days_since_s` that of the sums by day, in seconds.
     """
 
     by: tuple[str, ...]
@@ -52,8 +52,9 @@ class BudgetQuery(msgspec.Struct, frozen=True):
 
 
 class BudgetFacts(msgspec.Struct, frozen=True):
-    """The budgets of a ledger and their use. `sums`, `days`: as the query asks for them. `judged`: calls that were not simply allowed, the
-    oldest first. `limits`: None if the ledger is read without the program that has the budgets; then there are no calls either.
+    """The budgets of a ledger and their use. `sums` and `days` are the sums that the query asks for. `judged` has calls
+    that were not simply allowed, the oldest first. `limits` is None if the ledger is read without the program that has
+    the budgets; then there are no calls in `judged` either.
     """
 
     sums: list[LedgerSum]
@@ -69,7 +70,7 @@ async def budget_facts(ledger: Ledger, query: BudgetQuery) -> BudgetFacts:
 
 
 async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
-    """Returns the use that the rows of a ledger have, without budgets."""
+    """Returns the usage in the rows of a ledger, without budgets."""
     days = await writer.sums(["scope", "day"], round(query.days_since_s * 1000))
     return BudgetFacts(list(await writer.sums(query.by, query.since_ms)), list(days))
 
@@ -102,7 +103,7 @@ def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
 
 
 def sum_facts(words: Sequence[str], found: LedgerSum) -> dict[str, Any]:
-    """Returns the figures of rows that were put together by these words, by name."""
+    """Returns the figures of grouped rows, by name."""
     return {
         **dict(zip(words, found.group, strict=True)),
         "calls": found.calls,

@@ -140,7 +140,7 @@ def _request(job: JobRun) -> ExecutionRequest:
 
 
 class JobWatch(Protocol):
-    """The receiver of what happens to the jobs of a kernel; it also decides when they run. Called on the event loop."""
+    """The receiver of events in the life of a kernel's jobs; it also decides when they run. Called on the event loop."""
 
     def began(self, job_id: str) -> None:
         """Called when BEGIN of a job is appended, or was found in the journal."""
