@@ -159,7 +159,8 @@ class GuardedCall:
     the job. `args` and `kwargs` are the arguments of a tool, or the message of a child. `spec` is the request to a
     model, and `price` the price of its tokens. `labels` are those of all that the job has seen so far. `apart` is True
     if the job's own budget does not count the call. `within` is the effect whose tool asks by itself; None if the call
-    is an effect, or of no job.
+    is an effect, or of no job. The attempt of `effect` is 0 if a guard before this one wants a person's approval: then
+    the call is not made before `decide_again` has allowed its first attempt.
     """
 
     effect: EffectId
@@ -253,8 +254,8 @@ class EffectGuard:
         """
 
     def drop(self, effect: EffectId) -> None:
-        """Cancels the decision on this call and frees its reservation: the job is gone, or another guard has denied
-        the call.
+        """Cancels the decision on this call and frees its reservation: the job is gone, another guard has denied the
+        call, or nobody waits any more for the person who has to allow it.
         """
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
@@ -280,9 +281,9 @@ class EffectGuard:
         """Called once `reopen` has been called for all open calls of earlier runs, before any job begins."""
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Decides whether another attempt of an open call may be made; the attempts before it have no result. Returns
-        None if it may, or the verdict that denies it. Returns an awaitable, which does not raise, if that takes time;
-        the call may have ended meanwhile.
+        """Decides whether another attempt of an open call may be made, or the first one if a person has allowed it; the
+        attempts before it have no result. Returns None if it may, or the verdict that denies it. Returns an awaitable,
+        which does not raise, if that takes time; the call may have ended meanwhile.
         """
         return None
 
@@ -353,9 +354,10 @@ class EffectGuards(EffectGuard):
         """Returns the verdict of the first `count` guards on a call that asks the last of the models `asked` in place
         of the first. `dropped`: the number of guards that drop the call if it is denied.
         """
-        place, first = 0, asked[0]
+        place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
-            answer = judge_call(self._guards[place], call, degraded=True)
+            asked_call = call if dropped else replace(call, effect=effect)  # that is under way
+            answer = judge_call(self._guards[place], asked_call, degraded=True)
             said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
             if model := degraded_to(call, said):
@@ -379,7 +381,10 @@ class EffectGuards(EffectGuard):
         if found.decision is Decision.DENY:
             for guard in self._guards[:at]:
                 guard.drop(call.effect)
-        return (found if so_far is None else so_far.and_then(found)), call.changed(found)
+        call = call.changed(found)
+        if found.decision is Decision.ASK:
+            call = replace(call, effect=EffectId(*call.effect[:2], attempt=0))
+        return (found if so_far is None else so_far.and_then(found)), call
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
         for guard in self._guards:

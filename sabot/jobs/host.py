@@ -432,6 +432,8 @@ class JobHost(HostState):
         job, ordinal, now_ms = running.job, ask.ordinal, self.now_ms()
         if ask.token:
             self._letters.withdraw(job.job_id, ordinal, ask.token, "cancelled")
+        if ask.kind == "call":  # a person has not allowed it yet
+            self._guard.drop(EffectId(job.job_id, ordinal, ask.attempt))
         if ask.kind == "child":
             told = self._append_all(self.jobs.drop(job.job_id, [ordinal], job.late or UNAWAITED_CHILD, now_ms))
             if running.in_memory and not job.history.has_result(ordinal):  # another attempt asks for another child

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.jobs.hosting import Agent, Hosting, entries, hosting
 
 from sabot.agents import (
     Budget,
@@ -18,9 +19,13 @@ from sabot.agents import (
     InMemoryLedgerWriter,
     Ledger,
     LedgerEvent,
+    ModelPolicy,
+    PolicyEngine,
     PostgresLedgerWriter,
     SqliteLedgerWriter,
 )
+from sabot.agents.accounts.guard import LedgerGuard
+from sabot.agents.accounts.limits import JobLimits
 from sabot.agents.accounts.owners import (
     BudgetBatch,
     BudgetOwner,
@@ -29,7 +34,21 @@ from sabot.agents.accounts.owners import (
 )
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
-from sabot.llm import BudgetUnavailable, Usage
+from sabot.errors import BrokerUnavailable, PolicyDenied
+from sabot.jobs.guard import guard_of
+from sabot.journal import Letter
+from sabot.journal.entries import Intent
+from sabot.journal.memory import MemoryStorage
+from sabot.llm import (
+    BudgetExceeded,
+    BudgetUnavailable,
+    Completion,
+    ExecutionEngine,
+    RequestSpec,
+    ScriptedProvider,
+    Usage,
+    assistant,
+)
 from tools.postgres import server_or_skip
 
 NOON = datetime(2026, 3, 31, 12, 0, tzinfo=UTC).timestamp()
@@ -345,6 +364,148 @@ async def test_who_works_keeps_what_it_has_reserved(place: Place) -> None:
         await one._work()
     assert (await other.used()).tokens == 0
     assert await other.left() == 600
+
+
+# -- jobs whose process dies -----------------------------------------------------------------------------------------------
+
+
+class Asking:
+    """A job that asks a model, over processes that die and are followed by another one. Policy or budget want a person's approval."""
+
+    def __init__(self, place: Place, asks: str = "") -> None:
+        self.place, self.home = place, MemoryStorage(place.clock)
+        self.budget = Budget("app", max_tokens_daily=1000, warn_at=1)
+        if asks == "budget":
+            self.budget = Budget("app", max_calls_daily=0, exhausted="ask")
+        elif asks == "cheaper":
+            self.budget = Budget("app", max_calls_daily=0, exhausted="degrade", degrade_to="small")
+        self.rules = [ModelPolicy(["m"], require_approval=True)] if asks == "policy" else []
+        self.answers, self.asked = asyncio.Event(), asyncio.Event()
+        self.agent = Agent(self._job, place.clock)
+
+    async def _job(self, ctx: Any) -> str:
+        engine = ExecutionEngine(ScriptedProvider(self._answer, model="m"), retries=0, patience=0)
+        try:
+            return str((await ctx.llm(engine).complete("one", max_tokens=100)).content)
+        except (PolicyDenied, BudgetExceeded) as error:
+            return type(error).__name__
+
+    async def _answer(self, spec: RequestSpec) -> Completion:
+        self.asked.set()
+        await self.answers.wait()
+        return Completion(message=assistant("yes"), usage=Usage(10, 5), model="m", provider="scripted")
+
+    def process(self, ledger: Ledger | None = None, *, resume: bool = True) -> Any:
+        """A process that goes on with the job. When it ends, its calls are cut off, and what it has reserved stays until its lease ends."""
+        ledger = ledger or self.place.ledger(self.budget)
+        guard = guard_of([PolicyEngine(self.rules), JobLimits(), LedgerGuard(ledger)])
+        return hosting(self.home, self.agent, guard=guard, resume=resume)
+
+    async def until_a_person_is_asked(self, running: Hosting) -> None:
+        await running.until(lambda: any(isinstance(each, Intent) and each.kind == "ask" for each in entries(self.home)))
+        await running.host.journal.flush()
+
+    def says(self, running: Hosting, approved: bool) -> None:
+        token = next(each.token for each in entries(self.home) if isinstance(each, Intent) and each.kind == "ask")
+        running.journal.post(Letter("answer", token, body=b'{"approved": true}' if approved else b"{}"))
+
+    async def used(self) -> Amounts:
+        """What others see as used, when the leases of all that died have ended."""
+        self.place.clock.advance(LEASE_S + 1)
+        return (await self.place.ledger(self.budget).used("app"))["daily"]
+
+
+BOUND = Amounts(16 + 2 + 100, Decimal(0), 1)  # of a call: what it reads, at most, and the answer
+
+
+@pytest.mark.parametrize("approved", [True, False], ids=["approved", "refused"])
+@pytest.mark.parametrize("asks", ["policy", "budget"])
+async def test_a_call_that_waits_for_approval_counts_nothing_though_its_process_dies(
+    place: Place, asks: str, approved: bool
+) -> None:
+    """It was counted as used with all that it may use, for ever if the person refused it."""
+    job = Asking(place, asks)
+    async with job.process() as running:
+        running.begin("job")
+        await job.until_a_person_is_asked(running)
+    assert await job.used() == Amounts()
+    async with job.process():
+        pass  # it has taken the reservation over, and dies
+    assert await job.used() == Amounts()
+    async with job.process() as running:
+        job.answers.set()
+        job.says(running, approved)
+        await running.over("job")
+        assert running.agent.done == {"job": "yes" if approved else "PolicyDenied"}
+    assert await job.used() == (Amounts(15, Decimal(0), 1) if approved else Amounts())
+    sums = await place.ledger().writer.sums(["job"], 0)
+    assert [(each.calls, each.doubt_tokens) for each in sums] == ([(1, 0)] if approved else [])
+
+
+@pytest.mark.parametrize("asks", ["policy", "budget", ""])
+async def test_a_call_that_was_sent_counts_with_its_bound_until_it_is_known(place: Place, asks: str) -> None:
+    job = Asking(place, asks)
+    async with job.process() as running:
+        running.begin("job")
+        if asks:
+            await job.until_a_person_is_asked(running)
+            job.says(running, approved=True)
+        await job.asked.wait()
+    assert await job.used() == BOUND
+    async with job.process(resume=False):
+        pass  # it dies before it asks the model again
+    assert await job.used() == BOUND, "only one attempt may have been sent"
+    async with job.process() as running:
+        job.answers.set()
+        await running.over("job")
+    assert await job.used() == BOUND.plus(Amounts(15, Decimal(0), 1)), "the first attempt may have been paid"
+
+
+@pytest.mark.parametrize("asks", ["policy", "budget", "cheaper"])
+async def test_a_call_is_not_sent_before_the_owner_knows_that_it_counts(place: Place, asks: str) -> None:
+    """What is held beyond a budget, or after an approval, was told in passing: a process that died at once had used nothing."""
+    job = Asking(place, asks)
+    ledger, told, goes_on = place.ledger(job.budget), asyncio.Event(), asyncio.Event()
+    work = ledger.writer.work  # type: ignore[attr-defined]
+
+    async def slowly(batch: BudgetBatch) -> Any:
+        if any(step.kind == "hold" for step in batch.steps):
+            told.set()
+            await goes_on.wait()
+        return await work(batch)
+
+    ledger.writer.work = slowly  # type: ignore[attr-defined]
+    async with job.process(ledger) as running:
+        running.begin("job")
+        if asks != "cheaper":
+            await job.until_a_person_is_asked(running)
+            job.says(running, approved=True)
+        await told.wait()
+        await asyncio.sleep(0.05)
+        assert not job.asked.is_set()
+        goes_on.set()
+        await job.asked.wait()
+    ledger.writer.work = work  # type: ignore[attr-defined]
+
+
+async def test_an_approved_call_is_not_sent_if_the_owner_is_away(place: Place) -> None:
+    job = Asking(place, "policy")
+    ledger = place.ledger(job.budget, patience="50ms")
+    work = ledger.writer.work  # type: ignore[attr-defined]
+
+    async def away(batch: BudgetBatch) -> Any:
+        raise BrokerUnavailable("the server is away")
+
+    async with job.process(ledger) as running:
+        running.begin("job")
+        await job.until_a_person_is_asked(running)
+        ledger.writer.work = away  # type: ignore[attr-defined]
+        job.says(running, approved=True)
+        await running.over("job")
+        ledger.writer.work = work  # type: ignore[attr-defined]
+        assert running.agent.done == {"job": "BudgetUnavailable"}
+        assert not job.asked.is_set()
+    assert await job.used() == Amounts()
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------------

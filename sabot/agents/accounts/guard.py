@@ -36,7 +36,7 @@ from sabot.base.quantities import counted_words
 from sabot.base.stored_names import stored_name
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
-from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, short_repr
+from sabot.errors import UNREADABLE, CorruptJournal, TransientError, UserError, message_of, short_repr
 from sabot.jobs.guard import (
     Behalf,
     CallKind,
@@ -66,10 +66,10 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 class _Open:
     """A call without a result.
 
-    `attempt`: the last attempt, or 0 if a person has to allow the call first. `recorded`: the last attempt that has a row. `wanted`: the
-    most that an attempt may use. `judged`: True if the budget has allowed the call and judges each further attempt; False if a person
-    decides, or a cheaper model is asked, because the budget is used up. `models`: the models that are asked in place of `name`, each by the
-    attempt from which on it is asked.
+    `attempt`: the last attempt that may have been made, or 0 if a person has to allow the call first. `recorded`: the last attempt that has
+    a row. `wanted`: the most that an attempt may use. `judged`: True if the budget has allowed the call and judges each further attempt;
+    False if a person decides, or a cheaper model is asked, because the budget is used up. `models`: the models that are asked in place of
+    `name`, each by the attempt from which on it is asked.
     """
 
     scope: str
@@ -139,8 +139,21 @@ class LedgerGuard(EffectGuard):
             return GuardVerdict()
         if call.kind == "tool":
             return self._decided(call, NOTHING, ALLOWED)
-        opened = _Open(call.scope, call.principal, call.agent, call.kind, call.name, most_use(call))
-        return self._judged(call.effect, opened, 1, partial(self._decided, call, opened.wanted))
+        opened = _Open(
+            call.scope, call.principal, call.agent, call.kind, call.name, most_use(call), call.effect.attempt
+        )
+        found = self._judged(call.effect, opened, 1, partial(self._decided, call, opened.wanted))
+        return found if isinstance(found, GuardVerdict) else self._decided_and_held(call, found)
+
+    async def _decided_and_held(self, call: GuardedCall, found: Awaitable[GuardVerdict]) -> GuardVerdict:
+        verdict = await found
+        if verdict.decision is Decision.DEGRADE and self.ledger.shared:  # it was held, beyond what the budget has
+            try:
+                await self._held(call.scope)
+            except BudgetUnavailable as error:
+                self._drop(call.effect)
+                return _denied(_unavailable(error))
+        return verdict
 
     def _judged(
         self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
@@ -148,7 +161,7 @@ class LedgerGuard(EffectGuard):
         """Reserves the most that so many attempts may use, if the budget has room for it. Returns the verdict that `decided` makes of the
         judgement: at once if this process has the account, else to be awaited.
         """
-        rows = self._rows_in_doubt(effect, opened, attempts)
+        rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
@@ -158,6 +171,9 @@ class LedgerGuard(EffectGuard):
         cost = most_use(call).cost
         if opened is None:
             return GuardVerdict()
+        if opened.attempt and not call.effect.attempt:
+            opened.attempt = 0
+            self._hold(call.effect, opened, 1)
         if opened.judged and (refused := self._unpriced(call)):
             return _denied(refused)
         if cost <= opened.wanted.cost:
@@ -208,7 +224,7 @@ class LedgerGuard(EffectGuard):
                 other = most_use(replace(call, name=model))
                 wanted = other if other.cost else wanted  # without a price, the first model's cost stays reserved
         if decision is not Decision.DENY:
-            attempt = 0 if decision is Decision.ASK else 1
+            attempt = 0 if decision is Decision.ASK else call.effect.attempt
             opened = _Open(call.scope, call.principal, call.agent, call.kind, model or call.name, wanted, attempt)
             opened.judged = decision in FITS
             self._open.setdefault(call.effect.job, {})[call.effect.ordinal] = opened
@@ -231,6 +247,9 @@ class LedgerGuard(EffectGuard):
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def drop(self, effect: EffectId) -> None:
+        self._drop(effect)
+
+    def _drop(self, effect: EffectId) -> None:
         opened = self._close(effect)
         if opened is not None:
             self.ledger.release(_name(effect), opened.scope)
@@ -263,14 +282,16 @@ class LedgerGuard(EffectGuard):
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
         """Reserves the most that so many attempts may use in place of the reservation so far, even if the budget has no room for it."""
         if attempts > 0:
-            rows = self._rows_in_doubt(effect, opened, attempts)
+            rows = self._rows_in_doubt(effect, opened)
             self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         else:
             self.ledger.release(_name(effect), opened.scope)
 
-    def _rows_in_doubt(self, effect: EffectId, opened: _Open, attempts: int) -> list[LedgerEvent]:
-        """Returns the rows that stand for so many attempts if this process dies. Only the owner of shared budgets needs them."""
-        return opened.rows_in_doubt(effect, opened.recorded + attempts + 1, 0) if self.ledger.shared else []
+    def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
+        """Returns the rows that stand for the call if this process dies: one for each attempt that may have been made. Only the owner of
+        shared budgets needs them.
+        """
+        return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
         """Reserves the most that earlier attempts of an open call may have used, and that the next one, of the first model, may use."""
@@ -299,10 +320,14 @@ class LedgerGuard(EffectGuard):
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
+        made = replace(opened, attempt=effect.attempt)
+        attempts, decided = effect.attempt - opened.recorded, partial(self._decided_again, effect, opened)
         if opened.judged and opened.kind == "model" and effect.attempt > 1:
-            attempts = effect.attempt - opened.recorded
-            return self._judged(effect, opened, attempts, partial(self._decided_again, effect, opened))
-        return self._decided_again(effect, opened, ALLOWED)
+            return self._judged(effect, made, attempts, decided)
+        if opened.kind == "model" and self.ledger.shared and self.ledger.budget_of(opened.scope) is not None:
+            self._hold(effect, made, attempts)
+            return _decided_later(self._held(opened.scope), decided)
+        return decided(ALLOWED)
 
     def _decided_again(self, effect: EffectId, opened: _Open, judged: Judgement) -> GuardVerdict | None:
         if self._is_over(effect, opened):
@@ -312,6 +337,16 @@ class LedgerGuard(EffectGuard):
             opened.attempt = effect.attempt
         self._hold(effect, opened, effect.attempt - opened.recorded - (not fits))
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
+
+    async def _held(self, scope: str) -> Judgement:
+        """Returns when the owner of shared budgets knows what was held: from then on a call that is sent counts, whatever becomes of this
+        process. Raises BudgetUnavailable if the owner does not answer.
+        """
+        try:
+            await self.ledger.ready(scope)
+        except (TransientError, UserError) as error:
+            raise BudgetUnavailable(f"the budget of {scope} does not know of the call: {message_of(error)}") from error
+        return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
         """Makes a row in doubt for each attempt of a model call that has no row."""
@@ -380,8 +415,12 @@ async def _decided_later(judging: Awaitable[Judgement], decided: Callable[[Judge
     try:
         judged = await judging
     except BudgetUnavailable as error:
-        judged = Judgement(Decision.DENY, message_of(error), error=stored_name(type(error)))
+        judged = _unavailable(error)
     return decided(judged)
+
+
+def _unavailable(error: BudgetUnavailable) -> Judgement:
+    return Judgement(Decision.DENY, message_of(error), error=stored_name(type(error)))
 
 
 def _usage(rows: list[LedgerEvent]) -> bytes:

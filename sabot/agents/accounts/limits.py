@@ -190,7 +190,7 @@ class JobLimits(EffectGuard):
             most = limits.max_tool_calls
             if most is not None and job.most().tool_calls >= most:
                 return _denied(f"the job may call tools {most} times")
-            job.begin(call.effect.ordinal, _TreeCall("tool", NOTHING))
+            job.begin(call.effect.ordinal, _TreeCall("tool", NOTHING, attempt=call.effect.attempt))
         elif call.kind == "model":
             return self._model(call, job)
         return GuardVerdict()
@@ -241,7 +241,7 @@ class JobLimits(EffectGuard):
         if asks and limits.unpriced == "deny":
             return _denied(_unpriced(limits, call))
         wanted = Amounts(usage.total_tokens, price or Decimal(0), 1)
-        job.begin(self._key(call.effect), _TreeCall("model", wanted, attempt=0 if asks else 1))
+        job.begin(self._key(call.effect), _TreeCall("model", wanted, attempt=0 if asks else call.effect.attempt))
         cost = str(wanted.cost) if wanted.cost else ""
         verdict = GuardVerdict(tokens=wanted.tokens, cost=cost, most_tokens=most_tokens)
         if not asks:

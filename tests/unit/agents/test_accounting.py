@@ -12,16 +12,29 @@ import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot import App
-from sabot.agents import Budget, InMemoryLedgerWriter, Ledger, LedgerEvent, PostgresLedgerWriter, SqliteLedgerWriter
+from sabot.agents import (
+    Budget,
+    BudgetSpec,
+    ExecutionRequest,
+    InMemoryLedgerWriter,
+    Ledger,
+    LedgerEvent,
+    ModelPolicy,
+    PolicyEngine,
+    PostgresLedgerWriter,
+    SqliteLedgerWriter,
+)
 from sabot.agents.accounts.guard import LedgerGuard, rows_of, update_ledger
-from sabot.agents.accounts.limits import reported_use
+from sabot.agents.accounts.limits import JobLimits, reported_use
 from sabot.agents.durable.context import DurableContext
+from sabot.agents.kernel.jobs import encode_request
 from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import UserError
+from sabot.jobs.guard import guard_of
 from sabot.jobs.values import pack
 from sabot.journal import Letter
-from sabot.journal.entries import EffectResult, Intent
+from sabot.journal.entries import EffectResult, End, Intent
 from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm import (
     BudgetExceeded,
@@ -393,6 +406,41 @@ async def test_a_call_that_outlives_its_job_is_in_doubt_with_what_it_may_use(end
     assert await update_ledger(anew.ledger, MemoryReader(home)) == 3, "the journal has them"
     assert (await anew.ledger.used("app"))["daily"] == used
     await engine.close()
+
+
+@pytest.mark.parametrize("asks", ["policy", "budget"])
+@pytest.mark.parametrize("ends", ["cancel", "signal"])
+async def test_a_call_that_nobody_has_allowed_when_its_job_ends_or_goes_on_has_used_nothing(
+    ends: str, asks: str
+) -> None:
+    """It was counted with all that it may use, in the ledger and in the limits of the job's parent."""
+    clock, world = ManualClock(1_000_000.0), World()
+
+    async def job(ctx: DurableContext) -> Any:
+        asking = asyncio.ensure_future(ctx.llm(world.engine).complete("one", max_tokens=100))
+        await ctx.wait("go")
+        asking.cancel()
+        await ctx.wait("end")
+
+    by = guard(
+        clock=clock, **({"max_calls_daily": 0, "exhausted": "ask"} if asks == "budget" else {"max_calls_daily": 9})
+    )
+    rules = [ModelPolicy(["m"], require_approval=True)] if asks == "policy" else []
+    limits, home, agent = JobLimits(), MemoryStorage(clock), Agent(job, clock)
+    async with hosting(home, agent, guard=guard_of([PolicyEngine(rules), limits, by])) as running:
+        request = encode_request(ExecutionRequest(prompt=1, budgets=BudgetSpec(max_tokens=5_000)))
+        running.host.begin(AGENT, "job", record=request, key=b"", digest=b"")
+        await running.parks("job")
+        running.journal.post(Letter(ends, "1" if ends == "signal" else "", job="job", name="go"))
+        if ends == "signal":
+            await running.parks("job", wakes=1)
+            await running.until(lambda: limits._jobs["job"].most() == Amounts())
+            assert await reserved(by) == Amounts()
+        else:
+            await running.over("job")
+    await by.ledger.flush()
+    assert rows(by) == {}
+    assert [each.usage for each in entries(home) if isinstance(each, End)] == [b""] * (ends == "cancel")
 
 
 async def test_the_calls_of_another_attempt_of_a_job_have_rows_and_none_counts_twice() -> None:
