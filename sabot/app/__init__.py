@@ -538,14 +538,8 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
     def open_storage(self) -> "CheckpointStorage | None":
         """Opens and locks the checkpoint directory for this process. Returns None without one."""
         storage = self.checkpoints()
-        if storage is None:
-            return None
-        storage.lock()
-        if self.settings.fresh:
-            storage.clear()
-            self.settings = replace(
-                self.settings, fresh=False, forget_effects=False
-            )  # both settings apply to this start only
+        if storage is not None:
+            storage.lock()
         return storage
 
     def checkpoints(self) -> "CheckpointStorage | None":

@@ -290,16 +290,16 @@ class StagedSinks:
         """Notes that the input of this track has ended, so no more parts will be added."""
         self._tracks[track_id].finish()
 
-    async def open(self) -> None:
+    async def open(self, checked: Callable[[], None] = lambda: None) -> None:
         """Claims all tracks in parallel. Called when every task has opened its sink and none writes yet. Raises the
-        error of a track.
+        error of a track. `checked`: called in a thread when all tracks are claimed and compared, and nothing is changed yet.
 
         `StagedSink.open` has read all tokens before, so a start that is refused there has claimed no track. Nothing
         is delivered, no token is set, and nothing is removed from a receiver, before all receivers were claimed and
         every track was compared with the checkpoint.
         """
         tracks = list(self._tracks.values())
-        for steps in ([track.open for track in tracks], [track.start for track in tracks]):
+        for steps in ([track.open for track in tracks], [checked], [track.start for track in tracks]):
             for error in await asyncio.gather(*map(run_in_thread, steps), return_exceptions=True):
                 if error is not None:
                     raise error

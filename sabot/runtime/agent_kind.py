@@ -20,9 +20,7 @@ class AgentKind(Protocol):
     """Durable agents, and the guards of an app."""
 
     def open(self) -> "OpenJournal":
-        """Opens the journal of the app, and the store of its mailboxes. Called before `RunnableApp.open_storage`, which
-        may remove the checkpoints. Blocks. Raises UserError.
-        """
+        """Opens the journal of the app, and the store of its mailboxes. Blocks. Raises UserError."""
 
     def judge(self, guards: Sequence[Any]) -> Any:
         """Returns the judge of model calls that no job makes, by the guards of this run, or None if there are none."""

@@ -66,8 +66,9 @@ class Origin:
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """Returns the checkpoint to restore: the newest one of the app, or None if there is none. If the user asked
-        for a savepoint, returns the savepoint, unless the app has started from it before and made a checkpoint since.
+        """Returns the checkpoint to restore: the newest one of the app, or None if there is none, or if the app starts
+        afresh. If the user asked for a savepoint, returns the savepoint, unless the app has started from it before and made
+        a checkpoint since.
 
         Raises UserError if the savepoint is missing, or, at a restart, if the checkpoint to which the app goes back
         is. State that the user drops (`--drop`) is dropped once: if the checkpoint was taken after a start with the
@@ -106,13 +107,14 @@ class Origin:
         return facts
 
     def _find(self, storage: CheckpointStorage) -> Manifest | None:
+        afresh = self._app.settings.fresh
         if self.savepoint is None:
-            found = storage.latest()
+            found = None if afresh else storage.latest()
             if self._back_to is not None and (found is None or found.checkpoint_id < self._back_to[1]):
                 raise self._gone(*self._back_to)
             return found
         try:
-            newest = storage.latest()
+            newest = None if afresh else storage.latest()
         except CorruptCheckpoint as error:
             _log.warning("%s; the start uses the savepoint instead", error.message)
             newest = None
@@ -137,6 +139,14 @@ class Origin:
         ours = newest is not None and newest.incarnation == found.incarnation
         storage.claim_above(found.generation + (0 if ours else _FAR_GENERATIONS))
         return found
+
+    def give_up_earlier(self, storage: CheckpointStorage | None) -> None:
+        """Gives up the earlier checkpoints of an app that starts afresh. Called when nothing refuses the start any more, so
+        that a refused start leaves them as they were. The settings for that start are reset.
+        """
+        if storage is not None and self._app.settings.fresh:
+            storage.clear()
+            self._app.settings = replace(self._app.settings, fresh=False, forget_effects=False)
 
     def followed(self) -> None:
         """Makes the next start resume from the app's own checkpoints. Called when one is complete. Does not block."""

@@ -182,7 +182,7 @@ class Run:
         await self._open_parts(manifest, self._settings(self._delivery))
         self._let_go = await take_lease(app, storage, self.agents, self._writes, self._stop_asked, self.break_)
         self._delivery.check_restored()
-        await run_to_end(self._delivery.open())
+        await run_to_end(self._delivery.open(partial(self._origin.give_up_earlier, storage)))
         self._let_run()
         if storage is not None and storage.request_folder is not None:
             anew = self.goes_on.set if self._in_run else None
@@ -212,6 +212,8 @@ class Run:
         self._origin.check_place()
         self._journal.open()
         self._storage = self.app.open_storage()
+        if self.app.settings.forget_effects:
+            self._origin.give_up_earlier(self._storage)  # the journal, which they need, is empty now
         self._origin.opened(self._storage)
         if self.app.workers is None:
             self._backend, self._owns_backend = self.app.open_state()

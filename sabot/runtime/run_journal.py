@@ -25,8 +25,8 @@ class RunJournal:
         return any_durable(self._agents.values())
 
     def open(self) -> None:
-        """Opens the journal. Called before `--fresh` removes the checkpoints. If a worker runs the agents, the worker
-        opens the journal; then this method only empties the journal for `--fresh`.
+        """Opens the journal, empty for `--fresh --forget-effects`. If a worker runs the agents, the worker opens the journal;
+        then this method only empties it.
         """
         if self._durable and self._app.workers is None:
             self.opened = self._app.durable_kind().open()

@@ -10,8 +10,10 @@ import polars
 import pytest
 from deltalake import DeltaTable
 
-from sabot import App, CsvSink, DeltaSink, NdjsonSink, ParquetSink, Sink, SqlSink, UserError
+from sabot import App, CsvSink, DeltaSink, NdjsonSink, ParquetSink, SabotError, Sink, SqlSink, UserError, count, files
 from sabot.connectors.base import Track
+from sabot.kafka import KafkaSink
+from tools.agent_tools import publish, until
 
 EARLIER = [{"k": number, "b": number} for number in range(5)]
 
@@ -161,3 +163,93 @@ def test_a_start_that_one_sink_refuses_makes_no_tables_and_no_files(delivery: st
             with sqlite3.connect(tmp_path / f"{name}.db") as database:
                 assert database.execute("SELECT name FROM sqlite_master WHERE name = 't'").fetchall() == []
             database.close()
+
+
+# -- a refused --fresh
+
+
+class Totals:
+    """The starts of one app that counts the orders of an account."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def app(self, **settings: Any) -> App:
+        app = App("totals", broker=f"memory://{self.place}", state=self.place / "state", **settings)
+        counts = app.stream("orders", schema={"account": "string"}).key_by("account").aggregate(n=count())
+        counts.to(SqlSink(f"sqlite:///{self.place}/totals.db", "totals", keys=["account"]))
+        return app
+
+    async def live(self, app: App) -> list[Any]:
+        """Runs the app for one more order. Returns its table."""
+        await app.start()
+        publish(app, "orders", [{"account": "ann"}])
+        await until(lambda: sum(each["rows"] for each in app.statistics()["streams"].values()) >= 2)
+        await app.stop()
+        with sqlite3.connect(self.place / "totals.db") as database:
+            return database.execute("SELECT account, n FROM totals").fetchall()
+
+
+@pytest.fixture
+def totals(tmp_path: Path) -> Totals:
+    return Totals(tmp_path)
+
+
+def kept(place: Path) -> dict[str, bytes]:
+    """Returns the manifests of an app and the files that they list."""
+    folders = (place / "state/checkpoints/checkpoints", place / "state/checkpoints/files")
+    return {str(each): each.read_bytes() for folder in folders for each in folder.rglob("*") if each.is_file()}
+
+
+def by_sink(app: App, place: Path) -> None:
+    app.stream([{"k": 1, "b": 1}]).to(lacking_table(place))
+
+
+def by_sink_of_another_app(app: App, place: Path) -> None:
+    app.stream([{"k": 1, "b": 1}]).to(of_another_app(place))
+
+
+def by_lifespan(app: App, place: Path) -> None:
+    @app.on_start
+    async def connect() -> None:
+        raise UserError("the service is down")
+
+
+def by_topic_of_no_broker(app: App, place: Path) -> None:
+    app.stream([{"k": 1}]).to(
+        KafkaSink("orders", "kafka://localhost:1", **{"socket.connection.setup.timeout.ms": 1000})
+    )
+
+
+def by_file_that_is_missing(app: App, place: Path) -> None:
+    (place / "missing.csv").write_text("k\n1\n")
+    app.stream(files(place / "missing.csv")).to(NdjsonSink(place / "copy.ndjson"))
+    (place / "missing.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    "refuses",
+    [by_sink, by_sink_of_another_app, by_lifespan, by_topic_of_no_broker, by_file_that_is_missing],
+    ids=lambda refuses: refuses.__name__,
+)
+async def test_a_fresh_start_that_is_refused_leaves_the_checkpoints_as_they_were(
+    totals: Totals, refuses: Callable[[App, Path], None]
+) -> None:
+    assert await totals.live(totals.app()) == [("ann", 1)]
+    before = kept(totals.place)
+    assert before
+    app = totals.app(fresh=True)
+    refuses(app, totals.place)
+    for _ in range(2):  # in one process, a second attempt is a fresh start too
+        with pytest.raises(SabotError):
+            await app.start()
+        assert kept(totals.place) == before
+    assert await totals.live(totals.app()) == [("ann", 2)]
+
+
+async def test_a_fresh_start_that_is_not_refused_gives_the_checkpoints_up_once(totals: Totals) -> None:
+    assert await totals.live(totals.app()) == [("ann", 1)]
+    app = totals.app(fresh=True)
+    assert await totals.live(app) == [("ann", 2)]  # of the two orders in the topic
+    assert await totals.live(app) == [("ann", 3)]
+    assert await totals.live(totals.app()) == [("ann", 4)]
