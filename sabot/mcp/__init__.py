@@ -1,11 +1,11 @@
-"""The Model Context Protocol, from both sides.
+"""The Model Context Protocol, as a client and as a server.
 
-`pool` has the sessions with servers, `connection` one of them, `transport` how messages travel; `tools` makes tools of
-what servers offer, and `errors` is the tree of what goes wrong. Servers that keep sessions and documents are asked by
-typed calls (`bridges`, `sessions`, `documents`). What agents remember (`memory`) and the engine's state (`states`) are
-offered to other programs by `server`.
+`pool` has the sessions with servers, `connection` is one session, and `transport` carries its messages. `tools` turns
+the tools of servers into tools of agents, and `errors` draws the tree of errors. `bridges`, `sessions` and `documents`
+make typed calls to servers that keep sessions and documents. `server` offers the memory of agents (`memory`) and the
+state of the engine (`states`) to other programs.
 
-Only this room imports the official SDK, and only the modules that need it: `pip install 'sabot[mcp]'`.
+Only this package imports the official SDK, and only in modules that need it: `pip install 'sabot[mcp]'`.
 """
 
 from sabot.base.lazy_imports import lazy_exports

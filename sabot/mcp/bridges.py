@@ -1,12 +1,13 @@
 """The base of bridges to servers: calls of a server's tools, which are repeated while the server cannot be reached.
 
-Any MCP server will do that offers the tools of a bridge (`sessions`, `documents`). Each call of them may be repeated, so one that found no
-server, or lost it, is: three times, after 1, 2 and 4 seconds. `on_error` says what follows where the server cannot be reached at all.
+A bridge works with any MCP server that has its tools (`sessions`, `documents`). Each of these calls may be repeated, so
+a call that found no server, or lost it, is repeated three times, after 1, 2 and 4 seconds. `on_error` decides what
+follows if the server cannot be reached at all.
 
-    "fail_fast"    an error with its code
-    "graceful"     the agent goes on: a snapshot is kept here and sent with the next heartbeat, a search gives what it gave last
+   "fail_fast"    an error with its code
+   "graceful"     the agent goes on: a snapshot is kept here and sent with the next heartbeat, a search returns its last answer
 
-Nothing is made up in either. What a server refuses is an error in both.
+Neither mode invents data. A refusal of the server is an error in both.
 """
 
 import logging
@@ -40,7 +41,7 @@ class CallTool(Protocol):
 
 
 class BridgedServer:
-    """A server's tools, asked again while it cannot be reached."""
+    """The tools of a server, whose calls are repeated while it cannot be reached."""
 
     def __init__(
         self,
@@ -73,10 +74,12 @@ class BridgedServer:
         once_s: float | None = None,
         gone: type[SabotError] | None = None,
     ) -> dict[str, Any] | None:
-        """Calls a tool, and returns its answer, an object; None if the server cannot be reached, and `on_error` is "graceful".
+        """Calls a tool, and returns its answer, an object. Returns None if the server cannot be reached, and `on_error`
+        is "graceful".
 
-        once_s: the seconds of a single try. gone: the error for a server that cannot be reached, in either mode. Raises `error` if the tool
-        refuses, answers with no object, or cannot be reached.
+        `once_s` is the time limit in seconds of a single try. `gone` is the error for a server that cannot be reached,
+        in either mode. Raises `error` if the tool refuses, answers with something else than an object, or cannot be
+        reached.
         """
         tries = 1 if once_s is not None else self._retries + 1
         for attempt in range(tries):

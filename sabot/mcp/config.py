@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from sabot.mcp import McpServerPool
 
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
-"""The versions of the protocol that are spoken, oldest first."""
+"""The supported versions of the protocol, the oldest first."""
 
-_MOST_TIMEOUTS = 10  # of a call that reports progress again and again
-_CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers
+_MOST_TIMEOUTS = 10  # the longest call that reports progress, in times for an answer
+_CREDENTIALS = ("authorization", "proxy-authorization", "cookie")  # headers whose values are secret
 
 PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str]] | None
 """Names and values, the same for all, or given by a function of (scope, principal): credentials of a tenant's own."""
@@ -43,7 +43,7 @@ class SessionKey:
 
 
 Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsyncContextManager[Any]]
-"""Reaches a server in a way of the program's own."""
+"""A function of the program that connects to a server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +111,12 @@ class McpConfig:
 
     @property
     def most_bytes(self) -> int:
-        """`max_result_bytes`, in bytes."""
+        """The value of `max_result_bytes` in bytes."""
         return parse_bytes(self.max_result_bytes)
 
     @property
     def most_list_bytes(self) -> int:
-        """`max_list_bytes`, in bytes; no list is longer than a message may be."""
+        """The value of `max_list_bytes` in bytes; no list is longer than a message may be."""
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:

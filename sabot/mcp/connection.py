@@ -1,18 +1,21 @@
-"""A session with a server, and the task that owns it: the SDK's sessions are opened and closed by one task, and calls come from any.
+"""A session with a server, and the task that owns it: the SDK's sessions are opened and closed by one task, and any
+task may call.
 
-    owner:  connect ─▶ initialize ─▶ list tools ─▶ ready … until it is closed, or the server ends
-    call:   request ─▶ result
-                    └─▶ the server asks (elicitation, sampling): the call stands still, and its caller gets the questions
-            answers ─▶ the call goes on ─▶ result
+   owner:  connect ─▶ initialize ─▶ list tools ─▶ ready … until it is closed, or the server ends
+   call:   request ─▶ result
+                   └─▶ the server asks (elicitation, sampling): the call is suspended, and its caller gets the questions
+           answers ─▶ the call goes on ─▶ result
 
-    state:  opening ─▶ open ◀─▶ hung ─▶ ended        (opening ─▶ ended, open ─▶ ended)
+   state:  opening ─▶ open ◀─▶ hung ─▶ ended        (opening ─▶ ended, open ─▶ ended)
 
-A session hangs if a call is out of time and a ping is not answered. New calls fail at once then. It is open again if the server answers a
-call that is still under way, and ends when none is. If the ping is answered, the tool is slow, and the session stays. How long a server is
-left alone whose sessions hang again and again, `McpServerPool` says.
+A session hangs if a call is out of time and a ping is not answered. Then new calls fail at once. It is open again if
+the server answers a call that is still under way, and ends when none is. If the ping is answered, only the tool is
+slow, and the session stays. `McpServerPool` decides how long a server is left alone whose sessions hang again and
+again.
 
-In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. Before, it is a request of
-the server's own, which does not say of which call: it can be told only where one call is under way.
+In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. In
+older versions it is a request of the server, which does not name its call: it can be matched only if one call is under
+way.
 """
 
 import asyncio
@@ -72,27 +75,27 @@ from sabot.mcp.wire import (
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, float | None, str], object]
-"""Is told how far a call is: progress, the total where it is known, and words. What it gives is awaited, where that can be."""
+"""A function that is called with the progress of a call, the total or None, and a text. It may be async."""
 
-_PING_SECONDS = 5.0  # for any answer of a server that did not answer a call in time
+_PING_SECONDS = 5.0  # seconds for the answer to a ping, after a call was not answered in time
 _MODERN = "2026-07-28"
 _CLOSE_SECONDS = 10.0
-_ANSWER_SECONDS = 60.0  # for the answer of a person to come here
-_ROUNDS = 20  # of a call whose server only wants to be asked again
+_ANSWER_SECONDS = 60.0  # seconds in which the answer of a person must be passed on
+_ROUNDS = 20  # the most rounds of a call whose server only wants to be asked again
 _ROUND_SECONDS = 0.1
 _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequiredResult)
 
 
 @dataclass(slots=True, eq=False)
 class SentCall:
-    """A call under way. `seconds`: the time for the server's answer. `asked`: questions that were not passed on yet. `asks`: done when
-    there are any.
+    """A call under way. `seconds` is the time for the server's answer. `asked` has questions that were not passed on
+    yet; `asks` is done when there are some.
     """
 
     name: str
     seconds: float
-    left: float  # seconds altogether
-    ends: float = 0.0  # when they are over, by the loop's clock
+    left: float  # the seconds that are left for the whole call
+    ends: float = 0.0  # the end of these seconds, by the loop's clock
     deadline: asyncio.Timeout | None = None
     task: "asyncio.Task[McpResult] | None" = None
     asks: "asyncio.Future[None] | None" = None
@@ -102,7 +105,7 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the time of the code inside. Raises McpTimeout."""
+        """Limits the time of the `with` block. Raises McpTimeout."""
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
         try:
@@ -159,8 +162,11 @@ class McpConnection:
         on_over: "Callable[[McpConnection], object]",
         on_hung: Callable[[SessionKey, str, bool], object],
     ) -> None:
-        """samples: the server may ask for answers of a model. legacy: it is not asked whether it knows `server/discover`. on_over: is told
-        when the session has ended. on_hung: is told why it was given up as hung, and whether it had been open."""
+        """Makes a session, which `open` opens. `samples` is True if the server may ask for answers of a model. With
+        `legacy` the server is not asked whether it knows `server/discover`. `on_over` is called when the session has
+        ended. `on_hung` is called with the key, the reason why the session was given up as hung, and True if it had
+        been open.
+        """
         self.key = key
         self.offers: dict[str, Offer] = {}
         self.left_out: dict[str, str] = {}
@@ -175,10 +181,10 @@ class McpConnection:
         self._on_over = on_over
         self._on_hung = on_hung
         self.state = SessionState.OPENING
-        self._why = ""  # it hangs, or has ended
-        self._over = asyncio.Event()  # it has ended, and its owner is to close it
-        self._client: Any = None  # the SDK's
-        self._under_way = 0  # requests that wait for an answer
+        self._why = ""  # the reason why it hangs or has ended
+        self._over = asyncio.Event()  # set when it has ended, and its owner has to close it
+        self._client: Any = None  # the client of the SDK
+        self._under_way = 0  # the number of requests that wait for an answer
         self._pinging: asyncio.Task[None] | None = None
         self._stale = False  # the list of tools has changed
         self._calls: set[SentCall] = set()
@@ -210,7 +216,7 @@ class McpConnection:
             if state is SessionState.ENDED:
                 self._over.set()
 
-    # -- its life -----------------------------------------------------------------------------------------------------
+    # -- opening and closing ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Opens the session. Raises McpUnavailable."""
@@ -312,7 +318,7 @@ class McpConnection:
         return McpUnavailable(self.key.server, f"no session could be opened: {self._why}", passes=may_pass(error))
 
     def _watch(self) -> None:
-        """Subscribes to changes of the list of tools, if the server tells them by a subscription."""
+        """Subscribes to changes of the list of tools, if the server reports them by a subscription."""
         capabilities = self._client.server_capabilities.tools
         if self.version >= _MODERN and capabilities is not None and capabilities.list_changed:
             self._listener = asyncio.create_task(self._listen())
@@ -325,7 +331,7 @@ class McpConnection:
                     self._stale = True
         except (MCPError, RuntimeError, TimeoutError) as error:
             _log.debug("MCP server %s: no subscription any more: %s", self.key, message_of(error))
-        self._stale = True  # what it has missed is looked up before the next call
+        self._stale = True  # missed changes are looked up before the next call
 
     def _awaits(self) -> bool:
         """Returns True while a request is under way, or the session is being opened."""
@@ -348,7 +354,7 @@ class McpConnection:
             self._answered()
         except TimeoutError:
             self._enter(SessionState.HUNG, f"it hangs: {what}, and a ping was not answered within {seconds:g} s")
-        except MCPError:  # an error is an answer, too; a session that has ended says so itself
+        except MCPError:  # an error is an answer too; the end of the session is noticed elsewhere
             self._answered()
         finally:
             self._pinging = None
@@ -388,10 +394,10 @@ class McpConnection:
         answers: Mapping[str, Any] | None = None,
         state: str = "",
     ) -> McpResult:
-        """Calls a tool, and returns its answer, or the questions that come first. `expects`: the digest of the tool when it was offered.
-        `answers`, `state`: the answers to an earlier result of this call, and its state.
+        """Calls a tool, and returns its answer, or the questions that come first. `expects` is the digest of the tool
+        when it was offered. `answers` and `state` belong to the questions in an earlier result of this call.
 
-        Raises McpError; its class says whether nothing was sent, the call was done, or nobody knows.
+        Raises McpError; its class tells whether nothing was sent, the call was done, or nobody knows.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
@@ -495,7 +501,7 @@ class McpConnection:
             try:
                 send = self._session.send_request
                 found = await self._sent(name, send, request, _CALLED, progress_callback=on_progress)
-            except McpRefused as error:  # headers that the tool's schema asks for: nothing was done
+            except McpRefused as error:  # the tool's schema demands headers: nothing was done
                 if error.number != HEADER_MISMATCH or relisted:
                     raise
                 relisted = True
@@ -560,7 +566,7 @@ class McpConnection:
         return await self._asked("sampling/createMessage", params)
 
     async def _asked(self, method: str, params: Any) -> Any:
-        """Returns the answer to a request that the server makes, once the caller of the call has given it."""
+        """Returns the answer to a question of the server, once the caller of the call has given it."""
         calls = list(self._calls or self._suspended.values())
         if len(calls) != 1:
             several = "several calls are" if calls else "no call is"
@@ -586,16 +592,16 @@ class McpConnection:
         if call is not None and call.task is not None:
             call.task.cancel()
 
-    # -- what it offers -----------------------------------------------------------------------------------------------
+    # -- tools, resources, prompts ------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Lists the tools again if the server has said that they changed."""
+        """Lists the tools again if the server has reported a change."""
         if self._stale and self.is_open:
             self._stale = False
             try:
                 await self._list_tools()
             except BaseException:
-                self._stale = True  # no call is checked by a list that is known to be another one
+                self._stale = True  # no call may be checked against an outdated list
                 raise
             if self._listener is not None and self._listener.done():
                 self._watch()
@@ -606,7 +612,7 @@ class McpConnection:
             return
         try:
             listed = await self._pages("list_tools")
-        except McpResultTooLarge as error:  # no call was sent
+        except McpResultTooLarge as error:  # the list is too large, and no call was sent
             raise unsent(error) from None
         offers, left_out = await offers_of(listed, self._config.max_description_chars)
         if left_out != self.left_out:
@@ -624,7 +630,7 @@ class McpConnection:
         if not self._offers_any("resources"):
             return []
         found = await self._pages("list_resources")
-        with contextlib.suppress(McpRefused):  # it has none
+        with contextlib.suppress(McpRefused):  # a server without templates
             found += await self._pages("list_resource_templates")
         return [
             McpResource(

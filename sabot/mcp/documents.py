@@ -1,10 +1,12 @@
-"""Documents kept by a server (`document-consolidator` of document 002): searched, read, and asked whether a claim holds.
+"""Documents kept by a server (`document-consolidator` of document 002): they are searched, read, and compared with
+claims.
 
-    documents = DocumentBridge(await pool.session("documents"))
-    check = await documents.verify_claim("The gateway is in Oslo")
-    check.status, check.confidence, check.supporting
+   documents = DocumentBridge(await pool.session("documents"))
+   check = await documents.verify_claim("The gateway is in Oslo")
+   check.status, check.confidence, check.supporting
 
-The server offers `search_hybrid{query, limit, filters}`, which answers with `documents`, and `get_document{documentId}`, with `document`.
+The server offers `search_hybrid{query, limit, filters}`, which answers with `documents`, and
+`get_document{documentId}`, which answers with `document`.
 """
 
 import asyncio
@@ -93,7 +95,7 @@ class ClaimCheck(msgspec.Struct, frozen=True):
 
 
 Judge = Callable[[str, SourceDocument], Says | Awaitable[Says]]
-"""Says whether a document supports a claim, contradicts it, or is silent on it."""
+"""A function that decides whether a document supports a claim, contradicts it, or is silent on it."""
 
 
 class DocumentBridge:
@@ -239,7 +241,9 @@ def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
 
 
 def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:
-    """Returns a document as servers write it: `content`, `snippet` or `text`; `confidence` or `score`; `updated_at` or `updatedAt`."""
+    """Returns a document from the forms that servers use: `content`, `snippet` or `text`; `confidence` or `score`;
+    `updated_at` or `updatedAt`.
+    """
     if not isinstance(said, dict):
         raise error(f"{what}: {short_repr(said)} is no document")
     confidence = _first(said, ("confidence", "score"))

@@ -1,13 +1,13 @@
-"""The memory of agents: texts under a scope, which are found by their words. No model is asked.
+"""The memory of agents: texts in scopes, which are found by their words. No model is asked.
 
-    memory = Memory(MemoryFile("memories"))                a file that agents and servers of several processes use at once
-    memory = Memory(StateMemories(ctx.map_state("notes")))  keyed state of an agent: saved with its checkpoints, exactly once
-    agent = Agent(engine, tools=[*memory.tools("support")])
-    sabot mcp serve --memory memories --scope support       the same four tools for any MCP client
+   memory = Memory(MemoryFile("memories"))                a file that agents and servers of several processes use at once
+   memory = Memory(StateMemories(ctx.map_state("notes")))  keyed state of an agent: saved with its checkpoints, exactly once
+   agent = Agent(engine, tools=[*memory.tools("support")])
+   sabot mcp serve --memory memories --scope support       the same four tools for any MCP client
 
-A home keeps a dict per scope, an id for each memory. An id is made of the text, so the same text is one memory, however often it is
-stored. `consolidate` puts memories of nearly the same words together: the newest stands, the wordings before it stay below it, and their
-ids lead to it. Nothing that was stored is lost by that.
+A store keeps the memories of each scope by id. An id is made of the text, so the same text is one memory, however often
+it is stored. `consolidate` merges memories of nearly the same words: the newest text stays, with the earlier wordings
+below it, whose ids lead to it. So no stored text is lost.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ StoredMemory: TypeAlias = dict[str, Any]
 """A memory: text, tags, stored_ms, and `also`, its earlier wordings as [id, text, stored_ms]; or `into`, the id that it is a part of."""
 
 MemoryChange: TypeAlias = Callable[[dict[str, StoredMemory]], Mapping[str, StoredMemory | None]]
-"""From records by id to those that change; None removes one."""
+"""A function from the records by id to those that change, with None for a record to remove."""
 
 _TEXT_MOST = 65_536
 _TAGS_MOST = 20
 _MEMORIES_MOST = 10_000
 _FOUND_MOST = 50
-_FOUND_TEXT = 2_000  # characters of a text that a search shows
+_FOUND_TEXT = 2_000  # the most characters of a text that a search returns
 _WAIT_SECONDS = 10.0
 _WORD = re.compile(r"\w+")
-_PREFIX_LEAST = 3  # a word of a query that is as long also finds longer ones
+_PREFIX_LEAST = 3  # the least length at which a word of a query also finds longer words
 _QUERY_MOST = 200  # different words of a query; further ones are ignored
 
 
@@ -77,13 +77,15 @@ class Remembered(TypedDict):
 
 
 class MemoryStore(Protocol):
-    """Keeps records by scope and id."""
+    """A store of memories by scope and id."""
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
         """Returns the records with these ids that are there, or all of the scope."""
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
-        """Reads as `read` does and keeps what `change` returns, nothing else having changed in between. If it raises, nothing is kept."""
+        """Reads records as `read` does, and writes the result of `change`, as one step that no other change interrupts.
+        If `change` raises, nothing is written.
+        """
 
     async def count(self, scope: str) -> int:
         """Returns how many memories the scope holds, without those that were merged into another one."""
@@ -93,10 +95,11 @@ class MemoryStore(Protocol):
 
 
 class _WordIndex:
-    """The words of memories in a database of SQLite, in an index of FTS5.
+    """An index of the words of memories, in a SQLite database with FTS5.
 
-    Each word is indexed behind a prefix of its scope. So a search reads the words of its own scope alone, and counts in how many
-    memories of this scope a word occurs. The tokenizer `ascii` leaves other letters as they are: `_words` has normalised them.
+    Each word is indexed with a prefix for its scope. So a search reads only words of its own scope, and counts in how
+    many memories of this scope a word occurs. The tokenizer `ascii` keeps all other letters, since `_words` has
+    normalised them.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -155,7 +158,9 @@ def _prefix_of(scope: str) -> str:
 
 
 class StateMemories:
-    """Memories in keyed state, which `ctx.map_state(...)` gives: the scope is the key. They are durable with the next checkpoint."""
+    """A store in keyed state, which `ctx.map_state(...)` gives: the scope is the key. Memories are durable with the
+    next checkpoint.
+    """
 
     def __init__(self, state: MapState) -> None:
         self._state = state
@@ -187,8 +192,8 @@ class StateMemories:
 
 
 class MemoryFile:
-    """Memories in `DIRECTORY/memory.db`, a database of SQLite that any number of processes use at the same time. A change is on the disk
-    when it returns (a commit, synchronous=FULL).
+    """A store in `DIRECTORY/memory.db`, a SQLite database that any number of processes can use at the same time. A
+    change is on the disk when the call returns (a commit, synchronous=FULL).
 
     Raises UserError for a directory that cannot be made, and for a file that is something else.
     """
@@ -312,16 +317,17 @@ class Memory:
 
         def add(found: dict[str, StoredMemory]) -> Mapping[str, StoredMemory]:
             record = found.get(id, new)
-            merged = "into" in record  # since it was looked up, by another process
+            merged = "into" in record  # another process may have merged it meanwhile
             return {} if merged else {id: record | {"tags": sorted({*record["tags"], *labels})[:_TAGS_MOST]}}
 
         await self._store.change(scope, [id], add)
         return id
 
     async def search(self, scope: str, query: str, limit: int = 10) -> list[FoundMemory]:
-        """Returns the memories that have words of the query, the best first by BM25; among equal ones, the newest. Letter case, and accents
-        that are written in another way, count as equal. A word of three letters or more also finds longer words that begin with it, with
-        half the weight or so. Words of a query beyond the first 200 different ones are ignored.
+        """Returns the memories that have words of the query, the best first by BM25; among equal ones, the newest.
+        Letter case and different encodings of accents do not matter. A word of three letters or more also finds longer
+        words that begin with it, with about half the weight. Words of a query beyond the first 200 different ones are
+        ignored.
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _FOUND_MOST:
             raise UserError(f"memory: limit={short_repr(limit)}", hint=f"from 1 to {_FOUND_MOST}")
@@ -367,7 +373,7 @@ class Memory:
         return True
 
     def tools(self, scope: str = "default") -> list[Tool]:
-        """The tools `cortex_search`, `cortex_store`, `cortex_retrieve` and `cortex_consolidate`, on this scope."""
+        """Returns the tools `cortex_search`, `cortex_store`, `cortex_retrieve` and `cortex_consolidate` for this scope."""
         scope = _scope(scope)
 
         @tool(effect="read")
@@ -500,7 +506,7 @@ def _jaccard(some: frozenset[str], others: frozenset[str]) -> float:
 def _merged(standing: Mapping[str, StoredMemory], leaders: Mapping[str, str]) -> dict[str, StoredMemory]:
     changed: dict[str, StoredMemory] = {}
     for each, leader in leaders.items():
-        if each not in standing or leader not in standing:  # it has gone, or was merged, in another process meanwhile
+        if each not in standing or leader not in standing:  # another process has removed or merged it meanwhile
             continue
         part = standing[each]
         whole = changed.get(leader, standing[leader])

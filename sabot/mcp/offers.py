@@ -1,7 +1,9 @@
-"""Descriptions of a server's tools, made safe to show: servers are not trusted, and their texts go into the prompts of models.
+"""Descriptions of a server's tools, made safe to show: servers are not trusted, and their texts go into the prompts of
+models.
 
-A description is cleaned of characters that nobody sees, and cut; a schema that is too large, or is none, leaves the tool out. `digest` is
-of what the server wrote, before that: a tool that changes after somebody has looked at it is seen to have changed.
+A description loses its invisible characters, and is cut; a tool whose schema is too large or invalid is left out.
+`digest` is computed from what the server wrote, before that, so that a tool that changes after somebody has approved it
+is noticed.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ from sabot.llm.schema import Mismatch
 from sabot.llm.spec import JsonSchema
 
 _MOST_SCHEMA_BYTES = 200_000
-_MOST_NAME = 64  # characters, of names that all vendors take
+_MOST_NAME = 64  # the longest name in characters that all vendors accept
 _NO_NAME = re.compile(r"[^a-zA-Z0-9_-]")
 _UNSEEN = {
     "Cc",
@@ -29,11 +31,11 @@ _UNSEEN = {
     "Cs",
     "Co",
     "Cn",
-}  # control, format (zero width, direction, tags), halves of pairs, private, not assigned
+}  # categories: control, format (zero width, direction, tags), surrogate, private, unassigned
 _KEPT = {"\n", "\t"}
-_PROSE = ("description", "title", "$comment")  # of a schema
+_PROSE = ("description", "title", "$comment")  # the fields of a schema that are prose
 _DEEPEST = 60
-_PIECE = 50  # tools that are looked at before others of the event loop go on: some milliseconds
+_PIECE = 50  # tools that are handled before the event loop gets a turn: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)

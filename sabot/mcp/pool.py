@@ -1,10 +1,11 @@
-"""The servers of a process, and the sessions with them: opened when they are needed, kept while they are used, each of one tenant and one
-principal alone.
+"""The MCP servers of a process, and the sessions with them. A session is opened when it is needed, kept while it is
+used, and belongs to one tenant and one principal alone.
 
-After a session has hung in a call, the next one is opened at once. After further hangs in a row without an answer to a call, or a hang
-while a session was opened, nothing is asked of the server for a while, each time twice as long.
+After a session has hung in a call, the next one is opened at once. After further hangs in a row without an answer to a
+call, or a hang while a session was opened, no request is sent to the server for a while, each time twice as long.
 
-A pool has an event loop of its own, in a thread: tools are looked up in one event loop and called in others, and a session belongs to one.
+A pool has an event loop in a thread of its own, because tools are looked up in one event loop and called in others, and
+a session belongs to one.
 """
 
 import asyncio
@@ -39,11 +40,11 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 OnChange = Literal["refuse", "allow"]
-"""What becomes of a call of a tool that has changed since it was offered."""
+"""The handling of a call of a tool that has changed since it was offered."""
 
-_AGENT_SERVER = "agent"  # the name of the server that an agent has where none is named
-_BACKOFF = Backoff(0.1, 30.0)  # between attempts to open a session
-_HUNG_BACKOFF = Backoff(5.0, 60.0)  # before the next session with a server whose sessions hang
+_AGENT_SERVER = "agent"  # the name of the server that an agent has if none is named
+_BACKOFF = Backoff(0.1, 30.0)  # the waits between attempts to open a session
+_HUNG_BACKOFF = Backoff(5.0, 60.0)  # the waits before the next session with a server whose sessions hang
 _STOP_SECONDS = 15.0
 
 
@@ -62,13 +63,13 @@ class McpServerFacts(NamedTuple):
 
 
 class McpServerPool:
-    """Sessions with MCP servers.
+    """A pool of sessions with MCP servers.
 
-        pool = McpServerPool()
-        agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
+       pool = McpServerPool()
+       agent = Agent(engine, tools=[*await pool.tools("git", command=["mcp-server-git"])])
 
-    It may be used from any event loop and thread. `close`, or leaving `async with pool`, ends its sessions and the servers that it has
-    started; so does the end of the process.
+    It may be used from any event loop and thread. `close`, or the end of `async with pool`, ends its sessions and the
+    servers that it has started; so does the end of the process.
     """
 
     def __init__(
@@ -80,10 +81,13 @@ class McpServerPool:
         sampling: "ExecutionEngine | None" = None,
         ask: Ask | None = None,
     ) -> None:
-        """command, url: of the server that `get_or_create` and `call_tool` use; else `config.cortex_binary_path`. sampling: the engine
-        whose model answers what servers ask of models; None: they may not ask. ask: `await ask(kind, payload, timeout_s)` asks a person
-        what a server wants to know outside of a job, and returns the answer as a dict, or None where there is none; in a durable agent it
-        is an action. Raises MissingExtra.
+        """Makes a pool. Raises MissingExtra.
+
+        `command` or `url` name the server that `get_or_create` and `call_tool` use; by default it is
+        `config.cortex_binary_path`. `sampling` is the engine whose model answers requests of servers to a model; with
+        None they are refused. `ask(kind, payload, timeout_s)` is a coroutine function that asks a person the question
+        of a server outside of a job, and returns the answer as a dict, or None if there is none; in a durable agent the
+        question is an action.
         """
         _require_sdk()
         self.config = config or McpConfig()
@@ -94,12 +98,12 @@ class McpServerPool:
         self._loop = LoopThread()
         self._opened: dict[SessionKey, McpConnection] = {}
         self._opening: dict[SessionKey, asyncio.Task[McpConnection]] = {}
-        self._admitted: set[SessionKey] = set()  # those of `_opening` that have room; the others wait for it
+        self._admitted: set[SessionKey] = set()  # the keys of `_opening` that have room; the others wait for it
         self._closing = 0
         self._tasks = TaskSet("the McpServerPool")
         self._changed = asyncio.Event()  # set when there may be room, and replaced
-        self._legacy: set[str] = set()  # servers that do not survive `server/discover`
-        self._hangs: dict[SessionKey, Failures] = {}  # in a row, without an answer to a call
+        self._legacy: set[str] = set()  # the servers whose program ends at `server/discover`
+        self._hangs: dict[SessionKey, Failures] = {}  # by session: hangs in a row, without an answer to a call
         self._sweep: asyncio.Task[None] | None = None
         self._closed = False
         SERVERS.add(self)
@@ -178,12 +182,12 @@ class McpServerPool:
 
         - `options`: those of `add`, if the server was not added yet.
         - `scope`, `principal`: the session in which tools are looked up, and in which they are called if the caller names no other.
-        - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest are
-          refused.
-        - `effects`: a class for all tools, or classes by name ("*" for the others). It wins over the server's annotations, which count only
-          if `trust_annotations` is True.
-        - `in_doubt`, `timeout`, `retries`, `labels`: as of `tool`. `prefix`: put before each name.
-        - `on_change`: "refuse" if calls of a tool fail that has changed since it was offered here.
+        - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest
+         are refused.
+        - `effects`: a class for all tools, or classes by name ("*" for the others). It wins over the server's annotations, which
+         count only if `trust_annotations` is True.
+        - `in_doubt`, `timeout`, `retries`, `labels`: the options of `tool`. `prefix`: put before each name.
+        - `on_change`: with "refuse", calls of a tool that has changed since it was offered here fail.
 
         Raises UserError, McpError.
         """
@@ -261,7 +265,7 @@ class McpServerPool:
 
         return await self.use(key, call, again=McpUnavailable)
 
-    # -- on its loop --------------------------------------------------------------------------------------------------
+    # -- on the pool's loop -------------------------------------------------------------------------------------------
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work on the pool's loop."""
@@ -277,8 +281,8 @@ class McpServerPool:
         *,
         again: type[McpError] | tuple[type[McpError], ...] = (McpUnavailable, McpConnectionLost),
     ) -> T:
-        """Does something with an open session, on the pool's loop. `again`: the errors after which it is done once more, with another
-        session, if this one has ended; by default those of something that changes nothing.
+        """Does something with an open session, on the pool's loop. `again` has the errors after which it is done once
+        more with another session, if this one has ended; the default is for work that changes nothing.
         """
         return await self.run(self._used(key, what, again))
 
@@ -323,8 +327,8 @@ class McpServerPool:
     def _was_opened(self, key: SessionKey, task: "asyncio.Task[McpConnection]") -> None:
         self._opening.pop(key, None)
         self._admitted.discard(key)
-        asyncio.get_running_loop().call_soon(self._look_for_room)  # after those who asked for it use it
-        seen(task)  # who waited has its error
+        asyncio.get_running_loop().call_soon(self._look_for_room)  # after the callers that wait for this session
+        seen(task)  # the callers that waited have its error
 
     async def _open(self, key: SessionKey) -> "McpConnection":
         from sabot.mcp.connection import McpConnection
@@ -372,7 +376,7 @@ class McpServerPool:
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
 
     def _check_hangs(self, key: SessionKey) -> None:
-        """Raises McpUnavailable while nothing is asked of the server."""
+        """Raises McpUnavailable during the time in which no request is sent to the server."""
         hangs = self._hangs.get(key)
         if hangs is not None and (left := hangs.until_s - asyncio.get_running_loop().time()) > 0:
             raise McpUnavailable(
@@ -382,8 +386,8 @@ class McpServerPool:
             )
 
     async def _make_room(self, key: SessionKey) -> None:
-        """Waits until one more session is allowed; the session that was not used for longest is closed for it. Raises McpBusy if all are in
-        use, or no room comes within `connect_timeout`.
+        """Waits until one more session is allowed, and closes the least recently used one for it. Raises McpBusy if all
+        are in use, or no room comes within `connect_timeout`.
         """
         try:
             async with asyncio.timeout(self.config.seconds("connect_timeout")):
@@ -441,14 +445,14 @@ class McpServerPool:
     def _idle_seconds(self) -> float:
         return self.config.seconds("idle_timeout")
 
-    # -- what is there ------------------------------------------------------------------------------------------------
+    # -- servers and sessions -----------------------------------------------------------------------------------------
 
     def open_sessions(self) -> list[SessionKey]:
         """Returns the keys of the sessions that are open now."""
         return list(self._opened)
 
     def servers(self) -> list[McpServerFacts]:
-        """Returns the servers that were added, with the tools of their open sessions. From any thread."""
+        """Returns the servers that were added, with the tools of their open sessions. May be called from any thread."""
         found = []
         for name, spec in list(self._specs.items()):
             opened = [each for key, each in list(self._opened.items()) if key.server == name]
@@ -472,7 +476,7 @@ class McpServerPool:
         await asyncio.gather(*self._opening.values(), return_exceptions=True)
         await asyncio.gather(*(self._close(each) for each in list(self._opened.values())))
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:  # calls that have just been told that their session has ended
+        for task in left:  # calls whose session has just ended
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=_STOP_SECONDS)

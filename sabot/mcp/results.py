@@ -27,7 +27,9 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The texts of the content, with a word for each other block; `structured` as JSON if there is no content."""
+        """The texts of the content, with a word for each block that is not a text; `structured` as JSON if there is no
+        content.
+        """
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()
         return "\n".join(map(_words, self.content))

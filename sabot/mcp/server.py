@@ -1,13 +1,13 @@
-"""Tools of Sabot, offered to any MCP client: on standard input and output, or on HTTP.
+"""A server that offers tools of Sabot to any MCP client, on standard input and output or on HTTP.
 
-    server = ToolServer("shop", [*memory.tools(), lookup])
-    await server.serve_stdio()                                     one client, which has started this process
-    await server.serve_http(port=8000)                             any number, on this machine alone
-    await server.serve_http("0.0.0.0", 8000, token=token)          from elsewhere, with `Authorization: Bearer …`
+   server = ToolServer("shop", [*memory.tools(), lookup])
+   await server.serve_stdio()                                     one client, which has started this process
+   await server.serve_http(port=8000)                             any number of clients, on this machine alone
+   await server.serve_http("0.0.0.0", 8000, token=token)          from elsewhere, with `Authorization: Bearer …`
 
-A tool is an `@tool`: its schema checks the arguments, its class becomes the hints of the protocol, its time limit holds. What a tool
-raises is a result with `isError`, whose text says what happened and what to do, so that a model can mend its call. A result is JSON, at
-most `max_result_bytes` long, and known secrets of this process are hidden in it.
+A tool is an `@tool`: its schema checks the arguments, its class becomes the hints of the protocol, and its time limit
+holds. An error of a tool becomes a result with `isError`, whose text has the message and the hint, so that a model can
+mend its call. A result is JSON, at most `max_result_bytes` long, and known secrets of this process are hidden in it.
 """
 
 import asyncio
@@ -91,8 +91,8 @@ class ToolServer:
         """The server as the SDK knows it: `mcp.Client(tool_server.server)` is connected to it inside this process."""
 
     async def serve_stdio(self) -> None:
-        """Serves the client at standard input and output until it closes the input. Other output to standard output goes to standard error
-        meanwhile.
+        """Serves the client at standard input and output until it closes the input. Meanwhile other output of the
+        process goes to standard error.
         """
         async with stdio_server() as (requests, answers):
             await self.server.run(requests, answers, self.server.create_initialization_options())
@@ -221,7 +221,7 @@ def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
 
 
 class _Http(uvicorn.Server):
-    """A server that tells when it serves, and leaves signals to the program."""
+    """An HTTP server that reports when it serves, and leaves signals to the program."""
 
     on_start: Callable[[], object]
 

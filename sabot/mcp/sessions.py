@@ -24,7 +24,7 @@ from sabot.mcp.bridges import BridgedServer, CallTool, OnBridgeError
 _log = logging.getLogger(__name__)
 
 _SAVE = "save_context_snapshot"
-_LEAST_SECONDS = 0.01  # between two rounds of heartbeats
+_LEAST_SECONDS = 0.01  # the least time between two rounds of heartbeats
 
 
 class SessionError(SabotError):
@@ -46,7 +46,7 @@ class SnapshotFailed(SessionError):
 
 
 class RecoveryCheckFailed(SessionError):
-    """The sessions that need recovery could not be found out."""
+    """The server could not be asked for the sessions that need recovery."""
 
     code = "E2053"
 
@@ -70,7 +70,8 @@ class SessionInfo:
     context: dict[str, Any] = field(default_factory=dict)
     missed: int = 0
     unsent: bool = False
-    order: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)  # one snapshot at a time
+    # held so that one snapshot is sent at a time
+    order: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class SessionBridge:
         session.next_heartbeat = self._clock.monotonic() + self._interval_s
         what = f"session {session.session_id}"
         async with session.order:
-            if session.session_id not in self._sessions:  # it was stopped meanwhile
+            if session.session_id not in self._sessions:  # the session was stopped meanwhile
                 return
             updates = session.context | {"status": "in_progress"} if session.unsent else {}
             arguments = _snapshot(session, updates | {"lastHeartbeat": int(self._clock.time() * 1000)}, "Heartbeat")

@@ -1,7 +1,7 @@
-"""Tools that read what an app keeps, out of its checkpoints: keyed state of agents, aggregates and tables of streams.
+"""Tools that read the state of an app from its checkpoints: keyed state of agents, aggregates and tables of streams.
 
-An answer says as of which checkpoint it is. It holds at most 1,000 rows and 64 KB; `next` in it, given back as `cursor`, goes on where it
-ended, in the same checkpoint. They only read: the app may run, elsewhere, or have stopped.
+An answer names its checkpoint. It has at most 1,000 rows and 64 KB; its `next`, given back as `cursor`, continues in
+the same checkpoint. The tools only read: the app may run here or elsewhere, or have stopped.
 """
 
 from collections.abc import Callable, Collection
@@ -19,12 +19,14 @@ from sabot.llm.tools import Tool, tool
 
 _ROWS_MOST = 1000
 _PAGE_BYTES = 65_536
-_CELL_MOST = 8_192  # bytes of a value as JSON, beyond which its beginning is shown
-_SAMPLED = 1000  # values whose fields are told
+_CELL_MOST = 8_192  # the bytes of a value as JSON above which only its beginning is shown
+_SAMPLED = 1000  # the values whose fields are described
 
 
 class StateInfo(TypedDict):
-    """A keeper of state: an operator of a stream, a table, an agent. `rows`: about their number, or None if they would have to be read."""
+    """A keeper of state: an operator of a stream, a table, or an agent. `rows` is roughly their number, or None if they
+    would have to be read.
+    """
 
     name: str
     kind: str

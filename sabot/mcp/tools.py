@@ -1,8 +1,8 @@
-"""MCP tools as Sabot tools, and how the questions of their servers are answered.
+"""The tools of MCP servers as tools of Sabot, and the answers to the questions of these servers.
 
-A call is one effect, unless its server asks something first: then it is one effect up to the question, the question is an action (or a
-request to a model), and the call goes on by another effect. So each step is in the journal of a durable agent, also where a person takes
-days to answer.
+A call is one effect. If its server asks something first, the call is one effect up to the question, the question is an
+action (or a request to a model), and the call continues as another effect. So each step is in the journal of a durable
+agent, even if a person takes days to answer.
 """
 
 import base64
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from sabot.mcp.connection import OnProgress
 
 Ask = Callable[[str, Mapping[str, Any], float], Awaitable[Mapping[str, Any] | None]]
-"""`await ask(kind, payload, timeout_s)`: the answer of a person; None: there is none."""
+"""A coroutine function of (kind, payload, timeout_s) that returns the answer of a person, or None if there is none."""
 
-_ANSWERS, _STATE = "$answers", "$state"  # arguments of the steps behind the first one
-_ANSWERED_WRONG = 3  # times that a person is asked for what the server's schema does not take
+_ANSWERS, _STATE = "$answers", "$state"  # additional arguments of all steps but the first
+_ANSWERED_WRONG = 3  # how often a person is asked until an answer matches the server's schema
 _MOST_NAME = 64
-_HOTTEST = 2  # of what vendors take
-_REFUSED = -1  # as MCP has it where a user does not want a request to be made
+_HOTTEST = 2  # the highest temperature that vendors accept
+_REFUSED = -1  # the code of MCP for a request that the user declines
 
 
 CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awaitable[McpResult]]
-"""`McpServerPool.step`."""
+"""The type of `McpServerPool._step`."""
 
 
 class RemoteTool:
@@ -67,7 +67,7 @@ class RemoteTool:
         self._questions = questions
 
     async def __call__(self, **arguments: Any) -> McpResult:
-        """Calls the tool by itself, outside of an agent. Raises McpError."""
+        """Calls the tool outside of an agent. Raises McpError."""
         context = RequestContext()
         return await self._talk(
             DirectCaller(DirectTools(context), context), self._key, partial(self._once, self._key), arguments
@@ -110,7 +110,7 @@ class RemoteTool:
 
 
 class ServerQuestions:
-    """Answers questions of servers. `most`: the number of questions of one call."""
+    """The answerer of servers' questions. `most` is the number of questions that one call may ask."""
 
     def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None", ask: Ask | None) -> None:
         self.most = config.max_questions

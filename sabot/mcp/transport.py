@@ -1,10 +1,11 @@
-"""The transports of messages: lines of JSON over a pair of byte streams, or streamable HTTP. Both give the SDK's two message streams.
+"""The transports of messages: lines of JSON over a pair of byte streams, or streamable HTTP. Both give the SDK's two
+message streams.
 
-    Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
+   Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
-What a server sends is bounded: of a line that is longer than `most_bytes`, and of such a body, only the size is kept, and the call that it
-answers gets an error; so does a call whose answer cannot be read. What fails below HTTP becomes the error of the request that it hit, so
-that the session and its other calls go on.
+Messages of a server are bounded: a line or body that is longer than `most_bytes` is not kept, and the call that it
+answers gets an error; so does a call whose answer cannot be read. A failure below HTTP becomes the error of the request
+that it hit, so that the session and its other calls go on.
 """
 
 import asyncio
@@ -38,21 +39,22 @@ from sabot.process.streams import ChildInput, ChildOutput, LastWords
 
 _log = logging.getLogger(__name__)
 
-# Codes of errors that are made here, in the place of answers. JSON-RPC leaves them to servers; MCP and its SDKs use others.
+# Codes of errors that this module puts in the place of answers. JSON-RPC leaves them to servers; MCP and its SDKs use others.
 TOO_LARGE = -32091
 NOT_SENT = -32092
 LOST = -32093
 SESSION_OVER = -32094
 UNREADABLE = -32095
 
-_END = 512  # bytes of each end of a line that is too long
-_MOST_JUNK = 10_000  # lines that are no messages, before a server is given up
+_END = 512  # the bytes that are kept of each end of a line that is too long
+_MOST_JUNK = 10_000  # the lines that are not messages after which a server is given up
 _CLOSE_SECONDS = 1.0
-_GRACE_SECONDS = 2.0  # for a server to end when its stdin has
-_LAST_WORDS = 1000  # characters of stderr that are told
-_SCRUBBED = 4 * _LAST_WORDS  # bytes that are searched for secrets, so that none is told which begins before those words
-_JUNK_WORDS = 200  # characters of the first line that is no message
-_UNASKED_PER_SECOND = 50.0  # notifications, while nothing is asked of the server
+_GRACE_SECONDS = 2.0  # seconds that a server has to end after its stdin was closed
+_LAST_WORDS = 1000  # the characters of stderr that an error shows
+# the bytes that are searched for secrets, so that one that begins before those words is hidden too
+_SCRUBBED = 4 * _LAST_WORDS
+_JUNK_WORDS = 200  # the characters shown of the first line that is not a message
+_UNASKED_PER_SECOND = 50.0  # notifications that are read per second while no request waits
 _LOOK_SECONDS = 0.02
 _ID = rb'"id"\s*:\s*(\d{1,18}|"[^"\\]{1,100}")'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"'
@@ -101,13 +103,13 @@ async def over_bytes(
     """Gives the streams of messages over these bytes. `on_end`: called with the reason if they end before the block does, and before the
     session ends.
     """
-    lists = set[int | str]()  # requests for lists that have no answer yet
+    lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
     outgoing, said = anyio.create_memory_object_stream[Any](0)
 
     async def over(why: str) -> None:
         await on_end(why)
-        heard.close()  # calls that wait for an answer are told
+        heard.close()  # calls that wait for an answer get an error
 
     async def read() -> None:
         junk, why = 0, "it closed its output"
@@ -148,7 +150,7 @@ async def over_bytes(
         yield incoming, outgoing
     finally:
         outgoing.close()
-        await asyncio.wait(tasks[1:], timeout=_CLOSE_SECONDS)  # what was said goes out
+        await asyncio.wait(tasks[1:], timeout=_CLOSE_SECONDS)  # so that written messages are sent
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -195,9 +197,9 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Starts a program, and gives the streams of messages with it inside. Behind the block the program is ended, with all
-    that it has started. `on_end`: called with the reason of the program's own end, and its last words on stderr. Raises
-    SpawnFailed.
+    """Starts a program, and gives the streams of messages with it for the `with` block. After the block the program and
+    all that it has started are ended. `on_end` is called with the reason if the program ends by itself, and its last
+    words on stderr. Raises SpawnFailed.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -241,7 +243,8 @@ async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) 
         timeout=httpx2.Timeout(config.seconds("connect_timeout"), read=None),
         transport=_BoundedHttp(config),
     )
-    client.headers.update(spec.headers_of(key, client))  # their secrets are hidden while the client lives
+    # secrets in the headers are hidden in texts while the client lives
+    client.headers.update(spec.headers_of(key, client))
     async with (
         client,
         streamable_http_client(spec.url, http_client=client, max_sse_event_size=config.most_bytes) as streams,
@@ -251,21 +254,22 @@ async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) 
 
 @functools.cache
 def _trusted() -> Any:
-    """Returns the certificates that are trusted, which takes longer to read than a session takes to open."""
+    """Returns the trusted certificates. They are cached, since reading them takes longer than opening a session."""
     return httpx2.create_ssl_context()
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """HTTP whose failures are answers, and whose bodies of JSON, and events with lists, are bounded.
+    """An HTTP transport whose failures become answers, and whose bodies are bounded.
 
-    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. If the question did not
-    reach the server, `initialize` gets the same error, so that no older version is agreed on with a server that is just starting.
+    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. If
+    the question did not reach the server, `initialize` gets the same error, so that no older version is agreed on with
+    a server that is just starting.
     """
 
     def __init__(self, config: McpConfig) -> None:
         self._http = httpx2.AsyncHTTPTransport(verify=_trusted())
         self._config = config
-        self._not_discovered = ""  # why the question did not reach the server
+        self._not_discovered = ""  # the reason why `server/discover` did not reach the server
 
     async def handle_async_request(self, request: Any) -> Any:
         if request.method != "POST":
@@ -288,7 +292,7 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
             return _answer(request, 404, SESSION_OVER, "it does not know the session any more")
         if response.status_code >= 400 and not kind.startswith("application/json"):
             await response.aclose()
-            if response.status_code in (404, 405):  # what servers of before `server/discover` say of it
+            if response.status_code in (404, 405):  # the answers of servers that do not know `server/discover`
                 return httpx2.Response(response.status_code, request=request)
             code = LOST if response.status_code >= 500 else -32600
             return _answer(request, response.status_code, code, f"HTTP {response.status_code}")
@@ -342,7 +346,9 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class _BoundedEvents(_BoundedBody):
-    """Events that end with an error for the request if they are too long in sum: the SDK reports no other end. Whole events pass."""
+    """A stream of events that ends with an error for the request if their sum is too long, since the SDK reports no
+    other end. Only whole events pass.
+    """
 
     def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
         super().__init__(body, most_bytes)
@@ -367,8 +373,8 @@ class _BoundedEvents(_BoundedBody):
 
 
 class PacedStream:
-    """A stream of messages. While nothing is asked of the server, notifications are read at a bounded rate, so that a flood of them waits
-    instead of keeping a core busy. `is_awaited`: returns True while something is asked.
+    """A stream of messages. While no request waits for the server, notifications are read at a bounded rate, so that a
+    flood of them does not keep a core busy. `is_awaited` returns True while a request waits.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -378,7 +384,7 @@ class PacedStream:
 
     @property
     def last_context(self) -> Any:
-        """As the SDK's streams have it."""
+        """The context of the last message (the interface of the SDK's streams)."""
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
@@ -419,8 +425,9 @@ async def messages_of(
     on_end: Callable[[str], object],
     is_awaited: Callable[[], bool],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Reaches a server, and gives the streams of messages with it inside, as the SDK takes them. `on_end`: called with the reason if the
-    server ends the session. `is_awaited`: returns True while something is asked of the server (`PacedStream`).
+    """Connects to a server, and gives the SDK's streams of messages for the `with` block. `on_end` is called with the
+    reason if the server ends the session. `is_awaited` returns True while a request waits for the server
+    (`PacedStream`).
     """
     if spec.connect is not None:
         opened = spec.connect(key, on_end)

@@ -23,11 +23,11 @@ from sabot.mcp.errors import (
 from sabot.mcp.transport import LOST, NOT_SENT, SESSION_OVER, TOO_LARGE, UNREADABLE
 
 CLOSED = -32000
-"""The SDK's code for a session that has ended. Servers use it too, for what they like."""
+"""The SDK's code for a session that has ended. Servers also use it for errors of their own."""
 
-_PAGES = 100  # of one list
-_PIECE = 50  # items that are looked at before others of the event loop go on: some milliseconds
-_MOST_WORDS = 1000  # of what a server says
+_PAGES = 100  # the most pages of one list
+_PIECE = 50  # items that are handled before the event loop gets a turn: some milliseconds
+_MOST_WORDS = 1000  # the most characters of a server's message that an error shows
 _ANSWERS = {"elicitation/create": types.ElicitResult, "sampling/createMessage": types.CreateMessageResult}
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ async def all_pages(
 
 
 def check_encoded(server: str, what: str, value: object) -> None:
-    """Raises McpInvalidArguments for what cannot be sent as JSON in UTF-8: half a surrogate pair, say."""
+    """Raises McpInvalidArguments for a value that cannot be sent as JSON in UTF-8, such as half a surrogate pair."""
     try:
         msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -82,7 +82,9 @@ def check_encoded(server: str, what: str, value: object) -> None:
 
 
 def recordable(server: str, what: str, value: T) -> T:
-    """Returns a value of a server that a journal can keep. Raises McpInvalidAnswer, say for a number of more than 64 bits."""
+    """Returns the value of a server if a journal can keep it. Raises McpInvalidAnswer otherwise, for example for a
+    number of more than 64 bits.
+    """
     try:
         msgspec.msgpack.encode(value)
     except (OverflowError, ValueError, RecursionError) as error:
@@ -101,8 +103,8 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
-    """Raises McpRefused where something that the server has asked for is refused: since version 2026-07-28 there is no answer that says so,
-    and nothing of the call is open at the server.
+    """Raises McpRefused if something that the server has asked for is refused. Since version 2026-07-28 no answer can
+    express that, and the server keeps nothing open for the call.
     """
     for each in answers.values():
         if "error" in each:
@@ -134,7 +136,7 @@ def may_pass(error: BaseException | None) -> bool:
 
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
-    """Returns the error of a request that was answered with one, or was not sent."""
+    """Returns the error for a request that was answered with an error, or was not sent."""
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
         lists = what.startswith("list_")
@@ -176,8 +178,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def client_version() -> str:
-    """Returns the version that servers are told."""
+    """Returns the version of the client that servers see."""
     try:
         return metadata.version("sabot")
-    except metadata.PackageNotFoundError:  # it runs from its source
+    except metadata.PackageNotFoundError:  # run from the source tree
         return "0"

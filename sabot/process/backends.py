@@ -1,7 +1,7 @@
 """The programs that an instance may run: how each is called, and what its output means.
 
-claude and opencode are called as their own documents say today, to work on one task and end: with events as JSON lines, or as plain text.
-Both read a stdin that is open until it ends, so theirs is empty.
+claude and opencode are called as their documentation describes, to work on one task and end, with events as JSON lines
+or with plain text. Both would wait for the end of an open stdin, so theirs is empty.
 """
 
 import json

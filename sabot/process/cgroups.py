@@ -1,8 +1,9 @@
-"""Control groups of Linux, where this process may make some: they hold a tree of processes to its share of the CPU, its number of
-processes, and its memory, exactly and at once, where the supervisor else measures.
+"""Control groups of Linux, if this process may make some. They limit a tree of processes in its share of the CPU, its
+number of processes and its memory, exactly and at once; without them the supervisor measures.
 
-Of version 2 all three are used, in groups beside that of this process or below it, wherever the controllers are handed down, and where this
-process may hand them down itself. Of version 1 CPU and processes are: its memory controller counts the files that a program reads.
+Of version 2 all three controllers are used, in groups beside or below that of this process, wherever they are enabled
+or this process may enable them. Of version 1 only CPU and processes are used, since its memory controller counts the
+files that a program reads.
 """
 
 import os
@@ -44,9 +45,9 @@ class ControlGroups:
         return sorted(self._parents)
 
     def hand_down(self, ours: Iterable[int]) -> None:
-        """Makes version 2 usable if systemd (`Delegate=yes`) or a container gives this process a group in which no controller is handed
-        down yet. The processes of that group are moved into a group below it, since a group that hands controllers down has no process.
-        A group with other processes than `ours` is left as it is.
+        """Enables the controllers of version 2 if systemd (`Delegate=yes`) or a container gives this process a group in
+        which none is enabled for subgroups yet. The processes of that group are moved into a group below it, since a
+        group with enabled controllers must have no process. A group with other processes than `ours` is left as it is.
         """
         for place in (self._own, self._own.parent) if self._unified else ():
             with suppress(OSError):
@@ -77,7 +78,7 @@ class ControlGroups:
         for folder, names in self._folders(name).items():
             given = {each: wanted[each] for each in names if wanted[each] is not None}
             if given:
-                with suppress(OSError):  # then it is measured, as it is where there are no groups
+                with suppress(OSError):  # then the supervisor measures, as it does without groups
                     folder.mkdir(exist_ok=True)
                     for each, value in given.items():
                         self._set(folder, each, value)
@@ -149,8 +150,8 @@ class ControlGroups:
             case "memory" | "pids":
                 (folder / f"{controller}.max").write_text("max" if value is None else str(int(value)))
         if controller == "memory":
-            (folder / "memory.oom.group").write_text("1")  # all of it is killed, not the largest one
-            with suppress(OSError):  # there is no swap in this kernel
+            (folder / "memory.oom.group").write_text("1")  # the whole group is killed, not its largest process
+            with suppress(OSError):  # this kernel has no swap
                 (folder / "memory.swap.max").write_text("0")
 
 
@@ -160,7 +161,7 @@ def _quota(percent: float) -> int:
 
 
 def _is_made_over(folder: Path, mount: Path) -> bool:
-    if folder == mount:  # of a container: the root of all has no type
+    if folder == mount:  # the root group of a container; that of the system has no type
         return (folder / "cgroup.type").exists()
     if os.geteuid() and folder.stat().st_uid == os.geteuid():
         return True

@@ -60,7 +60,7 @@ class ExitStatus:
 
     @property
     def how(self) -> str:
-        """How the program ended, to be put behind its name: say `ended with 3`."""
+        """The end of the program as words that follow its name, such as `ended with 3`."""
         if self.limit is not None:
             return f"was ended, because it had more than its {self.limit}"
         return f"ended with {self.code}" if self.signal is None else f"was ended by signal {self.signal}"
@@ -122,7 +122,7 @@ class Child:
 
     @property
     def how(self) -> str:
-        """The end of the child, as a sentence: say `it ended with 3`."""
+        """The end of the child as a sentence, such as `it ended with 3`."""
         return "its supervisor was killed" if self.status is None else f"it {self.status.how}"
 
     @property
@@ -153,7 +153,7 @@ class Child:
         self._ask("signal", signal=int(number))
 
     def pause(self) -> None:
-        """Stops the program and all that it has started, where they are (SIGSTOP)."""
+        """Stops all processes of the child where they are (SIGSTOP)."""
         self._ask("pause")
 
     def resume(self) -> None:
@@ -495,7 +495,7 @@ class Supervisor:
             self._process.wait(_STOP_SECONDS)
 
     def forget(self) -> None:
-        """Forgets the supervisor and its children in a fork, whose they are not."""
+        """Forgets the supervisor and its children in a fork, to which they do not belong."""
         self._over = True
         self._socket.close()
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
@@ -504,7 +504,7 @@ class Supervisor:
 
 
 def _state_of(pid: int) -> str:
-    """The state of a process in the kernel's words, say `T (stopped)`."""
+    """Returns the state of a process as the kernel names it, such as `T (stopped)`."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("State:"):
@@ -513,7 +513,7 @@ def _state_of(pid: int) -> str:
 
 
 async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
-    """Returns when a child is over that was killed while it was started, or when its supervisor does not say so."""
+    """Returns when a child is over that was killed during its start, or when its supervisor does not report its end."""
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):
             await wait_done(reply)

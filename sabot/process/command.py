@@ -1,4 +1,4 @@
-"""A program to be run: what it is given, what its supervisor is asked for, and why it did not start."""
+"""Programs to be run: the command, the request to the supervisor, and the error if a program did not start."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ INHERITED = (
     "LC_ALL",
     "LC_CTYPE",
 )
-"""What a child gets of the worker's environment, where `Command.inherit` names nothing else."""
+"""The variables of the worker's environment that a child gets by default (`Command.inherit`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

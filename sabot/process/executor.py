@@ -44,7 +44,7 @@ _FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a 
 
 @runtime_checkable
 class ToolServers(Protocol):
-    """Servers whose tools instances may call: `sabot.mcp.McpServerPool` is one."""
+    """The servers whose tools instances may call, such as `sabot.mcp.McpServerPool`."""
 
     async def get_or_create(self, agent_id: str) -> Any:
         """Opens the session of an instance, if there is none."""
@@ -55,7 +55,7 @@ class ToolServers(Protocol):
 
 @runtime_checkable
 class ToolServerConfig(Protocol):
-    """A configuration of which tool servers are made: `sabot.mcp.McpConfig` is one."""
+    """A configuration from which tool servers are made, such as `sabot.mcp.McpConfig`."""
 
     def tool_servers(self) -> Any:
         """Returns the servers, with `close`; None if there are none."""
@@ -147,7 +147,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class ExecutorStatistics:
-    """Counts of the tasks that have ended, and their average time."""
+    """The numbers of tasks that have ended, and their average time."""
 
     total_tasks: int
     successful_tasks: int
@@ -164,7 +164,7 @@ class RuntimeAgent(Instance):
     """
 
     def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
-        """`options`: those of Instance."""
+        """Makes an instance. `options` are those of Instance."""
         super().__init__(command, **options)
         self.type = kind
         self.limits = limits
@@ -176,12 +176,12 @@ class RuntimeAgent(Instance):
 
     @property
     def state(self) -> ProcessState:
-        """The state of its process in document 004."""
+        """The state of the process in document 004."""
         return self.phase.process_state
 
     @property
     def is_stopped(self) -> bool:
-        """True if somebody has stopped its process (SIGSTOP)."""
+        """True if somebody has stopped the process (SIGSTOP)."""
         return self.child is not None and self.child.paused
 
     @property
@@ -220,7 +220,7 @@ class RuntimeAgent(Instance):
 
 
 class AgentExecutor:
-    """Gives tasks to instances.
+    """An executor that gives tasks to instances.
 
     - `choose`: returns the instance that does the tasks of an id. `tools`: the servers whose tools instances call.
     - `tell`: called at each step with its name, the instance's id, the task's id, and the ToolAudit of a call.
@@ -250,11 +250,11 @@ class AgentExecutor:
     async def execute_task(
         self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
     ) -> TaskResult:
-        """Executes a task, after those that the instance was given before. `slots`: the task needs one of them.
+        """Executes a task, after the earlier tasks of the instance. With `slots` it waits for one of them.
 
         Raises AgentNotFound; Timeout and ResourceLimitExceeded, after which the process is ended and replaced;
-        ExecutionError if the process says that it has failed, ends, or is not started again; and the errors of opening
-        the instance's session with its tools.
+        ExecutionError if the process reports a failure, ends, or is not started again; and the errors of opening the
+        instance's session with its tools.
         """
         if not isinstance(task, TaskDelegation):
             raise InvalidContext(f"a task is no {type(task).__name__}", hint='TaskDelegation(objective="…")')

@@ -1,10 +1,10 @@
-"""Looks at a child process from outside: what it uses, and what is wrong with it.
+"""Measures a child process from outside: its usage, and its health.
 
-    a look at its usage    its supervisor measures it; the CPU counts between two looks (`UsageMeter`)
-    a look at its health   `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Failures`)
+   usage     its supervisor measures it; the CPU counts between two looks (`UsageMeter`)
+   health    `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Failures`)
 
 Owners of children decide what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
-stopped, a `HealthMonitor` only tells.
+stopped, and a `HealthMonitor` only reports.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from sabot.clock import Clock
 from sabot.process.client import Child, ProcessUsage
 from sabot.process.errors import CommunicationError
 
-_USAGE_SECONDS = 5.0  # for the supervisor to say what a child uses
+_USAGE_SECONDS = 5.0  # seconds that the supervisor has to answer
 
 
 async def usage_of(child: Child) -> ProcessUsage | None:
@@ -35,8 +35,9 @@ class UsageMeter:
     """
 
     def __init__(self, clock: Clock, started: Child | None = None, *, least_s: float = 0.0) -> None:
-        """`started`: a child that has just been started, whose first look counts from now. `least_s`: the least seconds
-        between two looks for their difference to say something: the kernel counts hundredths.
+        """Makes a meter. `started` is a child that has just been started, whose first look counts from now. `least_s`
+        is the least number of seconds between two looks for a meaningful difference, since the kernel counts hundredths
+        of a second.
         """
         self.cores: float | None = None
         self.cpu_seconds = 0.0
@@ -44,7 +45,7 @@ class UsageMeter:
         self._child = started
         self._least_s = least_s
         self._looked_at = clock.monotonic()
-        self._seen_s = 0.0  # of `_child`
+        self._seen_s = 0.0  # the CPU seconds of `_child` at the last look
 
     async def look(self, child: Child | None) -> ProcessUsage | None:
         """Measures the present process. Returns None if there is none, or if nobody can measure it (`usage_of`)."""
@@ -55,7 +56,7 @@ class UsageMeter:
     def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
         """Notes a usage of the present process that was measured now."""
         before, now = self._child, self._clock.monotonic()
-        if before is not None and before.status is not None:  # what it has used after the last look
+        if before is not None and before.status is not None:  # the usage of the process before, after the last look
             self.cpu_seconds += max(0.0, before.status.cpu_seconds - self._seen_s)
             self._child = before = None
         if child is None or usage is None or child.is_over:

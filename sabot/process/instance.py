@@ -51,7 +51,7 @@ LONGEST_WAIT_S = 60.0
 """The longest wait before a start after failures, unless the first wait is longer."""
 
 STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
-"""Why an instance is suspended that nobody has suspended through its verbs."""
+"""The reason of a suspension that no verb of the instance has caused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,15 @@ class Instance:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """
-        - `policy`: None for an instance that has one process and no successor of it.
+        """Makes an instance; `start` starts its first process.
+
+        - `policy`: the restart policy; None for an instance with one process and no successor.
         - `ready`: awaited with each new process, which is ready when it returns; it has `ready_within_s` seconds.
-        - `ended`: awaited with each process that has ended, before anything follows from that. It returns False if
-          the end is no failure of the program; then the successor is started at once.
+        - `ended`: awaited with each process that has ended, before anything follows from that. It returns False if the end is no
+         failure of the program; then the successor is started at once.
         - `on_phase`: called with the instance, the phase before, and the new one.
-        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without tasks an end is noticed
-          when somebody calls `see`, and there are no restarts.
+        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without tasks an end is noticed when
+         somebody calls `see`, and there are no restarts.
         """
         self.id = instance_id or uuid.uuid4().hex
         self.name = name or command.argv[0]
@@ -358,8 +359,9 @@ class Instance:
     # -- starts -------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> Child:
-        """Gives the instance a process, and returns it when it is ready. The lock is held. If this raises, `why` says why, and nothing of
-        the process is left, unless it could not be killed: then it stays `child` until it has ended.
+        """Gives the instance a process, and returns it when it is ready. Called with the lock held. If this raises,
+        `why` has the reason, and nothing of the process is left, unless it could not be killed: then it stays `child`
+        until it has ended.
         """
         self.next_start_at = None
         self.become(Phase.STARTING)
@@ -393,7 +395,9 @@ class Instance:
             self.why = f"{why}; {worse.message}"
 
     async def _until_ready(self, child: Child) -> None:
-        """Raises what `ready` raises, and SpawnFailed if the process has ended, or the instance is to end."""
+        """Waits until `ready` has returned. Raises its errors, and SpawnFailed if the process ends or the instance is
+        to end.
+        """
         if self._ready is not None:
             ready = asyncio.ensure_future(self._ready(child))
             others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._ends.wait())]
@@ -451,7 +455,7 @@ class Instance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
-        """Awaits the end of this process, and tells `ended`."""
+        """Awaits the end of this process, calls `ended`, and then lets `_has_ended` decide what follows."""
         try:
             with suppress(CommunicationError):  # its supervisor was killed, and the process with it
                 await child.wait()
@@ -466,7 +470,7 @@ class Instance:
                 self._has_ended(child, counts=counts)
 
     def _has_ended(self, child: Child, *, counts: bool = True) -> None:
-        """Does what follows from the end of a process that no verb has brought about. `counts` False: it is no failure
+        """Decides what follows from the end of a process that no verb has caused. `counts` is False if it is no failure
         of the program.
         """
         policy, end = self.policy, self._end_of(child.status)
@@ -484,7 +488,7 @@ class Instance:
         self._plan(counts=counts)
 
     def _end_of(self, status: ExitStatus | None) -> Phase:
-        """Returns the phase of an instance whose process has ended so and gets no successor."""
+        """Returns the last phase of an instance whose process has ended with this status and gets no successor."""
         if status is not None and status.success:
             return Phase.COMPLETED
         is_killed = status is None or (status.signal is not None and status.limit is None)
@@ -501,7 +505,7 @@ class Instance:
         self.child, self.why = None, why
 
     async def _kill_after(self, child: Child, grace_s: float) -> None:
-        """Ends the process. Raises TerminateFailed."""
+        """Ends the process, with SIGKILL after `grace_s` seconds. Raises TerminateFailed."""
         try:
             async with asyncio.timeout(grace_s + _KILL_SECONDS):
                 await child.stop(grace_s)

@@ -1,7 +1,8 @@
 """The steps in a child between fork and exec. The supervisor, which forks, has one thread, so they may run any Python.
 
-Of the child it makes the leader of a session of its own, with default signals, its three streams, its limits and its directory, and
-executes the program. A step that fails is written to `report` as `step errno`, and the child ends; exec closes `report` unwritten.
+They make the child the leader of a session of its own, with default signals, its three streams, its limits and its
+directory, and execute the program. A step that fails is written to `report` as `step errno`, and the child ends; exec
+closes `report` unwritten.
 """
 
 import ctypes
@@ -86,7 +87,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
         if sandbox is not None and not os.access(".", os.W_OK):
             step = "sandbox-directory"
             raise PermissionError(errno.EACCES, "")
-        end_with_parent(parent, signal.SIGKILL)  # after a change of the user, which would undo it
+        end_with_parent(parent, signal.SIGKILL)  # set after the change of the user, which would undo it
         if sandbox is not None and sandbox["filter"] is not None:
             step = "sandbox-filter"
             filter_calls(sandbox["filter"])
@@ -95,7 +96,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
     except OSError as error:
         is_there = error.filename is not None and os.path.exists(error.filename)
         if step == "program" and is_there and isinstance(error, FileNotFoundError | NotADirectoryError):
-            step = "interpreter"  # of a script, whose first line names a program that is not there
+            step = "interpreter"  # a script whose first line names a missing program
         _report(report, f"{step} {error.errno or 0} {error.filename or ''}")
     except BaseException as error:  # a fork of the supervisor must never go on as a second supervisor
         _report(report, f"{step} 0 {type(error).__name__}: {error}")
@@ -104,7 +105,7 @@ def launch(plan: Mapping[str, Any], streams: Sequence[int], tag: int, report: in
 
 
 def _report(report: int, text: str) -> None:
-    os.write(report, text.encode(errors="surrogateescape")[:4000])  # names of files are bytes
+    os.write(report, text.encode(errors="surrogateescape")[:4000])  # names of files may be any bytes
 
 
 def _join(group: str) -> None:
@@ -125,5 +126,5 @@ def _execute(argv: list[str], environment: Mapping[str, str]) -> None:
             if os.path.exists(path):
                 raise
         except PermissionError as error:
-            refused = error  # as a shell does: another folder may have it
+            refused = error  # like a shell: another folder may have the program
     raise refused or FileNotFoundError(2, "not found")

@@ -24,14 +24,14 @@ from sabot.process.runtime import ProcessEvent, ProcessEventBus, ProcessRuntime,
 
 _log = logging.getLogger(__name__)
 
-_MEMORIES = 5  # that a plan is made with
+_MEMORIES = 5  # the most memories with which a plan is made
 
 Delegations = Sequence[tuple[str, TaskDelegation]]
-"""Tasks, each with the kind of the worker that is to do it."""
+"""Tasks, each with the kind of its worker."""
 
 
 class LeadAgent:
-    """Plans the tasks of a query, delegates them to workers, and makes one answer of their results."""
+    """An agent that plans the tasks of a query, delegates them to workers, and makes one answer of their results."""
 
     def __init__(
         self,
@@ -177,13 +177,13 @@ class LeadAgentWithRuntime:
     """A lead agent whose tasks are done by instances of a runtime."""
 
     def __init__(self, lead_agent: LeadAgent, runtime: ProcessRuntime) -> None:
-        """`runtime`: a runtime that was started. Its instances are the workers if the agent has no registry: the kind
-        of a worker is the `type` with which it was spawned.
+        """Makes the agent. `runtime` must be started. Its instances are the workers if the agent has no registry: the
+        kind of a worker is the `type` with which it was spawned.
         """
         self._lead = lead_agent.with_runtime(runtime)
 
     async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
-        """Answers a query, and raises as `LeadAgent.handle_query`."""
+        """Answers a query. Results and errors are those of `LeadAgent.handle_query`."""
         return await self._lead.handle_query(query, workspace_id, session_id)
 
 

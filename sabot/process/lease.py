@@ -1,10 +1,11 @@
-"""Leases of supervisors, by which the processes that a killed supervisor has left are found: its children end with it, others do not.
+"""Leases of supervisors, by which the processes that a killed supervisor has left are found and ended.
 
-Each supervisor holds a lease: a file, locked as long as its process lives, that says which tags its descendants carry. A lease that can be
-locked by another is that of a dead one: whoever gets the lock ends what still carries the tags, and removes the file. The kernel has ended
-the direct children of the supervisor by then (`launcher.end_with_parent`); the tags find the rest. The lock is waited for by the watcher, a
-process that each supervisor starts, which does nothing else; where the watcher was killed too, the worker that has lost its supervisor, or
-the next supervisor of this user, gets it. A lease in use is left alone, and so is one of another start of the system.
+Each supervisor holds a lease: a file that is locked as long as its process lives, and that has the tags of its
+descendants. If another process can lock a lease, its supervisor is dead: the process that gets the lock ends everything
+that still has these tags, and removes the file. By then the kernel has ended the direct children of the supervisor
+(`launcher.end_with_parent`); the tags find the rest. The watcher, a process that each supervisor starts and that does
+nothing else, waits for the lock. If the watcher was killed too, the worker that has lost its supervisor, or the next
+supervisor of this user, gets the lock. A lease in use is left alone, and so is one from before the last reboot.
 """
 
 import errno
@@ -28,8 +29,8 @@ _SUFFIX = ".lease"
 
 
 def folder_of_leases() -> Path:
-    """Returns the folder of this user on this machine: in XDG_RUNTIME_DIR or in /run/user/UID, where these are a folder of this user's in
-    which nobody else may write; else one that is named after the user, in the folder for temporary files.
+    """Returns the folder of this user on this machine: in XDG_RUNTIME_DIR or in /run/user/UID, if that is a folder of
+    this user in which nobody else may write; otherwise a folder named after the user among the temporary files.
     """
     for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.getuid()}")):
         if os.path.isabs(parent) and _is_ours(Path(parent)):
@@ -48,7 +49,7 @@ class Lease:
         self.name = self._path.name
         new = folder / f"{first}.new"
         self._file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # before anybody can find it
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # locked before anybody can find it
         os.write(self._file, json.dumps({"first": first, "boot": boot_id()}).encode())
         new.rename(self._path)
 
@@ -76,9 +77,9 @@ def _watch(path: Path, groups: ControlGroups) -> None:
     """Runs the watcher. It holds no descriptor of the supervisor, whose end others see by the closing of its files."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # they may be meant for all: then it is the last one to go
+        signal.signal(number, signal.SIG_IGN)  # a signal to all processes must not end the watcher first
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # that of the listing is closed by now
+        with suppress(OSError):  # the descriptor of the listing itself is closed by now
             os.close(int(name))
     for _ in range(3):
         os.open(os.devnull, os.O_RDWR)
@@ -95,7 +96,7 @@ def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
         return 0
     ended = 0
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        with suppress(OSError):  # it is in use, another one has just removed it, or it cannot be read
+        with suppress(OSError):  # the lease is in use, was just removed, or cannot be read
             ended += _end_lease(path, groups, wait=path.name == own)
     return ended
 
@@ -108,14 +109,14 @@ def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         status = os.fstat(descriptor)
-        if status.st_nlink == 0:  # it was given up, or another one has ended what was left
+        if status.st_nlink == 0:  # the lease was given up, or another process has ended what was left
             return 0
-        if status.st_uid != os.geteuid():  # put there while the folder was open to others
+        if status.st_uid != os.geteuid():  # a file that another user put there
             return 0
         try:
             said = json.loads(os.read(descriptor, 4096) or b"{}")
             ended = _end_all(int(said["first"]), groups) if said.get("boot") == boot_id() else 0
-        except ValueError:  # half written, by who was killed then: nothing was started yet
+        except ValueError:  # half written by a supervisor that was killed then, before it started anything
             ended = 0
         path.unlink(missing_ok=True)
         return ended

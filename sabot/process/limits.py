@@ -1,6 +1,6 @@
-"""Limits of a child with all its descendants. They are held by:
+"""Limits of a child with all its descendants. They are enforced by:
 
-memory, CPU, processes    a control group of the kernel (`cgroups`); the supervisor, which measures, where none can be made
+memory, CPU, processes    a control group of the kernel (`cgroups`); without one the supervisor, which measures
 time                      the supervisor; for a task of the runtime `executor`
 open files, file size     the kernel, for each process: `launcher` sets them before the program begins
 output                    the worker, which counts what it reads (`client.Child`; for a task `task_lines`)
@@ -24,16 +24,16 @@ _OVERSHOOT = 0.5
 
 
 class ResourceLimits:
-    """Limits of a child and all its descendants together. Exactly at a limit is allowed; None removes a limit.
+    """The limits of a child and all its descendants together. Usage of exactly a limit is allowed; None means no limit.
 
     - `max_memory_bytes` (or `max_memory_mb`): resident memory; above it they are killed.
     - `cpu_limit_percent` (or `max_cpu_percent`): percent of one core; above it they are slowed down.
     - `max_task_duration` (or `max_runtime_secs`): seconds, after which they are stopped.
     - `max_open_files`: open files of each process; more are refused. `max_processes`: above it they are killed.
-    - `max_output_bytes`: bytes of stdout and stderr together; above it they are killed. `max_file_bytes`: the size of a file that one of
-      them writes; above it the writer gets SIGXFSZ.
-    - `max_tool_calls_per_task`: calls of tools in a task, counted by the runtime. `max_tool_calls_per_minute`: calls in any 60 seconds over
-      all tasks; a refused call says when the next one may be made.
+    - `max_output_bytes`: bytes of stdout and stderr together; above it they are killed. `max_file_bytes`: the size of a file
+     that one of them writes; above it the writer gets SIGXFSZ.
+    - `max_tool_calls_per_task`: calls of tools in a task, counted by the runtime. `max_tool_calls_per_minute`: calls in any
+     60 seconds over all tasks; the error of a refused call has the time at which the next one is possible.
     """
 
     __slots__ = (
@@ -91,17 +91,17 @@ class ResourceLimits:
 
     @property
     def max_memory_mb(self) -> float | None:
-        """`max_memory_bytes` in MB, which are 2**20 bytes."""
+        """The value of `max_memory_bytes` in MB of 2**20 bytes."""
         return None if self.max_memory_bytes is None else self.max_memory_bytes / _MB
 
     @property
     def max_cpu_percent(self) -> float | None:
-        """`cpu_limit_percent`."""
+        """The value of `cpu_limit_percent`, under its other name."""
         return self.cpu_limit_percent
 
     @property
     def max_runtime_secs(self) -> float | None:
-        """`max_task_duration`."""
+        """The value of `max_task_duration`, under its other name."""
         return self.max_task_duration
 
     def without(self, *names: str) -> "ResourceLimits":

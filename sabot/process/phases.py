@@ -1,15 +1,15 @@
 """The phases of an instance and their changes, with the states that documents 002, 003 and 004 have for each phase.
 
-`Instance.become` alone changes a phase, and holds every change to the table `NEXT`. It is called by
+Only `Instance.become` changes a phase, and only as the table `NEXT` allows. It is called by
 
 - the verbs of an instance, which its owner calls: start, end, end_and_plan, restart, suspend, release, resume, work;
 - the busy time of an agent with tasks (`RuntimeAgent.busy`);
 - the planned start after a failure (`_start_later`);
 - `_watch`, when the process has ended, for an instance with a TaskSet;
 - `see`, which an owner calls before it reads a phase: it notices that somebody else has sent SIGSTOP or SIGCONT and, for
-  an instance without a TaskSet, that the process has ended.
+ an instance without a TaskSet, that the process has ended.
 
-Beside each row stand the causes of its changes, in the row's order.
+The comments beside each row name the causes of its changes, in the row's order.
 """
 
 from collections.abc import Mapping

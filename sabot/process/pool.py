@@ -1,10 +1,10 @@
-"""A pool of instances of one command: free members, callers that wait for one, and starts in the place of what is missing.
+"""A pool of instances of one command: free members, callers that wait for one, and starts in place of missing members.
 
-    missing ──> start, later each time while members end that were of no use ──> offer
-    offer   ──> the caller that has waited longest, else free ──> take
+   missing ──> start, later each time while members end without having been of use ──> offer
+   offer   ──> the caller that has waited longest, else free ──> take
 
-What is missing is the owner's decision, and makes the kind of the pool: a fixed pool counts the callers that wait, a warm
-one its free members, an autoscaled one the replicas that it has decided on.
+The owner decides how many members are missing, and so the kind of the pool: a fixed pool counts the callers that wait,
+a warm one its free members, an autoscaled one the replicas that it has decided on.
 """
 
 import asyncio
@@ -52,13 +52,14 @@ class Pool(Generic[M]):
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        """
+        """Makes a pool without members.
+
         - `what`: the pool's name, in log lines. `start`: starts a member, and returns it and its child when it is ready.
         - `missing`: returns the number of members that are to be started, apart from those in `starting`.
-        - `ended`: called with each member that has ended, its child, and True if it was free. It returns the reason if
-          that is a failure of the program, else "".
-        - `end`: ends a member, which does not raise. `given`: called with a member and True when it is given to a caller,
-          and with False if that caller is gone.
+        - `ended`: called with each member that has ended, its child, and True if it was free. It returns the reason if that is a
+         failure of the program, else "".
+        - `end`: ends a member, which does not raise. `given`: called with a member and True when it is given to a caller, and with
+         False if that caller is gone.
         - `can_work`: asked before a member is given to a caller; one that cannot work is ended.
         - `tells_errors`: True if the caller that has waited longest gets the error of a start; else it is tried again.
         - `first_wait_s`: seconds before a start after one failure; each further failure in a row doubles them.
@@ -171,7 +172,7 @@ class Pool(Generic[M]):
         self.starting = 0
 
     async def close(self, refusal: Callable[[], Exception]) -> None:
-        """Does the same, and ends all members."""
+        """Starts no member any more, gives the refusal to callers that wait, and ends all members."""
         await self.stop(refusal)
         await asyncio.gather(*map(self._end, list(self.members)))
         self.members.clear()
@@ -204,7 +205,7 @@ class Pool(Generic[M]):
                         break
         finally:
             self.starting -= 1
-        self.fill()  # it may have gone to a caller that waited
+        self.fill()  # the new member may have gone to a waiting caller
 
     async def _enter(self) -> None:
         failures = self.failures.count
@@ -214,10 +215,10 @@ class Pool(Generic[M]):
         self.offer(member)
 
     async def _watch(self, member: M, child: Child) -> None:
-        """Sees the end of a member, wherever it is then."""
-        with suppress(CommunicationError):  # the supervisor was killed, and the child with it
+        """Awaits the end of a member, and handles it whether the member is free, taken or being retired."""
+        with suppress(CommunicationError):  # the supervisor was killed, and its child too
             await child.wait()
-        if (since := self.members.pop(member, None)) is None:  # its owner has ended it, and does not miss it
+        if (since := self.members.pop(member, None)) is None:  # its owner has ended it, and needs no replacement
             self.fill()
             return
         was_free = self.free.pop(member, None) is not None

@@ -34,7 +34,7 @@ from sabot.process.sandbox.levels import Sandbox, TrustLevel, sandbox_of, strict
 from sabot.process.streams import json_of
 
 _NEEDED = ("name", "model_backend", "task")
-_ENDED_KEPT = 1000  # instances that have ended, of which a runner still tells
+_ENDED_KEPT = 1000  # the most ended instances that a runner still lists
 
 
 class AgentSignal(StrEnum):
@@ -250,27 +250,28 @@ class AgentHandle:
 
     async def _last_words(self) -> str:
         assert self.child.stderr is not None
-        with suppress(CommunicationError):  # somebody has read it until now, and missed something
+        with suppress(CommunicationError):  # an earlier reader has missed some output
             self.child.stderr.read_nowait(0)
         said = (await self.child.stderr.read(1 << 20)).decode(errors="replace").strip()
         return f": {said[-500:]}" if said else ""
 
 
 class GracefulShutdown:
-    """Ends an instance in good order: closes stdin, sends SIGTERM, and after `timeout_secs` SIGKILL to its rest."""
+    """The orderly end of an instance: it closes stdin, sends SIGTERM, and after `timeout_secs` SIGKILL to the rest."""
 
     def __init__(self, timeout_secs: Duration = 5.0) -> None:
         self.timeout_secs = parse_seconds(timeout_secs, name="GracefulShutdown: timeout_secs")
 
     async def shutdown(self, handle: AgentHandle | Child) -> ExitStatus:
-        """Returns the end of the instance, when nothing of it is left."""
+        """Ends the instance, and returns its end when nothing of it is left."""
         return await handle.stop(self.timeout_secs)
 
 
 class LocalProcessRunner:
-    """Starts instances as children of this machine. They end with `shutdown`, and with this process, however it ends.
+    """A runner that starts instances as children of this machine. They end with `shutdown`, and with this process in
+    whatever way.
 
-    `limits`: the limits of every instance.
+    `limits` are the limits of every instance.
     """
 
     def __init__(self, config: ProcessRunnerConfig | None = None, *, limits: ResourceLimits | None = None) -> None:
@@ -289,10 +290,10 @@ class LocalProcessRunner:
     async def spawn(self, config: AgentConfig) -> AgentHandle:
         """Starts an instance.
 
-        Raises SpawnFailed when its program does not start (SandboxError where its sandbox cannot be made, TrustExceeded where it asks for
-        more trust than the runner gives), when `max_concurrent_agents` run already, and on another system than Linux; InvalidContext for
-        a configuration that its program cannot be given; IoError where the system has no more files or memory for it; CommunicationError
-        where the supervisor does not answer. All are AgentErrors.
+        Raises SpawnFailed if its program does not start (SandboxError if its sandbox cannot be made, TrustExceeded if
+        it asks for more trust than the runner gives), if `max_concurrent_agents` run already, and on another system
+        than Linux; InvalidContext for a configuration that does not fit its program; IoError if the system has no more
+        files or memory for it; CommunicationError if the supervisor does not answer. All are AgentErrors.
         """
         if not isinstance(config, AgentConfig):
             raise InvalidContext(
@@ -316,11 +317,11 @@ class LocalProcessRunner:
             child = await instance.start()
         except AgentError:
             raise
-        except UserError as error:  # this is not Linux
+        except UserError as error:  # another system than Linux
             raise SpawnFailed(
                 f"instance {config.name!r} could not be started: {error.message}", hint=error.hint
             ) from error
-        except OSError as error:  # no supervisor could be started
+        except OSError as error:  # the supervisor could not be started
             raise IoError(f"instance {config.name!r} could not be started: {error.strerror or error}") from error
         finally:
             self._starting -= 1
@@ -413,5 +414,5 @@ class LocalProcessRunner:
             if not (alive := self._alive()):
                 return
             for handle in alive:
-                with suppress(CommunicationError):  # its supervisor was killed: then it is Failed
+                with suppress(CommunicationError):  # its supervisor was killed, so its status is Failed
                     await handle.measure()

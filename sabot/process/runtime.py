@@ -188,8 +188,8 @@ class RuntimeStatistics:
 
 
 class ProcessRuntime:
-    """Runs instances as children of this machine, and gives them tasks as JSON lines on stdin. Instances end with
-    `shutdown`, and with this process, however it ends.
+    """A runtime that runs instances as children of this machine, and gives them tasks as JSON lines on stdin. Instances
+    end with `shutdown`, and with this process in whatever way.
 
     - `message_bus`: gets a ProcessEvent of each step.
     - `on_state`: called with an instance, the state of its process before, and the new one.
@@ -423,7 +423,7 @@ class ProcessRuntime:
             await instance.lines.ready.wait()
 
     async def _ended(self, instance: RuntimeAgent, child: Child) -> bool:
-        """Takes leave of a process that has ended. Returns True if the program is at fault."""
+        """Cleans up after a process that has ended. Returns True if the program is at fault."""
         instance.usage = None
         self._cpu_of_ended += 0.0 if child.status is None else child.status.cpu_seconds
         lines = instance.lines

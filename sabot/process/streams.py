@@ -1,9 +1,9 @@
 """The streams of a child, at the worker's end of their pipes. They belong to the event loop that spawned the child.
 
-What a child writes is read as soon as it comes, whether somebody asks for it or not, until `capacity_bytes` wait for a reader. A full
-stream is not read, which holds the child up: in a lossless stream until somebody reads, in any other one for a second. If nobody has read
-then, nobody is expected to: so that the child goes on and `wait` returns, the oldest bytes are dropped and counted, until somebody reads
-again. A reader that comes back to a gap is told by an error.
+The output of a child is read as soon as it comes, whether somebody asks for it or not, until `capacity_bytes` wait for
+a reader. A full stream is not read, which blocks the child: in a lossless stream until somebody reads, in any other one
+for a second. After that nobody is expected to read: so that the child goes on and `wait` returns, the oldest bytes are
+dropped and counted, until somebody reads again. A reader that comes to a gap gets an error.
 """
 
 import asyncio
@@ -250,7 +250,9 @@ class LastWords:
     """
 
     def __init__(self, most_bytes: int, output: ChildOutput | None = None) -> None:
-        """`most_bytes`: the number of bytes that are kept. `output`: read as it comes, so that its child need not wait for a reader."""
+        """Makes a buffer of `most_bytes` bytes. The contents of `output` are read as they come, so that its child need
+        not wait for a reader.
+        """
         self._most = most_bytes
         self._kept = bytearray()
         self.dropped_bytes = 0

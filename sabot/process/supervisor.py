@@ -1,14 +1,14 @@
-"""The supervisor: a process of its own beside a worker, that starts, owns, reaps and ends every child of that worker.
+"""The supervisor: a process beside a worker that starts, owns, reaps and ends every child of that worker.
 
-The worker makes the pipes of a child and hands their far ends over with the request, so what a child writes never passes through here. As
-the subreaper of all that it starts, it becomes the parent of a descendant whose own parent has ended, whether that descendant left its
-session or not. When the worker ends, which closes the socket to it, the supervisor ends its tree: SIGTERM, a second, SIGKILL, until it has
-no child left.
+The worker makes the pipes of a child and sends their far ends with the request, so the output of children never passes
+through the supervisor. As the subreaper of its descendants, it becomes the parent of each one whose own parent has
+ended, in whatever session that is. When the worker ends, which closes the socket to it, the supervisor ends its tree:
+SIGTERM, a second, SIGKILL, until it has no child left.
 
 Messages, both ways: four bytes of length, then JSON. A request to spawn carries three descriptors.
 
-It has one thread and no event loop: a child that is forked here may run Python until it executes its program. It imports nothing but the
-standard library and this folder.
+It has one thread and no event loop: a child that is forked here may run Python until it executes its program. It
+imports nothing but the standard library and this folder.
 """
 
 import json

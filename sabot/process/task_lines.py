@@ -1,9 +1,10 @@
-"""The conversation with one process of an instance of the runtime, on its stdin and stdout: a JSON value a line (JSON-RPC 2.0).
+"""The conversation with one process of an instance of the runtime, on its stdin and stdout, one JSON value a line
+(JSON-RPC 2.0).
 
-    to it      {"id": …, "method": "task/execute", "params": {…}}                       a task, one at a time
-    from it    {"id": …, "result": …}, or {"id": …, "error": {"message": …}}            its answer; the id may be left out
-    from it    {"id": …, "method": "tools/call", "params": {"name": …, "arguments": {…}}}    answered by a line with this id
-    from it    {"method": "ready"}, {"method": "heartbeat"}
+   to the process      {"id": …, "method": "task/execute", "params": {…}}                       a task, one at a time
+   from the process    {"id": …, "result": …}, or {"id": …, "error": {"message": …}}            its answer; the id may be left out
+   from the process    {"id": …, "method": "tools/call", "params": {"name": …, "arguments": {…}}}    answered by a line with this id
+   from the process    {"method": "ready"}, {"method": "heartbeat"}
 
 Other lines of its stdout, and its stderr, are its log.
 """
@@ -37,13 +38,15 @@ _NO_MEMORY = (
 class TaskLines:
     """The conversation with one process. The process gets one task at a time.
 
-    - `ready`: set when the process has said that it is ready. `stops`: health checks in a row that found it stopped.
+    - `ready`: set when the process has reported that it is ready. `stops`: health checks in a row that found it stopped.
     - `beat_at_s`: the time of its last line, by the clock's steady count of seconds; None if it has sent no heartbeat.
-    - `is_at_fault`: False if the process is ended because of its task, which says nothing of the program.
+    - `is_at_fault`: False if the process is ended because of its task, which is no failure of the program.
     """
 
     def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
-        """`limits`: of them the output of a task is limited here, and a lack of memory is told by the last words."""
+        """Makes the conversation. Of `limits`, the output of a task is enforced here. `log` takes the other lines; its
+        last words show a lack of memory.
+        """
         self.child = child
         self.ready = asyncio.Event()
         self.stops = Failures()
@@ -93,7 +96,7 @@ class TaskLines:
         return message
 
     async def read_to_end(self, why: str) -> None:
-        """Reads the rest of a process that has ended for this reason, and tells its task."""
+        """Reads the rest of the output of a process that has ended for this reason, and ends its task with an error."""
         await asyncio.wait(self._reading)
         if self._said is not None:
             what = f"instance {self._label} has ended in its task: {why}"

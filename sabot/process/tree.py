@@ -1,4 +1,4 @@
-"""Processes as /proc tells of them: who descends from whom, what they use; and their end."""
+"""The processes of the system as /proc shows them: their ancestry, their usage, and their end."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from sabot.base.proc import stat_of, use_in
 from sabot.process.launcher import TAG
 
 TAGS = 1 << 20
-"""How many children of one supervisor are told apart."""
+"""The number of tags that one supervisor has for its children."""
 
 
 def own_tags() -> int:
@@ -112,7 +112,7 @@ def memory_left() -> int:
 def peak_memory() -> int:
     """Returns the most memory, in bytes, that this process has had since it began its program.
 
-    `getrusage` would not do: where a process was started by vfork, Linux counts the memory of its starter there too.
+    `getrusage` would not do: in a process that was started by vfork, Linux counts the memory of the starter too.
     """
     return _bytes_in("/proc/self/status", b"VmHWM:")
 

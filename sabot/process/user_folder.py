@@ -1,4 +1,4 @@
-"""The folder in which supervisors and sandboxes of this user note what others of the same user have to know."""
+"""The folder in which supervisors and sandboxes of this user record facts for each other."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from sabot.process.lease import folder_of_leases
 
 
 def user_folder() -> Path:
-    """Returns the folder of this user, which is made if it is not there, and is closed to other users. Raises IoError if somebody else has
-    put something in its place, or if it cannot be made.
+    """Returns the folder of this user, which is created if it is missing, and is closed to other users. Raises IoError
+    if another user has put something in its place, or if it cannot be created.
     """
     folder = folder_of_leases()
     try:

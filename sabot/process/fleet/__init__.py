@@ -1,1 +1,1 @@
-"""Many child processes: their lives, what they may use, warm ones, a fleet that grows and shrinks, their health."""
+"""Many child processes: their lifecycle, quotas, warm pools, fleets that grow and shrink, and health."""

@@ -28,7 +28,7 @@ from sabot.process.inspection import silence, usage_of
 
 _log = logging.getLogger(__name__)
 
-_MOST_REQUESTS = 10_000  # of an instance, in the window
+_MOST_REQUESTS = 10_000  # the most requests of an instance that are kept for the window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +129,17 @@ class WatchedRequest:
 @dataclass(eq=False)
 class _WatchedInstance:
     agent_id: str
-    child_of: Callable[[], Child | None] | None  # None: it has children only for its work
+    child_of: Callable[[], Child | None] | None  # None for an instance that has children only for its work
     is_suspended: Callable[[], bool]
-    beat_at: float | None  # None: it sends no heartbeats
+    beat_at: float | None  # None for an instance without heartbeats
     open: set[WatchedRequest] = field(default_factory=set)
     past: deque[tuple[float, float, bool]] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
     durations: Durations = field(default_factory=Durations)
     requests: int = 0
     errors: int = 0
-    not_live: Failures = field(default_factory=Failures)  # probes in a row
+    not_live: Failures = field(default_factory=Failures)  # counts probes in a row
     not_ready: Failures = field(default_factory=Failures)
-    wrong: dict[str, str] = field(default_factory=dict)  # why it is not live, not ready; why it is stuck
+    wrong: dict[str, str] = field(default_factory=dict)  # the reasons why it is not live, not ready, or stuck
     memory_bytes: int = 0
     cpu_seconds: float = 0.0
 
@@ -156,11 +156,11 @@ class _WatchedInstance:
 
 
 class HealthMonitor:
-    """Watches child processes, and changes nothing: it only tells. A process that hangs is ended by its owner: by
+    """A monitor that watches child processes, and only reports. A process that hangs is ended by its owner: by
     `ProcessRuntime.check_health`, by a fleet, or by the program's `on_change=`.
 
-    Probes run in the event loop, from the first child, heartbeat or work on, as long as there is any. Pages and samples
-    may be asked for from any thread.
+    Probes run in the event loop as long as there is a child, a heartbeat or work. Pages and samples may be read in any
+    thread.
 
     - `name`: the app's name, in pages and figures. `on_change`: called with each change.
     """
@@ -185,7 +185,7 @@ class HealthMonitor:
         self._figures: list[Callable[[], list[Sample]]] = []
         self._metrics: Metrics | None = None
 
-    # -- what is watched ------------------------------------------------------------------------------------------------
+    # -- what is watched ----------------------------------------------------------------------------------------------
 
     def register(
         self,
@@ -236,7 +236,7 @@ class HealthMonitor:
         self._look_after()
         try:
             yield request
-        except asyncio.CancelledError:  # nobody waits for it any more: that says nothing of the instance
+        except asyncio.CancelledError:  # the caller waits no more, which is no failure of the instance
             watched.open.discard(request)
             raise
         except BaseException:
@@ -245,7 +245,7 @@ class HealthMonitor:
         finally:
             if request in watched.open:
                 watched.open.discard(request)
-                watched = self._instances.get(agent_id, watched)  # another child may be registered since
+                watched = self._instances.get(agent_id, watched)  # another child may have been registered meanwhile
                 self._record(watched, self._clock.monotonic() - request.began, request.failed)
             self._look_after()
 
@@ -259,7 +259,7 @@ class HealthMonitor:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["HealthMonitor"]:
-        """Probes run inside, as long as there is anything to watch, and none does afterwards."""
+        """Runs probes during the `with` block, as long as there is anything to watch."""
         self._look_after()
         try:
             yield self
@@ -278,7 +278,7 @@ class HealthMonitor:
             metrics, self._metrics = self._metrics, None
             await asyncio.to_thread(metrics.close)
 
-    # -- probes ---------------------------------------------------------------------------------------------------------
+    # -- probes -------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
         """Looks at all instances once, and measures their children."""
@@ -305,7 +305,7 @@ class HealthMonitor:
         """Returns all instances at this moment. Called from any thread."""
         return [self._snapshot(each) for each in list(self._instances.values())]
 
-    # -- pages ----------------------------------------------------------------------------------------------------------
+    # -- pages --------------------------------------------------------------------------------------------------------
 
     def liveness(self) -> tuple[str, dict[str, str]]:
         """Returns the reason why not all instances live, or "", and the reason for each instance. Called from any
@@ -362,7 +362,7 @@ class HealthMonitor:
             f"instance {instance} {not_so}: {why}" for instance, why in instances.items() if why
         ), instances
 
-    # -- inside -----------------------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     def _find(self, agent_id: str) -> _WatchedInstance:
         if (found := self._instances.get(agent_id)) is None:
@@ -454,7 +454,7 @@ class HealthMonitor:
         )
 
     def _look_after(self) -> None:
-        """Probes run while there is something to watch. The last ones may be of an event loop that has ended."""
+        """Starts the probes if there is something to watch. Earlier probes may belong to an event loop that has ended."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -476,7 +476,7 @@ class HealthMonitor:
         while True:
             await self._sleep(seconds)
             await probe()
-            self._look_after()  # it ends here, where there is nothing more
+            self._look_after()  # ends the probes if there is nothing more to watch
 
 
 def _stopped(watched: _WatchedInstance) -> str:

@@ -1,7 +1,7 @@
-"""The lifecycle manager of document 002: instances by their ids, and the look for those that are idle.
+"""The lifecycle manager of document 002: instances by their ids, and the search for idle ones.
 
-One verb works on an instance at a time, and another one waits. A verb does nothing if the instance is already where
-the verb is to bring it. The phases and the verbs themselves are those of `process.instance`.
+One verb works on an instance at a time, and others wait. A verb does nothing if the instance is already in the state
+that the verb leads to. The phases and the verbs themselves are those of `process.instance`.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from sabot.process.phases import OVER, RUNS, Phase
 
 _log = logging.getLogger(__name__)
 
-_ENDED_KEPT = 1000  # instances that have ended, which a manager still lists
+_ENDED_KEPT = 1000  # the most ended instances that a manager still lists
 _IDLE_SHARE = 0.01  # of one core: an instance that computes less and writes nothing is idle
 
 IDLE = "it was idle"
-"""Why an instance is suspended that goes on as soon as it is used."""
+"""The reason of an idle instance's suspension. Such an instance goes on as soon as it is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,10 @@ class AgentInstance(Instance):
     """An instance of a lifecycle manager: with its state in document 002, and with the figures by which it is found idle."""
 
     def __init__(self, command: Command, *, clock: Clock = SYSTEM_CLOCK, **options: Any) -> None:
-        """`options`: those of Instance."""
+        """Makes an instance. `options` are those of Instance."""
         super().__init__(command, clock=clock, **options)
         self.first_command = command
-        self.is_adopted = False  # something else starts it, and ends it
+        self.is_adopted = False  # True if a fleet or a pool starts and ends it
         self.users = 0  # callers inside of `in_use`
         self.active_at = 0.0
         self.written_bytes = 0  # output of its process at the last look
@@ -131,14 +131,15 @@ OnState = Callable[[AgentInstance, LifecycleState, LifecycleState], None]
 """A listener, called with an instance, its state before, and the new one."""
 
 Checkpoint = Callable[[AgentInstance], Awaitable[Command]]
-"""Saves what a running instance has, and returns the command with which it goes on from there."""
+"""A function that saves the state of a running instance, and returns the command with which it goes on from there."""
 
 
 class LifecycleManager:
-    """Starts instances as children of this machine, and ends them: with `close`, or with this process, however it ends.
+    """A manager that starts instances as children of this machine. They end with `close`, or with this process in
+    whatever way.
 
-    - `checkpoint`: saves what a running instance has, and returns the command with which it goes on from there; needed
-      to give memory back.
+    - `checkpoint`: saves the state of a running instance, and returns the command with which it goes on from there; needed
+     to give memory back.
     - `on_state`: called with an instance, its state before, and the new one.
     - `sleep`: waits before restarts, and between looks for idle instances.
     """
@@ -270,7 +271,7 @@ class LifecycleManager:
         self._closed = True
         await run_to_end(self._close())
 
-    # -- who is there -------------------------------------------------------------------------------------------------
+    # -- the instances ------------------------------------------------------------------------------------------------
 
     def agent(self, agent_id: str) -> AgentInstance:
         """Returns the instance with this id. Raises UnknownAgent."""
@@ -317,7 +318,7 @@ class LifecycleManager:
                     asleep += [instance.id] if instance.is_asleep else []
         return asleep
 
-    # -- inside -------------------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     def _add(self, command: Command, **options: Any) -> AgentInstance:
         instance = AgentInstance(
@@ -394,7 +395,7 @@ class LifecycleManager:
 
 
 def _settled(phase: Phase) -> bool:
-    """Returns True if nothing is on the way: the instance runs, is suspended, or is over."""
+    """Returns True if no change is under way: the instance runs, is suspended, or is over."""
     return phase in (*RUNS, Phase.SUSPENDED, *OVER)
 
 

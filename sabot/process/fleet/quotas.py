@@ -1,7 +1,8 @@
 """Quotas of child processes (CPU, memory and tokens), and the reports and violations that follow from them.
 
-A quota is a rule for a manager that looks every few seconds and can warn, slow down, suspend. What must hold at every moment is a limit of
-the command (`ResourceLimits`), which the supervisor and the kernel hold.
+A quota is a rule for a manager that measures every few seconds and can warn, slow down, suspend or terminate. A limit
+that must hold at every moment belongs to the command (`ResourceLimits`), where the supervisor and the kernel enforce
+it.
 """
 
 import math
@@ -96,7 +97,7 @@ class ResourceQuota:
             raise InvalidQuota(error.message, hint=error.hint) from error
 
     def limits(self) -> dict[QuotaResource, float]:
-        """Returns cores, bytes, and tokens an hour, of those that are limited."""
+        """Returns the limits by resource: cores, bytes, and tokens an hour. Resources without a limit are missing."""
         if self.tokens_per_hour is not None and not is_whole(self.tokens_per_hour, 1):
             raise InvalidQuota(
                 f"quota: tokens_per_hour={short_repr(self.tokens_per_hour)}", hint="a whole number from 1 up, or None"

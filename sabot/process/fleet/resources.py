@@ -1,4 +1,4 @@
-"""The manager that measures child processes, over all that they have started, and does what their quotas say."""
+"""The manager that measures child processes with their descendants, and enforces their quotas."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ from sabot.process.inspection import UsageMeter
 _log = logging.getLogger(__name__)
 
 _HOUR = 3600.0
-_LEAST_SECONDS = 0.2  # between two looks at the CPU
+_LEAST_SECONDS = 0.2  # the least time between two measurements of the CPU
 _VIOLATIONS_KEPT = 1000
 _NO_USAGE = ProcessUsage(0, 0, 0.0)
 
@@ -52,11 +52,11 @@ _NO_USAGE = ProcessUsage(0, 0, 0.0)
 class _LimitedInstance:
     """An instance with its quota and its measured usage."""
 
-    instance: AgentInstance  # the present one of its id
+    instance: AgentInstance  # the present instance with its id
     quota: ResourceQuota
     meter: UsageMeter
-    child: Child | None = None  # to which `held_to` belongs
-    usage: ProcessUsage = _NO_USAGE  # at the last look
+    child: Child | None = None  # the child to which `held_to` belongs
+    usage: ProcessUsage = _NO_USAGE  # the usage at the last look
     peak_memory: int = 0
     reported: Account = field(
         default_factory=partial(Account, windows=("hourly", "total"))
@@ -65,8 +65,10 @@ class _LimitedInstance:
         default_factory=partial(Account, windows=("hourly",))
     )  # tokens that `tokens_of` has returned
     held_to: float | None = None  # the cores to which `child` is held now
-    breaches: dict[QuotaResource, float] = field(default_factory=dict)  # since when a limit is exceeded
-    measures: dict[QuotaResource, QuotaViolation] = field(default_factory=dict)  # with the action that was taken
+    # by resource whose limit is exceeded: the time since when
+    breaches: dict[QuotaResource, float] = field(default_factory=dict)
+    # by resource: the violation with the action that was taken
+    measures: dict[QuotaResource, QuotaViolation] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def used(self, resource: QuotaResource, now_s: float) -> float:
@@ -99,11 +101,12 @@ class _LimitedInstance:
 
 
 class ResourceManager:
-    """Measures the instances of a lifecycle manager that have a quota, each `report_interval` seconds, and enforces the quotas.
+    """A manager that measures the instances of a lifecycle manager that have a quota, each `report_interval` seconds,
+    and enforces the quotas.
 
     - `default`: the quota of instances without one of their own, or None.
-    - `tokens_of`: returns the tokens that an instance has used in this hour of the clock, say by a ledger. They are added to the tokens
-      that are reported here.
+    - `tokens_of`: returns the tokens that an instance has used in this hour of the clock, for example from a ledger. They are
+     added to the tokens that are reported here.
     - `on_report`, `on_violation`: called with each report, and with each violation.
     """
 
@@ -246,7 +249,7 @@ class ResourceManager:
                     await self._ask_for_tokens(limited)
                 try:
                     await self._judge(limited, resource)
-                except (QuotaError, LifecycleError) as error:  # the others are judged too
+                except (QuotaError, LifecycleError) as error:  # the other resources are judged too
                     errors.append(error)
             report = self._report(limited)
         call_listener("on_report of the resource manager", self._on_report, report)
@@ -257,7 +260,7 @@ class ResourceManager:
     async def check_all(self) -> list[ResourceReport]:
         """Checks all instances that have a quota and have not ended. A failed action is logged, and is tried again at the next look."""
         infos = {info.id: info for info in self._lives.list_agents()}
-        for agent_id in self._limited.keys() - infos.keys():  # they ended long ago
+        for agent_id in self._limited.keys() - infos.keys():  # they ended long ago, and are forgotten
             del self._limited[agent_id]
         reports = []
         for info in infos.values():
@@ -268,7 +271,7 @@ class ResourceManager:
                     reports.append(await self.check(info.id))
                 except SabotError as error:
                     _log.warning("instance %r: %s", info.id, error)
-                except Exception:  # of `tokens_of`: the quotas of the others hold
+                except Exception:  # `tokens_of` may raise anything: the other quotas still hold
                     _log.exception("the quota of instance %r was not checked", info.id)
         return reports
 
@@ -277,7 +280,7 @@ class ResourceManager:
             tokens = await self._tokens_of(limited.instance.id)
             limited.asked.restore({"hourly": (window_start("hourly", self._clock.time()), Amounts(tokens))})
 
-    # -- what follows -------------------------------------------------------------------------------------------------
+    # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _judge(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
         instance, limit = limited.instance, limited.quota.limits().get(resource)
@@ -312,7 +315,7 @@ class ResourceManager:
 
     def _is_done(self, instance: AgentInstance, done: QuotaAction | None, action: QuotaAction) -> bool:
         match action:
-            case QuotaAction.SUSPEND:  # somebody may have resumed it
+            case QuotaAction.SUSPEND:  # somebody may have resumed the instance
                 return instance.state is not LifecycleState.RUNNING
             case QuotaAction.TERMINATE:
                 return instance.is_over
@@ -330,8 +333,8 @@ class ResourceManager:
             raise failed(f"{why}: {error.message}", hint=error.hint) from error
 
     async def _lift(self, limited: _LimitedInstance, resource: QuotaResource) -> None:
-        """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays suspended. Raises
-        ResumeFailed.
+        """Undoes the measure for this limit. An instance that was suspended for another reason meanwhile stays
+        suspended. Raises ResumeFailed.
         """
         instance, measure = limited.instance, limited.measures.get(resource)
         is_ours = measure is not None and measure.action is QuotaAction.SUSPEND and instance.why == str(measure)

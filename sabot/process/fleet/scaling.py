@@ -45,7 +45,7 @@ class FleetReplica:
     child: Child
     state: Literal["active", "draining", "ending"] = "active"
     done: int = 0
-    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # it has no work
+    quiet: asyncio.Event = field(default_factory=asyncio.Event)  # set while the replica has no work
     work: "asyncio.Task[Any] | None" = None
 
     @property
@@ -60,15 +60,15 @@ class FleetReplica:
 
 
 class FleetManager:
-    """Keeps as many replicas of one command as their work needs. They end with `close`, and with this process, however it
-    ends.
+    """A fleet of as many replicas of one command as their work needs. They end with `close`, and with this process in
+    whatever way.
 
     - `what`: the command of a replica, or a warm pool that gives them.
-    - `lag`: returns the amount of work that `run` does not know of, say the number of records that a consumer lags
-      behind.
+    - `lag`: returns the amount of work that `run` does not know of, for example the number of records that a consumer lags
+     behind.
     - `checkpoint`: called with a replica that is drained, before its child ends; if it fails, the replica goes on.
     - `lives`: lists the replicas as its instances, so that quotas hold for them; replicas of a warm pool are listed by
-      that pool's manager.
+     that pool's manager.
     - `sleep`: waits between looks, and for drains.
     """
 
@@ -159,7 +159,7 @@ class FleetManager:
                 given_back = True
 
     async def evaluate(self) -> ScalingDecision:
-        """Measures the replicas, and returns a decision. Does nothing about it yet."""
+        """Measures the replicas, and returns a decision without carrying it out."""
         metrics = await self.measure()
         return self._recommendations.decide(metrics, self._target, self._clock.monotonic())
 
@@ -244,13 +244,14 @@ class FleetManager:
 
     async def _look(self) -> None:
         for replica in self._active():
-            if (why := replica.child.trouble) and not replica.child.is_over:  # stopped: its work would never end
+            # a stopped process: its work would never end
+            if (why := replica.child.trouble) and not replica.child.is_over:
                 _log.warning("fleet %r: replica %d is ended: %s", self.name, replica.number, why)
                 self._counts["died"] += 1
                 self._retire(replica)
         try:
             decision = await self.evaluate()
-        except Exception:  # of `lag=`, which is the user's
+        except Exception:  # the user's `lag=` may raise anything
             _log.exception("fleet %r cannot be measured", self.name)
             return
         if decision.action != "none":
@@ -258,7 +259,7 @@ class FleetManager:
             _log.info("fleet %r: %d replicas, %d wanted (%s)", self.name, *numbers)
             try:
                 await self.scale_to(decision.desired)
-            except (ScaleUpFailed, ScaleDownFailed) as error:  # it is tried again at the next look
+            except (ScaleUpFailed, ScaleDownFailed) as error:  # tried again at the next look
                 _log.warning("%s", error)
 
     # -- work -----------------------------------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ class FleetManager:
     async def _free(self, *, first: bool) -> FleetReplica:
         if not self._pool.running:
             raise self._not_running()
-        if self._target == 0:  # it need not wait for a look
+        if self._target == 0:  # start the first replica at once, without waiting for a look
             self._target = 1
         return self._pool.take() or await self._pool.wait(first=first)
 
@@ -369,7 +370,7 @@ class FleetManager:
     async def _shrink(self, by: int) -> None:
         """Drains so many replicas. Those that were drained are gone, also if others fail."""
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
-        self._target -= by  # what dies meanwhile is not replaced
+        self._target -= by  # so that a replica that dies meanwhile is not replaced
         try:
             drained = await asyncio.gather(*map(self._drain, some), return_exceptions=True)
         finally:
@@ -423,7 +424,7 @@ class FleetManager:
                 work.cancel()
 
     async def _end(self, replica: FleetReplica) -> None:
-        if replica.state == "active":  # it cannot work
+        if replica.state == "active":  # a replica that cannot work
             replica.state = "ending"
             self._counts["died"] += 1
         if isinstance(self._what, WarmPool):

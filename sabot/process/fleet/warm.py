@@ -72,8 +72,8 @@ class WarmPoolStatus:
 
 
 class WarmPool:
-    """Keeps children of one command warm. They end with `close`, also those that were given out, and with this process,
-    however it ends.
+    """A pool that keeps children of one command warm. They end with `close`, also those that were given out, and with
+    this process in whatever way.
     """
 
     def __init__(
@@ -88,16 +88,15 @@ class WarmPool:
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """
-        - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is
-          given out.
-        - `ready`: the line of stdout with which a child says that it is warm; without it a child is warm when its
-          program was executed.
-        - `reset`: called with a child that is given back; a child for which it returns True is given out again. It has
-          to make sure that the program has forgotten the work before, and to read the program's answer to the end. A
-          child whose stdout has more, or whose stdin has not taken all, is ended, since its next user would take the
-          rest for an answer. The contents of stderr are thrown away. Without `reset` a child that is given back is
-          ended.
+        """Makes a pool; `start` starts its children.
+
+        - `command`: needs a stdin, on which a child gets its work. The time of its limits begins when the child is given out.
+        - `ready`: the line of stdout by which a child reports that it is warm; without it a child is warm when its program was
+         executed.
+        - `reset`: called with a child that is given back; a child for which it returns True is given out again. It has to make
+         sure that the program has forgotten the work before, and to read the program's answer to the end. A child whose stdout
+         has more, or whose stdin has not taken all, is ended, since its next user would take the rest for an answer. The contents
+         of stderr are thrown away. Without `reset` a child that is given back is ended.
         - `lives`: lists the children as its instances, so that quotas hold for them.
         - `sleep`: waits between looks, and before a replacement.
         """
@@ -153,7 +152,7 @@ class WarmPool:
 
     @property
     def children(self) -> list[Child]:
-        """The warm ones, the oldest first."""
+        """The warm children, the oldest first."""
         return [each.child for each in self._pool.free if each.child is not None]
 
     async def allocate(self, wait_secs: Duration | None = 0.0) -> Child:
@@ -186,7 +185,7 @@ class WarmPool:
         return instance
 
     async def give_back(self, child: Child) -> None:
-        """Takes back a child that `allocate` gave, and ends or resets it. Does nothing for another one."""
+        """Takes back a child that `allocate` gave, and ends or resets it. Does nothing for any other child."""
         instance = self._given_out.pop(child, None)
         if instance is None:
             return
@@ -248,10 +247,10 @@ class WarmPool:
         await self._pool.close(lambda: self._exhausted("it was closed"))
         self._given_out.clear()
 
-    # -- inside ---------------------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     def _can_work(self, instance: AgentInstance) -> bool:
-        """Returns True if a warm child can be given out; counts the child otherwise, which is ended."""
+        """Returns True if a warm child can be given out; otherwise it is counted as refreshed or died, and ended."""
         assert instance.child is not None
         too_old = self._clock.monotonic() - self._pool.free[instance] > self.config.max_age_secs
         if too_old or (instance.phase is Phase.IDLE and not self._is_quiet(instance.child)):
@@ -315,7 +314,7 @@ class WarmPool:
         async for line in child.stdout.lines():
             if line == self._line:
                 return
-        await asyncio.Event().wait()  # for the end of the child, which has closed its stdout
+        await asyncio.Event().wait()  # the child has closed its stdout: wait until its end is noticed
 
     def _ended(self, instance: AgentInstance, child: Child, was_warm: bool) -> str:
         instance.see()

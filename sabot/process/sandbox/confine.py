@@ -1,7 +1,8 @@
-"""The confinement of a child, between fork and exec: namespaces, mounts, user, capabilities, Landlock, and the filter of system calls.
+"""The confinement of a child, between fork and exec: namespaces, mounts, user, capabilities, Landlock, and the filter
+of system calls.
 
-What a sandbox is made of is decided by the worker (`reach`), by what `probe` has found on this system. Here it is done, in a process
-of one thread, with the standard library alone.
+The worker decides which steps a sandbox has (`reach`), by the findings of `probe` on this system. The steps are done
+here, in a process of one thread, with the standard library alone.
 """
 
 import ctypes
@@ -22,8 +23,8 @@ from sabot.process.sandbox.seccomp import MACHINES, instructions
 NOBODY = 65534
 """The user and the group of a child in a sandbox."""
 PRIVATE = ("/tmp", "/dev/shm")
-"""Folders that are empty, in memory, and its own, where there is a mount namespace."""
-_SOCKETS = "/run"  # of Docker, of the message bus of its user, …: who may connect to them is not confined
+"""The folders that are empty, in memory, and private to a child with a mount namespace."""
+_SOCKETS = "/run"  # sockets of Docker, of message buses, …: a program that can connect to them is not confined
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x08000000, 0x10000000, 0x40000000
 _NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
@@ -37,7 +38,7 @@ _LANDLOCK_CREATE, _LANDLOCK_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 28, 38, 47
 _FILTER, _CLEAR_ALL = 2, 4
-_SECURE_BITS = 0xE3  # root has no capabilities by being root; none are kept, none are raised; locked
+_SECURE_BITS = 0xE3  # no capabilities for being root, none kept or raised at a change of user; locked
 
 # Rights of Landlock.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
@@ -47,7 +48,7 @@ _ALL_OF_VERSION_1 = (1 << 13) - 1
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _READS = _EXECUTE | _READ_FILE | _READ_DIR
 _CONNECT, _BIND = 2, 1
-_SCOPES = 3  # no abstract sockets and no signals to who is not confined with it
+_SCOPES = 3  # no abstract sockets of, and no signals to, processes outside of the sandbox
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,7 +87,7 @@ def confinement(plan: Mapping[str, Any]) -> list[tuple[str, Callable[[], None]]]
 
 
 def prepare(plan: Mapping[str, Any]) -> None:
-    """Makes the things that many children share, in the process that forks them."""
+    """Prepares resources that many children share, in the process that forks them."""
     if plan["filter"] is not None:
         instructions(plan["filter"])
     if plan["user"] == "root" and plan["mounts"]:
@@ -125,11 +126,13 @@ def _unshare(flags: int) -> None:
     _checked(_libc.unshare(flags))
 
 
-# -- who it is ------------------------------------------------------------------------------------------------------------
+# -- user and capabilities --------------------------------------------------------------------------------------------
 
 
 def _enter_user_namespace() -> None:
-    """It sees itself as nobody, and all that it may outside of the namespace is what its user may."""
+    """Enters a user namespace in which this process is the user nobody, and outside of which it has only the rights of
+    its user.
+    """
     user, group = os.geteuid(), os.getegid()
     _unshare(_NEW_USER)
     for name, content in ("setgroups", "deny"), ("uid_map", f"{NOBODY} {user} 1"), ("gid_map", f"{NOBODY} {group} 1"):
@@ -138,7 +141,7 @@ def _enter_user_namespace() -> None:
 
 
 def _become_nobody() -> None:
-    for stream in range(3):  # whose /dev/stdout, which opens a pipe again, is then its own
+    for stream in range(3):  # so that it may open /dev/stdout, which opens the pipe again
         if stat.S_ISFIFO(os.fstat(stream).st_mode):
             os.fchown(stream, NOBODY, NOBODY)
     os.setgroups([])
@@ -147,7 +150,9 @@ def _become_nobody() -> None:
 
 
 def _drop_bounds() -> None:
-    """No program that it executes can have a capability. Who may not say so has none to give, and `no_new_privs` then says it."""
+    """Removes all capabilities from the bounding set, so that no program that is executed can have one. A user without
+    the right to do so has no capabilities to pass on, and `no_new_privs` then keeps programs from getting some.
+    """
     with open("/proc/sys/kernel/cap_last_cap") as last:
         highest = int(last.read())
     _prctl(_PR_CAP_AMBIENT, _CLEAR_ALL)
@@ -162,7 +167,7 @@ def _drop_capabilities() -> None:
     _checked(_libc.capset(version_3, bytes(24)))
 
 
-# -- what it reaches --------------------------------------------------------------------------------------------------------
+# -- namespaces and mounts --------------------------------------------------------------------------------------------
 
 
 def _enter_ipc() -> None:
@@ -191,7 +196,7 @@ def _open_place(path: str) -> int:
         if error.errno not in (
             errno.ENOSYS,
             errno.EPERM,
-        ):  # before Linux 5.6, or where another filter does not know the call
+        ):  # before Linux 5.6, or if another filter does not know the call
             raise
     return _walk_to(path)
 
@@ -231,8 +236,9 @@ def _private() -> list[str]:
 
 
 def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
-    """All is read-only but `writable`. /tmp and /dev/shm are empty, and its own; /run is empty. Where nobody may not pass on the way to a
-    path that is named, there is nothing but these paths.
+    """Makes everything read-only except `writable`, and /tmp, /dev/shm and /run empty; /tmp and /dev/shm are private
+    and writable. If a folder on the way to a named path is closed to the user nobody, it is covered, and has only the
+    named paths.
     """
     writable, private = list(plan["writable"]), _private()
     covers = private + [each for each in (_SOCKETS,) if os.path.isdir(each) and not os.path.islink(each)]
@@ -245,7 +251,7 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
             given = _ATTR_NOSUID | (_ATTR_NODEV if path in writable else _ATTR_RDONLY)
             _set_attributes(tree, "", given, recursive=True)
             if path in writable and (users := _identities.get(tuple(plan["owners"][path]))) is not None:
-                with suppress(OSError):  # a file system that cannot: then its files are whose they are
+                with suppress(OSError):  # a file system without this ability: its files keep their owners
                     _set_attributes(tree, "", _ATTR_IDMAP, users=users)
     _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID, recursive=True)
     for cover in covers:
@@ -259,7 +265,7 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
         os.close(tree)
     for path, target in plan["links"]:
         if _is_below(path, covers) and not os.path.lexists(path):
-            with suppress(OSError):  # in a folder that was put back as it is
+            with suppress(OSError):  # in a folder that was mounted back unchanged
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 os.symlink(target, path)
     for cover in covers:
@@ -270,7 +276,7 @@ def _mount(plan: Mapping[str, Any], places: Mapping[str, int]) -> None:
 
 
 def _make_place(path: str, *, is_folder: bool) -> None:
-    """Makes, in a folder that is its own, what a tree is mounted on."""
+    """Makes the file or folder on which a tree is mounted, in a folder that is private."""
     os.makedirs(path if is_folder else os.path.dirname(path), exist_ok=True)
     if not is_folder and not os.path.exists(path):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -291,7 +297,7 @@ def _set_attributes(folder: int, path: str, given: int, *, recursive: bool = Fal
 
 
 def _closed_above(path: str) -> str | None:
-    """Returns the highest folder on the way to the path that nobody may not pass."""
+    """Returns the highest folder on the way to the path that the user nobody may not pass, or None."""
     way = ""
     for name in path.split("/")[1:-1]:
         way += f"/{name}"
@@ -308,7 +314,9 @@ _identities: dict[tuple[int, ...], int] = {}
 
 
 def _identity(user: int, group: int) -> int:
-    """A user namespace in which these are nobody: where a file system is mounted with it, what nobody makes is theirs. -> its descriptor"""
+    """Returns the descriptor of a user namespace that maps this user and group to nobody. On a file system that is
+    mounted with it, files that nobody makes belong to this user.
+    """
     waiting, end = os.pipe2(os.O_CLOEXEC)
     ready, tell = os.pipe2(os.O_CLOEXEC)
     if (pid := os.fork()) == 0:
@@ -334,7 +342,7 @@ def _identity(user: int, group: int) -> int:
 
 
 def _ids(owner: int) -> str:
-    """The owner's number stands for nobody's, all others for themselves."""
+    """Returns the map of ids: that of the owner stands for nobody's, and all others for themselves."""
     lines = [f"{owner} {NOBODY} 1"]
     for first, behind in (0, min(owner, NOBODY)), (owner + 1, NOBODY):
         if first < behind:
@@ -342,7 +350,7 @@ def _ids(owner: int) -> str:
     return "\n".join(lines)
 
 
-# -- Landlock ----------------------------------------------------------------------------------------------------------------
+# -- Landlock ---------------------------------------------------------------------------------------------------------
 
 
 def landlock_version() -> int:
@@ -352,7 +360,7 @@ def landlock_version() -> int:
 
 
 def _ruleset(plan: Mapping[str, Any], places: Mapping[str, int]) -> int:
-    """-> the descriptor of the rules. What they do not name is denied."""
+    """Returns the descriptor of the Landlock rules. All that they do not allow is denied."""
     version, ports = plan["landlock"], plan["ports"]
     rights = _ALL_OF_VERSION_1
     for since, right in (2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV):
@@ -388,7 +396,7 @@ def _allow(rules: int, path: str, place: int, allowed: int) -> None:
     _call(_LANDLOCK_RULE, rules, 1, struct.pack("=Qi", allowed, place), 0, path=path)
 
 
-# -- what there is -------------------------------------------------------------------------------------------------------------
+# -- the probe of this system -----------------------------------------------------------------------------------------
 
 
 def probe() -> dict[str, Any]:
@@ -437,7 +445,7 @@ def probe() -> dict[str, Any]:
 
 
 def _nothing() -> None:
-    """Root needs no namespace to be nobody."""
+    """Does nothing: root needs no namespace to become the user nobody."""
 
 
 def _drop_all() -> None:

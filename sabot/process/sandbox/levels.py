@@ -1,7 +1,7 @@
-"""Levels of trust: how far a program is trusted, by what means that is enforced, and what of it this system has.
+"""Levels of trust in a program, the means that enforce them, and which of these this system has.
 
-The means are those of the kernel, without a container engine. What there is is found out once, by trying it (`available`); what a level
-demands and the system has not is refused, before anything is started.
+The means are those of the kernel, without a container engine. They are tried once to find out which exist
+(`available`). If a level demands means that the system lacks, that is refused before anything is started.
 """
 
 import functools
@@ -29,7 +29,7 @@ sys.modules["sabot"] = package
 from sabot.process.{module} import main
 main()
 """
-"""Runs `main` of a module of this room, with the standard library alone: the package's own imports are not made."""
+"""A script that runs `main` of a module of this package without the imports of the package itself."""
 
 _PROBE_SECONDS = 20.0
 
@@ -64,7 +64,7 @@ MEANS = {
     "ipc": "it has its own System V shared memory and message queues (IPC namespace)",
     "encryption": "the host cannot read the machine's memory (AMD SEV-SNP, Intel TDX)",
 }
-"""What each means does."""
+"""The effect of each means, in words."""
 
 _EVERY = ("user", "capabilities", "filter", "writes")
 DEMANDED: dict[TrustLevel, tuple[str, ...]] = {

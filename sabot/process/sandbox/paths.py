@@ -1,8 +1,9 @@
-"""Paths that a sandbox names, and the symbolic links on the way to them.
+"""The paths that a sandbox names, and the symbolic links on the way to them.
 
-A program in a sandbox may replace what lies in its folder by a link to anywhere. Whoever follows that link for another program, to give
-it the place behind, gives away what nobody meant to give. So the folders in which such programs may write are remembered, here and for the
-other workers of this user, and no link that leads out of one of them is followed. Links of the user's own, above those folders, are.
+A program in a sandbox may replace a file in its folder by a link to anywhere. If another sandbox then followed that
+link, it would give access to files that nobody meant to give. So the folders in which such programs may write are
+remembered, here and for the other workers of this user, and no link that leads out of one of them is followed. The
+user's own links, above those folders, are followed.
 """
 
 import errno
@@ -18,9 +19,9 @@ from sabot.base.disk import own_folder, private, regular
 from sabot.process.user_folder import user_folder
 
 _UNFINISHED = ".new"
-_HOPS = 40  # between symbolic links, as the kernel has it
-_LONGEST = 1 << 14  # of a path that is remembered
-_FORGET_FROM = 1000  # folders that are remembered, before those that are gone are looked for
+_HOPS = 40  # the most symbolic links on a way, as in the kernel
+_LONGEST = 1 << 14  # the longest path that is remembered, in bytes
+_FORGET_FROM = 1000  # remembered folders above which missing ones are forgotten
 
 
 class SymbolicLink(NamedTuple):
@@ -38,7 +39,7 @@ class ResolvedPath(NamedTuple):
 
 
 def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
-    """Resolves a path as the kernel does, and tells of each link. Raises OSError where links lead in a circle."""
+    """Resolves a path as the kernel does, and records each link. Raises OSError if links form a circle."""
     waiting = _names(os.path.join(os.getcwd(), os.fspath(path)))
     links: list[SymbolicLink] = []
     way = "/"
@@ -50,7 +51,7 @@ def way_to(path: str | os.PathLike[str]) -> ResolvedPath:
         place = os.path.join(way, name)
         try:
             target = os.readlink(place)
-        except OSError:  # it is no link, or not there
+        except OSError:  # not a link, or not there
             way = place
             continue
         links.append(SymbolicLink(place, target))
@@ -72,9 +73,11 @@ def is_in(path: str, folders: Iterable[str]) -> bool:
 
 
 def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, str] | None:
-    """Returns the first link on the way that lies in one of these folders and leads out of it, with that folder, or None.
+    """Returns the first link on the way that lies in one of these folders and leads out of it, with that folder, or
+    None.
 
-    Who may write in a folder has all that is in it anyway, so a link that leads from there to there gives nothing away.
+    A link that leads to a place in the same folder gives nothing away, since a program that may write there has access
+    anyway.
     """
     for link in way.links:
         above = os.path.dirname(link.place)
@@ -86,28 +89,31 @@ def planted(way: ResolvedPath, folders: Collection[str]) -> tuple[SymbolicLink, 
 
 
 _known: set[str] = set()
-_read: set[str] = set()  # names of files in the folder of this user that stand for folders in `_known`
-_kept = 0  # of `_known`, when those that are gone were last looked for
+_read: set[str] = set()  # the files in this user's folder whose content is in `_known`
+_kept = 0  # the size of `_known` when missing folders were last forgotten
 _lock = threading.Lock()  # paths are resolved in threads
 
 
 def writable_folders() -> frozenset[str]:
-    """Returns the folders in which programs in sandboxes may write, or might, of this worker and of the others of this user since the
-    system was started. Raises IoError where somebody else has taken the folder in which that is remembered; OSError.
+    """Returns the folders in which programs in sandboxes may write, of this worker and of the others of this user since
+    the last reboot. Raises IoError if another user has taken the folder in which this is recorded; OSError.
     """
     folder = _folder()
     with _lock:
         with os.scandir(folder) as found:
             new = {each.name for each in found if not each.name.endswith(_UNFINISHED)} - _read
         for name in new:
-            with suppress(OSError), open(folder / name, "rb", opener=regular) as file:  # another worker forgets it
+            # another worker has just removed it
+            with suppress(OSError), open(folder / name, "rb", opener=regular) as file:
                 _known.add(os.fsdecode(file.read(_LONGEST)))
                 _read.add(name)
         return frozenset(_known)
 
 
 def remember_writable(folders: Iterable[str]) -> None:
-    """Remembers that programs in sandboxes may write in these folders, before one of them does. Raises as `writable_folders`."""
+    """Records that programs in sandboxes may write in these folders, before one of them does. Raises the errors of
+    `writable_folders`.
+    """
     global _kept
     place = _folder()
     with _lock:

@@ -152,7 +152,7 @@ class _Ways:
         self._named: list[tuple[str, ResolvedPath]] = []
 
     def named(self, path: str | os.PathLike[str]) -> str:
-        """Returns the path without links. Raises SandboxPathRefused where nothing is there."""
+        """Returns the path without links. Raises SandboxPathRefused if nothing is there."""
         try:
             way = way_to(path)
         except OSError as error:
@@ -166,7 +166,9 @@ class _Ways:
         return way.real
 
     def writable(self, path: str | os.PathLike[str]) -> str:
-        """Returns the path without links. Raises SandboxPathRefused, also where nobody may write."""
+        """Returns the path without links. Raises SandboxPathRefused if nothing is there, or the user may not write
+        there.
+        """
         real = self.named(path)
         leases = os.path.realpath(folder_of_leases())
         if real == "/" or (is_in(real, _NOT_WRITABLE) and not is_in(real, ["/dev/shm"])):
@@ -197,10 +199,10 @@ class _Ways:
                     )
 
     def owner(self, path: str) -> tuple[int, int]:
-        """Returns the user and the group of a path, as whom the program writes there where the worker is root.
+        """Returns the user and the group of a path, as which the program writes there if the worker is root.
 
-        Raises SandboxPathRefused where they are not those of a folder above it in which programs in sandboxes may write: they may not
-        change owners, but may have moved a folder of somebody else's to this place.
+        Raises SandboxPathRefused if they differ from those of a folder above it in which programs in sandboxes may
+        write: they cannot change owners, but may have moved a folder of another user to this place.
         """
         found = os.lstat(path)
         above = os.path.dirname(path)
@@ -215,7 +217,9 @@ class _Ways:
         return found.st_uid, found.st_gid
 
     def real(self, path: str) -> str | None:
-        """Returns the path without links; None where a program in a sandbox may have put one of them there, or where nothing is there."""
+        """Returns the path without links, or None if nothing is there, or a program in a sandbox may have placed one of
+        the links.
+        """
         try:
             way = way_to(path)
         except OSError:
@@ -226,7 +230,7 @@ class _Ways:
         return way.real
 
     def writer(self, path: str) -> str | None:
-        """Returns the folder of a program in a sandbox that this path lies in; None where it lies in none."""
+        """Returns the folder of a program in a sandbox in which this path lies, or None."""
         above = path
         while above != "/" and above not in self.folders:
             above = os.path.dirname(above)
@@ -234,11 +238,11 @@ class _Ways:
 
 
 class _Programs:
-    """Finds the files that are read to run a program: its file, the interpreter that its first line names, all that was installed with
-    either, and the programs on the PATH.
+    """The files that are read to run a program: its file, the interpreter in its first line, everything that was
+    installed with either, and the programs on the PATH.
 
-    `given`: paths that are readable anyway. A file that a program in a sandbox may have written gives access to nothing else: neither as a
-    link, nor by its first line or its `pyvenv.cfg`.
+    `given`: paths that are readable anyway. A file that a program in a sandbox may have written gives access to nothing
+    else, neither as a link, nor by its first line or its `pyvenv.cfg`.
     """
 
     def __init__(self, ways: _Ways, environment: Mapping[str, str], directory: str, given: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""The filter of system calls of a child in a sandbox: a program of the kernel's packet filter, made here, word by word.
+"""The filter of system calls of a child in a sandbox, as a program for the kernel's packet filter.
 
-What is not named is allowed. What is denied gives EPERM, or ENOSYS where a program then takes the older call, whose flags can be seen:
-the filter sees the registers of a call, and not the memory that they point to.
+Calls that are not named are allowed. Denied calls give EPERM, or ENOSYS if programs then use an older call whose flags
+can be seen: the filter sees the registers of a call, and not the memory that they point to.
 """
 
 import errno
@@ -17,7 +17,7 @@ a network namespace of its own. none: none. A pair of connected UNIX sockets alw
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 MACHINES = frozenset(_ARCHITECTURES)
-"""For which machines there is a filter."""
+"""The machines for which there is a filter."""
 
 # Denied whatever their arguments: (number on x86_64, number on aarch64), None where there is no such call.
 _DENIED: dict[str, tuple[int | None, int | None]] = {
@@ -219,8 +219,8 @@ def _socket_rules(sockets: Sockets) -> Iterator[_Rule]:
 
 @functools.cache
 def instructions(sockets: Sockets, machine: str = "") -> bytes:
-    """Returns the program as the kernel takes it: 8 bytes for each instruction. `machine`: the name by `platform.machine()`, by default of
-    this one. A call of another architecture ends the process.
+    """Returns the program as the kernel takes it: 8 bytes for each instruction. `machine` is a name from
+    `platform.machine()`, by default that of this machine. A call of another architecture ends the process.
     """
     machine = machine or platform.machine()
     column = list(_ARCHITECTURES).index(machine)
@@ -243,7 +243,9 @@ def instructions(sockets: Sockets, machine: str = "") -> bytes:
 
 
 def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
-    """Returns the error if the call is this one and all tests hold; else it is left with the call's number loaded again."""
+    """Returns the instructions that deny this call with an error if all tests hold. Otherwise the program continues
+    after them, with the call's number loaded.
+    """
     made = [(code, value, when) for test in tests for code, value, when in _compiled(test)]
     block = [(_EQUAL, call, "else"), *made, (_RETURN, _ERROR | number, "")]
     over = len(block) + (1 if tests else 0)  # the number is loaded again where a test has loaded an argument
@@ -266,7 +268,9 @@ def _block(call: int, tests: Sequence[_Test], number: int) -> list[bytes]:
 
 
 def _compiled(test: _Test) -> Iterator[tuple[int, int, str]]:
-    """(code, value, where it goes): "then" or "else" leave the block when the comparison holds or does not."""
+    """Yields (code, value, jump) for the instructions of a test. The jump "then" leaves the block if the comparison
+    holds, and "else" if it does not.
+    """
     lower = 16 + 8 * test.argument
     yield _LOAD, lower, ""
     if test.mask != 0xFFFFFFFF:
