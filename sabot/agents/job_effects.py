@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from sabot.agents.actions import ActionRecord
 from sabot.agents.entry_values import value_of
 from sabot.agents.inbox import answer_name
-from sabot.agents.job_history import dollars_of, record_of
+from sabot.agents.job_history import amounts_of, dollars_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.base.accounts import Amounts
 from sabot.errors import UserError
 from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import GuardVerdict, decode_verdict
@@ -81,19 +82,17 @@ class EffectRecord:
 class JobStory:
     """A job with all of its effects.
 
-    `parent`: the id of the job that began this one, or "". `children`: the jobs that this one began. `tree_tokens`, `tree_dollars`: the
-    use of this job's own calls, and of those of all jobs below it, of which at most 1,000 are read. `tree_doubt_tokens`,
-    `tree_doubt_dollars`: the part of it that is an upper bound, as far as the entries and rows that were read say.
+    `parent`: the id of the job that began this one, or "". `children`: the jobs that this one began. `used`: the use of this job's own
+    calls, and of those of all jobs below it, of which at most 1,000 are read. `doubts`: the part of it that is an upper bound, as far as
+    the entries and rows that were read say.
     """
 
     record: JobRecord
     effects: list[EffectRecord]
     parent: str
     children: list[JobRecord]
-    tree_tokens: int
-    tree_dollars: Decimal
-    tree_doubt_tokens: int
-    tree_doubt_dollars: Decimal
+    used: Amounts
+    doubts: Amounts
 
 
 def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
@@ -116,10 +115,10 @@ def effect_record(effect: EffectView, bodies: HasBodies) -> EffectRecord:
         by=effect.by,
         decision=str(verdict.decision) if intent.note else "",
         rule=verdict.rule,
-        tokens=effect.tokens,
-        dollars=effect.dollars,
-        doubt_tokens=effect.doubt_tokens,
-        doubt_dollars=effect.doubt_dollars,
+        tokens=effect.used.tokens,
+        dollars=effect.used.cost,
+        doubt_tokens=effect.doubts.tokens,
+        doubt_dollars=effect.doubts.cost,
         child=child_id(intent.job, intent.ordinal) if intent.kind == "child" else "",
         answers=tuple(_answer_of(effect, number, bodies) for number in range(1, len(effect.answers) + 1)),
     )
@@ -178,36 +177,27 @@ def folded_job(reader: JournalReader, job_id: str) -> FoldedJob:
     return found
 
 
-def job_story(reader: JournalReader, job_id: str) -> JobStory:
-    """Returns a job with its effects, its children, and its use of tokens and money. Reads the entries of the jobs of its tree, and
-    blocks. Raises as `folded_job`.
-    """
-    job = folded_job(reader, job_id)
-    return story_of(reader, job, job.effects)
-
-
 def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectView]) -> JobStory:
     """Returns the story of a job with those of its effects that are shown. Reads the entries of the jobs below it, and blocks."""
     record, job_id = job.record, job.record.job_id
     children: list[JobRecord] = []
-    tokens, dollars = record.tokens, record.dollars
-    doubts = [record]
+    used, doubts = amounts_of(record)
     if record.children:
         kept = reader.history.used_below([job_id]).get(job_id, Use())
-        tokens, dollars = tokens + kept.tokens, dollars + dollars_of(kept.nanodollars)
+        used = used.plus(Amounts(kept.tokens, dollars_of(kept.nanodollars)))
     below = _children_of(job.effects)[::-1]
     direct, left = set(below), _MOST_JOBS
     while below and left > 0:
         child, left = below.pop(), left - 1
-        kept_row = reader.history.known(
-            [child]
-        )  # its use is known, with that of all jobs of the history below the first one
+        kept_row = reader.history.known([child])  # its use is counted already, with that of the history below the job
         found = None if kept_row else _folded(reader, child)
+        known = [record_of(row) for row in kept_row]
         if found is not None:
-            tokens, dollars = tokens + found.record.tokens, dollars + found.record.dollars
+            used = used.plus(amounts_of(found.record)[0])
             below += _children_of(found.effects)
-        known = [record_of(row) for row in kept_row] if found is None else [found.record]
-        doubts += known
+            known = [found.record]
+        for each in known:
+            doubts = doubts.plus(amounts_of(each)[1])
         if child in direct:
             children += known
     return JobStory(
@@ -215,10 +205,8 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
         [effect_record(each, reader) for each in shown.values()],
         parent_of(job_id)[0],
         children,
-        tokens,
-        dollars,
-        sum(each.doubt_tokens for each in doubts),
-        sum((each.doubt_dollars for each in doubts), Decimal(0)),
+        used,
+        doubts,
     )
 
 

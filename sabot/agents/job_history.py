@@ -7,6 +7,7 @@ import msgspec
 
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import ENDS, JobRecord, JobStatus
+from sabot.base.accounts import Amounts
 from sabot.base.config import parse_keep
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import JobKeeping, JournalReader
@@ -132,6 +133,11 @@ def ended_records(
         found += map(record_of, rows)
         query = query.behind(page[-1])
     return found
+
+
+def amounts_of(job: JobRecord) -> tuple[Amounts, Amounts]:
+    """Returns the use of a job's own calls, and the part of it that is an upper bound."""
+    return Amounts(job.tokens, job.dollars), Amounts(job.doubt_tokens, job.doubt_dollars)
 
 
 def dollars_of(nanodollars: int) -> Decimal:

@@ -3,14 +3,13 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from heapq import nlargest
-from typing import NamedTuple
 
 from sabot.agents.entry_values import key_text
-from sabot.agents.job_history import dollars_of, ended_records, record_of, searched
+from sabot.agents.job_history import amounts_of, dollars_of, ended_records, record_of, searched
 from sabot.agents.job_view import JobState, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
+from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.tree import parent_of
 from sabot.journal.base import JournalReader
@@ -75,17 +74,15 @@ class JobQuery:
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job of a list. `status` is that of the record, or BLOCKED. `tokens` and `dollars` are the usage of its own
-    calls and of all jobs below it. `doubt_tokens` and `doubt_dollars` are the part of it that is an upper bound,
-    because nobody knows whether a call was paid; this part leaves out jobs below it that are in the history.
+    """A job of a list. `status` is that of the record, or BLOCKED. `used` is the usage of its own calls and of all jobs
+    below it. `doubts` is the part of it that is an upper bound, because nobody knows whether a call was paid; this part
+    leaves out jobs below it that are in the history.
     """
 
     record: JobRecord
     status: str
-    tokens: int
-    dollars: Decimal
-    doubt_tokens: int
-    doubt_dollars: Decimal
+    used: Amounts
+    doubts: Amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,35 +164,23 @@ def _listed(
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
     below = reader.history.used_below(parents)
-    used = {job_id: _Used(each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
+    used = {job_id: Amounts(each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
+    doubts: dict[str, Amounts] = {}
     for each in view.states.values() if parents else ():
         above = each.job_id
         while above := parent_of(above)[0]:
             if above in parents:
-                used[above] = used.get(above, _Used()).plus(each)
+                used[above] = used.get(above, NOTHING).plus(each.used)
+                doubts[above] = doubts.get(above, NOTHING).plus(each.doubts)
     listed = []
     for job, record in zip(page, records, strict=True):
         status = job.status if isinstance(job, EndedJob) else query.status_of(job)
-        listed.append(ListedJob(record, status, *used.get(record.job_id, _Used()).plus(record)))
-    return listed
-
-
-class _Used(NamedTuple):
-    """The use of several jobs, and the part of it that is in doubt."""
-
-    tokens: int = 0
-    dollars: Decimal = Decimal(0)
-    doubt_tokens: int = 0
-    doubt_dollars: Decimal = Decimal(0)
-
-    def plus(self, job: JobState | JobRecord) -> "_Used":
-        """Returns the sum of this and the use of one more job."""
-        return _Used(
-            self.tokens + job.tokens,
-            self.dollars + job.dollars,
-            self.doubt_tokens + job.doubt_tokens,
-            self.doubt_dollars + job.doubt_dollars,
+        own, own_doubts = amounts_of(record)
+        job_id = record.job_id
+        listed.append(
+            ListedJob(record, status, own.plus(used.get(job_id, NOTHING)), own_doubts.plus(doubts.get(job_id, NOTHING)))
         )
+    return listed
 
 
 def find_jobs(

@@ -10,7 +10,6 @@ changes.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
@@ -19,6 +18,7 @@ from sabot.agents.accounts.guard import rows_of
 from sabot.agents.actions import ActionRecord, ActionStatus
 from sabot.agents.entry_values import as_plain, key_text, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
+from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
 from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
@@ -65,11 +65,10 @@ class EffectView:
 
     `question` is the open question to a person about the effect, if there is one. `attempts` counts how often the
     effect was made or may have been made. `ended_at` is in seconds since 1970, or None while the effect is open.
-    `outcome` is "ok", the type of the error, or "". `by` is the person who answered last. `tokens` and `dollars` are
-    the usage that budgets count, of which `doubt_tokens` and `doubt_dollars` are an upper bound, because nobody knows
-    whether a call was paid. `result` is the entry that ended the effect. `answers` has the type of each question about
-    the effect with its answer. `again` has the first attempt after each answer, as the number of answers before it and
-    its time in seconds since 1970.
+    `outcome` is "ok", the type of the error, or "". `by` is the person who answered last. `used` is the usage that
+    budgets count, of which `doubts` is an upper bound, because nobody knows whether a call was paid. `result` is the
+    entry that ended the effect. `answers` has the type of each question about the effect with its answer. `again` has
+    the first attempt after each answer, as the number of answers before it and its time in seconds since 1970.
     """
 
     intent: Intent
@@ -80,10 +79,8 @@ class EffectView:
     ended_at: float | None = None
     outcome: str = ""
     by: str = ""
-    tokens: int = 0
-    dollars: Decimal = Decimal(0)
-    doubt_tokens: int = 0
-    doubt_dollars: Decimal = Decimal(0)
+    used: Amounts = NOTHING
+    doubts: Amounts = NOTHING
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     again: tuple[tuple[int, float], ...] = ()
 
@@ -118,7 +115,7 @@ class JobState:
     last entry. `open` has the effects without a result, by ordinal, and `failed` those with an error, which another
     attempt may make again. `early` counts signals that came before the job waited for them. `questions` has the open
     ones, by token. `inherited` is the number of entries to come that belong to the job from whose checkpoint this one
-    continues. `doubt_tokens` and `doubt_dollars` are explained at `EffectView`.
+    continues. `used` and `doubts` are explained at `EffectView`.
     """
 
     job_id: str
@@ -143,10 +140,8 @@ class JobState:
     effects: int = 0
     children: int = 0
     last_ordinal: int = 0
-    tokens: int = 0
-    dollars: Decimal = Decimal(0)
-    doubt_tokens: int = 0
-    doubt_dollars: Decimal = Decimal(0)
+    used: Amounts = NOTHING
+    doubts: Amounts = NOTHING
     inherited: int = 0
     open: dict[int, EffectView] = field(default_factory=dict)
     failed: dict[int, EffectView] = field(default_factory=dict)
@@ -187,10 +182,10 @@ class JobState:
             "ran_seconds": self.ran_seconds,
             "result_ref": self.result_ref,
             "error": self.error,
-            "tokens": self.tokens,
-            "dollars": self.dollars,
-            "doubt_tokens": self.doubt_tokens,
-            "doubt_dollars": self.doubt_dollars,
+            "tokens": self.used.tokens,
+            "dollars": self.used.cost,
+            "doubt_tokens": self.doubts.tokens,
+            "doubt_dollars": self.doubts.cost,
         }
         if self.spec is not None:
             said = {name: getattr(self.spec, name) for name in _OF_SPEC}
@@ -566,6 +561,4 @@ def _use(job: JobState, effect: EffectView | None, entry: EffectResult | End) ->
         return
     for row in rows_of([entry]):
         for each in (job,) if effect is None else (job, effect):
-            each.tokens, each.dollars = each.tokens + row.adds.tokens, each.dollars + row.adds.cost
-            each.doubt_tokens += row.doubts.tokens
-            each.doubt_dollars += row.doubts.cost
+            each.used, each.doubts = each.used.plus(row.adds), each.doubts.plus(row.doubts)

@@ -208,8 +208,8 @@ def _shown_jobs(page: JobPage, root: str) -> ShownJobs:
         "key": lambda job: job.record.key,
         "scope": lambda job: job.record.scope_id,
         "attempt": lambda job: job.record.attempt > 1,
-        "tokens": lambda job: job.tokens,
-        "dollars": lambda job: job.dollars,
+        "tokens": lambda job: job.used.tokens,
+        "dollars": lambda job: job.used.cost,
         "why": lambda job: job.record.open or job.record.error,
     }
     table = templates_of(root).get_template("parts/job_table.html").render(jobs=jobs, filled=_filled(facts, page.jobs))
@@ -273,8 +273,8 @@ def _flat(job: ListedJob) -> dict[str, Any]:
     record = job.record
     facts = {name: getattr(record, name) for name in _COLUMNS} | {"status": job.status}
     facts |= {"open": _open_text(record), "error": scrubbed(record.error)}
-    facts |= {"tokens": job.tokens, "dollars": str(job.dollars)}
-    return facts | {"doubt_tokens": job.doubt_tokens, "doubt_dollars": str(job.doubt_dollars)}
+    facts |= {"tokens": job.used.tokens, "dollars": str(job.used.cost)}
+    return facts | {"doubt_tokens": job.doubts.tokens, "doubt_dollars": str(job.doubts.cost)}
 
 
 def _flat_effect(effect: EffectRecord, form: TableForm) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sabot._cython.text.records import state_key
 from sabot.agents import DurableContext
 from sabot.agents.accounts.budgets import Amounts
 from sabot.agents.accounts.contract import LedgerEvent
-from sabot.agents.job_effects import EffectRecord, effect_record, effects_of, folded_job, job_story
+from sabot.agents.job_effects import EffectRecord, JobStory, effect_record, effects_of, folded_job, story_of
 from sabot.agents.job_history import job_keeping
 from sabot.agents.job_reads import BLOCKED, JobQuery, find_jobs, jobs_page
 from sabot.agents.job_view import EffectView, JobView
@@ -40,6 +40,11 @@ DOUBT = msgspec.msgpack.encode(
 
 def call(ordinal: int, at: int = 1000, job: str = "j", note: bytes = b"") -> Intent:
     return Intent(job, at, ordinal, "call", "pay", effect_class="unsafe", note=note)
+
+
+def job_story(journal: MemoryJournal, job_id: str) -> JobStory:
+    job = folded_job(journal, job_id)
+    return story_of(journal, job, job.effects)
 
 
 class Folded:
@@ -80,8 +85,8 @@ def test_what_a_call_may_have_cost_is_in_doubt_until_that_is_known() -> None:
     assert (effect.doubt_tokens, effect.doubt_dollars) == (500, Decimal("0.75"))
     folded.add(End("j", 3000, "failed", usage=msgspec.msgpack.encode([known])))
     state = folded.view.states["j"]
-    assert (state.tokens, state.dollars) == (100, Decimal("0.25"))
-    assert (state.doubt_tokens, state.doubt_dollars) == (0, 0)
+    assert (state.used.tokens, state.used.cost) == (100, Decimal("0.25"))
+    assert (state.doubts.tokens, state.doubts.cost) == (0, 0)
 
 
 def test_a_call_has_its_attempts_its_result_and_its_use() -> None:
@@ -201,7 +206,7 @@ def test_a_job_is_read_with_its_children_and_what_they_cost() -> None:
         journal.append(entry)
     story = job_story(journal, "j")
     assert [each.job_id for each in story.children] == [child]
-    assert (story.record.tokens, story.tree_tokens, story.tree_dollars) == (0, 200, Decimal("0.50"))
+    assert (story.record.tokens, story.used.tokens, story.used.cost) == (0, 200, Decimal("0.50"))
     assert job_story(journal, child).parent == "j"
     with pytest.raises(UserError, match="has no job nobody"):
         job_story(journal, "nobody")
@@ -292,7 +297,12 @@ def test_a_job_in_the_history_has_the_record_and_the_story_that_it_had_in_the_lo
     journal = journal_with([given])
     (found,) = jobs_page(journal, JobQuery()).jobs
     assert found.record == jobs_page(logged, JobQuery()).jobs[0].record
-    assert (found.record.key, found.record.error, found.tokens, found.dollars) == ("ann", "why", 100, Decimal("0.25"))
+    assert (found.record.key, found.record.error, found.used.tokens, found.used.cost) == (
+        "ann",
+        "why",
+        100,
+        Decimal("0.25"),
+    )
     assert job_story(journal, "j") == job_story(logged, "j")
     (record, actions, *_), told = folded_job(journal, "j"), folded_job(logged, "j")
     assert (record, actions) == (told.record, told.actions)
@@ -349,19 +359,19 @@ def test_lists_tell_what_is_in_doubt_from_what_was_spent_in_the_log_and_in_the_h
     for each in made:
         journal.append(each)
     _, listed = jobs_page(journal, JobQuery()).jobs
-    assert (listed.tokens, listed.doubt_tokens) == (1100, 1000), "with the child"
-    assert (listed.dollars, listed.doubt_dollars) == (Decimal("1.75"), Decimal("1.50"))
+    assert (listed.used.tokens, listed.doubts.tokens) == (1100, 1000), "with the child"
+    assert (listed.used.cost, listed.doubts.cost) == (Decimal("1.75"), Decimal("1.50"))
     assert [each.doubt_tokens for each in find_jobs(journal).found] == [500, 500]
     story = job_story(journal, "j")
-    assert (story.tree_doubt_tokens, story.tree_doubt_dollars) == (1000, Decimal("1.50"))
+    assert (story.doubts.tokens, story.doubts.cost) == (1000, Decimal("1.50"))
     for each in (End(child, 10, "failed"), End("j", 11, "failed")):
         journal.append(each)
     journal.trim(journal.positions(), 1 << 60)
     assert not list(journal.read())
-    assert job_story(journal, "j").tree_doubt_tokens == 1000
+    assert job_story(journal, "j").doubts.tokens == 1000
     listed = jobs_page(journal, JobQuery(key="")).jobs[-1]
     assert (listed.record.doubt_tokens, listed.record.doubt_dollars) == (500, Decimal("0.75"))
-    assert (listed.tokens, listed.doubt_tokens) == (1100, 500), "rows of jobs below it are only added up"
+    assert (listed.used.tokens, listed.doubts.tokens) == (1100, 500), "rows of jobs below it are only added up"
 
 
 def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() -> None:
@@ -374,13 +384,13 @@ def test_a_list_says_what_the_children_of_a_job_have_cost_wherever_they_are() ->
     for each in chain(begun, entries_of(other, 2)):
         journal.append(each)
     story = job_story(journal, "j")
-    assert (story.tree_tokens, story.tree_dollars, len(story.children)) == (200, Decimal("0.50"), 2)
+    assert (story.used.tokens, story.used.cost, len(story.children)) == (200, Decimal("0.50"), 2)
     listed = jobs_page(journal, JobQuery(text="handle")).jobs[-1]
-    assert (listed.record.job_id, listed.tokens, listed.dollars) == ("j", 200, Decimal("0.50"))
+    assert (listed.record.job_id, listed.used.tokens, listed.used.cost) == ("j", 200, Decimal("0.50"))
     journal.append(End("j", 9, "succeeded"))
     journal.trim(journal.positions(), 1 << 60)
-    assert job_story(journal, "j").tree_tokens == 200
-    assert jobs_page(journal, JobQuery(text="handle")).jobs[-1].tokens == 200
+    assert job_story(journal, "j").used.tokens == 200
+    assert jobs_page(journal, JobQuery(text="handle")).jobs[-1].used.tokens == 200
 
 
 def test_a_job_that_cannot_be_read_does_not_keep_the_journal_from_being_trimmed() -> None:
