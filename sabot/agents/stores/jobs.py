@@ -107,10 +107,8 @@ class PostgresJobViews:
     def _wrong(self, journal: JournalReader) -> list[str]:
         known, end = JobView(journal), max(journal.positions().values(), default=0)
         last = known.follow(journal)
-        with self._tables.transaction() as connection:
-            shown = connection.execute(_SHOWN, (journal.identity,)).fetchall()
         found = []
-        for job_id, sequence, status in shown:
+        for job_id, sequence, status in self._tables.select(_SHOWN, (journal.identity,)):
             job = known.job(job_id)
             if job is None:
                 # else the journal has trimmed the job

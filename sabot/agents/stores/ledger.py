@@ -167,12 +167,7 @@ class PostgresLedgerWriter:
         return [sum_of_row(row, len(words)) for row in rows]
 
     async def _asked(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        def ask() -> list[tuple[Any, ...]]:
-            with self._tables.transaction() as connection:
-                rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
-                return rows
-
-        return await run_to_end(run_in_thread(ask))
+        return await run_to_end(run_in_thread(self._tables.select, statement, values))
 
     async def close(self) -> None:
         """Closes the connection; the next use connects again."""

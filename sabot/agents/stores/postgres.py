@@ -11,6 +11,7 @@ inbox.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -205,12 +206,7 @@ class PostgresJobStore(JobsAndActions):
     # -- jobs of kernels ----------------------------------------------------------------------------------------------
 
     async def _asked(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        def ask() -> list[tuple[Any, ...]]:
-            with self._tables.transaction() as connection:
-                rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
-                return rows
-
-        return await self._patiently(ask)
+        return await self._patiently(partial(self._tables.select, statement, values))
 
     async def _owner(self, job_id: str) -> JobsAndActions | None:
         """Returns the store that knows a job without entries here: that of this process's kernel, or that of the

@@ -70,6 +70,12 @@ class PostgresTables:
             connection.execute("COMMIT")
         self._made = True
 
+    def select(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query in a transaction of its own. Raises the errors of `transaction`."""
+        with self.transaction() as connection:
+            rows: list[tuple[Any, ...]] = connection.execute(statement, values).fetchall()
+            return rows
+
     def create(self) -> None:
         """Creates missing tables. Raises the errors of `transaction`."""
         with self.transaction(look=True):
