@@ -204,14 +204,14 @@ class Instance:
             self.why = why
             self.become(Phase.TERMINATED)
 
-    async def end_and_plan(self, child: Child, why: str, *, grace_s: float = 0.0, counts: bool = True) -> None:
-        """Ends this process, and plans the next one as after a failure; `counts` False: at once, and uncounted.
+    async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
+        """Kills this process, and plans the next one as after a failure; `counts` False: at once, and uncounted.
 
         Does nothing if the instance has another process by now, or none. Raises TerminateFailed.
         """
         async with self.lock:
             if self.child is child and self.phase in (*RUNS, Phase.SUSPENDED):
-                await self._stop(child, grace_s, why)
+                await self._stop(child, 0.0, why)
                 self._plan(counts=counts)
 
     async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:

@@ -175,7 +175,7 @@ def parse_cpu(value: str | float, *, name: str = "cpu") -> float:
     return cores
 
 
-def parse_memory(value: str | int, *, name: str = "memory") -> int:
+def parse_memory(value: str | int) -> int:
     """Returns the bytes of "2Gi", "512Mi", "1.5G" or a number. Raises InvalidQuota."""
     size = None
     if isinstance(value, str):
@@ -185,6 +185,6 @@ def parse_memory(value: str | int, *, name: str = "memory") -> int:
         size = value
     if size is None or not 0 < size <= _MOST_BYTES:
         raise InvalidQuota(
-            f"quota: {name}={short_repr(value)} is no size", hint='bytes: "2Gi", "512Mi", "1.5G" or a number'
+            f"quota: memory={short_repr(value)} is no size", hint='bytes: "2Gi", "512Mi", "1.5G" or a number'
         )
     return size
