@@ -1,6 +1,6 @@
-"""What calls under way ask for: another attempt, another model, a question to a person.
+"""Requests of calls under way: for another attempt, for another model, or for a question to a person.
 
-    a tool ─▶ resend | instead | ask_person ─▶ CallAsked ─▶ queue ─▶ answer ─▶ the tool goes on, when the entry of it is durable
+   a tool ─▶ resend | instead | ask_person ─▶ CallAsked ─▶ queue ─▶ answer ─▶ the tool goes on when the request's entry is durable
 
 The first half of each request runs in the task of the call, the second one (`answer`) where the host handles events.
 """
@@ -62,8 +62,8 @@ class CallRequests:
     # -- where the host handles events --------------------------------------------------------------------------------
 
     def answer(self, event: CallAsked, running: RunningJob | None, ask: Ask) -> EffectCommand | None:
-        """Answers a request. `running`: None for a call of a job that is not in memory. Returns what follows for the effect if a person was
-        asked: then its call is stopped.
+        """Answers a request. `running` is None for a call of a job that is not in memory. Returns the next command for
+        the effect if a person was asked, since its call is stopped then.
         """
         effect, answer = event.effect, event.answer
         match event.request:

@@ -1,13 +1,14 @@
 """Decides from the error of a tool whether its call was made, was not sent, or nobody knows.
 
-    raise Declined("…")                 done        the tool's own error is a result
-    raise NotSent("…")                  not_sent    nothing has left, so the call may be made again, whatever its class
-    ConnectionRefusedError              not_sent
-    TimeoutError, ConnectionResetError  unknown     the service may have done it
-    Declined("…") from TimeoutError     unknown     what is behind an error counts; `from None` where the tool knows better
+   raise Declined("…")                 done        the tool's own error is a result
+   raise NotSent("…")                  not_sent    nothing has left, so the call may be made again, whatever its class
+   ConnectionRefusedError              not_sent
+   TimeoutError, ConnectionResetError  unknown     the service may have done it
+   Declined("…") from TimeoutError     unknown     the cause of an error counts; `from None` if the tool knows better
 
-Errors of client libraries are known by name, so that none has to be installed. An error of a library that is not known here, and that has a
-time-out or a connection in its name, is taken for unknown: a person who is asked in vain costs less than a call that is made twice.
+Errors of client libraries are recognized by name, so that none has to be installed. An error of an unknown library that
+has a time-out or a connection in its name counts as unknown: asking a person in vain costs less than making a call
+twice.
 """
 
 import errno
@@ -27,7 +28,7 @@ class Certainty(StrEnum):
 
 
 _DONE, _NOT_SENT, _UNKNOWN = Certainty
-_CAUSE = "cause"  # the error behind it says more; where none does, it is unknown
+_CAUSE = "cause"  # the cause decides; without a cause, nobody knows
 
 # By package and class. The classes of an error are looked up from the most special one up.
 _KNOWN: dict[str, dict[str, Certainty | str]] = {
@@ -119,13 +120,13 @@ def certainty_of(error: BaseException) -> Certainty:
         if behind is _UNKNOWN:
             return _UNKNOWN
         if isinstance(behind, Certainty):
-            return _DONE if said is None else behind  # what the tool made of a certain error is its own error
+            return _DONE if said is None else behind  # an error that the tool raises from a certain one is its own
         open_question = open_question or behind is not None
     return _UNKNOWN if open_question else _DONE
 
 
 def _said_by(error: BaseException) -> Certainty | str | None:
-    """Returns what the class of the error says by itself, without the errors behind it. None means that the error is
+    """Returns the certainty that the class of the error alone implies, without its causes. None means that the error is
     the tool's own.
     """
     for kind in type(error).__mro__:

@@ -1,13 +1,14 @@
-"""The durable core: the phases of one effect of a job, and what follows each event. It does no I/O, and has no clock and no event loop.
+"""The durable core: the phases of one effect of a job, and what follows each event. It does no I/O, and has no clock
+and no event loop.
 
-    asked ─▶ awaits the guard ─▶ open ─▶ done        approval: a person is asked, and nothing is made before the answer
-                          │      │  ▲                doubt: nobody knows whether the last attempt was made
-                          ▼      ▼  │
-                        approval  doubt
+   asked ─▶ awaits the guard ─▶ open ─▶ done        approval: a person is asked, and nothing is made before the answer
+                         │      │  ▲                doubt: nobody knows whether the last attempt was made
+                         ▼      ▼  │
+                       approval  doubt
 
-Each function takes an effect and an event, changes the effect in place, and returns the command that follows. The host writes entries and
-runs commands (`effects`); an entry always stands in the journal before the command that relies on it. A guard's note is opaque here: the
-core is told only whether it allows, denies, or asks a person.
+Each function takes an effect and an event, changes the effect in place, and returns the next command. The host writes
+entries and runs commands (`effects`); an entry is always in the journal before the command that relies on it. The core
+does not read a guard's note: it only learns whether the guard allows, denies, or asks a person.
 """
 
 from asyncio import CancelledError
@@ -30,16 +31,16 @@ IN_DOUBT = "in_doubt"
 """The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
 
 VERDICTS = ("done", "not_done", "abandon")
-"""The answers to it, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
+"""The answers to such a question, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
 
 LOOK_UP = "look_up"
-"""A further answer to it if the effect's tool has `reconcile=`: that is asked again, and may lead to the next question."""
+"""A further answer if the effect's tool has `reconcile=`: that function is called again, and may lead to another question."""
 
 NOT_MADE = "cancelled"
-"""The outcome of a child, or of a call that is known not to have been made, for which the job itself waits no longer (`drop`)."""
+"""The outcome of a child or a call that was certainly not made, and that the job no longer awaits (`drop`)."""
 
 TIMEOUT = "timeout"
-"""The name of a timer that ends something else than a sleep. Another attempt of the job has its time anew."""
+"""The name of a timer that limits the time of something, unlike a sleep. It starts anew in another attempt of the job."""
 
 WAITS_LONG = ("ask", "wait", "child")
 """The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
@@ -119,10 +120,11 @@ class EffectState:
 class EffectCommand(NamedTuple):
     """A command to the host.
 
-    "result" records the outcome and the body. "wait" sets the timer of the effect, if it has one, which counts from `at_ms`. "make" calls
-    the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's back-off. "begin" begins the child.
-    "approve" asks a person whether the effect may be made, "inquire" whether it was made, and "reconcile" asks the tool's `reconcile=`.
-    "resolve_doubt" decides what follows where nobody knows whether it was made. "nothing" waits for an event.
+    "result" records the outcome and the body. "wait" sets the timer of the effect, if it has one, which counts from
+    `at_ms`. "make" calls the tool. "again" makes another attempt if the guard allows it, and "later" does so after the
+    tool's back-off. "begin" begins the child. "approve" asks a person whether the effect may be made, "inquire" whether
+    it was made, and "reconcile" calls the tool's `reconcile=`. "resolve_doubt" decides on an effect of which nobody
+    knows whether it was made. "nothing" waits for an event.
     """
 
     kind: str
@@ -138,8 +140,9 @@ RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve
 def intended(
     effect: EffectState, at_ms: int, *, resumed: bool = False, asks: bool = False, answer: Answer | None = None
 ) -> EffectCommand:
-    """Handles an effect whose INTENT is in the journal since `at_ms`. `resumed`: since before this run of the job. `asks`: the guard wants
-    the approval of a person, who may have given this answer.
+    """Handles an effect whose INTENT is in the journal since `at_ms`. `resumed` is True if it was before this run of
+    the job. `asks` is True if the guard wants the approval of a person, and `answer` is that person's answer, if there
+    is one.
     """
     effect.enter(OPEN)
     if asks and not resumed:
@@ -208,8 +211,8 @@ def attempt_ended(effect: EffectState, outcome: str, body: bytes, certainty: Cer
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
-    """Makes another attempt of an effect whose last one was not made, or may be repeated. If there may be none (`may_repeat`), its RESULT
-    says that it was not made.
+    """Makes another attempt of an effect whose last one was not made, or may be repeated. If none may be made
+    (`may_repeat`), its RESULT records that the effect was not made.
     """
     if not may_repeat(effect, not_made=True):
         error = CancelledError(f"{effect.name} was not done, and its job waits for it no longer")
@@ -227,10 +230,9 @@ def attempted(effect: EffectState) -> EffectCommand:
 def continue_with_question(
     effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None, *, gives_rows: bool = False
 ) -> EffectCommand | None:
-    """Continues with a call whose last attempt has no result: with the question that a person was already asked about it, or with another
-    attempt if that one was certainly not made (`not_made`). Returns None if neither is so: then the doubt has to be resolved.
-
-    `asked`, `answer`: the question about it.
+    """Continues with a call whose last attempt has no result: with the question that a person was already asked about
+    it, or with another attempt if the last one was certainly not made (`not_made`). Returns None if neither applies, so
+    that the doubt has to be resolved. `asked` and `answer` are the question about it, and its answer.
     """
     if asked is None:
         return repeat_or_drop(effect) if not_made else None
@@ -244,8 +246,8 @@ def doubted(
     found: Reconciled | None = None,
     result: bytes | None = None,
 ) -> EffectCommand:
-    """Decides on an effect of which nobody knows whether it was made. `configured`: `in_doubt=` of its tool. `found`, `result`: what its
-    `reconcile=` has found.
+    """Decides on an effect of which nobody knows whether it was made. `configured` is `in_doubt=` of its tool. `found`
+    and `result` are the findings of its `reconcile=`.
     """
     effect.enter(DOUBT)
     match in_doubt(EffectClass(effect.effect_class), configured=configured, found=found):
@@ -276,17 +278,18 @@ def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCom
         return EffectCommand("result", error.type, pack_error(error))
     try:
         return EffectCommand("result", "ok", pack(rows_of_answer(result) if gives_rows else result, effect.name))
-    except UserError as error:  # nobody has checked the answer: it came straight into the inbox
+    except UserError as error:  # an unchecked answer, which came straight into the inbox
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
 
 
 def drop(effect: EffectState) -> bool:
-    """Handles an effect that the function awaits no longer, because of a cancel, of a timeout or of its own code. Returns True if it stays
-    open, and False if it is withdrawn.
+    """Handles an effect that the function no longer awaits, because of a cancel, of a timeout or of its own code.
+    Returns True if it stays open, and False if it is withdrawn.
 
-    A cancel ends the function, and no call. A call under way goes on to its end: what comes of it is recorded, and nobody is told. It is
-    made again only if its class makes a repetition harmless (`may_repeat`). Until its RESULT the job is open (`may_happen`), for days if a
-    person has to say whether it was made. Questions, timers, waits, children, and calls that a person has not allowed yet are withdrawn.
+    A cancel ends the function, but no call. A call under way runs to its end, and its result is recorded without being
+    delivered. It is repeated only if its class makes that harmless (`may_repeat`). Until its RESULT the job stays open
+    (`may_happen`), for days if a person has to say whether it was made. Questions, timers, waits, children, and calls
+    without the approval that they need are withdrawn.
     """
     effect.dropped = True
     return effect.kind == "call" and effect.attempt > 0

@@ -1,11 +1,11 @@
-"""The effects of jobs: writes their entries and runs the commands of the core.
+"""The effects of jobs: writes their entries, and runs the commands of the core.
 
 asked ─▶ guard ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ the job's next turn
-                      │
-                      ├─ it failed, and may be repeated: ATTEMPT, and again
-                      └─ nobody knows: `core.doubted` decides: again, look it up, ask a person, …
+                     │
+                     ├─ it failed, and may be repeated: ATTEMPT, and again
+                     └─ nobody knows: `core.doubted` decides: again, reconcile, ask a person, …
 
-What calls under way ask for is in `call_requests`.
+Requests of calls under way are handled in `call_requests`.
 """
 
 import logging
@@ -72,16 +72,18 @@ from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
 _log = logging.getLogger(__name__)
 
 _UNAWAITED = GuardVerdict(Decision.DENY, reason="the function did not wait until it was decided")
-_UNTIMED_SECONDS = 60.0  # how long a call of an earlier worker may take, where the tool has no time-out
+_UNTIMED_SECONDS = 60.0  # the assumed time of a call of an earlier worker, if the tool has no time-out
 
 
 class Effects:
-    """Runs the effects of jobs. Entries that it appends for a delivery are added to `HostState.told`, and the host delivers them."""
+    """The part of a host that runs the effects of jobs. Entries that it appends for a delivery are added to
+    `HostState.told`, and the host delivers them.
+    """
 
     def __init__(
         self, host: HostState, log: JobLog, timers: JobTimers, clock: Clock, guard: EffectGuard | None = None
     ) -> None:
-        """`guard`: decides which effects may be made; None allows all."""
+        """Makes the part. `guard` decides which effects may be made; None allows all."""
         self.asked_total = self.doubts_total = 0
         requests = self._requests = CallRequests(host, log, guard)
         judge = None if guard is None else partial(judge_within, host.running, guard, clock, requests.instead)
@@ -94,17 +96,19 @@ class Effects:
         )
         self.runner.ask = requests.ask_person
         self._host, self._log, self._timers, self._guard = host, log, timers, guard
-        self._outlived: dict[tuple[str, int], Ask] = {}  # calls of jobs that are not in memory any more, and not over
+        # calls under way of jobs that have left memory and are still open
+        self._outlived: dict[tuple[str, int], Ask] = {}
 
-    # -- asked --------------------------------------------------------------------------------------------------------
+    # -- effects that the function asks for ---------------------------------------------------------------------------
 
     def submit(self, running: RunningJob, ask: Ask) -> None:
-        """Takes up what the function has asked for."""
+        """Takes up an effect that the function has asked for."""
         host = self._host
         if not running.in_memory:
             return
         if ask.phase is not ASKED:  # its INTENT is in the journal
-            if ask.ordinal in running.job.open and running.job.history.end is None:  # else nobody waits for it
+            # otherwise nobody waits for the effect
+            if ask.ordinal in running.job.open and running.job.history.end is None:
                 self._go_on(running, ask)
         elif host.stopping:
             return
@@ -170,12 +174,14 @@ class Effects:
         """Writes the INTENT of an effect, and begins it."""
         host = self._host
         at_ms = host.now_ms()
-        if ask.due_ms:  # by the loop of its job, which is ahead where the machine's clock was set back before this life
+        # by the time of the job's loop, which is ahead if the machine's clock was set back before this
+        # start
+        if ask.due_ms:
             ask.due_ms -= max(0, round(running.job.loop.now * 1000) - at_ms)
         position = self._log.append(ask.intent(running.job.job_id, at_ms), running)
         self.asked_total += 1
         if ask.ordinal not in running.job.open:
-            ask.enter(OPEN)  # there is nothing to make: a patch, a wait whose signal was there
+            ask.enter(OPEN)  # nothing to make: a patch, or a wait whose signal is there
         elif ask.verdict is None:
             self._do(running, ask, intended(ask, at_ms), position)
         else:
@@ -187,7 +193,7 @@ class Effects:
         if verdict is not None:
             try:
                 ask.change(verdict)
-            except UserError as error:  # the function asks for it with something else than it did
+            except UserError as error:  # the function asks for it with other arguments than before
                 self._do(running, ask, refused(ask, error.message))
                 return
             if self._guard is not None and verdict.decision is not Decision.DENY:
@@ -203,7 +209,7 @@ class Effects:
     def _as_decided(
         self, running: RunningJob, ask: Ask, verdict: GuardVerdict, at_ms: int, *, resumed: bool = False
     ) -> EffectCommand:
-        """Returns what follows the INTENT of an effect on which the guard has decided."""
+        """Returns the command that follows the INTENT of an effect on which the guard has decided."""
         if verdict.decision is Decision.DENY:
             return refused(ask, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
         asks, answer = verdict.decision is Decision.ASK, running.job.history.approval(ask.ordinal)
@@ -212,14 +218,15 @@ class Effects:
     # -- commands of the core -----------------------------------------------------------------------------------------
 
     def _do(self, running: RunningJob, ask: Ask, command: EffectCommand, entry: Position | None = None) -> None:
-        """Runs a command of the core. `entry`: the entry of this attempt, for MAKE. The call waits until it is durable, if the class of the
-        effect wants that.
+        """Runs a command of the core. For "make", `entry` is the entry of this attempt: the call waits until it is
+        durable, if the class of the effect demands that.
         """
         host, job_id = self._host, running.job.job_id
         if command is MAKE:
             assert ask.tool is not None
             first = entry if RULES[EffectClass(ask.effect_class)].intent == "first" else None
-            args, kwargs = copied((ask.args, ask.kwargs), ask.name)  # the tool may change them, and be called again
+            # copies, since the tool may change them, and be called again
+            args, kwargs = copied((ask.args, ask.kwargs), ask.name)
             self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, first)
         elif command.kind == "result":
             result = self._settled(job_id, ask, command.outcome, command.body)
@@ -227,7 +234,7 @@ class Effects:
         elif command.kind == "wait":
             if ask.due_ms:
                 self._timers.add_rest(command.at_ms, ask.due_ms, job_id, ask.ordinal)
-            if ask.phase is not OPEN:  # a person is asked, for which the job may be parked
+            if ask.phase is not OPEN:  # a person is asked, and the job may be parked for that
                 host.put_front(Turned(running))
         elif command is BEGIN:
             self._begin_child(running, ask)
@@ -255,7 +262,9 @@ class Effects:
                 self.runner.reconcile(effect, ask.tool, args, kwargs, host.put)
 
     def _begin_child(self, running: RunningJob, ask: Ask) -> None:
-        """Begins the child of an effect, unless it has begun: then it tells its end."""
+        """Begins the child of an effect, unless it is open already: then it reports its end itself. A refusal becomes
+        the result.
+        """
         job, jobs = running.job, self._host.jobs
         child, owner = child_id(job.job_id, ask.ordinal), self._host.owners.get(ask.name)
         if child in jobs:
@@ -277,7 +286,7 @@ class Effects:
         if error is not None:
             self._do(running, ask, EffectCommand("result", type_of(error), pack_error(error)))
 
-    # -- made, and its result -----------------------------------------------------------------------------------------
+    # -- results of calls ---------------------------------------------------------------------------------------------
 
     def call_ended(self, outcome: Outcome) -> None:
         """Handles the outcome of an attempt."""
@@ -290,11 +299,11 @@ class Effects:
         command = attempt_ended(ask, outcome.outcome, outcome.body, outcome.certainty, ask.tool.retry.retries)
         if running is not None:
             self._do(running, ask, command)
-        elif command.kind == "result":  # else the next start decides on it
+        elif command.kind == "result":  # otherwise the next start decides on it
             self._log.append(self._settled(job_id, ask, outcome.outcome, outcome.body))
 
     def _settled(self, job_id: str, ask: Ask, outcome: str, body: bytes) -> EffectResult:
-        """Returns its RESULT, with what it has used."""
+        """Returns the RESULT of an effect, with its usage."""
         at_ms, used, asked = self._host.now_ms(), b"", b""
         if self._guard is not None and (kind := ask.guarded) is not None:
             effect = EffectId(job_id, ask.ordinal, ask.attempt)
@@ -320,7 +329,7 @@ class Effects:
         self._do(running, ask, command, self._log.append(entry, running))
 
     def call_asked(self, event: CallAsked) -> None:
-        """Handles what a call under way asks for."""
+        """Handles a request of a call under way."""
         effect, answer = event.effect, event.answer
         if answer.done():
             return  # the call was cancelled
@@ -346,7 +355,8 @@ class Effects:
         if self._host.stopping or not running.in_memory:
             return  # the next start decides on it
         assert tool is not None
-        if self.runner.is_under_way(job.job_id, ask.ordinal):  # the job is run again in the process that makes the call
+        # the job runs again in the process that still makes the call
+        if self.runner.is_under_way(job.job_id, ask.ordinal):
             self._do(running, ask, MAKE)
             return
         if found is None:
@@ -356,7 +366,7 @@ class Effects:
             if command is not None:
                 self._do(running, ask, command)
                 return
-            # Another worker that has lost the journal may still make the call: until its claim and the time of the call are over.
+            # A worker that has lost the journal may still make the call, until its claim and the call's time-out are over.
             wait_s = self._host.journal.predecessor_left() + (tool.timeout_s or _UNTIMED_SECONDS)
             if wait_s > 0 and not ask.repeatable:
                 self._host.put_later(wait_s, DoubtDue(running, ask))
@@ -364,15 +374,15 @@ class Effects:
         self._do(running, ask, doubted(ask, tool.in_doubt, found, result))
 
     def looked_up(self, event: LookedUp) -> None:
-        """Handles the answer of a tool's `reconcile=`."""
+        """Handles the finding of a tool's `reconcile=`."""
         running = self._host.running.get(event.effect.job)
         ask = None if running is None else running.job.open.get(event.effect.ordinal)
         if running is not None and ask is not None:
             self.resolve_doubt(running, ask, event.found, event.result)
 
     def _inquire(self, running: RunningJob, ask: Ask) -> None:
-        """Asks a person whether the effect was made: done, not done, or abandon; or to look it up again, which may lead to another
-        question.
+        """Asks a person whether the effect was made: done, not done, abandon, or look it up again, which may lead to
+        another question.
         """
         history = running.job.history
         answers = [*VERDICTS, *([LOOK_UP] if ask.effect_class == EffectClass.RECONCILABLE else [])]
@@ -388,10 +398,12 @@ class Effects:
         _log.warning("job %s: nobody knows whether %s was done: a person is asked", running.job.job_id, ask.name)
         self._do(running, ask, asked_person(ask, asked))
 
-    # -- what a person is asked ---------------------------------------------------------------------------------------
+    # -- questions to people ------------------------------------------------------------------------------------------
 
     def _ask_approval(self, running: RunningJob, ask: Ask) -> None:
-        """Asks a person whether the effect may be made, by a question of type "confirm"; once, also over restarts."""
+        """Asks a person whether the effect may be made, by a question of type "confirm". It is asked once, also over
+        restarts.
+        """
         history, verdict = running.job.history, ask.verdict
         assert verdict is not None
         if (asked := history.approvals.get(ask.ordinal)) is None:
@@ -416,7 +428,7 @@ class Effects:
         running.job.history.add_question(asked)
         return asked
 
-    # -- the time of an attempt ---------------------------------------------------------------------------------------
+    # -- time limits of attempts --------------------------------------------------------------------------------------
 
     def limit(self, running: RunningJob) -> None:
         """Starts the time limit of the job's attempt. The time ends when the job is over or parked (with
@@ -442,7 +454,7 @@ class Effects:
             late = EffectResult(job_id, host.now_ms(), 0, job.history.attempt, type_of(error), pack_error(error))
             host.told.append((self._log.append(late, running), late))
 
-    # -- lives of jobs and hosts --------------------------------------------------------------------------------------
+    # -- starts and ends of jobs --------------------------------------------------------------------------------------
 
     async def reopen(self, jobs: Iterable[OpenJob]) -> None:
         """Gives the guard its earlier decisions on the open effects of these jobs."""
@@ -457,7 +469,7 @@ class Effects:
 
     def leave(self, running: RunningJob) -> None:
         """Records the INTENT of all effects that are being decided, because the job is about to end or to begin anew.
-        They are not made; they are recorded because all that the function asks for is counted.
+        They are not made; they are recorded because every effect that the function asks for has an ordinal.
         """
         for ask in running.undecided.values():
             ask.verdict = _UNAWAITED
@@ -465,8 +477,8 @@ class Effects:
             ask.enter(DONE)
 
     def forget(self, job: JobRun, stays_open: bool) -> None:
-        """Handles a job that leaves memory. `stays_open`: the next start goes on with it, so the outcomes of its calls
-        are still recorded.
+        """Handles a job that leaves memory. `stays_open` is True if the next start goes on with it, so that the
+        outcomes of its calls are still recorded.
         """
         if stays_open:
             self._outlived.update({(job.job_id, ask.ordinal): ask for ask in job.open.values() if ask.kind == "call"})

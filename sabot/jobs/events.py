@@ -1,6 +1,6 @@
-"""The events of a host, as its queue holds them. `JobHost` matches all of them in one place, and handles one after the other.
+"""The events in the queue of a host. `JobHost` matches all of them in one place, and handles one after the other.
 
-The runner adds two: `Outcome`, of an attempt, and `LookedUp`, the answer of a tool's `reconcile=`.
+The runner adds two: `Outcome`, of an attempt, and `LookedUp`, the finding of a tool's `reconcile=`.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from sabot.journal.entries import Answer, End, Entry, Signal
 
 
 class BeginJob(msgspec.Struct):
-    """It is the turn of a job to begin (`JobHost.begin`)."""
+    """The event that a job begins: its turn in the queue has come (`JobHost.begin`)."""
 
     agent_id: str
     job_id: str
@@ -34,13 +34,13 @@ class BeginJob(msgspec.Struct):
 
 
 class TurnCame(msgspec.Struct):
-    """It is the turn of a child that has waited with its BEGIN in the journal."""
+    """The event that the turn of a child has come, which has waited with its BEGIN in the journal."""
 
     job_id: str
 
 
 class NotBegun(msgspec.Struct):
-    """A child that a job has asked for does not begin, with this outcome."""
+    """The event that a child that a job has asked for does not begin, with this outcome."""
 
     job_id: str
     outcome: str
@@ -48,34 +48,38 @@ class NotBegun(msgspec.Struct):
 
 
 class EndedBefore(msgspec.Struct):
-    """A job has failed or was cancelled after the restored checkpoint."""
+    """The event that a job had failed or was cancelled after the restored checkpoint."""
 
     job: OpenJob
     end: End
 
 
 class Loaded(msgspec.Struct):
-    """The history of a job was read."""
+    """The event that the history of a job was read."""
 
     job_id: str
     entries: list[tuple[Position, Entry]]
 
 
 class Turned(msgspec.Struct):
-    """A job is quiet: its next effect is taken up, and after the last one it is decided whether it ends, parks or waits."""
+    """The event that a job is quiet: its next effect is taken up. After the last one, the job ends, is parked, or
+    waits.
+    """
 
     running: RunningJob
 
 
 class LastDurable(msgspec.Struct):
-    """The last entry of a job that is about to end is durable. `error`: what its function has raised."""
+    """The event that the last entry of a job that is about to end is durable. `error` is the error of its function, or
+    None.
+    """
 
     running: RunningJob
     error: BaseException | None
 
 
 class AttemptDue(msgspec.Struct):
-    """The function of a job that has failed is to run once more."""
+    """The event that the function of a failed job is to run once more."""
 
     running: RunningJob
 
@@ -84,7 +88,7 @@ class AttemptDue(msgspec.Struct):
 
 
 class GuardDecided(msgspec.Struct):
-    """The guard has decided on an effect."""
+    """The event that the guard has decided on an effect."""
 
     running: RunningJob
     ask: Ask
@@ -92,14 +96,16 @@ class GuardDecided(msgspec.Struct):
 
 
 class RepeatDue(msgspec.Struct):
-    """The back-off of a tool is over, after an attempt that failed."""
+    """The event that the back-off of a tool is over, after an attempt that failed."""
 
     running: RunningJob
     ask: Ask
 
 
 class RepeatDecided(msgspec.Struct):
-    """The guard has decided on another attempt. `denied`: its verdict, unless the attempt may be made."""
+    """The event that the guard has decided on another attempt. `denied` is its verdict, or None if the attempt may be
+    made.
+    """
 
     running: RunningJob
     ask: Ask
@@ -107,30 +113,32 @@ class RepeatDecided(msgspec.Struct):
 
 
 class DoubtDue(msgspec.Struct):
-    """A call that another worker has made has had its time, so it may be decided what has become of it."""
+    """The event that the time-out of another worker's call is over, so that its doubt can be resolved."""
 
     running: RunningJob
     ask: Ask
 
 
 class Resend(msgspec.Struct):
-    """A call asks for another attempt, in which it sends its request again."""
+    """The request of a call for another attempt, in which it sends its request again."""
 
 
 class ResendDecided(msgspec.Struct):
-    """The guard has decided on such an attempt. `denied`: as of RepeatDecided."""
+    """The decision of the guard on such an attempt. `denied` is its verdict, or None if the attempt may be made."""
 
     denied: GuardVerdict | None
 
 
 class Instead(msgspec.Struct):
-    """A call asks another model, on which this is the verdict, in place of the first one."""
+    """The notice of a call that it asks another model in place of the first one, with the verdict on that model."""
 
     verdict: GuardVerdict
 
 
 class AskPerson(msgspec.Struct):
-    """A call asks a person. `kind`: the type of the question. `seconds`: how long it may be answered."""
+    """The request of a call to ask a person. `kind` is the type of the question, `seconds` the time for the answer, or
+    None.
+    """
 
     kind: str
     body: bytes
@@ -138,7 +146,7 @@ class AskPerson(msgspec.Struct):
 
 
 class CallAsked(msgspec.Struct):
-    """A call under way asks for something, and waits for `answer`."""
+    """The event that a call under way has a request, and waits for `answer`."""
 
     effect: EffectId
     request: Resend | ResendDecided | Instead | AskPerson
@@ -149,27 +157,29 @@ class CallAsked(msgspec.Struct):
 
 
 class Due(msgspec.Struct):
-    """The time of a timer, of a question with a deadline, or of an attempt of the job (ordinal 0) has come."""
+    """The event that a timer, the deadline of a question, or the end of an attempt's time (ordinal 0) is due."""
 
     job_id: str
     ordinal: int
 
 
 class LettersCame(msgspec.Struct):
-    """The inbox of the journal has letters. `posted_by`: the job that has posted one of them itself."""
+    """The event that the inbox of the journal has letters. `posted_by` is the job that has posted one of them itself."""
 
     posted_by: str = ""
 
 
 class Arrived(msgspec.Struct):
-    """An entry that comes from neither the inbox nor an effect. It is recorded unless the job does not await `ask` any more."""
+    """The event of an entry that comes neither from the inbox nor from an effect. It is recorded unless the job no
+    longer awaits `ask`.
+    """
 
     entry: Answer | Signal | End
     ask: Ask | None = None
 
 
 class HostStops(msgspec.Struct):
-    """The host stops. `done` has its result when all events before this one are handled."""
+    """The event that the host stops. `done` has its result when all events before this one are handled."""
 
     done: "asyncio.Future[None]"
 

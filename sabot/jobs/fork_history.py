@@ -1,10 +1,10 @@
-"""A part of a job's history as the beginning of another job.
+"""Makes a part of a job's history the beginning of another job.
 
-    BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  ▏RESULT 2 …      of a job, up to a place
-    BEGIN  INTENT 1  RESULT 1  INTENT 3  …                          of another job
+   BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  ▏RESULT 2 …      of a job, up to a place
+   BEGIN  INTENT 1  RESULT 1  INTENT 3  …                          of another job
 
-2, a call without a result, is asked anew; 3, a question or a timer, has what was left of its time.
-Entries keep the times that they had, so the function reads the same clock over them. Nothing of them counts as used a second time.
+Effect 2, a call without a result, is asked for anew. Effect 3, a question or a timer, keeps the rest of its time.
+Entries keep their times, so the function reads the same clock over them. Their usage does not count a second time.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -17,7 +17,7 @@ from sabot.jobs.history import History
 from sabot.journal.entries import Answer, Begin, EffectResult, End, Entry, Intent, JobOrigin, Signal
 
 CHECKPOINT = "sabot.checkpoint"
-"""The name of the signal that names a place in the history of its job. It is of no other's history."""
+"""The name of the signal that marks a place in the history of a job. A fork does not take it over."""
 
 
 class HistoryPart(NamedTuple):
@@ -32,19 +32,19 @@ class HistoryPart(NamedTuple):
 def part_of(entries: Iterable[Entry]) -> HistoryPart:
     """Returns the part of a history up to a place with which another job may begin."""
     entries = list(entries)
-    asked: dict[int, Intent] = {}  # as the function has asked it; later ones are questions about it
+    asked: dict[int, Intent] = {}  # the first intent of an ordinal; later ones are questions about it
     over: set[int] = set()
     waiting: dict[int, Intent] = {}
     ended = False
     for entry in entries:
         match entry:
-            case Begin() if not ended:  # ctx.continue_as: nobody waits any more for what was asked before
+            case Begin() if not ended:  # ctx.continue_as: nobody waits any more for earlier effects
                 waiting.clear()
             case Intent() if entry.ordinal not in asked:
                 asked[entry.ordinal] = entry
                 if entry.kind in ("ask", "sleep"):
                     waiting[entry.ordinal] = entry
-                elif entry.kind in ("wait", "patch"):  # what comes for them does not say so
+                elif entry.kind in ("wait", "patch"):  # their deliveries do not have the ordinal
                     over.add(entry.ordinal)
             case EffectResult() | Answer() if _settles(entry, asked.get(entry.ordinal)):
                 over.add(entry.ordinal)
@@ -107,7 +107,7 @@ def take_over(before: Sequence[Entry], job_id: str, origin: JobOrigin, at_ms: in
         if isinstance(entry, EffectResult | End) and getattr(entry, "ordinal", 0) not in children:
             entry = msgspec.structs.replace(
                 entry, usage=b""
-            )  # it is in the ledger; that of a child counts in the budget of its parent
+            )  # the usage is in the ledger already; that of a child counts in the budget of its parent
         taken.append(_of_job(entry, job_id, key))
     for intent in part.waiting:
         due_ms = origin.at_ms + max(0, intent.due_ms - at_ms) if intent.due_ms else 0

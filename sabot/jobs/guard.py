@@ -1,13 +1,13 @@
 """The guard decides whether an effect may be made, once and before it is made. The decision is in the intent.
 
-    ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
-                                               ├ redact, degrade ─▶ made with what the verdict says
-                                               ├ ask ─────────────▶ a question to a person, then made or denied
-                                               └ deny ────────────▶ RESULT, an error that the function sees
+   ask ─▶ decide ─▶ INTENT, with the verdict ─┬ allow, warn ─────▶ made                            RESULT ─▶ settle
+                                              ├ redact, degrade ─▶ made with the changes of the verdict
+                                              ├ ask ─────────────▶ a question to a person, then made or denied
+                                              └ deny ────────────▶ RESULT, an error that the function sees
 
-A job that runs again over its history finds the verdict there, and nothing is decided anew: a policy that has changed meanwhile judges only
-what is asked from then on. But another attempt of a job (`on_error="retry"`, a dead letter that is sent again) asks anew for what a rule
-has denied to the one before, and is judged anew; what a person has refused stays refused.
+A job that runs again over its history finds the verdict there, and nothing is decided anew: a policy that has changed
+meanwhile only judges later effects. But another attempt of a job (`on_error="retry"`, a dead letter that is sent again)
+asks anew for effects that a rule has denied before, and these are judged anew; the refusal of a person stays.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ APART: ContextVar[bool] = ContextVar("APART", default=False)
 
 
 class Behalf(NamedTuple):
-    """On whose behalf a job runs: `scope` is the tenant, `principal` the actor. `labels` are those of its input."""
+    """The tenant (`scope`) and the actor (`principal`) on whose behalf a job runs, and the `labels` of its input."""
 
     scope: str = ""
     principal: str = ""
@@ -52,7 +52,7 @@ class Behalf(NamedTuple):
 
 
 NOBODY = Behalf()
-"""Nobody is named: the scope is the app."""
+"""The value if nobody is named: the scope is the app."""
 
 
 class Decision(StrEnum):
@@ -241,9 +241,9 @@ class EffectGuard:
         raise NotImplementedError
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call that it has allowed, and that now asks another model: another guard has degraded the call, or its first
-        provider has failed. Where the other model may cost more, the difference is reserved. A denial drops no reservation. By default as
-        `decide`.
+        """Decides on a call that it has allowed before, and that now asks another model: another guard has degraded the
+        call, or its first provider has failed. If the other model may cost more, the difference is reserved. A denial
+        frees no reservation. By default it calls `decide`.
         """
         return self.decide(call)
 
@@ -307,8 +307,8 @@ class EffectGuard:
 
 
 class EffectGuards(EffectGuard):
-    """Several guards, one behind the other. Each sees the call as the ones before it have changed it, and the strictest
-    decision holds. If a guard has another model asked, those before it decide on that model too.
+    """A chain of guards. Each sees the call as the guards before it have changed it, and the strictest decision holds.
+    If a guard chooses another model, those before it decide on that model too.
     """
 
     def __init__(self, guards: Sequence[EffectGuard]) -> None:
@@ -338,7 +338,7 @@ class EffectGuards(EffectGuard):
     async def _degraded(
         self, found: GuardVerdict, at: int, call: GuardedCall, so_far: GuardVerdict | None
     ) -> GuardVerdict:
-        """Goes on after this guard has decided, and may have another model asked."""
+        """Continues the chain after this guard has decided, and may have chosen another model."""
         first = call.name
         so_far, call = self._joined(at, call, so_far, found)
         if call.name != first:
@@ -356,7 +356,7 @@ class EffectGuards(EffectGuard):
         """
         place, first, effect = 0, asked[0], call.effect
         while place < count and so_far.decision is not Decision.DENY:
-            asked_call = call if dropped else replace(call, effect=effect)  # that is under way
+            asked_call = call if dropped else replace(call, effect=effect)  # the call is under way
             answer = judge_call(self._guards[place], asked_call, degraded=True)
             said = for_degraded(answer if isinstance(answer, GuardVerdict) else await answer, call.name, first)
             place += 1
@@ -367,7 +367,7 @@ class EffectGuards(EffectGuard):
                 place, count = (
                     0,
                     max(count, dropped),
-                )  # all of them decide on that one, also who has put the one before in place
+                )  # all guards decide on this model, also the one that chose the model before
             so_far, call = self._joined(dropped, call, so_far, said)
         return so_far, call
 
@@ -503,7 +503,7 @@ async def _judged_later(found: Awaitable[GuardVerdict], call: GuardedCall) -> Gu
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        return _broken(error)  # of what the rule has waited for
+        return _broken(error)  # the error of something that the rule has awaited
     except Exception as error:  # a rule is the user's code
         return _broken(error)
     return verdict

@@ -1,18 +1,20 @@
-"""The history of one job, as a replay needs it: its effects and their outcomes, in the order of the journal.
+"""The history of one job, in the form that a replay needs: its effects and their outcomes, in the order of the journal.
 
-    BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  RESULT 3  ATTEMPT  RESULT 2 …
-           ───────── asked     ───────── asked     delivered first    delivered second
+   BEGIN  INTENT 1  RESULT 1  INTENT 2  INTENT 3  RESULT 3  ATTEMPT  RESULT 2 …
+          ───────── asked     ───────── asked     delivered first    delivered second
 
-Only entries behind the last BEGIN count (`ctx.continue_as` begins a history anew). Ordinals go on, so that no effect has the id of an
-earlier one. But a BEGIN behind END is another attempt of the same history: the dead letter of a job that had failed was sent again. The
-job keeps the input with which this history began, because whoever sends it again may only know the first input of the job.
+Only entries after the last BEGIN count (`ctx.continue_as` begins a history anew). Ordinals go on, so that no effect has
+the id of an earlier one. But a BEGIN after END is another attempt of the same history: the dead letter of a failed job
+was sent again. The job keeps the input with which this history began, because the sender may only know the first input
+of the job.
 
-A RESULT with ordinal 0 is about the attempt itself: its time is over.
+A RESULT with ordinal 0 means that the time of the attempt is over.
 
-A new attempt of the job (ATTEMPT with ordinal 0) keeps all results, and forgets the errors of effects that may be repeated: the function
-asks for these again. It also forgets all that the attempt before had given up: timers that have not fired, questions that it has withdrawn,
-children that were cancelled, and effects that were denied (`guard`). The function asks for them anew, as effects of their own. A call that
-was not made because nobody awaited it is asked for again under its own ordinal, so that its idempotency key stays the same.
+A new attempt of the job (ATTEMPT with ordinal 0) keeps all results, and forgets the errors of effects that may be
+repeated: the function asks for these again. It also forgets everything that the attempt before had given up: timers
+that have not fired, questions that it has withdrawn, children that were cancelled, and effects that were denied
+(`guard`). The function asks for them anew, as new effects. A call that was not made because nobody awaited it is asked
+for again under its own ordinal, so that its idempotency key stays the same.
 """
 
 from collections.abc import Iterable
@@ -28,14 +30,14 @@ from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
-"""The types of questions that have a meaning. A durable agent may have words of its own beside them."""
+"""The types of questions that Sabot knows. A durable agent may use further types."""
 
 Delivery = EffectResult | Answer | Signal | Cancel
 """An entry that changes a job from outside."""
 
 
 class ContinueAs(BaseException):
-    """Raised by `ctx.continue_as(input)`: the job goes on with a new input and a new history."""
+    """The exception that `ctx.continue_as(input)` raises: the job goes on with a new input and a new history."""
 
     def __init__(self, message: Any) -> None:
         super().__init__("continue_as")
@@ -88,11 +90,11 @@ class History:
     last_ms: int = 0
     seed: bytes = b""
     untaken: int = 0
-    _waited_ms: int = 0  # for children that are open, beyond what those have run that have ended
+    _waited_ms: int = 0  # the waits for open children, minus the time that ended ones have run
     _restored_ms: int = 0
     _open: dict[int, Intent] = field(
         default_factory=dict
-    )  # what had no result, or is a timer that nobody awaits any more
+    )  # effects without a result, and timers that nobody awaits any more
 
     def __post_init__(self) -> None:
         self.last_ms, self.seed = self.begin.at_ms, self.begin.seed
@@ -226,7 +228,7 @@ class History:
                 if 0 < each.due_ms - self.last_ms <= PARKS_MS:
                     return False
             elif not self._parks(each):
-                return False  # at once: of a thousand calls under way the first one says it
+                return False  # returns early: with a thousand calls under way the first one decides
             else:
                 waits = True
         return waits

@@ -1,12 +1,12 @@
-"""Runs jobs over a journal: begins them, delivers what comes of their effects, parks them, and ends them.
+"""The host of jobs: begins jobs over a journal, delivers the outcomes of their effects, parks them, and ends them.
 
-    begin ─▶ BEGIN ─▶ turn ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ turn ─▶ … ─▶ END        (effects)
-                        │                           ▲
-                        └─ quiet, and all that is open takes long: parked ──────────┘    (parking, timers)
+   begin ─▶ BEGIN ─▶ turn ─▶ INTENT ─▶ runner ─▶ RESULT ─▶ turn ─▶ … ─▶ END        (effects)
+                       │                           ▲
+                       └─ quiet, and all open effects take long: parked ────────────┘    (parking, timers)
 
-One task handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters of the inbox. Only there are
-entries appended, so a job gets its deliveries in the order of the journal. Nothing that waits for a disk or for a call is awaited there,
-but for room in the queue of the journal.
+One task handles one event after the other (`_handle`): a job that begins, an outcome, a timer, the letters of the
+inbox. Only there are entries appended, so a job gets its deliveries in the order of the journal. It never awaits a disk
+or a call, only room in the queue of the journal.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ _AGAIN_SECONDS = 0.05  # a timer of a job whose history is being read comes agai
 
 
 class JobHost(HostState):
-    """The owner of a journal while jobs run. It lives on one event loop."""
+    """The host of jobs, which owns a journal while jobs run. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class JobHost(HostState):
         guard: EffectGuard | None = None,
         make_run: Callable[..., JobRun] = JobRun,
     ) -> None:
-        """`on_broken`: called if nothing can go on, because the journal or the host has failed. `stop_grace_s`: how
-        long a stop waits for effects that run. `notes`: the notes of parked jobs in the restored checkpoint.
-        `listener`: hears of all that happens. `guard`: decides on effects. `make_run`: makes a JobRun.
+        """Makes a host. `on_broken` is called if nothing can go on, because the journal or the host has failed.
+        `stop_grace_s` is the time that running effects have to end at a stop. `notes` are the notes of parked jobs in
+        the restored checkpoint. `listener` gets all notices, `guard` decides on effects, and `make_run` makes a JobRun.
         """
         super().__init__(journal, clock, on_broken)
         self._stop_grace_s = stop_grace_s
@@ -237,10 +237,9 @@ class JobHost(HostState):
         behalf: Behalf,
         failed: bool,
     ) -> OpenJob | None:
-        """Handles a child of this agent that waits for its turn. If it may outlive its job, its BEGIN is recorded now: after a restart
-        nobody might ask for it. Only an event may call it. Returns the child as `resume` takes it at its turn; None if it begins only then.
-
-        failed: it has begun before.
+        """Handles a child of this agent that waits for its turn. If it may outlive its parent, its BEGIN is recorded
+        now, since after a restart nobody might ask for it. May only be called while an event is handled. Returns the
+        child for `resume` at its turn, or None if it begins only then. `failed` is True if it has begun before.
         """
         if failed or not self.jobs.limits[self.jobs.agent_of(parent_of(job_id)[0])].outlive:
             return None
@@ -255,7 +254,7 @@ class JobHost(HostState):
         )
 
     def child_not_begun(self, job_id: str, outcome: str, body: bytes) -> None:
-        """Tells the job that has asked for a child of this outcome, as of an END, because the child does not begin."""
+        """Reports to the parent of a child that does not begin the given outcome, as an END would."""
         self.put(NotBegun(job_id, outcome, body))
 
     def _begin(self, history: History, owner: JobOwner, entry: Begin) -> None:
@@ -327,7 +326,7 @@ class JobHost(HostState):
                 slice_end = monotonic() + _SLICE_SECONDS
 
     def _handle(self, event: Event) -> Awaitable[None] | None:
-        """Handles an event. Returns what is to be awaited before the next one."""
+        """Handles an event. Returns an awaitable to be awaited before the next event, or None."""
         effects = self._effects
         match event:
             case Turned():  # the two events of each effect come first, and capture nothing: that takes longer
@@ -411,8 +410,8 @@ class JobHost(HostState):
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is an event of its own,
-        because the journal must have room for its entry.
+        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is
+        an event of its own, because the journal must have room for its entry.
         """
         job = running.job
         if job.new:
@@ -453,7 +452,9 @@ class JobHost(HostState):
         return [(self.log.append(each), each) for each in entries]
 
     def _tell_parent(self, job_id: str, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0) -> None:
-        """Tells the job that has begun this one, if any, that it has ended. body, labels: of its END. ran_ms: how long it has run."""
+        """Reports the end of a job to its parent, if it has one. `body` and `labels` are those of its END, and `ran_ms`
+        is the time that it has run.
+        """
         self._guard.forget_job(job_id)
         result = self.jobs.result(job_id, self.now_ms(), outcome, body, labels, ran_ms)
         running = None if result is None else self.running.get(result.job)
@@ -554,7 +555,7 @@ class JobHost(HostState):
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, running: RunningJob) -> None:
-        """Ends a job whose function has returned, and of whose effects none may still happen."""
+        """Ends a job whose function has returned, and none of whose effects may still happen."""
         job, owner = running.job, running.owner
         value, error = job.outcome()
         if error is not None:
@@ -605,7 +606,7 @@ class JobHost(HostState):
         self.deliver(told)
 
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
-        """Removes the job from memory. stays_open: the next start goes on with it."""
+        """Removes the job from memory. `stays_open` is True if the next start goes on with it."""
         self._remove(running)
         self._effects.forget(running.job, stays_open)
         running.job.discard()

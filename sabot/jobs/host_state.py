@@ -1,4 +1,4 @@
-"""What a host and its parts share: the journal, the jobs in memory, and the queue of events.
+"""The state that a host shares with its parts: the journal, the jobs in memory, and the queue of events.
 
 a part ─▶ put(event) ─▶ queue ─▶ JobHost matches it ─▶ a part appends entries, and adds them to `told` ─▶ JobHost delivers them
 """
@@ -56,7 +56,7 @@ class HostState:
         self.loop.call_later(wait_s, self.put, event)
 
     def put_when(self, awaited: Awaitable[T], event: Callable[[T], Event], what: str) -> None:
-        """Adds the event that `event` makes of the awaited value. `what`: the name of the work, for messages."""
+        """Adds the event that `event` makes of the awaited value. `what` is the name of the work in messages."""
 
         async def wait() -> None:
             self.put(event(await awaited))
@@ -64,7 +64,7 @@ class HostState:
         self.spawn(wait(), what)
 
     def spawn(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """Starts a task for work that waits. It is cancelled when the host is closed; an error of it ends the run."""
+        """Starts a task for work that waits. It is cancelled when the host is closed; an error in it ends the run."""
         task = self.loop.create_task(work, name=what)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -1,4 +1,4 @@
-"""Calls of a journal whose home may be gone for a while."""
+"""Calls of a journal that wait while its server does not answer."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,8 +14,8 @@ _AGAIN_SECONDS = 0.1
 
 
 async def call_journal(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs `call` as `threads.run_in_thread` does, and repeats it for as long as the journal's home does not answer. There is no limit:
-    entries wait for the same home, and the journal ends the run if they wait too long.
+    """Runs `call` in a thread, and repeats it as long as the server of the journal does not answer. There is no limit
+    of time: entries wait for the same server, and the journal ends the run if they wait too long.
     """
     while True:
         try:

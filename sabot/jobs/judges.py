@@ -1,7 +1,8 @@
-"""The guards of an app before calls of models that are no effects of a job: in agents that are not durable, in streams (`map_llm`), and
-in tools that ask models by themselves.
+"""Asks the guards of an app before calls of models that are not effects of a job: in agents that are not durable, in
+streams (`map_llm`), and in tools that ask models by themselves.
 
-No journal has them, so nothing is decided but for this one call, nobody can be asked, and what a crash cuts off has no row.
+These calls are in no journal. So each decision holds for one call only, no person can be asked, and a call that a crash
+cuts off has no row in the ledger.
 """
 
 import asyncio
@@ -41,12 +42,14 @@ NoteInstead = Callable[[EffectId, GuardVerdict], Awaitable[None]]
 
 
 class GuardJudge:
-    """A `CallJudge`, for one event loop."""
+    """A `CallJudge` that asks a guard, for one event loop."""
 
     _only_asks = "only durable agents ask"
 
     def __init__(self, calls: str, agent: str, guard: EffectGuard, clock: Clock) -> None:
-        """`calls`: stands in rows where others have a job. `agent`: the owner of the calls; the scope is its app."""
+        """Makes a judge. `calls` takes the place of the job's id in rows. `agent` is the owner of the calls; the scope
+        is its app.
+        """
         self._calls, self._agent, self._guard, self._clock = calls, agent, guard, clock
         self._numbers = count(1)
         self._behalf = NOBODY
@@ -155,7 +158,7 @@ class _ToolJudge(GuardJudge):
 
 
 def _told(call: ModelCall) -> RequestSpec:
-    """Returns the request as the guards see it: texts of which vectors are made are messages, and nothing is written."""
+    """Returns the request as the guards see it: texts for embeddings become messages, and no answer is written."""
     if call.kind != "embed":
         return call.spec
     return msgspec.structs.replace(call.spec, messages=tuple(map(user, call.texts)), max_tokens=0)

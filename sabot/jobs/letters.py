@@ -20,14 +20,16 @@ class JobLetters:
     def __init__(self, host: HostState, log: JobLog) -> None:
         self._host = host
         self._log = log
-        self._posting: Counter[str] = Counter()  # letters of jobs that are not taken
+        self._posting: Counter[str] = Counter()  # by job: the number of posted letters that are not taken yet
 
     def under_way(self, job_id: str) -> bool:
         """Returns True if a letter of this job was posted, and is not taken yet."""
         return job_id in self._posting
 
     async def take(self) -> None:
-        """Makes entries of the letters, which are to be delivered before anything else. A cancel is followed by those of all jobs below."""
+        """Turns the letters into entries, which are delivered before anything else. A cancel is followed by those of
+        all jobs below.
+        """
         host, entries = self._host, await run_in_thread(self._host.journal.take)
         self._log.note_taken(entries)
         host.told.extend(entries)
@@ -36,17 +38,18 @@ class JobLetters:
                 host.told.append((self._log.append(each), each))
 
     def withdraw(self, job_id: str, ordinal: int, token: str, why: str) -> None:
-        """Closes a question, unless an answer came first. why: "expired" or "cancelled"."""
+        """Closes a question, unless an answer came first. `why` is "expired" or "cancelled"."""
         letter = Letter("withdraw", token, name=why, by=job_id)
         self._posting[job_id] += 1
         self._host.spawn(self._posted(letter, job_id), f"the withdrawal of question {ordinal} of job {job_id}")
 
     async def _posted(self, letter: Letter, job_id: str) -> None:
-        await self._host.journal.flush()  # what it is about
+        await self._host.journal.flush()  # the question must be durable before the letter
         try:
-            await call_journal(self._host.journal.post, letter)  # sent again, it may be told that it was the first
+            # a repeated post may be refused because of itself, which is fine
+            await call_journal(self._host.journal.post, letter)
         except LetterRefused as refused:
-            if refused.reason == "expired":  # only answers are
+            if refused.reason == "expired":  # an expired question is only refused for answers
                 raise
         self._host.put(LettersCame(posted_by=job_id))
 

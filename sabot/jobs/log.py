@@ -1,11 +1,11 @@
-"""The journal of a host: its end, the facts that a checkpoint keeps of it, and the listener that hears of its entries.
+"""The journal of a host: its end, the facts that a checkpoint keeps of it, and the listener that gets its entries.
 
-    append ─▶ journal
-          └─▶ what is to be told, in order ─▶ durable? ─▶ listener
+   append ─▶ journal
+         └─▶ notices, in order ─▶ durable? ─▶ listener
 
-A listener is told of an entry when it is durable, so nothing that it hears of can be undone by a crash. It is told at least once: of jobs
-that a start finds open it is told again, from their beginnings. What is no entry (a piece of an answer on its way) is told in the same
-order. It is not the host's task that waits for a listener, but the host goes no further ahead of it than AHEAD_MOST.
+A listener gets an entry when it is durable, so no crash can undo what it has seen. It gets each entry at least once:
+after a start, those of open jobs come again from their beginnings. Notices that are not entries (a piece of an answer)
+keep their place in this order. The host's task does not wait for a listener until AHEAD_MOST notices wait for it.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from sabot.journal.entries import Entry
 _log = logging.getLogger(__name__)
 
 AHEAD_MOST = 10_000
-"""Entries and pieces that nobody was told of yet, when the host waits for its listener."""
+"""The number of waiting notices at which the host waits for its listener."""
 
 LAST_SECONDS = 5.0
-"""At a close, for a listener that takes its time."""
+"""The seconds that a slow listener has at a close."""
 
-_CLAIM_SECONDS = 0.05  # so often is looked whether a claim holds again
-_SILENT_SECONDS = 5.0  # a stop waits no longer for a journal in which nothing becomes durable
+_CLAIM_SECONDS = 0.05  # the seconds between two looks whether the claim holds again
+_SILENT_SECONDS = 5.0  # the seconds that a stop waits for a journal in which nothing becomes durable
 
 
 class Fragment(NamedTuple):
@@ -49,7 +49,7 @@ class Fragment(NamedTuple):
 
 
 class Blocked(NamedTuple):
-    """The notice that a job cannot go on with this code."""
+    """A notice that a job cannot go on with this code."""
 
     job: str
     error: NonDeterminism
@@ -60,7 +60,7 @@ Notice = Entry | Fragment | Blocked
 
 
 class Listener(Protocol):
-    """A receiver of all that happens in the jobs of a host."""
+    """A receiver of notices: the entries of a host's jobs, pieces of answers, and blocked jobs."""
 
     async def publish(self, notice: Notice) -> None:
         """Called with one notice at a time: the next one follows when this has returned. An error that it raises ends
@@ -77,19 +77,21 @@ class JobLog:
     """The journal of a host, and its listener. It belongs to the event loop of the host."""
 
     def __init__(self, host: HostState, listener: Listener | None, kept: Callable[[], Awaitable[None]]) -> None:
-        """`kept`: returns when all that is made of results is kept elsewhere, so that the journal may forget them."""
+        """Makes the log. `kept` returns when everything that is made of results is stored elsewhere too, so that the
+        journal may remove them.
+        """
         self._kept = kept
         self.journal = host.journal
         self.listener = listener
-        self.unapplied: dict[str, Position] = {}  # where the END stands of those that had ended before the start
+        self.unapplied: dict[str, Position] = {}  # by job that had ended before the start: the position of its END
         self._host = host
-        self._ends: dict[int, int] = {}  # of each partition
+        self._ends: dict[int, int] = {}  # by partition: the offset behind its last entry
         self._flushing = 0
         self._unpublished: deque[tuple[Position | None, Notice | asyncio.Future[None]]] = deque()
         self._publisher: asyncio.Task[None] | None = None
         self.behind: asyncio.Future[None] | None = None
-        """Is done when the listener has caught up; None unless it is more than AHEAD_MOST behind. Nothing is to be appended until then."""
-        # Who waits for the disk, of each partition.
+        """A future that is done when the listener has caught up, or None unless more than AHEAD_MOST notices wait."""
+        # By partition: the ends of jobs that wait for the disk.
         self._awaited: dict[int, deque[tuple[Position, Event]]] = {}
         self._leaving = False
 
@@ -98,8 +100,8 @@ class JobLog:
         self._ends = await run_to_end(run_in_thread(self.journal.positions))
 
     def append(self, entry: Entry, running: RunningJob | None = None) -> Position:
-        """Appends an entry to the journal, as the last one of a job in memory. Only where an event is handled may it be called: there the
-        journal has room.
+        """Appends an entry to the journal, as the last one of a job in memory. May only be called while an event is
+        handled, when the journal has room.
         """
         position = self.journal.append(entry)
         if running is not None:
@@ -110,14 +112,16 @@ class JobLog:
         return position
 
     def note_taken(self, entries: Iterable[tuple[Position, Entry]]) -> None:
-        """Adds entries that the journal has made of letters to what listeners are told."""
+        """Adds entries that the journal has made of letters to the notices for listeners."""
         for position, entry in entries:
             self._ends[position.partition] = position.offset + 1
             if self.listener is not None:
                 self._publish(position, entry)
 
     def when_durable(self, position: Position, event: Event) -> None:
-        """Puts the event when the entry there is durable. All ends of jobs of a partition wait in one task, not in one each."""
+        """Puts the event when the entry at this position is durable. All ends of jobs in a partition wait in one task,
+        not in one each.
+        """
         if (awaited := self._awaited.get(position.partition)) is not None:
             awaited.append((position, event))
             return
@@ -144,7 +148,7 @@ class JobLog:
             await self.journal.room()
             await asyncio.sleep(_CLAIM_SECONDS)
 
-    # -- who listens --------------------------------------------------------------------------------------------------
+    # -- listeners ----------------------------------------------------------------------------------------------------
 
     async def wants_fragments(self, job_id: str) -> bool:
         """Returns True if the listener wants the pieces of answers of this job."""
@@ -157,7 +161,7 @@ class JobLog:
         )
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Publishes that a job does not go on."""
+        """Publishes that a job cannot go on."""
         self._publish_now(Blocked(job_id, error, self._host.now_ms()))
 
     def _publish_now(self, notice: Fragment | Blocked) -> None:
@@ -199,12 +203,12 @@ class JobLog:
 
     def _catch_up(self) -> None:
         if self.behind is not None and (self._leaving or len(self._unpublished) <= AHEAD_MOST):
-            if not self.behind.done():  # whoever has waited was cancelled
+            if not self.behind.done():  # otherwise the waiting task was cancelled
                 self.behind.set_result(None)
             self.behind = None
 
     def stop_waiting(self) -> None:
-        """Called when the host stops: from now on it does not wait for the listener."""
+        """Lets the host no longer wait for the listener. Called when the host stops."""
         self._leaving = True
         self._catch_up()
 

@@ -1,13 +1,14 @@
-"""The event loop of one job, which makes its function do the same whenever the same is delivered to it in the same order.
+"""The event loop of one job, which makes its function do the same whenever it gets the same deliveries in the same
+order.
 
-    delivery    the owner resolves a future of the job, fires one of its timers, or cancels its main task
-    turn        `run_until_quiet` makes a delivery, and runs what is ready, first come, first served, until nothing is
-    quiet       every task waits for a delivery
+   delivery    the owner resolves a future of the job, fires one of its timers, or cancels its main task
+   turn        `run_until_quiet` makes a delivery, and runs everything that is ready, first come, first served
+   quiet       every task waits for a delivery
 
-Nothing else decides an order: tasks, futures and timers are numbered as they are made, and hash by that number, so that the sets in
-which asyncio keeps them are walked in the same order in every process. What an order could come from beside deliveries (sockets,
-threads, other event loops, signals) is refused with an error that says what to do. The loop has no thread and no clock of its own: a
-turn runs inside of the event loop of the app, on its thread.
+Nothing else decides an order: tasks, futures and timers are numbered as they are made, and hash by that number, so that
+asyncio walks its sets of them in the same order in every process. Other sources of an order (sockets, threads, other
+event loops, signals) are refused with an error that has a hint. The loop has no thread and no clock of its own: a turn
+runs inside of the event loop of the app, on its thread.
 """
 
 import asyncio
@@ -34,12 +35,12 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 _Outside = tuple[
     asyncio.AbstractEventLoop | None, "asyncio.Task[Any] | None", Any
-]  # loop, task, hooks of async generators
+]  # the running loop, the current task, the hooks of async generators
 
 _WAKES_A_SLEEPER = "_set_result_unless_cancelled"  # the callback of `asyncio.sleep`
-_MOST_CALLBACKS = 100_000  # in a turn
+_MOST_CALLBACKS = 100_000  # the most callbacks of a turn
 _NEVER = 1e12  # seconds since 1970, in 30,000 years; asyncio.sleep(math.inf) is one way of waiting for a cancellation
-_MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
+_MOST_DROPS = 100  # the most exceptions for one coroutine, which may await in each of its `finally:` blocks
 _HINT = "make it an effect: await ctx.step(f, ...) calls f outside of the job, once, and records what it returns"
 _SHARED_HINT = "share no Lock, Semaphore, Event, Queue or Future with a job: only what is delivered to it is recorded; send it a signal"
 _ASKED_AS = {  # the functions of asyncio that use a method of the loop, where the names differ
@@ -72,10 +73,12 @@ class _Numbered:
 
 
 class JobFuture(_Numbered, asyncio.Future[Any]):
-    """A future of a job. Its owner gives it a result, or the function does."""
+    """A future of a job. Its owner or the function sets its result."""
 
     def __init__(self, loop: "JobLoop", on_cancel: Callable[[], None] | None = None) -> None:
-        """`on_cancel`: called in the turn if the function cancels the future, or the task that awaits it."""
+        """Makes a future. `on_cancel` is called in the turn if the function cancels the future, or the task that awaits
+        it.
+        """
         self._number = next(loop.numbers)
         self._on_cancel = on_cancel
         super().__init__(loop=loop)
@@ -116,8 +119,9 @@ class JobTimer(asyncio.TimerHandle):
 
 
 class _Dropped(BaseException):
-    """Raised in the coroutines of a job that is discarded, where they wait. Not a CancelledError: the job is not cancelled. Not a
-    GeneratorExit: Python makes a RuntimeError of it where an inner coroutine awaits something on its way out.
+    """The exception that is raised in the coroutines of a discarded job, where they wait. It is no CancelledError,
+    since the job is not cancelled, and no GeneratorExit, since Python turns that into a RuntimeError if an inner
+    coroutine awaits something on its way out.
     """
 
 
@@ -181,9 +185,9 @@ class JobLoop(asyncio.AbstractEventLoop):
     def __init__(
         self, name: str, *, on_timer: Callable[[JobTimer], None], on_timer_gone: Callable[[JobTimer], None]
     ) -> None:
-        """`name`: the name of the job, the same in every replay. `on_timer`: called when the function has set a timer.
-        `on_timer_gone`: called when it has cancelled a timer that had not fired. Both run in the turn, and an error
-        that they raise goes to the function.
+        """Makes a loop. `name` is the name of the job, the same in every replay. `on_timer` is called when the function
+        has set a timer, and `on_timer_gone` when it has cancelled one that had not fired. Both run in the turn, and
+        their errors go to the function.
         """
         self.name = name
         self.now = 0.0
@@ -193,12 +197,13 @@ class JobLoop(asyncio.AbstractEventLoop):
         self._on_timer = on_timer
         self._on_timer_gone = on_timer_gone
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks: dict[int, _Watched] = {}  # those that go on; asyncio itself holds tasks by weak references only
+        # tasks that have not ended; asyncio itself holds tasks by weak references only
+        self._tasks: dict[int, _Watched] = {}
         self._tasks_made = 0
         self._left: list[AsyncGenerator[Any, Any]] = []  # async generators that the garbage collector has found
         first = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "little") << 10
-        self.numbers = count(first + 1)  # of its futures and tasks, from which their hashes are made
-        self._in_turn = 0  # the thread that runs a turn of this loop; 0: none
+        self.numbers = count(first + 1)  # the numbers of futures and tasks, of which their hashes are made
+        self._in_turn = 0  # the thread that runs a turn of this loop, or 0
 
     def __repr__(self) -> str:
         return f"<JobLoop {self.name}{' dead' if self.dead else ''}>"
@@ -216,8 +221,8 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._in_turn = 0
 
     def run_until_quiet(self, deliver: Callable[[], object] | None = None) -> None:
-        """Calls `deliver`, then all that is ready, as the running loop of this thread; ends when nothing is ready, or when `refused`
-        is set. What becomes ready otherwise than in a turn is refused.
+        """Calls `deliver`, then everything that is ready, as the running loop of this thread; ends when nothing is
+        ready, or when `refused` is set. Work that becomes ready outside of a turn is refused.
 
         Raises KeyboardInterrupt and SystemExit of the function. It does not suspend.
         """
@@ -263,7 +268,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             tasks._enter_task(task.get_loop(), task)
 
     def fire(self, timer: JobTimer) -> None:
-        """Makes the timer's callback ready; does nothing where the timer has fired or is cancelled."""
+        """Makes the timer's callback ready; does nothing if the timer has fired or is cancelled."""
         if timer.open:
             timer.open = False
             self._ready.append(timer)
@@ -306,7 +311,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             "job %s: %s cannot be dropped: it catches BaseException and goes on", self.name, short_repr(coroutine)
         )
 
-    # -- what is refused ----------------------------------------------------------------------------------------------
+    # -- refusals -----------------------------------------------------------------------------------------------------
 
     def _refuse(self, what: str, hint: str = _HINT) -> UserError:
         refusal = UserError(f"job {self.name}: the function {what}", hint=hint)
@@ -315,7 +320,7 @@ class JobLoop(asyncio.AbstractEventLoop):
         return refusal
 
     def refusal_of(self, awaited: Any) -> UserError | None:
-        """Returns why the function must not await this object; None if it may."""
+        """Returns the error if the function must not await this object, or None."""
         if awaited is None:
             return None
         what = f"awaits a {type(awaited).__name__}"  # not its repr, which may have data in it
@@ -464,7 +469,7 @@ _collecting = 0  # the thread that collects garbage at this moment
 
 
 def _told_nobody(timer: JobTimer) -> None:
-    """Takes the place of the owner's callbacks in a loop that is dead."""
+    """Replaces the owner's callbacks in a loop that is dead, and does nothing."""
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
@@ -476,7 +481,7 @@ gc.callbacks.append(_note_collection)
 
 
 def _call_words(coroutine: Any) -> str:
-    """Returns the call that has made a coroutine which was never begun, as its author wrote it. Of its arguments only
+    """Returns the call that has made a coroutine which was never started, as its author wrote it. Of its arguments only
     the tool or function is named.
     """
     name, frame = coroutine.__qualname__.rpartition("<locals>.")[2], coroutine.cr_frame

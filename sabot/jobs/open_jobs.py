@@ -28,7 +28,7 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
     lasts: dict[str, Position] = {}
     decided: dict[str, dict[int, DecidedEffect]] = {}
     cancelled: set[str] = set()
-    missing: dict[str, int] = {}  # entries of jobs that go on from a checkpoint
+    missing: dict[str, int] = {}  # by job that continues another one: the number of entries that are still to come
     for position, entry in reader.read():
         lasts[entry.job] = position
         if entry.job in missing:

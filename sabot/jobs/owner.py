@@ -1,6 +1,6 @@
 """The owners of jobs, and jobs as their host sees them.
 
-JobOwner     an agent: makes the function's context, takes what it returns, decides what follows an error
+JobOwner     an agent: makes the function's context, takes its result, decides what follows an error
 OpenJob      a job that a start finds in the journal
 RunningJob   a job in memory
 """
@@ -62,7 +62,7 @@ class JobOwner(Protocol):
     code: str
 
     def call(self, job: JobRun) -> Coroutine[Any, Any, Any]:
-        """Makes the function's context, and its coroutine, for the record in `job.history.begin.body`."""
+        """Returns the coroutine of the function, with a context for the record in `job.history.begin.body`."""
 
     def ended(self, job: JobRun, value: Any) -> bytes:
         """Takes the value that the function has returned: applies its state writes, emits its output and removes its
@@ -75,8 +75,8 @@ class JobOwner(Protocol):
         """
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """Returns for how many seconds the job may run from now on, and the name of the option that limits it; None
-        without a limit. The time ends when the job is parked, with `sleep_counts` when it is parked for others.
+        """Returns the seconds that the job may run from now on, and the name of the option that limits it; None without
+        a limit. The limit ends when the job is parked; with `sleep_counts` only when it is parked for others.
         """
 
     def backoff_s(self, attempt: int) -> float:
@@ -140,12 +140,12 @@ class RunningJob:
 
     @property
     def limit_s(self) -> float:
-        """The end of its time by the steady clock if that also holds while it is parked, else 0."""
+        """The end of the job's time by the steady clock if it also holds while the job is parked, or 0."""
         sleeps = self.owner.sleep_counts and all(ask.kind == "sleep" for ask in self.job.open.values())
         return self.due_s if sleeps else 0.0
 
     def ran_ms(self, steady_s: float) -> int:
-        """Returns for how many milliseconds it has run and slept, together with its children. Time in which it was
+        """Returns the milliseconds that the job has run and slept, together with its children. Time in which it was
         parked for others does not count.
         """
         return self.job.history.ran_until(self.since_ms) + round((steady_s - self.since_s) * 1000)

@@ -1,11 +1,11 @@
-"""Jobs that wait for something long. They hold no coroutine and no task; the journal has what they have done.
+"""Jobs that wait for something long. They have no coroutine and no task; their state is in the journal.
 
-quiet, all that is open takes long ─▶ Parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
+quiet, all open effects take long ─▶ parked ─ timer, answer, signal, cancel ─▶ its owner lets it run ─▶ its history is read ─▶ it runs
 
-What a job waits for is noted where checkpoints keep it. A start finds the note, and where the job's last entry is the one that the note
-names, and the code is the one that had run, the job is parked again without a run over its history: that history, and so what the job
-waits for, is the same. No note is taken of a job that waits for a child, which may have to be begun again, for an effect in doubt, or for a
-letter of its own.
+Checkpoints keep notes of the things for which jobs wait. If a start finds such a note, the note names the job's last
+entry, and the code is the same, the job is parked again without a run over its history, which would have the same end.
+There are no notes of jobs that wait for a child, which may have to be begun again, for an effect in doubt, or for a
+letter of their own.
 """
 
 from collections import deque
@@ -80,8 +80,8 @@ class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """`notes`: keeps the notes; without it, a start runs all open jobs over their history. `has_letter`: True if a
-        letter of a job is under way.
+        """Makes the part of a host. `notes` keeps the notes; without it, a start runs all open jobs over their history.
+        `has_letter` returns True if a letter of a job is under way.
         """
         self._host = host
         self._notes = notes
@@ -215,7 +215,7 @@ class Parking:
         self.load(job_id)
 
     def load(self, job_id: str) -> None:
-        """Reads the history of a job, and then runs it over that."""
+        """Reads the history of a job, and then runs the job over it."""
         self._loading[job_id] = []
         self._to_load.append(job_id)
         if self._loads < _LOADS:

@@ -1,10 +1,10 @@
-"""The run of a job's function over its history, with the effects that are open. It does no I/O; its host does (`host`).
+"""The run of a job's function over its history, with the open effects. It does no I/O; its host does (`host`).
 
-    deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
-    replay  =  the recorded deliveries in their order, then the host goes on with new ones
+   deliver ──▶ turn ──▶ asks          one delivery (a result, an answer, a signal, a timer, a cancel), then until the function is quiet
+   replay  =  the recorded deliveries in their order, then the host goes on with new ones
 
-The function runs on a loop of its own (`loop.JobLoop`), so the same deliveries in the same order make it ask the same. Where it asks
-something else than the journal has, the job is `blocked`.
+The function runs on a loop of its own (`loop.JobLoop`), so the same deliveries in the same order make it ask for the
+same effects. If it asks for something else than the journal has, the job is `blocked`.
 """
 
 import asyncio
@@ -38,18 +38,19 @@ from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
 
 MOST_EFFECTS = 10_000
-"""Effects of one history. More of them would make each replay of the job long."""
+"""The most effects of one history, so that replays of a job do not take long."""
 
 PYTHON_MARK = " on Python "
-"""In the version of a job's code, before that of Python: 3.12, say."""
+"""The text between the version of a job's code and that of Python, such as 3.12."""
 
 
 @dataclass(slots=True, eq=False)
 class Ask(EffectState):
-    """An effect that the function has asked for, with what it is made of.
+    """An effect that the function has asked for, with its arguments.
 
-    `future` is what the function awaits, on the job's loop, if anything. `model` is the name of the model that a call asks. `verdict` is
-    what the guard has decided. `apart` is True if the job's own budget is not to count the call.
+    `future` is the future that the function awaits, on the job's loop, if there is one. `model` is the name of the
+    model that a call asks. `verdict` is the decision of the guard. `apart` is True if the job's own budget is not to
+    count the call.
     """
 
     future: "asyncio.Future[Any] | None" = None
@@ -139,9 +140,9 @@ class JobRun:
         pieces: Pieces | None = None,
         seed: bytes = b"",
     ) -> None:
-        """`key`: the key of the journal, with which digests are made. `code`: the version of the function that will
-        run. `pieces`: receives partial answers of models. `seed`: the result of `job_seed`, if the journal had another
-        key.
+        """Makes a run. `key` is the key of the journal, with which digests are made. `code` is the version of the
+        function that will run. `pieces` receives partial answers of models. `seed` is the result of `job_seed`, if the
+        journal had another key.
         """
         self.job_id = job_id
         self.history = history
@@ -201,7 +202,9 @@ class JobRun:
         return entry
 
     def deliver(self, entry: Delivery | None) -> None:
-        """Tells the function and runs it until it is quiet. Then does the same with the recorded deliveries that are next."""
+        """Delivers an entry to the function, and runs that until it is quiet. Then does the same with the recorded
+        deliveries that follow.
+        """
         loop = self.loop
         while entry is not None:
             passed_ms, self._last_ms = max(0, entry.at_ms - self._last_ms), entry.at_ms
@@ -268,11 +271,11 @@ class JobRun:
         model: str = "",
         price: Price | None = None,
     ) -> "asyncio.Future[Any]":
-        """Asks for a call of the tool with these arguments, which `body` has packed. The function may go on changing
-        them.
+        """Asks for a call of the tool with these arguments, which `body` has packed, so that the function may change
+        them afterwards.
 
-        `model`: the name of the model, if the call asks one; then the first argument is the RequestSpec. `price`: the
-        price of its tokens.
+        `model` is the name of the model, if the call asks one; then the first argument is the RequestSpec. `price` is
+        the price of its tokens.
         """
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
@@ -326,7 +329,9 @@ class JobRun:
         return chosen
 
     def now_ms(self) -> int:
-        """Returns the time of the last delivery. Arguments are made of it, so it is the same in another attempt."""
+        """Returns the time of the last delivery in milliseconds since 1970. Arguments are made of it, so it is the same
+        in another attempt.
+        """
         return self._told_ms
 
     def random(self) -> random.Random:
@@ -454,7 +459,7 @@ class JobRun:
 
     @property
     def behalf(self) -> Behalf:
-        """On whose behalf the job runs, with the labels of all that it has seen so far."""
+        """The tenant and the actor for whom the job runs, with the labels of all data that it has seen so far."""
         return Behalf(self.history.begin.scope, self.history.begin.principal, tuple(sorted(self.labels)))
 
     @property

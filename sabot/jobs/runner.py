@@ -1,13 +1,14 @@
 """Makes the calls of tools, one attempt each, and passes their outcomes on.
 
-    make ─▶ it has a thread ─▶ sendable ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
-                                               └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
+   make ─▶ it has a thread ─▶ sendable ─▶ the tool, in a task of its own or in a thread ─▶ done(outcome)
+                                              └─ its time is over ─▶ done(unknown); it is cancelled, and its result dropped
 
-Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are; asked again, a call that is under way is
-adopted and not made twice.
+Calls do not belong to jobs. A job that is dropped, or run again, leaves its calls as they are. If the job asks again
+for a call that is under way, that call is adopted and not made twice.
 
-A thread cannot be cancelled, and a coroutine may ignore that it was: such a call is left behind. It is named, and its thread is not counted
-any more among those that calls may have, so that a tool that hangs does not hold up the others.
+A thread cannot be cancelled, and a coroutine may ignore its cancellation: such a call is left behind. It is named in
+`left_behind`, and its thread no longer counts among those that calls may have, so that a tool that hangs does not block
+the others.
 """
 
 import asyncio
@@ -49,11 +50,11 @@ __all__ = ["Certainty", "EffectRunner", "LookedUp", "Outcome"]
 
 _log = logging.getLogger(__name__)
 
-_UNSENT_SECONDS = 5.0  # for which a stop waits for calls of which none is sent
-_MOST_TOOLS = 1_000  # whose figures are kept
-_RECONCILE_SECONDS = 60.0  # for the reconciling function of a tool without a time-out
-_CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation
-_LEFT_PER_THREAD = 4  # calls left behind in threads, for each thread that calls may have
+_UNSENT_SECONDS = 5.0  # seconds that a stop waits if no call was sent
+_MOST_TOOLS = 1_000  # the most tools whose figures are kept
+_RECONCILE_SECONDS = 60.0  # the time-out of the reconciling function of a tool without one
+_CANCEL_AGAIN_SECONDS = 2.5  # seconds until a second cancellation, for code that swallows one
+_LEFT_PER_THREAD = 4  # the most calls left behind in threads, for each thread that calls may have
 
 
 AsksPerson = Callable[[EffectId, str, bytes, float | None], Awaitable[str]]
@@ -63,7 +64,7 @@ when that is closed; until then whoever awaits it is cancelled.
 
 
 CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.ContextVar("CALL", default=None)
-"""The effect of a job whose tool is called, and how it asks a person; None outside of such a call."""
+"""The effect whose tool is being called, and the function by which it asks a person; None outside of such a call."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, frozen=True):
-    """The answer of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
+    """The finding of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
 
     effect: EffectId
     found: Reconciled
@@ -118,8 +119,8 @@ class _Call:
 
 @dataclass(slots=True)
 class ToolFigures:
-    """The calls of one tool since the start. `failed`: those that came to an error. `unknown`: those of which nobody knows whether they
-    were made. `seconds`: the times of the calls that are over, from their sending.
+    """The figures of one tool since the start. `failed` counts calls with an error, and `unknown` those of which nobody
+    knows whether they were made. `seconds` has the times of ended calls, from their sending.
     """
 
     calls: int = 0
@@ -130,7 +131,7 @@ class ToolFigures:
 
 
 class EffectRunner:
-    """The calls of a process. It belongs to one event loop."""
+    """The runner of the calls of a process. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -142,13 +143,13 @@ class EffectRunner:
         again: Callable[[EffectId], Awaitable[EffectId]] | None = None,
         judge: Callable[[EffectId], CallJudge] | None = None,
     ) -> None:
-        """`sendable`: awaited just before each call, with the position of its entry, and before each request to a model
-        that a call sends. It raises JournalFailed if no call may be made any more. `sync_threads`: how many sync tools
-        run at once.
+        """Makes a runner. `sendable` is awaited just before each call, with the position of its entry, and before each
+        request to a model that a call sends. It raises JournalFailed if no call may be made any more. `sync_threads` is
+        the number of sync tools that run at once.
 
-        `on_broken`: called in place of `done` if the run has to end: the journal has failed, or a tool has asked for
+        `on_broken` is called in place of `done` if the run has to end: the journal has failed, or a tool has asked for
         the end of the process (`process_exit`). Without it the error is raised from a callback of the event loop.
-        `again`: begins another attempt for a tool (`Effect`). `judge`: returns the judge of the models that the tool of
+        `again` begins another attempt for a tool (`Effect`). `judge` returns the judge of the models that the tool of
         this effect asks by itself.
         """
         self._clock = clock
@@ -157,24 +158,24 @@ class EffectRunner:
         self._again = again
         self._judge = judge
         self.ask: AsksPerson | None = None
-        """How tools ask a person; None: they cannot."""
+        """The function by which tools ask a person, or None if they cannot."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(SENDABLE.set, None if sendable is None else partial(sendable, None))
         self._context.run(JUDGE.set, None)
-        self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # calls that nobody was told of
-        self._left: dict[_Call, None] = {}  # calls that were told of, and run
+        self._jobs: dict[str, dict[tuple[int, bool], _Call]] = {}  # by job: calls whose outcome was not passed on
+        self._left: dict[_Call, None] = {}  # calls that still run after their outcome was passed on
         self._pool = ThreadPool(clock)
         self._errors = ErrorLog("jobs", clock)
         self._free = sync_threads
-        self._waiting: deque[asyncio.Future[None]] = deque()  # for a thread
+        self._waiting: deque[asyncio.Future[None]] = deque()  # calls that wait for a thread, in their order
         self._most_left = sync_threads * _LEFT_PER_THREAD
-        self._uncounted = 0  # threads of calls that were left behind
+        self._uncounted = 0  # the number of threads of calls that were left behind
         self._in_flight = 0
         self._calls = self._timeouts = self._unknown = self._not_sent = 0
         self._of_tools: dict[str, ToolFigures] = {}
 
-    # -- what the owner asks ------------------------------------------------------------------------------------------
+    # -- called by the owner ------------------------------------------------------------------------------------------
 
     def make(
         self,
@@ -187,11 +188,11 @@ class EffectRunner:
         *,
         look: bool = False,
     ) -> None:
-        """Makes one attempt of the effect. If a call of it is under way, that one is adopted: `done` gets its outcome, in place of whoever
-        was to get it.
+        """Makes one attempt of the effect. If a call of it is under way, that one is adopted, and its outcome goes to
+        `done` instead of the earlier receiver.
 
-        done: called once, on the loop, and never from inside this method. entry: the position of the entry that has to
-        be durable before the call. look: the call asks whether an earlier attempt was done.
+        `done` is called once, on the loop, and never from inside this method. `entry` is the position of the entry that
+        has to be durable before the call. With `look` the call is one of `reconcile=`.
         """
         calls = self._jobs.setdefault(effect.job, {})
         key = (effect.ordinal, look)
@@ -233,14 +234,14 @@ class EffectRunner:
         self.make(effect, asks, args, kwargs, partial(_found, done, tool.name), look=True)
 
     def drop(self, job: str) -> None:
-        """Passes no outcome of this job's calls on. The calls go on to their end; asked for again meanwhile, they are
-        adopted.
+        """Stops to pass on outcomes of this job's calls. The calls go on to their end; asked for again meanwhile, they
+        are adopted.
         """
         for call in self._jobs.get(job, {}).values():
             call.done = None
 
     def cut_short(self, job: str, error: BaseException) -> None:
-        """Cancels the calls of this job, and passes them on as failed by this error. A call that was sent is in doubt."""
+        """Cancels the calls of this job, and passes this error on as their outcome. A call that was sent is in doubt."""
         for call in list(self._jobs.get(job, {}).values()):
             self._cut_short(call, error)
 
@@ -260,14 +261,14 @@ class EffectRunner:
         return (ordinal, False) in self._jobs.get(job, {})
 
     def in_flight(self) -> int:
-        """Returns the number of calls whose outcome was not passed on, with those that wait for their intent or for a
-        thread.
+        """Returns the number of calls whose outcome was not passed on, including those that wait for their intent or
+        for a thread.
         """
         return self._in_flight
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that were cancelled and run all the same, as tools and effects."""
+        """The calls that were cancelled and still run, as texts with their tools and effects."""
         return [str(call) for call in self._left]
 
     def statistics(self) -> dict[str, int]:
@@ -293,9 +294,9 @@ class EffectRunner:
         }
 
     async def close(self, grace_s: float) -> None:
-        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left. No outcome of these
-        is passed on: a stop is no outcome. Their intents are in the journal, and the next start decides on them. If
-        none of the calls was sent, it does not wait for long, because the journal for which they wait does not come.
+        """Waits up to `grace_s` seconds for the calls in flight, and cancels those that are left, without passing on an
+        outcome. Their intents are in the journal, and the next start decides on them. If none of the calls was sent,
+        the wait is short, because the journal for which they wait does not answer.
 
         Calls that ignore their cancellation for some seconds, and those in threads, are `left_behind`.
         """
@@ -338,7 +339,7 @@ class EffectRunner:
                 value, pending = awaitable(await self._in_thread(call, partial(tool.func, *args, **kwargs)))
                 if pending:
                     value = await value
-            with step("outcome", tool.name):  # the call was made, and nobody knows it yet
+            with step("outcome", tool.name):  # a crash here: the call was made, and no entry records it
                 try:
                     body = pack(value, "its result")
                     if call.secrets:
@@ -430,7 +431,7 @@ class EffectRunner:
         self._cut_short(call, TimeoutError(f"the call took longer than timeout={call.tool.timeout_s:g}s"))
 
     def _cut_short(self, call: _Call, error: BaseException) -> None:
-        """Passes the call on as failed by this error, and cancels it."""
+        """Passes this error on as the outcome of the call, and cancels it."""
         assert call.task is not None
         if call.timer is not None:
             call.timer.cancel()
@@ -549,7 +550,7 @@ def _found(done: Callable[[LookedUp], object], name: str, outcome: Outcome) -> N
             done(LookedUp(effect, Reconciled.UNKNOWN))
 
 
-# -- secrets -------------------------------------------------------------------------------------------------------------
+# -- secrets ----------------------------------------------------------------------------------------------------------
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 

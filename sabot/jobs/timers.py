@@ -1,8 +1,9 @@
-"""Tells a host when timers of jobs are due, and when the inbox of its journal has letters.
+"""Reports to a host when timers of jobs are due, and when the inbox of its journal has letters.
 
-A timer is a time to wait from now on, by the steady clock: setting the clock of the machine, back or forth, moves none. The event loop
-is told the time of the next timer only, so a timer costs an entry of a heap and no more. The clock is looked at each _LOOK_SECONDS: it
-may be one that is moved by hand. The inbox is looked at as often as its home says: a letter comes from another process.
+A timer is a time to wait from now on, by the steady clock, so a change of the machine's clock moves none. The event
+loop only gets the time of the next timer, so a timer costs one entry of a heap. The clock is read each _LOOK_SECONDS,
+since it may be one that tests move by hand. The inbox is read as often as its home says, since letters come from other
+processes.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ _PRUNE_FROM = 4096  # timers
 
 
 class JobTimers:
-    """The timers of jobs, and the looks into the inbox. `keeps` says whether a timer is still awaited."""
+    """The timers of jobs, and the looks into the inbox. `keeps` returns True if a timer is still awaited."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class JobTimers:
         return len(self._heap)
 
     def start(self) -> None:
-        """Starts to look."""
+        """Starts the task that looks for due timers and letters."""
         self._running = True
         self._arm()
 
@@ -65,7 +66,9 @@ class JobTimers:
             self._arm()
 
     def add_rest(self, asked_ms: int, due_ms: int, job_id: str, ordinal: int) -> None:
-        """Adds a timer for the rest of a wait that began at `asked_ms` (0 if nobody knows), and was to end at `due_ms`."""
+        """Adds a timer for the rest of a wait that began at `asked_ms` (0 if unknown), and was to end at `due_ms`, both
+        in milliseconds since 1970.
+        """
         wait_s = due_ms / 1000 - self._clock.time()
         if asked_ms:
             wait_s = (due_ms - asked_ms) / 1000 - self._clock.since(asked_ms / 1000)

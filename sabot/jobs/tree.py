@@ -1,10 +1,10 @@
-"""The part of the durable core that knows of trees of jobs: `ctx.child` begins a job below another one. It does no I/O.
+"""The part of the durable core for trees of jobs: `ctx.child` begins a job below another one. It does no I/O.
 
-    job ── job~3 ── job~3~1         a cancel of `job` is one of all jobs below it, in one step; a child that was asked for
-     └──── job~4                    before that, and whose turn comes after it, does not begin
+   job ── job~3 ── job~3~1         a cancel of `job` cancels all jobs below it, in one step; a child that was asked for
+    └──── job~4                    before that, and whose turn comes after it, does not begin
 
-The functions return the entries that follow an event. The host appends all of them before it delivers the first one, so that no job of a
-tree begins another one in between.
+The functions return the entries that follow from an event. The host appends all of them before it delivers the first
+one, so that no job of a tree begins another one in between.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from sabot.journal.entries import Cancel, EffectResult
 UNAWAITED_CHILD = "its parent waits no longer"
 """The reason of the cancel of a child that its parent does not wait for any more."""
 
-_CHILD = "~"  # between the id of a job and the ordinal of its child
+_CHILD = "~"  # stands between the id of a job and the ordinal of its child
 
 
 def child_id(job_id: str, ordinal: int) -> str:
@@ -41,18 +41,19 @@ def first_of(job_id: str) -> str:
 class JobTree:
     """The jobs of a host that have not ended.
 
-    `limits` has by agent which children its jobs may begin. `cancelled` has the jobs that were told to end, or will not begin.
+    `limits` has, by agent, the limits of the children that its jobs may begin. `cancelled` has the jobs that were
+    cancelled, or will not begin.
     """
 
     def __init__(self) -> None:
         self.limits: dict[str, ChildLimits] = {}
         self.cancelled: set[str] = set()
         self._agents: dict[str, str] = {}
-        self._asked: dict[str, set[str]] = {}  # by job, the children that it asked for, and that are not open yet
-        self._coming: set[str] = set()  # whose BEGIN is not in the journal
-        self._unwanted: set[str] = set()  # of those two, children that nobody waits for any more
-        self._above: dict[str, str] = {}  # the nearest job above that has not ended
-        self._below: dict[str, set[str]] = {}  # the other way round
+        self._asked: dict[str, set[str]] = {}  # by job: the children that it asked for and that are not open yet
+        self._coming: set[str] = set()  # the jobs whose BEGIN is not in the journal
+        self._unwanted: set[str] = set()  # children in these two that nobody waits for any more
+        self._above: dict[str, str] = {}  # by job: the nearest job above it that has not ended
+        self._below: dict[str, set[str]] = {}  # by job: the jobs directly below it
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._agents
@@ -61,11 +62,11 @@ class JobTree:
         """Returns the id of the job's agent; "" if the job has ended."""
         return self._agents.get(job_id, "")
 
-    # -- beginnings ---------------------------------------------------------------------------------------------------
+    # -- begins -------------------------------------------------------------------------------------------------------
 
     def refusal(self, job_id: str, child: str, siblings: int, *, cancelled: bool) -> EffectError | None:
-        """Returns why a job must not begin a child of this agent; None if it may. `siblings`: its open children that it asked for before.
-        `cancelled`: its function was told of a cancel.
+        """Returns the error if a job must not begin a child of this agent, or None. `siblings` is the number of its
+        open children that it asked for before. `cancelled` is True if its function has got a cancel.
         """
         if cancelled or job_id in self.cancelled:
             return EffectError("JobCancelled", f"job {job_id} was cancelled, and begins no child {child}")
@@ -80,11 +81,11 @@ class JobTree:
         return EffectError("DepthExceeded", f"{' > '.join([*chain, child])} is not begun: {why}")
 
     def ask(self, job_id: str) -> None:
-        """Notes that a child was asked for. Its agent adds it, or says that it does not begin."""
+        """Records that a child was asked for. Its agent then adds it, or reports that it does not begin."""
         self._asked.setdefault(parent_of(job_id)[0], set()).add(job_id)
 
     def not_begun(self, job_id: str) -> None:
-        """Notes that a child that was asked for does not begin."""
+        """Records that a child that was asked for does not begin."""
         self._came(job_id)
         self._unwanted.discard(job_id)
 
@@ -130,16 +131,20 @@ class JobTree:
         return told
 
     def leave(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles the open children of a job that is about to end, or to begin a new history. As `drop`, unless they may outlive it."""
+        """Handles the open children of a job that is about to end, or to begin a new history: they are cancelled as in
+        `drop`, unless they may outlive it.
+        """
         return [] if self.limits[self.agent_of(job_id)].outlive else self.drop(job_id, ordinals, why, now_ms)
 
     def drop(self, job_id: str, ordinals: Iterable[int], why: str, now_ms: int) -> list[Cancel]:
-        """Handles children that their job waits for no longer. Returns the cancels of those that are open, and of the jobs below them."""
+        """Handles children that their parent no longer awaits. Returns the cancels of those that are open, and of the
+        jobs below them.
+        """
         told: list[Cancel] = []
         for ordinal in ordinals:
             child = child_id(job_id, ordinal)
             if child in self._coming or child in self._asked.get(job_id, ()):
-                self._unwanted.add(child)  # it will not begin
+                self._unwanted.add(child)  # the child will not begin
             elif child in self._agents and child not in self.cancelled:
                 cancel = Cancel(child, now_ms, why)
                 told += [cancel, *self.cancel(cancel, now_ms)]
@@ -159,8 +164,8 @@ class JobTree:
     def result(
         self, job_id: str, now_ms: int, outcome: str, body: bytes, labels: tuple[str, ...], ran_ms: int = 0
     ) -> EffectResult | None:
-        """Returns the RESULT that tells the parent of a job how that has ended; None if no open job has begun it. `outcome`, `body`,
-        `labels`: of its END.
+        """Returns the RESULT that reports the end of a job to its parent, or None if the parent is not open. `outcome`,
+        `body` and `labels` are those of its END.
         """
         parent, ordinal = parent_of(job_id)
         if parent not in self._agents:
@@ -177,7 +182,7 @@ class JobTree:
         return above[::-1]
 
     def _hang(self, job_id: str, above: str) -> None:
-        """Puts a job below another one, in place of the one that it stood below; "": below none."""
+        """Moves a job below another one, or below none for ""."""
         before = self._above.pop(job_id, "")
         if below := self._below.get(before):
             below.discard(job_id)

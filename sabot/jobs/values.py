@@ -1,8 +1,9 @@
-"""Packs the arguments, results and errors of effects into bytes. A job sees a value as these bytes say, live as in a replay.
+"""Packs the arguments, results and errors of effects into bytes. A job always sees the unpacked values, live as in a
+replay.
 
-Values are msgpack. Tuples and sets come back as lists (a set that a job returns is sorted: `in_order`), dataclasses and models as dicts,
-datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a RecordBatch. A `Secret` stays a reference. An error is its
-class's name and its message; nothing that is read can run.
+Values are msgpack. Tuples and sets come back as lists (a set that a job returns is sorted: `in_order`), dataclasses and
+models as dicts, datetimes as datetimes, Decimals and UUIDs as text, an Arrow batch or table as a RecordBatch. A
+`Secret` stays a reference. An error is its class's name and its message; unpacking runs no code.
 """
 
 import re
@@ -21,16 +22,16 @@ from sabot.calls.functions import unwrap
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, PolicyDenied, UserError, message_of
 
 MAX_RESULT_BYTES = 16 << 20
-"""A longer value is refused: a journal is for what happened, not for files."""
+"""The longest packed value in bytes. A longer one is refused, since a journal is not for files."""
 
 _SECRET = 1  # the code of the msgpack extension that holds a secret's name
 _ARROW = 2  # … an Arrow IPC stream of one batch
-_HEADROOM = 256  # levels of nesting that must be left, because a value may be read where fewer are
-_FLAT_BYTES = 512  # no value that has fewer bytes is nested too deep
+_HEADROOM = 256  # levels of nesting that must be left, because the reader may have fewer left
+_FLAT_BYTES = 512  # a value with fewer bytes cannot be nested too deep
 _MESSAGE = 4000  # characters of an error's message that are kept
 _SCRUBBED = 64_000  # … that are looked through for secrets
 _TYPE = 200
-_PARTS = 5  # errors of a group that are named
+_PARTS = 5  # the most errors of a group that are named
 
 
 def _plain(value: Any) -> Any:
@@ -111,12 +112,13 @@ def pack(value: Any, what: str, *, sort: bool = False) -> bytes:
     return data
 
 
-_FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordBatch, pa.Table})  # nobody changes them
+# types of unchangeable values
+_FIXED = frozenset({type(None), bool, int, float, str, bytes, Secret, pa.RecordBatch, pa.Table})
 
 
 def copied(value: Any, what: str) -> Any:
-    """Returns the value with copies of all that can be changed in it, so that its reader sees what `pack` has packed,
-    whatever becomes of the original.
+    """Returns the value with copies of everything in it that can be changed, so that its reader sees the values that
+    `pack` has packed, whatever happens to the original.
 
     Raises UserError for an object that refuses to be copied.
     """
@@ -159,8 +161,8 @@ def _sorted(value: Any) -> Any:
 
 
 def in_order(value: Any) -> Any:
-    """Returns the value with sorted lists in place of the sets in it, because another process walks a set in another
-    order. Returns the value itself if it has none.
+    """Returns the value with sorted lists in place of the sets in it, because the order of a set differs between
+    processes. Returns the value itself if it has no sets.
     """
     kind = type(value)
     if kind in _FIXED:

@@ -313,7 +313,9 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Like the base method. A job of rows that were sent again processes all rows of its BEGIN."""
+        """Asks the journal about a job, as the base method does. A job of rows that were sent again processes all rows
+        of its BEGIN.
+        """
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
         if begin is not None:

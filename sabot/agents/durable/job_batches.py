@@ -96,7 +96,7 @@ def _by_partition(records: pa.RecordBatch) -> Iterable[tuple[int, Any, Any]]:
 
 class _PartitionPins:
     """The rows of one partition that have jobs. `offsets`: their offsets, sorted. `known`: the offsets of the rows
-    whose payloads are known; `hashes`: the hashes of these payloads.
+    whose payloads are known. `hashes`: the hashes of these payloads.
     """
 
     def __init__(self) -> None:

@@ -36,8 +36,8 @@ class JobFunction:
     """
 
     def __init__(self, spec: AgentSpec, state: StateBackend | None, clock: Clock) -> None:
-        """`state`: the agent's state. It is not used without key=; the job then has a state of its own, which is
-        dropped at its end.
+        """Makes the function. `state` is the agent's state. It is not used without key=; then each job has a state of
+        its own, which is dropped at its end.
         """
         self.keyed = spec.job_key is not None
         self._agent_id = spec.agent_id

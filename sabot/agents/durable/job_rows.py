@@ -175,10 +175,10 @@ def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
 
 
 class JobNames:
-    """Assigns job ids to the rows of an agent, and finds on whose behalf the jobs run.
+    """The names of an agent's jobs: it assigns job ids to rows, and finds on whose behalf the jobs run.
 
-    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how
-    often `--reprocess` has made new jobs of the agent's records; with `job_id=`, job ids contain this number.
+    `logs`: the identity of each topic's log. `parents`: the durable agents that write into this one. `again`: how often
+    `--reprocess` has made new jobs of the agent's records; with `job_id=`, job ids contain this number.
     """
 
     def __init__(self, spec: AgentSpec) -> None:

@@ -29,7 +29,7 @@ class OrderOwner(Protocol):
     """The agent whose rows are put in order."""
 
     def turn(self, call: JobCall) -> None:
-        """Called when the turn of a row has come: it is the next one of its key, or has no key. Its job may begin."""
+        """Lets the job of a row begin, whose turn has come: it is the next one of its key, or has no key."""
 
     def is_known(self, call: JobCall) -> bool:
         """Returns True if the job has already begun. The row is then dropped or refused."""
@@ -46,9 +46,7 @@ class OrderOwner(Protocol):
         """Returns True if the agent has failed. No row gets its turn after that."""
 
     def mail_room(self) -> None:
-        """Called when all rows that waited in memory for a full mailbox have found room, so that input is accepted
-        again.
-        """
+        """Accepts input again. Called when all rows that waited in memory for a full mailbox have found room."""
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
@@ -67,10 +65,10 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 
 class KeyOrder:
-    """Decides when the turn of each row has come.
+    """The order of an agent's rows, which decides when the turn of each row has come.
 
-    `crowded`: the keys whose mailbox is full and that have more rows in memory. `children`: the ids of child jobs
-    that wait for their turn.
+    `crowded`: the keys whose mailbox is full and that have more rows in memory. `children`: the ids of child jobs that
+    wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -171,14 +169,14 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Called when a job is parked or blocked. The rows behind it in memory go into the mailbox."""
+        """Moves the rows behind a job in memory into the mailbox. Called when the job is parked or blocked."""
         if self._started:
             call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Called when a job has ended: the turn goes to the next row of its key."""
+        """Gives the turn to the next row of the key of a job that has ended."""
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]

@@ -88,7 +88,9 @@ class AppJournal:
         )
 
     def close(self, *, ran: bool = True) -> None:
-        """Closes both. Blocks. `ran`: False if the start failed; a journal that this start has made is then removed."""
+        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start failed; a journal that this start
+        has made is then removed.
+        """
         try:
             self._mail.shut()
         finally:

@@ -3,7 +3,7 @@ parked for days delays no other key.
 
     MailRoom       of an app: a backend for all mailboxes, saved at the barrier, with a limit for all together
     Mailboxes      of one agent: a queue for each key that has rows, with a limit for each
-    NotesOfParked  what the parked jobs of all agents wait for
+    NotesOfParked  notes of the things that the parked jobs of all agents wait for
 
 The backend is not the backend of users' state, whose values may expire, and which may be the user's own class. In
 memory a queue has only the numbers of its first and last row.
@@ -109,7 +109,7 @@ class Mailboxes:
     """The mailboxes of one agent. A row is bytes."""
 
     def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
-        """`capacity_rows`: the most rows of one key."""
+        """Makes the mailboxes of an agent. `capacity_rows` is the most rows of one key."""
         self._room = room
         self._backend = room.backend
         self._space = agent_id

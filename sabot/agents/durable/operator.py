@@ -74,8 +74,8 @@ class DurableAgentOperator(AgentOperator):
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
-        """`leaves_at_once`: True if results can be seen outside of the app before a checkpoint covers them. No job
-        begins before `admit` is called.
+        """Makes the operator. `leaves_at_once` is True if results can be seen outside of the app before a checkpoint
+        covers them. No job begins before `admit` is called.
         """
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once, self.sleep_counts = leaves_at_once, False
@@ -205,8 +205,8 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint, as `AgentOperator.put_restored`. If the topic has another log now, other records may
-        be at the same positions, so the rows get job ids as headers.
+        """Adds rows of a checkpoint, as `AgentOperator.put_restored` does. If the topic has another log now, other
+        records may be at the same positions, so the rows get job ids as headers.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 

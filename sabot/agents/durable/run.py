@@ -43,7 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 class JournalOwner(Protocol):
-    """An app with a journal. `journal_storage`: the contents of one in memory, so that the next run in this process finds its entries."""
+    """An app with a journal. `journal_storage` has the contents of a journal in memory, so that the next run in this
+    process finds its entries.
+    """
 
     id: str
     clock: Clock
@@ -230,8 +232,8 @@ class DurableJobs:
         return made
 
     def reads(self, agent_id: str, topic: str, log: str | None, again: int) -> None:
-        """Tells a durable agent which log its topic is, or None if its jobs are not named by positions in it, and how
-        often its rows became new jobs (`--reprocess`).
+        """Sets the log of a durable agent's topic, or None if its jobs are not named by positions in it, and how often
+        its rows became new jobs (`--reprocess`).
         """
         names = self._operators[agent_id].names
         names.again = max(again, names.again)
