@@ -8,7 +8,7 @@
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,9 +56,9 @@ class LateRows:
         self._context, self._step, self._hidden = context, step[:STEP_LENGTH], list(hidden)
         self._rows, self._letters = context.branches.get(branch), context.branches.get(branch + LETTERS)
         self._told, self._told_at, self._most_ms = 0, -_EVERY_S, 0
-        self._greatest_ms = 0  # of this run
-        self._by_lateness = np.zeros(64 * _STEPS, np.int64)  # rows of this run by the logarithm of their lateness
-        self._all = 0  # the rows of this run, late or not
+        self._greatest_ms = 0
+        self._by_lateness = np.zeros(64 * _STEPS, np.int64)  # late rows by the logarithm of their lateness
+        self._all = 0  # the rows so far, late or not
 
     def came(self, rows: int) -> None:
         """Counts rows of the input, whether they are late or not. Called before `reject` or `note` for these rows."""
@@ -89,14 +89,28 @@ class LateRows:
         if now - self._told_at >= _EVERY_S:
             self._tell(now)
 
-    def add_count(self, count: int) -> None:
-        """Adds the count of a checkpoint. These rows are not logged again."""
-        self.count = self._told = count
+    def restore(self, saved: Iterable[Mapping[str, Any]]) -> None:
+        """Goes on with the figures of a checkpoint. These rows are not logged again. `saved`: results of `facts` (`StateParts.share`)."""
+        for facts in saved:
+            self.count += facts["late_rows"]
+            lateness = facts.get("lateness")  # earlier versions stored the number alone
+            if lateness is not None:
+                self._all += lateness["rows"]
+                self._greatest_ms = max(self._greatest_ms, lateness["most_ms"])
+                np.add.at(self._by_lateness, np.array(lateness["steps"], np.int64), lateness["late"])
+        self._told = self.count
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the figures for a checkpoint."""
+        steps = np.flatnonzero(self._by_lateness)
+        late = self._by_lateness[steps].tolist()
+        lateness = {"rows": self._all, "most_ms": self._greatest_ms, "steps": steps.tolist(), "late": late}
+        return {"late_rows": self.count, "lateness": lateness}
 
     def statistics(self) -> dict[str, Any]:
-        """Returns `late_rows`, the number of late rows, and how late the rows of this run were, in ms: the latest one
-        (`late_most_ms`), the median (`late_p50_ms`), and the 99th percentile (`late_p99_ms`). The last two are at
-        most a fifth too high. From any thread.
+        """Returns `late_rows`, the number of late rows, and how late they were, in ms: the latest one (`late_most_ms`),
+        the median (`late_p50_ms`), and the 99th percentile (`late_p99_ms`). The last two are at most a fifth too high.
+        All count from the begin of the step's state, over restarts. From any thread.
         """
         return late_figures(self.count, self._greatest_ms, self._by_lateness)
 
@@ -117,10 +131,11 @@ class LateRows:
         half, most = quantiles_ms(self._by_lateness, self._greatest_ms, (0.5, 0.99))
         _log.log(
             logging.INFO if taken else logging.WARNING,
-            "%s came too late for %s, by up to %s (since the start half of them by up to %s, 99 %% by up to %s; %s): they %s",
+            "%s came too late for %s, %sby up to %s (half of them by up to %s, 99 %% by up to %s; %s): they %s",
             *(
                 counted_words(self.count, "row"),
                 f"{self._step}{self._place and f' (at {self._place})'}",
+                "since the last message " if self._told else "",
                 span_text(self._most_ms),
                 span_text(half),
                 span_text(most),
@@ -131,7 +146,7 @@ class LateRows:
         self._told, self._told_at, self._most_ms = self.count, now, 0
 
     def _nearly_all(self) -> str:
-        """Returns the lateness with which 99.9 % of all rows of this run would have been in time, as a part of a sentence."""
+        """Returns the lateness with which 99.9 % of all rows so far would have been in time, as a part of a sentence."""
         late = int(self._by_lateness.sum())
         allowed = (self._all or late) // 1000  # this many rows may be late
         if late <= allowed:

@@ -261,8 +261,12 @@ class StateParts:
         The share is the subtask's own count if `saved` is its own entry. Otherwise subtask 0 gets the sum over all
         subtasks of the checkpoint, and the others get 0.
         """
+        return sum(facts[fact] for facts in self.share(saved))
+
+    def share(self, saved: Sequence[Saved]) -> list[Mapping[str, Any]]:
+        """Returns the facts with whose counts this subtask goes on, as `once`: those of all entries, or none."""
         mine = self._context.subtask == 0 or all(part.own for part in saved)
-        return sum(part.facts[fact] for part in saved) if mine else 0
+        return [part.facts for part in saved] if mine else []
 
 
 class StatefulOperator(Stateful):

@@ -22,7 +22,7 @@ class AppRecord:
 
     `state`: starting, running, stopping, failed, stopped, killed or not known. `why`: the failure that ended a run, or "".
     `rows_per_second`, `rows`: the rows that all streams and agents read; a row that two of them read counts twice.
-    `late_most`: the seconds by which the latest of the late rows of this run was late. `stale`: True if the figures are old.
+    `late_most`: the seconds by which the latest of the late rows was late. `stale`: True if the figures are old.
     """
 
     id: str
@@ -88,9 +88,9 @@ class StepRecord:
     skew: float | None = None
     """The rows of the busiest subtask, divided by the mean of all subtasks; None for a single one."""
     late_half: float | None = None
-    """The seconds that half of the late rows of this run were late at most."""
+    """The seconds that half of the late rows were late at most."""
     late_most: float | None = None
-    """The seconds by which the latest of the late rows of this run was late."""
+    """The seconds by which the latest of the late rows was late."""
     watermark: float | None = None
     """The watermark, in seconds since 1970."""
 

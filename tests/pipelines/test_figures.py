@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,57 @@ async def test_late_rows_say_how_late_they_were(memory_url: str) -> None:
         assert lateness["1"] == late()["late_most_ms"] / 1000
     finally:
         await bounded(app.stop())
+
+
+LATE_STEPS = {
+    "window": lambda rows: rows.key_by("k").window(tumbling("1s")).aggregate(n=sabot.count()),
+    "session": lambda rows: rows.key_by("k").window(sabot.session("1s")).aggregate(n=sabot.count()),
+    "join": lambda rows: rows.join(rows.select("k", "n"), on="k", between=("-1s", "1s")),
+    "sorted": lambda rows: rows.sorted(within="1s"),
+}
+
+
+@pytest.mark.parametrize("kind", LATE_STEPS)
+async def test_after_a_restart_late_rows_and_how_late_they_were_go_on_together(
+    kind: str, memory_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def built() -> App:
+        app = App("shop", broker=memory_url, state=tmp_path, parallelism=1)
+        rows = app.stream("rows", schema={"n": "int64", "k": "int64"}, time="n", idle="1h")
+        LATE_STEPS[kind](rows).named("step").to("out")
+        return app
+
+    def figures(app: App) -> dict[str, Any]:
+        tasks = app.statistics()["streams"].values()
+        found = next((task["operators"]["step"] for task in tasks if "step" in task["operators"]), {})
+        return {name: found.get(name) for name in ("late_rows", "late_p50_ms", "late_p99_ms", "late_most_ms")}
+
+    app = built()
+    await app.start()
+    publish(app, "rows", [{"n": 1_000_000, "k": 0}])
+    await until(lambda: any(task["watermark_ms"] == 1_000_000 for task in app.statistics()["streams"].values()))
+    publish(app, "rows", [{"n": 1_000_000 - 5_000, "k": 0}] * 98 + [{"n": 1_000_000 - 600_000, "k": 0}] * 2)
+    await until(lambda: figures(app)["late_rows"] >= 100)
+    before = figures(app)
+    await bounded(app.stop())
+    again = built()
+    caplog.clear()
+    await again.start()
+    try:
+        assert figures(again) == before
+        publish(again, "rows", [{"n": 1_000_000 - 20_000, "k": 0}])
+        await until(lambda: figures(again)["late_rows"] > before["late_rows"])
+        now = figures(again)
+        assert (now["late_p50_ms"], now["late_most_ms"]) == (before["late_p50_ms"], before["late_most_ms"])
+        await until(lambda: any("too late" in each.message for each in caplog.records))
+        line = next(each.message for each in caplog.records if "too late" in each.message)
+        assert line.startswith("101 rows came too late")  # of each side of a join
+        assert re.search(
+            r"since the last message by up to (19|20)(\.\d)? s \(half of them by up to [45]\S* s, 99 % by up to \S+ min",
+            line,
+        )
+    finally:
+        await bounded(again.stop())
 
 
 async def test_dead_letters_are_counted_by_step_and_reason(memory_url: str) -> None:

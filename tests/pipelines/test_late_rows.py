@@ -244,9 +244,9 @@ def test_late_rows_are_told_at_once_then_once_a_minute_and_at_the_end(caplog):
         assert not caplog.records
         clock.advance(1)
         rows.reject(batch, pa.array([1], pa.int32()), 5000)
-        assert said() == "4 rows came too late for pattern by k, by up to 1 min 30 s"
+        assert said() == "4 rows came too late for pattern by k, since the last message by up to 1 min 30 s"
         rows.reject(batch, pa.array([1], pa.int32()), 4250)
         rows.tell_rest()
-        assert said() == "5 rows came too late for pattern by k, by up to 250 ms"
+        assert said() == "5 rows came too late for pattern by k, since the last message by up to 250 ms"
         rows.tell_rest()
         assert not caplog.records

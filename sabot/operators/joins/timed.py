@@ -90,12 +90,15 @@ class TimedJoin(JoinOperator, HasBranches):
             self.emit_one_side(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
     def own_facts(self) -> dict[str, Any]:
-        return {**super().own_facts(), "watermark": self.watermark, "late_rows": self.late_rows}
+        late = {side: each.facts() for side, each in self.late.items()}
+        return {**super().own_facts(), "watermark": self.watermark, "late_rows": self.late_rows, "late": late}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         super().after_restore(saved)
         self.set_watermark(last_watermark(saved, START_OF_TIME))
-        self.late["left"].add_count(self.state_parts.once(saved, "late_rows"))
+        sides = [facts.get("late", {"left": facts}) for facts in self.state_parts.share(saved)]
+        for side, late in self.late.items():  # earlier versions stored one number for both sides
+            late.restore(each[side] for each in sides if side in each)
 
     @property
     def late_rows(self) -> int:

@@ -171,12 +171,12 @@ class SortedByTime(EventOrder):
         return self._watermark
 
     def own_facts(self) -> dict[str, Any]:
-        return {**super().own_facts(), "late_rows": self._late.count}
+        return {**super().own_facts(), **self._late.facts()}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         super().after_restore(saved)
         if all("late_rows" in part.facts for part in saved):  # state of `EventOrder` has no such fact
-            self._late.add_count(self.state_parts.once(saved, "late_rows"))
+            self._late.restore(self.state_parts.share(saved))
 
     def close(self) -> None:
         if self._opened:

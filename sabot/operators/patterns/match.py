@@ -267,11 +267,11 @@ class Pattern(StatefulOperator):
         return len(self._table) + self._state.cold_rows
 
     def own_facts(self) -> dict[str, Any]:
-        return {"watermark": self._watermark_ms, "late_rows": self._late.count}
+        return {"watermark": self._watermark_ms, **self._late.facts()}
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
         self._watermark_ms = last_watermark(saved, None)
-        self._late.add_count(self.state_parts.once(saved, "late_rows"))
+        self._late.restore(self.state_parts.share(saved))
 
     def close(self) -> None:
         if self._opened:  # False if `open` has refused the columns

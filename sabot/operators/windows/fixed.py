@@ -280,7 +280,7 @@ class WindowAggregate(StatefulOperator):
         return self._store.statistics()["groups"] + self._spilled.count
 
     def own_facts(self) -> dict[str, Any]:
-        return {"watermark": self._watermark, "late_rows": self._late.count}
+        return {"watermark": self._watermark, **self._late.facts()}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
         now, layout = self.state_schema()["aggregates"], self._aggregator.layout
@@ -295,7 +295,7 @@ class WindowAggregate(StatefulOperator):
         for pane in self._panes:
             self._extras_of(pane)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late.add_count(self.state_parts.once(saved, "late_rows"))
+        self._late.restore(self.state_parts.share(saved))
         self._settle()
 
     def _make_parts(self, context: OperatorContext) -> StateParts:

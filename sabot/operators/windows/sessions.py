@@ -147,7 +147,7 @@ class SessionAggregate(StatefulOperator):
         return int(self._state.count)
 
     def own_facts(self) -> dict[str, Any]:
-        return {"watermark": self._watermark_ms, "late_rows": self._late.count}
+        return {"watermark": self._watermark_ms, **self._late.facts()}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
         self._state.before_restore(saved, self.forgets)
@@ -156,7 +156,7 @@ class SessionAggregate(StatefulOperator):
             self._sessions.advance(self._watermark_ms)  # the kernel is empty: this only sets which rows are late
 
     def after_restore(self, saved: Sequence[Saved]) -> None:
-        self._late.add_count(self.state_parts.once(saved, "late_rows"))
+        self._late.restore(self.state_parts.share(saved))
 
     def close(self) -> None:
         if self._state is not None:

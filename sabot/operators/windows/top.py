@@ -258,7 +258,7 @@ class WindowTopN(RankedOperator):
         return self._spilled.count + sum(len(pane.known) for _, pane in self._of_panes.items())
 
     def own_facts(self) -> dict[str, Any]:
-        return {"watermark": self._watermark, "late_rows": self._late.count, "arrivals": self._arrivals}
+        return {"watermark": self._watermark, **self._late.facts(), "arrivals": self._arrivals}
 
     def before_restore(self, saved: Sequence[Saved]) -> None:
         now, reader = (
@@ -274,7 +274,7 @@ class WindowTopN(RankedOperator):
             self._of_panes.pane(start)
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
         self._set_watermark(last_watermark(saved, START_OF_TIME))
-        self._late.add_count(self.state_parts.once(saved, "late_rows"))
+        self._late.restore(self.state_parts.share(saved))
         self._settle()
 
     def _load(self, data: pa.RecordBatch) -> None:
