@@ -1,6 +1,7 @@
 """Functions of the user over all rows of a window, over batches of a chosen size, and over rows in order of event time."""
 
 import asyncio
+import random
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,94 @@ def test_a_process_function_gets_rows_in_order_of_event_time_over_a_crash() -> N
     assert min(gap for gap in gaps(None) if gap is not None) < 0
     with pytest.raises(UserError, match="process: order"):
         App("a").stream(ROWS, time="ts").key_by("k").process(since_last, schema=SCHEMA, order="k")  # type: ignore[arg-type]
+
+
+def pauses_of(rows: list[dict[str, Any]], pause_ms: int) -> list[tuple[str, int, int]]:
+    """Computes (key, rows, time) of each pause: a time at which a key had no row for `pause_ms`."""
+    found = []
+    for key in sorted({row["k"] for row in rows}):
+        times = sorted(row["ts"] for row in rows if row["k"] == key)
+        n = 0
+        for at, following in zip(times, [*times[1:], None], strict=True):
+            n += 1
+            if following is None or following - at >= pause_ms:
+                found.append((key, n, at + pause_ms))
+                n = 0
+    return sorted(found)
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("size", [1, 7, 400])
+@pytest.mark.parametrize("on_error", ["dead_letter", "fail"])
+def test_timers_fire_between_rows_in_order_of_event_time_whatever_the_batches(
+    on_error: Any, size: int, parallelism: int
+) -> None:
+    draw = random.Random(4)
+    rows = [{"k": draw.choice("abc"), "x": 0.0, "ts": 1000 * draw.randrange(2000)} for _ in range(400)]
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+    script = [*pieces[: len(pieces) // 2], BARRIER, *pieces[len(pieces) // 2 :], CRASH, END]
+
+    def count_rows(row: dict[str, Any], ctx: Any) -> None:
+        due = ctx.state("due").get()
+        if due is not None:
+            ctx.timers.delete(due)
+        ctx.state("due").put(row["ts"] + 20_000)
+        ctx.state("n").put((ctx.state("n").get() or 0) + 1)
+        ctx.timers.event(row["ts"] + 20_000)
+
+    def pause(timer: Any, ctx: Any) -> dict[str, Any]:
+        n = ctx.state("n").get()
+        ctx.state("n").delete()
+        ctx.state("due").delete()
+        return {"k": ctx.key, "n": n, "at": timer.at}
+
+    source, results = ScriptedSource(script, name="in"), ListSink()
+
+    def build(directory: Path) -> App:
+        app = App("pauses", checkpoint_dir=directory, restart="fixed(3, 1ms)", parallelism=parallelism)
+        keyed = app.stream(source, schema=SCHEMA, time="ts", lateness="1h").key_by("k")
+        schema = {"k": "string", "n": "int64", "at": "int64"}
+        keyed.process(count_rows, on_timer=pause, schema=schema, order="time", on_error=on_error).to(results)
+        return app
+
+    run(build)
+    found = [(row["k"], row["n"], row["at"]) for row in results.rows]
+    assert sorted(found) == pauses_of(rows, 20_000)
+    if parallelism == 1:
+        assert [at for _, _, at in found] == sorted(at for _, _, at in found)
+
+
+def test_a_row_that_fails_between_two_timers_is_set_apart_alone() -> None:
+    rows = [{"k": "a", "x": float(n), "ts": n * 10_000} for n in range(9)]
+
+    def remember(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        ctx.state("seen").put([*(ctx.state("seen").get() or []), row["x"]])
+        ctx.timers.event(row["ts"] + 5000)
+        if row["x"] in (3.0, 4.0, 8.0):
+            raise ValueError("no")
+        return {"seen": ctx.state("seen").get(), "at": row["ts"]}
+
+    def clear(timer: Any, ctx: Any) -> dict[str, Any]:
+        if timer.at == 15_000:
+            raise ValueError("no timer")
+        ctx.state("seen").delete()
+        return {"seen": [-1.0], "at": timer.at}
+
+    letters, results = ListSink("letters"), ListSink("results")
+    app = App("apart")
+    keyed = app.stream(rows, time="ts", dead_letter=letters).key_by("k")
+    schema = {"seen": pa.list_(pa.float64()), "at": "int64"}
+    stream = keyed.process(remember, on_timer=clear, schema=schema, order="time", on_error="dead_letter")
+    stream.to(results)
+    asyncio.run(app.run())
+    expected: list[tuple[list[float], int]] = []
+    for n in range(9):
+        if n not in (3, 4, 8):
+            expected.append(([1.0, 2.0] if n == 2 else [float(n)], n * 10_000))
+            if n != 1:
+                expected.append(([-1.0], n * 10_000 + 5000))
+    assert [(row["seen"], row["at"]) for row in results.rows] == expected
+    assert [row.get("x", row.get("at")) for row in letters.rows] == [15_000, 3.0, 4.0, 8.0]
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])

@@ -11,7 +11,8 @@
 
 `rows` calls functions that take a row, `columns` those that take a batch. Both use `state`.
 
-Event timers fire in order of time when the watermark reaches them, before it is passed on. A timer that a firing
+Event timers fire in order of time when the watermark reaches them, before it is passed on; if the rows come in order
+of event time, timers and rows are in one order. A timer that a firing
 timer sets, and that is due, fires in the same `advance`. A key that sets timers without end is an
 error: it may set at most TIMERS_OF_A_KEY timers that are not later than the one that fires, and at most as many after
 the end of the input.
@@ -78,6 +79,10 @@ class Process(StatefulOperator, HasBranches):
     on. The result of a processing timer has the event time of the watermark. Late rows are processed like others; the
     function can compare them with ctx.watermark. If only the left input has event time, rows of the right input get
     the watermark as their time.
+
+    `ordered`: True if an EventOrder is before this step, so that rows come in order of event time. An event timer then
+    fires before the first row that is not earlier than the timer, so the size of batches changes no result; with
+    `spec.batch` timers fire between batches.
     """
 
     def __init__(
@@ -86,9 +91,11 @@ class Process(StatefulOperator, HasBranches):
         spec: ProcessSpec,
         *,
         on_error: RowPolicy = "fail",
+        ordered: bool = False,
     ) -> None:
         self.spec = spec
         self.on_error = on_error
+        self._ordered = ordered
         self._names = list(keys)
         self._state: FunctionState | None = None
         self._dropped: dict[str, int] = {}
@@ -106,6 +113,7 @@ class Process(StatefulOperator, HasBranches):
         self._state = state = FunctionState(spec, keys, timed, context, self.on_error)
         self.state_parts = StateParts(context, [_Values(state, context), state.timer_state, _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
+        state.interleaves = self._ordered and spec.on_timer is not None and not spec.batch
         caller = BatchCaller if spec.batch else RowCaller
         self._caller: Caller = caller(self._state, self._emit_rows, self._emit_to_branch)
         self._left = Side(context.input, key_indices)
@@ -301,16 +309,22 @@ class ConnectedProcess(ProcessWithTimers, SecondInput):
 
 
 def process_operator(
-    keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), on_error: RowPolicy = "fail"
+    keys: Sequence[str],
+    spec: ProcessSpec,
+    *,
+    right_keys: Sequence[str] = (),
+    on_error: RowPolicy = "fail",
+    ordered: bool = False,
 ) -> Process:
     """Returns the operator for the functions of `spec`: a ConnectedProcess if there is a function for a right input,
     else a ProcessWithTimers if there is an `on_timer`, else a Process.
 
-    `right_keys`: the parameter of `ConnectedProcess`.
+    `right_keys`: the parameter of `ConnectedProcess`. `ordered`: the parameter of `Process`.
     """
     if spec.right is not None:
         return ConnectedProcess(keys, spec, right_keys=right_keys, on_error=on_error)
-    return (Process if spec.on_timer is None else ProcessWithTimers)(keys, spec, on_error=on_error)
+    make = Process if spec.on_timer is None else ProcessWithTimers
+    return make(keys, spec, on_error=on_error, ordered=ordered)
 
 
 class _Values(StatePart):
@@ -433,7 +447,8 @@ def plan_process(node: nodes.Process, point: PlanPoint) -> PlanPoint:
     point = point.partition_by(node.keys, "process")
     if node.order is not None:
         point = in_order(point, node.keys, node.id)
-    make = partial(process_operator, node.keys, node.spec, on_error=point.policy(node.on_error))
+    policy = point.policy(node.on_error)
+    make = partial(process_operator, node.keys, node.spec, on_error=policy, ordered=node.order is not None)
     return point.step(node.text(), make, id=node.id, keys=None)
 
 

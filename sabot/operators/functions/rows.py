@@ -65,11 +65,16 @@ class RowCaller(Caller):
         rows = data.select(side.names).to_pylist()
         expiry, floor = state.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
         out, stamps, take, at = self._out, self._times, self._take, 0
+        due = state.event_timer_is_due if state.interleaves else None
         state.broadcasting = not side.keys
         ctx._slot = -1
-        called = False
+        called = firing = False
         try:
             for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
+                if due is not None and due(time):
+                    firing = True
+                    self._fire_before(at, time, floor)
+                    firing = False
                 ctx.key, ctx.timestamp, ctx._state_key, ctx._at, ctx._time = key, time, under, at, time
                 if expiry is not None:
                     expiry.now_ms = time if time > floor else floor
@@ -89,6 +94,9 @@ class RowCaller(Caller):
             called = True
             self._flush(batch)
         except Exception as error:
+            if firing:
+                self._failed_at = None
+                raise
             self._failed_at = None if called else at
             key = {name: rows[at][name] for name in (data.schema.names[i] for i in side.keys)}
             where = row_place(batch, at)
@@ -117,21 +125,56 @@ class RowCaller(Caller):
         """Returns the slot of the current key: the key of the row or of the timer for which the function runs."""
         if ctx._slot >= 0:
             return ctx._slot
-        if self._slots is None:
-            self._resolved = self._state.slots(self._keys, self._hashes)
-            self._slots = self._resolved.to_pylist()
-        slot = self._slots[ctx._at]
+        slots = self._resolve() if self._slots is None else self._slots
+        slot = slots[ctx._at]
         if len(self._found) < _KNOWN_KEYS:
             self._found[slot] = (ctx.key, ctx._state_key)
         return slot
 
+    def _resolve(self) -> list[int]:
+        """Finds the slots of the current rows, and returns them."""
+        self._resolved = self._state.slots(self._keys, self._hashes)
+        self._slots = self._resolved.to_pylist()
+        return self._slots
+
     def fire(self, kind: int, limit: int, passed: int) -> None:
+        self._fire(kind, limit, passed)
+        self._flush(None)
+        self.keep()
+        self._forget(NO_SLOTS)
+
+    def _fire_before(self, at: int, time: int, passed: int) -> None:
+        """Fires the event timers up to the time of row `at` of the current batch, before its call. No slot is freed,
+        and no key goes to disk, since the batch has their slots still. `passed`: the last watermark.
+        """
+        state = self._state
+        if self.careful:
+            self._flush(None)
+            self.keep()
+            self._kept = at
+        state.timer_state.bring(EVENT, time)
+        state.guard()
+        try:
+            self._fire(EVENT, time, passed, None if self.careful else at)
+        finally:
+            state.timers.guard(0)
+        if self.careful:
+            self._flush(None)
+            self.keep()
+        self._ctx._slot = -1
+
+    def _fire(self, kind: int, limit: int, passed: int, before: int | None = None) -> None:
+        """Fires timers as `fire` does, and keeps the results. `before`: the row of the current batch before which they
+        fire, so that they are undone with the calls of the batch; None: each call is kept or undone by itself.
+        """
         state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
         assert function is not None
         transaction, word, ended = state.transaction, KIND_NAMES[kind], kind == EVENT and limit == END_OF_TIME
         out, new_timer = self._out, tuple.__new__  # Timer(...) takes twice as long
         while (due := timers.take_one(limit, kind)) is not None:
             slot, at, name = due
+            if before is not None and transaction is not None:
+                transaction.note(timers.set, slot, at, kind, name)
             found = self._found.get(slot)
             ctx.key, ctx._state_key = self._look_up(slot, kind, limit) if found is None else found
             ctx._slot = slot
@@ -151,7 +194,7 @@ class RowCaller(Caller):
             except Exception as error:
                 failed = self._failed(error, f"at the key {ctx.key!r}, as {timer} fired")
                 failed.__cause__ = error
-                if transaction is None or self._cannot_undo or not state.bad.are_at_fault(failed):
+                if transaction is None or before is not None or self._cannot_undo or not state.bad.are_at_fault(failed):
                     raise failed from error
                 transaction.undo()
                 self._drop_results([count, *sides])
@@ -161,14 +204,15 @@ class RowCaller(Caller):
                     failed,
                 )
                 continue
-            if transaction is not None:
+            if transaction is not None and before is None:
                 transaction.keep_changes()
             if len(out) >= _OUT_ROWS:
                 self._flush(None)
-                self.keep()
-        self._flush(None)
-        self.keep()
-        self._forget(NO_SLOTS)
+                if before is None:
+                    self.keep()
+                elif transaction is not None and transaction.rows >= HELD_ROWS:
+                    self.keep()
+                    self._kept = before
 
     def _drop_results(self, counts: list[int]) -> None:
         """Drops the results of a failed call. `counts`: the numbers of rows to keep, of the main output and of each

@@ -72,6 +72,7 @@ class FunctionState:
         self.names: set[str] = set()  # the names under which functions have kept values
         self.forgets: frozenset[str] = frozenset()  # the names whose state the user drops
         self.broadcasting = False  # True while the function of the broadcast side runs
+        self.interleaves = False  # True if event timers fire between the rows of a batch, which come in order of time
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None
@@ -86,6 +87,13 @@ class FunctionState:
     def guard(self) -> None:
         """Starts to count the timers that each key sets. Called before event timers fire."""
         self.timers.guard(TIMERS_OF_A_KEY)
+
+    def event_timer_is_due(self, at_ms: int) -> bool:
+        """Returns True if an event timer is not later than this time."""
+        if self.timers.next_slot(at_ms, EVENT) is not None:
+            return True
+        cold = self.timer_state.least_due
+        return cold is not None and cold <= at_ms
 
     def clock_ms(self) -> int:
         """Returns the processing time in ms."""
@@ -254,6 +262,7 @@ class Caller(ABC):
         self._kept = 0
         self._failed_at: int | None = None
         self._cannot_undo = False  # True if results of the failed row were emitted already
+        self.careful = False  # True if the calls of timers between rows are kept one by one, since a call has failed
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         """Calls the function with the rows of a batch of one input.
@@ -267,7 +276,7 @@ class Caller(ABC):
             self._call(function, side, batch)
             return
         start, size, calls = 0, batch.num_rows, 0
-        piece = batch
+        piece, self.careful = batch, False
         while start < batch.num_rows:
             self._kept, self._failed_at, self._cannot_undo = 0, None, False
             try:
@@ -278,9 +287,12 @@ class Caller(ABC):
                 self._clear()
                 if error is self.downstream_error or self._cannot_undo or not self._state.bad.are_at_fault(error):
                     raise
-                calls += 1
                 start, left = start + self._kept, piece.num_rows - self._kept
-                if left == 1 or (calls >= CALLS and self._failed_at is None):
+                retried, self.careful = self.careful or not self._state.interleaves, self._state.interleaves
+                calls += retried
+                if not retried:
+                    size = left  # it may be the call of a timer that failed
+                elif left == 1 or (calls >= CALLS and self._failed_at is None):
                     self._set_apart(side, piece.slice(self._kept, left), error)
                     start += left
                 else:

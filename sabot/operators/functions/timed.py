@@ -76,13 +76,17 @@ class KeysWithTimers(SlotState):
         yield from self._ready(kind, limit)
 
     def _ready(self, kind: int, at: int) -> Iterator[int]:
+        self.bring(kind, at)
+        yield at
+        with self.changing:
+            self.settle()
+
+    def bring(self, kind: int, at: int) -> None:
+        """Brings all timers up to this time into memory, so that they can fire."""
         with self.changing:
             self.bring_due(at, kind)
             if self.is_held:
                 self.note(self.timers.due(at, kind))
-        yield at
-        with self.changing:
-            self.settle()
 
     def rows_of(self, slots: pa.Int32Array) -> Rows:
         timers = self.timers.rows_of(slots)
