@@ -46,6 +46,10 @@ class Shown:
         """Shows the columns and their types in IPython, as in notebooks. Nothing runs."""
         printer.text(f"{self._heading()}\n{self._columns()}")
 
+    def __repr__(self) -> str:
+        # In this class: IPython prefers a `__repr__` to a `_repr_pretty_` of a class above it.
+        return self._words()
+
     def _repr_svg_(self) -> str | None:
         return drawing_or_none(self._draw)
 
@@ -63,8 +67,12 @@ class Shown:
     def _draw(self) -> str:
         return self._owner.draw(self._node)
 
+    def _words(self) -> str:
+        """Returns the text of `repr`."""
+        raise NotImplementedError
+
     def _heading(self) -> str:
-        return repr(self)
+        return self._words()
 
 
 class Looks(Shown):
@@ -182,7 +190,7 @@ class Looks(Shown):
         """
         return PlanText(self._owner.explain(self._node))
 
-    def __repr__(self) -> str:
+    def _words(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
     def _heading(self) -> str:

@@ -1009,7 +1009,7 @@ class KeyedStream(Shown, StreamKind):
             )
         return ConnectedStreams(self._steps, self._keys, right.node, right_keys)
 
-    def __repr__(self) -> str:
+    def _words(self) -> str:
         return f"KeyedStream(by {', '.join(self._keys)})"
 
 
@@ -1111,7 +1111,7 @@ class WindowedStream(Shown, StreamKind):
         row = col(_ROWS).struct
         return several.select(*self._keys, "window_start", "window_end", **{name: row.field(name) for name in made})
 
-    def __repr__(self) -> str:
+    def _words(self) -> str:
         return f"WindowedStream({self._window})"
 
 
@@ -1143,7 +1143,7 @@ class GroupedStream(Shown, StreamKind):
         node = GroupAggregate(self._steps.node, self._keys, known, ttl_ms=optional_ms(ttl, "ttl"))
         return self._steps.then_aggregate(node, known, computed)
 
-    def __repr__(self) -> str:
+    def _words(self) -> str:
         return f"GroupedStream(by {', '.join(self._keys)})"
 
 
