@@ -1,5 +1,6 @@
 """Checks of connectors and their options, as users give them to streams and agents."""
 
+import os
 import re
 
 from sabot.base.config import checked_no_password, checked_text, checked_topic
@@ -60,7 +61,9 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
                 hint=f"class {type(given).__name__}({kind.__name__}, {ability}), from sabot.connectors import {ability}",
             )
     else:
-        if kind is Source and hasattr(given, "collect") and hasattr(given, "collect_schema"):
+        if isinstance(given, os.PathLike):
+            hint = _place_of(os.fspath(given), kind)
+        elif kind is Source and hasattr(given, "collect") and hasattr(given, "collect_schema"):
             hint = "a LazyFrame has no rows yet: stream(frame.collect())"
         elif kind is Source and hasattr(given, "from_arrow"):
             hint = 'a connection has many tables: stream(connection.table("orders")), or stream(connection.sql("SELECT …"))'
@@ -69,6 +72,7 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
 
 _FILE = re.compile(r".+\.(ndjson|jsonl?|[ct]sv|parquet|pq|arrows?|ipc|feather)(\.(gz|zstd?))?", re.IGNORECASE)
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://.*", re.DOTALL)
+_PATH = re.compile(r".*[/\\*?].*", re.DOTALL)
 _FILE_SINKS = {"n": "NdjsonSink", "j": "NdjsonSink", "c": "CsvSink", "t": "CsvSink", "p": "ParquetSink"}
 
 
@@ -82,9 +86,19 @@ def _check_no_file(topic: str, where: str, kind: "type[Source] | type[Sink]") ->
         place = f"files({topic!r})" if kind is Source else f'files({topic!r}, "parquet")'
         hint = f'SqlSink({topic!r}, table="…")' if of_database else "App(broker=…) takes it" if of_broker else place
         raise UserError(f"{where}: {topic!r} is an address, but a text must be the name of a topic", hint=hint)
-    if (file := _FILE.fullmatch(topic)) is not None:
-        made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink")
+    if _FILE.fullmatch(topic) is not None:
         raise UserError(
             f"{where}: {topic!r} is the name of a file, but a text must be the name of a topic",
-            hint=f"{made}({topic!r}); for a topic of this name: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
+            hint=f"{_place_of(topic, kind)}; for a topic of this name: sabot.kafka.Kafka{kind.__name__}({topic!r}, broker)",
         )
+    if _PATH.fullmatch(topic) is not None:  # no topic of Kafka has such a name
+        raise UserError(
+            f"{where}: {topic!r} is a path, but a text must be the name of a topic", hint=_place_of(topic, kind)
+        )
+
+
+def _place_of(path: str | bytes, kind: "type[Source] | type[Sink]") -> str:
+    """Returns the call that makes the source or sink of a file or folder."""
+    file = _FILE.fullmatch(os.fsdecode(path))
+    made = "files" if kind is Source else _FILE_SINKS.get(file[1][0].lower(), "ArrowSink") if file else "ParquetSink"
+    return f"{made}({os.fsdecode(path)!r})"

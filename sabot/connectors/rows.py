@@ -129,8 +129,17 @@ def _hashes(column: Any) -> Any:
 
 def _table(rows: Any, schema: pa.Schema | None) -> pa.Table:
     """Returns the rows of an object that speaks Arrow. The unnamed index of a pandas frame is left out."""
-    table = pa.table(rows)
+    try:
+        table = pa.table(rows)
+    except pa.ArrowInvalid as error:
+        what = f"a {type(rows).__module__.partition('.')[0]}.{type(rows).__name__}"
+        raise UserError(f"stream: {what} has no columns: {error}", hint="stream(series.to_frame())") from error
     table = table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
+    for index in (table.schema.pandas_metadata or {}).get("index_columns", ()):
+        # Arrow has only the bounds of an index that counts, which is what pandas makes of many an index of integers.
+        if isinstance(index, dict) and index["name"] is not None:
+            values = pa.array(range(index["start"], index["stop"], index["step"]), pa.int64())
+            table = table.append_column(index["name"], values)
     if schema is None:
         return table
     if missing := [name for name in schema.names if name not in table.column_names]:

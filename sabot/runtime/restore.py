@@ -307,9 +307,10 @@ def decide(
     way = partial(_refill_of, plan, operators, start_at=start_at)
     refill = way(asked.refill)
     if refill.topics and is_savepoint:
+        options = " ".join(f"--refill {name}" for name in sorted(refill.topics))
         raise UserError(
-            f"--refill {', '.join(sorted(refill.topics))}: the start is from a savepoint, which is not changed",
-            hint="start from the savepoint without --refill, stop the app, and start it again with --refill",
+            f"{options}: the start is from a savepoint, which is not changed",
+            hint=f"start from the savepoint without it, stop the app, and start it again with {options}",
         )
     verdicts = _verdicts(plan, operators, restored, asked, refill, way)
     return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit))

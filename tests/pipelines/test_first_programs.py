@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,8 @@ def script(tmp_path, text, *words):
         ("OUT.CSV", "CsvSink('OUT.CSV')"),
         ("out.feather", "ArrowSink('out.feather')"),
         ("s3://bucket/folder", "files('s3://bucket/folder', \"parquet\")"),
+        ("lake/orders", "ParquetSink('lake/orders')"),
+        ("out/", "ParquetSink('out/')"),
         ("sqlite:///shop.db", "SqlSink('sqlite:///shop.db', table=\"…\")"),
         ("kafka://host:9092", "App(broker=…)"),
     ],
@@ -51,6 +54,20 @@ def test_the_name_of_a_file_is_no_topic_to_read():
     with pytest.raises(UserError, match=r"'flights\.csv' is the name of a file") as refused:
         App("first").stream("flights.csv")
     assert refused.value.hint.startswith("files('flights.csv'); for a topic of this name: sabot.kafka.KafkaSource(")
+    for path in ("lake/orders", "lake/*.parquet", "orders*"):
+        with pytest.raises(UserError, match="but a text must be the name of a topic") as refused:
+            App("first").stream(path)
+        assert refused.value.hint.startswith(f"files({path!r})")
+
+
+def test_a_path_of_pathlib_is_answered_with_the_source_or_sink_of_its_file():
+    with pytest.raises(UserError, match="neither a topic nor a Source") as refused:
+        App("first").stream(Path("in.csv"))
+    assert refused.value.hint == "files('in.csv')"
+    rows = App("first").stream("in", schema={"a": "int64"})
+    with pytest.raises(UserError, match="neither a topic nor a Sink") as refused:
+        rows.to(Path("out.csv"))
+    assert refused.value.hint == "CsvSink('out.csv')"
 
 
 def test_every_ending_that_files_reads_is_known_as_that_of_a_file():

@@ -61,6 +61,23 @@ def test_a_data_frame_of_pandas_is_a_stream_without_its_unnamed_index():
     assert App("memory").stream(by_shop).collect().to_pylist() == [{"n": 1, "shop": "oslo"}]
 
 
+def test_an_index_of_pandas_that_counts_is_a_column_too_if_it_has_a_name():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"n": [10, 20], "id": [7, 9]}).set_index("id")
+    expected = [{"n": 10, "id": 7}, {"n": 20, "id": 9}]
+    assert App("memory").stream(frame).collect().to_pylist() == expected
+    counting = frame.set_axis(pandas.RangeIndex(7, 11, 2, name="id"))
+    assert App("memory").stream(counting).collect().to_pylist() == expected, "Arrow has no column for it"
+    assert App("memory").stream(counting, schema={"id": "int32"}).collect().to_pylist() == [{"id": 7}, {"id": 9}]
+
+
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+def test_a_single_column_of_a_library_is_refused_with_the_way_out(library):
+    series = pytest.importorskip(library).Series("n", [1]) if library == "polars" else pytest.importorskip(library).Series([1])
+    with pytest.raises(UserError, match=rf"stream: a {library}\.Series has no columns.*to_frame\(\)"):
+        App("memory").stream(series)
+
+
 def test_types_of_other_libraries_become_those_of_streams():
     frame = pl.DataFrame({"kind": ["a", "b"], "at": [AT, AT]}).with_columns(pl.col("kind").cast(pl.Categorical))
     stream = App("memory").stream(frame, time="at")
