@@ -4,6 +4,7 @@ An agent that called `time.sleep` stopped everything without a word, and a proce
 timed out.
 """
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -68,7 +69,7 @@ async def test_a_function_that_blocks_the_loop_is_named_with_its_line_and_what_w
     async with started(app):
         await until(lambda: len(done) == 7, "all records")
     (agent_id,) = app.agent_runtime.agents
-    first = next(line for line in lines.lines if "blocks" in line)
+    first = next(line for line in lines.lines if "blocks" in line and "score, " in line)
     assert first.startswith(f"agent {agent_id} blocks the event loop for ")
     assert f"score, {__file__}:" in first
     assert "# this line" in first
@@ -93,7 +94,7 @@ async def test_a_step_of_a_stream_that_does_not_come_back_is_named(memory_url: s
     )
     made.to(ListSink())
     await app.run()
-    (line,) = lines.lines
+    line = next(line for line in lines.lines if "stuck, " in line)  # a busy machine makes other steps late, too
     assert "has not returned for " in line
     assert "stuck, " in line
     assert f"{__file__}:" in line
@@ -167,4 +168,5 @@ async def test_a_checkpoint_that_waits_for_a_process_function_says_in_which_line
             await app.agent_runtime.trigger_checkpoint()
     finally:
         go_on.set()
-        await app.stop()
+        with contextlib.suppress(CheckpointFailed):  # that of the stop has 100 ms too, which a busy machine may exceed
+            await app.stop()
