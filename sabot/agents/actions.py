@@ -99,9 +99,9 @@ class ActionRecord:
 
 
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
-    """Checks the answer to a question about an effect. Raises UserError if the question asks whether an effect may be
-    made or was made, and the answer does not say so, since the job would take it for a refusal or for "abandon"; and if
-    the effect gives rows, and an answer that it was made does not have these rows.
+    """Checks the answer to a question about an effect. Raises UserError if the answer does not decide the question:
+    whether the effect may be made, or whether it was made. The job would take such an answer for a refusal or for
+    "abandon". Also raises UserError if an effect gives rows, and the answer that it was made lacks them.
     """
     if action.approves_effect and not isinstance(resolution.get("approved"), bool):
         raise UserError(
@@ -125,8 +125,8 @@ def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> Non
 
 
 class ActionStore(ABC):
-    """A store of actions, for one event loop. Changes are durable when a method returns, as far as the store is
-    durable.
+    """A store of actions, for one event loop. Changes are durable when a method returns, if the store is durable at
+    all.
     """
 
     clock: Clock
@@ -161,15 +161,15 @@ class ActionStore(ABC):
 
 
 class SignalChannel(Protocol):
-    """A channel that tells waiting callers that an action was closed. It may lose signals or give too many, so callers
-    look into the store again, from time to time anyway.
+    """A channel that wakes callers that wait for an action. It may lose signals or send too many, so callers read the
+    store again after each signal, and from time to time.
     """
 
     async def notify(self, action_id: str) -> None:
         """Signals that this action was closed."""
 
     async def wait(self, action_id: str, seconds: float) -> None:
-        """Returns when this action is signalled after the call began, or after so many seconds."""
+        """Returns when this action is signalled, or after so many seconds."""
 
 
 class LocalSignals:

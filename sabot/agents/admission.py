@@ -54,7 +54,7 @@ class JobAdmission(Generic[Job]):
             queue.append(job)
 
     def go_on(self) -> None:
-        """Lets jobs run, until `limit` of them do, none waits, or the next one is held."""
+        """Lets jobs run until `limit` jobs run, no job waits, or the next one is held."""
         while self.running < self.limit and (queue := self._continuing or self._beginning):
             job = queue[0]
             if job.place not in ("waiting", "woken"):  # the job has left the queue

@@ -95,8 +95,8 @@ class AppJobStore(JobsAndActions):
             yield MemoryReader(_made(place))
 
     def address(self) -> JournalAddress | None:
-        """Returns the address by which another process finds the journal, or None if it must be read here, since it is
-        in memory, or in a topic of which this process has a copy.
+        """Returns the address by which another process finds the journal. Returns None if the journal must be read
+        here: it is in memory, or in a topic of which this process has a copy.
         """
         place = self._place()
         if not isinstance(place, JournalAddress) or not place.works_elsewhere:
@@ -118,7 +118,7 @@ class AppJobStore(JobsAndActions):
             inbox.post(letter)
 
     async def own_writes(self) -> None:
-        """Waits until everything that this process has reported of its jobs can be read."""
+        """Waits until all changes of jobs that this process has reported can be read."""
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class AppJobStore(JobsAndActions):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _known(self, reader: JournalReader, job_id: str | None = None) -> JobView:
-        """Returns the view of the journal, with the letters that its owner has not taken yet applied to it."""
+        """Returns the view of the journal after the letters that its owner has not taken yet."""
         # read first, so that a letter that the owner takes meanwhile is seen twice and not missed
         letters = reader.letters()
         known = JobView.of(reader, job_id)

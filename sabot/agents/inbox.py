@@ -151,8 +151,8 @@ class OpenQuestions:
 
 @dataclass(slots=True)
 class AnswerCount:
-    """The number of answers that were taken, and those that were refused: the id of a question, the reason, and True if the question takes
-    no answer any more.
+    """The number of accepted answers, and the refused ones: the id of the question, the reason, and True if the
+    question cannot be answered any more.
     """
 
     answered: int = 0

@@ -1,4 +1,6 @@
-"""The effects of one job, in the order in which it asked for them, with what became of each: for people who look at a job."""
+"""The effects of one job, in the order in which it asked for them, with the result of each, for people who look at a
+job.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -45,8 +45,8 @@ def job_keeping(keep: str) -> JobKeeping | None:
 
 
 def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
-    """Returns the row of a job that has ended, or None if its BEGIN is gone. Reads its entries and blocks. A job whose entries cannot be
-    read has a row that says so: it must not keep the journal from being trimmed.
+    """Returns the row of a job that has ended, or None if its BEGIN is gone. Reads its entries and blocks. A job with
+    unreadable entries gets a row with that error, so that it does not keep the journal from being trimmed.
     """
     view, last_ms = JobView(reader), 0
     try:
@@ -91,7 +91,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
 
 
 def record_of(job: EndedJob) -> JobRecord:
-    """Returns the job as `JobView` has it, without its actions."""
+    """Returns the record of an ended job, as `JobView` would, without its actions."""
     kept = msgspec.msgpack.decode(job.record, type=_KeptRecord)
     restored = None if kept.origin is None else {"job": kept.origin[0], "checkpoint": kept.origin[1]}
     return JobRecord(
@@ -150,11 +150,11 @@ def _nanodollars(dollars: Decimal) -> int:
 
 
 def searched(record: JobRecord) -> str:
-    """Returns the texts of a job in which a search looks for a text, without case."""
+    """Returns the texts of a job that a search looks through, in lower case."""
     texts = record.job_id, record.agent, record.scope_id, record.principal_id, record.key, record.error
     return "\n".join(map(_cut, texts)).casefold()
 
 
 def _cut(text: str) -> str:
-    """Returns a text as any table takes it."""
+    """Returns a text that fits any table: cut to the longest length, and without NUL characters."""
     return text[:_MOST_CHARS].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -62,7 +62,9 @@ class JobQuery:
         return BLOCKED if job.job_id in self.blocked and not job.ended else str(job.status)
 
     def cursor(self) -> tuple[int, str] | None:
-        """Returns the last job of the page before, by time of creation and id. Raises UserError for a cursor that is none."""
+        """Returns the last job of the page before, as its time of creation and id, or None for the first page. Raises
+        UserError for an invalid cursor.
+        """
         at, _, job_id = self.after.partition(":")
         try:
             return (int(at), job_id) if self.after else None
@@ -100,10 +102,8 @@ class JobPage:
 
 
 def jobs_page(reader: JournalReader, query: JobQuery, most: int = 200) -> JobPage:
-    """Returns a page of jobs: those of the log, and those of the history. Reads the log and blocks. Raises UserError for a cursor that is
-    none.
-
-    `most`: the number of jobs of a page.
+    """Returns a page of at most `most` jobs from the log and the history. Reads the log and blocks. Raises UserError
+    for an invalid cursor.
     """
     return _page(reader, query, most, JobView.of(reader))
 
@@ -141,7 +141,9 @@ def _page(reader: JournalReader, query: JobQuery, most: int, view: JobView) -> J
 
 
 def _selects(query: EndedQuery, job: JobState) -> bool:
-    """Returns True if a job of the log fulfils the conditions. The cheap ones come first: a log may have many jobs."""
+    """Returns True if a job of the log fulfils the conditions. Cheap conditions come first, since a log may have many
+    jobs.
+    """
     created_ms = round(job.created_at * 1000)
     return (
         query.agent in ("", job.agent, job.agent.rpartition(".")[2])

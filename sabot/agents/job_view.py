@@ -89,7 +89,7 @@ class EffectView:
         self.state, self.question, self.ended_at = state, None, at
 
     def reopen(self) -> None:
-        """Makes the effect one of which nothing has come yet."""
+        """Makes the effect open again, without a result."""
         self.state, self.question, self.ended_at, self.outcome, self.result = "open", None, None, "", None
 
     def of_record(self) -> OpenEffect:
@@ -154,7 +154,7 @@ class JobState:
         return self.status in ENDS
 
     def move(self, status: JobStatus, at: float) -> None:
-        """Gives the job another status, and counts the time that it has run."""
+        """Gives the job another status, and adds the time that it has run."""
         if self.status is JobStatus.RUNNING:
             self.ran_seconds += max(0.0, at - self.moved_at)
         self.status, self.moved_at = status, at
@@ -259,7 +259,7 @@ class JobView:
         return last
 
     def has_missed(self, reader: JournalReader) -> bool:
-        """Returns True if a checkpoint has taken entries out of the log that `follow` has not seen."""
+        """Returns True if a checkpoint has removed entries from the log that `follow` has not seen."""
         return any(offset > self._ends.get(partition, 0) for partition, offset in reader.trimmed().items())
 
     def seen(self) -> Iterator[JobRecord]:
@@ -304,7 +304,9 @@ class JobView:
             del self.actions[action.action_id], self._tokens[action.resume_token]
 
     def apply(self, entry: Entry) -> JobChange:
-        """Takes the next entry of the journal. Raises CorruptJournal for one that cannot be read."""
+        """Applies the next entry of the journal, and returns the changes. Raises CorruptJournal for one that cannot be
+        read.
+        """
         at, job = entry.at_ms / 1000, self.states.get(entry.job)
         if job is None:
             job = self.states[entry.job] = JobState(entry.job)
@@ -446,7 +448,7 @@ class JobView:
 
 
 def end_of(outcome: str) -> JobStatus:
-    """Returns the status of a job that ended so; an agent of an app may have other words for a failure."""
+    """Returns the status of a job with this outcome. Outcomes other than the known ones count as failed."""
     return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
 
 

@@ -209,7 +209,7 @@ class JobRecord:
 
 
 class JobStore(ABC):
-    """A store of jobs, for one event loop. Changes are durable when a method returns, as far as the store is durable."""
+    """A store of jobs, for one event loop. Changes are durable when a method returns, if the store is durable at all."""
 
     clock: Clock
 

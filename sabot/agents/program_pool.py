@@ -246,7 +246,7 @@ class _PooledInstance:
         return ""
 
     async def end(self) -> None:
-        """Ends the child and all that it has started."""
+        """Ends the child with all its descendants."""
         await end_member(self.instance, GRACE_SECONDS, "its pool has ended it")
         await self.words.over(close=self.child.status is None)  # the supervisor was killed, and the child with it
         self.stdout.close()

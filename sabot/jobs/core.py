@@ -351,7 +351,7 @@ def question_token(key: bytes, job_id: str, ordinal: int, about: str = "") -> st
 
 
 def is_approved(answer: Answer) -> bool:
-    """Returns True if the answer says yes: {"approved": true}, and nothing else counts."""
+    """Returns True only if the answer has {"approved": true}."""
     return answer.outcome == "resolved" and _resolution(answer).get("approved") is True
 
 

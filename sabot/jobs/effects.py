@@ -121,7 +121,9 @@ class Effects:
             self._record(running, ask)
 
     def _decide(self, running: RunningJob, ask: Ask, kind: CallKind, guard: EffectGuard) -> None:
-        """Asks the guard whether the effect may be made. If that takes time, GuardDecided brings the decision."""
+        """Asks the guard whether the effect may be made. If the guard returns an awaitable, the event GuardDecided has
+        its decision.
+        """
         job = running.job
         call = GuardedCall(
             EffectId(job.job_id, ask.ordinal, ask.attempt),
@@ -148,7 +150,7 @@ class Effects:
         self._host.put_when(found, partial(GuardDecided, running, ask), what)
 
     def guard_decided(self, event: GuardDecided) -> None:
-        """Handles a decision of the guard that has taken time. An effect that nobody waits for any more is not made."""
+        """Handles a decision of the guard that has taken time. If nobody waits for the effect any more, it is not made."""
         running, ask, verdict = event.running, event.ask, event.verdict
         running.undecided.pop(ask.ordinal, None)
         runs = running.in_memory and not self._host.stopping

@@ -110,7 +110,7 @@ class GuardVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return bool(self.model or self.hide or self.most_tokens)
 
     def spec(self, spec: RequestSpec) -> RequestSpec:
-        """Returns the request that a model gets in place of this one."""
+        """Returns the request to a model after the changes of this verdict."""
         spec = msgspec.structs.replace(spec, model=self.model) if self.model else spec
         return msgspec.structs.replace(spec, max_tokens=self.most_tokens) if self.most_tokens else spec
 
@@ -135,9 +135,9 @@ _NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other mod
 
 
 class DecidedEffect(NamedTuple):
-    """An effect that was decided and has no result. `attempt` is its last one; 0 if a person has to allow it first.
-    `told` is the last attempt whose use an END of the job has recorded. `instead` has the verdicts on models that stand
-    in for the first one, by the attempt from which they hold.
+    """An effect that was decided and has no result. `attempt` is its last attempt, or 0 if a person has to allow the
+    effect first. `told` is the last attempt whose usage an END of the job has recorded. `instead` has the verdicts on
+    models that replace the first one, by the attempt from which on they hold.
     """
 
     verdict: GuardVerdict
@@ -265,8 +265,8 @@ class EffectGuard:
         return b""
 
     def asked_by_tool(self, effect: EffectId) -> bytes:
-        """Returns the encoded usage of the models that the tool of this effect has asked by itself, as the limits of
-        the job count it. Called before the tool's result is recorded.
+        """Returns the encoded usage of models that the tool of this effect has asked by itself, for the limits of the
+        job. Called before the tool's result is recorded.
         """
         return b""
 
@@ -300,7 +300,9 @@ class EffectGuard:
         """Reads from the journal what the guard must know of earlier results. Called before any job begins."""
 
     async def flush(self) -> None:
-        """Returns when all that the guard keeps of results so far is durable, so that the journal may remove them."""
+        """Returns when everything that the guard has stored of results so far is durable, so that the journal may
+        remove them.
+        """
 
     async def close(self) -> None:
         """Called at the end of the run, when all jobs have been dropped."""
@@ -465,15 +467,15 @@ def degraded_to(call: GuardedCall, verdict: GuardVerdict) -> str:
 
 
 def for_degraded(verdict: GuardVerdict, model: str, asked: str) -> GuardVerdict:
-    """Returns the verdict on a model that stands in for another one, with a reason that says so."""
+    """Returns the verdict on a model that replaces another one, with that in its reason."""
     if not verdict.reason or model == asked:
         return verdict
     return msgspec.structs.replace(verdict, reason=f"{model}, in place of {asked}: {verdict.reason}")
 
 
 def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVerdict:
-    """Returns the denial of a call for which each of these models stands in for the one before it, and the last one is
-    there twice.
+    """Returns the denial of a call whose models replace each other in a ring: each of `models` replaces the one before
+    it, and the last one is there twice.
     """
     reason = f"models stand in for each other in a ring: {', '.join(models)}"
     return GuardVerdict(Decision.DENY, rule, version, reason)

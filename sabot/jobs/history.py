@@ -119,7 +119,7 @@ class History:
         return history
 
     def followed_by(self, begin: Begin) -> "History":
-        """Returns the history after another BEGIN of the job, which begins it anew or goes on with it."""
+        """Returns the history after another BEGIN of the job, which either begins it anew or continues it."""
         if self.end is None:
             followed = self.anew(begin)
             followed.untaken, followed._restored_ms = self.untaken, self._restored_ms
@@ -168,7 +168,7 @@ class History:
                     self._tell_open()
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
-        """Notes another attempt of an effect. Questions about the attempt before count no longer."""
+        """Records another attempt of an effect. Questions about earlier attempts no longer count."""
         self.tries[ordinal] = max(attempt, self.tries.get(ordinal, 1))
         self.doubts.pop(ordinal, None)
         self.not_made.discard(ordinal)
@@ -189,7 +189,7 @@ class History:
         return asked, None if asked is None else self.answers.get(asked.token)
 
     def _tell_open(self) -> None:
-        """Notes that END has recorded the use of calls without a result."""
+        """Records that END has the usage of calls without a result."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
         self.told |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
@@ -204,8 +204,8 @@ class History:
         return self.ran_ms if self._waits_for_others() else self.ran_ms + max(0, now_ms - self.last_ms)
 
     def _run_to(self, entry: Entry) -> None:
-        """Moves the time on to this entry. The time of a child counts when the child has ended, at most for as long as
-        the job has waited for children.
+        """Moves the time forward to this entry. The time of a child counts when the child has ended, up to the time
+        that the job has waited for children.
         """
         ran_ms, passed_ms = self.ran_until(entry.at_ms), max(0, entry.at_ms - self.last_ms)
         parked_ms = passed_ms - (ran_ms - self.ran_ms)
@@ -315,7 +315,7 @@ class History:
         return verdict.decision is Decision.ASK and answer is not None and answer.outcome != "resolved"
 
     def _unwanted(self, entry: Delivery) -> bool:
-        """Returns True if the entry says that the job itself did not want an effect any more."""
+        """Returns True if the entry shows that the job itself gave the effect up."""
         match entry:
             case Answer():
                 return entry.outcome == "cancelled" and entry.by == entry.job

@@ -287,7 +287,7 @@ class JobHost(HostState):
             self.parking.load(job.job_id)
 
     def _take_turn(self, job_id: str) -> None:
-        """Begins a child that has waited for its turn, with its BEGIN in the journal: its timers count from now."""
+        """Begins a child that has waited for its turn after its BEGIN was recorded. Its timers count from now."""
         if not self.stopping:
             self.log.append(Attempt(job_id, self.now_ms(), 0, 1))
             self.parking.load(job_id)
@@ -301,7 +301,7 @@ class JobHost(HostState):
         self._tell_parent(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
-        """Returns what the journal knows of a job that may have been asked for before, or None."""
+        """Returns the journal's mark of a job that may have been asked for before, or None."""
         return await call_journal(self.journal.job, job_id)
 
     # -- the task that serves -----------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ class JobHost(HostState):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def _run(self, running: RunningJob, turn: Callable[..., None], *given: Any) -> None:
-        """Runs one turn of the job. Then takes up what the function has asked for, or settles the job."""
+        """Runs one turn of the job. Then takes up the effects that the function has asked for, or settles the job."""
         job = running.job
         try:
             turn(*given)
@@ -488,8 +488,8 @@ class JobHost(HostState):
         running.in_memory = False
 
     def deliver(self, entries: Iterable[tuple[Position, Entry]] = ()) -> None:
-        """Delivers entries that were appended to their jobs, in their order, or wakes parked ones: those in `told`, then
-        these. Entries that follow from a delivery are appended and delivered behind all others.
+        """Delivers appended entries to their jobs in order, or wakes parked jobs: first the entries in `told`, then
+        these. Entries that follow from a delivery are appended, and delivered after all others.
         """
         told = self.told
         told.extend(entries)

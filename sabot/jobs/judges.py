@@ -107,7 +107,7 @@ class GuardJudge:
         call.model = call.spec.model or call.model
 
     async def _noted(self, effect: EffectId, verdict: GuardVerdict) -> None:
-        """Notes the verdict on a model that stands in for the first one, if there is a journal for it."""
+        """Records the verdict on a model that replaces the first one, if there is a journal for it."""
 
     def _asked(self, effect: EffectId, model: str, call: ModelCall, price: Price) -> GuardedCall:
         behalf, kind, spec = self._behalf, EffectClass.METERED, _told(call)

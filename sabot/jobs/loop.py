@@ -62,8 +62,8 @@ _WRAP_FUTURE = asyncio.wrap_future.__code__
 
 
 class _Numbered:
-    """A future or task that hashes by its number and the name of its job. The hash is the same in every process, and
-    differs from job to job, because asyncio keeps the tasks of all loops in one set.
+    """A future or task that hashes by its number and the name of its job. The hash is the same in every process. It
+    includes the job because asyncio keeps the tasks of all loops in one set.
     """
 
     _number: int
@@ -437,10 +437,10 @@ class JobLoop(asyncio.AbstractEventLoop):
             _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
 
     def coroutine_dropped(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Notes a coroutine of this job that was never awaited. Returns True if that needs no further word.
+        """Handles a coroutine of this job that was never awaited. Returns True if no further warning is needed.
 
-        As for generators: if the last reference to it went at a place in the program, the note is deterministic; what
-        the garbage collector finds is chance.
+        As with generators, only a coroutine whose last reference was dropped by the program is recorded, since that is
+        deterministic. What the garbage collector finds is chance.
         """
         in_turn = self._in_turn == get_ident() != _collecting
         if in_turn and self.forgotten is None:
@@ -452,10 +452,10 @@ class JobLoop(asyncio.AbstractEventLoop):
         return in_turn or self.dead
 
     def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
-        """Closes an async generator that was begun, is not at its end, and is referenced no more.
+        """Closes an async generator that was started, is not at its end, and has no references left.
 
-        If the last reference went at a place in the program, it is closed at once. If the garbage collector has found
-        it, that was chance, so it is kept and closed when the job is discarded.
+        If the program itself dropped the last reference, the generator is closed at once. If the garbage collector has
+        found it, that was chance, so it is kept and closed when the job is discarded.
         """
         if self.dead:
             self._drop(generator.aclose())
@@ -493,8 +493,8 @@ def _call_words(coroutine: Any) -> str:
 
 
 def _line_words(frame: FrameType) -> str:
-    """Returns the place in the user's program where the last reference went; "" if it went in our own code, for example
-    because the function has ended with it.
+    """Returns the place in the user's program that dropped the last reference. Returns "" if our own code did, for
+    example because the function has ended.
     """
     if frame.f_globals.get("__name__", "").partition(".")[0] == "sabot":
         return ""

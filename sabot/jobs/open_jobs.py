@@ -13,7 +13,7 @@ from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Int
 
 
 def unapplied_jobs(facts: Mapping[str, Any]) -> dict[str, Position]:
-    """Returns the jobs that a checkpoint does not cover, though their END stands before its place in the journal, with
+    """Returns the jobs that a checkpoint does not cover although their END is before its position in the journal, with
     the position of END.
     """
     return {job_id: Position(partition, offset) for job_id, partition, offset in facts.get("unapplied", ())}

@@ -46,7 +46,7 @@ class ParkedNote(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ParkedNotes(Protocol):
-    """The notes of parked jobs, which a checkpoint keeps as they are at its cut. It belongs to the event loop."""
+    """The notes of parked jobs, which a checkpoint saves in their state at its cut. It belongs to the event loop."""
 
     def put(self, job_id: str, note: bytes) -> None:
         """Keeps a note, in place of an earlier one."""
@@ -122,7 +122,7 @@ class Parking:
         return parked is not None and ordinal in parked.questions
 
     def park(self, running: RunningJob, agent_id: str) -> None:
-        """Parks a job, of which only a small record stays in memory."""
+        """Parks a job: it is removed from memory, except for a small record."""
         job_id, asks, at = running.job.job_id, running.job.open.values(), running.last
         assert at is not None
         note = ParkedNote(
@@ -145,7 +145,7 @@ class Parking:
         running.owner.parked(job_id)
 
     def letters_taken(self, job_id: str) -> None:
-        """Keeps the note of a parked job, because no letter of it is under way any more."""
+        """Stores the note of a parked job, because no letter of it is under way any more."""
         note = self._unnoted.pop(job_id, None)
         if note is not None and self._notes is not None:
             self._notes.put(job_id, _encode(note))

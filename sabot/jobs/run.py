@@ -187,7 +187,9 @@ class JobRun:
             self._block(None, "the function goes on")
 
     def _next_recorded(self) -> Delivery | None:
-        """Returns the next recorded delivery: of those that are kept, the first whose effect is asked; else the first of this attempt."""
+        """Returns the next recorded delivery: of those from earlier attempts the first whose effect was asked for,
+        otherwise the first one of this attempt.
+        """
         if self.blocked is not None:
             return None
         for at, entry in enumerate(self._kept):
@@ -335,7 +337,7 @@ class JobRun:
         return self._told_ms
 
     def random(self) -> random.Random:
-        """Returns the job's generator, which gives the same numbers in every replay."""
+        """Returns the job's random number generator, which gives the same numbers in every replay."""
         if self._random is None:
             self._random = random.Random(self._seed)
         return self._random
@@ -475,7 +477,7 @@ class JobRun:
         )
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if all that the job waits for may take long."""
+        """Returns True if everything that the job waits for may take long."""
         return may_park(self.open.values(), now_s)
 
     def outcome(self) -> tuple[Any, BaseException | None]:

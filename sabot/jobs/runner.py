@@ -400,7 +400,7 @@ class EffectRunner:
         self._on_broken(error)
 
     def _tell(self, call: _Call, outcome: Outcome) -> None:
-        """Passes on the outcome of a call, if it is the first one."""
+        """Passes on the outcome of a call, if none was passed on before."""
         if call.told:
             return
         call.told = True
@@ -470,7 +470,7 @@ class EffectRunner:
         call.thread = True
 
     def _release(self, call: _Call) -> None:
-        """Gives the thread that the call may have to another call."""
+        """Gives the thread of the call to another call."""
         call.thread = False
         while self._waiting:
             waiter = self._waiting.popleft()

@@ -151,7 +151,7 @@ class JobTree:
         return told
 
     def end(self, job_id: str) -> None:
-        """Removes a job that has ended. The children that it has not waited for stand below the job above it from now on."""
+        """Removes a job that has ended. Its children that are still open become children of the job above it."""
         del self._agents[job_id]
         self.cancelled.discard(job_id)
         self._coming.discard(job_id)

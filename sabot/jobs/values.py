@@ -35,7 +35,7 @@ _PARTS = 5  # the most errors of a group that are named
 
 
 def _plain(value: Any) -> Any:
-    """Returns a plain value for one that msgspec does not know."""
+    """Returns a plain value for one of a type that msgspec does not know."""
     if isinstance(value, Secret):
         return msgspec.msgpack.Ext(_SECRET, value.name.encode())
     if isinstance(value, pa.RecordBatch | pa.Table):

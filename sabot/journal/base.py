@@ -92,7 +92,7 @@ class JobHistory(ABC):
 
     @abstractmethod
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
-        """Returns the rows of those of these jobs that are in the history."""
+        """Returns the rows of the jobs among these that are in the history."""
 
     @abstractmethod
     def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
@@ -258,8 +258,8 @@ class Journal(JournalReader, Inbox):
 
     @abstractmethod
     async def room(self) -> None:
-        """Returns when `append` would take an entry, on an event loop. If no other thread appends, an `append` without
-        another `await` in between is not refused. Raises JournalFailed.
+        """Waits until `append` would take an entry. Awaited on an event loop; an `append` right after it, without
+        another `await` in between, is not refused unless another thread appends too. Raises JournalFailed.
         """
 
     @abstractmethod
@@ -336,8 +336,8 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that a letter becomes when the owner takes it. `question` is that of its token, for answers and
-    withdrawals.
+    """Returns the entry that a letter becomes when the owner takes it. `question` is the question of its token, for
+    answers and withdrawals.
     """
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)

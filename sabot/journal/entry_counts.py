@@ -81,7 +81,9 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def written(connection: Connection, first: int, behind: int) -> None:
-    """Records that entries from `first`, where the log has ended, to before `behind` are written in this transaction."""
+    """Records that entries are written in this transaction: from `first`, the end of the log so far, to before
+    `behind`.
+    """
     connection.execute(_WRITTEN, (behind, first))
 
 
@@ -138,7 +140,7 @@ def count_anew(connection: Connection) -> None:
 
 
 def end_of_log(connection: Connection) -> int:
-    """Returns the place behind the last entry that there is, or that there was at the last trim."""
+    """Returns the end of the log: the place behind the last entry, including entries that were trimmed."""
     return end_of_rows(connection.execute(ENDS).fetchall())
 
 

@@ -141,7 +141,7 @@ _letters = msgspec.msgpack.Decoder(LetterRecord)
 
 
 def encode_frame(writer: bytes, seq: int, frame: Frame, piece_bytes: int) -> list[bytes]:
-    """Returns the records of a frame, each with at most so many bytes of it."""
+    """Returns the records of a frame. Each has at most `piece_bytes` bytes of it."""
     data = _encoder.encode(frame)
     parts = max(1, -(-len(data) // piece_bytes))
     return [
@@ -244,10 +244,10 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Judges a frame that is not the next one. Raises CorruptJournal if it shows that frames are missing, and maybe
-        the claim of its writer.
+        """Handles a frame with a number other than the next one. Raises CorruptJournal if the number shows that frames
+        are missing, for example the claim of its writer.
 
-        An owner whose topic was deleted and made anew writes one such frame too; then it fails, and that frame is
+        An owner whose topic was deleted and created anew writes one such frame too; then it fails, and that frame is
         ignored.
         """
         if piece.writer != self.writer:

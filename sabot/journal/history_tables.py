@@ -95,7 +95,7 @@ def _count(connection: Connection, more: int) -> None:
 
 
 def count_history(connection: Connection) -> None:
-    """Counts the bytes of the history anew."""
+    """Computes the number of bytes in the history anew."""
     ((found,),) = connection.execute("SELECT sum(size) FROM history").fetchall()
     connection.execute("UPDATE meta SET value = ? WHERE name = 'kept_bytes'", (str(int(found or 0)),))
 
@@ -116,7 +116,7 @@ def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
 
 
 def expire(connection: Connection, jobs: Sequence[str]) -> None:
-    """Removes jobs from the history, with the long bodies that nobody else names."""
+    """Removes jobs from the history, with long bodies that no other entry names."""
     for names in parts(jobs, _MOST_NAMED):
         chosen = among(names)
         before = connection.execute(f"SELECT sum(size) FROM history WHERE job {chosen}", names).fetchall()

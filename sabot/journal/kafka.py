@@ -390,8 +390,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().letters()
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters as `Journal.take` does. Blocks, because it reads from the broker; if that does not answer, a later call
-        takes them.
+        """Takes letters as `Journal.take` does. Blocks, because it reads from the broker. If the broker does not
+        answer, a later call takes the letters.
         """
         if not self._replica.link.lost:
             with suppress(TransientError):
@@ -399,8 +399,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that were not taken, without those for a job that was trimmed while their sender was
-        paused between its check and its post.
+        """Returns the letters that were not taken. Letters for trimmed jobs are left out: a sender that is paused
+        between its check and its post may send one.
         """
         return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
 
@@ -506,7 +506,7 @@ class _OfOwner(OwnerInbox):
 
 
 def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
-    """Yields the rows in their order, as many at once as a frame holds."""
+    """Yields the rows in their order, in groups that fit into one frame."""
     first = nbytes = 0
     for number, row in enumerate(rows):
         if nbytes > _FRAME_BYTES:
@@ -544,8 +544,8 @@ def _prepared(replica: Replica) -> int:
 
 
 def _harden(replica: Replica) -> None:
-    """Sets up a new topic so that an acknowledged record is on two machines, or, with one replica, on the disk of that
-    one.
+    """Sets up a new topic so that an acknowledged record is on two machines, or, with one replica, on the disk of its
+    machine.
     """
     if replicas_of(replica.link, replica.kafka, replica.topic) > 1:
         set_topic(replica.link, replica.kafka, replica.topic, "min.insync.replicas", "2")

@@ -74,7 +74,7 @@ class SqlJournal(SqlReader, Journal):
     """The number of bodies stored by hash since the opening; the subclass counts them."""
 
     def start(self, writer: GroupWriter, inbox: OwnerInbox, clock: Clock) -> None:
-        """Begins to take entries by `writer` and letters by `inbox`."""
+        """Starts the journal: entries go to `writer`, and letters to `inbox`."""
         self.writer = writer
         self.inbox = inbox
         self.clock = clock

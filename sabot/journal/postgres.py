@@ -238,7 +238,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return super().append(entry)
 
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters, as `Journal.take` does; none while the server does not answer, since they stay in the inbox."""
+        """Takes letters, as `Journal.take` does. Returns [] while the server does not answer; the letters stay in the
+        inbox.
+        """
         if not self.claim_left():
             return []
         try:

@@ -178,7 +178,7 @@ class Replica:
     # -- frames ---------------------------------------------------------------------------------------------------------
 
     def _load(self, first: int) -> None:
-        """Reads the topic from its beginning, with the copy that may stand there."""
+        """Reads the topic from its beginning. A copy of the journal may be there, which is read first."""
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
         self._valid = True
@@ -336,8 +336,8 @@ class Replica:
             raise BrokerUnavailable(f"{self.where} does not show a letter that it has taken")
 
     def seen_now(self, look: Callable[[sqlite3.Connection], Iterator[T]]) -> tuple[Iterator[T], int]:
-        """Returns the results of `look` on a snapshot of the tables, whatever is written to them meanwhile, and how far
-        their letters go.
+        """Returns the results of `look` on a snapshot of the tables, which later writes do not change, and the number
+        of letters that were read by then.
         """
         with explained(self.where), self._letters_lock, self._lock:
             reading = connected(self.database, "ro")

@@ -84,7 +84,7 @@ class Statements:
 
 
 def split_app(url: str) -> tuple[str, str]:
-    """Returns the address as libpq takes it, and the app in its `?app=NAME`, or ""."""
+    """Returns the address in the form for libpq, and the app in its `?app=NAME`, or ""."""
     check("journal: url", url, Of(str, "postgresql://user@host/database"))
     address, mark, query = url.partition("?")
     words = query.split("&") if mark else []

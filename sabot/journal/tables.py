@@ -119,7 +119,7 @@ _TAKEN = "UPDATE inbox SET taken = 1, letter = ? WHERE number = ?"
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Raises the errors of SQLite as Sabot's errors: damage as CorruptJournal, others with what stands in the way."""
+    """Raises Sabot's errors for those of SQLite: CorruptJournal for damage, and for others an error with the obstacle."""
     try:
         yield
     except sqlite3.Error as error:
@@ -373,7 +373,7 @@ class StoredEntry(NamedTuple):
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
-    """Returns the entries of a group as they are stored, with long bodies taken out of them."""
+    """Returns the entries of a group in the form in which they are stored, without their long bodies."""
     rows = []
     for each in group:
         entry, data, body = each.entry, each.data, b""
@@ -385,7 +385,7 @@ def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
 
 
 def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
-    """Adds entries with their bodies, updates the indexes, and marks the letters that they are made of as taken."""
+    """Adds entries with their bodies, updates the indexes, and marks their letters as taken."""
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
     )
@@ -481,7 +481,7 @@ _COPIED = {  # the columns of each table; new ones are only added at the end
 
 
 def copied(connection: sqlite3.Connection, most_bytes: int) -> Iterator[tuple[str, list[Sequence[Any]]]]:
-    """Yields all rows of all tables, in portions of about so many bytes, as the connection sees them at the first call."""
+    """Yields all rows of all tables, in portions of about `most_bytes` bytes, from a snapshot at the first call."""
     for table, names in _COPIED.items():
         portion: list[Sequence[Any]] = []
         nbytes = 0

@@ -137,8 +137,8 @@ class GroupWriter:
             return False
 
     async def room(self) -> None:
-        """Returns when half of the queue is free (`Journal.room`), so that an appending task does not take turns with
-        the disk entry by entry.
+        """Returns when half of the queue is free (`Journal.room`), so that a task appends many entries between two
+        waits for the disk.
         """
         while True:
             with self._changed:

@@ -100,11 +100,11 @@ class McpConfig:
             check(f"McpConfig: {name}", getattr(self, name), Whole(1))
 
     def seconds(self, name: str) -> float:
-        """Returns one of the durations in seconds."""
+        """Returns the duration with this name in seconds."""
         return parse_seconds(getattr(self, name), name=name)
 
     def most_seconds(self, timeout_s: float) -> float:
-        """Returns the time of a whole call that has so many seconds for an answer."""
+        """Returns the time limit in seconds of a whole call, if an answer has `timeout_s` seconds."""
         if self.max_call_time is None:
             return _MOST_TIMEOUTS * timeout_s
         return parse_seconds(self.max_call_time, name="max_call_time")

@@ -121,7 +121,7 @@ class SentCall:
             self.left, self.deadline = max(0.0, self.ends - now()), None
 
     def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Gives the server the answers to its questions."""
+        """Passes the answers to the server's questions on."""
         if self.forget is not None:
             self.forget.cancel()
         responses = responses_of({key: each for key, each in answers.items() if key in self.asked})
@@ -248,7 +248,7 @@ class McpConnection:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[None]") -> None:
-        """Opens, holds and closes the SDK's session, which only one task may do."""
+        """Opens, holds and closes the SDK's session. All of that has to happen in one task."""
         error: BaseException | None = None
         try:
             async with self._opened() as client:
@@ -621,7 +621,9 @@ class McpConnection:
         self.offers, self.left_out = offers, left_out
 
     async def listed(self) -> tuple[dict[str, Offer], dict[str, str], str]:
-        """Returns the tools that are offered now, the reasons of those that are left out, and the version of the protocol."""
+        """Returns the tools that are offered now by name, the reasons of tools that are left out, and the version of
+        the protocol.
+        """
         await self.refresh()
         return dict(self.offers), dict(self.left_out), self.version
 

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread of its own, made when it is needed."""
+    """An event loop in a thread of its own, which is started at the first use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

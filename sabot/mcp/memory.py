@@ -88,7 +88,7 @@ class MemoryStore(Protocol):
         """
 
     async def count(self, scope: str) -> int:
-        """Returns how many memories the scope holds, without those that were merged into another one."""
+        """Returns the number of memories of the scope, without those that were merged into others."""
 
     async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
         """Returns the ids of memories that have words of the query, and their scores, the best first."""

@@ -110,7 +110,9 @@ async def offers_of(listed: Sequence[dict[str, Any]], most_chars: int) -> tuple[
 
 
 def clean(text: str, most: int) -> str:
-    """Returns the text without invisible characters, and cut to so many; the end of a cut text says how many were left out."""
+    """Returns the text without invisible characters, cut to `most` characters. A cut text ends with the number of
+    characters that were left out.
+    """
     kept = "".join(each for each in text[: 4 * most] if each in _KEPT or unicodedata.category(each) not in _UNSEEN)
     left = len(text) - most
     return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[:most]}… ({left:,} characters left out)"
@@ -157,7 +159,7 @@ def _cleaned(schema: Any, most: int) -> Any:
 
 
 class OfferedArguments:
-    """The arguments of a tool, with the server's schema, as a model is told of them."""
+    """The arguments of a tool, with the schema that the server gives for models."""
 
     def __init__(self, name: str, description: str, schema: JsonSchema) -> None:
         self.name = name

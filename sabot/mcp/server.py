@@ -204,7 +204,7 @@ class ToolServer:
 
 
 def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
-    """Returns the app behind a check that refuses requests without the token."""
+    """Returns the app with a check in front that refuses requests without the token."""
     wanted = f"Bearer {token}".encode()
 
     async def checked(scope: "Scope", receive: "Receive", send: "Send") -> None:

@@ -192,7 +192,7 @@ def _is_json(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Returns the value; for a large one, the beginning of its JSON and its length."""
+    """Returns the value. If it is large, returns the beginning of its JSON and its length instead."""
     text = msgspec.json.encode(value)
     if len(text) <= _CELL_MOST:
         return value

@@ -159,8 +159,9 @@ async def over_bytes(
 
 
 def _message(line: bytes, size: int, most_bytes: int) -> Any:
-    """Returns the message of a line, or None for a line that is not JSON-RPC. A line that is too long is not parsed, since that takes
-    long: the request that it answers gets an error. Raises CommunicationError if the line does not say which one that is.
+    """Returns the message in a line, or None for a line that is not JSON-RPC. A line that is too long is not parsed,
+    since that would take long: the request that it answers gets an error. Raises CommunicationError if that request
+    cannot be found in the line.
     """
     if size > most_bytes:
         words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
@@ -324,7 +325,7 @@ def _answer(request: Any, status: int, code: int, words: str) -> Any:
 
 
 class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
-    """A body that ends with an error of its own if it is too long, or breaks off."""
+    """A body that raises an error of this module at its end if it is too long, or breaks off."""
 
     def __init__(self, body: Any, most_bytes: int) -> None:
         self._body = body

@@ -113,7 +113,7 @@ def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
 
 
 def is_closed(error: MCPError) -> bool:
-    """Returns True if the SDK says that its session has ended."""
+    """Returns True if the error means that the session has ended."""
     return bool(error.code == CLOSED and str(error.message) == "Connection closed")
 
 

@@ -228,7 +228,7 @@ class Child:
                 self._has_ended(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
     def _has_ended(self, end: ExitStatus | AgentError) -> None:
-        """Notes the end of the child, or the loss of its supervisor. Called in the supervisor's thread."""
+        """Records the end of the child, or the loss of its supervisor. Called in the supervisor's thread."""
         if self._loop.is_closed():
             self._close_streams()
         elif self.stdin is not None:

@@ -199,7 +199,9 @@ class RuntimeAgent(Instance):
 
     @asynccontextmanager
     async def busy(self) -> AsyncIterator[None]:
-        """Keeps the instance busy inside. Raises IllegalTransition if it has a task, or cannot be given one."""
+        """Keeps the instance busy during the `with` block. Raises IllegalTransition if it has a task, or cannot be
+        given one.
+        """
         lines = self.lines
         assert lines is not None
         self.become(Phase.BUSY)
@@ -212,8 +214,8 @@ class RuntimeAgent(Instance):
                 self.become(Phase.IDLE)
 
     async def end_task(self, lines: TaskLines) -> None:
-        """Ends the process whose task was not answered, so that its late answer is taken for no other one. The next
-        process is started at once, and no failure is counted.
+        """Ends the process whose task was not answered, so that a late answer is not mistaken for that of another task.
+        The next process is started at once, and no failure is counted.
         """
         lines.is_at_fault = False
         await self.end_and_plan(lines.child, "its task was ended", counts=False)

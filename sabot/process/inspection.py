@@ -54,7 +54,7 @@ class UsageMeter:
         return usage
 
     def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
-        """Notes a usage of the present process that was measured now."""
+        """Records a usage of the present process that was measured just now."""
         before, now = self._child, self._clock.monotonic()
         if before is not None and before.status is not None:  # the usage of the process before, after the last look
             self.cpu_seconds += max(0.0, before.status.cpu_seconds - self._seen_s)

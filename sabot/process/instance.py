@@ -142,7 +142,7 @@ class Instance:
 
     @property
     def is_over(self) -> bool:
-        """True if the instance gets no other process, also while its last one is being ended."""
+        """True if the instance gets no further process, even while its last one is still being ended."""
         return self.end_asked or self.phase in OVER
 
     @property

@@ -59,10 +59,11 @@ class Lease:
         os.close(self._file)
 
     def watch(self, groups: ControlGroups) -> None:
-        """Starts the watcher: a process that outlives this one, and ends all that this one has left, unless the lease was given up.
+        """Starts the watcher: a process that outlives this one, and then ends all processes that this one has left,
+        unless the lease was given up.
 
-        The watcher's parent ends at once, so the watcher is no child of this process. To be called before this process becomes a subreaper,
-        has other threads, or handles signals.
+        The watcher's parent ends at once, so the watcher is no child of this process. Call this before this process
+        becomes a subreaper, has other threads, or handles signals.
         """
         if (parent := os.fork()) == 0:
             try:

@@ -109,7 +109,7 @@ class ResourceLimits:
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
-        """Returns the lower one of each limit."""
+        """Returns limits that each are the lower one of both."""
         if other is None:
             return self
         both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
@@ -117,7 +117,7 @@ class ResourceLimits:
         return ResourceLimits(**lower)
 
     def plan(self) -> dict[str, Any]:
-        """Returns the limits as the supervisor takes them."""
+        """Returns the limits in the form for the supervisor."""
         memory = None
         if self.max_memory_bytes is not None:
             memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())

@@ -88,7 +88,7 @@ class Pool(Generic[M]):
         return sum(not each.done() for each in self._waiting)
 
     async def begin(self, count: int) -> list[BaseException]:
-        """Starts so many members at once, and returns the errors of those that have not started."""
+        """Starts so many members at once, and returns the errors of failed starts."""
         self.running = True
         self.starting += count
         first = [self.tasks.begin(self._begun(), awaited=True) for _ in range(count)]
@@ -148,14 +148,14 @@ class Pool(Generic[M]):
             self._first().set_result(free)
 
     def retire(self, member: M) -> "asyncio.Task[None]":
-        """Starts to end a member that is not to be used any more, and starts another one if one is missing then."""
+        """Begins to end a member that is not to be used any more. Afterwards another one is started if one is missing."""
         self.free.pop(member, None)
         ending = self.tasks.begin(self._end(member))
         self.fill()
         return ending
 
     def was_of_use(self) -> None:
-        """Begins the count of failures anew."""
+        """Sets the count of failures to 0, because a member was of use."""
         self.failures.note("")
 
     def failed(self, since: int, why: str) -> None:
@@ -185,7 +185,7 @@ class Pool(Generic[M]):
             self.starting -= 1
 
     async def _replace(self) -> None:
-        """Starts a member, later each time while the last ones were of no use."""
+        """Starts a member, after a wait that grows while members end without having been of use."""
         begun = False
         try:
             while not begun:
@@ -227,7 +227,9 @@ class Pool(Generic[M]):
         self.fill()
 
     def _first(self) -> "asyncio.Future[M]":
-        """Returns the future of the caller that has waited longest, which does not wait any more. There has to be one."""
+        """Returns the future of the caller that has waited longest, and removes it from the waiting ones. There has to
+        be one.
+        """
         while (waiting := self._waiting.popleft()).done():
             pass
         return waiting

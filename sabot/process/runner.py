@@ -399,7 +399,7 @@ class LocalProcessRunner:
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
-        """Returns the instances that run. Of those that have ended only the view is kept, and not the output."""
+        """Returns the instances that run. Of ended ones only their view is kept, and not their output."""
         for handle in [each for each in self._running.values() if each.child.is_over]:
             del self._running[handle.id]
             self._ended[handle.id] = handle.info

@@ -83,7 +83,7 @@ class ChildOutput:
         return bool(self._kept)
 
     async def read(self, most_bytes: int = _PIECE) -> bytes:
-        """Returns at most so many bytes, and waits for the first one; b"" at the end."""
+        """Waits for output, and returns at most so many bytes of it; b"" at the end."""
         self._check_gap()
         while not self._kept and self._descriptor >= 0:
             await self._wait()
@@ -244,9 +244,8 @@ class ChildOutput:
 
 
 class LastWords:
-    """The newest output of a child, or of several, one after the other.
-
-    dropped_bytes: a count of the bytes that are no longer kept.
+    """A buffer with the newest output of a child, or of several, one after the other. `dropped_bytes` counts bytes that
+    are no longer kept.
     """
 
     def __init__(self, most_bytes: int, output: ChildOutput | None = None) -> None:
@@ -268,7 +267,7 @@ class LastWords:
         await asyncio.wait([self._reading], timeout=timeout_s)
 
     def add(self, piece: bytes) -> None:
-        """Keeps the piece, in the place of the oldest bytes."""
+        """Adds a piece of output, and drops the oldest bytes."""
         self._kept += piece
         if (excess := len(self._kept) - self._most) > 0:
             del self._kept[:excess]
@@ -280,7 +279,9 @@ class LastWords:
         return self.dropped_bytes + len(self._kept)
 
     def text(self, start: int = 0) -> str:
-        """Returns the kept bytes from number `start` on, counted over all that were added. They may have secrets of the command."""
+        """Returns the kept output from byte number `start` on, counted over all output that was added. It may have
+        secrets of the command.
+        """
         return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
 
     async def _read(self, output: ChildOutput) -> None:
@@ -317,8 +318,8 @@ class ChildInput:
         return self._room.is_set()
 
     def write(self, data: bytes) -> None:
-        """Writes bytes. What the pipe does not take now is kept in memory: await `drain()` before the next call. Raises CommunicationError
-        if the child does not read any more, or if 64 MB wait for it.
+        """Writes bytes. Bytes that the pipe does not take now are kept in memory: await `drain()` before the next call.
+        Raises CommunicationError if the child does not read any more, or if 64 MB wait for it.
         """
         if not self.is_open:
             raise self._error()

@@ -63,7 +63,7 @@ def framed(message: Mapping[str, Any]) -> bytes:
 
 
 def cut_frames(received: bytearray) -> Iterator[Any]:
-    """Yields the whole messages at the beginning of these bytes, and takes them out."""
+    """Yields the complete messages at the beginning of these bytes, and removes them."""
     while len(received) >= _LENGTH.size:
         end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
         if len(received) < end:
@@ -229,7 +229,7 @@ class SupervisorProcess:
             self._send_more()
 
     def _send_more(self) -> None:
-        """Sends what the worker takes now, so that a worker in a debugger does not block the supervisor."""
+        """Sends as much as the worker takes now, so that a worker in a debugger does not block the supervisor."""
         try:
             while self._unsent:
                 del self._unsent[: self._worker.send(self._unsent)]

@@ -62,13 +62,13 @@ class TaskLines:
         self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
 
     def begin_task(self) -> None:
-        """Takes answers for one task from now on."""
+        """Accepts the answer to one task from now on."""
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
 
     def end_task(self) -> None:
-        """Takes no answers any more: later ones are lines of the log."""
+        """Accepts no answers any more: later ones become lines of the log."""
         self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:

@@ -117,7 +117,9 @@ ALLOWED = Judgement(Decision.ALLOW)
 
 
 def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
-    """Judges a call that may use `wanted`, beside the usage and the reservations of the account, whose limits are those of the budget."""
+    """Judges a call that may use `wanted`, in addition to the usage and the reservations of the account. The account
+    must have the limits of the budget.
+    """
     judged = ALLOWED
     for each in account.states(wanted, now_s):
         window = each.limit.window
@@ -142,8 +144,8 @@ def unpriced(budget: Budget, model: str) -> Judgement | None:
 
 
 class Standing(NamedTuple):
-    """The account of a scope at one time: the usage in the windows of `at`, in seconds since 1970, and the reservations of the calls in
-    flight, in addition.
+    """The account of a scope at the time `at`, in seconds since 1970: `used` is the usage in the windows of that time,
+    and `reserved` the reservations for calls in flight, in addition.
     """
 
     used: Mapping[Window, Amounts]

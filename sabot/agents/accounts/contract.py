@@ -42,7 +42,7 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The amounts that a budget counts. A doubt counts as much as was reserved for its call."""
+        """The amounts of the row in a budget. For a doubt they are the amounts that were reserved for the call."""
         tokens = self.reserved_tokens if self.type == "doubt" else self.total_tokens
         return Amounts(tokens, self.cost or Decimal(0), int(self.type != "tool"))
 
@@ -80,21 +80,23 @@ Durable = Callable[[], Awaitable[object]]
 
 @runtime_checkable
 class LedgerWriter(Protocol):
-    """The place in which rows are kept. A row with a known id is not written again, but a row that settles a doubt takes its place."""
+    """A store of rows. A row with a known id is not written again, except that a row that settles a doubt replaces it."""
 
     async def write(self, events: Sequence[LedgerEvent]) -> None:
-        """Writes rows, which are durable when it returns. Raises DataError, and writes none, if the content of one cannot be kept."""
+        """Writes rows. They are durable when it returns. Raises DataError, and writes none, if the content of one
+        cannot be stored.
+        """
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns those of these ids that have a row which is not a doubt."""
+        """Returns the ids among these that have a row other than a doubt."""
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows as `write` does, replaces rows of the same ids that differ, and returns the number of those. A doubt does not differ
-        from the row that settles it.
+        """Writes rows as `write` does, and replaces rows of the same ids that differ. Returns the number of replaced
+        rows. A doubt does not differ from the row that settles it.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a budget counts of the rows of a scope since this time."""
+        """Returns the sum of the rows of a scope since this time, as a budget counts it."""
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
         """Returns the sums of rows since this time by these words (`rows.GROUPS`), in the order of the groups. Raises UserError."""

@@ -1,18 +1,20 @@
 """The guard that judges each call of a job by the budget of its scope, and makes rows of the results.
 
-    decide ────────── the most that an attempt may use is reserved in the account of the scope, if it fits   ─▶ INTENT, with the verdict
-    decide_again ──── the same for one more attempt, beside those before it, which may have been paid        ─▶ ATTEMPT
-    decide_degraded ─ the difference, if a dearer model is asked instead                                     ─▶ ATTEMPT, with a note
-    settle ────────── the row of the result counts in place of the reservation, and a row in doubt for each
-                      attempt before it                                                                      ─▶ RESULT, with the rows
-    end_job ───────── a row in doubt for each attempt of the calls that are open                             ─▶ END, with the rows
-    drop ──────────── the call was not made: the reservation ends
+   decide ────────── the upper bound of an attempt is reserved in the account of the scope, if it fits       ─▶ INTENT, with the verdict
+   decide_again ──── the same for one more attempt; those before it may have been paid, and stay reserved    ─▶ ATTEMPT
+   decide_degraded ─ the difference, if a dearer model is asked instead                                      ─▶ ATTEMPT, with a note
+   settle ────────── the row of the result replaces the reservation, with a row in doubt for each
+                     attempt before the last                                                                 ─▶ RESULT, with the rows
+   end_job ───────── a row in doubt for each attempt of the calls that are open                              ─▶ END, with the rows
+   drop ──────────── the call was not made: the reservation ends
 
-The account is in this process, or with the owner of shared budgets; `Ledger` asks either. Its verbs are those of every account
-(`base/accounts.py`), by other names: reserve, if the call fits; hold, in any case; record, which settles; release.
+The account is in this process, or with the owner of shared budgets; `Ledger` asks either. Its methods are those of
+every account (`base/accounts.py`) under other names: reserve, if the call fits; hold, in any case; record, which
+settles; release.
 
-The journal is the authority. A row is named by its effect and attempt, so the ledger can be made anew from the journal (`rows_of`), and no
-crash or replay counts a call twice. A row is written when its entry is durable, so none outlives it.
+The journal decides what is true. A row is named by its effect and attempt, so the ledger can be made anew from the
+journal (`rows_of`), and no crash or replay counts a call twice. A row is written when its entry is durable, so that no
+row is left without its entry.
 """
 
 import logging
@@ -66,10 +68,10 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 class _Open:
     """A call without a result.
 
-    `attempt`: the last attempt that may have been made, or 0 if a person has to allow the call first. `recorded`: the last attempt that has
-    a row. `wanted`: the most that an attempt may use. `judged`: True if the budget has allowed the call and judges each further attempt;
-    False if a person decides, or a cheaper model is asked, because the budget is used up. `models`: the models that are asked in place of
-    `name`, each by the attempt from which on it is asked.
+    `attempt` is the last attempt, or 0 if a person has to allow the call first. `recorded` is the last attempt that has
+    a row. `wanted` is the upper bound of one attempt. `judged` is True if the budget has allowed the call and judges
+    each further attempt; False if a person decides, or a cheaper model is asked, because the budget is used up.
+    `models` has the models that are asked in place of `name`, each by the attempt from which on it is asked.
     """
 
     scope: str
@@ -84,7 +86,7 @@ class _Open:
     models: dict[int, str] | None = None
 
     def asks(self, model: str, attempt: int) -> None:
-        """Notes that this model is asked from this attempt on."""
+        """Records that this model is asked from this attempt on."""
         self.models = {**(self.models or {}), attempt: model}
 
     def asked(self, attempt: int) -> str:
@@ -93,7 +95,7 @@ class _Open:
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Returns the row of an attempt whose use is not known."""
+        """Returns the row of an attempt with unknown usage."""
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
             type="tool" if self.kind == "tool" else "doubt",
@@ -113,7 +115,9 @@ class _Open:
         return max(1, self.attempt - self.recorded)
 
     def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
-        """Returns the rows of attempts of a model before this one that have none: they have no result, and may have been paid."""
+        """Returns rows in doubt for the attempts of a model before this one that have no row: their results are
+        unknown, and they may have been paid.
+        """
         if self.kind != "model":
             return []
         return [self.row(effect, attempt, at_ms) for attempt in range(self.recorded + 1, before)]
@@ -158,8 +162,8 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Reserves the most that so many attempts may use, if the budget has room for it. Returns the verdict that `decided` makes of the
-        judgement: at once if this process has the account, else to be awaited.
+        """Reserves the upper bound of so many attempts, if the budget has room for it. Returns the verdict that
+        `decided` makes of the judgement: at once if this process has the account, otherwise as an awaitable.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
@@ -199,7 +203,9 @@ class LedgerGuard(EffectGuard):
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
     def _is_over(self, effect: EffectId, opened: _Open) -> bool:
-        """Returns True if the job has ended while the call was judged. Nobody else would end the reservation: it ends here."""
+        """Returns True, and ends the reservation, if the job has ended while the call was judged: nobody else would end
+        it.
+        """
         if self._open.get(effect.job, {}).get(effect.ordinal) is opened:
             return False
         self.ledger.release(_name(effect), opened.scope)
@@ -243,7 +249,9 @@ class LedgerGuard(EffectGuard):
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
-        """Returns True if the request does not say how long the answer may be, so that the model must be told how much is reserved."""
+        """Returns True if the request does not limit the length of its answer, so that the verdict must limit it to the
+        reserved tokens.
+        """
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
     def drop(self, effect: EffectId) -> None:
@@ -270,7 +278,9 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """Counts rows in place of their call's reservation, and returns them. They are written when the entry with them is durable."""
+        """Records rows, which replace the reservation of their call, and returns them. They are written when their
+        entry is durable.
+        """
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
         if rows:
@@ -280,7 +290,9 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Reserves the most that so many attempts may use in place of the reservation so far, even if the budget has no room for it."""
+        """Changes the reservation of a call to the upper bound of so many attempts, even if the budget has no room for
+        it.
+        """
         if attempts > 0:
             rows = self._rows_in_doubt(effect, opened)
             self.ledger.hold(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
@@ -288,13 +300,13 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the rows that stand for the call if this process dies: one for each attempt that may have been made. Only the owner of
-        shared budgets needs them.
+        """Returns the rows that the owner of shared budgets writes for so many attempts if this process dies; [] for
+        other budgets.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Reserves the most that earlier attempts of an open call may have used, and that the next one, of the first model, may use."""
+        """Reserves the upper bound of an open call's earlier attempts, and of the next one, which asks the first model."""
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
@@ -316,7 +328,9 @@ class LedgerGuard(EffectGuard):
             await self.ledger.ready(scope)  # with shared budgets: the owner knows what `reopen` has held
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Denies another attempt if the budget has no room for it beside the attempts before it, which may have been paid."""
+        """Denies another attempt if the budget has no room for it in addition to earlier attempts, which may have been
+        paid.
+        """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
             return None
@@ -349,7 +363,7 @@ class LedgerGuard(EffectGuard):
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Makes a row in doubt for each attempt of a model call that has no row."""
+        """Makes a row in doubt for each attempt of an open model call that has no row yet."""
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
@@ -390,7 +404,9 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """Returns the row of a call that has ended, made of the one in doubt. An answer without its tokens counts as much as was reserved."""
+    """Returns the row of an ended call, made from its row in doubt. An answer without a token count counts with the
+    reservation.
+    """
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
     if outcome != "ok":
@@ -447,9 +463,10 @@ def rows_of(entries: Iterable[Entry]) -> Iterator[LedgerEvent]:
 
 
 async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
-    """Writes the rows of a journal that the ledger lacks, as after a crash, and returns the number of the journal's rows. If the ledger has
-    other rows with the same ids, those of the journal replace them, and the log says so. Raises BrokerUnavailable if the writer does not
-    answer, so that a missing server is noticed at the start and not by the first call.
+    """Writes the rows of a journal that the ledger lacks, for example after a crash, and returns the number of the
+    journal's rows. Rows of the ledger that differ from the journal's are replaced, which is logged. Raises
+    BrokerUnavailable if the writer does not answer, so that a missing server is noticed at the start and not by the
+    first call.
     """
     await ledger.reach()
     count, corrected, rows = 0, 0, rows_of(entry for _, entry in journal.read())

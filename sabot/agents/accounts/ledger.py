@@ -153,7 +153,7 @@ class Ledger:
         return Standing(account.used(now), account.reserved, now)
 
     def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
-        """Keeps the judgement on a call that is not simply allowed among the last ones (`judged`). `call`: the id of its job."""
+        """Adds the judgement on a call to `judged`, unless the call is simply allowed. `call` is the id of its job."""
         if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
 
@@ -188,7 +188,9 @@ class Ledger:
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """Returns when the account of the scope is loaded, and the owner of shared budgets knows what was held."""
+        """Returns when the account of the scope is loaded; with shared budgets, when their owner knows the reservations
+        so far.
+        """
         if self._shared is None:
             await self._account(scope_id)
         else:
@@ -218,13 +220,14 @@ class Ledger:
     def reserve(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement | Awaitable[Judgement]:
-        """Judges a call. If it fits, reserves `wanted` for it until `release` or `record`, in place of an earlier reservation of the call;
-        else that one stays. A call that is degraded, or that a person is asked for, has no reservation yet: `hold` makes one.
+        """Judges a call. If it fits, reserves `wanted` for it until `release` or `record`, in place of an earlier
+        reservation of the call; if it does not, an earlier reservation stays. A call that is degraded, or for which a
+        person is asked, has no reservation yet: `hold` makes one.
 
-        The judgement has to be awaited where the account is not loaded yet, where too many rows wait for the writer, and where budgets are
-        shared. `doubts`: the rows that stand for the call if this process dies. Guards use it, which name calls; others have
-        `check_budget`. Raises UserError if `call` or `scope_id` is no text. The await raises BudgetUnavailable if the owner of shared
-        budgets does not answer.
+        Returns an awaitable if the account is not loaded yet, if too many rows wait for the writer, or if budgets are
+        shared. `doubts` are the rows that are written for the call if this process dies. This is for guards, which name
+        calls; other code uses `check_budget`. Raises UserError if `call` or `scope_id` is no text. The await raises
+        BudgetUnavailable if the owner of shared budgets does not answer.
         """
         budget = self._budgets.get(checked_text(scope_id, "scope_id"))
         checked_text(call, "call")
@@ -256,7 +259,9 @@ class Ledger:
         return judged if isinstance(judged, Judgement) else await judged
 
     def hold(self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
-        """Reserves that much, whatever the budget says: the call was allowed before, or by a person. `doubts`: as of `reserve`."""
+        """Reserves the amounts even if the budget has no room for them: the call was allowed before, or by a person.
+        `doubts` are the rows that are written for the call if this process dies.
+        """
         account = self._accounts.get(scope_id)
         if account is None:
             return
@@ -312,10 +317,11 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """Records the use of a call, and returns its row when that is written. `event_id`: the name of the call, by which it counts once.
+        """Records the usage of a call, and returns its row when that is written. `event_id` names the call; a name is
+        counted once.
 
-        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would take usage back from a budget, and
-        for a model or a name that no database can keep.
+        Raises UserError for tokens or a cost that are negative or not numbers, because such a row would take usage back
+        from a budget, and for a model or a name that no database can store.
         """
         check("record_model_usage: context", context, Of(ExecutionContext, _CONTEXT))
         check("record_model_usage: usage", usage, Of(Usage, "Usage(input_tokens=…, output_tokens=…)"))
@@ -350,7 +356,7 @@ class Ledger:
         return event
 
     async def _has(self, event_id: str) -> bool:
-        """Returns True if there is a row of this name. Else the name is the caller's, who has to record the row at once."""
+        """Returns True if there is a row of this name. If it returns False, the caller has to record that row at once."""
         while (asked := self._asked.get(event_id)) is not None:
             await asked.wait()
         if event_id in self._named:
@@ -384,7 +390,9 @@ class Ledger:
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
-        """Drops the rows that wait for this function, because their journal is about to be closed. The next start writes those it has."""
+        """Drops the waiting rows of a journal that is about to be closed. The next start writes them if their entries
+        are durable.
+        """
         self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
 
     def _begin_writing(self) -> None:
@@ -398,7 +406,7 @@ class Ledger:
 
     @property
     def full(self) -> bool:
-        """True if so many rows wait for the writer that no call should begin."""
+        """True if so many rows wait for the writer that no further call should begin."""
         return len(self._rows) > _MOST_WAITING
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
@@ -446,7 +454,7 @@ class Ledger:
         return None
 
     async def _kept(self, rows: Sequence[SettledRow], keep: Callable[[Sequence[SettledRow]], Awaitable[int]]) -> int:
-        """Has the writer keep these rows, and logs those that it refuses. Returns the number of rows that it has corrected."""
+        """Writes these rows by `keep`, and logs those that the writer refuses. Returns the number of corrected rows."""
         try:
             return await keep(rows)
         except DataError as error:

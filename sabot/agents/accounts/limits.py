@@ -68,8 +68,8 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _TreeCall(msgspec.Struct):
-    """A call without a result. `wanted`: the most that an attempt may use. `attempt`: the last attempt, or 0 if a person has to allow it
-    first.
+    """A call without a result. `wanted` is the upper bound of one attempt. `attempt` is the last attempt, or 0 if a
+    person has to allow the call first.
     """
 
     kind: CallKind
@@ -77,7 +77,7 @@ class _TreeCall(msgspec.Struct):
     attempt: int = 1
 
     def most(self, attempts: int) -> Amounts:
-        """Returns the most that so many of its attempts may use, counted as one call."""
+        """Returns the upper bound of so many attempts, counted as one call."""
         if self.kind != "model":
             return Amounts(tool_calls=1)
         return Amounts(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
@@ -100,12 +100,14 @@ class _Job:
     over: bool = False
 
     def begin(self, key: int | str, call: _TreeCall) -> None:
-        """Opens a call, or changes one that is open, and reserves the most that its attempts may use."""
+        """Opens a call, or changes an open one, and reserves the upper bound of its attempts."""
         self.open[key] = call
         self.account.reserve(key, call.most(max(1, call.attempt)))
 
     def most(self) -> Amounts:
-        """Returns the usage of the job that has the limits and of all its children, with the most that their calls in flight may use."""
+        """Returns the usage of the job with the limits and of all its children, including the upper bound of their
+        calls in flight.
+        """
         root = self.account.root
         return root.total.plus(root.reserved)
 
@@ -122,7 +124,7 @@ class JobLimits(EffectGuard):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Opens the account of a job. Usage in the entries that the job has taken over counts."""
+        """Opens the account of a job. The usage in `taken`, the entries that it takes over from another job, counts."""
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -146,7 +148,7 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Counts the most that the job's open calls may use as used."""
+        """Counts the upper bounds of the job's open calls as usage."""
         job = self._jobs.get(job_id)
         if job is not None:
             for key, each in job.open.items():
@@ -262,17 +264,23 @@ class JobLimits(EffectGuard):
         self._within.pop(effect[:2], None)
 
     def _key(self, effect: EffectId) -> int | str:
-        """Returns the key of a call among the open calls of its job, or of the job of the tool that makes it."""
+        """Returns the key of a call among the open calls of its job. A call that a tool makes by itself belongs to the
+        tool's job.
+        """
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
     def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
-        """Returns the job in which an effect, or a call that a tool makes by itself, counts, and the call if it is open."""
+        """Returns the job in which a call counts, and the call if it is open. A call that a tool makes by itself counts
+        in the tool's job.
+        """
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | None:
-        """Denies another attempt if the budget has no room for it beside the attempts before it, which may have been paid."""
+        """Denies another attempt if the budget has no room for it in addition to earlier attempts, which may have been
+        paid.
+        """
         job, opened = self._opened(effect)
         if job is None or opened is None:
             return None
@@ -305,7 +313,7 @@ class JobLimits(EffectGuard):
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Counts the usage of a call, and returns that of a child for its RESULT."""
+        """Counts the usage of a call. For a child, returns its encoded usage for the RESULT."""
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
@@ -337,7 +345,7 @@ class JobLimits(EffectGuard):
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def open(self, journal: Journal) -> None:
-        """Reads from the journal what the open jobs have used."""
+        """Reads the usage of the open jobs from the journal."""
         await run_to_end(run_in_thread(self._read, journal))
 
     def _read(self, journal: Journal) -> None:
@@ -347,7 +355,7 @@ class JobLimits(EffectGuard):
             self._read_entry(entry)
 
     def _read_entry(self, entry: Entry) -> None:
-        """Takes an entry of a job, whose body is loaded."""
+        """Applies an entry of a job, whose body is loaded, to the accounts."""
         if isinstance(entry, Begin):
             self._begun(entry)
         elif entry.job in self._jobs:
@@ -389,7 +397,7 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """Returns the most that a call may use of the model that it names, without money if the price is not known."""
+    """Returns the upper bound of a call's usage of the model that it names, without a cost if the price is not known."""
     if call.spec is None:
         return Amounts()
     written = call.spec.max_tokens
@@ -399,7 +407,9 @@ def most_use(call: GuardedCall) -> Amounts:
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
-    """Returns the usage of a call whose last attempt has this result. The attempts before it have none, and may have been paid."""
+    """Returns the usage of a call whose last attempt has this result. Earlier attempts, which have no result, count
+    with their upper bound, since they may have been paid.
+    """
     most = opened.most(attempt)
     if opened.kind != "model":
         return most
@@ -416,9 +426,9 @@ def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts
 
 
 def reported_use(answer: Completion, wanted: Amounts) -> tuple[Usage, Decimal | None]:
-    """Returns the tokens and the cost of an answer. If the answer does not say its tokens, or says impossible ones (negative tokens, more
-    cached ones than were read, a cost that is not a number), it counts as much as was reserved. Otherwise a server could give usage back to
-    a budget, or use it up.
+    """Returns the tokens and the cost of an answer. An answer without a token count, or with impossible numbers
+    (negative tokens, more cached tokens than were read, a cost that is not a number), counts with the reservation.
+    Otherwise a server could give usage back to a budget, or use it up.
     """
     usage = answer.usage
     if (usage is not None and not usage.is_possible) or (answer.cost is not None and not is_cost(answer.cost)):

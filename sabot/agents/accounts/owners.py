@@ -85,8 +85,8 @@ class BatchResult(NamedTuple):
 
 @runtime_checkable
 class BudgetOwner(Protocol):
-    """A writer of rows that also keeps the accounts of scopes for several processes, so that rows, reservations and accounts change in one
-    step. Each process uses it in one event loop.
+    """A writer of rows that also keeps the accounts of scopes for several processes, so that rows, reservations and
+    accounts change in one transaction. Each process uses it in one event loop.
     """
 
     where: str
@@ -99,7 +99,7 @@ class BudgetOwner(Protocol):
 
 
 class Reservation(NamedTuple):
-    """A reservation, as the owner keeps it."""
+    """A reservation in the form in which the owner stores it."""
 
     scope: str
     call: str
@@ -114,7 +114,9 @@ decode_doubts = msgspec.json.Decoder(tuple[LedgerEvent, ...]).decode
 
 
 class AccountStore(ABC):
-    """The accounts, reservations and rows of an owner within one transaction. Nobody else changes the accounts that it has returned."""
+    """The accounts, reservations and rows of an owner within one transaction. No other transaction changes the returned
+    accounts.
+    """
 
     @abstractmethod
     def now(self) -> float:
@@ -122,11 +124,11 @@ class AccountStore(ABC):
 
     @abstractmethod
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns the accounts of these scopes. A new one gets the usage of the rows that there are."""
+        """Locks and returns the accounts of these scopes. A new account begins with the usage of the existing rows."""
 
     @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
-        """Returns those of these scopes that have an account."""
+        """Returns the scopes among these that have an account."""
 
     @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
@@ -202,13 +204,13 @@ class _BatchWork:
             self.changed[scope, call] = kept
 
     def release(self, scope: str, call: str, number: int) -> None:
-        """Ends the reservation of a call if this process made it under this number or a lower one."""
+        """Ends the reservation of a call if this process made it under this number or an earlier one."""
         had = self.reserved.get((scope, call))
         if had is not None and had.holder == self.batch.holder and had.number <= number:
             self.change(scope, call, None)
 
     def take(self, step: BudgetStep) -> Judgement | None:
-        """Does a step. Returns the judgement if it is a step that reserves, else None."""
+        """Does a step. Returns the judgement for a step that reserves, otherwise None."""
         if step.kind == "release":
             self.release(step.scope, step.call, step.number)
             return None
@@ -232,7 +234,7 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """Counts a row once. A row that settles a doubt, or corrects another row, takes its place."""
+        """Counts a row, once. A row that settles a doubt, or corrects another row, replaces it."""
         before = self.rows.get(event.event_id)
         if before is not None:
             settles = before.type == "doubt" and event.type != "doubt"
@@ -251,7 +253,7 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """Ends a reservation whose process is gone, and counts its rows in doubt."""
+        """Ends a reservation whose process is gone, and writes its rows in doubt."""
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)
         for row in each.doubts:

@@ -15,10 +15,10 @@ from sabot.base.accounts import Window, window_start
 
 @dataclass(frozen=True, slots=True)
 class LimitRecord:
-    """A limit of a budget, and what counts in it in its present window, which began at `began`, in seconds since 1970.
+    """A limit of a budget, with the usage in its present window, which began at `began`, in seconds since 1970.
 
-    `measure`: tokens, cost (US dollars) or calls. `spent`: by calls whose use is known. `in_doubt`: the most that calls have used of which
-    nobody knows whether they were paid. `reserved`: the most that the calls in flight may use.
+    `measure` is tokens, cost (US dollars) or calls. `spent` is the usage of calls whose usage is known. `in_doubt` is
+    the upper bound for calls of which nobody knows whether they were paid, and `reserved` that for calls in flight.
     """
 
     scope: str
@@ -32,7 +32,7 @@ class LimitRecord:
 
     @property
     def used(self) -> Decimal:
-        """The amount that counts in the budget, without the reservations."""
+        """The usage that counts in the budget, without reservations."""
         return self.spent + self.in_doubt
 
     @property
@@ -96,7 +96,7 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
 
 
 def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
-    """Returns what rows in doubt have of a measure. Rows are not counted apart by calls, so there is none of calls."""
+    """Returns the part of a measure that is in doubt. Sums do not separate calls in doubt, so it is 0 for calls."""
     if rows is None or measure == "calls":
         return Decimal(0)
     return Decimal(rows.doubt_tokens) if measure == "tokens" else rows.doubt_cost

@@ -159,7 +159,9 @@ class InMemoryLedgerWriter:
         return await self._worked(events, corrects=True)
 
     async def _worked(self, events: Sequence[LedgerEvent], *, corrects: bool = False) -> int:
-        """Keeps rows as an owner of budgets does, which has no accounts if nobody shares them. Returns the number of corrected ones."""
+        """Stores rows as an owner of budgets does; without shared budgets there are no accounts. Returns the number of
+        corrected rows.
+        """
         return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:

@@ -41,11 +41,13 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """True if its caller waits no more. It need not be sent then: the caller has queued a release already."""
+        """True if the caller no longer waits. Then the request need not be sent, since the caller has queued a release
+        already.
+        """
         return self.answer is not None and self.answer.done()
 
     def fails(self, error: Exception) -> bool:
-        """Raises the error where the answer is awaited. Returns False if nobody waits."""
+        """Raises the error in the task that awaits the answer. Returns False if nobody waits."""
         if self.answer is None:
             return False
         if not self.answer.done():
@@ -54,7 +56,7 @@ class _Pending:
 
 
 class SharedAccounts:
-    """The side of one ledger of budgets that several processes share, for one event loop."""
+    """One ledger's connection to the owner of budgets that several processes share, for one event loop."""
 
     def __init__(
         self, owner: BudgetOwner, *, lease_s: float, patience_s: float, clock: Clock, beat: Callable[[], object]
@@ -79,8 +81,9 @@ class SharedAccounts:
     async def reserve(
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
-        """Asks the owner to judge a call, and to reserve `wanted` if it fits (`Ledger.reserve`). Raises BudgetUnavailable if the owner does
-        not answer, or refuses. As much is then reserved for the call as before, or as was asked for.
+        """Asks the owner to judge a call, and to reserve `wanted` if it fits (`Ledger.reserve`). Raises
+        BudgetUnavailable if the owner does not answer, or refuses; then the reservation of the call is the earlier one
+        or the wanted one.
         """
         key = budget.scope_id, call
         had = key in self._open
@@ -140,7 +143,7 @@ class SharedAccounts:
         return standing
 
     async def ready(self) -> None:
-        """Returns when the owner knows all that was held and released so far. Raises TransientError, UserError."""
+        """Returns when the owner knows all reservations and releases so far. Raises TransientError, UserError."""
         await self._answer(None)
 
     async def close(self) -> None:

@@ -31,9 +31,9 @@ def tables_of_budgets(number: str, money: str, time: str) -> dict[str, str]:
 
 
 class TableAccountStore(AccountStore):
-    """The accounts over a cursor, within a transaction that its user has begun.
+    """An `AccountStore` over a cursor, within a transaction of its user.
 
-    `mark`: the placeholder of a parameter in a statement. `lock`: the words after a SELECT that keep others from changing its rows.
+    `mark`: the placeholder of a parameter in a statement. `lock`: the words after a SELECT that lock its rows.
     """
 
     mark = "?"
@@ -45,18 +45,18 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def among(self, column: str) -> str:
-        """Returns the condition that a column has one of the values of a parameter."""
+        """Returns the SQL condition that a column has one of the values in a parameter."""
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """Returns the parameter of `among`."""
+        """Returns these values as the parameter of `among`."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:
-        """Returns the amounts that a budget counts of the rows of a scope since this time."""
+        """Returns the sum of the rows of a scope since this time, as a budget counts it."""
 
     def select(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Returns the rows of a statement, in which `?` stands for a parameter."""
+        """Returns the rows of a SELECT statement with `?` for its parameters."""
         self._cursor.execute(statement.replace("?", self.mark), values)
         found: list[tuple[Any, ...]] = self._cursor.fetchall()
         return found
@@ -75,7 +75,9 @@ class TableAccountStore(AccountStore):
         return {scope for (scope,) in found}
 
     def accounts(self, scopes: Collection[str], now_s: float) -> dict[str, Account]:
-        """Locks and returns accounts. They are locked by name, so that transactions do not wait in a ring."""
+        """Locks and returns accounts. They are locked in the order of their names, so that transactions do not
+        deadlock.
+        """
         if not scopes:
             return {}
         accounts = self._locked(scopes)
@@ -90,7 +92,7 @@ class TableAccountStore(AccountStore):
         return accounts
 
     def _locked(self, scopes: Collection[str]) -> dict[str, Account]:
-        """Locks and returns those of these accounts that exist."""
+        """Locks and returns the accounts among these that exist."""
         found = self.select(
             f"SELECT scope_id, span, began, tokens, cost, calls FROM runtime_accounts WHERE {self.among('scope_id')} "
             f"ORDER BY scope_id, span {self.lock}",

@@ -388,7 +388,7 @@ class DurableBatchOperator(DurableAgentOperator):
         error: BaseException | tuple[str, str],
         attempts: int | None,
     ) -> None:
-        """Sends rows to the dead letters, with the id of their job and the number of the run that has failed."""
+        """Sends rows to the dead letters, with the id of their job and the number of its failed run."""
         for row in rows_of(records, topic):
             row.headers = (*user_headers(row.headers), *failed.headers)
             self.dead_letter(row, error, attempts)

@@ -278,7 +278,7 @@ class BatchJobContext(DurableContext):
 def durable_context(
     job: JobRun, record: RecordFields, state_backend: StateBackend | None, agent_id: str, prefix: str, clock: Clock
 ) -> DurableContext:
-    """Returns the context of one run of a job for its record."""
+    """Makes the context for one run of a job over its record."""
     ctx = record_context(record, state_backend, agent_id, prefix, clock, None, DurableContext)
     assert isinstance(ctx, DurableContext)
     ctx._job = job
@@ -286,7 +286,7 @@ def durable_context(
 
 
 def batch_job_context(job: JobRun, data: pa.RecordBatch, topic: str, agent_id: str, clock: Clock) -> BatchJobContext:
-    """Returns the context of one run of a job for its batch."""
+    """Makes the context for one run of a job over its batch."""
     ctx = BatchJobContext(data, topic=topic, agent_id=agent_id, buffered=True, clock=clock)
     ctx._job, ctx.given_up = job, {}
     return ctx
@@ -307,9 +307,7 @@ def _check_type(kind: str) -> None:
 
 
 def _misspelt(word: str, meant: str) -> bool:
-    """Returns True if the words are equal except for one letter: another one, a missing one, an extra one, or two
-    that are swapped.
-    """
+    """Returns True if the words differ by one letter: it is replaced, missing or added, or two letters are swapped."""
     at = 0
     while word[at : at + 1] == meant[at : at + 1] != "":
         at += 1

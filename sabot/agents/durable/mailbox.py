@@ -90,7 +90,7 @@ class NotesOfParked:
 
 
 class _CutOfNotes:
-    """A snapshot of notes. It is saved in the form in which a backend in memory saves one."""
+    """A snapshot of notes. It is saved in the same form as a snapshot of a backend in memory."""
 
     def __init__(self, notes: dict[str, bytes]) -> None:
         self._notes = notes

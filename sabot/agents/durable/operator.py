@@ -350,7 +350,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def _is_rate_limited(self) -> bool:
-        """Returns True if `rate=` allows no job to begin now. Otherwise counts one job as begun, and returns False."""
+        """Returns True if `rate=` lets no job begin now. Otherwise counts one job as begun, and returns False."""
         if self._rate is None:
             return False
         wait_s = self._rate.wait_s(now := self.clock.monotonic())
@@ -535,7 +535,7 @@ class DurableAgentOperator(AgentOperator):
     def send_to_dead_letters(
         self, record: Any, failed: FailedRun, error: BaseException | tuple[str, str], attempts: int | None
     ) -> None:
-        """Sends a record to the dead letters, with the id of its job and the number of the run that has failed."""
+        """Sends a record to the dead letters, with the id of its job and the number of its failed run."""
         row = row_of(record)
         row.headers = (*row.headers, *json_headers(record, self.spec.format), *failed.headers)
         if failed.job_id:

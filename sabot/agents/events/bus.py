@@ -399,7 +399,7 @@ class InMemoryEventBus:
             await asyncio.sleep(0)
 
     def wants(self, event_type: RuntimeEventType, job_id: str) -> bool:
-        """Returns True if a subscriber gets such events of this job."""
+        """Returns True if a subscriber gets events of this type and job."""
         if self._of_type.get(event_type):
             return True
         return any(each.wants(event_type) for each in self._of_job.get(job_id, ()))

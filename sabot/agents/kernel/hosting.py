@@ -386,7 +386,7 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Counts an ended job, and now and then lets the journal forget the histories of jobs beyond `keep_jobs`."""
+        """Counts an ended job. From time to time lets the journal forget the histories of jobs beyond `keep_jobs`."""
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
             return
@@ -407,7 +407,9 @@ class _Seat(msgspec.Struct, eq=False):
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Tells a caller that its job has a place. A caller that was cancelled gives the place back."""
+    """Tells a waiting caller of `execute` that its job has a place. If the caller was cancelled meanwhile, it gives the
+    place back itself.
+    """
     if not caller.done():
         caller.set_result(None)
 

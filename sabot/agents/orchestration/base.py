@@ -54,7 +54,7 @@ class DepthExceeded(FlowError):
 
 
 class FlowFailed(FlowError):
-    """The error for a step that has failed. If the step belongs to another one, that one has failed too."""
+    """The error for a step that has failed. It is also the error of the pattern around that step."""
 
 
 class FlowTimeout(FlowError, TimeoutError):
@@ -229,7 +229,7 @@ class Flow(Operator):
             raise FlowTimeout(f"{self.name} has not ended within {seconds:g} s", hint="timeout_seconds=…") from error
 
     def _seconds(self, config: OrchestrationConfig) -> float | None:
-        """Returns the limit of time in seconds for this flow as the outermost one, or None."""
+        """Returns the time limit in seconds if this is the outermost flow, or None."""
         return config.timeout_seconds
 
     @abstractmethod

@@ -76,7 +76,7 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
 
 
 def _stands_in(entry: Attempt, first: AuditRecord) -> AuditRecord:
-    """Returns the record of a model that was to be asked in place of that of the call."""
+    """Returns the record of a model that was to be asked in place of the call's first model."""
     verdict = decode_verdict(entry.note)
     assert verdict is not None
     denied = verdict.error if verdict.decision is Decision.DENY else stored_name(PolicyDenied)

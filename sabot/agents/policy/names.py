@@ -38,7 +38,7 @@ _WILD = frozenset("*?[")
 
 
 class _CodeWords(NamedTuple):
-    """The names and the string constants that stand in code."""
+    """The names and the string constants in some code."""
 
     names: set[str]
     texts: set[str]

@@ -449,7 +449,7 @@ _compiled: dict[tuple[str, ...], re.Pattern[str]] = {}
 
 
 def _fits(patterns: Sequence[str], word: str) -> bool:
-    """Returns True if one of these `fnmatch` patterns matches the word. Case counts."""
+    """Returns True if one of these `fnmatch` patterns matches the word, in the same letter case."""
     key = patterns if isinstance(patterns, tuple) else tuple(patterns)
     found = _compiled.get(key)
     if found is None:

@@ -361,8 +361,8 @@ class _ForkGuard(EffectGuard):
 
 
 class _ForkLedger(LedgerGuard):
-    """The program's ledger, for the calls that a fork makes itself. They are booked under a job id of their own, since
-    the job's rows belong to its own effects, and at the time of today, which is not that of the fork's clock.
+    """The program's ledger, for the calls that a fork really makes. They are booked under a job id of their own, since
+    the rows of the original job belong to its own effects, and at the real time, not at that of the fork's clock.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, booked_as: str, changes: _Changes, clock: Clock) -> None:
@@ -469,7 +469,9 @@ class _ForkOwner:
         return self._code.continued(job, message)
 
     def parked(self, job_id: str) -> None:
-        """Ends the fork if only a person, or with `no_wait` only time, could let it go on. Else logs what it waits for."""
+        """Ends the fork if only a person could let it go on, or only time and `no_wait` is set. Otherwise logs what it
+        waits for.
+        """
         asks = self.run.open.values()
         if any(ask.kind == "child" and not ask.token and self._changes.of(ask.name) is not None for ask in asks):
             return
@@ -517,7 +519,7 @@ class _ForkOwner:
         self._host.parking.wake(job_id)
 
     def hosted(self, host: JobHost) -> None:
-        """Keeps the host of the fork."""
+        """Sets the host of the fork."""
         self._host = host
 
     def blocked(self, job_id: str, error: NonDeterminism) -> None:

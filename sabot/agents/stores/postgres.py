@@ -85,7 +85,7 @@ _TRIM = (
 
 
 class _Stored:
-    """The loader of bodies for `runtime_entries`, where each body is in its entry (`job_view.HasBodies`)."""
+    """A loader of bodies for entries in `runtime_entries`, which have their bodies in them (`job_view.HasBodies`)."""
 
     def __init__(self, where: str) -> None:
         self.where = where

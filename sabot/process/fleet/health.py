@@ -111,11 +111,11 @@ class WatchedRequest:
         self._seen_bytes = 0
 
     def by(self, child: Child) -> None:
-        """Notes that this child does the work."""
+        """Records that this child does the work."""
         self.child = child
 
     def progress(self) -> None:
-        """Notes that the work goes on. Output of its child counts as progress, too."""
+        """Records progress of the work. Output of its child counts as progress, too."""
         self._progressed = True
 
     def look(self, now: float) -> float:
@@ -218,7 +218,7 @@ class HealthMonitor:
         self._look_after()
 
     def beat(self, agent_id: str) -> None:
-        """Notes a heartbeat of the instance, which is progress of its work, too. Raises NotFound."""
+        """Records a heartbeat of the instance, which also counts as progress of its work. Raises NotFound."""
         watched = self._find(agent_id)
         watched.beat_at = self._clock.monotonic()
         for request in watched.open:
@@ -227,8 +227,8 @@ class HealthMonitor:
 
     @contextmanager
     def request(self, agent_id: str, child: Child | None = None) -> Iterator[WatchedRequest]:
-        """Counts a request of the instance inside. An error that is raised makes it a failed one, and so does
-        `request.failed = True`. Raises NotFound.
+        """Counts a request of the instance, which is the `with` block. The request has failed if the block raises, or
+        sets `request.failed = True`. Raises NotFound.
         """
         watched = self._find(agent_id)
         request = WatchedRequest(self._clock.monotonic(), child)
@@ -250,7 +250,7 @@ class HealthMonitor:
             self._look_after()
 
     def record_request(self, agent_id: str, seconds: float, *, failed: bool = False) -> None:
-        """Counts a request that the instance has worked on for so long. Raises NotFound."""
+        """Counts a request on which the instance has worked for `seconds`. Raises NotFound."""
         self._record(self._find(agent_id), seconds, failed)
 
     def include(self, figures: Callable[[], list[Sample]]) -> None:
@@ -281,7 +281,7 @@ class HealthMonitor:
     # -- probes -------------------------------------------------------------------------------------------------------
 
     async def probe_liveness(self) -> None:
-        """Looks at all instances once, and measures their children."""
+        """Probes once whether each instance lives, and measures the children."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_live(watched)
@@ -290,7 +290,7 @@ class HealthMonitor:
         await asyncio.gather(*map(self._measure, list(self._instances.values())))
 
     async def probe_readiness(self) -> None:
-        """Looks at all instances once."""
+        """Probes once whether each instance is ready."""
         for watched in list(self._instances.values()):
             self._stuck(watched)
             why = self._why_not_ready(watched)
@@ -480,7 +480,7 @@ class HealthMonitor:
 
 
 def _stopped(watched: _WatchedInstance) -> str:
-    """Returns the trouble of its first child that is stopped, "" if none is. A child that has ended its work is none."""
+    """Returns the trouble of the first child that is stopped, or "". A child that has ended its work does not count."""
     return next((child.trouble for child in watched.children() if child.trouble and not child.is_over), "")
 
 

@@ -240,8 +240,8 @@ class LifecycleManager:
     async def restart(self, agent_id: str, *, at_once: bool = False, why: str = "") -> AgentInstance:
         """Ends the instance's process in good order, if it has one, and starts another one. Returns when that runs.
 
-        The restart counts, and waits, as one after a failure. `at_once`: it does neither, and the count begins anew.
-        Raises RestartFailed, also when the restarts are used up; UnknownAgent.
+        The restart counts and waits like one after a failure. With `at_once` it does not wait, and the count begins
+        anew. Raises RestartFailed, also if the restarts are used up; UnknownAgent.
         """
         instance = self.agent(agent_id)
         if instance.is_adopted:
@@ -291,8 +291,8 @@ class LifecycleManager:
 
     @asynccontextmanager
     async def in_use(self, agent_id: str) -> AsyncIterator[AgentInstance]:
-        """Keeps the instance from being idle inside, and lets it go on if it was suspended for that. Raises
-        ResumeFailed if it does not run.
+        """Keeps the instance from counting as idle during the `with` block, and resumes it if it was suspended for
+        being idle. Raises ResumeFailed if it does not run.
         """
         instance = self.agent(agent_id)
         instance.users += 1

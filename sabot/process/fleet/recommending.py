@@ -131,7 +131,9 @@ class Recommendations:
         return metrics.active if abs(ratio - 1) <= self._config.tolerance else math.ceil(metrics.active * ratio)
 
     def _held(self, seconds: float, least: Callable[[list[int]], int]) -> int | None:
-        """Returns the number that was wanted for so long; None if that is not known for so long yet."""
+        """Returns the number that `least` chooses among the recommendations of the last `seconds`, or None if they do
+        not reach back so far.
+        """
         since = self._wanted[-1][0] - seconds
         at_first = [wanted for at, wanted in self._wanted if at <= since]
         if not at_first:

@@ -78,7 +78,9 @@ class _LimitedInstance:
         return (self.meter.cores or 0.0) if resource is QuotaResource.CPU else self.usage.memory_bytes
 
     async def measure(self) -> None:
-        """Measures the present process, if there is one, and holds a new one as the one before."""
+        """Measures the present process, if there is one. A new process is held to the same share of CPU as the one
+        before.
+        """
         child = self.instance.child
         used = await self.meter.look(child)
         if used is None:
@@ -137,12 +139,12 @@ class ResourceManager:
         self._looking: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
-        """Begins to look every `report_interval` seconds."""
+        """Begins to measure every `report_interval` seconds."""
         if self._looking is None or self._looking.done():
             self._looking = self._tasks.every(self._interval, self.check_all, self._sleep)
 
     async def close(self) -> None:
-        """Stops looking. Instances, and the measures taken, stay as they are."""
+        """Stops measuring. Instances, and the measures taken, stay as they are."""
         await self._tasks.cancel()
 
     async def __aenter__(self) -> "ResourceManager":
@@ -322,7 +324,9 @@ class ResourceManager:
         return done is action
 
     async def _do(self, instance: AgentInstance, action: QuotaAction, why: str) -> None:
-        """Calls the verb of an action that has one. Raises QuotaSuspendFailed, QuotaTerminateFailed."""
+        """Suspends or terminates an instance, if the action demands it. Raises QuotaSuspendFailed,
+        QuotaTerminateFailed.
+        """
         try:
             if action is QuotaAction.SUSPEND:
                 await self._lives.suspend(instance.id, why=why)

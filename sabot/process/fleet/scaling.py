@@ -54,7 +54,7 @@ class FleetReplica:
         return not self.quiet.is_set()
 
     def works(self, begins: bool) -> None:
-        """Notes that the replica has work from now on, or none any more."""
+        """Records that the replica has work from now on, or none any more."""
         self.quiet.clear() if begins else self.quiet.set()
         self.instance.work(begins=begins)
 
@@ -189,7 +189,7 @@ class FleetManager:
                 self._counts["down"] += 1
 
     async def measure(self) -> FleetMetrics:
-        """Measures the replicas, with all that they have started. CPU counts since the measurement before."""
+        """Measures the replicas with all their descendants. CPU is that since the last measurement."""
         active = self._active()
         used = await asyncio.gather(*(each.instance.meter.look(each.child) for each in active))
         lag = 0.0
@@ -293,7 +293,7 @@ class FleetManager:
         return result
 
     def _offer(self, replica: FleetReplica) -> None:
-        """Lets the replica rest, or gives it to the caller that has waited longest."""
+        """Makes the replica free, or gives it to the caller that has waited longest."""
         replica.works(False)
         if replica.state == "active":
             self._pool.offer(replica)
@@ -368,7 +368,7 @@ class FleetManager:
         return ""
 
     async def _shrink(self, by: int) -> None:
-        """Drains so many replicas. Those that were drained are gone, also if others fail."""
+        """Drains so many replicas. Drained replicas are gone even if others fail."""
         some = sorted(self._active(), key=lambda each: (each.is_busy, -each.number))[:by]
         self._target -= by  # so that a replica that dies meanwhile is not replaced
         try:

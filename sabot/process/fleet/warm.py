@@ -204,7 +204,7 @@ class WarmPool:
 
     @asynccontextmanager
     async def borrowed(self, wait_secs: Duration | None = 0.0) -> AsyncIterator[Child]:
-        """Gives a child of `allocate` inside, and takes it back at the end."""
+        """Gives a child of `allocate` for the `with` block, and takes it back afterwards."""
         child = await self.allocate(wait_secs)
         try:
             yield child

@@ -202,7 +202,7 @@ def _open_place(path: str) -> int:
 
 
 def _walk_to(path: str) -> int:
-    """Does by single steps what `_open_place` does."""
+    """Opens a path like `_open_place`, one folder after the other."""
     place = os.open("/", os.O_PATH | os.O_CLOEXEC)
     for name in path.split("/"):
         if name:
@@ -402,8 +402,9 @@ def _allow(rules: int, path: str, place: int, allowed: int) -> None:
 def probe() -> dict[str, Any]:
     """Tries in forks which means this system gives this process, and returns the findings.
 
-    They are user ("root", "namespace" or ""), landlock (the version), missing (the reasons of those of `user`, `capabilities`, `filter`,
-    `mounts`, `proc`, `network` and `ipc` that are not there), and encrypted (True if the host cannot read the machine's memory).
+    The findings are `user` ("root", "namespace" or ""), `landlock` (the version), `missing` (the reasons why some of
+    `user`, `capabilities`, `filter`, `mounts`, `proc`, `network` and `ipc` do not work), and `encrypted` (True if the
+    host cannot read the machine's memory).
     """
     root = os.geteuid() == 0
     missing: dict[str, str] = {}
@@ -461,7 +462,7 @@ def _filter_trial() -> None:
 
 
 def _why_not(action: Callable[[], None]) -> str:
-    """Returns "" if a fork of this process has done the step, else the reason."""
+    """Does a step in a fork of this process. Returns the reason if the step fails, or ""."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:

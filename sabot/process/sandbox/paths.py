@@ -25,7 +25,7 @@ _FORGET_FROM = 1000  # remembered folders above which missing ones are forgotten
 
 
 class SymbolicLink(NamedTuple):
-    """A symbolic link: where it lies, and to where it points."""
+    """A symbolic link: its place, and its target."""
 
     place: str
     target: str

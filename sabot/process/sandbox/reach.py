@@ -134,7 +134,7 @@ def confined(
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
-    """Returns the paths that lie in no other one."""
+    """Returns the paths that are not inside of another one."""
     found: list[str] = []
     for path in sorted(set(paths)):
         if not is_in(path, found):
@@ -183,8 +183,8 @@ class _Ways:
         return real
 
     def check(self, writable: Iterable[str]) -> None:
-        """Raises SandboxPathRefused if a program in a sandbox may have placed a link on one of the ways: another program, or this one
-        before. This one may write in `writable`.
+        """Raises SandboxPathRefused if a program in a sandbox may have placed a link on one of the ways: another
+        program, or an earlier run of this one. `writable` are the folders in which this one may write.
         """
         before = self.folders
         self.folders |= frozenset(writable)
@@ -316,7 +316,7 @@ class _Programs:
         return is_in(path, [*self._given, self._ways.writer(written) or written])
 
     def _interpreters(self, file: str) -> list[str]:
-        """Returns the program that the first line of a script names, and behind `env` the program that is asked for there."""
+        """Returns the program in the first line of a script, and, if that is `env`, also the program that `env` runs."""
         try:
             with open(file, "rb", opener=regular) as opened:
                 first = opened.readline(256)
