@@ -43,6 +43,18 @@ def large(orders: Stream) -> sabot.GroupedStream:
 
 
 table: pa.Table = app.stream(sabot.files("orders.ndjson")).collect()
+def measured(orders: Stream, *, exact: bool) -> Stream:
+    middle: sabot.Aggregate = sabot.median("amount") if exact else sabot.approx_quantile("amount", 0.5)
+    measures: dict[str, sabot.Aggregate] = {
+        "n": sabot.count(),
+        "total": sabot.sum("amount").filter(col("paid")),
+        "middle": middle.filter(col("paid")),
+        "most": sabot.quantile("amount", 0.9),
+    }
+    windows = orders.key_by("user").window(sabot.tumbling("1h"))
+    return windows.aggregate(**measures, spread=sabot.max("amount") - sabot.median("amount"))
+
+
 rows: list[dict[str, object]] = []
 app.stream([{"id": 1}, {"id": 2, "shop": "oslo"}]).to(rows)
 app.stream(table).to(rows)

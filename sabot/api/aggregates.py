@@ -6,7 +6,7 @@ group has no values, `count`, `count_distinct` and `approx_count_distinct` are 0
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -92,7 +92,8 @@ class Aggregate:
     None only for a count of rows; for "user", a struct of its columns. `by`: the expression that `arg_min` and
     `arg_max` compare. `options`: "ddof" of variance and stddev, "q" of approx_quantile, "k" of top_k. `predicate`:
     the condition for rows that count, or None for all rows. `function`: the user's aggregate; its `accumulate` takes
-    the rows as a RecordBatch or a struct array.
+    the rows as a RecordBatch or a struct array. `computed`: returns the result as an expression over the aggregate's
+    value, such as the median of a list; None if the value is the result.
     """
 
     kind: str
@@ -101,6 +102,7 @@ class Aggregate:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     predicate: Expr | None = None
     function: "_OverColumns | None" = None
+    computed: Callable[[Expr], Expr] | None = None
 
     def filter(self, predicate: Expr) -> "Aggregate":
         """Restricts the aggregate to rows for which this predicate is true, in addition to an earlier one. Raises
@@ -128,6 +130,8 @@ class Aggregate:
 
     def text(self) -> str:
         """Returns the aggregate as plans show it."""
+        if self.computed is not None:
+            return self.expression().text()
         words = [each.text() for each in (self.argument, self.by) if each is not None]
         if self.function is not None and self.argument is not None:
             words = [self.function.name, *(each.text() for each in self.argument.inputs)]
@@ -146,7 +150,8 @@ class Aggregate:
         """Returns the value of the aggregate as an expression, so that all methods of expressions apply:
         `sabot.mean("x").expression().clip(0, 1)`.
         """
-        return Expr("aggregate", (), (("of", self),))
+        value = Expr("aggregate", (), (("of", replace(self, computed=None)),))
+        return value if self.computed is None else self.computed(value)
 
     def round(self, decimals: int = 0) -> Expr:
         """Rounds the value of the aggregate, as `Expr.round`."""
@@ -303,22 +308,24 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
     return Aggregate("approx_quantile", as_column(x), options=MappingProxyType(options))
 
 
-def quantile(x: str | Expr, q: float, interpolation: str = "nearest") -> Expr:
+def quantile(x: str | Expr, q: float, interpolation: str = "nearest") -> Aggregate:
     """Returns the exact value below which the fraction `q` of the values lies, as float64. The state keeps all values: for many values
     in a group use `approx_quantile`.
 
     Null and NaN do not count. `interpolation`: "nearest", "lower", "higher", "midpoint" or "linear", if the fraction lies between two
-    values. To leave out rows, use `when`: `quantile(when(col("ok")).then("x"), 0.9)`. Raises UserError for another `q` or word.
+    values. Raises UserError for another `q` or word.
     """
-    return collect_list(x).expression().list.quantile(q, interpolation)
+    made = replace(collect_list(x), computed=lambda values: values.list.quantile(q, interpolation))
+    made.expression()  # checks `q` and `interpolation`
+    return made
 
 
-def median(x: str | Expr) -> Expr:
+def median(x: str | Expr) -> Aggregate:
     """Returns the exact median, as float64: of an even number of values the mean of the two in the middle. The state keeps all values.
 
-    Null and NaN do not count. To leave out rows, use `when`: `median(when(col("ok")).then("x"))`.
+    Null and NaN do not count.
     """
-    return collect_list(x).expression().list.median()
+    return replace(collect_list(x), computed=lambda values: values.list.median())
 
 
 def top_k(x: str | Expr, k: int) -> Aggregate:

@@ -219,6 +219,7 @@ def aggregates_of_keywords(
         raise UserError(
             "aggregate needs at least one aggregate", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))'
         )
+    aggregates = {name: _written_out(each) for name, each in aggregates.items()}
     known = {name: each for name, each in aggregates.items() if isinstance(each, Aggregate)}
     results: list[tuple[str, Expr]] = []
     for name, each in aggregates.items():
@@ -226,6 +227,11 @@ def aggregates_of_keywords(
             raise UserError(f"aggregate: {name}={each!r} is not an aggregate", hint=f'{name}=sabot.sum("amount")')
         results.append((name, _over(each, known, name) if isinstance(each, Expr) else col(name)))
     return tuple(known.items()), tuple(results) if known.keys() != aggregates.keys() else ()
+
+
+def _written_out(given: Any) -> Any:
+    """Returns what the user has given, and an expression for an aggregate whose result is computed of its value."""
+    return given.expression() if isinstance(given, Aggregate) and given.computed is not None else given
 
 
 def _has_aggregates(expr: Expr) -> bool:

@@ -193,8 +193,13 @@ def test_exact_quantiles_in_groups_in_windows_and_over_changes(case: Case) -> No
         "half": sabot.median("n"),
         "q": sabot.quantile("n", 0.75, "linear"),
         "late": sabot.median(when(col("m") > 1).then("n")),
+        "later": sabot.median("n").filter(col("m") > 2),
+        "more": (sabot.median("n") + 1).round(1),
     }
-    quantiles = "median(n) as half, quantile_cont(n, 0.75) as q, median(n) filter (m > 1) as late"
+    quantiles = (
+        "median(n) as half, quantile_cont(n, 0.75) as q, median(n) filter (m > 1) as late, "
+        "median(n) filter (m > 2) as later, round(median(n) + 1, 1) as more"
+    )
     case.agrees(case.orders.group_by("m").aggregate(**asked), f"select m, {quantiles} from orders group by m")
     window = case.orders.key_by("m").window(tumbling("20s")).aggregate(**asked).drop("window_start", "window_end")
     case.agrees(window, f"select m, {quantiles} from orders group by m, ts // 20000")
@@ -224,6 +229,9 @@ def test_a_plan_names_the_parts_of_a_median_after_its_column() -> None:
     assert 'top = col("__mid").list.quantile(0.9' in plan, "one list is kept for both"
     with pytest.raises(UserError, match=r"mid \(collect_list of n\): this aggregate has no result after each row"):
         orders.key_by("k").aggregate(mid=sabot.median("n")).explain()
+    with pytest.raises(UserError, match=r"over: mid=collect_list.* is computed of all values of a group") as refused:
+        orders.key_by("k").over(preceding=5, mid=sabot.median("n"))
+    assert "group_by" in refused.value.hint
 
 
 def test_an_aggregate_that_is_asked_for_twice_is_kept_once() -> None:

@@ -948,6 +948,11 @@ class KeyedStream(Shown, StreamKind):
                     f"over: {name}={each!r} is neither an aggregate nor a function such as sabot.lag",
                     hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …',
                 )
+            if isinstance(each, Aggregate) and each.computed is not None:
+                raise UserError(
+                    f"over: {name}={each!r} is computed of all values of a group, and over() has a value for each row",
+                    hint=f"group_by(…).aggregate({name}=…), or window(…).aggregate({name}=…)",
+                )
             check_columns(f"over: {name}", self._steps.node, sorted(each.columns))
         known = self._steps.node.column_names or ()
         if taken := [name for name in columns if name in known]:
