@@ -149,6 +149,7 @@ class StepInfo:
     `lineage`: for each input, the tables whose changes come through it, as JSON values (`plan.lineage`).
     `origin`: the statement of a script that made the step.
     `conditions`: the conditions of filters that its rows have passed, as text, with their positions in the script.
+    `table`: the name of the topic or source whose table it keeps (`App.table`), or "".
     """
 
     id: str = ""
@@ -159,6 +160,7 @@ class StepInfo:
     lineage: Sequence[Any] = ()
     origin: StepOrigin = NO_ORIGIN
     conditions: Mapping[str, str] = field(default_factory=dict)
+    table: str = ""
 
 
 _ABILITIES: dict[str, type["Operator"]] = {}  # by the name of a member, the ability that defines it

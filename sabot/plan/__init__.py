@@ -22,7 +22,7 @@ from sabot.plan.optimise import ending, ending_at, walk, with_schemas
 from sabot.plan.planner import SavedSource, make_plan
 from sabot.plan.refills import Refill, kept_tables, reemit_of, refill_of
 from sabot.plan.stages import Plan, check_alike
-from sabot.plan.verdicts import Planned, Verdict, refill_options
+from sabot.plan.verdicts import Planned, Verdict, refill_options, steps_of_tables
 
 __all__ = [
     "Edge",
@@ -60,6 +60,7 @@ __all__ = [
     "reemit_of",
     "refill_of",
     "refill_options",
+    "steps_of_tables",
     "svg",
     "walk",
     "ways",

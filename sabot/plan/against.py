@@ -52,6 +52,7 @@ def planned(plan: Plan) -> list[Planned]:
                     *(isinstance(operator, GivesTable), unfit),
                     origin=step.origin,
                     conditions=step.conditions,
+                    table=step.table,
                 )
             )
 

@@ -16,7 +16,7 @@ from sabot.operators.base import Operator, OperatorContext, WaitsForCalls
 from sabot.operators.layout.stages import Stage, Step
 from sabot.plan.fills import Way, ways_into
 from sabot.plan.stages import Plan
-from sabot.plan.verdicts import Planned
+from sabot.plan.verdicts import Planned, steps_of_tables
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ def reemit_of(plan: Plan, operators: Sequence[Planned], names: Collection[str]) 
         return {}
     known = {each.id: each for each in operators}
     tables = _tables(plan)
+    names = set(names)
+    for topic, step in steps_of_tables(operators).items():
+        if topic in names - tables.keys():  # all sinks of this table
+            fed = {sink for sink, stage in tables.items() if step in _makers(ways_into(plan, stage, known))}
+            names = names - {topic} | fed if fed else names
     if unknown := sorted(set(names) - tables.keys()):
         raise UserError(
             f"--reemit {unknown[0]}: the program writes no table into a sink of that name",
@@ -139,7 +144,11 @@ def _kept(plan: Plan, sink: Stage, known: Mapping[str, Planned]) -> tuple[list[W
     no table.
     """
     ways = ways_into(plan, sink, known)
-    return ways, sorted({way.maker.id for way in ways if way is not None and not known[way.maker.id].gives_table})
+    return ways, sorted(maker for maker in _makers(ways) if not known[maker].gives_table)
+
+
+def _makers(ways: Sequence[Way | None]) -> set[str]:
+    return {way.maker.id for way in ways if way is not None}
 
 
 def _name(stage: Stage) -> str:

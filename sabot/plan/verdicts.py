@@ -2,6 +2,7 @@
 each.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from shlex import quote
@@ -37,6 +38,7 @@ class Planned:
     )  # by input, the path from the step that makes its changes (`plan.fills`)
     origin: StepOrigin = NO_ORIGIN  # the statement of a script that made it
     conditions: Mapping[str, str] = field(default_factory=dict)  # those of filters before it, with their places
+    table: str = ""  # the name of the topic whose table it keeps (`App.table`), or ""
 
     @property
     def keeps_copy(self) -> bool:
@@ -104,6 +106,15 @@ class Verdict:
         names = [f"{self.id}.{part.name}" for part in self.parts if part.outcome == "refuse"]
         names = list(self.instead) or names or [self.id]
         return [f"--drop {quote(name)}" for name in names]
+
+
+def steps_of_tables(operators: Sequence[Planned]) -> dict[str, str]:
+    """Returns the ids of the steps that keep the tables of topics, by the name of the topic. A name that is also the id of a
+    step, or that of two tables, is not among them.
+    """
+    names = Counter(each.table for each in operators)
+    taken = {"", *(each.id for each in operators)}
+    return {each.table: each.id for each in operators if names[each.table] == 1 and each.table not in taken}
 
 
 def refill_options(lost: Iterable[tuple[Sequence[str], Sequence[str]]]) -> list[str]:

@@ -34,7 +34,7 @@ from sabot.plan import Refill, check, ending, ending_at, walk
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.replay import Replay
-from sabot.runtime.restore import Asked, decide, known_columns, plan_of, spent_on, stored_streams
+from sabot.runtime.restore import Asked, Decided, decide, known_columns, plan_of, spent_on, stored_streams
 from sabot.runtime.settings import RunnableApp, RunSettings
 from sabot.state.files import remove_tree
 
@@ -58,9 +58,9 @@ class Refilling:
         self._storage, self._manifest = storage, manifest
         self._saved_as: dict[str, str] = {}  # by the id of a step that is computed again: its id in the checkpoints
 
-    def look(self, asked: Asked) -> Refill:
-        """Returns how the steps are refilled for which the user asks. Raises UserError if the start would be refused, or if the
-        state cannot be computed again. Blocks.
+    def look(self, asked: Asked) -> Decided:
+        """Returns what the start does with the state, and how the steps are refilled for which the user asks. Raises
+        UserError if the start would be refused, or if the state cannot be computed again. Blocks.
         """
         manifest = self._manifest
         plan = plan_of(
@@ -76,7 +76,7 @@ class Refilling:
         check(decided.verdicts, manifest.checkpoint_id, spent_on(manifest))
         again = (each for each in decided.verdicts if each.outcome == "refill")
         self._saved_as = {each.id: each.saved_as for each in again if each.saved_as}
-        return decided.refill
+        return decided
 
     async def run(self, refill: Refill, stop_asked: asyncio.Event) -> Manifest:
         """Computes the state again. Returns the new checkpoint, which is stored. Raises the errors of the sources and steps, and

@@ -45,6 +45,7 @@ from sabot.plan import (
     planned,
     reemit_of,
     refill_of,
+    steps_of_tables,
     walk,
     with_schemas,
 )
@@ -274,6 +275,17 @@ class Asked:
     refill: frozenset[str] = frozenset()
     reemit: frozenset[str] = frozenset()
 
+    def by_step(self, operators: Sequence[Planned]) -> "Asked":
+        """Returns the same, in which a table of a topic has the id of its step: `--refill cars` for `app.table("cars")`."""
+        drop, refill = self.drop, self.refill
+        for topic, step in steps_of_tables(operators).items():
+            drop = frozenset(
+                step + each.removeprefix(topic) if each == topic or each.startswith(f"{topic}.") else each
+                for each in drop
+            )
+            refill = frozenset(step if each == topic else each for each in refill)
+        return replace(self, drop=drop, refill=refill)
+
     def left(self, restored: Manifest | None) -> "Asked":
         """Returns what no earlier start has done, since each is done once; nothing without a checkpoint."""
         if restored is None:
@@ -285,12 +297,13 @@ class Asked:
 @dataclass(frozen=True)
 class Decided:
     """The result of `decide`: the verdicts on the state of a checkpoint, how steps are refilled, and, by the id of the stage of
-    a sink, the paths from the tables that are written into it again.
+    a sink, the paths from the tables that are written into it again. `asked`: what the user asks, by the ids of steps.
     """
 
     verdicts: list[Verdict]
     refill: Refill
     reemits: Mapping[str, Sequence[Way]]
+    asked: Asked
 
 
 def decide(
@@ -304,6 +317,7 @@ def decide(
     is a savepoint, which is not changed.
     """
     operators = planned(plan)
+    asked = asked.by_step(operators)
     way = partial(_refill_of, plan, operators, start_at=start_at)
     refill = way(asked.refill)
     if refill.topics and is_savepoint:
@@ -313,7 +327,7 @@ def decide(
             hint=f"start from the savepoint without it, stop the app, and start it again with {options}",
         )
     verdicts = _verdicts(plan, operators, restored, asked, refill, way)
-    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit))
+    return Decided(verdicts, refill, reemit_of(plan, operators, asked.reemit), asked)
 
 
 def _refill_of(plan: Plan, operators: Sequence[Planned], names: Collection[str], start_at: Place) -> Refill:

@@ -231,8 +231,8 @@ class Run:
         """
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         refilling = Refilling(self.app, self._writes, specs, storage, manifest)
-        asked = self._origin.asked
-        refill = await run_in_thread(refilling.look, asked)
+        decided = await run_in_thread(refilling.look, self._origin.asked)
+        asked, refill = decided.asked, decided.refill
         self._origin.asked = replace(asked, drop=refill.left_to_drop(asked.drop) | refill.tables)
         if not refill.topics:
             return manifest

@@ -206,6 +206,34 @@ async def test_a_step_that_does_not_exist_is_named(lives: Lives) -> None:
     assert "newest" in refused.value.hint
 
 
+def of_table(*columns: str) -> Any:
+    def program(app: App) -> None:
+        cars = app.table("cars", key="id", schema=CARS)
+        cars.select("id", *columns).to("out")
+        cars.group_by("id").aggregate(n=count()).upsert("id").to("counts")
+
+    return program
+
+
+async def test_the_table_of_a_topic_answers_to_the_name_of_its_topic(lives: Lives) -> None:
+    await lives.live(of_table("maker"), {"cars": ROWS})
+    with pytest.raises(UserError, match=r"upsert-1 .*seats") as refused:
+        await lives.live(of_table("maker", "seats"), {})
+    assert "--refill upsert-1" in refused.value.hint
+    out = await lives.live(of_table("maker", "seats"), {"cars": ROWS[:2]}, refill=["cars"], reemit=["cars"])
+    newest = {row["id"]: row for row in [*ROWS, *ROWS[:2]]}
+    assert {row["id"]: row for row in out} == newest
+    assert {row["id"]: row["seats"] for row in lives.kept("upsert-1")} == {
+        id: row["seats"] for id, row in newest.items()
+    }
+    out = await lives.live(of_table("maker", "seats"), {"cars": ROWS[2:3]}, refill=["cars"], reemit=["cars"])
+    assert out == ROWS[2:3]  # both are done once
+    out = await lives.live(of_table("maker", "seats"), {"cars": ROWS[3:4]}, drop=["cars", "group-1"])
+    assert lives.kept("upsert-1") == [{**ROWS[3]}]
+    with pytest.raises(UserError, match="--refill carts: the program has no step of that name"):
+        await lives.live(of_table("maker"), {}, refill=["carts"])
+
+
 async def test_rows_that_pass_calls_are_not_passed_again(lives: Lives) -> None:
     async def asked(row: Any) -> dict[str, Any]:
         return {**row, "size": "small"}

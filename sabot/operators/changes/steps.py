@@ -14,6 +14,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import OP
+from sabot.api.nodes.read import Read
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.arguments import with_arguments
@@ -222,7 +223,10 @@ def plan_upsert(node: nodes.Upsert, point: PlanPoint) -> PlanPoint:
     if not node.kept:
         return point.step(node.text(), AsInserts, changes=True)
     make = partial(Upsert, node.keys, changes=point.changes, deletes=node.deletes)
-    return point.step(node.text(), make, id=node.id)
+    made = point.step(node.text(), make, id=node.id)
+    if isinstance(node.input, Read) and made.last is not None:
+        made.last.table = node.input.name if node.input.table is not None else ""
+    return made
 
 
 def plan_versions(node: nodes.Versions, point: PlanPoint) -> PlanPoint:
