@@ -23,6 +23,7 @@ from sabot.jobs.run import effect_words
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import (
+    UNSENT,
     Answer,
     Attempt,
     Begin,
@@ -156,7 +157,7 @@ def _entry_text(entry: Entry) -> str:
         case Begin():
             words = [entry.agent, entry.code, said]
         case Attempt():
-            words = [f"attempt {entry.attempt}"]
+            words = [f"attempt {entry.attempt}", "was not sent" if entry.note == UNSENT else ""]
             if (verdict := decode_verdict(entry.note)) is not None:
                 words += [f"{verdict.model or verdict.about} in place: {verdict.decision}", verdict.reason]
         case Intent():

@@ -67,7 +67,7 @@ from sabot.jobs.tree import child_id
 from sabot.jobs.values import copied, pack_error, type_of, unpack
 from sabot.journal import Position
 from sabot.journal.effects import RULES, EffectClass, EffectId, Reconciled
-from sabot.journal.entries import Answer, Attempt, EffectResult, Intent
+from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Intent
 
 _log = logging.getLogger(__name__)
 
@@ -257,6 +257,9 @@ class Effects:
         elif command is not NOTHING:
             assert ask.tool is not None
             if command is LATER:
+                if not ask.repeatable:  # the next start would not know that it was not sent
+                    self._log.append(Attempt(job_id, host.now_ms(), ask.ordinal, ask.attempt, UNSENT), running)
+                    running.job.history.not_made.add(ask.ordinal)
                 host.put_later(ask.tool.retry.wait_s(ask.attempt - 1), RepeatDue(running, ask))
             else:
                 args, kwargs = copied((ask.args, ask.kwargs), ask.name)

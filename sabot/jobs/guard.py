@@ -25,7 +25,7 @@ from sabot.errors import UNREADABLE, CorruptJournal, UserError, message_of, shor
 from sabot.jobs.masking import mask
 from sabot.journal.base import Journal
 from sabot.journal.effects import EffectId
-from sabot.journal.entries import Attempt, Begin, Entry
+from sabot.journal.entries import UNSENT, Attempt, Begin, Entry
 from sabot.llm.results import Usage
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
@@ -531,8 +531,8 @@ _decode = msgspec.msgpack.Decoder(GuardVerdict).decode
 
 
 def decode_verdict(note: bytes) -> GuardVerdict | None:
-    """Returns the verdict in the note of an intent; None if nobody has decided on it. Raises CorruptJournal."""
-    if not note:
+    """Returns the verdict in the note of an entry; None if there is none. Raises CorruptJournal."""
+    if not note or note == UNSENT:
         return None
     try:
         return _decode(note)

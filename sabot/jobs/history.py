@@ -27,7 +27,7 @@ from sabot.errors import CorruptJournal
 from sabot.jobs.core import IN_DOUBT, NOT_MADE, PARKS_MS, TIMEOUT, WAITS_LONG
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass, EffectId
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
+from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
 """The types of questions that Sabot knows. A durable agent may use further types."""
@@ -57,10 +57,10 @@ class History:
     question whether an effect may be made, and `answers` the answers to both, by token. An approval may also be a
     question of the call's tool.
 
-    `not_made` has the ordinals of calls whose last attempt was certainly not made: its tool asked a person first, or the job
-    waited no longer. `failed_children` has the ordinals of children that failed in an attempt before this one. `told` has
-    for each effect the last attempt whose use is recorded, and `instead` the decisions on models that stand in for the
-    first one, by the attempt from which they hold.
+    `not_made` has the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool asked
+    a person first, or the job waited no longer. `failed_children` has the ordinals of children that failed in an attempt
+    before this one. `told` has for each effect the last attempt whose use is recorded, and `instead` the decisions on
+    models that stand in for the first one, by the attempt from which they hold.
 
     `base` is the last ordinal before the last BEGIN, and `last_ordinal` the last one of all. `ran_ms` is the time up to
     the last entry (`last_ms`) in all histories of the job, without waits for others. `seed` is the seed of random
@@ -151,6 +151,8 @@ class History:
                 self._intend(entry)
             case Attempt(ordinal=0):
                 self._try(entry.attempt, entry.at_ms)
+            case Attempt(note=note) if note == UNSENT:
+                self.not_made.add(entry.ordinal)
             case Attempt() if entry.note:
                 if (verdict := stood_in(entry)) is not None:
                     self.instead.setdefault(entry.ordinal, {})[entry.attempt] = verdict

@@ -84,11 +84,15 @@ class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
     seed: bytes = b""
 
 
+UNSENT = b"\xc0"
+"""The note of an attempt that was certainly not sent, and that another attempt follows. As msgpack it is nil: no decision."""
+
+
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
     """An attempt of an effect, or of the job if `ordinal` is 0; `attempt` counts from 1.
 
-    With a `note` the effect is under way, and another model is asked in place of the first one from this attempt on;
-    the note has the decision on that model.
+    With a `note` the attempt has begun before: it was not sent (`UNSENT`), or another model is asked in place of the
+    first one from this attempt on, and the note has the decision on that model.
     """
 
     ordinal: Number

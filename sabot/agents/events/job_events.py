@@ -71,7 +71,7 @@ class JobEvents:
                 await self._asked(job, notice)
             case Attempt(ordinal=0):
                 await self._status(job, notice, "running", {"attempt": notice.attempt})
-            case Attempt() if not notice.note:  # with a note, the same attempt asks another model
+            case Attempt() if not notice.note:  # with a note, it has begun before
                 for intent in _calls(effects):
                     await self._call(job, msgspec.structs.replace(intent, at_ms=notice.at_ms), notice.attempt)
             case EffectResult():

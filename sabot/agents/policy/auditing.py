@@ -14,7 +14,7 @@ from sabot.errors import PolicyDenied
 from sabot.jobs.core import is_approved
 from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.base import JournalReader
-from sabot.journal.entries import Attempt, StoredBody
+from sabot.journal.entries import UNSENT, Attempt, StoredBody
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ def audit_job(reader: JournalReader, job_id: str) -> Iterator[AuditRecord]:
     view, entries = JobView(), [entry for _, entry in reader.history.entries(job_id)]
     effects = effects_of(view, entries)
     job = view.states.get(job_id, JobState(job_id))
-    notes = [entry for entry in entries if isinstance(entry, Attempt) and entry.note]
+    notes = [entry for entry in entries if isinstance(entry, Attempt) and entry.note not in (b"", UNSENT)]
     for ordinal, effect in effects.items():
         if effect.intent.kind not in ("call", "child"):
             continue

@@ -12,13 +12,14 @@ import pytest
 from unit.jobs.hosting import AGENT, Agent, entries, hosting, prefix
 
 from sabot.agents.durable.context import DurableContext
+from sabot.agents.policy.auditing import audit_job
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, NotSent, TransientError, UserError
 from sabot.jobs.values import pack, unpack
 from sabot.journal import Letter, Position
 from sabot.journal.effects import Reconciled
-from sabot.journal.entries import Attempt, Cancel, EffectResult, End, Intent
-from sabot.journal.memory import MemoryJournal, MemoryStorage
+from sabot.journal.entries import UNSENT, Attempt, Cancel, EffectResult, End, Intent
+from sabot.journal.memory import MemoryJournal, MemoryReader, MemoryStorage
 from sabot.llm.tools import Effect, tool
 
 
@@ -491,6 +492,89 @@ async def test_a_call_that_was_not_sent_is_not_sent_again_when_its_job_awaits_it
         await jobs.over("j")
     assert (jobs.agent.outcomes["j"], made) == ("cancelled", ["pay"])
     assert [entry.outcome for entry in entries(home) if isinstance(entry, EffectResult)] == ["NotSent"]
+
+
+class BusyLine:
+    """A payment that is not sent at first, and then waits for its next attempt."""
+
+    def __init__(self, effect: str = "unsafe", *, calls: int = 2) -> None:
+        """`calls`: the number of the call that is sent."""
+        self.made = self.looked = 0
+
+        async def look(_: Effect) -> bool:
+            self.looked += 1
+            return False
+
+        @tool(effect=effect, retries=3, backoff="1h", reconcile=look if effect == "reconcilable" else None)
+        async def pay() -> str:
+            self.made += 1
+            if self.made < calls:
+                raise NotSent("the line is busy")
+            return "paid"
+
+        self.pay = pay
+
+    async def agent(self, ctx: DurableContext) -> Any:
+        return await ctx.call(self.pay)
+
+    async def killed_in_the_back_off(self, jobs: Any, home: MemoryStorage) -> MemoryStorage:
+        await jobs.until(lambda: self.made and not jobs.host.statistics()["in_flight"])
+        return prefix(home, len(entries(home)))
+
+
+def questions_in(home: MemoryStorage) -> list[str]:
+    return [entry.name for entry in entries(home) if isinstance(entry, Intent) and entry.kind == "ask"]
+
+
+@pytest.mark.parametrize("effect", ["unsafe", "reconcilable", "idempotent"])
+async def test_a_kill_between_two_attempts_of_a_call_that_was_not_sent_leaves_it_in_no_doubt(effect: str) -> None:
+    """A person was asked whether a payment was made that everybody knew was not."""
+    line, home = BusyLine(effect, calls=3), MemoryStorage()
+    for life in (1, 2, 3):
+        async with hosting(home, Agent(line.agent)) as jobs:
+            if life == 1:
+                jobs.begin("j")
+            if life == 3:
+                await jobs.over("j")
+                assert jobs.agent.done == {"j": "paid"}
+            else:
+                await jobs.until(lambda life=life: line.made == life)
+                home = await line.killed_in_the_back_off(jobs, home)
+    assert (line.made, line.looked, questions_in(home)) == (3, 0, [])
+    assert [(each.name, each.outcome) for each in audit_job(MemoryReader(home), "j")] == [("pay", "ok")]
+    said = [(entry.attempt, entry.note == UNSENT) for entry in entries(home) if isinstance(entry, Attempt)]
+    assert said == (
+        [(2, False), (3, False)] if effect == "idempotent" else [(1, True), (2, False), (2, True), (3, False)]
+    )
+    assert [entry.attempt for entry in entries(home) if isinstance(entry, EffectResult)] == [3]
+
+
+async def test_a_kill_after_the_next_attempt_has_begun_leaves_it_in_doubt_as_ever() -> None:
+    line, home = BusyLine(calls=2), MemoryStorage()
+    async with hosting(home, Agent(line.agent)) as jobs:
+        jobs.begin("j")
+        home = await line.killed_in_the_back_off(jobs, home)
+    async with hosting(home, Agent(line.agent)) as jobs:
+        await jobs.over("j")
+    (number,) = [at for at, entry in enumerate(entries(home)) if isinstance(entry, Attempt) and not entry.note]
+    home = prefix(home, number + 1)
+    async with hosting(home, Agent(line.agent)) as jobs:
+        await jobs.parks("j")
+    assert (line.made, questions_in(home)) == (2, ["in_doubt"])
+
+
+async def test_a_call_that_was_not_sent_before_a_kill_is_not_made_if_its_job_was_cancelled() -> None:
+    line, home = BusyLine(), MemoryStorage()
+    async with hosting(home, Agent(line.agent)) as jobs:
+        jobs.begin("j")
+        await jobs.until(lambda: line.made)
+        jobs.journal.post(Letter("cancel", job="j", name="enough"))
+        await jobs.until(lambda: any(isinstance(entry, Cancel) for entry in entries(home)))
+        home = await line.killed_in_the_back_off(jobs, home)
+    async with hosting(home, Agent(line.agent)) as jobs:
+        await jobs.over("j")
+    assert (jobs.agent.outcomes["j"], line.made, questions_in(home)) == ("cancelled", 1, [])
+    assert [entry.outcome for entry in entries(home) if isinstance(entry, EffectResult)] == ["cancelled"]
 
 
 async def test_an_error_of_a_tool_is_its_result_and_the_function_may_handle_it() -> None:
