@@ -59,7 +59,7 @@ def _message(record: JobInput) -> Any:
 
 
 def key_text(key: bytes) -> str:
-    """Returns the key of a job's record, as its BEGIN has it, as text; "" if its agent has no key=."""
+    """Returns the key in the BEGIN of a job as text, or "" if the agent has no key=."""
     with suppress(*UNREADABLE):
         found = key_of(key) if key else ""
         return found if isinstance(found, str) else str(found)

@@ -238,8 +238,8 @@ class JobView:
 
     @classmethod
     def of(cls, reader: JournalReader, job_id: str | None = None) -> Self:
-        """Returns the view of all jobs of a journal's log, or of one job, also where that is in the history. Blocks. Raises
-        CorruptJournal.
+        """Returns the view of all jobs in a journal's log, or of one job, even if that job has been moved to the
+        history. Blocks. Raises CorruptJournal.
         """
         view = cls(reader)
         for _, entry in reader.read() if job_id is None else reader.history.entries(job_id):

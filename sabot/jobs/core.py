@@ -296,8 +296,8 @@ def drop(effect: EffectState) -> bool:
 
 
 def may_repeat(effect: EffectState, *, not_made: bool) -> bool:
-    """Returns True if another attempt may be made: a repetition is harmless, or the function awaits the effect, and its
-    last attempt was certainly not made (`not_made`).
+    """Returns True if another attempt may be made. That is so if a repetition is harmless; and if the function still
+    awaits the effect, and its last attempt was certainly not made (`not_made`).
     """
     return (not_made and not effect.dropped) or effect.repeatable
 

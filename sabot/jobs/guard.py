@@ -484,8 +484,8 @@ def ring_of(models: Sequence[str], rule: str = "", version: str = "") -> GuardVe
 def judge_call(
     guard: EffectGuard, call: GuardedCall, *, degraded: bool = False
 ) -> GuardVerdict | Awaitable[GuardVerdict]:
-    """Returns the decision of the guard; `degraded`: by `decide_degraded`. If the guard raises, or changes a value that
-    cannot be changed, the call is denied with that reason.
+    """Returns the decision of the guard's `decide`, or with `degraded` that of its `decide_degraded`. If the guard
+    raises, or changes a value that cannot be changed, the call is denied with that reason.
     """
     try:
         found = guard.decide_degraded(call) if degraded else guard.decide(call)

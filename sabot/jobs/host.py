@@ -410,8 +410,8 @@ class JobHost(HostState):
             self.settle(running)
 
     def _take_up(self, running: RunningJob) -> None:
-        """Takes up one effect that the function has asked for or dropped; after the last one settles the job. Each is
-        an event of its own, because the journal must have room for its entry.
+        """Takes up one effect that the function has asked for or dropped; after the last one it settles the job. The
+        host handles each of them as an event of its own, because the journal must have room for its entry.
         """
         job = running.job
         if job.new:

@@ -296,7 +296,7 @@ class JobLoop(asyncio.AbstractEventLoop):
             self._on_timer = self._on_timer_gone = _told_nobody
 
     def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Runs a coroutine to its end, with an exception wherever it waits."""
+        """Ends a coroutine: raises an exception in it, again and again as long as it waits for something."""
         for _ in range(_MOST_DROPS):
             try:
                 coroutine.throw(_Dropped())

@@ -89,12 +89,12 @@ Done = Callable[[Outcome], object]
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One attempt. `done` gets the outcome, unless it is None. `entry` is the position of the entry that has to be durable before the call.
-    `look` is True if the call asks whether an earlier attempt was done.
+    """One attempt. `done` gets the outcome, unless it is None. `entry` is the position of the entry that has to be
+    durable before the call. `look` is True for a call of `reconcile=`.
 
-    `began` is the time by the clock at which it was sent, and infinite before. `thread` is True if the call has one of the threads that
-    calls may have, and `working` is done when its thread has ended it. `secrets` are the values of secrets that it was given. `figures` are
-    those of its tool, from its sending on.
+    `began` is the time by the clock at which the call was sent, and infinite before. `thread` is True while the call
+    counts in the limit of threads. `working` is the future of a call in a thread, which is done when the function has
+    returned. `secrets` are the values of secrets that it was given. `figures` are those of its tool, once it was sent.
     """
 
     effect: EffectId

@@ -228,8 +228,8 @@ def unpack_error(data: bytes) -> EffectError:
 
 
 def conversation_of(data: bytes) -> bytes:
-    """Returns the conversation of an agent that a recorded error has ended, as JSON; b"" if it has none. Raises
-    CorruptJournal.
+    """Returns, as JSON, the conversation that is recorded with the error of an agent's run; b"" if there is none.
+    Raises CorruptJournal.
     """
     return _told(data).conversation
 

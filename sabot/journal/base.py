@@ -352,11 +352,12 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """Checks that a journal is the one that a checkpoint was made with, by its `identity` and `positions`.
+    """Checks that a journal is the one with which a checkpoint was made, by its `identity` and `positions`.
 
     `needed` has the offsets from which on the checkpoint needs the entries of ended jobs; None means from `positions`
-    on. Raises OtherJournal, with the choices, for another journal, one that is behind, and one that was trimmed further
-    than that: effects that the state knows, or that came after the checkpoint, would be made again.
+    on. Raises OtherJournal, with the choices in its hint, for another journal, for one that ends before `positions`,
+    and for one that was trimmed behind `needed`. With such a journal, effects that the state knows, or that came after
+    the checkpoint, would be made again.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

@@ -7,11 +7,11 @@ import msgspec
 
 
 class EndedJob(msgspec.Struct, frozen=True, array_like=True):
-    """A job that has ended. Times are milliseconds since 1970. Fields are only added, at the end, with a default.
+    """A job that has ended. Times are in milliseconds since 1970. Fields are only added, at the end, with a default.
 
-    `name`: the agent's id without its app. `key`: the key of the job's record, as text. `searched`: the texts that a search looks through,
-    without case. `tokens`, `nanodollars`: what its own calls have used; a dollar has 10⁹ of them. `record`: the rest, as its maker encodes
-    it.
+    `name` is the agent's id without its app. `key` is the key of the job's record, as text. `searched` has the texts
+    that a search looks through, in lower case. `tokens` and `nanodollars` are the usage of its own calls; a dollar has
+    10⁹ nanodollars. `record` has the other fields, encoded by the code that makes the row.
     """
 
     job: str

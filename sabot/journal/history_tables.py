@@ -74,7 +74,7 @@ def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
 
 
 def _sizes(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    """Returns the bytes of the entries of jobs, with the long bodies that they name."""
+    """Returns, by job, the number of bytes of its entries and of the long bodies that they name."""
     found: dict[str, int] = {}
     for what, source in (
         ("entry", "history_entries"),
@@ -127,7 +127,9 @@ def expire(connection: Connection, jobs: Sequence[str]) -> None:
 
 
 def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
-    """Removes the long bodies that only entries of these jobs name, which are in this table and are about to go."""
+    """Removes the long bodies that only entries of these jobs name. The entries are in this table, and are removed
+    next.
+    """
     chosen = f"place IN (SELECT place FROM {table} WHERE job {among(jobs)})"
     bodies = [name for (name,) in connection.execute(f"SELECT DISTINCT hash FROM uses WHERE {chosen}", jobs).fetchall()]
     connection.execute(f"DELETE FROM uses WHERE {chosen}", jobs)

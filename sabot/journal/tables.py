@@ -405,9 +405,9 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up
-    to the number `letters`. Returns the number of removed entries. The end is checked here again, since a job may have
-    begun again after it was chosen. Entries of the jobs in `kept` move into the history.
+    """Removes the entries and questions of these jobs, and their letters up to the number `letters`. Only jobs that had
+    ended before the place `before` are removed; this is checked here again, since a job may have begun again after it
+    was chosen. Returns the number of removed entries. Entries of the jobs in `kept` move into the history.
     """
     described = {job.job: job for job in kept}
     removed = 0

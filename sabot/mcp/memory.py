@@ -238,7 +238,9 @@ class MemoryFile:
             return work()
 
     def _create(self) -> None:
-        """Creates the tables that are not there. A file of a version without an index of words gets one."""
+        """Creates the tables that the file does not have. For a file of an older version, which has no index of words,
+        it also builds the index.
+        """
         run = self._connection.execute
         run(
             "CREATE TABLE IF NOT EXISTS memories(scope TEXT, id TEXT, record BLOB NOT NULL, PRIMARY KEY (scope, id)) WITHOUT ROWID"

@@ -104,7 +104,9 @@ def are_texts(given: object) -> bool:
 
 
 def _check_encoded(where: str, text: str) -> None:
-    """Raises UserError for a text that the system takes in no file name and no variable. The text is not shown: it may be a secret."""
+    """Raises UserError for a text that cannot be part of a file name or a variable. The text is not shown, since it may
+    be a secret.
+    """
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:

@@ -171,9 +171,9 @@ class Instance:
     async def start(self) -> Child:
         """Starts the first process, and returns it when it is ready.
 
-        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends first or the instance
-        is ended, also before; Timeout. Then the process has ended, and the instance has failed (or is terminated, if it
-        was ended or the caller was cancelled).
+        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends before it is ready, or
+        the instance is or was ended; Timeout. After an error the process has ended, and the instance has failed (or is
+        terminated, if it was ended or the caller was cancelled).
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
@@ -205,7 +205,8 @@ class Instance:
             self.become(Phase.TERMINATED)
 
     async def end_and_plan(self, child: Child, why: str, *, counts: bool = True) -> None:
-        """Kills this process, and plans the next one as after a failure; `counts` False: at once, and uncounted.
+        """Kills this process, and plans the next one as after a failure. With `counts` False the next one starts at
+        once, and this end does not count as a failure.
 
         Does nothing if the instance has another process by now, or none. Raises TerminateFailed.
         """
@@ -215,8 +216,8 @@ class Instance:
                 self._plan(counts=counts)
 
     async def restart(self, why: str, *, grace_s: float, at_once: bool = False) -> None:
-        """Ends the process, if there is one, and plans the next one as after a failure. Does nothing if one is
-        planned. `at_once`: begins the row of failures anew, and does not wait.
+        """Ends the process, if there is one, and plans the next one as after a failure. Does nothing if one is planned.
+        With `at_once` the count of failures in a row begins anew, and the start does not wait.
 
         Raises RestartFailed if the instance is over for good, its restarts are used up, or its process still runs.
         """

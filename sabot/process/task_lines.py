@@ -72,8 +72,8 @@ class TaskLines:
         self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        """Writes the message as a line. Does nothing if the process does not read any more: then it ends, or its answer
-        does not come.
+        """Writes the message as a line. Does nothing if the process does not read any more, since the caller then
+        learns of its end, or of an answer that does not come.
         """
         assert self.child.stdin is not None
         whole = {"jsonrpc": "2.0", **message}

@@ -60,8 +60,9 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
-    """The sum of some rows. `group`: the values that these rows share, in the order of the words that were asked for. `doubt_tokens`,
-    `doubt_cost`: the most that the calls in doubt have used. `unpriced`: the number of calls of models whose price is not known.
+    """The sum of some rows. `group`: the values that these rows share, one per grouping word of the query and in the
+    same order. `doubt_tokens`, `doubt_cost`: upper bounds of what the calls in doubt have used. `unpriced`: the number
+    of calls of models whose price is not known.
     """
 
     group: tuple[str, ...]

@@ -85,10 +85,11 @@ class _TreeCall(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Job:
-    """A job with limits, or one of its children, whose account counts for that of its parent too.
+    """A job with limits, or one of its children. Usage of a child also counts in the account of its parent.
 
-    `children`: the ids of the jobs that it has begun. `open`: its calls by ordinal, and those of its tools by name. `apart`: ordinals of
-    effects that do not count. `asked`: the usage of models by tools that no result has yet, by ordinal.
+    `children`: the ids of the jobs that it has begun. `open`: its calls by ordinal, and those of its tools by name.
+    `apart`: the ordinals of effects that do not count. `asked`: by ordinal of a tool's effect without a result, the
+    usage of models that the tool has asked by itself.
     """
 
     limits: BudgetSpec

@@ -293,8 +293,8 @@ def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> B
 
 
 def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
-    """Returns a new account with the usage of its scope in the windows of now. `used` returns the usage since a time in milliseconds since
-    1970.
+    """Returns a new account whose current windows hold what its scope has used since they began. `used` returns the
+    usage since a time in milliseconds since 1970.
     """
     account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}
     account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()})

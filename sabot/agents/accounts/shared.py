@@ -32,7 +32,7 @@ BACKOFF = Backoff(0.02, 1.0)  # the waits between attempts to send a batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """A step, or rows, of a batch. `answer`: the future of whoever waits for the answer, or None if nobody does."""
+    """A step, or rows, of a batch. `answer`: the future that the caller awaits, or None if nobody waits for the answer."""
 
     step: BudgetStep | None = None
     rows: Sequence[SettledRow] = ()

@@ -50,8 +50,8 @@ class OrderOwner(Protocol):
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
-    """The queue of a key that has a job. `before`: the key's open jobs of the journal. `waiting`: the rows behind
-    them in memory. Both are None until needed, as for most keys: an empty deque takes 600 bytes, and time of the
+    """The queue of a key that has a job. `before`: the key's open jobs of the journal. `waiting`: the rows behind them
+    in memory. Both are None while they are empty, as for most keys: an empty deque takes 600 bytes, and time of the
     garbage collector.
     """
 

@@ -124,7 +124,7 @@ class Recommendations:
         return min(max(wanted[why], own.min_replicas), own.max_replicas), f"{why}: {figures[why]}"
 
     def _by_share(self, metrics: FleetMetrics, percent: float | None, target: float) -> int:
-        """Returns the number of replicas with which each uses its target."""
+        """Returns the number of replicas with which the usage of each would be the target."""
         if percent is None:
             return 0
         ratio = percent / target

@@ -220,8 +220,9 @@ class ResourceManager:
             await self._judge(limited, QuotaResource.TOKENS)
 
     async def require_tokens(self, agent_id: str, tokens: int) -> None:
-        """Checks that the quota leaves room for a call of so many tokens. It reserves nothing: calls at the same time may exceed the quota
-        together, which the `Budget` of a ledger prevents. Raises QuotaExceeded if the quota acts, and does not only warn; QuotaNotFound.
+        """Checks that the quota leaves room for a call of so many tokens. It reserves nothing: calls at the same time
+        may exceed the quota together, which the `Budget` of a ledger prevents. Raises QuotaNotFound, and QuotaExceeded
+        unless the quota's action is only to warn.
         """
         async with self._locked(agent_id) as limited:
             await self._ask_for_tokens(limited)

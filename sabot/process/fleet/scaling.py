@@ -166,9 +166,9 @@ class FleetManager:
     async def scale_to(self, replicas: int) -> None:
         """Starts replicas, or drains some: first those that have no work, then the youngest.
 
-        Raises ScaleUpFailed (E2090) above `max_replicas`, or if some did not start: then there are as many as did.
-        Raises ScaleDownFailed (E2091) below `min_replicas`, or if the hook has failed: then there are as many as could
-        not be drained.
+        Raises ScaleUpFailed (E2090) above `max_replicas`, or if some replicas did not start; those that did start stay.
+        Raises ScaleDownFailed (E2091) below `min_replicas`, or if the hook has failed; replicas that could not be
+        drained stay.
         """
         if not self._pool.running:
             raise self._not_running()
@@ -189,7 +189,7 @@ class FleetManager:
                 self._counts["down"] += 1
 
     async def measure(self) -> FleetMetrics:
-        """Measures the replicas with all their descendants. CPU is that since the last measurement."""
+        """Measures the replicas with all their descendants. The CPU share is an average since the last measurement."""
         active = self._active()
         used = await asyncio.gather(*(each.instance.meter.look(each.child) for each in active))
         lag = 0.0
