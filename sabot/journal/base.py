@@ -189,8 +189,8 @@ class Inbox(ABC):
         thread and any process. Blocks.
 
         Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or
-        another letter came first. Of two letters at the same time the journal accepts one. After a crash in the middle
-        the letter is there or not; if it is, posting it again says that another letter came first. The same holds after
+        another letter came first. Of two letters at the same time the journal accepts one. A crash in the middle
+        leaves the letter stored or not; if it is, posting it again says that another letter came first. The same holds after
         a TransientError, which is raised if a server does not answer, or another process holds the database. Raises
         UserError for a letter that could not be read again.
         """

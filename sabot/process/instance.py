@@ -416,8 +416,8 @@ class Instance:
             raise SpawnFailed(f"instance {self.label}: it was terminated before it was ready")
 
     def _plan(self, *, counts: bool = True) -> None:
-        """Plans the next start as after a failure; if the restarts are used up, the instance has failed. The lock is
-        held. `counts` False: the start is not counted as one after a failure, and does not wait.
+        """Plans the next start as after a failure; if the restarts are used up, the instance has failed. The caller
+        holds the lock. With `counts` False the start does not count as one after a failure, and does not wait.
         """
         policy = self.policy
         if policy is None or self._tasks is None or (counts and self.failures >= policy.most):

@@ -61,8 +61,8 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 class LedgerSum(msgspec.Struct, frozen=True, kw_only=True):
     """The sum of some rows. `group`: the values that these rows share, one per grouping word of the query and in the
-    same order. `doubt_tokens`, `doubt_cost`: upper bounds of what the calls in doubt have used. `unpriced`: the number
-    of calls of models whose price is not known.
+    same order. `doubt_tokens`, `doubt_cost`: upper bounds of the usage of the calls in doubt. `unpriced`: the number of
+    calls of models whose price is not known.
     """
 
     group: tuple[str, ...]
