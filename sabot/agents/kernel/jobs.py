@@ -1,6 +1,6 @@
 """The jobs of a kernel: a job's BEGIN has a request, and an agent or a function runs over it.
 
-ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, doing=ctx.llm(engine)), or f(ctx) ─▶ END with the returned value
+ExecutionRequest ─▶ BEGIN ─▶ Agent.run(…, effects=ctx.llm(engine)), or f(ctx) ─▶ END with the returned value
 """
 
 from collections.abc import Callable, Coroutine, Mapping
@@ -30,6 +30,7 @@ from sabot.llm.agent import Agent, AgentResult
 from sabot.llm.engine import ExecutionEngine
 from sabot.llm.messages import ChatMessage
 from sabot.llm.results import Usage
+from sabot.operators.agents.rows import Row
 from sabot.state.backends.memory import MemoryBackend
 
 _NO_STATE = MemoryBackend()  # the empty state that contexts of jobs show; nothing is ever written to it
@@ -208,9 +209,9 @@ class KernelAgent:
 
     def coroutine(self, job: JobRun) -> Coroutine[Any, Any, Any]:
         """Returns the coroutine that runs for this job."""
-        request = self._asked(job)
-        fields = _Fields(request.prompt, job.history.begin.at_ms, job.history.begin.key)
-        ctx = durable_context(job, fields, _NO_STATE, self.agent_id, "", self._clock)
+        request, begin = self._asked(job), job.history.begin
+        row = Row(None, None, begin.at_ms, -1, -1, (), "", request.prompt, begin.key)
+        ctx = durable_context(job, row, _NO_STATE, self.agent_id, "", self._clock)
         return self._run(ctx, request)
 
     def _asked(self, job: JobRun) -> ExecutionRequest:
@@ -299,23 +300,6 @@ class KernelAgent:
         said, shape = msgspec.convert(value, _Ended, strict=False), self.agent.output
         facts = {name: getattr(said, name) for name in said.__struct_fields__}
         return ExecutionResult(job_id=job_id, output=None if shape is None else shape.decode(said.content), **facts)
-
-
-@dataclass(slots=True)
-class _Fields:
-    """The input of a job, as a context shows it (`api.context.RecordFields`)."""
-
-    value: Any
-    timestamp: int
-    scope: bytes
-    key: bytes | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
-    topic: str = ""
-    partition: int = -1
-    offset: int = -1
-
-    def raw(self) -> None:
-        """Returns None: the input of a kernel's job is not a record with a payload."""
 
 
 def _ended(result: AgentResult) -> _Ended:
