@@ -5,13 +5,13 @@ its first call.
 import asyncio
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sabot.base.metrics import Sample, Value, minus, plus
 
-_COUNTERS = {  # by metric: the field of `llm.middleware.CallFigures`
+_COUNTERS = {  # by metric: the figure of `llm.middleware.CallFigures`
     "sabot_model_calls_total": "calls",
     "sabot_model_failures_total": "failed",
     "sabot_model_unasked_total": "unasked",
@@ -31,37 +31,17 @@ _Label = tuple[str, str]  # provider, model
 _Totals = dict[tuple[str, _Label, str], Value]  # by metric, label and kind of tokens
 
 
-class _Seconds(Protocol):
-    def read(self) -> Value: ...
-
-
-class EngineCounts(Protocol):
-    """The counts of one engine; `_COUNTERS` and `_TOKENS` name the further fields."""
-
-    @property
-    def seconds(self) -> _Seconds:
-        """The histogram of the seconds of attempts."""
-
-
-class _Provider(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
+_Counts = Callable[[], Mapping[str, Any]]  # returns the figures of `CallFigures`, and does not refer to the engine
 
 
 class _Engine(Protocol):
-    @property
-    def provider(self) -> _Provider: ...
-
     def statistics(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
     label: _Label
-    figures: EngineCounts
+    counts: _Counts
     engine: weakref.ref[_Engine]
 
 
@@ -73,11 +53,10 @@ class _LoopEngines:
         self._members: list[_Member] = []
         self._gone: _Totals = {}
 
-    def add(self, engine: _Engine, figures: EngineCounts) -> None:
-        label = (engine.provider.name, engine.provider.model)
+    def add(self, engine: _Engine, label: _Label, counts: _Counts) -> None:
         with self._lock:
             self._sweep()
-            self._members.append(_Member(label, figures, weakref.ref(engine)))
+            self._members.append(_Member(label, counts, weakref.ref(engine)))
 
     def _sweep(self) -> None:
         there = [
@@ -102,9 +81,11 @@ class _LoopEngines:
 _loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopEngines]" = weakref.WeakKeyDictionary()
 
 
-def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, figures: EngineCounts) -> None:
-    """Adds the engine to the engines of this event loop."""
-    _engines_of(loop).add(engine, figures)
+def join_loop(loop: asyncio.AbstractEventLoop, engine: _Engine, label: _Label, counts: _Counts) -> None:
+    """Adds the engine to the engines of this event loop. `label` has the names of its provider and model. `counts`
+    returns its figures also when the engine is gone.
+    """
+    _engines_of(loop).add(engine, label, counts)
 
 
 def _engines_of(loop: asyncio.AbstractEventLoop) -> _LoopEngines:
@@ -143,12 +124,10 @@ class RunEngines:
 
 
 def _count(totals: _Totals, member: _Member) -> None:
-    figures, label = member.figures, member.label
-    counted: list[tuple[str, str, Value]] = [
-        (name, "", float(getattr(figures, field))) for name, field in _COUNTERS.items()
-    ]
-    counted += [("sabot_model_tokens_total", kind, getattr(figures, f"{kind}_tokens")) for kind in _TOKENS]
-    counted.append(("sabot_model_attempt_seconds", "", figures.seconds.read()))
+    figures, label = member.counts(), member.label
+    counted: list[tuple[str, str, Value]] = [(name, "", float(figures[each])) for name, each in _COUNTERS.items()]
+    counted += [("sabot_model_tokens_total", kind, figures[f"{kind}_tokens"]) for kind in _TOKENS]
+    counted.append(("sabot_model_attempt_seconds", "", figures["durations"]))
     for name, kind, value in counted:
         before = totals.get((name, label, kind))
         totals[name, label, kind] = value if before is None else plus(before, value)

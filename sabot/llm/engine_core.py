@@ -317,14 +317,12 @@ class Engine:
         tools outside of jobs. `waiting`: requests that wait for the limits. `limit`: requests that the first provider
         may have in flight now.
         """
-        figures = self._figures
+        figures = self._figures.read()
         first = self._routes[0].admission
         return {
-            "calls": figures.calls,
+            "calls": figures["calls"],
             "in_flight": self._in_flight,
-            "failed": figures.failed,
-            "unasked": figures.unasked,
-            **figures.attempt_figures(),
+            **figures,
             "waiting": sum(route.admission.waiting for route in self._routes),
             "limit": first.limit,
         }
@@ -530,7 +528,7 @@ class Engine:
                     hint="make an engine for each event loop",
                 )
             self._loop = loop
-            join_loop(loop, self, self._figures)
+            join_loop(loop, self, (self.provider.name, self.provider.model), self._figures.read)
             for route in self._routes:
                 route.admission.reset()
 

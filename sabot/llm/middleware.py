@@ -45,7 +45,8 @@ Outcome: TypeAlias = Completion | Embeddings
 MIDDLEWARE = ("logging", "timeout", "retry", "budget", "telemetry")
 """The names of the default layers of an engine, the outermost first."""
 
-_ATTEMPT_FIGURES = (
+_FIGURES = (
+    *("calls", "failed", "unasked"),
     *("attempts", "failed_attempts", "retries", "overloads", "fallbacks"),
     *("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cost"),
     *("tool_calls", "failed_tool_calls", "tool_seconds"),
@@ -213,9 +214,9 @@ class CallFigures:
     failed_tool_calls: int = 0
     tool_seconds: float = 0.0
 
-    def attempt_figures(self) -> dict[str, Any]:
-        """Returns the figures of attempts, by their names in `ExecutionEngine.statistics`."""
-        counted = {name: getattr(self, name) for name in _ATTEMPT_FIGURES}
+    def read(self) -> dict[str, Any]:
+        """Returns the figures by their names in `ExecutionEngine.statistics`."""
+        counted = {name: getattr(self, name) for name in _FIGURES}
         durations = self.seconds.read()
         return {**counted, "seconds_total": durations[-1], "durations": durations}
 
