@@ -16,11 +16,7 @@ Question = TypeVar("Question")
 Waiter = TypeVar("Waiter")
 
 
-class _Unknown:
-    __slots__ = ()
-
-
-UNKNOWN = _Unknown()
+UNKNOWN: Any = object()
 """Stands for a missing answer, because None may be an answer."""
 
 
