@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 from sabot.agents.actions import ActionRecord
 from sabot.agents.entry_values import value_of
 from sabot.agents.inbox import answer_name
-from sabot.agents.job_history import amounts_of, dollars_of, record_of
+from sabot.agents.job_history import amounts_of, record_of
 from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, resolution_of
 from sabot.agents.jobs import JobRecord, JobStatus
-from sabot.base.accounts import Amounts
+from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
 from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import GuardVerdict, decode_verdict
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
-from sabot.journal.ended_jobs import Use
 from sabot.journal.entries import Begin, End, Entry
 
 _MOST_JOBS = 1_000  # the most jobs of a tree whose tokens and money are added up
@@ -185,8 +184,7 @@ def story_of(reader: JournalReader, job: FoldedJob, shown: Mapping[int, EffectVi
     children: list[JobRecord] = []
     used, doubts = amounts_of(record)
     if record.children:
-        kept = reader.history.used_below([job_id]).get(job_id, Use())
-        used = used.plus(Amounts(kept.tokens, dollars_of(kept.nanodollars)))
+        used = used.plus(reader.history.used_below([job_id]).get(job_id, NOTHING))
     below = _children_of(job.effects)[::-1]
     direct, left = set(below), _MOST_JOBS
     while below and left > 0:

@@ -1,7 +1,6 @@
 """Jobs that have ended, in the history of a journal: the row of a job, made of its entries, and the record that the row gives back."""
 
 from collections.abc import Collection, Sequence
-from decimal import Decimal
 
 import msgspec
 
@@ -11,9 +10,8 @@ from sabot.base.accounts import Amounts
 from sabot.base.config import parse_keep
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.base import JobKeeping, JournalReader
-from sabot.journal.ended_jobs import EndedJob, EndedQuery
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, dollars_of, nanodollars_of
 
-_NANO = Decimal(1_000_000_000)
 _MOST_TOKENS = 2**62
 _PAGE = 1_000
 _MOST_CHARS = 500  # the most characters of a key, a scope or a message in a row
@@ -72,7 +70,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         record.error[:_MOST_CHARS],
         None if origin is None else (origin["job"], origin["checkpoint"]),
         min(record.doubt_tokens, _MOST_TOKENS),
-        _nanodollars(record.doubt_dollars),
+        min(nanodollars_of(record.doubt_dollars), _MOST_TOKENS),
     )
     return EndedJob(
         job_id,
@@ -85,7 +83,7 @@ def ended_job(reader: JournalReader, job_id: str) -> EndedJob | None:
         last_ms if record.completed_at is None else round(record.completed_at * 1000),
         searched(record),
         min(record.tokens, _MOST_TOKENS),
-        _nanodollars(record.dollars),
+        min(nanodollars_of(record.dollars), _MOST_TOKENS),
         msgspec.msgpack.encode(kept),
     )
 
@@ -138,15 +136,6 @@ def ended_records(
 def amounts_of(job: JobRecord) -> tuple[Amounts, Amounts]:
     """Returns the use of a job's own calls, and the part of it that is an upper bound."""
     return Amounts(job.tokens, job.dollars), Amounts(job.doubt_tokens, job.doubt_dollars)
-
-
-def dollars_of(nanodollars: int) -> Decimal:
-    """Returns a number of 10⁻⁹ dollars as dollars, without zeros at its end."""
-    return (nanodollars / _NANO).normalize() + 0
-
-
-def _nanodollars(dollars: Decimal) -> int:
-    return min(round(dollars * _NANO), _MOST_TOKENS)
 
 
 def searched(record: JobRecord) -> str:

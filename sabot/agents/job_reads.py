@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 
 from sabot.agents.entry_values import key_text
-from sabot.agents.job_history import amounts_of, dollars_of, ended_records, record_of, searched
+from sabot.agents.job_history import amounts_of, ended_records, record_of, searched
 from sabot.agents.job_view import JobState, JobView
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
@@ -165,8 +165,7 @@ def _listed(
     """Returns the jobs with the usage of their trees, which the history and the view have."""
     records = [record_of(job) if isinstance(job, EndedJob) else job.record() for job in page]
     parents = {record.job_id for record in records if record.children}
-    below = reader.history.used_below(parents)
-    used = {job_id: Amounts(each.tokens, dollars_of(each.nanodollars)) for job_id, each in below.items()}
+    used = reader.history.used_below(parents)
     doubts: dict[str, Amounts] = {}
     for each in view.states.values() if parents else ():
         above = each.job_id

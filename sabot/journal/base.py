@@ -25,9 +25,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sabot.base.accounts import Amounts
 from sabot.clock import Clock
 from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
@@ -95,7 +96,7 @@ class JobHistory(ABC):
         """Returns the rows of the jobs among these that are in the history."""
 
     @abstractmethod
-    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+    def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
         """Returns, for each of these jobs, the use of all jobs of the history below it; a job without such jobs is missing."""
 
 

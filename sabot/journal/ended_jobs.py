@@ -1,9 +1,12 @@
 """Jobs that have ended, as the history of a journal shows them without their entries, and the queries of lists."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
+
+_NANO = Decimal(1_000_000_000)
 
 
 class EndedJob(msgspec.Struct, frozen=True, array_like=True):
@@ -63,18 +66,21 @@ class EndedQuery(NamedTuple):
         return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
 
 
-class Use(NamedTuple):
-    """The use of the calls of several jobs."""
-
-    tokens: int = 0
-    nanodollars: int = 0
-
-
 class HistoryBounds(NamedTuple):
     """The bounds of a history: jobs that ended not before `before_ms`, and of them the newest ones, up to `most_bytes`."""
 
     before_ms: int
     most_bytes: int
+
+
+def dollars_of(nanodollars: int) -> Decimal:
+    """Returns a number of 10⁻⁹ dollars as dollars, without zeros at its end."""
+    return (nanodollars / _NANO).normalize() + 0
+
+
+def nanodollars_of(dollars: Decimal) -> int:
+    """Returns dollars as the nearest number of 10⁻⁹ dollars."""
+    return round(dollars * _NANO)
 
 
 def descendants(job: str) -> tuple[str, str]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from sabot.base.accounts import Amounts
 from sabot.journal.base import JobHistory, Position
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, descendants, dollars_of
 from sabot.journal.entries import Entry
 from sabot.journal.entry_counts import Connection, among, parts
 
@@ -187,13 +188,13 @@ class SqlHistory(JobHistory):
             for row in self._select(f"SELECT {_COLUMNS} FROM history WHERE job {among(names)}", names)
         ]
 
-    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+    def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
         found = {}
         for names in parts(list(jobs) if self._there else [], _MOST_NAMED):
             values = [value for name in names for value in (name, *descendants(name))]
             for job, tokens, nanodollars in self._select(" UNION ALL ".join([_BELOW] * len(names)), values):
                 if tokens is not None:
-                    found[job] = Use(int(tokens), int(nanodollars))
+                    found[job] = Amounts(int(tokens), dollars_of(int(nanodollars)))
         return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sabot.base.accounts import Amounts
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, UserError
 from sabot.journal.base import (
@@ -26,7 +27,7 @@ from sabot.journal.base import (
     check_letter,
     entry_of_letter,
 )
-from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, Use, descendants, newest_first
+from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds, descendants, dollars_of, newest_first
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -151,12 +152,13 @@ class _MemoryHistory(JobHistory):
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
         return [job for job in self._all() if job.job in jobs]
 
-    def used_below(self, jobs: Collection[str]) -> dict[str, Use]:
+    def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
         found, known = {}, self._all()
         for job in jobs:
             first, behind = descendants(job)
             if below := [each for each in known if first <= each.job < behind]:
-                found[job] = Use(sum(each.tokens for each in below), sum(each.nanodollars for each in below))
+                dollars = dollars_of(sum(each.nanodollars for each in below))
+                found[job] = Amounts(sum(each.tokens for each in below), dollars)
         return found
 
     def _all(self) -> list[EndedJob]:

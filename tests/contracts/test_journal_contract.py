@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from confluent_kafka import Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot.base.accounts import Amounts
 from sabot.clock import ManualClock
 from sabot.errors import AppLocked, CorruptJournal, LetterRefused, OtherJournal, SabotError, UserError
 from sabot.journal import Inbox, Journal, JournalReader, Letter, Position
@@ -824,7 +826,8 @@ def test_the_history_says_what_the_jobs_below_a_job_have_used(journal: Journal) 
     keeping(journal)
     journal.trim(ended(journal, "tom", "tom~1", "tom~1~2", "tom-4"))
     used = journal.history.used_below(["tom", "tom~1", "tom-4"])
-    assert used == {"tom": (6, 10), "tom~1": (3, 5)}
+    nanodollar = Decimal("1e-9")
+    assert used == {"tom": Amounts(6, 10 * nanodollar), "tom~1": Amounts(3, 5 * nanodollar)}
     assert journal.history.used_below([]) == {}
 
 
