@@ -48,7 +48,7 @@ class JournalAddress:
 
     @property
     def works_elsewhere(self) -> bool:
-        """False if the settings of the client are of this process: functions."""
+        """False if the settings of the Kafka client include functions, which exist only in this process."""
         return not any(map(callable, self.kafka.values()))
 
 

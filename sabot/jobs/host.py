@@ -110,7 +110,7 @@ class JobHost(HostState):
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def register(self, agent_id: str, owner: JobOwner, children: ChildLimits = DEFAULT_LIMITS) -> None:
-        """Makes this owner the agent with this id. `children`: the children that its jobs may begin."""
+        """Registers the owner of the jobs of an agent. `children`: limits for the children that its jobs may begin."""
         self.owners[agent_id] = owner
         self.jobs.limits[agent_id] = children
 

@@ -54,7 +54,9 @@ class JobLetters:
         self._host.put(LettersCame(posted_by=job_id))
 
     def taken(self, job_id: str) -> bool:
-        """Handles a letter of this job that was taken. Returns True if none of them is under way any more."""
+        """Called when the journal has taken a letter that this job has posted. Returns True if no other one is under
+        way.
+        """
         self._posting[job_id] -= 1
         if self._posting[job_id]:
             return False

@@ -163,7 +163,9 @@ class Parking:
                 self._notes.remove(job_id)
 
     def take_up(self, job: OpenJob, owner: JobOwner, timers: JobTimers) -> bool:
-        """Parks an open job as it was at the cut. Returns False if it must run over its history."""
+        """Parks an open job in the state that it had at the cut. Returns False if it cannot: then the job must run, and
+        replay its history.
+        """
         note = self._noted.pop(job.job_id, None)
         if note is None or self._notes is None:
             return False

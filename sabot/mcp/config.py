@@ -104,7 +104,9 @@ class McpConfig:
         return parse_seconds(getattr(self, name), name=name)
 
     def most_seconds(self, timeout_s: float) -> float:
-        """Returns the time limit in seconds of a whole call, if an answer has `timeout_s` seconds."""
+        """Returns the time limit in seconds of a whole call, however often it reports progress. `timeout_s`: the time
+        limit of one answer, in seconds.
+        """
         if self.max_call_time is None:
             return _MOST_TIMEOUTS * timeout_s
         return parse_seconds(self.max_call_time, name="max_call_time")

@@ -264,7 +264,9 @@ def tool_of(
     labels: Collection[str],
     prefix: str,
 ) -> Tool:
-    """Returns the offered tool, as agents take it. A class that may be repeated is repeated once, unless `retries` says otherwise."""
+    """Returns the offered tool as a Tool for agents. If the class of its effect allows another attempt, a failed call
+    is repeated once, or `retries` times.
+    """
     kind = effect_class(effect)
     name = f"{prefix}{offer.shown}"[:_MOST_NAME]
     world = frozenset[str]() if offer.open_world is False else frozenset({UNTRUSTED})

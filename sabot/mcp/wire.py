@@ -93,7 +93,9 @@ def recordable(server: str, what: str, value: T) -> T:
 
 
 def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the SDK's answers, from JSON that names the question of each."""
+    """Returns the answers to a server's questions as objects of the SDK. `answers`: by key, the method of the question
+    with its result or error, as JSON.
+    """
     return {
         key: types.ErrorData.model_validate(each["error"])
         if "error" in each

@@ -104,7 +104,7 @@ class Pool(Generic[M]):
                 self.tasks.begin(self._replace())
 
     def take(self) -> M | None:
-        """Returns the oldest free member that can work, which is not free any more; None if there is none."""
+        """Removes the oldest free member that can work from the free ones, and returns it; None if there is none."""
         for member in list(self.free):
             if self._can_work(member):
                 del self.free[member]

@@ -54,7 +54,9 @@ def unpaid(outcome: str, body: bytes) -> bool:
 
 
 class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The usage of a child and its own children, as the RESULT in the parent has it. `turns`: the number of calls of models."""
+    """The usage of a child and its own children, as the RESULT entry of its parent records it. `turns`: the number of
+    calls of models.
+    """
 
     tokens: int = 0
     cost: Decimal = NOTHING.cost

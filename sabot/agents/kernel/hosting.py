@@ -99,8 +99,8 @@ class KernelHost:
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the open jobs, and begins to serve. Raises UserError if the journal has open jobs of an agent that is
-        not here.
+        """Reads the open jobs, and begins to serve. Raises UserError if the journal has open jobs of an agent that the
+        kernel does not have.
         """
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)

@@ -336,7 +336,9 @@ class PolicyEngine(EffectGuard):
 
 
 def _is_cancelled() -> bool:
-    """Returns True if the task that waits for the decision was cancelled, and not the rule itself has raised."""
+    """Returns True if a CancelledError comes from a cancel of the task that waits for the decision. Otherwise the rule
+    itself has raised it.
+    """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

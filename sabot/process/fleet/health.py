@@ -195,7 +195,8 @@ class HealthMonitor:
         heartbeats: bool = False,
         is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Watches an instance from now on, in the place of one with the same id, whose requests are kept.
+        """Watches an instance from now on. It replaces an instance with the same id, and takes over the record of that
+        one's requests.
 
         - `child`: its process, or a function that returns the present one. None if it has processes only for its work.
         - `heartbeats`: True if it calls `beat` at least each `liveness_interval_secs`.
