@@ -48,7 +48,9 @@ def digest_of(spec: JobSpec, key: bytes) -> bytes:
 
 
 def check_same(job_id: str, spec: JobSpec, content: bytes, before: bytes) -> None:
-    """Raises IdempotencyConflict if the job of this key has other content."""
+    """Raises IdempotencyConflict if `content`, the digest of a new spec, is not that of the job which has its
+    idempotency key already (`before`).
+    """
     if content != before:
         raise IdempotencyConflict(
             f"idempotency key {spec.idempotency_key!r} of scope {spec.scope_id} is that of job {job_id}, with other content",

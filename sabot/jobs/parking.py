@@ -80,8 +80,8 @@ class Parking:
     """The jobs of a host that are parked, and those whose history is being read."""
 
     def __init__(self, host: HostState, notes: ParkedNotes | None, *, has_letter: Callable[[str], bool]) -> None:
-        """Makes the part of a host. `notes` keeps the notes; without it, a start runs all open jobs over their history.
-        `has_letter` returns True if a letter of a job is under way.
+        """Makes the parking of a host. `notes` keeps the notes of parked jobs; without it, a start replays the history
+        of every open job. `has_letter` returns True if a letter of a job is under way.
         """
         self._host = host
         self._notes = notes

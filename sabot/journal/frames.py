@@ -204,7 +204,7 @@ class FrameOrder:
     """The rule for which frames count. It takes the records of partition 0 in order, and `take` returns the frames that
     count.
 
-    `writer` is that of the last claim that counts. `seq` is the number of the next frame.
+    `writer` is the id of the writer whose claim is the last one that counts. `seq` is the number of the next frame.
     """
 
     def __init__(self) -> None:

@@ -505,8 +505,8 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables. `next_place` is the place of the next entry, unless entries are put back behind it. `removed`
-    is the value of `removed_before`.
+    """Empties the tables. The next entry gets the place `next_place`, if none is put back with a later place. After
+    this call `removed_before` returns `removed`.
     """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")

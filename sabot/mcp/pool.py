@@ -117,7 +117,9 @@ class McpServerPool:
     # -- servers ------------------------------------------------------------------------------------------------------
 
     def add(self, server: str, **options: Unpack[McpServerOptions]) -> None:
-        """Names a server and the way to reach it (`McpServerSpec`). Raises UserError if the name has another way already."""
+        """Names a server and the way to reach it (`McpServerSpec`). Raises UserError if the pool has a server with this
+        name that is reached in another way.
+        """
         spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
             raise UserError(

@@ -206,7 +206,9 @@ def _entries_until(recording: Recording, at: int | None) -> list[Entry]:
 
 
 def _places(entries: Sequence[Entry]) -> dict[int, int]:
-    """Returns for each step the number of entries up to its result, and for 0 that up to the beginning."""
+    """Returns, by ordinal of a step, the number of entries from the first one to the step's result. The key 0 stands
+    for the beginning, which is one entry long.
+    """
     view, places = JobView(), {0: 1}
     for count, entry in enumerate(entries, 1):
         over = [each for each in view.apply(entry).effects if each.ended_at is not None and each.state != "closed"]
