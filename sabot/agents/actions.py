@@ -17,9 +17,8 @@ from sabot.base.checks import TEXTS, Of, check
 from sabot.base.config import Duration, parse_seconds
 from sabot.clock import Clock
 from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
-from sabot.jobs.core import IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.guard import CONFIRM
-from sabot.jobs.history import ACTION_TYPES
+from sabot.jobs.history import ACTION_TYPES, IN_DOUBT, LOOK_UP, VERDICTS
 from sabot.jobs.values import rows_of_answer
 
 __all__ = [

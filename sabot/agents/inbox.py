@@ -12,7 +12,7 @@ from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord
 from sabot.agents.store import as_json
 from sabot.errors import LetterRefused, UserError
-from sabot.jobs.core import IN_DOUBT, LOOK_UP
+from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Letter

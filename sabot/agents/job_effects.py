@@ -15,8 +15,8 @@ from sabot.agents.job_view import EffectState, EffectView, HasBodies, JobView, r
 from sabot.agents.jobs import JobRecord, JobStatus
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UserError
-from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import GuardVerdict, decode_verdict
+from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.tree import child_id, parent_of
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import Begin, End, Entry

@@ -20,8 +20,8 @@ from sabot.agents.entry_values import as_plain, key_text, value_of
 from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, OpenEffect
 from sabot.base.accounts import NOTHING, Amounts
 from sabot.errors import UNREADABLE, CorruptJournal, EffectError, InternalError, UserError
-from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import CONFIRM, Decision, decode_verdict
+from sabot.jobs.history import IN_DOUBT
 from sabot.journal.base import JournalReader
 from sabot.journal.entries import (
     Answer,

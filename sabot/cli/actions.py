@@ -14,7 +14,7 @@ from sabot.cli.loading import WrongUse
 from sabot.cli.options import Kafka
 from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.errors import UserError
-from sabot.jobs.core import IN_DOUBT, LOOK_UP
+from sabot.jobs.history import IN_DOUBT, LOOK_UP
 from sabot.journal.entries import Letter
 
 actions = typer.Typer(help="List and answer questions to people.", no_args_is_help=True, rich_markup_mode=None)

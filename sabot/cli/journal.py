@@ -17,8 +17,8 @@ from sabot.cli.printing import columns, json_line, moment, shortened
 from sabot.cli.running import guarded
 from sabot.codecs.records import text_or_hex
 from sabot.errors import EffectError, UserError
-from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import decode_verdict
+from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.run import effect_words
 from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId

@@ -9,8 +9,8 @@ import asyncio
 from typing import Any
 
 from sabot.errors import EffectError, UserError
-from sabot.jobs.core import EffectCommand, asked_person, attempted, question, refusal
-from sabot.jobs.events import AskPerson, CallAsked, Instead, Resend, ResendDecided
+from sabot.jobs.core import Judged, PersonAsked, refusal, step
+from sabot.jobs.events import CallAsked, CallRequest
 from sabot.jobs.guard import EffectGuard, GuardVerdict, encode_verdict
 from sabot.jobs.host_state import HostState
 from sabot.jobs.log import JobLog
@@ -33,7 +33,7 @@ class CallRequests:
         """Begins another attempt for a call that sends its request once more, because it has not read the answer to the last one. Returns
         when that may be sent. Raises EffectError if nobody waits for the effect any more, BudgetExceeded.
         """
-        attempt, entry = await self._asked(effect, Resend())
+        attempt, entry = await self._asked(effect, "again")
         await self._log.sendable(entry)
         return EffectId(effect.job, effect.ordinal, attempt)
 
@@ -41,7 +41,7 @@ class CallRequests:
         """Records the verdict on another model, which a call asks in place of the first one from this attempt on. Returns when the journal
         has it. Raises EffectError if nobody waits for the effect any more.
         """
-        await self._log.sendable(await self._asked(effect, Instead(verdict)))
+        await self._log.sendable(await self._asked(effect, verdict))
 
     async def ask_person(self, effect: EffectId, kind: str, body: bytes, seconds: float | None) -> str:
         """Asks a person on behalf of a call under way (`AsksPerson`). Raises UserError for a second question,
@@ -51,9 +51,9 @@ class CallRequests:
             raise UserError(
                 f"effect {effect} asks a person in an event loop of its own", hint="make its tool a coroutine function"
             )
-        return str(await self._asked(effect, AskPerson(kind, body, seconds)))
+        return str(await self._asked(effect, PersonAsked(kind, body, seconds)))
 
-    async def _asked(self, effect: EffectId, request: Resend | Instead | AskPerson) -> Any:
+    async def _asked(self, effect: EffectId, request: CallRequest) -> Any:
         """Returns the host's answer. Raises EffectError if nobody waits for the effect any more."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._host.put(CallAsked(effect, request, answer))
@@ -61,72 +61,52 @@ class CallRequests:
 
     # -- where the host handles events --------------------------------------------------------------------------------
 
-    def answer(self, event: CallAsked, running: RunningJob | None, ask: Ask) -> EffectCommand | None:
-        """Answers a request. `running` is None for a call of a job that is not in memory. Returns the next command for
-        the effect if a person was asked, since its call is stopped then.
-        """
-        effect, answer = event.effect, event.answer
+    def answer(self, event: CallAsked, running: RunningJob, ask: Ask) -> PersonAsked | None:
+        """Answers a request. Returns the request if a person is to be asked, since the call is stopped then."""
+        effect, answer, now_ms = event.effect, event.answer, self._host.now_ms()
         match event.request:
-            case Resend():
+            case "again":
                 later = EffectId(effect.job, effect.ordinal, ask.attempt + 1)
                 denied = None if self._guard is None else self._guard.decide_again(later)
                 if denied is None or isinstance(denied, GuardVerdict):
-                    self._resend(running, ask, effect.job, denied, answer)
+                    self._resend(running, ask, denied, answer)
                 else:
                     self._host.put_when(
                         denied,
-                        lambda said: CallAsked(later, ResendDecided(said), answer),
+                        lambda said: CallAsked(later, Judged(said), answer),
                         f"what decides on effect {later}",
                     )
-            case ResendDecided(denied=denied):
-                self._resend(running, ask, effect.job, denied, answer)
-            case Instead(verdict=verdict):
-                entry = Attempt(effect.job, self._host.now_ms(), *effect[1:], encode_verdict(verdict))
+            case Judged(denied):
+                self._resend(running, ask, denied, answer)
+            case GuardVerdict() as verdict:
+                entry = Attempt(effect.job, now_ms, *effect[1:], encode_verdict(verdict))
                 answer.set_result(self._log.append(entry, running))
-            case AskPerson() if running is None or self._host.stopping:
+            case PersonAsked() if not running.in_memory or self._host.stopping:
                 answer.set_exception(EffectError("EffectOver", f"effect {effect} is left for the next start"))
-            case AskPerson(kind=kind, body=body, seconds=seconds):
-                return self._ask_person(running, ask, kind, body, seconds, answer)
+            case PersonAsked() as asks if self._may_ask(running, ask, asks, answer):
+                return asks
         return None
 
     def _resend(
-        self,
-        running: RunningJob | None,
-        ask: Ask,
-        job_id: str,
-        denied: GuardVerdict | None,
-        answer: "asyncio.Future[Any]",
+        self, running: RunningJob, ask: Ask, denied: GuardVerdict | None, answer: "asyncio.Future[Any]"
     ) -> None:
         if denied is not None:
             said = refusal(ask, denied.reason, denied.rule)
             answer.set_exception(model_error(denied.error, said) or EffectError(denied.error, said))
             return
-        attempted(ask)
-        entry = Attempt(job_id, self._host.now_ms(), ask.ordinal, ask.attempt)
+        (entry,), _ = step(running.job, ask, Judged(None), self._host.now_ms())
         answer.set_result((ask.attempt, self._log.append(entry, running)))
 
-    def _ask_person(
-        self,
-        running: RunningJob,
-        ask: Ask,
-        kind: str,
-        body: bytes,
-        seconds: float | None,
-        answer: "asyncio.Future[Any]",
-    ) -> EffectCommand | None:
-        history, ordinal, key = running.job.history, ask.ordinal, self._host.journal.key
-        before = history.approvals.get(ordinal)
-        if before is None:
-            at_ms = self._host.now_ms()
-            due_ms = 0 if seconds is None else at_ms + round(seconds * 1000)
-            asked = question(ask, running.job.job_id, at_ms, key, kind, body, due_ms=due_ms)
-            self._log.append(asked, running)
-            history.add_question(asked)
-            return asked_person(ask, asked)
-        if (before.name, before.digest) == (kind, digest(key, "ask", kind, body)) and history.approval(ordinal):
+    def _may_ask(self, running: RunningJob, ask: Ask, asks: PersonAsked, answer: "asyncio.Future[Any]") -> bool:
+        """Returns True if the call has asked nobody yet. Else answers it: it was made again behind the answer, or asks something else."""
+        history = running.job.history
+        if (before := history.approvals.get(ask.ordinal)) is None:
+            return True
+        named = asks.kind, digest(self._host.journal.key, "ask", asks.kind, asks.body)
+        if (before.name, before.digest) == named and history.approval(ask.ordinal):
             answer.set_result(before.token)
         else:
             said = f"{ask.name} asks a person, who was asked something else about this call before: a call asks one question"
             hint = "let another tool ask it, or the agent's function by ctx.ask; where a rule asks, the tool need not"
             answer.set_exception(UserError(said, hint=hint))
-        return None
+        return False

@@ -6,9 +6,9 @@ and no event loop.
                          ▼      ▼  │
                        approval  doubt
 
-Each function takes an effect and an event, changes the effect in place, and returns the next command. The host writes
-entries and runs commands (`effects`); an entry is always in the journal before the command that relies on it. The core
-does not read a guard's note: it only learns whether the guard allows, denies, or asks a person.
+`step` takes an effect and an event, changes the effect in place, and returns the next entries and the next command. The
+host (`effects`) appends the entries and then runs the command, so an entry is always in the journal before the call that
+relies on it. The functions below `step` decide on one kind of event each.
 """
 
 from asyncio import CancelledError
@@ -16,36 +16,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import UNREADABLE, EffectError, InternalError, UserError
 from sabot.jobs.certainty import Certainty
+from sabot.jobs.guard import CONFIRM, CallKind, Decision, GuardVerdict, encode_verdict
+from sabot.jobs.history import IN_DOUBT, LOOK_UP, NOT_MADE, VERDICTS, History
 from sabot.jobs.values import pack, pack_error, rows_of_answer
-from sabot.journal.effects import RULES, Doubt, EffectClass, Reconciled, digest, in_doubt
-from sabot.journal.entries import Answer, Intent
-
-IN_DOUBT = "in_doubt"
-"""The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
-
-VERDICTS = ("done", "not_done", "abandon")
-"""The answers to such a question, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
-
-LOOK_UP = "look_up"
-"""A further answer if the effect's tool has `reconcile=`: that function is called again, and may lead to another question."""
-
-NOT_MADE = "cancelled"
-"""The outcome of a child or a call that was certainly not made, and that the job no longer awaits (`drop`)."""
-
-TIMEOUT = "timeout"
-"""The name of a timer that limits the time of something, unlike a sleep. It starts anew in another attempt of the job."""
-
-WAITS_LONG = ("ask", "wait", "child")
-"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
-
-PARKS_MS = 1_000
+from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, in_doubt
+from sabot.journal.entries import UNSENT, Answer, Attempt, EffectResult, Entry, Intent
 
 
 class EffectPhase(IntEnum):
@@ -78,7 +60,8 @@ class EffectState:
 
     `kind` is "call", "ask", "sleep", "wait", "child" or "patch". `token` and `due_ms` are those of the question that is open: the
     function's own, or one about the effect. `attempt` counts from 1; 0 means that a person has to allow the effect first. `dropped` is
-    True once the function awaits it no longer.
+    True once the function awaits it no longer. `verdict` is what the guard has decided. `model` is the name of the model that a call asks.
+    `retries` and `in_doubt` are what the tool of a call says.
     """
 
     ordinal: int
@@ -92,11 +75,27 @@ class EffectState:
     attempt: int = 1
     phase: EffectPhase = ASKED
     dropped: bool = False
+    verdict: GuardVerdict | None = None
+    model: str = ""
+    retries: int = 0
+    in_doubt: Literal["ask", "fail", "assume_done"] = "ask"
 
     @property
     def title(self) -> str:
-        """The name of the effect in messages."""
-        return self.name
+        """The name of the effect in messages. A call that asks a model has the name of the model."""
+        return self.model or self.name
+
+    @property
+    def guarded(self) -> CallKind | None:
+        """The kind of call on which the guard decides. None for effects that need no decision."""
+        if self.kind == "call":
+            return "model" if self.model else "tool"
+        return "child" if self.kind == "child" else None
+
+    @property
+    def gives_rows(self) -> bool:
+        """True if the result is a list of rows."""
+        return False
 
     def enter(self, phase: EffectPhase) -> None:
         """Changes the phase. Raises InternalError for a transition that the table does not have."""
@@ -117,14 +116,62 @@ class EffectState:
         return RULES[EffectClass(self.effect_class)].repeatable
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
+
+    effect: EffectId
+    certainty: Certainty
+    outcome: str
+    body: bytes
+
+
+class LookedUp(msgspec.Struct, frozen=True):
+    """The finding of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
+
+    effect: EffectId
+    found: Reconciled
+    result: bytes | None = None
+
+
+class Judged(NamedTuple):
+    """The event that the guard has decided on another attempt. `denied` is its verdict, or None if the attempt may be
+    made.
+    """
+
+    denied: GuardVerdict | None
+
+
+class PersonAsked(NamedTuple):
+    """The request of a call to ask a person. `kind` is the type of the question, `body` its payload as JSON, and
+    `seconds` the time for the answer, or None.
+    """
+
+    kind: str
+    body: bytes
+    seconds: float | None
+
+
+EffectEvent = (
+    Outcome | Literal["asked", "unawaited", "resumed", "due", "unsure"] | Judged | LookedUp | PersonAsked | Answer
+)
+"""An event of an effect. An Answer is the answer of a person to the open question about the effect.
+
+"asked": the function has asked for the effect, and the guard has decided (`verdict`). "unawaited": the same, but nothing
+is to be made. "resumed": an earlier run of the job has written the INTENT. "due": the back-off of the tool is over.
+"unsure": nobody knows whether the effect was made, and no worker can be making it now.
+"""
+
+
 class EffectCommand(NamedTuple):
     """A command to the host.
 
-    "result" records the outcome and the body. "wait" sets the timer of the effect, if it has one, which counts from
-    `at_ms`. "make" calls the tool. "again" makes another attempt if the guard allows it, and "later" does so after the
-    tool's back-off. "begin" begins the child. "approve" asks a person whether the effect may be made, "inquire" whether
-    it was made, and "reconcile" calls the tool's `reconcile=`. "resolve_doubt" decides on an effect of which nobody
-    knows whether it was made. "nothing" waits for an event.
+    "make" calls the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's
+    back-off. "begin" begins the child. "reconcile" calls the tool's `reconcile=`. "doubt" waits until no worker can be
+    making the call; then the event "unsure" follows. "wait" sets the timer of the effect, if it has one, which counts
+    from `at_ms`. "nothing" waits for an event.
+
+    `step` makes entries of three commands, so that the host never sees them: "result" records the outcome and the body,
+    "approve" asks a person whether the effect may be made, and "inquire" whether it was made.
     """
 
     kind: str
@@ -133,8 +180,89 @@ class EffectCommand(NamedTuple):
     at_ms: int = 0
 
 
-MAKE, BEGIN, AGAIN, LATER, RESOLVE_DOUBT = map(EffectCommand, ("make", "begin", "again", "later", "resolve_doubt"))
+MAKE, BEGIN, AGAIN, LATER, RESOLVE_DOUBT = map(EffectCommand, ("make", "begin", "again", "later", "doubt"))
 RECONCILE, APPROVE, INQUIRE, NOTHING = map(EffectCommand, ("reconcile", "approve", "inquire", "nothing"))
+
+
+class JobFacts(Protocol):
+    """A job, as `step` knows it."""
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job."""
+
+    @property
+    def key(self) -> bytes:
+        """The key of the journal."""
+
+    @property
+    def history(self) -> History:
+        """The history of the job up to now."""
+
+
+def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) -> tuple[list[Entry], EffectCommand]:
+    """Handles an event of an effect. Returns the next entries in their order, and the next command, which relies on them."""
+    history, ordinal, verdict = job.history, effect.ordinal, effect.verdict
+    entries: list[Entry] = []
+    asked: Intent | None = None
+    command = NOTHING
+    match event:
+        case Outcome():
+            command = attempt_ended(effect, event)
+            if command is LATER and not effect.repeatable:  # the next start would not know that it was not sent
+                history.not_made.add(ordinal)
+                entries.append(Attempt(job.job_id, now_ms, ordinal, effect.attempt, UNSENT))
+        case "asked" | "unawaited" | "resumed":
+            at_ms, resumed = now_ms, event == "resumed"
+            if resumed:
+                intent = history.intents.get(ordinal)
+                at_ms = 0 if intent is None else intent.at_ms
+            else:
+                note = b"" if verdict is None else encode_verdict(verdict)
+                what = ordinal, effect.kind, effect.name, effect.digest, effect.effect_class, effect.body
+                entries.append(Intent(job.job_id, at_ms, *what, effect.token, effect.due_ms, note))
+            if event == "unawaited":
+                effect.enter(OPEN)
+            elif verdict is None:
+                command = intended(effect, at_ms, resumed=resumed)
+            elif verdict.decision is Decision.DENY:
+                command = refused(effect, verdict.reason or "a rule denies it", verdict.error, verdict.rule)
+            else:
+                asks, answer = verdict.decision is Decision.ASK, history.approval(ordinal)
+                command = intended(effect, at_ms, resumed=resumed, asks=asks, answer=answer)
+        case Judged(None):
+            command = attempted(effect)
+            history.begin_attempt(ordinal, effect.attempt)
+            entries.append(Attempt(job.job_id, now_ms, ordinal, effect.attempt))
+        case Judged(denied) if denied is not None:
+            command = refused(effect, denied.reason, denied.error, denied.rule)
+        case "due":
+            command = repeat_or_drop(effect)
+        case "unsure":
+            said = continue_with_question(effect, ordinal in history.not_made, *history.question_about(ordinal))
+            command = doubted(effect) if said is None else said
+        case LookedUp():
+            command = doubted(effect, event.found, event.result)
+        case PersonAsked(kind, body, seconds):
+            due_ms = 0 if seconds is None else now_ms + round(seconds * 1000)
+            asked = question(effect, job.job_id, now_ms, job.key, kind, body, due_ms=due_ms)
+        case Answer():
+            history.answers[event.token] = event
+            command = answered(effect, event)
+    if command is INQUIRE:
+        asked = inquiry(job, effect, now_ms)
+    elif command is APPROVE and (before := history.approvals.get(ordinal)) is not None:
+        command = asked_person(effect, before)  # once, also over restarts
+    elif command is APPROVE:
+        asked = approval(job, effect, now_ms)
+    elif command.kind == "result":
+        entries.append(EffectResult(job.job_id, now_ms, ordinal, effect.attempt, command.outcome, command.body))
+        command = NOTHING
+    if asked is not None:
+        entries.append(asked)
+        history.add_question(asked)
+        command = asked_person(effect, asked)
+    return entries, command
 
 
 def intended(
@@ -164,11 +292,11 @@ def asked_person(effect: EffectState, question: Intent) -> EffectCommand:
     return EffectCommand("wait", at_ms=question.at_ms)
 
 
-def answered(effect: EffectState, answer: Answer, *, gives_rows: bool = False) -> EffectCommand:
-    """Handles a person's answer to the open question about an effect. `gives_rows`: a result is a list of rows."""
+def answered(effect: EffectState, answer: Answer) -> EffectCommand:
+    """Handles a person's answer to the open question about an effect."""
     effect.token, effect.due_ms = "", 0
     if effect.phase is DOUBT:
-        return _verdict(effect, answer, gives_rows)
+        return _verdict(effect, answer)
     return repeat_or_drop(effect) if effect.attempt else approved(effect, answer)
 
 
@@ -200,14 +328,15 @@ def refusal(effect: EffectState, why: str, rule: str) -> str:
     return f"{effect.title} was not done: {why}" + (f" (rule {rule})" if rule else "")
 
 
-def attempt_ended(effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int) -> EffectCommand:
+def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
     """Handles the outcome of an attempt."""
-    if outcome != "ok" and effect.attempt <= retries and may_repeat(effect, not_made=certainty is Certainty.NOT_SENT):
+    not_made, more = ended.certainty is Certainty.NOT_SENT, effect.attempt <= effect.retries
+    if ended.outcome != "ok" and more and may_repeat(effect, not_made=not_made):
         return LATER
-    if certainty is Certainty.UNKNOWN and not effect.repeatable:
+    if ended.certainty is Certainty.UNKNOWN and not effect.repeatable:
         effect.enter(DOUBT)
         return RESOLVE_DOUBT
-    return EffectCommand("result", outcome, body)
+    return EffectCommand("result", ended.outcome, ended.body)
 
 
 def repeat_or_drop(effect: EffectState) -> EffectCommand:
@@ -228,7 +357,7 @@ def attempted(effect: EffectState) -> EffectCommand:
 
 
 def continue_with_question(
-    effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None, *, gives_rows: bool = False
+    effect: EffectState, not_made: bool, asked: Intent | None, answer: Answer | None
 ) -> EffectCommand | None:
     """Continues with a call whose last attempt has no result: with the question that a person was already asked about
     it, or with another attempt if the last one was certainly not made (`not_made`). Returns None if neither applies, so
@@ -237,20 +366,13 @@ def continue_with_question(
     if asked is None:
         return repeat_or_drop(effect) if not_made else None
     waits = asked_person(effect, asked)
-    return waits if answer is None else answered(effect, answer, gives_rows=gives_rows)
+    return waits if answer is None else answered(effect, answer)
 
 
-def doubted(
-    effect: EffectState,
-    configured: Literal["ask", "fail", "assume_done"],
-    found: Reconciled | None = None,
-    result: bytes | None = None,
-) -> EffectCommand:
-    """Decides on an effect of which nobody knows whether it was made. `configured` is `in_doubt=` of its tool. `found`
-    and `result` are the findings of its `reconcile=`.
-    """
+def doubted(effect: EffectState, found: Reconciled | None = None, result: bytes | None = None) -> EffectCommand:
+    """Decides on an effect of which nobody knows whether it was made. `found` and `result` are the findings of its `reconcile=`."""
     effect.enter(DOUBT)
-    match in_doubt(EffectClass(effect.effect_class), configured=configured, found=found):
+    match in_doubt(EffectClass(effect.effect_class), configured=effect.in_doubt, found=found):
         case Doubt.AGAIN | Doubt.AGAIN_WITH_KEY:
             return repeat_or_drop(effect)
         case Doubt.RECONCILE:
@@ -264,7 +386,7 @@ def doubted(
             return INQUIRE
 
 
-def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCommand:
+def _verdict(effect: EffectState, answer: Answer) -> EffectCommand:
     """Handles a person's verdict on an effect in doubt. Any other word means `abandon`: nothing is repeated by mistake."""
     body = _resolution(answer) if answer.outcome == "resolved" else {}
     said, result = body.get("outcome", body.get("answer")), body.get("result")
@@ -277,7 +399,7 @@ def _verdict(effect: EffectState, answer: Answer, gives_rows: bool) -> EffectCom
         error = EffectError("Abandoned", f"{effect.name} was abandoned{by}")
         return EffectCommand("result", error.type, pack_error(error))
     try:
-        return EffectCommand("result", "ok", pack(rows_of_answer(result) if gives_rows else result, effect.name))
+        return EffectCommand("result", "ok", pack(rows_of_answer(result) if effect.gives_rows else result, effect.name))
     except UserError as error:  # an unchecked answer, which came straight into the inbox
         return EffectCommand("result", stored_name(type(error)), pack_error(error))
 
@@ -309,19 +431,6 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
     return any(each.kind == "call" and RULES[EffectClass(each.effect_class)].settles for each in effects)
 
 
-def may_park(effects: Iterable[EffectState], now_s: float) -> bool:
-    """Returns True if all these effects may take long, so that a job that waits for nothing else need not stay in
-    memory.
-    """
-    for each in effects:
-        if each.kind == "sleep":
-            if each.due_ms - now_s * 1000 <= PARKS_MS:
-                return False
-        elif each.phase is AWAITS_GUARD or not (each.kind in WAITS_LONG or each.token):
-            return False
-    return True
-
-
 def question(
     effect: EffectState, job_id: str, at_ms: int, key: bytes, name: str, asked: Any, *, about: str = "", due_ms: int = 0
 ) -> Intent:
@@ -333,6 +442,31 @@ def question(
     token, name_of = question_token(key, job_id, effect.ordinal, about), digest(key, "ask", name, asked)
     body = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
     return Intent(job_id, at_ms, effect.ordinal, "ask", name, name_of, "", body, token, due_ms)
+
+
+def approval(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
+    """Returns the question whether an effect may be made, of type "confirm"."""
+    verdict = effect.verdict
+    assert verdict is not None
+    payload: dict[str, Any] = {"effect": effect.title, "kind": effect.guarded, "ordinal": effect.ordinal}
+    payload |= {"reason": verdict.reason, "rule": verdict.rule, "answers": ["approve", "reject"]}
+    due_ms = at_ms + round(verdict.wait_s * 1000) if verdict.wait_s else 0
+    return question(effect, job.job_id, at_ms, job.key, CONFIRM, payload, due_ms=due_ms)
+
+
+def inquiry(job: JobFacts, effect: EffectState, at_ms: int) -> Intent:
+    """Returns the question whether an effect was made: done, not done, or abandon; or to look it up again, which may lead to another
+    question.
+    """
+    answers = [*VERDICTS, *([LOOK_UP] if effect.effect_class == EffectClass.RECONCILABLE else [])]
+    payload = {"effect": effect.name, "ordinal": effect.ordinal, "attempt": effect.attempt, "answers": answers}
+    about = f"{IN_DOUBT} {effect.attempt}"
+    if (earlier := job.history.doubts.get(effect.ordinal)) is not None:
+        payload["looked"] = msgspec.json.decode(earlier.body).get("looked", 0) + 1  # type: ignore[arg-type]
+        about += f" {payload['looked']}"
+    if effect.gives_rows:
+        payload["gives"] = "rows"
+    return question(effect, job.job_id, at_ms, job.key, IN_DOUBT, payload, about=about)
 
 
 def job_seed(job_id: str, runs: int, key: bytes) -> bytes:

@@ -1,18 +1,20 @@
 """The events in the queue of a host. `JobHost` matches all of them in one place, and handles one after the other.
 
-The runner adds two: `Outcome`, of an attempt, and `LookedUp`, the finding of a tool's `reconcile=`.
+Some values are events by themselves. A RunningJob is quiet: its next effect is taken up, and after the last one the job
+ends, is parked, or waits. An OpenJob had ended before the start, or its turn has come. An Outcome or LookedUp is from the
+runner. A future gets its result when all events before it are handled.
 """
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from sabot.jobs.core import EffectEvent, Judged, LookedUp, Outcome, PersonAsked
 from sabot.jobs.guard import Behalf, GuardVerdict
 from sabot.jobs.owner import OpenJob, RunningJob
 from sabot.jobs.run import Ask
-from sabot.jobs.runner import LookedUp, Outcome
 from sabot.journal import Position
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import Answer, End, Entry, Signal
@@ -33,12 +35,6 @@ class BeginJob(msgspec.Struct):
     taken: Sequence[Entry]
 
 
-class TurnCame(msgspec.Struct):
-    """The event that the turn of a child has come, which has waited with its BEGIN in the journal."""
-
-    job_id: str
-
-
 class NotBegun(msgspec.Struct):
     """The event that a child that a job has asked for does not begin, with this outcome."""
 
@@ -47,26 +43,11 @@ class NotBegun(msgspec.Struct):
     body: bytes
 
 
-class EndedBefore(msgspec.Struct):
-    """The event that a job had failed or was cancelled after the restored checkpoint."""
-
-    job: OpenJob
-    end: End
-
-
 class Loaded(msgspec.Struct):
     """The event that the history of a job was read."""
 
     job_id: str
     entries: list[tuple[Position, Entry]]
-
-
-class Turned(msgspec.Struct):
-    """The event that a job is quiet: its next effect is taken up. After the last one, the job ends, is parked, or
-    waits.
-    """
-
-    running: RunningJob
 
 
 class LastDurable(msgspec.Struct):
@@ -87,69 +68,27 @@ class AttemptDue(msgspec.Struct):
 # -- effects ------------------------------------------------------------------------------------------------------------
 
 
-class GuardDecided(msgspec.Struct):
-    """The event that the guard has decided on an effect."""
-
-    running: RunningJob
-    ask: Ask
-    verdict: GuardVerdict
-
-
-class RepeatDue(msgspec.Struct):
-    """The event that the back-off of a tool is over, after an attempt that failed."""
-
-    running: RunningJob
-    ask: Ask
-
-
-class RepeatDecided(msgspec.Struct):
-    """The event that the guard has decided on another attempt. `denied` is its verdict, or None if the attempt may be
-    made.
+class EffectWaited(msgspec.Struct):
+    """An event of an effect for which the host has waited: one of the core, or the guard's verdict on an effect that has no
+    INTENT yet.
     """
 
     running: RunningJob
     ask: Ask
-    denied: GuardVerdict | None
+    event: EffectEvent | GuardVerdict
 
 
-class DoubtDue(msgspec.Struct):
-    """The event that the time-out of another worker's call is over, so that its doubt can be resolved."""
-
-    running: RunningJob
-    ask: Ask
-
-
-class Resend(msgspec.Struct):
-    """The request of a call for another attempt, in which it sends its request again."""
-
-
-class ResendDecided(msgspec.Struct):
-    """The decision of the guard on such an attempt. `denied` is its verdict, or None if the attempt may be made."""
-
-    denied: GuardVerdict | None
-
-
-class Instead(msgspec.Struct):
-    """The notice of a call that it asks another model in place of the first one, with the verdict on that model."""
-
-    verdict: GuardVerdict
-
-
-class AskPerson(msgspec.Struct):
-    """The request of a call to ask a person. `kind` is the type of the question, `seconds` the time for the answer, or
-    None.
-    """
-
-    kind: str
-    body: bytes
-    seconds: float | None
+CallRequest = Literal["again"] | Judged | GuardVerdict | PersonAsked
+"""A request of a call under way. "again": it is about to send its request again, in another attempt, on which the guard
+then decides (Judged). A verdict is that on another model, which the call asks in place of the first one.
+"""
 
 
 class CallAsked(msgspec.Struct):
     """The event that a call under way has a request, and waits for `answer`."""
 
     effect: EffectId
-    request: Resend | ResendDecided | Instead | AskPerson
+    request: CallRequest
     answer: "asyncio.Future[Any]"
 
 
@@ -178,30 +117,20 @@ class Arrived(msgspec.Struct):
     ask: Ask | None = None
 
 
-class HostStops(msgspec.Struct):
-    """The event that the host stops. `done` has its result when all events before this one are handled."""
-
-    done: "asyncio.Future[None]"
-
-
 Event = (
-    Turned
+    RunningJob
     | Outcome
     | LookedUp
-    | GuardDecided
-    | RepeatDue
-    | RepeatDecided
-    | DoubtDue
+    | EffectWaited
     | CallAsked
     | BeginJob
-    | TurnCame
+    | OpenJob
     | NotBegun
-    | EndedBefore
     | Loaded
     | LastDurable
     | AttemptDue
     | Due
     | LettersCame
     | Arrived
-    | HostStops
+    | asyncio.Future[None]
 )

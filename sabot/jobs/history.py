@@ -24,10 +24,29 @@ from typing import Any
 import msgspec
 
 from sabot.errors import CorruptJournal
-from sabot.jobs.core import IN_DOUBT, NOT_MADE, PARKS_MS, TIMEOUT, WAITS_LONG
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
 from sabot.journal.effects import RULES, EffectClass, EffectId
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
+
+IN_DOUBT = "in_doubt"
+"""The type of the question that asks a person whether an effect was made. Its intent has the ordinal of that effect."""
+
+VERDICTS = ("done", "not_done", "abandon")
+"""The answers to a question of type IN_DOUBT, as {"outcome": …}; with "done" also {"result": …}, which the job gets."""
+
+LOOK_UP = "look_up"
+"""A further answer if the effect's tool has `reconcile=`: that function is called again, and may lead to another question."""
+
+NOT_MADE = "cancelled"
+"""The outcome of a child or a call that was certainly not made, and that the job no longer awaits (`core.drop`)."""
+
+TIMEOUT = "timeout"
+"""The name of a timer that limits the time of something, unlike a sleep. It starts anew in another attempt of the job."""
+
+WAITS_LONG = ("ask", "wait", "child")
+"""The kinds of effects that park a job which waits for nothing else. So does a timer, unless it is due within PARKS_MS."""
+
+PARKS_MS = 1_000
 
 ACTION_TYPES = ("confirm", "choose", "input", "upload", "reauth", "apply_changes", "approval", IN_DOUBT, "custom")
 """The types of questions that Sabot knows. A durable agent may use further types."""

@@ -24,30 +24,23 @@ from sabot.base.supervision import watch_task
 from sabot.base.threads import run_in_thread, run_to_end
 from sabot.clock import Clock
 from sabot.errors import NonDeterminism, SabotError
-from sabot.jobs.core import NOT_MADE, PARKS_MS, may_happen, question_token
+from sabot.jobs.core import LookedUp, Outcome, may_happen, question_token
 from sabot.jobs.effects import Effects
 from sabot.jobs.events import (
     Arrived,
     AttemptDue,
     BeginJob,
     CallAsked,
-    DoubtDue,
     Due,
-    EndedBefore,
+    EffectWaited,
     Event,
-    GuardDecided,
-    HostStops,
     LastDurable,
     LettersCame,
     Loaded,
     NotBegun,
-    RepeatDecided,
-    RepeatDue,
-    TurnCame,
-    Turned,
 )
 from sabot.jobs.guard import NOBODY, Behalf, EffectGuard
-from sabot.jobs.history import ContinueAs, Delivery, History
+from sabot.jobs.history import NOT_MADE, PARKS_MS, ContinueAs, Delivery, History
 from sabot.jobs.host_state import HostState
 from sabot.jobs.journal_calls import call_journal
 from sabot.jobs.letters import JobLetters
@@ -56,7 +49,6 @@ from sabot.jobs.open_jobs import open_jobs
 from sabot.jobs.owner import JobOwner, OpenJob, RunningJob
 from sabot.jobs.parking import ParkedNotes, Parking
 from sabot.jobs.run import Ask, JobRun
-from sabot.jobs.runner import LookedUp, Outcome
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import UNAWAITED_CHILD, parent_of
 from sabot.jobs.values import pack_error
@@ -155,7 +147,7 @@ class JobHost(HostState):
         if self._serving is None:
             return
         last: asyncio.Future[None] = self.loop.create_future()
-        self.put(HostStops(last))  # behind the last outcomes
+        self.put(last)  # behind the last outcomes
         await asyncio.wait([last, self._serving], return_when=asyncio.FIRST_COMPLETED)
         self._serving.cancel()
         await asyncio.wait([self._serving])
@@ -279,26 +271,25 @@ class JobHost(HostState):
 
     def resume(self, job: OpenJob) -> None:
         """Runs an open job over its history. A job that had failed is not run; its owner is told again."""
-        if job.ended is not None and job.ended.outcome != "succeeded":
-            self.put(EndedBefore(job, job.ended))
-        elif job.last == job.began and parent_of(job.job_id)[0]:
-            self.put(TurnCame(job.job_id))
+        waits = job.last == job.began and parent_of(job.job_id)[0]
+        if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
+            self.put(job)
         else:
             self.parking.load(job.job_id)
 
-    def _take_turn(self, job_id: str) -> None:
-        """Begins a child that has waited for its turn after its BEGIN was recorded. Its timers count from now."""
-        if not self.stopping:
-            self.log.append(Attempt(job_id, self.now_ms(), 0, 1))
+    def _resume(self, job: OpenJob) -> None:
+        """Tells the owner of a job that it had ended; or begins a child that has waited for its turn, with its BEGIN in the journal."""
+        job_id, end = job.job_id, job.ended
+        if end is not None:
+            self.jobs.end(job_id)
+            self.log.unapplied.pop(job_id, None)
+            if job.ended_at is not None:
+                self.log.publish_again([(job.ended_at, end)])
+            self.owners[job.agent].had_ended(job)
+            self._tell_parent(job_id, end.outcome, self.journal.load(end.body), end.labels)
+        elif not self.stopping:
+            self.log.append(Attempt(job_id, self.now_ms(), 0, 1))  # its timers count from now
             self.parking.load(job_id)
-
-    def _had_ended(self, job: OpenJob, end: End) -> None:
-        self.jobs.end(job.job_id)
-        self.log.unapplied.pop(job.job_id, None)
-        if job.ended_at is not None:
-            self.log.publish_again([(job.ended_at, end)])
-        self.owners[job.agent].had_ended(job)
-        self._tell_parent(job.job_id, end.outcome, self.journal.load(end.body), end.labels)
 
     async def mark_of(self, job_id: str) -> JobMark | None:
         """Returns the journal's mark of a job that may have been asked for before, or None."""
@@ -329,38 +320,28 @@ class JobHost(HostState):
         """Handles an event. Returns an awaitable to be awaited before the next event, or None."""
         effects = self._effects
         match event:
-            case Turned():  # the two events of each effect come first, and capture nothing: that takes longer
-                self._take_up(event.running)
-            case Outcome():
+            case RunningJob():  # the two events of each effect come first, and capture nothing: that takes longer
+                self._take_up(event)
+            case Outcome() | LookedUp():
                 effects.call_ended(event)
-            case GuardDecided(running):
-                effects.guard_decided(event)
+            case EffectWaited(running, ask, waited):
+                effects.waited(running, ask, waited)
                 self.deliver()
                 if not self.stopping:
                     self.settle(running)
-            case RepeatDue():
-                effects.repeat_due(event)
-            case RepeatDecided(running, ask, denied):
-                effects.repeat_decided(running, ask, denied)
             case CallAsked():
                 effects.call_asked(event)
-            case LookedUp():
-                effects.looked_up(event)
-            case DoubtDue(running, ask):
-                effects.resolve_doubt(running, ask)
             case Due(job_id, ordinal):
                 self._due(job_id, ordinal)
             case LettersCame():
                 return run_to_end(self._take_letters(event.posted_by))
             case BeginJob():
                 self._begin_job(event)
-            case TurnCame(job_id):
-                self._take_turn(job_id)
+            case OpenJob():
+                self._resume(event)
             case NotBegun(job_id, outcome, body):
                 self.jobs.not_begun(job_id)
                 self._tell_parent(job_id, outcome, body, ())
-            case EndedBefore(job, end):
-                self._had_ended(job, end)
             case Loaded(job_id, entries):
                 self._replay_job(job_id, self.parking.loaded(job_id, entries))
             case LastDurable(running, error):
@@ -369,8 +350,8 @@ class JobHost(HostState):
                 self._attempt(running)
             case Arrived(entry, ask):
                 self._arrived(entry, ask)
-            case HostStops(done):
-                done.set_result(None)
+            case asyncio.Future():
+                event.set_result(None)
         if self.told:
             self.deliver()
         return None
@@ -405,7 +386,7 @@ class JobHost(HostState):
             return
         if (job.new or job.gone) and not running.noting:
             running.noting = True
-            self.put_front(Turned(running))
+            self.put_front(running)
         else:
             self.settle(running)
 
@@ -421,7 +402,7 @@ class JobHost(HostState):
         elif job.gone:
             self._drop(running, job.gone.popleft())
         if job.new or job.gone:
-            self.put_front(Turned(running))
+            self.put_front(running)
         else:
             running.noting = False
             self.settle(running)
@@ -509,7 +490,7 @@ class JobHost(HostState):
                     running.last = position
                 ask = running.job.open.get(entry.ordinal) if isinstance(entry, Answer) else None
                 if isinstance(entry, Answer) and ask is not None and ask.kind != "ask" and entry.token == ask.token:
-                    self._effects.deliver_answer(running, ask, entry)
+                    self._effects.step(running, ask, entry)
                 else:
                     self._run(running, running.job.deliver, entry)
         finally:
@@ -608,7 +589,7 @@ class JobHost(HostState):
     def _forget(self, running: RunningJob, *, stays_open: bool = False) -> None:
         """Removes the job from memory. `stays_open` is True if the next start goes on with it."""
         self._remove(running)
-        self._effects.forget(running.job, stays_open)
+        self._effects.forget(running, stays_open)
         running.job.discard()
 
     def _failed(self, running: RunningJob, error: BaseException) -> None:

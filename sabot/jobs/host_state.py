@@ -42,7 +42,7 @@ class HostState:
         self.loop = asyncio.get_running_loop()
         self.tasks: set[asyncio.Task[None]] = set()
         self.events: deque[Event] = deque()
-        self.put_front = self.events.appendleft  # what is handled before anything else is delivered
+        self.put_front = self.events.appendleft  # what is handled before anything else
         self.waker: asyncio.Future[None] | None = None  # of the task that handles events
 
     def put(self, event: Event) -> None:

@@ -18,17 +18,15 @@ from typing import Any, Protocol
 
 from sabot.base.stored_names import stored_name
 from sabot.errors import NonDeterminism, PolicyDenied, UserError
-from sabot.jobs.core import DONE, OPEN, TIMEOUT, EffectState, drop, job_seed, may_park, question_token
+from sabot.jobs.core import AWAITS_GUARD, DONE, OPEN, EffectState, drop, job_seed, question_token
 from sabot.jobs.guard import (
     APART,
     Behalf,
-    CallKind,
     GuardVerdict,
     Price,
     decode_verdict,
-    encode_verdict,
 )
-from sabot.jobs.history import ContinueAs, Delivery, History
+from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delivery, History
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, gives_rows, pack, unpack, unpack_error
@@ -48,32 +46,17 @@ PYTHON_MARK = " on Python "
 class Ask(EffectState):
     """An effect that the function has asked for, with its arguments.
 
-    `future` is the future that the function awaits, on the job's loop, if there is one. `model` is the name of the
-    model that a call asks. `verdict` is the decision of the guard. `apart` is True if the job's own budget is not to
-    count the call.
+    `future` is the future that the function awaits, on the job's loop, if there is one. `apart` is True if the job's
+    own budget is not to count the call.
     """
 
     future: "asyncio.Future[Any] | None" = None
     tool: Tool | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    model: str = ""
     price: Price | None = None
     timer: JobTimer | None = None
-    verdict: GuardVerdict | None = None
     apart: bool = False
-
-    @property
-    def title(self) -> str:
-        """The name of the effect in messages. A call that asks a model has the name of the model."""
-        return self.model or self.name
-
-    @property
-    def guarded(self) -> CallKind | None:
-        """The kind of call on which the guard decides. None for effects that need no decision."""
-        if self.kind == "call":
-            return "model" if self.model else "tool"
-        return "child" if self.kind == "child" else None
 
     @property
     def gives_rows(self) -> bool:
@@ -93,22 +76,6 @@ class Ask(EffectState):
             shown = mask(asked, verdict.hide)
             if shown is not asked:
                 self.body = pack(shown, f"arguments of {self.name}")
-
-    def intent(self, job_id: str, at_ms: int) -> Intent:
-        """Returns its INTENT entry."""
-        return Intent(
-            job_id,
-            at_ms,
-            self.ordinal,
-            self.kind,
-            self.name,
-            self.digest,
-            self.effect_class,
-            self.body,
-            self.token,
-            self.due_ms,
-            b"" if self.verdict is None else encode_verdict(self.verdict),
-        )
 
 
 class Pieces(Protocol):
@@ -160,7 +127,7 @@ class JobRun:
         )
         self.loop.now = max(history.begin.at_ms, history.tried_ms) / 1000  # from which timers of this attempt count
         self._told_ms = self._last_ms = history.begin.at_ms
-        self._key = key
+        self.key = key
         self._asked = history.base  # the ordinal of the last ask
         self._matches = history.attempt > 1  # asks are matched by what they ask, not by their ordinal
         self._unmatched = dict(history.intents)
@@ -282,12 +249,13 @@ class JobRun:
         args, kwargs = copied((args, kwargs), f"arguments of {tool.name}")
         ask = self._ask("call", tool.name, body, effect_class=tool.effect, body=body)
         ask.tool, ask.args, ask.kwargs, ask.model, ask.price = tool, args, kwargs, model, price
+        ask.retries, ask.in_doubt = tool.retry.retries, tool.in_doubt
         assert ask.future is not None
         return ask.future
 
     def is_recorded(self, name: str, body: bytes) -> bool:
         """Returns True if the journal has the call of this tool for which the function is about to ask."""
-        asked, recorded = digest(self._key, "call", name, body), self._unmatched
+        asked, recorded = digest(self.key, "call", name, body), self._unmatched
         return any(each.digest == asked for each in recorded.values()) if self._matches else self._asked + 1 in recorded
 
     def question(self, kind: str, body: bytes, timeout_s: float | None) -> "asyncio.Future[Answer]":
@@ -376,11 +344,11 @@ class JobRun:
             or self._asked - self.history.base >= MOST_EFFECTS
         ):
             raise self._refusal(effect_words(kind, name))
-        asked = digest(self._key, kind, name, arguments)
+        asked = digest(self.key, kind, name, arguments)
         intent, ordinal = self._recorded(kind, name, asked, effect_class)
         ask = Ask(ordinal, kind, name, effect_class, asked, body, due_ms=due_ms, apart=APART.get())
         if kind == "ask":
-            ask.token = question_token(self._key, self.job_id, ordinal)
+            ask.token = question_token(self.key, self.job_id, ordinal)
         if intent is not None:
             ask.phase, ask.due_ms, ask.token = OPEN, intent.due_ms, intent.token
             ask.verdict = decode_verdict(intent.note)
@@ -477,8 +445,16 @@ class JobRun:
         )
 
     def may_park(self, now_s: float) -> bool:
-        """Returns True if everything that the job waits for may take long."""
-        return may_park(self.open.values(), now_s)
+        """Returns True if all open effects may take long, so that a job that waits for nothing else need not stay in
+        memory.
+        """
+        for each in self.open.values():
+            if each.kind == "sleep":
+                if each.due_ms - now_s * 1000 <= PARKS_MS:
+                    return False
+            elif each.phase is AWAITS_GUARD or not (each.kind in WAITS_LONG or each.token):
+                return False
+        return True
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """Returns what the function has returned or raised. The job must be `finished`."""

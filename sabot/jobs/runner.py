@@ -23,8 +23,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from sabot.base.config import Secret
 from sabot.base.metrics import Durations
 from sabot.base.process_exit import EXITS, find_exit, wrap_exit
@@ -39,6 +37,7 @@ from sabot.calls.steps import watched
 from sabot.clock import Clock
 from sabot.errors import EffectError, JournalFailed, SabotError, UserError, short_repr
 from sabot.jobs.certainty import Certainty, certainty_of
+from sabot.jobs.core import LookedUp, Outcome
 from sabot.jobs.values import pack, pack_error, type_of, unpack, unpack_error
 from sabot.journal import Position
 from sabot.journal.effects import EffectId, Reconciled
@@ -65,23 +64,6 @@ when that is closed; until then whoever awaits it is cancelled.
 
 CALL: contextvars.ContextVar[tuple[EffectId, AsksPerson] | None] = contextvars.ContextVar("CALL", default=None)
 """The effect whose tool is being called, and the function by which it asks a person; None outside of such a call."""
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The outcome of one attempt. `outcome` is "ok" or the class of the error, `body` the packed value or the packed error."""
-
-    effect: EffectId
-    certainty: Certainty
-    outcome: str
-    body: bytes
-
-
-class LookedUp(msgspec.Struct, frozen=True):
-    """The finding of a tool's `reconcile=`: whether the effect was done, and its packed result if there is one."""
-
-    effect: EffectId
-    found: Reconciled
-    result: bytes | None = None
 
 
 Done = Callable[[Outcome], object]

@@ -21,8 +21,8 @@ from sabot.agents.entry_values import as_plain, value_of
 from sabot.agents.events.bus import RuntimeEvent, RuntimeEventType
 from sabot.agents.job_view import EffectView, JobState, JobView
 from sabot.errors import EffectError
-from sabot.jobs.core import IN_DOUBT
 from sabot.jobs.guard import Decision, decode_verdict
+from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.log import Blocked, Fragment, Notice
 from sabot.journal.effects import EffectClass
 from sabot.journal.entries import Answer, Attempt, Begin, EffectResult, End, Entry, Intent, StoredBody, body_of

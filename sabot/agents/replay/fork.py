@@ -26,7 +26,7 @@ from sabot.agents.replay.verification import JobCode, ReplayDifference, steps_of
 from sabot.base.checks import TEXTS, Of, check
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import NonDeterminism, UserError, short_repr
-from sabot.jobs.core import DOUBT, IN_DOUBT
+from sabot.jobs.core import DOUBT
 from sabot.jobs.events import Arrived
 from sabot.jobs.fork_history import part_of
 from sabot.jobs.guard import (
@@ -41,6 +41,7 @@ from sabot.jobs.guard import (
     decode_verdict,
     guard_of,
 )
+from sabot.jobs.history import IN_DOUBT
 from sabot.jobs.host import JobHost
 from sabot.jobs.owner import AfterFailure, OpenJob
 from sabot.jobs.run import Ask, JobRun, effect_words

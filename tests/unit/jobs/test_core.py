@@ -10,21 +10,22 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 from sabot.jobs import core
 from sabot.jobs.certainty import Certainty
-from sabot.jobs.core import ASKED, DONE, OPEN, EffectCommand, EffectState
-from sabot.jobs.guard import CONFIRM, Decision, GuardVerdict, encode_verdict
-from sabot.jobs.history import History
+from sabot.jobs.core import ASKED, DONE, OPEN, EffectCommand, EffectState, LookedUp, Outcome
+from sabot.jobs.guard import Decision, GuardVerdict
+from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.values import pack
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent
 
-JOB, KEY = "j", b"key"
+JOB = "j"
 PAY, PUT, BOOK, CHILD, TIMER = ("call", "pay"), ("call", "put"), ("call", "book"), ("child", "helper"), ("sleep", "")
 SCRIPT = {PAY: "unsafe", PUT: "idempotent", BOOK: "reconcilable", CHILD: "", TIMER: ""}
-NOTES = {PAY: encode_verdict(GuardVerdict(Decision.ASK))}
+VERDICTS = {PAY: GuardVerdict(Decision.ASK)}
 Event = tuple[Any, ...]
 
 
@@ -47,6 +48,8 @@ class Model:
     crashes: int = 1
     losses: int = 1
     sent_back: int = 1
+    job_id: str = JOB
+    key: bytes = b"key"
 
     # -- the host, without I/O ----------------------------------------------------------------------------------------
 
@@ -60,7 +63,8 @@ class Model:
             intent = recorded.get(asked)
             history.last_ordinal += intent is None
             ordinal = history.last_ordinal if intent is None else intent.ordinal
-            effect = EffectState(ordinal, *asked, effect_class, due_ms=9 * (asked == TIMER))
+            effect = EffectState(ordinal, *asked, effect_class, due_ms=9 * (asked == TIMER), retries=2)
+            effect.verdict = VERDICTS.get(asked)
             if intent is not None:
                 effect.phase, effect.attempt = OPEN, history.attempt_of(intent)
             if not history.has_result(ordinal):
@@ -69,49 +73,34 @@ class Model:
             self.drop()
         for effect in list(self.effects.values()):
             if effect.ordinal in self.effects:
-                self.take_up(effect)
+                self.step(effect, "asked" if effect.phase is ASKED else "resumed")
         self.settle()
 
-    def take_up(self, effect: EffectState) -> None:
-        asked, resumed = (effect.kind, effect.name), effect.phase is not ASKED
-        if not resumed:
-            entry = Intent(JOB, 0, effect.ordinal, *asked, effect_class=effect.effect_class, note=NOTES.get(asked, b""))
-            self.entries.append(entry)
-        answer = History.of(JOB, self.entries).approval(effect.ordinal) if resumed else None
-        self.do(effect, core.intended(effect, 0, resumed=resumed, asks=asked in NOTES, answer=answer))
+    @property
+    def history(self) -> History:
+        return History.of(JOB, self.entries)
 
-    def do(self, effect: EffectState, command: EffectCommand) -> None:
-        ordinal = effect.ordinal
+    def step(self, effect: EffectState, event: core.EffectEvent) -> None:
+        """As `Effects.step`: the entries, and then the command."""
+        entries, command = core.step(self, effect, event, 0)
+        for entry in entries:
+            if isinstance(entry, EffectResult):
+                self.result(effect, entry)
+            else:
+                self.entries.append(entry)
         match command.kind:
             case "make":
                 self.make(effect)
-            case "result":
-                self.result(effect, command)
             case "begin":
-                self.children |= {ordinal}
+                self.children |= {effect.ordinal}
             case "again":
-                made = core.attempted(effect)
-                self.entries.append(Attempt(JOB, 0, ordinal, effect.attempt))
-                self.do(effect, made)
+                self.step(effect, core.Judged(None))
             case "later":
-                self.do(effect, core.repeat_or_drop(effect))
-            case "resolve_doubt":
-                history = History.of(JOB, self.entries)
-                asked, answer = history.question_about(ordinal)
-                command = core.continue_with_question(effect, ordinal in history.not_made, asked, answer)
-                self.do(effect, core.doubted(effect, "ask") if command is None else command)
+                self.step(effect, "due")
+            case "doubt":
+                self.step(effect, "unsure")
             case "reconcile":
-                self.looking |= {ordinal}
-            case "approve":
-                self.ask(effect, CONFIRM, "", History.of(JOB, self.entries).approvals.get(ordinal))
-            case "inquire":
-                self.ask(effect, core.IN_DOUBT, f"{core.IN_DOUBT} {effect.attempt}", None)
-
-    def ask(self, effect: EffectState, name: str, about: str, before: Intent | None) -> None:
-        if before is None:
-            before = core.question(effect, JOB, 0, KEY, name, {}, about=about)
-            self.entries.append(before)
-        self.do(effect, core.asked_person(effect, before))
+                self.looking |= {effect.ordinal}
 
     def make(self, effect: EffectState) -> None:
         """The call is sent, when its entry is durable."""
@@ -121,7 +110,7 @@ class Model:
             raise Broken(f"{name} is called, and no entry says so before")
         if self.keys.setdefault(name, key) != key:
             raise Broken(f"{name} is called with another key")
-        if (effect.kind, name) in NOTES and not self.approved(effect.ordinal):
+        if effect.verdict is not None and not self.approved(effect.ordinal):
             raise Broken(f"{name} is called, and nobody has approved it")
         if effect.dropped and not RULES[EffectClass(SCRIPT["call", name])].repeatable:
             raise Broken(f"{name} is called again, and its job waits for it no longer")
@@ -130,11 +119,11 @@ class Model:
         self.durable = len(self.entries)
         self.flying |= {effect.ordinal}
 
-    def result(self, effect: EffectState, command: EffectCommand) -> None:
-        name, ok, done = effect.name, command.outcome == "ok", self.done[effect.name]
+    def result(self, effect: EffectState, entry: EffectResult) -> None:
+        name, ok, done = effect.name, entry.outcome == "ok", self.done[effect.name]
         if effect.kind == "call" and ok != (done > 0):
-            raise Broken(f"{name} is {command.outcome}, and was done {done} times")
-        self.deliver(effect, EffectResult(JOB, 0, effect.ordinal, effect.attempt, command.outcome, command.body))
+            raise Broken(f"{name} is {entry.outcome}, and was done {done} times")
+        self.deliver(effect, entry)
 
     def deliver(self, effect: EffectState, entry: EffectResult) -> None:
         if effect.ordinal not in self.effects:
@@ -152,7 +141,7 @@ class Model:
             del self.effects[ordinal]
             self.children -= {ordinal}
             if effect.kind == "child" and effect.recorded:
-                self.entries.append(EffectResult(JOB, 0, ordinal, 1, core.NOT_MADE))
+                self.entries.append(EffectResult(JOB, 0, ordinal, 1, NOT_MADE))
             elif effect.token:
                 self.entries.append(Answer(JOB, 0, ordinal, effect.token, "cancelled", by=JOB))
 
@@ -244,17 +233,18 @@ class Model:
                     self.happens(effect)
                 certainty = Certainty.DONE if kind == "returns" else Certainty.UNKNOWN
                 outcome = "ok" if kind == "returns" else "ConnectionResetError"
-                self.do(effect, core.attempt_ended(effect, outcome, pack(None, ""), certainty, retries=2))
+                self.step(effect, Outcome(EffectId(JOB, effect.ordinal), certainty, outcome, pack(None, "")))
             case "found":
                 self.looking -= {effect.ordinal}
-                self.do(effect, core.doubted(effect, "ask", Reconciled.DONE if done else Reconciled.NOT_DONE))
+                found = Reconciled.DONE if done else Reconciled.NOT_DONE
+                self.step(effect, LookedUp(EffectId(JOB, effect.ordinal), found))
             case "answers":
                 said = {"approved": given} if not effect.attempt else {"outcome": "done" if done else "not_done"}
                 if any(isinstance(each, Answer) and each.token == effect.token for each in self.entries):
                     raise Broken(f"a person is asked twice about {effect.name}")
                 answer = Answer(JOB, 0, effect.ordinal, effect.token, body=json.dumps(said).encode())
                 self.entries.append(answer)
-                self.do(effect, core.answered(effect, answer))
+                self.step(effect, answer)
             case "ends":
                 self.children -= {effect.ordinal}
                 self.deliver(effect, EffectResult(JOB, 0, effect.ordinal))
@@ -265,8 +255,8 @@ class Model:
         if self.done[effect.name] > 1:
             raise Broken(f"{effect.name} was done twice")
 
-    def key(self) -> Any:
-        """What the future depends on: two states with the same key are one."""
+    def state(self) -> Any:
+        """What the future depends on: two states that are equal here are one."""
         states = [(each.ordinal, each.phase, each.attempt, each.token, each.dropped) for each in self.effects.values()]
         return (
             frozenset(self.entries),
@@ -281,7 +271,7 @@ class Model:
 
 def walk(first: Any) -> int:
     """Walks all interleavings of a model, and returns how many states there are. Raises Broken, with the events that lead there."""
-    seen, waiting = {first.key()}, [(first, ())]
+    seen, waiting = {first.state()}, [(first, ())]
     while waiting:
         model, path = waiting.pop()
         events = list(model.events())
@@ -292,7 +282,7 @@ def walk(first: Any) -> int:
                 then = model.after(event)
             except Broken as broken:
                 raise Broken(f"after {(*path, event)}: {broken}") from None
-            if (key := then.key()) not in seen:
+            if (key := then.state()) not in seen:
                 seen.add(key)
                 waiting.append((then, (*path, event)))
     return len(seen)
@@ -322,10 +312,8 @@ def dropped_at_once(effect: EffectState) -> bool:
     return False
 
 
-def taken_as_result(
-    effect: EffectState, outcome: str, body: bytes, certainty: Certainty, retries: int
-) -> EffectCommand:
-    return ended(effect, outcome, body, Certainty.DONE, retries)
+def taken_as_result(effect: EffectState, outcome: Outcome) -> EffectCommand:
+    return ended(effect, msgspec.structs.replace(outcome, certainty=Certainty.DONE))
 
 
 def without(*kinds: type[Entry]) -> Any:
@@ -334,7 +322,7 @@ def without(*kinds: type[Entry]) -> Any:
 
 def forgotten_when_given_up(history: History, attempt: int, at_ms: int) -> None:
     for each in history.deliveries:
-        if isinstance(each, EffectResult) and each.outcome == core.NOT_MADE:
+        if isinstance(each, EffectResult) and each.outcome == NOT_MADE:
             history.intents.pop(each.ordinal, None)
     tried(history, attempt, at_ms)
 

@@ -15,16 +15,24 @@ from unit.jobs.test_core import Broken, walk
 from sabot.api.child_limits import ChildLimits
 from sabot.jobs import core
 from sabot.jobs.certainty import Certainty
-from sabot.jobs.core import DONE, OPEN, EffectCommand, EffectState
-from sabot.jobs.history import History
+from sabot.jobs.core import DONE, OPEN, EffectState, Outcome
+from sabot.jobs.history import NOT_MADE, History
 from sabot.jobs.tree import JobTree, child_id, parent_of
-from sabot.journal.entries import Attempt, Begin, Cancel, EffectResult, End, Entry, Intent
+from sabot.journal.effects import EffectId
+from sabot.journal.entries import Begin, Cancel, EffectResult, End, Entry
 
 ROOT = "j"
 AWAITED, BESIDE, TIMEOUT, CALL = ("child", "a"), ("child", "a"), ("sleep", ""), ("call", "put")
 SCRIPTS = {ROOT: (AWAITED, BESIDE, TIMEOUT), "j~1": (AWAITED,), "j~2": (CALL,), "j~1~1": (CALL,)}
 """What each job asks for in its first turn. It waits for the first effect alone, the root no longer than its timeout."""
 Event = tuple[str, str]
+
+
+@dataclass
+class Facts:
+    job_id: str
+    history: History
+    key: bytes = b""
 
 
 @dataclass
@@ -94,28 +102,29 @@ class Model:
         for entry in history.deliveries:
             self.turn(job, entry)
         for effect in [each for each in effects.values() if each.phase is not DONE]:
-            resumed = effect.recorded
-            if not resumed:
-                self.append(Intent(job, 0, effect.ordinal, effect.kind, effect.name, effect_class=effect.effect_class))
-            if effect.ordinal in now.effects:
-                self.do(job, effect, core.intended(effect, 0, resumed=resumed))
+            asked = "asked" if effect.ordinal in now.effects else "unawaited"
+            if effect.recorded and asked == "asked":
+                self.happened(job, effect, "resumed")
+            elif not effect.recorded:
+                self.happened(job, effect, asked)
         self.settle(job)
 
-    def do(self, job: str, effect: EffectState, command: EffectCommand) -> None:
+    def happened(self, job: str, effect: EffectState, event: core.EffectEvent) -> None:
+        """As `Effects.step`."""
+        entries, command = core.step(Facts(job, History.of(job, self.of(job))), effect, event, 0)
+        for entry in entries:
+            self.append(entry)
+            if isinstance(entry, EffectResult):
+                self.deliver([entry])
         match command.kind:
             case "begin":
                 self.begin_child(job, effect)
             case "make":
                 self.flying |= {job}
-            case "resolve_doubt":
-                self.do(job, effect, core.doubted(effect, "ask"))
+            case "doubt":
+                self.happened(job, effect, "unsure")
             case "again":
-                made = core.attempted(effect)
-                self.append(Attempt(job, 0, effect.ordinal, effect.attempt))
-                self.do(job, effect, made)
-            case "result":
-                result = EffectResult(job, 0, effect.ordinal, effect.attempt, command.outcome, command.body)
-                self.deliver([self.append(result)])
+                self.happened(job, effect, core.Judged(None))
 
     def begin_child(self, job: str, effect: EffectState) -> None:
         child = child_id(job, effect.ordinal)
@@ -123,7 +132,7 @@ class Model:
             return
         refusal = self.tree.refusal(job, "a", effect.ordinal - 1, cancelled=False)
         if refusal is not None:
-            self.do(job, effect, EffectCommand("result", refusal.type))
+            self.happened(job, effect, Outcome(EffectId(job, effect.ordinal), Certainty.DONE, refusal.type, b""))
         elif self.has(job, Cancel):
             raise Broken(f"{job} was cancelled, and begins {child}")
         else:
@@ -164,7 +173,7 @@ class Model:
         if SCRIPTS[job][ordinal - 1][0] == "child":
             told = [self.append(each) for each in self.tree.drop(job, [ordinal], "late", 0)]
             if job in self.running and not History.of(job, self.of(job)).has_result(ordinal):
-                told.append(self.append(EffectResult(job, 0, ordinal, 1, core.NOT_MADE)))
+                told.append(self.append(EffectResult(job, 0, ordinal, 1, NOT_MADE)))
             self.deliver(told)
         self.settle(job)
 
@@ -245,7 +254,7 @@ class Model:
                 self.deliver([self.append(EffectResult(ROOT, 0, 3))])
             case "flying":
                 effect = self.running[job].effects[1]
-                self.do(job, effect, core.attempt_ended(effect, "ok", b"", Certainty.DONE, 0))
+                self.happened(job, effect, Outcome(EffectId(job, 1), Certainty.DONE, "ok", b""))
             case "cancel":
                 self.cancels = 0
                 cancel = Cancel(ROOT, 0, "enough")
@@ -283,8 +292,8 @@ class Model:
                 if next(ends, "") != "succeeded":
                     raise Broken(f"{each.job} has a result of a child that has not succeeded")
 
-    def key(self) -> Any:
-        """What the future depends on: two states with the same key are one."""
+    def state(self) -> Any:
+        """What the future depends on: two states that are equal here are one."""
         running = [
             (job, now.finished, *((at, each.phase, each.attempt, each.dropped) for at, each in now.effects.items()))
             for job, now in sorted(self.running.items())

@@ -18,7 +18,7 @@ from sabot.agents.accounts.contract import LedgerEvent
 from sabot.agents.durable.context import DurableContext
 from sabot.clock import ManualClock
 from sabot.errors import EffectError, LetterRefused
-from sabot.jobs import run
+from sabot.jobs import core
 from sabot.journal import Letter
 from sabot.journal.entries import Attempt, Begin, Entry, Intent
 from sabot.journal.memory import MemoryStorage
@@ -71,7 +71,7 @@ def some_seed_finds(words: str) -> bool:
 
 
 def test_a_verdict_that_a_restart_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "encode_verdict", lambda _: b"")
+    monkeypatch.setattr(core, "encode_verdict", lambda _: b"")
     assert some_seed_finds("was denied, and made") or some_seed_finds("nobody has allowed it")
 
 
