@@ -9,6 +9,7 @@ changes. So the payloads of a batch are grouped by the bytes that they begin wit
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.base.arrays import PER_SECOND, decimal_array, decimal_floats, decimal_type, to_unit
+from sabot.base.quantities import counted_words
 from sabot.errors import UNREADABLE
 
 ConnectType = tuple[str, int]
@@ -97,6 +99,9 @@ class ConnectTypes:
 
     def _reason(self, field: pa.Field, value: pa.Scalar) -> str:
         known = self._known.get(field.name)
+        number = _number_in(value.as_py(), known) if pa.types.is_decimal(field.type) else None
+        if number is not None and (why := _too_many_digits(number, field.type)):
+            return why
         if known is not None:
             return f"{value.as_py()!r:.80} as {known[0]} is not a value of type {field.type}"
         if pa.types.is_timestamp(field.type):
@@ -110,6 +115,36 @@ class ConnectTypes:
 
 
 _UNITS_HINT = " (the connector needs time.precision.mode=connect, or schemas.enable=true, which gives the unit)"
+
+
+def _number_in(value: Any, known: ConnectType | None) -> Decimal | None:
+    """Returns the number in the value of a decimal column as the connector has written it, or None if it is none."""
+    try:
+        if known is None:
+            number = Decimal(value)
+        else:
+            text, scale = (value["value"], value["scale"]) if known[0] == _VARIABLE else (value, known[1])
+            number = _decimals(pa.array([text], pa.string()), scale)[0].as_py()
+    except (InvalidOperation, TypeError, LookupError, pa.ArrowException):
+        return None
+    return number if number.is_finite() else None
+
+
+def _too_many_digits(number: Decimal, kind: Any) -> str:
+    """Returns the reason why a column of this decimal type does not hold the number, with the type that does, or ""."""
+    _, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    zeros = len(digits) - len(bytes(digits).rstrip(b"\0"))  # at the end, which need no room behind the point
+    before, behind = max(len(digits) + exponent, 0), max(-exponent - zeros, 0)
+    room = kind.precision - kind.scale
+    if before <= room and behind <= kind.scale:
+        return ""
+    whole, places = max(before, room), max(behind, kind.scale)
+    wider = f"decimal({whole + places}, {places}) in schema=, or as " if whole + places <= _MOST_PLACES else ""
+    return (
+        f"{number!s:.80} has {counted_words(before, 'digit')} before the point and {behind} behind it, and {kind} has room for "
+        f"{room} and {kind.scale} (declare the column as {wider}float64, which rounds; then redrive these records)"
+    )
 
 
 def by_schema(payloads: pa.Array) -> Iterator[tuple[bytes, Any]]:

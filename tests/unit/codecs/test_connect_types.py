@@ -120,7 +120,15 @@ def test_the_schema_around_an_envelope_says_the_unit(name: Any, value: Any, kind
         (DEBEZIUM + "MicroTime", 86_400_000_000, pa.time64("us"), "MicroTime is not a value of type time64"),
         (DEBEZIUM + "MicroTimestamp", 2**62, pa.timestamp("ns"), "MicroTimestamp is not a value of type timestamp"),
         (DEBEZIUM + "MicroTimestamp", 5, pa.time32("s"), "MicroTimestamp is not a value of type time32"),
-        (DECIMAL, octets(10**12), pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
+        (
+            *(DECIMAL, octets(10**12), pa.decimal128(10, 2)),
+            "10000000000.00 has 11 digits before the point and 0 behind it, and decimal128(10, 2) has room for 8 and 2 "
+            "(declare the column as decimal(13, 2) in schema=",
+        ),
+        (
+            *(DEBEZIUM.replace(".time.", ".data.") + "VariableScaleDecimal", {"scale": 3, "value": octets(-1234)}),
+            *(pa.decimal128(5, 2), "-1.234 has 1 digit before the point and 3 behind it"),
+        ),
         (DECIMAL, octets(1230), pa.int64(), "Decimal is not a value of type int64"),
         (DECIMAL, "12.30", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
         (DECIMAL, "AAA", pa.decimal128(10, 2), "Decimal is not a value of type decimal128"),
