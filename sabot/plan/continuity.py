@@ -97,11 +97,21 @@ def _broken(
             before, after = was[maker], now[maker]
             gone, come = _only(before["where"], after["where"]), _only(after["where"], before["where"])
             if gone or come:
-                said = [f"had passed {each}" for each in gone] + [f"had not passed {each}" for each in come]
-                yield f"its rows of {maker} {', '.join(said)}"
+                yield f"{_filtered(known[after['from']].table or maker, ' and '.join(gone), ' and '.join(come))} (another filter)"
             for name in sorted(before["columns"].keys() & after["columns"].keys()):
                 if before["columns"][name] != after["columns"][name]:
                     yield f"its {name} was {before['columns'][name]} of {maker}, is {after['columns'][name]}"
+
+
+def _filtered(table: str, before: str, now: str) -> str:
+    """Returns which rows a step has in the checkpoint, and which come now. `before`, `now`: the filters that are only there
+    and only here.
+    """
+    if before and now:
+        return f"its state has the rows of {table} with {before}, and now those with {now} come"
+    if before:
+        return f"its state has only the rows of {table} with {before}, and now the others come too"
+    return f"its state has more rows of {table}: now only those with {now} come"
 
 
 def _only(here: Sequence[str], there: Sequence[str]) -> list[str]:
