@@ -305,6 +305,9 @@ class ReportsLag(ABC):
         `open` and after `close`.
         """
 
+    lag_unit: str = "rows"
+    """What `lag` counts: "rows", or "bytes" if the number of rows is not known, as for files."""
+
 
 class ReportsBacklog(ABC):
     """The ability of an endless source to tell when all that was there at its start has been read (`app.table(first=True)`)."""

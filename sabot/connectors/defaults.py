@@ -65,6 +65,7 @@ __all__ = [
     "is_same_log",
     "keeps_token_of",
     "lag_of",
+    "lag_unit_of",
     "leave_headers",
     "log_id_of",
     "misfit_of",
@@ -232,6 +233,11 @@ def exhausted_of(source: Source) -> Callable[[], bool]:
 def lag_of(source: Source) -> Callable[[], dict[tuple[str, int], int]]:
     """Returns a function that returns the number of unread rows of each partition for which the source knows it; from any thread."""
     return source.lag if isinstance(source, ReportsLag) else dict
+
+
+def lag_unit_of(source: Source) -> str:
+    """Returns what the lag of the source counts: "rows" or "bytes"."""
+    return source.lag_unit if isinstance(source, ReportsLag) else "rows"
 
 
 def backlog_of(source: Source) -> Callable[[], int | None] | None:

@@ -51,7 +51,7 @@ class TaskRates:
 
     `kind`: "source", "sink" or "task" of streams; "agents"; "agent's source" or "agent's sink". `name`: the source or the
     sink, or "". `shares`: the mean share of time by state. `fill`: how full its fullest input is, 0 to 1, or None if it
-    reads a source. `lag`: records of its source that are not read yet, or None. `behind_s`: seconds by which its
+    reads a source. `lag`: rows or bytes (`lag_unit`) of its source that are not read yet, or None. `behind_s`: seconds by which its
     watermark is behind the clock, or None if it has none.
     """
 
@@ -64,6 +64,7 @@ class TaskRates:
     shares: dict[str, float] = field(default_factory=dict)
     fill: float | None = None
     lag: float | None = None
+    lag_unit: str = "rows"
     behind_s: float | None = None
     late: int = 0
     dead: int = 0
@@ -178,6 +179,7 @@ class _StreamRates:
         task.fill = _most(task.fill, given.get("fill"))
         if "lag" in given:
             task.lag = _plus(task.lag, sum(given["lag"].values()))
+            task.lag_unit = given.get("lag_unit", "rows")
         watermark = after.get("watermark_ms")
         if watermark is not None and START_OF_TIME < watermark < END_OF_TIME:
             task.behind_s = _most(task.behind_s, (now_ms - watermark) / 1000)

@@ -311,6 +311,8 @@ class FileSource(
     def progress(self) -> tuple[float, float] | None:
         return self._progress
 
+    lag_unit = "bytes"
+
     def lag(self) -> dict[tuple[str, int], int]:
         """Returns the number of bytes that are left, because the number of rows is not known."""
         progress = self._progress

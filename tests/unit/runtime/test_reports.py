@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,23 @@ def test_a_line_of_figures_has_rates_lag_checkpoint_and_what_went_wrong() -> Non
     assert figures_line(before, after) == (
         "app shop: 10 rows/s in, 0.6 rows/s out, 7 rows not yet read, checkpoint 4 complete 5.0 s ago, 2 dead letters, 1 restart"
     )
+
+
+def test_before_the_first_row_a_line_has_no_rate() -> None:
+    before, after = reading(10, streams={"read-1/0": task(0)}), reading(11, streams={"read-1/0": task(0)})
+    assert figures_line(before, after) == "app shop: no row read yet, 1 restart"
+    later = reading(12, streams={"read-1/0": task(50)})
+    assert figures_line(after, later) == "app shop: 50 rows/s in, 0 rows/s out, 1 restart"
+    assert figures_line(later, replace(later, seconds=13.0)) == "app shop: 0 rows/s in, 0 rows/s out, 1 restart"
+
+
+def test_what_is_left_of_a_file_is_said_in_bytes() -> None:
+    streams = {
+        "read-1/0": task(100, lag={"a.ndjson[0]": 1_500_000}, lag_unit="bytes"),
+        "read-2/0": task(10, lag={"orders[0]": 7}, lag_unit="rows"),
+    }
+    line = figures_line(reading(10), reading(11, streams=streams))
+    assert line == "app shop: 110 rows/s in, 0 rows/s out, 7 rows not yet read, 1.5 MB not yet read, 1 restart"
 
 
 def test_the_log_gets_a_line_each_interval_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
