@@ -2,8 +2,8 @@
 
 check_budget ─▶ reserved ─▶ the call ─▶ record_model_usage ─▶ settled: a row, which counts in the scope
 
-A reservation is an upper bound. So calls that run side by side never use more together than the budget has. That holds for several
-processes too, if an owner keeps their reservations (`shared.py`).
+A reservation is an upper bound. So calls that run side by side never use more together than the budget has. An owner that several
+processes share keeps them for all of these (`shared.py`); else they are those of this process (`local.py`).
 """
 
 import asyncio
@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, JudgedCall, Judgement, Standing, judge
+from sabot.agents.accounts.budgets import ALLOWED, FITS, Budget, JudgedCall, Judgement, Standing
 from sabot.agents.accounts.contract import Durable, LedgerEvent, LedgerWriter, checked_writer
+from sabot.agents.accounts.local import LocalAccounts
 from sabot.agents.accounts.owners import BudgetOwner, SettledRow
 from sabot.agents.accounts.shared import BACKOFF, SharedAccounts
 from sabot.agents.context import ExecutionContext
-from sabot.base.accounts import NOTHING, WINDOWS, Account, Amounts, Window, window_start
+from sabot.base.accounts import Amounts, Window
 from sabot.base.checks import Of, Whole, check, check_called
 from sabot.base.config import Duration, amount, checked_text, parse_seconds
 from sabot.base.quantities import counted_words
@@ -69,19 +70,14 @@ class Ledger:
         """
         check_called("Ledger", on_decision=on_decision)
         self.writer = checked_writer(writer)
-        self._shared = self._sharing(lease, patience, clock)
         self._clock = clock
+        self._accounts = self._made_accounts(lease, patience)
         self._budgets: dict[str, Budget] = {}
-        self._accounts: dict[
-            str, Account
-        ] = {}  # by scope, as `_budgets`; with shared budgets only their limits are used
-        self._loading: dict[str, asyncio.Task[None]] = {}
         # Reservations of check_budget, the oldest first.
         self._held: dict[tuple[str, str, str], deque[tuple[str, float]]] = {}
         self._timeout_s = parse_seconds(reservation_timeout, name="reservation_timeout")
         self._on_decision = on_decision
         self._rows: list[tuple[SettledRow, Durable | None]] = []  # that wait for the writer
-        self._recorded = 0
         self._writing: asyncio.Task[Exception | None] | None = None
         # Names of rows after which the writer is asked, until it has answered.
         self._asked: dict[str, asyncio.Event] = {}
@@ -91,26 +87,32 @@ class Ledger:
         for budget in merge_budgets(budgets):
             self.set_budget(budget)
 
-    def _sharing(self, lease: Duration, patience: Duration, clock: Clock) -> SharedAccounts | None:
-        """Returns the ledger's side of shared budgets; None if the writer is not shared."""
+    def _made_accounts(self, lease: Duration, patience: Duration) -> LocalAccounts | SharedAccounts:
+        """Returns the accounts of the scopes: at the writer if it is shared, else in this process."""
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
         if not (getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)):
-            return None
-        return SharedAccounts(self.writer, lease_s=lease_s, patience_s=patience_s, clock=clock, beat=self._write_again)
+            return LocalAccounts(self.writer, clock=self._clock, flush=self.flush)
+        return SharedAccounts(
+            self.writer,
+            lease_s=lease_s,
+            patience_s=patience_s,
+            clock=self._clock,
+            beat=self._write_again,
+            flush=self.flush,
+        )
 
     # -- budgets ------------------------------------------------------------------------------------------------------
 
     @property
     def shared(self) -> bool:
         """True if other processes spend from the same budgets."""
-        return self._shared is not None
+        return isinstance(self._accounts, SharedAccounts)
 
     def set_budget(self, budget: Budget) -> None:
         """Sets the budget of a scope from now on. The usage so far counts in it. Raises UserError for a value that is not a Budget."""
         self._budgets[_checked(budget).scope_id] = budget
-        account = self._accounts.setdefault(budget.scope_id, Account(windows=WINDOWS))
-        account.limits = [*budget.limits()]
+        self._accounts.set_budget(budget)
 
     @property
     def budgets(self) -> list[Budget]:
@@ -122,7 +124,7 @@ class Ledger:
         budget = self.budget_of(scope_id)
         if budget is None:
             raise UserError(
-                f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._accounts) or 'none'}"
+                f"scope {scope_id} has no budget", hint=f"budgets have: {', '.join(self._budgets) or 'none'}"
             )
         return budget
 
@@ -132,8 +134,8 @@ class Ledger:
 
     def limits_answers(self, scope_id: str) -> bool:
         """Returns True if tokens or money of this scope have a limit."""
-        account = self._accounts.get(scope_id)
-        return account is not None and any(limit.measure != "calls" for limit in account.limits)
+        budget = self._budgets.get(scope_id)
+        return budget is not None and any(limit.measure != "calls" for limit in budget.limits())
 
     async def used(self, scope_id: str) -> Mapping[Window, Amounts]:
         """Returns the usage of a scope in the current windows. Raises UserError for a scope without a budget."""
@@ -143,47 +145,12 @@ class Ledger:
         """Returns the account of a scope in the windows of now. Raises UserError for a scope without a budget, BudgetUnavailable if the
         owner of shared budgets does not answer.
         """
-        budget = self.budget(scope_id)
-        if self._shared is not None:
-            await self.flush()
-            return await self._shared.standing(budget)
-        account = await self._account(scope_id)
-        assert account is not None
-        now = self._clock.time()
-        return Standing(account.used(now), account.reserved, now)
+        return await self._accounts.standing(self.budget(scope_id))
 
     def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
         """Adds the judgement on a call to `judged`, unless the call is simply allowed. `call` is the id of its job."""
         if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
-
-    async def _account(self, scope_id: str) -> Account | None:
-        """Returns the account of a scope, with the usage of its rows, or None if the scope has no budget."""
-        account = self._accounts.get(scope_id)
-        if account is None:
-            return None
-        loading = self._loading.get(scope_id)
-        if loading is None:
-            loading = self._loading[scope_id] = asyncio.create_task(self._load(scope_id, account))
-        if not loading.done():
-            await asyncio.shield(loading)
-        loading.result()
-        return account
-
-    async def _load(self, scope: str, account: Account) -> None:
-        try:
-            recorded = -1
-            # a row recorded meanwhile may or may not be in the sums: they are read again
-            while recorded != self._recorded:
-                recorded = self._recorded
-                await self.flush()
-                now = self._clock.time()
-                began = {each: window_start(each, now) for each in WINDOWS}
-                used = {each: (at, await self.writer.used(scope, round(at * 1000))) for each, at in began.items()}
-        except BaseException:
-            del self._loading[scope]  # the next call tries again
-            raise
-        account.restore(used, account.reserved)
 
     # -- before a call ------------------------------------------------------------------------------------------------
 
@@ -191,18 +158,13 @@ class Ledger:
         """Returns when the account of the scope is loaded; with shared budgets, when their owner knows the reservations
         so far.
         """
-        if self._shared is None:
-            await self._account(scope_id)
-        else:
-            await self._shared.ready()
+        await self._accounts.ready(scope_id)
 
     async def reach(self) -> None:
         """Returns when the writer answers. If budgets are shared, waits for it as calls wait for their owner (`patience`). Raises
         BrokerUnavailable if it does not answer, UserError if it refuses.
         """
-        until, failures = SYSTEM_CLOCK.monotonic(), 0
-        if self._shared is not None:
-            until += self._shared.patience_s
+        until, failures = SYSTEM_CLOCK.monotonic() + self._accounts.patience_s, 0
         while True:
             try:
                 await self.writer.write([])
@@ -235,26 +197,12 @@ class Ledger:
             return self._reserve_later(call, scope_id, wanted, doubts)
         if budget is None:
             return ALLOWED
-        if self._shared is not None:
-            return self._shared.reserve(budget, call, wanted, doubts)
-        loading = self._loading.get(scope_id)
-        if loading is None or not loading.done():
-            return self._reserve_later(call, scope_id, wanted, doubts)
-        account = self._accounts[scope_id]
-        had = account.release(call)
-        judged = judge(budget, account, wanted, self._clock.time())
-        reserved = wanted if judged.decision in FITS else had
-        if reserved != NOTHING:
-            account.reserve(call, reserved)
-        return judged
+        return self._accounts.reserve(budget, call, wanted, doubts)
 
     async def _reserve_later(
         self, call: str, scope_id: str, wanted: Amounts, doubts: Sequence[LedgerEvent]
     ) -> Judgement:
-        if self.full:
-            await self.flush()
-        if self._shared is None:
-            await self._account(scope_id)
+        await self.flush()
         judged = self.reserve(call, scope_id, wanted, doubts)
         return judged if isinstance(judged, Judgement) else await judged
 
@@ -262,23 +210,15 @@ class Ledger:
         """Reserves the amounts even if the budget has no room for them: the call was allowed before, or by a person.
         `doubts` are the rows that are written for the call if this process dies.
         """
-        account = self._accounts.get(scope_id)
-        if account is None:
-            return
-        if self._shared is not None:
-            self._shared.hold(self._budgets[scope_id], call, wanted, doubts)
-        else:
-            account.reserve(call, wanted)
+        budget = self._budgets.get(scope_id)
+        if budget is not None:
+            self._accounts.hold(budget, call, wanted, doubts)
 
     def release(self, call: str, scope_id: str) -> None:
         """Ends the reservation of a call that was not made."""
-        account = self._accounts.get(scope_id)
-        if account is None:
-            return
-        if self._shared is not None:
-            self._shared.release(self._budgets[scope_id], call)
-        else:
-            account.release(call)
+        budget = self._budgets.get(scope_id)
+        if budget is not None:
+            self._accounts.release(budget, call)
 
     async def check_budget(
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
@@ -342,8 +282,7 @@ class Ledger:
             cost=cost,
             at_ms=round(self._clock.time() * 1000),
         )
-        if self._shared is None:
-            await self._account(context.scope_id)
+        await self._accounts.load(context.scope_id)
         held = self._held.get(_who(context))
         call = held.popleft()[0] if held else ""
         if held is not None and not held:
@@ -379,14 +318,7 @@ class Ledger:
         A row is kept once, but the caller must record it once.
         """
         check("record: event", event, Of(LedgerEvent))
-        account = self._accounts.get(event.scope_id)
-        number = 0
-        if self._shared is not None:
-            number = self._shared.released(event.scope_id, call)
-        elif account is not None:
-            account.settle(call, event.adds, self._clock.time())
-        self._recorded += 1
-        self._rows.append((SettledRow(event, call if number else "", number), durable))
+        self._rows.append((self._accounts.settled(event, call), durable))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
@@ -411,19 +343,7 @@ class Ledger:
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
         """Corrects rows (`LedgerWriter.correct`), except those that the writer refuses. Returns the number of rows that were replaced."""
-        return await self._kept([SettledRow(each) for each in events], self._correct)
-
-    async def _correct(self, rows: Sequence[SettledRow]) -> int:
-        if self._shared is not None:
-            return await self._shared.settle(rows, corrects=True)
-        return await self.writer.correct([each.event for each in rows])
-
-    async def _keep(self, rows: Sequence[SettledRow]) -> int:
-        if self._shared is None:
-            await self.writer.write([each.event for each in rows])
-        else:
-            await self._shared.settle(rows)
-        return 0
+        return await self._settle([SettledRow(each) for each in events], corrects=True)
 
     async def flush(self) -> None:
         """Returns when all rows are written. Raises the errors of the writer; the rows are then kept, and the next call tries again."""
@@ -442,7 +362,7 @@ class Ledger:
                 rows, self._rows = self._rows, []
                 for durable in {durable for _, durable in rows if durable is not None}:
                     await durable()
-                await self._kept([row for row, _ in rows], self._keep)
+                await self._settle([row for row, _ in rows])
                 self._named.difference_update(row.event.event_id for row, _ in rows)
                 rows = []
         except Exception as error:
@@ -453,14 +373,15 @@ class Ledger:
             self._writing = None
         return None
 
-    async def _kept(self, rows: Sequence[SettledRow], keep: Callable[[Sequence[SettledRow]], Awaitable[int]]) -> int:
-        """Writes these rows by `keep`, and logs those that the writer refuses. Returns the number of corrected rows."""
+    async def _settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
+        """Writes these rows, and logs those that the writer refuses. Returns the number of corrected rows."""
         try:
-            return await keep(rows)
+            return await self._accounts.settle(rows, corrects=corrects)
         except DataError as error:
             if len(rows) > 1:
                 middle = len(rows) // 2
-                return await self._kept(rows[:middle], keep) + await self._kept(rows[middle:], keep)
+                first = await self._settle(rows[:middle], corrects=corrects)
+                return first + await self._settle(rows[middle:], corrects=corrects)
             self.refused_rows += 1
             event = rows[0].event
             _log.error("ledger: row %s of scope %s is left out: %s", event.event_id, event.scope_id, message_of(error))
@@ -471,8 +392,7 @@ class Ledger:
         try:
             await self.flush()
         finally:
-            if self._shared is not None:
-                await self._shared.close()
+            await self._accounts.close()
             await self.writer.close()
 
 

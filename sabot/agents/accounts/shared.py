@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,22 +59,36 @@ class SharedAccounts:
     """One ledger's connection to the owner of budgets that several processes share, for one event loop."""
 
     def __init__(
-        self, owner: BudgetOwner, *, lease_s: float, patience_s: float, clock: Clock, beat: Callable[[], object]
+        self,
+        owner: BudgetOwner,
+        *,
+        lease_s: float,
+        patience_s: float,
+        clock: Clock,
+        beat: Callable[[], object],
+        flush: Callable[[], Awaitable[object]],
     ) -> None:
         """Makes one ledger's side of the budgets of `owner`. `lease_s` is the time for which reservations stay this
         process's own after its last batch. `patience_s` is the time that a call waits for an owner that does not
         answer. `clock` decides when windows end; the machine's clock is replaced by that of the owner. `beat` is called
-        several times in each lease.
+        several times in each lease. `flush` returns when all rows of the ledger are written.
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
-        self._lease_s, self.patience_s, self._clock, self._beat = lease_s, patience_s, clock, beat
+        self._lease_s, self.patience_s, self._clock = lease_s, patience_s, clock
+        self._beat, self._flush = beat, flush
         self._queue: deque[_Pending] = deque()
         self._open: set[tuple[str, str]] = set()  # scope and call of each reservation that may be there
         self._number = 0
         self._working: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Does nothing: the owner gets the budget with each step."""
+
+    async def load(self, scope_id: str) -> None:
+        """Does nothing: the owner has the accounts."""
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -104,11 +118,11 @@ class SharedAccounts:
 
     def release(self, budget: Budget, call: str) -> None:
         """Ends the reservation of a call with the next batch. Does nothing if the call has none."""
-        number = self.released(budget.scope_id, call)
+        number = self._released(budget.scope_id, call)
         if number:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
-    def released(self, scope_id: str, call: str) -> int:
+    def _released(self, scope_id: str, call: str) -> int:
         """Returns the number by which a row ends the reservation of a call, or 0 if the call has none."""
         if (scope_id, call) not in self._open:
             return 0
@@ -129,6 +143,11 @@ class SharedAccounts:
 
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
+    def settled(self, event: LedgerEvent, call: str) -> SettledRow:
+        """Returns a row as `settle` takes it. It counts, and the reservation of the call ends, when it is written."""
+        number = self._released(event.scope_id, call)
+        return SettledRow(event, call if number else "", number)
+
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
         """Sends rows to the owner. When it returns they count, and the reservations of their calls have ended. Returns
         the number of corrected rows. Raises DataError if the owner refuses the content of a row, TransientError if it
@@ -138,12 +157,17 @@ class SharedAccounts:
         return corrected
 
     async def standing(self, budget: Budget) -> Standing:
-        """Returns the account of the scope, with the calls in flight of all processes. Raises BudgetUnavailable."""
+        """Returns the account of the scope, with the calls in flight of all processes. Raises BudgetUnavailable, and
+        the errors of the writer.
+        """
+        await self._flush()
         standing: Standing = await self._answer(BudgetStep("release", budget, "", 0))
         return standing
 
-    async def ready(self) -> None:
-        """Returns when the owner knows all reservations and releases so far. Raises TransientError, UserError."""
+    async def ready(self, scope_id: str) -> None:
+        """Returns when the owner knows all reservations and releases so far, of all scopes. Raises TransientError,
+        UserError.
+        """
         await self._answer(None)
 
     async def close(self) -> None:
@@ -156,7 +180,7 @@ class SharedAccounts:
             await asyncio.gather(beating, return_exceptions=True)
         if self._queue or self._working is not None:
             with suppress(TransientError, UserError):
-                await self.ready()
+                await self._answer(None)
         working, self._working = self._working, None
         if working is not None:
             working.cancel()

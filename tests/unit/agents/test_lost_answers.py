@@ -102,7 +102,7 @@ async def test_each_request_whose_answer_was_not_read_is_a_row(listener: Any) ->
     }
     used = (await by.ledger.used("app"))["daily"]
     assert (used.tokens, used.cost, used.calls) == (2 * MOST + 150, 2 * COST + Decimal("0.0006"), 3)
-    assert by.ledger._accounts["app"].reserved.tokens == 0
+    assert by.ledger._accounts.by_scope["app"].reserved.tokens == 0
 
 
 async def test_pieces_are_told_as_those_of_the_attempt_that_they_are_of() -> None:
@@ -258,7 +258,7 @@ async def test_calls_of_streams_and_other_agents_are_counted_so_too(kind: str, l
     else:
         assert not isinstance(outcome, Exception), outcome
         assert counted == ["doubt"] * 3 + ["model"]
-    assert by.ledger._accounts["app"].reserved.calls == 0
+    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
 
 
 async def test_texts_of_which_vectors_are_made_are_seen_by_rules_and_counted_before_they_are_sent() -> None:

@@ -101,7 +101,7 @@ async def test_what_a_tool_asks_is_counted_for_whom_its_job_runs_and_a_budget_ho
     assert second[0] == "BudgetExceeded"
     assert "the daily budget of app has 200 tokens: 150 used" in second[1]
     assert len(desk.provider.requests) == 1
-    assert by.ledger._accounts["app"].reserved.calls == 0
+    assert by.ledger._accounts.by_scope["app"].reserved.calls == 0
 
 
 async def test_a_tool_tells_a_model_nothing_that_its_job_may_not_tell_it() -> None:

@@ -109,7 +109,7 @@ class Judges(EffectGuards):
 
     def check_nothing_reserved(self, law: Law) -> None:
         """All jobs are over."""
-        reserved = self.ledger.ledger._accounts[SCOPE].reserved
+        reserved = self.ledger.ledger._accounts.by_scope[SCOPE].reserved
         if reserved != Amounts() or self.ledger._open:
             law.wrong.append(f"reserved at the end: {reserved}, of {self.ledger._open}")
 

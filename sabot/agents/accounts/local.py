@@ -1,0 +1,122 @@
+"""The accounts of budgets that one process alone spends from. They count the rows of the ledger, and what calls in
+flight have reserved.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from sabot.agents.accounts.budgets import FITS, Budget, Judgement, Standing, judge
+from sabot.agents.accounts.contract import LedgerEvent, LedgerWriter
+from sabot.agents.accounts.owners import SettledRow
+from sabot.base.accounts import NOTHING, WINDOWS, Account, Amounts, window_start
+from sabot.clock import Clock
+
+
+class LocalAccounts:
+    """The side of one ledger of budgets that no other process spends from, for one event loop. Its methods are those of
+    `SharedAccounts`. An account is loaded, from the rows of its scope, when it is first needed.
+    """
+
+    patience_s = 0.0
+    """A call that cannot reach the writer fails at once."""
+
+    def __init__(self, writer: LedgerWriter, *, clock: Clock, flush: Callable[[], Awaitable[object]]) -> None:
+        """Makes the accounts over the rows of `writer`. `flush` returns when all rows of the ledger are written."""
+        self.by_scope: dict[str, Account] = {}
+        self._writer, self._clock, self._flush = writer, clock, flush
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._settled = 0
+
+    def set_budget(self, budget: Budget) -> None:
+        """Sets the limits of a scope from now on."""
+        self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
+
+    async def load(self, scope_id: str) -> None:
+        """Returns when the account of the scope, if it has one, has the usage of its rows."""
+        account = self.by_scope.get(scope_id)
+        if account is None:
+            return
+        loading = self._loading.get(scope_id)
+        if loading is None:
+            loading = self._loading[scope_id] = asyncio.create_task(self._load(scope_id, account))
+        if not loading.done():
+            await asyncio.shield(loading)
+        loading.result()
+
+    async def _load(self, scope: str, account: Account) -> None:
+        try:
+            settled = -1
+            # a row settled meanwhile may or may not be in the sums: they are read again
+            while settled != self._settled:
+                settled = self._settled
+                await self._flush()
+                now = self._clock.time()
+                began = {each: window_start(each, now) for each in WINDOWS}
+                used = {each: (at, await self._writer.used(scope, round(at * 1000))) for each, at in began.items()}
+        except BaseException:
+            del self._loading[scope]  # the next call tries again
+            raise
+        account.restore(used, account.reserved)
+
+    async def ready(self, scope_id: str) -> None:
+        """Returns when the account of the scope is loaded."""
+        await self.load(scope_id)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def reserve(
+        self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
+    ) -> Judgement | Awaitable[Judgement]:
+        """Judges a call, and reserves `wanted` if it fits (`Ledger.reserve`)."""
+        loading = self._loading.get(budget.scope_id)
+        if loading is None or not loading.done():
+            return self._reserve_loaded(budget, call, wanted)
+        return self._reserve(budget, call, wanted)
+
+    async def _reserve_loaded(self, budget: Budget, call: str, wanted: Amounts) -> Judgement:
+        await self.load(budget.scope_id)
+        return self._reserve(budget, call, wanted)
+
+    def _reserve(self, budget: Budget, call: str, wanted: Amounts) -> Judgement:
+        account = self.by_scope[budget.scope_id]
+        had = account.release(call)
+        judged = judge(budget, account, wanted, self._clock.time())
+        reserved = wanted if judged.decision in FITS else had
+        if reserved != NOTHING:
+            account.reserve(call, reserved)
+        return judged
+
+    def hold(self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()) -> None:
+        """Reserves an amount even if the budget has no room for it."""
+        self.by_scope[budget.scope_id].reserve(call, wanted)
+
+    def release(self, budget: Budget, call: str) -> None:
+        """Ends the reservation of a call. Does nothing if the call has none."""
+        self.by_scope[budget.scope_id].release(call)
+
+    # -- rows and accounts --------------------------------------------------------------------------------------------
+
+    def settled(self, event: LedgerEvent, call: str) -> SettledRow:
+        """Counts a row, which ends the reservation of the call, and returns it as `settle` takes it."""
+        account = self.by_scope.get(event.scope_id)
+        if account is not None:
+            account.settle(call, event.adds, self._clock.time())
+        self._settled += 1
+        return SettledRow(event)
+
+    async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
+        """Writes rows. Returns the number of corrected rows. Raises the errors of the writer."""
+        events = [each.event for each in rows]
+        if corrects:
+            return await self._writer.correct(events)
+        await self._writer.write(events)
+        return 0
+
+    async def standing(self, budget: Budget) -> Standing:
+        """Returns the account of the scope."""
+        await self.load(budget.scope_id)
+        account, now = self.by_scope[budget.scope_id], self._clock.time()
+        return Standing(account.used(now), account.reserved, now)
+
+    async def close(self) -> None:
+        """Does nothing: the ledger closes its writer."""
