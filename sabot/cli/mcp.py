@@ -28,7 +28,7 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.reading import keys_of, operators_of, state_of
 
 if TYPE_CHECKING:
-    from sabot.mcp.states import StateInfo
+    from sabot.mcp.saved_state import StateInfo
 
 _ADDRESS = re.compile(r"(?:(?P<host>[^:\[\]]+|\[[^\]]+\]):)?(?P<port>\d{1,5})")
 _TOKEN = "SABOT_MCP_TOKEN"

@@ -32,6 +32,10 @@ from sabot.mcp.results import McpPrompt as McpPrompt
 from sabot.mcp.results import McpResource as McpResource
 from sabot.mcp.results import McpResult as McpResult
 from sabot.mcp.results import ToolCall as ToolCall
+from sabot.mcp.saved_state import SavedState as SavedState
+from sabot.mcp.saved_state import StateInfo as StateInfo
+from sabot.mcp.saved_state import StateRows as StateRows
+from sabot.mcp.saved_state import state_tools as state_tools
 from sabot.mcp.server import ToolServer as ToolServer
 from sabot.mcp.sessions import ContextFailed as ContextFailed
 from sabot.mcp.sessions import RecoverableSession as RecoverableSession
@@ -41,7 +45,3 @@ from sabot.mcp.sessions import SessionError as SessionError
 from sabot.mcp.sessions import SessionInfo as SessionInfo
 from sabot.mcp.sessions import SessionStopFailed as SessionStopFailed
 from sabot.mcp.sessions import SnapshotFailed as SnapshotFailed
-from sabot.mcp.states import SavedState as SavedState
-from sabot.mcp.states import StateInfo as StateInfo
-from sabot.mcp.states import StateRows as StateRows
-from sabot.mcp.states import state_tools as state_tools
