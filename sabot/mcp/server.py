@@ -12,7 +12,6 @@ mend its call. A result is JSON, at most `max_result_bytes` long, and known secr
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sabot.base.addresses import is_loopback
 from sabot.base.checks import check_called
 from sabot.base.os_errors import hint_of
 from sabot.base.redaction import clean_value, keep_secret, scrubbed
@@ -133,7 +133,7 @@ class ToolServer:
                 raise UserError(
                     f"MCP server {self.name}: a token of {len(token)} characters", hint=f"{_TOKEN_LEAST} or more"
                 )
-        elif not _is_loopback(host):
+        elif not is_loopback(host):
             raise UserError(
                 f"MCP server {self.name}: others can reach {host}, and there is no token",
                 hint="give it one, or serve 127.0.0.1",
@@ -249,13 +249,6 @@ def _offered(tool: Tool) -> "types.Tool":
 
 def _failed(text: str) -> "types.CallToolResult":
     return types.CallToolResult(content=[types.TextContent(text=text)], is_error=True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _in_url(host: str) -> str:

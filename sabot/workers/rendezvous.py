@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sabot.base.addresses import is_loopback
 from sabot.base.quantities import counted_words
 from sabot.base.threads import run_in_thread
 from sabot.errors import UserError
@@ -87,7 +88,7 @@ class TcpRendezvous:
                 "workers that join must show a token, but the coordinator has none",
                 hint="give --secrets DIR, with the same file `token` on each machine: openssl rand -hex 32 > DIR/token",
             )
-        if host is not None and not _is_loopback(host) and (known is None or known.tls is None):
+        if host is not None and not is_loopback(host) and (known is None or known.tls is None):
             _log.warning("the token and all rows cross the network unencrypted: certificates in --secrets turn TLS on")
         return cls(launcher, host, port, known)
 
@@ -133,7 +134,7 @@ class _TcpJoinRound:
         """Raises UserError if a worker listens for rows at an address that others cannot reach. Called when all have
         sent `Hello`.
         """
-        near = [each for each in self._members if _is_loopback(each.hello.result().address)]
+        near = [each for each in self._members if is_loopback(_host_of(each))]
         if near and len(near) < len(self._members):
             raise UserError(
                 f"{near[0].text} has joined over loopback, so workers on other machines cannot reach it",
@@ -158,6 +159,6 @@ class _TcpJoinRound:
             await self._launcher.close()
 
 
-def _is_loopback(address: str) -> bool:
-    """Returns True for a loopback host, with or without a port."""
-    return address.startswith(("127.", "[::1]:")) or address == "::1" or address.partition(":")[0] == "localhost"
+def _host_of(member: Member) -> str:
+    """Returns the host at which other workers reach a worker that has joined."""
+    return parse_address(member.hello.result().address, "the address of a worker")[0]
