@@ -426,7 +426,7 @@ class StagedSinks:
         """
         began = self.clock.monotonic()
         while tracks := [track for track in self._tracks.values() if track.waiting]:
-            refused = not patient() and all(track.failures for track in tracks)
+            refused = not patient() and all(track.failures.count for track in tracks)
             waited = self.clock.monotonic() - began
             if refused or waited > (seconds if patient() else hurried) or any(track.broken for track in tracks):
                 return False

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot.base.backoff import Backoff
+from sabot.base.backoff import Backoff, Failures
 from sabot.base.os_errors import hint_of
 from sabot.base.threads import Handle, Spawn
 from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
@@ -78,7 +78,7 @@ class TrackWork:
         self._keeper = keeps_token_of(sink)  # None: the receiver stores no token
         self.delivered = self.known = 0  # the last part at the receiver: now, and in the last manifest
         self.delivered_rows = 0
-        self.failures = 0  # failed deliveries in a row
+        self.failures = Failures(_BACKOFF)  # of deliveries
         self.failures_total = 0
         self.finished = False
         self.broken = False
@@ -91,7 +91,6 @@ class TrackWork:
         self._bytes = 0
         self._closing = False
         self._claimed = True
-        self._retry_at = 0.0
         self._settled_at = 0.0
         self._finish = False
         self._note = ""
@@ -272,8 +271,9 @@ class TrackWork:
             if self._closing:
                 return False
             now = self._delivery.clock.monotonic()
-            part = self._next() if now >= self._retry_at else None
-            if part is None and (now - self._settled_at < RENEW_SECONDS or now < self._retry_at):
+            waits = now < self.failures.until_s
+            part = None if waits else self._next()
+            if part is None and (waits or now - self._settled_at < RENEW_SECONDS):
                 self._changed.wait(wait_seconds)
                 return None
         try:
@@ -362,27 +362,26 @@ class TrackWork:
         self._settled_at = self._delivery.clock.monotonic()
 
     def _is_delivered(self, seq: int, rows: int) -> None:
-        if self.failures:
-            _log.warning("sink %s accepts output again, after %d failed deliveries", self.sink.name, self.failures)
+        if failures := self.failures.count:
+            _log.warning("sink %s accepts output again, after %d failed deliveries", self.sink.name, failures)
         with self._changed:
             self._bytes -= sum(part.nbytes for part in self._parts if self.delivered < part.seq <= seq)
             self.delivered = max(self.delivered, seq)
             self.delivered_rows += rows
             while self._epochs and self._epochs[0] <= seq:
                 self._epochs.popleft()
-            self.failures = 0
+            self.failures.note("")
             self._settled_at = self._delivery.clock.monotonic()
             self._changed.notify_all()
         self._delivery.look_at_fullness()
 
     def _failed(self, error: TransientError) -> None:
         self._claimed = False
-        self.failures += 1
         self.failures_total += 1
-        if self.failures == 1:
+        if not self.failures.count:
             _log.warning("a delivery into sink %s has failed, and will be retried: %s", self.sink.name, error)
         with self._changed:
-            self._retry_at = self._delivery.clock.monotonic() + _BACKOFF.wait_s(self.failures)
+            self.failures.note(type(error).__name__, self._delivery.clock.monotonic())
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.nodes.read import Read
-from sabot.base.backoff import Backoff
+from sabot.base.backoff import Backoff, Failures
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs import Codec, TableCodec
 from sabot.codecs.base import Format
@@ -78,25 +78,26 @@ class Outage:
     """The pause of a reader that waits for a schema registry: the time at which it asks the registry again."""
 
     def __init__(self, name: str) -> None:
-        self.why = ""  # the last error, or "" if the registry answers
         self._name = name
-        self._failures = 0
-        self._next = 0.0
+        self._failures = Failures(_BACKOFF)
+
+    @property
+    def why(self) -> str:
+        """The last error, or "" if the registry answers."""
+        return self._failures.why
 
     def began(self, error: RegistryUnavailable) -> None:
         """Called when the registry has not answered."""
         if not self.why:
             _log.warning("%s: reading is paused: %s", self._name, error.message)
-        self._failures += 1
-        self._next = SYSTEM_CLOCK.monotonic() + _BACKOFF.wait_s(self._failures)
-        self.why = error.message
+        self._failures.note(error.message, SYSTEM_CLOCK.monotonic())
 
     def over(self) -> None:
         """Called when the registry has answered."""
         if self.why:
             _log.info("%s: the schema registry answers again, reading continues", self._name)
-            self.why, self._failures, self._next = "", 0, 0.0
+            self._failures.note("")
 
     def left_seconds(self) -> float:
         """Returns the seconds until the next attempt."""
-        return self._next - SYSTEM_CLOCK.monotonic()
+        return self._failures.until_s - SYSTEM_CLOCK.monotonic()
