@@ -136,13 +136,13 @@ _NONE_INSTEAD: Mapping[int, GuardVerdict] = MappingProxyType({})  # no other mod
 
 class DecidedEffect(NamedTuple):
     """An effect that was decided and has no result. `attempt` is its last attempt, or 0 if a person has to allow the
-    effect first. `told` is the last attempt whose usage an END of the job has recorded. `instead` has the verdicts on
-    models that replace the first one, by the attempt from which on they hold.
+    effect first. `recorded` is the last attempt whose usage is in an entry of the journal. `instead` has the verdicts
+    on models that replace the first one, by the attempt from which on they hold.
     """
 
     verdict: GuardVerdict
     attempt: int
-    told: int = 0
+    recorded: int = 0
     instead: Mapping[int, GuardVerdict] = _NONE_INSTEAD
 
 

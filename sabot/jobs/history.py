@@ -78,8 +78,8 @@ class History:
 
     `not_made` has the ordinals of calls whose last attempt was certainly not made: it could not be sent, its tool asked
     a person first, or the job waited no longer. `failed_children` has the ordinals of children that failed in an attempt
-    before this one. `told` has for each effect the last attempt whose use is recorded, and `instead` the decisions on
-    models that stand in for the first one, by the attempt from which they hold.
+    before this one. `recorded` has for each effect the last attempt whose use is in an entry, and `instead` the decisions
+    on models that stand in for the first one, by the attempt from which they hold.
 
     `base` is the last ordinal before the last BEGIN, and `last_ordinal` the last one of all. `ran_ms` is the time up to
     the last entry (`last_ms`) in all histories of the job, without waits for others. `seed` is the seed of random
@@ -101,7 +101,7 @@ class History:
     not_made: set[int] = field(default_factory=set)
     failed_children: set[int] = field(default_factory=set)
     answers: dict[str, Answer] = field(default_factory=dict)
-    told: dict[int, int] = field(default_factory=dict)
+    recorded: dict[int, int] = field(default_factory=dict)
     instead: dict[int, dict[int, GuardVerdict]] = field(default_factory=dict)
     base: int = 0
     last_ordinal: int = 0
@@ -182,11 +182,11 @@ class History:
             case EffectResult() | Answer() | Signal() | Cancel():
                 self.deliveries.append(entry)
                 if isinstance(entry, EffectResult) and entry.usage:
-                    self.told[entry.ordinal] = entry.attempt
+                    self.recorded[entry.ordinal] = entry.attempt
             case End():
                 self.end = entry
                 if entry.usage:
-                    self._tell_open()
+                    self._record_open()
 
     def begin_attempt(self, ordinal: int, attempt: int) -> None:
         """Records another attempt of an effect. Questions about earlier attempts no longer count."""
@@ -209,10 +209,10 @@ class History:
         asked = (self.approvals if ordinal in self.not_made else self.doubts).get(ordinal)
         return asked, None if asked is None else self.answers.get(asked.token)
 
-    def _tell_open(self) -> None:
+    def _record_open(self) -> None:
         """Records that END has the usage of calls without a result."""
         over = {each.ordinal for each in self.deliveries if isinstance(each, EffectResult)}
-        self.told |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
+        self.recorded |= {at: self.attempt_of(each) for at, each in self.intents.items() if at not in over}
 
     def _take(self) -> None:
         """Counts an entry taken from another job. After the last of them the time of this job begins."""
@@ -283,8 +283,8 @@ class History:
 
     def decided(self, effect: EffectId, verdict: GuardVerdict) -> DecidedEffect:
         """Returns the decision on an effect without a result. `verdict`: the verdict in its intent."""
-        told, instead = self.told.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
-        return DecidedEffect(verdict, effect.attempt, told, instead)
+        recorded, instead = self.recorded.get(effect.ordinal, 0), self.instead.get(effect.ordinal, {})
+        return DecidedEffect(verdict, effect.attempt, recorded, instead)
 
     def approval(self, ordinal: int) -> Answer | None:
         """Returns a person's answer to the question whether this effect may be made. None if there is no answer yet, or

@@ -270,7 +270,9 @@ class JobHost(HostState):
         return self.parking.take_up(job, self.owners[job.agent], self._timers)
 
     def resume(self, job: OpenJob) -> None:
-        """Runs an open job over its history. A job that had failed is not run; its owner is told again."""
+        """Runs an open job over its history. A job that has failed or was cancelled is not run: its owner learns of
+        its end again.
+        """
         waits = job.last == job.began and parent_of(job.job_id)[0]
         if waits or (job.ended is not None and job.ended.outcome != "succeeded"):
             self.put(job)

@@ -48,11 +48,13 @@ def open_jobs(reader: JournalReader, positions: Mapping[int, int], unapplied: Ma
             before = decided[entry.job][entry.ordinal]
             if not entry.note:
                 decided[entry.job][entry.ordinal] = DecidedEffect(
-                    before.verdict, entry.attempt, before.told, before.instead
+                    before.verdict, entry.attempt, before.recorded, before.instead
                 )
             elif (verdict := stood_in(entry)) is not None:
                 instead = {**before.instead, entry.attempt: verdict}
-                decided[entry.job][entry.ordinal] = DecidedEffect(before.verdict, before.attempt, before.told, instead)
+                decided[entry.job][entry.ordinal] = DecidedEffect(
+                    before.verdict, before.attempt, before.recorded, instead
+                )
         elif isinstance(entry, Cancel):
             cancelled.add(entry.job)
         elif isinstance(entry, EffectResult) and entry.job in decided:

@@ -108,8 +108,8 @@ class JobOwner(Protocol):
         """
 
     def had_ended(self, job: OpenJob) -> None:
-        """Called at a start for a job that failed or was cancelled after the restored checkpoint. It is not run; its
-        dead letter is emitted again.
+        """Called at a start for a job that failed or was cancelled after the restored checkpoint. It is not run. If it
+        has failed, its dead letter is emitted again.
         """
 
 

@@ -32,7 +32,9 @@ from sabot.journal.ended_jobs import EndedJob, EndedQuery, HistoryBounds
 from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
 MAY_BEGIN_AGAIN = ("failed", "cancelled")
-"""The outcomes of jobs that begin again if their dead letter is sent again."""
+"""The outcomes of jobs that begin again if a dead letter of theirs is sent again. Each failure has one. A job that was
+cancelled has one if it had failed before, and a crash came before the END of that was durable.
+"""
 
 
 class Position(NamedTuple):

@@ -310,7 +310,7 @@ class LedgerGuard(EffectGuard):
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
-        verdict, recorded, instead = decided.verdict, decided.told, decided.instead
+        verdict, recorded, instead = decided.verdict, decided.recorded, decided.instead
         scope, name = behalf.scope or agent.rpartition(".")[0], verdict.model or verdict.about
         wanted = Amounts(verdict.tokens, most_cost(verdict, instead.values()), int(bool(name)))
         kind: CallKind = "model" if name else "tool"
