@@ -20,6 +20,7 @@ ORDER = [
     "base.lazy_imports",
     "base.redaction",
     "base.quantities",
+    "base.addresses",
     "base.accounts",
     "base.logs",
     "errors",
