@@ -1,6 +1,6 @@
 """The durable core under a model checker: all interleavings of three calls, one of them with an approval, a child, a timer, a cancel, a
-lost connection, a crash and a job that is sent back, against the guarantees of docs/durable-agents.md. The model has no host, no clock and
-no event loop; a script stands in for the function of the job.
+connection that is lost or refused, a crash and a job that is sent back, against the guarantees of docs/durable-agents.md. The model has no
+host, no clock and no event loop; a script stands in for the function of the job.
 """
 
 import json
@@ -17,10 +17,10 @@ from sabot.jobs import core
 from sabot.jobs.certainty import Certainty
 from sabot.jobs.core import ASKED, DONE, OPEN, EffectCommand, EffectState, LookedUp, Outcome
 from sabot.jobs.guard import Decision, GuardVerdict
-from sabot.jobs.history import NOT_MADE, History
+from sabot.jobs.history import IN_DOUBT, NOT_MADE, History
 from sabot.jobs.values import pack
 from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled
-from sabot.journal.entries import Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent
+from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent
 
 JOB = "j"
 PAY, PUT, BOOK, CHILD, TIMER = ("call", "pay"), ("call", "put"), ("call", "book"), ("child", "helper"), ("sleep", "")
@@ -35,12 +35,15 @@ class Broken(AssertionError):
 
 @dataclass
 class Model:
-    """A job, its journal, and the world. `flying`: calls whose outcome has not come. `durable`: the entries that no crash loses."""
+    """A job, its journal, and the world. `flying`: calls whose outcome has not come. `resting`: those that wait for their next attempt.
+    `durable`: the entries that no crash loses.
+    """
 
     entries: list[Entry] = field(default_factory=lambda: [Begin(JOB, 0, "a")])
     durable: int = 1
     effects: dict[int, EffectState] = field(default_factory=dict)
     flying: frozenset[int] = frozenset()
+    resting: frozenset[int] = frozenset()
     looking: frozenset[int] = frozenset()
     children: frozenset[int] = frozenset()
     done: Counter[str] = field(default_factory=Counter)
@@ -56,7 +59,7 @@ class Model:
     def start(self) -> None:
         """Runs the script over the journal."""
         history = History.of(JOB, self.entries)
-        self.flying = self.looking = self.children = frozenset()
+        self.flying = self.resting = self.looking = self.children = frozenset()
         self.effects = {}
         recorded = {(each.kind, each.name): each for each in history.intents.values()}
         for asked, effect_class in SCRIPT.items():
@@ -87,6 +90,8 @@ class Model:
             if isinstance(entry, EffectResult):
                 self.result(effect, entry)
             else:
+                if isinstance(entry, Intent) and entry.name == IN_DOUBT and self.is_unsent(effect):
+                    raise Broken(f"a person is asked about {effect.name}, which was not sent")
                 self.entries.append(entry)
         match command.kind:
             case "make":
@@ -96,7 +101,7 @@ class Model:
             case "again":
                 self.step(effect, core.Judged(None))
             case "later":
-                self.step(effect, "due")
+                self.resting |= {effect.ordinal}
             case "doubt":
                 self.step(effect, "unsure")
             case "reconcile":
@@ -170,6 +175,10 @@ class Model:
         answers = [each for each in self.entries if isinstance(each, Answer) and each.ordinal == ordinal]
         return any(b'"approved": true' in bytes(each.body) for each in answers)  # type: ignore[arg-type]
 
+    def is_unsent(self, effect: EffectState) -> bool:
+        attempts = [each for each in self.entries if isinstance(each, Attempt) and each.ordinal == effect.ordinal]
+        return bool(attempts) and attempts[-1].note == UNSENT
+
     def events(self) -> Iterator[Event]:
         if self.ended:
             if self.cancelled and self.sent_back:
@@ -180,6 +189,9 @@ class Model:
                 yield "returns", ordinal
                 if self.losses:
                     yield from (("breaks", ordinal, done) for done in (True, False))
+                    yield "is refused", ordinal
+            elif ordinal in self.resting:
+                yield "is due", ordinal
             elif ordinal in self.looking:
                 yield "found", ordinal
             elif effect.token:
@@ -234,6 +246,13 @@ class Model:
                 certainty = Certainty.DONE if kind == "returns" else Certainty.UNKNOWN
                 outcome = "ok" if kind == "returns" else "ConnectionResetError"
                 self.step(effect, Outcome(EffectId(JOB, effect.ordinal), certainty, outcome, pack(None, "")))
+            case "is refused":
+                self.losses -= 1
+                self.flying -= {effect.ordinal}
+                self.step(effect, Outcome(EffectId(JOB, effect.ordinal), Certainty.NOT_SENT, "NotSent", b""))
+            case "is due":
+                self.resting -= {effect.ordinal}
+                self.step(effect, "due")
             case "found":
                 self.looking -= {effect.ordinal}
                 found = Reconciled.DONE if done else Reconciled.NOT_DONE
@@ -263,7 +282,7 @@ class Model:
             frozenset(self.entries[self.durable :]),
             self.ended,
             tuple(states),
-            (self.flying, self.looking, self.children),
+            (self.flying, self.resting, self.looking, self.children),
             (self.crashes, self.losses, self.sent_back),
             frozenset(self.done.items()),
         )
@@ -295,7 +314,7 @@ def first() -> Model:
 
 
 def test_every_interleaving_keeps_what_the_documents_guarantee() -> None:
-    assert walk(first()) > 40_000  # states
+    assert walk(first()) > 70_000  # states
 
 
 def allowed_at_once(effect: EffectState, at_ms: int, **more: Any) -> EffectCommand:
@@ -343,6 +362,11 @@ FAULTS = {
     "a cancel withdraws calls": ("sabot.jobs.core.drop", dropped_at_once, "has ended during a call|was done 1"),
     "a job ends during its calls": ("sabot.jobs.core.may_happen", lambda effects: False, "has ended during a call"),
     "results are forgotten": ("sabot.jobs.history.History.add", without(EffectResult), "was done"),
+    "that a call was not sent is forgotten": (
+        "sabot.jobs.history.History.add",
+        lambda history, entry: None if isinstance(entry, Attempt) and entry.note else add(history, entry),
+        "which was not sent",
+    ),
     "attempts are forgotten": ("sabot.jobs.history.History.add", without(Attempt), "."),
     "answers are forgotten": ("sabot.jobs.history.History.add", without(Answer), "a person is asked twice"),
     "a call that was given up gets another key": (
