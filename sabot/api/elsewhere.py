@@ -22,6 +22,7 @@ _AGGREGATES = {
     "min": "min",
     "n_unique": "count_distinct",
     "nunique": "count_distinct",
+    "avg": "mean",
     "std": "stddev",
     "sum": "sum",
     "var": "variance",
@@ -76,6 +77,15 @@ STREAMS = {
     **dict.fromkeys(["trigger", "emit_early"], 'window(tumbling("1m"), emit_every="10s") for results before the end'),
     **dict.fromkeys(["reduceByKey", "fold", "scan"], 'key_by("k").reduce(function) or key_by("k").aggregate(…)'),
     **dict.fromkeys(["printSchema", "dtypes", "info"], "schema"),
+    **dict.fromkeys(["getSideOutput", "get_side_output"], 'side("name"), after process(…, sides={"name": {…}})'),
+    **dict.fromkeys(
+        ["forward", "global_", "rebalance", "rescale", "shuffle"],
+        "key_by(…): rows are divided among App(parallelism=N) by themselves, and with key_by by their key",
+    ),
+    **dict.fromkeys(["setParallelism", "set_parallelism"], 'app = App("name", parallelism=4)'),
+    **dict.fromkeys(["execute", "execute_insert"], "collect() for the rows now, or app.main() for the sinks"),
+    "coGroup": 'join(other, on="k", window=tumbling("1m"))',
+    "co_group": 'join(other, on="k", window=tumbling("1m"))',
     "agg": 'aggregate(n=sabot.count(), total=sabot.sum("x"))',
     "apply": "flat_map(function, schema=…) for rows, map_batches(function) for batches, window(…).apply(function, schema=…) for windows",
     "avg": 'aggregate(mean=sabot.mean("x"))',
@@ -106,12 +116,21 @@ STREAMS = {
     **{
         name: f'aggregate({name}=sabot.{here}("x"))'
         for name, here in _AGGREGATES.items()
-        if name not in ("count", "first")
+        if name not in ("avg", "count", "first")
     },
     **dict.fromkeys(["count", "countByKey", "count_by_key"], "aggregate(n=sabot.count())"),
     "first": "head(1)",
 }
 """For streams, also those with a key or a window: the name elsewhere, and the way to write the same here."""
+
+TOTALS = {
+    **{
+        name: f'group_by().aggregate({name}=sabot.{here}("x")) for one row of all' for name, here in _AGGREGATES.items()
+    },
+    **dict.fromkeys(["count", "height", "len"], "group_by().aggregate(n=sabot.count()) for one row of all"),
+    "first": "head(1)",
+}
+"""For streams that are not divided by a key or a window: what is one row there."""
 
 WINDOWS = {
     "process": "apply(function, schema=…), which gets all rows of a window",
@@ -139,8 +158,27 @@ APPS = {
 }
 """For `App`."""
 
+_OF_ROWS = "map_batches(function) or flat_map(function, schema=…) of the stream"
+_OF_LISTS = 'explode("x") of the stream, then group_by(…) for one row again'
+_JSON = 'str.json_path_match("$.a.b")'
+
 EXPRESSIONS = {
-    "apply": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    **dict.fromkeys(["ifnull", "if_null", "nvl", "ifNull"], "fill_null(0)"),
+    **dict.fromkeys(["concat", "concat_ws"], 'sabot.concat_str("a", "b", separator="-")'),
+    **dict.fromkeys(["json_value", "json_query", "getJsonObject", "get_json_object"], _JSON),
+    **dict.fromkeys(["to_timestamp", "toTimestamp"], 'str.to_datetime("%Y-%m-%d %H:%M:%S"), or dt of a time'),
+    **dict.fromkeys(["like", "ilike"], 'str.contains("a.*b"), str.startswith("a")'),
+    **dict.fromkeys(["as_", "name_"], 'alias("name")'),
+    **dict.fromkeys(["get", "getField", "get_field"], 'struct.field("a"), or list.get(0)'),
+    **dict.fromkeys(["explode", "flatten"], 'explode("x") of the stream'),
+    **dict.fromkeys(["in_", "isIn"], "is_in([1, 2])"),
+    **dict.fromkeys(["lag", "lead"], 'sabot.lag("x") or sabot.lead("x"), in over(…) of the stream'),
+    "arr": "list, for lists of a fixed size too",
+    "lower": "str.lower()",
+    "qcut": "cut([1, 10]), with bounds of your own, such as those of describe() of the stream",
+    "substring": "str.slice(start, length)",
+    "upper": "str.upper()",
+    "apply": _OF_ROWS,
     "astype": 'cast("int64")',
     "cum_sum": 'key_by("k").over(total=sabot.sum("x")) of the stream',
     "diff": 'col("x") - col("before") after key_by("k").over(before=sabot.lag("x"))',
@@ -152,7 +190,7 @@ EXPRESSIONS = {
     "isNull": "is_null()",
     "isNotNull": "is_not_null()",
     "floordiv": "//",
-    "map_elements": "map_batches(function) or flat_map(function, schema=…) of the stream",
+    "map_elements": _OF_ROWS,
     "filter": 'when(col("ok")).then("x"), or sabot.sum("x").filter(…) of an aggregate',
     "median": 'sabot.median("x"), in aggregate(…) of the stream',
     "mod": "%",
@@ -174,7 +212,79 @@ EXPRESSIONS = {
 }
 """For expressions."""
 
+TEXTS = {
+    **dict.fromkeys(["json_decode", "json_extract", "json_value"], 'json_path_match("$.a.b")'),
+    **dict.fromkeys(["concat", "join"], 'col("a") + "-" + col("b"), or sabot.concat_str("a", "b")'),
+    **dict.fromkeys(["substr", "substring", "head", "left"], "slice(start, length)"),
+    **dict.fromkeys(["like", "match", "rlike"], 'contains("a.*b")'),
+    **dict.fromkeys(["trim", "btrim"], "strip()"),
+    "extract_all": 'split(","), or extract("(a)")',
+    "find": 'contains("a")',
+    "len": "length()",
+    "ljust": "pad_end(8)",
+    "lstrip": "strip_start()",
+    "ltrim": "strip_start()",
+    "rjust": "pad_start(8)",
+    "rstrip": "strip_end()",
+    "rtrim": "strip_end()",
+    "to_integer": 'col("x").cast("int64")',
+    "to_decimal": 'col("x").cast("decimal(10, 2)")',
+    "to_time": 'to_datetime("%H:%M")',
+    "to_timestamp": 'to_datetime("%Y-%m-%d %H:%M:%S")',
+    "zfill": 'pad_start(8, "0")',
+}
+"""For `col("x").str`."""
+
+TIMES = {
+    **dict.fromkeys(["floor", "round", "trunc"], 'truncate("1h")'),
+    **dict.fromkeys(["dayofweek", "dow"], "weekday()"),
+    **dict.fromkeys(["dayofyear", "doy"], "ordinal_day()"),
+    **dict.fromkeys(["timestamp", "to_epoch", "unix_timestamp"], 'epoch("ms")'),
+    **dict.fromkeys(["tz_convert", "at_time_zone", "to_utc"], 'convert_time_zone("UTC")'),
+    **dict.fromkeys(["format", "date_format"], 'strftime("%Y-%m-%d")'),
+    "seconds": "total_seconds()",
+    "tz_localize": 'replace_time_zone("Europe/Berlin")',
+}
+"""For `col("x").dt`."""
+
+LISTS = {
+    **dict.fromkeys(["eval", "explode", "filter", "mean", "min", "max", "unique", "n_unique"], _OF_LISTS),
+    "length": "len()",
+    "size": "len()",
+}
+"""For `col("x").list`."""
+
+STRUCTS = {
+    "get": 'field("a")',
+    "unnest": 'field("a"), for each column that you want',
+}
+"""For `col("x").struct`."""
+
 FUNCTIONS = {
+    **dict.fromkeys(
+        ["EnvironmentSettings", "StreamTableEnvironment", "TableEnvironment"], 'App("name"), then app.sql("SELECT …")'
+    ),
+    **dict.fromkeys(
+        ["CoProcessFunction", "KeyedCoProcessFunction", "KeyedProcessFunction", "ProcessFunction", "RuntimeContext"],
+        'Process, or a function: stream.key_by("k").process(function, on_timer=function)',
+    ),
+    **dict.fromkeys(
+        ["ListStateDescriptor", "MapStateDescriptor", "StateTtlConfig", "ValueStateDescriptor"],
+        'ProcessContext: ctx.state("x") in the function of process(function, ttl="1h"), also a list or a map of a key',
+    ),
+    **dict.fromkeys(
+        ["OutputTag", "SideOutput"],
+        'Process, or a function: stream.key_by("k").process(function, sides={"x": {…}}).side("x")',
+    ),
+    **dict.fromkeys(["CEP", "MatchRecognize"], 'pattern("a", col("x") > 1).then("b", col("x") < 1)'),
+    **dict.fromkeys(["Duration", "Time", "timedelta"], '"5m", a text, or a timedelta of datetime'),
+    **dict.fromkeys(["Tumble", "window"], 'tumbling("1m"), in window(…) of a stream'),
+    **dict.fromkeys(["Slide", "slide"], 'hopping("10m", "1m")'),
+    **dict.fromkeys(["JdbcSink", "JDBCSink"], 'SqlSink("postgresql://host/db", table="t")'),
+    **dict.fromkeys(["AsyncDataStream", "AsyncFunction"], 'app.stream("topic").map_async(function, schema=…)'),
+    **dict.fromkeys(["json_extract", "json_value"], 'col("x").str.json_path_match("$.a.b")'),
+    "ProcessWindowFunction": 'app.stream("topic").window(…).apply(function, schema=…)',
+    "mean_horizontal": 'sum_horizontal("a", "b") / 2',
     **dict.fromkeys(
         ["Application", "Dataflow", "StreamExecutionEnvironment", "SparkSession", "StreamsBuilder"], 'App("name")'
     ),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any
 
 from sabot.api.settings import Settings
@@ -13,6 +14,9 @@ from sabot.base.options import Option, options_of
 
 _NOT_OF_SCRIPTS = ("from_",)
 """Settings whose option needs more of the command line than a script has."""
+
+_OF_RUN = ("--from", "--functions", "--listen", "--ray", "--reload", "--secrets", "--web", "--workers")
+"""How the options of `sabot run` begin that scripts do not have."""
 
 
 def script_parser() -> argparse.ArgumentParser:
@@ -34,7 +38,10 @@ def script_parser() -> argparse.ArgumentParser:
 
 def settings_of(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], str, str]:
     """Returns the settings that are given, the log level, and the format of log lines."""
-    given = vars(parser.parse_args(argv))
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_hint_of(unknown[0].partition('=')[0])}")
+    given = vars(known)
     level, form = given.pop("loglevel"), given.pop("log_format")
     if given["until"] is not None:
         given["until"] = _time_of(given["until"])
@@ -49,6 +56,15 @@ def hint_with_program(hint: str, program: str) -> str:
     return re.sub(
         rf"(^|[(;:,] ?|\b(?:with|or|start) )(--(?:{names})\b)", lambda found: f"{found[1]}{program} {found[2]}", hint
     )
+
+
+def _hint_of(unknown: str) -> str:
+    """Returns what to write in place of an option that a script does not take, in parentheses, or ""."""
+    if unknown.startswith(_OF_RUN):
+        return f" ({unknown} needs the command: sabot run module:app {unknown})"
+    names = [f"--{name.replace('_', '-')}" for name, each in options_of(Settings).items() if each.metavar]
+    near = get_close_matches(unknown, names, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _kind_of(each: Option) -> dict[str, Any]:

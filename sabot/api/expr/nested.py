@@ -1,9 +1,10 @@
 """The methods of `col("place").struct` and `col("tags").list`, for columns of nested values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
+from sabot.api.elsewhere import LISTS, STRUCTS, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import fraction_of, whole_of
 from sabot.base.checks import FLAG, TEXT, OneOf, check
@@ -13,9 +14,10 @@ INTERPOLATIONS = ("nearest", "lower", "higher", "midpoint", "linear")
 
 
 @dataclass(frozen=True, slots=True)
-class StructExpr(Generic[E]):
+class StructExpr(NamedElsewhere, Generic[E]):
     """The methods of `col("place").struct`, for columns of structs."""
 
+    _elsewhere: ClassVar[Mapping[str, str]] = STRUCTS
     make: Make[E]
 
     def field(self, name: str) -> E:
@@ -28,9 +30,10 @@ class StructExpr(Generic[E]):
 
 
 @dataclass(frozen=True, slots=True)
-class ListExpr(Generic[E]):
+class ListExpr(NamedElsewhere, Generic[E]):
     """The methods of `col("tags").list`, for columns of lists."""
 
+    _elsewhere: ClassVar[Mapping[str, str]] = LISTS
     make: Make[E]
 
     def get(self, index: int, null_on_oob: bool = True) -> E:

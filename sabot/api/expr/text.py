@@ -1,10 +1,12 @@
 """The methods of `col("name").str`, for columns of texts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import pyarrow as pa
 
+from sabot.api.elsewhere import TEXTS, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.api.expr.words import as_type, whole_of
 from sabot.base.checks import FLAG, TEXT, OneOf, check
@@ -14,12 +16,13 @@ _WIDEST = 10_000  # the greatest length in characters for padding
 
 
 @dataclass(frozen=True, slots=True)
-class StringExpr(Generic[E]):
+class StringExpr(NamedElsewhere, Generic[E]):
     r"""The methods of `col("name").str`, for columns of texts. All give null for null.
 
     Regular expressions have the syntax of RE2. It is that of Rust's `regex`, but \w, \d, \s and \b match ASCII only.
     """
 
+    _elsewhere: ClassVar[Mapping[str, str]] = TEXTS
     make: Make[E]
 
     def lower(self) -> E:

@@ -3,9 +3,11 @@
 import datetime
 import re
 import zoneinfo
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic
+from typing import ClassVar, Generic
 
+from sabot.api.elsewhere import TIMES, NamedElsewhere
 from sabot.api.expr.made import E, Make
 from sabot.base.checks import TEXT, OneOf, check
 from sabot.errors import UserError
@@ -35,12 +37,13 @@ _MOST = {
 
 
 @dataclass(frozen=True, slots=True)
-class DateExpr(Generic[E]):
+class DateExpr(NamedElsewhere, Generic[E]):
     """The methods of `col("ts").dt`, for columns of times: timestamps, dates, and int64 as ms since 1970 UTC.
 
     A timestamp with a time zone is read on the clock of its zone. Parts of a time, such as `year()`, are int64.
     """
 
+    _elsewhere: ClassVar[Mapping[str, str]] = TIMES
     make: Make[E]
 
     def date_trunc(self, every: str | datetime.timedelta) -> E:

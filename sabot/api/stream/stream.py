@@ -37,7 +37,7 @@ from sabot.api.arguments import (
 )
 from sabot.api.calls import AsyncCall, LookupOptions, MapAsyncOptions
 from sabot.api.describe import EXACT_ROWS, aggregates_of, figures_of, table_of
-from sabot.api.elsewhere import STREAMS, WINDOWS, StreamKind
+from sabot.api.elsewhere import STREAMS, TOTALS, WINDOWS, StreamKind
 from sabot.api.expr import Expr, col
 from sabot.api.formats import sink_format
 from sabot.api.functions import process_spec
@@ -145,6 +145,8 @@ class Stream(Looks, StreamKind):
     All methods raise UserError for arguments that do not fit the stream, such as the name of a column that it does
     not have.
     """
+
+    _elsewhere = STREAMS | TOTALS
 
     def __init__(self, owner: Owner, node: Node) -> None:
         self._owner = owner
@@ -325,7 +327,7 @@ class Stream(Looks, StreamKind):
             if name in expr.columns or name in known:
                 raise UserError(
                     f"{where}: {expr!r} would take the place of column {name!r}",
-                    hint='give it another name: .alias("…")',
+                    hint=f"{where}({name}_key=…)" if name in (named or {}) else 'give it another name: .alias("…")',
                 )
         node = WithColumns(self._node, made) if made else self._node
         names = tuple(name for name, _ in pairs)

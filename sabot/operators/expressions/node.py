@@ -129,6 +129,8 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
     times = [node.type for node in nodes if pa.types.is_timestamp(node.type) or pa.types.is_date(node.type)]
     to = str(times[0]) if texts and times else "string" if texts else "float64"
     hint = "" if nested else f'cast one of them: .cast("{to}")'
+    if expr.kind in ("==", "!=") and pa.types.is_list(nodes[-1].type) and nodes[-1].value is not None:
+        hint = f"{'~' * (expr.kind == '!=')}{expr.inputs[0].text()}.is_in({nodes[-1].value.as_py()!r})"
     written = [node.value.as_py() for node in nodes if node.value is not None and pa.types.is_string(node.type)]
     if times and written and written[0] is not None:
         hint = f'a text is not a time; write lit("{written[0]}").cast("{to}")'

@@ -44,7 +44,13 @@ def test_a_script_takes_the_options_of_sabot_run(run):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--paralelism", "2"], "shop.py: error: unrecognized arguments: --paralelism"),
+        (["--paralelism", "2"], "unrecognized arguments: --paralelism 2 (did you mean --parallelism?)"),
+        (
+            ["--from=place"],
+            "unrecognized arguments: --from=place (--from needs the command: sabot run module:app --from)",
+        ),
+        (["--web"], "unrecognized arguments: --web (--web needs the command: sabot run module:app --web)"),
+        (["now"], "shop.py: error: unrecognized arguments: now\n"),
         (["--parallelism", "0"], "shop.py: error: "),
         (["--until", "tomorrow"], "shop.py: error: "),
     ],

@@ -25,8 +25,20 @@ from sabot import (
     session,
     tumbling,
 )
-from sabot.api.elsewhere import APPS, EXPRESSIONS, FUNCTIONS, STREAMS, WINDOWS
+from sabot.api.elsewhere import (
+    APPS,
+    EXPRESSIONS,
+    FUNCTIONS,
+    LISTS,
+    STREAMS,
+    STRUCTS,
+    TEXTS,
+    TIMES,
+    TOTALS,
+    WINDOWS,
+)
 from sabot.api.nodes.rows import Union
+from sabot.api.stream.stream import ProcessedStream
 
 SCHEMA = {"id": "int64", "account": "string", "amount": "float64", "ts": "int64", "country": "string"}
 
@@ -265,7 +277,10 @@ def test_the_graph_is_mermaid(app, orders):
         (lambda s: s.select("id", "id"), "two columns are called 'id'"),
         (lambda s: s.key_by(), "key_by needs a column"),
         (lambda s: s.group_by(account=col("id") * 2), r"group_by: .* would take the place of column .account."),
-        (lambda s: s.key_by(id=col("id") * 2), r"key_by: .* would take the place of column 'id'"),
+        (
+            lambda s: s.key_by(id=col("id") * 2),
+            r"key_by: .* would take the place of column 'id' \(key_by\(id_key=…\)\)",
+        ),
         (lambda s: s.key_by("account", account="id"), "two columns are called 'account'"),
         (lambda s: s.key_by("account").window("1m"), "is not a window"),
         (lambda s: s.key_by("account").window(session("1m"), emit_every="1s"), "no early results"),
@@ -531,39 +546,57 @@ def test_methods_of_other_libraries_say_what_does_the_same_here(orders):
         assert not hasattr(each, "_repr_png_")
 
 
-METHODS = set().union(*map(dir, [Stream, KeyedStream, GroupedStream, WindowedStream]))
+def test_a_comparison_with_a_list_is_answered_with_is_in():
+    rows = App("lists").stream([{"country": "DE"}])
+    with pytest.raises(UserError, match="== of string and list") as refused:
+        rows.filter(country=["DE", "FR"]).collect()
+    assert refused.value.hint == """col("country").is_in(['DE', 'FR'])"""
+    with pytest.raises(UserError, match="!= of string and list") as refused:
+        rows.filter(col("country") != ["DE"]).collect()
+    assert refused.value.hint == """~col("country").is_in(['DE'])"""
+
+
+def test_an_aggregate_as_a_method_is_one_row_of_a_whole_stream_and_one_for_each_key_of_another(orders):
+    with pytest.raises(AttributeError, match=r"here it is group_by\(\)\.aggregate\(n=sabot\.count\(\)\) for one row"):
+        orders.count()
+    with pytest.raises(AttributeError, match=r"here it is aggregate\(n=sabot\.count\(\)\)\)"):
+        orders.key_by("account").count()
+
+
+METHODS = set().union(*map(dir, [Stream, KeyedStream, GroupedStream, WindowedStream, ProcessedStream]))
 
 
 @pytest.mark.parametrize(
     ("names", "there", "here"),
     [
         (STREAMS, set(dir(Stream)), METHODS),
+        (TOTALS, set(dir(Stream)), METHODS),
         (WINDOWS, set(dir(WindowedStream)), METHODS),
         (APPS, set(dir(App)), set(dir(App))),
         (EXPRESSIONS, set(dir(sabot.Expr)), {*dir(sabot.Expr), *METHODS, "when", "map_batches"}),
+        (TEXTS, set(dir(col("x").str)), {*dir(col("x").str), *METHODS}),
+        (TIMES, set(dir(col("x").dt)), {*dir(col("x").dt), *METHODS}),
+        (LISTS, set(dir(col("x").list)), {*dir(col("x").list), *METHODS}),
+        (STRUCTS, set(dir(col("x").struct)), {*dir(col("x").struct), *METHODS}),
         (FUNCTIONS, set(dir(sabot)), set(dir(sabot))),
     ],
-    ids=["streams", "windows", "apps", "expressions", "functions"],
+    ids=[
+        *("streams", "totals", "windows", "apps", "expressions", "texts", "times", "lists", "structs", "functions"),
+    ],
 )
 def test_what_is_written_instead_of_a_name_of_another_library_exists(
     names: dict[str, str], there: set[str], here: set[str]
 ) -> None:
     """The first word of each hint, each name behind `sabot.`, and each method of app, stream or col("x")."""
-    everything = METHODS.union(*map(dir, [App, sabot.Expr, sabot.When, sabot.Then]))
+    x = col("x")
+    everything = METHODS.union(*map(dir, [App, sabot.Expr, sabot.When, sabot.Then, x.str, x.dt, x.list, x.struct]))
     for name, hint in names.items():
         assert name not in there, name
         first = re.match(r"\w*", hint)[0]
         assert first in here | {"sabot", "app", "col"} or not first, (name, hint)
         code = re.sub(r'"[^"]*"', '""', hint)
         assert {each for each in re.findall(r"sabot\.(\w+)", code)} <= set(dir(sabot)), (name, hint)
-        assert {each for each in re.findall(r"(?<!sabot)\.(\w+)\(", code)} <= everything | {
-            "slice",
-            "contains",
-            "field",
-        }, (
-            name,
-            hint,
-        )
+        assert {each for each in re.findall(r"(?<!sabot)\.(\w+)\(", code)} <= everything, (name, hint)
 
 
 def test_names_of_other_libraries_are_answered_by_the_app_and_the_package() -> None:
