@@ -272,12 +272,15 @@ class RuntimeKernel:
         check("execute: request", request, Of(ExecutionRequest, "ExecutionRequest(prompt=…)"))
         self._check_policy(request.policy_ref)
         host = await self._started()
-        agent = self._agents.get(request.agent) if request.agent else next(iter(self._agents.values()))
-        if agent is None:
-            raise UserError(
-                f"kernel {self.name} has no agent {request.agent!r}", hint=f"it has {', '.join(self._agents)}"
-            )
+        agent = self._agent(request.agent)
         return await host.execute(agent, _job_id(agent, request), request)
+
+    def _agent(self, name: str) -> KernelAgent:
+        """Returns the agent of this name, or the first one for "". Raises UserError if there is none of this name."""
+        found = self._agents.get(name) if name else next(iter(self._agents.values()))
+        if found is None:
+            raise UserError(f"kernel {self.name} has no agent {name!r}", hint=f"it has {', '.join(self._agents)}")
+        return found
 
     def _check_policy(self, asked: PolicyRef | None) -> None:
         """Raises UserError if a request names a policy that is not the kernel's."""
@@ -307,11 +310,7 @@ class RuntimeKernel:
                 f"take_over: taken={short_repr(taken)}", hint="await StateManager(kernel).restore(job_id) makes it"
             )
         host = await self._started()
-        agent = self._agents.get(begin.agent.removeprefix(f"{self.name}."))
-        if agent is None:
-            raise UserError(
-                f"kernel {self.name} has no agent {begin.agent!r}", hint=f"it has {', '.join(self._agents)}"
-            )
+        agent = self._agent(begin.agent.removeprefix(f"{self.name}."))
         run = JobRun(begin.job, History.of(begin.job, taken), key=host.journal.key, code=agent.code)
         try:
             run.start(agent.coroutine)
@@ -365,9 +364,7 @@ class RuntimeKernel:
         Raises UserError if there is no agent of that name.
         """
         checked_word(agent, "code: agent")
-        found = self._agents.get(agent) if agent else next(iter(self._agents.values()))
-        if found is None:
-            raise UserError(f"kernel {self.name} has no agent {agent!r}", hint=f"it has {', '.join(self._agents)}")
+        found = self._agent(agent)
         return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
