@@ -97,6 +97,14 @@ class ActionRecord:
         return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
 
 
+def no_action(action_id: str) -> UserError:
+    """Returns the error for an id that no action has."""
+    return UserError(
+        f"action {action_id}: there is none of this name",
+        hint="`find` lists the actions, as does `sabot actions list`; those of a job that ended long ago are forgotten",
+    )
+
+
 def check_resolution(action: ActionRecord, resolution: Mapping[str, Any]) -> None:
     """Checks the answer to a question about an effect. Raises UserError if the answer does not decide the question:
     whether the effect may be made, or whether it was made. The job would take such an answer for a refusal or for
@@ -247,7 +255,7 @@ class ActionManager:
         """Returns the action as it is now. Raises UserError if there is none of this id."""
         action = await self.store.action(checked_word(action_id, "action_id"))
         if action is None:
-            raise UserError(f"action {action_id}: there is none of this name")
+            raise no_action(action_id)
         if action.overdue(self.store.clock.time()):
             return await self._closed(action_id, ActionStatus.EXPIRED)
         return self._seen(action)

@@ -11,12 +11,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution, no_action
 from sabot.agents.context import checked_word
 from sabot.agents.durable.run import JournalOwner, journal_place
 from sabot.agents.job_history import ended_records
 from sabot.agents.job_view import JobView
-from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move
+from sabot.agents.jobs import JobManager, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.agents.store import JobsAndActions, as_json, cancel_letter
 from sabot.base.checks import Of, check
 from sabot.base.threads import run_in_thread
@@ -140,7 +140,7 @@ class AppJobStore(JobsAndActions):
         """
         job = await self.get(job_id)
         if job is None:
-            raise UserError(f"job {job_id}: there is none of this name")
+            raise no_job(job_id)
         check_move(job_id, job.status, status)
         if status is not JobStatus.CANCELLED:
             raise IllegalTransition(f"job {job_id} is a run of agent {job.agent}, which says itself how far it is")
@@ -207,7 +207,7 @@ class AppJobStore(JobsAndActions):
     async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
         action = await self.action(action_id)
         if action is None:
-            raise UserError(f"action {action_id}: there is none of this name")
+            raise no_action(action_id)
         try:
             await run_in_thread(self.post, Letter("withdraw", action.resume_token, name=status))
         except LetterRefused as refused:

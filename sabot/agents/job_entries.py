@@ -10,7 +10,7 @@ import msgspec
 
 from sabot.agents.actions import ActionSpec
 from sabot.agents.context import checked_word
-from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move
+from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, check_move, no_job
 from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
 from sabot.journal.effects import digest
 from sabot.journal.entries import Attempt, Begin, End, Intent
@@ -70,7 +70,7 @@ def move_entry(
     job.
     """
     if job is None:
-        raise UserError(f"job {job_id}: there is none of this name")
+        raise no_job(job_id)
     check_move(job_id, job.status, status)
     if JobStatus.WAITING_ACTION in (status, job.status) and status not in ENDS:
         raise IllegalTransition(

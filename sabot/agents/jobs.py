@@ -55,6 +55,14 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 _NO_LIMITS, _NO_VERSIONS = BudgetSpec(), RunVersions()
 
 
+def no_job(job_id: str) -> UserError:
+    """Returns the error for an id that no job has."""
+    return UserError(
+        f"job {job_id}: there is none of this name",
+        hint="`find` lists the jobs, as does `sabot jobs list`; a job that ended long ago is forgotten",
+    )
+
+
 def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
     """Raises IllegalTransition if a job may not go from `before` to `after`."""
     if after not in TRANSITIONS[before]:
@@ -272,7 +280,7 @@ class JobManager:
         """Returns the job as it is now. Raises UserError for an unknown job."""
         record = await self.store.get(checked_word(job_id, "job_id"))
         if record is None:
-            raise UserError(f"job {job_id}: there is none of this name")
+            raise no_job(job_id)
         if why := record.overdue(self.store.clock.time()):
             try:
                 return await self.store.move(job_id, JobStatus.TIMED_OUT, error=why)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, no_action
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.job_view import JobView, end_of
@@ -230,7 +230,7 @@ class JournalStore(JobsAndActions):
         check("close_action: status", status, Of(ActionStatus, "ActionStatus.CANCELLED, or EXPIRED"))
         action = await self.action(action_id)
         if action is None:
-            raise UserError(f"action {action_id}: there is none of this name")
+            raise no_action(action_id)
         try:
             await run_in_thread(self.journal.post, Letter("withdraw", action.resume_token, name=status))
         except LetterRefused as refused:

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, check_resolution, no_action
 from sabot.agents.app_jobs import AppJobStore, JournalAddress
 from sabot.agents.context import checked_word
 from sabot.agents.job_entries import as_json, begin_entry, check_same, digest_of, move_entry, name_of, question_entry
 from sabot.agents.job_view import JobView
-from sabot.agents.jobs import JobRecord, JobSpec, JobStatus
+from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, no_job
 from sabot.agents.store import JobsAndActions
 from sabot.agents.stores.jobs import TABLES, PostgresJobViews, forget_jobs, show_jobs
 from sabot.agents.stores.tables import PostgresTables
@@ -282,7 +282,7 @@ class PostgresJobStore(JobsAndActions):
             return known.present(job_id)
         owner = await self._owner(job_id)
         if owner is None:
-            raise UserError(f"job {job_id}: there is none of this name")
+            raise no_job(job_id)
         return await owner.move(job_id, status, result_ref=result_ref, error=error)
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
@@ -367,7 +367,7 @@ class PostgresJobStore(JobsAndActions):
                 return (await self._read([job_id])).actions[action_id]
         owner = await self._owner(job_id)
         if owner is None:
-            raise UserError(f"action {action_id}: there is none of this name")
+            raise no_action(action_id)
         return await owner.close_action(action_id, status)
 
     async def _answered(self, job_id: str, letter: Letter, resolution: Mapping[str, Any] | None = None) -> ActionRecord:

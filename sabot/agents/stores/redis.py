@@ -13,7 +13,15 @@ from typing import Any
 
 import msgspec
 
-from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore, LocalSignals, check_resolution
+from sabot.agents.actions import (
+    ActionRecord,
+    ActionSpec,
+    ActionStatus,
+    ActionStore,
+    LocalSignals,
+    check_resolution,
+    no_action,
+)
 from sabot.agents.job_view import JobView
 from sabot.agents.jobs import JobRecord, JobSpec, JobStatus, JobStore
 from sabot.agents.store import JobsAndActions, as_json
@@ -348,7 +356,7 @@ class RedisActionStore(ActionStore):
     async def _known(self, action_id: str) -> ActionRecord:
         action = await self.action(action_id)
         if action is None:
-            raise UserError(f"action {action_id}: there is none of this name")
+            raise no_action(action_id)
         return action
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:

@@ -178,8 +178,9 @@ def test_an_illegal_transition_says_what_would_be_legal() -> None:
 
 
 async def test_a_job_that_is_not_there_is_told() -> None:
-    with pytest.raises(UserError, match="job nobody: there is none of this name"):
+    with pytest.raises(UserError, match="job nobody: there is none of this name") as found:
         await manager().start("nobody")
+    assert "sabot jobs list" in (found.value.hint or ""), "where to look for the right name"
 
 
 # -- idempotency keys -------------------------------------------------------------------------------------------------
