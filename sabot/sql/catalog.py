@@ -380,13 +380,14 @@ def _topic(options: Options) -> Callable[["HasStreams"], Any]:
     """Returns a function that returns the topic of an app, with its server if the options have one."""
     topic = options.need("topic")
     servers, settings = _client(options)
+    group = settings.pop("group.id", "")
 
     def source(app: "HasStreams") -> Any:
         from sabot.kafka import KafkaSource
 
-        if servers is None and not settings:
+        if servers is None and not settings and not group:
             return topic
-        return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), **settings)
+        return KafkaSource(topic, f"kafka://{servers}" if servers else _broker(app), group, **settings)
 
     return source
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.base.quantities import counted_words
 from sabot.connectors.base import ExpectsColumns, Sink
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class CountSink(Sink):
 
     def close(self) -> None:
         if self.rows:
-            log.warning("%s: %d rows were set apart and are not in the result", self.name, self.rows)
+            were = "was" if self.rows == 1 else "were"
+            log.warning("%s: %s %s set apart, and not in the result", self.name, counted_words(self.rows, "row"), were)
 
 
 class TableSink(Sink, ExpectsColumns):

@@ -12,6 +12,7 @@ import pytest
 
 from sabot import App
 from sabot.sql.syntax.text import SqlError
+from sabot.testing import MemoryBroker
 
 TABLES = """
 CREATE TABLE flights (
@@ -178,6 +179,24 @@ def test_a_topic_of_a_broker_of_its_own_takes_a_format(app):
         )
     """)
     assert "write late" in app.sql("EXPLAIN INSERT INTO topic SELECT carrier FROM flights")
+
+
+def test_a_topic_is_read_on_from_the_offsets_of_a_group_of_flink_which_goes_on(memory_url):
+    broker = MemoryBroker.get(memory_url)
+    broker.publish("clicks", [{"n": 1}, {"n": 2}, {"n": 3}])
+    broker.commit("flink-job", "clicks", {0: 1})
+    app = App("clicks", broker=memory_url)
+    app.sql("""
+        CREATE TABLE clicks (n BIGINT) WITH (
+            'connector' = 'kafka', 'topic' = 'clicks', 'properties.group.id' = 'flink-job',
+            'scan.startup.mode' = 'group-offsets', 'scan.bounded.mode' = 'latest-offset', 'format' = 'json'
+        );
+        CREATE TABLE copy (n BIGINT) WITH ('connector' = 'kafka', 'topic' = 'copy', 'properties.group.id' = 'flink-job');
+        INSERT INTO copy SELECT n FROM clicks
+    """)
+    app.main()
+    assert [record.value for record in broker.records("copy")] == [{"n": 2}, {"n": 3}]
+    assert broker.committed("flink-job", "clicks") == {0: 3}
 
 
 @pytest.mark.parametrize("format", ["json", "csv", "parquet"])
