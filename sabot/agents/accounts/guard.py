@@ -306,7 +306,9 @@ class LedgerGuard(EffectGuard):
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Reserves the upper bound of an open call's earlier attempts, and of the next one, which asks the first model."""
+        """Reserves the upper bound of an open call's earlier attempts, and of the next one, which asks the first model. A call that
+        the budget gave to a person, who has not answered yet, has no reservation.
+        """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
             return
@@ -320,7 +322,8 @@ class LedgerGuard(EffectGuard):
             models = {attempt: each.model or each.about for attempt, each in instead.items()}
             opened.models = {**models, effect.attempt + 1: name}
         job[effect.ordinal] = opened
-        self._hold(effect, opened, effect.attempt + 1 - recorded)
+        waits = verdict.decision is Decision.ASK and beyond and not effect.attempt
+        self._hold(effect, opened, 0 if waits else effect.attempt + 1 - recorded)
 
     async def ready(self) -> None:
         """Waits until the accounts of all open calls are loaded, because `decide_again` has to know them."""

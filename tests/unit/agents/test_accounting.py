@@ -299,6 +299,31 @@ async def test_a_person_may_allow_more_and_who_refuses_pays_nothing() -> None:
         assert await reserved(by) == Amounts()
 
 
+async def test_a_call_that_a_budget_gives_to_a_person_reserves_nothing_after_a_restart_either() -> None:
+    """After a restart it held all that it may use, so that each further call of the scope was given to a person too."""
+    home, clock = MemoryStorage(ManualClock(1.0)), ManualClock(1_000_000.0)
+    world = World()
+
+    async def job(ctx: DurableContext) -> Any:
+        return (await ctx.llm(world.engine).complete("one", max_tokens=ctx.message)).content
+
+    for life in ("first", "second"):
+        by, agent = guard(clock=clock, max_tokens_daily=300, warn_at=1, exhausted="ask"), Agent(job)
+        async with hosting(home, agent, guard=by) as running:
+            if life == "first":
+                running.begin("large", 1000)
+            await running.parks("large")
+            running.begin(life, 50)
+            await running.over(life)
+            assert agent.outcomes[life] == "succeeded"
+            assert await reserved(by) == Amounts()
+            if life == "second":
+                token = next(each.token for each in entries(home) if isinstance(each, Intent) and each.kind == "ask")
+                running.journal.post(Letter("answer", token, body=b'{"approved": true}'))
+                await running.over("large")
+                assert agent.outcomes["large"] == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("error", "row"),
     [

@@ -93,7 +93,7 @@ async def test_a_dearer_model_to_which_a_budget_degrades_is_within_what_the_job_
         kernel = RuntimeKernel.create(agent=job, budgets=by)
         request = ExecutionRequest(prompt=1, scope_id="app", budgets=BudgetSpec(max_cost=most))
         assert said in await says(kernel, request)
-        assert by._accounts["app"].reserved.calls == 0
+        assert by._accounts.by_scope["app"].reserved.calls == 0
         await kernel.close()
     assert [each.model for each in provider.requests] == ["dear"]
 
