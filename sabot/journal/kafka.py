@@ -130,7 +130,38 @@ class KafkaJournalReader(TablesReader):
         self._replica.close()
 
 
-class KafkaInbox(Inbox):
+class _TopicInbox(Inbox):
+    """An inbox that sends letters to the topic. `catch_up` reads new records."""
+
+    def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
+        self._replica = replica
+        self._catch_up = catch_up
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._appender: TopicAppender | None = None
+
+    def post(self, letter: Letter) -> None:
+        replica = self._replica
+        with self._lock:
+            self._catch_up()
+            with replica.writes() as tables:
+                job = check_letter(letter, *letter_facts(tables, letter), round(self._clock.time() * 1000))
+            record = encode_letter_record(LetterRecord(letter.once, job, encode_letter(letter)))
+            if self._appender is None:
+                self._appender = TopicAppender(replica.link, replica.kafka, replica.topic, patience_s=ANSWER_SECONDS)
+            with step("journal", f"{replica.topic}: letter"):
+                (offset,) = self._appender.append(LETTERS, [record])
+            number = offset + 1
+            replica.letters_up_to(number)
+            if number in replica.second:
+                raise LetterRefused(f"job {job}: another letter of this name came first", reason="second")
+
+    def close(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+
+
+class KafkaInbox(_TopicInbox):
     """An inbox of the journal at an address (see KafkaJournalReader). Raises UserError if there is no journal, and
     BrokerUnavailable.
     """
@@ -138,14 +169,11 @@ class KafkaInbox(Inbox):
     def __init__(
         self, address: str, *, app: str = "", kafka: Mapping[str, Any] | None = None, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        self._replica = _opened(address, app, kafka)
-        self._posts = _Posts(self._replica, self._replica.catch_up, clock)
-
-    def post(self, letter: Letter) -> None:
-        self._posts.post(letter)
+        replica = _opened(address, app, kafka)
+        super().__init__(replica, replica.catch_up, clock)
 
     def close(self) -> None:
-        self._posts.close()
+        super().close()
         self._replica.close()
 
 
@@ -166,38 +194,6 @@ def _opened(address: str, app: str, kafka: Mapping[str, Any] | None) -> Replica:
         raise
     replica.link.opened = True
     return replica
-
-
-class _Posts:
-    """The sending of letters to the topic. `catch_up` reads new records."""
-
-    def __init__(self, replica: Replica, catch_up: Callable[[], object], clock: Clock) -> None:
-        self._replica = replica
-        self._catch_up = catch_up
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._appender: TopicAppender | None = None
-
-    def post(self, letter: Letter) -> None:
-        """Posts a letter, as `Inbox.post` describes."""
-        replica = self._replica
-        with self._lock:
-            self._catch_up()
-            with replica.writes() as tables:
-                job = check_letter(letter, *letter_facts(tables, letter), round(self._clock.time() * 1000))
-            record = encode_letter_record(LetterRecord(letter.once, job, encode_letter(letter)))
-            if self._appender is None:
-                self._appender = TopicAppender(replica.link, replica.kafka, replica.topic, patience_s=ANSWER_SECONDS)
-            with step("journal", f"{replica.topic}: letter"):
-                (offset,) = self._appender.append(LETTERS, [record])
-            number = offset + 1
-            replica.letters_up_to(number)
-            if number in replica.second:
-                raise LetterRefused(f"job {job}: another letter of this name came first", reason="second")
-
-    def close(self) -> None:
-        if self._appender is not None:
-            self._appender.close()
 
 
 class KafkaJournal(TablesReader, SqlJournal):
@@ -251,8 +247,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         replica.link.opened = True
         (first,) = TablesReader.positions(self).values()
         writer = GroupWriter(self.where, 0, first, self._commit, capacity_bytes, store="broker", idle=self._beat)
-        self._posts = _Posts(replica, replica.catch_up_letters, clock)
-        self.start(writer, _OfOwner(self._posts, self._trim), clock)
+        self.start(writer, _OwnerInbox(replica, clock, self._trim), clock)
         if replica.whole_copy is not None:  # its writer ended before it deleted the records before the copy
             self._delete_before(*replica.whole_copy)
 
@@ -477,20 +472,17 @@ class KafkaJournal(TablesReader, SqlJournal):
                 except SabotError as error:
                     log.warning("%s: its next owner will wait for a while: %s", self.where, error.message)
         self._appender.close()
-        self._posts.close()
+        self.inbox.close()
         super().close()
         self._replica.close()
 
 
-class _OfOwner(OwnerInbox):
+class _OwnerInbox(_TopicInbox, OwnerInbox):
     """The inbox of the owner. `trim` writes a frame (`KafkaJournal._trim`)."""
 
-    def __init__(self, posts: _Posts, trim: Callable[..., int]) -> None:
-        self._posts = posts
+    def __init__(self, replica: Replica, clock: Clock, trim: Callable[..., int]) -> None:
+        super().__init__(replica, replica.catch_up_letters, clock)
         self._trim = trim
-
-    def post(self, letter: Letter) -> None:
-        self._posts.post(letter)
 
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
         return self._trim(jobs, before, kept=kept)
@@ -500,9 +492,6 @@ class _OfOwner(OwnerInbox):
 
     def forget(self, before_ms: int) -> None:
         self._trim(forget_before_ms=before_ms)
-
-    def close(self) -> None:
-        self._posts.close()
 
 
 def _portions(rows: Sequence[StoredEntry]) -> Iterable[Sequence[StoredEntry]]:
