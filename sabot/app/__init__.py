@@ -35,6 +35,7 @@ from sabot.errors import SabotError, UserError
 from sabot.kafka.topics import RecordSender
 from sabot.runtime.agent_process import AgentProcess
 from sabot.runtime.agent_runtime import AgentRuntime
+from sabot.runtime.host import loop_runs_here
 from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend
 
@@ -429,6 +430,11 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
                 self.configure(**settings)
             except UserError as error:
                 parser.error(str(error))
+        if loop_runs_here():
+            raise UserError(
+                f"app {self.id}: main() starts an event loop, but one runs here already",
+                hint="await app.run(), as in a notebook",
+            )
         with StopSignals.held():
             set_up_logging(level, form)
             try:

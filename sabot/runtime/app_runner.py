@@ -41,6 +41,7 @@ from sabot.errors import (
 from sabot.kafka import open_source
 from sabot.runtime.app_rates import AppReading
 from sabot.runtime.blocking import BlockingMonitor
+from sabot.runtime.host import in_notebook
 from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.local_streams import LocalStreams
 from sabot.runtime.origin import Origin
@@ -62,6 +63,8 @@ _FIRST_RECORD_SECONDS = (
     10.0  # the longest wait of `start` for the first record of a stream without a schema; `run` waits without a limit
 )
 _RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
+
+_running: dict[tuple[str, str], "AppRunner"] = {}  # by the id and the broker of the app: the last one that has started
 
 
 class AppRunner:
@@ -193,6 +196,7 @@ class AppRunner:
         self._failure = self._stalled_by = None
         self._starting = asyncio.Event()
         try:
+            await self._take_place()
             if left := [name for name, thread in self._left if thread.is_alive()]:
                 raise UserError(
                     f"app {self.app.id}: a thread of the earlier run has not ended: {left[0]}",
@@ -226,6 +230,7 @@ class AppRunner:
                 await run_to_end(run.release())
                 raise
             self._has_run = True
+            _running[self._place] = self
             if self.app.workers is not None:
                 self.app.workers.begun()
             self._began = self.app.clock.monotonic()
@@ -243,8 +248,29 @@ class AppRunner:
             self._starting.set()
             self._starting = None
 
+    @property
+    def _place(self) -> tuple[str, str]:
+        return self.app.id, self.app.settings.broker
+
+    async def _take_place(self) -> None:
+        """Stops, in a notebook, the app of this id that runs in the same event loop: its cell was run again, and the app of
+        that name is now this one.
+        """
+        before = _running.get(self._place)
+        if before is None or before is self or before.loop is not self._loop or not in_notebook():
+            return
+        _log.warning(
+            "app %s: the App of an earlier cell still runs; it is stopped, since this one takes its place", self.app.id
+        )
+        try:
+            await before.stop()
+        except SabotError as error:
+            _log.warning("app %s: the App of the earlier cell: %s", self.app.id, error)
+
     def _run_is_over(self) -> None:
         """Stores the results of a run that are needed after its end."""
+        if _running.get(self._place) is self:
+            del _running[self._place]
         for watching in (self._watch, self._reporter):
             if watching is not None:
                 watching.close()

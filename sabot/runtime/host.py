@@ -2,10 +2,15 @@
 
 import asyncio
 import gc
+import logging
 import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_INTERRUPTED_SECONDS = 10.0
 
 
 class Interpreter:
@@ -39,9 +44,10 @@ interpreter = Interpreter()
 
 def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs the coroutine to its end. If the calling thread already has a running event loop (as in a notebook), the
-    coroutine runs in another thread.
+    coroutine runs in another thread. An interrupt (Ctrl-C) of that cancels the coroutine, and waits 10 s at most until it
+    has closed what it has opened; a second interrupt does not wait.
     """
-    if not _loop_runs_here():
+    if not loop_runs_here():
         asyncio.run(work())
         return
     failures: list[BaseException] = []
@@ -57,21 +63,34 @@ def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
             asyncio.run(main())
         except BaseException as error:
             failures.append(error)
+        finally:
+            over.set()
 
+    over = (
+        threading.Event()
+    )  # a thread whose `join` was interrupted once counts as ended, although it runs (Python 3.11)
     thread = threading.Thread(target=run, name="collect")
     thread.start()
     try:
-        thread.join()
+        over.wait()
     except BaseException:  # such as Ctrl-C in a notebook
         for loop, task in running:
             loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        if not over.wait(_INTERRUPTED_SECONDS):
+            _log.warning("the interrupted rows are not closed yet, since a function has not returned")
         raise
     if failures:
         raise failures[0]
 
 
-def _loop_runs_here() -> bool:
+def in_notebook() -> bool:
+    """Returns True in a notebook or in IPython, where a name may be given to another object while a cell's app runs."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and shell.get_ipython() is not None
+
+
+def loop_runs_here() -> bool:
+    """Returns True if the calling thread has a running event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

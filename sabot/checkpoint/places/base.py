@@ -320,9 +320,10 @@ def this_worker() -> str:
 
 
 def _taken(directory: Path, owner: str) -> AppLocked:
+    ours = owner.strip() == this_worker()
     return AppLocked(
-        f"{directory} is in use by {owner or 'another process'}",
-        hint="stop that process first, or give this app another directory (checkpoint_dir=)",
+        f"{directory} is in use by {owner or 'another process'}{', this one: another App runs in it' * ours}",
+        hint=f"stop {'that App' if ours else 'that process'} first, or give this app another directory (checkpoint_dir=)",
     )
 
 
