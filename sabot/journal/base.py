@@ -1,22 +1,24 @@
-"""The contract of journals. `tests/contracts/test_journal_contract.py` checks it for every home: SQLite, PostgreSQL,
-Kafka, memory.
+"""The contract of journals. `tests/contracts/test_journal_contract.py` checks it for every implementation: in SQLite,
+PostgreSQL, Kafka and memory.
 
-A journal is the log of the effects that jobs have asked for, and of their results. It has three interfaces. The
-**owner** (`Journal`) appends; there is one, and it holds the claim. A **reader** (`JournalReader`) reads durable
-entries, beside the owner or without one, and changes nothing. An **inbox** (`Inbox`) takes letters from outside
-(answers, signals, cancels), beside the owner or without one.
+A journal is the log of the effects that jobs have asked for, and of the results of these effects. It has three
+interfaces. The **owner** (`Journal`) appends entries; there is one owner at a time, and it holds the claim. A
+**reader** (`JournalReader`) reads durable entries and changes nothing. An **inbox** (`Inbox`) takes letters from
+outside (answers, signals, cancels). Readers and inboxes work whether an owner runs or not.
 
 These rules always hold:
 
-- Appends have an order in each partition. The durable entries are a prefix of it, at any moment and after any crash.
-- An entry that was reported as durable can be read until it is trimmed. After a crash an entry may also be there that was
- not reported yet.
-- A failed append ends the run. Nothing is appended after it, all who wait get JournalFailed, and this process does not try
- again: after a failed fsync nobody knows what is on the disk. The next owner reads what is there, and goes on behind it.
-- Several appends that wait become durable in one step, with one commit of the disk.
+- The entries of a partition have an order, in which they are appended. At any moment, and after any crash, the durable
+ entries are the first ones in this order, without a gap.
+- An entry that was reported as durable can be read until it is trimmed. After a crash, a reader may also find entries
+ that were not reported as durable.
+- If an append fails, the owner appends nothing more: all callers that wait get JournalFailed, and this process does not
+ try again, because after a failed fsync nobody knows what is on the disk. The next owner reads what is there, and
+ appends behind it.
+- Several entries that wait become durable in one step, with one commit of the disk.
 - A letter is taken once: it becomes an entry in the same step in which it leaves the inbox.
 
-If a home has several partitions, all entries of a job are in one of them.
+If a journal has several partitions, all entries of a job are in one of them.
 """
 
 import math
@@ -46,11 +48,11 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobMark:
-    """The facts of a job that a journal knows without reading its entries: the place of its BEGIN, and its outcome (""
-    while it is open).
+    """The facts of a job that a journal knows without reading the job's entries: `began` is the place of its BEGIN, and
+    `outcome` is its outcome, or "" while the job is open.
 
-    A mark outlives the entries of an ended job (`trim`), so that a job that comes again is recognized. `digest` is that
-    of BEGIN, and `result` that of END.
+    `trim` removes the entries of an ended job and leaves its mark, so that the journal recognizes a job that is asked
+    for again. `digest` is the digest in BEGIN, and `result` the result in END.
     """
 
     job: str
@@ -63,8 +65,8 @@ class JobMark:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: an intent with a token. `due_ms` is its deadline in milliseconds since 1970, 0 for none. `closed` is
-    the outcome, or "" while it is open.
+    """A question: an intent with a token, by which somebody outside can answer it. `due_ms` is its deadline in
+    milliseconds since 1970, or 0 if it has none. `closed` is the outcome, or "" while the question is open.
     """
 
     job: str
@@ -74,11 +76,11 @@ class Question:
 
 
 class JobHistory(ABC):
-    """The jobs whose entries `trim` has moved out of the log, for as long as the owner keeps them (`Journal.keeping`).
-    Every method may block, may be called from any thread, and raises the errors of a reader.
+    """The ended jobs whose entries `trim` has moved out of the log. They stay here for as long as `Journal.keeping`
+    says. Every method may block, may be called from any thread, and raises the errors of a `JournalReader`.
 
-    A job moves in one step: at any moment and after any crash it is in the log or in the history, and in both only if
-    it has begun again since.
+    A job moves in one step: at any moment, and after any crash, a job is either in the log or in the history. A job
+    that has begun again after it was moved is in both.
     """
 
     @abstractmethod
@@ -95,19 +97,22 @@ class JobHistory(ABC):
 
     @abstractmethod
     def known(self, jobs: Collection[str]) -> list[EndedJob]:
-        """Returns the rows of the jobs among these that are in the history."""
+        """Returns the rows of those jobs among `jobs` that are in the history; others are left out."""
 
     @abstractmethod
     def used_below(self, jobs: Collection[str]) -> dict[str, Amounts]:
-        """Returns, for each of these jobs, the use of all jobs of the history below it; a job without such jobs is missing."""
+        """Returns the usage of the descendants of each of these jobs, as far as they are in the history. A job without
+        such descendants is missing in the result.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class JobKeeping:
     """The rule by which `trim` moves entries into the history.
 
-    `describe`: a function that makes the row of a job out of its entries, or returns None if they are not kept; it blocks, and raises only
-    what reading raises. `seconds`, `most_bytes`: for how long ended jobs are kept, and how many bytes of them.
+    `describe` is a function of a reader and the id of a job. It returns the job's row for the history, or None if the
+    job is not to be kept; it may block, and raises only errors of the reader. Ended jobs are kept for `seconds`
+    seconds, and at most `most_bytes` bytes of them.
     """
 
     describe: Callable[["JournalReader", str], EndedJob | None]
@@ -115,7 +120,7 @@ class JobKeeping:
     most_bytes: int
 
     def bounds(self, now: float) -> HistoryBounds:
-        """Returns the bounds at this time, in seconds since 1970."""
+        """Returns the bounds of the history at the time `now`, in seconds since 1970."""
         return HistoryBounds(round((now - self.seconds) * 1000), self.most_bytes)
 
 
@@ -134,14 +139,14 @@ class JournalReader(ABC):
 
     @abstractmethod
     def positions(self) -> dict[int, int]:
-        """Returns, by partition, the offset behind the last durable entry. A checkpoint keeps it with `identity`
-        (`check_place`).
+        """Returns, by partition, the offset behind the last durable entry. A checkpoint saves these offsets and the
+        `identity` of the journal; `check_place` compares them at the next start.
         """
 
     @abstractmethod
     def trimmed(self) -> dict[int, int]:
-        """Returns, by partition, the offset behind the last END of a job whose entries `trim` has removed; partitions
-        without such jobs are missing. A checkpoint that needs entries before that offset is refused (`check_place`).
+        """Returns, by partition, the offset behind the last END of a job whose entries `trim` has removed. A partition
+        without such jobs is missing. `check_place` refuses a checkpoint that needs entries before that offset.
         """
 
     @property
@@ -163,11 +168,11 @@ class JournalReader(ABC):
 
     @abstractmethod
     def job(self, job: str) -> JobMark | None:
-        """Returns the durable facts of a job, or None if it has not begun here or is forgotten."""
+        """Returns the mark of a job. Returns None if the journal has no BEGIN of this job, or has forgotten the job."""
 
     @abstractmethod
     def question(self, token: str) -> Question | None:
-        """Returns the question with this token, or None."""
+        """Returns the question with this token, or None if there is none."""
 
     @abstractmethod
     def letters(self) -> list[Letter]:
@@ -191,11 +196,13 @@ class Inbox(ABC):
         """Posts a letter. When it returns, the letter is durable, and the owner will take it. May be called in any
         thread and any process. Blocks.
 
-        Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or
-        another letter came first. Of two letters at the same time the journal accepts one. A crash in the middle
-        leaves the letter stored or not; if it is, posting it again says that another letter came first. The same holds after
-        a TransientError, which is raised if a server does not answer, or another process holds the database. Raises
-        UserError for a letter that could not be read again.
+        Raises LetterRefused with the reason: nobody knows the token or the job; the question is closed, or its deadline
+        has passed; the job has ended; or the inbox has accepted such a letter before. Of two letters that answer the
+        same question at the same time, the inbox accepts one.
+
+        After a crash, or a TransientError (a server does not answer, or another process holds the database), the letter
+        may be stored or not. The caller may post it again: if it was stored, LetterRefused says that there was one
+        before. Raises UserError for a letter that could not be decoded again.
         """
 
     @abstractmethod
@@ -204,11 +211,11 @@ class Inbox(ABC):
 
 
 class Journal(JournalReader, Inbox):
-    """The owner of a journal. The constructor takes the claim, and raises AppLocked if another process, or another
-    object of this one, holds it.
+    """The owner of a journal. The constructor takes the claim. It raises AppLocked if another process, or another
+    object of this process, holds the claim.
 
-    A claim ends with `close` or with the process. An owner that has lost its claim in another way (somebody removed its
-    lock) learns it at its next append, which raises JournalFailed.
+    A claim ends with `close` or with the process. An owner may lose its claim in another way, for example because
+    somebody removes its lock; then its next append raises JournalFailed.
     """
 
     clock: Clock
@@ -218,103 +225,108 @@ class Journal(JournalReader, Inbox):
     """The rule by which `trim` keeps the entries that it removes, or None to delete them."""
 
     look_s: float = 0.02
-    """The seconds between two looks for letters: short if a look is cheap in this home, so that answers are taken soon."""
+    """The seconds between two looks for letters. They are few if a look is cheap, so that answers are taken soon."""
 
     def abandon(self) -> None:
-        """Closes the journal when the start that has opened it is refused. If this opening has made the journal on this
-        machine, and nobody has used it since, it is removed.
+        """Closes the journal of an app whose start is refused. If this process has just created the journal and nobody
+        else has used it, it is removed.
         """
         self.close()
 
     def may_have_letters(self) -> bool:
-        """Returns False if the home knows, at less cost than `letters`, that no letter has come since the last call.
-        Never waits for another machine or a disk. Called by one thread.
+        """Returns True if letters may have come since the last call. Returns False if certainly none has come. An
+        implementation that cannot find out cheaply returns True. Never waits for another machine or a disk. Called by
+        one thread.
         """
         return True
 
     def claim_left(self) -> float:
-        """Returns the seconds, on the machine's monotonic clock, for which this owner certainly still has the claim;
-        asked just before a call is sent. 0.0 means that the claim may be lost, and nothing may be sent. `math.inf`
-        means that the claim ends with the process and not by time. Never blocks.
+        """Returns the number of seconds for which this owner certainly still has the claim, by the machine's monotonic
+        clock. The caller asks just before it sends a call. 0.0 means that another process may have the claim, and that
+        the call must not be sent. `math.inf` means that the claim ends with the process and not by time. Never blocks.
         """
         return math.inf
 
     def predecessor_left(self) -> float:
-        """Returns the seconds for which an earlier owner, which was paused or cut off and does not know that its claim
-        is over, may still begin a call. Never blocks.
+        """Returns the number of seconds for which the owner before this one may still begin a call, because it was
+        paused or cut off, and has not noticed that it has lost its claim. Never blocks.
 
-        That call ends by its time-out after these seconds, and only then its effects in doubt are judged; so the number
-        is negative if the time was over before now. `-math.inf` means that there is no such owner: it has closed the
-        journal, or its process is known to be gone.
+        The number is negative if that time is already over. It is `-math.inf` if there is no such owner: the one before
+        has closed the journal, or its process has certainly ended. A call that it began ends at the latest by its own
+        time-out, counted from the end of these seconds. Until then, effects in doubt are not decided on.
         """
         return -math.inf
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:
-        """Appends the entry to its partition, and returns its place. Never blocks; may be called in any thread; the
-        order is that of the calls.
+        """Appends the entry to its partition, and returns its place. Entries stand in the order of these calls. Never
+        blocks. May be called in any thread.
 
-        The entry is not durable yet when it returns: await `durable`. Raises JournalFull, and appends nothing, if too
-        much waits for the disk (await `room` first); JournalFailed if an append has failed before; UserError if the
-        journal is closed.
+        The entry is not durable yet when this method returns: await `durable`. Raises JournalFull, and appends nothing,
+        if too many bytes wait for the disk (await `room` first). Raises JournalFailed if an append has failed before,
+        and UserError if the journal is closed.
         """
 
     @abstractmethod
     async def room(self) -> None:
-        """Waits until `append` would take an entry. Awaited on an event loop; an `append` right after it, without
-        another `await` in between, is not refused unless another thread appends too. Raises JournalFailed.
+        """Waits until `append` has room for an entry. To be awaited on an event loop. If `append` follows without
+        another `await` in between, it does not raise JournalFull, unless another thread appends too. Raises
+        JournalFailed.
         """
 
     @abstractmethod
     async def durable(self, position: Position) -> None:
-        """Returns when the entry, and all before it in its partition, are durable. For event loops. Raises
-        JournalFailed.
+        """Waits until the entry at this place, and all entries before it in its partition, are durable. To be awaited
+        on an event loop. Raises JournalFailed.
         """
 
     @abstractmethod
     def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
-        """Waits as `durable` does, for threads: blocks, and returns False if the entry is not durable after so many
-        seconds.
+        """Blocks a thread until the entry at this place is durable, and returns True. Returns False if it is not
+        durable after `timeout` seconds; None waits without a limit. Raises JournalFailed.
         """
 
     @abstractmethod
     async def flush(self) -> dict[int, int]:
-        """Returns `positions` when all that was appended before the call is durable. Barriers wait for it. Raises
-        JournalFailed.
+        """Waits until all entries that were appended before this call are durable, and returns `positions`. Barriers
+        wait for it. Raises JournalFailed.
         """
 
     @abstractmethod
     def take(self) -> list[tuple[Position, Entry]]:
-        """Takes letters from the inbox in the order in which they came, appends their entries, and returns these,
-        without waiting for them to be durable. Takes fewer if the queue of appends is full. If a crash comes before an
-        entry is durable, its letter is still in the inbox.
+        """Takes letters from the inbox in the order in which they came, appends an entry for each, and returns these
+        entries. The entries are not durable yet. If the queue of appends is full, the remaining letters stay in the
+        inbox for a later call. After a crash, a letter whose entry was not durable is still in the inbox.
         """
 
     @abstractmethod
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        """Removes the entries of jobs whose END stands before these offsets (those of the oldest retained checkpoint),
-        with bodies that no other entry names. Returns the number of removed entries. Blocks; appends go on meanwhile.
+        """Removes the entries of jobs that have ended before these offsets, and long bodies that no other entry names.
+        `before` has, by partition, the offsets of the oldest retained checkpoint. Returns the number of removed
+        entries. Blocks; other threads may append meanwhile.
 
-        The marks of these jobs stay until they are older than `forget_before_ms` (milliseconds since 1970), and so do
-        the entries of jobs that may begin again (MAY_BEGIN_AGAIN), which need their earlier results. Jobs that have not
-        ended keep all entries. A crash in the middle leaves some jobs trimmed whole, and others not at all. With
-        `keeping` the entries move into the history, and jobs that are too old or too many for it are removed from
-        there.
+        The marks of these jobs stay until they are older than `forget_before_ms` (milliseconds since 1970). So do the
+        entries of jobs that may begin again (MAY_BEGIN_AGAIN), because those need their earlier results. Jobs that have
+        not ended keep all entries. After a crash in the middle, each job is either trimmed completely or not at all. If
+        `keeping` is set, the entries move into the history, and jobs that are too old or too many for the history are
+        removed from there.
         """
 
     @abstractmethod
     def statistics(self) -> dict[str, Any]:
-        """Returns numbers since the opening: entries, commits, waiting (entries that are not durable), bytes_waiting,
-        bodies, letters, refused. Never blocks.
+        """Returns figures since the journal was opened: the numbers of entries, of commits, of entries that are not
+        durable yet (`waiting`) and their bytes (`bytes_waiting`), of stored bodies, and of letters that were taken
+        (`letters`) or `refused`. Never blocks.
         """
 
 
 def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
-    """Decides whether an inbox accepts a letter, in the step that would take it. Returns the job of the letter. Raises
-    LetterRefused.
+    """Returns the id of the job that a letter is for. Raises LetterRefused if the inbox must not accept the letter. The
+    inbox calls this in the transaction that stores the letter.
 
-    `question` is that of the letter's token, and `mark` that of the job which a signal or cancel names; both may be
-    None. `earlier` is True if the inbox has a letter with the same `once`.
+    `question` is the question with the letter's token, or None if there is none. `mark` is the mark of the job that a
+    signal or a cancel names, or None if the journal does not know the job. `earlier` is True if the inbox already has a
+    letter with the same `once`.
     """
     if letter.kind in ("signal", "cancel"):
         if mark is None:
@@ -339,8 +351,8 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
 
 
 def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """Returns the entry that a letter becomes when the owner takes it. `question` is the question of its token, for
-    answers and withdrawals.
+    """Returns the entry that a letter becomes when the owner takes it. `question` is the question with the letter's
+    token; only answers and withdrawals need it.
     """
     if letter.kind == "signal":
         return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
@@ -355,12 +367,13 @@ def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> En
 def check_place(
     journal: JournalReader, identity: str, positions: Mapping[int, int], needed: Mapping[int, int] | None = None
 ) -> None:
-    """Checks that a journal is the one with which a checkpoint was made, by its `identity` and `positions`.
+    """Checks that a checkpoint belongs to this journal. `identity` and `positions` are those that the checkpoint has
+    saved.
 
-    `needed` has the offsets from which on the checkpoint needs the entries of ended jobs; None means from `positions`
-    on. Raises OtherJournal, with the choices in its hint, for another journal, for one that ends before `positions`,
-    and for one that was trimmed behind `needed`. With such a journal, effects that the state knows, or that came after
-    the checkpoint, would be made again.
+    `needed` has, by partition, the offset from which on the checkpoint needs the entries of ended jobs; None stands for
+    `positions`. Raises OtherJournal if the identity differs, if the journal ends before `positions`, or if entries
+    behind `needed` were trimmed. The hint names the choices. With such a journal the app would make effects again that
+    it has made before.
     """
     hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
     if journal.identity != identity:

@@ -55,10 +55,11 @@ class Reconciled(StrEnum):
 class ClassRule:
     """The rule for the effects of one class.
 
-    `intent` says when the intent must be durable: "next" (together with the next durable entry), "later" (written, but
-    not waited for) or "first" (before the call). `in_doubt` is the decision on an effect in doubt. With `reserves` the
-    intent has an upper bound of the cost. With `checked` other arguments in a replay block the job. With `marks` a call
-    that is made again counts as a duplicate in the ledger.
+    `intent` says when the intent must be durable: "next" (together with the next entry that must be durable), "later"
+    (it is written, and nobody waits for it) or "first" (before the call). `in_doubt` is the decision on an effect in
+    doubt. If `reserves` is True, the intent has an upper bound of the cost. If `checked` is True, a job is blocked
+    whose function asks for the effect with other arguments in a replay. If `marks` is True, a call that is made again
+    counts as a duplicate in the ledger.
     """
 
     intent: Literal["next", "later", "first"]
@@ -74,7 +75,7 @@ class ClassRule:
 
     @property
     def settles(self) -> bool:
-        """True if the effect changes something outside, so that no job ends while one is under way."""
+        """True if the effect changes something outside. A job does not end while such an effect is under way."""
         return self.intent == "first" and not self.reserves
 
 
@@ -108,9 +109,9 @@ def in_doubt(
 ) -> Doubt:
     """Decides on an effect whose outcome is not certain.
 
-    `configured` is the tool's choice (`in_doubt=`) in place of asking a person. `sent` is False if the call failed
-    before anything was sent, so that nothing is in doubt, and None if nobody knows. `found` is the finding of the
-    `reconcile=` function of a reconcilable effect, or None if it was not called yet.
+    `configured` is the tool's option `in_doubt=`: "ask" asks a person. `sent` is False if the call certainly failed
+    before anything was sent, so that nothing is in doubt; None means that nobody knows. `found` is the finding of the
+    tool's `reconcile=` function, or None if the function was not called yet.
     """
     if sent is False:
         return Doubt.AGAIN
@@ -142,11 +143,11 @@ class EffectId(NamedTuple):
 
 
 def digest(key: bytes, kind: str, name: str, arguments: Any) -> bytes:
-    """Returns a digest of 16 bytes that is the same for the same question in every process, and tells nothing to those
-    who do not have the journal's key.
+    """Returns a digest of 16 bytes of an effect's kind, name and arguments. It is the same in every process, and tells
+    nothing to those who do not have `key`, the journal's key.
 
-    `arguments` must be values that msgpack can encode. The order of a mapping's keys does not count, the type of a
-    number does. Raises UserError.
+    `arguments` must be values that msgpack can encode. The order of the keys of a mapping does not change the digest;
+    the type of a number does. Raises UserError for other values.
     """
     try:
         asked = msgspec.msgpack.encode([kind, name, arguments], order="deterministic")

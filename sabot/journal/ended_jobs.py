@@ -62,29 +62,33 @@ class EndedQuery(NamedTuple):
         )
 
     def behind(self, job: EndedJob) -> "EndedQuery":
-        """Returns the query for the page after the one that ends with this job."""
+        """Returns the query for the next page, when `job` is the last job of this page."""
         return EndedQuery(*self[:-1], after=(job.created_ms, job.job))
 
 
 class HistoryBounds(NamedTuple):
-    """The bounds of a history: jobs that ended not before `before_ms`, and of them the newest ones, up to `most_bytes`."""
+    """The bounds of a history. It keeps the jobs that have ended at `before_ms` (milliseconds since 1970) or later. If
+    these have more than `most_bytes` bytes, it keeps only the newest of them.
+    """
 
     before_ms: int
     most_bytes: int
 
 
 def dollars_of(nanodollars: int) -> Decimal:
-    """Returns a number of 10⁻⁹ dollars as dollars, without zeros at its end."""
+    """Returns an amount of nanodollars (10⁻⁹ dollars) in dollars, without trailing zeros."""
     return (nanodollars / _NANO).normalize() + 0
 
 
 def nanodollars_of(dollars: Decimal) -> int:
-    """Returns dollars as the nearest number of 10⁻⁹ dollars."""
+    """Returns an amount of dollars in nanodollars (10⁻⁹ dollars), rounded."""
     return round(dollars * _NANO)
 
 
 def descendants(job: str) -> tuple[str, str]:
-    """Returns the range of the ids of all jobs below a job: the least id, and the first one after them (`jobs.tree`)."""
+    """Returns two ids that enclose the ids of all descendants of a job (`jobs.tree`): the least id, and the first id
+    after the last one.
+    """
     return f"{job}~", f"{job}\x7f"
 
 

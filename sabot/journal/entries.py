@@ -50,9 +50,9 @@ class _Base(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
-    """The origin of a job that continues another job from one of its checkpoints. `entries` is the number of entries
-    after BEGIN that were taken over. `waiting` is the number of entries after those: timers and questions, with the
-    time that they had left at `at_ms`.
+    """The origin of a job that continues another job from one of that job's checkpoints. `entries` is the number of
+    entries after BEGIN that were copied from the other job. `waiting` is the number of entries that follow them: the
+    intents of timers and questions that were open, with the time that they had left at `at_ms`.
     """
 
     job: str
@@ -63,12 +63,13 @@ class JobOrigin(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Begin(_Base, frozen=True, array_like=True, gc=False, tag="begin"):
-    """The beginning of a job. A second one of the same job begins its history anew (`ctx.continue_as`).
+    """The beginning of a job. A second BEGIN of the same job begins its history anew (`ctx.continue_as`).
 
-    `digest` is that of the input, if the same job may be asked for twice. `code` is the version of the function.
-    `scope` and `principal` say on whose behalf it runs, or are "". `run` counts from 1 how often the job has begun:
-    again after a failure, if its dead letter was sent back. `labels` are those of its input. `origin` is set for a job
-    that continues another one. `seed` is the seed of random values; b"" takes the id of the job.
+    `digest` is the digest of the input; it is empty if the same job cannot be asked for twice. `code` is the version of
+    the function. `scope` and `principal` name the tenant and the person for whom the job runs, or are "". `run` is 1 at
+    first. It is one higher each time that the job begins again, after a failure whose dead letter was sent back.
+    `labels` are the labels of the input. `origin` is set if the job continues another one. `seed` is the seed of random
+    values; with b"" the id of the job is the seed.
     """
 
     agent: str = ""
@@ -89,10 +90,11 @@ UNSENT = b"\xc0"
 
 
 class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
-    """An attempt of an effect, or of the job if `ordinal` is 0; `attempt` counts from 1.
+    """An attempt of an effect, or of the job if `ordinal` is 0. `attempt` counts from 1.
 
-    With a `note` the attempt has begun before: it was not sent (`UNSENT`), or another model is asked in place of the
-    first one from this attempt on, and the note has the decision on that model.
+    An entry without a `note` says that this attempt begins. With the note `UNSENT` it says that this attempt, which had
+    begun, was certainly not sent. With any other note it says that another model is asked from this attempt on; the
+    note has the guard's decision on that model.
     """
 
     ordinal: Number
@@ -101,11 +103,11 @@ class Attempt(_Base, frozen=True, array_like=True, gc=False, tag="attempt"):
 
 
 class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
-    """The intent to make an effect. `body` has its arguments. Whoever has the `token` may answer it. `due_ms` is its
-    deadline, 0 for none.
+    """The intent to make an effect. `body` has the arguments. If it has a `token`, whoever knows the token may answer
+    it. `due_ms` is the deadline in milliseconds since 1970, or 0 if there is none.
 
     `effect_class` is one of `effects.EffectClass`, or "" for an effect of the engine itself (a question, a timer).
-    `note` has decisions of the policy and the reservation of a budget, encoded by those who made them.
+    `note` has the decision of the guards: policy and reserved budget, in their own encoding.
     """
 
     ordinal: Number
@@ -120,9 +122,10 @@ class Intent(_Base, frozen=True, array_like=True, gc=False, tag="intent"):
 
 
 class EffectResult(_Base, frozen=True, array_like=True, gc=False, tag="result"):
-    """The result of an effect. `outcome` is "ok", or the type of the error. `usage` is encoded by the ledger. For a
-    child, `labels` are those of the data that it has seen, and `ran_ms` is the time that it has run, without its waits
-    for others. For a tool, `asked` is the usage of models that it asked by itself, as the limits of the job count it.
+    """The result of an effect. `outcome` is "ok", or the type of the error. `usage` is the usage of the call, in the
+    encoding of the ledger. For a child, `labels` are the labels of all data that the child has seen, and `ran_ms` is
+    the time that it has run, in milliseconds, without the time in which it waited. For a tool, `asked` is the usage of
+    the models that the tool itself has asked, as the limits of the job count it.
     """
 
     ordinal: Number
@@ -163,8 +166,8 @@ class Cancel(_Base, frozen=True, array_like=True, gc=False, tag="cancel"):
 
 class End(_Base, frozen=True, array_like=True, gc=False, tag="end"):
     """The end of a job. `result` is a short reference to its result. `body` has the output, or the error. `labels` are
-    those of the data that it has seen. `usage` is the possible usage of its calls without a result, as the ledger
-    encodes it.
+    the labels of all data that the job has seen. `usage` is an upper bound of the usage of its calls without a result,
+    in the encoding of the ledger.
     """
 
     outcome: str
@@ -180,11 +183,12 @@ EntryT = TypeVar("EntryT", bound=_Base)
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A letter to a job: an answer, the withdrawal of a question, a signal, or a cancel.
+    """A letter to a job: an answer to a question, the withdrawal of a question, a signal, or a cancel.
 
-    `token` is that of the question, for an answer or a withdrawal, and chosen by the sender, unique, for a signal; a
-    cancel needs none, since there is one for each job. `job` is set for a signal and a cancel; a question knows its
-    job. `name` is that of the signal, the outcome of a withdrawal ("expired", "cancelled"), or the reason of a cancel.
+    `token` is the token of the question. A signal has a unique token that the sender has chosen. A cancel has none,
+    because each job takes one cancel. `job` is set for a signal and a cancel; for the others the question names the
+    job. `name` is the name of the signal, the outcome of a withdrawal ("expired", "cancelled"), or the reason of a
+    cancel.
     """
 
     kind: Literal["answer", "withdraw", "signal", "cancel"]
@@ -196,8 +200,8 @@ class Letter(msgspec.Struct, frozen=True):
 
     @property
     def once(self) -> str:
-        """The name under which the inbox takes one letter: it is the same for an answer and the withdrawal of the same
-        question.
+        """The name of which the inbox accepts one letter only. An answer and the withdrawal of the same question have
+        the same name, so only one of them is accepted.
         """
         prefix = "token" if self.kind in ("answer", "withdraw") else self.kind
         return f"{prefix}:{self.token or self.job}"
@@ -225,8 +229,8 @@ def hash_of(body: bytes) -> bytes:
 
 
 def with_stored_body(entry: Entry) -> tuple[Entry, bytes]:
-    """Returns the entry with a reference in place of a long body, and the body. If the body is not long, returns the
-    entry as it is, and b"".
+    """Moves a long body out of an entry. Returns the entry with a reference in place of the body, and the body. If the
+    body is short, returns the entry unchanged, and b"".
     """
     body = body_of(entry)
     if not isinstance(body, bytes) or len(body) <= INLINE_BYTES:
@@ -276,8 +280,8 @@ def _check_version(first: Iterable[int], where: object) -> None:
 
 
 def encode_letter(letter: Letter) -> bytes:
-    """Encodes the version and a letter. Raises UserError for a letter that could not be read again (for example with a
-    text as its body), since it would block the inbox for all others.
+    """Encodes the version and a letter. Raises UserError for a letter that could not be decoded again (for example, one
+    whose body is a text and not bytes): it would block the inbox for all letters behind it.
     """
     try:
         data = _encoder.encode(letter)

@@ -1,11 +1,12 @@
-"""Detects missing entries: places are counted from 0, and each place has its entry, or is recorded as trimmed.
+"""Detects missing entries. The places of a journal are counted from 0; each place either has its entry, or is recorded
+as trimmed.
 
-   log_end   one row: the place behind the last entry that was written, changed in the transaction that writes it
-   gone      runs of places whose entries were trimmed, disjoint and never adjacent
+   log_end   one row: the place behind the last entry that was written; the transaction that writes the entry changes it
+   gone      runs of places whose entries were trimmed; they do not overlap, and are not adjacent
 
-So a gap between two entries, or behind the last one, is found whatever its cause: rows that somebody deleted, or a
-table that was restored without the others. A commit of entries changes one row of these tables, and a trim only the
-runs next to its own places. The statements work in SQLite and PostgreSQL, with `?` for values.
+So a gap between two entries, or behind the last entry, is found whatever its cause: somebody has deleted rows, or has
+restored one table without the others. A commit of entries changes one row of these tables. A trim changes only the runs
+beside the places that it trims. The statements work in SQLite and PostgreSQL, with `?` for values.
 """
 
 from bisect import bisect_right
@@ -35,7 +36,7 @@ WRITTEN_END = "SELECT place FROM log_end"
 GONE = "SELECT first, behind FROM gone WHERE behind > ? AND first < ? ORDER BY first"
 """The statement that returns trimmed runs, as `Gone` does."""
 
-# found by its key, so it stays fast during a long dump, which keeps all versions of the row
+# a look-up by key stays fast during a long dump, for which the database keeps all versions of the row
 _WRITTEN = "UPDATE log_end SET place = ? WHERE place = ?"
 _GAPS = (
     "INSERT INTO gone (first, behind) SELECT previous + 1, place FROM "
@@ -81,14 +82,12 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def written(connection: Connection, first: int, behind: int) -> None:
-    """Records that entries are written in this transaction: from `first`, the end of the log so far, to before
-    `behind`.
-    """
+    """Moves the end of the log from `first` to `behind`, in the transaction that writes the entries in between."""
     connection.execute(_WRITTEN, (behind, first))
 
 
 def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
-    """Records that the entries of these runs, which are in order, are trimmed in this transaction."""
+    """Records that the entries at these runs of places are trimmed in this transaction. The runs must be in order."""
     beside: set[Run] = set()
     for some in parts(runs):
         for column, values in (("behind", [first for first, _ in some]), ("first", [behind for _, behind in some])):
@@ -102,26 +101,28 @@ def note_gone(connection: Connection, runs: Sequence[Run]) -> None:
 
 
 def parts(values: Sequence[T], most: int = _MOST_NAMED) -> Iterator[Sequence[T]]:
-    """Yields the values in parts of which a statement can name each value."""
+    """Yields the values in parts that are small enough for one statement."""
     for first in range(0, len(values), most):
         yield values[first : first + most]
 
 
 def among(values: Sequence[Any]) -> str:
-    """Returns the condition behind a column that it has one of these values, with a mark for each."""
+    """Returns the SQL that follows a column's name, and demands that the column has one of these values. It has a `?`
+    for each value.
+    """
     return f"IN ({', '.join('?' * len(values))})"
 
 
 def make_tables(connection: Connection, whole: str) -> None:
-    """Makes the tables for a journal without entries. `whole` is the type of whole numbers of 63 bits: bigint, or in
-    SQLite INTEGER, which is the key of the row itself, so that a commit of entries writes one page less.
+    """Makes the tables for a journal without entries. `whole` is the column type for whole numbers of 63 bits: bigint,
+    or INTEGER in SQLite. In SQLite an INTEGER key is the row's own number, so a commit of entries writes one page less.
     """
     for statement in _TABLES:
         connection.execute(statement.format(whole=whole))
 
 
 def begin_to_count(connection: Connection, whole: str) -> None:
-    """Adds the tables to a journal of an older format, whose places are counted from now on. The caller changes the
+    """Adds the tables to a journal of an older format. From now on its places are counted. The caller records the new
     format.
     """
     make_tables(connection, whole)
@@ -129,7 +130,9 @@ def begin_to_count(connection: Connection, whole: str) -> None:
 
 
 def count_anew(connection: Connection) -> None:
-    """Records all missing entries as trimmed, since it is not known whether they were."""
+    """Records all missing entries as trimmed. Called for a journal that has not counted its places so far, so that
+    nobody knows why they are missing.
+    """
     ((last,),) = connection.execute("SELECT coalesce(max(place), -1) FROM entries").fetchall()
     behind = end_of_log(connection)
     connection.execute("DELETE FROM gone")

@@ -41,10 +41,11 @@ _LETTER = b"SL"
 
 
 class OwnerClaim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
-    """A claim. `identity` and `key` are those of the journal, repeated by each claim. `holder` names the owner for
-    people, and `life` identifies its process for others on the same machine (`life.is_over`). `lease_s` is the time
-    after the sending of a frame that counts for which the owner may rely on its claim. `earlier_s` is the time for
-    which earlier owners, which do not know that they are replaced, may still do so (`Journal.predecessor_left`).
+    """A claim: its writer becomes the owner. Each claim repeats the `identity` and the `key` of the journal. `holder`
+    is a description of the owner for people. `life` identifies the owner's process for other processes of the same
+    machine (`life.is_over`). `lease_s` is the number of seconds, from the sending of a frame that counts, for which the
+    owner may rely on its claim. `earlier_s` is the number of seconds for which earlier owners, which do not know that
+    they were replaced, may still rely on theirs (`Journal.predecessor_left`).
     """
 
     identity: str
@@ -65,9 +66,9 @@ class EntriesFrame(msgspec.Struct, frozen=True, array_like=True, tag="entries"):
 
 
 class TrimFrame(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
-    """A trim. Of `jobs`, those that had ended before the place `before` are removed, with their letters up to the
-    number `letters`, and marks of jobs that had ended before `forget_before_ms` (0 for no marks). `kept` has the rows
-    of those jobs that move into the history, and `expired` the jobs that leave it.
+    """A trim. It removes those of `jobs` that had ended before the place `before`, with their letters up to the number
+    `letters`. It removes the marks of jobs that had ended before `forget_before_ms` (0 removes no marks). `kept` has
+    the rows of those jobs that move into the history, and `expired` names the jobs that leave the history.
     """
 
     jobs: list[str]
@@ -83,17 +84,18 @@ class BeatFrame(msgspec.Struct, frozen=True, array_like=True, tag="beat"):
 
 
 class ReleaseFrame(msgspec.Struct, frozen=True, array_like=True, tag="release"):
-    """The last frame of an owner that has closed the journal, and begins no call any more. `earlier_s` is as in
-    `OwnerClaim`.
+    """The last frame of an owner that has closed the journal, and will begin no more calls. `earlier_s` has the meaning
+    that it has in `OwnerClaim`.
     """
 
     earlier_s: float = -math.inf
 
 
 class CopyBegin(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
-    """The beginning of a copy of all content that the frames before this one have made. `claim` is that of its writer.
-    `next` is the place of the next entry. `letters` is how far the inbox was read: letters before it are in the copy,
-    or are done. `removed` is the place behind the last END of a trimmed job (`JournalReader.trimmed`).
+    """The beginning of a copy of the journal's whole content, as the frames before this one have made it. `claim` is
+    the claim of the writer. `next` is the place of the next entry. `letters` is the number of the next letter to read:
+    earlier letters are in the copy, or are no longer needed. `removed` is the place behind the last END of a trimmed
+    job (`JournalReader.trimmed`).
     """
 
     claim: OwnerClaim
@@ -217,8 +219,9 @@ class FrameOrder:
         self._ahead: dict[bytes, int] = {}  # by writer other than the owner: the number of a frame that came too early
 
     def take(self, value: bytes | None, where: str) -> Frame | None:
-        """Takes a record. Returns the frame that it completes, if that counts. Raises CorruptJournal if records before
-        it are missing, and UserError for a later version; both errors name `where`.
+        """Takes the next record. Returns the frame that this record completes, or None if it completes none or the
+        frame does not count. Raises CorruptJournal if records before it are missing, and UserError for a later version;
+        both errors name `where`.
         """
         piece = _piece(value, where)
         if piece is None:
@@ -244,11 +247,11 @@ class FrameOrder:
         return self._counted(_read(_frames, b"".join(self._parts), where))
 
     def _judge(self, piece: _FramePiece, where: str) -> None:
-        """Handles a frame with a number other than the next one. Raises CorruptJournal if the number shows that frames
-        are missing, for example the claim of its writer.
+        """Handles a frame whose number is not the next one, and which therefore does not count. Raises CorruptJournal
+        if the number shows that earlier frames are missing, for example the claim of its writer.
 
-        An owner whose topic was deleted and created anew writes one such frame too; then it fails, and that frame is
-        ignored.
+        One such frame of an unknown writer is tolerated. If a topic was deleted and created anew, the owner of the
+        deleted topic writes one frame into the new one before it fails.
         """
         if piece.writer != self.writer:
             frame = _read(_frames, piece.data, where) if piece.parts == 1 else None

@@ -56,9 +56,9 @@ def make_history(connection: Connection, *, whole: str, text: str, blob: str) ->
 
 
 def move_entries(connection: Connection, jobs: Sequence[EndedJob]) -> None:
-    """Copies the entries of these jobs, which must be few enough for one statement, and writes their rows. The caller
-    removes the copied entries from the log. Earlier entries in the history of a job that has begun again stay there
-    beside the new ones.
+    """Copies the entries of these jobs into the history, and writes a row for each job. The jobs must be few enough for
+    one statement. The caller removes the copied entries from the log. If the history already has entries of a job that
+    has begun again since, they stay beside the new ones.
     """
     names = [job.job for job in jobs]
     chosen = among(names)
@@ -102,7 +102,9 @@ def count_history(connection: Connection) -> None:
 
 
 def expiring(select: Select, bounds: HistoryBounds) -> list[str]:
-    """Returns jobs that are too old or too many for the history, the oldest ones; not all of them if there are many."""
+    """Returns the oldest jobs that have to leave the history, because they are too old, or because the history is too
+    large. It may return only some of them: the caller calls again until the list is empty.
+    """
     ((held,),) = select(_BYTES, ())
     old = select(_OLD, (bounds.before_ms, _CHUNK))
     if old or int(held) <= bounds.most_bytes:
@@ -128,7 +130,7 @@ def expire(connection: Connection, jobs: Sequence[str]) -> None:
 
 
 def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None:
-    """Removes the long bodies that only entries of these jobs name. The entries are in this table, and are removed
+    """Removes the long bodies that are named only by entries of these jobs in `table`. The caller removes these entries
     next.
     """
     chosen = f"place IN (SELECT place FROM {table} WHERE job {among(jobs)})"
@@ -140,8 +142,8 @@ def drop_bodies(connection: Connection, table: str, jobs: Sequence[str]) -> None
 
 
 class SqlHistory(JobHistory):
-    """The history in tables. `decoded` checks and decodes rows of entries. `there` is False for tables of an older
-    format, which have no history.
+    """The history in tables. `decoded` is a function that checks and decodes rows of entries. `there` is False if the
+    tables have an older format, which has no history.
     """
 
     def __init__(
@@ -159,7 +161,7 @@ class SqlHistory(JobHistory):
         tables = ("history_entries", "entries") if self._there else ("entries",)
         one = " UNION ALL ".join(_JOB_ENTRIES.format(table=table) for table in tables)
         first = 0
-        # one statement sees both tables at one moment, so a job that moves between two statements is read
+        # one statement sees both tables at the same moment, so that a job is found even if it moves between two statements
         # on
         while True:
             rows = self._select(f"{one} ORDER BY place LIMIT {_CHUNK}", (job, first) * len(tables))

@@ -260,7 +260,7 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._me = secrets.token_bytes(8)
         while True:
             earlier, since = replica.claim, boot_seconds()
-            left = replica.earlier_s  # the time of owners before that one
+            left = replica.earlier_s  # the time that owners before `earlier` may still have
             if earlier is not None and not replica.released and not is_over(earlier.life):
                 self._watch(earlier, since)
                 left = max(left, earlier.lease_s)
@@ -284,12 +284,14 @@ class KafkaJournal(TablesReader, SqlJournal):
                     hint=_GONE,
                 )
             if replica.order.writer == self._me:
-                break  # otherwise somebody has written since we looked: try again
+                break  # otherwise another process has written a frame since we read the topic: try again
         self._claim = claim
         self._seq, self._end, self._log_bytes = replica.order.seq, replica.next, replica.log_bytes
 
     def _watch(self, earlier: OwnerClaim, since: float) -> None:
-        """Returns when the earlier owner has been silent for long enough, or is known to be gone. Raises AppLocked."""
+        """Waits for half a lease, and watches whether the earlier owner writes. Returns if it is silent, or if its
+        process has certainly ended or has closed the journal. Raises AppLocked if it writes.
+        """
         seq, still = self._replica.order.seq, threading.Event()
         while boot_seconds() < since + earlier.lease_s / 2:
             still.wait(earlier.lease_s / 50)
@@ -340,8 +342,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         self._sure_at = sent_at
 
     def _look(self, offset: int) -> None:
-        """Reads the records that others have written before our record at `offset`. Raises JournalFailed if a claim is
-        among them.
+        """Reads the records that others have written before our own record at `offset`. Raises JournalFailed if another
+        owner's claim is among them, or if the topic has lost records.
         """
         replica = self._replica
         if offset < self._end:
@@ -394,8 +396,8 @@ class KafkaJournal(TablesReader, SqlJournal):
         return super().take()
 
     def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
-        """Returns the letters that were not taken. Letters for trimmed jobs are left out: a sender that is paused
-        between its check and its post may send one.
+        """Returns the letters that were not taken, with their numbers. Letters for trimmed jobs are left out. Such a
+        letter can exist, because a sender may be paused between its check of the job and its post.
         """
         return [(number, letter) for number, letter in super().untaken(after) if self._is_for_somebody(letter)]
 
@@ -430,7 +432,9 @@ class KafkaJournal(TablesReader, SqlJournal):
 
     @contextmanager
     def _all_or_failed(self) -> Iterator[None]:
-        """Fails the journal, for all who wait for it, if the `with` block raises."""
+        """Runs the `with` block. If the block raises, the journal has failed, and all callers that wait for it get the
+        error.
+        """
         try:
             yield
         except BaseException as error:
@@ -478,7 +482,7 @@ class KafkaJournal(TablesReader, SqlJournal):
 
 
 class _OwnerInbox(_TopicInbox, OwnerInbox):
-    """The inbox of the owner. `trim` writes a frame (`KafkaJournal._trim`)."""
+    """The inbox of the owner. Its methods `trim`, `expire` and `forget` write a frame (`KafkaJournal._trim`)."""
 
     def __init__(self, replica: Replica, clock: Clock, trim: Callable[..., int]) -> None:
         super().__init__(replica, replica.catch_up_letters, clock)

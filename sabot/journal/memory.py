@@ -1,4 +1,4 @@
-"""A journal in memory, for tests and scripts: it works like the other homes, and is gone with the process.
+"""A journal in memory, for tests and scripts. It works like the other journals, and ends with the process.
 
 `MemoryStorage` holds the entries, as a folder does for SQLite: a second `MemoryJournal` over the same storage, opened
 after the first is closed, has the entries of the first.
@@ -178,7 +178,7 @@ class MemoryInbox(Inbox):
             now_ms = round(storage.clock.time() * 1000)
             question, mark = storage.questions.get(letter.token), storage.marks.get(letter.job)
             job = check_letter(letter, question, mark, letter.once in storage.letters, now_ms)
-            encode_letter(letter)  # as in other homes, refuses a letter that could not be read again
+            encode_letter(letter)  # raises for a letter that could not be decoded again, as the other journals do
             storage.letters[letter.once] = (job, letter)
 
     def close(self) -> None:

@@ -52,11 +52,11 @@ def open_journal(
     anew: bool = False,
 ) -> Journal:
     """Opens the journal at an address as its owner. A missing journal is created: in the folder of a path; in the topic
-    of a broker, `{app}.journal` if the address names none; in the schema `sabot_{app}` of a database. Raises the errors
-    of the home's class.
+    of a broker (`{app}.journal` if the address names none); or in the schema `sabot_{app}` of a database. Raises the
+    errors of the class that it returns.
 
-    With `anew` its content is deleted first, and it gets a new identity. That is a UserError for a topic and a
-    database, which others may read.
+    If `anew` is True, the existing content is deleted first, and the journal gets a new identity. For a topic and a
+    database this is a UserError, because others may read them.
     """
     scheme = _scheme(address)
     if anew and scheme:

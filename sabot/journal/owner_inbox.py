@@ -17,7 +17,9 @@ from sabot.journal.writing import GroupWriter
 
 
 class OwnerInbox(Inbox):
-    """The inbox of an owner, which posts letters and trims."""
+    """The part of a journal that takes letters and removes old entries, for the owner of the journal. `SqlJournal`
+    calls it; each kind of database or topic has its own subclass.
+    """
 
     @abstractmethod
     def trim(self, jobs: Sequence[str], before: int, kept: Sequence[EndedJob]) -> int:
@@ -33,15 +35,17 @@ class OwnerInbox(Inbox):
 
 
 class SqlInbox(OwnerInbox):
-    """An inbox over tables, which also trims them. `clock` is the clock by which letters are judged."""
+    """An `OwnerInbox` over the tables of a database. `clock` is the clock by which the deadlines of letters are
+    checked.
+    """
 
     clock: Clock
 
     @abstractmethod
     def transaction(self, what: str) -> AbstractContextManager[Connection]:
-        """Runs the `with` block as one transaction, which is durable after it. `what` is "letter" or "expire", which
-        keeps other letters out meanwhile, or "trim", which keeps entries of the owner out too. Raises the errors of
-        `post`.
+        """Runs the `with` block as one transaction. The changes are durable when the block has ended. `what` is the
+        purpose. During "letter" and "expire" nobody else can post a letter; during "trim" the owner can write no
+        entries either. Raises the errors of `post`.
         """
 
     def post(self, letter: Letter) -> None:
@@ -64,8 +68,8 @@ class SqlInbox(OwnerInbox):
 
 
 class SqlJournal(SqlReader, Journal):
-    """The owner of a journal in an SQL database. A subclass runs its statements, calls `start` when everything is open,
-    and closes what it has opened.
+    """The owner of a journal in an SQL database. A subclass opens the database, calls `start` when everything is open,
+    runs the statements, and closes what it has opened.
     """
 
     writer: GroupWriter

@@ -114,7 +114,7 @@ class PostgresReader(SqlReader):
             return self._select(statement, values)
         except BrokerUnavailable:
             raise
-        except TransientError:  # a connection that broke since it was last used
+        except TransientError:  # the connection broke after it was last used
             return self._select(statement, values)
 
     def _select(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -200,7 +200,7 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._ending.wait(_BACKOFF.wait_s(failures))
 
     def _open(self, url: str, app: str | None, clock: Clock, capacity_bytes: int) -> None:
-        """Opens everything after the first connection; if it raises, nothing stays open."""
+        """Opens everything that follows the first connection. If it raises, it has closed all of that again."""
         place = self._place
         with ExitStack() as opened:
             opened.callback(self._drop)
@@ -266,8 +266,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return f"sabot-journal-{owner}"
 
     def _take_claim(self) -> None:
-        """Takes the claim. Waits for the end of a lease, unless its process is gone for certain. Raises AppLocked if
-        the owner renews it.
+        """Takes the claim. If another owner has a lease, waits until the lease ends, or until the owner's process has
+        certainly ended. Raises AppLocked if the owner renews the lease.
         """
         run = self._writing.execute
         mine = {
@@ -316,8 +316,8 @@ class PostgresJournal(PostgresReader, SqlJournal):
         return now >= self._asked + self._lease_s / _RENEWALS
 
     def _keep_claim(self) -> None:
-        """Renews the claim if it is time. Called in the writer's thread while nothing is written. Raises JournalFailed
-        if another owner has the claim.
+        """Renews the claim if a fifth of the lease is over. Called in the writer's thread while there is nothing to
+        write. Raises JournalFailed if another owner has the claim.
         """
         asked = boot_seconds()
         if not self._is_due(asked):
@@ -337,9 +337,10 @@ class PostgresJournal(PostgresReader, SqlJournal):
             self._tell_silence(error)
 
     def _come_back(self, behind: int | None = None) -> None:
-        """Makes a new connection after which nothing of the old one can be committed, and sets `_end` to the end of the
-        log. `behind` is the end of a group that may have been committed. Raises JournalFailed if another owner has the
-        claim or durable entries are missing, and TransientError if the server does not answer.
+        """Makes a new connection, and ensures that nothing of the old connection can be committed from now on. Sets
+        `_end` to the end of the log. `behind` is the place behind a group of entries that may have been committed, or
+        None if there is no such group. Raises JournalFailed if another owner has the claim or if durable entries are
+        missing, and TransientError if the server does not answer.
         """
         self._drop()
         connection = self._place.connect(self._session_of(self._owner))
@@ -395,7 +396,9 @@ class PostgresJournal(PostgresReader, SqlJournal):
     # -- entries -----------------------------------------------------------------------------------------------------------
 
     def _commit(self, group: list[Appended]) -> None:
-        """Commits a group in one transaction, and tries until its outcome is known. Called in the writer's thread."""
+        """Commits a group of entries in one transaction. If the outcome of a commit is not known, it finds out, and
+        commits again if necessary. Called in the writer's thread.
+        """
         rows = rows_of(group)
         self.bodies += sum(bool(row.body) for row in rows)
         behind = rows[-1].place + 1

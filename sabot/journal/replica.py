@@ -81,8 +81,8 @@ class Replica:
     """
 
     def __init__(self, broker: str, topic: str, kafka: Mapping[str, Any], *, owned: bool = False) -> None:
-        """Makes a replica. `owned` is for the owner, which writes the frames itself once it has the claim, and always
-        looks for letters.
+        """Makes a replica. `owned` is True for the owner of the journal: it writes the frames itself once it has the
+        claim, and therefore only has to read letters.
         """
         self.topic = topic
         self.link = link_of(broker, f"journal in topic {topic!r}", kafka, "Write" if owned else "Read")
@@ -166,8 +166,8 @@ class Replica:
             self._new_letters(ANSWER_SECONDS)
 
     def _is_trimmed(self, first: int) -> bool:
-        """Returns True if the owner deletes the beginning while it is read: the frames no longer begin at `first`, or
-        the first remaining letter is ahead of the next one to read.
+        """Returns True if the owner has deleted the beginning of the topic while this replica reads it: the frames no
+        longer begin at `first`, or letters that were not read yet are gone.
         """
         letters_first, _ = self.frames_log.bounds(self.topic, LETTERS)
         return self.frames_log.bounds(self.topic, FRAMES)[0] > first or letters_first > self.letters_next
@@ -178,12 +178,14 @@ class Replica:
     # -- frames ---------------------------------------------------------------------------------------------------------
 
     def _load(self, first: int) -> None:
-        """Reads the topic from its beginning. A copy of the journal may be there, which is read first."""
+        """Reads the topic from `first`, its first offset. If the topic has a complete copy of the journal, that copy is
+        at the beginning, and is read first.
+        """
         self.order, self.next, self.begins, self.log_bytes = FrameOrder(), first, first, 0
         self.whole_copy = self._copy = None
         self._valid = True
         letters_first, _ = self._letters_log.bounds(self.topic, LETTERS)
-        # asked after the letters: a copy that allowed to delete letters stands before this end
+        # asked after the letters: if a copy allowed the owner to delete letters, that copy stands before this end
         _, end = self.frames_log.bounds(self.topic, FRAMES)
         order = FrameOrder()
         for offset, frame in self._frames(order, first, end):
@@ -220,7 +222,7 @@ class Replica:
             clear(tables, next_place, removed)
 
     def _put_back(self, order: FrameOrder, first: int, end: int) -> None:
-        """Reads the copy that begins before `first` into the tables."""
+        """Reads into the tables the copy of the journal whose first frame stands just before `first`."""
         for _, frame in self._frames(order, first, end):
             if isinstance(frame, CopyEnd):
                 with self.writes() as tables:
@@ -233,8 +235,8 @@ class Replica:
         raise CorruptJournal(f"{self.where}: the copy at its beginning has no end", hint=_ROWS_ARE_GONE)
 
     def _follow(self, end: int) -> None:
-        """Applies the frames that count from `next` on."""
-        self._valid = False  # stays so if this method raises
+        """Applies the frames that count, from the offset `self.next` to `end`."""
+        self._valid = False  # stays False if this method raises
         portion: list[tuple[int, Frame]] = []
         for offset, frame in self._frames(self.order, self.next, end, counted=True):
             portion.append((offset, frame))
@@ -245,7 +247,9 @@ class Replica:
         self._valid = True
 
     def _frames(self, order: FrameOrder, first: int, end: int, *, counted: bool = False) -> Iterator[tuple[int, Frame]]:
-        """Yields the frames that count among these records, each with the offset of its last record."""
+        """Yields the frames that count among the records from `first` to `end`, each with the offset of its last
+        record. If `counted` is True, moves `self.next` and adds the bytes of the records to `self.log_bytes`.
+        """
         for message in self._records(self.frames_log, FRAMES, first, end):
             value, offset = message.value(), message.offset()
             frame = order.take(value, f"{self.topic}[{FRAMES}]@{offset}")
@@ -303,7 +307,7 @@ class Replica:
     # -- letters --------------------------------------------------------------------------------------------------------
 
     def catch_up_letters(self, seconds: float = ANSWER_SECONDS) -> None:
-        """Reads new letters. Raises BrokerUnavailable after so many seconds."""
+        """Reads new letters. Raises BrokerUnavailable if the broker has not answered after `seconds` seconds."""
         try:
             self._new_letters(seconds)
         except RecordsGone as error:
@@ -336,8 +340,8 @@ class Replica:
             raise BrokerUnavailable(f"{self.where} does not show a letter that it has taken")
 
     def seen_now(self, look: Callable[[sqlite3.Connection], Iterator[T]]) -> tuple[Iterator[T], int]:
-        """Returns the results of `look` on a snapshot of the tables, which later writes do not change, and the number
-        of letters that were read by then.
+        """Runs `look` on a snapshot of the tables, which later writes do not change. Returns the results of `look`, and
+        the number of letters that had been read when the snapshot was taken.
         """
         with explained(self.where), self._letters_lock, self._lock:
             reading = connected(self.database, "ro")

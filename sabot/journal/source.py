@@ -43,8 +43,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
         reading: Callable[[], AbstractContextManager[JournalReader]],
         rows: Callable[[Entry], Sequence[JournalRow]],
     ) -> None:
-        """Makes a source. `name` names its content. `reading` opens a reader, which is used while the source is open.
-        `rows` makes the rows of an entry, always the same for the same entry.
+        """Makes a source. `name` names its content. `reading` is a function that opens a reader; the reader stays open
+        as long as the source. `rows` is a function that makes the rows of an entry, and must return the same rows for
+        the same entry each time.
         """
         self.name = f"{_NAME}{name}"
         self._reading = reading
@@ -80,7 +81,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
             raise
 
     def _check(self, restored: Mapping[int, int]) -> None:
-        """Raises UserError if one of these positions does not exist."""
+        """Raises UserError if the journal does not have one of these positions, or if entries behind one were trimmed
+        before this source read them.
+        """
         reader = self._opened()
         for partition, position in restored.items():
             offset, number = divmod(position, ROWS)
@@ -146,7 +149,9 @@ class JournalSource(Source, HasIdentity, ReportsLag):
     def _scan(
         self, reader: JournalReader, partition: int, first: int, most: int, found: list[tuple[int, int, JournalRow]]
     ) -> None:
-        """Reads the next rows of a partition into `found`."""
+        """Appends the next rows of a partition to `found`, at most `most` of them, beginning with the entry at the
+        offset `first`.
+        """
         position = self._positions.get(partition, 0)
         everywhere = {other: self._ends[other] for other in self._ends}
         entries: Any = reader.read(start={**everywhere, partition: first})
@@ -191,8 +196,8 @@ class JournalSource(Source, HasIdentity, ReportsLag):
 
 
 def held_for(read: Iterable[Positions], needed: Mapping[int, int]) -> dict[int, int]:
-    """Returns the offsets from which on a checkpoint needs the journal, if its sources read the journal too. `read` has
-    the positions of these sources, and `needed` the offsets without them.
+    """Returns, by partition, the offset from which on a checkpoint needs the journal, for its jobs and for its sources
+    that read the journal. `read` has the positions of all sources. `needed` has the offsets that its jobs alone need.
     """
     held = dict(needed)
     for positions in read:

@@ -121,8 +121,8 @@ def _check_name(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """Returns the database in a folder. A missing one is created under another name first, so that no half of it is
-    ever found.
+    """Returns the path of the database in a folder, and creates a missing database. It is created under another name
+    and then renamed, so that no other process ever finds an incomplete one.
     """
     database = folder / DATABASE
     if database.exists():
@@ -147,7 +147,9 @@ def _made(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Removes the journal in a folder. Its log goes first, since a log without a database is refused."""
+    """Removes the journal in a folder. The write-ahead log is removed first, because a log without a database would be
+    refused at the next start.
+    """
     with explained(f"journal {folder}"), step("journal", f"{folder}: removed"):
         for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE):
             (folder / name).unlink(missing_ok=True)
@@ -235,7 +237,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def _shut(self) -> None:
-        """Closes everything but the claim."""
+        """Closes everything, except that the claim is kept."""
         self._closed = True
         self.writer.close()
         self.inbox.close()
@@ -259,7 +261,7 @@ class SqliteJournal(SqliteReader, SqlJournal):
             self._claim.release()
 
     def may_have_letters(self) -> bool:
-        """Returns False if no other connection has committed since the last call. SQLite counts commits in memory that
+        """Returns True if another connection has committed since the last call. SQLite counts commits in memory that
         all processes share, so this reads no file.
         """
         seen = self._seen
@@ -281,8 +283,8 @@ class SqliteJournal(SqliteReader, SqlJournal):
             )
 
     def _committed(self, rows: list[StoredEntry]) -> bool:
-        """Tries to commit rows. Returns False if another process holds the database, and nothing was done; a journal
-        that is being closed raises then.
+        """Tries to commit rows. Returns True if they are committed. Returns False, and has changed nothing, if another
+        process holds the database; if the journal is being closed, it raises an error in that case.
         """
         try:
             with step("journal", self.database), transaction(self._writing):

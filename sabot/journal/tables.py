@@ -168,15 +168,16 @@ def checksum(place: int, job: str, data: bytes) -> int:
 
 
 class SqlReader(JournalReader):
-    """A reader of the tables in any database. `format` is that of the tables, which an owner of today updates: from
-    COUNTED on places are counted, and from KEPT on there is a history.
+    """A reader of the tables in any database. `format` is the number of the tables' format; when an owner opens older
+    tables, it brings them up to date. From the format COUNTED on, places are counted (`entry_counts`). From the format
+    KEPT on, there is a history.
     """
 
     format: int
 
     @abstractmethod
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Returns the rows that a statement finds among the durable ones. Raises the errors of all methods of a reader."""
+        """Returns the rows that a statement finds, among durable rows only. Raises the errors of a `JournalReader`."""
 
     def positions(self) -> dict[int, int]:
         return {0: end_of_rows(self.select(ENDS, ()))}
@@ -188,7 +189,7 @@ class SqlReader(JournalReader):
         end = (
             int(self.select(WRITTEN_END)[0][0]) if counted else 0
         )  # the end at this moment: entries may be added meanwhile
-        while True:  # in chunks, since a long read would delay writers
+        while True:  # in chunks, because a long read would delay writers
             rows = self.select(
                 f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
                 (first, *values),
@@ -215,8 +216,8 @@ class SqlReader(JournalReader):
         return [(int(at), int(end)) for at, end in self.select(GONE, (first, behind))]
 
     def check_end(self) -> None:
-        """Raises CorruptJournal if entries behind the last existing one are missing: an owner would write at their
-        places.
+        """Raises CorruptJournal if entries at the end of the log are missing. Otherwise an owner would write new
+        entries at their places.
         """
         (behind,) = SqlReader.positions(self).values()
         if self.format >= COUNTED:
@@ -257,8 +258,9 @@ class SqlReader(JournalReader):
         return [(number, decode_letter(data, self.where)) for number, data in rows]
 
     def ended(self, before: int, before_ms: int) -> list[str]:
-        """Returns up to `_TRIMMED_AT_ONCE` jobs with entries that had ended before this place; those that had not
-        succeeded must also have ended before this time.
+        """Returns up to `_TRIMMED_AT_ONCE` jobs that still have entries and had ended before the place `before`. A job
+        that has not succeeded is only returned if it had also ended before the time `before_ms` (milliseconds since
+        1970).
         """
         chosen = (
             f"{_ENDED} AND {_HAS_ENTRIES} AND (outcome NOT IN {_REOPENED} OR ended_ms < ?) LIMIT {_TRIMMED_AT_ONCE}"
@@ -338,8 +340,8 @@ def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
-    """Returns the arguments of `base.check_letter`: the question of the letter's token, the mark of its job, and True
-    if there is an earlier letter of its name.
+    """Returns three arguments of `base.check_letter`: the question with the letter's token, or None; the mark of the
+    letter's job, or None; and True if the inbox has a letter with the same `once`.
     """
     run = connection.execute
     question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
@@ -348,8 +350,8 @@ def letter_facts(connection: Connection, letter: Letter) -> tuple[Question | Non
 
 
 def add_letter(connection: Connection, once: str, job: str, data: bytes, number: int | None = None) -> bool:
-    """Puts a letter into the inbox, with this number above 0, or the next one for None. Returns False, and changes
-    nothing, if there is one with the same `once`.
+    """Puts a letter into the inbox, and returns True. `number` is the letter's number, above 0; None takes the next
+    number. If there is a letter with the same `once` already, returns False and changes nothing.
     """
     named, values = ("", ()) if number is None else ("number, ", (number,))
     marks = ", ".join("?" * (len(values) + 3))
@@ -361,8 +363,8 @@ def add_letter(connection: Connection, once: str, job: str, data: bytes, number:
 
 
 class StoredEntry(NamedTuple):
-    """An entry as it is stored. `body` is the long body that it names, or empty if that is stored already. `letter` is
-    as in `Appended`.
+    """An entry in the form in which it is stored. `body` is the long body that the entry names; it is empty if there is
+    none, or if it is stored already. `letter` is the number of the letter that became this entry, or 0.
     """
 
     place: int
@@ -373,7 +375,7 @@ class StoredEntry(NamedTuple):
 
 
 def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
-    """Returns the entries of a group in the form in which they are stored, without their long bodies."""
+    """Returns the entries of a group as they are stored."""
     rows = []
     for each in group:
         entry, data, body = each.entry, each.data, b""
@@ -405,9 +407,10 @@ def add(connection: Connection, rows: Sequence[StoredEntry]) -> None:
 def remove(
     connection: Connection, jobs: Sequence[str], before: int, kept: Sequence[EndedJob] = (), letters: int = 1 << 62
 ) -> int:
-    """Removes the entries and questions of these jobs, and their letters up to the number `letters`. Only jobs that had
-    ended before the place `before` are removed; this is checked here again, since a job may have begun again after it
-    was chosen. Returns the number of removed entries. Entries of the jobs in `kept` move into the history.
+    """Removes the entries and questions of these jobs, and their letters up to the number `letters`. Returns the number
+    of removed entries. The entries of jobs in `kept` move into the history.
+
+    A job stays if it had not ended before the place `before`: it may have begun again after the caller chose it.
     """
     described = {job.job: job for job in kept}
     removed = 0
@@ -505,8 +508,8 @@ def put_back(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence
 
 
 def clear(connection: sqlite3.Connection, next_place: int, removed: int) -> None:
-    """Empties the tables. The next entry gets the place `next_place`, if none is put back with a later place. After
-    this call `removed_before` returns `removed`.
+    """Empties the tables of entries. The next entry gets the place `next_place`, or a later one if `put_back` brings
+    later entries. After this call `removed_before` returns `removed`.
     """
     for table in _COPIED:
         connection.execute(f"DELETE FROM {table}")

@@ -26,8 +26,8 @@ _MOST = 4096  # the most entries of one group
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An entry in the queue. `data` is its encoding, or empty if its body is long, so that the writer's thread hashes
-    it. `letter` is the number of its letter in the inbox, 0 for none.
+    """An entry in the queue. `data` is the encoded entry. It is empty if the body is long; then the writer's thread
+    hashes the body and encodes the entry. `letter` is the number of the letter that became this entry, or 0.
     """
 
     offset: int
@@ -38,9 +38,10 @@ class Appended:
 
 
 class GroupWriter:
-    """The writer of one partition. `commit` makes a group durable, or raises; it is called in the writer's thread,
-    never twice at once, and not again after it raised. `store` names what entries wait for, in messages. `idle` is
-    called in that thread while nothing waits, many times a second; its error counts as that of a failed commit.
+    """The writer of one partition. `commit` is a function that makes a group of entries durable, or raises. It is
+    called in the writer's thread, and not again after it has raised. `store` is the name of the store in error
+    messages. `idle` is a function that is called in that thread many times a second while nothing waits; if it raises,
+    the writer has failed, as after a failed commit.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class GroupWriter:
         size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
         with self._changed:
             self._check()
-            # only if the queue is full before: after `room` an entry of any length is taken
+            # raised only if the queue was full before: after `room`, an entry of any length is taken
             if self._waiting_bytes >= self._capacity:
                 raise JournalFull(
                     f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its {self._store}"
@@ -113,7 +114,7 @@ class GroupWriter:
             raise UserError(f"{self._where} is closed")
 
     async def durable(self, offset: int) -> None:
-        """Returns when the entry is durable (`Journal.durable`)."""
+        """Waits until the entry at this offset is durable (`Journal.durable`)."""
         if offset < self._durable:
             return
         loop = asyncio.get_running_loop()
@@ -127,7 +128,9 @@ class GroupWriter:
         await future
 
     def wait_durable(self, offset: int, timeout: float | None) -> bool:
-        """Blocks until the entry is durable (`Journal.wait_durable`)."""
+        """Blocks until the entry at this offset is durable, and returns True; returns False after `timeout` seconds
+        (`Journal.wait_durable`).
+        """
         with self._changed:
             self._changed.wait_for(lambda: offset < self._durable or self._failed is not None, timeout)
             if offset < self._durable:
@@ -137,8 +140,8 @@ class GroupWriter:
             return False
 
     async def room(self) -> None:
-        """Returns when half of the queue is free (`Journal.room`), so that a task appends many entries between two
-        waits for the disk.
+        """Waits until half of the queue is free (`Journal.room`), so that a task can append many entries before it has
+        to wait again.
         """
         while True:
             with self._changed:
@@ -196,8 +199,8 @@ class GroupWriter:
         return True
 
     def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
-        """Returns the futures that can be fulfilled now, as one list for each event loop, so that a commit wakes each
-        loop once.
+        """Returns the futures of callers whose entries are durable, in one list per event loop, so that a commit wakes
+        each loop only once.
         """
         ready = []
         for loop, awaited in list(self._awaited.items()):
@@ -213,7 +216,7 @@ class GroupWriter:
         return ready
 
     def fail(self, error: BaseException) -> None:
-        """Fails the writer for this reason: all who wait, and all later calls, get JournalFailed."""
+        """Makes the writer fail with this error: all callers that wait, and all later calls, get JournalFailed."""
         failed = JournalFailed(
             f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
             hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
