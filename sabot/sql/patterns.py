@@ -15,7 +15,7 @@ import pyarrow as pa
 from sabot.api import patterns as engine
 from sabot.api.expr import Expr, coalesce, col, lit, when
 from sabot.sql import functions
-from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, names_of
+from sabot.sql.scope import Names, Relation, StarName, TableColumn, TypedExpr, at, hint_of_time, names_of
 from sabot.sql.select import order_columns
 from sabot.sql.syntax.text import Span, SqlFault, list_names
 from sabot.sql.syntax.tree import (
@@ -78,7 +78,9 @@ class _MatchBinder:
         times = [each.column for each in relation.fields if each.shift_ms == 0]
         if len(by) != 1 or by[0][0] not in times or by[0][1]:
             span = node.order[0].span if node.order else node.span
-            raise SqlFault(span, "MATCH_RECOGNIZE needs ORDER BY the event time, ascending", "ORDER BY ts")
+            raise SqlFault(
+                span, "MATCH_RECOGNIZE needs ORDER BY the event time, ascending", f"ORDER BY {hint_of_time(relation)}"
+            )
         skip = _SKIPS[node.skip]
         if node.skip_to is not None:
             skip = (skip, self._known(node.skip_to))

@@ -253,6 +253,15 @@ def fields_of(stream: Stream, qualifier: str, times: dict[str, int] | None = Non
     )
 
 
+def hint_of_time(relation: "Relation", end: str = "") -> str:
+    """Returns the column of a table that is its event time, and `end`; if there is none, also how it gets one."""
+    known = next((each.name for each in relation.fields if each.shift_ms is not None), None)
+    if known is not None:
+        return f"{known}{end}"
+    ways = "WATERMARK FOR ts AS ts - INTERVAL '5' SECOND, or stream.with_time(\"ts\")"
+    return f"ts{end}, once its table has a TIMESTAMP as event time: {ways}"
+
+
 @dataclass(slots=True)
 class Names:
     """Names of columns that are taken. A further column of a name gets a number: id, id0, id1."""

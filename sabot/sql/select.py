@@ -28,6 +28,7 @@ from sabot.sql.scope import (
     WindowEdge,
     at,
     clock_column,
+    hint_of_time,
     is_clock,
     may_expire,
     names_of,
@@ -716,8 +717,7 @@ class SelectBinder:
             hint = "there are the aggregates, LAG, LEAD, and ROW_NUMBER, RANK and DENSE_RANK"
             raise SqlFault(call.span, f"{name} is no function of OVER", hint)
         if not _by_event_time(relation, order):
-            time = next((each.name for each in relation.fields if each.shift_ms is not None), "ts")
-            hint = f"{call.name.text}(…) OVER (… ORDER BY {time})"
+            hint = f"{call.name.text}(…) OVER (… ORDER BY {hint_of_time(relation, ')')}"
             if not order:
                 hint += f"; for all rows of a key: JOIN (SELECT key, {name}(…) AS x FROM t GROUP BY key)"
             raise SqlFault(call.span, f"{call.name.text} OVER needs ORDER BY the event time, ascending", hint)

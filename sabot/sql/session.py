@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 
 from sabot.api.model_engine import ModelEngine
-from sabot.api.nodes.node import time_column
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.node import time_column, walk
+from sabot.api.nodes.read import Read, Write
+from sabot.api.nodes.times import WithTime
 from sabot.api.stream import Stream
+from sabot.base.arrays import is_time
 from sabot.connectors.files import files
 from sabot.connectors.files.paths import format_of
 from sabot.connectors.memory import TableSink
@@ -203,8 +205,21 @@ def _is_about(fault: Fault, names: set[str]) -> bool:
 
 
 def _relation_of(stream: Stream, name: str) -> Relation:
-    time = time_column(node_of(stream))
+    time = time_column(node_of(stream)) or _time_given_later(stream)
     return Relation(stream, fields_of(stream, name, {time: 0} if time is not None else None))
+
+
+def _time_given_later(stream: Stream) -> str | None:
+    """Returns the column whose values are the event times since a `with_time`, or None: it may be computed, have texts
+    or another unit, or be on the clocks of a zone.
+    """
+    node = node_of(stream)
+    given = [each for each in walk([node]) if isinstance(each, Read | WithTime)]
+    if len(node.event_times) != 1 or any((each.time_format or each.time_zone or each.time_unit) for each in given):
+        return None
+    (time,) = node.event_times
+    kinds = [field.type for field in stream.schema if field.name == time]
+    return time if kinds and is_time(kinds[0]) else None
 
 
 class _Statements:

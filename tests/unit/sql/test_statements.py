@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sabot import App
+from sabot import App, col
 from sabot.sql.syntax.text import SqlError
 from sabot.testing import MemoryBroker
 
@@ -179,6 +179,42 @@ def test_a_topic_of_a_broker_of_its_own_takes_a_format(app):
         )
     """)
     assert "write late" in app.sql("EXPLAIN INSERT INTO topic SELECT carrier FROM flights")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (
+            "SELECT window_start AS t, COUNT(*) AS n FROM TABLE(TUMBLE(TABLE s, DESCRIPTOR(t), INTERVAL '1' MINUTE)) "
+            "GROUP BY window_start, window_end",
+            [{"t": datetime(2026, 1, 1), "n": 2}, {"t": datetime(2026, 1, 1, 0, 1), "n": 1}],
+        ),
+        (
+            "SELECT x, SUM(x) OVER (PARTITION BY k ORDER BY t RANGE BETWEEN INTERVAL '1' MINUTE PRECEDING AND CURRENT ROW) "
+            "AS y FROM s",
+            [{"x": 1, "y": 1}, {"x": 2, "y": 3}, {"x": 4, "y": 6}],
+        ),
+        (
+            "SELECT * FROM s MATCH_RECOGNIZE (PARTITION BY k ORDER BY t MEASURES B.x AS x ONE ROW PER MATCH "
+            "AFTER MATCH SKIP PAST LAST ROW PATTERN (A B) DEFINE A AS A.x < 2)",
+            [{"k": "a", "x": 2}],
+        ),
+    ],
+)
+def test_a_stream_may_get_its_event_time_before_sql_reads_it(query, expected):
+    texts = ["2026-01-01T00:00:00Z", "2026-01-01T00:00:30Z", "2026-01-01T00:01:20Z"]
+    rows = [{"k": "a", "x": 2**n, "at": at} for n, at in enumerate(texts)]
+    app = App("later")
+    timed = app.stream(rows).with_columns(t=col("at").str.to_datetime()).with_time("t").filter(col("x") > 0)
+    assert app.sql(query, s=timed).collect().to_pylist() == expected
+
+
+def test_a_time_on_the_clocks_of_a_zone_is_no_event_time_of_sql():
+    app = App("later")
+    rows = app.stream([{"t": datetime(2026, 1, 1), "x": 1}]).with_time("t", time_zone="Europe/Berlin")
+    with pytest.raises(SqlError, match="SUM OVER needs ORDER BY the event time") as refused:
+        app.sql("SELECT SUM(x) OVER (ORDER BY t) AS y FROM s", s=rows)
+    assert "ORDER BY ts), once its table has a TIMESTAMP as event time: WATERMARK FOR ts" in str(refused.value)
 
 
 def test_a_topic_is_read_on_from_the_offsets_of_a_group_of_flink_which_goes_on(memory_url):
