@@ -135,7 +135,7 @@ def test_a_filter_that_the_checkpoint_has_is_named_in_words_of_sql(tmp_path, mon
     assert "WHERE note <> 'x' is gone: for rows from here on" in said(count.format("WHERE amount > 3"))
     assert "WHERE was amount > 3, is amount > 4 (at SQL:1:" in said(count.format("WHERE amount > 4 AND note <> 'x'"))
     less = said(count.format("WHERE amount > 3 AND note <> 'x'").replace(", SUM(amount)", ""))
-    assert 'sum(col("amount")) int64 is gone: the program no longer has it; a column of a table that had it' in less
+    assert 'sum(col("amount")) int64 is gone: the program no longer has it; a table into which it was written' in less
 
 
 def test_a_source_that_is_read_before_the_others_takes_no_position_of_theirs(folder, monkeypatch):
