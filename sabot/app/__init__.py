@@ -430,12 +430,12 @@ class App(AgentDeclarations, HasStreams, HasTopics, NamedElsewhere):
                 self.configure(**settings)
             except UserError as error:
                 parser.error(str(error))
-        if loop_runs_here():
-            raise UserError(
-                f"app {self.id}: main() starts an event loop, but one runs here already",
-                hint="await app.run(), as in a notebook",
-            )
         with StopSignals.held():
+            if loop_runs_here():
+                raise UserError(
+                    f"app {self.id}: main() starts an event loop, but one runs here already",
+                    hint="await app.run(), as in a notebook",
+                )
             set_up_logging(level, form)
             try:
                 asyncio.run(self.run())
