@@ -1,7 +1,7 @@
 """The programs that an instance may run: how each is called, and what its output means.
 
-claude and opencode are called as their documentation describes, to work on one task and end, with events as JSON lines
-or with plain text. Both would wait for the end of an open stdin, so theirs is empty.
+claude and opencode are called as their documentation describes, to work on one task and end. They write events as JSON
+lines, or plain text. Either program would wait for the end of an open stdin, so it is started with an empty stdin.
 """
 
 import json
@@ -24,11 +24,13 @@ class AgentConfig:
     - `model_backend`: `claude`, `opencode`, `X-cli` for a program X, or the name of a program.
     - `context`, `system_prompt`: texts that the program has to know; a program without an option for them gets them
       before the task.
-    - `environment`: variables of the program, whose values are shown nowhere. `inherit`: names of the worker's
+    - `environment`: variables of the program; no message shows their values. `inherit`: names of the worker's
       variables that the program gets, too.
-    - `resume`: the id of a session of the program, which goes on. `arguments`: more of the program's own options.
-    - `limits`, `trust`: at most those of the runner. `working_dir`: the runner's one if None.
-    - `output_bytes`, `lossless`: the settings of a `Command`.
+    - `resume`: the id of an earlier session of the program that this instance continues. `arguments`: further options
+      of the program itself.
+    - `limits`, `trust`: the limits and the trust of this instance; they cannot exceed those of the runner.
+    - `working_dir`: the directory of the program; the `working_dir` of the runner if None.
+    - `output_bytes`, `lossless`: passed on to `Command`, which explains them.
     """
 
     name: str
@@ -49,10 +51,12 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class AgentProgram:
-    """A program of an instance. argv: returns its command, with events as JSON lines if the second argument is True.
+    """The way to call one program, and to read its output.
 
-    answer: returns the final answer among the program's events; None if stdout is the answer. session: the field of an event that has the
-    session's id.
+    - `argv`: a function of a configuration and a flag that returns the command; if the flag is True, the program writes events as JSON
+      lines.
+    - `answer`: a function that returns the final answer among the program's events. It is None if all of stdout is the answer.
+    - `session`: the name of the field in which an event has the session's id.
     """
 
     name: str

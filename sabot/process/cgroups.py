@@ -18,7 +18,7 @@ _OF_THE_WORKER = "sabot.worker"
 
 
 def group_of(tag: int | str) -> str:
-    """Returns the name of the group of the child with this tag."""
+    """Returns the name of the control group of the child with this tag (`tree.own_tags` explains tags)."""
     return f"sabot-{tag}"
 
 
@@ -45,9 +45,10 @@ class ControlGroups:
         return sorted(self._parents)
 
     def hand_down(self, ours: Iterable[int]) -> None:
-        """Enables the controllers of version 2 if systemd (`Delegate=yes`) or a container gives this process a group in
-        which none is enabled for subgroups yet. The processes of that group are moved into a group below it, since a
-        group with enabled controllers must have no process. A group with other processes than `ours` is left as it is.
+        """Enables the controllers of version 2 in the group that systemd (`Delegate=yes`) or a container has given to this
+        process, if no controller is enabled for subgroups there yet. A group with enabled controllers must have no
+        process, so this moves the group's processes into a new group below it. `ours`: the pids that may be moved; a
+        group with any other process is left unchanged.
         """
         for place in (self._own, self._own.parent) if self._unified else ():
             with suppress(OSError):
@@ -118,7 +119,7 @@ class ControlGroups:
         return gone
 
     def left_of(self, prefix: str) -> list[str]:
-        """Returns the names of groups that begin like this."""
+        """Returns the names of existing groups that begin with `prefix`."""
         found: set[str] = set()
         for parent in set(self._parents.values()):
             with suppress(OSError):
@@ -141,7 +142,7 @@ class ControlGroups:
         return folders
 
     def _set(self, folder: Path, controller: str, value: float | None) -> None:
-        """Writes a limit; without one it writes the kernel's word for no limit."""
+        """Writes the limit of one controller. If `value` is None, writes the kernel's word for "no limit"."""
         match controller:
             case "cpu" if self._unified:
                 (folder / "cpu.max").write_text(f"{'max' if value is None else _quota(value)} {_PERIOD_US}")

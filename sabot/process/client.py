@@ -1,4 +1,4 @@
-"""The worker's side of its supervisor: one for all event loops of the process, started with the first child."""
+"""The worker's side of its supervisor. A worker has one supervisor for all its event loops; the first spawn starts it."""
 
 import asyncio
 import atexit
@@ -42,10 +42,11 @@ _MOST_UNSENT = 100_000  # requests that a supervisor has not taken
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """The end of a program: by itself with `code`, or by `signal`; the other one is None.
+    """The end of a program: its exit code, or the signal that ended it.
 
-    cpu_seconds: the CPU time of the program and of those of its descendants that it waited for. limit: the field of
-    ResourceLimits for which it was ended, or None.
+    - `code`: the exit code; None if a signal has ended the program. `signal`: the signal's number; None if there is a code.
+    - `cpu_seconds`: the CPU time of the program and of those of its descendants that it waited for.
+    - `limit`: the field of ResourceLimits that the program has exceeded, if it was ended for that; else None.
     """
 
     code: int | None
@@ -55,12 +56,12 @@ class ExitStatus:
 
     @property
     def success(self) -> bool:
-        """True if the program ended by itself with 0."""
+        """True if the program ended by itself with exit code 0."""
         return self.code == 0
 
     @property
     def how(self) -> str:
-        """The end of the program as words that follow its name, such as `ended with 3`."""
+        """The end of the program as the words that follow its name in a message, such as `ended with 3`."""
         if self.limit is not None:
             return f"was ended, because it had more than its {self.limit}"
         return f"ended with {self.code}" if self.signal is None else f"was ended by signal {self.signal}"
@@ -76,8 +77,8 @@ class ProcessUsage:
 
 
 class Child:
-    """A running program with all its descendants. Its streams belong to the event loop that spawned it; all else may be called from any
-    loop.
+    """A program that was started, with all its descendants. Its streams may be used only in the event loop that spawned it; all other
+    methods may be called from any loop.
 
     - `pid`: the program's process, which leads a session of its own. `started_at`: its start in seconds since 1970.
     - `stdin`, `stdout`, `stderr`: None if the command has no pipe for the stream. `output_bytes`: the number of bytes written to stdout and
@@ -117,12 +118,12 @@ class Child:
 
     @property
     def status(self) -> ExitStatus | None:
-        """The end of the program; None while it, or a descendant of it, runs."""
+        """The end of the program; None as long as the program or a descendant runs, and None if the supervisor was killed."""
         return self._ended.result() if self._ended.done() and self._ended.exception() is None else None
 
     @property
     def how(self) -> str:
-        """The end of the child as a sentence, such as `it ended with 3`."""
+        """The end of a child that is over, as a sentence such as `it ended with 3`."""
         return "its supervisor was killed" if self.status is None else f"it {self.status.how}"
 
     @property
@@ -138,8 +139,8 @@ class Child:
         return f"its process {self.pid} is stopped (SIGSTOP)" if self.paused else ""
 
     async def wait(self) -> ExitStatus:
-        """Waits until the program and all its descendants have ended, and returns the end. Descendants end with the program. The output can
-        still be read afterwards. Raises CommunicationError if the supervisor was killed.
+        """Waits until the program and all its descendants have ended, and returns the end of the program. When the program ends, the
+        supervisor ends its descendants. The output can still be read afterwards. Raises CommunicationError if the supervisor was killed.
         """
         await wait_done(self._ended)
         return self._ended.result()
@@ -161,7 +162,9 @@ class Child:
         self._ask("resume")
 
     def hold_cpu(self, percent: float | None) -> None:
-        """Limits the CPU to a percentage of a core from now on. The limit of the command holds if it is lower, or if `percent` is None."""
+        """Limits the child's CPU to `percent` of a core from now on, or to the limit of its command if that is lower. With None only the
+        limit of the command holds.
+        """
         if percent is not None and not (is_number(percent) and math.isfinite(percent)):
             raise UserError(f"{self.argv[0]}: hold_cpu({short_repr(percent)})", hint="a percentage of one core")
         both = [each for each in (percent, self._limits.cpu_limit_percent) if each is not None]
@@ -172,14 +175,14 @@ class Child:
         self._ask("stop", grace=0.0)
 
     def end_after(self, seconds: Duration | None) -> None:
-        """Sets a time limit of so many seconds from now, as `max_task_duration` does; None removes the limit."""
+        """Limits the time of the child to `seconds` from now, in place of `max_task_duration`; None removes the limit."""
         self._ask("time", seconds=None if seconds is None else parse_seconds(seconds, name="end_after: seconds"))
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
         """Ends the program and all its descendants: closes stdin, sends SIGTERM, and SIGKILL to those that still run `grace_seconds` later.
 
-        Raises CommunicationError if the supervisor was killed, or has not answered 30 s after that; UserError if `grace_seconds` is no
-        duration, and then the program goes on.
+        Returns the end of the program. Raises CommunicationError if the supervisor was killed, or has not reported the end 30 s after
+        SIGKILL; UserError if `grace_seconds` is no duration, and then the program goes on.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         if not self.is_over:
@@ -212,7 +215,7 @@ class Child:
     # -- told by the supervisor's thread --------------------------------------------------------------------------------
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        """Takes a message of the supervisor about this child. Called in the supervisor's thread."""
+        """Takes a message of the supervisor about this child. Called in the thread that listens to the supervisor."""
         match message["event"]:
             case "began":
                 self.pid, self.started_at = message["pid"], message["at"]
@@ -225,10 +228,10 @@ class Child:
                 number, limit = (-code if code < 0 else None), message["limit"]
                 if number == signal.SIGXFSZ and limit is None and self._limits.max_file_bytes is not None:
                     limit = "max_file_bytes"
-                self._has_ended(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
+                self._record_end(ExitStatus(code if code >= 0 else None, number, message["cpu"], limit))
 
-    def _has_ended(self, end: ExitStatus | AgentError) -> None:
-        """Records the end of the child, or the loss of its supervisor. Called in the supervisor's thread."""
+    def _record_end(self, end: ExitStatus | AgentError) -> None:
+        """Records the end of the child, or the error for a lost supervisor. Called in the thread that listens to the supervisor."""
         if self._loop.is_closed():
             self._close_streams()
         elif self.stdin is not None:
@@ -247,7 +250,9 @@ class Child:
                 each.close()
 
     def _forget(self) -> None:
-        """Closes the pipes in a fork: the child must see their end when the worker closes them."""
+        """Closes this process's copies of the pipes, in a fork of the worker. An open copy would keep the child from seeing that the
+        worker has closed its end.
+        """
         for each in (self.stdin, self.stdout, self.stderr):
             if each is not None:
                 each.forget()
@@ -256,9 +261,9 @@ class Child:
 class Supervisor:
     """The supervisor process of this worker, which `await Supervisor.running()` starts and returns.
 
-    When this process ends, in whatever way, the supervisor ends every child with its descendants. A fork of this process does not share the
-    supervisor. `control_groups`: the controllers of the kernel that hold limits, of `cpu`, `memory` and `pids`; without a controller the
-    supervisor measures.
+    When the worker ends, in whatever way, the supervisor ends every child with its descendants. A fork of the worker starts a supervisor of
+    its own. `control_groups`: the controllers by which the kernel enforces limits, out of `cpu`, `memory` and `pids`; the supervisor
+    enforces the other limits by measuring.
     """
 
     _lock = threading.Lock()
@@ -308,8 +313,8 @@ class Supervisor:
 
     @classmethod
     async def running(cls) -> "Supervisor":
-        """Returns the supervisor of this process, and starts one if there is none, or if it has ended. Raises IoError if this user has no
-        folder for its lease; UserError on another system than Linux.
+        """Returns the supervisor of this process. Starts one if there is none, or if the last one has ended. Raises IoError if no folder
+        can be made for the supervisor's lease; UserError on another system than Linux.
         """
         current = cls._current
         return current if current is not None and not current._over else await run_in_thread(cls._started)
@@ -328,15 +333,15 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        """The children that have begun and have not ended. Each of them has a pid."""
+        """The children whose programs run: their starts have succeeded, and they have not ended. Each of them has a pid."""
         return [child for child in self._children.values() if child.pid]
 
     async def spawn(self, command: Command) -> Child:
-        """Starts the program, and returns when it was executed.
+        """Starts the program, and returns its child as soon as the kernel runs the program.
 
-        Raises SpawnFailed if the program or its directory is not there, or may not be executed; SandboxError if its sandbox cannot be made;
-        IoError if this process has no more files for pipes, or no current folder; CommunicationError if the supervisor has ended, or does
-        not answer for 30 s. A child that starts after that is ended.
+        Raises SpawnFailed if the program or its directory does not exist, or may not be used; SandboxError if the sandbox cannot be made;
+        IoError if this process cannot open more files for the pipes, or its current folder was removed; CommunicationError if the
+        supervisor has ended, or has not answered in 30 s: if the program starts after all, it is killed.
         """
         number = next(self._numbers)
         try:
@@ -384,7 +389,9 @@ class Supervisor:
         return ProcessUsage(found["processes"], found["memory"], found["cpu"])
 
     async def _answer(self, reply: "Future[dict[str, Any]]") -> dict[str, Any]:
-        """Waits for a reply of the supervisor. Raises TimeoutError."""
+        """Waits for a reply of the supervisor, and returns it. Raises TimeoutError after 30 s; CommunicationError if the supervisor ends
+        before.
+        """
         if self._over:  # perhaps before it knew of this reply
             raise self._lost()
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -392,7 +399,9 @@ class Supervisor:
         return reply.result()
 
     def silent(self, whose: str) -> CommunicationError:
-        """Returns the error for a request that the supervisor has not answered."""
+        """Returns the error for a request that the supervisor has not answered. `whose`: the subject of the request, with which the message
+        begins.
+        """
         return CommunicationError(
             f"{whose}: the supervisor of this worker's children (pid {self.pid}, {_state_of(self.pid)}) has not answered in"
             f" {_ANSWER_SECONDS:g} s",
@@ -406,8 +415,9 @@ class Supervisor:
         )
 
     def tell(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Sends a request, and never blocks an event loop: requests that a stopped supervisor does not take are sent by a thread. Does
-        nothing if the supervisor has ended. Raises CommunicationError if too many requests wait.
+        """Sends a request, and never blocks: if the supervisor does not take it at once, since it is stopped, a thread sends it later.
+        `descriptors`: open files that the request carries. Does nothing if the supervisor has ended. Raises CommunicationError if too
+        many requests wait.
         """
         data = framed(request)
         with self._sending:
@@ -431,7 +441,7 @@ class Supervisor:
                 more = bool(self._unsent)
 
     def _send_first(self, flags: int) -> bool:
-        """Sends the oldest waiting request. Returns True if nothing of it is left to be sent."""
+        """Sends the oldest waiting request. Returns True if all of the request was sent."""
         data, descriptors = self._unsent[0]
         while data:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
@@ -461,7 +471,7 @@ class Supervisor:
         for reply in list(self._replies.values()):
             reply.set_exception(lost)
         while self._children:
-            self._children.popitem()[1]._has_ended(lost)
+            self._children.popitem()[1]._record_end(lost)
         self._socket.close()
 
     def _receive(self) -> bytes:
@@ -495,7 +505,7 @@ class Supervisor:
             self._process.wait(_STOP_SECONDS)
 
     def forget(self) -> None:
-        """Forgets the supervisor and its children in a fork, to which they do not belong."""
+        """Forgets the supervisor and its children. Called in a fork of the worker, since they belong to the worker."""
         self._over = True
         self._socket.close()
         self._process.returncode = 0  # not a child of this process: nobody is to wait for it
@@ -513,7 +523,9 @@ def _state_of(pid: int) -> str:
 
 
 async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
-    """Returns when a child is over that was killed during its start, or when its supervisor does not report its end."""
+    """Waits until a child that was killed during its start is over. Gives up if the supervisor does not report that within a time limit.
+    `reply`: the supervisor's reply to the request to start it.
+    """
     with suppress(TimeoutError, AgentError):
         async with asyncio.timeout(_GONE_SECONDS):
             await wait_done(reply)
@@ -522,7 +534,9 @@ async def _until_over(child: Child, reply: "Future[dict[str, Any]]") -> None:
 
 
 def _pipes(command: Command) -> tuple[list[ChildInput | ChildOutput | None], list[int]]:
-    """Opens the pipes of a child. Returns our ends, and the child's three descriptors."""
+    """Opens the pipes of a child. Returns the worker's ends (stdin, stdout, stderr; None where there is no pipe), and the three descriptors
+    for the child.
+    """
     opened: list[int] = []
     streams: list[ChildInput | ChildOutput | None] = []
     far: list[int] = []
@@ -566,7 +580,9 @@ def _end() -> None:
 
 
 def _forget() -> None:
-    """Closes the socket in a fork of the process: the end of the socket tells the supervisor that the worker has ended."""
+    """Closes the socket to the supervisor, in a fork of the worker. The supervisor notices the worker's end by the closing of the socket,
+    which an open copy would delay.
+    """
     Supervisor._lock = threading.Lock()
     current, Supervisor._current = Supervisor._current, None
     if current is not None:

@@ -35,18 +35,19 @@ INHERITED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A program to be run, with all that it is given.
+    """A program to be run, with its arguments, environment, streams, limits and sandbox.
 
     - `argv`: the program and its arguments. A program without a slash is looked for on the PATH of its environment, as a shell does.
-    - `environment`: variables to set; their values are shown nowhere, and secret ones are hidden in the program's output. `inherit`: names
-      of the worker's variables that the program gets besides; it gets no others.
-    - `working_dir`: the worker's current directory if None. `stdin`, `stdout`, `stderr`: "pipe", or "null", which is empty and takes
-      everything; stderr may be "stdout".
-    - `limits`: limits of the program with all its descendants, or None.
-    - `trust`: a level of trust, or a `Sandbox`; None if the program runs as the worker does. In a sandbox it writes in its `working_dir`,
-      or, without one, in an empty /tmp of its own.
-    - `output_bytes`: the number of unread bytes that are kept of stdout, and of stderr. `lossless`: True if the program waits for the
-      reader instead of losing older bytes.
+    - `environment`: variables to set. No message shows their values, and secret values are hidden in the program's output.
+    - `inherit`: names of the worker's variables that the program also gets. The program gets no other variables.
+    - `working_dir`: the directory of the program; the worker's current directory if None.
+    - `stdin`, `stdout`, `stderr`: "pipe" for a stream that the worker reads or writes, or "null" for /dev/null. `stderr` may also be
+      "stdout": then the program writes its errors into stdout.
+    - `limits`: limits of the program with all its descendants; None for no limits.
+    - `trust`: a level of trust, or a `Sandbox`; None if the program runs as the worker does. A program in a sandbox can write in its
+      `working_dir`; without a `working_dir` it can write in an empty /tmp of its own.
+    - `output_bytes`: the most bytes of stdout, and of stderr, that are kept until they are read. `lossless`: True if the program has to
+      wait when so many bytes are unread; else the oldest bytes are dropped.
     """
 
     argv: Sequence[str]
@@ -99,13 +100,13 @@ class Command:
 
 
 def are_texts(given: object) -> bool:
-    """Returns True for a collection of texts. A single text is none."""
+    """Returns True if `given` is a collection of texts, such as a list. Returns False for a single text."""
     return isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(each, str) for each in given)
 
 
 def _check_encoded(where: str, text: str) -> None:
-    """Raises UserError for a text that cannot be part of a file name or a variable. The text is not shown, since it may
-    be a secret.
+    """Raises UserError if the text cannot be part of a file name or a variable. The message does not show the text, which
+    may be a secret. `where`: the place of the text, for the message.
     """
     try:
         os.fsencode(text)
@@ -117,7 +118,7 @@ def _check_encoded(where: str, text: str) -> None:
 
 
 def confined_command(command: Command) -> Confined:
-    """Returns the command as its sandbox and this system confine it. Raises the errors of `confined`."""
+    """Returns the command with the measures by which this system makes its sandbox. Raises the errors of `confined`."""
     sandbox = sandbox_of(command.trust)
     assert sandbox is not None
     where = None if command.working_dir is None else os.path.abspath(command.working_dir)
@@ -125,7 +126,7 @@ def confined_command(command: Command) -> Confined:
 
 
 def spawn_request(number: int, command: Command, sandbox: Confined | None) -> dict[str, Any]:
-    """Returns the request to the supervisor. `number`: the number of the child."""
+    """Returns the message that asks the supervisor to start the command. `number`: the number that the worker gives the child."""
     return {
         "do": "spawn",
         "child": number,
@@ -138,7 +139,7 @@ def spawn_request(number: int, command: Command, sandbox: Confined | None) -> di
 
 
 def spawn_failure(command: Command, said: Mapping[str, Any]) -> SpawnFailed:
-    """Returns the error for a program that did not start, with the reason and a hint."""
+    """Returns the error for a program that did not start, with the reason and a hint. `said`: the supervisor's report of the failure."""
     program, number, step = command.argv[0], said["errno"], said["step"]
     why, what = (os.strerror(number), said.get("what", "")) if number else (said.get("what", ""), "")
     hint = ""

@@ -1,4 +1,6 @@
-"""The states of a child process as documents 002, 003 and 004 name them. `phases.Phase` has the state of each phase."""
+"""The states of a child process under the names of the specifications 002, 003 and 004 (`docs/names.md` compares their names with
+Sabot's). `phases.Phase` gives the state in each of the three for each phase of an instance.
+"""
 
 from enum import StrEnum
 
@@ -14,8 +16,8 @@ class LifecycleState(StrEnum):
 
 
 class AgentStatus(StrEnum):
-    """The status of an instance in document 003. An instance of a runner has one task from its start on: it is Running,
-    Paused or over.
+    """The status of an instance in document 003. An instance of a runner works on one task from its start to its end, so
+    its status is RUNNING or PAUSED until it has ended: it is never IDLE or THINKING.
     """
 
     IDLE = "Idle"

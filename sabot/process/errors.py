@@ -1,4 +1,5 @@
-"""The errors of child processes, by the names of documents 003 and 004, and the codes of document 002.
+"""The errors of child processes. Their names are those of the specifications 003 and 004, and their codes those of 002 (`docs/names.md`
+compares these documents with Sabot).
 
 SabotError
 └── AgentError
@@ -50,13 +51,13 @@ class SandboxUnavailable(SandboxError):
 
 
 class SandboxStepFailed(SandboxError):
-    """The system refused a step of the confinement that it had allowed when it was tried."""
+    """The system refused a step of the confinement of this program, though it had allowed the step in a test before."""
 
     code = "E2042"
 
 
 class SandboxPathRefused(SandboxError):
-    """A path of the sandbox is not there, cannot be written by its user, or is given to no sandbox."""
+    """A path of the sandbox does not exist, its user may not write there, or no sandbox may have it, such as the folder of leases."""
 
     code = "E2043"
 
@@ -80,7 +81,7 @@ class NotFound(AgentError):
 
 
 class AgentNotFound(NotFound):
-    """The runtime has no instance of this id, or not any more."""
+    """The runtime has no instance of this id: there never was one, or it was terminated."""
 
 
 class Timeout(AgentError, TimeoutError):
@@ -118,7 +119,7 @@ class AgentNotSpawned(LifecycleError, SpawnFailed):
 
 
 class TerminateFailed(LifecycleError):
-    """The instance was killed, and something of it still runs."""
+    """The instance was killed, but one of its processes still runs."""
 
     code = "E2021"
 
@@ -130,13 +131,13 @@ class SuspendFailed(LifecycleError):
 
 
 class ResumeFailed(LifecycleError):
-    """The instance does not go on."""
+    """The suspended instance could not be resumed."""
 
     code = "E2023"
 
 
 class RestartFailed(LifecycleError):
-    """The instance was not started again, or not any more."""
+    """The instance was not started again: it is over, it has used up its restarts, or its old process still runs."""
 
     code = "E2024"
 
@@ -200,12 +201,12 @@ class ScaleDownFailed(AgentError):
 
 
 class WarmPoolExhausted(AgentError):
-    """No child is warm."""
+    """No child of the warm pool is started and free."""
 
     code = "E2092"
 
 
 class DrainTimeout(Timeout):
-    """A drain took too long. The child was ended, and its work is given back."""
+    """A child that was to finish its work before its end took too long. The child was ended, and its caller gets the work back."""
 
     code = "E2093"

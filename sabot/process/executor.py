@@ -44,7 +44,7 @@ _FREE = (Phase.READY, Phase.IDLE)  # phases in which an instance can be given a 
 
 @runtime_checkable
 class ToolServers(Protocol):
-    """The servers whose tools instances may call, such as `sabot.mcp.McpServerPool`."""
+    """The servers of the tools that instances may call, such as `sabot.mcp.McpServerPool`."""
 
     async def get_or_create(self, agent_id: str) -> Any:
         """Opens the session of an instance, if there is none."""
@@ -134,8 +134,11 @@ class TaskDelegation:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The answer of an instance. agent_id: the instance that did the task, perhaps another one than was asked. seconds:
-    the time from the task to its answer.
+    """The answer of an instance to a task.
+
+    - `agent_id`: the id of the instance that did the task. It may differ from the id that was asked for, since another
+      instance does the tasks of a degraded one (`RecoveryConfig.enable_graceful_degradation`).
+    - `seconds`: the time from the moment at which the instance began the task until its answer.
     """
 
     task_id: str
@@ -158,9 +161,10 @@ class ExecutorStatistics:
 class RuntimeAgent(Instance):
     """An instance of a runtime.
 
-    - `type`: the kind of its work. `limits`: its limits, also those that hold for each task. `log`: its output.
-    - `lines`: the conversation with the present process, or with the last one. `turn`: held by the task that the
-      instance works on. `usage`: as last measured.
+    - `type`: the kind of its work. `limits`: the limits of its processes, and of each of its tasks. `log`: the newest
+      output besides answers.
+    - `lines`: the conversation with the present process, or with the last one. `turn`: a lock that is held by the task
+      on which the instance works. `usage`: the usage of the process when it was last measured.
     """
 
     def __init__(self, command: Command, kind: str, limits: ResourceLimits, log: LastWords, **options: Any) -> None:
@@ -176,7 +180,7 @@ class RuntimeAgent(Instance):
 
     @property
     def state(self) -> ProcessState:
-        """The state of the process in document 004."""
+        """The state of the process by its name in document 004."""
         return self.phase.process_state
 
     @property
@@ -224,8 +228,10 @@ class RuntimeAgent(Instance):
 class AgentExecutor:
     """An executor that gives tasks to instances.
 
-    - `choose`: returns the instance that does the tasks of an id. `tools`: the servers whose tools instances call.
-    - `tell`: called at each step with its name, the instance's id, the task's id, and the ToolAudit of a call.
+    - `choose`: a function of an instance's id that returns the instance for a task: this one, or another one that does its
+      tasks. `tools`: the servers of the tools that instances may call.
+    - `tell`: called at each step with the name of the step, the instance's id, the task's id, and the ToolAudit if the
+      step is a call of a tool, else None.
     """
 
     def __init__(
@@ -245,14 +251,15 @@ class AgentExecutor:
         self._seconds = 0.0
 
     def get_statistics(self) -> ExecutorStatistics:
-        """Returns the counts since the beginning."""
+        """Returns the counts of all tasks that have ended since the executor was made."""
         total = self._succeeded + self._failed
         return ExecutorStatistics(total, self._succeeded, self._failed, 1000 * self._seconds / total if total else 0.0)
 
     async def execute_task(
         self, agent_id: str, task: TaskDelegation, *, slots: asyncio.Semaphore | None = None
     ) -> TaskResult:
-        """Executes a task, after the earlier tasks of the instance. With `slots` it waits for one of them.
+        """Executes a task as soon as the instance has done its earlier tasks, and returns the result. `slots`: a semaphore
+        that is held while the task is executed.
 
         Raises AgentNotFound; Timeout and ResourceLimitExceeded, after which the process is ended and replaced;
         ExecutionError if the process reports a failure, ends, or is not started again; and the errors of opening the
@@ -291,7 +298,7 @@ class AgentExecutor:
         return [each.result() for each in running]
 
     async def _counted(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> TaskResult:
-        """Executes a task of an instance that is acquired and runs, and counts it."""
+        """Executes a task on an instance that has no other task and whose process runs, and counts the task as done or failed."""
         began = self._clock.monotonic()
         try:
             await self._tell("task.acquired", instance.id, task.task_id, None)
@@ -313,8 +320,8 @@ class AgentExecutor:
             await self._tell("task.released", instance.id, task.task_id, None)
 
     async def _executed(self, instance: RuntimeAgent, lines: TaskLines, task: TaskDelegation) -> tuple[Any, int]:
-        """Returns the answer and the number of calls of tools. Ends a process that may still work on the task
-        afterwards.
+        """Gives the task to the process, and returns its answer and the number of calls of tools. If no answer has come, because
+        of an error or the time limit, ends the process, since it may still work on the task.
         """
         seconds = _lower(task.timeout, instance.limits.max_task_duration)
         answer: Mapping[str, Any] | None = None
@@ -358,7 +365,9 @@ class AgentExecutor:
             await lines.tell({"id": message.get("id"), **await self._called(instance, task, message.get("params"))})
 
     async def _called(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any]:
-        """Calls a tool, and returns the answer for the process. The process's model is told of an error, too."""
+        """Calls a tool for the process, and returns the message that answers the process: a result, or an error. So the model
+        in the process learns of an error.
+        """
         refused = self._refusal(instance, task, params)
         if refused is not None:
             await self._audit(instance, task, params, "refused", refused["error"]["message"])
@@ -379,7 +388,7 @@ class AgentExecutor:
             await run_to_end(self._audit(instance, task, params, outcome, reason))
 
     def _refusal(self, instance: RuntimeAgent, task: TaskDelegation, params: Any) -> dict[str, Any] | None:
-        """Returns the answer for the process if its call is not made; None if the call is made."""
+        """Returns None if the tool may be called; else the error with which the process is answered."""
         match params:
             case {"name": str(name), **rest} if isinstance(rest.get("arguments") or {}, dict):
                 pass
@@ -426,7 +435,7 @@ def _error(code: int, message: str) -> dict[str, Any]:
 
 
 def _is_unicode(value: Any) -> bool:
-    """Returns True unless a text in a JSON value has half a surrogate pair, which JSON can escape and UTF-8 cannot."""
+    """Returns True if all texts in a JSON value can be written in UTF-8. Half a surrogate pair cannot, though JSON has an escape for it."""
     try:
         msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Measures a child process from outside: its usage, and its health.
 
-   usage     its supervisor measures it; the CPU counts between two looks (`UsageMeter`)
-   health    `Child.trouble`, `silence`; some owners act when several looks in a row find something (`Failures`)
+   usage     the supervisor measures it; a `UsageMeter` has the CPU that was used between two measurements
+   health    `Child.trouble` and `silence`; some owners act only when several looks in a row find trouble (`Failures`)
 
 Owners of children decide what follows: a runtime ends a process that hangs, a fleet and a warm pool end one that is
 stopped, and a `HealthMonitor` only reports.
@@ -17,8 +17,8 @@ _USAGE_SECONDS = 5.0  # seconds that the supervisor has to answer
 
 
 async def usage_of(child: Child) -> ProcessUsage | None:
-    """Measures a child, with all that it has started. Returns None if its supervisor does not answer in 5 s: it is
-    stopped, or it was killed, and then the end of the child is on the way.
+    """Measures a child, with all that it has started. Returns None if the supervisor does not answer in 5 s, because the
+    supervisor is stopped, or because it was killed (then its children end, too).
     """
     try:
         async with asyncio.timeout(_USAGE_SECONDS):
@@ -28,16 +28,19 @@ async def usage_of(child: Child) -> ProcessUsage | None:
 
 
 class UsageMeter:
-    """A meter of one instance, whose processes follow each other.
+    """A meter of the CPU that one instance uses, over all its processes.
 
-    - `cores`: the CPU that its present process has used between the last two looks; None before there were two.
-    - `cpu_seconds`: the CPU time of all its processes, as far as looks have seen it.
+    - `cores`: the CPU, in cores, that the present process has used between the last two measurements; None before there
+      were two.
+    - `cpu_seconds`: the CPU time of all processes of the instance until the last measurement of each.
     """
 
     def __init__(self, clock: Clock, started: Child | None = None, *, least_s: float = 0.0) -> None:
-        """Makes a meter. `started` is a child that has just been started, whose first look counts from now. `least_s`
-        is the least number of seconds between two looks for a meaningful difference, since the kernel counts hundredths
-        of a second.
+        """Makes a meter.
+
+        - `started`: a child that was started just now; its first measurement is compared with this moment.
+        - `least_s`: the shortest time, in seconds, between two measurements that are compared. The kernel counts CPU time in
+          hundredths of a second, so a shorter time gives no useful difference.
         """
         self.cores: float | None = None
         self.cpu_seconds = 0.0
@@ -48,13 +51,13 @@ class UsageMeter:
         self._seen_s = 0.0  # the CPU seconds of `_child` at the last look
 
     async def look(self, child: Child | None) -> ProcessUsage | None:
-        """Measures the present process. Returns None if there is none, or if nobody can measure it (`usage_of`)."""
+        """Measures the present process. Returns None if there is none, or if its supervisor does not answer (`usage_of`)."""
         usage = None if child is None or child.is_over else await usage_of(child)
         self.note(child, usage)
         return usage
 
     def note(self, child: Child | None, usage: ProcessUsage | None) -> None:
-        """Records a usage of the present process that was measured just now."""
+        """Records the usage that was measured just now for `child`, the present process; None if it could not be measured."""
         before, now = self._child, self._clock.monotonic()
         if before is not None and before.status is not None:  # the usage of the process before, after the last look
             self.cpu_seconds += max(0.0, before.status.cpu_seconds - self._seen_s)
@@ -75,8 +78,8 @@ class UsageMeter:
 
 
 def silence(beat_at_s: float | None, now_s: float, longest_s: float) -> str:
-    """Returns the trouble of a child whose last heartbeat was more than `longest_s` ago, else "". `beat_at_s`: the time of
-    that heartbeat; None if it sends none.
+    """Returns words for the trouble if the last heartbeat of a child was more than `longest_s` seconds ago; else "".
+    `beat_at_s`: the time of that heartbeat; None for a child that sends no heartbeats.
     """
     silent_s = 0.0 if beat_at_s is None else now_s - beat_at_s
     return f"its last heartbeat was {silent_s:.0f} s ago" if silent_s > longest_s else ""

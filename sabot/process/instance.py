@@ -10,9 +10,13 @@
          failed          └───────────────────────────────── restart ───────┘  │
               └───────────────────── resume, if its process has ended ────────┘
 
-The end of a process: of all that no verb has brought about, `_has_ended` decides what follows. It is called by `_watch`, the
-task that awaits the end if the instance has a TaskSet, and by `see` if it has none. A failed instance goes on by `restart`.
-The phases, their changes, and the states of documents 002, 003 and 004 are the tables of `phases`.
+A verb that ends a process also decides what follows. If a process ends by itself, `_decide_after_end` decides: another start,
+or a last phase. It is called by `_watch`, a task that waits for the end if the instance has a TaskSet, and by `see` if it has
+none. `restart` gives a failed instance another process. The tables in `phases` have the phases and their changes.
+
+Four names of an end: `ended` (kept as `_ended`) is the owner's function, called with each process that has ended; `end_asked`
+is True once the instance is to end for good; `_end_was_called` wakes a start that waits for a process to be ready, and only
+`end` sets it; `_gone` is set when the present process has ended and `_ended` has returned.
 """
 
 import asyncio
@@ -56,11 +60,12 @@ STOPPED_BY_OTHERS = "somebody else has stopped its process (SIGSTOP)"
 
 @dataclass(frozen=True, kw_only=True)
 class RestartPolicy:
-    """The rule by which a process that has ended gets a successor.
+    """The rule by which an instance starts another process when its process has ended.
 
-    most: restarts in a row, after which the instance has failed. first_wait_s: seconds before the first restart in a
-    row; each further one waits twice as long. stable_after_s: a process that has run for so many seconds begins the
-    row anew. after_success: a process that has ended with 0 gets a successor, too.
+    - `most`: the number of restarts in a row; when another one would be needed, the instance has failed.
+    - `first_wait_s`: seconds before the first restart in a row; each further one waits twice as long.
+    - `stable_after_s`: if a process has run for so many seconds, the count of restarts in a row begins anew.
+    - `after_success`: True if another process is started also after a process that has ended with 0.
     """
 
     most: int = 0
@@ -69,19 +74,21 @@ class RestartPolicy:
     after_success: bool = False
 
     def wait_s(self, failures: int) -> float:
-        """Returns the seconds to wait before the restart after so many failures in a row."""
+        """Returns the seconds to wait before a restart. `failures`: the number of failures in a row before it, from 1 up."""
         return Backoff(self.first_wait_s, max(self.first_wait_s, LONGEST_WAIT_S)).wait_s(failures)
 
 
 class Instance:
-    """A program that runs as a child of this machine, over all its processes, of which it has at most one at a time.
+    """A program that runs as a child process on this machine, over all its processes. It has at most one process at a time.
 
-    - `name`: the program's name if none was given. `label`: the name for messages, with the id if no name was given.
-    - `child`: the present process, or None. `command`: the command of the next process.
+    - `name`: the name that was given, or else the name of the program. `label`: the name in messages, which includes the id
+      if no name was given.
+    - `child`: the present process; None if there is none. `command`: the command for the next process.
     - `why`: the reason of the last end or suspension. `suspended_for`: the reason of the last suspension.
-    - `restarts`: a count since the beginning. `failures`: a count of those in a row.
-    - `next_start_at`: the time of the planned start in seconds since 1970, or None.
-    - `lock`: held by each verb except `work`, so that one works at a time.
+    - `restarts`: the number of restarts since the beginning. `failures`: the number of failures in a row.
+    - `next_start_at`: the time of the planned start in seconds since 1970; None if no start is planned.
+    - `end_asked`: True once the instance is to end for good: `end` was called, or the owner has sent a signal to end.
+    - `lock`: held by each verb except `work`, so that one verb works at a time.
     """
 
     def __init__(
@@ -101,13 +108,15 @@ class Instance:
     ) -> None:
         """Makes an instance; `start` starts its first process.
 
-        - `policy`: the restart policy; None for an instance with one process and no successor.
-        - `ready`: awaited with each new process, which is ready when it returns; it has `ready_within_s` seconds.
-        - `ended`: awaited with each process that has ended, before anything follows from that. It returns False if the end is no
-         failure of the program; then the successor is started at once.
-        - `on_phase`: called with the instance, the phase before, and the new one.
-        - `tasks`: the owner's tasks, among which the end of each process is awaited. Without tasks an end is noticed when
-         somebody calls `see`, and there are no restarts.
+        - `policy`: the restart policy; None for an instance that has one process and no restarts.
+        - `ready`: a coroutine function that is called with each new process, and returns when the process is ready. If it takes
+         longer than `ready_within_s` seconds, the start fails.
+        - `ended`: a coroutine function that is called with each process that has ended, before the instance does anything about
+         the end. It returns True if the end counts as a failure of the program; after False the next process starts at once.
+        - `on_phase`: called with the instance, the phase before, and the new phase.
+        - `tasks`: the owner's set of tasks, in which one task waits for the end of each process. If it is None, the instance
+         notices an end only when `see` is called, and it has no restarts.
+        - `sleep`: waits the given number of seconds before a restart.
         """
         self.id = instance_id or uuid.uuid4().hex
         self.name = name or command.argv[0]
@@ -121,8 +130,8 @@ class Instance:
         self.failures = 0
         self.next_start_at: float | None = None
         self.lock = asyncio.Lock()
-        self.end_asked = False  # by `end`, or by a signal that its owner has sent
-        self._ends = asyncio.Event()  # set by `end`
+        self.end_asked = False
+        self._end_was_called = asyncio.Event()
         self._ready = ready
         self._ready_within_s = ready_within_s
         self._ended = ended
@@ -160,7 +169,7 @@ class Instance:
         call_listener(f"the listener to phases of instance {self.label}", self.on_phase, self, before, phase)
 
     async def until(self, condition: Callable[[Phase], bool]) -> Phase:
-        """Waits until the condition holds for the phase, and returns the phase."""
+        """Waits until `condition` returns True for the phase, and returns the phase."""
         while not condition(self.phase):
             self._changed.clear()
             await self._changed.wait()
@@ -171,9 +180,9 @@ class Instance:
     async def start(self) -> Child:
         """Starts the first process, and returns it when it is ready.
 
-        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends before it is ready, or
-        the instance is or was ended; Timeout. After an error the process has ended, and the instance has failed (or is
-        terminated, if it was ended or the caller was cancelled).
+        Raises the errors of `Supervisor.spawn` and of `ready`; SpawnFailed if the process ends before it is ready, if `end`
+        is called meanwhile, or if the instance was started before; Timeout after `ready_within_s` seconds. After an error
+        the process has ended, and the phase is FAILED (TERMINATED if `end` or a cancelled caller was the cause).
         """
         async with self.lock:
             if self.phase is not Phase.NEW:
@@ -186,12 +195,12 @@ class Instance:
                 raise
 
     async def end(self, grace_s: float, why: str) -> None:
-        """Ends the process and the instance: closes stdin, sends SIGTERM, and after `grace_s` seconds SIGKILL.
+        """Ends the instance for good, and its process: closes stdin, sends SIGTERM, and after `grace_s` seconds SIGKILL.
 
-        Raises TerminateFailed if some of it still runs.
+        Raises TerminateFailed if the process, or a descendant of it, still runs.
         """
         self.end_asked = True
-        self._ends.set()
+        self._end_was_called.set()
         self._changed.set()
         if grace_s == 0 and self.child is not None:
             self.child.kill()  # overtakes an end with a grace that holds the lock
@@ -242,9 +251,9 @@ class Instance:
             self._plan(counts=not at_once)
 
     async def suspend(self, why: str, *, unless: Callable[[], bool] = lambda: False) -> None:
-        """Stops all processes of the instance where they are (SIGSTOP). `unless`: asked when the lock is held.
+        """Suspends the instance: stops its process and all descendants where they are (SIGSTOP).
 
-        Raises SuspendFailed.
+        `unless`: called when no other verb works on the instance; if it returns True, nothing is done. Raises SuspendFailed.
         """
         async with self.lock:
             child = self.child
@@ -269,10 +278,14 @@ class Instance:
         *,
         unless: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Suspends the instance, and gives its memory back: `checkpoint` saves it and returns the command with which
-        it goes on, and the process ends. `unless`: asked when the lock is held.
+        """Suspends the instance and ends its process, which frees the memory.
 
-        Raises SuspendFailed; then the instance is where it was.
+        - `checkpoint`: a coroutine function that saves the state of the program, and returns the command with which `resume`
+          starts the next process.
+        - `grace_s`: seconds for `checkpoint`, and again for the end of the process before SIGKILL.
+        - `unless`: called when no other verb works on the instance; if it returns True, nothing is done.
+
+        Raises SuspendFailed; then the instance keeps its phase.
         """
         async with self.lock:
             if unless():
@@ -294,8 +307,9 @@ class Instance:
             self._suspended(why)
 
     async def resume(self, *, only_if: Callable[[], bool] = lambda: True) -> None:
-        """Lets a suspended instance go on, in a new process if the old one has ended. `only_if`: asked when the lock
-        is held. Raises ResumeFailed.
+        """Lets a suspended instance go on, in a new process if the old one has ended. Does nothing if the instance is not
+        suspended. `only_if`: called when no other verb works on the instance; if it returns False, nothing is done. Raises
+        ResumeFailed.
         """
         async with self.lock:
             if self.phase in OVER:
@@ -324,9 +338,10 @@ class Instance:
                     raise
 
     def see(self) -> Phase:
-        """Brings the phase up to date with the process, and returns it. Notices that somebody else has stopped the
-        process, or has let it go on; and its end, if the instance has no tasks to await that. Does nothing while a
-        verb works.
+        """Looks at the process, changes the phase if the process has changed by itself, and returns the phase.
+
+        It notices that somebody else has stopped the process (SIGSTOP) or continued it (SIGCONT), and, if the instance has
+        no TaskSet, that the process has ended. While a verb works it returns the phase as it is.
         """
         if not self.lock.locked():
             self._see()
@@ -339,15 +354,15 @@ class Instance:
         if child.is_over:
             if self._tasks is None and self.phase not in OVER:  # else `_watch` awaits the end
                 self.why = child.how
-                self._has_ended(child)
+                self._decide_after_end(child)
         elif self.phase in RUNS and child.paused:
             self._suspended(STOPPED_BY_OTHERS)
         elif self.phase is Phase.SUSPENDED and self.suspended_for is STOPPED_BY_OTHERS and not child.paused:
             self.become(self._runs_as)
 
     def work(self, *, begins: bool) -> None:
-        """Notes that the instance has work from now on, or none any more. A suspended instance stays suspended, and has
-        that phase once it is resumed.
+        """Makes the instance BUSY if it begins work, and IDLE if its work is done. A suspended instance stays SUSPENDED, and
+        gets that phase when it is resumed.
         """
         runs_as = self._runs_as if self.phase is Phase.SUSPENDED else self.phase
         if runs_as in RUNS and begins is not (runs_as is Phase.BUSY):
@@ -360,9 +375,8 @@ class Instance:
     # -- starts -------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> Child:
-        """Gives the instance a process, and returns it when it is ready. Called with the lock held. If this raises,
-        `why` has the reason, and nothing of the process is left, unless it could not be killed: then it stays `child`
-        until it has ended.
+        """Starts a process, and returns it when it is ready. The caller holds the lock. If this raises, `why` has the reason,
+        and the process has ended. Only a process that could not be killed stays `child` until it has ended.
         """
         self.next_start_at = None
         self.become(Phase.STARTING)
@@ -388,7 +402,7 @@ class Instance:
         return child
 
     async def _undo(self, child: Child) -> None:
-        """Ends a process that has not become ready."""
+        """Ends a process that has not become ready. Keeps `why`, and adds the error if the process cannot be killed."""
         why = self.why
         try:
             await self._stop(child, 0.0, why)
@@ -396,12 +410,12 @@ class Instance:
             self.why = f"{why}; {worse.message}"
 
     async def _until_ready(self, child: Child) -> None:
-        """Waits until `ready` has returned. Raises its errors, and SpawnFailed if the process ends or the instance is
-        to end.
+        """Waits until the owner's `ready` has returned for the process. Raises the errors of `ready`, and SpawnFailed if the
+        process ends before, or if `end` is called.
         """
         if self._ready is not None:
             ready = asyncio.ensure_future(self._ready(child))
-            others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._ends.wait())]
+            others = [asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._end_was_called.wait())]
             try:
                 await asyncio.wait([ready, *others], return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
@@ -416,8 +430,8 @@ class Instance:
             raise SpawnFailed(f"instance {self.label}: it was terminated before it was ready")
 
     def _plan(self, *, counts: bool = True) -> None:
-        """Plans the next start as after a failure; if the restarts are used up, the instance has failed. The caller
-        holds the lock. With `counts` False the start does not count as one after a failure, and does not wait.
+        """Plans the next start after a failure, and enters WAITING; enters FAILED if the restarts are used up. With `counts`
+        False, the start is planned at once, and no failure is counted. The caller holds the lock.
         """
         policy = self.policy
         if policy is None or self._tasks is None or (counts and self.failures >= policy.most):
@@ -456,7 +470,9 @@ class Instance:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def _watch(self, child: Child, gone: asyncio.Event) -> None:
-        """Awaits the end of this process, calls `ended`, and then lets `_has_ended` decide what follows."""
+        """Waits for the end of the process, calls the owner's `ended`, sets `gone`, and then calls `_decide_after_end` unless a verb
+        has ended the process.
+        """
         try:
             with suppress(CommunicationError):  # its supervisor was killed, and the process with it
                 await child.wait()
@@ -468,11 +484,11 @@ class Instance:
         async with self.lock:
             if self.child is child:  # else a verb has ended it, and goes on from there
                 self.child = None
-                self._has_ended(child, counts=counts)
+                self._decide_after_end(child, counts=counts)
 
-    def _has_ended(self, child: Child, *, counts: bool = True) -> None:
-        """Decides what follows from the end of a process that no verb has caused. `counts` is False if it is no failure
-        of the program.
+    def _decide_after_end(self, child: Child, *, counts: bool = True) -> None:
+        """Decides what follows after a process has ended by itself: plans another start, or enters a last phase. `counts`:
+        True if the end counts as a failure of the program.
         """
         policy, end = self.policy, self._end_of(child.status)
         if self.phase in (Phase.WAITING, *OVER):  # a verb has failed to end it, and went on
@@ -489,14 +505,18 @@ class Instance:
         self._plan(counts=counts)
 
     def _end_of(self, status: ExitStatus | None) -> Phase:
-        """Returns the last phase of an instance whose process has ended with this status and gets no successor."""
+        """Returns the last phase of an instance whose last process has ended. `status`: the end of that process; None if its
+        supervisor was killed.
+        """
         if status is not None and status.success:
             return Phase.COMPLETED
         is_killed = status is None or (status.signal is not None and status.limit is None)
         return Phase.TERMINATED if self.end_asked and is_killed else Phase.FAILED
 
     async def _stop(self, child: Child, grace_s: float, why: str) -> None:
-        """Ends the process, and forgets it when `ended` has returned. The lock is held. Raises TerminateFailed."""
+        """Ends the process for the reason `why`, waits until the owner's `ended` has returned for it, and sets `child` to None.
+        The caller holds the lock. Raises TerminateFailed.
+        """
         if self.phase in RUNS:
             self.become(Phase.STOPPING)
         self.why = why
@@ -506,7 +526,7 @@ class Instance:
         self.child, self.why = None, why
 
     async def _kill_after(self, child: Child, grace_s: float) -> None:
-        """Ends the process, with SIGKILL after `grace_s` seconds. Raises TerminateFailed."""
+        """Ends the process: SIGTERM, and SIGKILL after `grace_s` seconds. Raises TerminateFailed if it still runs 10 s after that."""
         try:
             async with asyncio.timeout(grace_s + _KILL_SECONDS):
                 await child.stop(grace_s)

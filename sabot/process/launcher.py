@@ -1,8 +1,8 @@
 """The steps in a child between fork and exec. The supervisor, which forks, has one thread, so they may run any Python.
 
 They make the child the leader of a session of its own, with default signals, its three streams, its limits and its
-directory, and execute the program. A step that fails is written to `report` as `step errno`, and the child ends; exec
-closes `report` unwritten.
+directory, and execute the program. The supervisor learns the result from the pipe `report`: if a step fails, the child
+writes `step errno` to it and ends; if the program is executed, the pipe is closed and empty.
 """
 
 import ctypes
@@ -109,7 +109,7 @@ def _report(report: int, text: str) -> None:
 
 
 def _join(group: str) -> None:
-    """Moves this process into a control group. A group that refuses is left out: the supervisor measures too."""
+    """Moves this process into a control group. If the group refuses, does nothing, since the supervisor then enforces the limits."""
     with suppress(OSError):
         descriptor = os.open(group, os.O_WRONLY | os.O_CLOEXEC)
         with suppress(OSError):

@@ -2,9 +2,8 @@
 
     query ─▶ memories of the workspace ─▶ plan: (kind of worker, task), … ─▶ workers, side by side ─▶ one answer ─▶ remembered
 
-`LeadAgent` has the eight collaborators of the document, and `LeadAgentWithRuntime` has the tasks done by instances of a
-`ProcessRuntime`. Nothing of a query is durable: a lead agent that has to survive its process is a durable agent with
-child jobs.
+`LeadAgent` has the eight collaborators that the document names. `LeadAgentWithRuntime` gives the tasks to instances of a
+`ProcessRuntime`. A query is lost if the process ends; where it has to survive that, use a durable agent with child jobs.
 """
 
 import inspect
@@ -77,11 +76,11 @@ class LeadAgent:
         self._clock = clock
 
     async def handle_query(self, query: str, workspace_id: str, session_id: str) -> TaskResult:
-        """Answers a query. The result has the agent's name as `agent_id`, and the sum of the calls of tools.
+        """Answers a query. In the result, `agent_id` is the name of this agent, and the calls of tools are those of all tasks.
 
-        Raises InvalidContext for a query that is empty, or whose plan is; AgentNotFound if there is no worker of a
-        kind; ExecutionError if no task was done, or, without graceful degradation, if one has failed; the errors of
-        the collaborators; UserError if there is no coordinator.
+        Raises InvalidContext if the query or its plan is empty; AgentNotFound if the plan names a kind that has no worker;
+        ExecutionError if no task was done, or, without graceful degradation, if one has failed; the errors of the
+        collaborators; UserError if there is no coordinator.
         """
         if self._coordinator is None or self._workers is None:
             raise UserError(
@@ -152,7 +151,9 @@ class LeadAgent:
         await self._call_cortex(workspace_id, "cortex_store", {"text": text, "tags": [workspace_id, session_id]})
 
     async def _call_cortex(self, workspace_id: str, tool: str, arguments: Mapping[str, Any]) -> Any:
-        """Calls a tool of the memory. Returns None if there is none, or if it fails and the query can do without."""
+        """Calls a tool of the memory, and returns its answer. Returns None if the agent has no memory. If the call fails, returns
+        None with `enable_graceful_degradation`, and else raises the error.
+        """
         if self._cortex is None:
             return None
         session = f"{self.name}/{workspace_id}"

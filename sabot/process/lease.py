@@ -39,7 +39,7 @@ def folder_of_leases() -> Path:
 
 
 class Lease:
-    """The lease of this process, until `give_up`, or until it ends."""
+    """The lease of this process, which is a supervisor. The process holds the lease until `give_up`, or until the process ends."""
 
     def __init__(self, folder: Path, first: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,16 +54,16 @@ class Lease:
         new.rename(self._path)
 
     def give_up(self) -> None:
-        """Removes the lease: no process is left that it would name."""
+        """Removes the lease. Call this when no descendant of this process is left."""
         self._path.unlink(missing_ok=True)
         os.close(self._file)
 
     def watch(self, groups: ControlGroups) -> None:
-        """Starts the watcher: a process that outlives this one, and then ends all processes that this one has left,
-        unless the lease was given up.
+        """Starts the watcher: a process that waits for the end of this process, and then ends all processes that this
+        process has left. The watcher ends at once if the lease was given up.
 
-        The watcher's parent ends at once, so the watcher is no child of this process. Call this before this process
-        becomes a subreaper, has other threads, or handles signals.
+        The watcher is started by a process in between that ends at once, so it is no child of this process. Call this
+        before this process becomes a subreaper, has other threads, or handles signals.
         """
         if (parent := os.fork()) == 0:
             try:
@@ -75,7 +75,9 @@ class Lease:
 
 
 def _watch(path: Path, groups: ControlGroups) -> None:
-    """Runs the watcher. It holds no descriptor of the supervisor, whose end others see by the closing of its files."""
+    """Runs the watcher. It closes all descriptors that it has inherited from the supervisor: other processes see the supervisor's end by
+    the closing of its files, which a copy in the watcher would keep open.
+    """
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a signal to all processes must not end the watcher first
@@ -89,9 +91,11 @@ def _watch(path: Path, groups: ControlGroups) -> None:
 
 
 def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
-    """Ends processes that killed supervisors have left, and returns their number, at the latest after some seconds.
+    """Ends the processes that killed supervisors have left, and returns the number of these processes. Gives up a lease whose processes do
+    not end within some seconds.
 
-    `own`: the name of the lease of a supervisor that is known to have ended; if its watcher works on that lease, this call waits.
+    `own`: the name of the lease of a supervisor that is known to have ended. If its watcher is ending its processes, this call waits for
+    the watcher; leases of other supervisors are skipped if they are locked.
     """
     if not _is_ours(folder):
         return 0
@@ -103,8 +107,8 @@ def end_what_is_left(folder: Path, groups: ControlGroups, own: str = "") -> int:
 
 
 def _end_lease(path: Path, groups: ControlGroups, *, wait: bool) -> int:
-    """Ends the processes that a lease names, and returns their number. Raises OSError if the lease is in use and `wait` is False, or if
-    there is none.
+    """Ends the processes that have the tags of a lease, and returns the number of these processes. `wait`: True to wait until nobody else
+    has locked the lease. Raises OSError if there is no such lease, or if it is locked and `wait` is False.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -142,7 +146,9 @@ def _end_all(first: int, groups: ControlGroups) -> int:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Returns True for a folder of this user in which nobody else may write; others could name processes of this user in a lease."""
+    """Returns True if the folder belongs to this user, and nobody else may write there. Somebody else who could write there could make a
+    lease that names processes of this user.
+    """
     try:
         status = folder.lstat()
     except OSError:

@@ -26,12 +26,13 @@ _OVERSHOOT = 0.5
 class ResourceLimits:
     """The limits of a child and all its descendants together. Usage of exactly a limit is allowed; None means no limit.
 
-    - `max_memory_bytes` (or `max_memory_mb`): resident memory; above it they are killed.
-    - `cpu_limit_percent` (or `max_cpu_percent`): percent of one core; above it they are slowed down.
-    - `max_task_duration` (or `max_runtime_secs`): seconds, after which they are stopped.
-    - `max_open_files`: open files of each process; more are refused. `max_processes`: above it they are killed.
-    - `max_output_bytes`: bytes of stdout and stderr together; above it they are killed. `max_file_bytes`: the size of a file
-     that one of them writes; above it the writer gets SIGXFSZ.
+    - `max_memory_bytes` (or `max_memory_mb`): resident memory; above it all of them are killed.
+    - `cpu_limit_percent` (or `max_cpu_percent`): percent of one core; above it all of them are slowed down.
+    - `max_task_duration` (or `max_runtime_secs`): seconds, after which all of them are ended.
+    - `max_open_files`: open files of each process; the kernel refuses to open more. `max_processes`: the number of processes;
+     above it all of them are killed.
+    - `max_output_bytes`: bytes of stdout and stderr together; above it all of them are killed. `max_file_bytes`: the size of a
+     file that one of them writes; above it the writer gets SIGXFSZ.
     - `max_tool_calls_per_task`: calls of tools in a task, counted by the runtime. `max_tool_calls_per_minute`: calls in any
      60 seconds over all tasks; the error of a refused call has the time at which the next one is possible.
     """
@@ -109,7 +110,7 @@ class ResourceLimits:
         return ResourceLimits(**{name: None if name in names else getattr(self, name) for name in self.__slots__})
 
     def narrowed(self, other: "ResourceLimits | None") -> "ResourceLimits":
-        """Returns limits that each are the lower one of both."""
+        """Returns limits of which each is the lower one of this and of `other`."""
         if other is None:
             return self
         both = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
@@ -117,7 +118,7 @@ class ResourceLimits:
         return ResourceLimits(**lower)
 
     def plan(self) -> dict[str, Any]:
-        """Returns the limits in the form for the supervisor."""
+        """Returns the limits as the supervisor's request to spawn has them."""
         memory = None
         if self.max_memory_bytes is not None:
             memory = self.max_memory_bytes + int(_OVERSHOOT * memory_left())
@@ -148,7 +149,11 @@ class ResourceLimits:
 
 
 def _either(value: Any, other: dict[str, Any], first: str, name: str, default: float) -> Any:
-    """Returns the value that was given by the first or the second name of a limit. Raises UserError if both were used."""
+    """Returns the value of a limit that has two names. Raises UserError if both names were used.
+
+    `value`: the value under the name `first`. `other`: the values under second names, from which `name` is removed. `default`: the value
+    of a limit that was not given.
+    """
     if name not in other:
         return value
     second = other.pop(name)

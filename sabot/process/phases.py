@@ -1,4 +1,5 @@
-"""The phases of an instance and their changes, with the states that documents 002, 003 and 004 have for each phase.
+"""The phases of an instance and their changes, with the states that the specifications 002, 003 and 004 have for each phase
+(`docs/names.md` says which documents these are, and has the table).
 
 Only `Instance.become` changes a phase, and only as the table `NEXT` allows. It is called by
 
@@ -9,7 +10,7 @@ Only `Instance.become` changes a phase, and only as the table `NEXT` allows. It 
 - `see`, which an owner calls before it reads a phase: it notices that somebody else has sent SIGSTOP or SIGCONT and, for
  an instance without a TaskSet, that the process has ended.
 
-The comments beside each row name the causes of its changes, in the row's order.
+In `NEXT`, the comment above a row names the causes of the changes in that row, in the same order.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,9 @@ from sabot.process.document_names import AgentStatus, LifecycleState, ProcessSta
 
 
 class Phase(StrEnum):
-    """The phase of an instance, with its `lifecycle_state` (002), `agent_status` (003) and `process_state` (004)."""
+    """The phase of an instance: the step of its life that Sabot works with. Each phase has the state that an instance in it has by the
+    names of three specifications (`docs/names.md`): `lifecycle_state` of document 002, `agent_status` of 003, `process_state` of 004.
+    """
 
     lifecycle_state: LifecycleState
     agent_status: AgentStatus

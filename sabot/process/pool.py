@@ -1,10 +1,11 @@
 """A pool of instances of one command: free members, callers that wait for one, and starts in place of missing members.
 
-   missing ──> start, later each time while members end without having been of use ──> offer
+   missing ──> start (the wait before it grows with each failure in a row) ──> offer
    offer   ──> the caller that has waited longest, else free ──> take
 
-The owner decides how many members are missing, and so the kind of the pool: a fixed pool counts the callers that wait,
-a warm one its free members, an autoscaled one the replicas that it has decided on.
+The owner of a pool decides how many members are missing, and so the kind of the pool: a fixed pool counts the callers
+that wait, a warm one its free members, an autoscaled one the replicas that it has decided on. The owner also tells the
+pool when a member has done work (`was_of_use`), which ends the row of failures.
 """
 
 import asyncio
@@ -30,10 +31,10 @@ M = TypeVar("M")
 class Pool(Generic[M]):
     """The members of one pool.
 
-    - `members`: all that have not ended, each with the count of failures when it was started. `free`: those that are
-      not taken, the oldest first, each with the time since when it is free, by the clock's steady count of seconds.
-    - `starting`: the number of starts that are under way or wait. `failures`: ends and failed starts in a row, since a
-      member was of use.
+    - `members`: the members that have not ended, each with the count of `failures` when it was started. `free`: the members
+      that no caller has, the oldest first, each with the time since when it is free, by the clock's steady count of seconds.
+    - `starting`: the number of starts that are under way, or that wait for their time. `failures`: the count of members that
+      have failed or did not start since the last call of `was_of_use`.
     - `tasks`: the tasks of the pool, which end with `close`.
     """
 
@@ -56,13 +57,14 @@ class Pool(Generic[M]):
 
         - `what`: the pool's name, in log lines. `start`: starts a member, and returns it and its child when it is ready.
         - `missing`: returns the number of members that are to be started, apart from those in `starting`.
-        - `ended`: called with each member that has ended, its child, and True if it was free. It returns the reason if that is a
-         failure of the program, else "".
-        - `end`: ends a member, which does not raise. `given`: called with a member and True when it is given to a caller, and with
-         False if that caller is gone.
-        - `can_work`: asked before a member is given to a caller; one that cannot work is ended.
-        - `tells_errors`: True if the caller that has waited longest gets the error of a start; else it is tried again.
-        - `first_wait_s`: seconds before a start after one failure; each further failure in a row doubles them.
+        - `ended`: called with each member that has ended by itself, its child, and True if it was free. It returns the reason
+         if this end is a failure of the program, else "".
+        - `end`: a coroutine function that ends a member, and never raises. `given`: called with a member and True when a caller
+         gets the member, and with False if that caller was cancelled before it could use the member.
+        - `can_work`: called before a member is given to a caller. If it returns False, the pool ends the member instead.
+        - `tells_errors`: True if the error of a failed start is raised to the caller that has waited longest; with False the
+         pool logs the error and starts again.
+        - `first_wait_s`: seconds from a failure to the next start; each further failure in a row doubles the wait.
         """
         self.members: dict[M, int] = {}
         self.free: dict[M, float] = {}
@@ -88,7 +90,7 @@ class Pool(Generic[M]):
         return sum(not each.done() for each in self._waiting)
 
     async def begin(self, count: int) -> list[BaseException]:
-        """Starts so many members at once, and returns the errors of failed starts."""
+        """Starts `count` members at the same time, waits until these starts are over, and returns the errors of those that failed."""
         self.running = True
         self.starting += count
         first = [self.tasks.begin(self._begun(), awaited=True) for _ in range(count)]
@@ -96,7 +98,7 @@ class Pool(Generic[M]):
         return [each for each in started if isinstance(each, BaseException)]
 
     def fill(self) -> None:
-        """Starts the missing members."""
+        """Begins to start the members that are missing. Does nothing before `begin` and after `stop`."""
         if self.running:
             missing = max(0, self._missing() - self.starting)
             self.starting += missing
@@ -104,7 +106,7 @@ class Pool(Generic[M]):
                 self.tasks.begin(self._replace())
 
     def take(self) -> M | None:
-        """Removes the oldest free member that can work from the free ones, and returns it; None if there is none."""
+        """Gives the caller the oldest free member that can work, and returns it; None if there is none. Never waits."""
         for member in list(self.free):
             if self._can_work(member):
                 del self.free[member]
@@ -115,8 +117,8 @@ class Pool(Generic[M]):
         return None
 
     async def wait(self, *, first: bool = False, wait_s: float | None = None) -> M:
-        """Waits until a member is free, and returns that. `first`: waits before all others. Raises TimeoutError after
-        `wait_s` seconds.
+        """Waits until a member is free for this caller, and returns the member. `first`: True if this caller is served before
+        all others that wait. Raises TimeoutError after `wait_s` seconds; with None it waits without a limit.
         """
         waiting: asyncio.Future[M] = asyncio.get_running_loop().create_future()
         self._waiting.insert(0 if first else len(self._waiting), waiting)
@@ -148,23 +150,27 @@ class Pool(Generic[M]):
             self._first().set_result(free)
 
     def retire(self, member: M) -> "asyncio.Task[None]":
-        """Begins to end a member that is not to be used any more. Afterwards another one is started if one is missing."""
+        """Begins to end a member that is not to be used any more, and to start another one if one is missing. Returns the task that
+        ends the member.
+        """
         self.free.pop(member, None)
         ending = self.tasks.begin(self._end(member))
         self.fill()
         return ending
 
     def was_of_use(self) -> None:
-        """Sets the count of failures to 0, because a member was of use."""
+        """Sets the count of failures to 0. An owner calls this when a member has done work, which shows that the program works."""
         self.failures.note("")
 
     def failed(self, since: int, why: str) -> None:
-        """Counts a failure of a member that was started after `since` failures."""
+        """Counts a failure for the reason `why`. `since`: the count of failures when the member was started; if other members have
+        failed since then, this failure is not counted again.
+        """
         self.failures.note(why, self._clock.monotonic(), since=since)
         _log.warning("%s: a child %s", self._what, why)
 
     async def stop(self, refusal: Callable[[], Exception]) -> None:
-        """Starts no member any more, and gives the refusal to callers that wait. The members go on."""
+        """Starts no more members, and raises the error that `refusal` returns to the callers that wait. The members are not ended."""
         self.running = False
         while self.waiting:
             self._first().set_exception(refusal())
@@ -172,7 +178,7 @@ class Pool(Generic[M]):
         self.starting = 0
 
     async def close(self, refusal: Callable[[], Exception]) -> None:
-        """Starts no member any more, gives the refusal to callers that wait, and ends all members."""
+        """Starts no more members, raises the error that `refusal` returns to the callers that wait, and ends all members."""
         await self.stop(refusal)
         await asyncio.gather(*map(self._end, list(self.members)))
         self.members.clear()
@@ -185,7 +191,7 @@ class Pool(Generic[M]):
             self.starting -= 1
 
     async def _replace(self) -> None:
-        """Starts a member, after a wait that grows while members end without having been of use."""
+        """Starts a member. The wait before the start is longer after each failure in a row."""
         begun = False
         try:
             while not begun:
@@ -227,8 +233,8 @@ class Pool(Generic[M]):
         self.fill()
 
     def _first(self) -> "asyncio.Future[M]":
-        """Returns the future of the caller that has waited longest, and removes it from the waiting ones. There has to
-        be one.
+        """Removes the caller that has waited longest from those that wait, and returns its future. Call this only if some
+        caller waits.
         """
         while (waiting := self._waiting.popleft()).done():
             pass
@@ -236,7 +242,9 @@ class Pool(Generic[M]):
 
 
 async def end_member(instance: Instance, grace_s: float, why: str) -> None:
-    """Ends an instance that its pool does not need any more. One that cannot be killed is left to the supervisor."""
+    """Ends an instance that its pool does not need any more. If its process cannot be killed, logs that and returns; the supervisor still
+    owns the process.
+    """
     try:
         await instance.end(grace_s, why)
     except TerminateFailed as error:

@@ -51,8 +51,8 @@ class AgentSignal(StrEnum):
 class ProcessRunnerConfig:
     """The settings of a runner.
 
-    - `working_dir`: the directory of all instances; this process's directory if None. `trust`: the trust in all
-      instances (`Command.trust`).
+    - `working_dir`: the directory of instances that name none; the directory of this process if None. `trust`: the trust
+      in all instances (`Command.trust`).
     - `enable_json_streaming`: True if programs that can write events as JSON lines do so.
     - `enable_health_checks`: True if every instance is measured each `health_check_interval_secs`.
     - `max_concurrent_agents`: the most instances at a time; None for any number.
@@ -73,8 +73,8 @@ class ProcessRunnerConfig:
 
 @dataclass(frozen=True)
 class AgentMetrics:
-    """The usage of an instance with all its descendants. cpu_usage: percent of one core since the last check, or since
-    the start.
+    """The usage of an instance with all its descendants. `cpu_usage`: percent of one core, on average since the last
+    measurement, or since the start if there was none.
     """
 
     cpu_usage: float
@@ -86,7 +86,7 @@ class AgentMetrics:
 
 @dataclass(frozen=True)
 class AgentInfo:
-    """A view of an instance at this moment. metrics: the result of the last health check."""
+    """A view of an instance at one moment. `metrics`: the usage when it was last measured."""
 
     id: str
     name: str
@@ -98,10 +98,10 @@ class AgentInfo:
 
 
 class AgentHandle:
-    """An instance that was spawned. Its streams belong to the event loop that spawned it.
+    """An instance that was spawned. Its streams may be used only in the event loop that spawned it.
 
-    id: the instance's own. session_id: the id by which the program's session can be resumed, once it was read in the
-    output.
+    `id`: the id of the instance. `session_id`: the id by which the program's session can be resumed later
+    (`AgentConfig.resume`), as soon as it was read in the program's output.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class AgentHandle:
         return self._instance.see().agent_status
 
     async def wait(self, timeout_secs: Duration | None = None) -> ExitStatus:
-        """Waits until nothing of the instance is left, and returns its end. Raises Timeout if it runs longer; it goes
-        on then.
+        """Waits until the program and all that it has started have ended, and returns the end of the program. Raises Timeout
+        if that takes longer than `timeout_secs`; the instance is not ended then.
         """
         seconds = None if timeout_secs is None else parse_seconds(timeout_secs, name="wait: timeout_secs")
         try:
@@ -146,8 +146,8 @@ class AgentHandle:
             raise Timeout(f"instance {self.config.name!r} has not ended in {seconds:g} s") from error
 
     async def answer(self) -> str:
-        """Waits for the end, and returns the program's final answer: the text of its result, or its stdout, which
-        nobody else may read.
+        """Waits for the end, and returns the program's final answer: the text of its result, or all of its stdout. Nobody
+        else may read the stdout.
 
         Raises ExecutionError if the program does not end with 0, ProviderError if it says that its model has failed.
         """
@@ -202,13 +202,13 @@ class AgentHandle:
         return found
 
     async def read_stderr(self) -> bytes | None:
-        """Returns the output on stderr, as `read_stdout` does for stdout."""
+        """Returns unread output of stderr. Result and errors are those of `read_stdout`."""
         assert self.child.stderr is not None
         return self.child.stderr.read_nowait() or None
 
     async def signal(self, what: AgentSignal) -> None:
-        """Sends a signal: to the process group, as a terminal does; Kill, Pause and Resume to all that the instance has
-        started.
+        """Sends a signal. KILL, PAUSE and RESUME go to the program and all that it has started; another signal goes to the
+        program's process group, as a terminal sends it.
 
         Raises InvalidContext for a value that is no AgentSignal.
         """
@@ -233,8 +233,8 @@ class AgentHandle:
         return await self.wait()
 
     async def stop(self, grace_seconds: Duration = 5.0) -> ExitStatus:
-        """Closes stdin, sends SIGTERM to all of the instance, and SIGKILL to its rest `grace_seconds` later. Returns
-        its end.
+        """Closes stdin, sends SIGTERM to all processes of the instance, and SIGKILL to those that still run `grace_seconds`
+        later. Returns the end of the program.
         """
         grace_s = parse_seconds(grace_seconds, name="stop: grace_seconds")
         self._instance.end_asked = True
@@ -257,7 +257,9 @@ class AgentHandle:
 
 
 class GracefulShutdown:
-    """The orderly end of an instance: it closes stdin, sends SIGTERM, and after `timeout_secs` SIGKILL to the rest."""
+    """The orderly end of an instance: stdin is closed, its processes get SIGTERM, and those that still run after `timeout_secs`
+    seconds get SIGKILL.
+    """
 
     def __init__(self, timeout_secs: Duration = 5.0) -> None:
         self.timeout_secs = parse_seconds(timeout_secs, name="GracefulShutdown: timeout_secs")
@@ -268,10 +270,10 @@ class GracefulShutdown:
 
 
 class LocalProcessRunner:
-    """A runner that starts instances as children of this machine. They end with `shutdown`, and with this process in
-    whatever way.
+    """A runner that starts instances as child processes on this machine. `shutdown` ends them, and so does the end of this
+    process, in whatever way it ends.
 
-    `limits` are the limits of every instance.
+    `limits`: the limits of every instance; an instance can only narrow them.
     """
 
     def __init__(self, config: ProcessRunnerConfig | None = None, *, limits: ResourceLimits | None = None) -> None:
@@ -399,7 +401,9 @@ class LocalProcessRunner:
         return None if handle is None or handle.child.is_over else handle
 
     def _alive(self) -> list[AgentHandle]:
-        """Returns the instances that run. Of ended ones only their view is kept, and not their output."""
+        """Returns the handles of the instances that run. Drops the handles of ended instances with their output, and keeps the
+        views of the last ones (`AgentInfo`).
+        """
         for handle in [each for each in self._running.values() if each.child.is_over]:
             del self._running[handle.id]
             self._ended[handle.id] = handle.info

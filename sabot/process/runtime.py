@@ -46,8 +46,8 @@ class ProcessConfig:
     - `max_concurrent_processes`: the number of instances at a time. `spawn_timeout`: seconds until an instance is
       ready.
     - `shutdown_grace_period`: seconds from SIGTERM to SIGKILL.
-    - `enable_isolation`: True if instances get only `PATH`, `HOME` and the like of the worker's environment; else they
-      get all of it.
+    - `enable_isolation`: True if instances get only `PATH`, `HOME` and the like of the worker's environment; with False
+      they get all of its variables.
     - `trust`: the trust in all instances (`Command.trust`).
     """
 
@@ -71,8 +71,8 @@ class MonitoringConfig:
     - `health_check_interval`: seconds between two looks at all instances. `heartbeat_timeout`: the longest silence, in
       seconds, of an instance that sends heartbeats.
     - `enable_metrics`: True if the usage of instances is measured each `metrics_interval` seconds.
-    - `enable_log_aggregation`: True if the newest `log_buffer_bytes` of each instance's output besides answers are
-      kept.
+    - `enable_log_aggregation`: True if the output of instances is kept for `ProcessRuntime.logs`: the newest
+      `log_buffer_bytes` bytes of each instance, without its answers to tasks.
     """
 
     health_check_interval: float = 10.0
@@ -91,11 +91,13 @@ class MonitoringConfig:
 class RecoveryConfig:
     """The settings of restarts.
 
-    - `enable_auto_restart`: True if an instance whose process ends is started again, at most `max_restart_attempts`
-      times without a completed task in between. It waits for `backoff_seconds` before, and twice as long each time, at
-      most 60 s. Then it is degraded.
-    - `enable_graceful_degradation`: True if another instance of its type does the tasks of a degraded one; else they
-      are refused.
+    - `enable_auto_restart`: True if an instance whose process ends gets another process.
+    - `max_restart_attempts`: the number of restarts in a row; a completed task begins the count anew. An instance that has
+      used up its restarts is degraded: it gets no further process.
+    - `backoff_seconds`: the seconds before the first restart in a row; each further restart waits twice as long, at most
+      60 s.
+    - `enable_graceful_degradation`: True if the tasks of a degraded instance are done by another instance of the same type;
+      with False, or without another one, they fail.
     - `failure_threshold`: the number of health checks in a row that find a process stopped, after which it is ended.
     """
 
@@ -111,7 +113,9 @@ class RecoveryConfig:
         checked_durations(self, "backoff_seconds", zero=True)
 
     def policy(self) -> RestartPolicy:
-        """Returns the restart policy that these settings describe. A task that is done begins the row anew."""
+        """Returns the restart policy that these settings describe. When a task is done, the executor sets the instance's count of
+        failures to 0.
+        """
         return RestartPolicy(most=self.max_restart_attempts, first_wait_s=self.backoff_seconds, after_success=True)
 
 
@@ -119,10 +123,10 @@ class RecoveryConfig:
 class RuntimeConfig:
     """The settings of a runtime.
 
-    - `resources`: the limits of each instance, with all that it starts. Time, output and calls of tools count for each
-      task.
-    - `mcp`: the tools that instances may call. Of a `McpConfig` the runtime makes a pool when it starts, and closes
-      that pool when it is shut down. A `McpServerPool` is closed by its owner.
+    - `resources`: the limits of each instance, with all that it starts. The limits of time, output and calls of tools
+      apply to each task.
+    - `mcp`: the servers of the tools that instances may call. If it is a `McpConfig`, the runtime makes a pool from it at
+      `start`, and closes the pool at `shutdown`. If it is a `McpServerPool`, the runtime does not close it.
     """
 
     process: ProcessConfig = field(default_factory=ProcessConfig)
@@ -164,8 +168,8 @@ class ProcessEventBus(Protocol):
 
 @dataclass(frozen=True)
 class ProcessStatistics:
-    """The usage of all processes and their descendants: resident memory now, and CPU time since the beginning, with
-    that of ended processes.
+    """The usage of all processes and their descendants: resident memory now, and CPU time since the beginning, including
+    the CPU time of processes that have ended.
     """
 
     active_processes: int
@@ -175,8 +179,8 @@ class ProcessStatistics:
 
 @dataclass(frozen=True)
 class RuntimeStatistics:
-    """The figures of a runtime since the beginning, and now. success_rate: the share of tasks that were completed, from
-    0 to 1; 1 before the first.
+    """The figures of a runtime since the beginning, and now. `success_rate`: the share of ended tasks that were completed,
+    from 0 to 1; it is 1 before any task has ended.
     """
 
     total_agents_spawned: int
@@ -188,8 +192,8 @@ class RuntimeStatistics:
 
 
 class ProcessRuntime:
-    """A runtime that runs instances as children of this machine, and gives them tasks as JSON lines on stdin. Instances
-    end with `shutdown`, and with this process in whatever way.
+    """A runtime that runs instances as child processes on this machine, and gives them tasks as JSON lines on stdin.
+    `shutdown` ends the instances, and so does the end of this process, in whatever way it ends.
 
     - `message_bus`: gets a ProcessEvent of each step.
     - `on_state`: called with an instance, the state of its process before, and the new one.
@@ -223,8 +227,8 @@ class ProcessRuntime:
         self._tasks = TaskSet("the runtime of processes")
 
     async def start(self) -> None:
-        """Begins to watch instances, which can be spawned from then on. Raises UserError if `mcp` names a program that
-        is not there.
+        """Begins the health checks. Instances can be spawned from then on. Raises UserError if `mcp` names a program that
+        does not exist.
         """
         if self._running:
             return
@@ -257,10 +261,12 @@ class ProcessRuntime:
     ) -> str:
         """Starts an instance, and returns its id.
 
-        `limits`, `trust`: at most those of the runtime. `wait_ready`: True if the instance is ready when it says
-        `{"method": "ready"}`; else it is ready when its program was executed.
+        - `limits`, `trust`: the limits and the trust of this instance; they cannot exceed those of the runtime.
+        - `wait_ready`: True if the instance is ready when its program writes `{"method": "ready"}`; with False it is ready as
+          soon as its program runs.
 
-        Raises UserError before `start`; SpawnFailed, also if `max_concurrent_processes` run already; Timeout.
+        Raises UserError before `start`; SpawnFailed if the program does not start, or `max_concurrent_processes` instances
+        run already; Timeout if the instance is not ready within `spawn_timeout`.
         """
         self._check_running()
         if not are_texts(args):
@@ -346,11 +352,11 @@ class ProcessRuntime:
         return list(self._instances.values())
 
     def logs(self, agent_id: str) -> str:
-        """Returns the newest output of the instance besides its answers, also on stderr. Raises AgentNotFound."""
+        """Returns the newest output of the instance on stdout and stderr, without its answers to tasks. Raises AgentNotFound."""
         return self.agent(agent_id).log.text()
 
     async def check_health(self) -> list[str]:
-        """Looks at all instances once, and ends processes that hang. Returns the ids of their instances."""
+        """Looks at all instances once, and ends processes that hang. Returns the ids of the instances whose processes it ended."""
         hung, now_s = [], self._clock.monotonic()
         for instance in self.list_agents():
             lines = instance.lines
@@ -388,7 +394,9 @@ class ProcessRuntime:
             raise UserError("the runtime does not run", hint="await runtime.start() before instances are spawned")
 
     def _choose(self, agent_id: str) -> RuntimeAgent:
-        """Returns the instance that does the tasks of this id."""
+        """Returns the instance that does the tasks for this id: the instance itself, or another one of its type if it is degraded
+        (`RecoveryConfig`). Raises AgentNotFound; ExecutionError if no instance can do them.
+        """
         instance = self.agent(agent_id)
         if not instance.is_over:
             return instance
@@ -417,13 +425,15 @@ class ProcessRuntime:
             self._on_state(instance, was, now)
 
     async def _ready(self, instance: RuntimeAgent, child: Child, wait_ready: bool) -> None:
-        """Begins to read a new process, and returns when that is ready."""
+        """Begins to read the output of a new process, and returns when the process is ready (`wait_ready` of `spawn_agent`)."""
         instance.lines = TaskLines(instance.label, child, instance.log, instance.limits, self._clock)
         if wait_ready:
             await instance.lines.ready.wait()
 
     async def _ended(self, instance: RuntimeAgent, child: Child) -> bool:
-        """Cleans up after a process that has ended. Returns True if the program is at fault."""
+        """Reads the rest of the output of a process that has ended, and ends its task. Returns True if the end counts as a failure of
+        the program; False if the process was ended because of its task.
+        """
         instance.usage = None
         self._cpu_of_ended += 0.0 if child.status is None else child.status.cpu_seconds
         lines = instance.lines
@@ -459,7 +469,7 @@ class ProcessRuntime:
 
 
 async def publish(bus: ProcessEventBus, event: ProcessEvent) -> None:
-    """Gives the event to the bus. An error of the bus is logged, and stops nobody."""
+    """Gives the event to the bus. Logs an error of the bus, and does not raise it."""
     try:
         await bus.publish(event)
     except Exception:

@@ -1,9 +1,9 @@
 """The streams of a child, at the worker's end of their pipes. They belong to the event loop that spawned the child.
 
-The output of a child is read as soon as it comes, whether somebody asks for it or not, until `capacity_bytes` wait for
-a reader. A full stream is not read, which blocks the child: in a lossless stream until somebody reads, in any other one
-for a second. After that nobody is expected to read: so that the child goes on and `wait` returns, the oldest bytes are
-dropped and counted, until somebody reads again. A reader that comes to a gap gets an error.
+The worker reads the output of a child as soon as it comes, whether or not a caller asks for it, until `capacity_bytes`
+wait for a caller. Then the worker stops reading, which blocks the child. A lossless stream stays so until a caller reads.
+In any other stream, the worker goes on after a second: it drops the oldest bytes and counts them, until a caller reads
+again, so that the child can go on and `wait` returns. A caller that comes to a gap gets an error.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ def json_of(line: bytes | str) -> Any:
 class ChildOutput:
     """The stdout or the stderr of a child.
 
-    `name`: the stream's name in errors. `wrote`: called with each number of bytes that were read from the child. `dropped_bytes`: a count
-    of bytes that nobody read in time. `total_bytes`: a count of all bytes.
+    - `name`: the stream's name in errors. `wrote`: a function that is called with the number of bytes of each piece of output.
+    - `dropped_bytes`: the number of bytes that were dropped, because nobody read them in time. `total_bytes`: the number of all bytes.
 
     If a stream that is not lossless stays full for more than a second, the oldest bytes are dropped. The reader's next call then raises
     CommunicationError at the gap, and the call after that goes on behind it.
@@ -140,7 +140,7 @@ class ChildOutput:
                 yield value
 
     def close(self) -> None:
-        """Reads no more; the child's next write fails. Does nothing when it is closed."""
+        """Closes the stream: no more is read, and the child's next write fails. Does nothing if it is closed already."""
         if self._descriptor >= 0:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._descriptor)
@@ -151,7 +151,9 @@ class ChildOutput:
             self._more.set()
 
     def forget(self) -> None:
-        """Closes the descriptor in a fork, whose event loop shares its registrations with the worker."""
+        """Closes the descriptor in a fork of the worker. Leaves the event loop alone, since a fork shares its registrations with the
+        worker.
+        """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -192,7 +194,7 @@ class ChildOutput:
             self._missed += excess if self._has_been_read else 0
 
     def _stop_expecting(self) -> None:
-        """Lets the child go on, though nobody has read its output."""
+        """Begins to drop the oldest output, so that the child can go on. Called when a stream was full for a second and nobody has read."""
         self._is_expected = False
         self._go_on()
         self._drop()
@@ -206,7 +208,9 @@ class ChildOutput:
             self._loop.add_reader(self._descriptor, self._receive)
 
     def _refuse_line(self) -> None:
-        """Raises CommunicationError for a line that does not end within a full stream: once, and the rest of the line is left out."""
+        """Raises CommunicationError for a line that is longer than the stream may keep. Unless the stream is lossless, drops the line as it
+        comes, and raises only once for it.
+        """
         was_told = self._torn
         if not self._lossless:
             self.dropped_bytes += len(self._kept)
@@ -244,13 +248,13 @@ class ChildOutput:
 
 
 class LastWords:
-    """A buffer with the newest output of a child, or of several, one after the other. `dropped_bytes` counts bytes that
-    are no longer kept.
+    """A buffer with the newest output of a child, or of several children in succession. `dropped_bytes`: the number of
+    bytes that were dropped, since the buffer was full.
     """
 
     def __init__(self, most_bytes: int, output: ChildOutput | None = None) -> None:
-        """Makes a buffer of `most_bytes` bytes. The contents of `output` are read as they come, so that its child need
-        not wait for a reader.
+        """Makes a buffer that keeps the newest `most_bytes` bytes. `output`: a stream that the buffer reads to its end, so that
+        the child does not wait for a reader; None if the owner calls `add`.
         """
         self._most = most_bytes
         self._kept = bytearray()
@@ -259,7 +263,9 @@ class LastWords:
         self._reading = None if output is None else asyncio.create_task(self._read(output))
 
     async def over(self, *, close: bool = False, timeout_s: float | None = None) -> None:
-        """Returns when the child has closed its output, or after `timeout_s` seconds. `close`: reads no more."""
+        """Waits until the child has closed its output, but no longer than `timeout_s` seconds. `close`: True to close the stream
+        now, without reading the rest.
+        """
         assert self._output is not None
         assert self._reading is not None
         if close:
@@ -279,8 +285,8 @@ class LastWords:
         return self.dropped_bytes + len(self._kept)
 
     def text(self, start: int = 0) -> str:
-        """Returns the kept output from byte number `start` on, counted over all output that was added. It may have
-        secrets of the command.
+        """Returns the output that was added after the first `start` bytes, as far as the buffer still keeps it. The text may
+        contain secrets of the command.
         """
         return self._kept[max(0, start - self.dropped_bytes) :].decode(errors="replace")
 
@@ -314,7 +320,7 @@ class ChildInput:
 
     @property
     def has_room(self) -> bool:
-        """True if `drain` would return at once."""
+        """True if at most 64 KB wait for the child, so that `drain` returns at once."""
         return self._room.is_set()
 
     def write(self, data: bytes) -> None:
@@ -346,13 +352,13 @@ class ChildInput:
             raise self._error()
 
     def close(self) -> None:
-        """Closes the stream after what was written. Does nothing if it is closed."""
+        """Closes the stream as soon as the pipe has taken all bytes that were written. Does nothing if it is closed already."""
         self._closing = True
         if not self._waiting:
             self.abandon()
 
     def abandon(self) -> None:
-        """Closes the stream at once; bytes that wait are lost."""
+        """Closes the stream at once. Bytes that the pipe has not taken yet are lost."""
         self._closing = True
         self._broken |= bool(self._waiting)
         self._waiting.clear()
@@ -365,7 +371,9 @@ class ChildInput:
             self._room.set()
 
     def forget(self) -> None:
-        """Closes the descriptor in a fork, whose event loop shares its registrations with the worker."""
+        """Closes the descriptor in a fork of the worker. Leaves the event loop alone, since a fork shares its registrations with the
+        worker.
+        """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

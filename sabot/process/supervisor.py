@@ -7,7 +7,7 @@ SIGTERM, a second, SIGKILL, until it has no child left.
 
 Messages, both ways: four bytes of length, then JSON. A request to spawn carries three descriptors.
 
-It has one thread and no event loop: a child that is forked here may run Python until it executes its program. It
+The supervisor has one thread and no event loop, so a child that it forks may run Python until it executes its program. It
 imports nothing but the standard library and this folder.
 """
 
@@ -160,7 +160,9 @@ class SupervisorProcess:
     # -- the worker ---------------------------------------------------------------------------------------------------
 
     def _watch(self, worker_pid: int) -> None:
-        """Watches the worker itself: a fork of it may hold the socket open longer than the worker lives."""
+        """Watches the process of the worker. The end of the socket alone would not do: a fork of the worker may hold it open after the
+        worker has ended.
+        """
         with suppress(OSError):
             self._selector.register(os.pidfd_open(worker_pid), selectors.EVENT_READ, self._say_farewell)
         if os.getppid() != worker_pid:
@@ -212,7 +214,7 @@ class SupervisorProcess:
                 self._say({"event": "usage", "ask": request["ask"], **self._usage(child)})
 
     def _pause(self, child: _Child) -> None:
-        """Stops all processes of a child, also those that are being forked meanwhile."""
+        """Stops all processes of a child (SIGSTOP), including those that a process of it forks at this moment."""
         child.paused = True
         if child.throttled:  # it is stopped already, so that the system will not tell of it
             self._say({"event": "stopped", "child": child.number})
@@ -229,7 +231,9 @@ class SupervisorProcess:
             self._send_more()
 
     def _send_more(self) -> None:
-        """Sends as much as the worker takes now, so that a worker in a debugger does not block the supervisor."""
+        """Sends as much of the waiting messages as the worker's socket takes now. It never waits for the worker, which may be stopped in a
+        debugger.
+        """
         try:
             while self._unsent:
                 del self._unsent[: self._worker.send(self._unsent)]
@@ -242,7 +246,7 @@ class SupervisorProcess:
             self._selector.modify(self._worker, wanted, self._talk)
 
     def _say_farewell(self, over: Any = None) -> None:
-        """Begins to end the whole tree, because the worker has ended, or somebody ends the supervisor."""
+        """Begins to end all children, because the worker has ended, or because somebody has sent the supervisor a signal to end."""
         for each in (over, self._worker):
             with suppress(KeyError, ValueError):
                 self._selector.unregister(each)
@@ -288,7 +292,7 @@ class SupervisorProcess:
         self._selector.register(report, selectors.EVENT_READ, lambda _: self._began(child, report))
 
     def _began(self, child: _Child, report: int) -> None:
-        """Reads the report of a fork: its program was executed, or a step before that has failed."""
+        """Reads the report of a forked child from the pipe `report`, and tells the worker that the program runs, or which step failed."""
         said = os.read(report, 4096).decode(errors="surrogateescape")
         self._selector.unregister(report)
         os.close(report)
@@ -302,7 +306,9 @@ class SupervisorProcess:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _reap(self) -> bool:
-        """Reaps ended processes, also orphans, which become children of this process. Returns True if none is left below it."""
+        """Reaps processes that have ended, including orphans, which become children of this process. Returns True if this process has no
+        child left.
+        """
         childless = False
         while True:
             try:
@@ -333,9 +339,10 @@ class SupervisorProcess:
         return childless
 
     def _took_more(self, child: _Child, peak: int) -> bool:
-        """Returns True if a child had more memory than its limit in a moment between two measurements.
+        """Returns True if a child has exceeded its limit of memory between two measurements. `peak`: the most memory, in bytes, that the
+        child has had, by the kernel's count.
 
-        The peak of a child begins with the memory of this process, of which the child is a fork at first.
+        A child begins as a fork of this process, so its peak is at least the peak of this process, and says nothing below that.
         """
         most = child.limits.get("memory")
         return most is not None and peak > max(most, peak_memory())
@@ -345,7 +352,7 @@ class SupervisorProcess:
         return next((child for child in self._children.values() if child.tag == tag), None)
 
     def _end_strays(self) -> None:
-        """Ends the descendants of children that have ended. With the last of them the child is over."""
+        """Ends the descendants of children whose programs have ended. When its last descendant has ended, a child is over."""
         strays = [pid for pid in children_of(self._pid) if pid not in self._leaders]
         owners: dict[int | None, _Child] = {child.tag: child for child in self._children.values()}
         now = time.monotonic()
@@ -402,7 +409,7 @@ class SupervisorProcess:
             self._look(measured, now)
 
     def _look(self, measured: list[_Child], now: float) -> None:
-        """Ends children that exceed a limit, and slows down those that use too much CPU."""
+        """Measures the children in `measured`, ends those that exceed a limit, and slows down those that use too much CPU."""
         for child in measured:
             members = self._members(child)
             found = self._used_by(child, members)
@@ -418,7 +425,11 @@ class SupervisorProcess:
         self._next_look = now + max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - now))
 
     def _throttle(self, child: _Child, members: list[int], used: float, share: float, now: float) -> None:
-        """Stops all processes of a child until the CPU time that it has used above its share is made up for."""
+        """Keeps a child to its share of the CPU: stops its processes when they have used more, and continues them when enough time has
+        passed.
+
+        `used`: the CPU seconds that the child has used. `share`: its share of a core, such as 0.5. `now`: the time of the measurement.
+        """
         earned, spent = share * (now - child.looked_at), max(0.0, used - child.seen_cpu)
         child.allowance = min(share * _BURST_SECONDS, child.allowance + earned - spent)
         child.looked_at, child.seen_cpu = now, used
@@ -468,7 +479,7 @@ class SupervisorProcess:
     # -- what belongs to a child --------------------------------------------------------------------------------------
 
     def _roots(self, child: _Child) -> list[int]:
-        """Returns the processes of a child whose parent is the supervisor: the program itself, and its orphans."""
+        """Returns the processes of a child whose parent is the supervisor: the program itself, and descendants whose parent ended."""
         roots = [] if child.status is not None else [child.pid]
         others = (pid for pid in children_of(self._pid) if pid not in self._leaders)
         return [*roots, *(pid for pid in others if tag_of(pid) == child.tag)]
@@ -492,12 +503,12 @@ class SupervisorProcess:
 
 
 def _noted(number: int, frame: object) -> None:
-    """Does nothing: the signal has woken the selector."""
+    """Handles a signal by doing nothing: that the signal arrived has already woken the selector of the loop."""
 
 
 def main() -> None:
-    """Runs the supervisor. Its arguments are the descriptor of the socket, the pid of the worker, the folder of control groups, which may
-    not be there, and the folder of leases.
+    """Runs the supervisor. The arguments of this program are the descriptor of the socket, the pid of the worker, the folder of control
+    groups (which need not exist), and the folder of leases.
     """
     worker = socket.socket(fileno=int(sys.argv[1]))
     worker.set_inheritable(False)

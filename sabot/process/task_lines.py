@@ -38,14 +38,18 @@ _NO_MEMORY = (
 class TaskLines:
     """The conversation with one process. The process gets one task at a time.
 
-    - `ready`: set when the process has reported that it is ready. `stops`: health checks in a row that found it stopped.
-    - `beat_at_s`: the time of its last line, by the clock's steady count of seconds; None if it has sent no heartbeat.
+    - `ready`: set when the process has reported that it is ready. `stops`: counts the health checks in a row that have found
+      the process stopped (SIGSTOP).
+    - `beat_at_s`: None until the first heartbeat of the process; after that the time of its last line, by the clock's steady
+      count of seconds.
     - `is_at_fault`: False if the process is ended because of its task, which is no failure of the program.
     """
 
     def __init__(self, label: str, child: Child, log: LastWords, limits: ResourceLimits, clock: Clock) -> None:
-        """Makes the conversation. Of `limits`, the output of a task is enforced here. `log` takes the other lines; its
-        last words show a lack of memory.
+        """Makes the conversation, and begins to read the output of `child`.
+
+        - `log`: takes all output that is no answer. Its last lines also show whether the program ended for lack of memory.
+        - `limits`: the limits of the instance; the conversation enforces the limit of output for each task.
         """
         self.child = child
         self.ready = asyncio.Event()
@@ -62,18 +66,18 @@ class TaskLines:
         self._reading = [asyncio.ensure_future(self._read_answers()), asyncio.ensure_future(self._read_log())]
 
     def begin_task(self) -> None:
-        """Accepts the answer to one task from now on."""
+        """Begins to accept an answer, since a task is about to be sent. Output of the process counts for this task from now on."""
         self._said = asyncio.Queue()
         self._output_before, self._log_before = self.child.output_bytes, self._log.size
         self._has_exceeded = False
 
     def end_task(self) -> None:
-        """Accepts no answers any more: later ones become lines of the log."""
+        """Ends the task: an answer that comes later is treated as a line of the log."""
         self._said = None
 
     async def tell(self, message: Mapping[str, Any]) -> None:
-        """Writes the message as a line. Does nothing if the process does not read any more, since the caller then
-        learns of its end, or of an answer that does not come.
+        """Writes the message as a line to the process. Raises nothing if the process does not read any more: `hear` then raises
+        the end of the process, or the caller's time limit passes.
         """
         assert self.child.stdin is not None
         whole = {"jsonrpc": "2.0", **message}
@@ -96,7 +100,7 @@ class TaskLines:
         return message
 
     async def read_to_end(self, why: str) -> None:
-        """Reads the rest of the output of a process that has ended for this reason, and ends its task with an error."""
+        """Reads the rest of the output of a process that has ended. If it had a task, `hear` then raises an error with the reason `why`."""
         await asyncio.wait(self._reading)
         if self._said is not None:
             what = f"instance {self._label} has ended in its task: {why}"
@@ -108,8 +112,8 @@ class TaskLines:
             self._said.put_nowait(ExecutionError(what) if limit is None else ResourceLimitExceeded(what, limit=limit))
 
     def _was_denied_memory(self) -> bool:
-        """Returns True if the program ended badly and says that it got no memory. An amount that no machine has is
-        denied at once, and never measured.
+        """Returns True if the program has a limit of memory, did not end with 0, and its last lines say that it got no memory. The
+        measurements do not show that: a request for too much memory is denied before any of it is used.
         """
         status = self.child.status
         if status is None or status.code == 0 or self._limits.max_memory_bytes is None:

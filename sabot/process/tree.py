@@ -16,14 +16,17 @@ TAGS = 1 << 20
 
 
 def own_tags() -> int:
-    """Returns the first tag for this supervisor's children. Below another supervisor, that one's tag is the highest that can be set."""
+    """Returns the first of the `TAGS` tags that this supervisor uses. A tag is a number by which the descendants of one child are found:
+    each child has its tag as a resource limit (`launcher.TAG`), which descendants inherit and can only lower. So below another supervisor,
+    the tags are lower than the tag that this process has inherited.
+    """
     limit = resource.getrlimit(TAG)[1]
     highest = (1 << 62) if limit == resource.RLIM_INFINITY else limit
     return int.from_bytes(os.urandom(8)) % max(1, highest // TAGS - 1) * TAGS + 1
 
 
 def tag_of(pid: int) -> int | None:
-    """Returns the tag that a process has inherited from a child of a supervisor; None if it has none, or has ended."""
+    """Returns the tag that a process has inherited from a child of a supervisor; None if the process has no tag, or has ended."""
     with suppress(OSError), open(f"/proc/{pid}/limits") as limits:
         for line in limits:
             if line.startswith("Max file locks"):
@@ -33,13 +36,13 @@ def tag_of(pid: int) -> int | None:
 
 
 def tagged(first: int) -> list[int]:
-    """Returns all processes of the system that carry a tag of the supervisor with this first tag."""
+    """Returns the pids of all processes of the system that have a tag of one supervisor. `first`: the first tag of that supervisor."""
     found = ((pid, tag_of(pid)) for pid in map(int, filter(str.isdigit, os.listdir("/proc"))))
     return [pid for pid, tag in found if tag is not None and first <= tag < first + TAGS]
 
 
 def children_of(pid: int) -> list[int]:
-    """Returns the children of a process that were not reaped."""
+    """Returns the pids of the children of a process, including children that have ended and were not reaped yet."""
     if not _CHILDREN_ARE_LISTED:
         return [each for each in map(int, filter(str.isdigit, os.listdir("/proc"))) if _parent_of(each) == pid]
     found: list[int] = []
@@ -56,14 +59,14 @@ def _parent_of(pid: int) -> int | None:
 
 
 def above(pid: int) -> Iterator[int]:
-    """Yields all ancestors, parents before their parents."""
+    """Yields the pids of all ancestors of a process, its parent first."""
     while parent := _parent_of(pid):
         yield parent
         pid = parent
 
 
 def below(pid: int) -> Iterator[int]:
-    """Yields all descendants, parents before their children."""
+    """Yields the pids of all descendants of a process, parents before their children."""
     waiting = deque(children_of(pid))
     while waiting:
         following = waiting.popleft()
@@ -72,8 +75,8 @@ def below(pid: int) -> Iterator[int]:
 
 
 class ProcessFacts(NamedTuple):
-    """A process. `program`: its name, and for Python the name of the module; other arguments, which may be secret, are left out. `state`:
-    the kernel's letter. `cpu_seconds`: the CPU time, with that of reaped children.
+    """Facts of a process. `program`: its name, and for Python the name of the module; other arguments are left out, since they may be
+    secret. `state`: the kernel's letter for its state, such as `R`. `cpu_seconds`: its CPU time, with that of its reaped children.
     """
 
     pid: int
@@ -105,7 +108,7 @@ def facts_of(pid: int) -> ProcessFacts | None:
 
 
 def memory_left() -> int:
-    """Returns the bytes that programs of this machine can still have, by the kernel's estimate."""
+    """Returns the bytes of memory that programs on this machine can still get, by the kernel's estimate."""
     return _bytes_in("/proc/meminfo", b"MemAvailable:")
 
 
@@ -158,7 +161,9 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def may_be_signalled(pid: int) -> bool:
-    """Returns False for a process of another user: there is no use in waiting for its end."""
+    """Returns True if this process may send signals to the process `pid`, or if that has ended. A process of another user may not be
+    signalled, so there is no use in waiting for its end.
+    """
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -188,8 +193,8 @@ def end(roots: Iterable[int]) -> None:
 
 
 def _group_of(pid: int) -> int | None:
-    """Returns the process group of a process if it holds only descendants of children; a child leads a session, so its groups are its
-    own.
+    """Returns the process group of a process if only a child of a supervisor and its descendants can be in that group: the process has a
+    tag and is in another session than this process. Returns None otherwise, and if the process has ended.
     """
     with suppress(OSError):
         group = os.getpgid(pid)
