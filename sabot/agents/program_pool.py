@@ -74,9 +74,9 @@ class ProgramPool:
         first_wait_s: float = 0.1,
     ) -> None:
         """Makes a pool. `program` is the program's name in errors. `command` is the command of a child; its limits of
-        time and output apply to each record. `timeout_s` is the number of seconds in which a child has to answer a
-        record. `first_wait_s` is the wait in seconds before a restart, if a child has ended before one has answered; it
-        doubles with each further one.
+        time and output apply to each record. A child has `timeout_s` seconds to answer a record; None sets no limit. If
+        a child ends before it has answered any record, the pool waits `first_wait_s` seconds before it starts another
+        one; the wait doubles each time that this happens again.
         """
         limits = command.limits or ResourceLimits.none()
         times = [each for each in (timeout_s, limits.max_task_duration) if each is not None]
@@ -148,7 +148,9 @@ class ProgramPool:
                 await run_to_end(instance.end())
 
     def _can_work(self, instance: "_PooledInstance") -> bool:
-        """Returns True unless a child that has answered before can take no further record."""
+        """Returns True if the child can take a record. Returns False if it has answered records before, and can take no
+        further one.
+        """
         why = instance.unusable(self._protocol)
         if why:
             _log.warning("%s (pid %d) %s: another one is started", self._program, instance.child.pid, why)
@@ -192,8 +194,8 @@ class ProgramPool:
         raise await self._lost(instance, why)
 
     def _taken(self, said: bytes, run_id: RunId, found: list[str]) -> bool:
-        """Takes a line of the protocol "json"; returns True at the end of the answer. Ignores lines that do not belong
-        to this record. Raises ExecutionError.
+        """Handles a line of the protocol "json": adds output lines to `found`, and returns True if the line ends the
+        answer. Ignores lines that do not belong to this record. Raises ExecutionError if the child reports an error.
         """
         try:
             message = _decoder.decode(said)
@@ -211,8 +213,8 @@ class ProgramPool:
         return message.result is not msgspec.UNSET
 
     async def _lost(self, instance: "_PooledInstance", why: str) -> CommunicationError:
-        """Ends a child during a record, and returns the error. With `why` "" the error has the reason of the child's
-        status.
+        """Ends a child that works on a record, and returns the error for that record. `why` is the reason; with "" the
+        child's exit status is the reason.
         """
         await instance.end()
         try:
@@ -225,7 +227,7 @@ class ProgramPool:
 
 
 class _PooledInstance:
-    """An instance of a pool, with its output."""
+    """A child of a pool, as an instance that can be restarted, and its output."""
 
     def __init__(self, instance: Instance, child: Child) -> None:
         assert child.stdout is not None
@@ -235,7 +237,9 @@ class _PooledInstance:
         self.words = last_words(self.child)
 
     def unusable(self, protocol: PoolProtocol) -> str:
-        """Returns the reason why a child that has answered before can be given no further record; "" if it can."""
+        """Returns the reason why the child, which has answered records before, can take no further record, or "" if it
+        can.
+        """
         if not self.has_answered:
             return ""
         unread = self.stdout.read_nowait()

@@ -44,8 +44,8 @@ class ProgramOutput(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RunId:
-    """The identity of a run. `job` is the id of the job, or the place of the record. `key` is the same for each
-    attempt, and different for each record.
+    """The identity of a run. `job` is the id of the job; without a job, it is the place of the record. `key` is the
+    same for all attempts of a record, and differs between records.
     """
 
     job: str
@@ -53,7 +53,7 @@ class RunId:
 
     @classmethod
     def of(cls, effect: Effect) -> "RunId":
-        """Returns the identity of an effect of a job."""
+        """Returns the identity of the run that an effect of a job makes."""
         return cls(effect.id.job, effect.key)
 
 
@@ -74,7 +74,9 @@ class LiveLines:
         self._send, self._topic, self._agent, self._json = send, topic, agent_id.encode(), json
 
     def of(self, run_id: RunId, also: Heard | None) -> Heard:
-        """Returns the function that sends the lines of one run. It calls `also` first, if there is one."""
+        """Returns a function that sends the lines of one run. For each list of lines, it first calls `also`, unless
+        that is None.
+        """
         run, number = uuid.uuid4().hex.encode(), 0
         broken = False
 
@@ -99,12 +101,14 @@ class LiveLines:
 
 
 def last_words(child: Child) -> LastWords:
-    """Begins to read the stderr of a program."""
+    """Begins to read the stderr of a program, and returns the reader, which keeps the end of it."""
     return LastWords(_LAST_BYTES, child.stderr)
 
 
 def tail_of(words: LastWords) -> str:
-    """Returns the last words as an error shows them, which hides the secrets in them."""
+    """Returns the last lines of a program's stderr, as an error message shows them: ":", a line break and the lines,
+    with secrets replaced. Returns "" if the program wrote nothing.
+    """
     last = "\n".join(words.text().strip().splitlines()[-_LAST_LINES:])
     return f":\n{last}" if last else ""
 
@@ -120,10 +124,11 @@ class ProgramRuns:
     async def run(
         self, argv: Sequence[str], stdin: str | None, heard: Heard | None = None, began: Began | None = None
     ) -> ProgramOutput:
-        """Runs the program to its end. The program never outlives this call.
+        """Runs the program to its end, and returns its output. `heard` gets the lines as soon as they are written;
+        `began` is called when the program has started. The program never outlives this call.
 
-        Raises SpawnFailed; ExecutionError if the program ends badly; CommunicationError if the supervisor was killed,
-        and its children with it.
+        Raises SpawnFailed if the program cannot be started, ExecutionError if it ends with an exit code that is not a
+        success, and CommunicationError if the supervisor was killed and the program with it.
         """
         instance = Instance(replace(self._command, argv=argv), name=self._program)
         child = await instance.start()
@@ -172,7 +177,7 @@ class ProgramRuns:
 
 
 async def _ended(instance: Instance, child: Child, words: LastWords) -> None:
-    """Ends the run, so that nothing of it is left."""
+    """Ends what is left of the run, and returns when nothing of it is left."""
     await end_member(instance, GRACE_SECONDS, "its run is over")
     await words.over(close=True)
     assert child.stdout is not None

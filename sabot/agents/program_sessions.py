@@ -31,8 +31,8 @@ Run = Callable[[Sequence[str], str | None, RunId, Heard | None], Awaitable[Progr
 
 
 class ProgramSessions:
-    """The runs of one agent whose programs keep sessions. `run` runs a program to its end. `field` is the field of a
-    JSON line that has the session's id.
+    """The runs of one agent whose programs keep sessions. `run` is a function that runs a program to its end. `field`
+    is the field of a JSON line in which the program writes the id of its session.
     """
 
     def __init__(self, program: str, name: str, run: Run, field: str, effect: str, in_doubt: InDoubt) -> None:
@@ -44,7 +44,7 @@ class ProgramSessions:
 
     @asynccontextmanager
     async def open(self) -> "AsyncIterator[None]":
-        """Ends the runs that are still going on after the `with` block."""
+        """Runs the `with` block, and then ends the runs that are still going on."""
         try:
             yield
         finally:
@@ -54,8 +54,9 @@ class ProgramSessions:
     async def output(
         self, ctx: "DurableContext", argv: Sequence[str], stdin: str | None, resumed: Callable[[str], Sequence[str]]
     ) -> Any:
-        """Returns the output of the program for this job, over as many runs as it takes. `resumed` makes the command
-        that continues a session. Raises EffectError.
+        """Returns the output of the program for this job. If a run was cut off, the session is continued by another
+        run, as often as necessary. `resumed` is a function that makes the command that continues the session with this
+        id. Raises EffectError.
         """
         said = await ctx.call(self._start, argv, stdin)
         for _ in range(_MOST_RESUMES):
@@ -69,8 +70,8 @@ class ProgramSessions:
         raise ExecutionError(f"{self._program} was cut off {_MOST_RESUMES} times")
 
     async def _begun(self, argv: Sequence[str], stdin: str | None, effect: Effect) -> ProgramOutput | dict[str, str]:
-        """Starts the program. Returns the session's id and the run when a line names the session, or the output if the
-        program ends before.
+        """Starts the program. Returns the ids of the session and of the run as soon as a line names the session. If the
+        program ends without naming a session, returns its output.
         """
         known: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -93,8 +94,8 @@ class ProgramSessions:
         return {"session": known.result(), "run": token}
 
     async def _finished(self, session: str, run: str) -> ProgramOutput | None:
-        """Waits for the end of a run, and returns its output. Returns None if it has ended with its worker or the
-        supervisor, so that the session can be resumed. Raises ExecutionError if it ended badly.
+        """Waits for the end of a run, and returns its output. Returns None if the run was ended together with its
+        worker or the supervisor; the caller can then resume the session. Raises ExecutionError if the program failed.
         """
         running = self._running.get(run)
         if running is None:
@@ -108,7 +109,7 @@ class ProgramSessions:
             self._running.pop(run, None)
 
     def _session_in(self, line: str) -> str:
-        """Returns the id of the session if the line has it, or ""."""
+        """Returns the id of the session that this line names, or "" if it names none."""
         if self._field not in line:
             return ""
         try:

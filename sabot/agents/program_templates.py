@@ -61,7 +61,8 @@ class CommandTemplate:
 
 class _TemplateWord:
     """One word of a template: texts[0] fields[0] texts[1] … texts[n]. `fields` are paths into the record.
-    `may_be_option` is True for a word before "--": a value at its beginning must not look like an option.
+    `may_be_option` is True if the word stands before "--". A program would read such a word as an option if a field's
+    value at its beginning looked like one; this is refused.
     """
 
     def __init__(self, template: str, where: str, may_be_option: bool) -> None:
@@ -103,7 +104,7 @@ class _TemplateWord:
 
 
 def _unfit(word: str) -> str:
-    """Returns the reason why the system refuses the word, or ""."""
+    """Returns the reason why the operating system would refuse the word, or "" if it accepts it."""
     try:
         size = len(word.encode())
     except UnicodeEncodeError:

@@ -156,8 +156,9 @@ class AgentCommand:
         return Resource(f"pool of {where}", opened)
 
     async def check_system(self) -> None:
-        """Raises SandboxUnavailable if this system lacks what the program's level of trust demands. From here on its
-        writable folders are known, so that no program of the app follows links that an earlier run has left in them.
+        """Raises SandboxUnavailable if this system lacks something that the program's level of trust demands. Also
+        registers the program's writable folders, so that no program of the app follows links that an earlier run has
+        left in these folders.
         """
         sandbox = sandbox_of(self._command.trust)
         if sandbox is not None:
@@ -172,7 +173,9 @@ class AgentCommand:
             self._resume.check_schema(schema, f"{where}: resume", known=[_SESSION])
 
     def function(self, name: str) -> Callable[[AgentContext], Any]:
-        """Returns the function of an agent that is not durable: it runs the program each time that a record is read."""
+        """Returns the function of an agent that is not durable. It runs the program each time that it is called with a
+        record, also if the record is read again.
+        """
 
         async def run(ctx: AgentContext) -> AsyncIterator[Message]:
             place = f"{ctx.topic}[{ctx.partition}]@{ctx.offset}"
@@ -186,10 +189,11 @@ class AgentCommand:
     def durable_function(
         self, name: str, effect: str, in_doubt: InDoubt, *, retries: int = 0, backoff: Duration = 0, fails: bool = True
     ) -> "Callable[[DurableContext], Any]":
-        """Returns the function of a durable agent that runs the program as one effect of the class `effect`, whose arguments are
-        the command and the stdin. Raises UserError.
+        """Returns the function of a durable agent. It runs the program as one effect of the class `effect`, whose
+        arguments are the command and the stdin. Raises UserError.
 
-        `retries`: how often the effect is repeated, because another attempt of the job gets the recorded error. `fails`: True to raise the
+        `retries` is the number of times that the effect is repeated after a failure. The effect itself has to be
+        repeated: another attempt of the job would get the recorded error. If `fails` is True, the function raises an
         error if the program says that it has failed.
         """
 
@@ -240,8 +244,9 @@ class AgentCommand:
             return await self._runs.run(argv, stdin, heard, request.by)
 
     def _output_of(self, said: Any) -> ProgramOutput:
-        """Returns the output in the journal. After a doubt it may be the answer of a person: an output, only its lines,
-        or nothing. Raises ExecutionError, also if the program has reported an error.
+        """Returns the program's output from the value that the journal has. If the effect was in doubt, a person may
+        have given that value: a whole output, only its lines, or nothing. Raises ExecutionError for another value, and
+        if the program has reported an error.
         """
         if not isinstance(said, dict):
             said = {"lines": [] if said is None else said}
@@ -259,7 +264,7 @@ class AgentCommand:
         return encode_json(record).decode() + "\n" if self._stdin else None
 
     def _results(self, output: ProgramOutput, agent_id: str, job: str) -> list[Message]:
-        """Returns the messages of a run. Raises ExecutionError for a line that is not JSON but should be."""
+        """Returns the messages that a run gives. Raises ExecutionError if the lines have to be JSON and one is not."""
         ours = (("process.agent", agent_id.encode()), ("process.job", job.encode()))
         made = [
             Message(self._value(line, number), headers=(*ours, ("process.line", b"%d" % number)))

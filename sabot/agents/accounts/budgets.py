@@ -73,8 +73,8 @@ class Budget:
             )
 
     def merge(self, other: "Budget") -> "Budget":
-        """Returns a budget with the limits of both, for the same scope: of two limits of a kind the lower one. Raises
-        UserError if the other settings differ.
+        """Returns a budget of the same scope that has the limits of both budgets. Where both limit the same amount in
+        the same window, it has the lower limit. Raises UserError if the other settings differ.
         """
         for name in ("exhausted", "degrade_to", "unpriced", "warn_at"):
             if (mine := getattr(self, name)) != (its := getattr(other, name)):
@@ -89,7 +89,7 @@ class Budget:
         return replace(self, **{name: min(values) for name, values in given.items() if values})
 
     def limits(self) -> Iterator[AmountLimit]:
-        """Yields the limits that there are, window by window."""
+        """Yields the limits that are set, window by window."""
         for window in WINDOWS:
             for measure in _MEASURES:
                 most = getattr(self, f"max_{measure}_{window}")
@@ -98,8 +98,9 @@ class Budget:
 
 
 class Judgement(NamedTuple):
-    """The judgement of a budget on a call. `reason`: why the call is not simply allowed. `window`: the window of the limit that says so,
-    or "" if the owner of shared budgets did not answer. `error`: the type of the error of a denial.
+    """The judgement of a budget on a call. `reason` says why the call is not simply allowed, or is "". `window` is the
+    window of the limit that decided, or "" if none did, for example because the owner of shared budgets did not answer.
+    `error` is the type of the error that a denied call raises.
     """
 
     decision: Decision
@@ -117,8 +118,8 @@ ALLOWED = Judgement(Decision.ALLOW)
 
 
 def judge(budget: Budget, account: Account, wanted: Amounts, now_s: float) -> Judgement:
-    """Judges a call that may use `wanted`, in addition to the usage and the reservations of the account. The account
-    must have the limits of the budget.
+    """Judges a call that may use the amounts `wanted`, in addition to the amounts that the account has used and
+    reserved. The account must have the limits of the budget.
     """
     judged = ALLOWED
     for each in account.states(wanted, now_s):
@@ -144,8 +145,8 @@ def unpriced(budget: Budget, model: str) -> Judgement | None:
 
 
 class Standing(NamedTuple):
-    """The account of a scope at the time `at`, in seconds since 1970: `used` is the usage in the windows of that time,
-    and `reserved` the reservations for calls in flight, in addition.
+    """The state of a scope's account at the time `at`, in seconds since 1970. `used` is the usage in each of the
+    windows that are current at that time. `reserved` is reserved for calls in flight, and is not contained in `used`.
     """
 
     used: Mapping[Window, Amounts]

@@ -15,10 +15,11 @@ LedgerEventType = Literal["model", "tool", "doubt"]
 class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A row of a ledger: one call of a model or of a tool.
 
-    `type`: "doubt" if nobody knows whether the call was made, so that it may have been paid. `name`: the model or the tool. `cost`: US
-    dollars, or None if the price is not known; for a doubt the most that the call may have cost. `reserved_tokens`: for a doubt, the most
-    tokens that the call may have used. `at_ms`: the time in milliseconds since 1970. `agent`: the agent of the job, which no table has.
-    `settles`: the amounts of a doubt with the same id, if this row takes its place.
+    `type` is "model" or "tool". It is "doubt" if nobody knows whether the call was made, so that it may have been paid.
+    `name` is the name of the model or of the tool. `cost` is in US dollars, or None if the price is not known; for a
+    doubt it is the most that the call may have cost. `reserved_tokens` is, for a doubt, the most tokens that the call
+    may have used. `at_ms` is the time in milliseconds since 1970. `agent` is the agent of the job; tables do not store
+    it. `settles` is set if this row replaces a doubt with the same id; it has the amounts of that doubt.
     """
 
     event_id: str
@@ -53,7 +54,9 @@ class LedgerEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def doubts(self) -> Amounts:
-        """The part of `adds` that is an upper bound. It is negative for a row that settles a doubt."""
+        """The part of `adds` that is an upper bound. It is negative for a row that settles a doubt, because the bound
+        is taken back.
+        """
         if self.settles is not None:
             return Amounts().minus(Amounts(*self.settles))
         return self.amounts if self.type == "doubt" else Amounts()
@@ -89,21 +92,23 @@ class LedgerWriter(Protocol):
         """
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids among these that have a row other than a doubt."""
+        """Returns those of these ids that have a row in the store, and whose row is not a doubt."""
 
     async def correct(self, events: Sequence[LedgerEvent]) -> int:
-        """Writes rows as `write` does, and replaces rows of the same ids that differ. Returns the number of replaced
-        rows. A doubt does not differ from the row that settles it.
+        """Writes rows as `write` does, and replaces stored rows that have the same id and other content. Returns the
+        number of replaced rows. A row and the doubt that it settles do not count as different.
         """
 
     async def used(self, scope_id: str, since_ms: int) -> Amounts:
         """Returns the sum of the rows of a scope since this time, as a budget counts it."""
 
     async def sums(self, by: Sequence[str], since_ms: int) -> list[LedgerSum]:
-        """Returns the sums of rows since this time by these words (`rows.GROUPS`), in the order of the groups. Raises UserError."""
+        """Returns the sums of the rows since this time, grouped by the words `by` (`rows.GROUPS`) and in the order of
+        the groups. Raises UserError for an unknown word.
+        """
 
     async def close(self) -> None:
-        """Closes the writer. The rows stay."""
+        """Closes the writer. The rows stay stored."""
 
 
 def refuse_redis(given: object) -> None:
@@ -119,7 +124,7 @@ def refuse_redis(given: object) -> None:
 
 
 def checked_writer(given: Any) -> LedgerWriter:
-    """Returns the writer. Raises UserError if `given` is none."""
+    """Returns `given` if it is a LedgerWriter. Raises UserError otherwise."""
     refuse_redis(given)
     if not isinstance(given, LedgerWriter):
         lacks = [name for name in ("write", "correct", "known", "used", "sums", "close") if not hasattr(given, name)]

@@ -68,10 +68,11 @@ _Verdict = TypeVar("_Verdict", bound=GuardVerdict | None)
 class _Open:
     """A call without a result.
 
-    `attempt` is the last attempt, or 0 if a person has to allow the call first. `recorded` is the last attempt that has
-    a row. `wanted` is the upper bound of one attempt. `judged` is True if the budget has allowed the call and judges
-    each further attempt; False if a person decides, or a cheaper model is asked, because the budget is used up.
-    `models` has the models that are asked in place of `name`, each by the attempt from which on it is asked.
+    `attempt` is the number of the last attempt, or 0 if a person has to allow the call first. `recorded` is the number
+    of the last attempt that has a row. `wanted` is the upper bound of the usage of one attempt. `judged` is True if the
+    budget has allowed the call, and also decides on each further attempt. It is False if the budget is used up, and
+    therefore a person decides or a cheaper model is asked. `models` has the models that are asked in place of `name`;
+    the key is the first attempt that asks the model.
     """
 
     scope: str
@@ -95,7 +96,7 @@ class _Open:
         return models.get(max((each for each in models if each <= attempt), default=0), self.name)
 
     def row(self, effect: EffectId, attempt: int, at_ms: int) -> LedgerEvent:
-        """Returns the row of an attempt with unknown usage."""
+        """Returns the row of an attempt whose usage is not known: a doubt for a model."""
         return LedgerEvent(
             event_id=f"{_name(effect)}/{attempt}",
             type="tool" if self.kind == "tool" else "doubt",
@@ -111,12 +112,12 @@ class _Open:
 
     @property
     def unrecorded(self) -> int:
-        """The number of attempts that have no row; at least one."""
+        """The number of attempts without a row, but at least one."""
         return max(1, self.attempt - self.recorded)
 
     def rows_in_doubt(self, effect: EffectId, before: int, at_ms: int) -> list[LedgerEvent]:
-        """Returns rows in doubt for the attempts of a model before this one that have no row: their results are
-        unknown, and they may have been paid.
+        """Returns a doubt (a row of type "doubt") for each attempt to ask a model that has no row and comes before the
+        attempt `before`. The results of these attempts are unknown, and they may have been paid. Returns [] for a tool.
         """
         if self.kind != "model":
             return []
@@ -129,15 +130,15 @@ class LedgerGuard(EffectGuard):
     """
 
     def __init__(self, ledger: Ledger, *, closes: bool = True) -> None:
-        """Makes a guard. `closes` is True if `close` closes the ledger too, because it belongs to the host of the jobs."""
+        """Makes a guard. If `closes` is True, the ledger belongs to the guard, and `close` closes it too."""
         self.ledger = ledger
         self._closes = closes
         self._durable: Durable | None = None
         self._open: dict[str, dict[int, _Open]] = {}  # by job and ordinal
 
     def decide(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on a call. A tool uses nothing that a budget limits, so it is allowed, and its call gets a row. Calls of a child are
-        judged when the child makes them.
+        """Decides on a call of a model by the budget of its scope. A tool uses nothing that a budget limits, so its
+        call is allowed, and gets a row. A child is allowed; its own calls are judged when it makes them.
         """
         if call.kind == "child":
             return GuardVerdict()
@@ -151,7 +152,7 @@ class LedgerGuard(EffectGuard):
 
     async def _decided_and_held(self, call: GuardedCall, found: Awaitable[GuardVerdict]) -> GuardVerdict:
         verdict = await found
-        if verdict.decision is Decision.DEGRADE and self.ledger.shared:  # it was held, beyond what the budget has
+        if verdict.decision is Decision.DEGRADE and self.ledger.shared:  # its cost is reserved beyond the limit
             try:
                 await self._held(call.scope)
             except BudgetUnavailable as error:
@@ -162,15 +163,18 @@ class LedgerGuard(EffectGuard):
     def _judged(
         self, effect: EffectId, opened: _Open, attempts: int, decided: Callable[[Judgement], _Verdict]
     ) -> _Verdict | Awaitable[_Verdict]:
-        """Reserves the upper bound of so many attempts, if the budget has room for it. Returns the verdict that
-        `decided` makes of the judgement: at once if this process has the account, otherwise as an awaitable.
+        """Asks the ledger to reserve the upper bound of `attempts` attempts, if the budget has room for it. Returns the
+        verdict that `decided` makes of the ledger's judgement. Returns an awaitable of the verdict if the account is
+        not in this process.
         """
         rows = self._rows_in_doubt(effect, opened)
         judged = self.ledger.reserve(_name(effect), opened.scope, opened.wanted.times(attempts), rows)
         return decided(judged) if isinstance(judged, Judgement) else _decided_later(judged, decided)
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict | Awaitable[GuardVerdict]:
-        """Decides on another model for a call. If it may cost more than the first one, that cost is reserved in its place."""
+        """Decides whether another model may be asked in place of the first one. If the other model may cost more, the
+        higher cost is reserved.
+        """
         opened = self._open.get(call.effect.job, {}).get(call.effect.ordinal)
         cost = most_use(call).cost
         if opened is None:
@@ -203,8 +207,8 @@ class LedgerGuard(EffectGuard):
         return GuardVerdict(tokens=opened.wanted.tokens, cost=str(opened.wanted.cost))
 
     def _is_over(self, effect: EffectId, opened: _Open) -> bool:
-        """Returns True, and ends the reservation, if the job has ended while the call was judged: nobody else would end
-        it.
+        """Returns True if the job has ended while the call was judged. Then it also ends the reservation of the call,
+        which nobody else would end.
         """
         if self._open.get(effect.job, {}).get(effect.ordinal) is opened:
             return False
@@ -212,7 +216,9 @@ class LedgerGuard(EffectGuard):
         return True
 
     def _unpriced(self, call: GuardedCall) -> Judgement | None:
-        """Returns the judgement on a call of a model whose price is not known; None if the price is known, or money has no limit."""
+        """Returns the judgement on a call of a model whose price is not known. Returns None if the price is known, or
+        if the budget does not limit money.
+        """
         budget = None if call.kind != "model" or has_price(call) else self.ledger.budget_of(call.scope)
         return None if budget is None else unpriced(budget, call.name)
 
@@ -249,8 +255,8 @@ class LedgerGuard(EffectGuard):
         )
 
     def _sets_a_bound(self, call: GuardedCall) -> bool:
-        """Returns True if the request does not limit the length of its answer, so that the verdict must limit it to the
-        reserved tokens.
+        """Returns True if the request does not limit the length of the answer, although a budget limits tokens or
+        money. The verdict then limits the answer to the reserved tokens.
         """
         return call.spec is not None and call.spec.max_tokens is None and self.ledger.limits_answers(call.scope)
 
@@ -278,8 +284,8 @@ class LedgerGuard(EffectGuard):
         return _usage(self._recorded(effect, opened, [*opened.rows_in_doubt(effect, effect.attempt, at_ms), row]))
 
     def _recorded(self, effect: EffectId, opened: _Open, rows: list[LedgerEvent]) -> list[LedgerEvent]:
-        """Records rows, which replace the reservation of their call, and returns them. They are written when their
-        entry is durable.
+        """Records rows in the ledger, and returns them. They replace the reservation of their call. The ledger writes
+        them when the journal's entry with these rows is durable.
         """
         for each in rows[:-1]:
             self.ledger.record(each, durable=self._durable)
@@ -290,8 +296,8 @@ class LedgerGuard(EffectGuard):
         return rows
 
     def _hold(self, effect: EffectId, opened: _Open, attempts: int) -> None:
-        """Changes the reservation of a call to the upper bound of so many attempts, even if the budget has no room for
-        it.
+        """Sets the reservation of a call to the upper bound of `attempts` attempts, even if the budget has no room for
+        it. With 0 attempts the reservation ends.
         """
         if attempts > 0:
             rows = self._rows_in_doubt(effect, opened)
@@ -300,14 +306,14 @@ class LedgerGuard(EffectGuard):
             self.ledger.release(_name(effect), opened.scope)
 
     def _rows_in_doubt(self, effect: EffectId, opened: _Open) -> list[LedgerEvent]:
-        """Returns the rows that the owner of shared budgets writes for so many attempts if this process dies; [] for
-        other budgets.
+        """Returns the doubts (rows of type "doubt") that the owner of shared budgets writes for the attempts of this
+        call if this process dies. Returns [] if the budgets are not shared.
         """
         return opened.rows_in_doubt(effect, opened.attempt + 1, 0) if self.ledger.shared else []
 
     def reopen(self, effect: EffectId, agent: str, behalf: Behalf, decided: DecidedEffect) -> None:
-        """Reserves the upper bound of an open call's earlier attempts, and of the next one, which asks the first model. A call that
-        the budget gave to a person, who has not answered yet, has no reservation.
+        """Reserves the upper bound of the attempts of a call that was open at the start of the process, and of its next
+        attempt. The next attempt asks the first model again.
         """
         job = self._open.setdefault(effect.job, {})
         if effect.ordinal in job:
@@ -326,13 +332,14 @@ class LedgerGuard(EffectGuard):
         self._hold(effect, opened, 0 if waits else effect.attempt + 1 - recorded)
 
     async def ready(self) -> None:
-        """Waits until the accounts of all open calls are loaded, because `decide_again` has to know them."""
+        """Waits until the accounts of all open calls are loaded. `decide_again` needs them."""
         for scope in {opened.scope for job in self._open.values() for opened in job.values()}:
-            await self.ledger.ready(scope)  # with shared budgets: the owner knows what `reopen` has held
+            # if budgets are shared, this also waits until their owner knows the reservations that `reopen` has made
+            await self.ledger.ready(scope)
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | Awaitable[GuardVerdict | None] | None:
-        """Denies another attempt if the budget has no room for it in addition to earlier attempts, which may have been
-        paid.
+        """Decides on another attempt of a call. Denies it if the budget has no room for it in addition to the earlier
+        attempts, which may have been paid. Returns None if it is allowed.
         """
         opened = self._open.get(effect.job, {}).get(effect.ordinal)
         if opened is None:
@@ -356,8 +363,8 @@ class LedgerGuard(EffectGuard):
         return None if fits else _denied(judged, "with attempts before it that may have been paid, ")
 
     async def _held(self, scope: str) -> Judgement:
-        """Returns when the owner of shared budgets knows what was held: from then on a call that is sent counts, whatever becomes of this
-        process. Raises BudgetUnavailable if the owner does not answer.
+        """Waits until the owner of shared budgets knows of the reservations so far, and returns ALLOWED. From then on
+        the call counts in the budget, even if this process dies. Raises BudgetUnavailable if the owner does not answer.
         """
         try:
             await self.ledger.ready(scope)
@@ -366,7 +373,9 @@ class LedgerGuard(EffectGuard):
         return ALLOWED
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Makes a row in doubt for each attempt of an open model call that has no row yet."""
+        """Makes a doubt (a row of type "doubt") for each attempt of the job's open model calls that has no row yet, and
+        returns these rows, encoded for END.
+        """
         rows = []
         for ordinal, opened in self._open.get(job_id, {}).items():
             effect = EffectId(job_id, ordinal)
@@ -378,7 +387,7 @@ class LedgerGuard(EffectGuard):
             self._hold(EffectId(job_id, ordinal), opened, 0)
 
     async def open(self, journal: Journal) -> None:
-        """Writes the rows that a crash has left out of the ledger."""
+        """Writes into the ledger those rows of the journal that the ledger lacks, for example after a crash."""
         await update_ledger(self.ledger, journal)
         self._durable = journal.flush
 
@@ -407,8 +416,8 @@ def _name(effect: EffectId) -> str:
 
 
 def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: bytes) -> LedgerEvent:
-    """Returns the row of an ended call, made from its row in doubt. An answer without a token count counts with the
-    reservation.
+    """Returns the row of a call that has ended, made from the row of its last attempt. If an answer has no token count,
+    the reserved tokens count.
     """
     if kind != "model":
         return msgspec.structs.replace(row, type="tool", name=name, cost=None)
@@ -416,7 +425,7 @@ def _settled(row: LedgerEvent, kind: CallKind, name: str, outcome: str, body: by
         free = unpaid(outcome, body)
         return msgspec.structs.replace(row, type="model", reserved_tokens=0, cost=None) if free else row
     answer = msgspec.convert(unpack(body), Completion)
-    name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # a server's word: no database keeps a NUL
+    name = (answer.model or name).replace("\0", "\N{REPLACEMENT CHARACTER}")  # the server's name may have a NUL
     if answer.cached:
         made = {"name": name, "cost": Decimal(0), "reserved_tokens": 0}
         return msgspec.structs.replace(row, type="model", **made)
@@ -484,7 +493,9 @@ async def update_ledger(ledger: Ledger, journal: JournalReader) -> int:
 
 
 def checked_budgets(given: object) -> "list[Budget] | Ledger":
-    """Returns the budgets of an app or a kernel. Raises UserError for a value that is not a budget, and if those of a scope contradict."""
+    """Returns the budgets of an app or a kernel. Raises UserError for a value that is not a budget, and for two budgets
+    of one scope that contradict each other.
+    """
     refuse_redis(given)
     if isinstance(given, Ledger):
         return given

@@ -88,7 +88,9 @@ class Ledger:
             self.set_budget(budget)
 
     def _made_accounts(self, lease: Duration, patience: Duration) -> LocalAccounts | SharedAccounts:
-        """Returns the accounts of the scopes: at the writer if it is shared, else in this process."""
+        """Returns the accounts of the scopes. They are kept by the writer if it is shared, and otherwise in this
+        process.
+        """
         lease_s = parse_seconds(lease, name="lease", zero=False)
         patience_s = parse_seconds(patience, name="patience", zero=False)
         if not (getattr(self.writer, "shared", False) and isinstance(self.writer, BudgetOwner)):
@@ -148,21 +150,23 @@ class Ledger:
         return await self._accounts.standing(self.budget(scope_id))
 
     def note(self, call: str, scope_id: str, principal: str, name: str, judgement: Judgement) -> None:
-        """Adds the judgement on a call to `judged`, unless the call is simply allowed. `call` is the id of its job."""
+        """Adds the judgement on a call to `judged`, unless the call is simply allowed. `call` is the id of the job that
+        makes the call.
+        """
         if judgement.decision is not Decision.ALLOW:
             self.judged.append(JudgedCall(self._clock.time(), scope_id, call, principal, name, judgement))
 
     # -- before a call ------------------------------------------------------------------------------------------------
 
     async def ready(self, scope_id: str) -> None:
-        """Returns when the account of the scope is loaded; with shared budgets, when their owner knows the reservations
-        so far.
+        """Waits until the account of the scope is loaded. If budgets are shared, waits until their owner knows all
+        reservations that were made so far.
         """
         await self._accounts.ready(scope_id)
 
     async def reach(self) -> None:
-        """Returns when the writer answers. If budgets are shared, waits for it as calls wait for their owner (`patience`). Raises
-        BrokerUnavailable if it does not answer, UserError if it refuses.
+        """Waits until the writer answers. If budgets are shared, it waits as long as a call waits for the owner
+        (`patience`). Raises BrokerUnavailable if the writer does not answer, and UserError if it refuses.
         """
         until, failures = SYSTEM_CLOCK.monotonic() + self._accounts.patience_s, 0
         while True:
@@ -223,8 +227,9 @@ class Ledger:
     async def check_budget(
         self, context: ExecutionContext, pending_tokens: int = 0, *, pending_cost: Decimal | str | int = 0
     ) -> Decision:
-        """Returns the decision on a call that uses at most so much. If the budget has room for it, it is reserved for the context until the
-        next `record_model_usage` of an equal scope, principal and job, or until `reservation_timeout`.
+        """Returns the decision on a call that uses at most `pending_tokens` tokens and `pending_cost` US dollars. If
+        the budget has room for it, this is reserved until the next `record_model_usage` of the same scope, principal
+        and job, or until `reservation_timeout`.
         """
         check("check_budget: context", context, Of(ExecutionContext, _CONTEXT))
         cost = amount("pending_cost", pending_cost) or Decimal(0)
@@ -257,8 +262,8 @@ class Ledger:
         model: str = "",
         event_id: str = "",
     ) -> LedgerEvent:
-        """Records the usage of a call, and returns its row when that is written. `event_id` names the call; a name is
-        counted once.
+        """Records the usage of a call, and returns its row when the row is written. `event_id` names the call; a call
+        of the same name is counted once.
 
         Raises UserError for tokens or a cost that are negative or not numbers, because such a row would take usage back
         from a budget, and for a model or a name that no database can store.
@@ -295,7 +300,9 @@ class Ledger:
         return event
 
     async def _has(self, event_id: str) -> bool:
-        """Returns True if there is a row of this name. If it returns False, the caller has to record that row at once."""
+        """Returns True if there is a row with this id. If it returns False, the caller must record that row before it
+        awaits anything else.
+        """
         while (asked := self._asked.get(event_id)) is not None:
             await asked.wait()
         if event_id in self._named:
@@ -311,19 +318,20 @@ class Ledger:
         return False
 
     def record(self, event: LedgerEvent, call: str = "", *, durable: Durable | None = None) -> None:
-        """Records a row, which counts at once and is written soon (`flush`). If budgets are shared, it counts when it is written, and its
-        reservation counts until then. `call`: the call whose reservation it settles. `durable`: a function that waits until the journal's
-        entry of the row is durable, so that no row outlives its entry.
+        """Records a row, which is written soon (`flush`). The row counts at once. If budgets are shared, it counts when
+        it is written, and the reservation counts until then. `call` is the call whose reservation the row settles, or
+        "". `durable` is a function that waits until the journal's entry of the row is durable, so that the ledger never
+        has a row whose entry is lost.
 
-        A row is kept once, but the caller must record it once.
+        The writer stores a row once, but the caller must record it only once.
         """
         check("record: event", event, Of(LedgerEvent))
         self._rows.append((self._accounts.settled(event, call), durable))
         self._begin_writing()
 
     def leave(self, durable: Durable) -> None:
-        """Drops the waiting rows of a journal that is about to be closed. The next start writes them if their entries
-        are durable.
+        """Drops the rows of a journal that is about to be closed, if they were not written yet. When the journal is
+        opened again, those whose entries are durable are written.
         """
         self._rows = [(row, waits_for) for row, waits_for in self._rows if waits_for != durable]
 
@@ -355,7 +363,7 @@ class Ledger:
                 raise failed
 
     async def _write(self) -> Exception | None:
-        """Writes the rows that wait. Returns the error if it could not."""
+        """Writes the rows that wait. Returns None, or the error if they could not be written."""
         rows: list[tuple[SettledRow, Durable | None]] = []
         try:
             while self._rows:

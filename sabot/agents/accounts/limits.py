@@ -49,7 +49,7 @@ _FREE = frozenset({"ContextLengthExceeded", "NotSent", *map(stored_name, UNPAID)
 
 
 def unpaid(outcome: str, body: bytes) -> bool:
-    """Returns True for an error of a call that no vendor is paid for."""
+    """Returns True if the call has failed with an error for which no vendor is paid."""
     return outcome != "ok" and unpack_error(body).type in _FREE
 
 
@@ -65,7 +65,7 @@ class TreeUse(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def amounts(self) -> Amounts:
-        """The same as amounts of an account."""
+        """The usage in the form in which an account counts it."""
         return Amounts(self.tokens, self.cost, self.turns, self.tool_calls)
 
 
@@ -79,7 +79,7 @@ class _TreeCall(msgspec.Struct):
     attempt: int = 1
 
     def most(self, attempts: int) -> Amounts:
-        """Returns the upper bound of so many attempts, counted as one call."""
+        """Returns the upper bound of the usage of `attempts` attempts. They count as one call."""
         if self.kind != "model":
             return Amounts(tool_calls=1)
         return Amounts(self.wanted.tokens * attempts, self.wanted.cost * attempts, 1)
@@ -87,11 +87,11 @@ class _TreeCall(msgspec.Struct):
 
 @dataclass(slots=True)
 class _Job:
-    """A job with limits, or one of its children. Usage of a child also counts in the account of its parent.
+    """A job with limits, or one of its children. The usage of a child also counts in the account of its parent.
 
-    `children`: the ids of the jobs that it has begun. `open`: its calls by ordinal, and those of its tools by name.
-    `apart`: the ordinals of effects that do not count. `asked`: by ordinal of a tool's effect without a result, the
-    usage of models that the tool has asked by itself.
+    `children` has the ids of the jobs that it has begun. `open` has its calls without a result: its own by ordinal, and
+    those that its tools make by name. `apart` has the ordinals of effects that do not count. `asked` has the usage of
+    the models that a tool has asked by itself, by the ordinal of the tool's effect, until that has a result.
     """
 
     limits: BudgetSpec
@@ -116,7 +116,9 @@ class _Job:
 
 
 class JobLimits(EffectGuard):
-    """A guard that judges the calls of jobs whose BEGIN has a `BudgetSpec`, of their tools, and of their children. It allows all others."""
+    """A guard that judges the calls of jobs whose BEGIN has a `BudgetSpec`, and the calls of their tools and of their
+    children. It allows the calls of all other jobs.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
@@ -127,7 +129,7 @@ class JobLimits(EffectGuard):
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def begin_job(self, begin: Begin, taken: Sequence[Entry] = ()) -> None:
-        """Opens the account of a job. The usage in `taken`, the entries that it takes over from another job, counts."""
+        """Opens the account of a job. `taken` has the entries that the job copies from another job; their usage counts."""
         self._begun(begin)
         for entry in taken:
             self._read_entry(entry)
@@ -151,7 +153,7 @@ class JobLimits(EffectGuard):
         return parent
 
     def end_job(self, job_id: str, at_ms: int) -> bytes:
-        """Counts the upper bounds of the job's open calls as usage."""
+        """Counts the upper bounds of the job's open calls as its usage. Returns b""."""
         job = self._jobs.get(job_id)
         if job is not None:
             for key, each in job.open.items():
@@ -170,7 +172,9 @@ class JobLimits(EffectGuard):
         self.end_job(job_id, 0)
 
     def _forget(self, job_id: str) -> Amounts:
-        """Forgets a job with its children that are over. Returns the usage of all of them, which stays in the account of the parent."""
+        """Forgets a job, and those of its descendants that are over. Returns the usage of all of them. It stays counted
+        in the account of the job's parent.
+        """
         job = self._jobs.pop(job_id)
         for name in job.children & self._jobs.keys():
             if self._jobs[name].over:
@@ -201,7 +205,9 @@ class JobLimits(EffectGuard):
         return GuardVerdict()
 
     def decide_degraded(self, call: GuardedCall) -> GuardVerdict:
-        """Decides on another model for a call. If it may cost more than the first one, that cost is reserved in its place."""
+        """Decides whether another model may be asked in place of the first one. If the other model may cost more, the
+        higher cost is reserved.
+        """
         job, opened = self._opened(call.effect)
         cost = most_use(call).cost
         if job is not None and opened is not None and job.limits.max_cost is not None and not has_price(call):
@@ -267,22 +273,20 @@ class JobLimits(EffectGuard):
         self._within.pop(effect[:2], None)
 
     def _key(self, effect: EffectId) -> int | str:
-        """Returns the key of a call among the open calls of its job. A call that a tool makes by itself belongs to the
-        tool's job.
-        """
+        """Returns the key of a call in `_Job.open`. A call that a tool makes by itself is in the job of the tool."""
         return f"{effect.job}/{effect.ordinal}" if effect[:2] in self._within else effect.ordinal
 
     def _opened(self, effect: EffectId) -> tuple[_Job | None, _TreeCall | None]:
-        """Returns the job in which a call counts, and the call if it is open. A call that a tool makes by itself counts
-        in the tool's job.
+        """Returns the job in which a call counts, or None, and the call if it is open, or None. A call that a tool
+        makes by itself counts in the job of the tool.
         """
         within = self._within.get(effect[:2])
         job = self._jobs.get(effect.job if within is None else within.job)
         return job, None if job is None else job.open.get(self._key(effect))
 
     def decide_again(self, effect: EffectId) -> GuardVerdict | None:
-        """Denies another attempt if the budget has no room for it in addition to earlier attempts, which may have been
-        paid.
+        """Decides on another attempt of a call. Denies it if the budget has no room for it in addition to the earlier
+        attempts, which may have been paid. Returns None if it is allowed.
         """
         job, opened = self._opened(effect)
         if job is None or opened is None:
@@ -316,7 +320,9 @@ class JobLimits(EffectGuard):
         job.begin(effect.ordinal, _TreeCall(kind, wanted, effect.attempt))
 
     def settle(self, effect: EffectId, kind: CallKind, name: str, outcome: str, body: bytes, at_ms: int) -> bytes:
-        """Counts the usage of a call. For a child, returns its encoded usage for the RESULT."""
+        """Counts the usage of a call that has a result. For a child, returns its encoded usage for the RESULT;
+        otherwise b"".
+        """
         job, opened = self._opened(effect)
         key, within = self._key(effect), self._within.pop(effect[:2], None)
         if job is None:
@@ -400,7 +406,9 @@ class JobLimits(EffectGuard):
 
 
 def most_use(call: GuardedCall) -> Amounts:
-    """Returns the upper bound of a call's usage of the model that it names, without a cost if the price is not known."""
+    """Returns the upper bound of the usage of a call of a model. If the model's price is not known, the bound has no
+    cost.
+    """
     if call.spec is None:
         return Amounts()
     written = call.spec.max_tokens
@@ -410,8 +418,8 @@ def most_use(call: GuardedCall) -> Amounts:
 
 
 def _used(opened: _TreeCall, attempt: int, outcome: str, body: bytes) -> Amounts:
-    """Returns the usage of a call whose last attempt has this result. Earlier attempts, which have no result, count
-    with their upper bound, since they may have been paid.
+    """Returns the usage of a call whose last attempt has this result. Its earlier attempts have no results, and count
+    with their upper bound, because they may have been paid.
     """
     most = opened.most(attempt)
     if opened.kind != "model":

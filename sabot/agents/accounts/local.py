@@ -32,7 +32,9 @@ class LocalAccounts:
         self.by_scope.setdefault(budget.scope_id, Account(windows=WINDOWS)).limits = [*budget.limits()]
 
     async def load(self, scope_id: str) -> None:
-        """Returns when the account of the scope, if it has one, has the usage of its rows."""
+        """Waits until the account of the scope contains the usage of the scope's rows. Does nothing if the scope has no
+        account.
+        """
         account = self.by_scope.get(scope_id)
         if account is None:
             return
@@ -59,7 +61,7 @@ class LocalAccounts:
         account.restore(used, account.reserved)
 
     async def ready(self, scope_id: str) -> None:
-        """Returns when the account of the scope is loaded."""
+        """Waits until the account of the scope is loaded."""
         await self.load(scope_id)
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class LocalAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Counts a row, which ends the reservation of the call, and returns it as `settle` takes it."""
+        """Counts a row, and ends the reservation of the call. Returns the row in the form that `settle` takes."""
         account = self.by_scope.get(event.scope_id)
         if account is not None:
             account.settle(call, event.adds, self._clock.time())

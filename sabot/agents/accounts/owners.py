@@ -44,7 +44,9 @@ class BudgetStep(NamedTuple):
 
 
 class SettledRow(NamedTuple):
-    """A row, and the call whose reservation it ends, as a step of this number would; "" if it ends none."""
+    """A row, and the call whose reservation ends with it. `call` is "" if no reservation ends. `number` is the number
+    of the step in its process: the row ends only a reservation that was made under this number or a lower one.
+    """
 
     event: LedgerEvent
     call: str = ""
@@ -54,9 +56,11 @@ class SettledRow(NamedTuple):
 class BudgetBatch(NamedTuple):
     """The steps and rows that a process sends to an owner at once.
 
-    `holder`: the id of the process, or "" for rows of nobody. `lease_s`: the seconds for which the process's reservations stay its own.
-    `now_s`: the time in seconds since 1970, or None for the owner's clock. `machine_s`: the time by the clock of the process, or None if it
-    does not matter. `corrects`: True if rows replace rows of the same ids that differ.
+    `holder` is the id of the process. It is "" if the rows end no reservation. `lease_s` is the number of seconds for
+    which the reservations of the process stay valid after this batch. `now_s` is the time in seconds since 1970, or
+    None to use the owner's clock. `machine_s` is the time by the clock of the process, which the owner compares with
+    its own clock, or None for no comparison. If `corrects` is True, the rows replace stored rows that have the same ids
+    and other content.
     """
 
     holder: str
@@ -71,9 +75,10 @@ class BudgetBatch(NamedTuple):
 class BatchResult(NamedTuple):
     """The answer of an owner to a batch.
 
-    `judgements`: those of the steps that reserve, in order. `used`: the usage in the current windows by scope, without reservations.
-    `corrected`: the number of rows that were corrected. `now_s`: the time of the batch, by the clock by which windows end. `reserved`: the
-    reservations for the calls of all processes, by scope.
+    `judgements` has a judgement for each step of the kind "reserve", in order. `used` is the usage in the current
+    windows, by scope, without reservations. `corrected` is the number of rows that were replaced by `corrects`. `now_s`
+    is the time of the batch by the clock that decides when windows end, in seconds since 1970. `reserved` is the sum of
+    the reservations of all processes, by scope.
     """
 
     judgements: list[Judgement]
@@ -93,8 +98,9 @@ class BudgetOwner(Protocol):
     """The server or file, for messages."""
 
     async def work(self, batch: BudgetBatch) -> BatchResult:
-        """Does a batch, which is durable when it returns. If it raises TransientError, the batch may be durable, and may be given again.
-        Raises DataError, and does nothing, if the content of a row cannot be kept; UserError if the owner refuses.
+        """Does all steps of a batch. The changes are durable when it returns. If it raises TransientError, they may be
+        durable, and the caller may give the same batch again. Raises DataError, and changes nothing, if the content of
+        a row cannot be stored. Raises UserError if the owner refuses the batch.
         """
 
 
@@ -128,7 +134,7 @@ class AccountStore(ABC):
 
     @abstractmethod
     def known(self, scopes: Collection[str]) -> set[str]:
-        """Returns the scopes among these that have an account."""
+        """Returns those of these scopes that have an account."""
 
     @abstractmethod
     def reservations(self, calls: Collection[str]) -> list[Reservation]:
@@ -136,7 +142,7 @@ class AccountStore(ABC):
 
     @abstractmethod
     def dead(self, scopes: Collection[str], now_s: float) -> list[Reservation]:
-        """Returns the reservations in these scopes whose holder's lease has ended."""
+        """Returns the reservations in these scopes whose process is gone: its lease has ended."""
 
     @abstractmethod
     def rows(self, event_ids: Collection[str]) -> dict[str, LedgerEvent]:
@@ -152,15 +158,19 @@ class AccountStore(ABC):
 
     @abstractmethod
     def put_rows(self, events: Sequence[LedgerEvent], replaced: Collection[str]) -> None:
-        """Stores rows, after it has removed those with the ids `replaced`."""
+        """Stores rows. First it removes the stored rows whose ids are in `replaced`."""
 
     @abstractmethod
     def hold(self, holder: str, until_s: float, now_s: float) -> None:
-        """Extends the lease of a holder until this time. Removes holders whose leases have ended and that have no reservations."""
+        """Extends the lease of the process `holder` until this time. Forgets the processes whose leases have ended and
+        that have no reservations.
+        """
 
 
 def check_skew(machine_s: float | None, now_s: float, where: str) -> None:
-    """Raises UserError if the clocks of a machine and of an owner differ by more than windows allow for."""
+    """Raises UserError if the clock of a machine and the clock of an owner differ so much that windows would be wrong.
+    With `machine_s` None there is no check.
+    """
     if machine_s is not None and abs(machine_s - now_s) > SKEW_SECONDS:
         raise UserError(
             f"the clock of this machine is {machine_s - now_s:+.0f} s off that of the {where}: budgets of several machines end and begin "
@@ -193,7 +203,7 @@ class _BatchWork:
         self.corrected = 0
 
     def change(self, scope: str, call: str, kept: Reservation | None) -> None:
-        """Replaces the reservation of a call; None ends it."""
+        """Stores another reservation of a call, or none if `kept` is None."""
         before = self.reserved.pop((scope, call), None)
         self.accounts[scope].reserve_instead(
             NOTHING if before is None else before.amounts, NOTHING if kept is None else kept.amounts
@@ -234,7 +244,9 @@ class _BatchWork:
         return judged
 
     def settle(self, event: LedgerEvent, corrects: bool = False) -> None:
-        """Counts a row, once. A row that settles a doubt, or corrects another row, replaces it."""
+        """Counts a row, unless a row with its id is stored already. A row that settles a doubt, or that corrects a
+        stored row, replaces it.
+        """
         before = self.rows.get(event.event_id)
         if before is not None:
             settles = before.type == "doubt" and event.type != "doubt"
@@ -253,7 +265,9 @@ class _BatchWork:
             account.add(event.amounts.times(sign), self.now_s, event.at_ms / 1000)
 
     def expire(self, each: Reservation) -> None:
-        """Ends a reservation whose process is gone, and writes its rows in doubt."""
+        """Ends a reservation whose process is gone, and stores the doubts (rows of type "doubt") that the process has
+        left for it.
+        """
         self.reserved.setdefault((each.scope, each.call), each)
         self.change(each.scope, each.call, None)
         for row in each.doubts:
@@ -263,7 +277,7 @@ class _BatchWork:
 def work(book: AccountStore, batch: BudgetBatch) -> BatchResult:
     """Does a batch in the transaction of an account store, and returns the answer."""
     now_s = book.now() if batch.now_s is None else batch.now_s
-    if not batch.holder:  # rows of another time or clock must not end a window before they are counted
+    if not batch.holder:  # the rows may be of an earlier time: their window must not end before they are counted
         now_s = min(now_s, max(row.event.at_ms for row in batch.rows) / 1000)
     working = _BatchWork(book, batch, now_s)
     for reservation in working.dead:
@@ -293,8 +307,8 @@ def batch_of_rows(events: Sequence[LedgerEvent], *, corrects: bool = False) -> B
 
 
 def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
-    """Returns a new account whose current windows hold what its scope has used since they began. `used` returns the
-    usage since a time in milliseconds since 1970.
+    """Returns a new account that begins with the usage of its scope in the current windows. `used` is a function that
+    returns the usage since a time, in milliseconds since 1970.
     """
     account, began = Account(windows=WINDOWS), {each: window_start(each, now_s) for each in WINDOWS}
     account.restore({each: (start, used(round(start * 1000))) for each, start in began.items()})
@@ -302,5 +316,5 @@ def opened_account(used: Callable[[int], Amounts], now_s: float) -> Account:
 
 
 def _said(event: LedgerEvent) -> LedgerEvent:
-    """Returns a row without the fields that no table has."""
+    """Returns a row without the fields that tables do not store."""
     return msgspec.structs.replace(event, agent="", settles=None)

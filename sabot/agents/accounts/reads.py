@@ -64,7 +64,9 @@ class BudgetFacts(msgspec.Struct, frozen=True):
 
 
 async def budget_facts(ledger: Ledger, query: BudgetQuery) -> BudgetFacts:
-    """Returns the budgets of a ledger and their use. Called on its event loop. Raises as `limit_records`."""
+    """Returns the budgets of a ledger and their usage. Called on the ledger's event loop. Raises the errors of
+    `limit_records`.
+    """
     used = await used_facts(ledger.writer, query)
     return msgspec.structs.replace(used, limits=await limit_records(ledger), judged=list(ledger.judged))
 
@@ -76,7 +78,9 @@ async def used_facts(writer: LedgerWriter, query: BudgetQuery) -> BudgetFacts:
 
 
 async def limit_records(ledger: Ledger) -> list[LimitRecord]:
-    """Returns the limits of all budgets of a ledger. Called on its event loop. Raises BudgetUnavailable if their owner does not answer."""
+    """Returns the limits of all budgets of a ledger. Called on the ledger's event loop. Raises BudgetUnavailable if the
+    owner of shared budgets does not answer.
+    """
     doubts: dict[Window, dict[str, LedgerSum]] = {}
     found = []
     for budget in ledger.budgets:
@@ -96,7 +100,9 @@ async def limit_records(ledger: Ledger) -> list[LimitRecord]:
 
 
 def _in_doubt(rows: LedgerSum | None, measure: str) -> Decimal:
-    """Returns the part of a measure that is in doubt. Sums do not separate calls in doubt, so it is 0 for calls."""
+    """Returns the part of a measure that is in doubt. Sums do not count calls in doubt separately, so it is 0 for the
+    measure "calls".
+    """
     if rows is None or measure == "calls":
         return Decimal(0)
     return Decimal(rows.doubt_tokens) if measure == "tokens" else rows.doubt_cost

@@ -142,7 +142,7 @@ class InMemoryLedgerWriter:
         return work(self._book, batch)
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
+        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
         return {name for name in event_ids if (row := self._rows.get(name)) is not None and row.type != "doubt"}
 
     @property
@@ -159,8 +159,8 @@ class InMemoryLedgerWriter:
         return await self._worked(events, corrects=True)
 
     async def _worked(self, events: Sequence[LedgerEvent], *, corrects: bool = False) -> int:
-        """Stores rows as an owner of budgets does; without shared budgets there are no accounts. Returns the number of
-        corrected rows.
+        """Stores rows in one batch, as an owner of budgets does. If the writer is not shared, there are no accounts to
+        change. Returns the number of corrected rows.
         """
         return (await self.work(batch_of_rows(events, corrects=corrects))).corrected if events else 0
 
@@ -348,7 +348,7 @@ class SqliteLedgerWriter:
             raise DataError(f"{self._where} does not take it: {message_of(error)}") from error
 
     async def known(self, event_ids: Sequence[str]) -> set[str]:
-        """Returns the ids that have a row which is not a doubt (`LedgerWriter.known`)."""
+        """Returns those of these ids that have a row, and whose row is not a doubt (`LedgerWriter.known`)."""
         found = [await run_to_end(run_in_thread(self._asked, _KNOWN, (name,))) for name in event_ids]
         return {name for rows in found for (name,) in rows}
 
@@ -380,8 +380,8 @@ class SqliteLedgerWriter:
 
 
 def contradicted(rows: Iterable[tuple[Any, ...]], kept: Mapping[str, tuple[Any, ...]]) -> set[str]:
-    """Returns the ids of rows that are kept with other content. A doubt and the row that settles it do not contradict
-    each other. The id is the first value of a row.
+    """Returns the ids of those rows that are stored with other content. The id is the first value of a row. A doubt and
+    the row that settles it do not contradict each other.
     """
     return {
         row[0]

@@ -41,13 +41,15 @@ class _Pending:
 
     @property
     def given_up(self) -> bool:
-        """True if the caller no longer waits. Then the request need not be sent, since the caller has queued a release
-        already.
+        """True if the caller no longer waits for the answer. Then the request need not be sent, because the caller has
+        already queued a release.
         """
         return self.answer is not None and self.answer.done()
 
     def fails(self, error: Exception) -> bool:
-        """Raises the error in the task that awaits the answer. Returns False if nobody waits."""
+        """Raises the error in the task that awaits the answer, and returns True. Returns False if nobody awaits an
+        answer.
+        """
         if self.answer is None:
             return False
         if not self.answer.done():
@@ -68,17 +70,18 @@ class SharedAccounts:
         beat: Callable[[], object],
         flush: Callable[[], Awaitable[object]],
     ) -> None:
-        """Makes one ledger's side of the budgets of `owner`. `lease_s` is the time for which reservations stay this
-        process's own after its last batch. `patience_s` is the time that a call waits for an owner that does not
-        answer. `clock` decides when windows end; the machine's clock is replaced by that of the owner. `beat` is called
-        several times in each lease. `flush` returns when all rows of the ledger are written.
+        """Makes one ledger's side of the budgets of `owner`. Reservations stay valid for `lease_s` seconds after the
+        last batch of this process. A call waits at most `patience_s` seconds for an owner that does not answer. `clock`
+        decides when windows end; if it is the machine's clock, the owner's clock is used instead. `beat` is a function
+        that is called several times in each lease. `flush` is a function that returns when all rows of the ledger are
+        written.
         """
         self.owner = owner
         self._holder = uuid.uuid4().hex
         self._lease_s, self.patience_s, self._clock = lease_s, patience_s, clock
         self._beat, self._flush = beat, flush
         self._queue: deque[_Pending] = deque()
-        self._open: set[tuple[str, str]] = set()  # scope and call of each reservation that may be there
+        self._open: set[tuple[str, str]] = set()  # scope and call of each reservation that the owner may have
         self._number = 0
         self._working: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -96,8 +99,8 @@ class SharedAccounts:
         self, budget: Budget, call: str, wanted: Amounts, doubts: Sequence[LedgerEvent] = ()
     ) -> Judgement:
         """Asks the owner to judge a call, and to reserve `wanted` if it fits (`Ledger.reserve`). Raises
-        BudgetUnavailable if the owner does not answer, or refuses; then the reservation of the call is the earlier one
-        or the wanted one.
+        BudgetUnavailable if the owner does not answer or refuses. In that case nobody knows whether the call has its
+        earlier reservation or the wanted one.
         """
         key = budget.scope_id, call
         had = key in self._open
@@ -105,7 +108,7 @@ class SharedAccounts:
         try:
             judged: Judgement = await self._answer(step)
         except BaseException:
-            if not had:  # the owner may have reserved it all the same
+            if not had:  # the owner may have made the reservation before the failure
                 self.release(budget, call)
             raise
         if not had and judged.decision not in FITS:
@@ -123,7 +126,9 @@ class SharedAccounts:
             self._put(_Pending(BudgetStep("release", budget, call, number)))
 
     def _released(self, scope_id: str, call: str) -> int:
-        """Returns the number by which a row ends the reservation of a call, or 0 if the call has none."""
+        """Returns the number up to which a row ends the reservations of a call, or 0 if the call has none. From then on
+        the call has none.
+        """
         if (scope_id, call) not in self._open:
             return 0
         self._open.discard((scope_id, call))
@@ -144,14 +149,16 @@ class SharedAccounts:
     # -- rows and accounts --------------------------------------------------------------------------------------------
 
     def settled(self, event: LedgerEvent, call: str) -> SettledRow:
-        """Returns a row as `settle` takes it. It counts, and the reservation of the call ends, when it is written."""
+        """Returns a row in the form that `settle` takes. The row counts, and the reservation of the call ends, when the
+        owner has written the row.
+        """
         number = self._released(event.scope_id, call)
         return SettledRow(event, call if number else "", number)
 
     async def settle(self, rows: Sequence[SettledRow], *, corrects: bool = False) -> int:
-        """Sends rows to the owner. When it returns they count, and the reservations of their calls have ended. Returns
-        the number of corrected rows. Raises DataError if the owner refuses the content of a row, TransientError if it
-        does not answer, UserError.
+        """Sends rows to the owner. When it returns, the rows count, and the reservations of their calls have ended.
+        Returns the number of corrected rows. Raises DataError if the owner refuses the content of a row, TransientError
+        if the owner does not answer, and UserError if it refuses.
         """
         corrected: int = await self._answer(None, rows, corrects=corrects)
         return corrected
@@ -165,14 +172,14 @@ class SharedAccounts:
         return standing
 
     async def ready(self, scope_id: str) -> None:
-        """Returns when the owner knows all reservations and releases so far, of all scopes. Raises TransientError,
+        """Waits until the owner knows all reservations and releases so far, of all scopes. Raises TransientError,
         UserError.
         """
         await self._answer(None)
 
     async def close(self) -> None:
-        """Sends the queued requests, and ends the tasks. Reservations of calls under way stay; they count as doubts
-        when the lease ends, and the next process that runs these jobs settles them.
+        """Sends the queued requests, and ends the tasks. Reservations of calls under way stay with the owner. When the
+        lease ends they become doubts; the next process that runs these jobs settles them.
         """
         beating, self._beating = self._beating, None
         if beating is not None:

@@ -49,7 +49,7 @@ class TableAccountStore(AccountStore):
 
     @abstractmethod
     def several(self, values: Collection[str]) -> Any:
-        """Returns these values as the parameter of `among`."""
+        """Returns these values in the form of the one parameter that the condition of `among` has."""
 
     @abstractmethod
     def used(self, scope_id: str, since_ms: int) -> Amounts:

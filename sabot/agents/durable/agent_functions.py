@@ -53,8 +53,8 @@ def agent_function(
 
 
 def check_template(prompt: str, where: str) -> None:
-    """Raises UserError for a template that no record can fill, because it contains the braces of JSON or a brace that
-    is not closed.
+    """Raises UserError if no record can fill the template, because it has a brace that is not closed, or braces that
+    belong to JSON.
     """
     try:
         fields = [field for _, field, _, _ in Formatter().parse(prompt) if field is not None]

@@ -66,8 +66,10 @@ _HEADERS = RECORD_SCHEMA.get_field_index("headers")
 
 
 class _BatchCall(JobCall, eq=False, gc=False):
-    """A call for a batch. `held`, `rows`: the rows in the agent's queue, or None if they are not held. `records`,
-    `columns`: the rows, until the job begins. `body`: the body of BEGIN, if the journal has it already.
+    """A call for a batch. `held` is the batch in the agent's queue that has the rows, and `rows` are the numbers of the
+    rows in it; both are None if the agent's queue does not have them. `records` has the rows as they came, and
+    `columns` the rows as the function gets them; both are None after the job has begun. `body` is the body of BEGIN, if
+    it was read from the journal, or b"".
     """
 
     held: QueuedRows | None = None
@@ -109,9 +111,9 @@ class DurableBatchOperator(DurableAgentOperator):
         self._pins.add(batch.log, from_ipc(batch.records))
 
     def own_facts(self) -> dict[str, Any]:
-        """Adds two facts to the checkpoint: `running`, the ids of the jobs that have begun and whose rows are in this
-        checkpoint; and `pinned`, the positions of other rows that have jobs and that the source may read again. The
-        journal may have deleted the jobs of the latter by then.
+        """Adds two facts to the checkpoint. `running` has the ids of those jobs that have begun and whose rows are in
+        this checkpoint. `pinned` has the positions of other rows that have a job and that the source may read again
+        after a restart. By then the journal may have deleted the jobs of the pinned rows.
         """
         calls = [call for call in self.calls.values() if isinstance(call, _BatchCall) and call.begun and call.held]
         return {**super().own_facts(), "running": [call.job_id for call in calls], "pinned": self._pins.facts()}
@@ -192,9 +194,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return False
 
     def _stamped(self, records: pa.RecordBatch, topic: str, log: str) -> pa.RecordBatch:
-        """Returns the records with the header JOB_HEADER added to each that lacks it. The records are from a log that
-        the topic does not have any more, so their positions will not identify them later. `log`: the identity of that
-        log.
+        """Returns the records with the id of their job (JOB_HEADER) added to the headers of each record that has none.
+        It is used for records of a checkpoint if the topic has another log now: their positions will no longer identify
+        them. `log` is the identity of the log that they came from.
         """
         headers = []
         for place, row in enumerate(rows_of(records, topic)):
@@ -262,7 +264,9 @@ class DurableBatchOperator(DurableAgentOperator):
         return labels_of(tuple(pair for row in header_rows(headers) for pair in row), self.spec.labels)
 
     def _sent_back(self, records: pa.RecordBatch) -> dict[str, list[int]]:
-        """Returns the rows that carry the id of a job, by this id."""
+        """Returns, by job id, the numbers of the rows that carry this id in their headers, because they are dead
+        letters that were sent again.
+        """
         headers = records.column(_HEADERS)
         if headers.null_count == records.num_rows:
             return {}
@@ -277,8 +281,8 @@ class DurableBatchOperator(DurableAgentOperator):
         return jobs
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job is running; the rows are then dropped. If the job fails, all its rows become dead
-        letters again.
+        """Returns True if the call's job is waiting or running, and drops the rows. If that job fails, all its rows
+        become dead letters again.
         """
         other = self.calls.get(call.job_id)
         if other is None:
@@ -313,8 +317,8 @@ class DurableBatchOperator(DurableAgentOperator):
         call.body = b""
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal about a job, as the base method does. A job of rows that were sent again processes all rows
-        of its BEGIN.
+        """Asks the journal whether it has the call's job, as the base method does. If the rows were sent again after a
+        failure, the job processes all rows of its BEGIN.
         """
         assert isinstance(call, _BatchCall)
         begin = await call_journal(last_begin, self.host.journal, call.job_id)
@@ -395,7 +399,9 @@ class DurableBatchOperator(DurableAgentOperator):
 
 
 def _without(batch: Batch, dropped: Any) -> Batch:
-    """Returns the batch without some of its records. `dropped`: True for each record to remove (numpy bool)."""
+    """Returns the batch without some of its records. `dropped` is a numpy array of bool: True for each record to
+    remove.
+    """
     records = batch.records
     assert records is not None
     kept = ~dropped

@@ -167,11 +167,11 @@ class DurableContext(AgentContext):
         return _value(signal.body)  # type: ignore[arg-type]
 
     async def child(self, agent: Callable[..., Any] | str, message: Any) -> Any:
-        """Runs another durable agent of this app for this message, as a job of its own, and returns its result. This
-        job is parked meanwhile.
+        """Runs another durable agent of this app on this message, as a job of its own, and returns the result of that
+        job. This job is parked meanwhile.
 
-        `agent`: the function of the agent, or its name. Raises EffectError if the child fails. If this job has ended,
-        or its call of `child` was cancelled, the child is cancelled too, unless its agent has
+        `agent` is the function of the other agent, or its name. Raises EffectError if the child fails. If this job
+        ends, or its call of `child` is cancelled, the child is cancelled too, unless the child's agent has
         `ChildLimits(outlive=True)`.
         """
         name = agent if isinstance(agent, str) else getattr(agent, "__name__", "")
@@ -179,10 +179,10 @@ class DurableContext(AgentContext):
         return await self._job.child(agent_id, pack(message, f"message to {agent_id}", sort=True))
 
     def llm(self, engine: "Engine") -> "JobModel":  # type: ignore[override]  # these models ask as effects
-        """Returns the models of this engine, asked by this job: `await ctx.llm(engine).complete("…",
+        """Returns the models of this engine, as this job asks them: `await ctx.llm(engine).complete("…",
         output=Verdict)`.
 
-        Each answer is in the journal before the job continues, so it is paid for once. `Agent.run(…,
+        Each answer is in the journal before the job continues, so no answer is paid for twice. `Agent.run(…,
         effects=ctx.llm(engine))` runs a whole agent this way.
         """
         from sabot.agents.durable.models import JobModel
@@ -204,10 +204,11 @@ class DurableContext(AgentContext):
         return self._job.random()
 
     def patched(self, name: str) -> bool:
-        """Returns True if the job may run new code: `if ctx.patched("fraud-check"): … else: …old…`.
+        """Returns True if the job may run the new code of a changed function: `if ctx.patched("fraud-check"): … else:
+        …old…`.
 
-        It guards a change of the effects that a function asks for. Jobs that reach this line for the first time get
-        True. Jobs whose journal shows that they passed it before the change get False.
+        Use it where a change alters the effects that a function asks for. A job that reaches this line for the first
+        time gets True. A job whose journal shows that it passed this line before the change gets False.
         """
         return self._job.patched(checked_text(name, "patched: name"))
 
@@ -317,7 +318,7 @@ def _misspelt(word: str, meant: str) -> bool:
 
 
 def _value(body: bytes) -> Any:
-    """Returns a value from outside: decoded JSON, or else a text."""
+    """Returns the value of a signal's body: decoded from JSON, or the body as text if it is not JSON."""
     try:
         return msgspec.json.decode(body or b"null")
     except UNREADABLE:

@@ -69,7 +69,9 @@ def from_ipc(data: bytes) -> pa.RecordBatch:
 
 
 def batch_job_id(agent_id: str, log: str, records: pa.RecordBatch) -> str:
-    """Returns the id of the job of these rows: the place of the first row, and the number of rows."""
+    """Returns the id of the job of these rows. It is made of the agent, the log, the position of the first row, and the
+    number of rows.
+    """
     partition, offset = records.column(_PARTITION)[0].as_py(), records.column(_OFFSET)[0].as_py()
     return f"{agent_id}/{log}/{partition}/{offset}+{records.num_rows}"
 
@@ -166,14 +168,16 @@ class Pins:
         return (pinned, changed) if pinned.any() else None
 
     def facts(self) -> list[list[Any]]:
-        """Returns the rows that have not come yet, for a checkpoint: [log, partition, packed offsets]."""
+        """Returns, for a checkpoint, the positions of the rows that have a job and have not come again yet: lists of
+        [log, partition, packed offsets].
+        """
         return [
             [log, partition, text_of_offsets(known.offsets)] for (log, partition), known in sorted(self._of.items())
         ]
 
     def take(self, facts: Iterable[Sequence[Any]]) -> None:
-        """Adds the rows of a checkpoint. Their positions are known, but not their content. Raises ValueError if the
-        facts are damaged.
+        """Adds the rows of the facts in a checkpoint. Their positions are known, but their content is not. Raises
+        ValueError if the facts are damaged.
         """
         for log, partition, packed in facts:
             self._of.setdefault((log, partition), _PartitionPins()).add(offsets_of_text(packed))

@@ -64,12 +64,12 @@ class JobFunction:
         return durable_context(job, row, state, self._agent_id, self._prefix, self._clock), record
 
     def opened(self, job_id: str, begun_ms: int) -> None:
-        """Records that the job is open, and when it began. Idempotent."""
+        """Records that the job is open, and the time at which it began, in ms since 1970. Idempotent."""
         if self._expiry is not None:
             self.begun.setdefault(job_id, begun_ms)
 
     def call(self, ctx: DurableContext) -> Coroutine[Any, Any, Any]:
-        """Returns the function's coroutine, which has not begun."""
+        """Calls the function, and returns its coroutine, of which nothing has run yet."""
         return self._result(ctx)
 
     async def _result(self, ctx: DurableContext) -> Any:
@@ -82,7 +82,9 @@ class JobFunction:
         return encode(msgspec.structs.replace(record, payload=payload_from(message), columns=b""))
 
     def packed(self, job: JobRun, value: Any) -> bytes:
-        """Encodes the function's result for END. Raises UserError."""
+        """Encodes the value that the function has returned, for END. Raises UserError for a value that cannot be
+        encoded.
+        """
         return pack(plain_value(value), f"the result of job {job.job_id}")
 
 
@@ -102,7 +104,9 @@ class BatchJobFunction(JobFunction):
         return self._good_rows(ctx)
 
     async def _good_rows(self, ctx: BatchJobContext) -> Any:
-        """Calls the function. If it names bad rows before its first effect, calls it again without them."""
+        """Calls the function, and returns its result. If the function names bad rows (`RowErrors`) before it has asked
+        for an effect, calls it again without these rows.
+        """
         left, before = np.arange(ctx.message.num_rows), ctx.asked
         while ctx.message.num_rows:
             try:
@@ -133,8 +137,8 @@ def job_function(spec: AgentSpec, state: StateBackend | None, clock: Clock) -> J
 
 
 def _ordered(value: Any) -> Any:
-    """Returns the result with sorted lists in place of sets, because another process has another order of a set's
-    values.
+    """Returns the result with a sorted list in place of each set, because another process would have the values of a
+    set in another order.
     """
     if isinstance(value, Message):
         return Message(in_order(value.value), key=value.key, headers=value.headers, topic=value.topic)

@@ -85,10 +85,9 @@ decode_waiting = msgspec.msgpack.Decoder(WaitingInput).decode
 
 
 class FailedRun(NamedTuple):
-    """The run of a job that a dead letter is about.
-
-    `job_id`: "" if no job is known. `digest`: the digest of the job's first input. `conversation`: the conversation
-    of the agent that has failed, as JSON.
+    """The failed run of a job, for the headers of a dead letter. `job_id` is "" if the record has no known job.
+    `digest` is the digest of the job's first input. `conversation` is the conversation of the agent that has failed, as
+    JSON, or empty.
     """
 
     job_id: str
@@ -166,7 +165,7 @@ def inputs_of(call: JobCall) -> dict[str, Any]:
 
 
 def rows_of_begun(calls: Iterable[JobCall]) -> dict[int, list[int]]:
-    """Returns the numbers of the rows whose jobs have begun, by the id of the QueuedRows that they came in."""
+    """Returns the rows whose jobs have begun: their numbers in a `QueuedRows`, by the Python `id` of that object."""
     begun: dict[int, list[int]] = {}
     for call in calls:
         if call.begun and call.row is not None:
@@ -190,8 +189,8 @@ class JobNames:
         self.again = 0
 
     def name(self, call: JobCall, row: Row) -> None:
-        """Sets the call's job id, and on whose behalf the job runs. Raises DataError if nothing gives the row an id,
-        or if a field named by an option has no text or whole number.
+        """Sets the job id of the call, and the scope, principal and labels of its job. Raises DataError if nothing
+        gives the row an id, or if an option names a field whose value is neither a text nor a whole number.
         """
         labels = self._labels if not row.headers else labels_of(row.headers, self._labels)
         if labels or self._scope is not None or self._principal is not None:
@@ -220,9 +219,9 @@ class JobNames:
             )
 
     def stamped(self, batch: Batch, log: str) -> Batch:
-        """Returns the rows with the ids of their jobs added as headers. This is needed if the topic has another log
-        now than `log`, from which the rows came: their positions will then not identify them any more. If the log is
-        the same, returns the batch unchanged. Rows that a field or a header identifies are unchanged, too.
+        """Returns rows of a checkpoint with the ids of their jobs added as headers, if their positions will no longer
+        identify them. That is so if they came from another log (`log`) than the one that the topic has now. Otherwise
+        returns the batch unchanged. Rows that a field or a header identifies are not changed either.
         """
         if self._field is not None or log == self.logs.get(batch.topic):
             return batch
@@ -263,7 +262,7 @@ def row_of(record: JobInput) -> Row:
 
 
 def user_headers(headers: Headers) -> Headers:
-    """Returns the headers without Sabot's own, since `ctx.headers` are the user's."""
+    """Returns the headers without those that Sabot has added. The user's function gets these as `ctx.headers`."""
     return headers and tuple(pair for pair in headers if pair[0] not in _OURS)
 
 
@@ -273,16 +272,17 @@ def job_headers(job_id: str, run: int) -> Headers:
 
 
 def json_headers(record: JobInput, format: Format) -> Headers:
-    """Returns JSON_HEADER for a record that is sent back into a topic of another format than JSON but has a JSON
-    payload.
+    """Returns the headers to add to a record that is sent back into a topic: JSON_HEADER if the payload is JSON and the
+    topic has another format; otherwise none.
     """
     return ((JSON_HEADER, b"1"),) if format != JSON and not record.columns and record.payload is not None else ()
 
 
 def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
-    """Returns INPUT_HEADER for a record that is sent back, if its job began with another input; else nothing.
+    """Returns the headers to add to a record that is sent back: INPUT_HEADER if its job began with another input;
+    otherwise none.
 
-    `key`: the key of the journal's digests. `own`: the digest of the record. `first`: the digest of the job's first
+    `key` is the key of the journal's digests, `own` the digest of the record, and `first` the digest of the job's first
     input.
     """
     return (
@@ -293,8 +293,8 @@ def input_headers(key: bytes, own: bytes, first: bytes) -> Headers:
 
 
 def first_digest(key: bytes, own: bytes, headers: Headers) -> bytes:
-    """Returns the digest of the first input of a record's job, as INPUT_HEADER has it. If the header is missing or
-    not valid, returns `own`, the digest of the record. `key`: the key of the journal's digests.
+    """Returns the digest of the first input of a record's job, from INPUT_HEADER. If that header is missing or not
+    valid, returns `own`, the digest of the record itself. `key` is the key of the journal's digests.
     """
     said = next((value for name, value in reversed(headers) if name == INPUT_HEADER), None)
     try:
@@ -314,7 +314,9 @@ def result_headers(job_id: str, number: int, *, replayed: bool) -> Headers:
 
 
 def failed_run(headers: Headers) -> int:
-    """Returns the run in the headers of a record that was sent back, or LAST_RUN if the header is missing."""
+    """Returns the number of the failed run from the headers of a dead letter that was sent again, or LAST_RUN if the
+    header is missing.
+    """
     found = next((value for name, value in reversed(headers) if name == RUN_HEADER and value), b"")
     return int(found) if found.isdigit() else LAST_RUN
 
@@ -325,9 +327,9 @@ def payload_from(message: Any) -> bytes:
 
 
 def version_of(function: Callable[..., Any], version: str = "") -> str:
-    """Returns the version of the code for BEGIN: `version`, or by default a short hash of the function's code, and
-    the version of Python, since another one may make tasks in another order (`jobs.run`). It is the same in all
-    processes with the same source and Python.
+    """Returns the version of the code for BEGIN. It consists of `version`, or by default of a short hash of the
+    function's code, and of the version of Python, because another Python may run tasks in another order (`jobs.run`).
+    It is the same in all processes with the same source and Python.
     """
     code = getattr(unwrap(function), "__code__", None)
     if not version and code is not None:

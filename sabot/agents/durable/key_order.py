@@ -29,30 +29,30 @@ class OrderOwner(Protocol):
     """The agent whose rows are put in order."""
 
     def turn(self, call: JobCall) -> None:
-        """Lets the job of a row begin, whose turn has come: it is the next one of its key, or has no key."""
+        """Called when the turn of a row has come: it is the next one of its key, or has no key. Its job may begin."""
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job has already begun. The row is then dropped or refused."""
+        """Returns True if the job of this call has already begun. In that case it has also dropped or refused the row."""
 
     def end_row(self, call: JobCall) -> None:
-        """Ends a row that has been written to a mailbox, so that checkpoints no longer have it among the unfinished
-        rows.
+        """Called when a row has been written to a mailbox. From now on, checkpoints no longer save it among the
+        unfinished rows.
         """
 
     def refuse(self, call: JobCall, error: SabotError) -> None:
         """Makes the row a dead letter."""
 
     def has_failed(self) -> bool:
-        """Returns True if the agent has failed. No row gets its turn after that."""
+        """Returns True if the agent has failed. After that no row gets its turn."""
 
     def mail_room(self) -> None:
-        """Accepts input again. Called when all rows that waited in memory for a full mailbox have found room."""
+        """Called when no row waits in memory for a full mailbox any more. The agent accepts input again."""
 
 
 class _Queue(msgspec.Struct, eq=False, gc=False):
-    """The queue of a key that has a job. `before`: the key's open jobs of the journal. `waiting`: the rows behind them
-    in memory. Both are None while they are empty, as for most keys: an empty deque takes 600 bytes, and time of the
-    garbage collector.
+    """The queue of a key that has a job. `before` has the key's other jobs that were open in the journal. `waiting` has
+    the rows in memory, which come after those. Both are None while they are empty, as they are for most keys: an empty
+    deque takes 600 bytes, and costs time of the garbage collector.
     """
 
     call: JobCall
@@ -65,10 +65,10 @@ class _Queue(msgspec.Struct, eq=False, gc=False):
 
 
 class KeyOrder:
-    """The order of an agent's rows, which decides when the turn of each row has come.
+    """The order of an agent's rows. It decides when the turn of each row comes.
 
-    `crowded`: the keys whose mailbox is full and that have more rows in memory. `children`: the ids of child jobs that
-    wait for their turn.
+    `crowded` has the keys whose mailbox is full and that have more rows in memory. `children` has the ids of child jobs
+    that wait for their turn.
     """
 
     def __init__(self, spec: AgentSpec, room: MailRoom, owner: OrderOwner) -> None:
@@ -106,8 +106,9 @@ class KeyOrder:
                 self._turn(self._mailed(scope))
 
     def start(self, calls: Iterable[JobCall]) -> None:
-        """Allows rows to get their turns. Called when the facts of the checkpoint are restored. Removes the journal's
-        entries (`before`) of parked jobs from memory.
+        """Ends the restore: from now on `suspend` forgets the entries of parked jobs. Called when the facts of the
+        checkpoint are restored. Removes from memory the journal's entries (`JobCall.before`) of those of `calls` that
+        are parked already.
         """
         self._started = True
         for call in calls:
@@ -115,8 +116,8 @@ class KeyOrder:
                 call.before = None
 
     def add_child(self, call: JobCall) -> None:
-        """Adds a child job: one that another job, its parent, has asked for. Raises UserError if the key is taken by
-        the parent, or by one of its ancestors, because both jobs would wait for each other.
+        """Adds a child job, which another job (its parent) has asked for. Raises UserError if the job that has the key
+        now is the parent or one of its ancestors: that job and the child would wait for each other.
         """
         queue = None if self._spec.job_key is None else self._queues.get(call.scope)
         above = parent_of(call.job_id)[0]
@@ -169,14 +170,16 @@ class KeyOrder:
         self._owner.turn(call)
 
     def suspend(self, call: JobCall) -> None:
-        """Moves the rows behind a job in memory into the mailbox. Called when the job is parked or blocked."""
+        """Moves the rows that wait in memory behind this job into the mailbox of its key. Called when the job is parked
+        or blocked.
+        """
         if self._started:
             call.before = None
         if self._spec.job_key is not None:
             self._spill(self._queues[call.scope])
 
     def end(self, call: JobCall) -> None:
-        """Gives the turn to the next row of the key of a job that has ended."""
+        """Gives the turn to the next row of a key. `call` is the call of the key's job that has ended."""
         if self._spec.job_key is None:
             return
         scope, queue = call.scope, self._queues[call.scope]
@@ -197,7 +200,7 @@ class KeyOrder:
             self.unpack()
 
     def _mailed(self, scope: bytes) -> JobCall:
-        """Returns the first row of a mailbox."""
+        """Returns a call for the first row of a mailbox."""
         found = decode_waiting(self.boxes.first(scope))
         asked = found.named, found.failed_run
         return JobCall(found.job, scope, found.digest, found.record, *asked, mailed=True, behalf=found.behalf)
@@ -227,7 +230,7 @@ class KeyOrder:
             self._post(queue, call)
 
     def unpack(self) -> None:
-        """Moves rows into mailboxes that have room again."""
+        """Moves the rows that wait in memory into their mailboxes, where these have room again."""
         for scope in list(self.crowded):
             queue = self._queues.get(scope)
             if queue is None or not (queue.takes_long or scope in self.boxes):

@@ -36,7 +36,9 @@ class DurableKind:
         return AppJournal(app, journal, mail)
 
     def judge(self, guards: Sequence[EffectGuard]) -> GuardJudge | None:
-        """Returns the judge of model calls that no job makes, by the guards of this run."""
+        """Returns the judge of the model calls that are made outside of jobs, or None if no guard judges them. It asks
+        the guards of this run.
+        """
         return judge_of(self._app.id, guards, self._app.clock)
 
     async def budgets(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class DurableKind:
         return cast("dict[str, Any]", msgspec.to_builtins(facts))
 
     def refuses(self, agents: Sequence[AgentSpec]) -> None:
-        """Raises UserError if a durable agent would run in another process than its journal."""
+        """Raises UserError if one of these agents is durable and would run in another process than its journal."""
         durable = next((spec.agent_id for spec in agents if spec.durable), None)
         if durable is not None and not is_at_server(journal := journal_place(self._app)):
             raise UserError(
@@ -63,7 +65,9 @@ class AppJournal:
         self._app, self.journal, self._mail = app, journal, mail
 
     def check(self, facts: Mapping[str, Any] | None, place: object = None) -> None:
-        """Compares the journal with a checkpoint (`check_journal`). Blocks."""
+        """Checks that the journal belongs to a checkpoint (`check_journal`). `facts` are the checkpoint's facts about
+        the journal, or None. Blocks.
+        """
         check_journal(self.journal, facts, place)
 
     def run(
@@ -74,7 +78,7 @@ class AppJournal:
         storage: CheckpointStorage | None,
         on_broken: Callable[[str, BaseException], None],
     ) -> DurableJobs:
-        """Returns the jobs of a run over this journal, not open yet."""
+        """Makes the jobs of a run over this journal. They are not open yet (`DurableJobs.open`)."""
         return DurableJobs(
             self.journal,
             self._mail,
@@ -88,8 +92,8 @@ class AppJournal:
         )
 
     def close(self, *, ran: bool = True) -> None:
-        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start failed; a journal that this start
-        has made is then removed.
+        """Closes the journal and the mailboxes. Blocks. `ran` is False if the start of the app was refused. A journal
+        that this start has just created is then removed (`Journal.abandon`).
         """
         try:
             self._mail.shut()

@@ -28,7 +28,7 @@ _NUMBER = struct.Struct(">Q")  # follows the scope in the backend's keys, so tha
 
 
 class MailRoom:
-    """The store of all mailboxes of an app."""
+    """The store of the mailboxes of all agents of an app."""
 
     def __init__(self, backend: LocalBackend, *, capacity_rows: int = _ROWS, capacity_bytes: int = _BYTES) -> None:
         self.backend = backend
@@ -42,7 +42,7 @@ class MailRoom:
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def cut(self) -> Cut | None:
-        """Returns a snapshot of all rows, or None if there are no rows and never were."""
+        """Returns a snapshot of all rows, or None if the store has never had a row."""
         return None if self.backend.is_empty else self.backend.cut()
 
     def load(self, directory: Path) -> None:
@@ -106,10 +106,12 @@ class _CutOfNotes:
 
 
 class Mailboxes:
-    """The mailboxes of one agent. A row is bytes."""
+    """The mailboxes of one agent: one for each key that has rows. A key is named by its scope (bytes), and a row is
+    bytes.
+    """
 
     def __init__(self, room: MailRoom, agent_id: str, capacity_rows: int) -> None:
-        """Makes the mailboxes of an agent. `capacity_rows` is the most rows of one key."""
+        """Makes the mailboxes of an agent. A key may have at most `capacity_rows` rows."""
         self._room = room
         self._backend = room.backend
         self._space = agent_id
@@ -126,11 +128,11 @@ class Mailboxes:
         return scope in self._bounds
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yields the scopes of the keys that have rows."""
+        """Yields the scopes that have rows."""
         return iter(self._bounds)
 
     def rows_of(self, scope: bytes) -> int:
-        """Returns the number of rows of a key."""
+        """Returns the number of rows that wait for this scope."""
         first, end = self._bounds.get(scope, (0, 0))
         return end - first
 
@@ -146,13 +148,13 @@ class Mailboxes:
         self._count(1, len(row))
 
     def first(self, scope: bytes) -> bytes:
-        """Returns the first row of a key that has rows."""
+        """Returns the first row of a scope. The scope must have rows."""
         row = self._backend.read(self._space, scope + _NUMBER.pack(self._bounds[scope][0]))
         assert row is not None
         return row
 
     def remove_first(self, scope: bytes) -> None:
-        """Removes the first row of a key, and notifies the listeners `on_room`."""
+        """Removes the first row of a scope, and calls the listeners in `MailRoom.on_room`."""
         row, bounds = self.first(scope), self._bounds[scope]
         self._backend.write(self._space, scope + _NUMBER.pack(bounds[0]), None)
         bounds[0] += 1

@@ -51,11 +51,11 @@ class JobModel(AgentModel):
         self._price = engine.most_cost
 
     async def complete(self, prompt: object, *, output: Any = None, **fields: Any) -> Completion:
-        """Returns the answer of the model. A replay returns, or raises, the same as the first call.
+        """Returns the answer of the model. In a replay it returns, or raises, the same as in the first run.
 
-        `prompt`: a text, a ChatMessage, several of them, or a RequestSpec. `output`: the type that the answer must
-        have. `fields`: further fields of the RequestSpec. Raises ModelError, and EffectError if the call was denied
-        or abandoned.
+        `prompt` is a text, a ChatMessage, several ChatMessages, or a RequestSpec. `output` is the type that the answer
+        must have; None demands no type. `fields` are further fields of the RequestSpec. Raises ModelError, and
+        EffectError if the call was denied or abandoned.
         """
         spec, schema = request_of(prompt, output, fields)
         body = request_body(spec)
@@ -92,11 +92,12 @@ class JobModel(AgentModel):
 
 
 class _Requests:
-    """A `CallJudge` for the requests of one effect. The guard allowed the effect, and so its first request. If the
-    answer of a request was not read, the next request is a new attempt of the effect, which the guard may refuse.
+    """A `CallJudge` for the requests that one effect sends to a model. The guard has allowed the effect, and thereby
+    its first request. If the answer to a request was not read, the next request is a new attempt of the effect, and the
+    guard may refuse it.
 
-    `around`: the judge of calls outside of the effect, or None. A `GuardJudge` also decides whether a fallback model
-    may be asked.
+    `around` is the judge that is in force outside of the effect, or None. If it is a `GuardJudge`, it also decides
+    whether a fallback model may be asked.
     """
 
     def __init__(self, effect: Effect, around: CallJudge | None) -> None:
@@ -139,8 +140,8 @@ def _asking(engine: Engine, job_id: str, pieces: Pieces | None) -> Callable[...,
 async def _in_pieces(
     engine: Engine, spec: RequestSpec, effect: Effect, pieces: Pieces, requests: _Requests
 ) -> Completion:
-    """Returns the answer, and publishes its pieces as they come. If the stream breaks off after a piece, the whole
-    answer is requested again.
+    """Returns the whole answer, and publishes its pieces as they come. If the stream breaks off after a piece, it asks
+    again for the whole answer.
     """
     number = 0
     try:
@@ -165,7 +166,7 @@ def request_body(spec: RequestSpec) -> bytes:
 
 
 def _news(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-    """Returns the messages after the last answer of the model."""
+    """Returns the messages that follow the model's last answer; all messages if there is no answer yet."""
     for at in range(len(messages), 0, -1):
         if messages[at - 1].role == "assistant":
             return messages[at:]

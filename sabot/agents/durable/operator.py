@@ -74,14 +74,14 @@ class DurableAgentOperator(AgentOperator):
     def __init__(
         self, spec: AgentSpec, *, host: JobHost, mail: MailRoom, leaves_at_once: bool, version: str = "", **wiring: Any
     ) -> None:
-        """Makes the operator. `leaves_at_once` is True if results can be seen outside of the app before a checkpoint
-        covers them. No job begins before `admit` is called.
+        """Makes the operator. `leaves_at_once` is True if other programs can see results before a checkpoint contains
+        them. No job begins before `admit` is called.
         """
         super().__init__(spec, version=version, **wiring)
         self.leaves_at_once, self.sleep_counts = leaves_at_once, False
         self.code = version_of(spec.func, version)
         self.names = JobNames(spec)
-        self.hands_on = False  # True if it writes into another durable agent
+        self.hands_on = False  # True if this agent writes into another durable agent
         self.leaving = False  # True while the app drains: parked jobs stay parked
         self.host = host
         self.order = KeyOrder(spec, mail, self)
@@ -125,8 +125,8 @@ class DurableAgentOperator(AgentOperator):
 
     def own_facts(self) -> dict[str, Any]:
         """Adds `begun` to the facts of the checkpoint: for each partition, the greatest offset of a row whose job has
-        begun. The source's position in the checkpoint may be smaller: after a restart, open jobs are replayed before
-        the source has read their rows again, and a barrier may arrive in between.
+        begun. After a restart, open jobs run again before the source has read their rows again. If a barrier arrives in
+        between, the source's position is smaller than these offsets.
         """
         return {**super().own_facts(), "begun": [[*place, at] for place, at in sorted(self._begun.items())]}
 
@@ -141,7 +141,7 @@ class DurableAgentOperator(AgentOperator):
             self._begun[place] = record.offset
 
     def admit(self) -> None:
-        """Allows jobs to begin. Called once a checkpoint's manifest that contains the journal's position is stored."""
+        """Allows jobs to begin. Called when a checkpoint that contains the journal's position is complete and stored."""
         self._admitted = True
         self.go_on()
 
@@ -170,8 +170,8 @@ class DurableAgentOperator(AgentOperator):
         return not self._started
 
     def end_calls(self) -> None:
-        """Does nothing: after a failure no job begins, and jobs that run continue to their ends, because their
-        effects may be in flight.
+        """Does nothing. After a failure no new job begins, and jobs that run continue to their ends, because the calls
+        of their effects may be under way.
         """
 
     def busy(self) -> tuple[str, float] | None:
@@ -180,8 +180,8 @@ class DurableAgentOperator(AgentOperator):
 
     @property
     def unprocessed(self) -> bool:
-        """True if a job runs, is ready to begin or to continue, or is parked. While the app drains, parked jobs are
-        not counted. Blocked jobs never are.
+        """True if a job runs, is ready to begin or to continue, or is parked. Parked jobs do not count while the app
+        drains. Blocked jobs never count.
         """
         jobs = self._admission
         return bool(jobs.waiting or jobs.running or (jobs.parked and not self.leaving))
@@ -200,13 +200,13 @@ class DurableAgentOperator(AgentOperator):
                 if call.failed_run:
                     call.digest = first_digest(self.host.journal.key, call.digest, row.headers)
                 if row.offset <= self._begun.get((row.topic, row.partition), -1):
-                    call.named = True  # its job may have begun and ended: ask the journal
+                    call.named = True  # the job may have begun and ended already: ask the journal
                 self._add_call(call)
         self.go_on()
 
     def put_restored(self, batch: Batch, log: str | None) -> None:
-        """Adds rows of a checkpoint, as `AgentOperator.put_restored` does. If the topic has another log now, other
-        records may be at the same positions, so the rows get job ids as headers.
+        """Adds rows of a checkpoint. If `log` is not None, the topic has another log now than `log`, from which the
+        rows came, and other records may be at the same positions. Then the rows get the ids of their jobs as headers.
         """
         self.put(batch if log is None else self.names.stamped(batch, log))
 
@@ -215,8 +215,8 @@ class DurableAgentOperator(AgentOperator):
             self.order.add(call)
 
     def is_known(self, call: JobCall) -> bool:
-        """Returns True if the job of this call has already begun. The row is then dropped, or refused if its content
-        differs from that of the job.
+        """Returns True if the job of this call has already begun. In that case it drops the row, or refuses it if its
+        content differs from the job's input.
         """
         if (other := self.calls.get(call.job_id)) is not None:
             other.failed_run = max(other.failed_run, call.failed_run)  # used if the journal is being asked for the job
@@ -226,8 +226,8 @@ class DurableAgentOperator(AgentOperator):
         return before is not None
 
     def _drop(self, call: JobCall, before: bytes) -> None:
-        """Drops the row of a known job, or refuses it if its content differs. `before`: the digest of the job's
-        input.
+        """Drops the row of a job that has already begun, or refuses it if its content differs. `before` is the digest
+        of the job's input.
         """
         if before != call.digest:
             error = InputChanged(
@@ -266,8 +266,8 @@ class DurableAgentOperator(AgentOperator):
     # -- methods for the order of keys (`key_order.OrderOwner`) -------------------------------------------------------
 
     def turn(self, call: JobCall) -> None:
-        """Makes the call ready to begin. If its job was parked when the checkpoint was taken and must still wait, the
-        call does not become ready, and the key accepts no other job.
+        """Makes the call ready to begin its job. If its job was parked when the checkpoint was taken and still waits
+        for something, the call stays parked, and its key accepts no other job.
         """
         self.calls[call.job_id] = call
         if call.before is None or not self.host.stays_parked(call.before):
@@ -290,7 +290,9 @@ class DurableAgentOperator(AgentOperator):
             self.release()
 
     def _is_held(self, call: JobCall) -> bool:
-        """Returns True if the next job may not run now. `go_on` is called again when a receiver has room, or `rate=` allows a job."""
+        """Returns True if the next job may not run now. `go_on` is called again when a receiver has room, or when
+        `rate=` allows a job.
+        """
         if not self._started or not self._admitted or self.failure is not None:
             return True
         if (self.port is not None and self.port.full) or self.dead_letters_full:
@@ -299,7 +301,9 @@ class DurableAgentOperator(AgentOperator):
         return not call.parked and not call.named and self._is_rate_limited()
 
     def _run(self, call: JobCall, was_parked: bool) -> None:
-        """Lets a job run, or asks the journal whether it has the job."""
+        """Lets a job run: wakes a parked job, resumes a job of the journal, or begins a new job. If the journal may
+        already have the job, asks the journal first.
+        """
         if was_parked:
             self.host.parking.wake(call.job_id)
         elif call.before is not None:
@@ -316,9 +320,9 @@ class DurableAgentOperator(AgentOperator):
         self.host.begin(self.spec.agent_id, call.job_id, **inputs_of(call), run=call.run, behalf=call.behalf)
 
     async def ask_journal(self, call: JobCall) -> None:
-        """Asks the journal about a job whose id it may have. An unknown job begins. A job that has failed, and whose
-        record was sent again, begins a new run with its recorded results. In all other cases the record is dropped or
-        refused.
+        """Asks the journal whether it has the call's job. If it has not, the job begins. If the job has failed and its
+        record was sent again, the job begins a new run and gets its recorded results. Otherwise the record is dropped
+        or refused.
         """
         await self.host.journal.flush()  # entries of jobs that have just ended
         mark = await self.host.mark_of(call.job_id)
@@ -333,7 +337,7 @@ class DurableAgentOperator(AgentOperator):
             self._begin_first(call)
             return
         if mark is not None and (begin is not None or not may_begin):
-            self._drop(call, mark.digest)  # it has succeeded, or has run again since the dead letter was written
+            self._drop(call, mark.digest)  # the job has succeeded, or has run again since the dead letter was written
         else:
             forgotten = UserError(
                 f"job {call.job_id} failed or was cancelled so long ago that its history has been deleted from the journal",
@@ -421,9 +425,9 @@ class DurableAgentOperator(AgentOperator):
         return packed
 
     def failed(self, job: JobRun, error: BaseException) -> AfterFailure:
-        """Decides what follows an error of the function, as `JobOwner.failed` says. If a job was left open by an
-        earlier run of the app, its first failure does not fail the agent, because the same failure may have ended
-        that run.
+        """Decides what follows an error of the function, as `JobOwner.failed` says. With on_error="fail", an error
+        fails the agent. There is one exception: if an earlier run of the app left the job open, its first failure is
+        tried again, because the same failure may have ended that run.
         """
         call, attempts = self.calls[job.job_id], job.history.attempt
         self.counters.errors_count += 1
@@ -500,14 +504,14 @@ class DurableAgentOperator(AgentOperator):
         self._close_call(self.calls[job.job_id])
 
     def _suspend(self, call: JobCall) -> None:
-        """Releases all resources of a parked or blocked job. Its key stays taken."""
+        """Releases all resources that a parked or blocked job holds in memory. No other job of its key may begin."""
         call.ctx = None
         self.end_row(call)
         self.order.suspend(call)
         self.go_on()
 
     def _close_call(self, call: JobCall) -> None:
-        """Removes a call whose job has ended, or that will have no job. The turn goes to the next call of its key."""
+        """Removes a call whose job has ended, or that will have no job. The next call of its key gets its turn."""
         del self.calls[call.job_id]
         self.function.begun.pop(call.job_id, None)
         self._admission.leave(call)
@@ -516,7 +520,7 @@ class DurableAgentOperator(AgentOperator):
         self.go_on()
 
     def end_row(self, call: JobCall) -> None:
-        """Ends the row of a call, so that no checkpoint has it any more. Idempotent."""
+        """Ends the row of a call, so that later checkpoints do not save it. Idempotent."""
         row, call.row = call.row, None
         if call.mailed:
             call.mailed = False
@@ -545,8 +549,9 @@ class DurableAgentOperator(AgentOperator):
     # -- metrics and barriers -----------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the base's figures; the numbers of jobs that run (at most `limit`), are parked and are blocked; the
-        rows behind blocked jobs; the rows in mailboxes; and `duplicates`, the rows that came again.
+        """Returns the figures of the base class, and these numbers: jobs that run (at most `limit`), jobs that are
+        parked, jobs that are blocked, rows behind blocked jobs, rows in mailboxes, and rows that came again
+        (`duplicates`).
         """
         return {
             **super().statistics(),

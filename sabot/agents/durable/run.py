@@ -123,8 +123,8 @@ def open_app_journal(
 
 
 def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, per partition, the position from which on the checkpoint needs the journal's entries. The checkpoint
-    contains the results of every job whose END is before this position.
+    """Returns, by partition, the offset from which on the checkpoint needs the journal's entries for its jobs. The
+    checkpoint contains the results of every job whose END is before this offset.
     """
     positions = dict(facts["positions"])
     for partition, offset in unapplied_jobs(facts).values():
@@ -133,19 +133,20 @@ def _needed(facts: Mapping[str, Any]) -> dict[int, int]:
 
 
 def _needed_by(manifest: Manifest, facts: Mapping[str, Any]) -> dict[int, int]:
-    """Returns, per partition, the position from which on this checkpoint needs the journal: for its jobs, and for its
-    streams over the journal.
+    """Returns, by partition, the offset from which on this checkpoint needs the journal: for its jobs, and for its
+    streams that read the journal.
     """
     inputs = [task.meta["input"] for task in manifest.tasks.values() if "positions" in task.meta.get("input", {})]
     return held_for(map(positions_in, inputs), _needed(facts))
 
 
 def check_journal(journal: JournalReader, facts: Mapping[str, Any] | None, place: object = None) -> None:
-    """Raises OtherJournal if the checkpoint belongs to another journal, or to another state of this one, and
-    UserError if the journal has jobs but no checkpoint has a position in it. Blocks.
+    """Checks that the journal belongs to a checkpoint. Raises OtherJournal if the checkpoint was made with another
+    journal, or if this journal lacks entries that the checkpoint needs. Raises UserError if there is no checkpoint with
+    a position in the journal, although the journal has jobs. Blocks.
 
-    `facts`: the checkpoint's facts about the journal, or None. `place`: the place of the checkpoints for the message,
-    or None.
+    `facts` are the checkpoint's facts about the journal, or None. `place` is the place of the checkpoints, for the
+    error message, or None.
     """
     if facts is not None:
         check_place(journal, facts["identity"], dict(facts["positions"]), _needed(facts))
@@ -178,11 +179,11 @@ class DurableJobs:
         listener: Listener | None = None,
         guard: EffectGuard | None = None,
     ) -> None:
-        """`mail`: the store of mailboxes, which `close` closes. `known`: True if a checkpoint contains the journal's
-        position, or if no checkpoint is ever taken. `storage`: the storage of the checkpoints, which lists savepoints
-        too, or None. `dedupe_s`: the seconds for which the ids of ended jobs are kept. `on_broken`: called with a
-        description and the error if state and output may no longer agree. `listener`: receives events of jobs.
-        `guard`: decides on their effects.
+        """`mail` is the store of the mailboxes; `close` closes it. `known` is True if a checkpoint contains the
+        journal's position, or if no checkpoint is ever taken. `storage` is the storage of checkpoints and savepoints,
+        or None. The ids of ended jobs are kept for `dedupe_s` seconds. `on_broken` is called, with a description and
+        the error, if state and output may no longer agree. `listener` receives the events of jobs. `guard` decides on
+        the effects of jobs.
         """
         self.journal = journal
         self._notes = NotesOfParked()
@@ -191,7 +192,7 @@ class DurableJobs:
         )
         self.mail = MailRoom(mail)
         self.known = known
-        self.go_on = 0  # the number of jobs that were open at the start, and go on
+        self.go_on = 0  # the number of jobs that were open when the app started
         self._storage = storage
         self._clock = clock
         self._dedupe_s = dedupe_s
@@ -202,8 +203,9 @@ class DurableJobs:
         ] = {}  # by checkpoint: the positions from which on it needs the journal
 
     async def open(self, restored: Manifest | None, task: str) -> None:
-        """Reads the jobs that the checkpoint does not cover completely, and its mailboxes. `task`: the task of the
-        agents.
+        """Reads the open jobs from the journal, and those that ended after the checkpoint; loads the mailboxes and the
+        notes of parked jobs from the checkpoint. `restored` is the checkpoint's manifest, or None. `task` is the name
+        of the task in which the agents run.
         """
         facts = stored_journal(restored, task)
         if restored is not None and facts is not None:
@@ -226,14 +228,17 @@ class DurableJobs:
         return {name: cut for name, cut in cuts.items() if cut is not None}
 
     def operator(self, spec: AgentSpec, **wiring: Any) -> DurableAgentOperator:
-        """Makes the operator of a durable agent. `wiring`: `leaves_at_once`, and the arguments of all operators."""
+        """Makes the operator of a durable agent. `wiring` has the argument `leaves_at_once`, and the arguments that all
+        operators take.
+        """
         kind = DurableBatchOperator if spec.batch else DurableAgentOperator
         made = self._operators[spec.agent_id] = kind(spec, host=self.host, mail=self.mail, **wiring)
         return made
 
     def reads(self, agent_id: str, topic: str, log: str | None, again: int) -> None:
-        """Sets the log of a durable agent's topic, or None if its jobs are not named by positions in it, and how often
-        its rows became new jobs (`--reprocess`).
+        """Sets two facts about the topic that a durable agent reads. `log` is the identity of the topic's log, or None
+        if job ids are not made from positions in it. `again` is how often `--reprocess` has made new jobs of the
+        topic's rows.
         """
         names = self._operators[agent_id].names
         names.again = max(again, names.again)
@@ -241,8 +246,8 @@ class DurableJobs:
             names.logs[topic] = log
 
     def restore(self, operators: Mapping[str, AgentOperator]) -> None:
-        """Hands the open jobs to their agents. Durable agents that write into other durable agents will add the id of
-        the job to each row. Raises UserError if the program lacks an agent of some jobs.
+        """Gives the open jobs to the operators of their agents. Also tells each durable agent that writes into another
+        one to add the id of the job to each row. Raises UserError if the program lacks the agent of an open job.
         """
         for agent_id, operator in operators.items():
             below = operator.port.operator if isinstance(operator.port, OperatorPort) else None
@@ -273,8 +278,8 @@ class DurableJobs:
             operator.admit()
 
     def completed(self, manifest: Manifest, task: str) -> None:
-        """Lets jobs begin once a complete checkpoint contains the journal's position. Called when a checkpoint is
-        complete.
+        """Called when a checkpoint is complete. If the checkpoint contains the journal's position, jobs may begin from
+        now on.
         """
         facts = stored_journal(manifest, task)
         if facts is not None:
@@ -283,7 +288,9 @@ class DurableJobs:
                 self._admit()
 
     def retained(self, oldest_id: int) -> None:
-        """Trims the entries of the journal that neither checkpoint `oldest_id` nor a later one nor a savepoint needs."""
+        """Trims the journal. It keeps the entries that the checkpoint `oldest_id`, a later checkpoint or a savepoint
+        needs.
+        """
         positions = self._positions.get(oldest_id)
         self._positions = {name: each for name, each in self._positions.items() if name >= oldest_id}
         if positions is not None and not self.host.stopping:
@@ -291,8 +298,9 @@ class DurableJobs:
             self.host.log.trim(lambda: self._with_savepoints(positions), forget_before_ms)
 
     def _with_savepoints(self, positions: Mapping[int, int]) -> Mapping[int, int] | None:
-        """Returns the positions from which on checkpoints and savepoints need the journal, or None if the savepoints
-        cannot be determined now. `positions`: those of the checkpoints. Blocks.
+        """Returns, by partition, the offset from which on the journal must be kept, because a checkpoint or a savepoint
+        needs it. `positions` has the offsets that the checkpoints need. Returns None if the notes of the savepoints
+        cannot be read now. Blocks.
         """
         needed = dict(positions)
         try:
@@ -307,8 +315,8 @@ class DurableJobs:
         return needed
 
     def leave(self) -> None:
-        """Makes the durable agents end without waiting for parked jobs, which stay parked. Called when a drain has
-        ended the inputs.
+        """Lets the durable agents end although jobs are parked; these stay parked. Called when all inputs have ended in
+        a drain.
         """
         for operator in self._operators.values():
             operator.leaving = True
@@ -316,12 +324,12 @@ class DurableJobs:
 
     @property
     def rest(self) -> bool:
-        """True if some jobs are parked. The app is then not finished, even if all inputs have ended."""
+        """True if jobs are parked. Then the app is not finished, even if all its inputs have ended."""
         return self.host.parking.parked > 0
 
     @property
     def left_behind(self) -> list[str]:
-        """The calls that ignored their cancellation."""
+        """The names of calls that went on although they were cancelled."""
         return self.host.left_behind
 
     @property
@@ -342,13 +350,13 @@ class DurableJobs:
         await self.host.quiesce()
 
     async def close(self) -> None:
-        """Drops the jobs in memory; the journal has them. Idempotent."""
+        """Drops the jobs from memory, and closes the mailboxes. The jobs stay in the journal. Idempotent."""
         await self.host.close()
         await run_in_thread(self.mail.shut)
 
     def statistics(self) -> dict[str, Any]:
-        """Returns the figures of the host, and `waiting`, the rows that wait for their turn, in memory and in
-        mailboxes. From any thread.
+        """Returns the figures of the host, and `waiting`, the number of rows that wait for their turn, in memory and in
+        mailboxes. May be called from any thread.
         """
         waiting = sum(each.waiting_rows() for each in list(self._operators.values())) + self.mail.rows
         return {**self.host.statistics(), "waiting": waiting}

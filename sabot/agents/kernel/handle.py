@@ -153,7 +153,7 @@ class ExecutionHandle:
     # -- called by the kernel -----------------------------------------------------------------------------------------
 
     async def begins(self) -> bool:
-        """Waits until BEGIN is appended, and returns True; returns False if the job will not begin."""
+        """Waits until the journal has the BEGIN of the job, and returns True. Returns False if the job will not begin."""
         if self._begun is None:
             if self._begins is None:
                 self._begins = asyncio.Event()
@@ -161,15 +161,18 @@ class ExecutionHandle:
         return bool(self._begun)
 
     def begun(self, has: bool = True) -> None:
-        """Records that BEGIN is appended, or with False that it will not be."""
+        """Called by the kernel when the BEGIN of the job is appended. `has` is False if it will not be appended. Wakes
+        the tasks that wait in `begins`.
+        """
         if self._begun is None:
             self._begun = has
             if self._begins is not None:
                 self._begins.set()
 
     def settle(self, outcome: bytes | BaseException, *, ended: bool) -> None:
-        """Sets the outcome, and wakes all tasks that wait for it. `ended` is True if the journal has an END, so that a
-        last event follows; without one the iterators of `events` are closed.
+        """Called by the kernel when the handle's job is over. Sets the outcome, and wakes all tasks that wait for it.
+        `ended` is True if the journal has the END of the job; then `events` yields a last event. If it is False,
+        `events` ends without one.
         """
         if self._outcome is not None:
             return
@@ -182,7 +185,9 @@ class ExecutionHandle:
 
 
 def _of(pieces: Any, event: RuntimeEvent | None) -> Iterator[RuntimeEvent]:
-    """Removes and yields the parts that belong to the answer of this event, or all that are left if `event` is None."""
+    """Removes from `pieces` those parts that belong to the answer of this event, and yields them. If `event` is None,
+    it yields all parts that are left.
+    """
     if not pieces or (event is not None and event.type is not RuntimeEventType.MODEL_DONE):
         return
     mine = [each for each in pieces if event is None or each.data["ordinal"] == event.data["ordinal"]]

@@ -46,8 +46,8 @@ _TRIMS = 10  # times that the journal is trimmed while `keep_jobs` jobs end
 
 
 class KernelHost:
-    """The host of a kernel's jobs, on the kernel's event loop. `open` has the jobs that were open when it was started,
-    and that nobody has resumed.
+    """The host of a kernel's jobs, on the kernel's event loop. `open` has, by id, the jobs that were open in the
+    journal when the host was started, and that were not resumed yet.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class KernelHost:
     # -- start and stop -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Reads the open jobs, and begins to serve. Raises UserError if the journal has open jobs of an agent that the
-        kernel does not have.
+        """Reads the open jobs, and begins to run jobs. Raises UserError if the journal has open jobs of an agent that
+        the kernel does not have.
         """
         self._positions = await run_in_thread(self.journal.positions)
         found = await self._host.open(self._positions)
-        found = [job for job in found if job.agent]  # others are a JobManager's
+        found = [job for job in found if job.agent]  # a job without an agent belongs to a JobManager
         cut = [job for job in found if job.cut]
         found = [job for job in found if not job.cut]
         gone = sorted({job.agent for job in found if job.agent not in self._agents})
@@ -133,7 +133,9 @@ class KernelHost:
             await store.leave()
 
     def _broke(self, what: str, error: BaseException) -> None:
-        """Stops the host after this error, and ends all handles with it."""
+        """Stops the host, because of an error that leaves it broken, and ends all handles with that error. `what` names
+        the part that has failed.
+        """
         if self.failure is None:
             self.failure = unexpected_end(what, error)
             self._host.stopping = True
@@ -152,7 +154,7 @@ class KernelHost:
                 caller.set_exception(error)
 
     def check(self) -> None:
-        """Raises the failure that has stopped the host, if there was one."""
+        """Raises the error that has stopped the host. Does nothing if there was none."""
         if self.failure is not None:
             raise self.failure
 
@@ -214,7 +216,9 @@ class KernelHost:
         return handle
 
     async def _before(self, handle: ExecutionHandle, request: ExecutionRequest) -> ExecutionHandle | None:
-        """Returns the handle of the job if the journal has it already, or None."""
+        """Looks for a job of the same id in the journal, which may be open or have ended. Returns its handle, or None
+        if the journal does not have it. Raises IdempotencyConflict if that job had another request.
+        """
         job_id = handle.job_id
         job = self.open.pop(job_id, None)
         if job is not None:
@@ -252,8 +256,8 @@ class KernelHost:
         )
 
     async def tell_again(self) -> None:
-        """Publishes the events of the last jobs that ended before the start again, since a crash may have lost them.
-        Only the first call does something.
+        """Publishes once more the events of the jobs that ended last before this start, because a crash may have lost
+        them. Later calls do nothing.
         """
         ends, self._positions = self._positions, {}
         start = {partition: max(0, end - _RETOLD_ENTRIES) for partition, end in ends.items()}
@@ -286,7 +290,7 @@ class KernelHost:
     # -- places -------------------------------------------------------------------------------------------------------
 
     async def _place(self, job_id: str) -> None:
-        """Returns when the job may run."""
+        """Waits until the job may run."""
         free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers.add(free)
         try:
@@ -305,7 +309,7 @@ class KernelHost:
         self._admission.go_on()
 
     def _show(self) -> None:
-        """Updates the stores, in a task of its own. Called when more entries are durable."""
+        """Lets the stores show new entries, in a task of its own. Called when more entries are durable."""
         self._news = True
         # not a task of the host, which would cancel it when it closes
         if self._showing is None or self._showing.done():
@@ -386,7 +390,9 @@ class KernelHost:
         self._broke(f"job {job_id}", error)
 
     def _trim(self) -> None:
-        """Counts an ended job. From time to time lets the journal forget the histories of jobs beyond `keep_jobs`."""
+        """Counts one more ended job. From time to time it trims the journal, which then keeps the histories of the last
+        `keep_jobs` ended jobs.
+        """
         self._ended += 1
         if self._ended % max(1, self._keep_jobs // _TRIMS):
             return
@@ -400,15 +406,15 @@ class KernelHost:
 
 
 class _Seat(msgspec.Struct, eq=False):
-    """A job that runs or waits for a place. `go` lets it run."""
+    """A job that runs, or waits for a place, as `JobAdmission` sees it. `go` is a function that lets the job run."""
 
     go: Callable[[], object]
     place: Place = ""
 
 
 def _let_in(caller: "asyncio.Future[None]") -> None:
-    """Tells a waiting caller of `execute` that its job has a place. If the caller was cancelled meanwhile, it gives the
-    place back itself.
+    """Lets a waiting caller of `execute` continue, because its job has a place. A caller that was cancelled meanwhile
+    gives the place back itself.
     """
     if not caller.done():
         caller.set_result(None)
@@ -425,8 +431,9 @@ class _KernelEvents(JobEvents):
         self._given, self._durable = given, durable
 
     async def wants_fragments(self, job_id: str) -> bool:
-        """Returns whether somebody listens for parts of answers. Before a job asks its first model, this waits until
-        its caller has the handle and some turns of the event loop to begin listening.
+        """Returns True if somebody listens for the parts of the answers of this job. Before a job asks its first model,
+        this waits until the caller of `execute` has the handle, and for some turns of the event loop in which the
+        caller can begin to listen.
         """
         given = self._given.get(job_id)
         if given is not None:

@@ -115,7 +115,7 @@ _DEFAULTS = {
 
 
 class _Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The result of an agent as END has it."""
+    """The result of an agent, in the form in which END stores it."""
 
     content: str
     usage: Usage = Usage()
@@ -141,31 +141,37 @@ def _request(job: JobRun) -> ExecutionRequest:
 
 
 class JobWatch(Protocol):
-    """The receiver of events in the life of a kernel's jobs; it also decides when they run. Called on the event loop."""
+    """The kernel's side of its agents: they report what happens to their jobs, and it decides when jobs run. All
+    methods are called on the event loop.
+    """
 
     def began(self, job_id: str) -> None:
         """Called when BEGIN of a job is appended, or was found in the journal."""
 
     def rests(self, job_id: str) -> None:
-        """Called when a job is parked and gives its place up."""
+        """Called when a job is parked. Its place is free for another job."""
 
     def wakes(self, job_id: str) -> None:
-        """Called when a parked job has something to go on with, and needs a place."""
+        """Called when a parked job can go on, because an answer, a signal or a timer has come. It needs a place to run."""
 
     def child(self, agent: "KernelAgent", job_id: str, request: ExecutionRequest, behalf: Behalf) -> None:
-        """Called to begin a child, once there is a place. `behalf` has the labels of the job that asks for it."""
+        """Called when a job asks for a child. The child begins once there is a place. `behalf` has the labels of the
+        job that asks.
+        """
 
     def says(self, job_id: str, said: bytes | BaseException) -> None:
-        """Called when the function of a job has returned a value (packed as END has it) or raised an error."""
+        """Called when the function of a job has ended. `said` is the value that it has returned, encoded as in END, or
+        the error that it has raised.
+        """
 
     def over(self, job_id: str, outcome: str) -> None:
         """Called when END of a job is appended."""
 
     def is_blocked(self, job_id: str, error: NonDeterminism) -> None:
-        """Called when a job cannot go on with this code."""
+        """Called when a job cannot go on, because this code does something else than its journal has."""
 
     def asked_to_exit(self, job_id: str, error: BaseException) -> None:
-        """Called when the function of a job raises SystemExit or the like, which ends the process."""
+        """Called when the function of a job raises SystemExit or KeyboardInterrupt, which end the process."""
 
 
 class KernelAgent:
@@ -183,8 +189,9 @@ class KernelAgent:
         clock: Clock,
         version: str,
     ) -> None:
-        """Makes the owner. `engine` asks the models for an Agent, in place of the Agent's own engine. `version` is the
-        version of the code; "" takes a digest of the code. The host sets `watch`.
+        """Makes the owner. `engine` is the engine that asks the models, in place of the Agent's own engine; None uses
+        the Agent's own. `version` is the version of the code; with "" it is a digest of the code. The host sets `watch`
+        later.
         """
         if not isinstance(agent, Agent) and not callable(agent):
             raise UserError(f"{short_repr(agent)} is no agent", hint="an Agent of sabot.llm, or `async def f(ctx)`")
@@ -230,8 +237,9 @@ class KernelAgent:
         return await self.agent.run(said, effects=ctx.llm(self._engine))
 
     def time_left(self, job: JobRun) -> tuple[float, str] | None:
-        """Returns the seconds that `max_runtime_seconds` leaves the job, with the limit in words, or None if it has no
-        limit. The time is counted by the entries of the job, so it goes on over restarts.
+        """Returns the seconds that the job may still run under its limit `max_runtime_seconds`, and the limit in words.
+        Returns None if the job has no limit. The time is computed from the job's entries, so time before a restart
+        counts.
         """
         most = self._asked(job).budgets.max_runtime_seconds
         told = any(isinstance(each, EffectResult) and not each.ordinal for each in job.history.deliveries)
@@ -260,7 +268,7 @@ class KernelAgent:
         return "end"
 
     def backoff_s(self, attempt: int) -> float:
-        """Returns 0, since the jobs of a kernel are not tried again."""
+        """Returns 0: a kernel does not try a failed job again."""
         return 0.0
 
     def begin_child(self, job_id: str, message: Any, *, failed: bool, behalf: Behalf) -> None:
@@ -285,13 +293,13 @@ class KernelAgent:
         self.watch.over(job_id, outcome)
 
     def had_ended(self, job: OpenJob) -> None:
-        """Does nothing: a kernel has no checkpoint that would have to learn of an ended job."""
+        """Does nothing. In an app this records the ended job for the next checkpoint; a kernel has no checkpoints."""
 
     # -- results of jobs ----------------------------------------------------------------------------------------------
 
     def result(self, job_id: str, body: bytes) -> ExecutionResult:
-        """Returns the result in the END of a job. Raises Mismatch if it does not fit the output type that the agent has
-        now.
+        """Returns the result that is stored in the END of a job. Raises Mismatch if it does not fit the agent's present
+        output type.
         """
         value = unpack(body)
         if not isinstance(self.agent, Agent):

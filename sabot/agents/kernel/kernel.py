@@ -78,22 +78,26 @@ class RuntimeKernel:
     ) -> None:
         """Makes a kernel. Raises UserError.
 
-        `engine` asks the models for all agents, in place of their own engines. `agent` is an Agent or a function of a
-        DurableContext, or several of them, of which requests name one, and which `ctx.child` can begin. `journal` is a
-        folder (SQLite), a postgresql:// or kafka:// address, or a Journal, which the kernel does not close; None keeps
-        it in memory. `policy` decides what jobs may do; None allows everything.
+        `engine` asks the models for all agents, in place of the engines of the agents; None leaves each agent its own
+        engine. `agent` is an Agent, a function that takes a DurableContext, or a list of these. If there are several, a
+        request names one of them, and `ctx.child` can begin jobs of each.
 
-        `budgets` limits what scopes may use: Budgets, or a Ledger, which the kernel does not close; [] only records
-        what is used. `ledger_writer` keeps these records; by default they are beside the journal, if that is a folder.
-        `job_store` and `action_store` show the jobs and actions too; without `journal` the jobs run over the journal of
-        the first of them.
+        `journal` is the place of the journal: a folder (SQLite), a postgresql:// or kafka:// address, or a Journal,
+        which the kernel does not close. With None, the journal is that of `job_store` or `action_store` if they have
+        one; otherwise it is in memory. `job_store` and `action_store` are stores that also show the jobs and actions of
+        this kernel.
 
-        `name` is the kernel's name, which precedes those of its agents and by which its jobs are found in a journal.
-        `event_bus` is where it publishes events. `max_jobs` is the number of jobs that run at once. `children` limits
-        the jobs that a job may begin. `keep_jobs` is the number of ended jobs whose histories the journal keeps.
-        `dedupe` is the time for which their ids are known, and for which histories of failed jobs are kept.
-        `stop_grace` is the time that calls have to finish when the kernel is closed. `version` is the version of the
-        code.
+        `policy` decides which effects jobs may make; None allows all. `budgets` limits the usage of scopes. It is a
+        list of Budgets, or a Ledger, which the kernel does not close. [] records usage and limits nothing. None does
+        not even record it, unless there is a `ledger_writer`. `ledger_writer` stores the recorded usage; by default it
+        is stored beside the journal if the journal is a folder.
+
+        `name` is the name of the kernel. The ids of its agents begin with it, so that a later kernel of the same name
+        finds its jobs in the journal. The kernel publishes events to `event_bus`; None makes a new bus. `max_jobs` is
+        the most jobs that run at once. `children` limits the jobs that one job may begin. The journal keeps the
+        histories of the last `keep_jobs` ended jobs. It remembers the ids of ended jobs, and keeps the histories of
+        failed jobs, for the time `dedupe`. When the kernel is closed, calls under way have the time `stop_grace` to
+        finish. `version` is the version of the code; "" takes a digest of the code.
         """
         self.name = checked_name(name, "RuntimeKernel: name")
         for word, given, kind, hint in (
@@ -227,10 +231,10 @@ class RuntimeKernel:
         return self.ledger
 
     async def accounts(self) -> Ledger | None:
-        """Returns the ledger of this kernel for reading, or None if it has no budgets.
+        """Returns the ledger of this kernel for reading, or None if the kernel has no budgets.
 
-        This works while another process has the journal: if the ledger's rows are kept nowhere else, they are read from
-        the journal. The caller closes the ledger if this kernel was never started.
+        It can be read while another process has the journal open. If the ledger's rows are stored nowhere else, they
+        are read from the journal. The caller closes the ledger if this kernel was never started.
         """
         if self._budgets is None:
             return None
@@ -368,8 +372,8 @@ class RuntimeKernel:
         return JobCode(found.coroutine, found.packed, found.continued)
 
     async def recorded_events(self, job_id: str) -> list[RuntimeEvent]:
-        """Returns the events of a job that follow from its entries in the journal, after they were published to
-        listeners.
+        """Returns the events of a job as its entries in the journal give them. Before that, it waits until they are
+        published to the listeners.
         """
         checked_word(job_id, "recorded_events: job_id")
         await (await self._started()).caught_up()
@@ -404,8 +408,8 @@ class _KernelStore(AppJobStore):
         super().__init__(lambda: found, clock, lambda: self.journal)
 
     async def own_writes(self) -> None:
-        """Waits until everything that handles have reported can be read from the journal: handles report an END when it
-        is appended, and readers see it when it is durable.
+        """Waits until all changes that handles have reported can be read from the journal. A handle reports an END when
+        it is appended, but a reader sees it only when it is durable.
         """
         if self.journal is not None:
             with suppress(JournalFailed):  # the kernel raises it; what is durable can be read all the same
@@ -416,7 +420,7 @@ class _KernelStore(AppJobStore):
 
 
 def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
-    """Returns the stores behind these two, each once. Raises UserError for a store that cannot show the jobs of a
+    """Returns the stores behind these two, without repeats. Raises UserError for a store that cannot show the jobs of a
     kernel.
     """
     found: list[LentStore] = []
@@ -434,8 +438,8 @@ def _stores_of(job_store: Any, action_store: Any) -> list[LentStore]:
 
 
 def _job_id(agent: KernelAgent, request: ExecutionRequest) -> str:
-    """Returns the id of the job: the same for the same key and scope, so that the journal finds the job as long as it
-    keeps the ids of ended jobs; a new one for a request without a key.
+    """Returns the id of the job of a request. Requests with the same idempotency key and scope have the same id, so
+    that the journal finds the job for as long as it remembers ended jobs. A request without a key gets a new id.
     """
     if not request.idempotency_key:
         return f"{agent.agent_id}/{uuid.uuid4().hex}"
