@@ -31,7 +31,7 @@ from sabot.errors import UNREADABLE, CorruptJournal, LetterRefused, NonDetermini
 from sabot.jobs.fork_history import CHECKPOINT, HistoryPart, open_calls, part_of, take_over
 from sabot.jobs.open_jobs import whole_entries
 from sabot.journal import JournalReader
-from sabot.journal.effects import RULES, EffectClass
+from sabot.journal.effects import RULES
 from sabot.journal.entries import Begin, End, Entry, Intent, JobOrigin, Letter, Signal, encode_entry
 
 CheckpointType = Literal["auto", "manual", "pre_suspend", "pre_drain"]
@@ -439,4 +439,4 @@ def _check_again(found: _Found, again: Collection[str]) -> None:
 
 
 def _changes_something(call: Intent) -> bool:
-    return call.kind == "child" or RULES[EffectClass(call.effect_class)].settles
+    return call.kind == "child" or RULES[call.effect_class].settles

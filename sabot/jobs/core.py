@@ -113,7 +113,7 @@ class EffectState:
     @property
     def repeatable(self) -> bool:
         """True if repeating the call is harmless."""
-        return RULES[EffectClass(self.effect_class)].repeatable
+        return RULES[self.effect_class].repeatable
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -162,7 +162,7 @@ is to be made. "resumed": an earlier run of the job has written the INTENT. "due
 """
 
 
-class EffectCommand(NamedTuple):
+class EffectCommand(msgspec.Struct, frozen=True, gc=False):
     """A command to the host.
 
     "make" calls the tool. "again" makes another attempt if the guard allows it, and "later" does so after the tool's
@@ -219,8 +219,21 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
                 at_ms = 0 if intent is None else intent.at_ms
             else:
                 note = b"" if verdict is None else encode_verdict(verdict)
-                what = ordinal, effect.kind, effect.name, effect.digest, effect.effect_class, effect.body
-                entries.append(Intent(job.job_id, at_ms, *what, effect.token, effect.due_ms, note))
+                entries.append(
+                    Intent(
+                        job.job_id,
+                        at_ms,
+                        ordinal,
+                        effect.kind,
+                        effect.name,
+                        effect.digest,
+                        effect.effect_class,
+                        effect.body,
+                        effect.token,
+                        effect.due_ms,
+                        note,
+                    )
+                )
             if event == "unawaited":
                 effect.enter(OPEN)
             elif verdict is None:
@@ -249,15 +262,15 @@ def step(job: JobFacts, effect: EffectState, event: EffectEvent, now_ms: int) ->
         case Answer():
             history.answers[event.token] = event
             command = answered(effect, event)
-    if command is INQUIRE:
+    if command.kind == "result":
+        entries.append(EffectResult(job.job_id, now_ms, ordinal, effect.attempt, command.outcome, command.body))
+        command = NOTHING
+    elif command is INQUIRE:
         asked = inquiry(job, effect, now_ms)
     elif command is APPROVE and (before := history.approvals.get(ordinal)) is not None:
         command = asked_person(effect, before)  # once, also over restarts
     elif command is APPROVE:
         asked = approval(job, effect, now_ms)
-    elif command.kind == "result":
-        entries.append(EffectResult(job.job_id, now_ms, ordinal, effect.attempt, command.outcome, command.body))
-        command = NOTHING
     if asked is not None:
         entries.append(asked)
         history.add_question(asked)
@@ -330,10 +343,10 @@ def refusal(effect: EffectState, why: str, rule: str) -> str:
 
 def attempt_ended(effect: EffectState, ended: Outcome) -> EffectCommand:
     """Handles the outcome of an attempt."""
-    not_made, more = ended.certainty is Certainty.NOT_SENT, effect.attempt <= effect.retries
-    if ended.outcome != "ok" and more and may_repeat(effect, not_made=not_made):
+    certainty, failed = ended.certainty, ended.outcome != "ok"
+    if failed and effect.attempt <= effect.retries and may_repeat(effect, not_made=certainty is Certainty.NOT_SENT):
         return LATER
-    if ended.certainty is Certainty.UNKNOWN and not effect.repeatable:
+    if certainty is Certainty.UNKNOWN and not effect.repeatable:
         effect.enter(DOUBT)
         return RESOLVE_DOUBT
     return EffectCommand("result", ended.outcome, ended.body)
@@ -428,7 +441,7 @@ def may_happen(effects: Iterable[EffectState]) -> bool:
     """Returns True if one of the open effects is a call that may still change something outside: no job ends during it
     (`drop`).
     """
-    return any(each.kind == "call" and RULES[EffectClass(each.effect_class)].settles for each in effects)
+    return any(each.kind == "call" and RULES[each.effect_class].settles for each in effects)
 
 
 def question(

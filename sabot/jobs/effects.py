@@ -47,7 +47,7 @@ from sabot.jobs.runner import EffectRunner
 from sabot.jobs.timers import JobTimers
 from sabot.jobs.tree import child_id
 from sabot.jobs.values import copied, pack_error, type_of, unpack
-from sabot.journal.effects import RULES, EffectClass, EffectId
+from sabot.journal.effects import RULES, EffectId
 from sabot.journal.entries import EffectResult
 
 _log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class Effects:
                 _log.warning("job %s: nobody knows whether %s was done: a person is asked", job_id, ask.name)
         if command is MAKE:
             assert ask.tool is not None
-            first = last if RULES[EffectClass(ask.effect_class)].intent == "first" else None
+            first = last if RULES[ask.effect_class].intent == "first" else None
             # copies, since the tool may change them, and be called again
             args, kwargs = copied((ask.args, ask.kwargs), ask.name)
             self.runner.make(EffectId(job_id, ask.ordinal, ask.attempt), ask.tool, args, kwargs, host.put, first)

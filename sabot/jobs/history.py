@@ -25,7 +25,7 @@ import msgspec
 
 from sabot.errors import CorruptJournal
 from sabot.jobs.guard import DecidedEffect, Decision, GuardVerdict, decode_verdict, stood_in
-from sabot.journal.effects import RULES, EffectClass, EffectId
+from sabot.journal.effects import RULES, EffectId
 from sabot.journal.entries import UNSENT, Answer, Attempt, Begin, Cancel, EffectResult, End, Entry, Intent, Signal
 
 IN_DOUBT = "in_doubt"
@@ -352,10 +352,5 @@ class History:
         intent = self.intents.get(entry.ordinal)
         failed = isinstance(entry, EffectResult) and entry.outcome != "ok"
         return intent is None or (
-            failed
-            and (
-                entry.outcome == NOT_MADE
-                or not intent.effect_class
-                or RULES[EffectClass(intent.effect_class)].repeatable
-            )
+            failed and (entry.outcome == NOT_MADE or not intent.effect_class or RULES[intent.effect_class].repeatable)
         )

@@ -30,7 +30,7 @@ from sabot.jobs.history import PARKS_MS, TIMEOUT, WAITS_LONG, ContinueAs, Delive
 from sabot.jobs.loop import JobFuture, JobLoop, JobTimer
 from sabot.jobs.masking import mask
 from sabot.jobs.values import copied, gives_rows, pack, unpack, unpack_error
-from sabot.journal.effects import RULES, EffectClass, EffectId, digest
+from sabot.journal.effects import RULES, EffectId, digest
 from sabot.journal.entries import Answer, Cancel, EffectResult, Intent, Signal
 from sabot.llm.spec import RequestSpec
 from sabot.llm.tools import Tool
@@ -380,9 +380,7 @@ class JobRun:
         recorded = self._unmatched.pop(ordinal, None)
         if recorded is None:
             return None, ordinal
-        checked = (
-            RULES[EffectClass(effect_class)].checked if effect_class else kind != "sleep"
-        )  # it may change meanwhile
+        checked = RULES[effect_class].checked if effect_class else kind != "sleep"  # it may change meanwhile
         if (recorded.kind, recorded.name) != (kind, name) or (checked and recorded.digest != asked):
             self._block(recorded, f"the function asks for {effect_words(kind, name)}" + _same(recorded, kind, name))
         return recorded, ordinal

@@ -79,7 +79,7 @@ class ClassRule:
         return self.intent == "first" and not self.reserves
 
 
-RULES: dict[EffectClass, ClassRule] = {
+RULES: dict[str, ClassRule] = {
     # its value does not leave the job before a later entry is durable
     EffectClass.LOCAL: ClassRule("next", Doubt.AGAIN),
     EffectClass.READ: ClassRule("later", Doubt.AGAIN, checked=False),
