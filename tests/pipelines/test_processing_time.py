@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Stream, UserError, col, cumulative, hopping, session, tumbling
+from sabot import App, Stream, UserError, col, count_window, cumulative, hopping, session, tumbling
 from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.rows.timed import ArrivalTime
@@ -223,6 +223,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         stream.window(tumbling("1s", time="processing"), allowed_lateness="1s")
     with pytest.raises(UserError, match="no row is late"):
         stream.window(session("1s", time="processing"), late="late")
+    for given in ({"late": "late"}, {"allowed_lateness": "1s"}):
+        with pytest.raises(UserError, match="window: no row is late for a window by count"):
+            stream.key_by("k").window(count_window(3), **given)
     with pytest.raises(UserError, match="windows of event time only"):
         stream.join(stream.filter(col("n") > 1), on="k", window=tumbling("1s", time="processing"))
     plan = stream.window(tumbling("10s", time="processing")).aggregate(n=sabot.count()).explain()

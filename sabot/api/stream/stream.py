@@ -813,7 +813,7 @@ class KeyedStream(Shown, StreamKind):
         the whole result again. `emit_every`: the interval of event time after which an open window emits an early
         result; not for sessions and counts. `late`: a topic or Sink for rows that arrive even later; "{topic}.dlq"
         makes them dead letters of their source. Late rows are counted in any case. Raises UserError for lateness with
-        processing time.
+        processing time and with windows by count.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -821,11 +821,10 @@ class KeyedStream(Shown, StreamKind):
             )
         if late is not None:
             check_sink(late, "window: late", 'late="late-orders"')
-        if getattr(window, "time", "event") == "processing" and (late is not None or allowed_lateness):
-            raise UserError(
-                "window: no row is late for a window of processing time",
-                hint="leave late= and allowed_lateness= out",
-            )
+        by_arrival = isinstance(window, CountWindow) or window.time == "processing"
+        if by_arrival and (late is not None or allowed_lateness):
+            kind = "window by count" if isinstance(window, CountWindow) else "window of processing time"
+            raise UserError(f"window: no row is late for a {kind}", hint="leave late= and allowed_lateness= out")
         every = None if emit_every is None else whole_ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
