@@ -1,8 +1,8 @@
-"""The base of bridges to servers: calls of a server's tools, which are repeated while the server cannot be reached.
+"""The base of bridges: classes that call the tools of a server, and repeat a call while the server cannot be reached.
 
-A bridge works with any MCP server that has its tools (`sessions`, `documents`). Each of these calls may be repeated, so
-a call that found no server, or lost it, is repeated three times, after 1, 2 and 4 seconds. `on_error` decides what
-follows if the server cannot be reached at all.
+The bridges are `sessions.SessionBridge` and `documents.DocumentBridge`; each works with any MCP server that offers the
+tools that it calls. Repeating such a call does no harm, so a call that did not reach the server, or whose connection
+broke, is repeated three times, after 1, 2 and 4 seconds. The option `on_error` decides what follows after the last try.
 
    "fail_fast"    an error with its code
    "graceful"     the agent goes on: a snapshot is kept here and sent with the next heartbeat, a search returns its last answer
@@ -30,7 +30,7 @@ OnBridgeError = Literal["fail_fast", "graceful"]
 
 
 class CallTool(Protocol):
-    """A session with a server; `McpSession` is one."""
+    """A session with a server in which tools can be called. `McpSession` is such a session."""
 
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout: Duration | None = None
@@ -74,12 +74,13 @@ class BridgedServer:
         once_s: float | None = None,
         gone: type[SabotError] | None = None,
     ) -> dict[str, Any] | None:
-        """Calls a tool, and returns its answer, an object. Returns None if the server cannot be reached, and `on_error`
-        is "graceful".
+        """Calls the tool `name`, and returns its answer, a JSON object. Returns None if the server cannot be reached, `on_error`
+        is "graceful" and `gone` is None.
 
-        `once_s` is the time limit in seconds of a single try. `gone` is the error for a server that cannot be reached,
-        in either mode. Raises `error` if the tool refuses, answers with something else than an object, or cannot be
-        reached.
+        - `error`: the class of the error to raise if the tool refuses, if its answer is no object, or if the server cannot be
+          reached. `what`: the words with which its message begins.
+        - `once_s`: if given, the call is tried once only, within so many seconds.
+        - `gone`: if given, the class of the error to raise if the server cannot be reached, even if `on_error` is "graceful".
         """
         tries = 1 if once_s is not None else self._retries + 1
         for attempt in range(tries):

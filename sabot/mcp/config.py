@@ -31,7 +31,7 @@ PerTenant: TypeAlias = Mapping[str, str] | Callable[[str, str], Mapping[str, str
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
-    """The owner of a session, which nobody else ever uses. `scope`: the tenant. `principal`: the user or the agent."""
+    """The key of a session: the server, and the owner who alone uses it. `scope`: the tenant. `principal`: the user or the agent."""
 
     server: str
     scope: str = ""
@@ -50,20 +50,22 @@ Connect: TypeAlias = Callable[[SessionKey, Callable[[str], object]], AbstractAsy
 class McpConfig:
     """Limits and times of a pool's servers. Durations are written as "5s", sizes as "10MB".
 
-    - `cortex_binary_path`: the program of the server that an agent has if no server is named, run as `PROGRAM mcp stdio`; `cortex` of PATH
-      if None.
+    - `cortex_binary_path`: the program of the pool's own server, which serves agents if no other server is named. It is run as
+      `PROGRAM mcp stdio`. If None, it is the program `cortex` on PATH.
     - `protocol_version`: the oldest version that a server may speak.
-    - `request_timeout`: the time for an answer; each report of progress begins it anew, and time in which the server waits for a person
-      does not count. `max_call_time`: the time of a whole call, however often it reports progress; 10 times the time for an answer if None.
-    - `connect_timeout`: the time to start a server, and to agree with it. `max_retries`: further tries to open a session after a failure
-      that may pass.
+    - `request_timeout`: the time in which a server has to answer. It begins anew with each report of progress, and does not run while a
+      person is asked. `max_call_time`: the time of a whole call, however often the server reports progress; 10 times the time for an
+      answer if None.
+    - `connect_timeout`: the time to start a server, and to agree on a version of the protocol. `max_retries`: the number of further tries
+      to open a session, after failures of which another try may succeed.
     - `stdio_buffer`: bytes that are read at a time. `max_result_bytes`: the size of a message from a server.
-    - `max_servers`: sessions that are open at a time. `idle_timeout`: the time without use after which a session is closed.
-    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the questions of one call.
-    - `max_tools`: the tools of a server that an agent is given; `only=` chooses among more. `max_listed`: the tools, resources, templates
-      and prompts that a server may list. `max_list_bytes`: the size of such a list, with all its pages.
-    - `max_description_chars`: the length of a tool's description. `max_sampling_tokens`: the tokens that a model may write for a server's
-      request.
+    - `max_servers`: the most sessions that are open at a time. `idle_timeout`: the time without use after which a session is closed.
+    - `question_timeout`: the time that a person has to answer a server's question. `max_questions`: the most questions of one call.
+    - `max_tools`: the most tools of one server that an agent can get; if a server offers more, choose some by `only=`.
+    - `max_listed`: the most tools, resources, templates or prompts that a server may list. `max_list_bytes`: the most bytes of such a list,
+      with all its pages.
+    - `max_description_chars`: the most characters of a tool's description; the rest is cut off. `max_sampling_tokens`: the most tokens that
+      a model may write for a request of a server.
     """
 
     cortex_binary_path: "str | PathLike[str] | None" = None
@@ -100,7 +102,7 @@ class McpConfig:
             check(f"McpConfig: {name}", getattr(self, name), Whole(1))
 
     def seconds(self, name: str) -> float:
-        """Returns the duration with this name in seconds."""
+        """Returns the setting `name`, which is a duration, in seconds."""
         return parse_seconds(getattr(self, name), name=name)
 
     def most_seconds(self, timeout_s: float) -> float:
@@ -118,11 +120,11 @@ class McpConfig:
 
     @property
     def most_list_bytes(self) -> int:
-        """The value of `max_list_bytes` in bytes; no list is longer than a message may be."""
+        """The value of `max_list_bytes` in bytes, but at most `max_result_bytes`, since a list comes in messages."""
         return min(parse_bytes(self.max_list_bytes), self.most_bytes)
 
     def default_command(self) -> tuple[str, ...]:
-        """Returns the command of the server that an agent has if no server is named. Raises UserError."""
+        """Returns the command of the pool's own server (`cortex_binary_path`). Raises UserError if the program does not exist."""
         named = None if self.cortex_binary_path is None else os.fspath(self.cortex_binary_path)
         program = shutil.which(named or "cortex")
         if program is None:
@@ -138,8 +140,8 @@ class McpConfig:
         return (program, "mcp", "stdio")
 
     def tool_servers(self) -> "McpServerPool | None":
-        """Returns a pool whose agents have the server of `cortex_binary_path`, for `RuntimeConfig(mcp=McpConfig(...))`; None if no program
-        is named, and no `cortex` is on PATH. Raises UserError, MissingExtra.
+        """Returns a pool with the server of `cortex_binary_path`. A runtime calls this for `RuntimeConfig(mcp=McpConfig(...))`. Returns
+        None if `cortex_binary_path` is None and no program `cortex` is on PATH. Raises UserError, MissingExtra.
         """
         from sabot.mcp import McpServerPool
 
@@ -166,8 +168,8 @@ class McpServerOptions(TypedDict, total=False):
 class McpServerSpec:
     """A server, with its name and the way to reach it: a command (by stdin and stdout), a URL (streamable HTTP), or `connect`.
 
-    - `environment`: variables of a command's process besides PATH, HOME and the like. `working_dir`, `limits`, `trust`: those of the
-      process, as in `sabot.process.Command`; limits of a task, time and output, do not apply.
+    - `environment`: variables of a command's process besides PATH, HOME and the like. `working_dir`, `limits`, `trust`: settings of the
+      process, as in `sabot.process.Command`; of `limits`, `max_task_duration` and `max_output_bytes` do not apply.
     - `headers`: headers of each HTTP request.
     - `connect`: `connect(key, ended)` returns an asynchronous context manager of the SDK's two message streams, and calls `ended(why)` when
       the server is gone.
@@ -185,7 +187,7 @@ class McpServerSpec:
 
     @property
     def way(self) -> str:
-        """The program or the address, without arguments and passwords, which are secret."""
+        """The program or the address, to be shown. Arguments and passwords are left out, since they may be secret."""
         if self.command:
             return os.path.basename(self.command[0])
         return redacted_url(self.url) if self.url else "connect"

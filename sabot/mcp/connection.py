@@ -8,14 +8,14 @@ task may call.
 
    state:  opening ─▶ open ◀─▶ hung ─▶ ended        (opening ─▶ ended, open ─▶ ended)
 
-A session hangs if a call is out of time and a ping is not answered. Then new calls fail at once. It is open again if
-the server answers a call that is still under way, and ends when none is. If the ping is answered, only the tool is
-slow, and the session stays. `McpServerPool` decides how long a server is left alone whose sessions hang again and
-again.
+If a call is not answered in time, the session sends a ping. If the ping is answered, only the tool is slow, and the session
+stays open. If it is not, the session hangs, and new calls fail at once. A hung session is open again if the server answers
+a call that is still under way; it ends when no call is under way. If the sessions of a server hang again and again,
+`McpServerPool` decides for how long no new session is opened.
 
-In versions of the protocol since 2026-07-28 a question is an answer, with a state that the next request carries. In
-older versions it is a request of the server, which does not name its call: it can be matched only if one call is under
-way.
+In versions of the protocol since 2026-07-28 a server asks a question in its answer to a call, with a state that the next
+request carries back. In older versions it sends a request of its own that does not name the call, so this module knows the
+call only if a single call is under way.
 """
 
 import asyncio
@@ -88,8 +88,13 @@ _CALLED: TypeAdapter[Any] = TypeAdapter(types.CallToolResult | types.InputRequir
 
 @dataclass(slots=True, eq=False)
 class SentCall:
-    """A call under way. `seconds` is the time for the server's answer. `asked` has questions that were not passed on
-    yet; `asks` is done when there are some.
+    """A call under way.
+
+    - `seconds`: the time in which the server has to answer.
+    - `task`: makes the call; None in versions of the protocol where a question ends the request.
+    - `asked`: the server's questions that the caller has not answered yet, by key. `asks`: done as soon as there is one.
+    - `answers`: by key, the futures with which the server's requests wait for the caller's answers.
+    - `forget`: the timer after which a call with an unanswered question is dropped.
     """
 
     name: str
@@ -105,7 +110,7 @@ class SentCall:
 
     @contextlib.asynccontextmanager
     async def in_time(self, server: str, config: McpConfig) -> AsyncIterator[None]:
-        """Limits the time of the `with` block. Raises McpTimeout."""
+        """Limits the time of the `with` block to the time that the call has left. Raises McpTimeout."""
         now = asyncio.get_running_loop().time
         self.ends = now() + self.left
         try:
@@ -121,7 +126,7 @@ class SentCall:
             self.left, self.deadline = max(0.0, self.ends - now()), None
 
     def go_on(self, answers: Mapping[str, Any]) -> None:
-        """Passes the answers to the server's questions on."""
+        """Passes the caller's answers on to the server, which has asked the questions."""
         if self.forget is not None:
             self.forget.cancel()
         responses = responses_of({key: each for key, each in answers.items() if key in self.asked})
@@ -147,8 +152,8 @@ class McpConnection:
     - `state`: changed by `_enter` alone.
     - `offers`: the tools by name. `left_out`: the reasons of tools that are not offered. `version`: the version of the protocol.
     - `used_at`: the time of the last use, by the loop's clock.
-    - `failed_at_discover`: True if the server's program has ended before a version was agreed on. Servers of 2024 do that: they end at
-      `server/discover`, or at the message after it, 10 seconds later.
+    - `failed_at_discover`: True if the server's program has ended before a version was agreed on. Servers of 2024 do that: they do not know
+      `server/discover`, and end when they get it, or at the message after it, 10 seconds later. The pool then tries again with `legacy`.
     """
 
     def __init__(
@@ -162,10 +167,13 @@ class McpConnection:
         on_over: "Callable[[McpConnection], object]",
         on_hung: Callable[[SessionKey, str, bool], object],
     ) -> None:
-        """Makes a session, which `open` opens. `samples` is True if the server may ask for answers of a model. With
-        `legacy` the server is not asked whether it knows `server/discover`. `on_over` is called when the session has
-        ended. `on_hung` is called with the key, the reason why the session was given up as hung, and True if it had
-        been open.
+        """Makes a session, which `open` opens.
+
+        - `samples`: True if the server may ask for answers of a model.
+        - `legacy`: True if the server is not sent `server/discover`, since it is of an older version.
+        - `on_over`: called with this session when it has ended.
+        - `on_hung`: called when the session is given up because the server does not answer: with the key, the reason, and True
+          if the session had been open.
         """
         self.key = key
         self.offers: dict[str, Offer] = {}
@@ -194,7 +202,7 @@ class McpConnection:
 
     @property
     def is_open(self) -> bool:
-        """True if calls can be made."""
+        """True if the session was opened and has not ended. It may be hung; then new calls fail."""
         return self.state in (SessionState.OPEN, SessionState.HUNG)
 
     @property
@@ -210,7 +218,7 @@ class McpConnection:
         return not (self.busy or self._suspended)
 
     def _enter(self, state: SessionState, why: str = "") -> None:
-        """Enters a state, for this reason. Does nothing if the session is over: the first reason of its end stays."""
+        """Enters a state, and keeps the reason `why`. Does nothing if the session has ended, so the first reason of an end stays."""
         if self.state not in (state, SessionState.ENDED):
             self.state, self._why = state, why
             if state is SessionState.ENDED:
@@ -219,7 +227,7 @@ class McpConnection:
     # -- opening and closing ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Opens the session. Raises McpUnavailable."""
+        """Opens the session: connects, agrees on a version, and lists the tools. Raises McpUnavailable."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._own(ready), name=f"mcp {self.key}")
         try:
@@ -238,7 +246,7 @@ class McpConnection:
             raise
 
     async def close(self) -> None:
-        """Ends the session and the server's process, and returns when that has ended."""
+        """Ends the session and the process of the server, and waits until both have ended."""
         self._enter(SessionState.ENDED, "it was closed")
         if self._task is None or self._task.done():
             return
@@ -248,7 +256,9 @@ class McpConnection:
             await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
 
     async def _own(self, ready: "asyncio.Future[None]") -> None:
-        """Opens, holds and closes the SDK's session. All of that has to happen in one task."""
+        """Opens the SDK's session, waits until it is to end, and closes it. The SDK demands that one task does all of that. Sets
+        `ready` when the session is open, or to the error.
+        """
         error: BaseException | None = None
         try:
             async with self._opened() as client:
@@ -292,7 +302,7 @@ class McpConnection:
             )
 
     def ended(self, why: str) -> None:
-        """Notes that the server has ended the session, for this reason."""
+        """Records that the server has ended the session. `why`: the reason."""
         self._enter(SessionState.ENDED, why)
 
     def _end(self, error: BaseException | None) -> None:
@@ -334,11 +344,13 @@ class McpConnection:
         self._stale = True  # missed changes are looked up before the next call
 
     def _awaits(self) -> bool:
-        """Returns True while a request is under way, or the session is being opened."""
+        """Returns True while a request is under way, or before the session is open."""
         return not self.is_open or self._under_way > 0
 
     def _doubt(self, what: str) -> None:
-        """Pings the server, because a request is out of time. No call is sent until the answer. `what`: the request."""
+        """Begins to ping the server, because a request was not answered in time. New calls wait until the ping is answered, or is out
+        of time. `what`: words for the request, as a reason.
+        """
         if self._pinging is None and self.is_open:
             self._pinging = asyncio.create_task(self._ping(what))
             self._pinging.add_done_callback(seen)
@@ -370,7 +382,9 @@ class McpConnection:
             self._on_hung(self.key, self._why, True)
 
     async def _until_usable(self) -> None:
-        """Waits for the answer to a ping that is under way. Raises McpUnavailable if the session hangs, or is over: nothing was sent."""
+        """Waits until a ping that is under way was answered, or is out of time. Raises McpUnavailable if the session hangs or is over; then
+        the caller has sent nothing.
+        """
         if self._pinging is not None:
             await asyncio.wait([self._pinging])
         if self.state is not SessionState.OPEN:
@@ -394,10 +408,14 @@ class McpConnection:
         answers: Mapping[str, Any] | None = None,
         state: str = "",
     ) -> McpResult:
-        """Calls a tool, and returns its answer, or the questions that come first. `expects` is the digest of the tool
-        when it was offered. `answers` and `state` belong to the questions in an earlier result of this call.
+        """Calls a tool, and returns its answer. If the server asks something first, returns a result with the questions and a
+        `state`; the caller then calls again with `answers` and this `state`.
 
-        Raises McpError; its class tells whether nothing was sent, the call was done, or nobody knows.
+        - `expects`: the digest of the tool when it was offered; the call is refused if the tool has another digest now. "" for no
+          check.
+        - `timeout_s`: the time for the answer in seconds; `request_timeout` if None. `progress`: called with reports of progress.
+
+        Raises McpError; the class of the error says that nothing was sent, that the call was done, or that nobody knows.
         """
         seconds = self._config.seconds("request_timeout") if timeout_s is None else timeout_s
         check_encoded(self.key.server, name, [arguments, answers])
@@ -447,7 +465,9 @@ class McpConnection:
             raise McpInvalidArguments(server, f"{name} does not take these arguments: {error}") from None
 
     async def _until_it_asks(self, call: SentCall) -> McpResult:
-        """Returns the result of the call, or its questions."""
+        """Waits for the call, and returns its result. If the server asks something first, returns a result with the questions, and keeps
+        the call as suspended.
+        """
         assert call.task is not None
         stays = False
         self._calls.add(call)
@@ -566,7 +586,9 @@ class McpConnection:
         return await self._asked("sampling/createMessage", params)
 
     async def _asked(self, method: str, params: Any) -> Any:
-        """Returns the answer to a question of the server, once the caller of the call has given it."""
+        """Passes a question of the server to the caller of the call that is under way, waits for the answer, and returns it. Returns an
+        error if it is not clear which call the question belongs to, or if the call has asked too much.
+        """
         calls = list(self._calls or self._suspended.values())
         if len(calls) != 1:
             several = "several calls are" if calls else "no call is"
@@ -587,7 +609,7 @@ class McpConnection:
         return await answer
 
     def _forget(self, state: str) -> None:
-        """Drops a suspended call that nobody has answered."""
+        """Cancels the suspended call with this `state`, whose questions nobody has answered."""
         call = self._suspended.pop(state, None)
         if call is not None and call.task is not None:
             call.task.cancel()
@@ -628,7 +650,7 @@ class McpConnection:
         return dict(self.offers), dict(self.left_out), self.version
 
     async def resources(self) -> list[McpResource]:
-        """Returns the resources, templates last."""
+        """Returns the resources and, after them, the templates of resources."""
         if not self._offers_any("resources"):
             return []
         found = await self._pages("list_resources")
@@ -689,7 +711,7 @@ class McpConnection:
             return await self._sent(method, getattr(self._session, method), *args, **options)
 
     def _offers_any(self, what: str) -> bool:
-        """Returns True if the server has "tools", "resources" or "prompts"."""
+        """Returns True if the server offers the kind `what`: "tools", "resources" or "prompts"."""
         return self._client is not None and getattr(self._client.server_capabilities, what) is not None
 
     @contextlib.asynccontextmanager

@@ -1,5 +1,5 @@
-"""Documents kept by a server (`document-consolidator` of document 002): they are searched, read, and compared with
-claims.
+"""Documents kept by a server: they are searched, read, and compared with claims. The specification 002 calls such a server
+`document-consolidator` (`docs/names.md` says which document that is).
 
    documents = DocumentBridge(await pool.session("documents"))
    check = await documents.verify_claim("The gateway is in Oslo")
@@ -37,7 +37,7 @@ _NEGATIONS = {
 
 
 class DocumentError(SabotError):
-    """A query of documents has failed (E2060). The classes below it name other failures."""
+    """A query of documents has failed (E2060). Its subclasses are the other failures of a `DocumentBridge`."""
 
     code = "E2060"
 
@@ -63,8 +63,9 @@ class DocumentNotFound(DocumentError):
 class SourceDocument(msgspec.Struct, frozen=True):
     """A document of the server.
 
-    `confidence`: the match with the query, from 0 to 1. `authoritative`: True unless the server says otherwise. `updated`: the time of the
-    last change as the server writes it, or "".
+    - `confidence`: how well the document matches the query, from 0 to 1.
+    - `authoritative`: True if the document counts as a source of truth; a document of which the server does not say that counts as one.
+    - `updated`: the time of the last change as the server writes it; "" if it gives none.
     """
 
     id: str
@@ -78,8 +79,9 @@ class SourceDocument(msgspec.Struct, frozen=True):
 class ClaimCheck(msgspec.Struct, frozen=True):
     """The result of a comparison of a claim with authoritative documents.
 
-    `status`: "disputed" if some documents support it and some contradict it, "undecided" if none does either. `confidence`: that of the
-    best document which decides. `sources`: the documents that were compared, the best first.
+    - `status`: "disputed" if some documents support the claim and others contradict it; "undecided" if no document does either.
+    - `confidence`: the highest confidence of a document on which the status rests.
+    - `sources`: the documents that were compared, the best first.
     """
 
     claim: str
@@ -103,8 +105,10 @@ class DocumentBridge:
 
     - `confidence_threshold`: the least confidence of a document. `max_sources`: the most documents of a search. `cache_ttl`: the time for
       which the answer to a query is used again.
-    - `judge`: compares a claim with a document; a function or a coroutine function, which may ask a model.
-    - `on_error`, `retries`, `backoff`, `timeout`: as in `bridges`.
+    - `judge`: a function, or a coroutine function, that compares a claim with a document and returns "supports", "contradicts" or "silent".
+      It may ask a model.
+    - `on_error`: "fail_fast" or "graceful" (module `bridges`). `retries`, `backoff`, `timeout`: the number of further tries, the time
+      before the first of them, and the time limit of each try.
     """
 
     def __init__(
@@ -142,8 +146,8 @@ class DocumentBridge:
     async def search(
         self, query: str, *, filters: Mapping[str, Any] | None = None, use_cache: bool = True
     ) -> list[SourceDocument]:
-        """Returns the documents that match the query, the best first. If the server cannot be reached, "graceful" returns the last answer
-        to the same query, however old it is, or none. Raises DocumentError (E2060).
+        """Returns the documents that match the query, the best first. If the server cannot be reached and `on_error` is "graceful", returns
+        the last answer to the same query, however old it is, or an empty list if there is none. Raises DocumentError (E2060).
         """
         key = msgspec.json.encode([query, dict(filters or {})], order="deterministic")
         kept = self._cached.get(key)
@@ -216,8 +220,8 @@ class DocumentBridge:
 
 
 def by_words(claim: str, document: SourceDocument) -> Says:
-    """Returns "supports" if a sentence of the document has all words of the claim, and no negation that the claim lacks, else "silent". It
-    asks no model, and never returns "contradicts": words alone do not tell that.
+    """Compares a claim with a document by words alone, without a model. Returns "supports" if a sentence of the document has all words of
+    the claim, and no negation that is not in the claim; else "silent". It never returns "contradicts", which words alone do not show.
     """
     wanted = set(_words(claim))
     for sentence in _SENTENCE.split(document.text):
@@ -236,13 +240,13 @@ def _negates(word: str) -> bool:
 
 
 def _rank(document: SourceDocument) -> tuple[float, tuple[int, ...], str]:
-    """Returns a key that sorts the best first; among equal ones, the newest."""
+    """Returns a key for sorting: the documents with the highest confidence come first, and among equal ones the newest."""
     return -document.confidence, tuple(-ord(each) for each in document.updated), document.id
 
 
 def _document(said: Any, error: type[SabotError], what: str) -> SourceDocument:
-    """Returns a document from the forms that servers use: `content`, `snippet` or `text`; `confidence` or `score`;
-    `updated_at` or `updatedAt`.
+    """Returns the document that a server has sent. Servers use different names for the fields: `content`, `snippet` or `text`;
+    `confidence` or `score`; `updated_at` or `updatedAt`. Raises `error` if it is no document.
     """
     if not isinstance(said, dict):
         raise error(f"{what}: {short_repr(said)} is no document")

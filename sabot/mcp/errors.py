@@ -36,11 +36,13 @@ class McpUnavailable(McpError, NotSent):
 
 
 class McpBusy(McpError, NotSent):
-    """All the servers that a pool may have are in use. Nothing was sent."""
+    """The pool has as many sessions as it may have, and all are in use. Nothing was sent."""
 
 
 class McpConnectionLost(McpError, TransientError):
-    """The session ended while a call was under way. Nobody knows whether the call was done: the class of the tool says what follows."""
+    """The session ended while a call was under way. Nobody knows whether the call was done. The class of the tool's effect decides whether
+    the call is made again.
+    """
 
 
 class McpTimeout(McpError, ToolTimeout):

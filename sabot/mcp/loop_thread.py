@@ -26,7 +26,7 @@ class LoopThread:
             return self._loop
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs the work on the loop, and returns its result. If the caller is cancelled, so is the work."""
+        """Runs the coroutine on the loop of this thread, and returns its result. If the caller is cancelled, the coroutine is cancelled."""
         there, here = self._started(), asyncio.get_running_loop()
         answer: asyncio.Future[T] = here.create_future()
         task: asyncio.Task[T] | None = None
@@ -48,7 +48,7 @@ class LoopThread:
             raise
 
     async def stop(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `last` on the loop, and ends the thread."""
+        """Runs the coroutine function `last` on the loop, and then ends the loop and the thread. Does nothing if the thread never began."""
         with self._lock:
             loop = self._loop
         if loop is not None:

@@ -5,9 +5,9 @@
    agent = Agent(engine, tools=[*memory.tools("support")])
    sabot mcp serve --memory memories --scope support       the same four tools for any MCP client
 
-A store keeps the memories of each scope by id. An id is made of the text, so the same text is one memory, however often
-it is stored. `consolidate` merges memories of nearly the same words: the newest text stays, with the earlier wordings
-below it, whose ids lead to it. So no stored text is lost.
+A store keeps the memories of each scope by id. The id is computed from the text, so the same text is one memory, however
+often it is stored. `consolidate` merges memories of nearly the same words: the newest text stays, and the older texts are
+kept with it as earlier wordings. The id of an earlier wording finds the newest text. So no stored text is lost.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ _QUERY_MOST = 200  # different words of a query; further ones are ignored
 
 
 class FoundMemory(TypedDict):
-    """A memory that a search has found. `score`: above 0, and comparable within this search. `cut`: True if the text goes on; `retrieve`
-    returns all of it.
+    """A memory that a search has found. `score`: how well it matches, above 0; scores can be compared within one search only. `cut`: True
+    if `text` is only the beginning; `Memory.retrieve` returns the whole text.
     """
 
     id: str
@@ -80,15 +80,15 @@ class MemoryStore(Protocol):
     """A store of memories by scope and id."""
 
     async def read(self, scope: str, ids: Collection[str] | None = None) -> dict[str, StoredMemory]:
-        """Returns the records with these ids that are there, or all of the scope."""
+        """Returns the records of a scope by id: those of `ids` that exist, or all if `ids` is None."""
 
     async def change(self, scope: str, ids: Collection[str] | None, change: MemoryChange) -> None:
-        """Reads records as `read` does, and writes the result of `change`, as one step that no other change interrupts.
-        If `change` raises, nothing is written.
+        """Reads records as `read` does, calls `change` with them, and writes the records that it returns. No other change
+        comes between the read and the write. If `change` raises, nothing is written.
         """
 
     async def count(self, scope: str) -> int:
-        """Returns the number of memories of the scope, without those that were merged into others."""
+        """Returns the number of memories of the scope. Memories that were merged into others do not count."""
 
     async def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
         """Returns the ids of memories that have words of the query, and their scores, the best first."""
@@ -113,7 +113,7 @@ class _WordIndex:
         self._execute("""CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "ascii tokenchars '_'")""")
 
     def add(self, scope: str, id: str, record: StoredMemory) -> None:
-        """Indexes a memory that is not in the index. One that was merged into another one is not indexed."""
+        """Adds a memory to the index, which must not have it yet. Does nothing for a memory that was merged into another one."""
         if "into" in record:
             return
         texts = [record["text"], *record["tags"], *(text for _, text, _ in record["also"])]
@@ -137,7 +137,9 @@ class _WordIndex:
         return found[0]
 
     def search(self, scope: str, query: str, limit: int) -> list[tuple[str, float]]:
-        """Returns ids and scores, as `MemoryStore.search` does. A whole word counts twice, since it also begins with itself."""
+        """Returns ids and scores, as `MemoryStore.search` does. Each longer word of the query is looked for twice: as it is, and as the
+        beginning of words. So a memory with the word itself scores twice, and one with a word that begins with it scores once.
+        """
         prefix = _prefix_of(scope)
         wanted = []
         for word in list(dict.fromkeys(_words(query)))[:_QUERY_MOST]:
@@ -158,8 +160,8 @@ def _prefix_of(scope: str) -> str:
 
 
 class StateMemories:
-    """A store in keyed state, which `ctx.map_state(...)` gives: the scope is the key. Memories are durable with the
-    next checkpoint.
+    """A store in the keyed state of an agent, as `ctx.map_state(...)` returns it, with the scope as the key. Memories are
+    durable from the next checkpoint on.
     """
 
     def __init__(self, state: MapState) -> None:
@@ -307,7 +309,9 @@ class Memory:
         self._clock = clock
 
     async def store(self, scope: str, text: str, tags: Collection[str] = ()) -> str:
-        """Keeps the text and returns its id. The same text again has the same id, and gets the new tags too. Raises UserError."""
+        """Stores the text, and returns its id. If the text is stored already, returns the same id, and adds the new tags. Raises UserError
+        for a text or tags that do not fit, and for a scope that is full.
+        """
         scope, text = _scope(scope), without_secrets(_text(text))
         labels, now_ms = _tags(tags), int(self._clock.time() * 1000)
         id, found = await self._standing(scope, id_of(text))
@@ -350,7 +354,7 @@ class Memory:
         )
 
     async def consolidate(self, scope: str, similarity: float = 0.8) -> dict[str, int]:
-        """Merges memories of nearly the same words, and returns their numbers `before` and `after`.
+        """Merges memories of nearly the same words, and returns the numbers of memories `before` and `after`.
 
         `similarity`: the share of common words among all words of two texts (Jaccard), from 0.5 to 1. The newest text stays; each older one
         is merged into the text that it resembles most. The same memories give the same result.
@@ -419,8 +423,8 @@ class Memory:
         return [cortex_search, cortex_store, cortex_retrieve, cortex_consolidate]
 
     async def _standing(self, scope: str, id: str) -> tuple[str, StoredMemory | None]:
-        """Returns the id under which a memory is kept now, and its record. Ids of earlier wordings lead straight to it, unless another
-        process consolidates at this moment.
+        """Returns the id under which a memory is kept now, and its record (None if there is none). For the id of an earlier wording that is
+        the memory into which it was merged.
         """
         while True:
             record = (await self._store.read(scope, [id])).get(id)
@@ -430,7 +434,7 @@ class Memory:
 
 
 def id_of(text: str) -> str:
-    """Returns 16 hexadecimal digits, the same for the same text."""
+    """Returns the id of a text: 16 hexadecimal digits of its digest."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -476,10 +480,10 @@ def _found(each: str, record: StoredMemory, score: float) -> FoundMemory:
 
 
 def _leaders(standing: Mapping[str, StoredMemory], similarity: float) -> dict[str, str]:
-    """Returns for each memory that is to be merged the memory into which it goes.
+    """Decides which memories are merged: returns the ids of memories to be merged, each with the id of the memory into which it is merged.
 
-    Two sets of words can be that similar only if they share one of the first few words in an order that all sets have; with the rarest
-    words first, few sets do (Chaudhuri, Ganti and Kaushik, 2006).
+    Not all pairs are compared. If the words of every memory are put in the same order, two memories can reach `similarity` only if they
+    share a word among the first few of each. With the rarest words first, few pairs do (Chaudhuri, Ganti and Kaushik, 2006).
     """
     sets = {each: frozenset(_words(record["text"])) for each, record in standing.items()}
     common = Counter(word for words in sets.values() for word in words)

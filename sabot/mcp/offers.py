@@ -1,9 +1,9 @@
-"""Descriptions of a server's tools, made safe to show: servers are not trusted, and their texts go into the prompts of
+"""Descriptions of a server's tools, made safe to show. Servers are not trusted, and their texts go into the prompts of
 models.
 
-A description loses its invisible characters, and is cut; a tool whose schema is too large or invalid is left out.
-`digest` is computed from what the server wrote, before that, so that a tool that changes after somebody has approved it
-is noticed.
+Invisible characters are removed from a description, and a long one is cut. A tool whose schema is too large or invalid
+is left out. The `digest` of a tool is computed from the description as the server wrote it. So it shows if a tool changes
+after somebody has approved it.
 """
 
 import asyncio
@@ -58,14 +58,16 @@ class Offer:
 
     @property
     def proposed(self) -> EffectClass:
-        """The class that the server's hints propose. MCP carries no key, so `idempotent` means by the arguments."""
+        """The class of effect that the server's hints propose. MCP sends no key with a call, so a tool with the hint `idempotent` is one
+        that has no further effect when it is called again with the same arguments.
+        """
         if self.read_only:
             return EffectClass.READ
         return EffectClass.IDEMPOTENT if self.idempotent else EffectClass.UNSAFE
 
 
 def offer_of(told: Mapping[str, Any], most_chars: int) -> Offer | str:
-    """Returns the offer that an entry of the server's list of tools makes, or the reason why it is left out."""
+    """Returns the offer for one entry of the server's list of tools, or, if the tool is left out, the reason as a text."""
     name = told["name"]
     if not name or clean(name, 200) != name:
         return f"its name {clean(repr(name), 100)} is empty, too long, or has characters that nobody sees"
@@ -119,7 +121,7 @@ def clean(text: str, most: int) -> str:
 
 
 def _wrong_with(schema: Any) -> str:
-    """Returns the reason why no value can be checked by this schema, or ""."""
+    """Returns the reason why arguments cannot be checked by this schema; "" if they can."""
     if not isinstance(schema, dict) or schema.get("type", "object") != "object":
         return "it is not of an object"
     if _depth(schema) > _DEEPEST:
@@ -147,7 +149,9 @@ def _depth(value: Any) -> int:
 
 
 def _cleaned(schema: Any, most: int) -> Any:
-    """Returns the schema with its prose cleaned and cut. Names of properties, and values, stay, because calls are made of them."""
+    """Returns the schema with its titles and descriptions cleaned and cut. Names of properties, and values, stay as they are, because
+    calls use them.
+    """
     if isinstance(schema, list):
         return [_cleaned(each, most) for each in schema]
     if not isinstance(schema, dict):

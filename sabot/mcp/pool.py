@@ -1,11 +1,12 @@
 """The MCP servers of a process, and the sessions with them. A session is opened when it is needed, kept while it is
 used, and belongs to one tenant and one principal alone.
 
-After a session has hung in a call, the next one is opened at once. After further hangs in a row without an answer to a
-call, or a hang while a session was opened, no request is sent to the server for a while, each time twice as long.
+When a session has hung in a call, the next session is opened at once. If that one hangs too before it has answered a
+call, or if a server does not answer while a session is opened, the pool sends the server nothing for a while. That time
+doubles with each further hang in a row.
 
-A pool has an event loop in a thread of its own, because tools are looked up in one event loop and called in others, and
-a session belongs to one.
+A pool has an event loop in a thread of its own. A session belongs to one event loop, but a program may look up tools in one
+event loop and call them in another.
 """
 
 import asyncio
@@ -50,8 +51,8 @@ _STOP_SECONDS = 15.0
 
 class McpServerFacts(NamedTuple):
     """A server of a pool, and the facts of its open sessions. `way`: the program, or the address without its password. `busy`: the number
-    of calls under way. `tools`: the digest of each tool's description, by the server's name for the tool. `left_out`: the reasons of tools
-    that are not offered.
+    of calls under way. `tools`: the digest of each tool's description, by the server's name for the tool. `left_out`: the tools that are
+    not offered, each with the reason.
     """
 
     name: str
@@ -83,11 +84,13 @@ class McpServerPool:
     ) -> None:
         """Makes a pool. Raises MissingExtra.
 
-        `command` or `url` name the server that `get_or_create` and `call_tool` use; by default it is
-        `config.cortex_binary_path`. `sampling` is the engine whose model answers requests of servers to a model; with
-        None they are refused. `ask(kind, payload, timeout_s)` is a coroutine function that asks a person the question
-        of a server outside of a job, and returns the answer as a dict, or None if there is none; in a durable agent the
-        question is an action.
+        - `command` or `url`: the way to the pool's own server, which `get_or_create` and `call_tool` use. By default it is
+          the program `config.cortex_binary_path`.
+        - `sampling`: the engine whose model answers when a server asks for an answer of a model. With None such requests are
+          refused.
+        - `ask`: a coroutine function `ask(kind, payload, timeout_s)` that asks a person a server's question for a call
+          outside of a job. It returns the answer as a dict, or None if there is no answer. In a durable agent the question
+          is an action, and `ask` is not called.
         """
         _require_sdk()
         self.config = config or McpConfig()
@@ -117,8 +120,8 @@ class McpServerPool:
     # -- servers ------------------------------------------------------------------------------------------------------
 
     def add(self, server: str, **options: Unpack[McpServerOptions]) -> None:
-        """Names a server and the way to reach it (`McpServerSpec`). Raises UserError if the pool has a server with this
-        name that is reached in another way.
+        """Adds a server to the pool: its name, and the way to reach it as the options of `McpServerSpec`. Raises UserError if
+        the pool has a server of this name that is reached in another way.
         """
         spec = McpServerSpec(name=server, **options)
         if self._specs.setdefault(server, spec) != spec:
@@ -127,8 +130,8 @@ class McpServerPool:
             )
 
     async def session(self, server: str, *, scope: str = "", principal: str = "") -> "McpSession":
-        """Returns a session with this server, for this tenant and principal alone. Raises UserError for a name that was not added;
-        McpError.
+        """Returns a session with a server, which only this tenant (`scope`) and principal use. Raises UserError if no server of this name
+        was added; McpError.
         """
         session = McpSession(self, SessionKey(self._known(server).name, scope, principal))
         await self.run(self._connection(session.key))
@@ -144,8 +147,8 @@ class McpServerPool:
     async def call_tool(self, agent_id: str, call: Any) -> McpResult:
         """Calls a tool of the pool's own server for an agent: `ToolCall("get_current_time", {"timezone": "UTC"})`.
 
-        `call`: also a `sabot.llm.ToolCall`, whose arguments are the text that the model wrote, or any object with a `name` and `arguments`.
-        Raises UserError for another object; McpError.
+        `call`: a `sabot.mcp.ToolCall`; a `sabot.llm.ToolCall`, whose arguments are the text that the model wrote; or any other object with
+        a `name` and `arguments`. Raises UserError for an object without these; McpError.
         """
         name, arguments = getattr(call, "name", None), getattr(call, "arguments", None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | str):
@@ -183,7 +186,8 @@ class McpServerPool:
         """Returns the tools of a server, for agents and for `ctx.call`.
 
         - `options`: those of `add`, if the server was not added yet.
-        - `scope`, `principal`: the session in which tools are looked up, and in which they are called if the caller names no other.
+        - `scope`, `principal`: the tenant and the principal in whose session the tools are looked up. They are also called in it, unless
+         the caller has a tenant or principal of its own.
         - `only`: names of the tools; None for all. `approved`: digests by name (`McpSession.digests`); tools with another digest
          are refused.
         - `effects`: a class for all tools, or classes by name ("*" for the others). It wins over the server's annotations, which
@@ -248,16 +252,16 @@ class McpServerPool:
         timeout_s: float | None = None,
         progress: "OnProgress | None" = None,
     ) -> RemoteTool:
-        """Returns the tool of this name, as `tools` and `McpSession.call` call it. `expects`, `timeout_s`, `progress`: of
-        `McpConnection.call`.
+        """Returns the tool of this name in the session `key`. `tools` and `McpSession.call` make their calls with it.
+        `expects`, `timeout_s`, `progress`: as in `McpConnection.call`.
         """
         return RemoteTool(self._step, key, name, expects, timeout_s, self._questions, progress)
 
     async def _step(
         self, key: SessionKey, name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> McpResult:
-        """Makes one step of a call, and returns its result, or its questions. `options`: `expects`, `timeout_s`, `progress`, `answers`,
-        `state` of `McpConnection.call`. If the session is over before the call was sent, another one is opened, once.
+        """Sends one request of a call, and returns the result, which may be the server's questions. If the session is over before the
+        request was sent, opens another session, once. `options`: passed on to `McpConnection.call`.
         """
 
         async def call(connection: "McpConnection") -> McpResult:
@@ -270,7 +274,7 @@ class McpServerPool:
     # -- on the pool's loop -------------------------------------------------------------------------------------------
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs work on the pool's loop."""
+        """Runs a coroutine on the pool's event loop, and returns its result."""
         if self._closed:
             work.close()
             raise UserError("the McpServerPool is closed", hint="make another one")
@@ -283,8 +287,9 @@ class McpServerPool:
         *,
         again: type[McpError] | tuple[type[McpError], ...] = (McpUnavailable, McpConnectionLost),
     ) -> T:
-        """Does something with an open session, on the pool's loop. `again` has the errors after which it is done once
-        more with another session, if this one has ended; the default is for work that changes nothing.
+        """Calls `what` with an open session, on the pool's event loop, and returns its result. `again`: the errors after which
+        `what` is called once more with another session, if the first one has ended. The default allows that also after a
+        request was sent, so it is only for work that changes nothing.
         """
         return await self.run(self._used(key, what, again))
 
@@ -373,12 +378,12 @@ class McpServerPool:
             return connection
 
     def _hung(self, key: SessionKey, why: str, opened: bool) -> None:
-        """Notes that a session was given up. `opened`: True if it was open before."""
+        """Records that a session was given up because the server did not answer. `opened`: True if the session was open before."""
         hangs = self._hangs.setdefault(key, Failures(_HUNG_BACKOFF))
         hangs.note(why, asyncio.get_running_loop().time(), excused=int(opened))
 
     def _check_hangs(self, key: SessionKey) -> None:
-        """Raises McpUnavailable during the time in which no request is sent to the server."""
+        """Raises McpUnavailable if the sessions of this key have hung, and the time has not passed in which no other one is opened."""
         hangs = self._hangs.get(key)
         if hangs is not None and (left := hangs.until_s - asyncio.get_running_loop().time()) > 0:
             raise McpUnavailable(
@@ -388,8 +393,8 @@ class McpServerPool:
             )
 
     async def _make_room(self, key: SessionKey) -> None:
-        """Waits until one more session is allowed, and closes the least recently used one for it. Raises McpBusy if all
-        are in use, or no room comes within `connect_timeout`.
+        """Waits until the pool may open one more session. If it has `max_servers` sessions, closes the idle one that was not
+        used for longest. Raises McpBusy if all are in use, or if none can be closed within `connect_timeout`.
         """
         try:
             async with asyncio.timeout(self.config.seconds("connect_timeout")):
@@ -492,8 +497,8 @@ class McpServerPool:
 
 
 class McpSession:
-    """A session with a server, of one tenant and principal, named by `key`. It may be closed if it is not used for long, and is opened
-    again at the next use.
+    """A session with a server for one tenant and principal; `key` has all three. The pool closes it when it is not used for long, and opens
+    it again at the next use.
     """
 
     def __init__(self, pool: McpServerPool, key: SessionKey) -> None:
@@ -508,16 +513,19 @@ class McpSession:
         timeout: Duration | None = None,
         progress: "OnProgress | None" = None,
     ) -> McpResult:
-        """Calls a tool once. `timeout`: the time for the answer, `request_timeout` if None. `progress`: called as `progress(done, total,
-        words)` in the pool's thread; it may be async. Raises McpError; after McpConnectionLost and McpTimeout nobody knows whether the
-        call was done.
+        """Calls a tool once, and returns its answer.
+
+        - `timeout`: the time for the answer; `McpConfig.request_timeout` if None.
+        - `progress`: a function or coroutine function that is called as `progress(done, total, words)` in the pool's thread.
+
+        Raises McpError. After McpConnectionLost and McpTimeout nobody knows whether the call was done.
         """
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout", zero=False)
         remote = self._pool.remote(self.key, name, timeout_s=timeout_s, progress=progress)
         return await remote(**dict(arguments or {}))
 
     async def digests(self) -> dict[str, str]:
-        """Returns the digest of each tool's description, for `approved=`."""
+        """Returns the digest of each tool's description by the name of the tool, as `McpServerPool.tools(approved=…)` takes them."""
         return {name: offer.digest for name, offer in (await self.offers()).items()}
 
     async def offers(self) -> "dict[str, Offer]":
@@ -525,15 +533,15 @@ class McpSession:
         return (await self._pool.use(self.key, lambda server: server.listed()))[0]
 
     async def left_out(self) -> dict[str, str]:
-        """Returns the reasons of tools that are not offered to agents."""
+        """Returns the names of the tools that are not offered to agents, each with the reason."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[1]
 
     async def version(self) -> str:
-        """Returns the version of the protocol."""
+        """Returns the version of the protocol on which this session and the server have agreed."""
         return (await self._pool.use(self.key, lambda server: server.listed()))[2]
 
     async def resources(self) -> list[McpResource]:
-        """Returns the resources of the server, templates last. Raises McpError."""
+        """Returns the resources of the server and, after them, its templates of resources. Raises McpError."""
         return await self._pool.use(self.key, lambda server: server.resources())
 
     async def read_resource(self, uri: str) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
     - `content`: blocks, as the protocol has them: `{"type": "text", "text": …}`, images, resources. `structured`: the same as JSON, if the
       tool has an output schema.
     - `is_error`: True if the tool says that it has failed.
-    - `questions`: the server's questions by key, `{"method": …, "params": …}`. Then there is no content yet, and the server gets `state`
-      back with the answers.
+    - `questions`: the server's questions by key, each as `{"method": …, "params": …}`. A result with questions has no content yet: the
+      call has to be made again with the answers and with `state`.
     """
 
     content: list[dict[str, Any]] = msgspec.field(default_factory=list)
@@ -27,8 +27,8 @@ class McpResult(ToolAnswer, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The texts of the content, with a word for each block that is not a text; `structured` as JSON if there is no
-        content.
+        """The content as one text. A block that is not a text is named by a word. If there is no content, `structured` as
+        JSON.
         """
         if not self.content and self.structured is not None:
             return msgspec.json.encode(self.structured).decode()

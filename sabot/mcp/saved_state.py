@@ -1,7 +1,7 @@
 """Tools that read the state of an app from its checkpoints: keyed state of agents, aggregates and tables of streams.
 
-An answer names its checkpoint. It has at most 1,000 rows and 64 KB; its `next`, given back as `cursor`, continues in
-the same checkpoint. The tools only read: the app may run here or elsewhere, or have stopped.
+An answer names its checkpoint, and has at most 1,000 rows and 64 KB. A call with the answer's `next` as `cursor` returns
+the following rows of the same checkpoint. The tools only read, so it does not matter where the app runs, or whether it runs.
 """
 
 from collections.abc import Callable, Collection
@@ -24,8 +24,8 @@ _SAMPLED = 1000  # the values whose fields are described
 
 
 class StateInfo(TypedDict):
-    """A keeper of state: an operator of a stream, a table, or an agent. `rows` is roughly their number, or None if they
-    would have to be read.
+    """A part of the app that has state: an operator of a stream, a table, or an agent. `rows`: the rough number of its rows;
+    None if the rows would have to be read to count them.
     """
 
     name: str
@@ -52,10 +52,12 @@ class SavedState(Protocol):
     def created_ms(self) -> int: ...
 
     def kept(self) -> list[StateInfo]:
-        """Returns the keepers of state in the checkpoint."""
+        """Returns the parts of the app that have state in the checkpoint."""
 
     def read(self, name: str, key: str | None) -> tuple[pa.Table, list[str]]:
-        """Returns the rows of this state, or those of the key alone, and the key's columns as far as they are known."""
+        """Returns the rows of the state `name`, and the names of its key columns, as far as they are known. With `key`, returns only the
+        rows of this key.
+        """
 
 
 def state_tools(
@@ -150,7 +152,7 @@ def _text(value: Any) -> str:
 
 
 def _page(table: pa.Table, begin: int, limit: int) -> list[dict[str, Any]]:
-    """Returns rows as JSON values: as many as fit a page, and at least one."""
+    """Returns rows from number `begin` on as JSON values: at most `limit`, as many as fit in a page, but at least one."""
     readers = {name: _reader(table[name]) for name in table.column_names}
     rows: list[dict[str, Any]] = []
     size = 0
@@ -179,7 +181,7 @@ def _reader(column: "pa.ChunkedArray[Any]") -> Callable[[Any], Any]:
 
 
 def _said(text: str | None) -> Any:
-    """Returns the value of a text of JSON, or the text."""
+    """Returns the value if the text is JSON, else the text itself."""
     return msgspec.json.decode(text) if text is not None and _is_json(text) else text
 
 
@@ -192,7 +194,7 @@ def _is_json(text: str) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Returns the value. If it is large, returns the beginning of its JSON and its length instead."""
+    """Returns the value, or, if its JSON is long, an object with the beginning and the length of the JSON."""
     text = msgspec.json.encode(value)
     if len(text) <= _CELL_MOST:
         return value
@@ -200,7 +202,9 @@ def _bounded(value: Any) -> Any:
 
 
 def _described(column: "pa.ChunkedArray[Any]") -> dict[str, Any]:
-    """Returns the type of a column, and for objects the fields with the kinds of their values, of the first 1,000."""
+    """Returns the type of a column. For a column of JSON, also returns the kinds of its values, and for objects the fields with the kinds
+    of their values, as the first 1,000 rows have them.
+    """
     read = _reader(column)
     if read is msgspec.to_builtins:
         return {"type": str(column.type)}

@@ -5,9 +5,10 @@
    await server.serve_http(port=8000)                             any number of clients, on this machine alone
    await server.serve_http("0.0.0.0", 8000, token=token)          from elsewhere, with `Authorization: Bearer …`
 
-A tool is an `@tool`: its schema checks the arguments, its class becomes the hints of the protocol, and its time limit
-holds. An error of a tool becomes a result with `isError`, whose text has the message and the hint, so that a model can
-mend its call. A result is JSON, at most `max_result_bytes` long, and known secrets of this process are hidden in it.
+The tools are functions with `@tool`. The server checks arguments by the tool's schema, shows the class of its effect as the
+hints of the protocol, and keeps its time limit. An error of a tool becomes a result with `isError`; its text has the message
+and the hint, so that a model can correct its call. A result is JSON, at most `max_result_bytes` long, and known secrets of
+this process are hidden in it.
 """
 
 import asyncio
@@ -52,11 +53,13 @@ _REPEATABLE = (*_READING, EffectClass.METERED, EffectClass.IDEMPOTENT)
 
 
 class ToolServer:
-    """A server of `tools` under their names.
+    """A server that offers `tools` to MCP clients under their names.
 
-    `name`, `version`, `instructions`: shown to clients. `concurrency`: calls at a time; others wait. `max_result_bytes`: the size of a
-    result as JSON. Raises UserError for two tools of one name, and for a tool that takes an `Effect`: a call from outside has no journal,
-    so it has no key.
+    - `name`, `version`, `instructions`: shown to clients.
+    - `concurrency`: the most calls at a time; further calls wait. `max_result_bytes`: the most bytes of a result as JSON.
+
+    Raises UserError if two tools have the same name, or if a tool takes an `Effect`: a call of a client is not in a journal, so there is
+    no key for the effect.
     """
 
     def __init__(
@@ -91,15 +94,17 @@ class ToolServer:
         """The server as the SDK knows it: `mcp.Client(tool_server.server)` is connected to it inside this process."""
 
     async def serve_stdio(self) -> None:
-        """Serves the client at standard input and output until it closes the input. Meanwhile other output of the
-        process goes to standard error.
+        """Serves one client on standard input and output, until the client closes the input. Meanwhile all other output of
+        this process to standard output goes to standard error.
         """
         async with stdio_server() as (requests, answers):
             await self.server.run(requests, answers, self.server.create_initialization_options())
 
     @asynccontextmanager
     async def connect(self, key: object, ended: Callable[[str], object]) -> AsyncIterator[Any]:
-        """Gives a client's side of a connection inside this process: `pool.add("shop", connect=server.connect)` of a `McpServerPool`."""
+        """Connects a client in this process: gives the client's two message streams for the `with` block. It is meant for a
+        `McpServerPool`: `pool.add("shop", connect=server.connect)`.
+        """
         async with create_client_server_memory_streams() as (client, (requests, answers)):
             options = self.server.create_initialization_options()
             serving = asyncio.ensure_future(self.server.run(requests, answers, options))
@@ -122,7 +127,7 @@ class ToolServer:
 
         - `token`: the token that each request has to carry. Without a token all programs on this machine may call, but no page in a browser
           (`Host` and `Origin` are checked); a host that others can reach needs a token.
-        - `port`: 0 takes a free one. `on_start`: called with the address once it is served.
+        - `port`: the port; 0 for any free one. `on_start`: called with the address as soon as the server answers there.
 
         Raises UserError for an address that is taken, and for a token that is missing or shorter than 16 characters.
         """
@@ -221,7 +226,7 @@ def _with_token(app: "ASGIApp", token: str) -> "ASGIApp":
 
 
 class _Http(uvicorn.Server):
-    """An HTTP server that reports when it serves, and leaves signals to the program."""
+    """An HTTP server that calls `on_start` when it has begun to serve, and installs no signal handlers."""
 
     on_start: Callable[[], object]
 

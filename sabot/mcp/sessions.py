@@ -1,12 +1,13 @@
-"""Sessions of agents and their context, kept by a server (`context-orchestrator` of document 002).
+"""Sessions of agents and their context, kept by a server. The specification 002 calls such a server `context-orchestrator`
+(`docs/names.md` says which document that is).
 
     server = await pool.session("orchestrator", principal="agent-7")
     async with SessionBridge(server) as bridge:                     heartbeats every 30 s
         await bridge.start_session("agent-7", "task-1", {"phase": "reading"})
         await bridge.save_snapshot("task-1", {"phase": "writing"})
 
-The server offers `save_context_snapshot{taskId, sessionId, updates, changeSummary}`, which adds `updates` to what it has of the task,
-`get_unified_context{taskId}` and `check_recovery`. A heartbeat is a snapshot of `lastHeartbeat` alone, in ms.
+The server offers `save_context_snapshot{taskId, sessionId, updates, changeSummary}`, which adds the fields `updates` to the context of
+the task, `get_unified_context{taskId}` and `check_recovery`. A heartbeat is a snapshot whose only field is `lastHeartbeat`, in ms.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ _LEAST_SECONDS = 0.01  # the least time between two rounds of heartbeats
 
 
 class SessionError(SabotError):
-    """A session cannot be started (E2050). The classes below it name other failures."""
+    """A session cannot be started (E2050). Its subclasses are the other failures of a `SessionBridge`."""
 
     code = "E2050"
 
 
 class SessionStopFailed(SessionError):
-    """The server did not accept the end of a session; here it has ended."""
+    """The server did not accept the end of a session. In this process the session has ended all the same."""
 
     code = "E2051"
 
@@ -59,8 +60,8 @@ class ContextFailed(SessionError):
 
 @dataclass
 class SessionInfo:
-    """A session that runs here. `missed`: a count of failed heartbeats in a row. `unsent`: True if its newest snapshot is kept only here.
-    `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
+    """A session that runs in this process. `missed`: the number of failed heartbeats in a row. `unsent`: True if the server does not have
+    the newest snapshot yet. `next_heartbeat`: the time of the next heartbeat, by the clock's steady count of seconds.
     """
 
     session_id: str
@@ -84,11 +85,12 @@ class RecoverableSession:
 
 
 class SessionBridge:
-    """The sessions of agents at a server: they are started and stopped, their context is saved and restored, and heartbeats are sent inside
+    """The sessions of agents at a server. It starts and stops sessions, saves and restores their context, and sends heartbeats inside
     `async with`.
 
-    `heartbeat_interval`, `heartbeat_timeout`: the time between two heartbeats, and the time for one. `on_error`, `retries`, `backoff`,
-    `timeout`: as in `bridges`; the backoff doubles.
+    - `heartbeat_interval`: the time between two heartbeats. `heartbeat_timeout`: the time in which the server has to answer one.
+    - `on_error`: "fail_fast" or "graceful" (module `bridges`). `retries`, `backoff`, `timeout`: the number of further tries of a call, the
+      time before the first of them (it doubles each time), and the time limit of each try.
     """
 
     def __init__(
@@ -129,13 +131,13 @@ class SessionBridge:
         return self._server.reachable
 
     def sessions(self) -> list[SessionInfo]:
-        """Returns the sessions that run here."""
+        """Returns the sessions that run in this process."""
         return list(self._sessions.values())
 
     async def start_session(
         self, agent_id: str, session_id: str, context: Mapping[str, Any] | None = None
     ) -> SessionInfo:
-        """Starts a session with this context. Raises SessionError (E2050), also for one that runs here."""
+        """Starts a session with this context. Raises SessionError (E2050), also if a session of this id runs in this process already."""
         checked_name(session_id, "session")
         checked_name(agent_id, "agent")
         if session_id in self._sessions:
@@ -157,7 +159,9 @@ class SessionBridge:
         return session
 
     async def save_snapshot(self, session_id: str, context: Mapping[str, Any], summary: str = "") -> None:
-        """Saves the fields of the context; those that were saved before and are not in it stay. Raises SnapshotFailed (E2052)."""
+        """Saves the fields of `context` at the server. Fields that were saved before and are not in `context` stay. Raises SnapshotFailed
+        (E2052).
+        """
         session = self._running(session_id, SnapshotFailed)
         async with session.order:
             whole = session.context | dict(context)
@@ -178,8 +182,8 @@ class SessionBridge:
             return dict(session.context)
 
     async def check_recovery(self) -> list[RecoverableSession]:
-        """Returns the sessions that ended without being stopped; none if the server cannot be reached, and `on_error` is "graceful". Raises
-        RecoveryCheckFailed (E2053).
+        """Returns the sessions that ended without being stopped. If the server cannot be reached and `on_error` is "graceful", returns an
+        empty list. Raises RecoveryCheckFailed (E2053).
         """
         what = "recovery check"
         said = await self._server.ask("check_recovery", {"includeHistory": False}, RecoveryCheckFailed, what) or {}
@@ -191,7 +195,7 @@ class SessionBridge:
         return [RecoverableSession(str(each["taskId"]), str(each.get("sessionId", "")), each) for each in found]
 
     async def stop_session(self, session_id: str, reason: str = "normal_termination") -> None:
-        """Ends a session, which needs no recovery then. Raises SessionStopFailed (E2051) if the server does not accept that."""
+        """Ends a session, so that it needs no recovery. Raises SessionStopFailed (E2051) if the server does not accept the end."""
         session = self._running(session_id, SessionStopFailed)
         del self._sessions[session_id]
         status = "completed" if reason == "normal_termination" else "archived"

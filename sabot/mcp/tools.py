@@ -1,8 +1,8 @@
 """The tools of MCP servers as tools of Sabot, and the answers to the questions of these servers.
 
-A call is one effect. If its server asks something first, the call is one effect up to the question, the question is an
-action (or a request to a model), and the call continues as another effect. So each step is in the journal of a durable
-agent, even if a person takes days to answer.
+A call of a tool is one effect of an agent. If the server asks something before it answers, there are three steps: the call
+up to the question is one effect; the question is an action of a person, or a request to a model; and the rest of the call is
+another effect. So each step is in the journal of a durable agent, even if a person takes days to answer.
 """
 
 import base64
@@ -47,7 +47,7 @@ CallStep = Callable[[SessionKey, str, Mapping[str, Any], Mapping[str, Any]], Awa
 
 
 class RemoteTool:
-    """A tool of a server, for one tenant and principal unless its caller names others."""
+    """A tool of a server. It is called in the session of one tenant and principal, unless its caller has others."""
 
     def __init__(
         self,
@@ -74,7 +74,10 @@ class RemoteTool:
         )
 
     async def converse(self, tool: Tool, site: ToolCaller, arguments: Mapping[str, Any]) -> McpResult:
-        """Makes the call in steps, for a caller of tools. Raises McpError, or the error that the caller makes of it."""
+        """Makes the call for an agent, and returns the result: sends the call, has questions of the server answered, and sends the
+        answers, as often as the server asks. `site`: makes each step as an effect of the agent. Raises McpError, or the error
+        that `site` raises in its place.
+        """
         key = replace(self._key, scope=site.scope or self._key.scope, principal=site.principal or self._key.principal)
         step = replace(tool, func=partial(self._once, key), converse=None)
 
@@ -110,7 +113,7 @@ class RemoteTool:
 
 
 class ServerQuestions:
-    """The answerer of servers' questions. `most` is the number of questions that one call may ask."""
+    """The object that gets questions of servers answered by a person or a model. `most`: the most questions of one call."""
 
     def __init__(self, config: McpConfig, sampling: "ExecutionEngine | None", ask: Ask | None) -> None:
         self.most = config.max_questions
@@ -120,7 +123,7 @@ class ServerQuestions:
         self._ask = ask
 
     async def answer(self, site: ToolCaller, server: str, tool: str, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the answer to a question, as `McpConnection.call` takes it."""
+        """Gets a question answered, and returns the answer in the form that `McpConnection.call` takes."""
         method, params = question["method"], question["params"]
         if method == "sampling/createMessage":
             return {"method": method, **await self._sampled(site, params)}
@@ -170,8 +173,9 @@ class ServerQuestions:
 
 
 def _reply_of(said: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the answer of a person in the form of MCP. {"approved": false} and {"action": "decline"} decline; other values are the
-    fields, or {"content": fields}; {"answer": value} is the value of the only field.
+    """Returns the answer of a person in the form of MCP. The person's answer `said` is one of: {"approved": false} or {"action":
+    "decline"}, to decline; the fields that were asked for, as they are or as {"content": fields}; or {"answer": value} if the server asks
+    for one field only.
     """
     if said.get("action") in ("decline", "cancel"):
         return {"action": said["action"]}
@@ -193,8 +197,8 @@ def _refusal(words: str) -> dict[str, Any]:
 
 
 def _request_of(params: Mapping[str, Any], most_tokens: int) -> RequestSpec:
-    """Returns the request to a model that a server asks for. The model is the engine's own, whatever the server prefers. Raises
-    UserError.
+    """Returns the request to a model that a server asks for. The model is that of the engine, even if the server prefers another one.
+    Raises UserError if the server's request does not fit.
     """
     messages = [_message_of(each) for each in params.get("messages", ())]
     prompt, tokens, heat = params.get("systemPrompt"), params.get("maxTokens", most_tokens), params.get("temperature")
@@ -237,7 +241,7 @@ def _message_of(message: Mapping[str, Any]) -> ChatMessage:
 def checked_effects(
     server: str, effects: str | Mapping[str, str] | None, offers: Mapping[str, Offer]
 ) -> dict[str, str]:
-    """Returns the class of each tool for which the user has given one. Raises UserError."""
+    """Returns the class of effect of each tool for which the user has given a class. Raises UserError for an unknown class or tool."""
     said = {"*": effects} if isinstance(effects, str) else dict(effects or {})
     if unknown := sorted(said.keys() - offers.keys() - {"*"}):
         raise UserError(

@@ -3,9 +3,9 @@ message streams.
 
    Child's stdout ─▶ lines, bounded ─▶ messages ─▶ session ─▶ messages ─▶ lines ─▶ Child's stdin
 
-Messages of a server are bounded: a line or body that is longer than `most_bytes` is not kept, and the call that it
-answers gets an error; so does a call whose answer cannot be read. A failure below HTTP becomes the error of the request
-that it hit, so that the session and its other calls go on.
+Messages of a server are bounded. A line or body that is longer than `most_bytes` is not kept, and the call to which it is
+the answer gets an error. A call whose answer cannot be read gets an error, too. If a connection breaks below HTTP, only the
+request on that connection gets an error, so the session and its other calls go on.
 """
 
 import asyncio
@@ -68,7 +68,9 @@ _ANSWERS = re.compile(rb"\A\s*\{\s*(?:" + _VERSION + rb'\s*,\s*)?"(?:result|erro
 async def _lines(
     source: ChildOutput | asyncio.StreamReader, buffer: int, most: int
 ) -> AsyncIterator[tuple[bytes, int]]:
-    """Yields the lines of a stream that are not blank, and their sizes. Of a line longer than `most` only both ends are kept."""
+    """Yields the lines of a stream that are not blank, each with its size in bytes. Of a line that is longer than `most` bytes, only the
+    beginning and the end are yielded.
+    """
     line, size = bytearray(), 0
     while data := await source.read(buffer):
         for number, part in enumerate(data.split(b"\n")):
@@ -84,7 +86,9 @@ async def _lines(
 
 
 def _answered(line: bytes) -> int | str | None:
-    """Returns the request that a line answers, by its two ends; None if it is no answer, or if its id stands between the ends."""
+    """Returns the id of the request to which a line is the answer. Only the first and last 512 bytes of the line are searched. Returns None
+    if the line is no answer, or if the id stands between these two parts.
+    """
     first, last = line[:_END], line[-_END:]
     found = _FIRST_ID.match(first) or (_ANSWERS.match(first) and _LAST_ID.search(last))
     return msgspec.json.decode(found[1], type=int | str) if found else None
@@ -100,8 +104,8 @@ async def over_bytes(
     buffer: int,
     on_end: Callable[[str], Awaitable[None]],
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Gives the streams of messages over these bytes. `on_end`: called with the reason if they end before the block does, and before the
-    session ends.
+    """Gives the SDK's two streams of messages for the `with` block, which are read from `source` and written to `sink`. `on_end`: called
+    with the reason if `source` or `sink` ends during the block; the streams are closed after that call.
     """
     lists = set[int | str]()  # the ids of requests for lists that have no answer yet
     heard, incoming = anyio.create_memory_object_stream[Any](0)
@@ -159,9 +163,9 @@ async def over_bytes(
 
 
 def _message(line: bytes, size: int, most_bytes: int) -> Any:
-    """Returns the message in a line, or None for a line that is not JSON-RPC. A line that is too long is not parsed,
-    since that would take long: the request that it answers gets an error. Raises CommunicationError if that request
-    cannot be found in the line.
+    """Returns the message in a line, or None if the line is not JSON-RPC. A line that is too long is not parsed, since that
+    would take long; an error for the request to which it is the answer is returned in its place. Raises
+    CommunicationError if the id of that request cannot be found in the line.
     """
     if size > most_bytes:
         words = f"a message of {size:,} bytes, and {most_bytes:,} are the most"
@@ -183,7 +187,7 @@ def _first_wrong(error: Exception) -> str:
 
 
 def _junk(line: Any) -> str:
-    """Returns the beginning of a line that is no message, as it may be shown."""
+    """Returns the beginning of a line that is no message, with secrets hidden, for the log."""
     return scrubbed(line[:_SCRUBBED].decode(errors="replace"))[:_JUNK_WORDS]
 
 
@@ -198,9 +202,9 @@ def _error(request_id: int | str | None, code: int, words: str) -> Any:
 async def over_process(
     command: Command, *, config: McpConfig, on_end: Callable[[str], object]
 ) -> AsyncIterator[tuple[Any, Any]]:
-    """Starts a program, and gives the streams of messages with it for the `with` block. After the block the program and
-    all that it has started are ended. `on_end` is called with the reason if the program ends by itself, and its last
-    words on stderr. Raises SpawnFailed.
+    """Starts a program, and gives the SDK's two streams of messages with it for the `with` block. After the block the program
+    and all that it has started are ended. `on_end`: called if the program ends by itself, with the reason and the last lines
+    of its stderr. Raises SpawnFailed.
     """
     instance = Instance(command)
     child = await instance.start()
@@ -238,7 +242,9 @@ async def over_process(
 
 @asynccontextmanager
 async def over_http(spec: McpServerSpec, key: SessionKey, *, config: McpConfig) -> AsyncIterator[tuple[Any, Any]]:
-    """Gives the streams of messages by streamable HTTP. The callers limit the time of requests."""
+    """Gives the SDK's two streams of messages over streamable HTTP for the `with` block. Requests have no time limit here, since
+    their callers limit the time.
+    """
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity"},
         timeout=httpx2.Timeout(config.seconds("connect_timeout"), read=None),
@@ -260,11 +266,11 @@ def _trusted() -> Any:
 
 
 class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its package is not read by mypy
-    """An HTTP transport whose failures become answers, and whose bodies are bounded.
+    """An HTTP transport that returns an error as the answer to a request that has failed, and bounds the bodies of answers.
 
-    The SDK takes each error at `server/discover` for the answer of an older server, and goes on with `initialize`. If
-    the question did not reach the server, `initialize` gets the same error, so that no older version is agreed on with
-    a server that is just starting.
+    The SDK first sends `server/discover`. It takes any error for the answer of an older server, and goes on with
+    `initialize`. If `server/discover` did not reach the server, this transport answers `initialize` with the same error.
+    Otherwise an older version would be agreed on with a server that is just starting.
     """
 
     def __init__(self, config: McpConfig) -> None:
@@ -313,7 +319,7 @@ class _BoundedHttp(httpx2.AsyncBaseTransport):  # type: ignore[misc]  # its pack
 
 
 class _Asked(msgspec.Struct):
-    """The method and the id of a request; empty for an answer or a notification."""
+    """The method and the id of a message that is sent. `method` is "" for an answer, and `id` is None for a notification."""
 
     method: str = ""
     id: int | str | None = None
@@ -325,7 +331,7 @@ def _answer(request: Any, status: int, code: int, words: str) -> Any:
 
 
 class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
-    """A body that raises an error of this module at its end if it is too long, or breaks off."""
+    """A body of an answer that raises `StreamError` when it gets longer than `most_bytes`, or when the connection breaks."""
 
     def __init__(self, body: Any, most_bytes: int) -> None:
         self._body = body
@@ -347,8 +353,8 @@ class _BoundedBody(httpx2.AsyncByteStream):  # type: ignore[misc]
 
 
 class _BoundedEvents(_BoundedBody):
-    """A stream of events that ends with an error for the request if their sum is too long, since the SDK reports no
-    other end. Only whole events pass.
+    """A body that is a stream of events. If all events together get longer than `most_bytes`, it ends with an event that is an
+    error for the request: the SDK would not report another end to the caller. Only whole events are passed on.
     """
 
     def __init__(self, body: Any, most_bytes: int, request_id: int | str | None) -> None:
@@ -374,8 +380,9 @@ class _BoundedEvents(_BoundedBody):
 
 
 class PacedStream:
-    """A stream of messages. While no request waits for the server, notifications are read at a bounded rate, so that a
-    flood of them does not keep a core busy. `is_awaited` returns True while a request waits.
+    """A stream of the messages of a server, which slows down a flood of notifications so that it does not keep a core busy.
+    While no request waits for the server, at most 50 notifications a second are read. `is_awaited` returns True while a
+    request waits.
     """
 
     def __init__(self, stream: Any, is_awaited: Callable[[], bool]) -> None:
@@ -385,7 +392,7 @@ class PacedStream:
 
     @property
     def last_context(self) -> Any:
-        """The context of the last message (the interface of the SDK's streams)."""
+        """The context of the last message, which the SDK reads from its streams; None if there is none."""
         return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:

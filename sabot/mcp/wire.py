@@ -1,4 +1,4 @@
-"""Values of the SDK in Sabot's form: models as JSON, and errors by their meaning for a call."""
+"""Translations of values of the SDK: its models into JSON, and its errors into those that say whether a call was done."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def as_json(value: BaseModel) -> dict[str, Any]:
-    """Returns a model of the protocol as JSON."""
+    """Returns a message or a part of one, which the SDK has as a pydantic model, as JSON values."""
     found: dict[str, Any] = value.model_dump(by_alias=True, mode="json", exclude_none=True)
     return found
 
@@ -42,10 +42,12 @@ def as_json(value: BaseModel) -> dict[str, Any]:
 async def all_pages(
     server: str, method: str, fetch: Callable[[str | None], Awaitable[Any]], config: McpConfig
 ) -> list[dict[str, Any]]:
-    """Returns the items of all pages as JSON.
+    """Returns the items of all pages of a list as JSON.
 
-    `method`: the method of the SDK's session, such as `list_tools`, whose pages have `tools`. `fetch`: returns a page by its cursor. Raises
-    McpResultTooLarge, which names the bound.
+    - `method`: the method of the SDK's session that returns a page, such as `list_tools` for pages with `tools`.
+    - `fetch`: a function of a cursor that returns the page; the cursor of the first page is None.
+
+    Raises McpResultTooLarge, whose message names the bound.
     """
     items = method.removeprefix("list_")
     most, most_bytes = config.max_listed, config.most_list_bytes
@@ -93,8 +95,8 @@ def recordable(server: str, what: str, value: T) -> T:
 
 
 def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answers to a server's questions as objects of the SDK. `answers`: by key, the method of the question
-    with its result or error, as JSON.
+    """Returns the answers to a server's questions as objects of the SDK, by key. `answers`: for each key, the method of the
+    question, and the result or the error, as JSON.
     """
     return {
         key: types.ErrorData.model_validate(each["error"])
@@ -105,8 +107,8 @@ def responses_of(answers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_granted(server: str, what: str, answers: Mapping[str, Any]) -> None:
-    """Raises McpRefused if something that the server has asked for is refused. Since version 2026-07-28 no answer can
-    express that, and the server keeps nothing open for the call.
+    """Raises McpRefused if one of the answers refuses a request of the server. In versions of the protocol since
+    2026-07-28 no answer can express a refusal, and the server does not wait for one.
     """
     for each in answers.values():
         if "error" in each:
@@ -120,7 +122,7 @@ def is_closed(error: MCPError) -> bool:
 
 
 def is_lost(error: MCPError) -> bool:
-    """Returns True if the request may have been done, and no answer comes any more."""
+    """Returns True if the error means that the answer was lost: the server may have done the request, but no answer will come."""
     broke = "the connection broke" in str(error.message)
     ended = error.code == CLOSED and str(error.message).startswith("SSE stream") and not _too_large(error)
     return bool(error.code == LOST or broke or ended or is_closed(error))
@@ -133,12 +135,12 @@ def _too_large(error: MCPError) -> bool:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Returns True if another try to open the session may succeed."""
+    """Returns True if the error that has kept a session from being opened may pass, so that another try may succeed."""
     return any(isinstance(each, MCPError) and each.code in (NOT_SENT, LOST) for each in errors_in(error))
 
 
 def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpError:
-    """Returns the error for a request that was answered with an error, or was not sent."""
+    """Returns the error to raise for a request that the server has answered with `error`, or that was not sent."""
     words = str(error.message)[:_MOST_WORDS]
     if _too_large(error):
         lists = what.startswith("list_")
@@ -156,13 +158,15 @@ def refusal(server: str, what: str, error: MCPError, config: McpConfig) -> McpEr
 
 
 def unsent(error: SabotError, server: str = "") -> McpUnavailable:
-    """Returns the error as one before a call, which was not sent. `server`: the name for an error that names none."""
+    """Returns a McpUnavailable with the words of `error`, for a call that was not sent since an earlier step has failed. `server`: the name
+    of the server, if the error has none.
+    """
     server = error.server if isinstance(error, McpError) else server
     return McpUnavailable(server, error.message.removeprefix(f"MCP server {server}: "), hint=error.hint)
 
 
 def first_wrong(error: ValidationError) -> str:
-    """Returns the first fault of a server's message, with its place."""
+    """Returns words for the first fault in a message of a server, and its place in the message."""
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{first['msg']} at {'.'.join(map(str, first['loc']))}"[:300]
 
